@@ -1,0 +1,19 @@
+/* base/cpu.h - which bundle of instructions kernels may use. Levels are deployable bundles, not single CPUID
+ * bits; MOEBIUS_CPU=ref|avx2|avx512 lowers the level for tests and bug reports. */
+#ifndef MOEBIUS_BASE_CPU_H
+#define MOEBIUS_BASE_CPU_H
+
+#include "base/error.h"
+
+enum cpu_level {
+    CPU_REF,    /* plain C */
+    CPU_AVX2,   /* AVX2, FMA, F16C, BMI2: x86-64-v3 */
+    CPU_AVX512, /* F, BW, VL, DQ and VNNI */
+};
+
+enum cpu_level cpu_detect(void); /* what the processor and the kernel offer */
+/* cpu_detect, lowered by MOEBIUS_CPU. An unknown name or a level that this machine lacks is an error. */
+int cpu_level_get(enum cpu_level *level, struct mo_error *error);
+const char *cpu_level_name(enum cpu_level level);
+
+#endif

@@ -1,0 +1,41 @@
+#include "base/error.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+int mo_error_set(struct mo_error *error, int code, const char *format, ...) {
+    if (!error) return code;
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(error->message, sizeof error->message, format, arguments);
+    va_end(arguments);
+    error->code = code;
+    return code;
+}
+
+int mo_error_prefix(struct mo_error *error, const char *format, ...) {
+    if (!error) return MO_E_INTERNAL;
+    char message[sizeof error->message];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(message, sizeof message, format, arguments);
+    va_end(arguments);
+    size_t n = strlen(message);
+    strncat(message, ": ", sizeof message - 1 - n);
+    n = strlen(message);
+    strncat(message, error->message, sizeof message - 1 - n);
+    memcpy(error->message, message, sizeof message);
+    return error->code;
+}
+
+const char *mo_code_text(int code) {
+#define MO_CODE_CASE(name, number, text)                                                                     \
+    case MO_E_##name: return text;
+    switch (code) {
+        MO_CODES(MO_CODE_CASE)
+    case MO_OK: return "success";
+    default: return "unknown error";
+    }
+#undef MO_CODE_CASE
+}

@@ -1,0 +1,124 @@
+#include "base/file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+int file_map_open(struct file_map *map, const char *path, struct mo_error *error) {
+    *map = (struct file_map){0};
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return mo_error_set(error, MO_E_IO, "%s: cannot open: %s", path, strerror(errno));
+    struct stat info;
+    int code = 0;
+    if (fstat(fd, &info)) {
+        code = mo_error_set(error, MO_E_IO, "%s: cannot stat: %s", path, strerror(errno));
+    } else if (!S_ISREG(info.st_mode)) {
+        code = mo_error_set(error, MO_E_INVALID, "%s: not a regular file", path);
+    } else if (info.st_size > 0) {
+        void *data = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_SHARED, fd, 0);
+        if (data == MAP_FAILED) {
+            code = mo_error_set(error, MO_E_IO, "%s: cannot map %lld bytes: %s", path,
+                                (long long)info.st_size, strerror(errno));
+        } else {
+            map->data = data;
+            map->size = (size_t)info.st_size;
+        }
+    }
+    close(fd);
+    return code;
+}
+
+void file_map_close(struct file_map *map) {
+    if (map->data) munmap((void *)(uintptr_t)map->data, map->size);
+    *map = (struct file_map){0};
+}
+
+/* Appends everything that is left in `fd`, growing the buffer by doubling. */
+static int read_all(int fd, const char *path, size_t max_bytes, char **data, size_t *size,
+                    struct mo_error *error) {
+    size_t capacity = 1 << 16, n = 0;
+    char *buffer = malloc(capacity);
+    while (buffer) {
+        if (n + 1 == capacity) {
+            char *grown = realloc(buffer, capacity * 2);
+            if (!grown) break;
+            buffer = grown;
+            capacity *= 2;
+        }
+        ssize_t got = read(fd, buffer + n, capacity - 1 - n);
+        if (got < 0 && errno == EINTR) continue;
+        if (got < 0) {
+            int code = mo_error_set(error, MO_E_IO, "%s: cannot read: %s", path, strerror(errno));
+            free(buffer);
+            return code;
+        }
+        n += (size_t)got;
+        if (n > max_bytes) {
+            free(buffer);
+            return mo_error_set(error, MO_E_LIMIT, "%s: larger than the limit of %zu bytes", path, max_bytes);
+        }
+        if (got == 0) {
+            buffer[n] = 0;
+            *data = buffer;
+            *size = n;
+            return 0;
+        }
+    }
+    free(buffer);
+    return mo_error_set(error, MO_E_NO_MEMORY, "%s: no memory for %zu bytes", path, capacity);
+}
+
+int file_read(const char *path, size_t max_bytes, char **data, size_t *size, struct mo_error *error) {
+    bool is_stdin = strcmp(path, "-") == 0;
+    int fd = is_stdin ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return mo_error_set(error, MO_E_IO, "%s: cannot open: %s", path, strerror(errno));
+    int code = read_all(fd, is_stdin ? "standard input" : path, max_bytes, data, size, error);
+    if (!is_stdin) close(fd);
+    return code;
+}
+
+static int write_all(int fd, const char *data, size_t size) {
+    while (size > 0) {
+        ssize_t put = write(fd, data, size);
+        if (put < 0 && errno == EINTR) continue;
+        if (put < 0) return -1;
+        data += put;
+        size -= (size_t)put;
+    }
+    return 0;
+}
+
+int file_write(const char *path, const void *data, size_t size, struct mo_error *error) {
+    char beside[4096];
+    int n = snprintf(beside, sizeof beside, "%s.%ld.tmp", path, (long)getpid());
+    if (n < 0 || (size_t)n >= sizeof beside) return mo_error_set(error, MO_E_INVALID, "%s: path too long", path);
+    int fd = open(beside, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (fd < 0) return mo_error_set(error, MO_E_IO, "%s: cannot create: %s", beside, strerror(errno));
+    bool failed = write_all(fd, data, size) != 0 || fsync(fd) != 0;
+    int reason = errno;
+    if (close(fd) != 0 && !failed) {
+        failed = true;
+        reason = errno;
+    }
+    if (!failed && rename(beside, path) != 0) {
+        failed = true;
+        reason = errno;
+    }
+    if (!failed) return 0;
+    unlink(beside);
+    return mo_error_set(error, MO_E_IO, "%s: cannot write %zu bytes: %s", path, size, strerror(reason));
+}
+
+bool file_exists(const char *path) {
+    return access(path, F_OK) == 0;
+}
+
+bool file_is_directory(const char *path) {
+    struct stat info;
+    return stat(path, &info) == 0 && S_ISDIR(info.st_mode);
+}

@@ -1,0 +1,29 @@
+/* base/file.h - files in, files out. Maps are read-only and shared; whole-file reads have a limit; writes go to
+ * a temporary file beside the target, are synced, and then renamed, so that a reader never sees half a file. */
+#ifndef MOEBIUS_BASE_FILE_H
+#define MOEBIUS_BASE_FILE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include "base/error.h"
+
+struct file_map {
+    const uint8_t *data; /* [size]; NULL for an empty file */
+    size_t size;
+};
+
+int file_map_open(struct file_map *map, const char *path, struct mo_error *error);
+void file_map_close(struct file_map *map); /* accepts a zeroed map */
+
+/* Reads all of `path` ("-" is stdin) into a malloc'd, NUL-terminated buffer owned by the caller. More than
+ * `max_bytes` is MO_E_LIMIT. */
+int file_read(const char *path, size_t max_bytes, char **data, size_t *size, struct mo_error *error);
+
+/* Writes beside and renames. */
+int file_write(const char *path, const void *data, size_t size, struct mo_error *error);
+
+bool file_exists(const char *path);
+bool file_is_directory(const char *path);
+
+#endif

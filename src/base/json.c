@@ -1,0 +1,100 @@
+#include "base/json.h"
+
+#include <stdlib.h>
+#include "base/file.h"
+
+int json_parse(const char *text, size_t size, const char *where, json_t **root, struct mo_error *error) {
+    json_error_t at;
+    *root = json_loadb(text, size, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &at);
+    if (*root) return 0;
+    return mo_error_set(error, MO_E_INVALID, "%s: not valid JSON: line %d, column %d: %s", where, at.line,
+                        at.column, at.text);
+}
+
+int json_parse_file(const char *path, size_t max_bytes, json_t **root, struct mo_error *error) {
+    char *text;
+    size_t size;
+    int code = file_read(path, max_bytes, &text, &size, error);
+    if (code) return code;
+    code = json_parse(text, size, path, root, error);
+    free(text);
+    return code;
+}
+
+static const char *type_name(const json_t *value) {
+    switch (json_typeof(value)) {
+    case JSON_OBJECT: return "an object";
+    case JSON_ARRAY: return "an array";
+    case JSON_STRING: return "a string";
+    case JSON_INTEGER: return "an integer";
+    case JSON_REAL: return "a real number";
+    case JSON_TRUE:
+    case JSON_FALSE: return "a boolean";
+    default: return "null";
+    }
+}
+
+/* Finds a non-null value, or says that there is none: 1 found, 0 absent and optional, negative an error. */
+static int find(const json_t *object, const char *key, enum json_need need, const char *where, json_t **value,
+                struct mo_error *error) {
+    *value = json_object_get(object, key);
+    if (*value && !json_is_null(*value)) return 1;
+    if (need == JSON_OPTIONAL_KEY) return 0;
+    return mo_error_set(error, MO_E_NOT_FOUND, "%s: key \"%s\" is missing", where, key);
+}
+
+static int wrong_type(const json_t *value, const char *key, const char *expected, const char *where,
+                      struct mo_error *error) {
+    return mo_error_set(error, MO_E_INVALID, "%s: key \"%s\": expected %s, found %s", where, key, expected,
+                        type_name(value));
+}
+
+int json_get_int(const json_t *object, const char *key, enum json_need need, int64_t min, int64_t max,
+                 const char *where, int *out, struct mo_error *error) {
+    json_t *value;
+    int found = find(object, key, need, where, &value, error);
+    if (found <= 0) return found;
+    if (!json_is_integer(value)) return wrong_type(value, key, "an integer", where, error);
+    json_int_t number = json_integer_value(value);
+    if (number < min || number > max) {
+        return mo_error_set(error, MO_E_INVALID, "%s: key \"%s\": expected %lld to %lld, found %lld", where, key,
+                            (long long)min, (long long)max, (long long)number);
+    }
+    *out = (int)number;
+    return 0;
+}
+
+int json_get_double(const json_t *object, const char *key, enum json_need need, double min, double max,
+                    const char *where, double *out, struct mo_error *error) {
+    json_t *value;
+    int found = find(object, key, need, where, &value, error);
+    if (found <= 0) return found;
+    if (!json_is_number(value)) return wrong_type(value, key, "a number", where, error);
+    double number = json_number_value(value);
+    if (!(number >= min && number <= max)) {
+        return mo_error_set(error, MO_E_INVALID, "%s: key \"%s\": expected %g to %g, found %g", where, key, min,
+                            max, number);
+    }
+    *out = number;
+    return 0;
+}
+
+int json_get_bool(const json_t *object, const char *key, enum json_need need, const char *where, bool *out,
+                  struct mo_error *error) {
+    json_t *value;
+    int found = find(object, key, need, where, &value, error);
+    if (found <= 0) return found;
+    if (!json_is_boolean(value)) return wrong_type(value, key, "true or false", where, error);
+    *out = json_is_true(value);
+    return 0;
+}
+
+int json_get_string(const json_t *object, const char *key, enum json_need need, const char *where,
+                    const char **out, struct mo_error *error) {
+    json_t *value;
+    int found = find(object, key, need, where, &value, error);
+    if (found <= 0) return found;
+    if (!json_is_string(value)) return wrong_type(value, key, "a string", where, error);
+    *out = json_string_value(value);
+    return 0;
+}

@@ -1,0 +1,29 @@
+/* base/json.h - jansson with the project's limits and error sentences. Keys that hold the wrong type are errors
+ * that name the file and the key, never silent defaults. `where` names the document in messages. */
+#ifndef MOEBIUS_BASE_JSON_H
+#define MOEBIUS_BASE_JSON_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include "base/error.h"
+
+/* Parses strictly: duplicate keys are refused, NUL in strings is allowed. Caller owns *root (json_decref). */
+int json_parse(const char *text, size_t size, const char *where, json_t **root, struct mo_error *error);
+int json_parse_file(const char *path, size_t max_bytes, json_t **root, struct mo_error *error);
+
+/* Typed lookups. A missing or null key: MO_E_NOT_FOUND when `required`, else *out stays as it is. A number out
+ * of [min, max], or of the wrong type, is MO_E_INVALID. */
+enum json_need { JSON_OPTIONAL_KEY, JSON_REQUIRED_KEY };
+int json_get_int(const json_t *object, const char *key, enum json_need need, int64_t min, int64_t max,
+                 const char *where, int *out, struct mo_error *error);
+int json_get_double(const json_t *object, const char *key, enum json_need need, double min, double max,
+                    const char *where, double *out, struct mo_error *error);
+int json_get_bool(const json_t *object, const char *key, enum json_need need, const char *where, bool *out,
+                  struct mo_error *error);
+/* *out points into `object`. */
+int json_get_string(const json_t *object, const char *key, enum json_need need, const char *where,
+                    const char **out, struct mo_error *error);
+
+#endif

@@ -1,0 +1,13 @@
+/* cmd.h - the subcommands. Each is one file, cmd_NAME.c; argv[0] is the subcommand's name; the result is the exit
+ * status: 0 success, 1 failure, 2 wrong usage. */
+#ifndef MOEBIUS_CMD_H
+#define MOEBIUS_CMD_H
+
+int cmd_run(int argc, char **argv);
+int cmd_info(int argc, char **argv);
+int cmd_logits(int argc, char **argv);
+int cmd_tokenize(int argc, char **argv);
+int cmd_detokenize(int argc, char **argv);
+int cmd_render(int argc, char **argv);
+
+#endif
