@@ -1,0 +1,189 @@
+#include "model/checkpoint.h"
+
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "base/json.h"
+
+enum { MAX_SHARDS = 4096, MAX_INDEX_BYTES = 256 << 20 };
+
+const char *tensor_shape_text(const struct tensor *tensor, char *text) {
+    int n = snprintf(text, 64, "[");
+    for (int i = 0; i < tensor->n_dims; i++) {
+        n += snprintf(text + n, (size_t)(64 - n), "%s%lld", i ? ", " : "", (long long)tensor->shape[i]);
+        if (n > 48) break;
+    }
+    snprintf(text + n, (size_t)(64 - n), "]");
+    return text;
+}
+
+static int by_name(const void *a, const void *b) {
+    return strcmp(((const struct tensor *)a)->name, ((const struct tensor *)b)->name);
+}
+
+const struct tensor *checkpoint_find(const struct checkpoint *checkpoint, const char *name) {
+    struct tensor key = {.name = name};
+    if (!checkpoint->n_tensors) return NULL;
+    return bsearch(&key, checkpoint->tensors, (size_t)checkpoint->n_tensors, sizeof key, by_name);
+}
+
+static int compare_text(const void *a, const void *b) {
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+/* A file named by the index must lie in the folder itself. */
+static bool is_plain_file_name(const char *name) {
+    return *name && *name != '.' && !strchr(name, '/');
+}
+
+/* The distinct file names in the index's weight_map, sorted: names [*n], in the arena. */
+static int list_shards(struct arena *arena, const json_t *index, const char *path, const char ***names, int *n,
+                       struct mo_error *error) {
+    json_t *map = json_object_get(index, "weight_map");
+    if (!json_is_object(map) || json_object_size(map) == 0) {
+        return mo_error_set(error, MO_E_CORRUPT, "%s: key \"weight_map\": expected an object with tensors", path);
+    }
+    const char **list = arena_alloc_array(arena, json_object_size(map), sizeof *list);
+    if (!list) return mo_error_set(error, MO_E_NO_MEMORY, "%s: no memory", path);
+    int count = 0, unique = 0;
+    const char *tensor;
+    json_t *file;
+    json_object_foreach(map, tensor, file) {
+        const char *name = json_string_value(file);
+        if (!name || !is_plain_file_name(name)) {
+            return mo_error_set(error, MO_E_CORRUPT, "%s: tensor %s: expected a file name, found %s", path, tensor,
+                                name ? name : "no string");
+        }
+        list[count++] = name;
+    }
+    qsort(list, (size_t)count, sizeof *list, compare_text);
+    for (int i = 0; i < count; i++) {
+        if (unique && !strcmp(list[unique - 1], list[i])) continue;
+        list[unique] = arena_strdup(arena, list[i]);
+        if (!list[unique++]) return mo_error_set(error, MO_E_NO_MEMORY, "%s: no memory", path);
+    }
+    if (unique > MAX_SHARDS) return mo_error_set(error, MO_E_LIMIT, "%s: more than %d shards", path, MAX_SHARDS);
+    *names = list;
+    *n = unique;
+    return 0;
+}
+
+/* Adds one shard's tensors to the checkpoint's list, which is grown with realloc until all shards are read. */
+static int add_shard(struct checkpoint *checkpoint, const char *path, struct tensor **list, int *capacity,
+                     struct mo_error *error) {
+    int index = checkpoint->n_shards;
+    struct shard *shard = &checkpoint->shards[index];
+    shard->path = arena_strdup(checkpoint->arena, path);
+    int code = file_map_open(&shard->map, path, error);
+    if (code) return code;
+    checkpoint->n_shards++;
+    struct tensor *tensors;
+    int n;
+    code = safetensors_parse(shard->map.data, shard->map.size, path, index, checkpoint->arena, &tensors, &n,
+                             &shard->header_bytes, error);
+    if (code) return code;
+    if (checkpoint->n_tensors + n > *capacity) {
+        int grown = (checkpoint->n_tensors + n) * 2;
+        struct tensor *larger = realloc(*list, (size_t)grown * sizeof *larger);
+        if (!larger) return mo_error_set(error, MO_E_NO_MEMORY, "%s: no memory for its tensors", path);
+        *list = larger;
+        *capacity = grown;
+    }
+    if (n) memcpy(*list + checkpoint->n_tensors, tensors, (size_t)n * sizeof *tensors);
+    checkpoint->n_tensors += n;
+    return 0;
+}
+
+static int finish_tensors(struct checkpoint *checkpoint, const struct tensor *list, const char *dir,
+                          struct mo_error *error) {
+    size_t n = (size_t)checkpoint->n_tensors;
+    if (n == 0) return mo_error_set(error, MO_E_CORRUPT, "%s: the checkpoint holds no tensors", dir);
+    struct tensor *tensors = arena_alloc_array(checkpoint->arena, n, sizeof *tensors);
+    if (!tensors) return mo_error_set(error, MO_E_NO_MEMORY, "%s: no memory for its tensors", dir);
+    memcpy(tensors, list, n * sizeof *tensors);
+    qsort(tensors, n, sizeof *tensors, by_name);
+    for (size_t i = 0; i < n; i++) {
+        checkpoint->total_bytes += (int64_t)tensors[i].bytes;
+        if (i && !strcmp(tensors[i - 1].name, tensors[i].name)) {
+            return mo_error_set(error, MO_E_CORRUPT, "tensor %s is in two files: %s and %s", tensors[i].name,
+                                checkpoint->shards[tensors[i - 1].shard].path,
+                                checkpoint->shards[tensors[i].shard].path);
+        }
+    }
+    checkpoint->tensors = tensors;
+    return 0;
+}
+
+static int open_shards(struct checkpoint *checkpoint, const char *dir, const char *const *names, int n,
+                       struct mo_error *error) {
+    struct tensor *list = NULL;
+    int capacity = 0, code = 0;
+    checkpoint->shards = arena_alloc_array(checkpoint->arena, (size_t)n, sizeof *checkpoint->shards);
+    if (!checkpoint->shards) return mo_error_set(error, MO_E_NO_MEMORY, "%s: no memory for %d shards", dir, n);
+    for (int i = 0; i < n && !code; i++) {
+        char path[4096];
+        snprintf(path, sizeof path, "%s/%s", dir, names[i]);
+        code = add_shard(checkpoint, path, &list, &capacity, error);
+    }
+    if (!code) code = finish_tensors(checkpoint, list, dir, error);
+    free(list);
+    return code;
+}
+
+/* Every tensor that the index promises must be there, in the file that it names. */
+static int check_index(const struct checkpoint *checkpoint, const json_t *index, const char *path,
+                       struct mo_error *error) {
+    const char *name;
+    json_t *file;
+    json_object_foreach(json_object_get(index, "weight_map"), name, file) {
+        const struct tensor *tensor = checkpoint_find(checkpoint, name);
+        if (!tensor) {
+            return mo_error_set(error, MO_E_CORRUPT, "%s: tensor %s is not in %s", path, name, json_string_value(file));
+        }
+        const char *found = strrchr(checkpoint->shards[tensor->shard].path, '/') + 1;
+        if (strcmp(found, json_string_value(file))) {
+            return mo_error_set(error, MO_E_CORRUPT, "%s: tensor %s: expected in %s, found in %s", path, name,
+                                json_string_value(file), found);
+        }
+    }
+    return 0;
+}
+
+static int open_index(struct checkpoint *checkpoint, const char *dir, const char *path, struct mo_error *error) {
+    json_t *index;
+    const char **names = NULL;
+    int n = 0;
+    int code = json_parse_file(path, MAX_INDEX_BYTES, &index, error);
+    if (code) return code;
+    code = list_shards(checkpoint->arena, index, path, &names, &n, error);
+    if (!code) code = open_shards(checkpoint, dir, names, n, error);
+    if (!code) code = check_index(checkpoint, index, path, error);
+    json_decref(index);
+    return code;
+}
+
+int checkpoint_open(struct checkpoint *checkpoint, const char *dir, struct mo_error *error) {
+    char index[4096], single[4096];
+    *checkpoint = (struct checkpoint){.arena = arena_create()};
+    if (!checkpoint->arena) return mo_error_set(error, MO_E_NO_MEMORY, "%s: no memory", dir);
+    snprintf(index, sizeof index, "%s/model.safetensors.index.json", dir);
+    snprintf(single, sizeof single, "%s/model.safetensors", dir);
+    int code;
+    if (file_exists(index)) {
+        code = open_index(checkpoint, dir, index, error);
+    } else if (file_exists(single)) {
+        code = open_shards(checkpoint, dir, &(const char *){"model.safetensors"}, 1, error);
+    } else {
+        code = mo_error_set(error, MO_E_NOT_FOUND, "%s: neither model.safetensors nor model.safetensors.index.json is here",
+                            dir);
+    }
+    if (code) checkpoint_close(checkpoint);
+    return code;
+}
+
+void checkpoint_close(struct checkpoint *checkpoint) {
+    for (int i = 0; i < checkpoint->n_shards; i++) file_map_close(&checkpoint->shards[i].map);
+    arena_destroy(checkpoint->arena);
+    *checkpoint = (struct checkpoint){0};
+}

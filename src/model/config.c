@@ -1,0 +1,351 @@
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "base/file.h"
+#include "base/json.h"
+#include "model/model.h"
+
+/* Bounds that no DeepSeek model comes near; they keep every later product of two dimensions inside 63 bits. */
+enum {
+    MAX_LAYERS = 1024,
+    MAX_DIM = 1 << 20,
+    MAX_HEADS = 4096,
+    MAX_HEAD_DIM = 1024,
+    MAX_VOCAB = 1 << 22,
+    MAX_EXPERTS = 4096,
+    MAX_CONTEXT = 1 << 26,
+    MAX_CONFIG_BYTES = 4 << 20,
+};
+
+/* What every reader below needs: the object, its name in messages, and where to put an error. */
+struct reader {
+    const json_t *object;
+    const char *where;
+    struct mo_error *error;
+};
+
+static int need_int(const struct reader *r, const char *key, int min, int max, int *out) {
+    return json_get_int(r->object, key, JSON_REQUIRED_KEY, min, max, r->where, out, r->error);
+}
+
+static int may_int(const struct reader *r, const char *key, int min, int max, int *out) {
+    return json_get_int(r->object, key, JSON_OPTIONAL_KEY, min, max, r->where, out, r->error);
+}
+
+static int may_double(const struct reader *r, const char *key, double min, double max, double *out) {
+    return json_get_double(r->object, key, JSON_OPTIONAL_KEY, min, max, r->where, out, r->error);
+}
+
+static int may_bool(const struct reader *r, const char *key, bool *out) {
+    return json_get_bool(r->object, key, JSON_OPTIONAL_KEY, r->where, out, r->error);
+}
+
+static int may_string(const struct reader *r, const char *key, const char **out) {
+    return json_get_string(r->object, key, JSON_OPTIONAL_KEY, r->where, out, r->error);
+}
+
+static int refuse(const struct reader *r, const char *key, const char *expected, const char *found) {
+    return mo_error_set(r->error, MO_E_UNSUPPORTED, "%s: key \"%s\": expected %s, found \"%s\"", r->where, key,
+                        expected, found);
+}
+
+static int read_architecture(const struct reader *r, struct model *model) {
+    const json_t *list = json_object_get(r->object, "architectures");
+    const char *name = json_string_value(json_array_get(list, 0));
+    if (!name) {
+        return mo_error_set(r->error, MO_E_NOT_FOUND, "%s: key \"architectures\": expected a list with one name",
+                            r->where);
+    }
+    if (strcmp(name, "DeepseekV2ForCausalLM") && strcmp(name, "DeepseekV3ForCausalLM")) {
+        return refuse(r, "architectures", "DeepseekV2ForCausalLM or DeepseekV3ForCausalLM", name);
+    }
+    snprintf(model->architecture, sizeof model->architecture, "%s", name);
+    return 0;
+}
+
+static int read_sizes(const struct reader *r, struct model *model) {
+    int code = 0;
+    if (!code) code = need_int(r, "num_hidden_layers", 1, MAX_LAYERS, &model->layers);
+    if (!code) code = need_int(r, "hidden_size", 1, MAX_DIM, &model->hidden);
+    if (!code) code = need_int(r, "num_attention_heads", 1, MAX_HEADS, &model->heads);
+    if (!code) code = need_int(r, "vocab_size", 1, MAX_VOCAB, &model->vocab);
+    if (!code) code = need_int(r, "max_position_embeddings", 1, MAX_CONTEXT, &model->context);
+    if (!code) code = need_int(r, "kv_lora_rank", 1, MAX_DIM, &model->kv_lora);
+    if (!code) code = need_int(r, "qk_nope_head_dim", 1, MAX_HEAD_DIM, &model->nope_dim);
+    if (!code) code = need_int(r, "qk_rope_head_dim", 2, MAX_HEAD_DIM, &model->rope_dim);
+    if (!code) code = need_int(r, "v_head_dim", 1, MAX_HEAD_DIM, &model->v_dim);
+    if (!code) code = need_int(r, "intermediate_size", 1, MAX_DIM, &model->dense_width);
+    if (!code) code = may_int(r, "q_lora_rank", 1, MAX_DIM, &model->q_lora);
+    if (!code && model->rope_dim % 2) code = refuse(r, "qk_rope_head_dim", "an even number", "an odd one");
+    if (!code && model->kv_lora % 2) code = refuse(r, "kv_lora_rank", "an even number", "an odd one");
+    model->q_kind = model->q_lora ? Q_LOW_RANK : Q_DIRECT;
+    return code;
+}
+
+/* A model without n_routed_experts has dense layers only. */
+static int read_experts(const struct reader *r, struct model *model) {
+    int code = may_int(r, "n_routed_experts", 1, MAX_EXPERTS, &model->experts);
+    model->dense_layers = model->experts ? 0 : model->layers;
+    model->routed_scale = 1;
+    if (code || !model->experts) return code;
+    int every = 1;
+    if (!code) code = may_int(r, "first_k_dense_replace", 0, model->layers, &model->dense_layers);
+    if (!code) code = may_int(r, "moe_layer_freq", 1, MAX_LAYERS, &every);
+    if (!code && every != 1) code = refuse(r, "moe_layer_freq", "1", "another number");
+    if (!code) code = need_int(r, "moe_intermediate_size", 1, MAX_DIM, &model->expert_width);
+    if (!code) code = need_int(r, "num_experts_per_tok", 1, model->experts, &model->top_k);
+    if (!code) code = may_int(r, "n_shared_experts", 1, 64, &model->shared_experts);
+    if (!code) code = may_bool(r, "norm_topk_prob", &model->norm_topk);
+    if (!code) code = may_double(r, "routed_scaling_factor", 0, 1e6, &model->routed_scale);
+    return code;
+}
+
+static int read_groups(const struct reader *r, struct model *model) {
+    int code = need_int(r, "n_group", 1, model->experts, &model->groups);
+    if (!code) code = need_int(r, "topk_group", 1, model->groups, &model->top_groups);
+    if (code) return code;
+    if (model->experts % model->groups) {
+        return mo_error_set(r->error, MO_E_INVALID, "%s: key \"n_group\": %d groups do not divide %d experts",
+                            r->where, model->groups, model->experts);
+    }
+    int reachable = model->experts / model->groups * model->top_groups;
+    if (model->top_k > reachable) {
+        return mo_error_set(r->error, MO_E_INVALID,
+                            "%s: key \"num_experts_per_tok\": expected at most %d (topk_group %d of n_group %d), found %d",
+                            r->where, reachable, model->top_groups, model->groups, model->top_k);
+    }
+    return 0;
+}
+
+static int read_gate(const struct reader *r, struct model *model) {
+    if (!model->experts) return 0;
+    bool is_v3 = !strcmp(model->architecture, "DeepseekV3ForCausalLM");
+    const char *method = is_v3 ? "noaux_tc" : "greedy", *scoring = is_v3 ? "sigmoid" : "softmax";
+    int code = may_string(r, "topk_method", &method);
+    if (!code) code = may_string(r, "scoring_func", &scoring);
+    if (code) return code;
+    model->groups = model->top_groups = 1;
+    if (!strcmp(method, "greedy") && !strcmp(scoring, "softmax")) {
+        model->gate_kind = GATE_SOFTMAX_GREEDY;
+        return 0;
+    }
+    if (!strcmp(method, "group_limited_greedy") && !strcmp(scoring, "softmax")) {
+        model->gate_kind = GATE_SOFTMAX_GROUPED;
+    } else if (!strcmp(method, "noaux_tc") && !strcmp(scoring, "sigmoid")) {
+        model->gate_kind = GATE_SIGMOID_GROUPED;
+    } else if (strcmp(scoring, "softmax") && strcmp(scoring, "sigmoid")) {
+        return refuse(r, "scoring_func", "softmax or sigmoid", scoring);
+    } else {
+        return refuse(r, "topk_method",
+                      "greedy or group_limited_greedy (with softmax), or noaux_tc (with sigmoid)", method);
+    }
+    code = read_groups(r, model);
+    if (!code && model->gate_kind == GATE_SIGMOID_GROUPED && model->experts / model->groups < 2) {
+        code = refuse(r, "n_group", "groups of at least two experts", "smaller ones");
+    }
+    return code;
+}
+
+static int read_yarn(const struct reader *config, const json_t *scaling, struct rope *rope) {
+    char where[512];
+    snprintf(where, sizeof where, "%s: rope_scaling", config->where);
+    struct reader r = {scaling, where, config->error};
+    rope->kind = ROPE_YARN;
+    rope->beta_fast = 32;
+    rope->beta_slow = 1;
+    rope->mscale = 1;
+    rope->mscale_all_dim = 0;
+    int code = json_get_double(scaling, "factor", JSON_REQUIRED_KEY, 1, 1e6, where, &rope->factor, r.error);
+    if (!code) code = need_int(&r, "original_max_position_embeddings", 1, MAX_CONTEXT, &rope->original_context);
+    if (!code) code = may_double(&r, "beta_fast", 1e-3, 1e6, &rope->beta_fast);
+    if (!code) code = may_double(&r, "beta_slow", 1e-3, 1e6, &rope->beta_slow);
+    if (!code) code = may_double(&r, "mscale", 0, 100, &rope->mscale);
+    if (!code) code = may_double(&r, "mscale_all_dim", 0, 100, &rope->mscale_all_dim);
+    return code;
+}
+
+static int read_rope(const struct reader *r, struct model *model) {
+    model->rope = (struct rope){.kind = ROPE_PLAIN, .theta = 10000, .factor = 1};
+    int code = may_double(r, "rope_theta", 1.001, 1e12, &model->rope.theta);
+    const json_t *scaling = json_object_get(r->object, "rope_scaling");
+    if (code || !scaling || json_is_null(scaling)) return code;
+    if (!json_is_object(scaling)) return refuse(r, "rope_scaling", "an object", "something else");
+    const char *type = json_string_value(json_object_get(scaling, "type"));
+    if (!type) type = json_string_value(json_object_get(scaling, "rope_type"));
+    if (!type) return refuse(r, "rope_scaling.type", "yarn", "none");
+    if (!strcmp(type, "default")) return 0;
+    if (strcmp(type, "yarn")) return refuse(r, "rope_scaling.type", "yarn", type);
+    return read_yarn(r, scaling, &model->rope);
+}
+
+/* Keys that would change the arithmetic in ways that no published DeepSeek model uses. */
+static int refuse_unknown_arithmetic(const struct reader *r, struct model *model) {
+    const char *activation = "silu";
+    bool bias = false;
+    model->norm_eps = 1e-6;
+    int code = may_string(r, "hidden_act", &activation);
+    if (!code && strcmp(activation, "silu")) code = refuse(r, "hidden_act", "silu", activation);
+    if (!code) code = may_bool(r, "attention_bias", &bias);
+    if (!code && bias) code = refuse(r, "attention_bias", "false", "true");
+    if (!code) code = may_double(r, "rms_norm_eps", 0, 1, &model->norm_eps);
+    if (!code) code = may_bool(r, "tie_word_embeddings", &model->tied_embedding);
+    if (!code) code = may_int(r, "num_nextn_predict_layers", 0, MAX_LAYERS, &model->mtp_layers);
+    return code;
+}
+
+static int read_fp8(const struct reader *r, struct model *model) {
+    const char *format = "e4m3";
+    int code = may_string(r, "fmt", &format);
+    if (code) return code;
+    if (strcmp(format, "e4m3") && strcmp(format, "float8_e4m3fn")) return refuse(r, "fmt", "e4m3", format);
+    const json_t *block = json_object_get(r->object, "weight_block_size");
+    if (!block || json_is_null(block)) {
+        model->quant = QUANT_FP8_SCALED;
+        return 0;
+    }
+    json_int_t rows = json_integer_value(json_array_get(block, 0)), cols = json_integer_value(json_array_get(block, 1));
+    if (json_array_size(block) != 2 || rows != 128 || cols != 128) {
+        return refuse(r, "weight_block_size", "[128, 128]", "another size");
+    }
+    model->quant = QUANT_FP8_BLOCK;
+    model->quant_block[0] = (int)rows;
+    model->quant_block[1] = (int)cols;
+    return 0;
+}
+
+static int read_awq(const struct reader *r, struct model *model) {
+    int bits = 4;
+    const char *version = "gemm";
+    bool zero_point = true;
+    int code = may_int(r, "bits", 1, 64, &bits);
+    if (!code && bits != 4) code = refuse(r, "bits", "4", "another number");
+    if (!code) code = may_string(r, "version", &version);
+    if (!code && strcmp(version, "gemm") && strcmp(version, "GEMM")) code = refuse(r, "version", "gemm", version);
+    if (!code) code = may_bool(r, "zero_point", &zero_point);
+    if (!code && !zero_point) code = refuse(r, "zero_point", "true", "false");
+    if (!code) code = need_int(r, "group_size", -1, MAX_DIM, &model->quant_group);
+    if (!code && model->quant_group != 32 && model->quant_group != 64 && model->quant_group != 128) {
+        code = refuse(r, "group_size", "32, 64 or 128", "another number");
+    }
+    model->quant = QUANT_AWQ;
+    return code;
+}
+
+/* compressed-tensors describes groups of layers; the FP8 form has one group, weights only looked at. */
+static int read_compressed_tensors(const struct reader *r, struct model *model) {
+    const char *format = "none";
+    int code = may_string(r, "format", &format);
+    if (code) return code;
+    if (strcmp(format, "float-quantized")) return refuse(r, "format", "float-quantized", format);
+    const char *key;
+    json_t *group;
+    json_object_foreach((json_t *)json_object_get(r->object, "config_groups"), key, group) {
+        const json_t *weights = json_object_get(group, "weights");
+        const char *type = json_string_value(json_object_get(weights, "type"));
+        const char *strategy = json_string_value(json_object_get(weights, "strategy"));
+        if (json_integer_value(json_object_get(weights, "num_bits")) != 8 || !type || strcmp(type, "float")) {
+            return refuse(r, "config_groups.weights", "8-bit float", key);
+        }
+        if (!strategy || (strcmp(strategy, "channel") && strcmp(strategy, "tensor"))) {
+            return refuse(r, "config_groups.weights.strategy", "channel or tensor", strategy ? strategy : "none");
+        }
+    }
+    model->quant = QUANT_FP8_SCALED;
+    return 0;
+}
+
+static int read_quantization(const struct reader *config, struct model *model) {
+    const json_t *quantization = json_object_get(config->object, "quantization_config");
+    if (!quantization || json_is_null(quantization)) return 0;
+    char where[512];
+    snprintf(where, sizeof where, "%s: quantization_config", config->where);
+    struct reader r = {quantization, where, config->error};
+    const char *method = NULL;
+    int code = json_get_string(quantization, "quant_method", JSON_REQUIRED_KEY, where, &method, r.error);
+    if (code) return code;
+    if (!strcmp(method, "fp8")) return read_fp8(&r, model);
+    if (!strcmp(method, "awq")) return read_awq(&r, model);
+    if (!strcmp(method, "compressed-tensors")) return read_compressed_tensors(&r, model);
+    return refuse(&r, "quant_method", "fp8, compressed-tensors or awq", method);
+}
+
+static void add_eos(struct model *model, json_int_t id) {
+    for (int i = 0; i < model->n_eos; i++) {
+        if (model->eos[i] == id) return;
+    }
+    if (id >= 0 && id < model->vocab && model->n_eos < MODEL_MAX_EOS) model->eos[model->n_eos++] = (int32_t)id;
+}
+
+/* eos_token_id is a number or a list of numbers. */
+static void read_ends(const json_t *root, struct model *model) {
+    const json_t *eos = json_object_get(root, "eos_token_id"), *bos = json_object_get(root, "bos_token_id");
+    if (json_is_integer(eos)) add_eos(model, json_integer_value(eos));
+    for (size_t i = 0; i < json_array_size(eos); i++) {
+        if (json_is_integer(json_array_get(eos, i))) add_eos(model, json_integer_value(json_array_get(eos, i)));
+    }
+    if (json_is_integer(bos) && json_integer_value(bos) >= 0 && json_integer_value(bos) < model->vocab) {
+        model->bos = (int32_t)json_integer_value(bos);
+    }
+}
+
+static int read_all(const struct reader *r, struct model *model) {
+    if (!json_is_object(r->object)) {
+        return mo_error_set(r->error, MO_E_INVALID, "%s: expected a JSON object", r->where);
+    }
+    int code = read_architecture(r, model);
+    if (!code) code = read_sizes(r, model);
+    if (!code) code = read_experts(r, model);
+    if (!code) code = read_gate(r, model);
+    if (!code) code = read_rope(r, model);
+    if (!code) code = refuse_unknown_arithmetic(r, model);
+    if (!code) code = read_quantization(r, model);
+    if (!code) read_ends(r->object, model);
+    return code;
+}
+
+int model_parse(struct model *model, const char *json, size_t size, const char *where, struct mo_error *error) {
+    *model = (struct model){.bos = -1};
+    json_t *root;
+    int code = json_parse(json, size, where, &root, error);
+    if (code) return code;
+    struct reader reader = {root, where, error};
+    code = read_all(&reader, model);
+    json_decref(root);
+    return code;
+}
+
+int model_load(struct model *model, const char *dir, struct mo_error *error) {
+    char path[4096];
+    snprintf(path, sizeof path, "%s/config.json", dir);
+    char *text;
+    size_t size;
+    int code = file_read(path, MAX_CONFIG_BYTES, &text, &size, error);
+    if (code) return code;
+    code = model_parse(model, text, size, path, error);
+    free(text);
+    return code;
+}
+
+int model_load_generation(struct model *model, const char *dir, struct generation_defaults *defaults,
+                          struct mo_error *error) {
+    *defaults = (struct generation_defaults){NAN, NAN, NAN, NAN, -1};
+    char path[4096];
+    snprintf(path, sizeof path, "%s/generation_config.json", dir);
+    if (!file_exists(path)) return 0;
+    json_t *root;
+    int code = json_parse_file(path, MAX_CONFIG_BYTES, &root, error);
+    if (code) return code;
+    struct reader r = {root, path, error};
+    bool sample = true; /* do_sample false: greedy, whatever the temperature says */
+    code = may_bool(&r, "do_sample", &sample);
+    if (!code) code = may_double(&r, "temperature", 0, 100, &defaults->temperature);
+    if (!code) code = may_double(&r, "top_p", 0, 1, &defaults->top_p);
+    if (!code) code = may_double(&r, "min_p", 0, 1, &defaults->min_p);
+    if (!code) code = may_double(&r, "repetition_penalty", 1e-3, 100, &defaults->repetition_penalty);
+    if (!code) code = may_int(&r, "top_k", -1, MAX_VOCAB, &defaults->top_k);
+    if (!code && !sample) defaults->temperature = 0;
+    if (!code) read_ends(root, model);
+    json_decref(root);
+    return code;
+}

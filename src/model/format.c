@@ -1,0 +1,154 @@
+/* model/format.c - the plain-C meaning of every weight format. Nothing here is fast; everything is exact. */
+#include "model/format.h"
+
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+const uint8_t awq_order[8] = {0, 2, 4, 6, 1, 3, 5, 7};
+
+const char *mat_format_name(enum mat_format format) {
+    static const char *const names[MAT_FORMATS] = {"f32", "f16", "bf16", "fp8", "int4_awq"};
+    return names[format];
+}
+
+static size_t ceil_div(int a, int b) {
+    return ((size_t)a + (size_t)b - 1) / (size_t)b;
+}
+
+size_t mat_bytes(const struct mat *mat) {
+    size_t count = (size_t)mat->rows * (size_t)mat->cols;
+    switch (mat->format) {
+    case MAT_F32:
+        return count * 4;
+    case MAT_F16:
+    case MAT_BF16:
+        return count * 2;
+    case MAT_FP8:
+        return count + ceil_div(mat->rows, mat->scale_rows) * (size_t)mat->scale_stride * sizeof(float);
+    case MAT_INT4_AWQ:
+        /* A group adds half a byte of zero point and two of scale for each row. */
+        return count / 2 + ceil_div(mat->cols, mat->group_size) * ((size_t)mat->rows / 2 + (size_t)mat->rows * 2);
+    case MAT_FORMATS:
+        break;
+    }
+    assert(0 && "a matrix has a format");
+    return 0;
+}
+
+static float float_from_bits(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static uint32_t float_bits(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+float f16_to_f32(uint16_t bits) {
+    uint32_t sign = (uint32_t)(bits & 0x8000) << 16, magnitude = bits & 0x7fff;
+    if (magnitude >= 0x7c00) return float_from_bits(sign | 0x7f800000 | (magnitude & 0x3ff) << 13);
+    /* The bits in float's places have an exponent that is too small by 112; subnormals come out right too,
+     * because 2^-126 * 2^112 is the step that they stand on. */
+    float value = float_from_bits(magnitude << 13) * 0x1p112f;
+    return float_from_bits(sign | float_bits(value));
+}
+
+float bf16_to_f32(uint16_t bits) {
+    return float_from_bits((uint32_t)bits << 16);
+}
+
+float e4m3_to_f32(uint8_t bits) {
+    uint32_t sign = (uint32_t)(bits & 0x80) << 24, magnitude = bits & 0x7f;
+    if (magnitude == 0x7f) return float_from_bits(sign | 0x7fc00000);
+    float value = float_from_bits(magnitude << 20) * 0x1p120f; /* as in f16_to_f32: 127 - 7 = 120 */
+    return float_from_bits(sign | float_bits(value));
+}
+
+uint16_t f32_to_bf16(float value) {
+    uint32_t bits = float_bits(value);
+    if ((bits & 0x7fffffff) > 0x7f800000) return (uint16_t)(bits >> 16 | 0x40); /* quiet, and never rounded to Inf */
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+uint8_t f32_to_e4m3(float value) {
+    uint32_t bits = float_bits(value), magnitude = bits & 0x7fffffff;
+    uint8_t sign = (uint8_t)(bits >> 24 & 0x80);
+    if (magnitude > 0x7f800000) return sign | 0x7f;
+    float absolute = float_from_bits(magnitude);
+    if (absolute >= 448.0f) return sign | 0x7e;
+    /* Below 2^-6 the steps are even, 2^-9 each; step 8 is the code of the smallest normal value. */
+    if (absolute < 0x1p-6f) return (uint8_t)(sign | (uint8_t)lrintf(absolute * 0x1p9f));
+    uint32_t rounded = magnitude + 0x7ffff + (magnitude >> 20 & 1);
+    return (uint8_t)(sign | ((rounded >> 20) - ((127 - 7) << 3)));
+}
+
+/* Files promise only 2-byte alignment, so wider words are copied out. */
+static uint32_t load_u32(const void *base, size_t index) {
+    uint32_t word;
+    memcpy(&word, (const char *)base + index * sizeof word, sizeof word);
+    return word;
+}
+
+static uint16_t load_u16(const void *base, size_t index) {
+    uint16_t word;
+    memcpy(&word, (const char *)base + index * sizeof word, sizeof word);
+    return word;
+}
+
+static int awq_shift(int row) {
+    static const uint8_t shift[8] = {0, 16, 4, 20, 8, 24, 12, 28}; /* awq_order turned round, times 4 bits */
+    return shift[row % 8];
+}
+
+static void decode_awq(const struct mat *mat, int row, int k0, int count, float *out) {
+    size_t words = (size_t)mat->rows / 8, word = (size_t)row / 8;
+    int shift = awq_shift(row);
+    for (int i = 0; i < count; i++) {
+        size_t k = (size_t)k0 + (size_t)i, group = k / (size_t)mat->group_size;
+        int q = load_u32(mat->data, k * words + word) >> shift & 15;
+        int z = load_u32(mat->zeros, group * words + word) >> shift & 15;
+        uint16_t scale = load_u16(mat->scales16, group * (size_t)mat->rows + (size_t)row);
+        out[i] = (float)(q - z) * f16_to_f32(scale);
+    }
+}
+
+static void decode_fp8(const struct mat *mat, int row, int k0, int count, float *out) {
+    const uint8_t *data = (const uint8_t *)mat->data + (size_t)row * (size_t)mat->cols;
+    const float *scale = mat->scale + (size_t)(row / mat->scale_rows) * (size_t)mat->scale_stride;
+    for (int i = 0; i < count; i++) {
+        float factor = float_from_bits(load_u32(scale, (size_t)((k0 + i) / mat->scale_cols)));
+        out[i] = e4m3_to_f32(data[k0 + i]) * factor;
+    }
+}
+
+void format_decode_span(const struct mat *mat, int row, int k0, int count, float *out) {
+    size_t first = (size_t)row * (size_t)mat->cols + (size_t)k0;
+    switch (mat->format) {
+    case MAT_F32:
+        memcpy(out, (const char *)mat->data + first * 4, (size_t)count * 4);
+        break;
+    case MAT_F16:
+        for (int i = 0; i < count; i++) out[i] = f16_to_f32(load_u16(mat->data, first + (size_t)i));
+        break;
+    case MAT_BF16:
+        for (int i = 0; i < count; i++) out[i] = bf16_to_f32(load_u16(mat->data, first + (size_t)i));
+        break;
+    case MAT_FP8:
+        decode_fp8(mat, row, k0, count, out);
+        break;
+    case MAT_INT4_AWQ:
+        decode_awq(mat, row, k0, count, out);
+        break;
+    case MAT_FORMATS:
+        assert(0 && "a matrix has a format");
+    }
+}
+
+void format_decode_rows(const struct mat *mat, int r0, int r1, float *out) {
+    for (int row = r0; row < r1; row++)
+        format_decode_span(mat, row, 0, mat->cols, out + (size_t)(row - r0) * (size_t)mat->cols);
+}

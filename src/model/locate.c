@@ -1,0 +1,71 @@
+#include "model/locate.h"
+
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "base/file.h"
+
+__attribute__((format(printf, 4, 5))) static int format_path(char *path, size_t path_size, struct mo_error *error, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    int n = vsnprintf(path, path_size, format, arguments);
+    va_end(arguments);
+    if (n < 0 || (size_t)n >= path_size) return mo_error_set(error, MO_E_INVALID, "path of the model is too long");
+    return 0;
+}
+
+static int cache_folder(char *path, size_t path_size, struct mo_error *error) {
+    const char *hub = getenv("HF_HUB_CACHE"), *home = getenv("HF_HOME"), *user = getenv("HOME");
+    if (hub && *hub) return format_path(path, path_size, error, "%s", hub);
+    if (home && *home) return format_path(path, path_size, error, "%s/hub", home);
+    if (user && *user) return format_path(path, path_size, error, "%s/.cache/huggingface/hub", user);
+    return mo_error_set(error, MO_E_NOT_FOUND, "no Hugging Face cache: set HF_HOME or HOME");
+}
+
+/* "org/name" and nothing that could climb out of the cache. */
+static bool is_repository_name(const char *model) {
+    const char *slash = strchr(model, '/');
+    if (!slash || slash == model || !slash[1] || strchr(slash + 1, '/')) return false;
+    return model[0] != '.' && slash[1] != '.' && !strstr(model, "..");
+}
+
+/* CACHE/models--org--name/snapshots/COMMIT, where refs/REVISION holds the commit unless REVISION is one itself. */
+static int locate_in_cache(const char *model, const char *revision, char *path, size_t path_size,
+                           struct mo_error *error) {
+    char cache[3000], repository[3500], refs[4096];
+    int code = cache_folder(cache, sizeof cache, error);
+    if (code) return code;
+    const char *slash = strchr(model, '/');
+    code = format_path(repository, sizeof repository, error, "%s/models--%.*s--%s", cache, (int)(slash - model), model,
+                       slash + 1);
+    if (code) return code;
+    code = format_path(refs, sizeof refs, error, "%s/refs/%s", repository, revision);
+    if (code) return code;
+    char *commit = NULL;
+    size_t size;
+    if (file_exists(refs) && file_read(refs, 200, &commit, &size, NULL) == 0) commit[strcspn(commit, "\r\n ")] = 0;
+    code = format_path(path, path_size, error, "%s/snapshots/%s", repository, commit ? commit : revision);
+    free(commit);
+    if (code) return code;
+    if (file_is_directory(path)) return 0;
+    return mo_error_set(error, MO_E_NOT_FOUND,
+                        "model %s (revision %s) is neither a folder nor in the Hugging Face cache at %s; get it with: "
+                        "huggingface-cli download %s --revision %s",
+                        model, revision, cache, model, revision);
+}
+
+int model_locate(const char *model, const char *revision, char *path, size_t path_size, struct mo_error *error) {
+    if (file_is_directory(model)) return format_path(path, path_size, error, "%s", model);
+    if (file_exists(model)) {
+        return mo_error_set(error, MO_E_INVALID, "%s: expected a model folder, found a file", model);
+    }
+    if (!is_repository_name(model)) {
+        return mo_error_set(error, MO_E_NOT_FOUND, "%s: no such model folder (and not an org/name)", model);
+    }
+    if (revision && (strstr(revision, "..") || revision[0] == '/')) {
+        return mo_error_set(error, MO_E_INVALID, "--revision %s: not a branch, tag or commit", revision);
+    }
+    return locate_in_cache(model, revision ? revision : "main", path, path_size, error);
+}

@@ -1,0 +1,77 @@
+#include "model/model.h"
+
+#include <math.h>
+
+/* YaRN's attention magnitude, paper (arXiv 2309.00071) section 3.4 as DeepSeek uses it. */
+static double yarn_magnitude(double factor, double mscale) {
+    return factor <= 1 ? 1 : 0.1 * mscale * log(factor) + 1;
+}
+
+double model_softmax_scale(const struct model *model) {
+    double scale = 1 / sqrt((double)model_q_head_dim(model));
+    const struct rope *rope = &model->rope;
+    if (rope->kind != ROPE_YARN || rope->mscale_all_dim == 0) return scale;
+    double magnitude = yarn_magnitude(rope->factor, rope->mscale_all_dim);
+    return scale * magnitude * magnitude;
+}
+
+double model_rope_magnitude(const struct model *model) {
+    const struct rope *rope = &model->rope;
+    if (rope->kind != ROPE_YARN) return 1;
+    return yarn_magnitude(rope->factor, rope->mscale) / yarn_magnitude(rope->factor, rope->mscale_all_dim);
+}
+
+/* The pair index at which a rotary frequency makes `rotations` turns over the original context. */
+static double correction_pair(const struct model *model, double rotations) {
+    const double pi = 3.14159265358979323846;
+    return model->rope_dim * log(model->rope.original_context / (rotations * 2 * pi)) / (2 * log(model->rope.theta));
+}
+
+void model_rope_frequencies(const struct model *model, double *out) {
+    const struct rope *rope = &model->rope;
+    int pairs = model->rope_dim / 2;
+    for (int i = 0; i < pairs; i++) out[i] = pow(rope->theta, -2.0 * i / model->rope_dim);
+    if (rope->kind != ROPE_YARN) return;
+    double low = floor(correction_pair(model, rope->beta_fast));
+    double high = ceil(correction_pair(model, rope->beta_slow));
+    low = low < 0 ? 0 : low;
+    high = high > model->rope_dim - 1 ? model->rope_dim - 1 : high;
+    if (low == high) high += 0.001;
+    for (int i = 0; i < pairs; i++) {
+        double ramp = (i - low) / (high - low);
+        ramp = ramp < 0 ? 0 : ramp > 1 ? 1 : ramp;
+        out[i] = out[i] / rope->factor * ramp + out[i] * (1 - ramp);
+    }
+}
+
+static int64_t count_attention(const struct model *model) {
+    int64_t hidden = model->hidden, heads = model->heads, q_out = heads * model_q_head_dim(model);
+    int64_t q = model->q_kind == Q_DIRECT ? hidden * q_out : (int64_t)model->q_lora * (hidden + q_out);
+    int64_t kv = hidden * model_latent_dim(model) + (int64_t)model->kv_lora * heads * (model->nope_dim + model->v_dim);
+    return q + kv + heads * model->v_dim * hidden;
+}
+
+static int64_t count_norms(const struct model *model) {
+    int64_t layer = 2LL * model->hidden + model->kv_lora + model->q_lora;
+    return model->layers * layer + model->hidden;
+}
+
+void model_count_params(const struct model *model, struct model_params *params) {
+    int64_t hidden = model->hidden, moe_layers = model->layers - model->dense_layers;
+    int64_t expert = 3 * hidden * model->expert_width;
+    int64_t bias = model->gate_kind == GATE_SIGMOID_GROUPED ? model->experts : 0;
+    *params = (struct model_params){
+        .attention = model->layers * count_attention(model),
+        .dense = model->dense_layers * 3 * hidden * model->dense_width,
+        .shared = moe_layers * model->shared_experts * expert,
+        .routed = moe_layers * model->experts * expert,
+        .router = moe_layers * (model->experts * hidden + bias),
+        .embedding = model->vocab * hidden,
+        .norm = count_norms(model),
+        .head = model->tied_embedding ? 0 : model->vocab * hidden,
+    };
+    params->total = params->attention + params->dense + params->shared + params->routed + params->router +
+                    params->embedding + params->norm + params->head;
+    params->active = params->total - params->embedding - params->routed + moe_layers * model->top_k * expert;
+    if (model->tied_embedding) params->active += params->embedding; /* it is read as the head */
+}

@@ -1,0 +1,102 @@
+/* model/model.h - one description for V2-Lite, V2 and V3: numbers, and four enums where the family differs.
+ * Filled from config.json by config.c; everything later reads this and never the JSON.
+ * Includes: base. Sources: DeepSeek-V2 (arXiv 2405.04434), DeepSeek-V3 (arXiv 2412.19437), config.json of the
+ * published checkpoints. */
+#ifndef MOEBIUS_MODEL_MODEL_H
+#define MOEBIUS_MODEL_MODEL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include "base/error.h"
+
+enum q_kind { Q_DIRECT, Q_LOW_RANK };
+enum gate_kind {
+    GATE_SOFTMAX_GREEDY,  /* V2-Lite: softmax, top-k */
+    GATE_SOFTMAX_GROUPED, /* V2: softmax, best groups by their best expert, top-k */
+    GATE_SIGMOID_GROUPED, /* V3: sigmoid + bias for choosing, groups by their best two, weights without bias */
+};
+enum rope_kind { ROPE_PLAIN, ROPE_YARN };
+
+/* How weights are stored, from quantization_config. */
+enum quant_kind { QUANT_NONE, QUANT_FP8_BLOCK, QUANT_FP8_SCALED, QUANT_AWQ };
+
+struct rope {
+    enum rope_kind kind;
+    double theta;
+    double factor, beta_fast, beta_slow, mscale, mscale_all_dim; /* YaRN */
+    int original_context;                                        /* YaRN */
+};
+
+enum { MODEL_MAX_EOS = 16 };
+
+struct model {
+    char architecture[64]; /* "DeepseekV2ForCausalLM" */
+    int layers, dense_layers; /* the first dense_layers have a plain feed-forward */
+    int hidden, heads, vocab;
+    int context; /* max_position_embeddings */
+
+    enum q_kind q_kind;
+    int q_lora;                         /* Q_LOW_RANK */
+    int kv_lora, nope_dim, rope_dim, v_dim; /* a head of q is [nope | rope]; the cache row is [kv_lora | rope] */
+
+    int dense_width;   /* intermediate_size */
+    int expert_width;  /* moe_intermediate_size */
+    int experts, top_k, shared_experts;
+    enum gate_kind gate_kind;
+    int groups, top_groups;
+    bool norm_topk;
+    double routed_scale;
+
+    struct rope rope;
+    double norm_eps;
+    bool tied_embedding;
+
+    enum quant_kind quant;
+    int quant_group;               /* QUANT_AWQ: 32, 64, 128 */
+    int quant_block[2];            /* QUANT_FP8_BLOCK: rows, cols */
+    int mtp_layers;                /* num_nextn_predict_layers: recognised and left out */
+
+    int32_t eos[MODEL_MAX_EOS]; /* union of config.json and generation_config.json */
+    int n_eos;
+    int32_t bos; /* -1 if none */
+};
+
+/* Reads DIR/config.json (and generation_config.json for eos ids). What is not supported is refused, by key, with what
+ * was expected and what was found. */
+int model_load(struct model *model, const char *dir, struct mo_error *error);
+/* The same from memory; `where` names the document. */
+int model_parse(struct model *model, const char *json, size_t size, const char *where, struct mo_error *error);
+
+/* Sampling defaults of generation_config.json; fields it lacks are NAN (or -1). Absent file: all absent. */
+struct generation_defaults {
+    double temperature, top_p, min_p, repetition_penalty;
+    int top_k;
+};
+int model_load_generation(struct model *model, const char *dir, struct generation_defaults *defaults,
+                          struct mo_error *error);
+
+static inline bool model_layer_is_dense(const struct model *model, int layer) {
+    return layer < model->dense_layers;
+}
+static inline int model_q_head_dim(const struct model *model) {
+    return model->nope_dim + model->rope_dim;
+}
+static inline int model_latent_dim(const struct model *model) {
+    return model->kv_lora + model->rope_dim;
+}
+
+/* (nope + rope)^-1/2, times YaRN's magnitude m(mscale_all_dim)^2 where it applies. */
+double model_softmax_scale(const struct model *model);
+/* What cos and sin are multiplied by: m(mscale) / m(mscale_all_dim). */
+double model_rope_magnitude(const struct model *model);
+/* Frequencies of the rotary pairs: out [rope_dim / 2]. */
+void model_rope_frequencies(const struct model *model, double *out);
+
+/* Parameters and bytes, from the description alone. */
+struct model_params {
+    int64_t attention, dense, shared, routed, router, embedding, norm, head, total, active;
+};
+void model_count_params(const struct model *model, struct model_params *params);
+
+#endif

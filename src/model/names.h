@@ -1,0 +1,29 @@
+/* model/names.h - tensor names by role: the one place that knows how a checkpoint calls things. */
+#ifndef MOEBIUS_MODEL_NAMES_H
+#define MOEBIUS_MODEL_NAMES_H
+
+#include <stddef.h>
+
+enum role {
+    ROLE_EMBED, ROLE_HEAD, ROLE_FINAL_NORM,
+    ROLE_ATTN_NORM, ROLE_FFN_NORM, /* per layer from here on */
+    ROLE_Q, ROLE_Q_A, ROLE_Q_A_NORM, ROLE_Q_B, ROLE_KV_A, ROLE_KV_A_NORM, ROLE_KV_B, ROLE_O,
+    ROLE_DENSE_GATE, ROLE_DENSE_UP, ROLE_DENSE_DOWN,
+    ROLE_ROUTER, ROLE_ROUTER_BIAS,
+    ROLE_SHARED_GATE, ROLE_SHARED_UP, ROLE_SHARED_DOWN,
+    ROLE_EXPERT_GATE, ROLE_EXPERT_UP, ROLE_EXPERT_DOWN, /* per layer and expert */
+    ROLES
+};
+
+enum { NAME_MAX_BYTES = 128 };
+
+/* "model.layers.3.mlp.experts.7.up_proj" + `suffix` (".weight", ".qweight", ...) into name [NAME_MAX_BYTES]. */
+const char *names_tensor(char *name, enum role role, int layer, int expert, const char *suffix);
+
+/* The layer of "model.layers.N. ...", or -1 for a tensor outside of the layers. */
+int names_layer(const char *name);
+
+/* Tensors that some checkpoints carry and that take no part in the arithmetic. */
+int names_is_ignored(const char *name);
+
+#endif

@@ -1,0 +1,167 @@
+#include <stdlib.h>
+#include <string.h>
+#include "base/json.h"
+#include "model/checkpoint.h"
+
+/* The format's own limit on headers. */
+static const uint64_t MAX_HEADER_BYTES = 100u << 20;
+
+static const struct {
+    const char *name;
+    size_t bytes;
+} dtype_table[DTYPES] = {
+    [DTYPE_F64] = {"F64", 8},         [DTYPE_F32] = {"F32", 4},         [DTYPE_F16] = {"F16", 2},
+    [DTYPE_BF16] = {"BF16", 2},       [DTYPE_F8_E4M3] = {"F8_E4M3", 1}, [DTYPE_F8_E5M2] = {"F8_E5M2", 1},
+    [DTYPE_I64] = {"I64", 8},         [DTYPE_I32] = {"I32", 4},         [DTYPE_I16] = {"I16", 2},
+    [DTYPE_I8] = {"I8", 1},           [DTYPE_U8] = {"U8", 1},           [DTYPE_BOOL] = {"BOOL", 1},
+};
+
+const char *dtype_name(enum dtype dtype) {
+    return dtype_table[dtype].name;
+}
+
+size_t dtype_bytes(enum dtype dtype) {
+    return dtype_table[dtype].bytes;
+}
+
+/* The file being read, for the functions below. */
+struct header {
+    const uint8_t *data; /* [data_bytes] the part after the header */
+    size_t data_bytes;
+    const char *path;
+    int shard;
+    struct arena *arena;
+    struct mo_error *error;
+};
+
+static int corrupt(const struct header *h, const char *name, const char *expected, const char *found) {
+    return mo_error_set(h->error, MO_E_CORRUPT, "%s: tensor %s: expected %s, found %s", h->path, name, expected,
+                        found);
+}
+
+static int read_dtype(const struct header *h, const json_t *entry, struct tensor *tensor) {
+    const char *text = json_string_value(json_object_get(entry, "dtype"));
+    if (!text) return corrupt(h, tensor->name, "a \"dtype\" string", "none");
+    for (int i = 0; i < DTYPES; i++) {
+        if (strcmp(text, dtype_table[i].name) == 0) {
+            tensor->dtype = (enum dtype)i;
+            return 0;
+        }
+    }
+    return mo_error_set(h->error, MO_E_UNSUPPORTED, "%s: tensor %s: unknown dtype \"%s\"", h->path, tensor->name, text);
+}
+
+static int read_shape(const struct header *h, const json_t *entry, struct tensor *tensor) {
+    const json_t *shape = json_object_get(entry, "shape");
+    size_t n = json_array_size(shape);
+    if (!json_is_array(shape) || n > TENSOR_MAX_DIMS) {
+        return corrupt(h, tensor->name, "a \"shape\" of at most 4 dimensions", json_is_array(shape) ? "more" : "none");
+    }
+    tensor->n_dims = (int)n;
+    tensor->elements = 1;
+    for (size_t i = 0; i < n; i++) {
+        const json_t *dim = json_array_get(shape, i);
+        tensor->shape[i] = json_is_integer(dim) ? json_integer_value(dim) : -1;
+        if (tensor->shape[i] < 0 || __builtin_mul_overflow(tensor->elements, tensor->shape[i], &tensor->elements)) {
+            return corrupt(h, tensor->name, "dimensions from 0 up whose product is a size", "others");
+        }
+    }
+    return 0;
+}
+
+static int read_offsets(const struct header *h, const json_t *entry, struct tensor *tensor) {
+    const json_t *offsets = json_object_get(entry, "data_offsets");
+    const json_t *from = json_array_get(offsets, 0), *to = json_array_get(offsets, 1);
+    if (json_array_size(offsets) != 2 || !json_is_integer(from) || !json_is_integer(to)) {
+        return corrupt(h, tensor->name, "two integers in \"data_offsets\"", "something else");
+    }
+    int64_t begin = json_integer_value(from), end = json_integer_value(to), bytes;
+    if (begin < 0 || end < begin || (uint64_t)end > h->data_bytes) {
+        return mo_error_set(h->error, MO_E_CORRUPT,
+                            "%s: tensor %s: data_offsets [%lld, %lld] are outside of the file's %zu data bytes "
+                            "(truncated download?)",
+                            h->path, tensor->name, (long long)begin, (long long)end, h->data_bytes);
+    }
+    if (__builtin_mul_overflow(tensor->elements, (int64_t)dtype_bytes(tensor->dtype), &bytes) || bytes != end - begin) {
+        char shape[64];
+        return mo_error_set(h->error, MO_E_CORRUPT, "%s: tensor %s: %s %s does not take the %lld bytes it has",
+                            h->path, tensor->name, dtype_name(tensor->dtype), tensor_shape_text(tensor, shape),
+                            (long long)(end - begin));
+    }
+    tensor->data = h->data + begin;
+    tensor->bytes = (size_t)bytes;
+    return 0;
+}
+
+static int read_tensor(const struct header *h, const char *name, const json_t *entry, struct tensor *tensor) {
+    *tensor = (struct tensor){.name = arena_strdup(h->arena, name), .shard = h->shard};
+    if (!tensor->name) return mo_error_set(h->error, MO_E_NO_MEMORY, "%s: no memory for its tensors", h->path);
+    int code = read_dtype(h, entry, tensor);
+    if (!code) code = read_shape(h, entry, tensor);
+    if (!code) code = read_offsets(h, entry, tensor);
+    return code;
+}
+
+static int by_position(const void *a, const void *b) {
+    const struct tensor *x = a, *y = b;
+    if (x->data != y->data) return (const uint8_t *)x->data < (const uint8_t *)y->data ? -1 : 1;
+    return x->bytes < y->bytes ? -1 : x->bytes > y->bytes;
+}
+
+/* The format wants the data area covered without overlap and without holes. */
+static int check_layout(const struct header *h, struct tensor *tensors, int n) {
+    qsort(tensors, (size_t)n, sizeof *tensors, by_position);
+    const uint8_t *at = h->data;
+    for (int i = 0; i < n; i++) {
+        const uint8_t *begin = tensors[i].data;
+        if (begin != at) {
+            return mo_error_set(h->error, MO_E_CORRUPT, "%s: tensor %s: %s the tensor before it", h->path,
+                                tensors[i].name, begin < at ? "overlaps" : "leaves a hole after");
+        }
+        at = begin + tensors[i].bytes;
+    }
+    if (at != h->data + h->data_bytes) {
+        return mo_error_set(h->error, MO_E_CORRUPT, "%s: %zu bytes after the last tensor belong to none", h->path,
+                            (size_t)(h->data + h->data_bytes - at));
+    }
+    return 0;
+}
+
+static int read_entries(const struct header *h, json_t *root, struct tensor **out, int *n_out) {
+    if (!json_is_object(root)) return mo_error_set(h->error, MO_E_CORRUPT, "%s: header is not a JSON object", h->path);
+    struct tensor *tensors = arena_alloc_array(h->arena, json_object_size(root) + 1, sizeof *tensors);
+    if (!tensors) return mo_error_set(h->error, MO_E_NO_MEMORY, "%s: no memory for its tensors", h->path);
+    int n = 0;
+    const char *name;
+    json_t *entry;
+    json_object_foreach(root, name, entry) {
+        if (strcmp(name, "__metadata__") == 0) continue;
+        int code = read_tensor(h, name, entry, &tensors[n++]);
+        if (code) return code;
+    }
+    *out = tensors;
+    *n_out = n;
+    return check_layout(h, tensors, n);
+}
+
+int safetensors_parse(const uint8_t *data, size_t size, const char *path, int shard, struct arena *arena,
+                      struct tensor **out, int *n_out, size_t *header_bytes, struct mo_error *error) {
+    uint64_t length = 0;
+    if (size < 8) return mo_error_set(error, MO_E_CORRUPT, "%s: %zu bytes are no safetensors file", path, size);
+    for (int i = 7; i >= 0; i--) length = length << 8 | data[i];
+    if (length > size - 8 || length > MAX_HEADER_BYTES) {
+        return mo_error_set(error, MO_E_CORRUPT, "%s: header length %llu does not fit a file of %zu bytes", path,
+                            (unsigned long long)length, size);
+    }
+    json_t *root;
+    int code = json_parse((const char *)data + 8, (size_t)length, path, &root, error);
+    if (code) {
+        mo_error_prefix(error, "safetensors header");
+        return MO_E_CORRUPT;
+    }
+    struct header h = {data + 8 + length, size - 8 - (size_t)length, path, shard, arena, error};
+    code = read_entries(&h, root, out, n_out);
+    json_decref(root);
+    *header_bytes = 8 + (size_t)length;
+    return code;
+}

@@ -1,0 +1,307 @@
+#include "model/weights.h"
+
+#include <math.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "base/arena.h"
+#include "model/names.h"
+
+/* The binding in progress. `used` marks tensors that have found their place; what is left at the end is unknown. */
+struct binder {
+    const struct model *model;
+    const struct checkpoint *checkpoint;
+    struct arena *arena;
+    bool *used; /* [n_tensors] */
+    int layer, expert; /* what names are made with */
+    struct mo_error *error;
+};
+
+static const char *path_of(const struct binder *b, const struct tensor *tensor) {
+    return b->checkpoint->shards[tensor->shard].path;
+}
+
+static const struct tensor *find(const struct binder *b, enum role role, const char *suffix) {
+    char name[NAME_MAX_BYTES];
+    const struct tensor *tensor =
+        checkpoint_find(b->checkpoint, names_tensor(name, role, b->layer, b->expert, suffix));
+    if (tensor) b->used[tensor - b->checkpoint->tensors] = true;
+    return tensor;
+}
+
+__attribute__((format(printf, 4, 5))) static int refuse(const struct binder *b, int code,
+                                                        const struct tensor *tensor, const char *format, ...) {
+    char reason[512];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(reason, sizeof reason, format, arguments);
+    va_end(arguments);
+    return mo_error_set(b->error, code, "%s: tensor %s: %s", path_of(b, tensor), tensor->name, reason);
+}
+
+static int missing(const struct binder *b, enum role role, const char *suffix, int64_t rows, int64_t cols) {
+    char name[NAME_MAX_BYTES], shape[64];
+    names_tensor(name, role, b->layer, b->expert, suffix);
+    snprintf(shape, sizeof shape, cols ? "[%lld, %lld]" : "[%lld]", (long long)rows, (long long)cols);
+    return mo_error_set(b->error, MO_E_CORRUPT, "%s: tensor %s is missing (expected shape %s)",
+                        b->checkpoint->shards[0].path, name, shape);
+}
+
+static int check_shape(const struct binder *b, const struct tensor *tensor, int64_t rows, int64_t cols) {
+    bool same = tensor->n_dims == (cols ? 2 : 1) && tensor->shape[0] == rows && (!cols || tensor->shape[1] == cols);
+    if (same) return 0;
+    char expected[64], found[64];
+    snprintf(expected, sizeof expected, cols ? "[%lld, %lld]" : "[%lld]", (long long)rows, (long long)cols);
+    return refuse(b, MO_E_CORRUPT, tensor, "expected shape %s (by config.json), found %s", expected,
+                  tensor_shape_text(tensor, found));
+}
+
+static int check_alignment(const struct binder *b, const struct tensor *tensor) {
+    if ((uintptr_t)tensor->data % dtype_bytes(tensor->dtype) == 0) return 0;
+    return refuse(b, MO_E_UNSUPPORTED, tensor, "its data is not aligned to %zu bytes", dtype_bytes(tensor->dtype));
+}
+
+static float widen(const struct tensor *tensor, int64_t i) {
+    const uint8_t *at = (const uint8_t *)tensor->data + (size_t)i * dtype_bytes(tensor->dtype);
+    uint16_t half;
+    float single;
+    if (tensor->dtype == DTYPE_F32) {
+        memcpy(&single, at, sizeof single);
+        return single;
+    }
+    memcpy(&half, at, sizeof half);
+    return tensor->dtype == DTYPE_BF16 ? bf16_to_f32(half) : f16_to_f32(half);
+}
+
+/* A small tensor (norm, bias, scales) as fp32 in the arena, every value finite. */
+static int copy_values(const struct binder *b, const struct tensor *tensor, const float **out) {
+    if (tensor->dtype != DTYPE_F32 && tensor->dtype != DTYPE_F16 && tensor->dtype != DTYPE_BF16) {
+        return refuse(b, MO_E_UNSUPPORTED, tensor, "expected F32, F16 or BF16, found %s", dtype_name(tensor->dtype));
+    }
+    float *values = arena_alloc_array(b->arena, (size_t)tensor->elements, sizeof *values);
+    if (!values) return refuse(b, MO_E_NO_MEMORY, tensor, "no memory for its values");
+    for (int64_t i = 0; i < tensor->elements; i++) {
+        values[i] = widen(tensor, i);
+        if (!isfinite(values[i])) {
+            return refuse(b, MO_E_NUMERIC, tensor, "value %lld is %g: expected finite numbers", (long long)i,
+                          (double)values[i]);
+        }
+    }
+    *out = values;
+    return 0;
+}
+
+static int bind_vector(const struct binder *b, enum role role, const char *suffix, int n, const float **out) {
+    const struct tensor *tensor = find(b, role, suffix);
+    if (!tensor) return missing(b, role, suffix, n, 0);
+    int code = check_shape(b, tensor, n, 0);
+    return code ? code : copy_values(b, tensor, out);
+}
+
+/* FP8 with one scale per 128x128 block, per row, or for the whole matrix. */
+static int bind_fp8(const struct binder *b, enum role role, const struct tensor *tensor, struct mat *mat) {
+    if (b->model->quant != QUANT_FP8_BLOCK && b->model->quant != QUANT_FP8_SCALED) {
+        return refuse(b, MO_E_UNSUPPORTED, tensor, "found F8_E4M3, but config.json has no FP8 quantization_config");
+    }
+    bool block = b->model->quant == QUANT_FP8_BLOCK;
+    const char *suffix = block ? ".weight_scale_inv" : ".weight_scale";
+    int block_rows = b->model->quant_block[0], block_cols = b->model->quant_block[1];
+    int64_t rows = block ? (mat->rows + block_rows - 1) / block_rows : mat->rows;
+    int64_t cols = block ? (mat->cols + block_cols - 1) / block_cols : 1;
+    const struct tensor *scale = find(b, role, suffix);
+    if (!scale) return missing(b, role, suffix, rows, cols);
+    mat->format = MAT_FP8;
+    mat->scale_stride = (int)cols;
+    mat->scale_rows = block ? block_rows : 1;
+    mat->scale_cols = block ? block_cols : mat->cols;
+    if (!block && scale->elements == 1) {
+        mat->scale_rows = mat->rows;
+    } else if (block || scale->n_dims != 1 || scale->shape[0] != rows) { /* [rows] is as good as [rows, 1] */
+        int code = check_shape(b, scale, rows, cols);
+        if (code) return code;
+    }
+    return copy_values(b, scale, &mat->scale);
+}
+
+static int check_scales16(const struct binder *b, const struct tensor *scales) {
+    const uint16_t *bits = scales->data;
+    for (int64_t i = 0; i < scales->elements; i++) {
+        if ((bits[i] & 0x7c00) == 0x7c00) {
+            return refuse(b, MO_E_NUMERIC, scales, "scale %lld is %g: expected finite numbers", (long long)i,
+                          (double)f16_to_f32(bits[i]));
+        }
+    }
+    return 0;
+}
+
+/* One of the three tensors of an AWQ matrix. */
+static int find_awq_part(const struct binder *b, enum role role, const char *suffix, enum dtype dtype, int64_t rows,
+                         int64_t cols, const struct tensor **out) {
+    const struct tensor *tensor = find(b, role, suffix);
+    if (!tensor) return missing(b, role, suffix, rows, cols);
+    *out = tensor;
+    int code = check_shape(b, tensor, rows, cols);
+    if (!code) code = check_alignment(b, tensor);
+    if (!code && tensor->dtype != dtype) {
+        code = refuse(b, MO_E_UNSUPPORTED, tensor, "expected %s, found %s", dtype_name(dtype), dtype_name(tensor->dtype));
+    }
+    return code;
+}
+
+static int bind_awq(const struct binder *b, enum role role, const struct tensor *words, struct mat *mat) {
+    if (b->model->quant != QUANT_AWQ) {
+        return refuse(b, MO_E_UNSUPPORTED, words, "found packed weights, but config.json has no AWQ quantization_config");
+    }
+    if (mat->rows % 8) return refuse(b, MO_E_UNSUPPORTED, words, "expected outputs in eights, found %d", mat->rows);
+    int group = b->model->quant_group, groups = (mat->cols + group - 1) / group;
+    const struct tensor *zeros, *scales;
+    int code = find_awq_part(b, role, ".qweight", DTYPE_I32, mat->cols, mat->rows / 8, &words);
+    if (!code) code = find_awq_part(b, role, ".qzeros", DTYPE_I32, groups, mat->rows / 8, &zeros);
+    if (!code) code = find_awq_part(b, role, ".scales", DTYPE_F16, groups, mat->rows, &scales);
+    if (!code) code = check_scales16(b, scales);
+    if (code) return code;
+    mat->format = MAT_INT4_AWQ;
+    mat->data = words->data;
+    mat->zeros = zeros->data;
+    mat->scales16 = scales->data;
+    mat->group_size = group;
+    return 0;
+}
+
+static int bind_plain(const struct binder *b, enum role role, const struct tensor *tensor, struct mat *mat) {
+    mat->data = tensor->data;
+    switch (tensor->dtype) {
+    case DTYPE_F32: mat->format = MAT_F32; break;
+    case DTYPE_F16: mat->format = MAT_F16; break;
+    case DTYPE_BF16: mat->format = MAT_BF16; break;
+    case DTYPE_F8_E4M3: return bind_fp8(b, role, tensor, mat);
+    default:
+        return refuse(b, MO_E_UNSUPPORTED, tensor, "expected F32, F16, BF16 or F8_E4M3, found %s",
+                      dtype_name(tensor->dtype));
+    }
+    return 0;
+}
+
+static int bind_matrix(const struct binder *b, enum role role, int rows, int cols, struct mat *mat) {
+    *mat = (struct mat){.rows = rows, .cols = cols};
+    const struct tensor *words = find(b, role, ".qweight");
+    if (words) return bind_awq(b, role, words, mat);
+    const struct tensor *tensor = find(b, role, ".weight");
+    if (!tensor) return missing(b, role, ".weight", rows, cols);
+    int code = check_shape(b, tensor, rows, cols);
+    if (!code) code = check_alignment(b, tensor);
+    return code ? code : bind_plain(b, role, tensor, mat);
+}
+
+static int bind_mlp(const struct binder *b, enum role gate, int width, struct mlp *mlp) {
+    int hidden = b->model->hidden;
+    int code = bind_matrix(b, gate, width, hidden, &mlp->gate);
+    if (!code) code = bind_matrix(b, gate + 1, width, hidden, &mlp->up);
+    if (!code) code = bind_matrix(b, gate + 2, hidden, width, &mlp->down);
+    return code;
+}
+
+static int bind_attention(const struct binder *b, struct layer *layer) {
+    const struct model *m = b->model;
+    int q_out = m->heads * model_q_head_dim(m), hidden = m->hidden, code;
+    if (m->q_kind == Q_DIRECT) {
+        code = bind_matrix(b, ROLE_Q, q_out, hidden, &layer->q);
+    } else {
+        code = bind_matrix(b, ROLE_Q_A, m->q_lora, hidden, &layer->q_a);
+        if (!code) code = bind_vector(b, ROLE_Q_A_NORM, ".weight", m->q_lora, &layer->q_a_norm);
+        if (!code) code = bind_matrix(b, ROLE_Q_B, q_out, m->q_lora, &layer->q_b);
+    }
+    if (!code) code = bind_matrix(b, ROLE_KV_A, model_latent_dim(m), hidden, &layer->kv_a);
+    if (!code) code = bind_vector(b, ROLE_KV_A_NORM, ".weight", m->kv_lora, &layer->kv_a_norm);
+    if (!code) code = bind_matrix(b, ROLE_KV_B, m->heads * (m->nope_dim + m->v_dim), m->kv_lora, &layer->kv_b);
+    if (!code) code = bind_matrix(b, ROLE_O, hidden, m->heads * m->v_dim, &layer->o);
+    return code;
+}
+
+static int bind_experts(struct binder *b, struct layer *layer) {
+    const struct model *m = b->model;
+    int code = bind_matrix(b, ROLE_ROUTER, m->experts, m->hidden, &layer->router);
+    if (!code && m->gate_kind == GATE_SIGMOID_GROUPED) {
+        code = bind_vector(b, ROLE_ROUTER_BIAS, "", m->experts, &layer->router_bias);
+    }
+    if (!code && m->shared_experts) {
+        code = bind_mlp(b, ROLE_SHARED_GATE, m->shared_experts * m->expert_width, &layer->shared);
+    }
+    if (code) return code;
+    layer->experts = arena_alloc_array(b->arena, (size_t)m->experts, sizeof *layer->experts);
+    if (!layer->experts) return mo_error_set(b->error, MO_E_NO_MEMORY, "no memory for %d experts", m->experts);
+    for (int i = 0; i < m->experts && !code; i++) {
+        b->expert = i;
+        code = bind_mlp(b, ROLE_EXPERT_GATE, m->expert_width, &layer->experts[i]);
+    }
+    return code;
+}
+
+static int bind_layer(struct binder *b, int index, struct layer *layer) {
+    const struct model *m = b->model;
+    b->layer = index;
+    int code = bind_vector(b, ROLE_ATTN_NORM, ".weight", m->hidden, &layer->attn_norm);
+    if (!code) code = bind_attention(b, layer);
+    if (!code) code = bind_vector(b, ROLE_FFN_NORM, ".weight", m->hidden, &layer->ffn_norm);
+    if (code) return code;
+    if (model_layer_is_dense(m, index)) return bind_mlp(b, ROLE_DENSE_GATE, m->dense_width, &layer->dense);
+    return bind_experts(b, layer);
+}
+
+/* Left over and harmless: positions' frequencies, scales of quantised activations, prediction layers past the last. */
+static bool is_left_out(const struct binder *b, const struct tensor *tensor) {
+    int layer = names_layer(tensor->name), layers = b->model->layers;
+    if (layer >= layers && layer < layers + b->model->mtp_layers) return true;
+    if (b->model->tied_embedding && !strcmp(tensor->name, "lm_head.weight")) return true;
+    return names_is_ignored(tensor->name);
+}
+
+static int check_leftovers(const struct binder *b) {
+    for (int i = 0; i < b->checkpoint->n_tensors; i++) {
+        const struct tensor *tensor = &b->checkpoint->tensors[i];
+        if (b->used[i] || is_left_out(b, tensor)) continue;
+        return refuse(b, MO_E_UNSUPPORTED, tensor, "unknown tensor: config.json's %s has no place for it",
+                      b->model->architecture);
+    }
+    return 0;
+}
+
+static int bind_all(struct binder *b, struct weights *weights) {
+    const struct model *m = b->model;
+    weights->layers = arena_alloc_array(b->arena, (size_t)m->layers, sizeof *weights->layers);
+    if (!weights->layers || !b->used) return mo_error_set(b->error, MO_E_NO_MEMORY, "no memory for %d layers", m->layers);
+    int code = bind_matrix(b, ROLE_EMBED, m->vocab, m->hidden, &weights->embed);
+    for (int i = 0; i < m->layers && !code; i++) code = bind_layer(b, i, &weights->layers[i]);
+    if (!code) code = bind_vector(b, ROLE_FINAL_NORM, ".weight", m->hidden, &weights->final_norm);
+    if (m->tied_embedding) {
+        weights->head = weights->embed;
+    } else if (!code) {
+        code = bind_matrix(b, ROLE_HEAD, m->vocab, m->hidden, &weights->head);
+    }
+    if (!code) code = check_leftovers(b);
+    return code;
+}
+
+int weights_bind(struct weights *weights, const struct model *model, const struct checkpoint *checkpoint,
+                 struct mo_error *error) {
+    *weights = (struct weights){.arena = arena_create()};
+    if (!weights->arena) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the weights");
+    struct binder binder = {
+        .model = model,
+        .checkpoint = checkpoint,
+        .arena = weights->arena,
+        .used = calloc((size_t)checkpoint->n_tensors, sizeof(bool)),
+        .error = error,
+    };
+    int code = bind_all(&binder, weights);
+    free(binder.used);
+    if (code) weights_free(weights);
+    return code;
+}
+
+void weights_free(struct weights *weights) {
+    arena_destroy(weights->arena);
+    *weights = (struct weights){0};
+}

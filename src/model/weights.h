@@ -1,0 +1,46 @@
+/* model/weights.h - the checkpoint's tensors by role. Matrices point into the mapped files; only norms, router
+ * biases and FP8 scales are copied (widened to fp32, and checked to be finite). */
+#ifndef MOEBIUS_MODEL_WEIGHTS_H
+#define MOEBIUS_MODEL_WEIGHTS_H
+
+#include "model/checkpoint.h"
+#include "model/format.h"
+#include "model/model.h"
+
+struct mlp {
+    struct mat gate, up; /* [width][hidden] */
+    struct mat down;     /* [hidden][width] */
+};
+
+struct layer {
+    const float *attn_norm; /* [hidden] */
+    const float *ffn_norm;  /* [hidden] */
+    struct mat q;           /* Q_DIRECT [heads * (nope + rope)][hidden] */
+    struct mat q_a, q_b;    /* Q_LOW_RANK [q_lora][hidden], [heads * (nope + rope)][q_lora] */
+    const float *q_a_norm;  /* Q_LOW_RANK [q_lora] */
+    struct mat kv_a;        /* [kv_lora + rope][hidden] */
+    const float *kv_a_norm; /* [kv_lora] */
+    struct mat kv_b;        /* [heads * (nope + v)][kv_lora]: a head is [k_nope | v] */
+    struct mat o;           /* [hidden][heads * v] */
+
+    struct mlp dense;       /* the first layers; else: */
+    struct mat router;      /* [experts][hidden] */
+    const float *router_bias; /* [experts] or NULL */
+    struct mlp shared;        /* width shared_experts * expert_width; rows 0 if there are none */
+    struct mlp *experts;      /* [experts] */
+};
+
+struct weights {
+    struct mat embed, head;  /* [vocab][hidden] */
+    const float *final_norm; /* [hidden] */
+    struct layer *layers;    /* [layers] */
+    struct arena *arena;     /* owns everything above */
+};
+
+/* Binds every tensor of the checkpoint, or names the first that is missing, unknown, or of another shape or type than
+ * config.json says. The checkpoint must outlive the weights. */
+int weights_bind(struct weights *weights, const struct model *model, const struct checkpoint *checkpoint,
+                 struct mo_error *error);
+void weights_free(struct weights *weights); /* accepts a zeroed one */
+
+#endif
