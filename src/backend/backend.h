@@ -1,0 +1,89 @@
+/* backend/backend.h - one forward pass as a table of stages. A backend (CPU, CUDA) owns the weights in its own order,
+ * the pool of the latent cache and all scratch; forward.c calls the stages in order and knows nothing else.
+ *
+ * Contract: stages are called by one thread (the engine's); they never allocate, never fail for reasons of shape after
+ * backend_open succeeded, are deterministic, and give a row the same result whatever else is in its batch (for one
+ * form of attention). They may be asynchronous until end(). Errors (a NaN, a lost device) are kept and reported by end().
+ * Includes: base, model. */
+#ifndef MOEBIUS_BACKEND_BACKEND_H
+#define MOEBIUS_BACKEND_BACKEND_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include "base/error.h"
+#include "model/model.h"
+#include "model/weights.h"
+
+enum { KV_PAGE_TOKENS = 64 };
+
+enum kv_format { KV_F32, KV_BF16, KV_FP8, KV_FORMATS };
+enum compute { COMPUTE_FAST, COMPUTE_F32 };
+enum attention { ATTENTION_AUTO, ATTENTION_ABSORBED, ATTENTION_EXPANDED };
+
+/* Rows of one sequence: contiguous in the batch, consecutive positions. */
+struct batch_seq {
+    int first_row, n_rows;
+    int first_pos;        /* position of first_row; positions before it are in the cache already */
+    const int32_t *pages; /* page numbers covering positions 0 .. first_pos + n_rows - 1 */
+};
+
+/* What one step computes. Owned by the caller, unchanged until end(). */
+struct batch {
+    int n_rows;           /* 1 .. max_rows */
+    const int32_t *token; /* [n_rows] ids, checked by the caller against the vocabulary */
+    int n_seqs;
+    const struct batch_seq *seqs; /* [n_seqs] in order of first_row, together covering every row */
+    int n_logits;
+    const int32_t *logits_row; /* [n_logits] the rows whose logits are wanted, ascending */
+};
+
+struct backend_options {
+    int threads;
+    int max_rows;   /* largest n_rows */
+    int max_logits; /* largest n_logits */
+    int max_seqs;   /* largest n_seqs */
+    int n_pages;    /* pages in the pool, each for KV_PAGE_TOKENS tokens of all layers */
+    enum kv_format kv;
+    enum compute compute;
+    enum attention attention;
+};
+
+struct backend;
+struct backend_ops {
+    const char *name;
+    void (*close)(struct backend *backend);
+
+    void (*begin)(struct backend *backend, const struct batch *batch);
+    void (*embed)(struct backend *backend);                /* token rows -> residual [n][hidden] fp32 */
+    void (*attn_in)(struct backend *backend, int layer);   /* norm; q, kv_a; RoPE; latent to the cache; absorb q */
+    void (*attn)(struct backend *backend, int layer);      /* attention over pages; value up-projection */
+    void (*attn_out)(struct backend *backend, int layer);  /* o projection, added to the residual */
+    void (*ffn_dense)(struct backend *backend, int layer); /* norm; gate, up, down; added to the residual */
+    void (*route)(struct backend *backend, int layer);     /* norm; gate logits; top-k */
+    void (*experts)(struct backend *backend, int layer);   /* routed and shared experts, added to the residual */
+    void (*head)(struct backend *backend);                 /* final norm and lm_head for the flagged rows */
+    /* Waits for everything; MO_E_NUMERIC names layer, stage and row of the first NaN or infinity. */
+    int (*end)(struct backend *backend, struct mo_error *error);
+
+    /* Read back; valid until the next begin(). */
+    const float *(*logits)(struct backend *backend);   /* [n_logits][vocab] */
+    const float *(*residual)(struct backend *backend); /* [n_rows][hidden], as of the last stage */
+    /* The last route(): ids and weights [n_rows][top_k], in falling order of the score they were chosen by. */
+    void (*routing)(struct backend *backend, const int32_t **ids, const float **weights);
+};
+
+/* Every backend's state begins with this. */
+struct backend {
+    const struct backend_ops *ops;
+};
+
+/* Bytes of one token's cache row in one layer. */
+size_t kv_row_bytes(const struct model *model, enum kv_format kv);
+/* Bytes that a pool of n_pages takes, all layers. */
+size_t kv_pool_bytes(const struct model *model, enum kv_format kv, int n_pages);
+
+/* `model` and `weights` must outlive the backend. */
+int cpu_backend_open(struct backend **backend, const struct model *model, const struct weights *weights,
+                     const struct backend_options *options, struct mo_error *error);
+
+#endif

@@ -1,0 +1,287 @@
+#include "backend/cpu/cpu.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { STAGE_ALIGN = 64 };
+
+void stage_begin(struct cpu *cpu) {
+    cpu->stage.used = 0;
+}
+
+void *stage_alloc(struct cpu *cpu, size_t n) {
+    struct stage_scratch *stage = &cpu->stage;
+    void *block = stage->base + stage->used;
+    stage->used += (n + STAGE_ALIGN - 1) / STAGE_ALIGN * STAGE_ALIGN;
+    assert(stage->used <= stage->size);
+    return block;
+}
+
+float **cpu_row_pointers(struct cpu *cpu, float *base, size_t stride, int n) {
+    float **rows = stage_alloc(cpu, (size_t)n * sizeof *rows);
+    for (int i = 0; i < n; i++) rows[i] = base + (size_t)i * stride;
+    return rows;
+}
+
+void cpu_note_fault(struct cpu *cpu, int layer, const char *stage, int row) {
+    if (atomic_exchange(&cpu->fault.seen, 1)) return;
+    cpu->fault.layer = layer;
+    cpu->fault.stage = stage;
+    cpu->fault.row = row;
+}
+
+struct norm_task {
+    struct cpu *cpu;
+    const float *in, *weight;
+    float *out;
+    int width, layer;
+    size_t stride;
+    const char *stage;
+};
+
+static void norm_row(void *context, int row, int worker) {
+    (void)worker;
+    const struct norm_task *task = context;
+    const float *in = task->in + (size_t)row * task->stride;
+    float *out = task->out + (size_t)row * (size_t)task->width;
+    float mean = task->cpu->kern.rms_norm(in, task->weight, task->width, (float)task->cpu->model->norm_eps, out);
+    if (!isfinite(mean)) cpu_note_fault(task->cpu, task->layer, task->stage, row);
+}
+
+void cpu_norm_rows(struct cpu *cpu, const float *in, int width, size_t stride, const float *weight, float *out, int n,
+                   int layer, const char *stage) {
+    struct norm_task task = {cpu, in, weight, out, width, layer, stride, stage};
+    pool_run(cpu->pool, n, norm_row, &task);
+}
+
+static void cpu_begin(struct backend *backend, const struct batch *batch) {
+    struct cpu *cpu = (struct cpu *)backend;
+    assert(batch->n_rows >= 1 && batch->n_rows <= cpu->options.max_rows);
+    assert(batch->n_seqs <= cpu->options.max_seqs && batch->n_logits <= cpu->options.max_logits);
+    cpu->batch = batch;
+    atomic_store(&cpu->fault.seen, 0);
+    for (int s = 0; s < batch->n_seqs; s++) {
+        const struct batch_seq *seq = &batch->seqs[s];
+        cpu->expanded[s] = seq->n_rows >= cpu->expanded_from;
+        for (int i = 0; i < seq->n_rows; i++) {
+            cpu->pos[seq->first_row + i] = seq->first_pos + i;
+            cpu->seq[seq->first_row + i] = s;
+        }
+    }
+    cpu_rope_prepare(cpu);
+}
+
+static void embed_row(void *context, int row, int worker) {
+    (void)worker;
+    struct cpu *cpu = context;
+    int token = cpu->batch->token[row];
+    cpu->kern.decode_rows(&cpu->weights->embed, token, token + 1, cpu->x + (size_t)row * (size_t)cpu->model->hidden);
+}
+
+static void cpu_embed(struct backend *backend) {
+    struct cpu *cpu = (struct cpu *)backend;
+    pool_run(cpu->pool, cpu->batch->n_rows, embed_row, cpu);
+}
+
+/* Rows that want logits are gathered into `normed` first. */
+static void cpu_head(struct backend *backend) {
+    struct cpu *cpu = (struct cpu *)backend;
+    const struct model *m = cpu->model;
+    size_t hidden = (size_t)m->hidden;
+    int n = cpu->batch->n_logits;
+    stage_begin(cpu);
+    for (int i = 0; i < n; i++) {
+        int row = cpu->batch->logits_row[i];
+        float mean = cpu->kern.rms_norm(cpu->x + (size_t)row * hidden, cpu->weights->final_norm, m->hidden,
+                                        (float)m->norm_eps, cpu->normed + (size_t)i * hidden);
+        if (!isfinite(mean)) cpu_note_fault(cpu, m->layers - 1, "feed-forward", row);
+    }
+    cpu_linear(cpu, &cpu->weights->head, cpu->normed, hidden, cpu->logits, (size_t)m->vocab, n);
+    for (int i = 0; i < n; i++) {
+        float sum = 0;
+        for (int v = 0; v < m->vocab; v++) sum += cpu->logits[(size_t)i * (size_t)m->vocab + (size_t)v] * 0;
+        if (sum != 0) cpu_note_fault(cpu, m->layers, "head", cpu->batch->logits_row[i]); /* NaN * 0, Inf * 0 */
+    }
+}
+
+static int cpu_end(struct backend *backend, struct mo_error *error) {
+    struct cpu *cpu = (struct cpu *)backend;
+    const struct numeric_fault *fault = &cpu->fault;
+    if (!atomic_load(&cpu->fault.seen)) return 0;
+    int row = fault->row, token = cpu->batch->token[row];
+    char where[32];
+    snprintf(where, sizeof where, fault->layer < 0 ? "before layer 0" : "in layer %d", fault->layer);
+    return mo_error_set(error, MO_E_NUMERIC, "NaN or infinity %s, stage %s (batch row %d, position %d, token %d)",
+                        fault->layer == cpu->model->layers ? "after the last layer" : where, fault->stage, row,
+                        cpu->pos[row], token);
+}
+
+static const float *cpu_logits(struct backend *backend) {
+    return ((struct cpu *)backend)->logits;
+}
+
+static const float *cpu_residual(struct backend *backend) {
+    return ((struct cpu *)backend)->x;
+}
+
+static void cpu_routing(struct backend *backend, const int32_t **ids, const float **weights) {
+    *ids = ((struct cpu *)backend)->expert_id;
+    *weights = ((struct cpu *)backend)->expert_weight;
+}
+
+static void cpu_close(struct backend *backend) {
+    struct cpu *cpu = (struct cpu *)backend;
+    pool_destroy(cpu->pool);
+    kv_cache_close(cpu);
+    arena_destroy(cpu->arena);
+    free(cpu);
+}
+
+static const struct backend_ops cpu_ops = {
+    .name = "cpu",
+    .close = cpu_close,
+    .begin = cpu_begin,
+    .embed = cpu_embed,
+    .attn_in = cpu_attn_in,
+    .attn = cpu_attn,
+    .attn_out = cpu_attn_out,
+    .ffn_dense = cpu_ffn_dense,
+    .route = cpu_route,
+    .experts = cpu_experts,
+    .head = cpu_head,
+    .end = cpu_end,
+    .logits = cpu_logits,
+    .residual = cpu_residual,
+    .routing = cpu_routing,
+};
+
+/* Rows of one sequence from which expanding the cache costs less than absorbing: per query and key the absorbed form takes
+ * 2 (latent + kv_lora) operations a head, the expanded one 2 (q + v), plus 2 kv_lora (nope + v) once a key. */
+static int break_even_rows(const struct model *m, enum attention attention) {
+    if (attention == ATTENTION_ABSORBED) return INT32_MAX;
+    if (attention == ATTENTION_EXPANDED) return 0;
+    int64_t saved = model_latent_dim(m) + m->kv_lora - model_q_head_dim(m) - m->v_dim;
+    int64_t once = (int64_t)m->kv_lora * (m->nope_dim + m->v_dim);
+    if (saved <= 0) return INT32_MAX;
+    return (int)(once / saved) + 1;
+}
+
+/* An array of count floats that remembers a failed allocation, so that a list of them needs one check. */
+static float *floats(struct cpu *cpu, size_t a, size_t b, size_t c, bool *failed) {
+    size_t n;
+    float *array = NULL;
+    if (!__builtin_mul_overflow(a, b, &n) && !__builtin_mul_overflow(n, c, &n)) {
+        array = arena_alloc_array(cpu->arena, n ? n : 1, sizeof(float));
+    }
+    *failed |= !array;
+    return array;
+}
+
+static void open_workers(struct cpu *cpu, bool *failed) {
+    const struct model *m = cpu->model;
+    size_t kv_lora = (size_t)m->kv_lora, latent = (size_t)model_latent_dim(m), page = KV_PAGE_TOKENS;
+    cpu->workers = arena_alloc_array(cpu->arena, (size_t)cpu->options.threads, sizeof *cpu->workers);
+    *failed |= !cpu->workers;
+    for (int i = 0; i < cpu->options.threads && !*failed; i++) {
+        struct worker_scratch *w = &cpu->workers[i];
+        w->page = floats(cpu, page, latent, 1, failed);
+        w->weight = floats(cpu, (size_t)(m->nope_dim + m->v_dim), kv_lora, 1, failed);
+        w->key = floats(cpu, page, (size_t)model_q_head_dim(m), 1, failed);
+        w->value = floats(cpu, page, (size_t)m->v_dim, 1, failed);
+        w->score = floats(cpu, ATTENTION_ROWS, page, 1, failed);
+        w->sum = floats(cpu, (size_t)cpu->options.max_rows, LINEAR_BLOCK, 1, failed);
+    }
+}
+
+static size_t larger(size_t a, size_t b) {
+    return a > b ? a : b;
+}
+
+static void open_activations(struct cpu *cpu, bool *failed) {
+    const struct model *m = cpu->model;
+    size_t rows = (size_t)cpu->options.max_rows, heads = (size_t)m->heads, hidden = (size_t)m->hidden;
+    size_t routed = (size_t)m->top_k * (size_t)m->expert_width, dense = m->dense_layers ? (size_t)m->dense_width : 0;
+    size_t shared = (size_t)m->shared_experts * (size_t)m->expert_width;
+    cpu->rotation = floats(cpu, rows, (size_t)m->rope_dim, 1, failed);
+    cpu->x = floats(cpu, rows, hidden, 1, failed);
+    cpu->normed = floats(cpu, larger(rows, (size_t)cpu->options.max_logits), hidden, 1, failed);
+    cpu->q_a = floats(cpu, rows, (size_t)m->q_lora, 1, failed);
+    cpu->q = floats(cpu, rows, heads, (size_t)model_q_head_dim(m), failed);
+    cpu->kv_a = floats(cpu, rows, (size_t)model_latent_dim(m), 1, failed);
+    cpu->max = floats(cpu, rows, heads, 1, failed);
+    cpu->sum = floats(cpu, rows, heads, 1, failed);
+    cpu->attended = floats(cpu, rows, heads, (size_t)m->v_dim, failed);
+    if (cpu->options.attention != ATTENTION_EXPANDED) {
+        cpu->q_latent = floats(cpu, rows, heads, (size_t)model_latent_dim(m), failed);
+        cpu->acc = floats(cpu, rows, heads, (size_t)m->kv_lora, failed);
+    }
+    cpu->gate = floats(cpu, rows, larger(routed, dense), 1, failed);
+    cpu->up = floats(cpu, rows, larger(routed, dense), 1, failed);
+    cpu->shared_gate = floats(cpu, rows, shared, 1, failed);
+    cpu->shared_up = floats(cpu, rows, shared, 1, failed);
+    cpu->score = floats(cpu, rows, (size_t)m->experts, 1, failed);
+    cpu->expert_id = (int32_t *)floats(cpu, rows, (size_t)m->top_k, 1, failed);
+    cpu->expert_weight = floats(cpu, rows, (size_t)m->top_k, 1, failed);
+    cpu->logits = floats(cpu, (size_t)cpu->options.max_logits, (size_t)m->vocab, 1, failed);
+}
+
+/* The most that any stage asks of stage_alloc: the experts stage lists everything twice, the others less. */
+static size_t stage_bytes(const struct cpu *cpu) {
+    const struct model *m = cpu->model;
+    size_t rows = larger((size_t)cpu->options.max_rows, (size_t)cpu->options.max_logits);
+    size_t pairs = rows * (size_t)m->top_k, threads = (size_t)cpu->options.threads;
+    size_t lists = (8 * rows + 8 * pairs + threads * rows) * sizeof(void *) + pairs * sizeof(struct q8_row);
+    size_t jobs = (2 * (size_t)m->experts + 8) * (sizeof(struct linear) + 4 * sizeof(int)) + pairs * 2 * sizeof(int);
+    int n = (int)rows, width = m->dense_width > m->hidden ? m->dense_width : m->hidden;
+    int attended = m->heads * m->v_dim;
+    size_t quantized = cpu_quantized_bytes(n, m->hidden) * 3 + cpu_quantized_bytes(n, width) +
+                       cpu_quantized_bytes(n, attended) + cpu_quantized_bytes(n, m->q_lora + 1) +
+                       cpu_quantized_bytes((int)pairs, m->expert_width + 1) +
+                       cpu_quantized_bytes(n, m->shared_experts * m->expert_width + 1);
+    return lists + jobs + quantized + 64 * STAGE_ALIGN;
+}
+
+static int open_memory(struct cpu *cpu, struct mo_error *error) {
+    const struct model *m = cpu->model;
+    bool failed = false;
+    cpu->frequency = arena_alloc_array(cpu->arena, (size_t)m->rope_dim, sizeof *cpu->frequency);
+    cpu->pos = arena_alloc_array(cpu->arena, (size_t)cpu->options.max_rows, sizeof *cpu->pos);
+    cpu->seq = arena_alloc_array(cpu->arena, (size_t)cpu->options.max_rows, sizeof *cpu->seq);
+    cpu->expanded = arena_alloc_array(cpu->arena, (size_t)cpu->options.max_seqs, sizeof *cpu->expanded);
+    cpu->stage.size = stage_bytes(cpu);
+    cpu->stage.base = arena_alloc(cpu->arena, cpu->stage.size);
+    open_workers(cpu, &failed);
+    open_activations(cpu, &failed);
+    if (failed || !cpu->frequency || !cpu->pos || !cpu->seq || !cpu->expanded || !cpu->stage.base) {
+        return mo_error_set(error, MO_E_NO_MEMORY, "no memory for a batch of %d rows (--max-num-batched-tokens makes it "
+                            "smaller)", cpu->options.max_rows);
+    }
+    return 0;
+}
+
+int cpu_backend_open(struct backend **backend, const struct model *model, const struct weights *weights,
+                     const struct backend_options *options, struct mo_error *error) {
+    enum cpu_level level;
+    int code = cpu_level_get(&level, error);
+    if (code) return code;
+    struct cpu *cpu = calloc(1, sizeof *cpu);
+    if (!cpu) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the CPU backend");
+    *cpu = (struct cpu){.backend = {&cpu_ops}, .model = model, .weights = weights, .options = *options};
+    kern_init(&cpu->kern, level);
+    cpu->magnitude = (float)model_rope_magnitude(model);
+    cpu->softmax_scale = (float)model_softmax_scale(model);
+    cpu->expanded_from = break_even_rows(model, options->attention);
+    cpu->arena = arena_create();
+    code = cpu->arena ? open_memory(cpu, error) : mo_error_set(error, MO_E_NO_MEMORY, "no memory for the CPU backend");
+    if (!code) code = kv_cache_open(cpu, error);
+    if (!code) code = pool_create(&cpu->pool, options->threads, error);
+    if (code) {
+        cpu_close(&cpu->backend);
+        return code;
+    }
+    model_rope_frequencies(model, cpu->frequency);
+    *backend = &cpu->backend;
+    return 0;
+}

@@ -1,0 +1,142 @@
+/* backend/cpu/cpu.h - the CPU backend's state, shared by its files: cpu.c (open, close, simple stages), linear.c
+ * (matrix products over the thread pool), attention.c, rope.c, kv_cache.c, moe.c. Engine thread, except inside pool tasks.
+ * Includes: backend.h, kern.h, base. */
+#ifndef MOEBIUS_BACKEND_CPU_CPU_H
+#define MOEBIUS_BACKEND_CPU_CPU_H
+
+#include <stdatomic.h>
+#include "backend/backend.h"
+#include "backend/cpu/kern.h"
+#include "base/arena.h"
+#include "base/pool.h"
+
+enum {
+    LINEAR_BLOCK = 64,     /* weight rows per task: small enough to spread, large enough to stream; AWQ wants a multiple of 8 */
+    ATTENTION_ROWS = 32,   /* query rows that share a pass over a page */
+};
+
+/* Memory for one worker thread. */
+struct worker_scratch {
+    float *page;   /* [KV_PAGE_TOKENS][latent] one page of the cache, widened */
+    float *weight; /* [nope + v][kv_lora] kv_b of one head, widened */
+    float *key;    /* [KV_PAGE_TOKENS][nope + rope] expanded */
+    float *value;  /* [KV_PAGE_TOKENS][v] expanded */
+    float *score;  /* [ATTENTION_ROWS][KV_PAGE_TOKENS] */
+    float *sum;    /* [max_rows][LINEAR_BLOCK] products on their way into an accumulator */
+};
+
+/* Short-lived arrays of one stage (pointer lists, quantised activations); emptied when the next stage begins. */
+struct stage_scratch {
+    uint8_t *base;
+    size_t used, size;
+};
+
+/* The first row that was not finite. */
+struct numeric_fault {
+    atomic_int seen;
+    int layer, row;
+    const char *stage;
+};
+
+struct cpu {
+    struct backend backend; /* first: a struct backend * is a struct cpu * */
+    const struct model *model;
+    const struct weights *weights;
+    struct backend_options options;
+    struct kern kern;
+    struct pool *pool;
+    struct arena *arena;
+
+    const struct batch *batch; /* between begin and end */
+    int32_t *pos;              /* [max_rows] position of each row */
+    int32_t *seq;              /* [max_rows] its index in batch->seqs */
+    bool *expanded;            /* [max_seqs] which form of attention this step uses */
+
+    double *frequency;   /* [rope / 2] */
+    float magnitude;     /* of cos and sin */
+    float softmax_scale;
+    int expanded_from;   /* ATTENTION_AUTO: rows of one sequence from which expanding pays */
+    float *rotation;     /* [max_rows][rope / 2][2] cos, sin */
+
+    uint8_t *cache; /* [layers][n_pages][KV_PAGE_TOKENS] rows of row_bytes */
+    size_t cache_bytes, row_bytes;
+
+    float *x;        /* [max_rows][hidden] the residual stream */
+    float *normed;   /* [max_rows][hidden] */
+    float *q_a;      /* [max_rows][q_lora] */
+    float *q;        /* [max_rows][heads][nope + rope] */
+    float *kv_a;     /* [max_rows][latent] */
+    float *q_latent; /* [max_rows][heads][latent] absorbed */
+    float *acc;      /* [max_rows][heads][kv_lora] absorbed */
+    float *max, *sum; /* [max_rows][heads] running softmax */
+    float *attended; /* [max_rows][heads][v] */
+
+    float *gate, *up;   /* [max_rows * top_k][expert_width], or [max_rows][dense_width] */
+    float *shared_gate, *shared_up; /* [max_rows][shared_experts * expert_width] */
+    float *score;       /* [max_rows][experts] router logits, then scores */
+    int32_t *expert_id; /* [max_rows][top_k] */
+    float *expert_weight; /* [max_rows][top_k] */
+
+    float *logits; /* [max_logits][vocab] */
+
+    struct worker_scratch *workers; /* [threads] */
+    struct stage_scratch stage;
+    struct numeric_fault fault;
+};
+
+/* cpu.c */
+void *stage_alloc(struct cpu *cpu, size_t n);
+void stage_begin(struct cpu *cpu);
+/* Remembers the first non-finite row; any thread. */
+void cpu_note_fault(struct cpu *cpu, int layer, const char *stage, int row);
+/* out = RMS norm of n rows; a non-finite row is blamed on `stage` of `layer`, which produced it. */
+void cpu_norm_rows(struct cpu *cpu, const float *in, int width, size_t stride, const float *weight, float *out, int n,
+                   int layer, const char *stage);
+/* [n] pointers to rows of `base`, in stage memory. */
+float **cpu_row_pointers(struct cpu *cpu, float *base, size_t stride, int n);
+
+/* linear.c - y = x W^T for lists of rows. */
+struct linear {
+    const struct mat *w;
+    const float *const *x; /* [n] */
+    float *const *y;       /* [n] */
+    const float *scale;    /* [n] factor of each row, for cpu_linear_sum; NULL: 1 */
+    int n;
+    const struct q8_row *q; /* [n] or NULL; filled by cpu_linear_quantize */
+};
+/* Bytes of stage memory that quantising n rows of `cols` takes. */
+size_t cpu_quantized_bytes(int n, int cols);
+/* x in 8 bits where the format and the compute mode want it, else NULL. */
+const struct q8_row *cpu_quantize(struct cpu *cpu, const struct mat *w, const float *const *x, int n);
+/* Every job's y is overwritten. */
+void cpu_linear_each(struct cpu *cpu, const struct linear *jobs, int n_jobs);
+/* y[i] += scale[i] * (x[i] W^T), jobs in order: all have the same number of weight rows and may share y rows. */
+void cpu_linear_sum(struct cpu *cpu, const struct linear *jobs, int n_jobs);
+/* One matrix on contiguous rows. */
+void cpu_linear(struct cpu *cpu, const struct mat *w, float *x, size_t x_stride, float *y, size_t y_stride, int n);
+
+/* rope.c */
+void cpu_rope_prepare(struct cpu *cpu); /* rotation for the batch's positions */
+void cpu_rope_apply(const struct cpu *cpu, int row, float *pairs /* [rope] */);
+
+/* kv_cache.c */
+int kv_cache_open(struct cpu *cpu, struct mo_error *error);
+void kv_cache_close(struct cpu *cpu);
+uint8_t *kv_cache_page(const struct cpu *cpu, int layer, int page);
+void kv_cache_store(const struct cpu *cpu, uint8_t *row, const float *latent /* [latent] */);
+/* The first n_tokens of a page, widened: out [n_tokens][latent]. */
+void kv_cache_load(const struct cpu *cpu, const uint8_t *page, int n_tokens, float *out);
+
+/* attention.c */
+void cpu_attn_in(struct backend *backend, int layer);
+void cpu_attn(struct backend *backend, int layer);
+void cpu_attn_out(struct backend *backend, int layer);
+
+/* moe.c */
+void cpu_ffn_dense(struct backend *backend, int layer);
+void cpu_route(struct backend *backend, int layer);
+void cpu_experts(struct backend *backend, int layer);
+/* One token's choice: scores [experts] (logits in, scores out), ids and weights [top_k]. */
+void cpu_choose_experts(const struct model *model, const float *bias, float *scores, int32_t *ids, float *weights);
+
+#endif

@@ -1,0 +1,11 @@
+#include "backend/cpu/kern.h"
+
+void kern_init(struct kern *kern, enum cpu_level level) {
+    kern_init_ref(kern);
+#if defined(__x86_64__)
+    if (level >= CPU_AVX2) kern_init_avx2(kern);
+    if (level >= CPU_AVX512) kern_init_avx512(kern);
+#else
+    (void)level;
+#endif
+}

@@ -1,0 +1,72 @@
+/* backend/cpu/kern.h - the CPU kernels: a table of function pointers filled with the plain C reference, then
+ * overwritten level by level (dav1d's scheme). Kernels see ranges of rows; threads sit above them.
+ *
+ * Sameness: for each (row, token) the order of additions depends on the matrix alone, never on n, r0, r1 or
+ * pointers; so a token's result is the same bits alone or in any batch. Levels may differ in the last bits.
+ * No kernel allocates, and none reads or writes outside the arrays it is given. Pointers are 4-byte aligned;
+ * weights as format.h says. Includes: base/cpu.h, model/format.h. */
+#ifndef MOEBIUS_BACKEND_CPU_KERN_H
+#define MOEBIUS_BACKEND_CPU_KERN_H
+
+#include "base/cpu.h"
+#include "model/format.h"
+
+enum { Q8_GROUP = 32 };
+
+/* One token's activations in 8 bits: x[k] = q[k] * scale[k / 32]. Built by kern.quantize; every level builds
+ * the same bits. q is x * (127 / amax), rounded to nearest even, so |q| <= 127. A group whose amax is below
+ * 2^-100 counts as zero; one with Inf or NaN gets scale NaN and q 0, so that the fault shows in the output. */
+struct q8_row {
+    int8_t *q;      /* [cols rounded up to 32]; the tail is 0 */
+    float *scale;   /* [groups of 32] amax / 127; 0 for an all-zero group */
+    int32_t *sum;   /* [groups of 32] sum of q: what a weight's zero point multiplies */
+};
+
+/* y[t][r] = sum_k W[r][k] * x[t][k] for r in [r0, r1), t in [0, n), in fp32. y[t] points at row 0. */
+typedef void kern_gemm(const struct mat *w, int r0, int r1, const float *const *x, int n, float *const *y);
+/* The same for 4-bit weights and 8-bit activations. For each group of 32 k, ascending, from y = 0:
+ * y = fmaf((float)(isum - z * qsum), wscale * xscale, y), where isum = sum of nibble * q is an exact integer. */
+typedef void kern_gemm_q8(const struct mat *w, int r0, int r1, const struct q8_row *x, int n, float *const *y);
+
+struct kern {
+    const char *name; /* "ref", "avx2", "avx512" */
+
+    /* For INT4_AWQ, r0 and r1 are multiples of 8 (or r1 == rows); other formats take any range. */
+    kern_gemm *gemm[MAT_FORMATS];
+    kern_gemm_q8 *gemm_q8; /* INT4_AWQ */
+
+    /* x [n] -> q8 with round to nearest even; n any. */
+    void (*quantize)(const float *x, int n, struct q8_row *out);
+
+    /* As format_decode_rows, same bits. */
+    void (*decode_rows)(const struct mat *w, int r0, int r1, float *out);
+
+    /* acc[i][c] = acc[i][c] * keep[i] + sum_t p[i][t] * v[t][c]: the value side of attention (keep = the
+     * softmax correction) and the absorbed projections (keep NULL means 0: acc is overwritten).
+     * i in [0, m), t in [0, n_t), c in [0, n_c); *_stride in floats. */
+    void (*weighted_sum)(float *acc, size_t acc_stride, const float *keep, const float *p, size_t p_stride,
+                         const float *v, size_t v_stride, int m, int n_t, int n_c);
+
+    /* One online-softmax step over scores s[n], n >= 1: s *= scale; new max = max(*max, max s);
+     * s[i] = exp(s[i] - new max); *sum = *sum * keep + sum of s; returns keep = exp(old max - new max)
+     * (old *max may be -INFINITY: keep is then 0). */
+    float (*softmax_step)(float *s, int n, float scale, float *max, float *sum);
+
+    /* out[i] = x[i] / sqrt(mean(x^2) + eps) * weight[i]; returns mean(x^2), so that a caller sees NaN and Inf
+     * for free. out may be x. */
+    float (*rms_norm)(const float *x, const float *weight, int n, float eps, float *out);
+
+    /* gate[i] = gate[i] / (1 + exp(-gate[i])) * up[i] */
+    void (*silu_mul)(float *gate, const float *up, int n);
+
+    /* x[i] += a * y[i] */
+    void (*add_scaled)(float *x, float a, const float *y, int n);
+};
+
+/* The table for a level. Each kern_init_* overwrites what it does better. */
+void kern_init(struct kern *kern, enum cpu_level level);
+void kern_init_ref(struct kern *kern);
+void kern_init_avx2(struct kern *kern);
+void kern_init_avx512(struct kern *kern);
+
+#endif

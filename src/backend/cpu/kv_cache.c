@@ -1,0 +1,113 @@
+#include <errno.h>
+#include <math.h>
+#include <string.h>
+#include <sys/mman.h>
+#include "backend/cpu/cpu.h"
+
+/* An fp8 row: e4m3 [kv_lora] | fp32 scale per 128 of them | rope bf16, padded to 16 bytes. The rope part stays in
+ * bf16: its error would turn with the position. */
+enum { SCALE_GROUP = 128, ROW_ALIGN = 16 };
+
+static int count_scales(const struct model *model) {
+    return (model->kv_lora + SCALE_GROUP - 1) / SCALE_GROUP;
+}
+
+size_t kv_row_bytes(const struct model *model, enum kv_format kv) {
+    size_t latent = (size_t)model_latent_dim(model);
+    if (kv == KV_F32) return latent * 4;
+    if (kv == KV_BF16) return latent * 2;
+    size_t bytes = (size_t)model->kv_lora + (size_t)count_scales(model) * 4 + (size_t)model->rope_dim * 2;
+    return (bytes + ROW_ALIGN - 1) / ROW_ALIGN * ROW_ALIGN;
+}
+
+size_t kv_pool_bytes(const struct model *model, enum kv_format kv, int n_pages) {
+    return (size_t)model->layers * (size_t)n_pages * KV_PAGE_TOKENS * kv_row_bytes(model, kv);
+}
+
+/* Pages are taken from the system when they are first written. */
+int kv_cache_open(struct cpu *cpu, struct mo_error *error) {
+    cpu->row_bytes = kv_row_bytes(cpu->model, cpu->options.kv);
+    size_t bytes = kv_pool_bytes(cpu->model, cpu->options.kv, cpu->options.n_pages);
+    void *cache = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (cache == MAP_FAILED) {
+        return mo_error_set(error, MO_E_NO_MEMORY, "no memory for a cache of %.2f GiB (%s); a smaller --max-model-len "
+                            "or --kv-cache-dtype fp8 makes it smaller", (double)bytes / (1 << 30), strerror(errno));
+    }
+    cpu->cache = cache;
+    cpu->cache_bytes = bytes;
+    return 0;
+}
+
+void kv_cache_close(struct cpu *cpu) {
+    if (cpu->cache) munmap(cpu->cache, cpu->cache_bytes);
+}
+
+uint8_t *kv_cache_page(const struct cpu *cpu, int layer, int page) {
+    size_t index = (size_t)layer * (size_t)cpu->options.n_pages + (size_t)page;
+    return cpu->cache + index * KV_PAGE_TOKENS * cpu->row_bytes;
+}
+
+static void store_bf16(uint8_t *out, const float *values, int n) {
+    for (int i = 0; i < n; i++) {
+        uint16_t bits = f32_to_bf16(values[i]);
+        memcpy(out + 2 * (size_t)i, &bits, 2);
+    }
+}
+
+/* scale = amax / 448 maps the largest value to e4m3's largest; an all-zero group gets 1. A NaN stays one. */
+static float store_fp8_group(uint8_t *out, const float *values, int n) {
+    float amax = 0;
+    for (int i = 0; i < n; i++) {
+        float size = fabsf(values[i]);
+        if (!(size <= amax)) amax = size;
+    }
+    float scale = amax == 0 ? 1 : amax / 448;
+    for (int i = 0; i < n; i++) out[i] = f32_to_e4m3(values[i] / scale);
+    return scale;
+}
+
+static void store_fp8(const struct model *model, uint8_t *row, const float *latent) {
+    uint8_t *scales = row + model->kv_lora;
+    for (int i = 0; i < model->kv_lora; i += SCALE_GROUP) {
+        int n = model->kv_lora - i < SCALE_GROUP ? model->kv_lora - i : SCALE_GROUP;
+        float scale = store_fp8_group(row + i, latent + i, n);
+        memcpy(scales, &scale, sizeof scale);
+        scales += sizeof scale;
+    }
+    store_bf16(scales, latent + model->kv_lora, model->rope_dim);
+}
+
+void kv_cache_store(const struct cpu *cpu, uint8_t *row, const float *latent) {
+    int n = model_latent_dim(cpu->model);
+    switch (cpu->options.kv) {
+    case KV_F32: memcpy(row, latent, (size_t)n * sizeof *latent); break;
+    case KV_BF16: store_bf16(row, latent, n); break;
+    default: store_fp8(cpu->model, row, latent); break;
+    }
+}
+
+static void load_fp8(const struct cpu *cpu, const uint8_t *row, float *out) {
+    const struct model *model = cpu->model;
+    const uint8_t *scales = row + model->kv_lora;
+    for (int i = 0; i < model->kv_lora; i += SCALE_GROUP, scales += sizeof(float)) {
+        int n = model->kv_lora - i < SCALE_GROUP ? model->kv_lora - i : SCALE_GROUP;
+        float scale;
+        memcpy(&scale, scales, sizeof scale);
+        struct mat group = {.format = MAT_FP8, .rows = 1, .cols = n, .data = row + i, .scale = &scale,
+                            .scale_rows = 1, .scale_cols = n, .scale_stride = 1};
+        cpu->kern.decode_rows(&group, 0, 1, out + i);
+    }
+    struct mat rope = {.format = MAT_BF16, .rows = 1, .cols = model->rope_dim, .data = scales};
+    cpu->kern.decode_rows(&rope, 0, 1, out + model->kv_lora);
+}
+
+void kv_cache_load(const struct cpu *cpu, const uint8_t *page, int n_tokens, float *out) {
+    int n = model_latent_dim(cpu->model);
+    if (cpu->options.kv != KV_FP8) {
+        struct mat rows = {.format = cpu->options.kv == KV_F32 ? MAT_F32 : MAT_BF16, .rows = n_tokens, .cols = n,
+                           .data = page};
+        cpu->kern.decode_rows(&rows, 0, n_tokens, out);
+        return;
+    }
+    for (int t = 0; t < n_tokens; t++) load_fp8(cpu, page + (size_t)t * cpu->row_bytes, out + (size_t)t * (size_t)n);
+}

@@ -1,0 +1,136 @@
+#include "backend/cpu/cpu.h"
+
+/* The kernels write y[t][r] for r in [r0, r1). Into a block that starts at r0 they are handed a pointer r0 floats
+ * before it; only the block itself is touched. */
+static float *before_block(float *block, int r0) {
+    return (float *)((uintptr_t)block - (uintptr_t)r0 * sizeof(float));
+}
+
+static int count_blocks(const struct mat *w) {
+    return (w->rows + LINEAR_BLOCK - 1) / LINEAR_BLOCK;
+}
+
+static void multiply(const struct kern *kern, const struct linear *job, int r0, int r1, float *const *y) {
+    if (job->q && job->w->format == MAT_INT4_AWQ) { /* experts of one layer may differ in format */
+        kern->gemm_q8(job->w, r0, r1, job->q, job->n, y);
+    } else {
+        kern->gemm[job->w->format](job->w, r0, r1, job->x, job->n, y);
+    }
+}
+
+static int block_end(const struct mat *w, int r0) {
+    return r0 + LINEAR_BLOCK < w->rows ? r0 + LINEAR_BLOCK : w->rows;
+}
+
+/* Quantising, a row a task. */
+struct quantize_task {
+    const struct kern *kern;
+    const float *const *x;
+    struct q8_row *q;
+    int cols;
+};
+
+static void quantize_row(void *context, int index, int worker) {
+    (void)worker;
+    const struct quantize_task *task = context;
+    task->kern->quantize(task->x[index], task->cols, &task->q[index]);
+}
+
+static size_t round_up(size_t n, size_t unit) {
+    return (n + unit - 1) / unit * unit;
+}
+
+size_t cpu_quantized_bytes(int n, int cols) {
+    size_t groups = ((size_t)cols + Q8_GROUP - 1) / Q8_GROUP;
+    size_t row = round_up(groups * Q8_GROUP, 64) + 2 * round_up(groups * 4, 64);
+    return (size_t)n * (row + sizeof(struct q8_row)) + 128;
+}
+
+const struct q8_row *cpu_quantize(struct cpu *cpu, const struct mat *w, const float *const *x, int n) {
+    if (w->format != MAT_INT4_AWQ || cpu->options.compute == COMPUTE_F32) return NULL;
+    size_t groups = ((size_t)w->cols + Q8_GROUP - 1) / Q8_GROUP;
+    size_t values = round_up(groups * Q8_GROUP, 64), words = round_up(groups * 4, 64);
+    struct q8_row *q = stage_alloc(cpu, (size_t)n * sizeof *q);
+    uint8_t *at = stage_alloc(cpu, (size_t)n * (values + 2 * words));
+    for (int i = 0; i < n; i++, at += values + 2 * words) {
+        q[i] = (struct q8_row){(int8_t *)at, (float *)(at + values), (int32_t *)(at + values + words)};
+    }
+    struct quantize_task task = {&cpu->kern, x, q, w->cols};
+    pool_run(cpu->pool, n, quantize_row, &task);
+    return q;
+}
+
+struct each_task {
+    const struct cpu *cpu;
+    const struct linear *jobs;
+    const int *first; /* [n_jobs + 1] index of each job's first block */
+    int n_jobs;
+};
+
+/* The job that block `index` belongs to. */
+static int find_job(const struct each_task *task, int index) {
+    int low = 0, high = task->n_jobs;
+    while (high - low > 1) {
+        int middle = (low + high) / 2;
+        if (task->first[middle] <= index) {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    return low;
+}
+
+static void run_each(void *context, int index, int worker) {
+    (void)worker;
+    const struct each_task *task = context;
+    int which = find_job(task, index);
+    const struct linear *job = &task->jobs[which];
+    int r0 = (index - task->first[which]) * LINEAR_BLOCK;
+    multiply(&task->cpu->kern, job, r0, block_end(job->w, r0), job->y);
+}
+
+void cpu_linear_each(struct cpu *cpu, const struct linear *jobs, int n_jobs) {
+    int *first = stage_alloc(cpu, (size_t)(n_jobs + 1) * sizeof *first);
+    first[0] = 0;
+    for (int i = 0; i < n_jobs; i++) first[i + 1] = first[i] + count_blocks(jobs[i].w);
+    struct each_task task = {cpu, jobs, first, n_jobs};
+    pool_run(cpu->pool, first[n_jobs], run_each, &task);
+}
+
+struct sum_task {
+    const struct cpu *cpu;
+    const struct linear *jobs;
+    float **block; /* [threads][max_rows] pointers into the worker's block */
+    int n_jobs;
+};
+
+static void run_sum(void *context, int index, int worker) {
+    const struct sum_task *task = context;
+    const struct cpu *cpu = task->cpu;
+    int r0 = index * LINEAR_BLOCK, r1 = block_end(task->jobs[0].w, r0);
+    float **block = task->block + (size_t)worker * (size_t)cpu->options.max_rows;
+    float *sum = cpu->workers[worker].sum;
+    for (int i = 0; i < cpu->batch->n_rows; i++) block[i] = before_block(sum + (size_t)i * LINEAR_BLOCK, r0);
+    for (int j = 0; j < task->n_jobs; j++) {
+        const struct linear *job = &task->jobs[j];
+        multiply(&cpu->kern, job, r0, r1, block);
+        for (int i = 0; i < job->n; i++) {
+            float scale = job->scale ? job->scale[i] : 1;
+            cpu->kern.add_scaled(job->y[i] + r0, scale, sum + (size_t)i * LINEAR_BLOCK, r1 - r0);
+        }
+    }
+}
+
+void cpu_linear_sum(struct cpu *cpu, const struct linear *jobs, int n_jobs) {
+    size_t n = (size_t)pool_threads(cpu->pool) * (size_t)cpu->options.max_rows;
+    struct sum_task task = {cpu, jobs, stage_alloc(cpu, n * sizeof(float *)), n_jobs};
+    pool_run(cpu->pool, count_blocks(jobs[0].w), run_sum, &task);
+}
+
+void cpu_linear(struct cpu *cpu, const struct mat *w, float *x, size_t x_stride, float *y, size_t y_stride, int n) {
+    const float *const *from = (const float *const *)cpu_row_pointers(cpu, x, x_stride, n);
+    struct linear job = {.w = w, .x = from, .y = cpu_row_pointers(cpu, y, y_stride, n), .n = n};
+    job.q = cpu_quantize(cpu, w, from, n);
+    cpu_linear_each(cpu, &job, 1);
+}

@@ -1,0 +1,293 @@
+/* backend/cpu/x86/dense.inc.h - F32, F16, BF16 and FP8 matrices times fp32 activations; included by each level
+ * after its vector words.
+ *
+ * The sum of one (row, token) is always made the same way, whatever is computed beside it: one register whose
+ * lane l adds k = l, l + VL, ... in ascending order, and one horizontal sum at the end. FP8 has such a partial
+ * sum for each chunk (a scale block, cut at 512), added as fma(partial, scale, sum). One token streams eight
+ * rows at once from memory. Several tokens share weights widened once into a small buffer. */
+
+enum {
+    DENSE_ROWS = 8,
+    DENSE_CHUNK = 512,  /* k widened at a time */
+    DENSE_TOKENS = 48,  /* tokens that share a widened buffer */
+    PREFETCH_BYTES = 1536,
+};
+
+#define FP8_UNIT 256.0f /* widen2 gives FP8 values times 2^-8 */
+
+INLINE int dense_size(enum mat_format format) {
+    return format == MAT_F32 ? 4 : format == MAT_FP8 ? 1 : 2;
+}
+
+INLINE int dense_chunk_end(const struct mat *w, enum mat_format format, int k) {
+    int end = k + DENSE_CHUNK;
+    if (format == MAT_FP8 && w->scale_cols < w->cols) {
+        int block_end = (k / w->scale_cols + 1) * w->scale_cols;
+        if (block_end < end) end = block_end;
+    }
+    return end < w->cols ? end : w->cols;
+}
+
+INLINE float fp8_scale(const struct mat *w, int row, int k) {
+    const float *p = w->scale + (size_t)(row / w->scale_rows) * (size_t)w->scale_stride + k / w->scale_cols;
+    float scale;
+    memcpy(&scale, p, sizeof scale); /* as little aligned as the file */
+    return scale;
+}
+
+static int fp8_row_has_nan(const char *p, int n) {
+    for (int i = 0; i < n; i++)
+        if ((p[i] & 0x7f) == 0x7f) return 1;
+    return 0;
+}
+
+/* ---- one token ---- */
+
+/* acc[i] += row i times x over `count` (at most 2 * VL) columns. */
+INLINE void dense_step(enum mat_format format, int rows, const char *p, size_t pitch, const float *x, int count,
+                       vec *acc) {
+    const int whole = count == 2 * VL;
+    vec xa = whole ? vec_load(x) : vec_load_part(x, count);
+    vec xb = whole ? vec_load(x + VL) : vec_load_part(x + VL, count - VL);
+    UNROLL
+    for (int i = 0; i < rows; i++) {
+        const char *row = p + (size_t)i * pitch;
+        struct vec2 w = whole ? widen2(format, row, 0) : widen2_part(format, row, count, 0);
+        acc[i] = vec_fma(w.a, xa, acc[i]);
+        /* Adding zeros would not be the same bits as adding nothing: it turns -0 into 0. */
+        if (count > VL) acc[i] = vec_fma(w.b, xb, acc[i]);
+    }
+}
+
+/* A step is at least a cache line of each row, asked for PREFETCH_BYTES ahead; where a row ends, what is read
+ * next is the row `rows` further down. */
+INLINE void dense_prefetch(int rows, const char *p, size_t pitch, size_t offset, int bytes) {
+    offset += PREFETCH_BYTES;
+    if (offset >= pitch) offset += (size_t)(rows - 1) * pitch;
+    UNROLL
+    for (int i = 0; i < rows; i++)
+        for (int line = 0; line < bytes; line += 64)
+            _mm_prefetch(p + (size_t)i * pitch + offset + (size_t)line, _MM_HINT_T0);
+}
+
+INLINE ivec dense_look_for_nan(int rows, const char *p, size_t pitch, int bytes, ivec seen) {
+    UNROLL
+    for (int i = 0; i < rows; i++)
+        for (int at = 0; at < bytes; at += 4 * VL) seen = nan_look(seen, p + (size_t)i * pitch + at);
+    return seen;
+}
+
+INLINE int fp8_tail_has_nan(int rows, const char *p, size_t pitch, int count) {
+    for (int i = 0; i < rows; i++)
+        if (fp8_row_has_nan(p + (size_t)i * pitch, count)) return 1;
+    return 0;
+}
+
+/* y[i] = row r + i times x, for `rows` rows at once. */
+INLINE void dense_dot(const struct mat *w, enum mat_format format, int rows, int r, const float *x, float *y) {
+    const int size = dense_size(format), step = 64 / size > 2 * VL ? 64 / size : 2 * VL;
+    const size_t pitch = (size_t)w->cols * (size_t)size;
+    const char *p = (const char *)w->data + (size_t)r * pitch;
+    vec acc[DENSE_ROWS], sum[DENSE_ROWS];
+    ivec seen = ivec_zero();
+    int bad = 0;
+    UNROLL
+    for (int i = 0; i < rows; i++) acc[i] = sum[i] = vec_zero();
+    for (int k = 0, end; k < w->cols; k = end) {
+        int first = k;
+        end = format == MAT_FP8 ? dense_chunk_end(w, format, k) : w->cols;
+        for (; k + step <= end; k += step) {
+            size_t offset = (size_t)k * (size_t)size;
+            dense_prefetch(rows, p, pitch, offset, step * size);
+            if (format == MAT_FP8) seen = dense_look_for_nan(rows, p + offset, pitch, step, seen);
+            UNROLL
+            for (int at = 0; at < step; at += 2 * VL)
+                dense_step(format, rows, p + offset + at * size, pitch, x + k + at, 2 * VL, acc);
+        }
+        if (format == MAT_FP8 && k < end) bad |= fp8_tail_has_nan(rows, p + k, pitch, end - k);
+        for (; k + 2 * VL <= end; k += 2 * VL)
+            dense_step(format, rows, p + (size_t)k * (size_t)size, pitch, x + k, 2 * VL, acc);
+        if (k < end) dense_step(format, rows, p + (size_t)k * (size_t)size, pitch, x + k, end - k, acc);
+        if (format != MAT_FP8) continue;
+        UNROLL
+        for (int i = 0; i < rows; i++) {
+            sum[i] = vec_fma(acc[i], vec_set1(fp8_scale(w, r + i, first) * FP8_UNIT), sum[i]);
+            acc[i] = vec_zero();
+        }
+    }
+    UNROLL
+    for (int i = 0; i < rows; i++) y[i] = vec_sum(format == MAT_FP8 ? sum[i] : acc[i]);
+    if (format == MAT_FP8 && (bad || nan_seen(seen)))
+        for (int i = 0; i < rows; i++)
+            if (fp8_row_has_nan(p + (size_t)i * pitch, w->cols)) y[i] = __builtin_nanf("");
+}
+
+/* ---- several tokens ---- */
+
+/* Rows [r, r + rows), columns [k, k + count) into out [DENSE_ROWS][DENSE_CHUNK] fp32; missing rows are 0. */
+INLINE void dense_widen(const struct mat *w, enum mat_format format, int r, int rows, int k, int count, float *out) {
+    const int size = dense_size(format);
+    for (int i = 0; i < DENSE_ROWS; i++, out += DENSE_CHUNK) {
+        if (i >= rows) {
+            memset(out, 0, DENSE_CHUNK * sizeof *out);
+            continue;
+        }
+        const char *p = (const char *)w->data + ((size_t)(r + i) * (size_t)w->cols + (size_t)k) * (size_t)size;
+        for (int at = 0; at < count; at += 2 * VL) {
+            int whole = at + 2 * VL <= count;
+            struct vec2 v = whole ? widen2(format, p + at * size, 1) : widen2_part(format, p + at * size, count - at, 1);
+            if (at * size % 64 == 0) _mm_prefetch(p + at * size + DENSE_CHUNK * size, _MM_HINT_T0);
+            vec_store(out + at, v.a);
+            vec_store(out + at + VL, v.b);
+        }
+    }
+}
+
+/* Four widened rows times `tokens` tokens; acc [tokens][DENSE_ROWS]. scale (FP8) NULL: continue acc itself. */
+INLINE void dense_tile(int tokens, const float *w, const float *const *x, int k, int count, const float *scale,
+                       vec *acc) {
+    const float *xt[TILE_TOKENS];
+    vec a[4][TILE_TOKENS];
+    int at = 0;
+    UNROLL
+    for (int t = 0; t < tokens; t++) {
+        xt[t] = x[t] + k;
+        UNROLL
+        for (int i = 0; i < 4; i++) a[i][t] = scale ? vec_zero() : acc[t * DENSE_ROWS + i];
+    }
+    for (; at + VL <= count; at += VL) {
+        vec row[4];
+        UNROLL
+        for (int i = 0; i < 4; i++) row[i] = vec_load(w + i * DENSE_CHUNK + at);
+        UNROLL
+        for (int t = 0; t < tokens; t++) {
+            vec xv = vec_load(xt[t] + at);
+            UNROLL
+            for (int i = 0; i < 4; i++) a[i][t] = vec_fma(row[i], xv, a[i][t]);
+        }
+    }
+    UNROLL
+    for (int t = 0; t < tokens && at < count; t++) {
+        vec xv = vec_load_part(xt[t] + at, count - at);
+        UNROLL
+        for (int i = 0; i < 4; i++) a[i][t] = vec_fma(vec_load(w + i * DENSE_CHUNK + at), xv, a[i][t]);
+    }
+    UNROLL
+    for (int t = 0; t < tokens; t++) {
+        vec *out = acc + t * DENSE_ROWS;
+        UNROLL
+        for (int i = 0; i < 4; i++) out[i] = scale ? vec_fma(a[i][t], vec_set1(scale[i]), out[i]) : a[i][t];
+    }
+}
+
+#define DENSE_TILE_CASE(T)                                                                                   \
+    case T:                                                                                                  \
+        dense_tile(T, w, x, k, count, scale, acc);                                                           \
+        break;
+
+INLINE void dense_tile_any(int tokens, const float *w, const float *const *x, int k, int count,
+                           const float *scale, vec *acc) {
+    switch (tokens) {
+        DENSE_TILE_CASE(1)
+        DENSE_TILE_CASE(2)
+        DENSE_TILE_CASE(3)
+#if TILE_TOKENS > 3
+        DENSE_TILE_CASE(4)
+        DENSE_TILE_CASE(5)
+        DENSE_TILE_CASE(6)
+#endif
+    }
+}
+
+/* Two functions, so that the tiles are compiled twice (with and without scales) and not once a format. */
+static __attribute__((noinline)) void dense_tiles(const float *w, const float *const *x, int n, int k, int count,
+                                                  vec *acc) {
+    for (int t = 0; t < n; t += TILE_TOKENS)
+        for (int i = 0; i < DENSE_ROWS; i += 4)
+            dense_tile_any(n - t < TILE_TOKENS ? n - t : TILE_TOKENS, w + i * DENSE_CHUNK, x + t, k, count, 0,
+                           acc + t * DENSE_ROWS + i);
+}
+
+static __attribute__((noinline)) void dense_tiles_scaled(const float *w, const float *const *x, int n, int k,
+                                                         int count, const float *scale, vec *acc) {
+    for (int t = 0; t < n; t += TILE_TOKENS)
+        for (int i = 0; i < DENSE_ROWS; i += 4)
+            dense_tile_any(n - t < TILE_TOKENS ? n - t : TILE_TOKENS, w + i * DENSE_CHUNK, x + t, k, count,
+                           scale + i, acc + t * DENSE_ROWS + i);
+}
+
+/* At most DENSE_ROWS rows and DENSE_TOKENS tokens. */
+INLINE void dense_block(const struct mat *w, enum mat_format format, int r, int rows, const float *const *x, int n,
+                        float *const *y) {
+    vec acc[DENSE_TOKENS * DENSE_ROWS];
+    float wide[DENSE_ROWS * DENSE_CHUNK] __attribute__((aligned(64)));
+    for (int i = 0; i < n * DENSE_ROWS; i++) acc[i] = vec_zero();
+    for (int k = 0, end; k < w->cols; k = end) {
+        end = dense_chunk_end(w, format, k);
+        dense_widen(w, format, r, rows, k, end - k, wide);
+        if (format == MAT_FP8) {
+            float scale[DENSE_ROWS] = {0};
+            for (int i = 0; i < rows; i++) scale[i] = fp8_scale(w, r + i, k) * FP8_UNIT;
+            dense_tiles_scaled(wide, x, n, k, end - k, scale, acc);
+        } else {
+            dense_tiles(wide, x, n, k, end - k, acc);
+        }
+    }
+    for (int t = 0; t < n; t++)
+        for (int i = 0; i < rows; i++) y[t][r + i] = vec_sum(acc[t * DENSE_ROWS + i]);
+}
+
+INLINE void dense_gemm(const struct mat *w, enum mat_format format, int r0, int r1, const float *const *x, int n,
+                       float *const *y) {
+    if (n == 1) {
+        int r = r0;
+        for (; r + DENSE_ROWS <= r1; r += DENSE_ROWS) dense_dot(w, format, DENSE_ROWS, r, x[0], y[0] + r);
+        for (; r < r1; r++) dense_dot(w, format, 1, r, x[0], y[0] + r);
+        return;
+    }
+    for (int t = 0; t < n; t += DENSE_TOKENS)
+        for (int r = r0; r < r1; r += DENSE_ROWS)
+            dense_block(w, format, r, r1 - r < DENSE_ROWS ? r1 - r : DENSE_ROWS, x + t,
+                        n - t < DENSE_TOKENS ? n - t : DENSE_TOKENS, y + t);
+}
+
+#define DENSE_GEMM(NAME, FORMAT)                                                                             \
+    static void NAME(const struct mat *w, int r0, int r1, const float *const *x, int n, float *const *y) {   \
+        dense_gemm(w, FORMAT, r0, r1, x, n, y);                                                              \
+    }
+DENSE_GEMM(gemm_f32, MAT_F32)
+DENSE_GEMM(gemm_f16, MAT_F16)
+DENSE_GEMM(gemm_bf16, MAT_BF16)
+DENSE_GEMM(gemm_fp8, MAT_FP8)
+
+/* ---- decoding ---- */
+
+INLINE void dense_decode_row(const struct mat *w, enum mat_format format, int r, float *out) {
+    const int size = dense_size(format);
+    const char *p = (const char *)w->data + (size_t)r * (size_t)w->cols * (size_t)size;
+    for (int k = 0, end; k < w->cols; k = end) {
+        end = dense_chunk_end(w, format, k);
+        /* the first product is exact, so the result is rounded once, as the definition's */
+        vec restore = vec_set1(FP8_UNIT), scale = vec_set1(format == MAT_FP8 ? fp8_scale(w, r, k) : 1.0f);
+        for (int at = k; at < end; at += 2 * VL) {
+            int left = end - at;
+            struct vec2 v = left >= 2 * VL ? widen2(format, p + (size_t)at * (size_t)size, 1)
+                                           : widen2_part(format, p + (size_t)at * (size_t)size, left, 1);
+            if (format == MAT_FP8) {
+                v.a = vec_mul(vec_mul(v.a, restore), scale);
+                v.b = vec_mul(vec_mul(v.b, restore), scale);
+            }
+            vec_store_part(out + at, v.a, left);
+            vec_store_part(out + at + VL, v.b, left - VL);
+        }
+    }
+}
+
+#define DENSE_DECODE(NAME, FORMAT)                                                                           \
+    static void NAME(const struct mat *w, int r0, int r1, float *out) {                                      \
+        for (int r = r0; r < r1; r++)                                                                        \
+            dense_decode_row(w, FORMAT, r, out + (size_t)(r - r0) * (size_t)w->cols);                        \
+    }
+DENSE_DECODE(decode_f16, MAT_F16)
+DENSE_DECODE(decode_bf16, MAT_BF16)
+DENSE_DECODE(decode_fp8, MAT_FP8)

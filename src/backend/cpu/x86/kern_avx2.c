@@ -1,0 +1,35 @@
+/* backend/cpu/x86/kern_avx2.c - the kernels for this level: the shared templates over its vector words.
+ * The Makefile compiles this file alone with the level's instructions. */
+#if defined(__x86_64__)
+#include "backend/cpu/kern.h"
+
+#include "backend/cpu/x86/vec_avx2.inc.h"
+#include "backend/cpu/x86/dense.inc.h"
+#include "backend/cpu/x86/awq.inc.h"
+#include "backend/cpu/x86/stages.inc.h"
+
+static void decode_rows(const struct mat *w, int r0, int r1, float *out) {
+    static void (*const decode[MAT_FORMATS])(const struct mat *, int, int, float *) = {
+        [MAT_F32] = format_decode_rows, [MAT_F16] = decode_f16, [MAT_BF16] = decode_bf16,
+        [MAT_FP8] = decode_fp8,         [MAT_INT4_AWQ] = decode_awq,
+    };
+    decode[w->format](w, r0, r1, out);
+}
+
+void kern_init_avx2(struct kern *kern) {
+    kern->name = "avx2";
+    kern->gemm[MAT_F32] = gemm_f32;
+    kern->gemm[MAT_F16] = gemm_f16;
+    kern->gemm[MAT_BF16] = gemm_bf16;
+    kern->gemm[MAT_FP8] = gemm_fp8;
+    kern->gemm[MAT_INT4_AWQ] = gemm_awq;
+    kern->gemm_q8 = gemm_awq_q8;
+    kern->quantize = quantize;
+    kern->decode_rows = decode_rows;
+    kern->weighted_sum = weighted_sum;
+    kern->softmax_step = softmax_step;
+    kern->rms_norm = rms_norm;
+    kern->silu_mul = silu_mul;
+    kern->add_scaled = add_scaled;
+}
+#endif

@@ -1,0 +1,209 @@
+/* backend/cpu/x86/stages.inc.h - everything but matrices: attention's sums, norms, activations; included by
+ * each level after its vector words. Sums across lanes have one fixed order. */
+
+/* e^x with a relative error below 2e-7. Below ln(2^-126) the result is 0: subnormals are slow and no use here.
+ * NaN stays NaN: vec_max and vec_min return their second operand then. */
+INLINE vec vec_exp(vec x) {
+    const vec lowest = vec_set1(-87.33654f), highest = vec_set1(89.0f);
+    vec clipped = vec_min(highest, vec_max(lowest, x));
+    vec n = vec_round(vec_mul(clipped, vec_set1(1.44269504f)));
+    /* ln 2 in two parts, the first short enough that n times it is exact */
+    vec r = vec_fma(n, vec_set1(-0x1.62e4p-1f), clipped);
+    r = vec_fma(n, vec_set1(-0x1.7f7d1cp-20f), r);
+    vec p = vec_set1(1.0f / 5040);
+    p = vec_fma(p, r, vec_set1(1.0f / 720));
+    p = vec_fma(p, r, vec_set1(1.0f / 120));
+    p = vec_fma(p, r, vec_set1(1.0f / 24));
+    p = vec_fma(p, r, vec_set1(1.0f / 6));
+    p = vec_fma(p, r, vec_set1(0.5f));
+    p = vec_fma(p, r, vec_set1(1.0f));
+    p = vec_fma(p, r, vec_set1(1.0f));
+    return vec_keep_from(vec_scale2(p, n), x, lowest);
+}
+
+INLINE float float_exp(float x) {
+    float lanes[VL];
+    vec_store(lanes, vec_exp(vec_set1(x)));
+    return lanes[0];
+}
+
+/* ---- quantize ---- */
+
+static void quantize_group(const float *x, int count, int8_t *q, float *scale, int32_t *sum) {
+    vec v[Q8_GROUP / VL];
+    ivec top = ivec_zero(), total = ivec_zero();
+    for (int i = 0; i < Q8_GROUP / VL; i++) {
+        v[i] = vec_load_part(x + i * VL, count - i * VL);
+        top = ivec_max(top, ivec_and(vec_bits(v[i]), ivec_set1(0x7fffffff)));
+    }
+    /* As integers, magnitudes order as floats do, with Inf and NaN above all. */
+    int top_bits = ivec_hmax(top);
+    float amax;
+    memcpy(&amax, &top_bits, sizeof amax);
+    int finite = top_bits < 0x7f800000;
+    memset(q, 0, Q8_GROUP);
+    *sum = 0;
+    *scale = finite ? 0 : __builtin_nanf("");
+    if (!finite || amax < 0x1p-100f) return;
+    *scale = amax / 127.0f;
+    vec inverse = vec_set1(127.0f / amax);
+    for (int i = 0; i < Q8_GROUP / VL; i++) {
+        ivec whole = vec_to_int(vec_mul(v[i], inverse));
+        total = ivec_add(total, whole);
+        ivec_store_int8(q + i * VL, whole);
+    }
+    *sum = ivec_sum(total);
+}
+
+static void quantize(const float *x, int n, struct q8_row *out) {
+    for (int i = 0; i < n; i += Q8_GROUP) {
+        int count = n - i < Q8_GROUP ? n - i : Q8_GROUP, group = i / Q8_GROUP;
+        quantize_group(x + i, count, out->q + i, &out->scale[group], &out->sum[group]);
+    }
+}
+
+/* ---- weighted sum ---- */
+
+struct sum_args {
+    float *acc;
+    const float *keep, *p, *v;
+    size_t acc_stride, p_stride, v_stride;
+    int n_t;
+};
+
+/* m rows times `vecs` registers of columns, of which `columns` exist. */
+INLINE void sum_tile(const struct sum_args *args, int m, int vecs, int columns, int i0, int c) {
+    const int whole = columns == vecs * VL;
+    float *acc = args->acc + (size_t)i0 * args->acc_stride + c;
+    const float *v = args->v + c, *p = args->p + (size_t)i0 * args->p_stride;
+    vec sum[4][4];
+    UNROLL
+    for (int i = 0; i < m; i++) {
+        UNROLL
+        for (int j = 0; j < vecs; j++) {
+            const float *at = acc + (size_t)i * args->acc_stride + j * VL;
+            vec old = !args->keep ? vec_zero() : whole ? vec_load(at) : vec_load_part(at, columns - j * VL);
+            sum[i][j] = args->keep ? vec_mul(old, vec_set1(args->keep[i0 + i])) : old;
+        }
+    }
+    for (int t = 0; t < args->n_t; t++, v += args->v_stride) {
+        vec value[4];
+        UNROLL
+        for (int j = 0; j < vecs; j++)
+            value[j] = whole ? vec_load(v + j * VL) : vec_load_part(v + j * VL, columns - j * VL);
+        UNROLL
+        for (int i = 0; i < m; i++) {
+            vec weight = vec_set1(p[(size_t)i * args->p_stride + (size_t)t]);
+            UNROLL
+            for (int j = 0; j < vecs; j++) sum[i][j] = vec_fma(weight, value[j], sum[i][j]);
+        }
+    }
+    UNROLL
+    for (int i = 0; i < m; i++) {
+        UNROLL
+        for (int j = 0; j < vecs; j++) {
+            float *at = acc + (size_t)i * args->acc_stride + j * VL;
+            if (whole)
+                vec_store(at, sum[i][j]);
+            else
+                vec_store_part(at, sum[i][j], columns - j * VL);
+        }
+    }
+}
+
+INLINE void sum_rows(const struct sum_args *args, int m, int vecs, int i0, int n_c) {
+    int c = 0;
+    for (; c + vecs * VL <= n_c; c += vecs * VL) sum_tile(args, m, vecs, vecs * VL, i0, c);
+    for (; c < n_c; c += VL) sum_tile(args, m, 1, n_c - c < VL ? n_c - c : VL, i0, c);
+}
+
+static void weighted_sum(float *acc, size_t acc_stride, const float *keep, const float *p, size_t p_stride,
+                         const float *v, size_t v_stride, int m, int n_t, int n_c) {
+    const struct sum_args args = {acc, keep, p, v, acc_stride, p_stride, v_stride, n_t};
+    int i = 0;
+    for (; i + 4 <= m; i += 4) sum_rows(&args, 4, SUM_VECS, i, n_c);
+    for (; i < m; i++) sum_rows(&args, 1, 4, i, n_c);
+}
+
+/* ---- softmax, norm, activation ---- */
+
+INLINE float vec_hmax(vec v) {
+    float lanes[VL], top;
+    vec_store(lanes, v);
+    top = lanes[0];
+    for (int i = 1; i < VL; i++) top = lanes[i] > top ? lanes[i] : top;
+    return top;
+}
+
+/* Scores times scale, in place; the new maximum. A NaN score stays out of it and shows in the sum instead. */
+static float softmax_scale(float *s, int n, float scale, float max) {
+    vec factor = vec_set1(scale), top = vec_set1(max);
+    int i = 0;
+    for (; i + VL <= n; i += VL) {
+        vec v = vec_mul(vec_load(s + i), factor);
+        vec_store(s + i, v);
+        top = vec_max(v, top);
+    }
+    for (max = vec_hmax(top); i < n; i++) {
+        s[i] *= scale;
+        if (s[i] > max) max = s[i];
+    }
+    return max;
+}
+
+static float softmax_step(float *s, int n, float scale, float *max, float *sum) {
+    float new_max = softmax_scale(s, n, scale, *max);
+    /* Nothing but -Inf so far: any finite base makes every exponential 0, where -Inf - -Inf would be NaN. */
+    float base = new_max == -__builtin_inff() ? 0 : new_max;
+    vec shift = vec_set1(base), total = vec_zero();
+    int i = 0;
+    for (; i + VL <= n; i += VL) {
+        vec e = vec_exp(vec_sub(vec_load(s + i), shift));
+        vec_store(s + i, e);
+        total = vec_add(total, e);
+    }
+    if (i < n) {
+        vec_store_part(s + i, vec_exp(vec_sub(vec_load_part(s + i, n - i), shift)), n - i);
+        total = vec_add(total, vec_load_part(s + i, n - i));
+    }
+    float keep = float_exp(*max - base);
+    *sum = *sum * keep + vec_sum(total);
+    *max = new_max;
+    return keep;
+}
+
+static float rms_norm(const float *x, const float *weight, int n, float eps, float *out) {
+    vec sum[4] = {vec_zero(), vec_zero(), vec_zero(), vec_zero()};
+    int i = 0;
+    for (; i + VL <= n; i += VL) {
+        vec v = vec_load(x + i);
+        sum[i / VL % 4] = vec_fma(v, v, sum[i / VL % 4]);
+    }
+    vec rest = vec_load_part(x + i, n - i);
+    sum[0] = vec_fma(rest, rest, sum[0]);
+    float mean = vec_sum(vec_add(vec_add(sum[0], sum[1]), vec_add(sum[2], sum[3]))) / (float)n;
+    vec inverse = vec_set1(1.0f / __builtin_sqrtf(mean + eps));
+    for (i = 0; i + VL <= n; i += VL)
+        vec_store(out + i, vec_mul(vec_mul(vec_load(x + i), inverse), vec_load(weight + i)));
+    vec_store_part(out + i, vec_mul(vec_mul(rest, inverse), vec_load_part(weight + i, n - i)), n - i);
+    return mean;
+}
+
+INLINE vec silu(vec gate, vec up) {
+    /* e^-gate may be Inf: gate / Inf is then the 0 that it should be */
+    vec below = vec_add(vec_set1(1.0f), vec_exp(vec_sub(vec_zero(), gate)));
+    return vec_mul(vec_div(gate, below), up);
+}
+
+static void silu_mul(float *gate, const float *up, int n) {
+    int i = 0;
+    for (; i + VL <= n; i += VL) vec_store(gate + i, silu(vec_load(gate + i), vec_load(up + i)));
+    vec_store_part(gate + i, silu(vec_load_part(gate + i, n - i), vec_load_part(up + i, n - i)), n - i);
+}
+
+static void add_scaled(float *x, float a, const float *y, int n) {
+    vec factor = vec_set1(a);
+    int i = 0;
+    for (; i + VL <= n; i += VL) vec_store(x + i, vec_fma(factor, vec_load(y + i), vec_load(x + i)));
+    vec_store_part(x + i, vec_fma(factor, vec_load_part(y + i, n - i), vec_load_part(x + i, n - i)), n - i);
+}

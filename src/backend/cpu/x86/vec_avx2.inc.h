@@ -1,0 +1,258 @@
+/* backend/cpu/x86/vec_avx2.inc.h - the vector words that the kernel templates are written in, for AVX2 with
+ * FMA, F16C and BMI2. vec_avx512.inc.h says the same words in AVX-512: keep the two in step.
+ * A "part" is the first n of VL values; the rest reads as 0 and is never touched in memory. */
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "model/format.h"
+
+#define INLINE static inline __attribute__((always_inline, unused))
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 64")
+#endif
+
+#define VL 8
+#define TILE_TOKENS 3 /* 4 rows x 3 tokens = 12 of 16 registers */
+#define SUM_VECS 2    /* weighted_sum: 4 rows x 2 registers */
+
+typedef __m256 vec;
+typedef __m256i ivec;
+
+struct vec2 {
+    vec a, b;
+};
+
+INLINE ivec part8(int n) {
+    static const int32_t ramp[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+    int clipped = n < 0 ? 0 : n > 8 ? 8 : n;
+    return _mm256_loadu_si256((const void *)(ramp + 8 - clipped));
+}
+
+INLINE vec vec_zero(void) {
+    return _mm256_setzero_ps();
+}
+
+INLINE vec vec_set1(float value) {
+    return _mm256_set1_ps(value);
+}
+
+INLINE vec vec_load(const float *p) {
+    return _mm256_loadu_ps(p);
+}
+
+INLINE vec vec_load_part(const float *p, int n) {
+    return _mm256_maskload_ps(p, part8(n));
+}
+
+INLINE void vec_store(float *p, vec v) {
+    _mm256_storeu_ps(p, v);
+}
+
+INLINE void vec_store_part(float *p, vec v, int n) {
+    _mm256_maskstore_ps(p, part8(n), v);
+}
+
+INLINE vec vec_fma(vec a, vec b, vec c) {
+    return _mm256_fmadd_ps(a, b, c);
+}
+
+INLINE vec vec_add(vec a, vec b) {
+    return _mm256_add_ps(a, b);
+}
+
+INLINE vec vec_sub(vec a, vec b) {
+    return _mm256_sub_ps(a, b);
+}
+
+INLINE vec vec_mul(vec a, vec b) {
+    return _mm256_mul_ps(a, b);
+}
+
+INLINE vec vec_div(vec a, vec b) {
+    return _mm256_div_ps(a, b);
+}
+
+/* b where either is NaN. */
+INLINE vec vec_max(vec a, vec b) {
+    return _mm256_max_ps(a, b);
+}
+
+INLINE vec vec_min(vec a, vec b) {
+    return _mm256_min_ps(a, b);
+}
+
+INLINE vec vec_round(vec v) {
+    return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+/* v where x >= limit or is NaN, else 0. */
+INLINE vec vec_keep_from(vec v, vec x, vec limit) {
+    return _mm256_and_ps(_mm256_cmp_ps(x, limit, _CMP_NLT_UQ), v);
+}
+
+/* v * 2^n for whole n in [-252, 254]: in two steps, since 2^128 is no float. */
+INLINE vec vec_scale2(vec v, vec n) {
+    ivec whole = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(whole, 1), bias = _mm256_set1_epi32(127);
+    ivec first = _mm256_slli_epi32(_mm256_add_epi32(half, bias), 23);
+    ivec second = _mm256_slli_epi32(_mm256_add_epi32(_mm256_sub_epi32(whole, half), bias), 23);
+    return _mm256_mul_ps(_mm256_mul_ps(v, _mm256_castsi256_ps(first)), _mm256_castsi256_ps(second));
+}
+
+INLINE float vec_sum(vec v) {
+    __m128 x = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+}
+
+INLINE vec vec_from_bits(ivec v) {
+    return _mm256_castsi256_ps(v);
+}
+
+INLINE ivec vec_bits(vec v) {
+    return _mm256_castps_si256(v);
+}
+
+INLINE ivec ivec_zero(void) {
+    return _mm256_setzero_si256();
+}
+
+INLINE ivec ivec_set1(int value) {
+    return _mm256_set1_epi32(value);
+}
+
+INLINE ivec ivec_load(const void *p) {
+    return _mm256_loadu_si256((const void *)p);
+}
+
+INLINE ivec ivec_load_part(const void *p, int n) {
+    return _mm256_maskload_epi32((const void *)p, part8(n));
+}
+
+INLINE void ivec_store(void *p, ivec v) {
+    _mm256_storeu_si256((void *)p, v);
+}
+
+INLINE ivec ivec_and(ivec a, ivec b) {
+    return _mm256_and_si256(a, b);
+}
+
+INLINE ivec ivec_max(ivec a, ivec b) {
+    return _mm256_max_epi32(a, b);
+}
+
+INLINE ivec ivec_add(ivec a, ivec b) {
+    return _mm256_add_epi32(a, b);
+}
+
+INLINE ivec ivec_shift_right(ivec v, int bits) {
+    return _mm256_srli_epi32(v, bits);
+}
+
+/* stride in 32-bit words */
+INLINE ivec ivec_gather(const void *p, int stride) {
+    const ivec lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_i32gather_epi32((const void *)p, _mm256_mullo_epi32(lane, ivec_set1(stride)), 4);
+}
+
+INLINE vec vec_from_int(ivec v) {
+    return _mm256_cvtepi32_ps(v);
+}
+
+INLINE ivec vec_to_int(vec v) {
+    return _mm256_cvtps_epi32(v);
+}
+
+INLINE int ivec_hmax(ivec v) {
+    __m128i x = _mm_max_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    x = _mm_max_epi32(x, _mm_shuffle_epi32(x, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(x, _mm_shuffle_epi32(x, 0xb1)));
+}
+
+INLINE int ivec_sum(ivec v) {
+    __m128i x = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    x = _mm_add_epi32(x, _mm_shuffle_epi32(x, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(x, _mm_shuffle_epi32(x, 0xb1)));
+}
+
+INLINE void ivec_store_int8(int8_t *p, ivec v) {
+    __m128i x = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    _mm_storel_epi64((void *)p, _mm_packs_epi16(x, x));
+}
+
+/* ---- weights widened to fp32. An FP8 value comes out as value * 2^-8: its bits put into fp16's places. ---- */
+
+INLINE struct vec2 widen_fp8(__m128i bytes, int check_nan) {
+    ivec wide = _mm256_cvtepi8_epi16(bytes), all = _mm256_set1_epi16(0x7f);
+    ivec half = _mm256_and_si256(_mm256_slli_epi16(wide, 7), _mm256_set1_epi16((short)0xbf80));
+    if (check_nan) half = _mm256_or_si256(half, _mm256_cmpeq_epi16(_mm256_and_si256(wide, all), all));
+    return (struct vec2){_mm256_cvtph_ps(_mm256_castsi256_si128(half)),
+                         _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1))};
+}
+
+INLINE vec widen_bf16(__m128i v) {
+    return vec_from_bits(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16));
+}
+
+/* 2 * VL weights. check_nan: FP8's NaN bytes become NaN, else they pass as 480 and the caller looks for them. */
+INLINE struct vec2 widen2(enum mat_format format, const char *p, int check_nan) {
+    if (format == MAT_F32)
+        return (struct vec2){_mm256_loadu_ps((const void *)p), _mm256_loadu_ps((const void *)(p + 32))};
+    if (format == MAT_FP8) return widen_fp8(_mm_loadu_si128((const void *)p), check_nan);
+    __m128i a = _mm_loadu_si128((const void *)p), b = _mm_loadu_si128((const void *)(p + 16));
+    if (format == MAT_F16) return (struct vec2){_mm256_cvtph_ps(a), _mm256_cvtph_ps(b)};
+    return (struct vec2){widen_bf16(a), widen_bf16(b)};
+}
+
+/* The first n of 2 * VL weights, the rest 0. There is no masked load for narrow types, so they are copied. */
+INLINE struct vec2 widen2_part(enum mat_format format, const char *p, int n, int check_nan) {
+    char copy[2 * VL * 4] = {0};
+    size_t size = format == MAT_F32 ? 4 : format == MAT_FP8 ? 1 : 2;
+    memcpy(copy, p, size * (size_t)(n < 2 * VL ? n : 2 * VL));
+    return widen2(format, copy, check_nan);
+}
+
+/* FP8 NaN bytes (0x7f, 0xff) are the ones whose top bit flips when 1 is added. For 4 * VL bytes. */
+INLINE ivec nan_look(ivec seen, const char *p) {
+    ivec v = ivec_load(p);
+    return _mm256_or_si256(seen, _mm256_xor_si256(v, _mm256_add_epi8(v, _mm256_set1_epi8(1))));
+}
+
+INLINE int nan_seen(ivec seen) {
+    return _mm256_movemask_epi8(seen) != 0;
+}
+
+/* ---- AWQ: a register holds VL words of one k; lane = word, nibble j = row awq_order[j] of the word's eight ---- */
+
+/* Nibble `place` (0..3) of each lane as a float with 2^23 added, times 16^place. */
+INLINE vec nibble_float(ivec v, int place) {
+    return vec_from_bits(_mm256_or_si256(_mm256_and_si256(v, ivec_set1(15 << 4 * place)), ivec_set1(0x4b000000)));
+}
+
+/* 8-bit dot: from words of four k, u[2j] and u[2j + 1] hold in each lane four k of one row: the low and high
+ * nibble of byte (lane % 4) of word 4 * (lane / 4) + j. */
+INLINE void q8_spread(const ivec v[4], ivec u[8]) {
+    const ivec low = _mm256_set1_epi8(15);
+    ivec t0 = _mm256_unpacklo_epi8(v[0], v[1]), t1 = _mm256_unpackhi_epi8(v[0], v[1]);
+    ivec t2 = _mm256_unpacklo_epi8(v[2], v[3]), t3 = _mm256_unpackhi_epi8(v[2], v[3]);
+    ivec w[4] = {_mm256_unpacklo_epi16(t0, t2), _mm256_unpackhi_epi16(t0, t2), _mm256_unpacklo_epi16(t1, t3),
+                 _mm256_unpackhi_epi16(t1, t3)};
+    UNROLL
+    for (int j = 0; j < 4; j++) {
+        u[2 * j] = _mm256_and_si256(w[j], low);
+        u[2 * j + 1] = _mm256_and_si256(_mm256_srli_epi16(w[j], 4), low);
+    }
+}
+
+/* acc += the lane's four products, as two 16-bit sums: over 32 k they stay within 8 * 2 * 15 * 128 = 30720.
+ * The running form of acc is this level's own until q8_sum. */
+INLINE ivec q8_dot(ivec acc, ivec nibbles, ivec x) {
+    return _mm256_add_epi16(acc, _mm256_maddubs_epi16(nibbles, x));
+}
+
+/* sum of nibble * q over 32 k, plus zero * minus_qsum: both factors fit 16 bits. */
+INLINE ivec q8_sum(ivec acc, ivec zero, ivec minus_qsum) {
+    return _mm256_add_epi32(_mm256_madd_epi16(acc, _mm256_set1_epi16(1)), _mm256_madd_epi16(zero, minus_qsum));
+}

@@ -1,0 +1,265 @@
+/* backend/cpu/x86/vec_avx512.inc.h - the vector words that the kernel templates are written in, for AVX-512
+ * (F, BW, VL, DQ, VNNI). vec_avx2.inc.h says the same words in AVX2: keep the two in step.
+ * A "part" is the first n of VL values; the rest reads as 0 and is never touched in memory. */
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "model/format.h"
+
+#define INLINE static inline __attribute__((always_inline, unused))
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 64")
+#endif
+
+#define VL 16
+#define TILE_TOKENS 6 /* 4 rows x 6 tokens = 24 of 32 registers */
+#define SUM_VECS 4    /* weighted_sum: 4 rows x 4 registers */
+
+typedef __m512 vec;
+typedef __m512i ivec;
+
+struct vec2 {
+    vec a, b;
+};
+
+INLINE __mmask16 part16(int n) {
+    return (__mmask16)_bzhi_u32(0xffff, (unsigned)(n < 0 ? 0 : n > 16 ? 16 : n));
+}
+
+INLINE __mmask32 part32(int n) {
+    return _bzhi_u32(0xffffffff, (unsigned)(n > 32 ? 32 : n));
+}
+
+INLINE vec vec_zero(void) {
+    return _mm512_setzero_ps();
+}
+
+INLINE vec vec_set1(float value) {
+    return _mm512_set1_ps(value);
+}
+
+INLINE vec vec_load(const float *p) {
+    return _mm512_loadu_ps(p);
+}
+
+INLINE vec vec_load_part(const float *p, int n) {
+    return _mm512_maskz_loadu_ps(part16(n), p);
+}
+
+INLINE void vec_store(float *p, vec v) {
+    _mm512_storeu_ps(p, v);
+}
+
+INLINE void vec_store_part(float *p, vec v, int n) {
+    _mm512_mask_storeu_ps(p, part16(n), v);
+}
+
+INLINE vec vec_fma(vec a, vec b, vec c) {
+    return _mm512_fmadd_ps(a, b, c);
+}
+
+INLINE vec vec_add(vec a, vec b) {
+    return _mm512_add_ps(a, b);
+}
+
+INLINE vec vec_sub(vec a, vec b) {
+    return _mm512_sub_ps(a, b);
+}
+
+INLINE vec vec_mul(vec a, vec b) {
+    return _mm512_mul_ps(a, b);
+}
+
+INLINE vec vec_div(vec a, vec b) {
+    return _mm512_div_ps(a, b);
+}
+
+/* b where either is NaN. */
+INLINE vec vec_max(vec a, vec b) {
+    return _mm512_max_ps(a, b);
+}
+
+INLINE vec vec_min(vec a, vec b) {
+    return _mm512_min_ps(a, b);
+}
+
+INLINE vec vec_round(vec v) {
+    return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+/* v where x >= limit or is NaN, else 0. */
+INLINE vec vec_keep_from(vec v, vec x, vec limit) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_NLT_UQ), v);
+}
+
+/* v * 2^n for whole n. */
+INLINE vec vec_scale2(vec v, vec n) {
+    return _mm512_scalef_ps(v, n);
+}
+
+INLINE __m256 vec_half(vec v, int high) {
+    return high ? _mm512_extractf32x8_ps(v, 1) : _mm512_castps512_ps256(v);
+}
+
+INLINE float vec_sum(vec v) {
+    __m256 y = _mm256_add_ps(vec_half(v, 0), vec_half(v, 1));
+    __m128 x = _mm_add_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
+    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+}
+
+INLINE vec vec_from_bits(ivec v) {
+    return _mm512_castsi512_ps(v);
+}
+
+INLINE ivec vec_bits(vec v) {
+    return _mm512_castps_si512(v);
+}
+
+INLINE ivec ivec_zero(void) {
+    return _mm512_setzero_si512();
+}
+
+INLINE ivec ivec_set1(int value) {
+    return _mm512_set1_epi32(value);
+}
+
+INLINE ivec ivec_load(const void *p) {
+    return _mm512_loadu_si512(p);
+}
+
+INLINE ivec ivec_load_part(const void *p, int n) {
+    return _mm512_maskz_loadu_epi32(part16(n), p);
+}
+
+INLINE void ivec_store(void *p, ivec v) {
+    _mm512_storeu_si512(p, v);
+}
+
+INLINE ivec ivec_and(ivec a, ivec b) {
+    return _mm512_and_si512(a, b);
+}
+
+INLINE ivec ivec_max(ivec a, ivec b) {
+    return _mm512_max_epi32(a, b);
+}
+
+INLINE ivec ivec_add(ivec a, ivec b) {
+    return _mm512_add_epi32(a, b);
+}
+
+INLINE ivec ivec_shift_right(ivec v, int bits) {
+    return _mm512_srli_epi32(v, (unsigned)bits);
+}
+
+/* stride in 32-bit words */
+INLINE ivec ivec_gather(const void *p, int stride) {
+    const ivec lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm512_i32gather_epi32(_mm512_mullo_epi32(lane, ivec_set1(stride)), p, 4);
+}
+
+INLINE vec vec_from_int(ivec v) {
+    return _mm512_cvtepi32_ps(v);
+}
+
+INLINE ivec vec_to_int(vec v) {
+    return _mm512_cvtps_epi32(v);
+}
+
+INLINE int ivec_hmax(ivec v) {
+    return _mm512_reduce_max_epi32(v);
+}
+
+INLINE int ivec_sum(ivec v) {
+    return _mm512_reduce_add_epi32(v);
+}
+
+INLINE void ivec_store_int8(int8_t *p, ivec v) {
+    _mm_storeu_si128((void *)p, _mm512_cvtepi32_epi8(v));
+}
+
+/* ---- weights widened to fp32. An FP8 value comes out as value * 2^-8: its bits put into fp16's places. ---- */
+
+INLINE ivec fp8_to_f16(ivec wide, int check_nan) {
+    ivec half = _mm512_and_si512(_mm512_slli_epi16(wide, 7), _mm512_set1_epi16((short)0xbf80));
+    if (!check_nan) return half;
+    const ivec all = _mm512_set1_epi16(0x7f);
+    return _mm512_mask_mov_epi16(half, _mm512_cmpeq_epi16_mask(_mm512_and_si512(wide, all), all),
+                                 _mm512_set1_epi16(0x7e00));
+}
+
+INLINE struct vec2 widen_fp8(__m256i bytes, int check_nan) {
+    ivec half = fp8_to_f16(_mm512_cvtepi8_epi16(bytes), check_nan);
+    return (struct vec2){_mm512_cvtph_ps(_mm512_castsi512_si256(half)),
+                         _mm512_cvtph_ps(_mm512_extracti64x4_epi64(half, 1))};
+}
+
+INLINE vec widen_bf16(__m256i v) {
+    return vec_from_bits(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
+}
+
+/* 2 * VL weights. check_nan: FP8's NaN bytes become NaN, else they pass as 480 and the caller looks for them. */
+INLINE struct vec2 widen2(enum mat_format format, const char *p, int check_nan) {
+    if (format == MAT_F32) return (struct vec2){_mm512_loadu_ps(p), _mm512_loadu_ps(p + 64)};
+    if (format == MAT_FP8) return widen_fp8(_mm256_loadu_si256((const void *)p), check_nan);
+    __m256i a = _mm256_loadu_si256((const void *)p), b = _mm256_loadu_si256((const void *)(p + 32));
+    if (format == MAT_F16) return (struct vec2){_mm512_cvtph_ps(a), _mm512_cvtph_ps(b)};
+    return (struct vec2){widen_bf16(a), widen_bf16(b)};
+}
+
+/* The first n of 2 * VL weights, the rest 0. */
+INLINE struct vec2 widen2_part(enum mat_format format, const char *p, int n, int check_nan) {
+    if (format == MAT_F32)
+        return (struct vec2){_mm512_maskz_loadu_ps(part16(n), p),
+                             _mm512_maskz_loadu_ps(part16(n - 16), p + 64)};
+    if (format == MAT_FP8) return widen_fp8(_mm256_maskz_loadu_epi8(part32(n), p), check_nan);
+    ivec v = _mm512_maskz_loadu_epi16(part32(n), p);
+    __m256i a = _mm512_castsi512_si256(v), b = _mm512_extracti64x4_epi64(v, 1);
+    if (format == MAT_F16) return (struct vec2){_mm512_cvtph_ps(a), _mm512_cvtph_ps(b)};
+    return (struct vec2){widen_bf16(a), widen_bf16(b)};
+}
+
+/* FP8 NaN bytes (0x7f, 0xff) are the ones whose top bit flips when 1 is added: two operations for 4 * VL bytes. */
+INLINE ivec nan_look(ivec seen, const char *p) {
+    ivec v = _mm512_loadu_si512(p);
+    return _mm512_ternarylogic_epi32(seen, v, _mm512_add_epi8(v, _mm512_set1_epi8(1)), 0xf6);
+}
+
+INLINE int nan_seen(ivec seen) {
+    return _mm512_movepi8_mask(seen) != 0;
+}
+
+/* ---- AWQ: a register holds VL words of one k; lane = word, nibble j = row awq_order[j] of the word's eight ---- */
+
+/* Nibble `place` (0..3) of each lane as a float with 2^23 added, times 16^place. */
+INLINE vec nibble_float(ivec v, int place) {
+    return vec_from_bits(_mm512_ternarylogic_epi32(v, ivec_set1(15 << 4 * place), ivec_set1(0x4b000000), 0xea));
+}
+
+/* 8-bit dot: from words of four k, u[2j] and u[2j + 1] hold in each lane four k of one row: the low and high
+ * nibble of byte (lane % 4) of word 4 * (lane / 4) + j. */
+INLINE void q8_spread(const ivec v[4], ivec u[8]) {
+    const ivec low = _mm512_set1_epi8(15);
+    ivec t0 = _mm512_unpacklo_epi8(v[0], v[1]), t1 = _mm512_unpackhi_epi8(v[0], v[1]);
+    ivec t2 = _mm512_unpacklo_epi8(v[2], v[3]), t3 = _mm512_unpackhi_epi8(v[2], v[3]);
+    ivec w[4] = {_mm512_unpacklo_epi16(t0, t2), _mm512_unpackhi_epi16(t0, t2), _mm512_unpacklo_epi16(t1, t3),
+                 _mm512_unpackhi_epi16(t1, t3)};
+    UNROLL
+    for (int j = 0; j < 4; j++) {
+        u[2 * j] = _mm512_and_si512(w[j], low);
+        u[2 * j + 1] = _mm512_and_si512(_mm512_srli_epi16(w[j], 4), low);
+    }
+}
+
+/* acc += the lane's four products. The running form of acc is this level's own until q8_sum. */
+INLINE ivec q8_dot(ivec acc, ivec nibbles, ivec x) {
+    return _mm512_dpbusd_epi32(acc, nibbles, x);
+}
+
+/* sum of nibble * q over 32 k, plus zero * minus_qsum: both factors fit 16 bits. */
+INLINE ivec q8_sum(ivec acc, ivec zero, ivec minus_qsum) {
+    return _mm512_dpwssd_epi32(acc, zero, minus_qsum);
+}
