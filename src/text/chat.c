@@ -1,0 +1,225 @@
+#include "text/chat.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+#include "text/chat_priv.h"
+
+enum { MARKERS_MAX = 4 };
+
+struct chat_template {
+    const char *name;
+    void (*render)(struct chat_job *job);
+    const char *markers[MARKERS_MAX]; /* a checkpoint's template is this one if it has all of these */
+};
+
+/* In order: the first row that fits counts, so a row stands before those whose markers it has too. */
+static const struct chat_template TEMPLATES[] = {
+    {"deepseek-coder-v2",
+     chat_render_coder_v2,
+     {"'User: ' + message['content']", "'Assistant: ' + message['content'] + eos_token"}},
+    {"deepseek-v3.1", chat_render_v3_1, {"is_first_sp", "'<｜Assistant｜></think>'", "not thinking"}},
+    {"deepseek-r1", chat_render_r1, {"is_first_sp", "'<｜Assistant｜><think>"}},
+    {"deepseek-r1-0528",
+     chat_render_r1_0528,
+     {"is_first_sp", "is_last_user", "content.split('</think>')[-1]"}},
+    {"deepseek-v3-0324", chat_render_v3_0324, {"is_first_sp", "is_last_user"}},
+    {"deepseek-v3", chat_render_v3, {"is_first_sp", "message['content'] is none", "is_output_first"}},
+};
+
+/* No template of ours has these; later or rewritten ones (V3.1-Terminus, copies that print the tools) do, and
+ * must not be taken for the one that they grew from. */
+static const char *const FOREIGN_MARKERS[] = {"tools", "is_only_sys", "is_prefix", "enable_thinking"};
+
+#define N_TEMPLATES (sizeof TEMPLATES / sizeof *TEMPLATES)
+#define N_FOREIGN (sizeof FOREIGN_MARKERS / sizeof *FOREIGN_MARKERS)
+
+const struct chat_template *chat_template_by_name(const char *name) {
+    for (size_t i = 0; i < N_TEMPLATES; i++) {
+        if (strcmp(name, TEMPLATES[i].name) == 0) return &TEMPLATES[i];
+    }
+    return NULL;
+}
+
+static bool has_markers(const struct chat_template *chat, const char *jinja) {
+    for (int i = 0; i < MARKERS_MAX && chat->markers[i]; i++) {
+        if (!strstr(jinja, chat->markers[i])) return false;
+    }
+    return true;
+}
+
+const struct chat_template *chat_template_detect(const char *jinja) {
+    for (size_t i = 0; i < N_FOREIGN; i++) {
+        if (strstr(jinja, FOREIGN_MARKERS[i])) return NULL;
+    }
+    for (size_t i = 0; i < N_TEMPLATES; i++) {
+        if (has_markers(&TEMPLATES[i], jinja)) return &TEMPLATES[i];
+    }
+    return NULL;
+}
+
+const char *chat_template_name(const struct chat_template *chat) {
+    return chat->name;
+}
+
+const char *chat_template_names(void) {
+    return "deepseek-coder-v2, deepseek-v3, deepseek-v3-0324, deepseek-r1, deepseek-r1-0528, deepseek-v3.1";
+}
+
+int chat_template_choose(const struct chat_template **chat, const char *name,
+                         const struct tokenizer *tokenizer, struct mo_error *error) {
+    const char *jinja = tokenizer_chat_template(tokenizer);
+    if (name) {
+        *chat = chat_template_by_name(name);
+        if (*chat) return 0;
+        return mo_error_set(error, MO_E_INVALID, "--chat-template: expected one of %s, found \"%.100s\"",
+                            chat_template_names(), name);
+    }
+    *chat = jinja ? chat_template_detect(jinja) : NULL;
+    if (*chat) return 0;
+    return mo_error_set(error, MO_E_UNSUPPORTED, "the model %s: choose one with --chat-template NAME (%s)",
+                        jinja ? "has a chat template that is not known here" : "has no chat template",
+                        chat_template_names());
+}
+
+void chat_prompt_free(struct chat_prompt *prompt) {
+    free(prompt->text);
+    free(prompt->ranges);
+    *prompt = (struct chat_prompt){0};
+}
+
+static void fail(struct chat_job *job, int code) {
+    if (!job->code) job->code = code;
+}
+
+void chat_refuse(struct chat_job *job, const struct chat_message *message, const char *what) {
+    if (job->code) return;
+    fail(job, mo_error_set(job->error, MO_E_INVALID, "messages[%zu]: %s", message->index, what));
+}
+
+static enum chat_role role_parse(const char *name) {
+    static const char *const names[] = {"system", "user", "assistant", "tool"};
+    for (unsigned i = 0; name && i < 4; i++) {
+        if (strcmp(name, names[i]) == 0) return (enum chat_role)(1u << i);
+    }
+    return 0;
+}
+
+struct chat_message chat_message_at(struct chat_job *job, size_t index, int roles) {
+    struct chat_message message = {json_array_get(job->messages, index), index, 0};
+    const json_t *role = json_object_get(message.json, "role");
+    if (!json_is_object(message.json)) {
+        chat_refuse(job, &message, "expected an object");
+    } else if (!json_is_string(role)) {
+        chat_refuse(job, &message, "\"role\" is missing or not a string");
+    } else if (!((int)role_parse(json_string_value(role)) & roles)) {
+        if (job->code) return message;
+        fail(job, mo_error_set(job->error, MO_E_INVALID,
+                               "messages[%zu]: role \"%.40s\" is unknown to this template", index,
+                               json_string_value(role)));
+    } else {
+        message.role = role_parse(json_string_value(role));
+    }
+    return message;
+}
+
+bool chat_content_is_null(const struct chat_message *message) {
+    return json_is_null(json_object_get(message->json, "content"));
+}
+
+struct chat_string chat_content(struct chat_job *job, const struct chat_message *message) {
+    const json_t *content = json_object_get(message->json, "content");
+    if (json_is_string(content))
+        return (struct chat_string){json_string_value(content), json_string_length(content)};
+    chat_refuse(job, message, !content ? "\"content\" is missing" : "expected \"content\" to be a string");
+    return (struct chat_string){0};
+}
+
+/* Makes room for one more range. */
+static bool ranges_reserve(struct chat_job *job) {
+    if (job->out->n_ranges < job->ranges_capacity) return true;
+    size_t capacity = job->ranges_capacity ? 2 * job->ranges_capacity : 64;
+    struct text_range *ranges = realloc(job->out->ranges, capacity * sizeof *ranges);
+    if (!ranges) return false;
+    job->out->ranges = ranges;
+    job->ranges_capacity = capacity;
+    return true;
+}
+
+static bool text_reserve(struct chat_job *job, size_t n) {
+    size_t need = job->out->size + n + 1;
+    if (need <= job->text_capacity) return true;
+    size_t capacity = need < 1024 ? 2048 : 2 * need;
+    char *text = realloc(job->out->text, capacity);
+    if (!text) return false;
+    job->out->text = text;
+    job->text_capacity = capacity;
+    return true;
+}
+
+void chat_put(struct chat_job *job, struct chat_string string) {
+    if (job->code || string.size == 0) return;
+    if (!text_reserve(job, string.size)) {
+        fail(job, mo_error_set(job->error, MO_E_NO_MEMORY, "out of memory for the prompt"));
+        return;
+    }
+    memcpy(job->out->text + job->out->size, string.text, string.size);
+    job->out->size += string.size;
+}
+
+void chat_own(struct chat_job *job, const char *text) {
+    struct chat_prompt *out = job->out;
+    size_t begin = out->size;
+    if (job->code || !text[0]) return;
+    if (!ranges_reserve(job)) {
+        fail(job, mo_error_set(job->error, MO_E_NO_MEMORY, "out of memory for the prompt"));
+        return;
+    }
+    chat_put(job, (struct chat_string){text, strlen(text)});
+    bool joins = out->n_ranges && out->ranges[out->n_ranges - 1].end == begin;
+    if (joins) {
+        out->ranges[out->n_ranges - 1].end = out->size;
+    } else {
+        out->ranges[out->n_ranges++] = (struct text_range){begin, out->size};
+    }
+}
+
+bool chat_truth(const json_t *value) {
+    if (!value || json_is_null(value) || json_is_false(value)) return false;
+    if (json_is_number(value)) return json_number_value(value) != 0;
+    if (json_is_string(value)) return json_string_length(value) > 0;
+    if (json_is_array(value)) return json_array_size(value) > 0;
+    if (json_is_object(value)) return json_object_size(value) > 0;
+    return true;
+}
+
+int chat_render(const struct chat_template *chat, const json_t *messages, bool add_generation_prompt,
+                const json_t *kwargs, const char *bos, const char *eos, struct chat_prompt *out,
+                struct mo_error *error) {
+    *out = (struct chat_prompt){0};
+    if (!json_is_array(messages))
+        return mo_error_set(error, MO_E_INVALID, "expected \"messages\" to be an array");
+    if (kwargs && !json_is_null(kwargs) && !json_is_object(kwargs)) {
+        return mo_error_set(error, MO_E_INVALID, "expected \"chat_template_kwargs\" to be an object");
+    }
+    struct chat_job job = {
+        .messages = messages,
+        .kwargs = json_is_object(kwargs) ? kwargs : NULL,
+        .add_generation_prompt = add_generation_prompt,
+        .bos = bos ? bos : "",
+        .eos = eos ? eos : "",
+        .out = out,
+        .error = error,
+    };
+    if (text_reserve(&job, 0)) {
+        chat->render(&job);
+    } else {
+        job.code = mo_error_set(error, MO_E_NO_MEMORY, "out of memory for the prompt");
+    }
+    if (job.code) {
+        chat_prompt_free(out);
+    } else {
+        out->text[out->size] = 0;
+    }
+    return job.code;
+}

@@ -1,0 +1,42 @@
+/* text/chat.h - messages to prompt text, without a Jinja interpreter: one C function per released template,
+ * chosen by marker strings in the checkpoint's own template, byte-equal to what Jinja2 renders.
+ *
+ * The result remembers which bytes the template itself wrote: only there may added tokens be recognised, so a
+ * user's text can never become a special token. Includes: base, text/tokenizer.h. */
+#ifndef MOEBIUS_TEXT_CHAT_H
+#define MOEBIUS_TEXT_CHAT_H
+
+#include <jansson.h>
+#include "text/tokenizer.h"
+
+/* deepseek-coder-v2, deepseek-v3, deepseek-v3-0324, deepseek-r1, deepseek-r1-0528, deepseek-v3.1 */
+struct chat_template;
+
+/* By `--chat-template NAME`; NULL if unknown. */
+const struct chat_template *chat_template_by_name(const char *name);
+/* By the text of a checkpoint's template: ordered markers in one table; NULL if it is none of ours. */
+const struct chat_template *chat_template_detect(const char *jinja);
+const char *chat_template_name(const struct chat_template *chat);
+/* "deepseek-coder-v2, deepseek-v3, ...", for messages. */
+const char *chat_template_names(void);
+/* What --chat-template NAME says (NULL: not given), else the checkpoint's own template. If there is none, or
+ * it is none of ours, the message names the flag. */
+int chat_template_choose(const struct chat_template **chat, const char *name,
+                         const struct tokenizer *tokenizer, struct mo_error *error);
+
+struct chat_prompt {
+    char *text; /* [size], NUL-terminated; starts with BOS */
+    size_t size;
+    struct text_range *ranges; /* [n_ranges] bytes that the template wrote, ascending, disjoint */
+    size_t n_ranges;
+};
+void chat_prompt_free(struct chat_prompt *prompt); /* accepts a zeroed one */
+
+/* `messages` is an OpenAI message array; `kwargs` an object of extra template variables or NULL (V3.1:
+ * thinking). A message that the template could not render (unknown role, missing content, arguments not a
+ * string, ...) is MO_E_INVALID and names messages[i]. `bos` and `eos` are the contents of those tokens. */
+int chat_render(const struct chat_template *chat, const json_t *messages, bool add_generation_prompt,
+                const json_t *kwargs, const char *bos, const char *eos, struct chat_prompt *out,
+                struct mo_error *error);
+
+#endif

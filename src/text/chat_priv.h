@@ -1,0 +1,57 @@
+/* text/chat_priv.h - what the functions of the templates write with. A template function says what its Jinja
+ * original says, in the same order; the first error sticks and silences the rest, so there is nothing to
+ * check in between. */
+#ifndef MOEBIUS_TEXT_CHAT_PRIV_H
+#define MOEBIUS_TEXT_CHAT_PRIV_H
+
+#include "text/chat.h"
+
+struct chat_job {
+    const json_t *messages; /* array */
+    const json_t *kwargs;   /* object or NULL */
+    bool add_generation_prompt;
+    const char *bos, *eos;
+    struct chat_prompt *out;
+    size_t text_capacity, ranges_capacity;
+    int code; /* 0, or what went wrong */
+    struct mo_error *error;
+};
+
+enum chat_role { CHAT_SYSTEM = 1, CHAT_USER = 2, CHAT_ASSISTANT = 4, CHAT_TOOL = 8 };
+
+struct chat_message {
+    const json_t *json;
+    size_t index;
+    enum chat_role role; /* 0: an error has been recorded */
+};
+
+/* A string of a message; zeroed if an error has been recorded. */
+struct chat_string {
+    const char *text; /* [size] */
+    size_t size;
+};
+
+/* The message at `index`, whose role must be one of `roles` (a sum of enum chat_role). */
+struct chat_message chat_message_at(struct chat_job *job, size_t index, int roles);
+/* Its content, which must be a string; or, asked first, whether it is null. */
+struct chat_string chat_content(struct chat_job *job, const struct chat_message *message);
+bool chat_content_is_null(const struct chat_message *message);
+/* Records what is wrong with a message. */
+void chat_refuse(struct chat_job *job, const struct chat_message *message, const char *what);
+
+/* Writes what the template itself says: added tokens are recognised in it. */
+void chat_own(struct chat_job *job, const char *text);
+/* Writes what came with the messages: never an added token. */
+void chat_put(struct chat_job *job, struct chat_string string);
+
+/* Jinja's truth of a value: not null, false, 0, "" or empty. */
+bool chat_truth(const json_t *value);
+
+void chat_render_coder_v2(struct chat_job *job);
+void chat_render_v3(struct chat_job *job);
+void chat_render_v3_0324(struct chat_job *job);
+void chat_render_r1(struct chat_job *job);
+void chat_render_r1_0528(struct chat_job *job);
+void chat_render_v3_1(struct chat_job *job);
+
+#endif
