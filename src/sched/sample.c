@@ -1,0 +1,273 @@
+#include "sched/sample.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include "sched/philox.h"
+
+void sampling_init(struct sampling *sampling) {
+    *sampling = (struct sampling){.temperature = 1, .top_p = 1, .repetition_penalty = 1};
+}
+
+static int check_range(const char *name, float value, float low, float high, struct mo_error *error) {
+    if (value >= low && value <= high) return 0; /* false for NaN */
+    return mo_error_set(error, MO_E_INVALID, "%s must be from %g to %g, found %g", name, (double)low,
+                        (double)high, (double)value);
+}
+
+static int check_bias(const struct sampling *sampling, int vocab, struct mo_error *error) {
+    for (int i = 0; i < sampling->n_bias; i++) {
+        const struct logit_bias *bias = &sampling->bias[i];
+        if (bias->token < 0 || bias->token >= vocab) {
+            return mo_error_set(error, MO_E_INVALID,
+                                "logit_bias: token %d is not in the vocabulary (0 to %d)", bias->token,
+                                vocab - 1);
+        }
+        if (check_range("logit_bias", bias->bias, -100, 100, error)) return MO_E_INVALID;
+    }
+    return 0;
+}
+
+int sampling_check(const struct sampling *sampling, int vocab, struct mo_error *error) {
+    const struct sampling *s = sampling;
+    if (check_range("temperature", s->temperature, 0, 100, error)) return MO_E_INVALID;
+    if (!(s->top_p > 0 && s->top_p <= 1)) {
+        return mo_error_set(error, MO_E_INVALID, "top_p must be above 0 and at most 1, found %g",
+                            (double)s->top_p);
+    }
+    if (check_range("min_p", s->min_p, 0, 1, error)) return MO_E_INVALID;
+    if (s->top_k < -1) {
+        return mo_error_set(error, MO_E_INVALID, "top_k must be -1 or 0 (off) or a count, found %d",
+                            s->top_k);
+    }
+    if (!(s->repetition_penalty > 0 && s->repetition_penalty <= 100)) {
+        return mo_error_set(error, MO_E_INVALID,
+                            "repetition_penalty must be above 0 and at most 100, found %g",
+                            (double)s->repetition_penalty);
+    }
+    if (check_range("presence_penalty", s->presence_penalty, -2, 2, error)) return MO_E_INVALID;
+    if (check_range("frequency_penalty", s->frequency_penalty, -2, 2, error)) return MO_E_INVALID;
+    return check_bias(sampling, vocab, error);
+}
+
+bool sampling_has_penalties(const struct sampling *sampling) {
+    return sampling->repetition_penalty != 1 || sampling->presence_penalty != 0 ||
+           sampling->frequency_penalty != 0;
+}
+
+int sample_scratch_init(struct sample_scratch *scratch, int vocab, struct mo_error *error) {
+    *scratch = (struct sample_scratch){.vocab = vocab};
+    scratch->value = calloc((size_t)vocab, sizeof *scratch->value);
+    scratch->order = calloc((size_t)vocab, sizeof *scratch->order);
+    if (scratch->value && scratch->order) return 0;
+    sample_scratch_free(scratch);
+    return mo_error_set(error, MO_E_NO_MEMORY, "out of memory for sampling from %d tokens", vocab);
+}
+
+void sample_scratch_free(struct sample_scratch *scratch) {
+    free(scratch->value);
+    free(scratch->order);
+    *scratch = (struct sample_scratch){0};
+}
+
+uint32_t sample_random(uint64_t seed, uint32_t choice, uint32_t position) {
+    uint32_t out[4];
+    philox_4x32((uint32_t[4]){position, choice, 0, 0}, (uint32_t[2]){(uint32_t)seed, (uint32_t)(seed >> 32)},
+                out);
+    return out[0];
+}
+
+int32_t sample_argmax(const float *logits, int vocab) {
+    int32_t best = 0;
+    float best_logit = -INFINITY; /* NaN compares false: never chosen */
+    for (int32_t i = 0; i < vocab; i++) {
+        if (logits[i] > best_logit) best = i, best_logit = logits[i];
+    }
+    return best;
+}
+
+static float penalised(const struct sampling *s, float logit, int32_t generated, bool in_prompt) {
+    if (generated > 0 || in_prompt) {
+        logit = logit > 0 ? logit / s->repetition_penalty : logit * s->repetition_penalty;
+    }
+    if (generated > 0) logit -= s->presence_penalty + s->frequency_penalty * (float)generated;
+    return logit;
+}
+
+/* Bias, then penalties, into `value` [vocab]. */
+static void adjust_logits(const struct sampling *sampling, const float *logits,
+                          const struct token_counts *counts, float *value, int vocab) {
+    memcpy(value, logits, (size_t)vocab * sizeof *value);
+    for (int i = 0; i < sampling->n_bias; i++) value[sampling->bias[i].token] += sampling->bias[i].bias;
+    if (!counts || !counts->generated || !sampling_has_penalties(sampling)) return;
+    for (int i = 0; i < vocab; i++) {
+        if (counts->generated[i] > 0 || counts->prompt[i]) {
+            value[i] = penalised(sampling, value[i], counts->generated[i], counts->prompt[i]);
+        }
+    }
+}
+
+/* Logits to weights exp((logit - largest) / temperature) in place: the probabilities, up to a factor. */
+static void weigh(float *value, int vocab, float largest, float temperature) {
+    for (int i = 0; i < vocab; i++) {
+        float scaled = (value[i] - largest) / temperature;
+        value[i] = scaled > -104 ? expf(scaled) : 0; /* below, expf is 0 too; NaN becomes 0 */
+    }
+}
+
+/* Every filter keeps a head of one order: weight falling, ties by id rising. So its result is one place in
+ * that order: the last token that is kept. */
+struct cut {
+    float weight;
+    int32_t id;
+};
+
+static bool cut_keeps(struct cut cut, float weight, int32_t id) {
+    return weight > cut.weight || (weight == cut.weight && id <= cut.id);
+}
+
+/* Puts the elements of order [low, high) that come before one of them, the pivot, to its left. Returns its
+ * place. The pivot's place is scattered, so that no shape of input is always unlucky. */
+static int partition(const float *weight, int32_t *order, int low, int high) {
+    uint32_t scattered = ((uint32_t)low * 0x9E3779B9u) ^ ((uint32_t)high * 0x85EBCA6Bu);
+    int pivot_at = low + (int)((scattered ^ scattered >> 15) % (uint32_t)(high - low));
+    int32_t pivot = order[pivot_at];
+    struct cut before = {weight[pivot], pivot};
+    order[pivot_at] = order[high - 1];
+    int n = low;
+    for (int i = low; i < high - 1; i++) {
+        int32_t id = order[i];
+        if (!cut_keeps(before, weight[id], id)) continue;
+        order[i] = order[n];
+        order[n++] = id;
+    }
+    order[high - 1] = order[n];
+    order[n] = pivot;
+    return n;
+}
+
+/* Moves the k best of order [n] to its front; the k-th best is then at k - 1. */
+static void select_count(const float *weight, int32_t *order, int n, int k) {
+    int low = 0, high = n;
+    while (high - low > 1) {
+        int place = partition(weight, order, low, high);
+        if (place == k - 1) return;
+        if (place >= k)
+            high = place;
+        else
+            low = place + 1;
+    }
+}
+
+/* Moves to the front of order [n] the fewest best ones that weigh `target` together. Returns how many, at
+ * least 1; the last of them is the lightest. */
+static int select_mass(const float *weight, int32_t *order, int n, double target) {
+    int low = 0, high = n;
+    double mass = 0; /* of order [0, low), which is less than the target */
+    while (low < high) {
+        int place = partition(weight, order, low, high);
+        double left = mass;
+        for (int i = low; i < place; i++) left += (double)weight[order[i]];
+        double with_pivot = left + (double)weight[order[place]];
+        if (left >= target)
+            high = place;
+        else if (with_pivot >= target)
+            return place + 1;
+        else
+            low = place + 1, mass = with_pivot;
+    }
+    return low > 0 ? low : 1; /* only rounding leads here */
+}
+
+static double sum_weights(const float *weight, const int32_t *order, int n) {
+    double sum = 0;
+    for (int i = 0; i < n; i++) sum += (double)weight[order[i]];
+    return sum;
+}
+
+/* Tokens lighter than (1 - p) / n of the whole weigh less than 1 - p together, so the nucleus is among the
+ * rest. */
+static int drop_light(const float *weight, int32_t *order, int n, double floor) {
+    int kept = 0;
+    for (int i = 0; i < n; i++) {
+        if ((double)weight[order[i]] >= floor) order[kept++] = order[i];
+    }
+    return kept;
+}
+
+static struct cut filter(const struct sampling *sampling, const float *weight, int32_t *order, int vocab) {
+    struct cut cut = {sampling->min_p, INT32_MAX}; /* the best weighs 1, so min_p is a weight */
+    bool by_count = sampling->top_k > 0 && sampling->top_k < vocab, by_mass = sampling->top_p < 1;
+    if (!by_count && !by_mass) return cut;
+
+    int n = 0;
+    for (int32_t i = 0; i < vocab; i++) {
+        if (weight[i] > 0 && weight[i] >= sampling->min_p) order[n++] = i;
+    }
+    if (by_count && sampling->top_k < n) {
+        select_count(weight, order, n, sampling->top_k);
+        n = sampling->top_k;
+        cut = (struct cut){weight[order[n - 1]], order[n - 1]};
+    }
+    if (by_mass) {
+        double p = (double)sampling->top_p, sum = sum_weights(weight, order, n);
+        n = drop_light(weight, order, n, (1 - p) * sum / n);
+        n = select_mass(weight, order, n, p * sum);
+        cut = (struct cut){weight[order[n - 1]], order[n - 1]};
+    }
+    return cut;
+}
+
+/* The draw walks the kept tokens by id: the order of selection has no say. `unit` is in [0, 1). */
+static int32_t draw(const float *weight, int vocab, struct cut cut, double unit) {
+    double total = 0, sum = 0;
+    for (int32_t i = 0; i < vocab; i++) {
+        if (cut_keeps(cut, weight[i], i)) total += (double)weight[i];
+    }
+    int32_t last = 0;
+    for (int32_t i = 0; i < vocab; i++) {
+        if (weight[i] <= 0 || !cut_keeps(cut, weight[i], i)) continue;
+        sum += (double)weight[i];
+        last = i;
+        if (sum > unit * total) break;
+    }
+    return last;
+}
+
+int32_t sample_token(const struct sampling *sampling, const float *logits, const struct token_counts *counts,
+                     uint32_t choice, uint32_t position, struct sample_scratch *scratch) {
+    int vocab = scratch->vocab;
+    float *value = scratch->value;
+    adjust_logits(sampling, logits, counts, value, vocab);
+    int32_t best = sample_argmax(value, vocab);
+    if (sampling->temperature == 0 || !isfinite(value[best])) return best;
+
+    weigh(value, vocab, value[best], sampling->temperature);
+    struct cut cut = filter(sampling, value, scratch->order, vocab);
+    double unit = (double)sample_random(sampling->seed, choice, position) * 0x1p-32;
+    return draw(value, vocab, cut, unit);
+}
+
+/* Puts (token, logit) into the falling list top [*n], which holds `capacity`: the last falls out. Equals stay
+ * in order of arrival. */
+static void top_insert(struct token_logprob *top, int *n, int capacity, int32_t token, float logit) {
+    if (*n == capacity && !(capacity > 0 && logit > top[capacity - 1].logprob)) return;
+    int i = *n < capacity ? (*n)++ : capacity - 1;
+    for (; i > 0 && logit > top[i - 1].logprob; i--) top[i] = top[i - 1];
+    top[i] = (struct token_logprob){token, logit};
+}
+
+float sample_logprobs(const float *logits, int vocab, int32_t token, int n_top, struct token_logprob *top) {
+    assert(n_top <= vocab);
+    float largest = logits[sample_argmax(logits, vocab)];
+    double sum = 0;
+    int n = 0;
+    for (int32_t i = 0; i < vocab; i++) {
+        sum += (double)expf(logits[i] - largest);
+        top_insert(top, &n, n_top, i, logits[i]);
+    }
+    double log_sum = log(sum) + (double)largest;
+    for (int i = 0; i < n_top; i++) top[i].logprob = (float)((double)top[i].logprob - log_sum);
+    return (float)((double)logits[token] - log_sum);
+}

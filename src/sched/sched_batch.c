@@ -1,0 +1,153 @@
+/* sched/sched_batch.c - what the next step computes.
+ *
+ * Rows: each sequence that decodes has one; prompts share the rest, oldest first. Because a batch has at
+ * least max_num_seqs rows, the oldest prompt always gets one. Pages: the oldest sequence comes first and may
+ * take the pages of the youngest, so it moves on in every step: nobody starves. The youngest itself, when
+ * nothing is left for it, waits with the pages it has. */
+#include <assert.h>
+#include "sched/sched_state.h"
+
+/* A sequence is admitted when the pages suffice for all its tokens and for this many more of every sequence:
+ * else it would soon be preempted again, and what it computed lost. */
+enum { ADMIT_AHEAD_TOKENS = 32 };
+
+/* What is left of the batch. */
+struct room {
+    int rows, logits;
+};
+
+static int seq_pending(const struct seq *seq) {
+    return seq->n_tokens - seq->n_computed;
+}
+
+static bool seq_decodes(const struct seq *seq) {
+    return seq_pending(seq) == 1;
+}
+
+bool seq_row_scores(const struct seq *seq, int position) {
+    int next = position + 1;
+    return seq->request.prompt_logprobs && next < seq->request.n_prompt && next >= seq->n_scored;
+}
+
+bool seq_row_samples(const struct seq *seq, int position) {
+    return position == seq->n_tokens - 1 && seq->max_total > seq->request.n_prompt;
+}
+
+static bool row_has_logits(const struct seq *seq, int position) {
+    return seq_row_scores(seq, position) || seq_row_samples(seq, position);
+}
+
+static int count_logits(const struct seq *seq, int n_rows) {
+    int n = 0;
+    for (int i = 0; i < n_rows; i++) n += row_has_logits(seq, seq->n_computed + i);
+    return n;
+}
+
+/* The most rows, up to `n_rows`, that need no more than `n_logits` rows of logits. */
+static int rows_within_logits(const struct seq *seq, int n_rows, int n_logits) {
+    for (int i = 0; i < n_rows; i++) {
+        n_logits -= row_has_logits(seq, seq->n_computed + i);
+        if (n_logits < 0) return i;
+    }
+    return n_rows;
+}
+
+static void preempt_youngest(struct sched *sched, struct room *room) {
+    struct seq *seq = sched->running[--sched->n_running];
+    if (seq_decodes(seq)) room->rows++, room->logits++;
+    kv_seq_release(&sched->kv, &seq->kv);
+    seq->n_computed = 0;
+    seq->n_rows = 0;
+    seq->running = false;
+    seq_list_push_front(&sched->waiting, seq);
+    stats_preempt(sched);
+}
+
+/* Takes pages for up to `n_rows` more rows; returns for how many there are. */
+static int take_pages(struct sched *sched, struct seq *seq, int n_rows, struct room *room) {
+    while (kv_seq_grow(&sched->kv, &seq->kv, seq->n_computed + n_rows) != 0) {
+        if (sched->running[sched->n_running - 1] != seq) {
+            preempt_youngest(sched, room);
+            continue;
+        }
+        n_rows = (seq->kv.n_pages + sched->kv.n_free) * KV_PAGE_TOKENS - seq->n_computed;
+    }
+    return n_rows;
+}
+
+static void plan_seq(struct sched *sched, struct seq *seq, struct room *room) {
+    if (seq_decodes(seq)) { /* its row was set aside */
+        seq->n_rows = take_pages(sched, seq, 1, room);
+        return;
+    }
+    int pending = seq_pending(seq);
+    int n_rows = rows_within_logits(seq, pending < room->rows ? pending : room->rows, room->logits);
+    seq->n_rows = take_pages(sched, seq, n_rows, room);
+    room->rows -= seq->n_rows;
+    room->logits -= count_logits(seq, seq->n_rows);
+}
+
+/* Pages that a sequence has to take for its tokens and ADMIT_AHEAD_TOKENS more. */
+static int pages_ahead(const struct seq *seq) {
+    int pages = kv_pages_for(seq->n_tokens + ADMIT_AHEAD_TOKENS);
+    if (pages > seq->kv.capacity) pages = seq->kv.capacity;
+    return pages > seq->kv.n_pages ? pages - seq->kv.n_pages : 0;
+}
+
+static bool can_admit(const struct sched *sched, const struct seq *seq, const struct room *room) {
+    if (sched->n_running == sched->options.max_num_seqs || room->rows < 1 || room->logits < 1) return false;
+    if (sched->n_running == 0) return true; /* sched_submit made sure that it fits alone */
+    int pages = pages_ahead(seq);
+    for (int i = 0; i < sched->n_running; i++) pages += pages_ahead(sched->running[i]);
+    return pages <= sched->kv.n_free;
+}
+
+static void admit(struct sched *sched, struct room *room) {
+    while (sched->waiting.first && can_admit(sched, sched->waiting.first, room)) {
+        struct seq *seq = sched->waiting.first;
+        seq_list_remove(&sched->waiting, seq);
+        seq->running = true;
+        sched->running[sched->n_running++] = seq;
+        stats_admit(sched);
+        if (seq_decodes(seq)) room->rows--, room->logits--;
+        plan_seq(sched, seq, room);
+    }
+}
+
+static void fill_seq(struct sched *sched, struct seq *seq) {
+    struct batch *batch = &sched->batch;
+    struct batch_seq rows = {batch->n_rows, seq->n_rows, seq->n_computed, seq->kv.pages};
+    seq->first_logit = batch->n_logits;
+    for (int i = 0; i < seq->n_rows; i++) {
+        int position = seq->n_computed + i;
+        if (row_has_logits(seq, position)) sched->batch_logits_row[batch->n_logits++] = batch->n_rows;
+        sched->batch_token[batch->n_rows++] = seq->tokens[position];
+    }
+    sched->batch_seqs[batch->n_seqs++] = rows;
+}
+
+static void fill(struct sched *sched) {
+    struct batch *batch = &sched->batch;
+    *batch = (struct batch){.token = sched->batch_token, .seqs = sched->batch_seqs};
+    batch->logits_row = sched->batch_logits_row;
+    for (int chunks = 0; chunks < 2; chunks++) { /* decodes first */
+        for (int i = 0; i < sched->n_running; i++) {
+            struct seq *seq = sched->running[i];
+            if (seq->n_rows > 0 && seq_decodes(seq) != chunks) fill_seq(sched, seq);
+        }
+    }
+    assert(batch->n_rows <= sched->options.max_num_batched_tokens);
+    assert(batch->n_logits <= sched->options.max_logits);
+}
+
+void batch_plan(struct sched *sched) {
+    struct room room = {sched->options.max_num_batched_tokens, sched->options.max_logits};
+    for (int i = 0; i < sched->n_running; i++) {
+        sched->running[i]->n_rows = 0;
+        if (seq_decodes(sched->running[i])) room.rows--, room.logits--;
+    }
+    for (int i = 0; i < sched->n_running; i++) plan_seq(sched, sched->running[i], &room);
+    admit(sched, &room);
+    fill(sched);
+    assert(sched->batch.n_rows > 0 || (sched->n_running == 0 && !sched->waiting.first));
+}

@@ -1,0 +1,178 @@
+/* sched/sched_commit.c - what a batch computed becomes tokens, text and events. */
+#include <assert.h>
+#include <math.h>
+#include "sched/sched_state.h"
+
+static struct sched_event event_of(const struct seq *seq) {
+    return (struct sched_event){.id = seq->id,
+                                .context = seq->request.context,
+                                .token = -1,
+                                .logprob = NAN,
+                                .stop_token = -1,
+                                .text = seq->text,
+                                .n_prompt = seq->request.n_prompt,
+                                .n_generated = seq->n_tokens - seq->request.n_prompt};
+}
+
+/* Adds to the event's text; returns the index of the stop string that this completed, or -1. */
+static int event_add_text(struct seq *seq, struct sched_event *event, const char *text, size_t size) {
+    size_t certain;
+    int found = stop_matcher_push(&seq->stop, text, size, seq->text + event->text_size, &certain);
+    event->text_size += certain;
+    return found;
+}
+
+/* The text ends here: half code points and what may have become a stop string come out. */
+static int event_flush_text(struct seq *seq, struct sched_event *event) {
+    char tail[4];
+    int found = event_add_text(seq, event, tail, text_stream_finish(&seq->stream, tail));
+    if (found < 0) event->text_size += stop_matcher_finish(&seq->stop, seq->text + event->text_size);
+    return found;
+}
+
+void seq_end(struct sched *sched, struct seq *seq, enum finish_reason reason, struct sched_event *event) {
+    struct sched_event plain = event_of(seq);
+    if (!event) event = &plain;
+    if (sched->options.tokenizer && !event->stop_string) {
+        int found = event_flush_text(seq, event);
+        if (found >= 0 && reason == FINISH_LENGTH) {
+            reason = FINISH_STOP;
+            event->stop_string = seq->stop.strings[found];
+        }
+    }
+    kv_seq_free(&sched->kv, &seq->kv);
+    stats_end(sched, seq, reason);
+    event->finish = reason;
+    seq->request.callback(event);
+    seq_free(sched, seq);
+}
+
+static void event_add_logprob(struct sched *sched, const struct seq *seq, struct sched_event *event,
+                              const float *logits) {
+    event->n_top = seq->request.n_logprobs > 0 ? seq->request.n_logprobs : 0;
+    event->top = sched->top;
+    event->logprob =
+        sample_logprobs(logits, sched->options.model->vocab, event->token, event->n_top, sched->top);
+}
+
+/* Tells the owner the prompt tokens that the rows from `first_pos` scored; moves *logits behind their rows.
+ */
+static void score_prompt(struct sched *sched, struct seq *seq, int first_pos, const float **logits) {
+    if (seq->request.prompt_logprobs && seq->n_scored == 0) {
+        struct sched_event event = event_of(seq);
+        event.is_prompt = true;
+        event.token = seq->tokens[0];
+        seq->n_scored = 1;
+        seq->request.callback(&event);
+    }
+    for (int position = first_pos; position < seq->n_computed; position++) {
+        if (!seq_row_scores(seq, position)) continue;
+        assert(seq->n_scored == position + 1);
+        struct sched_event event = event_of(seq);
+        event.is_prompt = true;
+        event.token = seq->tokens[position + 1];
+        event_add_logprob(sched, seq, &event, *logits);
+        *logits += sched->options.model->vocab;
+        seq->n_scored++;
+        seq->request.callback(&event);
+    }
+}
+
+static int32_t choose_token(struct sched *sched, struct seq *seq, const float *logits) {
+    int n_generated = seq->n_tokens - seq->request.n_prompt;
+    struct sampling *sampling = &seq->request.sampling;
+    sampling->n_bias = seq->n_bias + (n_generated < seq->request.min_tokens ? seq->n_banned : 0);
+    return sample_token(sampling, logits, &seq->counts, seq->request.choice, (uint32_t)n_generated,
+                        &sched->scratch);
+}
+
+static bool is_stop_token(const struct sched *sched, const struct seq *seq, int32_t token) {
+    if (seq->n_tokens - seq->request.n_prompt <= seq->request.min_tokens) return false;
+    for (int i = 0; !seq->request.ignore_eos && i < sched->n_eos; i++) {
+        if (token == sched->eos[i]) return true;
+    }
+    for (int i = 0; i < seq->request.n_stop_tokens; i++) {
+        if (token == seq->request.stop_tokens[i]) return true;
+    }
+    return false;
+}
+
+static void append_token(struct sched *sched, struct seq *seq, int32_t token, double now_s) {
+    stats_token(sched, seq, now_s);
+    seq->last_token_s = now_s;
+    seq->tokens[seq->n_tokens++] = token;
+    if (seq->counts.generated) seq->counts.generated[token]++;
+}
+
+static void add_token_text(struct sched *sched, struct seq *seq, struct sched_event *event) {
+    assert(text_stream_bound(&seq->stream, event->token) <= sched->token_text_size);
+    size_t size = text_stream_push(&seq->stream, event->token, sched->token_text);
+    int found = event_add_text(seq, event, sched->token_text, size);
+    if (found >= 0) event->stop_string = seq->stop.strings[found];
+}
+
+/* Chooses the next token and applies the stop rules. Returns false if the sequence ended. */
+static bool generate(struct sched *sched, struct seq *seq, const float *logits, double now_s) {
+    int32_t token = choose_token(sched, seq, logits);
+    append_token(sched, seq, token, now_s);
+    struct sched_event event = event_of(seq);
+    event.token = token;
+    if (seq->request.n_logprobs >= 0) event_add_logprob(sched, seq, &event, logits);
+
+    bool stop = is_stop_token(sched, seq, token);
+    if (sched->options.tokenizer && (!stop || seq->request.include_stop)) add_token_text(sched, seq, &event);
+    if (stop) event.stop_token = token, event.stop_string = NULL;
+
+    enum finish_reason reason = FINISH_NONE;
+    if (seq->n_tokens == seq->max_total) reason = FINISH_LENGTH;
+    if (stop || event.stop_string) reason = FINISH_STOP;
+    if (reason == FINISH_NONE)
+        seq->request.callback(&event);
+    else
+        seq_end(sched, seq, reason, &event);
+    return reason == FINISH_NONE;
+}
+
+static bool seq_commit(struct sched *sched, struct seq *seq, const float *logits, double now_s) {
+    int first_pos = seq->n_computed;
+    seq->n_computed += seq->n_rows;
+    int known = seq->n_computed < seq->request.n_prompt ? seq->n_computed : seq->request.n_prompt;
+    if (known > seq->n_counted) {
+        stats_prompt(sched, known - seq->n_counted);
+        seq->n_counted = known;
+    }
+    score_prompt(sched, seq, first_pos, &logits);
+    if (seq->n_computed < seq->n_tokens) return true;
+    if (seq_row_samples(seq, seq->n_tokens - 1)) return generate(sched, seq, logits, now_s);
+    seq_end(sched, seq, FINISH_LENGTH, NULL); /* max_tokens 0 */
+    return false;
+}
+
+void batch_commit(struct sched *sched) {
+    struct backend *backend = sched->options.backend;
+    const float *logits = sched->batch.n_logits > 0 ? backend->ops->logits(backend) : NULL;
+    size_t vocab = (size_t)sched->options.model->vocab;
+    double now_s = sched_now(sched);
+    int n = sched->n_running, n_kept = 0;
+    for (int i = 0; i < n; i++) {
+        struct seq *seq = sched->running[i];
+        const float *row = logits ? logits + (size_t)seq->first_logit * vocab : NULL;
+        if (seq->n_rows == 0 || seq_commit(sched, seq, row, now_s)) sched->running[n_kept++] = seq;
+    }
+    sched->n_running = n_kept;
+}
+
+void batch_fail(struct sched *sched, const struct mo_error *error) {
+    int n = sched->n_running, n_kept = 0;
+    for (int i = 0; i < n; i++) {
+        struct seq *seq = sched->running[i];
+        if (seq->n_rows == 0) {
+            sched->running[n_kept++] = seq;
+            continue;
+        }
+        struct sched_event event = event_of(seq);
+        event.error = error;
+        seq_end(sched, seq, FINISH_ERROR, &event);
+    }
+    sched->n_running = n_kept;
+}

@@ -1,0 +1,116 @@
+/* sched/sched_state.h - what the files of the scheduler share: its state and one sequence's. Private to
+ * src/sched.
+ *
+ * A sequence is born in sched_submit (any thread), waits in the inbox, then belongs to the engine thread:
+ * waiting -> running (<-> waiting, when it is preempted) -> ended by seq_end. All its memory is taken at
+ * birth. Both lists are in order of arrival, and everything that runs arrived before everything that waits.
+ */
+#ifndef MOEBIUS_SCHED_SCHED_STATE_H
+#define MOEBIUS_SCHED_SCHED_STATE_H
+
+#include <pthread.h>
+#include "sched/kv.h"
+#include "sched/sched.h"
+#include "sched/stop.h"
+
+struct seq {
+    struct seq *previous, *next; /* in the list it waits in */
+    struct seq *chain;           /* in its bucket of the registry; under the lock */
+    bool cancelled;              /* under the lock */
+    bool running;
+
+    uint64_t id;
+    struct sched_request
+        request; /* a copy; its arrays belong to the sequence, `sampling.bias` excepted: see below */
+    struct logit_bias
+        *bias; /* [n_bias] the request's, then [n_banned] -inf for the tokens that would stop it */
+    int n_bias, n_banned;
+    int max_total; /* tokens, prompt and answer: then FINISH_LENGTH */
+
+    int32_t *tokens; /* [max_total] prompt, then generated */
+    int n_tokens;
+    int n_computed; /* positions in the cache: tokens[0 .. n_computed) */
+    int n_scored;   /* prompt tokens told to the owner (prompt_logprobs) */
+    int n_counted;  /* prompt tokens in the statistics: those computed again are not counted again */
+    struct kv_seq kv;
+    struct token_counts counts;
+
+    int n_rows;      /* in this step's batch; 0: none */
+    int first_logit; /* its first row of logits */
+
+    struct text_stream stream;
+    struct stop_matcher stop;
+    char *text; /* [longest stop string + sched.token_text_size + 4] what an event carries */
+
+    double submitted_s, last_token_s;
+};
+
+struct seq_list {
+    struct seq *first, *last;
+};
+void seq_list_push_back(struct seq_list *list, struct seq *seq);
+void seq_list_push_front(struct seq_list *list, struct seq *seq);
+void seq_list_remove(struct seq_list *list, struct seq *seq);
+
+enum { REGISTRY_BUCKETS = 1024 };
+
+struct sched {
+    struct sched_options options;
+    int32_t *eos; /* [n_eos] */
+    int n_eos;
+    size_t token_text_size; /* the most bytes that one token can complete */
+
+    /* Engine thread. */
+    struct kv_pages kv;
+    struct seq_list waiting;
+    struct seq **running; /* [max_num_seqs] */
+    int n_running;
+    struct batch batch;
+    int32_t *batch_token;         /* [max_num_batched_tokens] */
+    struct batch_seq *batch_seqs; /* [max_num_seqs] */
+    int32_t *batch_logits_row;    /* [max_logits] */
+    struct sample_scratch scratch;
+    struct token_logprob top[SCHED_MAX_LOGPROBS];
+    char *token_text; /* [token_text_size] */
+
+    /* Any thread, under the lock. */
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+    bool woken;
+    struct seq_list inbox;
+    int n_cancels;                          /* sequences newly marked `cancelled` */
+    struct seq *registry[REGISTRY_BUCKETS]; /* every sequence that has not ended, by id */
+    uint64_t last_id;
+    struct sched_stats stats;
+};
+
+/* sched_submit.c */
+void seq_free(struct sched *sched, struct seq *seq);
+struct seq **registry_find(struct sched *sched, uint64_t id); /* the link that points to it, or to NULL */
+
+/* sched_batch.c: chooses rows, takes pages, preempts, admits; fills sched->batch. n_rows is 0 only if nothing
+ * lives. */
+void batch_plan(struct sched *sched);
+/* Whether the logits at `position` are wanted: to score the prompt token after it, or to choose the next
+ * token. */
+bool seq_row_scores(const struct seq *seq, int position);
+bool seq_row_samples(const struct seq *seq, int position);
+
+/* sched_commit.c: what the batch computed becomes tokens, text, events. */
+void batch_commit(struct sched *sched);
+/* Ends every sequence of the batch with FINISH_ERROR. */
+void batch_fail(struct sched *sched, const struct mo_error *error);
+/* Gives the pages back, tells the owner, frees. `event` has what is special about this end; may be NULL. The
+ * caller has taken it out of its list. */
+void seq_end(struct sched *sched, struct seq *seq, enum finish_reason reason, struct sched_event *event);
+
+/* sched_stats.c */
+double sched_now(const struct sched *sched);
+void stats_end(struct sched *sched, const struct seq *seq, enum finish_reason reason);
+void stats_token(struct sched *sched, const struct seq *seq, double now_s); /* before it joins n_tokens */
+void stats_prompt(struct sched *sched, int n_tokens);
+void stats_preempt(struct sched *sched);
+void stats_admit(struct sched *sched);
+void stats_step(struct sched *sched, double step_s, double forward_s);
+
+#endif

@@ -1,0 +1,89 @@
+/* sched/sched_stats.c - counters and histograms, kept under the lock so that any thread reads a consistent
+ * copy. */
+#include <time.h>
+#include "sched/sched_state.h"
+
+const double sched_bucket_s[SCHED_BUCKETS - 1] = {0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08,
+                                                  0.1,   0.25,   0.5,   0.75, 1,    2.5,  5,    7.5,
+                                                  10,    20,     40,    80,   160,  640,  2560};
+
+double sched_now(const struct sched *sched) {
+    if (sched->options.clock) return sched->options.clock(sched->options.clock_context);
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static void histogram_add(struct sched_histogram *histogram, double value_s) {
+    int i = 0;
+    while (i < SCHED_BUCKETS - 1 && value_s > sched_bucket_s[i]) i++;
+    histogram->count[i]++;
+    histogram->total++;
+    histogram->sum += value_s;
+}
+
+void stats_token(struct sched *sched, const struct seq *seq, double now_s) {
+    struct sched_stats *stats = &sched->stats;
+    bool first = seq->n_tokens == seq->request.n_prompt;
+    pthread_mutex_lock(&sched->lock);
+    stats->generated_tokens++;
+    if (first)
+        histogram_add(&stats->first_token_s, now_s - seq->submitted_s);
+    else
+        histogram_add(&stats->inter_token_s, now_s - seq->last_token_s);
+    pthread_mutex_unlock(&sched->lock);
+}
+
+void stats_prompt(struct sched *sched, int n_tokens) {
+    pthread_mutex_lock(&sched->lock);
+    sched->stats.prompt_tokens += (uint64_t)n_tokens;
+    pthread_mutex_unlock(&sched->lock);
+}
+
+void stats_preempt(struct sched *sched) {
+    pthread_mutex_lock(&sched->lock);
+    sched->stats.preemptions++;
+    sched->stats.n_running--;
+    sched->stats.n_waiting++;
+    pthread_mutex_unlock(&sched->lock);
+}
+
+void stats_admit(struct sched *sched) {
+    pthread_mutex_lock(&sched->lock);
+    sched->stats.n_running++;
+    sched->stats.n_waiting--;
+    pthread_mutex_unlock(&sched->lock);
+}
+
+void stats_end(struct sched *sched, const struct seq *seq, enum finish_reason reason) {
+    struct sched_stats *stats = &sched->stats;
+    double now_s = sched_now(sched);
+    pthread_mutex_lock(&sched->lock);
+    *registry_find(sched, seq->id) = seq->chain;
+    if (seq->cancelled) sched->n_cancels--;
+    if (seq->running)
+        stats->n_running--;
+    else
+        stats->n_waiting--;
+    stats->pages_free = sched->kv.n_free;
+    stats->finished[reason]++;
+    if (reason == FINISH_STOP || reason == FINISH_LENGTH) {
+        histogram_add(&stats->request_s, now_s - seq->submitted_s);
+    }
+    pthread_mutex_unlock(&sched->lock);
+}
+
+void stats_step(struct sched *sched, double step_s, double forward_s) {
+    pthread_mutex_lock(&sched->lock);
+    sched->stats.steps++;
+    sched->stats.step_s += step_s;
+    sched->stats.forward_s += forward_s;
+    sched->stats.pages_free = sched->kv.n_free;
+    pthread_mutex_unlock(&sched->lock);
+}
+
+void sched_stats_get(struct sched *sched, struct sched_stats *stats) {
+    pthread_mutex_lock(&sched->lock);
+    *stats = sched->stats;
+    pthread_mutex_unlock(&sched->lock);
+}
