@@ -1,0 +1,306 @@
+#include "engine.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include "base/file.h"
+#include "base/log.h"
+#include "base/pool.h"
+#include "forward.h"
+#include "model/locate.h"
+
+enum {
+    DEFAULT_BATCHED_TOKENS = 512,
+    MAX_BATCHED_TOKENS = 1 << 16,
+    MAX_SEQS = 4096,
+    MAX_THREADS = 1024,
+};
+
+void engine_options_init(struct engine_options *options) {
+    *options = (struct engine_options){.memory_utilization = 0.9};
+}
+
+void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_MAX]) {
+    const struct cli_flag table[] = {
+        {.names = "Engine", .type = CLI_HEADING},
+        {.names = "--model", .type = CLI_STRING, .target = &o->model, .value = "MODEL",
+         .help = "the model, if not given as MODEL: a folder, or org/name in the\nHugging Face cache"},
+        {.names = "--revision", .type = CLI_STRING, .target = &o->revision, .value = "REV",
+         .help = "branch, tag or commit in the Hugging Face cache (default main)"},
+        {.names = "--device", .type = CLI_CHOICE, .target = &o->device, .choices = "auto|cpu",
+         .help = "where to compute (default auto)"},
+        {.names = "--threads,-t", .type = CLI_INT, .target = &o->threads, .min = 1, .max = MAX_THREADS, .value = "N",
+         .help = "threads (default: the processors this process may use)"},
+        {.names = "--max-model-len,--context,-c", .type = CLI_INT, .target = &o->max_model_len, .min = 1,
+         .max = 1 << 26, .value = "N", .help = "longest sequence, prompt and answer\n(default: the model's, or what fits)"},
+        {.names = "--max-num-seqs,--seqs", .type = CLI_INT, .target = &o->max_num_seqs, .min = 1, .max = MAX_SEQS,
+         .value = "N", .help = "sequences that run at once; more wait"},
+        {.names = "--max-num-batched-tokens", .type = CLI_INT, .target = &o->max_num_batched_tokens, .min = 1,
+         .max = MAX_BATCHED_TOKENS, .value = "N", .help = "tokens computed in one step (default 512)"},
+        {.names = "--gpu-memory-utilization,--memory-utilization", .type = CLI_DOUBLE, .target = &o->memory_utilization,
+         .min = 0.01, .max = 1, .value = "X",
+         .help = "share of the memory that weights and cache may take (default 0.9);\non a CPU, of the machine's"},
+        {.names = "--kv-cache-dtype,--kv", .type = CLI_CHOICE, .target = &o->kv, .choices = "auto|f32|bf16|fp8",
+         .help = "format of the latent cache (default auto: bf16; f32 with\n--compute f32)"},
+        {.names = "--compute", .type = CLI_CHOICE, .target = &o->compute, .choices = "fast|f32",
+         .help = "fast (default): 8-bit activations for 4-bit weights;\nf32: everything in single precision, the yardstick"},
+        {.names = "--attention", .type = CLI_CHOICE, .target = &o->attention, .choices = "auto|absorbed|expanded",
+         .help = "form of latent attention (default auto: by chunk length)"},
+        {.names = "--batch-invariant", .type = CLI_FLAG, .target = &o->batch_invariant,
+         .help = "same bits for a sequence whatever runs beside it"},
+        {.names = "--chat-template", .type = CLI_STRING, .target = &o->chat_template, .value = "NAME",
+         .help = "deepseek-coder-v2, deepseek-v3, deepseek-v3-0324, deepseek-r1,\ndeepseek-r1-0528, deepseek-v3.1 "
+                 "(default: recognised from the model)"},
+        {.names = "--generation-config", .type = CLI_CHOICE, .target = &o->generation_config, .choices = "auto|none",
+         .help = "auto (default): start from the model's own sampling settings"},
+    };
+    memcpy(flags, table, sizeof table);
+    flags[sizeof table / sizeof *table] = (struct cli_flag){0};
+}
+
+static double now_s(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
+}
+
+/* Bytes of memory this process may use: the machine's, or the smaller limit of its control group. */
+static size_t memory_limit(void) {
+    size_t limit = 0, kib, size;
+    char *text;
+    if (file_read("/proc/meminfo", 1 << 16, &text, &size, NULL) == 0) {
+        if (sscanf(text, "MemTotal: %zu kB", &kib) == 1) limit = kib * 1024;
+        free(text);
+    }
+    if (file_read("/sys/fs/cgroup/memory.max", 64, &text, &size, NULL) == 0) {
+        size_t group;
+        if (sscanf(text, "%zu", &group) == 1 && group < limit) limit = group;
+        free(text);
+    }
+    return limit;
+}
+
+/* How many pages the memory left beside the weights holds: at least a sixteenth of the memory is offered to the cache,
+ * since mapped weights can be read again from the file. */
+static int pages_that_fit(const struct engine *engine) {
+    const struct engine_options *o = &engine->options;
+    double memory = (double)memory_limit() * o->memory_utilization;
+    double budget = memory - (double)engine->checkpoint.total_bytes, least = memory / 16;
+    double page = (double)kv_pool_bytes(&engine->model, (enum kv_format)(o->kv - 1), 1);
+    double pages = (budget > least ? budget : least) / page;
+    return pages > 1 << 28 ? 1 << 28 : pages < 1 ? 1 : (int)pages;
+}
+
+/* Settles context length and cache size, or says what does not fit. */
+static int plan_cache(struct engine *engine, struct mo_error *error) {
+    struct engine_options *o = &engine->options;
+    const struct model *m = &engine->model;
+    int fit = pages_that_fit(engine), wanted = o->max_model_len;
+    int64_t fit_tokens = (int64_t)fit * KV_PAGE_TOKENS;
+    if (wanted > m->context) {
+        return mo_error_set(error, MO_E_INVALID, "--max-model-len %d is longer than the model's context of %d tokens",
+                            wanted, m->context);
+    }
+    if (wanted > fit_tokens) {
+        double page_mib = (double)kv_pool_bytes(m, (enum kv_format)(o->kv - 1), 1) / (1 << 20);
+        return mo_error_set(error, MO_E_NO_MEMORY, "--max-model-len %d needs %.0f MiB of cache, %.0f MiB are left beside the "
+                            "weights; %lld tokens would fit (or --kv-cache-dtype fp8)", wanted,
+                            page_mib * (wanted + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS, page_mib * fit,
+                            (long long)fit_tokens);
+    }
+    if (!wanted) o->max_model_len = m->context < fit_tokens ? m->context : (int)fit_tokens;
+    int64_t pages = (o->max_model_len + (int64_t)KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS * o->max_num_seqs;
+    engine->n_pages = pages < fit ? (int)pages : fit;
+    return 0;
+}
+
+static void settle_options(struct engine_options *o) {
+    if (!o->threads) o->threads = pool_default_threads();
+    if (!o->max_num_seqs) o->max_num_seqs = 1;
+    if (!o->max_num_batched_tokens) o->max_num_batched_tokens = DEFAULT_BATCHED_TOKENS;
+    if (o->max_num_batched_tokens < o->max_num_seqs) o->max_num_batched_tokens = o->max_num_seqs;
+    if (o->max_logits < o->max_num_seqs) o->max_logits = o->max_num_seqs;
+    if (!o->kv) o->kv = 1 + (o->compute == COMPUTE_F32 ? KV_F32 : KV_BF16);
+    if (o->batch_invariant) o->attention = ATTENTION_ABSORBED;
+}
+
+static void add_eos(struct engine *engine, int32_t id) {
+    for (int i = 0; i < engine->n_eos; i++) {
+        if (engine->eos[i] == id) return;
+    }
+    if (id >= 0 && id < engine->model.vocab && engine->n_eos < MODEL_MAX_EOS) engine->eos[engine->n_eos++] = id;
+}
+
+/* A folder without tokenizer.json still computes: ids in, ids out. */
+static int open_text(struct engine *engine, struct mo_error *error) {
+    char path[4200];
+    snprintf(path, sizeof path, "%s/tokenizer.json", engine->path);
+    for (int i = 0; i < engine->model.n_eos; i++) add_eos(engine, engine->model.eos[i]);
+    const char *name = engine->options.chat_template;
+    if (name && !chat_template_by_name(name)) {
+        return mo_error_set(error, MO_E_INVALID, "--chat-template %s: expected one of %s", name, chat_template_names());
+    }
+    if (!file_exists(path)) return 0;
+    int code = tokenizer_load(&engine->tokenizer, engine->path, error);
+    if (code) return code;
+    add_eos(engine, tokenizer_eos(engine->tokenizer));
+    if (tokenizer_size(engine->tokenizer) > engine->model.vocab) {
+        return mo_error_set(error, MO_E_INVALID, "%s: tokenizer.json has ids up to %d, config.json a vocab_size of %d",
+                            engine->path, tokenizer_size(engine->tokenizer) - 1, engine->model.vocab);
+    }
+    const char *jinja = tokenizer_chat_template(engine->tokenizer);
+    engine->chat = name ? chat_template_by_name(name) : jinja ? chat_template_detect(jinja) : NULL;
+    return 0;
+}
+
+static int open_backend(struct engine *engine, struct mo_error *error) {
+    const struct engine_options *o = &engine->options;
+    struct backend_options options = {
+        .threads = o->threads,
+        .max_rows = o->max_num_batched_tokens,
+        .max_logits = o->max_logits,
+        .max_seqs = o->max_num_seqs,
+        .n_pages = engine->n_pages,
+        .kv = (enum kv_format)(o->kv - 1),
+        .compute = (enum compute)o->compute,
+        .attention = (enum attention)o->attention,
+    };
+    return cpu_backend_open(&engine->backend, &engine->model, &engine->weights, &options, error);
+}
+
+static int open_sched(struct engine *engine, struct mo_error *error) {
+    const struct engine_options *o = &engine->options;
+    struct sched_options options = {
+        .backend = engine->backend,
+        .model = &engine->model,
+        .tokenizer = engine->tokenizer,
+        .eos = engine->eos,
+        .n_eos = engine->n_eos,
+        .max_model_len = o->max_model_len,
+        .max_num_seqs = o->max_num_seqs,
+        .max_num_batched_tokens = o->max_num_batched_tokens,
+        .max_logits = o->max_logits,
+        .n_pages = engine->n_pages,
+    };
+    return sched_create(&engine->sched, &options, error);
+}
+
+static int open_all(struct engine *engine, struct mo_error *error) {
+    settle_options(&engine->options);
+    int code = model_locate(engine->options.model, engine->options.revision, engine->path, sizeof engine->path, error);
+    if (!code) code = model_load(&engine->model, engine->path, error);
+    if (!code) code = model_load_generation(&engine->model, engine->path, &engine->defaults, error);
+    if (!code) code = open_text(engine, error);
+    if (!code) code = checkpoint_open(&engine->checkpoint, engine->path, error);
+    if (!code) code = weights_bind(&engine->weights, &engine->model, &engine->checkpoint, error);
+    if (!code) code = plan_cache(engine, error);
+    if (!code) code = open_backend(engine, error);
+    if (!code) code = open_sched(engine, error);
+    return code;
+}
+
+int engine_open(struct engine **out, const struct engine_options *options, struct mo_error *error) {
+    double start = now_s();
+    if (!options->model) return mo_error_set(error, MO_E_INVALID, "no MODEL given (--help shows how)");
+    struct engine *engine = calloc(1, sizeof *engine);
+    if (!engine) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the engine");
+    engine->options = *options;
+    int code = open_all(engine, error);
+    if (code) {
+        engine_close(engine);
+        return code;
+    }
+    engine->load_s = now_s() - start;
+    *out = engine;
+    return 0;
+}
+
+static void *engine_main(void *argument) {
+    struct engine *engine = argument;
+    while (!atomic_load(&engine->stop)) {
+        if (!sched_step(engine->sched)) sched_wait(engine->sched);
+    }
+    return NULL;
+}
+
+int engine_start(struct engine *engine, struct mo_error *error) {
+    int reason = pthread_create(&engine->thread, NULL, engine_main, engine);
+    if (reason) return mo_error_set(error, MO_E_NO_MEMORY, "cannot start the engine thread: %s", strerror(reason));
+    engine->started = true;
+    return 0;
+}
+
+void engine_close(struct engine *engine) {
+    if (!engine) return;
+    if (engine->started) {
+        atomic_store(&engine->stop, true);
+        sched_wake(engine->sched);
+        pthread_join(engine->thread, NULL);
+    }
+    sched_destroy(engine->sched);
+    if (engine->backend) engine->backend->ops->close(engine->backend);
+    tokenizer_free(engine->tokenizer);
+    weights_free(&engine->weights);
+    checkpoint_close(&engine->checkpoint);
+    free(engine);
+}
+
+void engine_sampling(const struct engine *engine, struct sampling *sampling) {
+    sampling_init(sampling);
+    const struct generation_defaults *d = &engine->defaults;
+    if (engine->options.generation_config != 0) return;
+    if (d->temperature == d->temperature) sampling->temperature = (float)d->temperature; /* NAN: absent */
+    if (d->top_p == d->top_p) sampling->top_p = (float)d->top_p;
+    if (d->min_p == d->min_p) sampling->min_p = (float)d->min_p;
+    if (d->repetition_penalty == d->repetition_penalty) sampling->repetition_penalty = (float)d->repetition_penalty;
+    if (d->top_k >= 0) sampling->top_k = d->top_k;
+}
+
+static int need_tokenizer(const struct engine *engine, struct mo_error *error) {
+    if (engine->tokenizer) return 0;
+    return mo_error_set(error, MO_E_UNSUPPORTED, "%s has no tokenizer.json: only token ids can be used", engine->path);
+}
+
+int engine_encode_prompt(const struct engine *engine, const char *text, size_t size, struct token_list *out,
+                         struct mo_error *error) {
+    int code = need_tokenizer(engine, error);
+    if (code) return code;
+    const char *genuine = tokenizer_lookalike(engine->tokenizer, text, size);
+    if (genuine) log_warn("the prompt holds an ASCII look-alike of the special token %s; it is plain text here", genuine);
+    if (tokenizer_adds_bos(engine->tokenizer) && tokenizer_bos(engine->tokenizer) >= 0) {
+        code = token_list_push(out, tokenizer_bos(engine->tokenizer), error);
+    }
+    size_t bos = out->n;
+    if (!code) code = tokenizer_encode(engine->tokenizer, text, size, true, out, error);
+    if (!code && bos == 1 && out->n > 1 && out->ids[1] == out->ids[0]) { /* the text brought its own: exactly one */
+        memmove(out->ids, out->ids + 1, --out->n * sizeof *out->ids);
+    }
+    return code;
+}
+
+static const char *token_text(const struct engine *engine, int32_t id) {
+    size_t size;
+    const char *bytes = id >= 0 ? tokenizer_token_bytes(engine->tokenizer, id, &size) : NULL;
+    return bytes ? bytes : "";
+}
+
+int engine_encode_chat(const struct engine *engine, const json_t *messages, bool add_generation_prompt,
+                       const json_t *kwargs, struct token_list *out, struct mo_error *error) {
+    int code = need_tokenizer(engine, error);
+    if (code) return code;
+    if (!engine->chat) {
+        return mo_error_set(error, MO_E_UNSUPPORTED, "the model's chat template is not one that Moebius knows; choose one "
+                            "with --chat-template: %s", chat_template_names());
+    }
+    struct chat_prompt prompt = {0};
+    code = chat_render(engine->chat, messages, add_generation_prompt, kwargs,
+                       token_text(engine, tokenizer_bos(engine->tokenizer)),
+                       token_text(engine, tokenizer_eos(engine->tokenizer)), &prompt, error);
+    if (!code) {
+        code = tokenizer_encode_ranges(engine->tokenizer, prompt.text, prompt.size, prompt.ranges, prompt.n_ranges, out,
+                                       error);
+    }
+    chat_prompt_free(&prompt);
+    return code;
+}

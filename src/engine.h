@@ -1,0 +1,69 @@
+/* engine.h - options in, a running engine out: it opens the checkpoint, plans the memory, and owns every long-lived
+ * object. Commands and the server use the engine's scheduler; `logits` uses its backend directly. */
+#ifndef MOEBIUS_ENGINE_H
+#define MOEBIUS_ENGINE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include "backend/backend.h"
+#include "cli.h"
+#include "sched/sched.h"
+#include "text/chat.h"
+
+/* From the command line; 0 or NULL means "choose". */
+struct engine_options {
+    const char *model, *revision, *chat_template;
+    int device;  /* 0 auto, 1 cpu */
+    int threads;
+    int max_model_len, max_num_seqs, max_num_batched_tokens;
+    double memory_utilization; /* share of the machine's memory for weights and cache */
+    int kv;      /* 0 auto, else enum kv_format + 1 */
+    int compute; /* enum compute */
+    int attention; /* enum attention */
+    bool batch_invariant;
+    int generation_config; /* 0 auto: the model's sampling defaults; 1 none (vLLM's word: "vllm") */
+    int max_logits;        /* logit rows a step; 0: max_num_seqs */
+};
+void engine_options_init(struct engine_options *options);
+
+/* The flags that every command with a model shares, for a cli table. Ends with an entry without names. */
+enum { ENGINE_FLAGS_MAX = 24 };
+void engine_flags(struct engine_options *options, struct cli_flag flags[ENGINE_FLAGS_MAX]);
+
+struct engine {
+    struct engine_options options; /* every choice made */
+    char path[4096];
+    struct model model;
+    struct generation_defaults defaults;
+    struct checkpoint checkpoint;
+    struct weights weights;
+    struct tokenizer *tokenizer;        /* NULL if the folder has none: token ids only */
+    const struct chat_template *chat;   /* NULL: no chat */
+    struct backend *backend;
+    struct sched *sched;
+    int32_t eos[MODEL_MAX_EOS];
+    int n_eos, n_pages;
+    double load_s;
+
+    pthread_t thread; /* runs the scheduler between engine_start and engine_close */
+    bool started;
+    atomic_bool stop;
+};
+
+/* Opens everything or nothing. */
+int engine_open(struct engine **engine, const struct engine_options *options, struct mo_error *error);
+/* Starts the engine thread; from here on only sched_submit, sched_cancel and sched_stats_get may be called. */
+int engine_start(struct engine *engine, struct mo_error *error);
+void engine_close(struct engine *engine); /* stops the thread, cancels what runs; accepts NULL and half-built ones */
+
+/* The model's sampling defaults (generation_config.json), unless --generation-config none. */
+void engine_sampling(const struct engine *engine, struct sampling *sampling);
+
+/* bos (if the tokenizer adds one) and the text's ids: a completion's prompt. Warns of look-alikes of special tokens. */
+int engine_encode_prompt(const struct engine *engine, const char *text, size_t size, struct token_list *out,
+                         struct mo_error *error);
+/* A chat's prompt by the model's template. Without a known template the error names --chat-template. */
+int engine_encode_chat(const struct engine *engine, const json_t *messages, bool add_generation_prompt,
+                       const json_t *kwargs, struct token_list *out, struct mo_error *error);
+
+#endif

@@ -1,0 +1,59 @@
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include "cmd.h"
+
+static const struct {
+    const char *name;
+    int (*run)(int argc, char **argv);
+    const char *about;
+} commands[] = {
+    {"run", cmd_run, "complete a prompt, fill a hole, or chat"},
+    {"info", cmd_info, "what a model is: sizes, formats, cache, licence, hash"},
+    {"tokenize", cmd_tokenize, "text to token ids, JSON lines"},
+    {"detokenize", cmd_detokenize, "token ids to text, JSON lines"},
+    {"render", cmd_render, "a chat request to the exact prompt text"},
+    {"logits", cmd_logits, "raw logits, hidden states and expert choices, for checking"},
+};
+enum { N_COMMANDS = sizeof commands / sizeof *commands };
+
+static void print_help(FILE *out) {
+    fprintf(out,
+            "Moebius " MOEBIUS_VERSION " runs DeepSeek's mixture-of-experts models (V2-Lite, Coder-V2-Lite, V2, V3, R1).\n"
+            "\n"
+            "Usage: moebius COMMAND MODEL [flags]\n"
+            "\n"
+            "MODEL is a folder with config.json, *.safetensors and tokenizer.json as published on Hugging Face,\n"
+            "or org/name if it is in the Hugging Face cache. Weights are read as they are: F32, F16, BF16, FP8, AWQ.\n"
+            "\n"
+            "Commands:\n");
+    for (int i = 0; i < N_COMMANDS; i++) fprintf(out, "  %-12s %s\n", commands[i].name, commands[i].about);
+    fprintf(out, "\n"
+                 "Try:\n"
+                 "  moebius run MODEL -p 'def quicksort(a):' -n 100     continue a text\n"
+                 "  moebius run MODEL --chat                            talk to it\n"
+                 "  moebius run MODEL --prefix a.py --suffix b.py       fill the middle\n"
+                 "  moebius info MODEL                                  look before you load\n"
+                 "  moebius COMMAND --help                              every flag of a command\n");
+}
+
+int main(int argc, char **argv) {
+    signal(SIGPIPE, SIG_IGN); /* a reader that goes away is an error of write(), not the end of the program */
+    if (argc < 2) {
+        print_help(stderr);
+        return 2;
+    }
+    if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
+        print_help(stdout);
+        return 0;
+    }
+    if (!strcmp(argv[1], "--version")) {
+        puts("moebius " MOEBIUS_VERSION);
+        return 0;
+    }
+    for (int i = 0; i < N_COMMANDS; i++) {
+        if (!strcmp(argv[1], commands[i].name)) return commands[i].run(argc - 1, argv + 1);
+    }
+    fprintf(stderr, "moebius: unknown command \"%s\" (moebius --help lists them)\n", argv[1]);
+    return 2;
+}
