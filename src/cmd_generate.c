@@ -1,0 +1,147 @@
+#include "cmd_generate.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum { INTERRUPT_CHECK_MS = 50 };
+
+static volatile sig_atomic_t g_running, g_interrupted;
+
+static void on_interrupt(int number) {
+    if (g_running) {
+        g_interrupted = 1;
+        return;
+    }
+    signal(number, SIG_DFL);
+    raise(number);
+}
+
+void generate_catch_interrupt(void) {
+    struct sigaction action = {.sa_handler = on_interrupt};
+    sigaction(SIGINT, &action, NULL);
+}
+
+bool generate_was_interrupted(void) {
+    return g_interrupted != 0;
+}
+
+/* Shared by the engine thread, which appends, and the main thread, which prints. */
+struct mailbox {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    char *text;
+    size_t size, capacity, taken; /* taken: printed already */
+    bool out_of_memory;
+    struct generation result;
+    struct timespec start;
+    struct mo_error error;
+};
+
+static double since_s(const struct timespec *start) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)(now.tv_sec - start->tv_sec) + (double)(now.tv_nsec - start->tv_nsec) * 1e-9;
+}
+
+static void append(struct mailbox *box, const char *text, size_t size) {
+    if (box->size + size > box->capacity) {
+        size_t capacity = (box->size + size) * 2 + 256;
+        char *grown = realloc(box->text, capacity);
+        if (!grown) {
+            box->out_of_memory = true;
+            return;
+        }
+        box->text = grown;
+        box->capacity = capacity;
+    }
+    if (size) memcpy(box->text + box->size, text, size);
+    box->size += size;
+}
+
+static void on_event(const struct sched_event *event) {
+    struct mailbox *box = event->context;
+    pthread_mutex_lock(&box->lock);
+    if (event->n_generated == 1 && box->result.n_generated == 0) box->result.first_token_s = since_s(&box->start);
+    box->result.n_prompt = event->n_prompt;
+    box->result.n_generated = event->n_generated;
+    append(box, event->text, event->text_size);
+    if (event->finish != FINISH_NONE) {
+        box->result.finish = event->finish;
+        box->result.total_s = since_s(&box->start);
+        if (event->error) box->error = *event->error;
+    }
+    pthread_cond_signal(&box->changed);
+    pthread_mutex_unlock(&box->lock);
+}
+
+/* Waits for text or the end, but looks at the interrupt flag now and then: a signal does not wake a condition. */
+static void wait_for_news(struct mailbox *box) {
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += INTERRUPT_CHECK_MS * 1000000L;
+    until.tv_sec += until.tv_nsec / 1000000000L;
+    until.tv_nsec %= 1000000000L;
+    while (box->taken == box->size && box->result.finish == FINISH_NONE) {
+        if (pthread_cond_timedwait(&box->changed, &box->lock, &until) == ETIMEDOUT) return;
+    }
+}
+
+static void print_news(struct mailbox *box) {
+    char *text = box->text + box->taken;
+    size_t size = box->size - box->taken;
+    if (!size) return;
+    fwrite(text, 1, size, stdout);
+    fflush(stdout);
+    box->taken = box->size;
+}
+
+static void follow(struct engine *engine, struct mailbox *box, uint64_t id, bool print) {
+    bool cancelled = false;
+    pthread_mutex_lock(&box->lock);
+    while (box->result.finish == FINISH_NONE) {
+        wait_for_news(box);
+        if (print) print_news(box);
+        if (!print) box->taken = box->size;
+        if (g_interrupted && !cancelled) {
+            cancelled = true;
+            sched_cancel(engine->sched, id);
+        }
+    }
+    if (print) print_news(box);
+    pthread_mutex_unlock(&box->lock);
+}
+
+int generate(struct engine *engine, struct sched_request *request, bool print, struct generation *out,
+             struct mo_error *error) {
+    struct mailbox box = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
+    uint64_t id;
+    request->callback = on_event;
+    request->context = &box;
+    clock_gettime(CLOCK_MONOTONIC, &box.start);
+    g_interrupted = 0;
+    g_running = 1;
+    int code = sched_submit(engine->sched, request, &id, error);
+    if (!code) follow(engine, &box, id, print);
+    g_running = 0;
+    if (!code && box.result.finish == FINISH_ERROR) {
+        *error = box.error;
+        code = error->code ? error->code : MO_E_INTERNAL;
+    }
+    if (!code && box.out_of_memory) code = mo_error_set(error, MO_E_NO_MEMORY, "no memory for the answer");
+    *out = box.result;
+    out->text = box.text;
+    out->text_size = box.size;
+    return code;
+}
+
+void generation_print_timings(const struct generation *g) {
+    double prefill_s = g->first_token_s > 0 ? g->first_token_s : g->total_s, decode_s = g->total_s - prefill_s;
+    fprintf(stderr, "%d prompt tokens, %.1f t/s; first token after %.3f s; %d tokens", g->n_prompt,
+            prefill_s > 0 ? g->n_prompt / prefill_s : 0, prefill_s, g->n_generated);
+    if (g->n_generated > 1 && decode_s > 0) fprintf(stderr, ", %.1f t/s", (g->n_generated - 1) / decode_s);
+    fputc('\n', stderr);
+}
