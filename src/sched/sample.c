@@ -124,7 +124,7 @@ struct cut {
 };
 
 static bool cut_keeps(struct cut cut, float weight, int32_t id) {
-    return weight > cut.weight || (weight == cut.weight && id <= cut.id);
+    return (weight > cut.weight) | ((weight == cut.weight) & (id <= cut.id));
 }
 
 /* Puts the elements of order [low, high) that come before one of them, the pivot, to its left. Returns its
@@ -137,10 +137,10 @@ static int partition(const float *weight, int32_t *order, int low, int high) {
     order[pivot_at] = order[high - 1];
     int n = low;
     for (int i = low; i < high - 1; i++) {
-        int32_t id = order[i];
-        if (!cut_keeps(before, weight[id], id)) continue;
+        int32_t id = order[i]; /* swap always, count sometimes: a branch here would be a coin toss */
         order[i] = order[n];
-        order[n++] = id;
+        order[n] = id;
+        n += cut_keeps(before, weight[id], id);
     }
     order[high - 1] = order[n];
     order[n] = pivot;
@@ -191,26 +191,48 @@ static double sum_weights(const float *weight, const int32_t *order, int n) {
 static int drop_light(const float *weight, int32_t *order, int n, double floor) {
     int kept = 0;
     for (int i = 0; i < n; i++) {
-        if ((double)weight[order[i]] >= floor) order[kept++] = order[i];
+        int32_t id = order[i];
+        order[kept] = id;
+        kept += (double)weight[id] >= floor;
     }
     return kept;
 }
 
-static struct cut filter(const struct sampling *sampling, const float *weight, int32_t *order, int vocab) {
-    struct cut cut = {sampling->min_p, INT32_MAX}; /* the best weighs 1, so min_p is a weight */
-    bool by_count = sampling->top_k > 0 && sampling->top_k < vocab, by_mass = sampling->top_p < 1;
-    if (!by_count && !by_mass) return cut;
+/* A weight that the k-th best token has or exceeds: that of the k-th best of the blocks' best. 0 where that
+ * says nothing. It spares select_count nearly the whole vocabulary. */
+static float floor_of_count(const float *weight, int32_t *order, int vocab, int k) {
+    enum { BLOCK = 128 };
+    int n = vocab / BLOCK;
+    if (k > n) return 0;
+    for (int i = 0; i < n; i++) order[i] = i * BLOCK + sample_argmax(weight + i * BLOCK, BLOCK);
+    select_count(weight, order, n, k);
+    return weight[order[k - 1]];
+}
 
+/* The tokens of at least `floor`, by id. */
+static int collect(const float *weight, int32_t *order, int vocab, float floor) {
     int n = 0;
     for (int32_t i = 0; i < vocab; i++) {
-        if (weight[i] > 0 && weight[i] >= sampling->min_p) order[n++] = i;
+        order[n] = i;
+        n += (weight[i] > 0) & (weight[i] >= floor);
     }
-    if (by_count && sampling->top_k < n) {
-        select_count(weight, order, n, sampling->top_k);
-        n = sampling->top_k;
+    return n;
+}
+
+static struct cut filter(const struct sampling *sampling, const float *weight, int32_t *order, int vocab) {
+    struct cut cut = {sampling->min_p, INT32_MAX}; /* the best weighs 1, so min_p is a weight */
+    int k = sampling->top_k > 0 && sampling->top_k < vocab ? sampling->top_k : 0;
+    if (k == 0 && sampling->top_p >= 1) return cut;
+
+    float floor = k > 0 ? floor_of_count(weight, order, vocab, k) : 0;
+    if (floor > cut.weight) cut.weight = floor;
+    int n = collect(weight, order, vocab, cut.weight);
+    if (k > 0 && k < n) {
+        select_count(weight, order, n, k);
+        n = k;
         cut = (struct cut){weight[order[n - 1]], order[n - 1]};
     }
-    if (by_mass) {
+    if (sampling->top_p < 1) {
         double p = (double)sampling->top_p, sum = sum_weights(weight, order, n);
         n = drop_light(weight, order, n, (1 - p) * sum / n);
         n = select_mass(weight, order, n, p * sum);

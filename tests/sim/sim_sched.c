@@ -1,0 +1,565 @@
+/* sim_sched [STEPS] [SEED]: drives the scheduler over a fake backend with random requests, cancellations,
+ * failures and too few pages, under a clock of its own. After each step it checks what must always hold; each
+ * answer is compared, token by token, with what the request gives when it runs alone. The same seed gives the
+ * same run. */
+#include <inttypes.h>
+#include <math.h>
+#include <stdarg.h>
+#include "fake_backend.h"
+#include "sched/sched_state.h"
+
+enum { MAX_PROMPT = 400, MAX_ANSWER = 300, MAX_TEXT = 8 * MAX_ANSWER, MAX_LIVE = 64, EPOCH_STEPS = 4000 };
+
+/* What the simulation knows of one request. */
+struct client {
+    bool live, cancelled;
+    uint64_t id;
+    struct sched_request request;
+    int32_t prompt[MAX_PROMPT], answer[MAX_ANSWER];
+    int n_answer, n_scored, n_total;
+    uint64_t hash; /* of prompt and answer so far */
+    uint64_t prompt_hash;
+    char text[MAX_TEXT];
+    size_t text_size;
+    struct logit_bias bias[4];
+    int32_t stop_tokens[2];
+    const char *stop[3];
+    int32_t *generated; /* [FAKE_VOCAB] */
+    uint8_t in_prompt[FAKE_VOCAB];
+    uint64_t deadline_step;
+};
+
+static struct {
+    uint64_t random, passed, failed, steps, requests, errors, preemptions;
+    uint64_t finished[FINISH_ERROR + 1];
+    uint64_t tokens_checked, texts_checked, stop_strings;
+    double now_s;
+    struct fake_backend fake;
+    struct model model;
+    struct tokenizer *tokenizer;
+    struct sched *sched;
+    struct sched_options options;
+    struct client clients[MAX_LIVE];
+    struct sample_scratch scratch;
+    bool step_failed, long_answers;
+    /* of this epoch */
+    uint64_t ended[FINISH_ERROR + 1], answered, tokens, submitted;
+} sim;
+
+__attribute__((format(printf, 2, 3))) static bool check(bool good, const char *format, ...) {
+    if (good) {
+        sim.passed++;
+        return true;
+    }
+    if (sim.failed++ < 20) {
+        va_list arguments;
+        va_start(arguments, format);
+        fprintf(stderr, "step %" PRIu64 ": ", sim.steps);
+        vfprintf(stderr, format, arguments);
+        fputc('\n', stderr);
+        va_end(arguments);
+    }
+    return false;
+}
+
+static int below(int n) {
+    return (int)((fake_mix(sim.random++) >> 33) % (uint64_t)n);
+}
+
+static bool chance(int percent) {
+    return below(100) < percent;
+}
+
+static float between(float low, float high) {
+    return low + (high - low) * (float)below(1 << 20) / (1 << 20);
+}
+
+static double sim_clock(void *context) {
+    return *(double *)context;
+}
+
+/* ---- the answer that a request gives alone ---- */
+
+static bool is_stop_token(const struct client *client, int32_t token) {
+    if (token == FAKE_EOS && !client->request.ignore_eos) return true;
+    for (int i = 0; i < client->request.n_stop_tokens; i++) {
+        if (token == client->stop_tokens[i]) return true;
+    }
+    return false;
+}
+
+static int32_t expected_token(struct client *client, float *logits) {
+    struct sampling sampling = client->request.sampling;
+    struct token_counts counts = {client->generated, client->in_prompt};
+    float masked[FAKE_VOCAB];
+    fake_logits(client->hash, FAKE_VOCAB, logits);
+    memcpy(masked, logits, sizeof masked);
+    for (int i = 0; i < FAKE_VOCAB; i++) {
+        if (client->n_answer < client->request.min_tokens && is_stop_token(client, i)) masked[i] = -INFINITY;
+    }
+    return sample_token(&sampling, masked, &counts, client->request.choice, (uint32_t)client->n_answer,
+                        &sim.scratch);
+}
+
+static void check_logprobs(const struct client *client, const struct sched_event *event,
+                           const float *logits) {
+    struct token_logprob top[SCHED_MAX_LOGPROBS];
+    int n_top = client->request.n_logprobs > 0 ? client->request.n_logprobs : 0;
+    float logprob = sample_logprobs(logits, FAKE_VOCAB, event->token, n_top, top);
+    check(event->logprob == logprob, "request %" PRIu64 ": logprob", event->id);
+    bool same = event->n_top == n_top;
+    for (int i = 0; same && i < n_top; i++) {
+        same = event->top[i].token == top[i].token && event->top[i].logprob == top[i].logprob;
+    }
+    check(same, "request %" PRIu64 ": best logprobs", event->id);
+}
+
+/* The stop string that ends first in `text`; *cut: where the text is cut. */
+static const char *find_stop(const struct client *client, const char *text, size_t size, size_t *cut) {
+    for (size_t end = 1; end <= size; end++) {
+        const char *found = NULL;
+        for (int i = 0; i < client->request.n_stop; i++) {
+            size_t length = strlen(client->stop[i]);
+            if (length > end || memcmp(text + end - length, client->stop[i], length) != 0) continue;
+            if (!found || length > strlen(found)) found = client->stop[i];
+        }
+        if (!found) continue;
+        *cut = client->request.include_stop ? end : end - strlen(found);
+        return found;
+    }
+    *cut = size;
+    return NULL;
+}
+
+static void check_text(const struct client *client, const struct sched_event *event) {
+    int n = client->n_answer;
+    if (event->stop_token >= 0 && !client->request.include_stop) n--;
+    char *text = NULL;
+    size_t size = 0, cut = 0;
+    struct mo_error error;
+    bool skip = !client->request.keep_special;
+    if (tokenizer_decode(sim.tokenizer, client->answer, (size_t)n, skip, &text, &size, &error)) abort();
+    const char *found = find_stop(client, text, size, &cut);
+    bool same = cut == client->text_size && memcmp(text, client->text, cut) == 0;
+    check(same, "request %" PRIu64 ": text '%.*s', expected '%.*s'", event->id, (int)client->text_size,
+          client->text, (int)cut, text);
+    free(text);
+    if (event->finish == FINISH_STOP && event->stop_token < 0) {
+        check(found && event->stop_string && strcmp(found, event->stop_string) == 0,
+              "request %" PRIu64 ": stop string", event->id);
+        sim.stop_strings++;
+    }
+    if (event->finish == FINISH_LENGTH)
+        check(!found, "request %" PRIu64 ": runs past a stop string", event->id);
+    if (n > 0) { /* it did not run on after the stop string */
+        if (tokenizer_decode(sim.tokenizer, client->answer, (size_t)n - 1, skip, &text, &size, &error))
+            abort();
+        check(!find_stop(client, text, size, &cut), "request %" PRIu64 ": stopped late", event->id);
+        free(text);
+    }
+    sim.texts_checked++;
+}
+
+/* ---- events ---- */
+
+static void on_prompt_token(struct client *client, const struct sched_event *event) {
+    int i = client->n_scored++;
+    check(client->request.prompt_logprobs && i < client->request.n_prompt && client->n_answer == 0,
+          "request %" PRIu64 ": unexpected prompt token", event->id);
+    check(event->token == client->prompt[i], "request %" PRIu64 ": prompt token %d", event->id, i);
+    check(event->finish == FINISH_NONE, "request %" PRIu64 ": ends with a prompt token", event->id);
+    if (i == 0) {
+        check(isnan(event->logprob), "request %" PRIu64 ": the first token has a logprob", event->id);
+    } else {
+        float logits[FAKE_VOCAB];
+        fake_logits(client->prompt_hash, FAKE_VOCAB, logits);
+        check_logprobs(client, event, logits);
+    }
+    client->prompt_hash = fake_hash_add(client->prompt_hash, event->token);
+}
+
+static void on_token(struct client *client, const struct sched_event *event) {
+    float logits[FAKE_VOCAB];
+    int32_t expected = expected_token(client, logits);
+    check(event->token == expected, "request %" PRIu64 ": token %d is %d, alone it is %d", event->id,
+          client->n_answer, event->token, expected);
+    if (client->request.n_logprobs >= 0) check_logprobs(client, event, logits);
+    bool scored = !client->request.prompt_logprobs || client->n_scored == client->request.n_prompt;
+    check(scored, "request %" PRIu64 ": a token before the prompt is scored", event->id);
+    if (!check(client->n_answer < MAX_ANSWER, "request %" PRIu64 ": too many tokens", event->id)) return;
+    client->answer[client->n_answer++] = event->token;
+    client->generated[event->token]++;
+    client->hash = fake_hash_add(client->hash, event->token);
+    sim.tokens_checked++;
+    sim.tokens++;
+}
+
+/* Which end the tokens so far call for. */
+static void check_end(const struct client *client, const struct sched_event *event) {
+    const struct sched_request *request = &client->request;
+    int32_t last = client->n_answer > 0 ? client->answer[client->n_answer - 1] : -1;
+    bool stopped = last >= 0 && client->n_answer > request->min_tokens && is_stop_token(client, last);
+    bool full = client->n_answer == client->n_total - request->n_prompt;
+    enum finish_reason finish = event->finish;
+    bool good = finish == FINISH_NONE ? event->is_prompt || (!stopped && !full) : true;
+    if (finish == FINISH_STOP)
+        good = event->stop_token >= 0 ? stopped && event->stop_token == last : !stopped;
+    if (finish == FINISH_LENGTH) good = full && !stopped;
+    if (finish == FINISH_CANCELLED) good = client->cancelled;
+    if (finish == FINISH_ERROR) good = sim.step_failed && event->error && event->error->code == MO_E_NUMERIC;
+    check(good, "request %" PRIu64 ": finish %d after %d tokens", event->id, finish, client->n_answer);
+}
+
+static void on_end(struct client *client, const struct sched_event *event) {
+    check_text(client, event);
+    if (event->finish == FINISH_LENGTH && client->request.prompt_logprobs) {
+        check(client->n_scored == client->request.n_prompt, "request %" PRIu64 ": prompt half scored",
+              event->id);
+    }
+    check(sim.steps <= client->deadline_step, "request %" PRIu64 ": starved, %" PRIu64 " steps late",
+          event->id, sim.steps - client->deadline_step);
+    sim.ended[event->finish]++;
+    if (client->n_answer > 0) sim.answered++;
+    free(client->generated);
+    client->live = false;
+}
+
+static void on_event(const struct sched_event *event) {
+    struct client *client = event->context;
+    if (!check(client->live && client->id == event->id, "request %" PRIu64 ": event after its end",
+               event->id))
+        return;
+    if (event->is_prompt)
+        on_prompt_token(client, event);
+    else if (event->token >= 0)
+        on_token(client, event);
+    check(event->n_prompt == client->request.n_prompt && event->n_generated == client->n_answer,
+          "request %" PRIu64 ": counts", event->id);
+    if (client->text_size + event->text_size <= MAX_TEXT) {
+        memcpy(client->text + client->text_size, event->text, event->text_size);
+        client->text_size += event->text_size;
+    }
+    check_end(client, event);
+    if (event->finish != FINISH_NONE)
+        on_end(client, event);
+    else if (event->token >= 0 && below(2000) == 0) { /* from inside a callback */
+        client->cancelled = true;
+        sched_cancel(sim.sched, client->id);
+    }
+}
+
+/* ---- requests ---- */
+
+static void fill_sampling(struct client *client) {
+    struct sampling *sampling = &client->request.sampling;
+    sampling_init(sampling);
+    sampling->temperature = chance(30) ? 0 : between(0.3f, 2);
+    if (chance(30)) sampling->top_p = between(0.2f, 1);
+    if (chance(30)) sampling->top_k = 1 + below(20);
+    if (chance(20)) sampling->min_p = between(0, 0.3f);
+    if (chance(15)) sampling->repetition_penalty = between(0.8f, 1.5f);
+    if (chance(15)) sampling->presence_penalty = between(-1, 1);
+    if (chance(15)) sampling->frequency_penalty = between(-1, 1);
+    sampling->seed = fake_mix(sim.random++);
+    sampling->bias = client->bias;
+    sampling->n_bias = chance(30) ? below(5) : 0;
+    for (int i = 0; i < sampling->n_bias; i++) {
+        client->bias[i] = (struct logit_bias){below(FAKE_VOCAB), between(-5, 5)};
+    }
+    if (chance(80)) { /* else the answers would be short */
+        sampling->bias = client->bias;
+        sampling->n_bias = 1;
+        client->bias[0] = (struct logit_bias){FAKE_EOS, -100};
+    }
+}
+
+static void fill_request(struct client *client) {
+    static const char *const stops[] = {"abcab", "ab",   "aaab", "xyzx", "\xe4\xb8\xad",
+                                        "dabc",  "\n\n", "12",   "bca ", "\xe4\xb8\xadx"};
+    struct sched_request *request = &client->request;
+    int longest = sim.options.max_model_len < MAX_PROMPT ? sim.options.max_model_len : MAX_PROMPT;
+    request->n_prompt = 1 + below(chance(60) ? (longest < 40 ? longest : 40) : longest);
+    for (int i = 0; i < request->n_prompt; i++) client->prompt[i] = below(FAKE_VOCAB);
+    request->prompt = client->prompt;
+    request->max_tokens = chance(5) ? 0 : 1 + below(chance(50) ? 20 : MAX_ANSWER);
+    request->min_tokens = chance(20) ? below(30) : 0;
+    request->ignore_eos = chance(30);
+    request->choice = (uint32_t)below(3);
+    request->stop_tokens = client->stop_tokens;
+    request->n_stop_tokens = chance(15) ? 1 + below(2) : 0;
+    for (int i = 0; i < request->n_stop_tokens; i++) client->stop_tokens[i] = below(FAKE_VOCAB);
+    request->stop = client->stop;
+    request->n_stop = chance(40) ? 1 + below(3) : 0;
+    for (int i = 0; i < request->n_stop; i++) client->stop[i] = stops[below(sizeof stops / sizeof *stops)];
+    request->include_stop = chance(30);
+    request->keep_special = chance(30);
+    request->n_logprobs = chance(20) ? below(SCHED_MAX_LOGPROBS + 1) : -1;
+    request->prompt_logprobs = chance(15);
+    if (sim.long_answers && chance(90)) { /* sequences that grow together run out of pages */
+        request->n_prompt = 1 + below(20);
+        request->max_tokens = 150 + below(MAX_ANSWER - 150);
+        request->n_stop = request->n_stop_tokens = 0;
+        request->ignore_eos = true;
+    }
+    request->callback = on_event;
+    request->context = client;
+    fill_sampling(client);
+}
+
+static void expect_refused(const struct sched_request *request, int code) {
+    int room = sim.options.max_model_len - request->n_prompt - (request->max_tokens > 0);
+    int total = request->n_prompt + request->max_tokens;
+    if (total > sim.options.max_model_len) total = sim.options.max_model_len;
+    int rows = request->max_tokens > 0 ? total - 1 : total;
+    bool fits = room >= 0 && rows <= sim.options.n_pages * KV_PAGE_TOKENS;
+    check(code == (fits ? 0 : MO_E_LIMIT), "submit of %d + %d tokens: %d", request->n_prompt,
+          request->max_tokens, code);
+}
+
+/* The oldest request computes a row in each step and is never preempted, so a request ends, at the latest,
+ * when all rows of all that live and its own are done one by one. */
+static uint64_t steps_for_live(void) {
+    uint64_t steps = 2;
+    for (int i = 0; i < MAX_LIVE; i++) {
+        if (sim.clients[i].live) steps += (uint64_t)sim.clients[i].n_total;
+    }
+    return steps;
+}
+
+static void submit(void) {
+    struct client *client = NULL;
+    for (int i = 0; i < MAX_LIVE && !client; i++) {
+        if (!sim.clients[i].live) client = &sim.clients[i];
+    }
+    if (!client) return;
+    memset(client, 0, sizeof *client);
+    fill_request(client);
+    client->generated = calloc(FAKE_VOCAB, sizeof *client->generated);
+    if (!client->generated) abort();
+    struct mo_error error;
+    int code = sched_submit(sim.sched, &client->request, &client->id, &error);
+    expect_refused(&client->request, code);
+    if (code) {
+        free(client->generated);
+        return;
+    }
+    client->live = true;
+    client->n_total = client->request.n_prompt + client->request.max_tokens;
+    if (client->n_total > sim.options.max_model_len) client->n_total = sim.options.max_model_len;
+    for (int i = 0; i < client->request.n_prompt; i++) {
+        client->hash = fake_hash_add(client->hash, client->prompt[i]);
+        client->in_prompt[client->prompt[i]] = 1;
+    }
+    client->deadline_step = sim.steps + steps_for_live();
+    sim.submitted++;
+}
+
+static void cancel_one(void) {
+    struct client *client = &sim.clients[below(MAX_LIVE)];
+    if (!client->live) {
+        sched_cancel(sim.sched, client->id); /* ended, or never was: ignored */
+        return;
+    }
+    client->cancelled = true;
+    sched_cancel(sim.sched, client->id);
+    if (chance(20)) sched_cancel(sim.sched, client->id);
+}
+
+/* ---- what must hold after each step ---- */
+
+static void count_pages(const struct seq *seq, uint8_t *owners, int *n_owned) {
+    for (int i = 0; i < seq->kv.n_pages; i++) owners[seq->kv.pages[i]]++;
+    *n_owned += seq->kv.n_pages;
+    bool covered = seq->kv.n_pages >= kv_pages_for(seq->n_computed) && seq->kv.n_pages <= seq->kv.capacity;
+    check(covered, "request %" PRIu64 ": %d pages for %d rows", seq->id, seq->kv.n_pages, seq->n_computed);
+    check(seq->n_computed < seq->n_tokens, "request %" PRIu64 ": nothing left to compute", seq->id);
+}
+
+static void check_pages(void) {
+    static uint8_t owners[4096];
+    const struct sched *sched = sim.sched;
+    int n_pages = sched->kv.n_pages, n_owned = 0;
+    memset(owners, 0, (size_t)n_pages);
+    for (int i = 0; i < sched->n_running; i++) count_pages(sched->running[i], owners, &n_owned);
+    for (int i = 0; i < sched->kv.n_free; i++) owners[sched->kv.free[i]]++;
+    check(n_owned + sched->kv.n_free == n_pages, "%d owned + %d free pages of %d", n_owned, sched->kv.n_free,
+          n_pages);
+    int wrong = 0;
+    for (int i = 0; i < n_pages; i++) wrong += owners[i] != 1;
+    check(wrong == 0, "%d pages with no owner or two", wrong);
+    for (const struct seq *seq = sched->waiting.first; seq; seq = seq->next) {
+        check(seq->kv.n_pages == 0 && seq->n_computed == 0, "request %" PRIu64 " waits with pages", seq->id);
+    }
+}
+
+static void check_order(void) {
+    const struct sched *sched = sim.sched;
+    uint64_t last = 0;
+    bool ordered = true;
+    int n_waiting = 0, n_live = 0;
+    for (int i = 0; i < sched->n_running; i++) {
+        ordered = ordered && sched->running[i]->id > last;
+        last = sched->running[i]->id;
+    }
+    for (const struct seq *seq = sched->waiting.first; seq; seq = seq->next, n_waiting++) {
+        ordered = ordered && seq->id > last;
+        last = seq->id;
+    }
+    check(ordered, "the queues are not in order of arrival");
+    for (int i = 0; i < MAX_LIVE; i++) n_live += sim.clients[i].live;
+    check(n_live == sched->n_running + n_waiting, "%d requests live, %d are known", n_live,
+          sched->n_running + n_waiting);
+    check(sched->n_running <= sim.options.max_num_seqs, "%d run", sched->n_running);
+    struct sched_stats stats;
+    sched_stats_get(sim.sched, &stats);
+    bool same = stats.n_running == sched->n_running && stats.n_waiting == n_waiting &&
+                stats.pages_free == sched->kv.n_free && stats.pages_total == sched->kv.n_pages;
+    check(same, "statistics: %d running, %d waiting, %d pages free", stats.n_running, stats.n_waiting,
+          stats.pages_free);
+}
+
+/* The id that must move on in the next step, and how far it is. */
+static uint64_t oldest_live(void) {
+    uint64_t id = 0;
+    for (int i = 0; i < MAX_LIVE; i++) {
+        const struct client *client = &sim.clients[i];
+        if (client->live && !client->cancelled && (id == 0 || client->id < id)) id = client->id;
+    }
+    return id;
+}
+
+static int computed_rows(uint64_t id) {
+    for (int i = 0; i < sim.sched->n_running; i++) {
+        if (sim.sched->running[i]->id == id) return sim.sched->running[i]->n_computed;
+    }
+    return 0;
+}
+
+static void step(void) {
+    uint64_t oldest = oldest_live();
+    int before = computed_rows(oldest);
+    sim.step_failed = sim.fake.fail_next = chance(1) && chance(5);
+    sim.errors += sim.step_failed;
+    sim.steps++;
+    bool worked = sched_step(sim.sched);
+    sim.now_s += between(0, 0.1f);
+    check(worked || oldest == 0, "no step although requests wait");
+    sim.fake.fail_next = false;
+    check(sim.fake.n_faults == 0, "%d faults in batches", sim.fake.n_faults);
+    if (oldest != 0 && oldest_live() == oldest)
+        check(computed_rows(oldest) > before, "the oldest stands still");
+    check_pages();
+    check_order();
+    for (int i = 0; i < MAX_LIVE; i++) {
+        const struct client *client = &sim.clients[i];
+        if (client->live)
+            check(sim.steps <= client->deadline_step, "request %" PRIu64 " starves", client->id);
+    }
+}
+
+static void epoch_open(void) {
+    struct mo_error error;
+    static const int32_t eos[] = {FAKE_EOS, -1, FAKE_VOCAB}; /* the last two can never come */
+    int seqs = 1 + below(chance(50) ? 4 : 24), rows = seqs + below(chance(50) ? 10 : 300);
+    int logits = seqs + below(FAKE_MAX_LOGITS - seqs);
+    int pages = 3 + below(chance(70) ? 9 : 60);
+    fake_open(&sim.fake, FAKE_VOCAB, pages, rows, logits, seqs);
+    sim.long_answers = chance(40);
+    sim.options = (struct sched_options){.backend = &sim.fake.base,
+                                         .model = &sim.model,
+                                         .tokenizer = sim.tokenizer,
+                                         .eos = eos,
+                                         .n_eos = 3,
+                                         .max_model_len = 50 + below(600),
+                                         .max_num_seqs = seqs,
+                                         .max_num_batched_tokens = rows,
+                                         .max_logits = logits,
+                                         .n_pages = pages,
+                                         .clock = sim_clock,
+                                         .clock_context = &sim.now_s};
+    if (sched_create(&sim.sched, &sim.options, &error)) abort();
+    memset(sim.ended, 0, sizeof sim.ended);
+    memset(sim.clients, 0, sizeof sim.clients); /* ids start again */
+    sim.answered = sim.tokens = sim.submitted = 0;
+}
+
+static void check_statistics(void) {
+    struct sched_stats stats;
+    sched_stats_get(sim.sched, &stats);
+    uint64_t done = 0;
+    bool same = true;
+    for (int i = 0; i <= FINISH_ERROR; i++) {
+        same = same && stats.finished[i] == sim.ended[i];
+        done += stats.finished[i];
+        sim.finished[i] += stats.finished[i];
+    }
+    check(same, "finished requests by reason");
+    check(done == sim.submitted, "%" PRIu64 " requests ended of %" PRIu64, done, sim.submitted);
+    check(stats.generated_tokens == sim.tokens && stats.first_token_s.total == sim.answered &&
+              stats.inter_token_s.total == sim.tokens - sim.answered &&
+              stats.request_s.total == sim.ended[FINISH_STOP] + sim.ended[FINISH_LENGTH],
+          "totals of the histograms");
+    sim.preemptions += stats.preemptions;
+    sim.requests += sim.submitted;
+}
+
+/* Some epochs end when everything is answered, some in the middle. */
+static void epoch_close(void) {
+    if (chance(70)) {
+        while (oldest_live() != 0) step();
+        step();
+        check(!sched_step(sim.sched), "a step without work");
+        check(sim.sched->kv.n_free == sim.options.n_pages, "%d pages lost",
+              sim.options.n_pages - sim.sched->kv.n_free);
+        check_statistics();
+    } else {
+        for (int i = 0; i < MAX_LIVE; i++) sim.clients[i].cancelled = true;
+    }
+    sched_destroy(sim.sched);
+    for (int i = 0; i < MAX_LIVE; i++) check(!sim.clients[i].live, "a request survives sched_destroy");
+    fake_close(&sim.fake);
+}
+
+static void run_epoch(uint64_t until_step) {
+    epoch_open();
+    int load = 1 + below(60);
+    while (sim.steps < until_step) {
+        if (below(500) == 0) load = 1 + below(chance(30) ? 100 : 30);
+        if (chance(load)) submit();
+        if (below(300) == 0) cancel_one();
+        step();
+    }
+    epoch_close();
+}
+
+int main(int argc, char **argv) {
+    uint64_t n_steps = argc > 1 ? strtoull(argv[1], NULL, 10) : 400000;
+    uint64_t seed = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
+    struct mo_error error = {0};
+    sim.random = fake_mix(seed);
+    sim.model = fake_model(FAKE_VOCAB);
+    const char *json = FAKE_TOKENIZER_JSON;
+    if (tokenizer_parse(&sim.tokenizer, json, strlen(json), NULL, 0, "the test's tokenizer", &error) ||
+        sample_scratch_init(&sim.scratch, FAKE_VOCAB, &error)) {
+        fprintf(stderr, "%s\n", error.message);
+        return 1;
+    }
+    while (sim.steps < n_steps) {
+        uint64_t left = n_steps - sim.steps, length = 500 + (uint64_t)below(EPOCH_STEPS);
+        run_epoch(sim.steps + (length < left ? length : left));
+    }
+    printf("seed %" PRIu64 ": %" PRIu64 " steps, %" PRIu64 " requests in drained epochs (%" PRIu64
+           " stop, %" PRIu64 " length, %" PRIu64 " cancelled, %" PRIu64 " error)\n",
+           seed, sim.steps, sim.requests, sim.finished[FINISH_STOP], sim.finished[FINISH_LENGTH],
+           sim.finished[FINISH_CANCELLED], sim.finished[FINISH_ERROR]);
+    printf("%" PRIu64 " tokens and %" PRIu64 " texts compared, %" PRIu64 " stop strings, %" PRIu64
+           " preemptions, %" PRIu64 " failed passes\n",
+           sim.tokens_checked, sim.texts_checked, sim.stop_strings, sim.preemptions, sim.errors);
+    if (n_steps >= 400000) { /* the run met what it is for */
+        check(sim.preemptions > 200 && sim.errors > 5 && sim.stop_strings > 100, "too little happened");
+    }
+    printf("%" PRIu64 " passed, %" PRIu64 " failed\n", sim.passed, sim.failed);
+    tokenizer_free(sim.tokenizer);
+    sample_scratch_free(&sim.scratch);
+    return sim.failed != 0;
+}

@@ -1,0 +1,121 @@
+/* Parts of the scheduler on their own: who owns which page, and stop strings in a text that comes in pieces.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <cmocka.h>
+#include "sched/kv.h"
+#include "sched/stop.h"
+
+/* ---- pages ---- */
+
+static void test_pages(void **state) {
+    (void)state;
+    struct kv_pages kv;
+    struct kv_seq a, b;
+    assert_int_equal(kv_pages_for(0), 0);
+    assert_int_equal(kv_pages_for(1), 1);
+    assert_int_equal(kv_pages_for(64), 1);
+    assert_int_equal(kv_pages_for(65), 2);
+    assert_int_equal(kv_pages_init(&kv, 5, NULL), 0);
+    assert_int_equal(kv_seq_init(&a, 300, NULL), 0);
+    assert_int_equal(kv_seq_init(&b, 300, NULL), 0);
+    assert_int_equal(kv_seq_grow(&kv, &a, 65), 0);
+    assert_int_equal(kv_seq_grow(&kv, &a, 128), 0);
+    assert_int_equal(a.n_pages, 2);
+    assert_int_equal(kv_seq_grow(&kv, &b, 193), MO_E_LIMIT); /* 4 pages of 3: nothing changes */
+    assert_int_equal(b.n_pages, 0);
+    assert_int_equal(kv.n_free, 3);
+    assert_int_equal(kv_seq_grow(&kv, &b, 192), 0);
+    assert_int_equal(kv.n_free, 0);
+    bool used[5] = {false};
+    for (int i = 0; i < 5; i++) {
+        int32_t page = i < 2 ? a.pages[i] : b.pages[i - 2];
+        assert_in_range(page, 0, 4);
+        assert_false(used[page]);
+        used[page] = true;
+    }
+    kv_seq_release(&kv, &b);
+    assert_int_equal(kv.n_free, 3);
+    assert_int_equal(kv_seq_grow(&kv, &b, 1), 0);
+    kv_seq_free(&kv, &a);
+    kv_seq_free(&kv, &b);
+    kv_seq_free(&kv, &b); /* a zeroed one */
+    assert_int_equal(kv.n_free, 5);
+    kv_pages_free(&kv);
+}
+
+/* ---- stop strings ---- */
+
+struct stop_case {
+    const char *text;
+    const char *stop[3];
+    const char *kept, *kept_with; /* without and with the stop string */
+    int found;
+};
+static const struct stop_case stop_cases[] = {
+    {"hello world", {"wor"}, "hello ", "hello wor", 0},
+    {"hello world", {"xyz"}, "hello world", "hello world", -1},
+    {"ababababc", {"ababc"}, "abab", "ababababc", 0},
+    {"aaaaaab", {"aaab"}, "aaa", "aaaaaab", 0},
+    {"abcd", {"abcd", "bc"}, "a", "abc", 1},      /* the one that ends first */
+    {"xabc", {"c", "bc", "abc"}, "x", "xabc", 2}, /* of those that end together, the longest */
+    {"abab", {"abx"}, "abab", "abab", -1},        /* held back at the end, then let go */
+    {"a", {"a"}, "", "a", 0},
+    {"", {"a"}, "", "", -1},
+    {"\xe4\xb8\xad\xe4\xb8\xad!", {"\xe4\xb8\xad!"}, "\xe4\xb8\xad", "\xe4\xb8\xad\xe4\xb8\xad!", 0},
+    {"one two\n\n", {"\n\n"}, "one two", "one two\n\n", 0},
+};
+
+/* What should be held: the longest end of the text that begins a stop string, short of all of it. */
+static size_t expected_held(const struct stop_case *c, const char *text, size_t size) {
+    for (size_t n = size; n > 0; n--) {
+        for (int i = 0; i < 3 && c->stop[i]; i++) {
+            if (strlen(c->stop[i]) > n && memcmp(c->stop[i], text + size - n, n) == 0) return n;
+        }
+    }
+    return 0;
+}
+
+/* Bit i of `cuts`: a piece ends after byte i. */
+static void check_stop_split(const struct stop_case *c, unsigned cuts, bool include) {
+    size_t sizes[3], size = strlen(c->text), n_out = 0, begin = 0;
+    char out[64], held[64];
+    struct stop_matcher matcher = {.strings = c->stop, .sizes = sizes, .include = include, .held = held};
+    for (; matcher.n < 3 && c->stop[matcher.n]; matcher.n++) sizes[matcher.n] = strlen(c->stop[matcher.n]);
+    int found = -1;
+    for (size_t i = 0; i < size && found < 0; i++) {
+        if (!(cuts >> i & 1) && i + 1 < size) continue;
+        size_t n;
+        found = stop_matcher_push(&matcher, c->text + begin, i + 1 - begin, out + n_out, &n);
+        n_out += n;
+        begin = i + 1;
+        if (found < 0) assert_int_equal(n_out + expected_held(c, c->text, begin), begin);
+    }
+    if (found < 0) n_out += stop_matcher_finish(&matcher, out + n_out);
+    const char *kept = include ? c->kept_with : c->kept;
+    assert_int_equal(found, c->found);
+    assert_int_equal(n_out, strlen(kept));
+    assert_memory_equal(out, kept, n_out);
+}
+
+static void test_stop_every_split(void **state) {
+    (void)state;
+    for (size_t i = 0; i < sizeof stop_cases / sizeof *stop_cases; i++) {
+        unsigned n = (unsigned)strlen(stop_cases[i].text);
+        for (unsigned cuts = 0; cuts < 1u << n; cuts++) {
+            check_stop_split(&stop_cases[i], cuts, false);
+            check_stop_split(&stop_cases[i], cuts, true);
+        }
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_pages),
+        cmocka_unit_test(test_stop_every_split),
+    };
+    return cmocka_run_group_tests_name("stop", tests, NULL, NULL);
+}
