@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include "base/progress.h"
 
 enum { INTERRUPT_CHECK_MS = 50 };
 
@@ -99,11 +100,24 @@ static void print_news(struct mailbox *box) {
     box->taken = box->size;
 }
 
-static void follow(struct engine *engine, struct mailbox *box, uint64_t id, bool print) {
+/* How much of the prompt has been computed: one request runs, so the engine's counter is its own. */
+static void show_prompt_progress(struct engine *engine, struct progress *progress, uint64_t before) {
+    struct sched_stats stats;
+    sched_stats_get(engine->sched, &stats);
+    progress_update(progress, (double)(stats.prompt_tokens - before));
+}
+
+static void follow(struct engine *engine, struct mailbox *box, uint64_t id, bool print, struct progress *progress,
+                   uint64_t prompt_before) {
     bool cancelled = false;
     pthread_mutex_lock(&box->lock);
     while (box->result.finish == FINISH_NONE) {
         wait_for_news(box);
+        if (box->result.n_generated == 0) {
+            show_prompt_progress(engine, progress, prompt_before);
+        } else {
+            progress_end(progress);
+        }
         if (print) print_news(box);
         if (!print) box->taken = box->size;
         if (g_interrupted && !cancelled) {
@@ -111,6 +125,7 @@ static void follow(struct engine *engine, struct mailbox *box, uint64_t id, bool
             sched_cancel(engine->sched, id);
         }
     }
+    progress_end(progress);
     if (print) print_news(box);
     pthread_mutex_unlock(&box->lock);
 }
@@ -124,8 +139,12 @@ int generate(struct engine *engine, struct sched_request *request, bool print, s
     clock_gettime(CLOCK_MONOTONIC, &box.start);
     g_interrupted = 0;
     g_running = 1;
+    struct sched_stats before;
+    struct progress progress;
+    sched_stats_get(engine->sched, &before);
+    progress_begin(&progress, "reading the prompt", "tokens", 1, request->n_prompt);
     int code = sched_submit(engine->sched, request, &id, error);
-    if (!code) follow(engine, &box, id, print);
+    if (!code) follow(engine, &box, id, print, &progress, before.prompt_tokens);
     g_running = 0;
     if (!code && box.result.finish == FINISH_ERROR) {
         *error = box.error;

@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "base/progress.h"
 #include "model/checkpoint.h"
 
 /* Enough to tell two checkpoints apart without reading hundreds of gigabytes. */
@@ -32,6 +33,32 @@ static void add_shard_samples(EVP_MD_CTX *hash, const struct checkpoint *checkpo
     }
 }
 
+/* A slice at a time, so that the progress line moves. */
+static void add_file(EVP_MD_CTX *hash, const struct file_map *map, struct progress *progress, size_t before) {
+    const size_t slice = 64 << 20;
+    for (size_t at = 0; at < map->size; at += slice) {
+        EVP_DigestUpdate(hash, map->data + at, map->size - at < slice ? map->size - at : slice);
+        progress_update(progress, (double)(before + at));
+    }
+}
+
+static void add_shards(EVP_MD_CTX *hash, const struct checkpoint *checkpoint, int full) {
+    struct progress progress;
+    size_t done = 0;
+    progress_begin(&progress, "hashing", "GB", 1e-9, (double)checkpoint->total_bytes);
+    for (int i = 0; i < checkpoint->n_shards; i++) {
+        const struct shard *shard = &checkpoint->shards[i];
+        if (full) {
+            add_file(hash, &shard->map, &progress, done);
+            done += shard->map.size;
+        } else {
+            EVP_DigestUpdate(hash, shard->map.data, shard->header_bytes);
+            add_shard_samples(hash, checkpoint, i);
+        }
+    }
+    progress_end(&progress);
+}
+
 int checkpoint_hash(const struct checkpoint *checkpoint, const char *dir, int full, char *text,
                     struct mo_error *error) {
     char path[4096];
@@ -46,11 +73,7 @@ int checkpoint_hash(const struct checkpoint *checkpoint, const char *dir, int fu
         return mo_error_set(error, MO_E_INTERNAL, "SHA-256 is not available");
     }
     EVP_DigestUpdate(hash, config.data, config.size);
-    for (int i = 0; i < checkpoint->n_shards; i++) {
-        const struct shard *shard = &checkpoint->shards[i];
-        EVP_DigestUpdate(hash, shard->map.data, full ? shard->map.size : shard->header_bytes);
-        if (!full) add_shard_samples(hash, checkpoint, i);
-    }
+    add_shards(hash, checkpoint, full);
     unsigned char digest[EVP_MAX_MD_SIZE];
     unsigned int size;
     EVP_DigestFinal_ex(hash, digest, &size);

@@ -1,0 +1,135 @@
+# Moebius. `make` builds build/moebius; `make demo` and `make test` also install what they need; `make help` lists all.
+# Variables: CC, BUILD (output folder), WERROR=1, CFLAGS, CFLAGS_EXTRA, LDFLAGS_EXTRA.
+
+ifeq ($(origin CC),default)
+CC      := gcc
+endif
+BUILD   ?= build
+VERSION := 0.1.0
+PKGS    := jansson libpcre2-8 libcrypto libedit libmicrohttpd
+VENV    := build/venv
+
+WARN    := -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Wstrict-prototypes -Wmissing-prototypes
+ifeq ($(WERROR),1)
+WARN    += -Werror
+endif
+CFLAGS  ?= -O2 -g
+BASE    := -std=gnu11 $(WARN) -Iinclude -Isrc -D_GNU_SOURCE -DMOEBIUS_VERSION='"$(VERSION)"' -pthread -fno-math-errno -ffp-contract=off
+BASE    += $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
+LIBS    := $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lm -pthread
+
+MAIN    := src/main.c
+SRC     := $(filter-out $(MAIN),$(sort $(wildcard src/*.c src/*/*.c src/*/*/*.c src/*/*/*/*.c)))
+OBJ     := $(SRC:%.c=$(BUILD)/obj/%.o)
+
+# Only the kernels of an instruction set are compiled for it: one binary runs everywhere.
+ISA_avx2   := -mavx2 -mfma -mf16c -mbmi2
+ISA_avx512 := $(ISA_avx2) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni
+# Never sanitized: clang takes ten minutes for their unrolled loops, and tests/check watches their bounds with guard pages.
+KERNEL_FLAGS := -O3 -fno-sanitize=all
+isa = $(ISA_$(lastword $(subst _, ,$(basename $(notdir $(1))))))
+
+.PHONY: all lib help setup libraries demo test test-programs debug fuzz fuzz-programs format clean
+all: $(BUILD)/moebius
+lib: $(BUILD)/libmoebius.a
+
+help:
+	@echo "make          build/moebius"
+	@echo "make setup    install what is missing (apt-get)"
+	@echo "make demo     set up, build, run a small model"
+	@echo "make test     set up, build, run every test; the last line counts them"
+	@echo "make debug    build/debug/moebius with the address and undefined-behaviour sanitizers"
+	@echo "make fuzz     each fuzz target for FUZZ_SECONDS (60) with libFuzzer"
+	@echo "make format   clang-format over src and tests"
+
+setup:
+	@tools/setup.sh build test
+
+# A missing library is one line to run, not a page of compiler errors.
+libraries:
+	@tools/setup.sh --check build
+
+demo:
+	@tools/setup.sh build
+	@+$(MAKE) --no-print-directory -s -j$(shell nproc)
+	@BUILD=$(BUILD) tools/demo.sh
+
+$(BUILD)/moebius: $(BUILD)/obj/src/main.o $(BUILD)/libmoebius.a
+	$(CC) $(CFLAGS) $(LDFLAGS_EXTRA) -o $@ $^ $(LIBS)
+
+$(BUILD)/libmoebius.a: $(OBJ)
+	@rm -f $@
+	ar rcs $@ $^
+
+$(BUILD)/obj/src/backend/cpu/x86/%.o: src/backend/cpu/x86/%.c | libraries
+	@mkdir -p $(@D)
+	$(CC) $(BASE) $(CFLAGS) $(KERNEL_FLAGS) $(CFLAGS_EXTRA) $(call isa,$<) -MMD -MP -c -o $@ $<
+
+$(BUILD)/obj/%.o: %.c | libraries
+	@mkdir -p $(@D)
+	$(CC) $(BASE) $(CFLAGS) $(CFLAGS_EXTRA) -MMD -MP -c -o $@ $<
+
+# --- tests: tests/run.py runs them; here they are only built ---------------------------------------------------------
+# A program for each tests/unit/test_*.c, sim/*.c and fuzz/fuzz_*.c (linked with the other files of its folder), and one
+# of all of tests/check.
+
+objects  = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
+UNIT    := $(wildcard tests/unit/test_*.c)
+SIM     := $(wildcard tests/sim/sim_*.c)
+FUZZ    := $(wildcard tests/fuzz/fuzz_*.c)
+FUZZ_MAIN ?= $(call objects,tests/fuzz/driver.c)
+programs = $(patsubst %.c,$(BUILD)/%,$(1))
+TESTS   := $(call programs,$(UNIT) $(SIM)) $(BUILD)/tests/check/check_kern
+
+test-programs: $(BUILD)/moebius $(TESTS)
+fuzz-programs: $(call programs,$(FUZZ))
+
+helpers  = $(call objects,$(filter-out $(2),$(wildcard tests/$(1)/*.c))) $(BUILD)/libmoebius.a
+$(call programs,$(UNIT)): $(BUILD)/%: $(BUILD)/obj/%.o $(call helpers,unit,$(UNIT))
+$(call programs,$(SIM)): $(BUILD)/%: $(BUILD)/obj/%.o $(call helpers,sim,$(SIM))
+$(call programs,$(FUZZ)): $(BUILD)/%: $(BUILD)/obj/%.o $(FUZZ_MAIN) $(BUILD)/libmoebius.a
+$(BUILD)/tests/check/check_kern: $(call helpers,check)
+$(TESTS) $(call programs,$(FUZZ)):
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(LDFLAGS_EXTRA) $(if $(filter %/fuzz,$(@D)),$(FUZZ_LINK)) -o $@ $^ $(LIBS) -lcmocka
+
+SANITIZE := CFLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
+
+debug:
+	@+$(MAKE) BUILD=build/debug $(SANITIZE)
+
+# gcc builds what is tested; clang builds it once more with sanitizers, so both compilers see every file.
+test:
+	@tools/setup.sh build test
+	@+$(MAKE) --no-print-directory -s -j$(shell nproc) test-programs
+	@+$(MAKE) --no-print-directory -s -j$(shell nproc) test-programs fuzz-programs CC=clang BUILD=$(BUILD)/sanitize $(SANITIZE)
+	@+$(MAKE) --no-print-directory -s $(VENV)/ready
+	@BUILD=$(BUILD) $(VENV)/bin/python tests/run.py
+
+$(VENV)/ready: tests/requirements.txt
+	rm -rf $(VENV)
+	python3 -m venv $(VENV)
+	$(VENV)/bin/pip install -q --disable-pip-version-check -r $<
+	@touch $@
+
+FUZZ_SECONDS ?= 60
+fuzz:
+	@tools/setup.sh build test
+	@+$(MAKE) --no-print-directory -s -j$(shell nproc) fuzz-programs CC=clang BUILD=$(BUILD)/fuzz FUZZ_MAIN= \
+		FUZZ_LINK=-fsanitize=fuzzer $(SANITIZE) CFLAGS_EXTRA=-fsanitize=fuzzer-no-link
+	@+$(MAKE) --no-print-directory -s $(VENV)/ready
+	@$(VENV)/bin/python tests/fuzz/seeds.py $(BUILD)/seeds
+	@set -e; for target in $(notdir $(FUZZ:.c=)); do \
+		echo "== $$target, $(FUZZ_SECONDS) s"; mkdir -p $(BUILD)/corpus/$$target; \
+		$(BUILD)/fuzz/tests/fuzz/$$target -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -timeout=10 -print_final_stats=1 \
+			-artifact_prefix=$(BUILD)/$$target- $(BUILD)/corpus/$$target $(BUILD)/seeds/$$target; \
+	done
+
+format:
+	clang-format -i $(wildcard src/*.[ch] src/*/*.[ch] src/*/*/*.[ch] src/*/*/*/*.[ch] tests/*/*.[ch] include/*.h)
+
+clean:
+	rm -rf $(BUILD)
+
+.SECONDARY:
+-include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)

@@ -1,0 +1,543 @@
+/* tests/check/check_kern.c - every CPU kernel of every level that this machine has, against the plain C ones.
+ *
+ *   check_kern                    compare; one line for each kernel and level, then "N passed, N failed"
+ *   check_kern --bench [FORMAT]   GB/s and Gflop/s instead
+ *
+ * Arrays end or begin at pages that may not be touched, so a stray access ends the program. Besides values,
+ * the sameness that kern.h promises is checked bit for bit: a token alone and in batches, a row alone and in
+ * ranges. */
+#include "kern_data.inc.h"
+#include "kern_bench.inc.h"
+
+enum { TOKENS_MAX = 50 };
+
+static const char *const kind_names[DATA_KINDS] = {"plain", "tiny", "extreme", "zero", "special"};
+
+static struct kern ref, kern; /* the reference and the level under test */
+static int passed, failed;
+
+/* ---- one line of output: what a kernel did over all its cases ---- */
+
+static struct {
+    double worst; /* largest error, as a share of what is allowed */
+    int faults, cases;
+    char first[256]; /* the first fault in words */
+} tally;
+
+static void tally_fault(const char *format, ...) __attribute__((format(printf, 1, 2)));
+static void tally_fault(const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    if (!tally.faults++) vsnprintf(tally.first, sizeof tally.first, format, args);
+    va_end(args);
+}
+
+static void tally_print(const char *kernel, const char *limit, double unit) {
+    printf("%-7s %-18s %6d cases  max error %8.2g %s  %s%s\n", kern.name, kernel, tally.cases,
+           tally.worst * unit, limit, tally.faults ? "FAILED: " : "ok", tally.first);
+    tally.faults ? failed++ : passed++;
+    memset(&tally, 0, sizeof tally);
+}
+
+static int same_bits(float a, float b) {
+    return (isnan(a) && isnan(b)) || memcmp(&a, &b, sizeof a) == 0;
+}
+
+/* Within `allowed` of the expected value; NaN and Inf exactly where expected. */
+static void compare(const char *what, int index, float got, float expected, double allowed) {
+    if (!isfinite(expected) || !isfinite(got)) {
+        if (!same_bits(got, expected)) tally_fault("%s [%d] is %g, expected %g", what, index, got, expected);
+        return;
+    }
+    double error = fabs((double)got - expected), share = error == 0 ? 0 : error / allowed;
+    if (share > tally.worst) tally.worst = share;
+    if (!(share <= 1))
+        tally_fault("%s [%d] is %.9g, expected %.9g, allowed %.2g", what, index, got, expected, allowed);
+}
+
+static void compare_bits(const char *what, int index, float got, float expected) {
+    if (!same_bits(got, expected))
+        tally_fault("%s [%d] is %.9g, expected the bits of %.9g", what, index, got, expected);
+}
+
+/* ---- gemm ---- */
+
+static const float unset = -12345.678f;
+
+struct gemm_case {
+    struct mat mat;
+    int n;
+    float *x[TOKENS_MAX], *y[TOKENS_MAX];
+    struct q8_row q[TOKENS_MAX];
+    float *whole; /* [n][rows] result of all rows and tokens at once */
+    char name[96];
+};
+
+static void run_gemm(const struct gemm_case *c, int quantized, int r0, int r1, int t0, int n) {
+    for (int t = t0; t < t0 + n; t++)
+        for (int r = 0; r < c->mat.rows; r++) c->y[t][r] = unset;
+    if (quantized)
+        kern.gemm_q8(&c->mat, r0, r1, c->q + t0, n, c->y + t0);
+    else
+        kern.gemm[c->mat.format](&c->mat, r0, r1, (const float *const *)c->x + t0, n, c->y + t0);
+}
+
+/* Rows [r0, r1) of tokens [t0, t0 + n): the bits of the whole, and nothing written beside them. */
+static void check_gemm_part(const struct gemm_case *c, int quantized, int r0, int r1, int t0, int n) {
+    run_gemm(c, quantized, r0, r1, t0, n);
+    for (int t = t0; t < t0 + n; t++)
+        for (int r = 0; r < c->mat.rows; r++) {
+            float expected = r >= r0 && r < r1 ? c->whole[t * c->mat.rows + r] : unset;
+            if (same_bits(c->y[t][r], expected)) continue;
+            tally_fault("%s rows %d-%d tokens %d+%d: y[%d][%d] is %.9g, expected the bits of %.9g", c->name,
+                        r0, r1, t0, n, t, r, c->y[t][r], expected);
+            return;
+        }
+}
+
+static void check_gemm_parts(const struct gemm_case *c, int quantized) {
+    int unit = c->mat.format == MAT_INT4_AWQ ? 8 : 1, units = c->mat.rows / unit;
+    for (int t = 0; t < c->n; t++) check_gemm_part(c, quantized, 0, c->mat.rows, t, 1);
+    for (int i = 0; i < 6; i++) {
+        int u0 = random_int(0, units - 1), u1 = random_int(u0 + 1, units), t0 = random_int(0, c->n - 1);
+        check_gemm_part(c, quantized, u0 * unit, u1 * unit, t0, random_int(1, c->n - t0));
+    }
+    check_gemm_part(c, quantized, 0, c->mat.rows, 0, 0);
+}
+
+static float scale_max(const struct mat *m) {
+    float max = 1;
+    int lines = (m->rows - 1) / (m->format == MAT_FP8 ? m->scale_rows : 1) + 1;
+    if (m->format != MAT_FP8) return max;
+    for (int i = 0; i < lines; i++)
+        for (int j = 0; j <= (m->cols - 1) / m->scale_cols; j++)
+            max = fmaxf(max, m->scale[i * m->scale_stride + j]);
+    return max;
+}
+
+/* Against sums in double of the decoded weights: 2e-6 of sum |w x|, plus what subnormal products may lose. */
+static void check_gemm_values(const struct gemm_case *c) {
+    const int rows = c->mat.rows, cols = c->mat.cols;
+    float *w = malloc((size_t)cols * sizeof *w);
+    double lost = (double)cols * 1.5e-45 * 256 * scale_max(&c->mat);
+    for (int r = 0; r < rows; r++) {
+        format_decode_rows(&c->mat, r, r + 1, w);
+        for (int t = 0; t < c->n; t++) {
+            double sum = 0, size = 0;
+            for (int k = 0; k < cols; k++) {
+                double product = (double)w[k] * c->x[t][k];
+                sum += product;
+                size += fabs(product);
+            }
+            compare(c->name, r, c->whole[t * rows + r], (float)sum, 2e-6 * size + lost);
+        }
+    }
+    free(w);
+}
+
+static void check_gemm_q8_values(const struct gemm_case *c) {
+    float *y = malloc((size_t)c->mat.rows * sizeof *y);
+    for (int t = 0; t < c->n; t++) {
+        ref.gemm_q8(&c->mat, 0, c->mat.rows, &c->q[t], 1, &y);
+        for (int r = 0; r < c->mat.rows; r++) compare_bits(c->name, r, c->whole[t * c->mat.rows + r], y[r]);
+    }
+    free(y);
+}
+
+static void check_gemm_case(enum mat_format format, int rows, int cols, int n, enum data_kind kind,
+                            int quantized) {
+    struct gemm_case c = {.mat = make_mat(format, rows, cols, kind), .n = n};
+    snprintf(c.name, sizeof c.name, "%dx%d, %d tokens, %s", rows, cols, n, kind_names[kind]);
+    make_activations(c.x, n, cols, kind);
+    for (int t = 0; t < n; t++) {
+        c.y[t] = guard_floats(rows);
+        if (quantized) c.q[t] = make_q8(c.x[t], cols);
+    }
+    c.whole = malloc((size_t)(n * rows) * sizeof *c.whole);
+    run_gemm(&c, quantized, 0, rows, 0, n);
+    for (int t = 0; t < n; t++) memcpy(c.whole + t * rows, c.y[t], (size_t)rows * sizeof **c.y);
+    if (quantized)
+        check_gemm_q8_values(&c);
+    else
+        check_gemm_values(&c);
+    check_gemm_parts(&c, quantized);
+    free(c.whole);
+    tally.cases++;
+}
+
+static void check_gemm(enum mat_format format, int quantized, const char *name) {
+    const int awq = format == MAT_INT4_AWQ;
+    random_seed((uint64_t)format + 1);
+    for (int round = 0; round < 80; round++) {
+        int rows = awq ? 8 * random_int(1, 36) : random_int(1, 67), cols = random_int(1, 600);
+        if (round % 4 == 1) cols = round_up(cols, 32);
+        if (round == 0) rows = awq ? 8 : 1, cols = 1;
+        guard_reset(round);
+        check_gemm_case(format, rows, cols, random_int(1, 17), (enum data_kind)(round % DATA_KINDS),
+                        quantized);
+    }
+    guard_reset(0);
+    check_gemm_case(format, awq ? 1160 : 9, 1408, 3, DATA_PLAIN,
+                    quantized); /* more rows than a block of them */
+    guard_reset(0);
+    check_gemm_case(format, 24, 160, TOKENS_MAX, DATA_PLAIN,
+                    quantized); /* more tokens than a block of them */
+    if (kern.gemm[format] != ref.gemm[format]) {
+        guard_reset(0);
+        check_gemm_case(format, 2048, 1408, 2, DATA_PLAIN, quantized);
+    }
+    tally_print(name, quantized ? "(same bits)" : "of sum |wx|", quantized ? 1 : 2e-6);
+}
+
+/* ---- quantize, decode ---- */
+
+static float random_activation(int round) {
+    if (round % 8 == 1) return random_float() * 1e-39f;
+    if (round % 8 == 2) return random_float() * 1e37f;
+    if (round % 8 == 3) return (float)random_int(-127, 127) * 0.5f; /* ties */
+    if (round % 8 == 4 && random_u32() % 50 == 0) return random_u32() & 1 ? NAN : -INFINITY;
+    if (round % 8 == 5) return 0;
+    return random_float() * expf(random_float() * 3);
+}
+
+static void check_quantize(void) {
+    random_seed(20);
+    for (int round = 0; round < 400; round++, tally.cases++) {
+        guard_reset(round);
+        int n = random_int(1, 300), padded = round_up(n, Q8_GROUP), groups = padded / Q8_GROUP;
+        float *x = guard_floats(n);
+        for (int i = 0; i < n; i++) x[i] = random_activation(round);
+        struct q8_row expected = make_q8(x, n), got = make_q8(x, n);
+        memset(got.q, 99, (size_t)padded);
+        memset(got.sum, 99, (size_t)groups * sizeof *got.sum);
+        memset(got.scale, 99, (size_t)groups * sizeof *got.scale);
+        kern.quantize(x, n, &got);
+        for (int i = 0; i < padded; i++) compare_bits("q", i, got.q[i], expected.q[i]);
+        for (int i = 0; i < groups; i++) {
+            compare_bits("sum", i, (float)got.sum[i], (float)expected.sum[i]);
+            compare_bits("scale", i, got.scale[i], expected.scale[i]);
+        }
+        for (int i = 0; i < n; i++) { /* and it means what it should: half a step beside x at most */
+            float step = got.scale[i / Q8_GROUP], value = (float)got.q[i] * step;
+            if (isfinite(step) && !(fabsf(value - x[i]) <= step * 0.5001f + 0x1p-100f))
+                tally_fault("x[%d] = %g became %g", i, x[i], value);
+        }
+    }
+    tally_print("quantize", "(same bits)", 1);
+}
+
+static void check_decode(enum mat_format format) {
+    char name[32];
+    random_seed(30 + (uint64_t)format);
+    for (int round = 0; round < 60; round++, tally.cases++) {
+        guard_reset(round);
+        int rows = format == MAT_INT4_AWQ ? 8 * random_int(1, 8) : random_int(1, 40),
+            cols = random_int(1, 600);
+        struct mat m = make_mat(format, rows, cols, (enum data_kind)(round % DATA_KINDS));
+        int r0 = random_int(0, rows - 1), r1 = random_int(r0, rows), count = (r1 - r0) * cols;
+        float *got = guard_floats(count), *expected = malloc((size_t)count * sizeof *expected + 1);
+        format_decode_rows(&m, r0, r1, expected);
+        kern.decode_rows(&m, r0, r1, got);
+        for (int i = 0; i < count; i++) compare_bits("value", i, got[i], expected[i]);
+        free(expected);
+    }
+    snprintf(name, sizeof name, "decode %s", mat_format_name(format));
+    tally_print(name, "(same bits)", 1);
+}
+
+/* ---- attention's sums ---- */
+
+struct sum_case {
+    float *acc, *keep, *p, *v;
+    int m, n_t, n_c, acc_stride, p_stride, v_stride;
+};
+
+/* Rows [i0, i1) into `out`, which stands for acc. */
+static void run_weighted_sum(const struct kern *with, const struct sum_case *c, float *out, int i0, int i1) {
+    with->weighted_sum(out + i0 * c->acc_stride, (size_t)c->acc_stride, c->keep ? c->keep + i0 : 0,
+                       c->p + i0 * c->p_stride, (size_t)c->p_stride, c->v, (size_t)c->v_stride, i1 - i0,
+                       c->n_t, c->n_c);
+}
+
+static void check_sum_case(const struct sum_case *c) {
+    int count = (c->m - 1) * c->acc_stride + c->n_c;
+    size_t bytes = (size_t)count * sizeof(float);
+    float *expected = malloc(bytes), *got = guard_alloc(bytes), *alone = guard_alloc(bytes);
+    memcpy(expected, c->acc, bytes);
+    memcpy(got, c->acc, bytes);
+    memcpy(alone, c->acc, bytes);
+    run_weighted_sum(&ref, c, expected, 0, c->m);
+    run_weighted_sum(&kern, c, got, 0, c->m);
+    for (int i = 0; i < c->m; i++) run_weighted_sum(&kern, c, alone, i, i + 1);
+    for (int i = 0; i < count; i++) {
+        int row = i / c->acc_stride, column = i % c->acc_stride;
+        double size = 1e-30;
+        if (column >= c->n_c) { /* between the rows nothing is written */
+            compare_bits("between rows", i, got[i], c->acc[i]);
+            continue;
+        }
+        if (c->keep) size += fabs((double)c->acc[i] * c->keep[row]);
+        for (int t = 0; t < c->n_t; t++)
+            size += fabs((double)c->p[row * c->p_stride + t] * c->v[t * c->v_stride + column]);
+        compare("acc", i, got[i], expected[i], 2e-6 * size);
+        compare_bits("row alone", i, alone[i], got[i]);
+    }
+    free(expected);
+}
+
+static void check_weighted_sum(void) {
+    random_seed(40);
+    for (int round = 0; round < 150; round++, tally.cases++) {
+        guard_reset(round);
+        struct sum_case c = {.m = random_int(1, 19), .n_t = random_int(0, 70), .n_c = random_int(1, 300)};
+        if (round == 1) c.m = 16, c.n_t = 64, c.n_c = 512;
+        c.acc_stride = c.n_c + random_int(0, 3);
+        c.p_stride = c.n_t + random_int(0, 3);
+        c.v_stride = c.n_c + random_int(0, 64);
+        int acc_count = (c.m - 1) * c.acc_stride + c.n_c,
+            v_count = c.n_t ? (c.n_t - 1) * c.v_stride + c.n_c : 0;
+        int p_count = (c.m - 1) * c.p_stride + c.n_t;
+        c.acc = guard_floats(acc_count);
+        c.p = guard_floats(p_count);
+        c.v = guard_floats(v_count);
+        c.keep = round % 3 ? guard_floats(c.m) : 0;
+        for (int i = 0; i < acc_count; i++)
+            c.acc[i] = round % 3 ? random_float() : NAN; /* overwritten without keep */
+        for (int i = 0; i < p_count; i++) c.p[i] = fabsf(random_float());
+        for (int i = 0; i < v_count; i++) c.v[i] = random_float();
+        for (int i = 0; c.keep && i < c.m; i++) c.keep[i] = fabsf(random_float());
+        check_sum_case(&c);
+    }
+    tally_print("weighted_sum", "of sum |pv|", 2e-6);
+}
+
+static void check_softmax_case(int n, float *s, float scale, float max, float sum) {
+    float *got = guard_floats(n), *expected = malloc((size_t)n * sizeof *expected);
+    float got_max = max, got_sum = sum, expected_max = max, expected_sum = sum;
+    memcpy(got, s, (size_t)n * sizeof *s);
+    memcpy(expected, s, (size_t)n * sizeof *s);
+    float keep = kern.softmax_step(got, n, scale, &got_max, &got_sum);
+    float expected_keep = ref.softmax_step(expected, n, scale, &expected_max, &expected_sum);
+    for (int i = 0; i < n; i++)
+        compare("s", i, got[i], expected[i], 1e-6 * fabs((double)expected[i]) + 2e-38);
+    compare_bits("max", 0, got_max, expected_max);
+    compare("keep", 0, keep, expected_keep, 1e-6 * fabs((double)expected_keep) + 2e-38);
+    compare("sum", 0, got_sum, expected_sum, 4e-6 * fabs((double)expected_sum) + 2e-38);
+    free(expected);
+}
+
+static void check_softmax(void) {
+    random_seed(50);
+    for (int round = 0; round < 400; round++, tally.cases++) {
+        guard_reset(round);
+        int n = random_int(1, 130), masked = round % 8 == 1, nan = round % 8 == 2, all = round % 8 == 3;
+        float *s = guard_floats(n), spread = round % 8 == 4 ? 300.0f : 8.0f;
+        for (int i = 0; i < n; i++) {
+            s[i] = random_float() * spread;
+            if (all || (masked && random_u32() % 3 == 0)) s[i] = -INFINITY;
+        }
+        if (nan) s[random_int(0, n - 1)] = NAN;
+        if (round % 8 == 5) s[random_int(0, n - 1)] = INFINITY;
+        int first = round % 2 == 0;
+        check_softmax_case(n, s, 0.1f + fabsf(random_float()), first ? -INFINITY : random_float() * spread,
+                           first ? 0 : fabsf(random_float()));
+    }
+    tally_print("softmax_step", "relative", 1e-6);
+}
+
+/* softmax_step with the maximum held at 0 is e^s: all of its range against the C library in double. */
+static void check_exp(void) {
+    enum { POINTS = 4096, ROUNDS = 64 };
+    float s[POINTS], x[POINTS];
+    for (int round = 0; round < ROUNDS; round++, tally.cases++) {
+        float max = 0, sum = 0;
+        for (int i = 0; i < POINTS; i++)
+            x[i] = s[i] = -87.33f * (float)(i * ROUNDS + round) / (POINTS * ROUNDS);
+        kern.softmax_step(s, POINTS, 1, &max, &sum);
+        for (int i = 0; i < POINTS; i++) compare("exp", i, s[i], (float)exp(x[i]), 2e-7 * exp(x[i]));
+    }
+    tally_print("exp", "relative", 2e-7);
+}
+
+/* ---- norm, activation, addition ---- */
+
+static void fill_floats(float *x, int n, float size) {
+    for (int i = 0; i < n; i++) x[i] = random_float() * size;
+}
+
+static void check_rms_norm(void) {
+    random_seed(60);
+    for (int round = 0; round < 200; round++, tally.cases++) {
+        guard_reset(round);
+        int n = round == 0 ? 5120 : random_int(1, 300), in_place = round % 2;
+        float *x = guard_floats(n), *weight = guard_floats(n), *expected = guard_floats(n);
+        float *out = in_place ? x : guard_floats(n);
+        fill_floats(x, n, round % 5 == 1 ? 1e-20f : round % 5 == 2 ? 1e15f : 3.0f);
+        fill_floats(weight, n, 1);
+        if (round % 5 == 3) x[random_int(0, n - 1)] = round % 2 ? NAN : INFINITY;
+        float expected_mean = ref.rms_norm(x, weight, n, 1e-6f, expected);
+        float mean = kern.rms_norm(x, weight, n, 1e-6f, out);
+        for (int i = 0; i < n; i++)
+            compare("out", i, out[i], expected[i], 4e-6 * fabs((double)expected[i]) + 1e-40);
+        compare("mean", 0, mean, expected_mean, 4e-6 * fabs((double)expected_mean) + 1e-40);
+    }
+    tally_print("rms_norm", "relative", 4e-6);
+}
+
+static void check_silu_mul(void) {
+    random_seed(70);
+    for (int round = 0; round < 200; round++, tally.cases++) {
+        guard_reset(round);
+        int n = random_int(1, 300);
+        float *gate = guard_floats(n), *up = guard_floats(n), *expected = guard_floats(n);
+        fill_floats(gate, n, round % 4 == 1 ? 60.0f : round % 4 == 2 ? 1e30f : 4.0f);
+        fill_floats(up, n, 2);
+        if (round % 4 == 3) gate[random_int(0, n - 1)] = NAN;
+        if (round % 4 == 3) gate[random_int(0, n - 1)] = INFINITY;
+        memcpy(expected, gate, (size_t)n * sizeof *gate);
+        ref.silu_mul(expected, up, n);
+        kern.silu_mul(gate, up, n);
+        for (int i = 0; i < n; i++)
+            compare("gate", i, gate[i], expected[i], 1e-6 * fabs((double)expected[i]) + 1e-33);
+    }
+    tally_print("silu_mul", "relative", 1e-6);
+}
+
+static void check_add_scaled(void) {
+    random_seed(80);
+    for (int round = 0; round < 200; round++, tally.cases++) {
+        guard_reset(round);
+        int n = random_int(1, 300);
+        float *x = guard_floats(n), *y = guard_floats(n), *expected = guard_floats(n), a = random_float();
+        fill_floats(x, n, 1);
+        fill_floats(y, n, 1);
+        memcpy(expected, x, (size_t)n * sizeof *x);
+        ref.add_scaled(expected, a, y, n);
+        float *before = malloc((size_t)n * sizeof *before);
+        memcpy(before, x, (size_t)n * sizeof *x);
+        kern.add_scaled(x, a, y, n);
+        for (int i = 0; i < n; i++)
+            compare("x", i, x[i], expected[i], 2e-7 * (fabs((double)before[i]) + fabs((double)a * y[i])));
+        free(before);
+    }
+    tally_print("add_scaled", "of |x| + |ay|", 2e-7);
+}
+
+/* ---- formats: the decoders themselves, from their definitions ---- */
+
+static float small_float(int bits, int exponent_bits, int mantissa_bits) {
+    int mantissa = bits & ((1 << mantissa_bits) - 1),
+        exponent = bits >> mantissa_bits & ((1 << exponent_bits) - 1);
+    int bias = (1 << (exponent_bits - 1)) - 1;
+    double value = exponent ? ldexp((1 << mantissa_bits) + mantissa, exponent - bias - mantissa_bits)
+                            : ldexp(mantissa, 1 - bias - mantissa_bits);
+    return (float)(bits >> (exponent_bits + mantissa_bits) & 1 ? -value : value);
+}
+
+static void check_narrow_floats(void) {
+    for (int i = 0; i < 65536; i++, tally.cases++) {
+        int exponent = i >> 10 & 31, mantissa = i & 0x3ff;
+        float f16 = exponent < 31 ? small_float(i, 5, 10) : mantissa ? NAN : i >> 15 ? -INFINITY : INFINITY;
+        compare_bits("f16", i, f16_to_f32((uint16_t)i), f16);
+        float bf16 = bf16_to_f32((uint16_t)i);
+        if (isfinite(bf16)) compare_bits("bf16", i, bf16, small_float(i, 8, 7));
+        if (!isnan(bf16)) compare_bits("to bf16", i, f32_to_bf16(bf16), (float)i);
+    }
+    if (!isnan(bf16_to_f32(f32_to_bf16(NAN))) || f32_to_bf16(0x1.01p0f) != 0x3f80 ||
+        f32_to_bf16(0x1.03p0f) != 0x3f82)
+        tally_fault("f32_to_bf16: NaN or a tie is wrong");
+    tally_print("f16, bf16", "(same bits)", 1);
+}
+
+static void check_e4m3(void) {
+    for (int i = 0; i < 256; i++, tally.cases++) {
+        float value = (i & 0x7f) == 0x7f ? NAN : small_float(i, 4, 3);
+        compare_bits("e4m3", i, e4m3_to_f32((uint8_t)i), value);
+        if (!isnan(value)) compare_bits("to e4m3", i, f32_to_e4m3(value), (float)i);
+        if ((i & 0x7f) >= 0x7e) continue;
+        /* Between two codes: below, at and above the middle, where the even code wins. */
+        float next = small_float(i + 1, 4, 3), middle = (value + next) / 2;
+        compare_bits("middle", i, f32_to_e4m3(middle), (float)(i + (i & 1)));
+        compare_bits("below", i, f32_to_e4m3(nextafterf(middle, value)), (float)i);
+        compare_bits("above", i, f32_to_e4m3(nextafterf(middle, next)), (float)(i + 1));
+    }
+    compare_bits("saturates", 0, f32_to_e4m3(1e9f), 0x7e);
+    compare_bits("saturates", 1, f32_to_e4m3(-INFINITY), 0xfe);
+    if ((f32_to_e4m3(NAN) & 0x7f) != 0x7f) tally_fault("NaN did not stay NaN");
+    tally_print("e4m3", "(same bits)", 1);
+}
+
+/* A matrix packed as AutoAWQ does it: nibble j of a word takes row order[j] of its eight. */
+static void check_awq_layout(void) {
+    enum { ROWS = 16, COLS = 70, GROUP = 32, GROUPS = 3 };
+    static const int order[8] = {0, 2, 4, 6, 1, 3, 5, 7};
+    uint32_t data[COLS * ROWS / 8] = {0}, zeros[GROUPS * ROWS / 8] = {0};
+    uint16_t scales[GROUPS * ROWS];
+    float out[ROWS * COLS];
+    const struct mat m = {.format = MAT_INT4_AWQ,
+                          .rows = ROWS,
+                          .cols = COLS,
+                          .data = data,
+                          .zeros = zeros,
+                          .scales16 = scales,
+                          .group_size = GROUP};
+    for (int g = 0; g < GROUPS; g++)
+        for (int r = 0; r < ROWS; r++)
+            scales[g * ROWS + r] = (uint16_t)(0x3c00 + (g << 10) + (r << 5)); /* 2^g (1 + r/32) */
+    for (int c = 0; c < ROWS / 8; c++)
+        for (int j = 0; j < 8; j++) {
+            for (int k = 0; k < COLS; k++)
+                data[k * 2 + c] |= (uint32_t)((8 * c + order[j] + 3 * k) % 16) << 4 * j;
+            for (int g = 0; g < GROUPS; g++)
+                zeros[g * 2 + c] |= (uint32_t)((8 * c + order[j] + g) % 16) << 4 * j;
+        }
+    kern.decode_rows(&m, 0, ROWS, out);
+    for (int r = 0; r < ROWS; r++)
+        for (int k = 0; k < COLS; k++, tally.cases++) {
+            int g = k / GROUP, q = (r + 3 * k) % 16, z = (r + g) % 16;
+            compare_bits("awq", r * COLS + k, out[r * COLS + k],
+                         (float)(q - z) * (float)(1 << g) * (1 + (float)r / 32));
+        }
+    if (mat_bytes(&m) != sizeof data + sizeof zeros + sizeof scales) tally_fault("mat_bytes is wrong");
+    tally_print("awq layout", "(same bits)", 1);
+}
+
+static void check_level(enum cpu_level level) {
+    kern_init(&kern, level);
+    if (strcmp(kern.name, cpu_level_name(level)) != 0) tally_fault("the table says %s", kern.name);
+    if (level == CPU_REF) {
+        check_narrow_floats();
+        check_e4m3();
+    }
+    check_awq_layout();
+    for (int format = 0; format < MAT_FORMATS; format++) {
+        char name[32];
+        snprintf(name, sizeof name, "gemm %s", mat_format_name((enum mat_format)format));
+        check_gemm((enum mat_format)format, 0, name);
+    }
+    check_gemm(MAT_INT4_AWQ, 1, "gemm_q8 int4_awq");
+    check_quantize();
+    for (int format = 0; format < MAT_FORMATS; format++) check_decode((enum mat_format)format);
+    check_weighted_sum();
+    check_softmax();
+    check_exp();
+    check_rms_norm();
+    check_silu_mul();
+    check_add_scaled();
+}
+
+int main(int argc, char **argv) {
+    enum cpu_level best = cpu_detect();
+    kern_init(&ref, CPU_REF);
+    setvbuf(stdout, 0, _IOLBF, 0);
+    if ((argc == 2 || argc == 3) && strcmp(argv[1], "--bench") == 0) return bench_run(best, argv[2]);
+    if (argc != 1) {
+        fprintf(stderr, "usage: check_kern [--bench [FORMAT]]\n");
+        return 2;
+    }
+    for (int level = CPU_REF; level <= (int)best; level++) check_level((enum cpu_level)level);
+    for (int level = (int)best + 1; level <= CPU_AVX512; level++)
+        printf("%-7s left out: this machine does not have it\n", cpu_level_name((enum cpu_level)level));
+    printf("%d passed, %d failed\n", passed, failed);
+    return failed != 0;
+}

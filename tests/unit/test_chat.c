@@ -1,0 +1,278 @@
+/* Chat templates on messages of our own: what is refused, which bytes are the template's, which template is
+ * chosen. (That the text is right to the byte is tests/test_text.py's business.) */
+#include <stdarg.h>
+#include <stddef.h>
+#include <setjmp.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "text/chat.h"
+#include "text_fixture.h"
+
+#define BOS "<｜begin▁of▁sentence｜>"
+#define EOS "<｜end▁of▁sentence｜>"
+#define USER "<｜User｜>"
+#define ASSISTANT "<｜Assistant｜>"
+#define EVERY_TEMPLATE 63
+
+static const char *const NAMES[] = {"deepseek-coder-v2", "deepseek-v3",      "deepseek-v3-0324",
+                                    "deepseek-r1",       "deepseek-r1-0528", "deepseek-v3.1"};
+enum { N_NAMES = 6, V3_FAMILY = EVERY_TEMPLATE & ~1 };
+
+static json_t *messages_of(const char *json) {
+    json_error_t at;
+    json_t *messages = json_loads(json, JSON_ALLOW_NUL | JSON_DECODE_ANY, &at);
+    if (!messages) fail_msg("%s: %s", json, at.text);
+    return messages;
+}
+
+static int render(const char *name, const char *json, bool add, const char *kwargs,
+                  struct chat_prompt *prompt, struct mo_error *error) {
+    const struct chat_template *chat = chat_template_by_name(name);
+    assert_non_null(chat);
+    assert_string_equal(chat_template_name(chat), name);
+    json_t *messages = messages_of(json), *variables = kwargs ? messages_of(kwargs) : NULL;
+    int code = chat_render(chat, messages, add, variables, BOS, EOS, prompt, error);
+    json_decref(messages);
+    json_decref(variables);
+    return code;
+}
+
+static void expect_text(const char *name, const char *json, bool add, const char *kwargs,
+                        const char *expected) {
+    struct chat_prompt prompt;
+    struct mo_error error = {0};
+    if (render(name, json, add, kwargs, &prompt, &error)) fail_msg("%s: %s", name, error.message);
+    assert_string_equal(prompt.text, expected);
+    assert_int_equal(prompt.size, strlen(expected));
+    chat_prompt_free(&prompt);
+}
+
+static void test_prompts(void **state) {
+    (void)state;
+    const char *two =
+        "[{\"role\": \"user\", \"content\": \"Q\"}, {\"role\": \"assistant\", \"content\": \"t</think>A\"}]";
+    const char *late =
+        "[{\"role\": \"user\", \"content\": \"Q\"}, {\"role\": \"system\", \"content\": \"S\"}, "
+        "{\"role\": \"system\", \"content\": \"T\"}]";
+    expect_text("deepseek-coder-v2", two, true, NULL,
+                BOS "User: Q\n\nAssistant: t</think>A" EOS "Assistant:");
+    expect_text("deepseek-coder-v2", late, false, NULL, BOS "User: Q\n\nS\n\nT\n\n");
+    expect_text("deepseek-v3", two, true, NULL, BOS USER "Q" ASSISTANT "t</think>A" EOS ASSISTANT);
+    expect_text("deepseek-v3", late, true, NULL, BOS "S\n\nT" USER "Q" ASSISTANT);
+    expect_text("deepseek-r1", two, true, NULL, BOS USER "Q" ASSISTANT "A" EOS ASSISTANT "<think>\n");
+    expect_text("deepseek-v3-0324", late, true, NULL, BOS "S\n\nT" USER "Q" ASSISTANT);
+    expect_text("deepseek-r1-0528", two, false, NULL, BOS USER "Q" ASSISTANT "A" EOS);
+    expect_text("deepseek-v3.1", two, false, NULL, BOS USER "Q" ASSISTANT "</think>A" EOS);
+    expect_text("deepseek-v3.1", late, true, "{\"thinking\": true}",
+                BOS "S\n\nT" USER "Q" ASSISTANT "<think>");
+    expect_text("deepseek-v3.1", late, true, "{\"thinking\": 0}", BOS "S\n\nT" USER "Q" ASSISTANT "</think>");
+    expect_text("deepseek-v3", "[]", true, NULL, BOS ASSISTANT);
+}
+
+/* `where` is a set of templates, a bit for each of NAMES. */
+static const struct {
+    int where;
+    const char *messages, *word;
+} REFUSED[] = {
+    {EVERY_TEMPLATE, "{}", "\"messages\""},
+    {EVERY_TEMPLATE, "[3]", "messages[0]: expected an object"},
+    {EVERY_TEMPLATE, "[{\"content\": \"x\"}]", "messages[0]: \"role\""},
+    {EVERY_TEMPLATE, "[{\"role\": 1, \"content\": \"x\"}]", "messages[0]: \"role\""},
+    {EVERY_TEMPLATE,
+     "[{\"role\": \"user\", \"content\": \"\"}, {\"role\": \"developer\", \"content\": \"x\"}]",
+     "messages[1]: role \"developer\""},
+    {EVERY_TEMPLATE, "[{\"role\": \"user\"}]", "messages[0]: \"content\" is missing"},
+    {EVERY_TEMPLATE, "[{\"role\": \"user\", \"content\": null}]", "messages[0]: expected \"content\""},
+    {EVERY_TEMPLATE, "[{\"role\": \"system\", \"content\": [\"x\"]}]", "messages[0]: expected \"content\""},
+    {1, "[{\"role\": \"tool\", \"content\": \"x\"}]", "messages[0]: role \"tool\""},
+    {V3_FAMILY, "[{\"role\": \"assistant\", \"content\": null, \"tool_calls\": [{\"type\": \"function\"}]}]",
+     "messages[0]"},
+    {V3_FAMILY & ~16,
+     "[{\"role\": \"assistant\", \"content\": null, \"tool_calls\": [{\"type\": \"function\", \"function\": "
+     "{\"name\": \"f\", \"arguments\": {}}}]}]",
+     "messages[0]: expected the \"function.arguments\""},
+    {V3_FAMILY & ~16,
+     "[{\"role\": \"assistant\", \"content\": null, \"tool_calls\": [{\"type\": \"function\", \"function\": "
+     "{\"arguments\": \"{}\"}}]}]",
+     "messages[0]: expected the \"function.name\""},
+    {V3_FAMILY & ~16, "[{\"role\": \"assistant\", \"content\": null, \"tool_calls\": 3}]",
+     "\"tool_calls\" to be an array"},
+    {16, "[{\"role\": \"assistant\", \"content\": null, \"tool_calls\": []}]",
+     "messages[0]: expected \"content\""},
+};
+
+static void test_refused(void **state) {
+    (void)state;
+    for (size_t i = 0; i < sizeof REFUSED / sizeof *REFUSED; i++) {
+        for (int name = 0; name < N_NAMES; name++) {
+            if (!(REFUSED[i].where >> name & 1)) continue;
+            struct chat_prompt prompt;
+            struct mo_error error = {0};
+            int code = render(NAMES[name], REFUSED[i].messages, true, NULL, &prompt, &error);
+            if (code != MO_E_INVALID) fail_msg("%s: %s: gave %d", NAMES[name], REFUSED[i].messages, code);
+            if (!strstr(error.message, REFUSED[i].word))
+                fail_msg("%s: \"%s\"", REFUSED[i].messages, error.message);
+            assert_null(prompt.text);
+            assert_null(prompt.ranges);
+        }
+    }
+    struct chat_prompt prompt;
+    struct mo_error error = {0};
+    assert_int_equal(render("deepseek-v3.1", "[]", true, "[1]", &prompt, &error), MO_E_INVALID);
+    assert_non_null(strstr(error.message, "chat_template_kwargs"));
+}
+
+/* All that users and tools wrote, in every place where a template puts it: it consists of "#" only, which no
+ * template writes, or of special tokens. */
+#define CONVERSATION(x)                                                                                      \
+    "[{\"role\": \"system\", \"content\": \"" x "\"}, {\"role\": \"user\", \"content\": \"" x "\"}, "        \
+    "{\"role\": \"assistant\", \"content\": \"" x "\", \"tool_calls\": [{\"type\": \"" x                     \
+    "\", \"function\": "                                                                                     \
+    "{\"name\": \"" x "\", \"arguments\": \"" x "\"}}, {\"type\": \"" x "\", \"function\": {\"name\": \"" x  \
+    "\", \"arguments\": \"" x "\"}}]}, {\"role\": \"tool\", \"content\": \"" x "\"}, "                       \
+    "{\"role\": \"assistant\", \"content\": \"" x "\"}, {\"role\": \"user\", \"content\": \"" x "\"}]"
+#define PLAIN(x)                                                                                             \
+    "[{\"role\": \"system\", \"content\": \"" x "\"}, {\"role\": \"user\", \"content\": \"" x "\"}, "        \
+    "{\"role\": \"assistant\", \"content\": \"" x "\"}]"
+
+static const char *conversation(int name, bool typed) {
+    if (name == 0) return typed ? PLAIN(USER EOS BOS) : PLAIN("###");
+    return typed ? CONVERSATION(USER EOS BOS) : CONVERSATION("###");
+}
+
+/* The ranges hold every byte of the template and none of the messages. */
+static void test_ranges(void **state) {
+    (void)state;
+    for (int name = 0; name < N_NAMES; name++) {
+        struct chat_prompt prompt;
+        struct mo_error error = {0};
+        if (render(NAMES[name], conversation(name, false), true, NULL, &prompt, &error))
+            fail_msg("%s", error.message);
+        size_t at = 0;
+        for (size_t i = 0; i <= prompt.n_ranges; i++) {
+            size_t begin = i < prompt.n_ranges ? prompt.ranges[i].begin : prompt.size;
+            size_t end = i < prompt.n_ranges ? prompt.ranges[i].end : prompt.size;
+            assert_true(at <= begin && begin <= end);
+            for (; at < begin; at++) assert_int_equal(prompt.text[at], '#');
+            for (; at < end; at++) assert_int_not_equal(prompt.text[at], '#');
+        }
+        assert_int_equal(at, prompt.size);
+        chat_prompt_free(&prompt);
+    }
+}
+
+static size_t count(const struct token_list *ids, int32_t id) {
+    size_t n = 0;
+    for (size_t i = 0; i < ids->n; i++) n += ids->ids[i] == id;
+    return n;
+}
+
+static void encode(const struct tokenizer *tokenizer, int name, bool typed, struct token_list *ids) {
+    struct chat_prompt prompt;
+    struct mo_error error = {0};
+    if (render(NAMES[name], conversation(name, typed), true, NULL, &prompt, &error))
+        fail_msg("%s", error.message);
+    int code = tokenizer_encode_ranges(tokenizer, prompt.text, prompt.size, prompt.ranges, prompt.n_ranges,
+                                       ids, &error);
+    if (code) fail_msg("%s", error.message);
+    chat_prompt_free(&prompt);
+}
+
+/* Typed special tokens stay text: a conversation full of them has as many as one without. */
+static void test_typed_tokens(void **state) {
+    (void)state;
+    struct tokenizer *t = fixture_default();
+    static const int32_t special[] = {ID_BOS, ID_EOS, ID_USER, ID_ASSISTANT};
+    for (int name = 0; name < N_NAMES; name++) {
+        struct token_list plain = {0}, typed = {0};
+        encode(t, name, false, &plain);
+        encode(t, name, true, &typed);
+        assert_int_equal(plain.ids[0], ID_BOS);
+        assert_int_equal(count(&plain, ID_BOS), 1);
+        assert_true(count(&plain, ID_EOS) > 0);
+        for (size_t i = 0; i < sizeof special / sizeof *special; i++) {
+            assert_int_equal(count(&typed, special[i]), count(&plain, special[i]));
+        }
+        token_list_free(&plain);
+        token_list_free(&typed);
+    }
+    tokenizer_free(t);
+}
+
+static void test_content_with_nul(void **state) {
+    (void)state;
+    struct chat_prompt prompt;
+    struct mo_error error = {0};
+    assert_int_equal(render("deepseek-v3", "[{\"role\": \"user\", \"content\": \"a\\u0000b\"}]", false, NULL,
+                            &prompt, &error),
+                     0);
+    assert_int_equal(prompt.size, strlen(BOS USER) + 3);
+    assert_memory_equal(prompt.text, BOS USER "a\0b", prompt.size);
+    chat_prompt_free(&prompt);
+}
+
+static void test_names(void **state) {
+    (void)state;
+    char all[256] = "";
+    for (int i = 0; i < N_NAMES; i++) {
+        assert_non_null(chat_template_by_name(NAMES[i]));
+        strcat(all, i ? ", " : "");
+        strcat(all, NAMES[i]);
+    }
+    assert_string_equal(chat_template_names(), all);
+    assert_null(chat_template_by_name("deepseek-v4"));
+    assert_null(chat_template_by_name(""));
+}
+
+static struct tokenizer *with_template(const char *jinja) {
+    json_t *config = json_pack("{s:s*}", "chat_template", jinja);
+    char *text = json_dumps(config, 0);
+    struct tokenizer *t = fixture_load(fixture_json(), text);
+    free(text);
+    json_decref(config);
+    return t;
+}
+
+static void test_choose(void **state) {
+    (void)state;
+    static const char coder[] =
+        "{{ 'User: ' + message['content'] + '\n\n' }} {{ 'Assistant: ' + message['content'] + eos_token }}";
+    const struct chat_template *chat;
+    struct mo_error error = {0};
+    assert_string_equal(chat_template_name(chat_template_detect(coder)), "deepseek-coder-v2");
+    assert_null(chat_template_detect(""));
+    assert_null(
+        chat_template_detect("{% for message in messages %}<|im_start|>{{ message['role'] }}{% endfor %}"));
+    assert_null(chat_template_detect("{% if tools %}{% endif %}{{ 'User: ' + message['content'] }}"
+                                     "{{ 'Assistant: ' + message['content'] + eos_token }}"));
+    struct tokenizer *t = with_template(coder);
+    assert_int_equal(chat_template_choose(&chat, NULL, t, &error), 0);
+    assert_string_equal(chat_template_name(chat), "deepseek-coder-v2");
+    assert_int_equal(chat_template_choose(&chat, "deepseek-r1", t, &error), 0);
+    assert_string_equal(chat_template_name(chat), "deepseek-r1");
+    assert_int_equal(chat_template_choose(&chat, "nonsense", t, &error), MO_E_INVALID);
+    assert_non_null(strstr(error.message, "--chat-template"));
+    assert_non_null(strstr(error.message, "nonsense"));
+    tokenizer_free(t);
+    static const char *const unknown[] = {"{{ something else }}", NULL};
+    for (int i = 0; i < 2; i++) {
+        t = with_template(unknown[i]);
+        assert_int_equal(chat_template_choose(&chat, NULL, t, &error), MO_E_UNSUPPORTED);
+        assert_non_null(strstr(error.message, "--chat-template"));
+        assert_non_null(strstr(error.message, "deepseek-v3.1"));
+        tokenizer_free(t);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_prompts),          cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_ranges),           cmocka_unit_test(test_typed_tokens),
+        cmocka_unit_test(test_content_with_nul), cmocka_unit_test(test_names),
+        cmocka_unit_test(test_choose),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
