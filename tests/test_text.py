@@ -264,7 +264,8 @@ def test_regular_expression_is_refused(tiny, pattern, word):
     refused(moebius("tokenize", tiny, stdin=b""), "tokenizer.json", "pre_tokenizer", word)
 
 
-@pytest.mark.parametrize("text", ["a" * 1000000, " " * 1000000 + "1", "<" * 1000000, "\n" * 1000000, "\u3000" * 300000 + "x"])
+@pytest.mark.parametrize("text", ["a" * 1000000, " " * 1000000 + "1", "<" * 1000000, "\n" * 1000000, "\u3000" * 300000 + "x"],
+                         ids=["letters", "spaces", "brackets", "newlines", "wide spaces"])
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_long_runs_take_no_time(name, text):
     """Seconds, where anything quadratic would take hours."""

@@ -7,7 +7,10 @@
 
 enum {
     PATTERN_BYTES_MAX = 1 << 16,
+    /* Backtracking steps of one match. Honest expressions need a few for each byte at most; what is
+     * exponential meets this limit soon enough. */
     MATCH_LIMIT = 10000000,
+    MATCH_LIMIT_PER_BYTE = 8,
     HEAP_LIMIT_KIB = 65536,
 };
 
@@ -179,7 +182,7 @@ int regex_create(struct regex **out, const char *pattern, size_t size, bool lite
     }
     if (!literal && size == strlen(TRAILING) && memcmp(pattern, TRAILING, size) == 0) {
         /* The same matches, but white space that something follows is looked at once, not once from each of
-         * its characters: a prompt of many blanks would take quadratic time. */
+         * its characters, which without PCRE2's JIT would take quadratic time. */
         t.in = TRAILING_LINEAR;
         t.n = strlen(TRAILING_LINEAR);
     }
@@ -214,7 +217,7 @@ void regex_destroy(struct regex *regex) {
     free(regex);
 }
 
-struct regex_scratch *regex_scratch_create(void) {
+struct regex_scratch *regex_scratch_create(size_t size) {
     struct regex_scratch *scratch = calloc(1, sizeof *scratch);
     if (!scratch) return NULL;
     scratch->data = pcre2_match_data_create(1, NULL);
@@ -223,7 +226,8 @@ struct regex_scratch *regex_scratch_create(void) {
         regex_scratch_destroy(scratch);
         return NULL;
     }
-    pcre2_set_match_limit(scratch->context, MATCH_LIMIT);
+    uint64_t limit = MATCH_LIMIT + (uint64_t)MATCH_LIMIT_PER_BYTE * size;
+    pcre2_set_match_limit(scratch->context, limit < UINT32_MAX ? (uint32_t)limit : UINT32_MAX);
     pcre2_set_heap_limit(scratch->context, HEAP_LIMIT_KIB);
     return scratch;
 }

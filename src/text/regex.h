@@ -17,7 +17,8 @@ int regex_create(struct regex **regex, const char *pattern, size_t size, bool li
                  struct mo_error *error);
 void regex_destroy(struct regex *regex); /* accepts NULL */
 
-struct regex_scratch *regex_scratch_create(void);          /* NULL when out of memory */
+/* For texts of up to `size` bytes: the limit on backtracking grows with it. NULL when out of memory. */
+struct regex_scratch *regex_scratch_create(size_t size);
 void regex_scratch_destroy(struct regex_scratch *scratch); /* accepts NULL */
 
 /* Finds the first match in text [size] (well-formed UTF-8, the whole subject) that starts at `from` or later.

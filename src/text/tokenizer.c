@@ -202,7 +202,7 @@ int tokenizer_encode_ranges(const struct tokenizer *tokenizer, const char *text,
     size_t valid = utf8_valid_prefix((const uint8_t *)text, size);
     if (valid < size)
         return mo_error_set(error, MO_E_INVALID, "the text is not valid UTF-8 at byte %zu", valid);
-    struct encoder encoder = {.tokenizer = tokenizer, .out = out, .regex = regex_scratch_create()};
+    struct encoder encoder = {.tokenizer = tokenizer, .out = out, .regex = regex_scratch_create(size)};
     if (!encoder.regex) return mo_error_set(error, MO_E_NO_MEMORY, "out of memory for encoding");
     size_t n_before = out->n;
     int code = ranges_encode(&encoder, text, size, ranges, n_ranges, error);

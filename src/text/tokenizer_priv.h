@@ -15,7 +15,7 @@ enum { TOKENIZER_IDS_MAX = 1 << 21 }; /* a larger id can only be a mistake, and 
 struct text_token {
     const char *bytes; /* [size] and a NUL; NULL: no such token */
     uint32_t size;
-    bool added, special;
+    bool special;
 };
 
 struct tokenizer {
@@ -38,6 +38,12 @@ int vocabulary_parse(struct tokenizer *tokenizer, const json_t *root, const char
                      struct mo_error *error);
 /* The id of a token as tokenizer.json spells it, added or not, or -1. */
 int32_t vocabulary_find(const struct tokenizer *tokenizer, const json_t *root, const char *content);
+
+/* The id that the checked "vocab" object gives a token, or -1. */
+int32_t vocabulary_id(const json_t *vocab, const char *text, size_t size);
+
+/* merges.c: "merges" of "model", once its "vocab" is known to be sound. */
+int merges_parse(struct tokenizer *tokenizer, const json_t *model, const char *where, struct mo_error *error);
 
 /* config.c: tokenizer_config.json, and what of tokenizer.json stands in for it. */
 int config_parse(struct tokenizer *tokenizer, const json_t *config, const json_t *root, const char *where,

@@ -1,7 +1,6 @@
-/* "model" and "added_tokens" of tokenizer.json: which ids there are, their bytes, and the merges. */
+/* "model" and "added_tokens" of tokenizer.json: which ids there are, and their bytes. */
 #include "text/tokenizer_priv.h"
 
-#include <stdlib.h>
 #include <string.h>
 #include "text/utf8.h"
 
@@ -32,7 +31,7 @@ static bool alphabet_decode(const int byte_of[ALPHABET_CODES], const char *text,
 
 struct loader {
     struct tokenizer *tokenizer;
-    const json_t *vocab, *merges, *added; /* added may be NULL */
+    const json_t *vocab, *added; /* added may be NULL */
     const char *where;
     struct mo_error *error;
     bool ignore_merges;
@@ -42,10 +41,6 @@ struct loader {
 
 static int invalid(const struct loader *loader, const char *what, const char *token) {
     return mo_error_set(loader->error, MO_E_INVALID, "%s: %s: \"%.100s\"", loader->where, what, token);
-}
-
-static int no_memory(const struct loader *loader) {
-    return mo_error_set(loader->error, MO_E_NO_MEMORY, "%s: out of memory", loader->where);
 }
 
 /* Counts a token's bytes and checks its id. */
@@ -106,8 +101,8 @@ static int measure(struct loader *loader) {
     tokenizer->tokens =
         arena_alloc_array(tokenizer->arena, (size_t)tokenizer->n_tokens + 1, sizeof *tokenizer->tokens);
     loader->bytes = arena_alloc(tokenizer->arena, loader->n_bytes + 1);
-    if (!tokenizer->tokens || !loader->bytes) return no_memory(loader);
-    return 0;
+    if (tokenizer->tokens && loader->bytes) return 0;
+    return mo_error_set(loader->error, MO_E_NO_MEMORY, "%s: out of memory", loader->where);
 }
 
 static void token_store(struct loader *loader, struct text_token *token, const char *bytes, size_t size) {
@@ -153,75 +148,9 @@ static int vocab_load(struct loader *loader) {
     return 0;
 }
 
-static int32_t vocab_id(const struct loader *loader, const char *text, size_t size) {
-    const json_t *id = json_object_getn(loader->vocab, text, size);
+int32_t vocabulary_id(const json_t *vocab, const char *text, size_t size) {
+    const json_t *id = json_object_getn(vocab, text, size);
     return id ? (int32_t)json_integer_value(id) : -1;
-}
-
-/* The two sides of a merge, pointing into the JSON. */
-struct merge_text {
-    const char *left, *right;
-    size_t left_size, right_size;
-};
-
-/* "a b" or ["a", "b"]. */
-static bool merge_split(const json_t *merge, struct merge_text *out) {
-    if (json_is_array(merge)) {
-        const json_t *left = json_array_get(merge, 0), *right = json_array_get(merge, 1);
-        if (json_array_size(merge) != 2 || !json_is_string(left) || !json_is_string(right)) return false;
-        *out = (struct merge_text){json_string_value(left), json_string_value(right),
-                                   json_string_length(left), json_string_length(right)};
-        return true;
-    }
-    if (!json_is_string(merge)) return false;
-    const char *text = json_string_value(merge);
-    size_t size = json_string_length(merge);
-    const char *space = memchr(text, ' ', size);
-    if (!space) return false;
-    *out = (struct merge_text){text, space + 1, (size_t)(space - text), size - (size_t)(space - text) - 1};
-    return memchr(out->right, ' ', out->right_size) == NULL;
-}
-
-static int merge_load(struct loader *loader, size_t index, const struct merge_text *merge) {
-    int32_t left = vocab_id(loader, merge->left, merge->left_size);
-    int32_t right = vocab_id(loader, merge->right, merge->right_size);
-    char small[256], *joined = small;
-    size_t size = merge->left_size + merge->right_size;
-    if (size > sizeof small && !(joined = malloc(size))) return no_memory(loader);
-    memcpy(joined, merge->left, merge->left_size);
-    memcpy(joined + merge->left_size, merge->right, merge->right_size);
-    int32_t merged = vocab_id(loader, joined, size);
-    if (joined != small) free(joined);
-    if (left < 0 || right < 0 || merged < 0) {
-        return mo_error_set(loader->error, MO_E_INVALID,
-                            "%s: model.merges[%zu]: %s \"%.*s\" + \"%.*s\" is not in the vocabulary",
-                            loader->where, index,
-                            left < 0    ? "the left part of"
-                            : right < 0 ? "the right part of"
-                                        : "the result of",
-                            (int)(merge->left_size < 50 ? merge->left_size : 50), merge->left,
-                            (int)(merge->right_size < 50 ? merge->right_size : 50), merge->right);
-    }
-    bpe_add_merge(&loader->tokenizer->bpe, left, right, merged);
-    return 0;
-}
-
-static int merges_load(struct loader *loader) {
-    int code = bpe_reserve_merges(&loader->tokenizer->bpe, loader->tokenizer->arena,
-                                  json_array_size(loader->merges), loader->error);
-    if (code) return code;
-    size_t i;
-    json_t *item;
-    json_array_foreach(loader->merges, i, item) {
-        struct merge_text merge;
-        if (!merge_split(item, &merge)) {
-            return mo_error_set(loader->error, MO_E_INVALID,
-                                "%s: model.merges[%zu]: expected \"a b\" or [\"a\", \"b\"]", loader->where,
-                                i);
-        }
-        if ((code = merge_load(loader, i, &merge))) return code;
-    }
-    return 0;
 }
 
 /* An added token may repeat one of the vocabulary, under the same id. */
@@ -231,7 +160,7 @@ static int added_load(struct loader *loader, const json_t *item) {
     const char *text = json_string_value(content);
     size_t size = json_string_length(content);
     int32_t id = (int32_t)json_integer_value(json_object_get(item, "id"));
-    int32_t known = vocab_id(loader, text, size);
+    int32_t known = vocabulary_id(loader->vocab, text, size);
     struct text_token *token = &tokenizer->tokens[id];
     bool normalized = true, special = false;
     int code =
@@ -239,13 +168,12 @@ static int added_load(struct loader *loader, const json_t *item) {
     if (code) return code;
     code = json_get_bool(item, "special", JSON_OPTIONAL_KEY, loader->where, &special, loader->error);
     if (code) return code;
-    if (token->added || (known != id && (known >= 0 || token->bytes))) {
+    if (known != id && (known >= 0 || token->bytes)) {
         return mo_error_set(loader->error, MO_E_INVALID,
                             "%s: added token \"%.100s\": its id %d disagrees with another token's",
                             loader->where, text, (int)id);
     }
     token_store(loader, token, text, size);
-    token->added = true;
     token->special = special;
     added_set_add(&tokenizer->added[normalized], token->bytes, size, id);
     return 0;
@@ -345,14 +273,11 @@ int vocabulary_parse(struct tokenizer *tokenizer, const json_t *root, const char
                             where, type);
     }
     loader.vocab = json_object_get(model, "vocab");
-    loader.merges = json_object_get(model, "merges");
     loader.added = json_object_get(root, "added_tokens");
     if (!json_is_object(loader.vocab)) {
         return mo_error_set(error, MO_E_INVALID, "%s: model.vocab: expected an object of tokens and ids",
                             where);
     }
-    if (!json_is_array(loader.merges))
-        return mo_error_set(error, MO_E_INVALID, "%s: model.merges: expected an array", where);
     if (loader.added && !json_is_array(loader.added)) {
         return mo_error_set(error, MO_E_INVALID, "%s: added_tokens: expected an array", where);
     }
@@ -360,7 +285,7 @@ int vocabulary_parse(struct tokenizer *tokenizer, const json_t *root, const char
     if ((code = measure(&loader))) return code;
     if ((code = vocab_load(&loader))) return code;
     if ((code = unknown_check(&loader, model))) return code;
-    if ((code = merges_load(&loader))) return code;
+    if ((code = merges_parse(tokenizer, model, where, error))) return code;
     return added_load_all(&loader);
 }
 

@@ -4,7 +4,7 @@
  *   fuzz_config [--seed N] [--seconds S] [--runs N] FILE_OR_FOLDER...
  *
  * The run ends after --runs inputs (default 200000) or --seconds, whichever is first; only the number of inputs depends
- * on the machine, never their order. The input that kills the target is written to crash-TARGET in the current folder. */
+ * on the machine, never their order. The input that kills the target is written beside the program, as TARGET.crash. */
 #include <dirent.h>
 #include <errno.h>
 #include <signal.h>
@@ -48,8 +48,8 @@ static size_t random_below(size_t n) {
 /* --- the input that kills -------------------------------------------------------------------------------------- */
 
 static void save_current(void) {
-    char path[300];
-    snprintf(path, sizeof path, "crash-%s", g_target);
+    char path[4096];
+    snprintf(path, sizeof path, "%s.crash", g_target);
     FILE *file = fopen(path, "wb");
     if (file) {
         fwrite(g_current.data, 1, g_current.size, file);
@@ -188,8 +188,7 @@ static void run_changed(void) {
 int main(int argc, char **argv) {
     double seconds = 1e9;
     long runs = 200000;
-    const char *slash = strrchr(argv[0], '/');
-    g_target = slash ? slash + 1 : argv[0];
+    g_target = argv[0];
     g_random = 1;
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "--seed") && i + 1 < argc) {
