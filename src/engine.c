@@ -137,10 +137,6 @@ static int open_text(struct engine *engine, struct mo_error *error) {
     char path[4200];
     snprintf(path, sizeof path, "%s/tokenizer.json", engine->path);
     for (int i = 0; i < engine->model.n_eos; i++) add_eos(engine, engine->model.eos[i]);
-    const char *name = engine->options.chat_template;
-    if (name && !chat_template_by_name(name)) {
-        return mo_error_set(error, MO_E_INVALID, "--chat-template %s: expected one of %s", name, chat_template_names());
-    }
     if (!file_exists(path)) return 0;
     int code = tokenizer_load(&engine->tokenizer, engine->path, error);
     if (code) return code;
@@ -149,9 +145,8 @@ static int open_text(struct engine *engine, struct mo_error *error) {
         return mo_error_set(error, MO_E_INVALID, "%s: tokenizer.json has ids up to %d, config.json a vocab_size of %d",
                             engine->path, tokenizer_size(engine->tokenizer) - 1, engine->model.vocab);
     }
-    const char *jinja = tokenizer_chat_template(engine->tokenizer);
-    engine->chat = name ? chat_template_by_name(name) : jinja ? chat_template_detect(jinja) : NULL;
-    return 0;
+    code = chat_template_choose(&engine->chat, engine->options.chat_template, engine->tokenizer, error);
+    return code == MO_E_UNSUPPORTED ? 0 : code; /* completions work without a template; chat says what is missing */
 }
 
 static int open_backend(struct engine *engine, struct mo_error *error) {
@@ -289,10 +284,8 @@ int engine_encode_chat(const struct engine *engine, const json_t *messages, bool
                        const json_t *kwargs, struct token_list *out, struct mo_error *error) {
     int code = need_tokenizer(engine, error);
     if (code) return code;
-    if (!engine->chat) {
-        return mo_error_set(error, MO_E_UNSUPPORTED, "the model's chat template is not one that Moebius knows; choose one "
-                            "with --chat-template: %s", chat_template_names());
-    }
+    const struct chat_template *none;
+    if (!engine->chat) return chat_template_choose(&none, NULL, engine->tokenizer, error);
     struct chat_prompt prompt = {0};
     code = chat_render(engine->chat, messages, add_generation_prompt, kwargs,
                        token_text(engine, tokenizer_bos(engine->tokenizer)),
