@@ -9,6 +9,7 @@ static const struct {
     const char *about;
 } commands[] = {
     {"run", cmd_run, "complete a prompt, fill a hole, or chat"},
+    {"serve", cmd_serve, "an OpenAI-compatible server"},
     {"info", cmd_info, "what a model is: sizes, formats, cache, licence, hash"},
     {"tokenize", cmd_tokenize, "text to token ids, JSON lines"},
     {"detokenize", cmd_detokenize, "token ids to text, JSON lines"},
@@ -33,6 +34,7 @@ static void print_help(FILE *out) {
                  "  moebius run MODEL -p 'def quicksort(a):' -n 100     continue a text\n"
                  "  moebius run MODEL --chat                            talk to it\n"
                  "  moebius run MODEL --prefix a.py --suffix b.py       fill the middle\n"
+                 "  moebius serve MODEL                                 serve it to editors and programs\n"
                  "  moebius info MODEL                                  look before you load\n"
                  "  moebius COMMAND --help                              every flag of a command\n");
 }

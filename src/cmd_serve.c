@@ -1,0 +1,174 @@
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+#include "base/log.h"
+#include "cmd.h"
+#include "cmd_serve_flags.h"
+
+enum { SOME_DESCRIPTORS = 256, POLL_MS = 20 };
+
+/* The engine opens in a thread of its own, so that /health answers from the first moment. */
+struct loading {
+    struct engine_options options;
+    struct engine *engine;
+    char hash[65];
+    struct mo_error error;
+    atomic_bool done;
+};
+
+static void *load_main(void *argument) {
+    struct loading *l = argument;
+    int code = engine_open(&l->engine, &l->options, &l->error);
+    if (!code) code = checkpoint_hash(&l->engine->checkpoint, l->engine->path, 0, l->hash, &l->error);
+    if (!code) code = engine_start(l->engine, &l->error);
+    if (code) l->error.code = code;
+    atomic_store(&l->done, true);
+    return NULL;
+}
+
+/* Waits for SIGINT or SIGTERM: whether one came within `wait_ms` (negative: for ever). */
+static bool signal_came(int wait_ms) {
+    sigset_t signals;
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGINT);
+    sigaddset(&signals, SIGTERM);
+    const struct timespec wait = {.tv_nsec = wait_ms * 1000000L};
+    int number;
+    do number = wait_ms < 0 ? sigwaitinfo(&signals, NULL) : sigtimedwait(&signals, NULL, &wait);
+    while (number < 0 && errno == EINTR);
+    return number > 0;
+}
+
+/* Blocked in every thread that starts after this; the main thread waits for them. */
+static void block_signals(void) {
+    sigset_t signals;
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGINT);
+    sigaddset(&signals, SIGTERM);
+    pthread_sigmask(SIG_BLOCK, &signals, NULL);
+}
+
+static void raise_descriptor_limit(int max_connections) {
+    struct rlimit limit;
+    rlim_t wanted = (rlim_t)max_connections + SOME_DESCRIPTORS;
+    if (getrlimit(RLIMIT_NOFILE, &limit) || limit.rlim_cur >= wanted) return;
+    limit.rlim_cur = limit.rlim_max < wanted ? limit.rlim_max : wanted;
+    if (setrlimit(RLIMIT_NOFILE, &limit) || limit.rlim_cur < wanted) {
+        log_warn("--max-connections %d: this process may open %llu files only", max_connections,
+                 (unsigned long long)limit.rlim_cur);
+    }
+}
+
+static void print_url(const struct serve_arguments *a, const struct server *server, char *url, size_t size) {
+    bool is_ipv6 = strchr(a->server.host, ':') != NULL;
+    snprintf(url, size, is_ipv6 ? "http://[%s]:%d" : "http://%s:%d", a->server.host, server_port(server));
+}
+
+/* The line that says all is well, and how much room there is. */
+static void announce(const struct serve_arguments *a, const struct server *server,
+                     const struct engine *engine) {
+    const struct engine_options *o = &engine->options;
+    char url[300], cut[200] = "";
+    double cache = (double)kv_pool_bytes(&engine->model, (enum kv_format)(o->kv - 1), engine->n_pages);
+    print_url(a, server, url, sizeof url);
+    if (!a->engine.max_model_len && o->max_model_len < engine->model.context) {
+        snprintf(cut, sizeof cut, ": memory does not allow the model's %d", engine->model.context);
+    }
+    log_info("serving %s on %s (context %d tokens%s, %d sequences, cache %.2f GiB for %lld tokens, loaded in "
+             "%.1f s)",
+             a->server.names[0], url, o->max_model_len, cut, o->max_num_seqs, cache / (1 << 30),
+             (long long)engine->n_pages * KV_PAGE_TOKENS, engine->load_s);
+    if (engine->tokenizer && !engine->chat) {
+        log_warn(
+            "the chat template is none that is known here: chats get 400 (--chat-template NAME chooses one)");
+    }
+}
+
+/* No new work; what runs may finish. A second signal ends everything at once. */
+static void drain(struct server *server) {
+    server_drain(server);
+    int n = server_answers(server);
+    if (n) log_info("shutting down when %d running answers are done; once more ends them", n);
+    while (server_answers(server) > 0) {
+        if (signal_came(POLL_MS)) _exit(1);
+    }
+}
+
+static int serve(const struct serve_arguments *a, struct loading *loading, struct mo_error *error) {
+    struct server *server = NULL;
+    pthread_t loader;
+    char url[300];
+    int code = server_open(&server, &a->server, error);
+    if (code) return code;
+    print_url(a, server, url, sizeof url);
+    log_info("listening on %s, loading %s", url, a->engine.model);
+    int reason = pthread_create(&loader, NULL, load_main, loading);
+    if (reason) {
+        server_close(server);
+        return mo_error_set(error, MO_E_NO_MEMORY, "cannot start a thread: %s", strerror(reason));
+    }
+    while (!atomic_load(&loading->done)) {
+        if (signal_came(POLL_MS)) _exit(0); /* nothing to lose yet, and a load cannot be stopped half way */
+    }
+    pthread_join(loader, NULL);
+    code = loading->error.code;
+    if (code) {
+        *error = loading->error;
+    } else {
+        server_ready(server, loading->engine, loading->hash);
+        announce(a, server, loading->engine);
+        signal_came(-1);
+        drain(server);
+    }
+    server_close(server);
+    return code;
+}
+
+int cmd_serve(int argc, char **argv) {
+    struct serve_arguments a;
+    struct loading loading = {0};
+    struct cli_flag flags[SERVE_FLAGS_MAX];
+    serve_arguments_init(&a);
+    serve_flags(&a, flags);
+    const struct cli_command command = {
+        .name = "serve",
+        .arguments = "MODEL [flags]",
+        .about = "Serves the model by the OpenAI API: /v1/chat/completions, /v1/completions (with "
+                 "\"suffix\": fill in the middle),\n"
+                 "/v1/models, /tokenize, /health, /metrics. Several requests share each step. SIGTERM lets "
+                 "running answers finish.\n"
+                 "In a vLLM command line, \"moebius serve\" stands for \"vllm serve\" or \"python -m "
+                 "vllm.entrypoints.openai.api_server\".",
+        .flags = flags,
+        .max_positionals = 1,
+        .examples =
+            "  moebius serve MODEL\n"
+            "  moebius serve MODEL --host 0.0.0.0 --api-key-file keys --max-model-len 32768 --max-num-seqs "
+            "8\n"
+            "  curl localhost:8000/v1/completions -d '{\"prompt\": \"def add(\", \"suffix\": \"return c\"}'",
+    };
+    struct mo_error error = {0};
+    const char *positional = NULL;
+    int n = 0, code = cli_parse(&command, argc, argv, &positional, &n, &error);
+    if (code > 0) return 0;
+    if (!code && n && a.engine.model) {
+        code = mo_error_set(&error, MO_E_INVALID, "MODEL is given twice: \"%s\" and --model %s", positional,
+                            a.engine.model);
+    }
+    if (n && !a.engine.model) a.engine.model = positional;
+    if (!code) code = serve_arguments_settle(&a, &error);
+    if (!code) {
+        raise_descriptor_limit(a.server.max_connections);
+        block_signals();
+        loading.options = a.engine;
+        code = serve(&a, &loading, &error);
+        engine_close(loading.engine);
+    }
+    if (!code) return 0;
+    cli_fail(command.name, &error);
+    return error.code == MO_E_INVALID ? 2 : 1;
+}

@@ -1,0 +1,383 @@
+#include "cmd_serve_flags.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "base/file.h"
+#include "base/log.h"
+#include "model/locate.h"
+
+enum {
+    DEFAULT_SEQS = 8,
+    PROMPT_LOGITS = 64, /* rows of logits a step: prompts are scored that many tokens at a time */
+    MAX_KEY_FILE_BYTES = 1 << 16,
+};
+
+void serve_arguments_init(struct serve_arguments *a) {
+    *a = (struct serve_arguments){.tensor_parallel = 1, .pipeline_parallel = 1, .data_parallel = 1};
+    engine_options_init(&a->engine);
+    a->server = (struct server_options){.host = "127.0.0.1",
+                                        .port = 8000,
+                                        .max_body_bytes = 32 << 20,
+                                        .max_connections = 1024,
+                                        .max_queue = 1024,
+                                        .request_timeout_s = 60};
+}
+
+/* --- tables -------------------------------------------------------------------------------------- */
+
+static int add_flags(struct cli_flag *out, const struct cli_flag *flags, size_t bytes) {
+    memcpy(out, flags, bytes);
+    return (int)(bytes / sizeof *flags);
+}
+
+static int own_flags(struct serve_arguments *a, struct cli_flag *out) {
+    struct server_options *s = &a->server;
+    const struct cli_flag flags[] = {
+        {.names = "--host",
+         .type = CLI_STRING,
+         .target = &s->host,
+         .value = "HOST",
+         .help = "address to listen on (default 127.0.0.1: this machine only)"},
+        {.names = "--port",
+         .type = CLI_INT,
+         .target = &s->port,
+         .min = 0,
+         .max = 65535,
+         .value = "N",
+         .help = "port (default 8000; 0: a free one, which is printed)"},
+        {.names = "--served-model-name,--alias",
+         .type = CLI_LIST,
+         .target = &a->names,
+         .value = "A,B",
+         .help =
+             "names that a request's \"model\" may have (default: the folder's\nname, and MODEL as given)"},
+        {.names = "--api-key",
+         .type = CLI_LIST,
+         .target = &a->keys,
+         .value = "KEY",
+         .help = "requests must bring this key; repeatable. Other users of the\nmachine can see it: better "
+                 "MOEBIUS_API_KEY or --api-key-file"},
+        {.names = "--api-key-file",
+         .type = CLI_STRING,
+         .target = &a->key_file,
+         .value = "FILE",
+         .help = "keys, one a line"},
+        {.names = "--max-queue",
+         .type = CLI_INT,
+         .target = &s->max_queue,
+         .min = 1,
+         .max = 1 << 20,
+         .value = "N",
+         .help = "sequences that may wait; more get 429 (default 1024)"},
+        {.names = "--max-connections",
+         .type = CLI_INT,
+         .target = &s->max_connections,
+         .min = 1,
+         .max = 1 << 16,
+         .value = "N",
+         .help = "connections at once (default 1024)"},
+        {.names = "--max-body-bytes",
+         .type = CLI_INT,
+         .target = &s->max_body_bytes,
+         .min = 1024,
+         .max = 1 << 30,
+         .value = "N",
+         .help = "largest request (default 33554432)"},
+        {.names = "--request-timeout",
+         .type = CLI_INT,
+         .target = &s->request_timeout_s,
+         .min = 1,
+         .max = 86400,
+         .value = "S",
+         .help = "seconds that a request may take to arrive, or a client not to\nread (default 60)"},
+    };
+    return add_flags(out, flags, sizeof flags);
+}
+
+static int vllm_flags(struct serve_arguments *a, struct cli_flag *out) {
+    const struct cli_flag flags[] = {
+        {.names = "vLLM's flags", .type = CLI_HEADING},
+        {.names = "--quantization,--quant,-q",
+         .type = CLI_STRING,
+         .target = &a->quantization,
+         .value = "NAME",
+         .help = "must be what the checkpoint has: fp8, compressed-tensors,\nawq, awq_marlin"},
+        {.names = "--dtype",
+         .type = CLI_CHOICE,
+         .target = &a->dtype,
+         .given = &a->has_dtype,
+         .choices = "auto|bfloat16|float16|half|float32|float",
+         .help = "says what happens instead"},
+        {.names = "--tensor-parallel-size,-tp",
+         .type = CLI_INT,
+         .target = &a->tensor_parallel,
+         .min = 1,
+         .max = 4096,
+         .value = "1",
+         .help = "only 1"},
+        {.names = "--pipeline-parallel-size,-pp",
+         .type = CLI_INT,
+         .target = &a->pipeline_parallel,
+         .min = 1,
+         .max = 4096,
+         .value = "1",
+         .help = "only 1"},
+        {.names = "--data-parallel-size,-dp",
+         .type = CLI_INT,
+         .target = &a->data_parallel,
+         .min = 1,
+         .max = 4096,
+         .value = "1",
+         .help = "only 1"},
+        {.names = "--tokenizer",
+         .type = CLI_STRING,
+         .target = &a->tokenizer,
+         .value = "MODEL",
+         .help = "only the model's own"},
+        {.names = "--no-enable-chunked-prefill",
+         .type = CLI_FLAG,
+         .target = &a->no_chunks,
+         .help = "refused"},
+    };
+    return add_flags(out, flags, sizeof flags);
+}
+
+static int harmless_flags(struct cli_flag *out) {
+    const struct cli_flag flags[] = {
+        {.names = "--trust-remote-code",
+         .type = CLI_IGNORED_FLAG,
+         .help = "nothing to trust: no code of the model is ever run"},
+        {.names = "--enable-chunked-prefill", .type = CLI_IGNORED_FLAG, .help = "always on"},
+        {.names = "--enable-prefix-caching",
+         .type = CLI_IGNORED_FLAG,
+         .help = "not there yet: every prompt is computed"},
+        {.names = "--no-enable-prefix-caching",
+         .type = CLI_IGNORED_FLAG,
+         .help = "as it is: every prompt is computed"},
+        {.names = "--enforce-eager", .type = CLI_IGNORED_FLAG, .help = "there are no graphs to capture"},
+        {.names = "--disable-log-requests,--no-enable-log-requests",
+         .type = CLI_IGNORED_FLAG,
+         .help = "requests are never logged"},
+        {.names = "--disable-log-stats", .type = CLI_IGNORED_FLAG, .help = "numbers are at /metrics only"},
+        {.names = "--disable-custom-all-reduce",
+         .type = CLI_IGNORED_FLAG,
+         .help = "one device, nothing to reduce"},
+        {.names = "--enable-auto-tool-choice",
+         .type = CLI_IGNORED_FLAG,
+         .help = "not there yet: requests with tools get 400"},
+        {.names = "--enable-expert-parallel",
+         .type = CLI_IGNORED_FLAG,
+         .help = "one device holds all experts"},
+        {.names = "--tool-call-parser",
+         .type = CLI_IGNORED,
+         .help = "not there yet: requests with tools get 400"},
+        {.names = "--reasoning-parser",
+         .type = CLI_IGNORED,
+         .help = "not there yet: thoughts stay in the text"},
+        {.names = "--swap-space",
+         .type = CLI_IGNORED,
+         .help = "no swap: a sequence that has to wait is computed again"},
+        {.names = "--cpu-offload-gb",
+         .type = CLI_IGNORED,
+         .help = "weights are mapped from their files, in this machine's memory"},
+        {.names = "--block-size", .type = CLI_IGNORED, .help = "pages have 64 tokens"},
+        {.names = "--seed", .type = CLI_IGNORED, .help = "a request without a seed gets a random one"},
+        {.names = "--load-format",
+         .type = CLI_IGNORED,
+         .help = "the checkpoint's safetensors are read as they are"},
+        {.names = "--tokenizer-mode", .type = CLI_IGNORED, .help = "there is one tokenizer"},
+        {.names = "--distributed-executor-backend",
+         .type = CLI_IGNORED,
+         .help = "one process does everything"},
+        {.names = "--max-seq-len-to-capture", .type = CLI_IGNORED, .help = "there are no graphs to capture"},
+        {.names = "--uvicorn-log-level", .type = CLI_IGNORED, .help = "requests are never logged"},
+    };
+    return add_flags(out, flags, sizeof flags);
+}
+
+/* The engine's flags, with the words that vLLM has besides. */
+static int engine_flags_widened(struct serve_arguments *a, struct cli_flag *out) {
+    engine_flags(&a->engine, out);
+    int n = 0;
+    for (; out[n].names; n++) {
+        if (!strncmp(out[n].names, "--kv-cache-dtype", 16))
+            out[n].choices = "auto|f32|bf16|fp8|float32|bfloat16|fp8_e4m3";
+        if (!strncmp(out[n].names, "--generation-config", 19)) out[n].choices = "auto|none|vllm";
+    }
+    return n;
+}
+
+void serve_flags(struct serve_arguments *a, struct cli_flag flags[SERVE_FLAGS_MAX]) {
+    int n = own_flags(a, flags);
+    n += engine_flags_widened(a, flags + n);
+    n += vllm_flags(a, flags + n);
+    n += harmless_flags(flags + n);
+    flags[n] = (struct cli_flag){0};
+}
+
+/* --- what cannot be had -------------------------------------------------------------------------- */
+
+static int check_devices(const struct serve_arguments *a, struct mo_error *error) {
+    const struct {
+        const char *flag;
+        int value;
+    } sizes[] = {{"--tensor-parallel-size", a->tensor_parallel},
+                 {"--pipeline-parallel-size", a->pipeline_parallel},
+                 {"--data-parallel-size", a->data_parallel}};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        if (sizes[i].value == 1) continue;
+        return mo_error_set(error, MO_E_UNSUPPORTED,
+                            "%s %d: only 1 is supported: the model runs on one device", sizes[i].flag,
+                            sizes[i].value);
+    }
+    return 0;
+}
+
+/* What --quantization may say for a checkpoint, the first being its own name. */
+static const char *const *quantizations_of(enum quant_kind quant) {
+    static const char *const none[] = {"none", NULL}, *const fp8[] = {"fp8", "deepseekv3_fp8", NULL},
+                             *const scaled[] = {"fp8", "compressed-tensors", NULL},
+                             *const awq[] = {"awq", "awq_marlin", "auto-awq", NULL};
+    switch (quant) {
+    case QUANT_FP8_BLOCK:
+        return fp8;
+    case QUANT_FP8_SCALED:
+        return scaled;
+    case QUANT_AWQ:
+        return awq;
+    default:
+        return none;
+    }
+}
+
+static int check_quantization(const struct serve_arguments *a, struct mo_error *error) {
+    char path[4096];
+    struct model model;
+    int code = model_locate(a->engine.model, a->engine.revision, path, sizeof path, error);
+    if (!code) code = model_load(&model, path, error);
+    if (code || !a->quantization || !strcmp(a->quantization, "auto")) return code;
+    const char *const *names = quantizations_of(model.quant);
+    for (int i = 0; names[i]; i++) {
+        if (strcmp(a->quantization, names[i]) == 0) return 0;
+    }
+    if (model.quant == QUANT_NONE && strcmp(a->quantization, "fp8") == 0) {
+        log_warn("--quantization fp8: the checkpoint is not quantized, and its weights are used as they are: "
+                 "quantizing while "
+                 "loading is not supported yet");
+        return 0;
+    }
+    if (model.quant == QUANT_NONE) {
+        return mo_error_set(
+            error, MO_E_UNSUPPORTED,
+            "--quantization %s: the checkpoint is not quantized, and quantizing "
+            "while loading is not supported yet; leave the flag out, or use a checkpoint in FP8 or AWQ",
+            a->quantization);
+    }
+    return mo_error_set(error, MO_E_UNSUPPORTED,
+                        "--quantization %s: the checkpoint is quantized as %s, and is used as it "
+                        "is",
+                        a->quantization, names[0]);
+}
+
+static int check_vllm(const struct serve_arguments *a, struct mo_error *error) {
+    int code = check_devices(a, error);
+    if (code) return code;
+    if (a->tokenizer && strcmp(a->tokenizer, a->engine.model) != 0) {
+        return mo_error_set(error, MO_E_UNSUPPORTED, "--tokenizer %s: only the model's own tokenizer is used",
+                            a->tokenizer);
+    }
+    if (a->no_chunks) {
+        return mo_error_set(error, MO_E_UNSUPPORTED,
+                            "--no-enable-chunked-prefill: prompts are always computed in chunks");
+    }
+    if (a->has_dtype) {
+        log_info("--dtype: weights keep the formats of the checkpoint, and sums are fp32 (--compute f32 for "
+                 "fp32 throughout)");
+    }
+    return 0;
+}
+
+/* --- names and keys ------------------------------------------------------------------------------ */
+
+static int add_name(struct server_options *s, const char *name, struct mo_error *error) {
+    if (!*name) return mo_error_set(error, MO_E_INVALID, "--served-model-name: a name is empty");
+    for (int i = 0; i < s->n_names; i++) {
+        if (strcmp(s->names[i], name) == 0) return 0;
+    }
+    if (s->n_names == SERVER_NAMES_MAX) {
+        return mo_error_set(error, MO_E_INVALID, "--served-model-name: more than %d names", SERVER_NAMES_MAX);
+    }
+    s->names[s->n_names++] = name;
+    return 0;
+}
+
+/* Names live in copies that nobody frees: as long as the process. */
+static int add_names(struct serve_arguments *a, struct mo_error *error) {
+    static char folder[256], lists[CLI_LIST_MAX][1024];
+    int code = 0;
+    for (int i = 0; i < a->names.n && !code; i++) {
+        char *rest = lists[i], *name;
+        snprintf(lists[i], sizeof lists[i], "%s", a->names.items[i]);
+        while (!code && (name = strsep(&rest, ","))) code = add_name(&a->server, name, error);
+    }
+    a->server.n_listed = a->server.n_names;
+    if (code || a->names.n) return code;
+    size_t size = strlen(a->engine.model);
+    while (size > 1 && a->engine.model[size - 1] == '/') size--;
+    size_t start = size;
+    while (start > 0 && a->engine.model[start - 1] != '/') start--;
+    snprintf(folder, sizeof folder, "%.*s", (int)(size - start), a->engine.model + start);
+    bool is_path = file_is_directory(a->engine.model);
+    code = add_name(&a->server, is_path ? folder : a->engine.model, error);
+    a->server.n_listed = 1; /* a path is nobody's business */
+    return code ? code : add_name(&a->server, is_path ? a->engine.model : folder, error);
+}
+
+static int add_key(struct server_options *s, const char *key, size_t size, const char *where,
+                   struct mo_error *error) {
+    if (auth_add(&s->auth, key, size)) return 0;
+    return mo_error_set(error, MO_E_INVALID, "%s: %s", where, size ? "too many keys" : "the key is empty");
+}
+
+static int add_key_file(struct server_options *s, const char *path, struct mo_error *error) {
+    char *text;
+    size_t text_size;
+    int code = file_read(path, MAX_KEY_FILE_BYTES, &text, &text_size, error), n = s->auth.n;
+    if (code) return code;
+    for (char *rest = text, *line; !code && (line = strsep(&rest, "\n"));) {
+        size_t size = strcspn(line, "\r");
+        if (size) code = add_key(s, line, size, path, error);
+    }
+    memset(text, 0, text_size);
+    free(text);
+    if (!code && s->auth.n == n) code = mo_error_set(error, MO_E_INVALID, "%s: no key in it", path);
+    return code;
+}
+
+static int add_keys(struct serve_arguments *a, struct mo_error *error) {
+    const char *environment = getenv("MOEBIUS_API_KEY");
+    int code = 0;
+    for (int i = 0; i < a->keys.n && !code; i++) {
+        code = add_key(&a->server, a->keys.items[i], strlen(a->keys.items[i]), "--api-key", error);
+    }
+    if (!code && environment && *environment) {
+        code = add_key(&a->server, environment, strlen(environment), "MOEBIUS_API_KEY", error);
+    }
+    if (!code && a->key_file) code = add_key_file(&a->server, a->key_file, error);
+    return code;
+}
+
+int serve_arguments_settle(struct serve_arguments *a, struct mo_error *error) {
+    struct engine_options *e = &a->engine;
+    if (!e->model) return mo_error_set(error, MO_E_INVALID, "no MODEL given (--help shows how)");
+    if (e->kv > 3) e->kv -= 3; /* float32, bfloat16, fp8_e4m3 are f32, bf16, fp8 */
+    if (!e->max_num_seqs) e->max_num_seqs = DEFAULT_SEQS;
+    e->max_logits = e->max_num_batched_tokens && e->max_num_batched_tokens < PROMPT_LOGITS
+                        ? e->max_num_batched_tokens
+                        : PROMPT_LOGITS;
+    int code = check_vllm(a, error);
+    if (!code) code = add_names(a, error);
+    if (!code) code = add_keys(a, error);
+    return code ? code : check_quantization(a, error);
+}

@@ -1,0 +1,32 @@
+/* cmd_serve_flags.h - the flags of `serve`: its own, the engine's, and those of vLLM's command lines, which
+ * either change something here, do nothing and say so in a line, or are refused with the reason before
+ * anything is loaded. */
+#ifndef MOEBIUS_CMD_SERVE_FLAGS_H
+#define MOEBIUS_CMD_SERVE_FLAGS_H
+
+#include "cli.h"
+#include "engine.h"
+#include "server/server.h"
+
+enum { SERVE_FLAGS_MAX = ENGINE_FLAGS_MAX + 64 };
+
+struct serve_arguments {
+    struct engine_options engine;
+    struct server_options server;
+    struct cli_list names, keys; /* served names (each perhaps a list with commas), API keys */
+    const char *key_file;
+    bool no_chunks;
+    /* vLLM's */
+    const char *quantization, *tokenizer;
+    int tensor_parallel, pipeline_parallel, data_parallel;
+    int dtype;
+    bool has_dtype;
+};
+
+void serve_arguments_init(struct serve_arguments *arguments);
+void serve_flags(struct serve_arguments *arguments, struct cli_flag flags[SERVE_FLAGS_MAX]);
+/* After parsing: refuses what cannot be had, fills server.names and server.auth. Looks at config.json of the
+ * model, and at nothing larger. */
+int serve_arguments_settle(struct serve_arguments *arguments, struct mo_error *error);
+
+#endif

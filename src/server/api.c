@@ -1,0 +1,359 @@
+#include "server/api.h"
+
+#include <assert.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include "server/api_parts.h"
+#include "text/fim.h"
+
+/* --- names and limits ---------------------------------------------------------------------------- */
+
+const char *api_model_name(const struct api_model *model, const json_t *field, struct api_error *error) {
+    if (!field || json_is_null(field)) return model->names[0];
+    if (!json_is_string(field)) {
+        api_error_field(error, "model", "model must be a string, found %s", fields_type_name(field));
+        return NULL;
+    }
+    for (int i = 0; i < model->n_names; i++) {
+        if (strcmp(json_string_value(field), model->names[i]) == 0) return model->names[i];
+    }
+    api_error_set(error, 404, "model", "model_not_found",
+                  "the model \"%.200s\" does not exist; this server has \"%s\"", json_string_value(field),
+                  model->names[0]);
+    return NULL;
+}
+
+int api_context_error(const struct api_model *model, size_t n_prompt, int max_tokens, const char *param,
+                      struct api_error *error) {
+    int context = model->engine->options.max_model_len;
+    if (max_tokens > 0) {
+        return api_error_set(
+            error, 400, param, "context_length_exceeded",
+            "This model's maximum context length is %d tokens. However, you requested %zu tokens "
+            "(%zu in the prompt, %d for the answer: max_tokens). Please shorten one of them.",
+            context, n_prompt + (size_t)max_tokens, n_prompt, max_tokens);
+    }
+    return api_error_set(
+        error, 400, param, "context_length_exceeded",
+        "This model's maximum context length is %d tokens. However, your prompt has %zu tokens, which "
+        "leaves no room for an answer. Please shorten it.",
+        context, n_prompt);
+}
+
+/* --- fields that chat and completions share ------------------------------------------------------ */
+
+/* Fields whose meaning would be lost if they were ignored. `neutral` is a string value that asks for nothing.
+ */
+static const struct {
+    const char *name, *neutral;
+} UNSUPPORTED[] = {
+    {"tools", NULL},
+    {"tool_choice", "none"},
+    {"functions", NULL},
+    {"function_call", "none"},
+    {"guided_json", NULL},
+    {"guided_regex", NULL},
+    {"guided_choice", NULL},
+    {"guided_grammar", NULL},
+    {"grammar", NULL},
+    {"structured_outputs", NULL},
+    {"structural_tag", NULL},
+    {"prompt_logprobs", NULL},
+    {"allowed_token_ids", NULL},
+    {"bad_words", NULL},
+    {"truncate_prompt_tokens", NULL},
+    {"prompt_embeds", NULL},
+    {"use_beam_search", NULL},
+    {"chat_template", NULL},
+    {"audio", NULL},
+};
+
+static bool asks_for_nothing(const json_t *value, const char *neutral) {
+    if (json_is_false(value)) return true;
+    if (json_is_array(value)) return json_array_size(value) == 0;
+    return neutral && json_is_string(value) && strcmp(json_string_value(value), neutral) == 0;
+}
+
+static void refuse_unsupported(struct fields *fields) {
+    for (size_t i = 0; i < sizeof UNSUPPORTED / sizeof *UNSUPPORTED; i++) {
+        const char *name = UNSUPPORTED[i].name;
+        const json_t *value = fields_get(fields, name);
+        if (!value || asks_for_nothing(value, UNSUPPORTED[i].neutral)) continue;
+        const json_t *choice = json_object_get(fields->object, "tool_choice");
+        if (!strcmp(name, "tools") && json_is_string(choice) && !strcmp(json_string_value(choice), "none"))
+            continue;
+        api_error_set(fields->error, 400, name, "unsupported_parameter", "%s is not supported yet", name);
+        return;
+    }
+    const json_t *format = fields_object(fields, "response_format");
+    const char *type = json_string_value(json_object_get(format, "type"));
+    if (format && (!type || strcmp(type, "text") != 0)) {
+        api_error_set(fields->error, 400, "response_format", "unsupported_parameter",
+                      "response_format: only {\"type\": \"text\"} is supported yet");
+    }
+}
+
+/* Ranges of sampling values are sampling_check's; the limits here only keep the conversion to float defined.
+ */
+static float number(struct fields *fields, const char *key, float value) {
+    return (float)fields_number(fields, key, -1e30, 1e30, (double)value);
+}
+
+static void parse_sampling(struct api_job *job) {
+    struct fields *f = &job->fields;
+    struct sampling *s = &job->request->sched.sampling;
+    engine_sampling(job->model->engine, s);
+    s->temperature = number(f, "temperature", s->temperature);
+    s->top_p = number(f, "top_p", s->top_p);
+    s->min_p = number(f, "min_p", s->min_p);
+    s->top_k = (int)fields_int(f, "top_k", -1, INT_MAX, s->top_k);
+    s->repetition_penalty = number(f, "repetition_penalty", s->repetition_penalty);
+    s->presence_penalty = number(f, "presence_penalty", s->presence_penalty);
+    s->frequency_penalty = number(f, "frequency_penalty", s->frequency_penalty);
+    if (fields_get(f, "seed")) {
+        s->seed = (uint64_t)fields_int(f, "seed", INT64_MIN, INT64_MAX, 0);
+    } else if (getrandom(&s->seed, sizeof s->seed, 0) != sizeof s->seed) {
+        api_error_set(f->error, 500, NULL, "internal_error", "the system has no random numbers; give a seed");
+    }
+}
+
+/* The id in a key of logit_bias, or -1. */
+static int32_t token_of_key(const char *key, int vocab) {
+    char *end;
+    long id = key[0] >= '0' && key[0] <= '9' ? strtol(key, &end, 10) : -1;
+    return id >= 0 && *end == 0 && id < vocab ? (int32_t)id : -1;
+}
+
+static void parse_bias(struct api_job *job) {
+    struct fields *f = &job->fields;
+    int vocab = job->model->engine->model.vocab, n = 0;
+    const json_t *object = fields_object(f, "logit_bias");
+    if (!object || json_object_size(object) == 0) return;
+    job->request->bias = calloc(json_object_size(object), sizeof *job->request->bias);
+    if (!job->request->bias) {
+        api_error_no_memory(f->error);
+        return;
+    }
+    const char *key;
+    json_t *value;
+    json_object_foreach((json_t *)(uintptr_t)object, key, value) {
+        int32_t token = token_of_key(key, vocab);
+        double bias = json_number_value(value);
+        if (token < 0) {
+            api_error_field(f->error, "logit_bias",
+                            "logit_bias: expected token ids from 0 to %d as keys, found \"%.40s\"", vocab - 1,
+                            key);
+        } else if (!json_is_number(value) || !(bias >= -100 && bias <= 100)) {
+            api_error_field(f->error, "logit_bias", "logit_bias: expected -100 to 100 for token %d", token);
+        }
+        if (fields_failed(f)) return;
+        job->request->bias[n++] = (struct logit_bias){token, (float)bias};
+    }
+    job->request->sched.sampling.bias = job->request->bias;
+    job->request->sched.sampling.n_bias = n;
+}
+
+/* --- stopping ------------------------------------------------------------------------------------ */
+
+static void add_stop_string(struct api_job *job, const json_t *value) {
+    struct sched_request *sched = &job->request->sched;
+    size_t size = json_string_length(value);
+    if (!json_is_string(value)) {
+        api_error_field(job->fields.error, "stop",
+                        "stop must be a string or a list of strings, found %s in it",
+                        fields_type_name(value));
+    } else if (size == 0 || memchr(json_string_value(value), 0, size)) {
+        api_error_field(job->fields.error, "stop", "stop: string %d is empty or holds a NUL", sched->n_stop);
+    } else {
+        job->request->stop[sched->n_stop++] = json_string_value(value);
+    }
+}
+
+static void parse_stop_strings(struct api_job *job) {
+    const json_t *value = fields_get(&job->fields, "stop");
+    if (!value) return;
+    size_t n = json_is_array(value) ? json_array_size(value) : 1;
+    if (n > API_STOP_MAX) {
+        api_error_field(job->fields.error, "stop", "stop: at most %d strings, found %zu", API_STOP_MAX, n);
+        return;
+    }
+    job->request->stop = calloc(n + 1, sizeof *job->request->stop);
+    if (!job->request->stop) {
+        api_error_no_memory(job->fields.error);
+        return;
+    }
+    job->request->sched.stop = job->request->stop;
+    for (size_t i = 0; i < n && !fields_failed(&job->fields); i++) {
+        add_stop_string(job, json_is_array(value) ? json_array_get(value, i) : value);
+    }
+}
+
+static void add_stop_token(struct api_request *request, int32_t id) {
+    for (int i = 0; i < request->sched.n_stop_tokens; i++) {
+        if (request->stop_tokens[i] == id) return;
+    }
+    request->stop_tokens[request->sched.n_stop_tokens++] = id;
+}
+
+/* Special tokens leave no text behind, so a stop string that spells one must also stop by id. Editors send
+ * them. */
+static void add_spelled_tokens(struct api_job *job) {
+    const struct tokenizer *tokenizer = job->model->engine->tokenizer;
+    for (int i = 0; tokenizer && i < job->request->sched.n_stop; i++) {
+        int32_t id = tokenizer_added_id(tokenizer, job->request->stop[i]);
+        if (id >= 0) add_stop_token(job->request, id);
+    }
+}
+
+/* A model that was asked to fill a hole is done when it opens the next one. */
+static void add_fim_tokens(struct api_job *job) {
+    struct api_request *request = job->request;
+    int32_t ids[3];
+    int n = job->model->engine->tokenizer ? fim_ids(job->model->engine->tokenizer, ids) : 0;
+    bool is_fim = false;
+    if (request->kind != API_COMPLETION || request->sched.ignore_eos) return;
+    for (int p = 0; p < request->n_prompts; p++) {
+        const struct token_list *prompt = &request->prompts[p].ids;
+        for (size_t i = 0; n && i < prompt->n && !is_fim; i++) is_fim = prompt->ids[i] == ids[1];
+    }
+    for (int i = 0; is_fim && i < n; i++) add_stop_token(request, ids[i]);
+}
+
+static void parse_stop(struct api_job *job) {
+    struct fields *f = &job->fields;
+    struct sched_request *sched = &job->request->sched;
+    sched->ignore_eos = fields_bool(f, "ignore_eos", false);
+    sched->include_stop = fields_bool(f, "include_stop_str_in_output", false);
+    sched->keep_special = !fields_bool(f, "skip_special_tokens", true);
+    parse_stop_strings(job);
+    const json_t *ids = fields_array(f, "stop_token_ids");
+    size_t n = json_array_size(ids);
+    if (fields_failed(f)) return;
+    job->request->stop_tokens = calloc(n + API_STOP_MAX + 3, sizeof *job->request->stop_tokens);
+    if (!job->request->stop_tokens) {
+        api_error_no_memory(f->error);
+        return;
+    }
+    sched->stop_tokens = job->request->stop_tokens;
+    for (size_t i = 0; i < n && !fields_failed(f); i++) {
+        add_stop_token(job->request, fields_token(f, json_array_get(ids, i), "stop_token_ids",
+                                                  job->model->engine->model.vocab));
+    }
+    job->request->n_named_stop_tokens = sched->n_stop_tokens;
+    add_spelled_tokens(job);
+}
+
+/* --- the whole ----------------------------------------------------------------------------------- */
+
+static void parse_stream(struct api_job *job) {
+    struct fields *f = &job->fields;
+    job->request->stream = fields_bool(f, "stream", false);
+    const json_t *options = fields_object(f, "stream_options");
+    if (!options) return;
+    if (!job->request->stream) {
+        api_error_field(f->error, "stream_options", "stream_options may only be given with \"stream\": true");
+        return;
+    }
+    struct fields inner = {options, f->error};
+    job->request->include_usage = fields_bool(&inner, "include_usage", false);
+}
+
+static void parse_n(struct api_job *job) {
+    struct fields *f = &job->fields;
+    job->request->n = (int)fields_int(f, "n", 1, API_N_MAX, 1);
+    if (fields_int(f, "best_of", 1, INT_MAX, job->request->n) != job->request->n) {
+        api_error_field(f->error, "best_of", "best_of is not supported unless it equals n (%d)",
+                        job->request->n);
+    }
+}
+
+bool api_prompts_reserve(struct api_job *job, size_t n) {
+    if (n == 0) {
+        api_error_field(job->fields.error, "prompt", "prompt is empty");
+    } else if (n > API_CHOICES_MAX || n * (size_t)job->request->n > API_CHOICES_MAX) {
+        api_error_field(job->fields.error, "prompt", "at most %d answers in one request: %zu prompts, n %d",
+                        API_CHOICES_MAX, n, job->request->n);
+    } else {
+        job->request->prompts = calloc(n, sizeof *job->request->prompts);
+        if (!job->request->prompts) api_error_no_memory(job->fields.error);
+    }
+    return !fields_failed(&job->fields);
+}
+
+int api_text_encode(const struct engine *engine, const char *text, size_t size, bool bos,
+                    struct token_list *out, struct mo_error *error) {
+    if (bos || !engine->tokenizer) return engine_encode_prompt(engine, text, size, out, error);
+    return tokenizer_encode(engine->tokenizer, text, size, true, out, error);
+}
+
+/* Every prompt and its answer must fit; without max_tokens a chat's answer takes what is left. */
+static void check_context(struct api_job *job) {
+    struct api_request *request = job->request;
+    size_t context = (size_t)job->model->engine->options.max_model_len;
+    const char *param = request->kind == API_CHAT ? "messages" : "prompt";
+    bool scores_only = request->sched.max_tokens == 0, takes_rest = request->sched.max_tokens < 0;
+    size_t answer = takes_rest ? 1 : (size_t)request->sched.max_tokens;
+    for (int i = 0; i < request->n_prompts; i++) {
+        size_t n = request->prompts[i].ids.n;
+        if (n + answer <= context) continue;
+        api_context_error(job->model, n, takes_rest || scores_only ? 0 : request->sched.max_tokens, param,
+                          job->fields.error);
+        return;
+    }
+    if (takes_rest) request->sched.max_tokens = job->model->engine->options.max_model_len;
+}
+
+static void check_sampling(struct api_job *job) {
+    struct mo_error cause = {0};
+    if (fields_failed(&job->fields)) return;
+    if (sampling_check(&job->request->sched.sampling, job->model->engine->model.vocab, &cause)) {
+        api_error_from(job->fields.error, &cause, NULL);
+    }
+}
+
+static void parse_all(struct api_job *job) {
+    struct api_request *request = job->request;
+    request->model = api_model_name(job->model, fields_get(&job->fields, "model"), job->fields.error);
+    refuse_unsupported(&job->fields);
+    parse_stream(job);
+    parse_n(job);
+    parse_sampling(job);
+    parse_bias(job);
+    parse_stop(job);
+    check_sampling(job); /* cheap things first: a long prompt is encoded only for a request that is good */
+    if (fields_failed(&job->fields)) return;
+    if (request->kind == API_CHAT)
+        api_chat_parse(job);
+    else
+        api_completion_parse(job);
+    request->sched.min_tokens = (int)fields_int(&job->fields, "min_tokens", 0, INT_MAX, 0);
+    if (fields_failed(&job->fields)) return;
+    check_context(job);
+    add_fim_tokens(job);
+}
+
+int api_request_parse(struct api_request *request, enum api_kind kind, const struct api_model *model,
+                      const char *body, size_t size, struct api_error *error) {
+    *request = (struct api_request){.kind = kind};
+    *error = (struct api_error){0};
+    request->root = fields_parse(body, size, error);
+    if (!request->root) return -1;
+    struct api_job job = {model, request, {request->root, error}};
+    parse_all(&job);
+    return error->status ? -1 : 0;
+}
+
+void api_request_free(struct api_request *request) {
+    for (int i = 0; i < request->n_prompts; i++) {
+        token_list_free(&request->prompts[i].ids);
+        free(request->prompts[i].decoded);
+    }
+    free(request->prompts);
+    free(request->bias);
+    free(request->stop);
+    free(request->stop_tokens);
+    json_decref(request->root);
+    *request = (struct api_request){0};
+}

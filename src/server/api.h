@@ -1,0 +1,63 @@
+/* server/api.h - a request's JSON to prompts, sampling and limits: everything that can be refused is refused
+ * here, with the field's name, before anything is submitted. Pure: no connection, no scheduler; any thread.
+ * Includes: base, text, sched (types), engine.h. */
+#ifndef MOEBIUS_SERVER_API_H
+#define MOEBIUS_SERVER_API_H
+
+#include "engine.h"
+#include "server/api_error.h"
+
+enum {
+    API_N_MAX = 128,        /* n */
+    API_CHOICES_MAX = 1024, /* prompts times n */
+    API_STOP_MAX = 128,
+};
+
+/* What requests are checked against: read only. */
+struct api_model {
+    const struct engine *engine; /* open; or only its text side, in tests */
+    const char *const *names;    /* [n_names] names that "model" may have; the first is the default */
+    int n_names;
+};
+
+enum api_kind { API_CHAT, API_COMPLETION };
+
+struct api_prompt {
+    struct token_list ids;
+    const char *text; /* [text_size] what echo repeats: the request's own text, or `decoded` */
+    size_t text_size;
+    char *decoded;
+    bool is_text; /* given as text, so special tokens in it are text too; false: given as ids */
+};
+
+struct api_request {
+    enum api_kind kind;
+    const char *model; /* one of api_model.names */
+    bool stream, include_usage, echo;
+    int n;
+    struct api_prompt *prompts; /* [n_prompts] */
+    int n_prompts;
+    /* For every choice the same but for prompt and choice. Points into this struct. */
+    struct sched_request sched;
+
+    json_t *root;            /* the body: strings above point into it */
+    struct logit_bias *bias; /* [sched.sampling.n_bias] */
+    const char **stop;       /* [sched.n_stop] */
+    int32_t *stop_tokens;    /* [sched.n_stop_tokens]: the request's first, then what `stop` and FIM add */
+    int n_named_stop_tokens; /* of them, in stop_token_ids */
+};
+
+/* 0, or -1 with `error`. `request` may be freed in both cases. */
+int api_request_parse(struct api_request *request, enum api_kind kind, const struct api_model *model,
+                      const char *body, size_t size, struct api_error *error);
+void api_request_free(struct api_request *request); /* accepts a zeroed one */
+
+/* The served name that "model" asks for: NULL with `error` if there is none. A missing field takes the
+ * default. */
+const char *api_model_name(const struct api_model *model, const json_t *field, struct api_error *error);
+
+/* What the API says when a prompt has no room. */
+int api_context_error(const struct api_model *model, size_t n_prompt, int max_tokens, const char *param,
+                      struct api_error *error);
+
+#endif

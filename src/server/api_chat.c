@@ -1,0 +1,156 @@
+/* server/api_chat.c - the fields of POST /v1/chat/completions. */
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include "server/api_parts.h"
+#include "server/buffer.h"
+
+/* --- messages ------------------------------------------------------------------------------------ */
+
+/* A list of text parts becomes one string, a line each. */
+static json_t *join_parts(const json_t *parts, size_t message, struct api_error *error) {
+    struct buffer text = {0};
+    for (size_t i = 0; i < json_array_size(parts); i++) {
+        const json_t *part = json_array_get(parts, i);
+        const json_t *piece = json_is_string(part) ? part : json_object_get(part, "text");
+        const char *type = json_is_string(part) ? "text" : json_string_value(json_object_get(part, "type"));
+        if (!json_is_string(piece) || !type || (strcmp(type, "text") && strcmp(type, "input_text"))) {
+            api_error_field(error, "messages",
+                            "messages[%zu]: content part %zu is not a text part: only text is supported",
+                            message, i);
+            buffer_free(&text);
+            return NULL;
+        }
+        if (i) buffer_add_text(&text, "\n");
+        buffer_add(&text, json_string_value(piece), json_string_length(piece));
+    }
+    json_t *joined = text.failed ? NULL : json_stringn(text.data ? text.data : "", text.size);
+    if (!joined) api_error_no_memory(error);
+    buffer_free(&text);
+    return joined;
+}
+
+static json_t *message_copy(const json_t *message, size_t index, struct api_error *error) {
+    const json_t *content = json_object_get(message, "content");
+    const char *role = json_string_value(json_object_get(message, "role"));
+    if (!json_is_object(message)) {
+        api_error_field(error, "messages", "messages[%zu]: expected an object, found %s", index,
+                        fields_type_name(message));
+        return NULL;
+    }
+    json_t *copy = json_copy((json_t *)(uintptr_t)message);
+    int code = copy ? 0 : -1;
+    if (!code && role && strcmp(role, "developer") == 0) {
+        code = json_object_set_new(copy, "role", json_string("system"));
+    }
+    if (!code && json_is_array(content)) {
+        json_t *joined = join_parts(content, index, error);
+        code = joined ? json_object_set_new(copy, "content", joined) : -1;
+    }
+    if (!code) return copy;
+    json_decref(copy);
+    if (!error->status) api_error_no_memory(error);
+    return NULL;
+}
+
+json_t *api_messages_copy(const json_t *messages, struct api_error *error) {
+    json_t *copies = json_array();
+    if (!copies) api_error_no_memory(error);
+    for (size_t i = 0; copies && i < json_array_size(messages); i++) {
+        json_t *copy = message_copy(json_array_get(messages, i), i, error);
+        if (copy && json_array_append_new(copies, copy) == 0) continue;
+        json_decref(copies);
+        if (!error->status) api_error_no_memory(error);
+        return NULL;
+    }
+    return copies;
+}
+
+/* --- the prompt ---------------------------------------------------------------------------------- */
+
+static const json_t *last_message(const json_t *messages) {
+    size_t n = json_array_size(messages);
+    return n ? json_array_get(messages, n - 1) : NULL;
+}
+
+static bool last_is_assistant(const json_t *messages) {
+    const char *role = json_string_value(json_object_get(last_message(messages), "role"));
+    return role && strcmp(role, "assistant") == 0;
+}
+
+/* Whether the answer continues the last message: vLLM's field, or DeepSeek's mark on the message. */
+static bool continues_last(struct api_job *job, const json_t *messages) {
+    struct fields *f = &job->fields;
+    const json_t *last = last_message(messages);
+    bool by_field = fields_bool(f, "continue_final_message", false);
+    bool by_mark = json_is_true(json_object_get(last, "prefix"));
+    if (fields_failed(f) || (!by_field && !by_mark)) return false;
+    if (!last_is_assistant(messages)) {
+        api_error_field(f->error, by_field ? "continue_final_message" : "messages",
+                        "only an assistant's message can be continued, and the last one is none");
+    } else if (by_field && json_is_true(fields_get(f, "add_generation_prompt"))) {
+        api_error_field(f->error, "continue_final_message",
+                        "continue_final_message and add_generation_prompt cannot both be true");
+    }
+    return true;
+}
+
+/* The templates close an assistant's message with eos: without it the message goes on. */
+static void open_last(struct api_job *job, struct token_list *ids) {
+    int32_t eos = tokenizer_eos(job->model->engine->tokenizer);
+    if (ids->n > 0 && eos >= 0 && ids->ids[ids->n - 1] == eos) {
+        ids->n--;
+    } else {
+        api_error_field(job->fields.error, "messages",
+                        "this model's chat template cannot continue a message");
+    }
+}
+
+static void encode_messages(struct api_job *job, const json_t *messages) {
+    struct api_prompt *prompt = &job->request->prompts[0];
+    struct mo_error cause = {0};
+    const json_t *kwargs = fields_object(&job->fields, "chat_template_kwargs");
+    bool continues = continues_last(job, messages);
+    bool generation = fields_bool(&job->fields, "add_generation_prompt", true) && !continues;
+    if (fields_failed(&job->fields)) return;
+    json_t *copy = api_messages_copy(messages, job->fields.error);
+    if (!copy) return;
+    int code = engine_encode_chat(job->model->engine, copy, generation, kwargs, &prompt->ids, &cause);
+    json_decref(copy);
+    if (code) {
+        api_error_from(job->fields.error, &cause, "messages");
+    } else if (continues) {
+        open_last(job, &prompt->ids);
+    }
+}
+
+static void parse_messages(struct api_job *job) {
+    const json_t *messages = fields_array(&job->fields, "messages");
+    if (fields_failed(&job->fields)) return;
+    if (json_array_size(messages) == 0) {
+        api_error_field(job->fields.error, "messages",
+                        messages ? "messages is empty" : "messages is missing");
+        return;
+    }
+    if (!api_prompts_reserve(job, 1)) return;
+    job->request->n_prompts = 1;
+    encode_messages(job, messages);
+}
+
+static void parse_logprobs(struct api_job *job) {
+    struct fields *f = &job->fields;
+    bool wanted = fields_bool(f, "logprobs", false);
+    int64_t top = fields_int(f, "top_logprobs", 0, SCHED_MAX_LOGPROBS, 0);
+    if (top > 0 && !wanted && !fields_failed(f)) {
+        api_error_field(f->error, "top_logprobs", "top_logprobs may only be given with \"logprobs\": true");
+    }
+    job->request->sched.n_logprobs = wanted ? (int)top : -1;
+}
+
+void api_chat_parse(struct api_job *job) {
+    struct fields *f = &job->fields;
+    int64_t old_name = fields_int(f, "max_tokens", 1, INT_MAX, -1);
+    job->request->sched.max_tokens = (int)fields_int(f, "max_completion_tokens", 1, INT_MAX, old_name);
+    parse_logprobs(job);
+    parse_messages(job);
+}

@@ -1,0 +1,138 @@
+#include "server/api_fields.h"
+
+#include "base/json.h"
+
+const char *fields_type_name(const json_t *value) {
+    switch (value ? json_typeof(value) : JSON_NULL) {
+    case JSON_OBJECT:
+        return "an object";
+    case JSON_ARRAY:
+        return "an array";
+    case JSON_STRING:
+        return "a string";
+    case JSON_INTEGER:
+        return "an integer";
+    case JSON_REAL:
+        return "a real number";
+    case JSON_TRUE:
+    case JSON_FALSE:
+        return "a boolean";
+    default:
+        return "null";
+    }
+}
+
+/* How deep brackets nest outside of strings: jansson's parser recurses, this loop does not. */
+static int nesting_depth(const char *text, size_t size) {
+    int depth = 0, deepest = 0;
+    bool in_string = false;
+    for (size_t i = 0; i < size; i++) {
+        char c = text[i];
+        if (in_string) {
+            if (c == '\\') i++;
+            if (c == '"') in_string = false;
+            continue;
+        }
+        if (c == '"') in_string = true;
+        if (c == '[' || c == '{') depth++;
+        if (c == ']' || c == '}') depth--;
+        if (depth > deepest) deepest = depth;
+    }
+    return deepest;
+}
+
+json_t *fields_parse(const char *body, size_t size, struct api_error *error) {
+    struct mo_error cause = {0};
+    json_t *root = NULL;
+    if (size == 0) {
+        api_error_field(error, NULL, "the request has no body: expected a JSON object");
+    } else if (nesting_depth(body, size) > API_JSON_DEPTH_MAX) {
+        api_error_field(error, NULL, "the body nests deeper than %d levels", API_JSON_DEPTH_MAX);
+    } else if (json_parse(body, size, "body", &root, &cause)) {
+        api_error_field(error, NULL, "%s", cause.message);
+    } else if (!json_is_object(root)) {
+        api_error_field(error, NULL, "the body must be a JSON object, found %s", fields_type_name(root));
+        json_decref(root);
+        root = NULL;
+    }
+    return root;
+}
+
+bool fields_failed(const struct fields *fields) {
+    return fields->error->status != 0;
+}
+
+const json_t *fields_get(const struct fields *fields, const char *key) {
+    const json_t *value = fields_failed(fields) ? NULL : json_object_get(fields->object, key);
+    return json_is_null(value) ? NULL : value;
+}
+
+static void wrong_type(struct fields *fields, const char *key, const char *expected, const json_t *value) {
+    api_error_field(fields->error, key, "%s must be %s, found %s", key, expected, fields_type_name(value));
+}
+
+bool fields_bool(struct fields *fields, const char *key, bool value) {
+    const json_t *found = fields_get(fields, key);
+    if (!found) return value;
+    if (!json_is_boolean(found)) wrong_type(fields, key, "true or false", found);
+    return json_is_true(found);
+}
+
+int64_t fields_int(struct fields *fields, const char *key, int64_t min, int64_t max, int64_t value) {
+    const json_t *found = fields_get(fields, key);
+    if (!found) return value;
+    if (!json_is_integer(found)) {
+        wrong_type(fields, key, "an integer", found);
+        return value;
+    }
+    int64_t number = json_integer_value(found);
+    if (number >= min && number <= max) return number;
+    api_error_field(fields->error, key, "%s must be from %lld to %lld, found %lld", key, (long long)min,
+                    (long long)max, (long long)number);
+    return value;
+}
+
+double fields_number(struct fields *fields, const char *key, double min, double max, double value) {
+    const json_t *found = fields_get(fields, key);
+    if (!found) return value;
+    if (!json_is_number(found)) {
+        wrong_type(fields, key, "a number", found);
+        return value;
+    }
+    double number = json_number_value(found);
+    if (number >= min && number <= max) return number;
+    api_error_field(fields->error, key, "%s must be from %g to %g, found %g", key, min, max, number);
+    return value;
+}
+
+static const json_t *of_type(struct fields *fields, const char *key, json_type type, const char *expected) {
+    const json_t *found = fields_get(fields, key);
+    if (!found || json_typeof(found) == type) return found;
+    wrong_type(fields, key, expected, found);
+    return NULL;
+}
+
+const json_t *fields_string(struct fields *fields, const char *key) {
+    return of_type(fields, key, JSON_STRING, "a string");
+}
+
+const json_t *fields_object(struct fields *fields, const char *key) {
+    return of_type(fields, key, JSON_OBJECT, "an object");
+}
+
+const json_t *fields_array(struct fields *fields, const char *key) {
+    return of_type(fields, key, JSON_ARRAY, "an array");
+}
+
+int32_t fields_token(struct fields *fields, const json_t *value, const char *param, int vocab) {
+    if (!json_is_integer(value)) {
+        api_error_field(fields->error, param, "%s: expected token ids, found %s", param,
+                        fields_type_name(value));
+        return 0;
+    }
+    json_int_t id = json_integer_value(value);
+    if (id >= 0 && id < vocab) return (int32_t)id;
+    api_error_field(fields->error, param, "%s: token %lld is not in the vocabulary (0 to %d)", param,
+                    (long long)id, vocab - 1);
+    return 0;
+}

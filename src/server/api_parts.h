@@ -1,0 +1,30 @@
+/* server/api_parts.h - the pieces of api_request_parse, one file each. Includes: server/api.h,
+ * server/api_fields.h. */
+#ifndef MOEBIUS_SERVER_API_PARTS_H
+#define MOEBIUS_SERVER_API_PARTS_H
+
+#include "server/api.h"
+#include "server/api_fields.h"
+
+/* A request on its way. */
+struct api_job {
+    const struct api_model *model;
+    struct api_request *request;
+    struct fields fields;
+};
+
+/* api_completions.c: prompt, suffix, echo, logprobs, max_tokens. */
+void api_completion_parse(struct api_job *job);
+/* api_chat.c: messages, logprobs, max_tokens. */
+void api_chat_parse(struct api_job *job);
+/* api_chat.c: the messages as the templates know them: parts joined, "developer" a system. The caller's; NULL
+ * with `error`. */
+json_t *api_messages_copy(const json_t *messages, struct api_error *error);
+
+/* Room for `n` prompts; false with an error. */
+bool api_prompts_reserve(struct api_job *job, size_t n);
+/* A text as a completion's prompt: added tokens are recognised, and `bos` puts one in front. */
+int api_text_encode(const struct engine *engine, const char *text, size_t size, bool bos,
+                    struct token_list *out, struct mo_error *error);
+
+#endif

@@ -1,0 +1,46 @@
+#include "server/choice.h"
+
+void choice_init(struct choice *choice, int index, const struct api_request *request,
+                 const struct api_prompt *prompt, const struct tokenizer *tokenizer) {
+    *choice = (struct choice){.index = index,
+                              .request = request,
+                              .prompt = prompt,
+                              .tokenizer = tokenizer,
+                              .stop_index = -1,
+                              .stop_token = -1,
+                              .n_prompt = (int)prompt->ids.n};
+    if (tokenizer) text_stream_init(&choice->offsets, tokenizer, false);
+}
+
+void choice_free(struct choice *choice) {
+    buffer_free(&choice->text);
+    json_decref(choice->logprobs);
+}
+
+int choice_take(struct choice *choice, const struct token_event *event) {
+    if (!choice->started && choice->request->echo) {
+        buffer_add(&choice->text, choice->prompt->text, choice->prompt->text_size);
+    }
+    choice->started = true;
+    buffer_add(&choice->text, event->text, event->text_size);
+    choice->n_generated = event->n_generated;
+    choice->n_cached = event->n_cached;
+    choice->finish = event->finish;
+    choice->stop_index = event->stop_index;
+    choice->stop_token = event->stop_token;
+    if (choice->text.failed) return -1;
+    if (choice->request->sched.n_logprobs < 0 || event->token < 0) return 0;
+    return choice_add_logprobs(choice, event);
+}
+
+json_t *choice_take_text(struct choice *choice) {
+    json_t *text = json_stringn(choice->text.data ? choice->text.data : "", choice->text.size);
+    choice->text.size = 0;
+    return text;
+}
+
+json_t *choice_take_logprobs(struct choice *choice) {
+    json_t *logprobs = choice->logprobs ? choice->logprobs : json_null();
+    choice->logprobs = NULL;
+    return logprobs;
+}

@@ -1,0 +1,45 @@
+/* server/choice.h - one answer among the choices of a request: events go in, text and logprobs collect, until
+ * a chunk or the whole answer takes them out. I/O thread. Includes: base, text, server/api.h. */
+#ifndef MOEBIUS_SERVER_CHOICE_H
+#define MOEBIUS_SERVER_CHOICE_H
+
+#include "server/api.h"
+#include "server/buffer.h"
+#include "server/token_event.h"
+
+struct choice {
+    int index; /* as the answer shows it: by prompt, then by n */
+    const struct api_request *request;
+    const struct api_prompt *prompt;
+    const struct tokenizer *tokenizer; /* or NULL */
+
+    struct buffer text; /* not yet taken */
+    json_t *logprobs;   /* not yet taken; NULL if none */
+    bool started;       /* an event came */
+    bool role_sent;     /* streamed chats */
+
+    struct text_stream offsets; /* decodes once more, for text_offset */
+    int64_t text_offset;        /* code points of the text before the next token */
+    int n_seen;                 /* prompt tokens that got logprobs */
+
+    enum finish_reason finish;
+    int stop_index;
+    int32_t stop_token;
+    int n_prompt, n_generated, n_cached;
+};
+
+void choice_init(struct choice *choice, int index, const struct api_request *request,
+                 const struct api_prompt *prompt, const struct tokenizer *tokenizer);
+void choice_free(struct choice *choice);
+
+/* Adds what the event brings. -1 without memory. */
+int choice_take(struct choice *choice, const struct token_event *event);
+/* The text so far, which is then empty. The caller's; NULL without memory. */
+json_t *choice_take_text(struct choice *choice);
+/* The logprobs so far, or JSON null. */
+json_t *choice_take_logprobs(struct choice *choice);
+
+/* logprobs.c: adds the event's token in the shape of the request's kind. -1 without memory. */
+int choice_add_logprobs(struct choice *choice, const struct token_event *event);
+
+#endif

@@ -1,0 +1,421 @@
+#include "server/http.h"
+
+#include <errno.h>
+#include <netdb.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+enum {
+    CONNECTION_MEMORY_BYTES = 64 << 10, /* headers, and a block of body or answer */
+    STREAM_BLOCK_BYTES = 16 << 10,
+    BODIES_AT_ONCE = 16, /* of the largest size; more bodies than that in memory at once are sent away */
+    DRAIN_BODIES =
+        4, /* of the largest size: as much of a refused body is read before the connection is closed */
+};
+
+/* --- replies ------------------------------------------------------------------------------------- */
+
+/* Queues a reply; `data` is malloc'd and taken over. */
+static enum MHD_Result reply(struct exchange *exchange, int status, const char *content_type, char *data,
+                             size_t size, int retry_after_s) {
+    struct MHD_Response *response = MHD_create_response_from_buffer(size, data, MHD_RESPMEM_MUST_FREE);
+    if (!response) {
+        free(data);
+        return MHD_NO;
+    }
+    MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, content_type);
+    if (status == 401) MHD_add_response_header(response, MHD_HTTP_HEADER_WWW_AUTHENTICATE, "Bearer");
+    if (exchange->error.allow)
+        MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, exchange->error.allow);
+    if (retry_after_s > 0) {
+        char seconds[16];
+        snprintf(seconds, sizeof seconds, "%d", retry_after_s);
+        MHD_add_response_header(response, MHD_HTTP_HEADER_RETRY_AFTER, seconds);
+    }
+    if (atomic_load(&exchange->server->draining)) {
+        MHD_add_response_header(response, MHD_HTTP_HEADER_CONNECTION, "close");
+    }
+    enum MHD_Result result = MHD_queue_response(exchange->connection, (unsigned)status, response);
+    MHD_destroy_response(response);
+    return result;
+}
+
+static enum MHD_Result reply_json(struct exchange *exchange, int status, json_t *json, int retry_after_s) {
+    char *text = json ? json_dumps(json, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
+    json_decref(json);
+    if (!text) return MHD_NO; /* no memory even to say so: the connection ends */
+    return reply(exchange, status, "application/json", text, strlen(text), retry_after_s);
+}
+
+enum MHD_Result http_reply_error(struct exchange *exchange, const struct api_error *error) {
+    return reply_json(exchange, error->status, api_error_json(error), error->retry_after_s);
+}
+
+enum MHD_Result http_reply_json(struct exchange *exchange, int status, json_t *json) {
+    if (json) return reply_json(exchange, status, json, 0);
+    struct api_error error;
+    api_error_no_memory(&error);
+    return http_reply_error(exchange, &error);
+}
+
+enum MHD_Result http_reply_text(struct exchange *exchange, int status, const char *content_type,
+                                struct buffer *body) {
+    if (body->failed) {
+        buffer_free(body);
+        return http_reply_json(exchange, status, NULL);
+    }
+    char *data = body->data;
+    size_t size = body->size;
+    *body = (struct buffer){0};
+    return reply(exchange, status, content_type, data, size, 0);
+}
+
+/* --- answers that take their time ---------------------------------------------------------------- */
+
+static void suspend(void *context) {
+    MHD_suspend_connection(((struct exchange *)context)->connection);
+}
+
+static void resume(void *context) {
+    MHD_resume_connection(((struct exchange *)context)->connection);
+}
+
+/* Called whenever the client's socket has room. */
+static ssize_t read_stream(void *context, uint64_t position, char *out, size_t size) {
+    (void)position;
+    struct exchange *exchange = context;
+    ssize_t n = answer_read(exchange->answer, out, size);
+    if (n == ANSWER_END) return MHD_CONTENT_READER_END_OF_STREAM;
+    return n == ANSWER_BROKEN ? MHD_CONTENT_READER_END_WITH_ERROR : n;
+}
+
+static enum MHD_Result start_stream(struct exchange *exchange, const char *content_type) {
+    struct MHD_Response *response =
+        MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, STREAM_BLOCK_BYTES, read_stream, exchange, NULL);
+    if (!response) return MHD_NO;
+    MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, content_type);
+    MHD_add_response_header(response, MHD_HTTP_HEADER_CACHE_CONTROL, "no-cache");
+    MHD_add_response_header(response, "X-Accel-Buffering", "no"); /* nginx would collect the frames */
+    enum MHD_Result result = MHD_queue_response(exchange->connection, MHD_HTTP_OK, response);
+    MHD_destroy_response(response);
+    return result;
+}
+
+/* A whole answer: sends it, or suspends the connection until it is there. A client that may be gone is
+ * probed: the reply begins now, with a blank line before the JSON. */
+static enum MHD_Result finish_answer(struct exchange *exchange) {
+    struct api_error error = {0};
+    enum answer_state state = answer_wait(exchange->answer);
+    if (state == ANSWER_WAITS) return MHD_YES;
+    if (state == ANSWER_PROBES) return start_stream(exchange, "application/json");
+    json_t *json = answer_take(exchange->answer, &error);
+    return json ? http_reply_json(exchange, MHD_HTTP_OK, json) : http_reply_error(exchange, &error);
+}
+
+static void body_drop(struct exchange *exchange) {
+    exchange->server->body_bytes -= exchange->body.size;
+    buffer_free(&exchange->body);
+}
+
+/* The request is parsed: submits it, or says what is wrong with it. */
+static enum MHD_Result start_answer(struct exchange *exchange) {
+    struct server *server = exchange->server;
+    struct prepare_job *job = &exchange->job;
+    const struct answer_waker waker = {suspend, resume, exchange};
+    body_drop(exchange); /* it may be large, and the answer long */
+    int code = job->code;
+    if (!code) {
+        code = answer_start(&exchange->answer, &job->request, job->model.engine, server->fingerprint, &waker,
+                            &job->error);
+    }
+    api_request_free(&job->request);
+    if (code) return http_reply_error(exchange, &job->error);
+    atomic_fetch_add(&server->n_answers, 1);
+    watch_begin(server->watch, exchange->watched, exchange->answer);
+    return answer_is_stream(exchange->answer) ? start_stream(exchange, "text/event-stream")
+                                              : finish_answer(exchange);
+}
+
+/* A long text was parsed by the other thread. */
+static enum MHD_Result take_prepared(struct exchange *exchange) {
+    exchange->is_preparing = false;
+    enum MHD_Result result = start_answer(exchange);
+    atomic_fetch_sub(&exchange->server->n_answers, 1);
+    return result;
+}
+
+enum MHD_Result http_generate(struct exchange *exchange, enum api_kind kind, const struct api_model *model) {
+    exchange->job = (struct prepare_job){.kind = kind,
+                                         .model = *model,
+                                         .body = exchange->body.data,
+                                         .size = exchange->body.size,
+                                         .done = resume,
+                                         .context = exchange};
+    if (exchange->body.size < PREPARE_BYTES_MIN) {
+        prepare_run(&exchange->job);
+        return start_answer(exchange);
+    }
+    exchange->is_preparing = true;
+    atomic_fetch_add(&exchange->server->n_answers, 1); /* a server that drains waits for it too */
+    suspend(exchange);
+    prepare_submit(exchange->server->prepare, &exchange->job);
+    return MHD_YES;
+}
+
+/* --- requests ------------------------------------------------------------------------------------ */
+
+static const char *header(struct MHD_Connection *connection, const char *name) {
+    return MHD_lookup_connection_value(connection, MHD_HEADER_KIND, name);
+}
+
+static size_t drain_limit(const struct exchange *exchange) {
+    return DRAIN_BODIES * (size_t)exchange->server->options.max_body_bytes;
+}
+
+static void body_too_large(struct exchange *exchange) {
+    api_error_set(&exchange->error, 413, NULL, "request_too_large",
+                  "the body is larger than %d bytes (--max-body-bytes)",
+                  exchange->server->options.max_body_bytes);
+}
+
+/* What can be said from the headers alone. */
+static void check_headers(struct exchange *exchange, const char *path, const char *method) {
+    struct server *server = exchange->server;
+    const char *tail = NULL;
+    exchange->route = route_find(path, method, &tail, &exchange->error);
+    if (!exchange->route) return;
+    if (tail) exchange->tail = strdup(tail);
+    if (!exchange->route->is_open &&
+        !auth_allows(&server->options.auth, header(exchange->connection, MHD_HTTP_HEADER_AUTHORIZATION))) {
+        api_error_set(&exchange->error, 401, NULL, "invalid_api_key",
+                      "a valid API key is needed in the header \"Authorization: Bearer KEY\"");
+    } else if (exchange->length > (unsigned long long)server->options.max_body_bytes) {
+        body_too_large(exchange);
+    }
+}
+
+static struct exchange *exchange_create(struct server *server, struct MHD_Connection *connection,
+                                        const char *path, const char *method) {
+    struct exchange *exchange = calloc(1, sizeof *exchange);
+    if (!exchange) return NULL;
+    exchange->server = server;
+    exchange->connection = connection;
+    const char *length = header(connection, MHD_HTTP_HEADER_CONTENT_LENGTH);
+    exchange->length = length ? strtoull(length, NULL, 10) : 0;
+    exchange->watched =
+        MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT)->socket_context;
+    if (!exchange->watched) { /* there was no memory to watch it */
+        free(exchange);
+        return NULL;
+    }
+    watch_set_deadline(server->watch, exchange->watched, server->options.request_timeout_s);
+    check_headers(exchange, path, method);
+    return exchange;
+}
+
+/* The rest of a refused body is read and thrown away, within reason: a client that still writes would not see
+ * the reply otherwise. False: it is beyond reason. */
+static bool take_body(struct exchange *exchange, const char *data, size_t size) {
+    struct server *server = exchange->server;
+    size_t most = (size_t)server->options.max_body_bytes;
+    exchange->received += size;
+    if (exchange->error.status) return exchange->received <= drain_limit(exchange);
+    if (exchange->body.size + size > most) {
+        body_too_large(exchange);
+    } else if (server->body_bytes + size > BODIES_AT_ONCE * most) {
+        api_error_no_memory(&exchange->error);
+    } else {
+        size_t before = exchange->body.size;
+        buffer_add(&exchange->body, data, size);
+        server->body_bytes += exchange->body.size - before;
+        if (exchange->body.failed) api_error_no_memory(&exchange->error);
+    }
+    if (exchange->error.status) body_drop(exchange);
+    return true;
+}
+
+static void check_readiness(struct exchange *exchange) {
+    struct server *server = exchange->server;
+    if (exchange->error.status || !exchange->route->needs_engine) return;
+    if (!atomic_load(&server->engine)) {
+        api_error_set(&exchange->error, 503, NULL, "loading",
+                      "the model is still loading; try again in a moment");
+        exchange->error.retry_after_s = 2;
+    }
+}
+
+static enum MHD_Result dispatch(struct exchange *exchange) {
+    watch_set_deadline(exchange->server->watch, exchange->watched, 0);
+    check_readiness(exchange);
+    if (exchange->error.status) return http_reply_error(exchange, &exchange->error);
+    return exchange->route->handle(exchange);
+}
+
+/* The library's callback: once with the headers, then for each part of the body, once at its end, and again
+ * when a suspended connection was resumed. */
+static enum MHD_Result on_request(void *context, struct MHD_Connection *connection, const char *path,
+                                  const char *method, const char *version, const char *data, size_t *size,
+                                  void **slot) {
+    (void)version;
+    struct exchange *exchange = *slot;
+    if (!exchange) {
+        *slot = exchange = exchange_create(context, connection, path, method);
+        if (!exchange) return MHD_NO;
+        /* refused before the body, if the client asked first or the body is huge */
+        bool at_once = header(connection, MHD_HTTP_HEADER_EXPECT) || exchange->length > drain_limit(exchange);
+        return exchange->error.status && at_once ? http_reply_error(exchange, &exchange->error) : MHD_YES;
+    }
+    if (*size > 0) {
+        bool goes_on = take_body(exchange, data, *size);
+        *size = 0;
+        return goes_on ? MHD_YES : MHD_NO;
+    }
+    if (exchange->is_preparing) return take_prepared(exchange);
+    return exchange->answer ? finish_answer(exchange) : dispatch(exchange);
+}
+
+static void on_completed(void *context, struct MHD_Connection *connection, void **slot,
+                         enum MHD_RequestTerminationCode how) {
+    (void)connection, (void)how;
+    struct server *server = context;
+    struct exchange *exchange = *slot;
+    *slot = NULL;
+    if (!exchange) return;
+    if (exchange->answer) {
+        watch_end(server->watch, exchange->watched);
+        answer_release(exchange->answer);
+        atomic_fetch_sub(&server->n_answers, 1);
+    }
+    watch_set_deadline(server->watch, exchange->watched, server->options.request_timeout_s);
+    body_drop(exchange);
+    free(exchange->tail);
+    free(exchange);
+}
+
+static void on_connection(void *context, struct MHD_Connection *connection, void **slot,
+                          enum MHD_ConnectionNotificationCode what) {
+    struct server *server = context;
+    if (what == MHD_CONNECTION_NOTIFY_STARTED) {
+        int fd = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
+        *slot = watch_add(server->watch, fd);
+        if (*slot) watch_set_deadline(server->watch, *slot, server->options.request_timeout_s);
+    } else if (*slot) {
+        watch_remove(server->watch, *slot);
+        *slot = NULL;
+    }
+}
+
+/* --- the listener -------------------------------------------------------------------------------- */
+
+static int bound_port(int fd) {
+    struct sockaddr_storage address;
+    socklen_t size = sizeof address;
+    if (getsockname(fd, (struct sockaddr *)&address, &size)) return 0;
+    return ntohs(address.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&address)->sin6_port
+                                               : ((struct sockaddr_in *)&address)->sin_port);
+}
+
+static int listen_at(const struct addrinfo *place) {
+    int on = 1,
+        fd = socket(place->ai_family, place->ai_socktype | SOCK_CLOEXEC | SOCK_NONBLOCK, place->ai_protocol);
+    if (fd < 0) return -1;
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    if (bind(fd, place->ai_addr, place->ai_addrlen) == 0 && listen(fd, 1024) == 0) return fd;
+    int reason = errno;
+    close(fd);
+    errno = reason;
+    return -1;
+}
+
+static int open_socket(const struct server_options *options, int *fd, struct mo_error *error) {
+    const struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV};
+    struct addrinfo *places = NULL;
+    char port[16];
+    snprintf(port, sizeof port, "%d", options->port);
+    int reason = getaddrinfo(options->host, port, &hints, &places);
+    if (reason)
+        return mo_error_set(error, MO_E_INVALID, "--host %s: %s", options->host, gai_strerror(reason));
+    *fd = -1;
+    for (const struct addrinfo *place = places; place && *fd < 0; place = place->ai_next)
+        *fd = listen_at(place);
+    reason = errno;
+    freeaddrinfo(places);
+    if (*fd >= 0) return 0;
+    return mo_error_set(error, MO_E_IO, "cannot listen on %s port %d: %s", options->host, options->port,
+                        strerror(reason));
+}
+
+static int start_daemon(struct server *server, int fd, struct mo_error *error) {
+    const struct server_options *o = &server->options;
+    unsigned flags = MHD_USE_EPOLL | MHD_USE_INTERNAL_POLLING_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ITC;
+    server->daemon = MHD_start_daemon(flags, 0, NULL, NULL, on_request, server, MHD_OPTION_LISTEN_SOCKET, fd,
+                                      MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_MEMORY_BYTES,
+                                      MHD_OPTION_CONNECTION_LIMIT, (unsigned)o->max_connections,
+                                      MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)o->request_timeout_s,
+                                      MHD_OPTION_NOTIFY_COMPLETED, on_completed, server,
+                                      MHD_OPTION_NOTIFY_CONNECTION, on_connection, server, MHD_OPTION_END);
+    if (server->daemon) return 0;
+    close(fd);
+    return mo_error_set(error, MO_E_IO, "cannot start the HTTP server: %s", strerror(errno));
+}
+
+int server_open(struct server **out, const struct server_options *options, struct mo_error *error) {
+    struct server *server = calloc(1, sizeof *server);
+    if (!server) return mo_error_set(error, MO_E_NO_MEMORY, "out of memory for the server");
+    server->options = *options;
+    server->created = time(NULL);
+    int fd = -1, code = open_socket(options, &fd, error);
+    if (code) goto fail;
+    server->port = bound_port(fd);
+    code = watch_open(&server->watch, error);
+    if (!code) code = prepare_open(&server->prepare, error);
+    if (code) {
+        close(fd);
+        goto fail;
+    }
+    code = start_daemon(server, fd, error);
+    if (code) goto fail;
+    *out = server;
+    return 0;
+fail:
+    server_close(server);
+    return code;
+}
+
+int server_port(const struct server *server) {
+    return server->port;
+}
+
+void server_ready(struct server *server, const struct engine *engine, const char *hash) {
+    snprintf(server->hash, sizeof server->hash, "%s", hash);
+    snprintf(server->fingerprint, sizeof server->fingerprint, "moebius-" MOEBIUS_VERSION "-%.12s", hash);
+    atomic_store(&server->engine, engine);
+}
+
+void server_drain(struct server *server) {
+    atomic_store(&server->draining, true);
+}
+
+int server_answers(struct server *server) {
+    return atomic_load(&server->n_answers);
+}
+
+/* The library may not be stopped while a connection is suspended: the cancelled answers' ends resume them
+ * all. */
+void server_close(struct server *server) {
+    if (!server) return;
+    server_drain(server);
+    while (server->daemon && server_answers(server) > 0) {
+        watch_cancel_all(server->watch);
+        nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
+    }
+    if (server->daemon) MHD_stop_daemon(server->daemon);
+    watch_close(server->watch);
+    prepare_close(server->prepare);
+    free(server);
+}

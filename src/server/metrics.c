@@ -1,0 +1,94 @@
+#include "server/metrics.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+
+/* Where samples go, and the label that all of them have. */
+struct metrics {
+    struct buffer *out;
+    char label[600]; /* model_name="..." */
+};
+
+/* A label's value: backslash, quote and line end are escaped. */
+static void write_label(char *out, size_t size, const char *name) {
+    size_t n = (size_t)snprintf(out, size, "model_name=\"");
+    for (; *name && n + 4 < size; name++) {
+        if (*name == '\\' || *name == '"' || *name == '\n') out[n++] = '\\';
+        out[n++] = *name == '\n' ? 'n' : *name;
+    }
+    snprintf(out + n, size - n, "\"");
+}
+
+static void head(struct metrics *m, const char *name, const char *type, const char *help) {
+    buffer_printf(m->out, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, type);
+}
+
+static void gauge(struct metrics *m, const char *name, double value, const char *help) {
+    head(m, name, "gauge", help);
+    buffer_printf(m->out, "%s{%s} %.9g\n", name, m->label, value);
+}
+
+static void counter(struct metrics *m, const char *name, uint64_t value, const char *help) {
+    head(m, name, "counter", help);
+    buffer_printf(m->out, "%s{%s} %" PRIu64 "\n", name, m->label, value);
+}
+
+static void seconds(struct metrics *m, const char *name, double value, const char *help) {
+    head(m, name, "counter", help);
+    buffer_printf(m->out, "%s{%s} %.9g\n", name, m->label, value);
+}
+
+static void histogram(struct metrics *m, const char *name, const struct sched_histogram *h,
+                      const char *help) {
+    uint64_t sum = 0;
+    head(m, name, "histogram", help);
+    for (int i = 0; i < SCHED_BUCKETS - 1; i++) {
+        sum += h->count[i];
+        buffer_printf(m->out, "%s_bucket{%s,le=\"%g\"} %" PRIu64 "\n", name, m->label, sched_bucket_s[i],
+                      sum);
+    }
+    buffer_printf(m->out, "%s_bucket{%s,le=\"+Inf\"} %" PRIu64 "\n", name, m->label, h->total);
+    buffer_printf(m->out, "%s_sum{%s} %.9g\n%s_count{%s} %" PRIu64 "\n", name, m->label, h->sum, name,
+                  m->label, h->total);
+}
+
+static void write_finished(struct metrics *m, const struct sched_stats *stats) {
+    static const struct {
+        enum finish_reason reason;
+        const char *name;
+    } REASONS[] = {{FINISH_STOP, "stop"},
+                   {FINISH_LENGTH, "length"},
+                   {FINISH_CANCELLED, "abort"},
+                   {FINISH_ERROR, "error"}};
+    const char *name = "vllm:request_success_total";
+    head(m, name, "counter", "Answers that ended, by reason.");
+    for (size_t i = 0; i < sizeof REASONS / sizeof *REASONS; i++) {
+        buffer_printf(m->out, "%s{%s,finished_reason=\"%s\"} %" PRIu64 "\n", name, m->label, REASONS[i].name,
+                      stats->finished[REASONS[i].reason]);
+    }
+}
+
+void metrics_write(struct buffer *out, const struct sched_stats *s, const char *model_name) {
+    struct metrics m = {.out = out};
+    write_label(m.label, sizeof m.label, model_name);
+    double used = s->pages_total ? (double)(s->pages_total - s->pages_free) / s->pages_total : 0;
+    gauge(&m, "vllm:num_requests_running", s->n_running, "Sequences in the batch.");
+    gauge(&m, "vllm:num_requests_waiting", s->n_waiting, "Sequences that wait for a place.");
+    gauge(&m, "vllm:kv_cache_usage_perc", used, "Share of the cache's pages in use, 0 to 1.");
+    gauge(&m, "vllm:gpu_cache_usage_perc", used, "The same under its older name.");
+    gauge(&m, "moebius:kv_pages_total", s->pages_total, "Pages of the cache, 64 tokens each.");
+    gauge(&m, "moebius:kv_pages_free", s->pages_free, "Pages not in use.");
+    counter(&m, "vllm:prompt_tokens_total", s->prompt_tokens, "Prompt tokens computed.");
+    counter(&m, "vllm:generation_tokens_total", s->generated_tokens, "Tokens generated.");
+    counter(&m, "vllm:num_preemptions_total", s->preemptions,
+            "Sequences sent back to wait because the cache was full.");
+    write_finished(&m, s);
+    counter(&m, "moebius:steps_total", s->steps, "Batches computed.");
+    seconds(&m, "moebius:step_seconds_total", s->step_s, "Time inside the scheduler's steps.");
+    seconds(&m, "moebius:forward_seconds_total", s->forward_s,
+            "Of it, time inside the model's forward pass.");
+    histogram(&m, "vllm:time_to_first_token_seconds", &s->first_token_s,
+              "From submission to the first token.");
+    histogram(&m, "vllm:inter_token_latency_seconds", &s->inter_token_s, "Between two tokens of a sequence.");
+    histogram(&m, "vllm:e2e_request_latency_seconds", &s->request_s, "From submission to the last token.");
+}

@@ -1,0 +1,126 @@
+#include "server/respond.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/random.h>
+
+void respond_head_init(struct respond_head *head, const struct api_request *request,
+                       const char *fingerprint) {
+    uint64_t random[2] = {0};
+    if (getrandom(random, sizeof random, 0) < 0)
+        random[0] = (uint64_t)(uintptr_t)head; /* ids need not be secret */
+    *head = (struct respond_head){.created = time(NULL), .fingerprint = fingerprint, .request = request};
+    snprintf(head->id, sizeof head->id, "%s-%016" PRIx64 "%016" PRIx64,
+             request->kind == API_CHAT ? "chatcmpl" : "cmpl", random[0], random[1]);
+}
+
+static json_t *finish_reason(const struct choice *choice) {
+    if (choice->finish == FINISH_NONE) return json_null();
+    return json_string(choice->finish == FINISH_LENGTH ? "length" : "stop");
+}
+
+/* What stopped it, if the request named it: a string, or an id of stop_token_ids. */
+static json_t *stop_reason(const struct choice *choice) {
+    const struct api_request *request = choice->request;
+    if (choice->stop_index >= 0) return json_string(request->stop[choice->stop_index]);
+    for (int i = 0; choice->stop_token >= 0 && i < request->sched.n_stop; i++) {
+        if (choice->tokenizer &&
+            tokenizer_added_id(choice->tokenizer, request->stop[i]) == choice->stop_token) {
+            return json_string(request->stop[i]);
+        }
+    }
+    for (int i = 0; i < request->n_named_stop_tokens; i++) {
+        if (request->stop_tokens[i] == choice->stop_token) return json_integer(choice->stop_token);
+    }
+    return json_null();
+}
+
+static json_t *usage(const struct respond_head *head, const struct choice *choices, int n_choices) {
+    json_int_t prompt = 0, answer = 0, cached = 0;
+    for (int i = 0; i < n_choices; i++) {
+        answer += choices[i].n_generated;
+        if (i % head->request->n) continue; /* the choices of a prompt share it */
+        prompt += choices[i].n_prompt;
+        cached += choices[i].n_cached;
+    }
+    return json_pack("{s:I, s:I, s:I, s:{s:I}, s:I, s:I, s:{s:i}}", "prompt_tokens", prompt,
+                     "completion_tokens", answer, "total_tokens", prompt + answer, "prompt_tokens_details",
+                     "cached_tokens", cached, "prompt_cache_hit_tokens", cached, "prompt_cache_miss_tokens",
+                     prompt - cached, "completion_tokens_details", "reasoning_tokens", 0);
+}
+
+/* `choices` and `usage_json` (may be NULL: the key is left out) are taken over. */
+static json_t *object(const struct respond_head *head, const char *kind, json_t *choices,
+                      json_t *usage_json) {
+    json_t *json = json_pack("{s:s, s:s, s:I, s:s, s:s, s:o}", "id", head->id, "object", kind, "created",
+                             (json_int_t)head->created, "model", head->request->model, "system_fingerprint",
+                             head->fingerprint, "choices", choices);
+    if (json && usage_json) {
+        json_object_set_new(json, "usage", usage_json);
+    } else {
+        json_decref(usage_json);
+    }
+    return json;
+}
+
+static const char *object_name(const struct respond_head *head, bool is_chunk) {
+    if (head->request->kind == API_COMPLETION) return "text_completion";
+    return is_chunk ? "chat.completion.chunk" : "chat.completion";
+}
+
+static json_t *chunk(const struct respond_head *head, json_t *choice) {
+    json_t *usage_json = head->request->include_usage ? json_null() : NULL;
+    return object(head, object_name(head, true), json_pack("[o]", choice), usage_json);
+}
+
+static json_t *completion_choice(struct choice *choice) {
+    return json_pack("{s:i, s:o, s:o, s:o, s:o}", "index", choice->index, "text", choice_take_text(choice),
+                     "logprobs", choice_take_logprobs(choice), "finish_reason", finish_reason(choice),
+                     "stop_reason", stop_reason(choice));
+}
+
+static json_t *chat_choice(struct choice *choice) {
+    return json_pack("{s:i, s:{s:s, s:o}, s:o, s:o, s:o}", "index", choice->index, "message", "role",
+                     "assistant", "content", choice_take_text(choice), "logprobs",
+                     choice_take_logprobs(choice), "finish_reason", finish_reason(choice), "stop_reason",
+                     stop_reason(choice));
+}
+
+json_t *respond_whole(const struct respond_head *head, struct choice *choices, int n_choices) {
+    json_t *list = json_array();
+    for (int i = 0; i < n_choices; i++) {
+        json_array_append_new(list, head->request->kind == API_CHAT ? chat_choice(&choices[i])
+                                                                    : completion_choice(&choices[i]));
+    }
+    if (list && json_array_size(list) != (size_t)n_choices) {
+        json_decref(list);
+        return NULL;
+    }
+    return object(head, object_name(head, false), list, usage(head, choices, n_choices));
+}
+
+json_t *respond_chunk(const struct respond_head *head, struct choice *choice) {
+    return chunk(head, completion_choice(choice));
+}
+
+json_t *respond_chat_role(const struct respond_head *head, const struct choice *choice) {
+    return chunk(head, json_pack("{s:i, s:{s:s, s:s}, s:n, s:n}", "index", choice->index, "delta", "role",
+                                 "assistant", "content", "", "logprobs", "finish_reason"));
+}
+
+json_t *respond_chat_content(const struct respond_head *head, struct choice *choice) {
+    return chunk(head, json_pack("{s:i, s:{s:o}, s:o, s:n}", "index", choice->index, "delta", "content",
+                                 choice_take_text(choice), "logprobs", choice_take_logprobs(choice),
+                                 "finish_reason"));
+}
+
+json_t *respond_chat_end(const struct respond_head *head, struct choice *choice) {
+    return chunk(head, json_pack("{s:i, s:{}, s:o, s:o, s:o}", "index", choice->index, "delta", "logprobs",
+                                 choice_take_logprobs(choice), "finish_reason", finish_reason(choice),
+                                 "stop_reason", stop_reason(choice)));
+}
+
+json_t *respond_usage_chunk(const struct respond_head *head, const struct choice *choices, int n_choices) {
+    return object(head, object_name(head, true), json_array(), usage(head, choices, n_choices));
+}

@@ -1,0 +1,168 @@
+/* server/routes.c - the table of paths, and their handlers. */
+#include <stdlib.h>
+#include <string.h>
+#include "server/http.h"
+#include "server/metrics.h"
+#include "server/text_api.h"
+#include "text/fim.h"
+
+static const char *model_name(const struct exchange *exchange) {
+    return exchange->server->options.names[0];
+}
+
+static struct api_model api_model_of(const struct exchange *exchange) {
+    const struct server *server = exchange->server;
+    return (struct api_model){atomic_load(&server->engine), server->options.names, server->options.n_names};
+}
+
+/* --- answers ------------------------------------------------------------------------------------- */
+
+/* Whether there is a place for one more, else why not. */
+static int check_place(struct exchange *exchange, struct api_error *error) {
+    struct server *server = exchange->server;
+    struct sched_stats stats;
+    if (atomic_load(&server->draining)) {
+        api_error_set(error, 503, NULL, "shutting_down",
+                      "the server is shutting down and takes no new requests");
+        error->retry_after_s = 10;
+        return -1;
+    }
+    sched_stats_get(atomic_load(&server->engine)->sched, &stats);
+    if (stats.n_waiting < server->options.max_queue) return 0;
+    api_error_set(error, 429, NULL, "queue_full", "%d requests are waiting already; try again later",
+                  stats.n_waiting);
+    error->retry_after_s = 5;
+    return -1;
+}
+
+static enum MHD_Result handle_generation(struct exchange *exchange, enum api_kind kind) {
+    struct api_error error = {0};
+    struct api_model model = api_model_of(exchange);
+    if (check_place(exchange, &error)) return http_reply_error(exchange, &error);
+    return http_generate(exchange, kind, &model);
+}
+
+static enum MHD_Result handle_chat(struct exchange *exchange) {
+    return handle_generation(exchange, API_CHAT);
+}
+
+static enum MHD_Result handle_completion(struct exchange *exchange) {
+    return handle_generation(exchange, API_COMPLETION);
+}
+
+/* --- models -------------------------------------------------------------------------------------- */
+
+static json_t *model_json(const struct exchange *exchange, const char *name) {
+    const struct server *server = exchange->server;
+    const struct engine *engine = atomic_load(&server->engine);
+    return json_pack("{s:s, s:s, s:I, s:s, s:s, s:n, s:i, s:b, s:b, s:s, s:[]}", "id", name, "object",
+                     "model", "created", (json_int_t)server->created, "owned_by", "moebius", "root",
+                     model_name(exchange), "parent", "max_model_len", engine->options.max_model_len, "fim",
+                     engine->tokenizer && fim_supported(engine->tokenizer), "chat", engine->chat != NULL,
+                     "hash", server->hash, "permission");
+}
+
+static enum MHD_Result handle_models(struct exchange *exchange) {
+    json_t *list = json_array();
+    for (int i = 0; i < exchange->server->options.n_listed; i++) {
+        json_array_append_new(list, model_json(exchange, exchange->server->options.names[i]));
+    }
+    return http_reply_json(exchange, 200, json_pack("{s:s, s:o}", "object", "list", "data", list));
+}
+
+static enum MHD_Result handle_model(struct exchange *exchange) {
+    struct api_error error = {0};
+    struct api_model model = api_model_of(exchange);
+    json_t *wanted = json_string(exchange->tail);
+    const char *name = wanted ? api_model_name(&model, wanted, &error) : NULL;
+    json_decref(wanted);
+    if (name) return http_reply_json(exchange, 200, model_json(exchange, name));
+    if (!error.status)
+        api_error_set(&error, 404, "model", "model_not_found", "the model's name is not valid UTF-8");
+    return http_reply_error(exchange, &error);
+}
+
+/* --- how the server is --------------------------------------------------------------------------- */
+
+static enum MHD_Result handle_health(struct exchange *exchange) {
+    bool draining = atomic_load(&exchange->server->draining),
+         loading = !atomic_load(&exchange->server->engine);
+    const char *status = draining ? "draining" : loading ? "loading" : "ok";
+    return http_reply_json(exchange, draining || loading ? 503 : 200, json_pack("{s:s}", "status", status));
+}
+
+static enum MHD_Result handle_version(struct exchange *exchange) {
+    return http_reply_json(exchange, 200, json_pack("{s:s}", "version", MOEBIUS_VERSION));
+}
+
+static enum MHD_Result handle_metrics(struct exchange *exchange) {
+    const struct engine *engine = atomic_load(&exchange->server->engine);
+    struct sched_stats stats = {0};
+    struct buffer text = {0};
+    if (engine) sched_stats_get(engine->sched, &stats);
+    metrics_write(&text, &stats, model_name(exchange));
+    return http_reply_text(exchange, 200, METRICS_CONTENT_TYPE, &text);
+}
+
+/* --- text without a model run -------------------------------------------------------------------- */
+
+static enum MHD_Result handle_text(struct exchange *exchange, text_api_function *function) {
+    struct api_error error = {0};
+    struct api_model model = api_model_of(exchange);
+    json_t *json = function(&model, exchange->body.data, exchange->body.size, &error);
+    return json ? http_reply_json(exchange, 200, json) : http_reply_error(exchange, &error);
+}
+
+static enum MHD_Result handle_tokenize(struct exchange *exchange) {
+    return handle_text(exchange, text_api_tokenize);
+}
+
+static enum MHD_Result handle_detokenize(struct exchange *exchange) {
+    return handle_text(exchange, text_api_detokenize);
+}
+
+/* --- the table ----------------------------------------------------------------------------------- */
+
+static const struct route ROUTES[] = {
+    {"/v1/chat/completions", HTTP_POST, false, true, handle_chat},
+    {"/chat/completions", HTTP_POST, false, true, handle_chat},
+    {"/beta/chat/completions", HTTP_POST, false, true, handle_chat},
+    {"/v1/completions", HTTP_POST, false, true, handle_completion},
+    {"/completions", HTTP_POST, false, true, handle_completion},
+    {"/beta/completions", HTTP_POST, false, true, handle_completion},
+    {"/v1/models", HTTP_GET, false, true, handle_models},
+    {"/v1/models/", HTTP_GET, false, true, handle_model},
+    {"/models", HTTP_GET, false, true, handle_models},
+    {"/models/", HTTP_GET, false, true, handle_model},
+    {"/tokenize", HTTP_POST, false, true, handle_tokenize},
+    {"/detokenize", HTTP_POST, false, true, handle_detokenize},
+    {"/health", HTTP_GET, true, false, handle_health},
+    {"/ping", HTTP_GET, true, false, handle_health},
+    {"/version", HTTP_GET, true, false, handle_version},
+    {"/metrics", HTTP_GET, false, false, handle_metrics},
+};
+
+static bool is_at(const struct route *route, const char *path, const char **tail) {
+    size_t n = strlen(route->path);
+    bool is_prefix = route->path[n - 1] == '/';
+    if (!is_prefix) return strcmp(path, route->path) == 0;
+    if (strncmp(path, route->path, n) != 0 || path[n] == 0) return false;
+    *tail = path + n;
+    return true;
+}
+
+const struct route *route_find(const char *path, const char *method, const char **tail,
+                               struct api_error *error) {
+    bool is_get = !strcmp(method, "GET") || !strcmp(method, "HEAD"), is_post = !strcmp(method, "POST");
+    for (size_t i = 0; i < sizeof ROUTES / sizeof *ROUTES; i++) {
+        const struct route *route = &ROUTES[i];
+        if (!is_at(route, path, tail)) continue;
+        if (route->method == HTTP_GET ? is_get : is_post) return route;
+        api_error_set(error, 405, NULL, "method_not_allowed", "%s takes %s, not %.20s", route->path,
+                      route->method == HTTP_GET ? "GET" : "POST", method);
+        error->allow = route->method == HTTP_GET ? "GET, HEAD" : "POST";
+        return NULL;
+    }
+    api_error_set(error, 404, NULL, "not_found", "there is nothing at %.200s", path);
+    return NULL;
+}

@@ -1,0 +1,47 @@
+/* server/server.h - the OpenAI-compatible HTTP server, as `moebius serve` sees it.
+ *
+ * Order of life: server_open (listens at once, answers 503 until there is an engine), server_ready,
+ * server_drain (no new work), server_close. Threads: libmicrohttpd's for all HTTP; the watcher for
+ * connections that wait (watch.h); one that parses long requests (prepare.h); and the engine's, which only
+ * leaves copies of events. A request walks
+ *
+ *   http.c    bytes -> one request
+ *   routes.c  path -> handler
+ *   api.c     JSON -> prompts, sampling, limits
+ *   answer.c  submit; events come back from the engine thread
+ *   sse.c     events -> frames of a stream;  respond.c  events -> JSON objects
+ *
+ * Includes: base, text, sched, model, engine.h; libmicrohttpd in http.c and routes.c only. */
+#ifndef MOEBIUS_SERVER_SERVER_H
+#define MOEBIUS_SERVER_SERVER_H
+
+#include "engine.h"
+#include "server/auth.h"
+
+enum { SERVER_NAMES_MAX = 64 };
+
+struct server_options {
+    const char *host;
+    int port;                            /* 0: any free one */
+    const char *names[SERVER_NAMES_MAX]; /* [n_names] of the model; outlive the server */
+    int n_names, n_listed;               /* the first n_listed are shown by /v1/models */
+    struct auth auth;
+    int max_body_bytes, max_connections;
+    int max_queue;         /* requests that may wait for a place before new ones are sent away */
+    int request_timeout_s; /* that a request may take to arrive, and a client to read on */
+};
+
+struct server;
+
+int server_open(struct server **server, const struct server_options *options, struct mo_error *error);
+int server_port(const struct server *server);
+/* `engine` is started and outlives the server; `hash` is the model's (checkpoint_hash). */
+void server_ready(struct server *server, const struct engine *engine, const char *hash);
+/* From now on requests for answers get 503. */
+void server_drain(struct server *server);
+/* Answers on their way. */
+int server_answers(struct server *server);
+/* Cancels what is left and ends the threads; accepts NULL. */
+void server_close(struct server *server);
+
+#endif

@@ -1,0 +1,46 @@
+#include "server/sse.h"
+
+/* Takes `json` over. */
+static int add_frame(struct buffer *out, json_t *json) {
+    char *text = json ? json_dumps(json, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
+    json_decref(json);
+    if (!text) return -1;
+    buffer_add_text(out, "data: ");
+    buffer_add_text(out, text);
+    buffer_add_text(out, "\n\n");
+    free(text);
+    return out->failed ? -1 : 0;
+}
+
+static int add_chat(struct buffer *out, const struct respond_head *head, struct choice *choice) {
+    int code = 0;
+    if (!choice->role_sent) code = add_frame(out, respond_chat_role(head, choice));
+    choice->role_sent = true;
+    bool ends = choice->finish != FINISH_NONE;
+    /* a token without text (its end, or half a character) leaves its logprobs to the chunk that ends */
+    bool has_content = choice->text.size > 0 || (choice->logprobs && !ends);
+    if (!code && has_content) code = add_frame(out, respond_chat_content(head, choice));
+    if (!code && ends) code = add_frame(out, respond_chat_end(head, choice));
+    return code;
+}
+
+int sse_add_event(struct buffer *out, const struct respond_head *head, struct choice *choice,
+                  const struct token_event *event) {
+    int code = choice_take(choice, event);
+    if (code || event->is_prompt) return code; /* an echoed prompt goes out with the first token */
+    if (head->request->kind == API_CHAT) return add_chat(out, head, choice);
+    if (choice->text.size == 0 && !choice->logprobs && choice->finish == FINISH_NONE) return 0;
+    return add_frame(out, respond_chunk(head, choice));
+}
+
+int sse_add_end(struct buffer *out, const struct respond_head *head, const struct choice *choices,
+                int n_choices) {
+    int code = 0;
+    if (head->request->include_usage) code = add_frame(out, respond_usage_chunk(head, choices, n_choices));
+    buffer_add_text(out, "data: [DONE]\n\n");
+    return out->failed ? -1 : code;
+}
+
+int sse_add_error(struct buffer *out, const struct api_error *error) {
+    return add_frame(out, api_error_json(error));
+}

@@ -1,0 +1,145 @@
+#include "server/text_api.h"
+
+#include <stdlib.h>
+#include "server/api_parts.h"
+#include "text/utf8.h"
+
+static int need_tokenizer(const struct api_model *model, struct api_error *error) {
+    if (model->engine->tokenizer) return 0;
+    return api_error_field(error, NULL, "this model has no tokenizer.json: only token ids can be used");
+}
+
+/* A token as text; bytes that are no text alone are shown as a list (llama.cpp) or as U+FFFD (vLLM). */
+static json_t *piece(const struct tokenizer *tokenizer, int32_t id, bool as_list) {
+    size_t size, text_size;
+    const char *bytes = tokenizer_token_bytes(tokenizer, id, &size);
+    if (utf8_valid_prefix((const uint8_t *)bytes, size) == size)
+        return json_stringn(bytes ? bytes : "", size);
+    if (as_list) {
+        json_t *list = json_array();
+        for (size_t i = 0; i < size; i++) json_array_append_new(list, json_integer((unsigned char)bytes[i]));
+        return list;
+    }
+    char *text;
+    if (tokenizer_decode(tokenizer, &id, 1, false, &text, &text_size, NULL)) return NULL;
+    json_t *json = json_stringn(text, text_size);
+    free(text);
+    return json;
+}
+
+static json_t *ids_json(const struct token_list *ids) {
+    json_t *list = json_array();
+    for (size_t i = 0; i < ids->n; i++) json_array_append_new(list, json_integer(ids->ids[i]));
+    return list;
+}
+
+static json_t *vllm_shape(const struct api_model *model, const struct token_list *ids, bool strings) {
+    json_t *texts = strings ? json_array() : json_null();
+    for (size_t i = 0; strings && i < ids->n; i++) {
+        json_array_append_new(texts, piece(model->engine->tokenizer, ids->ids[i], false));
+    }
+    return json_pack("{s:I, s:i, s:o, s:o}", "count", (json_int_t)ids->n, "max_model_len",
+                     model->engine->options.max_model_len, "tokens", ids_json(ids), "token_strs", texts);
+}
+
+static json_t *llama_shape(const struct api_model *model, const struct token_list *ids, bool pieces) {
+    if (!pieces) return json_pack("{s:o}", "tokens", ids_json(ids));
+    json_t *list = json_array();
+    for (size_t i = 0; i < ids->n; i++) {
+        json_array_append_new(list, json_pack("{s:i, s:o}", "id", (int)ids->ids[i], "piece",
+                                              piece(model->engine->tokenizer, ids->ids[i], true)));
+    }
+    return json_pack("{s:o}", "tokens", list);
+}
+
+static int encode_messages(struct fields *f, const struct engine *engine, const json_t *messages,
+                           struct token_list *ids, struct mo_error *cause) {
+    const json_t *kwargs = fields_object(f, "chat_template_kwargs");
+    bool generation = fields_bool(f, "add_generation_prompt", true);
+    json_t *copy = fields_failed(f) ? NULL : api_messages_copy(messages, f->error);
+    int code = copy ? engine_encode_chat(engine, copy, generation, kwargs, ids, cause) : 0;
+    json_decref(copy);
+    return code;
+}
+
+static json_t *tokenize(struct fields *f, const struct api_model *model, struct token_list *ids) {
+    const struct engine *engine = model->engine;
+    struct mo_error cause = {0};
+    const json_t *messages = fields_array(f, "messages"), *content = fields_string(f, "content");
+    const json_t *prompt = fields_string(f, "prompt");
+    bool special = fields_bool(f, "parse_special", true), pieces = fields_bool(f, "with_pieces", false);
+    bool bos = fields_bool(f, content ? "add_special" : "add_special_tokens", !content);
+    bool strings = fields_bool(f, "return_token_strs", false);
+    const json_t *text = content ? content : prompt;
+    int code = 0;
+    if (fields_failed(f)) return NULL;
+    if (messages) {
+        code = encode_messages(f, engine, messages, ids, &cause);
+    } else if (!text) {
+        api_error_field(f->error, "prompt", "one of prompt, messages, content is needed");
+    } else if (special) {
+        code = api_text_encode(engine, json_string_value(text), json_string_length(text), bos, ids, &cause);
+    } else {
+        if (bos && tokenizer_bos(engine->tokenizer) >= 0)
+            code = token_list_push(ids, tokenizer_bos(engine->tokenizer), &cause);
+        if (!code)
+            code = tokenizer_encode(engine->tokenizer, json_string_value(text), json_string_length(text),
+                                    false, ids, &cause);
+    }
+    if (code) api_error_from(f->error, &cause, messages ? "messages" : content ? "content" : "prompt");
+    if (fields_failed(f)) return NULL;
+    return content && !messages ? llama_shape(model, ids, pieces) : vllm_shape(model, ids, strings);
+}
+
+json_t *text_api_tokenize(const struct api_model *model, const char *body, size_t size,
+                          struct api_error *error) {
+    if (need_tokenizer(model, error)) return NULL;
+    json_t *root = fields_parse(body, size, error);
+    if (!root) return NULL;
+    struct fields fields = {root, error};
+    struct token_list ids = {0};
+    json_t *answer = NULL;
+    if (api_model_name(model, fields_get(&fields, "model"), error)) answer = tokenize(&fields, model, &ids);
+    if (!answer && !error->status) api_error_no_memory(error);
+    token_list_free(&ids);
+    json_decref(root);
+    return answer;
+}
+
+static json_t *detokenize(struct fields *f, const struct api_model *model, struct token_list *ids) {
+    const json_t *tokens = fields_array(f, "tokens");
+    struct mo_error cause = {0};
+    int code = 0;
+    if (!tokens && !fields_failed(f)) api_error_field(f->error, "tokens", "tokens is missing");
+    for (size_t i = 0; i < json_array_size(tokens) && !code && !fields_failed(f); i++) {
+        int32_t id = fields_token(f, json_array_get(tokens, i), "tokens", model->engine->model.vocab);
+        code = token_list_push(ids, id, &cause);
+    }
+    if (fields_failed(f)) return NULL;
+    char *text = NULL;
+    size_t size = 0;
+    if (!code)
+        code = tokenizer_decode(model->engine->tokenizer, ids->ids, ids->n, false, &text, &size, &cause);
+    if (code) {
+        api_error_from(f->error, &cause, "tokens");
+        return NULL;
+    }
+    json_t *answer =
+        json_pack("{s:o, s:o}", "prompt", json_stringn(text, size), "content", json_stringn(text, size));
+    free(text);
+    return answer;
+}
+
+json_t *text_api_detokenize(const struct api_model *model, const char *body, size_t size,
+                            struct api_error *error) {
+    if (need_tokenizer(model, error)) return NULL;
+    json_t *root = fields_parse(body, size, error);
+    if (!root) return NULL;
+    struct fields fields = {root, error};
+    struct token_list ids = {0};
+    json_t *answer = detokenize(&fields, model, &ids);
+    if (!answer && !error->status) api_error_no_memory(error);
+    token_list_free(&ids);
+    json_decref(root);
+    return answer;
+}
