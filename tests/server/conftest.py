@@ -1,0 +1,65 @@
+"""Fixtures of the server's tests. See serving.py for what they hand out."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import make_tiny_text_model
+from serving import FLAGS, GOLDEN, Engine, Server
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """A folder with v2lite-tiny and a tokenizer and a chat template."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    make_tiny_text_model.make(GOLDEN / "v2lite-tiny", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def engine(model, tmp_path_factory):
+    return Engine(model, tmp_path_factory.mktemp("engine"))
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory):
+    """start(model, *flags) -> a ready Server; whatever a test leaves running is stopped at the end."""
+    folder, started = tmp_path_factory.mktemp("servers"), []
+
+    def start_server(model, *flags, **options):
+        server = Server(model, *flags, folder=folder, **options)
+        started.append(server)
+        return server
+
+    yield start_server
+    for server in started:
+        if server.process.poll() is None:
+            server.process.kill()
+            server.process.wait()
+
+
+@pytest.fixture(scope="session")
+def shared_server(start, model):
+    server = start(model, *FLAGS)
+    yield server
+    assert server.becomes_idle(), "requests or pages were left behind"
+    assert server.stop() == 0
+
+
+@pytest.fixture
+def server(shared_server):
+    """The server that most tests share. Each test finds it alive and leaves it idle: nothing running, no page taken."""
+    assert shared_server.process.poll() is None, shared_server.log[-3000:]
+    yield shared_server
+    assert shared_server.process.poll() is None, shared_server.log[-3000:]
+    assert shared_server.becomes_idle(), "requests or pages were left behind"
+
+
+@pytest.fixture
+def client(server):
+    with server.client() as client:
+        yield client

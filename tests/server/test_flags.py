@@ -1,0 +1,127 @@
+"""`moebius serve` as a drop-in: the command lines of a well-known hosting guide for vLLM, with the program's name changed,
+and flags that cannot be kept refused at once, with the reason."""
+
+import re
+import subprocess
+import time
+
+import pytest
+
+from serving import GOLDEN, HOST, PROGRAM
+
+import make_tiny_text_model
+
+# The guide's two commands after "python -m vllm.entrypoints.openai.api_server".
+FP8 = """--model deepseek-ai/DeepSeek-Coder-V2-Lite-Instruct --quantization fp8 --kv-cache-dtype fp8 --max-model-len 32768
+ --max-num-seqs 8 --enable-chunked-prefill --enable-prefix-caching --gpu-memory-utilization 0.92 --trust-remote-code""".split()
+AWQ = """--model TheBloke/DeepSeek-Coder-V2-Lite-Instruct-AWQ --quantization awq_marlin --max-model-len 32768 --max-num-seqs 8
+ --enable-chunked-prefill --enable-prefix-caching --gpu-memory-utilization 0.92 --trust-remote-code""".split()
+
+
+def cache(folder, name, golden):
+    """A Hugging Face cache that holds a tiny model under a famous name."""
+    repo = folder / "hub" / ("models--" + name.replace("/", "--"))
+    make_tiny_text_model.make(GOLDEN / golden, repo / "snapshots" / "0123abcd")
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("0123abcd")
+    return {"HF_HOME": str(folder)}
+
+
+@pytest.mark.parametrize("flags, golden", [(FP8, "v2lite-tiny-ct-fp8"), (FP8, "v2lite-tiny-fp8-tensor"), (FP8, "v2lite-tiny"),
+                                           (AWQ, "v2lite-tiny-awq")])
+def test_command_lines_of_the_guide(start, tmp_path, flags, golden):
+    name = flags[1]
+    server = start(None, *flags, env=cache(tmp_path, name, golden))
+    assert server.model == name
+    entry = server.get("/v1/models").json["data"][0]
+    assert entry["max_model_len"] == 32768
+    assert server.complete("the", max_tokens=3, ignore_eos=True)["usage"]["completion_tokens"] == 3
+    notes = [line for line in server.log.splitlines() if "--trust-remote-code" in line]
+    assert len(notes) == 1, f"a flag that changes nothing says so in one line:\n{server.log}"
+    assert server.stop() == 0
+
+
+def test_defaults_of_the_context_are_said(start, model):
+    """Without --max-model-len the server takes what fits, and says it."""
+    server = start(model)
+    length = server.get("/v1/models").json["data"][0]["max_model_len"]
+    assert length >= 4096
+    assert str(length) in server.log, server.log
+    assert server.stop() == 0
+
+
+HARMLESS = ["--enforce-eager", "--disable-log-requests", "--swap-space=4", "--tensor-parallel-size=1", "--dtype=auto",
+            "--dtype=bfloat16", "--seed=1", "--enable-chunked-prefill", "--trust-remote-code"]
+
+
+def test_harmless_flags(start, model):
+    server = start(model, "--max-model-len", 512, *HARMLESS)
+    for flag in ("--enforce-eager", "--swap-space", "--disable-log-requests"):
+        assert sum(flag in line for line in server.log.splitlines()) == 1, server.log
+    assert server.complete("the", max_tokens=1)["choices"]
+    assert server.stop() == 0
+
+
+REFUSED = [
+    (["--tensor-parallel-size", "2"], ["--tensor-parallel-size", "1"]),
+    (["--pipeline-parallel-size", "4"], ["--pipeline-parallel-size"]),
+    (["--quantization", "bitsandbytes"], ["--quantization", "bitsandbytes"]),
+    (["--quantization", "awq"], ["--quantization"]),  # the checkpoint is BF16
+    (["--kv-cache-dtype", "int4"], ["--kv-cache-dtype", "int4"]),
+    (["--dtype", "float64"], ["--dtype"]),
+    (["--gpu-memory-utilization", "1.5"], ["--gpu-memory-utilization", "1.5"]),
+    (["--gpu-memory-utilization", "0"], ["--gpu-memory-utilization"]),
+    (["--max-model-len", "0"], ["--max-model-len"]),
+    (["--max-model-len", "32k"], ["--max-model-len", "32k"]),
+    (["--max-model-len", "200000"], ["--max-model-len", "163840"]),
+    (["--max-num-seqs", "0"], ["--max-num-seqs"]),
+    (["--max-num-seqs", "-1"], ["--max-num-seqs"]),
+    (["--port", "70000"], ["--port"]),
+    (["--port", "http"], ["--port"]),
+    (["--host", "no such host"], ["--host"]),
+    (["--chat-template", "no-such-template"], ["--chat-template", "no-such-template"]),
+    (["--api-key", ""], ["--api-key"]),
+    (["--api-key-file", "/nonexistent/key"], ["/nonexistent/key"]),
+    (["--no-such-flag"], ["--no-such-flag"]),
+    (["--max-model-length", "5"], ["--max-model-length", "--max-model-len"]),
+    (["--speculative-model", "x"], ["--speculative-model"]),
+]
+
+
+@pytest.mark.parametrize("flags, words", REFUSED, ids=lambda v: " ".join(v) if isinstance(v, list) else None)
+def test_unsupported_values(model, flags, words):
+    """Within a second, with a message that names the flag and the reason."""
+    start = time.monotonic()
+    done = subprocess.run([PROGRAM, "serve", str(model), "--host", HOST, "--port", "0", *flags], capture_output=True, text=True,
+                          timeout=20)
+    assert done.returncode in (1, 2), done
+    assert time.monotonic() - start < 1.0
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("moebius"), done.stderr
+    for word in words:
+        assert word in last, last
+    assert len(last) > len(" ".join(flags)) + 20, "no reason is given"
+
+
+def test_missing_model():
+    done = subprocess.run([PROGRAM, "serve", "--port", "0"], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 2 and "MODEL" in done.stderr
+
+
+def test_model_is_not_there(tmp_path):
+    done = subprocess.run([PROGRAM, "serve", str(tmp_path / "nothing"), "--port", "0"], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 1 and "nothing" in done.stderr
+
+
+def test_port_in_use(start, model, server):
+    done = subprocess.run([PROGRAM, "serve", str(model), "--host", HOST, "--port", str(server.port)], capture_output=True,
+                          text=True, timeout=20)
+    assert done.returncode == 1 and str(server.port) in done.stderr, done
+
+
+def test_help():
+    done = subprocess.run([PROGRAM, "serve", "--help"], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 0 and done.stdout.startswith("Usage: moebius serve")
+    for flag in ("--host", "--port", "--api-key", "--served-model-name", "--max-model-len", "--max-num-seqs", "--chat-template"):
+        assert re.search(rf"(^|[\s,]){flag}([\s,]|$)", done.stdout, re.M), flag
+    assert "8000" in done.stdout and "127.0.0.1" in done.stdout, "the defaults are said"
