@@ -33,7 +33,8 @@ enum cpu_level cpu_detect(void) {
     unsigned saved = saved_state();
     if (!has_all(saved, STATE_AVX)) return CPU_REF;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !has_all(b, need_avx2_ebx)) return CPU_REF;
-    if (!has_all(saved, STATE_AVX512) || !has_all(b, need_avx512_ebx) || !has_all(c, bit_AVX512VNNI)) return CPU_AVX2;
+    if (!has_all(saved, STATE_AVX512) || !has_all(b, need_avx512_ebx) || !has_all(c, bit_AVX512VNNI))
+        return CPU_AVX2;
     return CPU_AVX512;
 }
 #else

@@ -191,7 +191,8 @@ static void bench_kernel(struct bench *b, enum cpu_level best, const char *name,
 /* only: a format's name, or NULL for all. */
 static int bench_run(enum cpu_level best, const char *only) {
     char *data = mmap(0, bench_set_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    static float x[BENCH_TOKENS][BENCH_COLS], y[BENCH_TOKENS][BENCH_ROWS];
+    static _Alignas(64) float x[BENCH_TOKENS][BENCH_COLS];
+    static float y[BENCH_TOKENS][BENCH_ROWS];
     struct bench b = {0};
     if (data == MAP_FAILED) {
         perror("check_kern: 512 MiB of weights");

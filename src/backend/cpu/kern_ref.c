@@ -1,4 +1,5 @@
-/* backend/cpu/kern_ref.c - every kernel in plain C, in the simplest order: what the fast ones are held against. */
+/* backend/cpu/kern_ref.c - every kernel in plain C, in the simplest order: what the fast ones are held
+ * against. */
 #include "backend/cpu/kern.h"
 
 #include <math.h>
@@ -86,7 +87,8 @@ static void weighted_sum(float *acc, size_t acc_stride, const float *keep, const
         float *row = acc + (size_t)i * acc_stride;
         for (int c = 0; c < n_c; c++) {
             float sum = keep ? row[c] * keep[i] : 0;
-            for (int t = 0; t < n_t; t++) sum += p[(size_t)i * p_stride + (size_t)t] * v[(size_t)t * v_stride + (size_t)c];
+            for (int t = 0; t < n_t; t++)
+                sum += p[(size_t)i * p_stride + (size_t)t] * v[(size_t)t * v_stride + (size_t)c];
             row[c] = sum;
         }
     }

@@ -10,10 +10,10 @@
  * Inside a panel values stand in the order that unpacking yields; they are put right when y is stored. */
 
 enum {
-    AWQ_STEP = 32,               /* k; scale groups are multiples of it */
+    AWQ_STEP = 32, /* k; scale groups are multiples of it */
     PANEL_ROWS = 8 * VL,
-    PANELS = 1024 / PANEL_ROWS,  /* in a block of rows, for one token */
-    AWQ_TOKENS = 48,             /* tokens that share unpacked weights */
+    PANELS = 2048 / PANEL_ROWS, /* in a block of rows, for one token */
+    AWQ_TOKENS = 64,            /* tokens that share unpacked weights */
 };
 
 /* For each panel, in the order of its kernel: what a group of k has in common. */
@@ -30,7 +30,40 @@ struct awq_view {
 };
 
 INLINE struct awq_view awq_view_rows(const struct mat *w, int r0, int r1) {
-    return (struct awq_view){(const char *)w->data + (size_t)(r0 / 8) * 4, (size_t)(w->rows / 8) * 4, (r1 - r0) / 8};
+    return (struct awq_view){(const char *)w->data + (size_t)(r0 / 8) * 4, (size_t)(w->rows / 8) * 4,
+                             (r1 - r0) / 8};
+}
+
+/* The lines of the step to come, asked for while this one is worked on, in the order of memory and not in the
+ * order of use: the processor's own prefetcher then sees streams and runs ahead of them. Several at once,
+ * because one alone does not reach the bandwidth of a thread: stream s is the step's k from s * AWQ_STEP /
+ * AWQ_STREAMS on. Into L2 (T1) only, since the lines of a power-of-two pitch would push each other out of L1.
+ */
+enum { AWQ_STREAMS = 4, AWQ_AHEAD_EVERY = AWQ_STREAMS * 16 / VL };
+
+struct awq_ahead {
+    const char *line; /* of the first stream */
+    size_t stream;    /* bytes between streams */
+    ptrdiff_t skip;  /* from the end of one k's lines to the next k's first; below 0 where lines are shared */
+    int lines, left; /* of one k */
+};
+
+INLINE struct awq_ahead awq_ahead_from(const char *p, size_t pitch, int words) {
+    int lines = (words * 4 + 63) / 64;
+    return (struct awq_ahead){p, pitch * (AWQ_STEP / AWQ_STREAMS), (ptrdiff_t)pitch - lines * 64, lines,
+                              lines};
+}
+
+/* At k = `at` of a panel: as many lines as the panel's words take, every AWQ_AHEAD_EVERY k. */
+INLINE void awq_ahead_next(struct awq_ahead *ahead, int at) {
+    if (at % AWQ_AHEAD_EVERY) return;
+    UNROLL
+    for (int i = 0; i < AWQ_STREAMS; i++) _mm_prefetch(ahead->line + (size_t)i * ahead->stream, _MM_HINT_T1);
+    ahead->line += 64;
+    if (--ahead->left == 0) {
+        ahead->left = ahead->lines;
+        ahead->line += ahead->skip;
+    }
 }
 
 INLINE ivec awq_load(const char *p, int words) {
@@ -39,8 +72,8 @@ INLINE ivec awq_load(const char *p, int words) {
 
 /* Eight fp16 scales of a word's rows. */
 INLINE __m128i awq_scales(const struct mat *w, int group, int row) {
-    return _mm_loadu_si128((const void *)((const char *)w->scales16 +
-                                          ((size_t)group * (size_t)w->rows + (size_t)row) * 2));
+    return _mm_loadu_si128(
+        (const void *)((const char *)w->scales16 + ((size_t)group * (size_t)w->rows + (size_t)row) * 2));
 }
 
 INLINE const char *awq_zeros(const struct mat *w, int group, int row) {
@@ -57,7 +90,8 @@ INLINE int awq_words_left(int words, int panel) {
 
 /* ---- fp32 activations: vector j of a panel is nibble j of its words ---- */
 
-/* Nibble j weighs 16^(j % 4) in its lane, which the scale takes back: a power of two, so it costs no rounding. */
+/* Nibble j weighs 16^(j % 4) in its lane, which the scale takes back: a power of two, so it costs no
+ * rounding. */
 static void awq_group_f32(const struct mat *w, int group, int row, int words, struct awq_group *out) {
     static const float unit[4] = {1.0f, 0x1p-4f, 0x1p-8f, 0x1p-12f};
     for (int panel = 0; panel < awq_panels(words); panel++) {
@@ -88,14 +122,14 @@ INLINE void awq_values(ivec v, const vec *zero, vec out[8]) {
 }
 
 /* One token, one panel, one step. p is the panel's words at the step's first k. */
-INLINE void awq_panel_f32(const char *p, size_t pitch, int words, int count, const float *x, const vec *scale,
-                          const vec *zero, vec *acc) {
+INLINE void awq_panel_f32(const char *p, size_t pitch, int words, int count, struct awq_ahead *ahead,
+                          const float *x, const vec *scale, const vec *zero, vec *acc) {
     vec sum[8];
     UNROLL
     for (int j = 0; j < 8; j++) sum[j] = vec_zero();
     for (int k = 0; k < count; k++, p += pitch) {
         vec value[8], xk = vec_set1(x[k]);
-        _mm_prefetch(p + AWQ_STEP * pitch, _MM_HINT_T0);
+        awq_ahead_next(ahead, k);
         awq_values(awq_load(p, words), zero, value);
         UNROLL
         for (int j = 0; j < 8; j++) sum[j] = vec_fma(value[j], xk, sum[j]);
@@ -113,14 +147,16 @@ static void awq_block_f32(const struct mat *w, int r0, int r1, const float *x, f
     for (int k = 0; k < w->cols; k += AWQ_STEP) {
         int count = w->cols - k < AWQ_STEP ? w->cols - k : AWQ_STEP;
         const char *p = view.data + (size_t)k * view.pitch;
+        struct awq_ahead ahead = awq_ahead_from(p + 1 * AWQ_STEP * view.pitch, view.pitch, view.words);
         if (k % w->group_size == 0) awq_group_f32(w, k / w->group_size, r0, view.words, &group);
         for (int i = 0; i < panels; i++) {
-            int words = awq_words_left(view.words, i), at = i * 8;
+            const int words = awq_words_left(view.words, i);
+            const vec *scale = group.scale + i * 8, *zero = group.zero + i * 8;
             if (words == VL)
-                awq_panel_f32(p + i * VL * 4, view.pitch, VL, count, x + k, group.scale + at, group.zero + at, acc + at);
+                awq_panel_f32(p + i * VL * 4, view.pitch, VL, count, &ahead, x + k, scale, zero, acc + i * 8);
             else
-                awq_panel_f32(p + i * VL * 4, view.pitch, words, count, x + k, group.scale + at, group.zero + at,
-                              acc + at);
+                awq_panel_f32(p + i * VL * 4, view.pitch, words, count, &ahead, x + k, scale, zero,
+                              acc + i * 8);
         }
     }
     for (int r = 0; r < r1 - r0; r++)
@@ -128,8 +164,8 @@ static void awq_block_f32(const struct mat *w, int r0, int r1, const float *x, f
 }
 
 /* Four vectors of a panel for some tokens: values [count][8], x[t] at the step's first k, acc [tokens][8]. */
-INLINE void awq_tile_f32(int tokens, const vec *values, int count, const float *const *x, int k, const vec *scale,
-                         vec *acc) {
+INLINE void awq_tile_f32(int tokens, const vec *values, int count, const float *const *x, int k,
+                         const vec *scale, vec *acc) {
     const float *xt[TILE_TOKENS];
     vec sum[4][TILE_TOKENS];
     UNROLL
@@ -175,7 +211,8 @@ static void awq_tiles_f32(const vec *values, int count, const float *const *x, i
 }
 
 /* One panel (r1 - r0 <= PANEL_ROWS) for at most AWQ_TOKENS tokens. */
-static void awq_panel_tokens_f32(const struct mat *w, int r0, int r1, const float *const *x, int n, float *const *y) {
+static void awq_panel_tokens_f32(const struct mat *w, int r0, int r1, const float *const *x, int n,
+                                 float *const *y) {
     struct awq_view view = awq_view_rows(w, r0, r1);
     struct awq_group group;
     vec acc[AWQ_TOKENS * 8], values[AWQ_STEP * 8];
@@ -246,9 +283,7 @@ INLINE void awq_load4(const char *p, size_t pitch, int words, int at, int count,
     ivec v[4];
     UNROLL
     for (int i = 0; i < 4; i++) {
-        const char *line = p + (size_t)(at + i) * pitch;
-        _mm_prefetch(line + AWQ_STEP * pitch, _MM_HINT_T0);
-        v[i] = at + i < count ? awq_load(line, words) : ivec_zero();
+        v[i] = at + i < count ? awq_load(p + (size_t)(at + i) * pitch, words) : ivec_zero();
     }
     q8_spread(v, u);
 }
@@ -259,19 +294,21 @@ INLINE ivec awq_x4(const int8_t *q) {
     return ivec_set1(four);
 }
 
-INLINE vec awq_add_q8(ivec sum, const vec *scale, const vec *zero, const struct q8_row *x, int group, vec acc) {
+INLINE vec awq_add_q8(ivec sum, const vec *scale, const vec *zero, const struct q8_row *x, int group,
+                      vec acc) {
     ivec exact = q8_sum(sum, vec_bits(*zero), ivec_set1(-x->sum[group]));
     return vec_fma(vec_from_int(exact), vec_mul(*scale, vec_set1(x->scale[group])), acc);
 }
 
 /* One token, one panel, one step. p is the panel's words at the step's first k. */
-INLINE void awq_panel_q8(const char *p, size_t pitch, int words, int count, const struct q8_row *x, int group,
-                         const vec *scale, const vec *zero, vec *acc) {
+INLINE void awq_panel_q8(const char *p, size_t pitch, int words, int count, struct awq_ahead *ahead,
+                         const struct q8_row *x, int group, const vec *scale, const vec *zero, vec *acc) {
     ivec sum[8];
     UNROLL
     for (int j = 0; j < 8; j++) sum[j] = ivec_zero();
     for (int at = 0; at < count; at += 4) {
         ivec u[8], x4 = awq_x4(x->q + group * Q8_GROUP + at);
+        awq_ahead_next(ahead, at);
         awq_load4(p, pitch, words, at, count, u);
         UNROLL
         for (int j = 0; j < 8; j++) sum[j] = q8_dot(sum[j], u[j], x4);
@@ -289,14 +326,17 @@ static void awq_block_q8(const struct mat *w, int r0, int r1, const struct q8_ro
     for (int k = 0; k < w->cols; k += AWQ_STEP) {
         int count = w->cols - k < AWQ_STEP ? w->cols - k : AWQ_STEP, step = k / AWQ_STEP;
         const char *p = view.data + (size_t)k * view.pitch;
+        struct awq_ahead ahead = awq_ahead_from(p + 1 * AWQ_STEP * view.pitch, view.pitch, view.words);
         if (k % w->group_size == 0) awq_group_q8(w, k / w->group_size, r0, view.words, &group);
         for (int i = 0; i < panels; i++) {
-            int words = awq_words_left(view.words, i);
+            const int words = awq_words_left(view.words, i);
             const vec *scale = group.scale + i * 8, *zero = group.zero + i * 8;
             if (words == VL && count == AWQ_STEP)
-                awq_panel_q8(p + i * VL * 4, view.pitch, VL, AWQ_STEP, x, step, scale, zero, acc + i * 8);
+                awq_panel_q8(p + i * VL * 4, view.pitch, VL, AWQ_STEP, &ahead, x, step, scale, zero,
+                             acc + i * 8);
             else
-                awq_panel_q8(p + i * VL * 4, view.pitch, words, count, x, step, scale, zero, acc + i * 8);
+                awq_panel_q8(p + i * VL * 4, view.pitch, words, count, &ahead, x, step, scale, zero,
+                             acc + i * 8);
         }
     }
     for (int r = 0; r < r1 - r0; r++)
@@ -314,6 +354,7 @@ INLINE void awq_tile_q8(int tokens, const ivec *nibbles, const struct q8_row *x,
         UNROLL
         for (int j = 0; j < 4; j++) sum[j][t] = ivec_zero();
     }
+    KEEP_LOOP
     for (int at = 0; at < AWQ_STEP; at += 4, nibbles += 8) {
         ivec u[4] = {nibbles[0], nibbles[1], nibbles[2], nibbles[3]};
         UNROLL
@@ -352,7 +393,8 @@ static void awq_tiles_q8(const ivec *nibbles, const struct q8_row *x, int n, int
 }
 
 /* One panel (r1 - r0 <= PANEL_ROWS) for at most AWQ_TOKENS tokens. */
-static void awq_panel_tokens_q8(const struct mat *w, int r0, int r1, const struct q8_row *x, int n, float *const *y) {
+static void awq_panel_tokens_q8(const struct mat *w, int r0, int r1, const struct q8_row *x, int n,
+                                float *const *y) {
     struct awq_view view = awq_view_rows(w, r0, r1);
     struct awq_group group;
     vec acc[AWQ_TOKENS * 8];
@@ -362,7 +404,9 @@ static void awq_panel_tokens_q8(const struct mat *w, int r0, int r1, const struc
         int count = w->cols - k < AWQ_STEP ? w->cols - k : AWQ_STEP;
         const char *p = view.data + (size_t)k * view.pitch;
         if (k % w->group_size == 0) awq_group_q8(w, k / w->group_size, r0, view.words, &group);
-        for (int at = 0; at < AWQ_STEP; at += 4) awq_load4(p, view.pitch, view.words, at, count, nibbles + at * 2);
+        for (int i = 0; i < AWQ_STEP; i++) _mm_prefetch(p + (size_t)(AWQ_STEP + i) * view.pitch, _MM_HINT_T0);
+        for (int at = 0; at < AWQ_STEP; at += 4)
+            awq_load4(p, view.pitch, view.words, at, count, nibbles + at * 2);
         awq_tiles_q8(nibbles, x, n, k / AWQ_STEP, group.scale, group.zero, acc);
     }
     for (int t = 0; t < n; t++)
@@ -394,7 +438,8 @@ static void awq_decode_word(const struct mat *w, int word, int k0, int k1, int r
     for (int k = k0; k < k1; k += VL) {
         int count = k1 - k < VL ? k1 - k : VL;
         uint32_t few[VL] = {0};
-        for (int i = 0; count < VL && i < count; i++) memcpy(&few[i], p + (size_t)(k + i) * (size_t)stride * 4, 4);
+        for (int i = 0; count < VL && i < count; i++)
+            memcpy(&few[i], p + (size_t)(k + i) * (size_t)stride * 4, 4);
         ivec v = count == VL ? ivec_gather(p + (size_t)k * (size_t)stride * 4, stride) : ivec_load(few);
         for (int j = 0; j < 8; j++, v = ivec_shift_right(v, 4)) {
             int row = first + awq_order[j], zero = z >> 4 * j & 15;

@@ -1,15 +1,15 @@
-/* backend/cpu/x86/dense.inc.h - F32, F16, BF16 and FP8 matrices times fp32 activations; included by each level
- * after its vector words.
+/* backend/cpu/x86/dense.inc.h - F32, F16, BF16 and FP8 matrices times fp32 activations; included by each
+ * level after its vector words.
  *
  * The sum of one (row, token) is always made the same way, whatever is computed beside it: one register whose
- * lane l adds k = l, l + VL, ... in ascending order, and one horizontal sum at the end. FP8 has such a partial
- * sum for each chunk (a scale block, cut at 512), added as fma(partial, scale, sum). One token streams eight
- * rows at once from memory. Several tokens share weights widened once into a small buffer. */
+ * lane l adds k = l, l + VL, ... in ascending order, and one horizontal sum at the end. FP8 has such a
+ * partial sum for each chunk (a scale block, cut at 512), added as fma(partial, scale, sum). One token
+ * streams eight rows at once from memory. Several tokens share weights widened once into a small buffer. */
 
 enum {
     DENSE_ROWS = 8,
-    DENSE_CHUNK = 512,  /* k widened at a time */
-    DENSE_TOKENS = 48,  /* tokens that share a widened buffer */
+    DENSE_CHUNK = 512, /* k widened at a time */
+    DENSE_TOKENS = 64, /* tokens that share a widened buffer */
     PREFETCH_BYTES = 1536,
 };
 
@@ -28,10 +28,14 @@ INLINE int dense_chunk_end(const struct mat *w, enum mat_format format, int k) {
     return end < w->cols ? end : w->cols;
 }
 
-INLINE float fp8_scale(const struct mat *w, int row, int k) {
-    const float *p = w->scale + (size_t)(row / w->scale_rows) * (size_t)w->scale_stride + k / w->scale_cols;
+/* The scales of a row, and one of them; apart, because divisions are dear beside a block of 128 weights. */
+INLINE const char *fp8_scales(const struct mat *w, int row) {
+    return (const char *)w->scale + (size_t)(row / w->scale_rows) * (size_t)w->scale_stride * sizeof(float);
+}
+
+INLINE float fp8_scale(const char *scales, int block) {
     float scale;
-    memcpy(&scale, p, sizeof scale); /* as little aligned as the file */
+    memcpy(&scale, scales + (size_t)block * sizeof scale, sizeof scale); /* as little aligned as the file */
     return scale;
 }
 
@@ -44,8 +48,8 @@ static int fp8_row_has_nan(const char *p, int n) {
 /* ---- one token ---- */
 
 /* acc[i] += row i times x over `count` (at most 2 * VL) columns. */
-INLINE void dense_step(enum mat_format format, int rows, const char *p, size_t pitch, const float *x, int count,
-                       vec *acc) {
+INLINE void dense_step(enum mat_format format, int rows, const char *p, size_t pitch, const float *x,
+                       int count, vec *acc) {
     const int whole = count == 2 * VL;
     vec xa = whole ? vec_load(x) : vec_load_part(x, count);
     vec xb = whole ? vec_load(x + VL) : vec_load_part(x + VL, count - VL);
@@ -84,17 +88,22 @@ INLINE int fp8_tail_has_nan(int rows, const char *p, size_t pitch, int count) {
 }
 
 /* y[i] = row r + i times x, for `rows` rows at once. */
-INLINE void dense_dot(const struct mat *w, enum mat_format format, int rows, int r, const float *x, float *y) {
+INLINE void dense_dot(const struct mat *w, enum mat_format format, int rows, int r, const float *x,
+                      float *y) {
     const int size = dense_size(format), step = 64 / size > 2 * VL ? 64 / size : 2 * VL;
     const size_t pitch = (size_t)w->cols * (size_t)size;
     const char *p = (const char *)w->data + (size_t)r * pitch;
+    const char *scales[DENSE_ROWS];
     vec acc[DENSE_ROWS], sum[DENSE_ROWS];
     ivec seen = ivec_zero();
     int bad = 0;
     UNROLL
-    for (int i = 0; i < rows; i++) acc[i] = sum[i] = vec_zero();
+    for (int i = 0; i < rows; i++) {
+        acc[i] = sum[i] = vec_zero();
+        if (format == MAT_FP8) scales[i] = fp8_scales(w, r + i);
+    }
     for (int k = 0, end; k < w->cols; k = end) {
-        int first = k;
+        const int block = format == MAT_FP8 ? k / w->scale_cols : 0;
         end = format == MAT_FP8 ? dense_chunk_end(w, format, k) : w->cols;
         for (; k + step <= end; k += step) {
             size_t offset = (size_t)k * (size_t)size;
@@ -111,7 +120,7 @@ INLINE void dense_dot(const struct mat *w, enum mat_format format, int rows, int
         if (format != MAT_FP8) continue;
         UNROLL
         for (int i = 0; i < rows; i++) {
-            sum[i] = vec_fma(acc[i], vec_set1(fp8_scale(w, r + i, first) * FP8_UNIT), sum[i]);
+            sum[i] = vec_fma(acc[i], vec_set1(fp8_scale(scales[i], block) * FP8_UNIT), sum[i]);
             acc[i] = vec_zero();
         }
     }
@@ -125,17 +134,20 @@ INLINE void dense_dot(const struct mat *w, enum mat_format format, int rows, int
 /* ---- several tokens ---- */
 
 /* Rows [r, r + rows), columns [k, k + count) into out [DENSE_ROWS][DENSE_CHUNK] fp32; missing rows are 0. */
-INLINE void dense_widen(const struct mat *w, enum mat_format format, int r, int rows, int k, int count, float *out) {
+INLINE void dense_widen(const struct mat *w, enum mat_format format, int r, int rows, int k, int count,
+                        float *out) {
     const int size = dense_size(format);
     for (int i = 0; i < DENSE_ROWS; i++, out += DENSE_CHUNK) {
         if (i >= rows) {
             memset(out, 0, DENSE_CHUNK * sizeof *out);
             continue;
         }
-        const char *p = (const char *)w->data + ((size_t)(r + i) * (size_t)w->cols + (size_t)k) * (size_t)size;
+        const char *p =
+            (const char *)w->data + ((size_t)(r + i) * (size_t)w->cols + (size_t)k) * (size_t)size;
         for (int at = 0; at < count; at += 2 * VL) {
             int whole = at + 2 * VL <= count;
-            struct vec2 v = whole ? widen2(format, p + at * size, 1) : widen2_part(format, p + at * size, count - at, 1);
+            struct vec2 v =
+                whole ? widen2(format, p + at * size, 1) : widen2_part(format, p + at * size, count - at, 1);
             if (at * size % 64 == 0) _mm_prefetch(p + at * size + DENSE_CHUNK * size, _MM_HINT_T0);
             vec_store(out + at, v.a);
             vec_store(out + at + VL, v.b);
@@ -143,9 +155,10 @@ INLINE void dense_widen(const struct mat *w, enum mat_format format, int r, int 
     }
 }
 
-/* Four widened rows times `tokens` tokens; acc [tokens][DENSE_ROWS]. scale (FP8) NULL: continue acc itself. */
-INLINE void dense_tile(int tokens, const float *w, const float *const *x, int k, int count, const float *scale,
-                       vec *acc) {
+/* Four widened rows times `tokens` tokens; acc [tokens][DENSE_ROWS]. scale (FP8) NULL: continue acc itself.
+ */
+INLINE void dense_tile(int tokens, const float *w, const float *const *x, int k, int count,
+                       const float *scale, vec *acc) {
     const float *xt[TILE_TOKENS];
     vec a[4][TILE_TOKENS];
     int at = 0;
@@ -200,8 +213,8 @@ INLINE void dense_tile_any(int tokens, const float *w, const float *const *x, in
 }
 
 /* Two functions, so that the tiles are compiled twice (with and without scales) and not once a format. */
-static __attribute__((noinline)) void dense_tiles(const float *w, const float *const *x, int n, int k, int count,
-                                                  vec *acc) {
+static __attribute__((noinline)) void dense_tiles(const float *w, const float *const *x, int n, int k,
+                                                  int count, vec *acc) {
     for (int t = 0; t < n; t += TILE_TOKENS)
         for (int i = 0; i < DENSE_ROWS; i += 4)
             dense_tile_any(n - t < TILE_TOKENS ? n - t : TILE_TOKENS, w + i * DENSE_CHUNK, x + t, k, count, 0,
@@ -217,17 +230,20 @@ static __attribute__((noinline)) void dense_tiles_scaled(const float *w, const f
 }
 
 /* At most DENSE_ROWS rows and DENSE_TOKENS tokens. */
-INLINE void dense_block(const struct mat *w, enum mat_format format, int r, int rows, const float *const *x, int n,
-                        float *const *y) {
+INLINE void dense_block(const struct mat *w, enum mat_format format, int r, int rows, const float *const *x,
+                        int n, float *const *y) {
     vec acc[DENSE_TOKENS * DENSE_ROWS];
     float wide[DENSE_ROWS * DENSE_CHUNK] __attribute__((aligned(64)));
+    const char *scales[DENSE_ROWS];
     for (int i = 0; i < n * DENSE_ROWS; i++) acc[i] = vec_zero();
+    for (int i = 0; format == MAT_FP8 && i < rows; i++) scales[i] = fp8_scales(w, r + i);
     for (int k = 0, end; k < w->cols; k = end) {
         end = dense_chunk_end(w, format, k);
         dense_widen(w, format, r, rows, k, end - k, wide);
         if (format == MAT_FP8) {
+            const int block = k / w->scale_cols;
             float scale[DENSE_ROWS] = {0};
-            for (int i = 0; i < rows; i++) scale[i] = fp8_scale(w, r + i, k) * FP8_UNIT;
+            for (int i = 0; i < rows; i++) scale[i] = fp8_scale(scales[i], block) * FP8_UNIT;
             dense_tiles_scaled(wide, x, n, k, end - k, scale, acc);
         } else {
             dense_tiles(wide, x, n, k, end - k, acc);
@@ -237,8 +253,8 @@ INLINE void dense_block(const struct mat *w, enum mat_format format, int r, int 
         for (int i = 0; i < rows; i++) y[t][r + i] = vec_sum(acc[t * DENSE_ROWS + i]);
 }
 
-INLINE void dense_gemm(const struct mat *w, enum mat_format format, int r0, int r1, const float *const *x, int n,
-                       float *const *y) {
+INLINE void dense_gemm(const struct mat *w, enum mat_format format, int r0, int r1, const float *const *x,
+                       int n, float *const *y) {
     if (n == 1) {
         int r = r0;
         for (; r + DENSE_ROWS <= r1; r += DENSE_ROWS) dense_dot(w, format, DENSE_ROWS, r, x[0], y[0] + r);
@@ -268,7 +284,8 @@ INLINE void dense_decode_row(const struct mat *w, enum mat_format format, int r,
     for (int k = 0, end; k < w->cols; k = end) {
         end = dense_chunk_end(w, format, k);
         /* the first product is exact, so the result is rounded once, as the definition's */
-        vec restore = vec_set1(FP8_UNIT), scale = vec_set1(format == MAT_FP8 ? fp8_scale(w, r, k) : 1.0f);
+        vec restore = vec_set1(FP8_UNIT),
+            scale = vec_set1(format == MAT_FP8 ? fp8_scale(fp8_scales(w, r), k / w->scale_cols) : 1.0f);
         for (int at = k; at < end; at += 2 * VL) {
             int left = end - at;
             struct vec2 v = left >= 2 * VL ? widen2(format, p + (size_t)at * (size_t)size, 1)

@@ -1,8 +1,8 @@
 /* backend/cpu/x86/stages.inc.h - everything but matrices: attention's sums, norms, activations; included by
  * each level after its vector words. Sums across lanes have one fixed order. */
 
-/* e^x with a relative error below 2e-7. Below ln(2^-126) the result is 0: subnormals are slow and no use here.
- * NaN stays NaN: vec_max and vec_min return their second operand then. */
+/* e^x with a relative error below 2e-7. Below ln(2^-126) the result is 0: subnormals are slow and no use
+ * here. NaN stays NaN: vec_max and vec_min return their second operand then. */
 INLINE vec vec_exp(vec x) {
     const vec lowest = vec_set1(-87.33654f), highest = vec_set1(89.0f);
     vec clipped = vec_min(highest, vec_max(lowest, x));

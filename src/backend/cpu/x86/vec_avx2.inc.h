@@ -8,11 +8,7 @@
 #include "model/format.h"
 
 #define INLINE static inline __attribute__((always_inline, unused))
-#if defined(__clang__)
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL _Pragma("GCC unroll 64")
-#endif
+#include "backend/cpu/x86/unroll.inc.h"
 
 #define VL 8
 #define TILE_TOKENS 3 /* 4 rows x 3 tokens = 12 of 16 registers */
@@ -182,21 +178,27 @@ INLINE void ivec_store_int8(int8_t *p, ivec v) {
     _mm_storel_epi64((void *)p, _mm_packs_epi16(x, x));
 }
 
-/* ---- weights widened to fp32. An FP8 value comes out as value * 2^-8: its bits put into fp16's places. ---- */
+/* ---- weights widened to fp32. An FP8 value comes out as value * 2^-8: its bits put into fp16's places. ----
+ */
 
+/* From memory the conversion needs one port, from a register two and a shuffle for the upper half; so the
+ * halves go through the stack. In assembler, because compilers see through the detour and take it back. */
 INLINE struct vec2 widen_fp8(__m128i bytes, int check_nan) {
     ivec wide = _mm256_cvtepi8_epi16(bytes), all = _mm256_set1_epi16(0x7f);
     ivec half = _mm256_and_si256(_mm256_slli_epi16(wide, 7), _mm256_set1_epi16((short)0xbf80));
     if (check_nan) half = _mm256_or_si256(half, _mm256_cmpeq_epi16(_mm256_and_si256(wide, all), all));
-    return (struct vec2){_mm256_cvtph_ps(_mm256_castsi256_si128(half)),
-                         _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1))};
+    struct vec2 out;
+    __asm__("vcvtph2ps %1, %0" : "=x"(out.a) : "m"(*(const __m128i *)&half));
+    __asm__("vcvtph2ps %1, %0" : "=x"(out.b) : "m"(*((const __m128i *)&half + 1)));
+    return out;
 }
 
 INLINE vec widen_bf16(__m128i v) {
     return vec_from_bits(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16));
 }
 
-/* 2 * VL weights. check_nan: FP8's NaN bytes become NaN, else they pass as 480 and the caller looks for them. */
+/* 2 * VL weights. check_nan: FP8's NaN bytes become NaN, else they pass as 480 and the caller looks for them.
+ */
 INLINE struct vec2 widen2(enum mat_format format, const char *p, int check_nan) {
     if (format == MAT_F32)
         return (struct vec2){_mm256_loadu_ps((const void *)p), _mm256_loadu_ps((const void *)(p + 32))};
@@ -214,21 +216,22 @@ INLINE struct vec2 widen2_part(enum mat_format format, const char *p, int n, int
     return widen2(format, copy, check_nan);
 }
 
-/* FP8 NaN bytes (0x7f, 0xff) are the ones whose top bit flips when 1 is added. For 4 * VL bytes. */
+/* FP8 NaN bytes (0x7f, 0xff) are 0xff once the sign is set. For 4 * VL bytes. */
 INLINE ivec nan_look(ivec seen, const char *p) {
-    ivec v = ivec_load(p);
-    return _mm256_or_si256(seen, _mm256_xor_si256(v, _mm256_add_epi8(v, _mm256_set1_epi8(1))));
+    return _mm256_max_epu8(seen, _mm256_or_si256(ivec_load(p), _mm256_set1_epi8((char)0x80)));
 }
 
 INLINE int nan_seen(ivec seen) {
-    return _mm256_movemask_epi8(seen) != 0;
+    return _mm256_movemask_epi8(_mm256_cmpeq_epi8(seen, _mm256_set1_epi8(-1))) != 0;
 }
 
-/* ---- AWQ: a register holds VL words of one k; lane = word, nibble j = row awq_order[j] of the word's eight ---- */
+/* ---- AWQ: a register holds VL words of one k; lane = word, nibble j = row awq_order[j] of the word's eight
+ * ---- */
 
 /* Nibble `place` (0..3) of each lane as a float with 2^23 added, times 16^place. */
 INLINE vec nibble_float(ivec v, int place) {
-    return vec_from_bits(_mm256_or_si256(_mm256_and_si256(v, ivec_set1(15 << 4 * place)), ivec_set1(0x4b000000)));
+    return vec_from_bits(
+        _mm256_or_si256(_mm256_and_si256(v, ivec_set1(15 << 4 * place)), ivec_set1(0x4b000000)));
 }
 
 /* 8-bit dot: from words of four k, u[2j] and u[2j + 1] hold in each lane four k of one row: the low and high
@@ -254,5 +257,6 @@ INLINE ivec q8_dot(ivec acc, ivec nibbles, ivec x) {
 
 /* sum of nibble * q over 32 k, plus zero * minus_qsum: both factors fit 16 bits. */
 INLINE ivec q8_sum(ivec acc, ivec zero, ivec minus_qsum) {
-    return _mm256_add_epi32(_mm256_madd_epi16(acc, _mm256_set1_epi16(1)), _mm256_madd_epi16(zero, minus_qsum));
+    return _mm256_add_epi32(_mm256_madd_epi16(acc, _mm256_set1_epi16(1)),
+                            _mm256_madd_epi16(zero, minus_qsum));
 }

@@ -8,11 +8,7 @@
 #include "model/format.h"
 
 #define INLINE static inline __attribute__((always_inline, unused))
-#if defined(__clang__)
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL _Pragma("GCC unroll 64")
-#endif
+#include "backend/cpu/x86/unroll.inc.h"
 
 #define VL 16
 #define TILE_TOKENS 6 /* 4 rows x 6 tokens = 24 of 32 registers */
@@ -181,7 +177,8 @@ INLINE void ivec_store_int8(int8_t *p, ivec v) {
     _mm_storeu_si128((void *)p, _mm512_cvtepi32_epi8(v));
 }
 
-/* ---- weights widened to fp32. An FP8 value comes out as value * 2^-8: its bits put into fp16's places. ---- */
+/* ---- weights widened to fp32. An FP8 value comes out as value * 2^-8: its bits put into fp16's places. ----
+ */
 
 INLINE ivec fp8_to_f16(ivec wide, int check_nan) {
     ivec half = _mm512_and_si512(_mm512_slli_epi16(wide, 7), _mm512_set1_epi16((short)0xbf80));
@@ -191,17 +188,22 @@ INLINE ivec fp8_to_f16(ivec wide, int check_nan) {
                                  _mm512_set1_epi16(0x7e00));
 }
 
+/* From memory the conversion needs one port, from a register two and a shuffle for the upper half; so the
+ * halves go through the stack. In assembler, because compilers see through the detour and take it back. */
 INLINE struct vec2 widen_fp8(__m256i bytes, int check_nan) {
     ivec half = fp8_to_f16(_mm512_cvtepi8_epi16(bytes), check_nan);
-    return (struct vec2){_mm512_cvtph_ps(_mm512_castsi512_si256(half)),
-                         _mm512_cvtph_ps(_mm512_extracti64x4_epi64(half, 1))};
+    struct vec2 out;
+    __asm__("vcvtph2ps %1, %0" : "=v"(out.a) : "m"(*(const __m256i *)&half));
+    __asm__("vcvtph2ps %1, %0" : "=v"(out.b) : "m"(*((const __m256i *)&half + 1)));
+    return out;
 }
 
 INLINE vec widen_bf16(__m256i v) {
     return vec_from_bits(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
 }
 
-/* 2 * VL weights. check_nan: FP8's NaN bytes become NaN, else they pass as 480 and the caller looks for them. */
+/* 2 * VL weights. check_nan: FP8's NaN bytes become NaN, else they pass as 480 and the caller looks for them.
+ */
 INLINE struct vec2 widen2(enum mat_format format, const char *p, int check_nan) {
     if (format == MAT_F32) return (struct vec2){_mm512_loadu_ps(p), _mm512_loadu_ps(p + 64)};
     if (format == MAT_FP8) return widen_fp8(_mm256_loadu_si256((const void *)p), check_nan);
@@ -222,7 +224,8 @@ INLINE struct vec2 widen2_part(enum mat_format format, const char *p, int n, int
     return (struct vec2){widen_bf16(a), widen_bf16(b)};
 }
 
-/* FP8 NaN bytes (0x7f, 0xff) are the ones whose top bit flips when 1 is added: two operations for 4 * VL bytes. */
+/* FP8 NaN bytes (0x7f, 0xff) are the ones whose top bit flips when 1 is added: two operations for 4 * VL
+ * bytes. */
 INLINE ivec nan_look(ivec seen, const char *p) {
     ivec v = _mm512_loadu_si512(p);
     return _mm512_ternarylogic_epi32(seen, v, _mm512_add_epi8(v, _mm512_set1_epi8(1)), 0xf6);
@@ -232,11 +235,13 @@ INLINE int nan_seen(ivec seen) {
     return _mm512_movepi8_mask(seen) != 0;
 }
 
-/* ---- AWQ: a register holds VL words of one k; lane = word, nibble j = row awq_order[j] of the word's eight ---- */
+/* ---- AWQ: a register holds VL words of one k; lane = word, nibble j = row awq_order[j] of the word's eight
+ * ---- */
 
 /* Nibble `place` (0..3) of each lane as a float with 2^23 added, times 16^place. */
 INLINE vec nibble_float(ivec v, int place) {
-    return vec_from_bits(_mm512_ternarylogic_epi32(v, ivec_set1(15 << 4 * place), ivec_set1(0x4b000000), 0xea));
+    return vec_from_bits(
+        _mm512_ternarylogic_epi32(v, ivec_set1(15 << 4 * place), ivec_set1(0x4b000000), 0xea));
 }
 
 /* 8-bit dot: from words of four k, u[2j] and u[2j + 1] hold in each lane four k of one row: the low and high
@@ -256,7 +261,9 @@ INLINE void q8_spread(const ivec v[4], ivec u[8]) {
 
 /* acc += the lane's four products. The running form of acc is this level's own until q8_sum. */
 INLINE ivec q8_dot(ivec acc, ivec nibbles, ivec x) {
-    return _mm512_dpbusd_epi32(acc, nibbles, x);
+    /* The builtin makes gcc 12 copy accumulators around. */
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(nibbles), "v"(x));
+    return acc;
 }
 
 /* sum of nibble * q over 32 k, plus zero * minus_qsum: both factors fit 16 bits. */
