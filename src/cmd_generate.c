@@ -158,6 +158,7 @@ int generate(struct engine *engine, struct sched_request *request, bool print, s
 }
 
 void generation_print_timings(const struct generation *g) {
+    fflush(stdout); /* the answer comes before its timings */
     double prefill_s = g->first_token_s > 0 ? g->first_token_s : g->total_s, decode_s = g->total_s - prefill_s;
     fprintf(stderr, "%d prompt tokens, %.1f t/s; first token after %.3f s; %d tokens", g->n_prompt,
             prefill_s > 0 ? g->n_prompt / prefill_s : 0, prefill_s, g->n_generated);

@@ -37,22 +37,16 @@ struct session {
     int32_t *pages;
 };
 
-static int parse_id(const char *text, const char **end, int32_t *id) {
-    char *stop;
-    long value = strtol(text, &stop, 10);
-    if (stop == text || value < 0 || value > INT32_MAX) return -1;
-    *id = (int32_t)value;
-    *end = stop;
-    return 0;
-}
-
 static int read_id_list(const char *text, struct token_list *ids, struct mo_error *error) {
     for (const char *at = text;; at++) {
-        int32_t id;
-        if (parse_id(at, &at, &id)) return mo_error_set(error, MO_E_INVALID, "--ids: expected 1,2,3 or a file, found \"%s\"", text);
-        int code = token_list_push(ids, id, error);
-        if (code || !*at) return code;
-        if (*at != ',') return mo_error_set(error, MO_E_INVALID, "--ids: expected a comma, found \"%s\"", at);
+        char *end;
+        long id = strtol(at, &end, 10);
+        if (end == at || (*end && *end != ',') || id < 0 || id > INT32_MAX) {
+            return mo_error_set(error, MO_E_INVALID, "--ids: expected a file, or token ids as in 1,2,3; found \"%s\"", text);
+        }
+        int code = token_list_push(ids, (int32_t)id, error);
+        if (code || !*end) return code;
+        at = end;
     }
 }
 
@@ -74,15 +68,11 @@ static int read_id_file(const char *path, struct token_list *ids, struct mo_erro
     return code;
 }
 
-static bool looks_like_list(const char *text) {
-    return *text && text[strspn(text, "0123456789,")] == 0;
-}
-
 static int read_ids(struct session *s, struct mo_error *error) {
     const char *source = s->arguments->ids;
     const struct model *m = &s->engine->model;
-    int code = looks_like_list(source) && !file_exists(source) ? read_id_list(source, &s->ids, error)
-                                                               : read_id_file(source, &s->ids, error);
+    int code = file_exists(source) || !strcmp(source, "-") ? read_id_file(source, &s->ids, error)
+                                                           : read_id_list(source, &s->ids, error);
     if (code) return code;
     if (s->ids.n == 0) return mo_error_set(error, MO_E_INVALID, "--ids: no token ids");
     for (size_t i = 0; i < s->ids.n; i++) {

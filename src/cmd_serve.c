@@ -160,6 +160,7 @@ int cmd_serve(int argc, char **argv) {
                             a.engine.model);
     }
     if (n && !a.engine.model) a.engine.model = positional;
+    a.engine.take_cache = true;
     if (!code) code = serve_arguments_settle(&a, &error);
     if (!code) {
         raise_descriptor_limit(a.server.max_connections);

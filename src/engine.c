@@ -1,5 +1,7 @@
 #include "engine.h"
 
+#include "engine_plan.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,7 +9,6 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/pool.h"
-#include "forward.h"
 #include "model/locate.h"
 
 enum {
@@ -65,56 +66,6 @@ static double now_s(void) {
     return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
 }
 
-/* Bytes of memory this process may use: the machine's, or the smaller limit of its control group. */
-static size_t memory_limit(void) {
-    size_t limit = 0, kib, size;
-    char *text;
-    if (file_read("/proc/meminfo", 1 << 16, &text, &size, NULL) == 0) {
-        if (sscanf(text, "MemTotal: %zu kB", &kib) == 1) limit = kib * 1024;
-        free(text);
-    }
-    if (file_read("/sys/fs/cgroup/memory.max", 64, &text, &size, NULL) == 0) {
-        size_t group;
-        if (sscanf(text, "%zu", &group) == 1 && group < limit) limit = group;
-        free(text);
-    }
-    return limit;
-}
-
-/* How many pages the memory left beside the weights holds: at least a sixteenth of the memory is offered to the cache,
- * since mapped weights can be read again from the file. */
-static int pages_that_fit(const struct engine *engine) {
-    const struct engine_options *o = &engine->options;
-    double memory = (double)memory_limit() * o->memory_utilization;
-    double budget = memory - (double)engine->checkpoint.total_bytes, least = memory / 16;
-    double page = (double)kv_pool_bytes(&engine->model, (enum kv_format)(o->kv - 1), 1);
-    double pages = (budget > least ? budget : least) / page;
-    return pages > 1 << 28 ? 1 << 28 : pages < 1 ? 1 : (int)pages;
-}
-
-/* Settles context length and cache size, or says what does not fit. */
-static int plan_cache(struct engine *engine, struct mo_error *error) {
-    struct engine_options *o = &engine->options;
-    const struct model *m = &engine->model;
-    int fit = pages_that_fit(engine), wanted = o->max_model_len;
-    int64_t fit_tokens = (int64_t)fit * KV_PAGE_TOKENS;
-    if (wanted > m->context) {
-        return mo_error_set(error, MO_E_INVALID, "--max-model-len %d is longer than the model's context of %d tokens",
-                            wanted, m->context);
-    }
-    if (wanted > fit_tokens) {
-        double page_mib = (double)kv_pool_bytes(m, (enum kv_format)(o->kv - 1), 1) / (1 << 20);
-        return mo_error_set(error, MO_E_NO_MEMORY, "--max-model-len %d needs %.0f MiB of cache, %.0f MiB are left beside the "
-                            "weights; %lld tokens would fit (or --kv-cache-dtype fp8)", wanted,
-                            page_mib * (wanted + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS, page_mib * fit,
-                            (long long)fit_tokens);
-    }
-    if (!wanted) o->max_model_len = m->context < fit_tokens ? m->context : (int)fit_tokens;
-    int64_t pages = (o->max_model_len + (int64_t)KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS * o->max_num_seqs;
-    engine->n_pages = pages < fit ? (int)pages : fit;
-    return 0;
-}
-
 static void settle_options(struct engine_options *o) {
     if (!o->threads) o->threads = pool_default_threads();
     if (!o->max_num_seqs) o->max_num_seqs = 1;
@@ -145,23 +96,11 @@ static int open_text(struct engine *engine, struct mo_error *error) {
         return mo_error_set(error, MO_E_INVALID, "%s: tokenizer.json has ids up to %d, config.json a vocab_size of %d",
                             engine->path, tokenizer_size(engine->tokenizer) - 1, engine->model.vocab);
     }
-    code = chat_template_choose(&engine->chat, engine->options.chat_template, engine->tokenizer, error);
-    return code == MO_E_UNSUPPORTED ? 0 : code; /* completions work without a template; chat says what is missing */
-}
-
-static int open_backend(struct engine *engine, struct mo_error *error) {
-    const struct engine_options *o = &engine->options;
-    struct backend_options options = {
-        .threads = o->threads,
-        .max_rows = o->max_num_batched_tokens,
-        .max_logits = o->max_logits,
-        .max_seqs = o->max_num_seqs,
-        .n_pages = engine->n_pages,
-        .kv = (enum kv_format)(o->kv - 1),
-        .compute = (enum compute)o->compute,
-        .attention = (enum attention)o->attention,
-    };
-    return cpu_backend_open(&engine->backend, &engine->model, &engine->weights, &options, error);
+    struct mo_error unknown;
+    code = chat_template_choose(&engine->chat, engine->options.chat_template, engine->tokenizer, &unknown);
+    if (!code || code == MO_E_UNSUPPORTED) return 0; /* completions work without a template; a chat will say so */
+    *error = unknown;
+    return code;
 }
 
 static int open_sched(struct engine *engine, struct mo_error *error) {
@@ -182,6 +121,7 @@ static int open_sched(struct engine *engine, struct mo_error *error) {
 }
 
 static int open_all(struct engine *engine, struct mo_error *error) {
+    struct backend_options backend;
     settle_options(&engine->options);
     int code = model_locate(engine->options.model, engine->options.revision, engine->path, sizeof engine->path, error);
     if (!code) code = model_load(&engine->model, engine->path, error);
@@ -189,8 +129,8 @@ static int open_all(struct engine *engine, struct mo_error *error) {
     if (!code) code = open_text(engine, error);
     if (!code) code = checkpoint_open(&engine->checkpoint, engine->path, error);
     if (!code) code = weights_bind(&engine->weights, &engine->model, &engine->checkpoint, error);
-    if (!code) code = plan_cache(engine, error);
-    if (!code) code = open_backend(engine, error);
+    if (!code) code = engine_plan(engine, &backend, error);
+    if (!code) code = cpu_backend_open(&engine->backend, &engine->model, &engine->weights, &backend, error);
     if (!code) code = open_sched(engine, error);
     return code;
 }

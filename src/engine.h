@@ -23,6 +23,7 @@ struct engine_options {
     bool batch_invariant;
     int generation_config; /* 0 auto: the model's sampling defaults; 1 none (vLLM's word: "vllm") */
     int max_logits;        /* logit rows a step; 0: max_num_seqs */
+    bool take_cache;       /* take the cache's memory at start: a server's promise */
 };
 void engine_options_init(struct engine_options *options);
 

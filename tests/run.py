@@ -93,9 +93,9 @@ def c_programs(build, prefix, folder):
                         one_test=folder == "sim")
 
 
-def pytest(name, arguments, build):
+def pytest(name, arguments, build, env=None):
     command = [sys.executable, "-m", "pytest", "-q", "-rsfE", "--no-header", "-p", "no:cacheprovider", *arguments]
-    return Suite(name, command, {"MOEBIUS": str(build / "moebius")})
+    return Suite(name, command, {"MOEBIUS": str(build / "moebius"), **(env or {})})
 
 
 def fuzz_targets():
@@ -112,6 +112,7 @@ def all_suites():
         yield from c_programs(BUILD, "", folder)
     for file in sorted((ROOT / "tests").glob("test_*.py")):
         yield pytest(file.stem, [file], BUILD)
+    yield pytest("server", [ROOT / "tests/server"], BUILD, {"MOEBIUS_DEBUG_BIN": str(SANITIZE / "moebius")})
     for folder in ("unit", "check", "sim"):
         yield from c_programs(SANITIZE, "sanitize ", folder)
     yield pytest("sanitize test_bad_input", [ROOT / "tests/test_bad_input.py"], SANITIZE)

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import signal
+import stat
 import subprocess
 import time
 
@@ -103,13 +104,13 @@ def test_unknown_flag_without_a_neighbour():
     (["another", "argument"], ["argument"]),
 ])
 def test_wrong_values(arguments, words):
-    result = moebius("logits", LITE, "--ids", "1", "--out", os.devnull, *arguments)
+    result = moebius("logits", LITE, "--ids", "1", *arguments)
     assert result.code == 2, str(result)
     refused(result, *words)
 
 
 @pytest.mark.parametrize("arguments, word", [
-    (["--ids", "1", "--out", os.devnull], "MODEL"), ([LITE, "--out", os.devnull], "--ids")])
+    (["--ids", "1"], "MODEL"), ([LITE], "--ids")])
 def test_logits_lacks_something(arguments, word):
     result = moebius("logits", *arguments)
     assert result.code == 2
@@ -117,7 +118,7 @@ def test_logits_lacks_something(arguments, word):
 
 
 def test_unknown_cpu_level():
-    result = moebius("logits", LITE, "--ids", "1", "--out", os.devnull, env={"MOEBIUS_CPU": "sse9"})
+    result = moebius("logits", LITE, "--ids", "1", env={"MOEBIUS_CPU": "sse9"})
     refused(result, "MOEBIUS_CPU", "sse9")
 
 
@@ -129,6 +130,26 @@ def test_model_as_a_flag():
 def test_flag_with_equals_sign(tmp_path):
     succeed("logits", LITE, "--ids=1,2", f"--out={tmp_path / 'x'}", "--threads=1")
     assert (tmp_path / "x").stat().st_size == 512 * 4
+
+
+def test_output_to_a_pipe_leaves_it_there(tmp_path):
+    """Files are replaced in one step; pipes and devices (/dev/null, /dev/stdout) are written to, never replaced."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        succeed("logits", LITE, "--ids", "1,2", "--out", pipe)
+        assert stat.S_ISFIFO(pipe.stat().st_mode)
+        assert len(os.read(reader, 65536)) == 512 * 4
+    finally:
+        os.close(reader)
+
+
+def test_output_through_a_link(tmp_path):
+    target, link = tmp_path / "target", tmp_path / "link"
+    link.symlink_to(target)
+    succeed("logits", LITE, "--ids", "1,2", "--out", link)
+    assert link.is_symlink() and target.stat().st_size == 512 * 4
 
 
 # --- info ------------------------------------------------------------------------------------------------------------
@@ -335,7 +356,7 @@ def test_run_without_tokens(talker):
 def test_run_is_the_argmax_of_logits(talker, tmp_path):
     """`run --temperature 0` and `logits --greedy` choose the same tokens."""
     ids = succeed("tokenize", talker, stdin=b'{"text": "Hello there"}\n').json["ids"]
-    greedy = succeed("logits", talker, "--ids", ",".join(map(str, [0, *ids])), "--greedy", 12, "--out", os.devnull).json
+    greedy = succeed("logits", talker, "--ids", ",".join(map(str, [0, *ids])), "--greedy", 12).json
     end = greedy.index(1) if 1 in greedy else len(greedy)
     text = succeed("detokenize", talker, stdin=json.dumps({"ids": greedy[:end]}).encode() + b"\n").json["text"]
     assert run(talker, "-p", "Hello there", "-n", 12, "--temperature", 0).out.decode().rstrip("\n") == text.rstrip("\n")
@@ -391,7 +412,7 @@ def test_run_fills_in_the_middle(talker, tmp_path):
     vocab = {t["content"]: t["id"] for t in tiny_tokenizer.tokenizer()["added_tokens"]}
     begin, hole, end = (vocab[t] for t in (tiny_tokenizer.FIM_BEGIN, tiny_tokenizer.FIM_HOLE, tiny_tokenizer.FIM_END))
     prompt = [0, begin, *ids(prefix.read_text()), hole, *ids(suffix.read_text()), end]
-    greedy = succeed("logits", talker, "--ids", ",".join(map(str, prompt)), "--greedy", 8, "--out", os.devnull).json
+    greedy = succeed("logits", talker, "--ids", ",".join(map(str, prompt)), "--greedy", 8).json
     stop = greedy.index(1) if 1 in greedy else len(greedy)
     line = json.dumps({"ids": greedy[:stop]}).encode() + b"\n"
     assert got.decode().rstrip("\n") == succeed("detokenize", talker, stdin=line).json["text"].rstrip("\n")
@@ -453,7 +474,7 @@ def test_run_stops_at_every_end(tmp_path):
     flags = ["-p", "The", "-n", 12, "--temperature", 0, "--json"]
     before = run(folder, *flags).json
     ids = succeed("tokenize", folder, stdin=json.dumps({"text": "The"}).encode() + b"\n").json["ids"]
-    greedy = succeed("logits", folder, "--ids", ",".join(map(str, [0, *ids])), "--greedy", 12, "--out", os.devnull).json
+    greedy = succeed("logits", folder, "--ids", ",".join(map(str, [0, *ids])), "--greedy", 12).json
     end = next(token for token in greedy[2:] if token not in greedy[:2])
     n = greedy.index(end)
     assert before["completion_tokens"] > n

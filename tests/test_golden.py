@@ -12,6 +12,8 @@ from conftest import GOLDEN, SETS, read_f32, read_i32, succeed
 
 LONG_SETS = [name for name in SETS if (GOLDEN / name / "long.tokens.i32").exists()]
 FORMS = ["absorbed", "expanded"]
+# One token a pass is quickest alone: a tiny model has less to do than two threads have to say to each other.
+ALONE = ["--threads", 1]
 SHORT = ["p1", "p17", "p200"]
 
 
@@ -77,7 +79,7 @@ def test_f32_logits(name, case_id, form, tmp_path):
 def test_f32_chunks(name, chunk, form, tmp_path):
     """The same prompt in pieces; the whole prompt is test_f32_logits."""
     case = Case(name, "p200")
-    got = case.logits(tmp_path, "--compute", "f32", "--attention", form, "--chunk", chunk)
+    got = case.logits(tmp_path, "--compute", "f32", "--attention", form, "--chunk", chunk, *ALONE)
     assert largest(got, case.expected) <= 1e-3
 
 
@@ -85,7 +87,7 @@ def test_f32_chunks(name, chunk, form, tmp_path):
 def test_absorbed_chunks_are_the_same_bits(name, tmp_path):
     """A row's result does not depend on what else is in its batch."""
     case = Case(name, "p200")
-    flags = ["--compute", "f32", "--attention", "absorbed", "--chunk"]
+    flags = ["--compute", "f32", "--attention", "absorbed", *ALONE, "--chunk"]
     whole = case.logits(tmp_path, *flags, 200)
     for chunk in (1, 7, 64):
         assert np.array_equal(case.logits(tmp_path, *flags, chunk), whole), f"chunk {chunk}"
@@ -140,7 +142,7 @@ def test_f32_greedy(name, form, tmp_path):
     greedy = case.case["greedy"]
     out = tmp_path / "greedy.f32"
     result = succeed("logits", case.folder, "--ids", ",".join(map(str, case.tokens)), "--greedy", 32, "--out", out,
-                     "--compute", "f32", "--attention", form)
+                     "--compute", "f32", "--attention", form, *ALONE)
     assert result.json == greedy["tokens"]
     want = case.array(greedy["logits"])
     assert largest(read_f32(out, *want.shape), want) <= 1e-3
@@ -177,7 +179,7 @@ def test_f32_long_greedy_goes_on(tmp_path):
     case = Case("v3-tiny", "p200")
     out = tmp_path / "greedy.f32"
     ids = succeed("logits", case.folder, "--ids", ",".join(map(str, case.tokens)), "--greedy", 80, "--out", out,
-                  "--compute", "f32").json
+                  "--compute", "f32", *ALONE).json
     assert len(ids) == 80
     case.tokens = case.tokens + ids[:-1]
     case.case["logits"]["positions"] = list(range(199, 279))

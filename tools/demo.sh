@@ -18,8 +18,11 @@ show() {
 }
 show moebius info "$model"
 "$moebius" info "$model"
-show moebius run "$model" -p '"The road goes ever"' -n 48 --seed 1
-"$moebius" run "$model" -p "The road goes ever" -n 48 --seed 1
+show moebius run "$model" -p "'The road goes ever'" -n 48 --seed 1
+# What random weights write may hold control characters; a terminal should not get them.
+"$moebius" run "$model" -p "The road goes ever" -n 48 --seed 1 >"$model/answer" 2>"$model/timings"
+LC_ALL=C tr -d '\000-\011\013-\037\177' <"$model/answer"
+cat "$model/timings"
 
 # The 17-token case of the manifest: its tokens, and the 32 that the reference chooses after them.
 list() { # KEY: the numbers of the first list with that name after "id": "p17"

@@ -20,22 +20,21 @@ log=$PWD/build/prove-setup.log
 mkdir -p build
 
 # The mirror that this machine's apt uses for the suite, in either style of sources.
-mirror() {
-    cat /etc/apt/sources.list.d/*.sources 2>/dev/null |
+mirrors() {
+    cat /etc/apt/sources.list.d/*.sources |
         awk -v suite="$suite" '/^URIs:/ { uri = $2 } /^Suites:/ { for (i = 2; i <= NF; i++) if ($i == suite) print uri }'
-    cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null |
+    cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list |
         sed -n "s/^deb \(\[[^]]*\] \)\{0,1\}\([^ ]*\) $suite .*/\2/p"
 }
-mirror=$(mirror | head -n 1)
+mirror=$( (mirrors 2>/dev/null || true) | head -n 1)
 [ -n "$mirror" ] || fail "no source for $suite in /etc/apt"
 
-leave() {
-    mountpoint -q "$root/proc" && umount "$root/proc"
-    mountpoint -q "$root/dev" && umount -R "$root/dev"
-    [ -n "${KEEP:-}" ] || rm -rf --one-file-system "$root"
+leave() { # also takes away what an earlier run has left
+    if mountpoint -q "$root/proc"; then umount "$root/proc"; fi
+    if [ -z "${KEEP:-}" ]; then rm -rf --one-file-system "$root"; fi
 }
+KEEP="" leave
 trap leave EXIT
-leave
 
 echo "making a fresh $suite in $root ..."
 debootstrap --variant=minbase --include=git,gcc,make,ca-certificates "$suite" "$root" "$mirror" >"$log" 2>&1 ||
@@ -67,8 +66,6 @@ else
     git clone -q --no-hardlinks . "$root/moebius"
 fi
 mount -t proc proc "$root/proc"
-mount --rbind /dev "$root/dev"
-mount --make-rslave "$root/dev"
 
 for target in demo test; do
     echo "make $target ..."

@@ -46,6 +46,7 @@ struct backend_options {
     enum kv_format kv;
     enum compute compute;
     enum attention attention;
+    bool take_cache; /* take the cache's memory at once, so that it cannot be missing later */
 };
 
 struct backend;
@@ -81,6 +82,9 @@ struct backend {
 size_t kv_row_bytes(const struct model *model, enum kv_format kv);
 /* Bytes that a pool of n_pages takes, all layers. */
 size_t kv_pool_bytes(const struct model *model, enum kv_format kv, int n_pages);
+
+/* Bytes that cpu_backend_open takes besides the cache (n_pages is not looked at). */
+size_t cpu_backend_scratch_bytes(const struct model *model, const struct backend_options *options);
 
 /* `model` and `weights` must outlive the backend. */
 int cpu_backend_open(struct backend **backend, const struct model *model, const struct weights *weights,

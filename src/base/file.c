@@ -93,10 +93,20 @@ static int write_all(int fd, const char *data, size_t size) {
     return 0;
 }
 
-int file_write(const char *path, const void *data, size_t size, struct mo_error *error) {
-    char beside[4096];
-    int n = snprintf(beside, sizeof beside, "%s.%ld.tmp", path, (long)getpid());
-    if (n < 0 || (size_t)n >= sizeof beside) return mo_error_set(error, MO_E_INVALID, "%s: path too long", path);
+/* A pipe or a device cannot be replaced by a file: it is written to. */
+static int write_in_place(const char *path, const void *data, size_t size, struct mo_error *error) {
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0) return mo_error_set(error, MO_E_IO, "%s: cannot open: %s", path, strerror(errno));
+    bool failed = write_all(fd, data, size) != 0;
+    int reason = errno;
+    close(fd);
+    if (!failed) return 0;
+    return mo_error_set(error, MO_E_IO, "%s: cannot write %zu bytes: %s", path, size, strerror(reason));
+}
+
+/* Writes to `beside`, and gives it the name `path` when everything is on the disk. */
+static int write_and_rename(const char *path, const char *beside, const void *data, size_t size,
+                            struct mo_error *error) {
     int fd = open(beside, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (fd < 0) return mo_error_set(error, MO_E_IO, "%s: cannot create: %s", beside, strerror(errno));
     bool failed = write_all(fd, data, size) != 0 || fsync(fd) != 0;
@@ -112,6 +122,19 @@ int file_write(const char *path, const void *data, size_t size, struct mo_error 
     if (!failed) return 0;
     unlink(beside);
     return mo_error_set(error, MO_E_IO, "%s: cannot write %zu bytes: %s", path, size, strerror(reason));
+}
+
+int file_write(const char *path, const void *data, size_t size, struct mo_error *error) {
+    struct stat info;
+    if (stat(path, &info) == 0 && !S_ISREG(info.st_mode)) return write_in_place(path, data, size, error);
+    char *target = realpath(path, NULL); /* the file that a link names; NULL if there is none yet */
+    char beside[4200];
+    int n = snprintf(beside, sizeof beside, "%s.%ld.tmp", target ? target : path, (long)getpid());
+    int code = n < 0 || (size_t)n >= sizeof beside
+                   ? mo_error_set(error, MO_E_INVALID, "%s: path too long", path)
+                   : write_and_rename(target ? target : path, beside, data, size, error);
+    free(target);
+    return code;
 }
 
 bool file_exists(const char *path) {

@@ -20,7 +20,7 @@ void file_map_close(struct file_map *map); /* accepts a zeroed map */
  * `max_bytes` is MO_E_LIMIT. */
 int file_read(const char *path, size_t max_bytes, char **data, size_t *size, struct mo_error *error);
 
-/* Writes beside and renames. */
+/* Writes beside and renames. A link's file is replaced, not the link; a pipe or device is written to. */
 int file_write(const char *path, const void *data, size_t size, struct mo_error *error);
 
 bool file_exists(const char *path);

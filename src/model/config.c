@@ -270,23 +270,37 @@ static int read_quantization(const struct reader *config, struct model *model) {
     return refuse(&r, "quant_method", "fp8, compressed-tensors or awq", method);
 }
 
-static void add_eos(struct model *model, json_int_t id) {
-    for (int i = 0; i < model->n_eos; i++) {
-        if (model->eos[i] == id) return;
-    }
-    if (id >= 0 && id < model->vocab && model->n_eos < MODEL_MAX_EOS) model->eos[model->n_eos++] = (int32_t)id;
+/* Token ids that end or begin a text: null, a number, or (for the end) a list of numbers. */
+static int check_id(const struct reader *r, const struct model *model, const char *key, const json_t *id) {
+    json_int_t value = json_integer_value(id);
+    if (json_is_integer(id) && value >= 0 && value < model->vocab) return 0;
+    return mo_error_set(r->error, MO_E_INVALID, "%s: key \"%s\": expected token ids from 0 to %d (vocab_size - 1)", r->where,
+                        key, model->vocab - 1);
 }
 
-/* eos_token_id is a number or a list of numbers. */
-static void read_ends(const json_t *root, struct model *model) {
-    const json_t *eos = json_object_get(root, "eos_token_id"), *bos = json_object_get(root, "bos_token_id");
-    if (json_is_integer(eos)) add_eos(model, json_integer_value(eos));
-    for (size_t i = 0; i < json_array_size(eos); i++) {
-        if (json_is_integer(json_array_get(eos, i))) add_eos(model, json_integer_value(json_array_get(eos, i)));
+static int add_eos(const struct reader *r, struct model *model, const json_t *id) {
+    int code = check_id(r, model, "eos_token_id", id);
+    if (code) return code;
+    for (int i = 0; i < model->n_eos; i++) {
+        if (model->eos[i] == json_integer_value(id)) return 0;
     }
-    if (json_is_integer(bos) && json_integer_value(bos) >= 0 && json_integer_value(bos) < model->vocab) {
-        model->bos = (int32_t)json_integer_value(bos);
+    if (model->n_eos == MODEL_MAX_EOS) return refuse(r, "eos_token_id", "at most 16 ids", "more");
+    model->eos[model->n_eos++] = (int32_t)json_integer_value(id);
+    return 0;
+}
+
+static int read_ends(const struct reader *r, struct model *model) {
+    const json_t *eos = json_object_get(r->object, "eos_token_id"), *bos = json_object_get(r->object, "bos_token_id");
+    int code = 0;
+    if (json_is_array(eos)) {
+        for (size_t i = 0; i < json_array_size(eos) && !code; i++) code = add_eos(r, model, json_array_get(eos, i));
+    } else if (eos && !json_is_null(eos)) {
+        code = add_eos(r, model, eos);
     }
+    if (code || !bos || json_is_null(bos)) return code;
+    code = check_id(r, model, "bos_token_id", bos);
+    if (!code) model->bos = (int32_t)json_integer_value(bos);
+    return code;
 }
 
 static int read_all(const struct reader *r, struct model *model) {
@@ -300,7 +314,7 @@ static int read_all(const struct reader *r, struct model *model) {
     if (!code) code = read_rope(r, model);
     if (!code) code = refuse_unknown_arithmetic(r, model);
     if (!code) code = read_quantization(r, model);
-    if (!code) read_ends(r->object, model);
+    if (!code) code = read_ends(r, model);
     return code;
 }
 
@@ -345,7 +359,7 @@ int model_load_generation(struct model *model, const char *dir, struct generatio
     if (!code) code = may_double(&r, "repetition_penalty", 1e-3, 100, &defaults->repetition_penalty);
     if (!code) code = may_int(&r, "top_k", -1, MAX_VOCAB, &defaults->top_k);
     if (!code && !sample) defaults->temperature = 0;
-    if (!code) read_ends(root, model);
+    if (!code) code = read_ends(&r, model);
     json_decref(root);
     return code;
 }

@@ -157,6 +157,7 @@ int safetensors_parse(const uint8_t *data, size_t size, const char *path, int sh
     int code = json_parse((const char *)data + 8, (size_t)length, path, &root, error);
     if (code) {
         mo_error_prefix(error, "safetensors header");
+        if (error) error->code = MO_E_CORRUPT;
         return MO_E_CORRUPT;
     }
     struct header h = {data + 8 + length, size - 8 - (size_t)length, path, shard, arena, error};

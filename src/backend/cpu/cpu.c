@@ -168,30 +168,42 @@ static int break_even_rows(const struct model *m, enum attention attention) {
     return (int)(once / saved) + 1;
 }
 
-/* An array of count floats that remembers a failed allocation, so that a list of them needs one check. */
+/* Bytes from the arena, counted; a failed allocation is remembered, so that a list of them needs one check. Without an
+ * arena nothing is allocated: that is how cpu_backend_scratch_bytes counts. */
+static void *take(struct cpu *cpu, size_t n, bool *failed) {
+    if (__builtin_add_overflow(cpu->scratch_bytes, n, &cpu->scratch_bytes)) cpu->scratch_bytes = SIZE_MAX;
+    if (!cpu->arena) return NULL;
+    void *block = arena_alloc(cpu->arena, n);
+    *failed |= !block;
+    return block;
+}
+
 static float *floats(struct cpu *cpu, size_t a, size_t b, size_t c, bool *failed) {
     size_t n;
-    float *array = NULL;
-    if (!__builtin_mul_overflow(a, b, &n) && !__builtin_mul_overflow(n, c, &n)) {
-        array = arena_alloc_array(cpu->arena, n ? n : 1, sizeof(float));
+    if (__builtin_mul_overflow(a, b, &n) || __builtin_mul_overflow(n, c, &n) ||
+        __builtin_mul_overflow(n, sizeof(float), &n)) {
+        *failed = true;
+        return NULL;
     }
-    *failed |= !array;
-    return array;
+    return take(cpu, n, failed);
+}
+
+static void open_worker(struct cpu *cpu, struct worker_scratch *w, bool *failed) {
+    const struct model *m = cpu->model;
+    size_t kv_lora = (size_t)m->kv_lora, latent = (size_t)model_latent_dim(m), page = KV_PAGE_TOKENS;
+    w->page = floats(cpu, page, latent, 1, failed);
+    w->weight = floats(cpu, (size_t)(m->nope_dim + m->v_dim), kv_lora, 1, failed);
+    w->key = floats(cpu, page, (size_t)model_q_head_dim(m), 1, failed);
+    w->value = floats(cpu, page, (size_t)m->v_dim, 1, failed);
+    w->score = floats(cpu, ATTENTION_ROWS, page, 1, failed);
+    w->sum = floats(cpu, (size_t)cpu->options.max_rows, LINEAR_BLOCK, 1, failed);
 }
 
 static void open_workers(struct cpu *cpu, bool *failed) {
-    const struct model *m = cpu->model;
-    size_t kv_lora = (size_t)m->kv_lora, latent = (size_t)model_latent_dim(m), page = KV_PAGE_TOKENS;
-    cpu->workers = arena_alloc_array(cpu->arena, (size_t)cpu->options.threads, sizeof *cpu->workers);
-    *failed |= !cpu->workers;
+    struct worker_scratch counted;
+    cpu->workers = take(cpu, (size_t)cpu->options.threads * sizeof *cpu->workers, failed);
     for (int i = 0; i < cpu->options.threads && !*failed; i++) {
-        struct worker_scratch *w = &cpu->workers[i];
-        w->page = floats(cpu, page, latent, 1, failed);
-        w->weight = floats(cpu, (size_t)(m->nope_dim + m->v_dim), kv_lora, 1, failed);
-        w->key = floats(cpu, page, (size_t)model_q_head_dim(m), 1, failed);
-        w->value = floats(cpu, page, (size_t)m->v_dim, 1, failed);
-        w->score = floats(cpu, ATTENTION_ROWS, page, 1, failed);
-        w->sum = floats(cpu, (size_t)cpu->options.max_rows, LINEAR_BLOCK, 1, failed);
+        open_worker(cpu, cpu->workers ? &cpu->workers[i] : &counted, failed);
     }
 }
 
@@ -244,21 +256,23 @@ static size_t stage_bytes(const struct cpu *cpu) {
 }
 
 static int open_memory(struct cpu *cpu, struct mo_error *error) {
-    const struct model *m = cpu->model;
     bool failed = false;
-    cpu->frequency = arena_alloc_array(cpu->arena, (size_t)m->rope_dim, sizeof *cpu->frequency);
-    cpu->pos = arena_alloc_array(cpu->arena, (size_t)cpu->options.max_rows, sizeof *cpu->pos);
-    cpu->seq = arena_alloc_array(cpu->arena, (size_t)cpu->options.max_rows, sizeof *cpu->seq);
-    cpu->expanded = arena_alloc_array(cpu->arena, (size_t)cpu->options.max_seqs, sizeof *cpu->expanded);
+    cpu->frequency = take(cpu, (size_t)cpu->model->rope_dim * sizeof *cpu->frequency, &failed);
+    cpu->pos = take(cpu, (size_t)cpu->options.max_rows * sizeof *cpu->pos, &failed);
+    cpu->seq = take(cpu, (size_t)cpu->options.max_rows * sizeof *cpu->seq, &failed);
+    cpu->expanded = take(cpu, (size_t)cpu->options.max_seqs * sizeof *cpu->expanded, &failed);
     cpu->stage.size = stage_bytes(cpu);
-    cpu->stage.base = arena_alloc(cpu->arena, cpu->stage.size);
+    cpu->stage.base = take(cpu, cpu->stage.size, &failed);
     open_workers(cpu, &failed);
     open_activations(cpu, &failed);
-    if (failed || !cpu->frequency || !cpu->pos || !cpu->seq || !cpu->expanded || !cpu->stage.base) {
-        return mo_error_set(error, MO_E_NO_MEMORY, "no memory for a batch of %d rows (--max-num-batched-tokens makes it "
-                            "smaller)", cpu->options.max_rows);
-    }
-    return 0;
+    if (!failed) return 0;
+    return mo_error_set(error, MO_E_NO_MEMORY, "no memory for a batch of %d rows (--max-num-batched-tokens makes it smaller)",
+                        cpu->options.max_rows);
+}
+
+size_t cpu_backend_scratch_bytes(const struct model *model, const struct backend_options *options) {
+    struct cpu cpu = {.model = model, .options = *options};
+    return open_memory(&cpu, NULL) ? SIZE_MAX : cpu.scratch_bytes;
 }
 
 int cpu_backend_open(struct backend **backend, const struct model *model, const struct weights *weights,

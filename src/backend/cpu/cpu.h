@@ -45,7 +45,8 @@ struct cpu {
     struct backend_options options;
     struct kern kern;
     struct pool *pool;
-    struct arena *arena;
+    struct arena *arena;  /* NULL while scratch is only counted */
+    size_t scratch_bytes; /* what open_memory takes */
 
     const struct batch *batch; /* between begin and end */
     int32_t *pos;              /* [max_rows] position of each row */

@@ -3,6 +3,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include "backend/cpu/cpu.h"
+#include "base/progress.h"
 
 /* An fp8 row: e4m3 [kv_lora] | fp32 scale per 128 of them | rope bf16, padded to 16 bytes. The rope part stays in
  * bf16: its error would turn with the position. */
@@ -24,7 +25,28 @@ size_t kv_pool_bytes(const struct model *model, enum kv_format kv, int n_pages) 
     return (size_t)model->layers * (size_t)n_pages * KV_PAGE_TOKENS * kv_row_bytes(model, kv);
 }
 
-/* Pages are taken from the system when they are first written. */
+/* Writes to every page of memory, a slice at a time. A system that hands out more than it has may still take the
+ * process away here: better at start than under load. */
+static int take_all(uint8_t *cache, size_t bytes, struct mo_error *error) {
+    const size_t slice = 64 << 20;
+    struct progress progress;
+    int code = 0;
+    progress_begin(&progress, "taking memory for the cache", "GiB", 1.0 / (1 << 30), (double)bytes);
+    for (size_t at = 0; at < bytes && !code; at += slice) {
+        size_t n = bytes - at < slice ? bytes - at : slice;
+        if (madvise(cache + at, n, MADV_POPULATE_WRITE) && errno == EINVAL) { /* before Linux 5.14 */
+            for (size_t i = 0; i < n; i += 4096) ((volatile uint8_t *)cache)[at + i] = 0;
+        } else if (errno == ENOMEM || errno == EFAULT) {
+            code = mo_error_set(error, MO_E_NO_MEMORY, "no memory for a cache of %.2f GiB: %.2f GiB could be had",
+                                (double)bytes / (1 << 30), (double)at / (1 << 30));
+        }
+        progress_update(&progress, (double)at);
+    }
+    progress_end(&progress);
+    return code;
+}
+
+/* Without take_cache, pages are taken from the system when they are first written. */
 int kv_cache_open(struct cpu *cpu, struct mo_error *error) {
     cpu->row_bytes = kv_row_bytes(cpu->model, cpu->options.kv);
     size_t bytes = kv_pool_bytes(cpu->model, cpu->options.kv, cpu->options.n_pages);
@@ -35,7 +57,7 @@ int kv_cache_open(struct cpu *cpu, struct mo_error *error) {
     }
     cpu->cache = cache;
     cpu->cache_bytes = bytes;
-    return 0;
+    return cpu->options.take_cache ? take_all(cpu->cache, bytes, error) : 0;
 }
 
 void kv_cache_close(struct cpu *cpu) {

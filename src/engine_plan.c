@@ -1,0 +1,87 @@
+#include "engine_plan.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "base/file.h"
+
+static const double GIB = 1 << 30;
+
+/* The number after `label` in a file of the system's; `fallback` if there is none. */
+static double read_number(const char *path, const char *label, double fallback) {
+    char *text;
+    size_t size;
+    if (file_read(path, 1 << 16, &text, &size, NULL)) return fallback;
+    const char *at = strstr(text, label);
+    char *end = NULL;
+    double number = at ? strtod(at + strlen(label), &end) : 0;
+    bool found = at && end != at + strlen(label);
+    free(text);
+    return found ? number : fallback;
+}
+
+/* Bytes that this process could still have: the system's own estimate (which counts mapped files as free), or the limit of
+ * its control group if that is smaller. */
+static double memory_available(void) {
+    double system = read_number("/proc/meminfo", "MemAvailable:", 0) * 1024;
+    double group = read_number("/sys/fs/cgroup/memory.max", "", system);
+    return group < system ? group : system;
+}
+
+/* What weights and scratch leave for the cache: a sixteenth at least, since mapped weights can be read from the file again. */
+static double cache_budget(const struct engine *engine, double scratch) {
+    double memory = memory_available() * engine->options.memory_utilization;
+    double left = memory - (double)engine->checkpoint.total_bytes - scratch, least = memory / 16;
+    return left > least ? left : least;
+}
+
+static int check_scratch(const struct engine *engine, double scratch, struct mo_error *error) {
+    double memory = memory_available() * engine->options.memory_utilization;
+    if (scratch <= memory) return 0;
+    return mo_error_set(error, MO_E_NO_MEMORY, "a batch of %d tokens needs %.2f GiB of scratch, %.2f GiB are available; a smaller "
+                        "--max-num-batched-tokens makes it smaller", engine->options.max_num_batched_tokens, scratch / GIB,
+                        memory / GIB);
+}
+
+static int settle_context(struct engine *engine, int fit_pages, double page_bytes, struct mo_error *error) {
+    struct engine_options *o = &engine->options;
+    int context = engine->model.context;
+    int64_t fit_tokens = (int64_t)fit_pages * KV_PAGE_TOKENS;
+    if (o->max_model_len > context) {
+        return mo_error_set(error, MO_E_INVALID, "--max-model-len %d is longer than the model's context of %d tokens",
+                            o->max_model_len, context);
+    }
+    if (o->max_model_len > fit_tokens) {
+        return mo_error_set(error, MO_E_NO_MEMORY, "--max-model-len %d needs %.2f GiB of cache, %.2f GiB are left beside the "
+                            "weights; %lld tokens would fit (--kv-cache-dtype fp8 makes the cache smaller)",
+                            o->max_model_len, page_bytes * o->max_model_len / KV_PAGE_TOKENS / GIB,
+                            page_bytes * fit_pages / GIB, (long long)fit_tokens);
+    }
+    if (!o->max_model_len) o->max_model_len = context < fit_tokens ? context : (int)fit_tokens;
+    return 0;
+}
+
+int engine_plan(struct engine *engine, struct backend_options *backend, struct mo_error *error) {
+    const struct engine_options *o = &engine->options;
+    *backend = (struct backend_options){
+        .threads = o->threads,
+        .max_rows = o->max_num_batched_tokens,
+        .max_logits = o->max_logits,
+        .max_seqs = o->max_num_seqs,
+        .kv = (enum kv_format)(o->kv - 1),
+        .compute = (enum compute)o->compute,
+        .attention = (enum attention)o->attention,
+        .take_cache = o->take_cache,
+    };
+    double scratch = (double)cpu_backend_scratch_bytes(&engine->model, backend);
+    double page_bytes = (double)kv_pool_bytes(&engine->model, backend->kv, 1);
+    int code = check_scratch(engine, scratch, error);
+    if (code) return code;
+    double fit = cache_budget(engine, scratch) / page_bytes;
+    int fit_pages = fit > 1 << 28 ? 1 << 28 : fit < 1 ? 1 : (int)fit;
+    code = settle_context(engine, fit_pages, page_bytes, error);
+    if (code) return code;
+    int64_t pages = (o->max_model_len + (int64_t)KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS * o->max_num_seqs;
+    engine->n_pages = backend->n_pages = pages < fit_pages ? (int)pages : fit_pages;
+    return 0;
+}

@@ -1,0 +1,11 @@
+/* engine_plan.h - what fits: the context length and the number of cache pages, settled before anything large is taken. */
+#ifndef MOEBIUS_ENGINE_PLAN_H
+#define MOEBIUS_ENGINE_PLAN_H
+
+#include "engine.h"
+
+/* Needs model, checkpoint and settled options; sets options.max_model_len and n_pages, and fills `backend`. What does not fit
+ * is an error with the numbers and the flag that would help. */
+int engine_plan(struct engine *engine, struct backend_options *backend, struct mo_error *error);
+
+#endif
