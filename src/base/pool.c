@@ -1,10 +1,11 @@
 #include "base/pool.h"
 
-#include <errno.h>
+#include <assert.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -20,20 +21,27 @@ struct worker {
     int index; /* 1 .. n_threads - 1; the caller is 0 */
 };
 
+/* The job at hand, in one word, so that a thread takes a task of just the job it saw:
+ * generation (24 bits) | number of tasks (20) | next task to hand out (20). */
+enum { TASK_BITS = 20 };
+static const uint64_t TASK_MASK = (1u << TASK_BITS) - 1;
+
+static uint64_t ticket_make(uint64_t generation, uint64_t n_tasks) {
+    return generation << 2 * TASK_BITS | n_tasks << TASK_BITS;
+}
+
 struct pool {
     int n_threads, n_started;
     struct worker *workers; /* [n_threads - 1] */
     pthread_mutex_t lock;
     pthread_cond_t wake; /* a new job, or the end */
 
-    /* The job; written by the caller before `generation` moves on. */
+    /* Written before the ticket of their job, unchanged until all its tasks are done. */
     pool_task *task;
     void *context;
-    int n_tasks;
 
-    _Alignas(CACHE_LINE) atomic_uint generation; /* any change is a new job */
-    _Alignas(CACHE_LINE) atomic_int next;        /* the next task to hand out */
-    _Alignas(CACHE_LINE) atomic_int n_busy;      /* workers that have not finished the job */
+    _Alignas(CACHE_LINE) _Atomic uint64_t ticket;
+    _Alignas(CACHE_LINE) atomic_int n_done; /* tasks finished */
     atomic_int n_sleeping;
     atomic_bool stop;
 };
@@ -50,71 +58,82 @@ static void pause_briefly(void) {
 #endif
 }
 
-static void take_tasks(struct pool *pool, int worker) {
-    for (;;) {
-        int index = atomic_fetch_add_explicit(&pool->next, 1, memory_order_relaxed);
-        if (index >= pool->n_tasks) return;
-        pool->task(pool->context, index, worker);
+static bool has_task(uint64_t ticket) {
+    return (ticket & TASK_MASK) < (ticket >> TASK_BITS & TASK_MASK);
+}
+
+/* Works on the job of `ticket` until no task of it is left. The caller of pool_run does the same, so a worker that is not
+ * scheduled in time delays nobody. */
+static void take_tasks(struct pool *pool, uint64_t ticket, int worker) {
+    while (has_task(ticket)) {
+        if (!atomic_compare_exchange_weak(&pool->ticket, &ticket, ticket + 1)) continue; /* ticket is now the newest */
+        pool->task(pool->context, (int)(ticket & TASK_MASK), worker);
+        atomic_fetch_add_explicit(&pool->n_done, 1, memory_order_release);
+        ticket = atomic_load(&pool->ticket);
     }
 }
 
-/* Spins for a while, then sleeps, until the generation differs from `seen`. */
-static unsigned wait_for_job(struct pool *pool, unsigned seen) {
+/* Spins for a while, then sleeps, until there is a task or the end. */
+static uint64_t wait_for_task(struct pool *pool) {
+    uint64_t ticket;
     for (int i = 0; i < SPINS_BEFORE_SLEEP; i++) {
-        unsigned now = atomic_load_explicit(&pool->generation, memory_order_acquire);
-        if (now != seen) return now;
+        ticket = atomic_load_explicit(&pool->ticket, memory_order_acquire);
+        if (has_task(ticket) || atomic_load(&pool->stop)) return ticket;
         pause_briefly();
     }
     pthread_mutex_lock(&pool->lock);
     atomic_fetch_add(&pool->n_sleeping, 1);
-    unsigned now;
-    while ((now = atomic_load(&pool->generation)) == seen) pthread_cond_wait(&pool->wake, &pool->lock);
+    while (!has_task(ticket = atomic_load(&pool->ticket)) && !atomic_load(&pool->stop)) {
+        pthread_cond_wait(&pool->wake, &pool->lock);
+    }
     atomic_fetch_sub(&pool->n_sleeping, 1);
     pthread_mutex_unlock(&pool->lock);
-    return now;
+    return ticket;
 }
 
 static void *worker_main(void *argument) {
     struct worker *worker = argument;
-    struct pool *pool = worker->pool;
-    unsigned seen = 0;
     for (;;) {
-        seen = wait_for_job(pool, seen);
-        if (atomic_load(&pool->stop)) return NULL;
-        take_tasks(pool, worker->index);
-        atomic_fetch_sub_explicit(&pool->n_busy, 1, memory_order_release);
+        uint64_t ticket = wait_for_task(worker->pool);
+        if (atomic_load(&worker->pool->stop)) return NULL;
+        take_tasks(worker->pool, ticket, worker->index);
     }
 }
 
-/* The generation moves under the lock only if somebody sleeps: a sleeper checks it under the lock. */
-static void announce(struct pool *pool) {
-    atomic_fetch_add(&pool->generation, 1);
+/* A sleeper looks at the ticket under the lock before it sleeps, so taking the lock here loses no wake-up. */
+static void wake_sleepers(struct pool *pool) {
     if (atomic_load(&pool->n_sleeping) == 0) return;
     pthread_mutex_lock(&pool->lock);
     pthread_cond_broadcast(&pool->wake);
     pthread_mutex_unlock(&pool->lock);
 }
 
+static void hand_out(struct pool *pool, int n_tasks) {
+    uint64_t generation = (atomic_load(&pool->ticket) >> 2 * TASK_BITS) + 1;
+    uint64_t ticket = ticket_make(generation, (uint64_t)n_tasks);
+    atomic_store_explicit(&pool->n_done, 0, memory_order_relaxed);
+    atomic_store(&pool->ticket, ticket);
+    wake_sleepers(pool);
+    take_tasks(pool, ticket, 0);
+    for (int spins = 0; atomic_load_explicit(&pool->n_done, memory_order_acquire) < n_tasks; spins++) {
+        if (spins < SPINS_BEFORE_SLEEP) {
+            pause_briefly();
+        } else {
+            sched_yield(); /* more threads than processors: let the worker with the last task run */
+        }
+    }
+}
+
 void pool_run(struct pool *pool, int n_tasks, pool_task *task, void *context) {
     if (n_tasks <= 0) return;
+    assert((uint64_t)n_tasks <= TASK_MASK);
     if (pool->n_threads == 1 || n_tasks == 1) {
         for (int i = 0; i < n_tasks; i++) task(context, i, 0);
         return;
     }
     pool->task = task;
     pool->context = context;
-    pool->n_tasks = n_tasks;
-    atomic_store_explicit(&pool->next, 0, memory_order_relaxed);
-    atomic_store_explicit(&pool->n_busy, pool->n_threads - 1, memory_order_relaxed);
-    announce(pool);
-    take_tasks(pool, 0);
-    for (int spins = 0; atomic_load_explicit(&pool->n_busy, memory_order_acquire) > 0; spins++) {
-        if (spins < SPINS_BEFORE_SLEEP) {
-            pause_briefly();
-        } else {
-            sched_yield(); /* more threads than processors: let the last worker run */
-        }
-    }
+    hand_out(pool, n_tasks);
 }
 
 int pool_create(struct pool **out, int n_threads, struct mo_error *error) {
@@ -149,7 +168,6 @@ void pool_destroy(struct pool *pool) {
     if (!pool) return;
     atomic_store(&pool->stop, true);
     pthread_mutex_lock(&pool->lock);
-    atomic_fetch_add(&pool->generation, 1);
     pthread_cond_broadcast(&pool->wake);
     pthread_mutex_unlock(&pool->lock);
     for (int i = 0; i < pool->n_started; i++) pthread_join(pool->workers[i].thread, NULL);

@@ -1,32 +1,54 @@
 /* backend/cpu/kern.h - the CPU kernels: a table of function pointers filled with the plain C reference, then
  * overwritten level by level (dav1d's scheme). Kernels see ranges of rows; threads sit above them.
  *
- * Sameness: for each (row, token) the order of additions depends on the matrix alone, never on n, r0, r1 or
- * pointers; so a token's result is the same bits alone or in any batch. Levels may differ in the last bits.
- * No kernel allocates, and none reads or writes outside the arrays it is given. Pointers are 4-byte aligned;
- * weights as format.h says. Includes: base/cpu.h, model/format.h. */
+ * Sameness: every operation and its order is laid down here, and depends on the matrix alone, never on n, r0,
+ * r1, pointers or the width of a register. So a token's result is the same bits alone or in any batch, and
+ * every level gives the same bits as the plain C (any NaN standing for any other). The words used below: fma
+ * one rounding for a * b + c. Every other operation is rounded by itself (-ffp-contract=off). lanes    sums
+ * over a row of n values run in SUM_LANES sums side by side: lane l takes the values l, l + 16, ... in
+ * ascending order, from 0, as if the row went on with zeros up to a multiple of 16. tree     the lanes' one
+ * sum: lane l += lane l + 8, for l < 8; then the same with 4, 2 and 1. exp      kern_ref.c has it: a
+ * polynomial in fma. 0 below the smallest normal float. No kernel allocates, and none reads or writes outside
+ * the arrays it is given. Pointers are 4-byte aligned; weights as format.h says. Includes: base/cpu.h,
+ * model/format.h. */
 #ifndef MOEBIUS_BACKEND_CPU_KERN_H
 #define MOEBIUS_BACKEND_CPU_KERN_H
 
 #include "base/cpu.h"
 #include "model/format.h"
 
-enum { Q8_GROUP = 32 };
+enum {
+    SUM_LANES = 16,
+    FP8_CHUNK = 512, /* k with one partial sum, at most */
+    AWQ_STEP = 32,   /* k with one partial sum; scale groups are multiples of it */
+    Q8_GROUP = 32,
+};
 
 /* One token's activations in 8 bits: x[k] = q[k] * scale[k / 32]. Built by kern.quantize; every level builds
  * the same bits. q is x * (127 / amax), rounded to nearest even, so |q| <= 127. A group whose amax is below
- * 2^-100 counts as zero; one with Inf or NaN gets scale NaN and q 0, so that the fault shows in the output. */
+ * 2^-100 counts as zero; one with Inf or NaN gets scale NaN and q 0, so that the fault shows in the output.
+ */
 struct q8_row {
-    int8_t *q;      /* [cols rounded up to 32]; the tail is 0 */
-    float *scale;   /* [groups of 32] amax / 127; 0 for an all-zero group */
-    int32_t *sum;   /* [groups of 32] sum of q: what a weight's zero point multiplies */
+    int8_t *q;    /* [cols rounded up to 32]; the tail is 0 */
+    float *scale; /* [groups of 32] amax / 127; 0 for an all-zero group */
+    int32_t *sum; /* [groups of 32] sum of q: what a weight's zero point multiplies */
 };
 
-/* y[t][r] = sum_k W[r][k] * x[t][k] for r in [r0, r1), t in [0, n), in fp32. y[t] points at row 0. */
+/* y[t][r] = sum_k W[r][k] * x[t][k] for r in [r0, r1), t in [0, n), in fp32. y[t] points at row 0.
+ *   F32, F16, BF16  lane = fma(w, x, lane); tree.
+ *   FP8             by chunks: from k to the end of its scale block, FP8_CHUNK at most (where one scale spans
+ *                   the row, there are no blocks). In a chunk partial = fma(w / 256, x, partial), in lanes
+ *                   counted from the chunk's start; then lane = fma(partial, scale * 256, lane); tree at the
+ *                   end. (Without its scale an e4m3 value is 2^-8 of itself once its bits stand in an fp16.)
+ *   INT4_AWQ        no lanes. By steps of AWQ_STEP k: sum = fma((q - z) * u, x, sum), ascending; then
+ *                   y = fma(sum, scale / u, y). u = 16^(j % 4), where the row is nibble j of its word: so the
+ *                   nibble need not be shifted. */
 typedef void kern_gemm(const struct mat *w, int r0, int r1, const float *const *x, int n, float *const *y);
 /* The same for 4-bit weights and 8-bit activations. For each group of 32 k, ascending, from y = 0:
- * y = fmaf((float)(isum - z * qsum), wscale * xscale, y), where isum = sum of nibble * q is an exact integer. */
-typedef void kern_gemm_q8(const struct mat *w, int r0, int r1, const struct q8_row *x, int n, float *const *y);
+ * y = fmaf((float)(isum - z * qsum), wscale * xscale, y), where isum = sum of nibble * q is an exact integer.
+ */
+typedef void kern_gemm_q8(const struct mat *w, int r0, int r1, const struct q8_row *x, int n,
+                          float *const *y);
 
 struct kern {
     const char *name; /* "ref", "avx2", "avx512" */
@@ -42,24 +64,26 @@ struct kern {
     void (*decode_rows)(const struct mat *w, int r0, int r1, float *out);
 
     /* acc[i][c] = acc[i][c] * keep[i] + sum_t p[i][t] * v[t][c]: the value side of attention (keep = the
-     * softmax correction) and the absorbed projections (keep NULL means 0: acc is overwritten).
-     * i in [0, m), t in [0, n_t), c in [0, n_c); *_stride in floats. */
+     * softmax correction) and the absorbed projections (keep NULL means 0: acc is overwritten). The product
+     * with keep first, then an fma for each t, ascending. i in [0, m), t in [0, n_t), c in [0, n_c); *_stride
+     * in floats. */
     void (*weighted_sum)(float *acc, size_t acc_stride, const float *keep, const float *p, size_t p_stride,
                          const float *v, size_t v_stride, int m, int n_t, int n_c);
 
     /* One online-softmax step over scores s[n], n >= 1: s *= scale; new max = max(*max, max s);
-     * s[i] = exp(s[i] - new max); *sum = *sum * keep + sum of s; returns keep = exp(old max - new max)
-     * (old *max may be -INFINITY: keep is then 0). */
+     * s[i] = exp(s[i] - new max); *sum = *sum * keep + sum of s (lanes, tree); returns keep = exp(old max -
+     * new max) (old *max may be -INFINITY: keep is then 0). A maximum of -0 becomes 0: which of the two a
+     * search finds would depend on its order. */
     float (*softmax_step)(float *s, int n, float scale, float *max, float *sum);
 
-    /* out[i] = x[i] / sqrt(mean(x^2) + eps) * weight[i]; returns mean(x^2), so that a caller sees NaN and Inf
-     * for free. out may be x. */
+    /* out[i] = x[i] * (1 / sqrt(mean + eps)) * weight[i], where mean = sum of x^2 (fma in lanes, tree) / n;
+     * returns the mean, so that a caller sees NaN and Inf for free. out may be x. */
     float (*rms_norm)(const float *x, const float *weight, int n, float eps, float *out);
 
     /* gate[i] = gate[i] / (1 + exp(-gate[i])) * up[i] */
     void (*silu_mul)(float *gate, const float *up, int n);
 
-    /* x[i] += a * y[i] */
+    /* x[i] = fma(a, y[i], x[i]) */
     void (*add_scaled)(float *x, float a, const float *y, int n);
 };
 

@@ -1,35 +1,95 @@
-/* backend/cpu/kern_ref.c - every kernel in plain C, in the simplest order: what the fast ones are held
- * against. */
+/* backend/cpu/kern_ref.c - every kernel in plain C, operation for operation as kern.h lays them down: what
+ * the fast ones are held against, bit for bit. */
 #include "backend/cpu/kern.h"
 
 #include <math.h>
 #include <string.h>
 
-enum { SPAN = 256 }; /* weights decoded at a time */
+enum { TOKENS = 16 }; /* that share decoded weights */
 
-static void gemm(const struct mat *w, int r0, int r1, const float *const *x, int n, float *const *y) {
-    float weight[SPAN];
-    for (int r = r0; r < r1; r++) {
-        for (int t = 0; t < n; t++) y[t][r] = 0;
-        for (int k0 = 0; k0 < w->cols; k0 += SPAN) {
-            int count = w->cols - k0 < SPAN ? w->cols - k0 : SPAN;
-            format_decode_span(w, r, k0, count, weight);
-            for (int t = 0; t < n; t++) {
-                float sum = y[t][r];
-                for (int i = 0; i < count; i++) sum += weight[i] * x[t][k0 + i];
-                y[t][r] = sum;
-            }
+/* Compiled twice, and the version with the FMA instruction taken where the processor has it: the same bits as
+ * the C library's fmaf, without a call for each. */
+#if defined(__x86_64__) && defined(__gnu_linux__)
+#define FMA_TOO __attribute__((target_clones("fma", "default")))
+#else
+#define FMA_TOO
+#endif
+
+/* ---- lanes ---- */
+
+/* lanes[SUM_LANES] += a * b over n values, and zeros up to a multiple of SUM_LANES. */
+FMA_TOO static void lanes_add_products(float *lanes, const float *a, const float *b, int n) {
+    int i = 0;
+    for (; i + SUM_LANES <= n; i += SUM_LANES)
+        for (int l = 0; l < SUM_LANES; l++) lanes[l] = fmaf(a[i + l], b[i + l], lanes[l]);
+    for (int l = 0; l < SUM_LANES && i < n; l++)
+        lanes[l] = i + l < n ? fmaf(a[i + l], b[i + l], lanes[l]) : lanes[l] + 0.0f;
+}
+
+static float lanes_sum(const float *lanes) {
+    float sum[SUM_LANES];
+    memcpy(sum, lanes, sizeof sum);
+    for (int half = SUM_LANES / 2; half > 0; half /= 2)
+        for (int l = 0; l < half; l++) sum[l] += sum[l + half];
+    return sum[0];
+}
+
+/* ---- dense matrices ---- */
+
+static int dense_chunk_end(const struct mat *w, int k) {
+    int end = k + FP8_CHUNK;
+    if (w->format == MAT_FP8 && w->scale_cols < w->cols) {
+        int block_end = (k / w->scale_cols + 1) * w->scale_cols;
+        if (block_end < end) end = block_end;
+    }
+    return end < w->cols ? end : w->cols;
+}
+
+/* Weights without their scale, divided by 256; returns the scale times 256. */
+static float fp8_decode(const struct mat *w, int row, int k0, int count, float *out) {
+    const uint8_t *data = (const uint8_t *)w->data + (size_t)row * (size_t)w->cols;
+    size_t index = (size_t)(row / w->scale_rows) * (size_t)w->scale_stride + (size_t)(k0 / w->scale_cols);
+    float scale;
+    memcpy(&scale, (const char *)w->scale + index * sizeof scale, sizeof scale);
+    for (int i = 0; i < count; i++) out[i] = e4m3_to_f32(data[k0 + i]) * 0x1p-8f;
+    return scale * 256.0f;
+}
+
+/* Row r times at most TOKENS tokens. */
+static void dense_row(const struct mat *w, int r, const float *const *x, int n, float *const *y) {
+    float lanes[TOKENS][SUM_LANES] = {{0}}, weight[FP8_CHUNK];
+    for (int k = 0, end; k < w->cols; k = end) {
+        float scale = 0;
+        end = dense_chunk_end(w, k);
+        if (w->format == MAT_FP8)
+            scale = fp8_decode(w, r, k, end - k, weight);
+        else
+            format_decode_span(w, r, k, end - k, weight);
+        for (int t = 0; t < n; t++) {
+            float partial[SUM_LANES] = {0};
+            lanes_add_products(w->format == MAT_FP8 ? partial : lanes[t], weight, x[t] + k, end - k);
+            for (int l = 0; l < SUM_LANES && w->format == MAT_FP8; l++)
+                lanes[t][l] = fmaf(partial[l], scale, lanes[t][l]);
         }
     }
+    for (int t = 0; t < n; t++) y[t][r] = lanes_sum(lanes[t]);
 }
+
+static void gemm_dense(const struct mat *w, int r0, int r1, const float *const *x, int n, float *const *y) {
+    for (int t = 0; t < n; t += TOKENS)
+        for (int r = r0; r < r1; r++) dense_row(w, r, x + t, n - t < TOKENS ? n - t : TOKENS, y + t);
+}
+
+/* ---- AWQ ---- */
+
+static const uint8_t awq_place[8] = {0, 4, 1, 5, 2, 6, 3, 7}; /* awq_order turned round */
 
 /* Nibble of `row` in line `line` of AWQ words; also reads zero points. */
 static int awq_nibble(const void *words, const struct mat *w, int line, int row) {
-    static const uint8_t place[8] = {0, 4, 1, 5, 2, 6, 3, 7}; /* awq_order turned round */
     uint32_t word;
     size_t index = (size_t)line * (size_t)(w->rows / 8) + (size_t)(row / 8);
     memcpy(&word, (const char *)words + index * sizeof word, sizeof word);
-    return word >> 4 * place[row % 8] & 15;
+    return word >> 4 * awq_place[row % 8] & 15;
 }
 
 static float awq_scale(const struct mat *w, int group, int row) {
@@ -37,6 +97,29 @@ static float awq_scale(const struct mat *w, int group, int row) {
     size_t index = (size_t)group * (size_t)w->rows + (size_t)row;
     memcpy(&bits, (const char *)w->scales16 + index * sizeof bits, sizeof bits);
     return f16_to_f32(bits);
+}
+
+/* Row r times at most TOKENS tokens. */
+static void awq_row(const struct mat *w, int r, const float *const *x, int n, float *const *y) {
+    float acc[TOKENS] = {0}, weight[AWQ_STEP];
+    const float unit = (float)(1 << 4 * (awq_place[r % 8] % 4));
+    for (int k = 0; k < w->cols; k += AWQ_STEP) {
+        int count = w->cols - k < AWQ_STEP ? w->cols - k : AWQ_STEP, group = k / w->group_size;
+        int zero = awq_nibble(w->zeros, w, group, r);
+        float scale = awq_scale(w, group, r) / unit;
+        for (int i = 0; i < count; i++) weight[i] = (float)(awq_nibble(w->data, w, k + i, r) - zero) * unit;
+        for (int t = 0; t < n; t++) {
+            float sum = 0;
+            for (int i = 0; i < count; i++) sum = fmaf(weight[i], x[t][k + i], sum);
+            acc[t] = fmaf(sum, scale, acc[t]);
+        }
+    }
+    for (int t = 0; t < n; t++) y[t][r] = acc[t];
+}
+
+static void gemm_awq(const struct mat *w, int r0, int r1, const float *const *x, int n, float *const *y) {
+    for (int t = 0; t < n; t += TOKENS)
+        for (int r = r0; r < r1; r++) awq_row(w, r, x + t, n - t < TOKENS ? n - t : TOKENS, y + t);
 }
 
 static float awq_dot_q8(const struct mat *w, int row, const struct q8_row *x) {
@@ -55,6 +138,8 @@ static void gemm_q8(const struct mat *w, int r0, int r1, const struct q8_row *x,
     for (int t = 0; t < n; t++)
         for (int r = r0; r < r1; r++) y[t][r] = awq_dot_q8(w, r, &x[t]);
 }
+
+/* ---- everything else ---- */
 
 static void quantize_group(const float *x, int count, int8_t *q, float *scale, int32_t *sum) {
     float amax = 0, total = 0;
@@ -88,49 +173,71 @@ static void weighted_sum(float *acc, size_t acc_stride, const float *keep, const
         for (int c = 0; c < n_c; c++) {
             float sum = keep ? row[c] * keep[i] : 0;
             for (int t = 0; t < n_t; t++)
-                sum += p[(size_t)i * p_stride + (size_t)t] * v[(size_t)t * v_stride + (size_t)c];
+                sum = fmaf(p[(size_t)i * p_stride + (size_t)t], v[(size_t)t * v_stride + (size_t)c], sum);
             row[c] = sum;
         }
     }
 }
 
+/* e^x with a relative error below 2e-7: 2^n * e^r, where r is at most ln(2) / 2 beside 0. Below ln(2^-126)
+ * the result is 0: subnormals are slow and no use here. Not expf, which no other level could follow. */
+static float exp_poly(float x) {
+    const float lowest = -87.33654f, highest = 89.0f;
+    if (!(x >= lowest)) return x != x ? x : 0;
+    float clipped = x > highest ? highest : x, n = rintf(clipped * 1.44269504f);
+    /* ln 2 in two parts, the first short enough that n times it is exact */
+    float r = fmaf(n, -0x1.62e4p-1f, clipped);
+    r = fmaf(n, -0x1.7f7d1cp-20f, r);
+    float p = 1.0f / 5040;
+    p = fmaf(p, r, 1.0f / 720);
+    p = fmaf(p, r, 1.0f / 120);
+    p = fmaf(p, r, 1.0f / 24);
+    p = fmaf(p, r, 1.0f / 6);
+    p = fmaf(p, r, 0.5f);
+    p = fmaf(p, r, 1.0f);
+    p = fmaf(p, r, 1.0f);
+    return ldexpf(p, (int)n);
+}
+
 static float softmax_step(float *s, int n, float scale, float *max, float *sum) {
-    float new_max = *max, total = 0;
+    float new_max = *max, total[SUM_LANES] = {0};
     for (int i = 0; i < n; i++) {
         s[i] *= scale;
         if (s[i] > new_max) new_max = s[i]; /* a NaN score stays out of the maximum and shows in the sum */
     }
+    new_max += 0.0f; /* -0 becomes 0 */
     /* Nothing but -Inf so far: any finite base makes every exponential 0, where -Inf - -Inf would be NaN. */
     float base = new_max == -INFINITY ? 0 : new_max;
     for (int i = 0; i < n; i++) {
-        s[i] = expf(s[i] - base);
-        total += s[i];
+        s[i] = exp_poly(s[i] - base);
+        total[i % SUM_LANES] += s[i];
     }
-    float keep = expf(*max - base);
-    *sum = *sum * keep + total;
+    float keep = exp_poly(*max - base);
+    *sum = *sum * keep + lanes_sum(total);
     *max = new_max;
     return keep;
 }
 
 static float rms_norm(const float *x, const float *weight, int n, float eps, float *out) {
-    float sum = 0;
-    for (int i = 0; i < n; i++) sum += x[i] * x[i];
-    float mean = sum / (float)n, inverse = 1.0f / sqrtf(mean + eps);
+    float sum[SUM_LANES] = {0};
+    lanes_add_products(sum, x, x, n);
+    float mean = lanes_sum(sum) / (float)n, inverse = 1.0f / sqrtf(mean + eps);
     for (int i = 0; i < n; i++) out[i] = x[i] * inverse * weight[i];
     return mean;
 }
 
 static void silu_mul(float *gate, const float *up, int n) {
-    for (int i = 0; i < n; i++) gate[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+    for (int i = 0; i < n; i++) gate[i] = gate[i] / (1.0f + exp_poly(-gate[i])) * up[i];
 }
 
 static void add_scaled(float *x, float a, const float *y, int n) {
-    for (int i = 0; i < n; i++) x[i] += a * y[i];
+    for (int i = 0; i < n; i++) x[i] = fmaf(a, y[i], x[i]);
 }
 
 void kern_init_ref(struct kern *kern) {
     kern->name = "ref";
-    for (int format = 0; format < MAT_FORMATS; format++) kern->gemm[format] = gemm;
+    for (int format = 0; format < MAT_FORMATS; format++) kern->gemm[format] = gemm_dense;
+    kern->gemm[MAT_INT4_AWQ] = gemm_awq;
     kern->gemm_q8 = gemm_q8;
     kern->quantize = quantize;
     kern->decode_rows = format_decode_rows;

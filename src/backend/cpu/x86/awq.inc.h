@@ -10,7 +10,6 @@
  * Inside a panel values stand in the order that unpacking yields; they are put right when y is stored. */
 
 enum {
-    AWQ_STEP = 32, /* k; scale groups are multiples of it */
     PANEL_ROWS = 8 * VL,
     PANELS = 2048 / PANEL_ROWS, /* in a block of rows, for one token */
     AWQ_TOKENS = 64,            /* tokens that share unpacked weights */

@@ -1,15 +1,16 @@
 /* backend/cpu/x86/dense.inc.h - F32, F16, BF16 and FP8 matrices times fp32 activations; included by each
  * level after its vector words.
  *
- * The sum of one (row, token) is always made the same way, whatever is computed beside it: one register whose
- * lane l adds k = l, l + VL, ... in ascending order, and one horizontal sum at the end. FP8 has such a
- * partial sum for each chunk (a scale block, cut at 512), added as fma(partial, scale, sum). One token
- * streams eight rows at once from memory. Several tokens share weights widened once into a small buffer. */
+ * The sum of one (row, token) is made as kern.h says, whatever is computed beside it: its SUM_LANES lanes are
+ * LANE_VECS registers. One token streams DOT_ROWS rows at once from memory. Several tokens share weights
+ * widened once into a small buffer. */
+
+#define LANE_VECS (SUM_LANES / VL)
 
 enum {
     DENSE_ROWS = 8,
-    DENSE_CHUNK = 512, /* k widened at a time */
-    DENSE_TOKENS = 64, /* tokens that share a widened buffer */
+    DENSE_CHUNK = FP8_CHUNK, /* k widened at a time */
+    DENSE_TOKENS = 64,       /* tokens that share a widened buffer */
     PREFETCH_BYTES = 1536,
 };
 
@@ -26,6 +27,11 @@ INLINE int dense_chunk_end(const struct mat *w, enum mat_format format, int k) {
         if (block_end < end) end = block_end;
     }
     return end < w->cols ? end : w->cols;
+}
+
+/* The tree over lanes. */
+INLINE float lanes_sum(vec low, vec high) {
+    return vec_sum(LANE_VECS == 2 ? vec_add(low, high) : low);
 }
 
 /* The scales of a row, and one of them; apart, because divisions are dear beside a block of 128 weights. */
@@ -47,7 +53,7 @@ static int fp8_row_has_nan(const char *p, int n) {
 
 /* ---- one token ---- */
 
-/* acc[i] += row i times x over `count` (at most 2 * VL) columns. */
+/* acc[i] += row i times x over `count` (at most 2 * VL) columns; acc [rows][LANE_VECS]. */
 INLINE void dense_step(enum mat_format format, int rows, const char *p, size_t pitch, const float *x,
                        int count, vec *acc) {
     const int whole = count == 2 * VL;
@@ -57,9 +63,10 @@ INLINE void dense_step(enum mat_format format, int rows, const char *p, size_t p
     for (int i = 0; i < rows; i++) {
         const char *row = p + (size_t)i * pitch;
         struct vec2 w = whole ? widen2(format, row, 0) : widen2_part(format, row, count, 0);
-        acc[i] = vec_fma(w.a, xa, acc[i]);
-        /* Adding zeros would not be the same bits as adding nothing: it turns -0 into 0. */
-        if (count > VL) acc[i] = vec_fma(w.b, xb, acc[i]);
+        vec *low = &acc[i * LANE_VECS], *high = low + LANE_VECS - 1;
+        *low = vec_fma(w.a, xa, *low);
+        /* Zeros up to a multiple of SUM_LANES and no more: they are not nothing, but turn -0 into 0. */
+        if (LANE_VECS == 2 || count > VL) *high = vec_fma(w.b, xb, *high);
     }
 }
 
@@ -93,15 +100,14 @@ INLINE void dense_dot(const struct mat *w, enum mat_format format, int rows, int
     const int size = dense_size(format), step = 64 / size > 2 * VL ? 64 / size : 2 * VL;
     const size_t pitch = (size_t)w->cols * (size_t)size;
     const char *p = (const char *)w->data + (size_t)r * pitch;
-    const char *scales[DENSE_ROWS];
-    vec acc[DENSE_ROWS], sum[DENSE_ROWS];
+    const char *scales[DOT_ROWS];
+    vec acc[DOT_ROWS * LANE_VECS], sum[DOT_ROWS * LANE_VECS];
     ivec seen = ivec_zero();
     int bad = 0;
     UNROLL
-    for (int i = 0; i < rows; i++) {
-        acc[i] = sum[i] = vec_zero();
-        if (format == MAT_FP8) scales[i] = fp8_scales(w, r + i);
-    }
+    for (int i = 0; i < rows * LANE_VECS; i++) acc[i] = sum[i] = vec_zero();
+    UNROLL
+    for (int i = 0; format == MAT_FP8 && i < rows; i++) scales[i] = fp8_scales(w, r + i);
     for (int k = 0, end; k < w->cols; k = end) {
         const int block = format == MAT_FP8 ? k / w->scale_cols : 0;
         end = format == MAT_FP8 ? dense_chunk_end(w, format, k) : w->cols;
@@ -119,13 +125,16 @@ INLINE void dense_dot(const struct mat *w, enum mat_format format, int rows, int
         if (k < end) dense_step(format, rows, p + (size_t)k * (size_t)size, pitch, x + k, end - k, acc);
         if (format != MAT_FP8) continue;
         UNROLL
-        for (int i = 0; i < rows; i++) {
-            sum[i] = vec_fma(acc[i], vec_set1(fp8_scale(scales[i], block) * FP8_UNIT), sum[i]);
+        for (int i = 0; i < rows * LANE_VECS; i++) {
+            sum[i] = vec_fma(acc[i], vec_set1(fp8_scale(scales[i / LANE_VECS], block) * FP8_UNIT), sum[i]);
             acc[i] = vec_zero();
         }
     }
     UNROLL
-    for (int i = 0; i < rows; i++) y[i] = vec_sum(format == MAT_FP8 ? sum[i] : acc[i]);
+    for (int i = 0; i < rows; i++) {
+        const vec *lanes = (format == MAT_FP8 ? sum : acc) + i * LANE_VECS;
+        y[i] = lanes_sum(lanes[0], lanes[LANE_VECS - 1]);
+    }
     if (format == MAT_FP8 && (bad || nan_seen(seen)))
         for (int i = 0; i < rows; i++)
             if (fp8_row_has_nan(p + (size_t)i * pitch, w->cols)) y[i] = __builtin_nanf("");
@@ -155,20 +164,20 @@ INLINE void dense_widen(const struct mat *w, enum mat_format format, int r, int 
     }
 }
 
-/* Four widened rows times `tokens` tokens; acc [tokens][DENSE_ROWS]. scale (FP8) NULL: continue acc itself.
- */
-INLINE void dense_tile(int tokens, const float *w, const float *const *x, int k, int count,
+/* Four widened rows times `tokens` tokens, for the register of sums whose first lane is `lane`;
+ * acc [tokens][DENSE_ROWS]. scale (FP8) NULL: continue acc itself. */
+INLINE void dense_tile(int tokens, const float *w, const float *const *x, int k, int count, int lane,
                        const float *scale, vec *acc) {
     const float *xt[TILE_TOKENS];
     vec a[4][TILE_TOKENS];
-    int at = 0;
+    int at = lane;
     UNROLL
     for (int t = 0; t < tokens; t++) {
         xt[t] = x[t] + k;
         UNROLL
         for (int i = 0; i < 4; i++) a[i][t] = scale ? vec_zero() : acc[t * DENSE_ROWS + i];
     }
-    for (; at + VL <= count; at += VL) {
+    for (; at + VL <= count; at += SUM_LANES) {
         vec row[4];
         UNROLL
         for (int i = 0; i < 4; i++) row[i] = vec_load(w + i * DENSE_CHUNK + at);
@@ -179,8 +188,9 @@ INLINE void dense_tile(int tokens, const float *w, const float *const *x, int k,
             for (int i = 0; i < 4; i++) a[i][t] = vec_fma(row[i], xv, a[i][t]);
         }
     }
+    const int tail_tokens = at - lane < count ? tokens : 0; /* the last lanes, and the padding's */
     UNROLL
-    for (int t = 0; t < tokens && at < count; t++) {
+    for (int t = 0; t < tail_tokens; t++) {
         vec xv = vec_load_part(xt[t] + at, count - at);
         UNROLL
         for (int i = 0; i < 4; i++) a[i][t] = vec_fma(vec_load(w + i * DENSE_CHUNK + at), xv, a[i][t]);
@@ -195,10 +205,10 @@ INLINE void dense_tile(int tokens, const float *w, const float *const *x, int k,
 
 #define DENSE_TILE_CASE(T)                                                                                   \
     case T:                                                                                                  \
-        dense_tile(T, w, x, k, count, scale, acc);                                                           \
+        dense_tile(T, w, x, k, count, lane, scale, acc);                                                     \
         break;
 
-INLINE void dense_tile_any(int tokens, const float *w, const float *const *x, int k, int count,
+INLINE void dense_tile_any(int tokens, const float *w, const float *const *x, int k, int count, int lane,
                            const float *scale, vec *acc) {
     switch (tokens) {
         DENSE_TILE_CASE(1)
@@ -212,30 +222,33 @@ INLINE void dense_tile_any(int tokens, const float *w, const float *const *x, in
     }
 }
 
-/* Two functions, so that the tiles are compiled twice (with and without scales) and not once a format. */
+/* Two functions, so that the tiles are compiled twice (with and without scales) and not once a format.
+ * acc [LANE_VECS][DENSE_TOKENS][DENSE_ROWS]. */
 static __attribute__((noinline)) void dense_tiles(const float *w, const float *const *x, int n, int k,
                                                   int count, vec *acc) {
     for (int t = 0; t < n; t += TILE_TOKENS)
         for (int i = 0; i < DENSE_ROWS; i += 4)
-            dense_tile_any(n - t < TILE_TOKENS ? n - t : TILE_TOKENS, w + i * DENSE_CHUNK, x + t, k, count, 0,
-                           acc + t * DENSE_ROWS + i);
+            for (int v = 0; v < LANE_VECS; v++)
+                dense_tile_any(n - t < TILE_TOKENS ? n - t : TILE_TOKENS, w + i * DENSE_CHUNK, x + t, k,
+                               count, v * VL, 0, acc + (v * DENSE_TOKENS + t) * DENSE_ROWS + i);
 }
 
 static __attribute__((noinline)) void dense_tiles_scaled(const float *w, const float *const *x, int n, int k,
                                                          int count, const float *scale, vec *acc) {
     for (int t = 0; t < n; t += TILE_TOKENS)
         for (int i = 0; i < DENSE_ROWS; i += 4)
-            dense_tile_any(n - t < TILE_TOKENS ? n - t : TILE_TOKENS, w + i * DENSE_CHUNK, x + t, k, count,
-                           scale + i, acc + t * DENSE_ROWS + i);
+            for (int v = 0; v < LANE_VECS; v++)
+                dense_tile_any(n - t < TILE_TOKENS ? n - t : TILE_TOKENS, w + i * DENSE_CHUNK, x + t, k,
+                               count, v * VL, scale + i, acc + (v * DENSE_TOKENS + t) * DENSE_ROWS + i);
 }
 
 /* At most DENSE_ROWS rows and DENSE_TOKENS tokens. */
 INLINE void dense_block(const struct mat *w, enum mat_format format, int r, int rows, const float *const *x,
                         int n, float *const *y) {
-    vec acc[DENSE_TOKENS * DENSE_ROWS];
+    vec acc[LANE_VECS * DENSE_TOKENS * DENSE_ROWS], *high = acc + (LANE_VECS - 1) * DENSE_TOKENS * DENSE_ROWS;
     float wide[DENSE_ROWS * DENSE_CHUNK] __attribute__((aligned(64)));
     const char *scales[DENSE_ROWS];
-    for (int i = 0; i < n * DENSE_ROWS; i++) acc[i] = vec_zero();
+    for (int i = 0; i < n * DENSE_ROWS; i++) acc[i] = high[i] = vec_zero();
     for (int i = 0; format == MAT_FP8 && i < rows; i++) scales[i] = fp8_scales(w, r + i);
     for (int k = 0, end; k < w->cols; k = end) {
         end = dense_chunk_end(w, format, k);
@@ -250,14 +263,15 @@ INLINE void dense_block(const struct mat *w, enum mat_format format, int r, int 
         }
     }
     for (int t = 0; t < n; t++)
-        for (int i = 0; i < rows; i++) y[t][r + i] = vec_sum(acc[t * DENSE_ROWS + i]);
+        for (int i = 0; i < rows; i++)
+            y[t][r + i] = lanes_sum(acc[t * DENSE_ROWS + i], high[t * DENSE_ROWS + i]);
 }
 
 INLINE void dense_gemm(const struct mat *w, enum mat_format format, int r0, int r1, const float *const *x,
                        int n, float *const *y) {
     if (n == 1) {
         int r = r0;
-        for (; r + DENSE_ROWS <= r1; r += DENSE_ROWS) dense_dot(w, format, DENSE_ROWS, r, x[0], y[0] + r);
+        for (; r + DOT_ROWS <= r1; r += DOT_ROWS) dense_dot(w, format, DOT_ROWS, r, x[0], y[0] + r);
         for (; r < r1; r++) dense_dot(w, format, 1, r, x[0], y[0] + r);
         return;
     }

@@ -1,8 +1,8 @@
 /* backend/cpu/x86/stages.inc.h - everything but matrices: attention's sums, norms, activations; included by
- * each level after its vector words. Sums across lanes have one fixed order. */
+ * each level after its vector words and dense.inc.h. Sums across lanes have one fixed order: kern.h's. */
 
-/* e^x with a relative error below 2e-7. Below ln(2^-126) the result is 0: subnormals are slow and no use
- * here. NaN stays NaN: vec_max and vec_min return their second operand then. */
+/* kern_ref.c's exp_poly, operation for operation. NaN stays NaN: vec_max and vec_min return their second
+ * operand then. */
 INLINE vec vec_exp(vec x) {
     const vec lowest = vec_set1(-87.33654f), highest = vec_set1(89.0f);
     vec clipped = vec_min(highest, vec_max(lowest, x));
@@ -148,43 +148,56 @@ static float softmax_scale(float *s, int n, float scale, float max) {
         s[i] *= scale;
         if (s[i] > max) max = s[i];
     }
-    return max;
+    return max + 0.0f; /* -0 becomes 0 */
 }
 
 static float softmax_step(float *s, int n, float scale, float *max, float *sum) {
     float new_max = softmax_scale(s, n, scale, *max);
     /* Nothing but -Inf so far: any finite base makes every exponential 0, where -Inf - -Inf would be NaN. */
     float base = new_max == -__builtin_inff() ? 0 : new_max;
-    vec shift = vec_set1(base), total = vec_zero();
+    vec shift = vec_set1(base), total[LANE_VECS];
     int i = 0;
-    for (; i + VL <= n; i += VL) {
-        vec e = vec_exp(vec_sub(vec_load(s + i), shift));
-        vec_store(s + i, e);
-        total = vec_add(total, e);
+    for (int v = 0; v < LANE_VECS; v++) total[v] = vec_zero();
+    for (; i + SUM_LANES <= n; i += SUM_LANES) {
+        UNROLL
+        for (int v = 0; v < LANE_VECS; v++) {
+            vec e = vec_exp(vec_sub(vec_load(s + i + v * VL), shift));
+            vec_store(s + i + v * VL, e);
+            total[v] = vec_add(total[v], e);
+        }
     }
-    if (i < n) {
+    UNROLL
+    for (int v = 0; v < LANE_VECS; v++, i += VL) {
         vec_store_part(s + i, vec_exp(vec_sub(vec_load_part(s + i, n - i), shift)), n - i);
-        total = vec_add(total, vec_load_part(s + i, n - i));
+        total[v] = vec_add(total[v], vec_load_part(s + i, n - i));
     }
     float keep = float_exp(*max - base);
-    *sum = *sum * keep + vec_sum(total);
+    *sum = *sum * keep + lanes_sum(total[0], total[LANE_VECS - 1]);
     *max = new_max;
     return keep;
 }
 
 static float rms_norm(const float *x, const float *weight, int n, float eps, float *out) {
-    vec sum[4] = {vec_zero(), vec_zero(), vec_zero(), vec_zero()};
+    vec sum[LANE_VECS], rest;
     int i = 0;
-    for (; i + VL <= n; i += VL) {
-        vec v = vec_load(x + i);
-        sum[i / VL % 4] = vec_fma(v, v, sum[i / VL % 4]);
+    for (int v = 0; v < LANE_VECS; v++) sum[v] = vec_zero();
+    for (; i + SUM_LANES <= n; i += SUM_LANES) {
+        UNROLL
+        for (int v = 0; v < LANE_VECS; v++) {
+            vec value = vec_load(x + i + v * VL);
+            sum[v] = vec_fma(value, value, sum[v]);
+        }
     }
-    vec rest = vec_load_part(x + i, n - i);
-    sum[0] = vec_fma(rest, rest, sum[0]);
-    float mean = vec_sum(vec_add(vec_add(sum[0], sum[1]), vec_add(sum[2], sum[3]))) / (float)n;
+    UNROLL
+    for (int v = 0; v < LANE_VECS; v++, i += VL) {
+        rest = vec_load_part(x + i, n - i);
+        sum[v] = vec_fma(rest, rest, sum[v]);
+    }
+    float mean = lanes_sum(sum[0], sum[LANE_VECS - 1]) / (float)n;
     vec inverse = vec_set1(1.0f / __builtin_sqrtf(mean + eps));
     for (i = 0; i + VL <= n; i += VL)
         vec_store(out + i, vec_mul(vec_mul(vec_load(x + i), inverse), vec_load(weight + i)));
+    rest = vec_load_part(x + i, n - i);
     vec_store_part(out + i, vec_mul(vec_mul(rest, inverse), vec_load_part(weight + i, n - i)), n - i);
     return mean;
 }

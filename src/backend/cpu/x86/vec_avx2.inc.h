@@ -13,6 +13,7 @@
 #define VL 8
 #define TILE_TOKENS 3 /* 4 rows x 3 tokens = 12 of 16 registers */
 #define SUM_VECS 2    /* weighted_sum: 4 rows x 2 registers */
+#define DOT_ROWS 4    /* rows that one token takes at once: 8 accumulators */
 
 typedef __m256 vec;
 typedef __m256i ivec;

@@ -13,6 +13,7 @@
 #define VL 16
 #define TILE_TOKENS 6 /* 4 rows x 6 tokens = 24 of 32 registers */
 #define SUM_VECS 4    /* weighted_sum: 4 rows x 4 registers */
+#define DOT_ROWS 8    /* rows that one token takes at once: 8 accumulators, and 8 more for FP8 */
 
 typedef __m512 vec;
 typedef __m512i ivec;

@@ -1,0 +1,155 @@
+/* The ground everything stands on: arenas, the thread pool, files, JSON with limits, error sentences. */
+#include <stdarg.h>
+#include <stddef.h>
+#include <setjmp.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include "base/arena.h"
+#include "base/file.h"
+#include "base/json.h"
+#include "base/pool.h"
+
+enum { MANY = 1000 };
+
+static void test_arena(void **state) {
+    (void)state;
+    struct arena *arena = arena_create();
+    uint8_t *blocks[MANY];
+    for (int i = 0; i < MANY; i++) {
+        size_t n = (size_t)(i * 37 % 5000 + (i % 50 == 0 ? 200000 : 0));
+        blocks[i] = arena_alloc(arena, n + 1);
+        assert_non_null(blocks[i]);
+        assert_int_equal((uintptr_t)blocks[i] % 64, 0);
+        for (size_t k = 0; k <= n; k++) assert_int_equal(blocks[i][k], 0);
+        memset(blocks[i], i % 251 + 1, n + 1);
+    }
+    for (int i = 0; i < MANY; i++) assert_int_equal(blocks[i][i * 37 % 5000], i % 251 + 1); /* none overlaps another */
+    assert_null(arena_alloc_array(arena, SIZE_MAX / 2, 3));
+    assert_null(arena_alloc(arena, SIZE_MAX - 10));
+    assert_string_equal(arena_strndup(arena, "abcdef", 3), "abc");
+    arena_destroy(arena);
+}
+
+struct tally {
+    atomic_int times[MANY];
+    atomic_int busy[8]; /* by worker: two tasks of one worker never run at once */
+    atomic_int clashes;
+    int n_threads;
+};
+
+static void count_task(void *context, int index, int worker) {
+    struct tally *tally = context;
+    if (worker >= tally->n_threads || atomic_fetch_add(&tally->busy[worker], 1) != 0) atomic_fetch_add(&tally->clashes, 1);
+    atomic_fetch_add(&tally->times[index], 1);
+    for (volatile int i = 0; i < index % 100; i++) {}
+    atomic_fetch_sub(&tally->busy[worker], 1);
+}
+
+/* Every task once, also with more threads than processors, in jobs that follow each other without a pause. */
+static void test_pool(void **state) {
+    (void)state;
+    for (int threads = 1; threads <= 8; threads++) {
+        struct pool *pool;
+        struct mo_error error;
+        static struct tally tally;
+        tally.n_threads = threads;
+        assert_int_equal(pool_create(&pool, threads, &error), 0);
+        assert_int_equal(pool_threads(pool), threads);
+        for (int job = 0; job < 300; job++) {
+            int n = job * 31 % MANY;
+            memset(tally.times, 0, sizeof tally.times);
+            pool_run(pool, n, count_task, &tally);
+            for (int i = 0; i < MANY; i++) assert_int_equal(tally.times[i], i < n);
+            if (job % 100 == 99) usleep(2000); /* long enough to fall asleep */
+        }
+        assert_int_equal(tally.clashes, 0);
+        pool_destroy(pool);
+    }
+}
+
+static void test_files(void **state) {
+    (void)state;
+    char folder[] = "/tmp/moebius-test-XXXXXX", file[64], link[64], missing[80];
+    struct mo_error error = {0};
+    char *text;
+    size_t size;
+    assert_non_null(mkdtemp(folder));
+    snprintf(file, sizeof file, "%s/a", folder);
+    snprintf(link, sizeof link, "%s/b", folder);
+    snprintf(missing, sizeof missing, "%s/none/c", folder);
+    assert_int_equal(file_write(file, "one", 3, &error), 0);
+    assert_int_equal(symlink(file, link), 0);
+    assert_int_equal(file_write(link, "second", 6, &error), 0);
+    struct stat info;
+    assert_int_equal(lstat(link, &info), 0);
+    assert_true(S_ISLNK(info.st_mode)); /* the link is still one */
+    assert_int_equal(file_read(file, 100, &text, &size, &error), 0);
+    assert_int_equal(size, 6);
+    assert_string_equal(text, "second");
+    free(text);
+    assert_int_equal(file_read(file, 5, &text, &size, &error), MO_E_LIMIT);
+    assert_int_equal(file_write(missing, "x", 1, &error), MO_E_IO);
+    assert_non_null(strstr(error.message, missing));
+    struct file_map map;
+    assert_int_equal(file_map_open(&map, folder, &error), MO_E_INVALID);
+    assert_int_equal(file_map_open(&map, file, &error), 0);
+    assert_memory_equal(map.data, "second", 6);
+    file_map_close(&map);
+    unlink(link);
+    unlink(file);
+    rmdir(folder);
+}
+
+static void test_json(void **state) {
+    (void)state;
+    struct mo_error error = {0};
+    json_t *root;
+    int number = 7;
+    bool flag = true;
+    const char *good = "{\"n\": 3, \"s\": \"x\", \"f\": null, \"big\": 1e300}", *twice = "{\"n\": 1, \"n\": 2}";
+    assert_true(json_parse(twice, strlen(twice), "here", &root, &error) < 0);
+    assert_non_null(strstr(error.message, "here"));
+    assert_true(json_parse("{\"a\": ", 6, "here", &root, &error) < 0);
+    assert_int_equal(json_parse(good, strlen(good), "here", &root, &error), 0);
+    assert_int_equal(json_get_int(root, "n", JSON_REQUIRED_KEY, 0, 5, "here", &number, &error), 0);
+    assert_int_equal(number, 3);
+    assert_int_equal(json_get_int(root, "none", JSON_OPTIONAL_KEY, 0, 5, "here", &number, &error), 0);
+    assert_int_equal(number, 3);
+    assert_int_equal(json_get_bool(root, "f", JSON_OPTIONAL_KEY, "here", &flag, &error), 0);
+    assert_true(flag);
+    assert_int_equal(json_get_int(root, "n", JSON_REQUIRED_KEY, 4, 5, "here", &number, &error), MO_E_INVALID);
+    assert_int_equal(json_get_int(root, "s", JSON_REQUIRED_KEY, 0, 5, "here", &number, &error), MO_E_INVALID);
+    assert_int_equal(json_get_int(root, "big", JSON_REQUIRED_KEY, 0, 5, "here", &number, &error), MO_E_INVALID);
+    assert_int_equal(json_get_int(root, "none", JSON_REQUIRED_KEY, 0, 5, "here", &number, &error), MO_E_NOT_FOUND);
+    assert_non_null(strstr(error.message, "\"none\""));
+    json_decref(root);
+}
+
+static void test_errors(void **state) {
+    (void)state;
+    struct mo_error error;
+    char longer[3000];
+    memset(longer, 'x', sizeof longer - 1);
+    longer[sizeof longer - 1] = 0;
+    assert_int_equal(mo_error_set(&error, MO_E_LIMIT, "%s", longer), MO_E_LIMIT);
+    assert_int_equal(strlen(error.message), sizeof error.message - 1);
+    mo_error_set(&error, MO_E_CORRUPT, "inner");
+    assert_int_equal(mo_error_prefix(&error, "outer %d", 1), MO_E_CORRUPT);
+    assert_string_equal(error.message, "outer 1: inner");
+    assert_int_equal(mo_error_set(NULL, MO_E_IO, "nobody asks"), MO_E_IO);
+    assert_string_equal(mo_code_text(MO_E_CORRUPT), "damaged file");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_arena), cmocka_unit_test(test_pool),   cmocka_unit_test(test_files),
+        cmocka_unit_test(test_json),  cmocka_unit_test(test_errors),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
