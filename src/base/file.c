@@ -93,9 +93,9 @@ static int write_all(int fd, const char *data, size_t size) {
     return 0;
 }
 
-/* A pipe or a device cannot be replaced by a file: it is written to. */
+/* A pipe or a device cannot be replaced by a file, and a link to nothing names a file to be made: they are written to. */
 static int write_in_place(const char *path, const void *data, size_t size, struct mo_error *error) {
-    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
     if (fd < 0) return mo_error_set(error, MO_E_IO, "%s: cannot open: %s", path, strerror(errno));
     bool failed = write_all(fd, data, size) != 0;
     int reason = errno;
@@ -126,7 +126,8 @@ static int write_and_rename(const char *path, const char *beside, const void *da
 
 int file_write(const char *path, const void *data, size_t size, struct mo_error *error) {
     struct stat info;
-    if (stat(path, &info) == 0 && !S_ISREG(info.st_mode)) return write_in_place(path, data, size, error);
+    bool is_special = stat(path, &info) == 0 ? !S_ISREG(info.st_mode) : lstat(path, &info) == 0;
+    if (is_special) return write_in_place(path, data, size, error);
     char *target = realpath(path, NULL); /* the file that a link names; NULL if there is none yet */
     char beside[4200];
     int n = snprintf(beside, sizeof beside, "%s.%ld.tmp", target ? target : path, (long)getpid());

@@ -3,15 +3,25 @@
 #include <stdlib.h>
 #include "base/file.h"
 
-enum { CONTEXT_BYTES = 80 }; /* of the text before an error that a message shows */
+enum { CONTEXT_BYTES = 80 };
+
+/* What stands before byte `end`: a piece of its line that a message can show. */
+static const char *context_before(const char *text, size_t end, int *size) {
+    size_t begin = end;
+    while (begin > 0 && end - begin < CONTEXT_BYTES && (unsigned char)text[begin - 1] >= ' ') begin--;
+    *size = (int)(end - begin);
+    return text + begin;
+}
 
 int json_parse(const char *text, size_t size, const char *where, json_t **root, struct mo_error *error) {
     json_error_t at;
     *root = json_loadb(text, size, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &at);
     if (*root) return 0;
-    size_t end = at.position > 0 ? (size_t)at.position : 0, shown = end < CONTEXT_BYTES ? end : CONTEXT_BYTES;
-    return mo_error_set(error, MO_E_INVALID, "%s: not valid JSON: line %d, column %d: %s, after \"%.*s\"", where,
-                        at.line, at.column, at.text, end <= size ? (int)shown : 0, end <= size ? text + end - shown : "");
+    size_t end = at.position > 0 && (size_t)at.position < size ? (size_t)at.position : size;
+    int shown;
+    const char *before = context_before(text, end, &shown);
+    return mo_error_set(error, MO_E_INVALID, "%s: not valid JSON: line %d, column %d: %s, after '%.*s'", where, at.line,
+                        at.column, at.text, shown, before);
 }
 
 int json_parse_file(const char *path, size_t max_bytes, json_t **root, struct mo_error *error) {

@@ -188,12 +188,13 @@ INLINE void dense_tile(int tokens, const float *w, const float *const *x, int k,
             for (int i = 0; i < 4; i++) a[i][t] = vec_fma(row[i], xv, a[i][t]);
         }
     }
-    const int tail_tokens = at - lane < count ? tokens : 0; /* the last lanes, and the padding's */
-    UNROLL
-    for (int t = 0; t < tail_tokens; t++) {
-        vec xv = vec_load_part(xt[t] + at, count - at);
+    if (at - lane < count) { /* the last lanes, and the padding's */
         UNROLL
-        for (int i = 0; i < 4; i++) a[i][t] = vec_fma(vec_load(w + i * DENSE_CHUNK + at), xv, a[i][t]);
+        for (int t = 0; t < tokens; t++) {
+            vec xv = vec_load_part(xt[t] + at, count - at);
+            UNROLL
+            for (int i = 0; i < 4; i++) a[i][t] = vec_fma(vec_load(w + i * DENSE_CHUNK + at), xv, a[i][t]);
+        }
     }
     UNROLL
     for (int t = 0; t < tokens; t++) {
