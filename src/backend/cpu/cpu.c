@@ -196,7 +196,7 @@ static void open_worker(struct cpu *cpu, struct worker_scratch *w, bool *failed)
     w->key = floats(cpu, page, (size_t)model_q_head_dim(m), 1, failed);
     w->value = floats(cpu, page, (size_t)m->v_dim, 1, failed);
     w->score = floats(cpu, ATTENTION_ROWS, page, 1, failed);
-    w->sum = floats(cpu, (size_t)cpu->options.max_rows, LINEAR_BLOCK, 1, failed);
+    w->sum = floats(cpu, (size_t)cpu->options.max_rows, LINEAR_BLOCK_MAX, 1, failed);
 }
 
 static void open_workers(struct cpu *cpu, bool *failed) {

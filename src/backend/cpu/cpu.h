@@ -11,7 +11,9 @@
 #include "base/pool.h"
 
 enum {
-    LINEAR_BLOCK = 64,     /* weight rows per task: small enough to spread, large enough to stream; AWQ wants a multiple of 8 */
+    LINEAR_BLOCK = 64,      /* weight rows a task: small enough to spread, large enough to stream */
+    LINEAR_BLOCK_AWQ = 512, /* a line of AWQ runs along the rows: 256 bytes of each */
+    LINEAR_BLOCK_MAX = LINEAR_BLOCK_AWQ,
     ATTENTION_ROWS = 32,   /* query rows that share a pass over a page */
 };
 
@@ -22,7 +24,7 @@ struct worker_scratch {
     float *key;    /* [KV_PAGE_TOKENS][nope + rope] expanded */
     float *value;  /* [KV_PAGE_TOKENS][v] expanded */
     float *score;  /* [ATTENTION_ROWS][KV_PAGE_TOKENS] */
-    float *sum;    /* [max_rows][LINEAR_BLOCK] products on their way into an accumulator */
+    float *sum;    /* [max_rows][LINEAR_BLOCK_MAX] products on their way into an accumulator */
 };
 
 /* Short-lived arrays of one stage (pointer lists, quantised activations); emptied when the next stage begins. */

@@ -6,8 +6,12 @@ static float *before_block(float *block, int r0) {
     return (float *)((uintptr_t)block - (uintptr_t)r0 * sizeof(float));
 }
 
+static int block_rows(const struct mat *w) {
+    return w->format == MAT_INT4_AWQ ? LINEAR_BLOCK_AWQ : LINEAR_BLOCK;
+}
+
 static int count_blocks(const struct mat *w) {
-    return (w->rows + LINEAR_BLOCK - 1) / LINEAR_BLOCK;
+    return (w->rows + block_rows(w) - 1) / block_rows(w);
 }
 
 static void multiply(const struct kern *kern, const struct linear *job, int r0, int r1, float *const *y) {
@@ -19,7 +23,7 @@ static void multiply(const struct kern *kern, const struct linear *job, int r0, 
 }
 
 static int block_end(const struct mat *w, int r0) {
-    return r0 + LINEAR_BLOCK < w->rows ? r0 + LINEAR_BLOCK : w->rows;
+    return r0 + block_rows(w) < w->rows ? r0 + block_rows(w) : w->rows;
 }
 
 /* Quantising, a row a task. */
@@ -86,7 +90,7 @@ static void run_each(void *context, int index, int worker) {
     const struct each_task *task = context;
     int which = find_job(task, index);
     const struct linear *job = &task->jobs[which];
-    int r0 = (index - task->first[which]) * LINEAR_BLOCK;
+    int r0 = (index - task->first[which]) * block_rows(job->w);
     multiply(&task->cpu->kern, job, r0, block_end(job->w, r0), job->y);
 }
 
@@ -108,16 +112,16 @@ struct sum_task {
 static void run_sum(void *context, int index, int worker) {
     const struct sum_task *task = context;
     const struct cpu *cpu = task->cpu;
-    int r0 = index * LINEAR_BLOCK, r1 = block_end(task->jobs[0].w, r0);
+    int r0 = index * block_rows(task->jobs[0].w), r1 = block_end(task->jobs[0].w, r0);
     float **block = task->block + (size_t)worker * (size_t)cpu->options.max_rows;
     float *sum = cpu->workers[worker].sum;
-    for (int i = 0; i < cpu->batch->n_rows; i++) block[i] = before_block(sum + (size_t)i * LINEAR_BLOCK, r0);
+    for (int i = 0; i < cpu->batch->n_rows; i++) block[i] = before_block(sum + (size_t)i * LINEAR_BLOCK_MAX, r0);
     for (int j = 0; j < task->n_jobs; j++) {
         const struct linear *job = &task->jobs[j];
         multiply(&cpu->kern, job, r0, r1, block);
         for (int i = 0; i < job->n; i++) {
             float scale = job->scale ? job->scale[i] : 1;
-            cpu->kern.add_scaled(job->y[i] + r0, scale, sum + (size_t)i * LINEAR_BLOCK, r1 - r0);
+            cpu->kern.add_scaled(job->y[i] + r0, scale, sum + (size_t)i * LINEAR_BLOCK_MAX, r1 - r0);
         }
     }
 }
