@@ -1,4 +1,5 @@
-/* tests/check/check_kern.c - every CPU kernel of every level that this machine has, against the plain C ones.
+/* tests/check/check_kern.c - every CPU kernel of every level that this machine has: the bits of the plain C
+ * ones, and near what the same sums give in double.
  *
  *   check_kern                    compare; one line for each kernel and level, then "N passed, N failed"
  *   check_kern --bench [FORMAT]   GB/s and Gflop/s instead
@@ -73,18 +74,19 @@ struct gemm_case {
     char name[96];
 };
 
-static void run_gemm(const struct gemm_case *c, int quantized, int r0, int r1, int t0, int n) {
+static void run_gemm(const struct kern *with, const struct gemm_case *c, int quantized, int r0, int r1,
+                     int t0, int n) {
     for (int t = t0; t < t0 + n; t++)
         for (int r = 0; r < c->mat.rows; r++) c->y[t][r] = unset;
     if (quantized)
-        kern.gemm_q8(&c->mat, r0, r1, c->q + t0, n, c->y + t0);
+        with->gemm_q8(&c->mat, r0, r1, c->q + t0, n, c->y + t0);
     else
-        kern.gemm[c->mat.format](&c->mat, r0, r1, (const float *const *)c->x + t0, n, c->y + t0);
+        with->gemm[c->mat.format](&c->mat, r0, r1, (const float *const *)c->x + t0, n, c->y + t0);
 }
 
 /* Rows [r0, r1) of tokens [t0, t0 + n): the bits of the whole, and nothing written beside them. */
 static void check_gemm_part(const struct gemm_case *c, int quantized, int r0, int r1, int t0, int n) {
-    run_gemm(c, quantized, r0, r1, t0, n);
+    run_gemm(&kern, c, quantized, r0, r1, t0, n);
     for (int t = t0; t < t0 + n; t++)
         for (int r = 0; r < c->mat.rows; r++) {
             float expected = r >= r0 && r < r1 ? c->whole[t * c->mat.rows + r] : unset;
@@ -115,8 +117,20 @@ static float scale_max(const struct mat *m) {
     return max;
 }
 
+/* The plain C kernel's bits. */
+static void check_gemm_bits(const struct gemm_case *c, int quantized) {
+    const int rows = c->mat.rows;
+    run_gemm(&ref, c, quantized, 0, rows, 0, c->n);
+    for (int t = 0; t < c->n; t++)
+        for (int r = 0; r < rows; r++) compare_bits(c->name, r, c->whole[t * rows + r], c->y[t][r]);
+}
+
+static double gemm_activation(const struct gemm_case *c, int quantized, int t, int k) {
+    return quantized ? (double)c->q[t].q[k] * c->q[t].scale[k / Q8_GROUP] : c->x[t][k];
+}
+
 /* Against sums in double of the decoded weights: 2e-6 of sum |w x|, plus what subnormal products may lose. */
-static void check_gemm_values(const struct gemm_case *c) {
+static void check_gemm_values(const struct gemm_case *c, int quantized) {
     const int rows = c->mat.rows, cols = c->mat.cols;
     float *w = malloc((size_t)cols * sizeof *w);
     double lost = (double)cols * 1.5e-45 * 256 * scale_max(&c->mat);
@@ -125,7 +139,7 @@ static void check_gemm_values(const struct gemm_case *c) {
         for (int t = 0; t < c->n; t++) {
             double sum = 0, size = 0;
             for (int k = 0; k < cols; k++) {
-                double product = (double)w[k] * c->x[t][k];
+                double product = (double)w[k] * gemm_activation(c, quantized, t, k);
                 sum += product;
                 size += fabs(product);
             }
@@ -133,15 +147,6 @@ static void check_gemm_values(const struct gemm_case *c) {
         }
     }
     free(w);
-}
-
-static void check_gemm_q8_values(const struct gemm_case *c) {
-    float *y = malloc((size_t)c->mat.rows * sizeof *y);
-    for (int t = 0; t < c->n; t++) {
-        ref.gemm_q8(&c->mat, 0, c->mat.rows, &c->q[t], 1, &y);
-        for (int r = 0; r < c->mat.rows; r++) compare_bits(c->name, r, c->whole[t * c->mat.rows + r], y[r]);
-    }
-    free(y);
 }
 
 static void check_gemm_case(enum mat_format format, int rows, int cols, int n, enum data_kind kind,
@@ -154,12 +159,10 @@ static void check_gemm_case(enum mat_format format, int rows, int cols, int n, e
         if (quantized) c.q[t] = make_q8(c.x[t], cols);
     }
     c.whole = malloc((size_t)(n * rows) * sizeof *c.whole);
-    run_gemm(&c, quantized, 0, rows, 0, n);
+    run_gemm(&kern, &c, quantized, 0, rows, 0, n);
     for (int t = 0; t < n; t++) memcpy(c.whole + t * rows, c.y[t], (size_t)rows * sizeof **c.y);
-    if (quantized)
-        check_gemm_q8_values(&c);
-    else
-        check_gemm_values(&c);
+    check_gemm_values(&c, quantized);
+    check_gemm_bits(&c, quantized);
     check_gemm_parts(&c, quantized);
     free(c.whole);
     tally.cases++;
@@ -186,13 +189,13 @@ static void check_gemm(enum mat_format format, int quantized, const char *name) 
         guard_reset(0);
         check_gemm_case(format, 2048, 1408, 2, DATA_PLAIN, quantized);
     }
-    tally_print(name, quantized ? "(same bits)" : "of sum |wx|", quantized ? 1 : 2e-6);
+    tally_print(name, "of sum |wx|", 2e-6);
 }
 
 /* Products too small for a float leave -0 in every lane, where one addition of 0 too many would show. */
 static void check_signed_zero(void) {
     enum { ROWS = 9, TOKENS = 3 };
-    for (int cols = 8; cols <= 96; cols += 8, tally.cases++) {
+    for (int cols = 1; cols <= 96; cols++, tally.cases++) {
         struct gemm_case c = {.mat = {.format = MAT_F32, .rows = ROWS, .cols = cols}, .n = TOKENS};
         float whole[TOKENS * ROWS], *w;
         guard_reset(0);
@@ -204,9 +207,10 @@ static void check_signed_zero(void) {
             for (int k = 0; k < cols; k++) c.x[t][k] = -0x1p-100f;
         }
         snprintf(c.name, sizeof c.name, "signed zeros, %d columns", cols);
-        run_gemm(&c, 0, 0, ROWS, 0, TOKENS);
+        run_gemm(&kern, &c, 0, 0, ROWS, 0, TOKENS);
         for (int t = 0; t < TOKENS; t++) memcpy(whole + t * ROWS, c.y[t], sizeof(float) * ROWS);
         c.whole = whole;
+        check_gemm_bits(&c, 0);
         check_gemm_parts(&c, 0);
     }
     tally_print("gemm, -0", "(same bits)", 1);
@@ -294,15 +298,18 @@ static void check_sum_case(const struct sum_case *c) {
     for (int i = 0; i < c->m; i++) run_weighted_sum(&kern, c, alone, i, i + 1);
     for (int i = 0; i < count; i++) {
         int row = i / c->acc_stride, column = i % c->acc_stride;
-        double size = 1e-30;
         if (column >= c->n_c) { /* between the rows nothing is written */
             compare_bits("between rows", i, got[i], c->acc[i]);
             continue;
         }
-        if (c->keep) size += fabs((double)c->acc[i] * c->keep[row]);
-        for (int t = 0; t < c->n_t; t++)
-            size += fabs((double)c->p[row * c->p_stride + t] * c->v[t * c->v_stride + column]);
-        compare("acc", i, got[i], expected[i], 2e-6 * size);
+        double sum = c->keep ? (double)c->acc[i] * c->keep[row] : 0, size = fabs(sum) + 1e-30;
+        for (int t = 0; t < c->n_t; t++) {
+            double product = (double)c->p[row * c->p_stride + t] * c->v[t * c->v_stride + column];
+            sum += product;
+            size += fabs(product);
+        }
+        compare("acc", i, got[i], (float)sum, 2e-6 * size);
+        compare_bits("acc", i, got[i], expected[i]);
         compare_bits("row alone", i, alone[i], got[i]);
     }
     free(expected);
@@ -334,6 +341,27 @@ static void check_weighted_sum(void) {
     tally_print("weighted_sum", "of sum |pv|", 2e-6);
 }
 
+static void compare_share(const char *what, int index, float got, double expected, double share) {
+    compare(what, index, got, (float)expected, share * fabs(expected) + 2e-38);
+}
+
+/* In double, but for the scaled scores and their distances from the maximum, which a float must hold. */
+static void check_softmax_values(int n, const float *s, float scale, float max, float sum, const float *got,
+                                 float keep, float got_sum) {
+    float top = max;
+    for (int i = 0; i < n; i++)
+        if (s[i] * scale > top) top = s[i] * scale;
+    if (top == -INFINITY) top = 0;
+    double kept = exp((double)(max - top)), total = sum * kept;
+    for (int i = 0; i < n; i++) {
+        double value = exp((double)(s[i] * scale - top));
+        total += value;
+        compare_share("s", i, got[i], value, 1e-6);
+    }
+    compare_share("keep", 0, keep, kept, 1e-6);
+    compare_share("sum", 0, got_sum, total, 4e-6);
+}
+
 static void check_softmax_case(int n, float *s, float scale, float max, float sum) {
     float *got = guard_floats(n), *expected = malloc((size_t)n * sizeof *expected);
     float got_max = max, got_sum = sum, expected_max = max, expected_sum = sum;
@@ -341,11 +369,11 @@ static void check_softmax_case(int n, float *s, float scale, float max, float su
     memcpy(expected, s, (size_t)n * sizeof *s);
     float keep = kern.softmax_step(got, n, scale, &got_max, &got_sum);
     float expected_keep = ref.softmax_step(expected, n, scale, &expected_max, &expected_sum);
-    for (int i = 0; i < n; i++)
-        compare("s", i, got[i], expected[i], 1e-6 * fabs((double)expected[i]) + 2e-38);
+    for (int i = 0; i < n; i++) compare_bits("s", i, got[i], expected[i]);
     compare_bits("max", 0, got_max, expected_max);
-    compare("keep", 0, keep, expected_keep, 1e-6 * fabs((double)expected_keep) + 2e-38);
-    compare("sum", 0, got_sum, expected_sum, 4e-6 * fabs((double)expected_sum) + 2e-38);
+    compare_bits("keep", 0, keep, expected_keep);
+    compare_bits("sum", 0, got_sum, expected_sum);
+    check_softmax_values(n, s, scale, max, sum, got, keep, got_sum);
     free(expected);
 }
 
@@ -358,12 +386,13 @@ static void check_softmax(void) {
         for (int i = 0; i < n; i++) {
             s[i] = random_float() * spread;
             if (all || (masked && random_u32() % 3 == 0)) s[i] = -INFINITY;
+            if (round % 8 == 6) s[i] = random_u32() & 1 ? 0.0f : -0.0f; /* which of them is the maximum? */
         }
         if (nan) s[random_int(0, n - 1)] = NAN;
         if (round % 8 == 5) s[random_int(0, n - 1)] = INFINITY;
         int first = random_int(0, 1);
-        check_softmax_case(n, s, 0.1f + fabsf(random_float()), first ? -INFINITY : random_float() * spread,
-                           first ? 0 : fabsf(random_float()));
+        float max = first ? -INFINITY : round % 8 == 6 ? -0.0f : random_float() * spread;
+        check_softmax_case(n, s, 0.1f + fabsf(random_float()), max, first ? 0 : fabsf(random_float()));
     }
     tally_print("softmax_step", "relative", 1e-6);
 }
@@ -376,8 +405,14 @@ static void check_exp(void) {
         float max = 0, sum = 0;
         for (int i = 0; i < POINTS; i++)
             x[i] = s[i] = -87.33f * (float)(i * ROUNDS + round) / (POINTS * ROUNDS);
+        float expected[POINTS], expected_max = 0, expected_sum = 0;
+        memcpy(expected, x, sizeof x);
+        ref.softmax_step(expected, POINTS, 1, &expected_max, &expected_sum);
         kern.softmax_step(s, POINTS, 1, &max, &sum);
-        for (int i = 0; i < POINTS; i++) compare("exp", i, s[i], (float)exp(x[i]), 2e-7 * exp(x[i]));
+        for (int i = 0; i < POINTS; i++) {
+            compare("exp", i, s[i], (float)exp(x[i]), 2e-7 * exp(x[i]));
+            compare_bits("exp", i, s[i], expected[i]);
+        }
     }
     tally_print("exp", "relative", 2e-7);
 }
@@ -386,6 +421,17 @@ static void check_exp(void) {
 
 static void fill_floats(float *x, int n, float size) {
     for (int i = 0; i < n; i++) x[i] = random_float() * size;
+}
+
+static void check_rms_values(int n, const float *x, const float *weight, const float *out, float mean) {
+    double sum = 0;
+    for (int i = 0; i < n; i++) sum += (double)x[i] * x[i];
+    compare("mean", 0, mean, (float)(sum / n), 4e-6 * sum / n + 1e-40);
+    for (int i = 0; i < n; i++) {
+        double value = x[i] / sqrt(sum / n + 1e-6) * weight[i];
+        if (isinf(sum)) value = x[i] * (1 / sum); /* Inf / Inf and Inf * 0: NaN either way */
+        compare("out", i, out[i], (float)value, 4e-6 * fabs(value) + 1e-40);
+    }
 }
 
 static void check_rms_norm(void) {
@@ -398,11 +444,14 @@ static void check_rms_norm(void) {
         fill_floats(x, n, round % 5 == 1 ? 1e-20f : round % 5 == 2 ? 1e15f : 3.0f);
         fill_floats(weight, n, 1);
         if (round % 5 == 3) x[random_int(0, n - 1)] = round % 2 ? NAN : INFINITY;
+        float *before = malloc((size_t)n * sizeof *before);
+        memcpy(before, x, (size_t)n * sizeof *x);
         float expected_mean = ref.rms_norm(x, weight, n, 1e-6f, expected);
         float mean = kern.rms_norm(x, weight, n, 1e-6f, out);
-        for (int i = 0; i < n; i++)
-            compare("out", i, out[i], expected[i], 4e-6 * fabs((double)expected[i]) + 1e-40);
-        compare("mean", 0, mean, expected_mean, 4e-6 * fabs((double)expected_mean) + 1e-40);
+        for (int i = 0; i < n; i++) compare_bits("out", i, out[i], expected[i]);
+        compare_bits("mean", 0, mean, expected_mean);
+        check_rms_values(n, before, weight, out, mean);
+        free(before);
     }
     tally_print("rms_norm", "relative", 4e-6);
 }
@@ -417,11 +466,17 @@ static void check_silu_mul(void) {
         fill_floats(up, n, 2);
         if (round % 4 == 3) gate[random_int(0, n - 1)] = NAN;
         if (round % 4 == 3) gate[random_int(0, n - 1)] = INFINITY;
+        float *before = malloc((size_t)n * sizeof *before);
+        memcpy(before, gate, (size_t)n * sizeof *gate);
         memcpy(expected, gate, (size_t)n * sizeof *gate);
         ref.silu_mul(expected, up, n);
         kern.silu_mul(gate, up, n);
-        for (int i = 0; i < n; i++)
-            compare("gate", i, gate[i], expected[i], 1e-6 * fabs((double)expected[i]) + 1e-33);
+        for (int i = 0; i < n; i++) {
+            double value = before[i] / (1 + exp(-(double)before[i])) * up[i];
+            compare("gate", i, gate[i], (float)value, 1e-6 * fabs(value) + 1e-33);
+            compare_bits("gate", i, gate[i], expected[i]);
+        }
+        free(before);
     }
     tally_print("silu_mul", "relative", 1e-6);
 }
@@ -439,8 +494,11 @@ static void check_add_scaled(void) {
         float *before = malloc((size_t)n * sizeof *before);
         memcpy(before, x, (size_t)n * sizeof *x);
         kern.add_scaled(x, a, y, n);
-        for (int i = 0; i < n; i++)
-            compare("x", i, x[i], expected[i], 2e-7 * (fabs((double)before[i]) + fabs((double)a * y[i])));
+        for (int i = 0; i < n; i++) {
+            double product = (double)a * y[i];
+            compare("x", i, x[i], (float)(before[i] + product), 2e-7 * (fabs(before[i]) + fabs(product)));
+            compare_bits("x", i, x[i], expected[i]);
+        }
         free(before);
     }
     tally_print("add_scaled", "of |x| + |ay|", 2e-7);

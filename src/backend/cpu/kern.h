@@ -3,14 +3,15 @@
  *
  * Sameness: every operation and its order is laid down here, and depends on the matrix alone, never on n, r0,
  * r1, pointers or the width of a register. So a token's result is the same bits alone or in any batch, and
- * every level gives the same bits as the plain C (any NaN standing for any other). The words used below: fma
- * one rounding for a * b + c. Every other operation is rounded by itself (-ffp-contract=off). lanes    sums
- * over a row of n values run in SUM_LANES sums side by side: lane l takes the values l, l + 16, ... in
- * ascending order, from 0, as if the row went on with zeros up to a multiple of 16. tree     the lanes' one
- * sum: lane l += lane l + 8, for l < 8; then the same with 4, 2 and 1. exp      kern_ref.c has it: a
- * polynomial in fma. 0 below the smallest normal float. No kernel allocates, and none reads or writes outside
- * the arrays it is given. Pointers are 4-byte aligned; weights as format.h says. Includes: base/cpu.h,
- * model/format.h. */
+ * every level gives the same bits as the plain C (any NaN standing for any other). The words used below:
+ *   fma    one rounding for a * b + c; every other operation is rounded by itself (-ffp-contract=off).
+ *   lanes  a sum over a row of n values is SUM_LANES sums side by side: lane l takes values l, l + 16, ... in
+ *          ascending order, from 0, as if the row went on with zeros up to a multiple of 16.
+ *   tree   the lanes' one sum: lane l += lane l + 8, for l < 8; then the same with 4, 2 and 1.
+ *   exp    the polynomial of kern_ref.c; 0 below the smallest normal float.
+ *
+ * No kernel allocates, and none reads or writes outside the arrays it is given. Pointers are 4-byte aligned;
+ * weights as format.h says. Includes: base/cpu.h, model/format.h. */
 #ifndef MOEBIUS_BACKEND_CPU_KERN_H
 #define MOEBIUS_BACKEND_CPU_KERN_H
 
@@ -36,12 +37,12 @@ struct q8_row {
 
 /* y[t][r] = sum_k W[r][k] * x[t][k] for r in [r0, r1), t in [0, n), in fp32. y[t] points at row 0.
  *   F32, F16, BF16  lane = fma(w, x, lane); tree.
- *   FP8             by chunks: from k to the end of its scale block, FP8_CHUNK at most (where one scale spans
- *                   the row, there are no blocks). In a chunk partial = fma(w / 256, x, partial), in lanes
- *                   counted from the chunk's start; then lane = fma(partial, scale * 256, lane); tree at the
- *                   end. (Without its scale an e4m3 value is 2^-8 of itself once its bits stand in an fp16.)
- *   INT4_AWQ        no lanes. By steps of AWQ_STEP k: sum = fma((q - z) * u, x, sum), ascending; then
- *                   y = fma(sum, scale / u, y). u = 16^(j % 4), where the row is nibble j of its word: so the
+ *   FP8             by chunks: from k to the end of its scale block, FP8_CHUNK at most; no blocks where one
+ *                   scale spans the row. In a chunk partial = fma(w / 256, x, partial), in lanes counted from
+ *                   its start; then lane = fma(partial, scale * 256, lane); tree at the end. (An e4m3 value's
+ *                   bits put into an fp16's places give 2^-8 of it.)
+ *   INT4_AWQ        no lanes. By steps of AWQ_STEP k: sum = fma((q - z) * u, x, sum), ascending from 0; then
+ *                   y = fma(sum, scale / u, y). u = 16^(j % 4), the row being nibble j of its word: so the
  *                   nibble need not be shifted. */
 typedef void kern_gemm(const struct mat *w, int r0, int r1, const float *const *x, int n, float *const *y);
 /* The same for 4-bit weights and 8-bit activations. For each group of 32 k, ascending, from y = 0:

@@ -7,18 +7,10 @@
 
 enum { TOKENS = 16 }; /* that share decoded weights */
 
-/* Compiled twice, and the version with the FMA instruction taken where the processor has it: the same bits as
- * the C library's fmaf, without a call for each. */
-#if defined(__x86_64__) && defined(__gnu_linux__)
-#define FMA_TOO __attribute__((target_clones("fma", "default")))
-#else
-#define FMA_TOO
-#endif
-
 /* ---- lanes ---- */
 
 /* lanes[SUM_LANES] += a * b over n values, and zeros up to a multiple of SUM_LANES. */
-FMA_TOO static void lanes_add_products(float *lanes, const float *a, const float *b, int n) {
+static void lanes_add_products(float *lanes, const float *a, const float *b, int n) {
     int i = 0;
     for (; i + SUM_LANES <= n; i += SUM_LANES)
         for (int l = 0; l < SUM_LANES; l++) lanes[l] = fmaf(a[i + l], b[i + l], lanes[l]);
