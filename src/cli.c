@@ -67,8 +67,8 @@ static int unknown_flag(const struct cli_command *command, const char *name, siz
         }
     }
     if (nearest) {
-        return mo_error_set(error, MO_E_INVALID, "unknown flag %.*s; did you mean %.*s? (--help lists all)",
-                            (int)size, name, (int)strcspn(nearest, ","), nearest);
+        return mo_error_set(error, MO_E_INVALID, "unknown flag %.*s; did you mean %.*s? (--help lists all)", (int)size,
+                            name, (int)strcspn(nearest, ","), nearest);
     }
     return mo_error_set(error, MO_E_INVALID, "unknown flag %.*s (--help lists all)", (int)size, name);
 }
@@ -130,16 +130,27 @@ static int append_to_list(const struct cli_flag *flag, const char *name, const c
 static int set_flag(const struct cli_flag *flag, const char *name, const char *value, struct mo_error *error) {
     if (flag->given) *flag->given = true;
     switch (flag->type) {
-    case CLI_FLAG: *(bool *)flag->target = true; return 0;
+    case CLI_FLAG:
+        *(bool *)flag->target = true;
+        return 0;
     case CLI_INT:
-    case CLI_DOUBLE: return parse_number(flag, name, value, error);
-    case CLI_UINT64: return parse_uint64(flag, name, value, error);
-    case CLI_STRING: *(const char **)flag->target = value; return 0;
-    case CLI_LIST: return append_to_list(flag, name, value, error);
-    case CLI_CHOICE: return parse_choice(flag, name, value, error);
+    case CLI_DOUBLE:
+        return parse_number(flag, name, value, error);
+    case CLI_UINT64:
+        return parse_uint64(flag, name, value, error);
+    case CLI_STRING:
+        *(const char **)flag->target = value;
+        return 0;
+    case CLI_LIST:
+        return append_to_list(flag, name, value, error);
+    case CLI_CHOICE:
+        return parse_choice(flag, name, value, error);
     case CLI_IGNORED:
-    case CLI_IGNORED_FLAG: fprintf(stderr, "moebius: %s: %s\n", name, flag->help); return 0;
-    case CLI_HEADING: break;
+    case CLI_IGNORED_FLAG:
+        fprintf(stderr, "moebius: %s: %s\n", name, flag->help);
+        return 0;
+    case CLI_HEADING:
+        break;
     }
     assert(flag->type != CLI_HEADING);
     return 0;
@@ -158,7 +169,10 @@ static void print_flag(const struct cli_flag *flag) {
         at += size + (at[size] == ',');
     }
     if (takes_value(flag) && n < (int)sizeof left) {
-        snprintf(left + n, sizeof left - (size_t)n, " %s", flag->choices ? flag->choices : flag->value ? flag->value : "X");
+        snprintf(left + n, sizeof left - (size_t)n, " %s",
+                 flag->choices ? flag->choices
+                 : flag->value ? flag->value
+                               : "X");
     }
     const char *help = flag->help ? flag->help : "";
     printf(strlen(left) < 34 ? "%-34s" : "%s\n%34s", left, "");
@@ -198,8 +212,8 @@ static int parse_flag(const struct cli_command *command, int argc, char **argv, 
     return set_flag(flag, name, argv[*i], error);
 }
 
-int cli_parse(const struct cli_command *command, int argc, char **argv, const char **positionals,
-              int *n_positionals, struct mo_error *error) {
+int cli_parse(const struct cli_command *command, int argc, char **argv, const char **positionals, int *n_positionals,
+              struct mo_error *error) {
     *n_positionals = 0;
     bool only_positionals = false;
     for (int i = 1; i < argc; i++) {

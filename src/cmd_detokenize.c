@@ -11,8 +11,8 @@ static int ids_read(const json_t *line, struct token_list *ids, struct mo_error 
     json_array_foreach(list, i, item) {
         json_int_t id = json_integer_value(item);
         if (!json_is_integer(item) || id < 0 || id > INT32_MAX) {
-            return mo_error_set(error, MO_E_INVALID,
-                                "the line: ids[%zu]: expected a whole number from 0 to %d", i, INT32_MAX);
+            return mo_error_set(error, MO_E_INVALID, "the line: ids[%zu]: expected a whole number from 0 to %d", i,
+                                INT32_MAX);
         }
         int code = token_list_push(ids, (int32_t)id, error);
         if (code) return code;

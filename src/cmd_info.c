@@ -94,9 +94,9 @@ static int gather(struct facts *f, const char *model, const char *revision, bool
 }
 
 static json_t *params_json(const struct model_params *p) {
-    return json_pack("{sI sI sI sI sI sI sI sI sI sI}", "attention", p->attention, "dense", p->dense, "shared", p->shared,
-                     "routed", p->routed, "router", p->router, "embedding", p->embedding, "norm", p->norm, "head",
-                     p->head, "total", p->total, "active", p->active);
+    return json_pack("{sI sI sI sI sI sI sI sI sI sI}", "attention", p->attention, "dense", p->dense, "shared",
+                     p->shared, "routed", p->routed, "router", p->router, "embedding", p->embedding, "norm", p->norm,
+                     "head", p->head, "total", p->total, "active", p->active);
 }
 
 static int64_t kv_bytes(const struct facts *f, enum kv_format kv) {
@@ -133,24 +133,28 @@ static void print_text(const struct facts *f) {
     const struct model *m = &f->model;
     const struct model_params *p = &f->params;
     printf("%s\n", f->path);
-    printf("%s: %d layers (%d dense), hidden %d, %d heads, vocabulary %d\n", m->architecture, m->layers, m->dense_layers,
-           m->hidden, m->heads, m->vocab);
+    printf("%s: %d layers (%d dense), hidden %d, %d heads, vocabulary %d\n", m->architecture, m->layers,
+           m->dense_layers, m->hidden, m->heads, m->vocab);
     if (m->experts) {
         printf("experts: %d routed, %d of them a token, %d shared, width %d\n", m->experts, m->top_k, m->shared_experts,
                m->expert_width);
     }
     printf("context: %d tokens\nlicence: %s\nhash: %s\n\nparameters:\n", m->context, f->licence, f->hash);
-    const struct { const char *name; int64_t n; } rows[] = {
-        {"attention", p->attention}, {"dense", p->dense}, {"shared", p->shared}, {"routed", p->routed},
-        {"router", p->router}, {"embedding", p->embedding}, {"norm", p->norm}, {"head", p->head}, {"total", p->total},
-        {"active", p->active},
+    const struct {
+        const char *name;
+        int64_t n;
+    } rows[] = {
+        {"attention", p->attention}, {"dense", p->dense},         {"shared", p->shared}, {"routed", p->routed},
+        {"router", p->router},       {"embedding", p->embedding}, {"norm", p->norm},     {"head", p->head},
+        {"total", p->total},         {"active", p->active},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) print_count(rows[i].name, rows[i].n);
     printf("\nstored as:\n");
     for (int i = 0; i < DTYPES; i++) {
         if (f->bytes[i]) printf("  %-12s %10.3f GB\n", dtype_name((enum dtype)i), (double)f->bytes[i] * 1e-9);
     }
-    if (f->left_out_bytes) printf("  %-12s %10.3f GB (prediction layers, not used)\n", "left out", (double)f->left_out_bytes * 1e-9);
+    if (f->left_out_bytes)
+        printf("  %-12s %10.3f GB (prediction layers, not used)\n", "left out", (double)f->left_out_bytes * 1e-9);
     printf("\ncache a token: %lld B in f32, %lld B in bf16, %lld B in fp8; the whole context in bf16: %.2f GiB\n",
            (long long)kv_bytes(f, KV_F32), (long long)kv_bytes(f, KV_BF16), (long long)kv_bytes(f, KV_FP8),
            (double)kv_bytes(f, KV_BF16) * m->context / (1 << 30));
@@ -159,6 +163,7 @@ static void print_text(const struct facts *f) {
 int cmd_info(int argc, char **argv) {
     const char *model = NULL, *revision = NULL;
     bool json = false, full_hash = false;
+    /* clang-format off */
     const struct cli_flag flags[] = {
         {.names = "--model", .type = CLI_STRING, .target = &model, .value = "MODEL", .help = "the model, if not given as MODEL"},
         {.names = "--revision", .type = CLI_STRING, .target = &revision, .value = "REV", .help = "branch, tag or commit in the Hugging Face cache"},
@@ -166,10 +171,16 @@ int cmd_info(int argc, char **argv) {
         {.names = "--json", .type = CLI_FLAG, .target = &json, .help = "for programs"},
         {0},
     };
+    /* clang-format on */
     const struct cli_command command = {
-        .name = "info", .arguments = "MODEL [flags]", .flags = flags, .max_positionals = 1,
-        .about = "Says what a model is, from config.json and the headers of its files: parameters by group (active: those that\n"
-                 "one token uses, without the embedding), bytes by format, cache a token, context, licence, content hash.",
+        .name = "info",
+        .arguments = "MODEL [flags]",
+        .flags = flags,
+        .max_positionals = 1,
+        .about =
+            "Says what a model is, from config.json and the headers of its files: parameters by group (active: those "
+            "that\n"
+            "one token uses, without the embedding), bytes by format, cache a token, context, licence, content hash.",
         .examples = "  moebius info deepseek-ai/DeepSeek-Coder-V2-Lite-Instruct\n  moebius info MODEL --json",
     };
     struct mo_error error = {0};

@@ -22,9 +22,9 @@ struct arguments {
 struct capture {
     const struct model *model;
     int n, first, k, moe_layers; /* prompt tokens; position of the chunk's first row */
-    float *hidden;         /* [layers + 1][n][hidden] or NULL */
-    int32_t *experts;      /* [moe_layers][n][k] or NULL */
-    float *expert_weights; /* [moe_layers][n][k] or NULL */
+    float *hidden;               /* [layers + 1][n][hidden] or NULL */
+    int32_t *experts;            /* [moe_layers][n][k] or NULL */
+    float *expert_weights;       /* [moe_layers][n][k] or NULL */
 };
 
 struct session {
@@ -32,7 +32,7 @@ struct session {
     const struct arguments *arguments;
     struct token_list ids;
     struct capture capture;
-    float *rows;     /* [n_rows][vocab] what --out gets */
+    float *rows; /* [n_rows][vocab] what --out gets */
     int n_rows;
     int32_t *pages;
 };
@@ -42,7 +42,8 @@ static int read_id_list(const char *text, struct token_list *ids, struct mo_erro
         char *end;
         long id = strtol(at, &end, 10);
         if (end == at || (*end && *end != ',') || id < 0 || id > INT32_MAX) {
-            return mo_error_set(error, MO_E_INVALID, "--ids: expected a file, or token ids as in 1,2,3; found \"%s\"", text);
+            return mo_error_set(error, MO_E_INVALID, "--ids: expected a file, or token ids as in 1,2,3; found \"%s\"",
+                                text);
         }
         int code = token_list_push(ids, (int32_t)id, error);
         if (code || !*end) return code;
@@ -122,18 +123,20 @@ static int prepare(struct session *s, struct mo_error *error) {
 }
 
 /* Computes `n` tokens from position `first`; logits for all of them or for the last, or for none. */
-static int compute(struct session *s, const int32_t *tokens, int first, int n, int n_logits, const struct forward_tap *tap,
-                   struct mo_error *error) {
+static int compute(struct session *s, const int32_t *tokens, int first, int n, int n_logits,
+                   const struct forward_tap *tap, struct mo_error *error) {
     int32_t wanted[MAX_CHUNK];
     for (int i = 0; i < n_logits; i++) wanted[i] = n - n_logits + i;
     struct batch_seq seq = {.first_row = 0, .n_rows = n, .first_pos = first, .pages = s->pages};
-    struct batch batch = {.n_rows = n, .token = tokens, .n_seqs = 1, .seqs = &seq, .n_logits = n_logits, .logits_row = wanted};
+    struct batch batch = {
+        .n_rows = n, .token = tokens, .n_seqs = 1, .seqs = &seq, .n_logits = n_logits, .logits_row = wanted};
     return forward(s->engine->backend, &s->engine->model, &batch, tap, error);
 }
 
 static int compute_prompt(struct session *s, struct mo_error *error) {
     struct capture *c = &s->capture;
-    struct forward_tap tap = {.context = c, .hidden = c->hidden ? take_hidden : NULL,
+    struct forward_tap tap = {.context = c,
+                              .hidden = c->hidden ? take_hidden : NULL,
                               .routing = c->experts || c->expert_weights ? take_routing : NULL};
     size_t vocab = (size_t)c->model->vocab;
     bool all = s->arguments->all && !s->arguments->greedy;
@@ -206,6 +209,7 @@ int cmd_logits(int argc, char **argv) {
     struct cli_flag shared[ENGINE_FLAGS_MAX];
     engine_options_init(&options);
     engine_flags(&options, shared);
+    /* clang-format off */
     const struct cli_flag flags[] = {
         {.names = "--ids", .type = CLI_STRING, .target = &a.ids, .value = "FILE|1,2,3", .help = "token ids: a list, or a file with a JSON array"},
         {.names = "--out,-o", .type = CLI_STRING, .target = &a.out, .value = "FILE", .help = "logits, fp32 little-endian: [1][vocab], the last position"},
@@ -218,9 +222,15 @@ int cmd_logits(int argc, char **argv) {
         {.names = "--chunk", .type = CLI_INT, .target = &a.chunk, .min = 1, .max = MAX_CHUNK, .value = "N", .help = "prompt tokens a pass (default 512)"},
         {0},
     };
+    /* clang-format on */
     const struct cli_command command = {
-        .name = "logits", .arguments = "MODEL --ids FILE|1,2,3 [flags]", .flags = flags, .more = shared, .max_positionals = 1,
-        .about = "Runs token ids through the model and writes raw arrays, so that this engine can be compared with another.",
+        .name = "logits",
+        .arguments = "MODEL --ids FILE|1,2,3 [flags]",
+        .flags = flags,
+        .more = shared,
+        .max_positionals = 1,
+        .about =
+            "Runs token ids through the model and writes raw arrays, so that this engine can be compared with another.",
         .examples = "  moebius logits MODEL --ids 100000,2,3 --out last.f32 --compute f32\n"
                     "  moebius logits MODEL --ids ids.json --all --out all.f32 --hidden h.f32 --experts e.i32",
     };

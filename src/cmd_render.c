@@ -18,8 +18,8 @@ static int prompt_print(const struct tokenizer *tokenizer, const struct chat_pro
     struct token_list ids = {0};
     int code = 0;
     if (json) {
-        code = tokenizer_encode_ranges(tokenizer, prompt->text, prompt->size, prompt->ranges,
-                                       prompt->n_ranges, &ids, error);
+        code = tokenizer_encode_ranges(tokenizer, prompt->text, prompt->size, prompt->ranges, prompt->n_ranges, &ids,
+                                       error);
         if (code) goto done;
         printf("{\"text\": ");
         code = cmd_text_print(prompt->text, prompt->size, error);
@@ -37,14 +37,11 @@ done:
     return code;
 }
 
-static int request_render(const struct tokenizer *tokenizer, const struct chat_template *chat,
-                          const json_t *request, const char *where, struct chat_prompt *prompt,
-                          struct mo_error *error) {
+static int request_render(const struct tokenizer *tokenizer, const struct chat_template *chat, const json_t *request,
+                          const char *where, struct chat_prompt *prompt, struct mo_error *error) {
     bool add_generation_prompt = true;
-    if (!json_is_object(request))
-        return mo_error_set(error, MO_E_INVALID, "%s: expected a JSON object", where);
-    int code = json_get_bool(request, "add_generation_prompt", JSON_OPTIONAL_KEY, where,
-                             &add_generation_prompt, error);
+    if (!json_is_object(request)) return mo_error_set(error, MO_E_INVALID, "%s: expected a JSON object", where);
+    int code = json_get_bool(request, "add_generation_prompt", JSON_OPTIONAL_KEY, where, &add_generation_prompt, error);
     if (code) return code;
     size_t size;
     const char *bos = tokenizer_token_bytes(tokenizer, tokenizer_bos(tokenizer), &size);
@@ -106,9 +103,8 @@ int cmd_render(int argc, char **argv) {
     const struct cli_command command = {
         .name = "render",
         .arguments = "MODEL --messages FILE [flags]",
-        .about =
-            "Prints the prompt that a chat request becomes: the exact bytes of the model's chat template.\n"
-            "Only the tokenizer files of MODEL are needed. No released template prints \"tools\".",
+        .about = "Prints the prompt that a chat request becomes: the exact bytes of the model's chat template.\n"
+                 "Only the tokenizer files of MODEL are needed. No released template prints \"tools\".",
         .examples = "  echo '{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}' | moebius render "
                     "./model --messages -",
         .flags = flags,
@@ -121,8 +117,7 @@ int cmd_render(int argc, char **argv) {
     if (!code && n && options.model)
         code = mo_error_set(&error, MO_E_INVALID, "unexpected argument \"%s\"", positional);
     if (!code && n) options.model = positional;
-    if (!code && !options.model)
-        code = mo_error_set(&error, MO_E_INVALID, "MODEL is missing (--help explains)");
+    if (!code && !options.model) code = mo_error_set(&error, MO_E_INVALID, "MODEL is missing (--help explains)");
     if (!code && !options.messages)
         code = mo_error_set(&error, MO_E_INVALID, "--messages FILE is missing (--help explains)");
     if (code) return cli_fail(command.name, &error);

@@ -36,7 +36,8 @@ static int encode_fim(const struct engine *engine, const struct arguments *a, st
     return code;
 }
 
-static int encode(const struct engine *engine, const struct arguments *a, struct token_list *out, struct mo_error *error) {
+static int encode(const struct engine *engine, const struct arguments *a, struct token_list *out,
+                  struct mo_error *error) {
     if (a->prefix || a->suffix) return encode_fim(engine, a, out, error);
     if (a->prompt) return engine_encode_prompt(engine, a->prompt, strlen(a->prompt), out, error);
     char *text;
@@ -102,7 +103,8 @@ static int check_arguments(const struct arguments *a, struct mo_error *error) {
 }
 
 static int run(struct engine *engine, struct arguments *a, struct mo_error *error) {
-    struct sched_request request = {.n_logprobs = -1, .ignore_eos = a->ignore_eos, .stop = a->stop.items, .n_stop = a->stop.n};
+    struct sched_request request = {
+        .n_logprobs = -1, .ignore_eos = a->ignore_eos, .stop = a->stop.items, .n_stop = a->stop.n};
     request.max_tokens = a->has_max_tokens ? a->max_tokens : a->chat ? DEFAULT_CHAT_TOKENS : DEFAULT_TOKENS;
     engine_sampling(engine, &request.sampling);
     int code = sampling_flags_apply(&a->sampling, engine->model.vocab, &request.sampling, error);
@@ -123,6 +125,7 @@ int cmd_run(int argc, char **argv) {
     int n = 0;
     while (shared[n].names) n++;
     engine_flags(&options, shared + n);
+    /* clang-format off */
     const struct cli_flag flags[] = {
         {.names = "--prompt,-p", .type = CLI_STRING, .target = &a.prompt, .value = "TEXT", .help = "continue this text; with --chat, the first message"},
         {.names = "--file,-f", .type = CLI_STRING, .target = &a.file, .value = "FILE", .help = "continue this file's text (- is standard input)"},
@@ -138,11 +141,16 @@ int cmd_run(int argc, char **argv) {
         {.names = "--json", .type = CLI_FLAG, .target = &a.json, .help = "one JSON object with text and timings instead of a stream"},
         {0},
     };
+    /* clang-format on */
     const struct cli_command command = {
-        .name = "run", .arguments = "MODEL (-p TEXT | -f FILE | --prefix FILE --suffix FILE | --chat) [flags]",
-        .about = "Completes a prompt, fills the middle between two files, or chats. Text streams to standard output, one line of\n"
+        .name = "run",
+        .arguments = "MODEL (-p TEXT | -f FILE | --prefix FILE --suffix FILE | --chat) [flags]",
+        .about = "Completes a prompt, fills the middle between two files, or chats. Text streams to standard output, "
+                 "one line of\n"
                  "timings goes to standard error.",
-        .flags = flags, .more = shared, .max_positionals = 1,
+        .flags = flags,
+        .more = shared,
+        .max_positionals = 1,
         .examples = "  moebius run MODEL -p 'def fibonacci(n):' -n 80 --temperature 0\n"
                     "  moebius run MODEL --prefix head.py --suffix tail.py\n"
                     "  moebius run MODEL --chat --system 'You are terse.'",

@@ -5,6 +5,7 @@
 #include <time.h>
 
 void sampling_flags_table(struct sampling_flags *g, struct cli_flag flags[SAMPLING_FLAGS_MAX]) {
+    /* clang-format off */
     const struct cli_flag table[] = {
         {.names = "Sampling (default: the model's own settings)", .type = CLI_HEADING},
         {.names = "--temperature,--temp", .type = CLI_DOUBLE, .target = &g->temperature, .given = &g->has_temperature,
@@ -26,6 +27,7 @@ void sampling_flags_table(struct sampling_flags *g, struct cli_flag flags[SAMPLI
         {.names = "--seed,-s", .type = CLI_UINT64, .target = &g->seed, .given = &g->has_seed, .value = "N",
          .help = "same seed, same answer (default: a fresh one)"},
     };
+    /* clang-format on */
     memcpy(flags, table, sizeof table);
     flags[sizeof table / sizeof *table] = (struct cli_flag){0};
 }

@@ -69,8 +69,7 @@ static void print_url(const struct serve_arguments *a, const struct server *serv
 }
 
 /* The line that says all is well, and how much room there is. */
-static void announce(const struct serve_arguments *a, const struct server *server,
-                     const struct engine *engine) {
+static void announce(const struct serve_arguments *a, const struct server *server, const struct engine *engine) {
     const struct engine_options *o = &engine->options;
     char url[300], cut[200] = "";
     double cache = (double)kv_pool_bytes(&engine->model, (enum kv_format)(o->kv - 1), engine->n_pages);
@@ -83,8 +82,7 @@ static void announce(const struct serve_arguments *a, const struct server *serve
              a->server.names[0], url, o->max_model_len, cut, o->max_num_seqs, cache / (1 << 30),
              (long long)engine->n_pages * KV_PAGE_TOKENS, engine->load_s);
     if (engine->tokenizer && !engine->chat) {
-        log_warn(
-            "the chat template is none that is known here: chats get 400 (--chat-template NAME chooses one)");
+        log_warn("the chat template is none that is known here: chats get 400 (--chat-template NAME chooses one)");
     }
 }
 
@@ -145,11 +143,10 @@ int cmd_serve(int argc, char **argv) {
                  "vllm.entrypoints.openai.api_server\".",
         .flags = flags,
         .max_positionals = 1,
-        .examples =
-            "  moebius serve MODEL\n"
-            "  moebius serve MODEL --host 0.0.0.0 --api-key-file keys --max-model-len 32768 --max-num-seqs "
-            "8\n"
-            "  curl localhost:8000/v1/completions -d '{\"prompt\": \"def add(\", \"suffix\": \"return c\"}'",
+        .examples = "  moebius serve MODEL\n"
+                    "  moebius serve MODEL --host 0.0.0.0 --api-key-file keys --max-model-len 32768 --max-num-seqs "
+                    "8\n"
+                    "  curl localhost:8000/v1/completions -d '{\"prompt\": \"def add(\", \"suffix\": \"return c\"}'",
     };
     struct mo_error error = {0};
     const char *positional = NULL;

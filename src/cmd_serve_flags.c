@@ -50,8 +50,7 @@ static int own_flags(struct serve_arguments *a, struct cli_flag *out) {
          .type = CLI_LIST,
          .target = &a->names,
          .value = "A,B",
-         .help =
-             "names that a request's \"model\" may have (default: the folder's\nname, and MODEL as given)"},
+         .help = "names that a request's \"model\" may have (default: the folder's\nname, and MODEL as given)"},
         {.names = "--api-key",
          .type = CLI_LIST,
          .target = &a->keys,
@@ -135,10 +134,7 @@ static int vllm_flags(struct serve_arguments *a, struct cli_flag *out) {
          .target = &a->tokenizer,
          .value = "MODEL",
          .help = "only the model's own"},
-        {.names = "--no-enable-chunked-prefill",
-         .type = CLI_FLAG,
-         .target = &a->no_chunks,
-         .help = "refused"},
+        {.names = "--no-enable-chunked-prefill", .type = CLI_FLAG, .target = &a->no_chunks, .help = "refused"},
     };
     return add_flags(out, flags, sizeof flags);
 }
@@ -152,29 +148,19 @@ static int harmless_flags(struct cli_flag *out) {
         {.names = "--enable-prefix-caching",
          .type = CLI_IGNORED_FLAG,
          .help = "not there yet: every prompt is computed"},
-        {.names = "--no-enable-prefix-caching",
-         .type = CLI_IGNORED_FLAG,
-         .help = "as it is: every prompt is computed"},
+        {.names = "--no-enable-prefix-caching", .type = CLI_IGNORED_FLAG, .help = "as it is: every prompt is computed"},
         {.names = "--enforce-eager", .type = CLI_IGNORED_FLAG, .help = "there are no graphs to capture"},
         {.names = "--disable-log-requests,--no-enable-log-requests",
          .type = CLI_IGNORED_FLAG,
          .help = "requests are never logged"},
         {.names = "--disable-log-stats", .type = CLI_IGNORED_FLAG, .help = "numbers are at /metrics only"},
-        {.names = "--disable-custom-all-reduce",
-         .type = CLI_IGNORED_FLAG,
-         .help = "one device, nothing to reduce"},
+        {.names = "--disable-custom-all-reduce", .type = CLI_IGNORED_FLAG, .help = "one device, nothing to reduce"},
         {.names = "--enable-auto-tool-choice",
          .type = CLI_IGNORED_FLAG,
          .help = "not there yet: requests with tools get 400"},
-        {.names = "--enable-expert-parallel",
-         .type = CLI_IGNORED_FLAG,
-         .help = "one device holds all experts"},
-        {.names = "--tool-call-parser",
-         .type = CLI_IGNORED,
-         .help = "not there yet: requests with tools get 400"},
-        {.names = "--reasoning-parser",
-         .type = CLI_IGNORED,
-         .help = "not there yet: thoughts stay in the text"},
+        {.names = "--enable-expert-parallel", .type = CLI_IGNORED_FLAG, .help = "one device holds all experts"},
+        {.names = "--tool-call-parser", .type = CLI_IGNORED, .help = "not there yet: requests with tools get 400"},
+        {.names = "--reasoning-parser", .type = CLI_IGNORED, .help = "not there yet: thoughts stay in the text"},
         {.names = "--swap-space",
          .type = CLI_IGNORED,
          .help = "no swap: a sequence that has to wait is computed again"},
@@ -183,13 +169,9 @@ static int harmless_flags(struct cli_flag *out) {
          .help = "weights are mapped from their files, in this machine's memory"},
         {.names = "--block-size", .type = CLI_IGNORED, .help = "pages have 64 tokens"},
         {.names = "--seed", .type = CLI_IGNORED, .help = "a request without a seed gets a random one"},
-        {.names = "--load-format",
-         .type = CLI_IGNORED,
-         .help = "the checkpoint's safetensors are read as they are"},
+        {.names = "--load-format", .type = CLI_IGNORED, .help = "the checkpoint's safetensors are read as they are"},
         {.names = "--tokenizer-mode", .type = CLI_IGNORED, .help = "there is one tokenizer"},
-        {.names = "--distributed-executor-backend",
-         .type = CLI_IGNORED,
-         .help = "one process does everything"},
+        {.names = "--distributed-executor-backend", .type = CLI_IGNORED, .help = "one process does everything"},
         {.names = "--max-seq-len-to-capture", .type = CLI_IGNORED, .help = "there are no graphs to capture"},
         {.names = "--uvicorn-log-level", .type = CLI_IGNORED, .help = "requests are never logged"},
     };
@@ -227,9 +209,8 @@ static int check_devices(const struct serve_arguments *a, struct mo_error *error
                  {"--data-parallel-size", a->data_parallel}};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         if (sizes[i].value == 1) continue;
-        return mo_error_set(error, MO_E_UNSUPPORTED,
-                            "%s %d: only 1 is supported: the model runs on one device", sizes[i].flag,
-                            sizes[i].value);
+        return mo_error_set(error, MO_E_UNSUPPORTED, "%s %d: only 1 is supported: the model runs on one device",
+                            sizes[i].flag, sizes[i].value);
     }
     return 0;
 }
@@ -268,11 +249,10 @@ static int check_quantization(const struct serve_arguments *a, struct mo_error *
         return 0;
     }
     if (model.quant == QUANT_NONE) {
-        return mo_error_set(
-            error, MO_E_UNSUPPORTED,
-            "--quantization %s: the checkpoint is not quantized, and quantizing "
-            "while loading is not supported yet; leave the flag out, or use a checkpoint in FP8 or AWQ",
-            a->quantization);
+        return mo_error_set(error, MO_E_UNSUPPORTED,
+                            "--quantization %s: the checkpoint is not quantized, and quantizing "
+                            "while loading is not supported yet; leave the flag out, or use a checkpoint in FP8 or AWQ",
+                            a->quantization);
     }
     return mo_error_set(error, MO_E_UNSUPPORTED,
                         "--quantization %s: the checkpoint is quantized as %s, and is used as it "
@@ -334,8 +314,7 @@ static int add_names(struct serve_arguments *a, struct mo_error *error) {
     return code ? code : add_name(&a->server, is_path ? a->engine.model : folder, error);
 }
 
-static int add_key(struct server_options *s, const char *key, size_t size, const char *where,
-                   struct mo_error *error) {
+static int add_key(struct server_options *s, const char *key, size_t size, const char *where, struct mo_error *error) {
     if (auth_add(&s->auth, key, size)) return 0;
     return mo_error_set(error, MO_E_INVALID, "%s: %s", where, size ? "too many keys" : "the key is empty");
 }
@@ -373,9 +352,8 @@ int serve_arguments_settle(struct serve_arguments *a, struct mo_error *error) {
     if (!e->model) return mo_error_set(error, MO_E_INVALID, "no MODEL given (--help shows how)");
     if (e->kv > 3) e->kv -= 3; /* float32, bfloat16, fp8_e4m3 are f32, bf16, fp8 */
     if (!e->max_num_seqs) e->max_num_seqs = DEFAULT_SEQS;
-    e->max_logits = e->max_num_batched_tokens && e->max_num_batched_tokens < PROMPT_LOGITS
-                        ? e->max_num_batched_tokens
-                        : PROMPT_LOGITS;
+    e->max_logits = e->max_num_batched_tokens && e->max_num_batched_tokens < PROMPT_LOGITS ? e->max_num_batched_tokens
+                                                                                           : PROMPT_LOGITS;
     int code = check_vllm(a, error);
     if (!code) code = add_names(a, error);
     if (!code) code = add_keys(a, error);

@@ -9,8 +9,7 @@
 
 enum { MODEL_PATH_BYTES = 4096 };
 
-int cmd_text_open(struct tokenizer **tokenizer, const char *model, const char *revision,
-                  struct mo_error *error) {
+int cmd_text_open(struct tokenizer **tokenizer, const char *model, const char *revision, struct mo_error *error) {
     char path[MODEL_PATH_BYTES];
     int code = model_locate(model, revision, path, sizeof path, error);
     return code ? code : tokenizer_load(tokenizer, path, error);
@@ -30,8 +29,8 @@ void cmd_text_print_ids(const int32_t *ids, size_t n) {
     putchar(']');
 }
 
-static int line_answer(const struct tokenizer *tokenizer, const char *text, size_t size,
-                       cmd_text_line *answer, struct mo_error *error) {
+static int line_answer(const struct tokenizer *tokenizer, const char *text, size_t size, cmd_text_line *answer,
+                       struct mo_error *error) {
     json_t *line = NULL;
     int code = json_parse(text, size, "the line", &line, error);
     if (!code && !json_is_object(line)) code = mo_error_set(error, MO_E_INVALID, "expected a JSON object");
@@ -53,8 +52,7 @@ static int lines_answer(const struct tokenizer *tokenizer, FILE *in, const char 
         code = line_answer(tokenizer, text, (size_t)size, answer, error);
     }
     if (code) mo_error_prefix(error, "%s:%zu", name, number);
-    if (!code && ferror(in))
-        code = mo_error_set(error, MO_E_IO, "%s: cannot read: %s", name, strerror(errno));
+    if (!code && ferror(in)) code = mo_error_set(error, MO_E_IO, "%s: cannot read: %s", name, strerror(errno));
     free(text);
     return code;
 }

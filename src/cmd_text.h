@@ -8,8 +8,7 @@
 #include "text/tokenizer.h"
 
 /* Loads the tokenizer of MODEL: its files are all that the folder needs. */
-int cmd_text_open(struct tokenizer **tokenizer, const char *model, const char *revision,
-                  struct mo_error *error);
+int cmd_text_open(struct tokenizer **tokenizer, const char *model, const char *revision, struct mo_error *error);
 
 /* Takes one parsed line (an object) and prints its answer without the line's end. */
 typedef int cmd_text_line(const struct tokenizer *tokenizer, const json_t *line, struct mo_error *error);

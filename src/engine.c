@@ -23,6 +23,7 @@ void engine_options_init(struct engine_options *options) {
 }
 
 void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_MAX]) {
+    /* clang-format off */
     const struct cli_flag table[] = {
         {.names = "Engine", .type = CLI_HEADING},
         {.names = "--model", .type = CLI_STRING, .target = &o->model, .value = "MODEL",
@@ -56,6 +57,7 @@ void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_M
         {.names = "--generation-config", .type = CLI_CHOICE, .target = &o->generation_config, .choices = "auto|none",
          .help = "auto (default): start from the model's own sampling settings"},
     };
+    /* clang-format on */
     memcpy(flags, table, sizeof table);
     flags[sizeof table / sizeof *table] = (struct cli_flag){0};
 }
@@ -202,7 +204,8 @@ int engine_encode_prompt(const struct engine *engine, const char *text, size_t s
     int code = need_tokenizer(engine, error);
     if (code) return code;
     const char *genuine = tokenizer_lookalike(engine->tokenizer, text, size);
-    if (genuine) log_warn("the prompt holds an ASCII look-alike of the special token %s; it is plain text here", genuine);
+    if (genuine)
+        log_warn("the prompt holds an ASCII look-alike of the special token %s; it is plain text here", genuine);
     if (tokenizer_adds_bos(engine->tokenizer) && tokenizer_bos(engine->tokenizer) >= 0) {
         code = token_list_push(out, tokenizer_bos(engine->tokenizer), error);
     }

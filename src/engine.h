@@ -13,13 +13,13 @@
 /* From the command line; 0 or NULL means "choose". */
 struct engine_options {
     const char *model, *revision, *chat_template;
-    int device;  /* 0 auto, 1 cpu */
+    int device; /* 0 auto, 1 cpu */
     int threads;
     int max_model_len, max_num_seqs, max_num_batched_tokens;
     double memory_utilization; /* share of the machine's memory for weights and cache */
-    int kv;      /* 0 auto, else enum kv_format + 1 */
-    int compute; /* enum compute */
-    int attention; /* enum attention */
+    int kv;                    /* 0 auto, else enum kv_format + 1 */
+    int compute;               /* enum compute */
+    int attention;             /* enum attention */
     bool batch_invariant;
     int generation_config; /* 0 auto: the model's sampling defaults; 1 none (vLLM's word: "vllm") */
     int max_logits;        /* logit rows a step; 0: max_num_seqs */
@@ -38,8 +38,8 @@ struct engine {
     struct generation_defaults defaults;
     struct checkpoint checkpoint;
     struct weights weights;
-    struct tokenizer *tokenizer;        /* NULL if the folder has none: token ids only */
-    const struct chat_template *chat;   /* NULL: no chat */
+    struct tokenizer *tokenizer;      /* NULL if the folder has none: token ids only */
+    const struct chat_template *chat; /* NULL: no chat */
     struct backend *backend;
     struct sched *sched;
     int32_t eos[MODEL_MAX_EOS];

@@ -38,9 +38,10 @@ static double cache_budget(const struct engine *engine, double scratch) {
 static int check_scratch(const struct engine *engine, double scratch, struct mo_error *error) {
     double memory = memory_available() * engine->options.memory_utilization;
     if (scratch <= memory) return 0;
-    return mo_error_set(error, MO_E_NO_MEMORY, "a batch of %d tokens needs %.2f GiB of scratch, %.2f GiB are available; a smaller "
-                        "--max-num-batched-tokens makes it smaller", engine->options.max_num_batched_tokens, scratch / GIB,
-                        memory / GIB);
+    return mo_error_set(error, MO_E_NO_MEMORY,
+                        "a batch of %d tokens needs %.2f GiB of scratch, %.2f GiB are available; a smaller "
+                        "--max-num-batched-tokens makes it smaller",
+                        engine->options.max_num_batched_tokens, scratch / GIB, memory / GIB);
 }
 
 static int settle_context(struct engine *engine, int fit_pages, double page_bytes, struct mo_error *error) {
@@ -52,7 +53,8 @@ static int settle_context(struct engine *engine, int fit_pages, double page_byte
                             o->max_model_len, context);
     }
     if (o->max_model_len > fit_tokens) {
-        return mo_error_set(error, MO_E_NO_MEMORY, "--max-model-len %d needs %.2f GiB of cache, %.2f GiB are left beside the "
+        return mo_error_set(error, MO_E_NO_MEMORY,
+                            "--max-model-len %d needs %.2f GiB of cache, %.2f GiB are left beside the "
                             "weights; %lld tokens would fit (--kv-cache-dtype fp8 makes the cache smaller)",
                             o->max_model_len, page_bytes * o->max_model_len / KV_PAGE_TOKENS / GIB,
                             page_bytes * fit_pages / GIB, (long long)fit_tokens);

@@ -33,8 +33,7 @@ enum cpu_level cpu_detect(void) {
     unsigned saved = saved_state();
     if (!has_all(saved, STATE_AVX)) return CPU_REF;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !has_all(b, need_avx2_ebx)) return CPU_REF;
-    if (!has_all(saved, STATE_AVX512) || !has_all(b, need_avx512_ebx) || !has_all(c, bit_AVX512VNNI))
-        return CPU_AVX2;
+    if (!has_all(saved, STATE_AVX512) || !has_all(b, need_avx512_ebx) || !has_all(c, bit_AVX512VNNI)) return CPU_AVX2;
     return CPU_AVX512;
 }
 #else
@@ -51,9 +50,8 @@ int cpu_level_get(enum cpu_level *level, struct mo_error *error) {
     for (int i = CPU_REF; i <= CPU_AVX512; i++) {
         if (strcmp(wanted, level_names[i]) != 0) continue;
         if (i > (int)best)
-            return mo_error_set(error, MO_E_UNSUPPORTED,
-                                "MOEBIUS_CPU asks for %s, but this machine offers only %s", wanted,
-                                cpu_level_name(best));
+            return mo_error_set(error, MO_E_UNSUPPORTED, "MOEBIUS_CPU asks for %s, but this machine offers only %s",
+                                wanted, cpu_level_name(best));
         *level = (enum cpu_level)i;
         return 0;
     }

@@ -30,12 +30,15 @@ int mo_error_prefix(struct mo_error *error, const char *format, ...) {
 }
 
 const char *mo_code_text(int code) {
-#define MO_CODE_CASE(name, number, text)                                                                     \
-    case MO_E_##name: return text;
+#define MO_CODE_CASE(name, number, text)                                                                               \
+    case MO_E_##name:                                                                                                  \
+        return text;
     switch (code) {
         MO_CODES(MO_CODE_CASE)
-    case MO_OK: return "success";
-    default: return "unknown error";
+    case MO_OK:
+        return "success";
+    default:
+        return "unknown error";
     }
 #undef MO_CODE_CASE
 }

@@ -7,16 +7,16 @@
 #ifndef MOEBIUS_BASE_ERROR_H
 #define MOEBIUS_BASE_ERROR_H
 
-#define MO_CODES(X)                                                                                          \
-    X(INVALID, 1, "invalid input")                                                                           \
-    X(NOT_FOUND, 2, "not found")                                                                             \
-    X(IO, 3, "input/output error")                                                                           \
-    X(NO_MEMORY, 4, "out of memory")                                                                         \
-    X(UNSUPPORTED, 5, "not supported")                                                                       \
-    X(CORRUPT, 6, "damaged file")                                                                            \
-    X(LIMIT, 7, "limit exceeded")                                                                            \
-    X(NUMERIC, 8, "not a finite number")                                                                     \
-    X(CANCELLED, 9, "cancelled")                                                                             \
+#define MO_CODES(X)                                                                                                    \
+    X(INVALID, 1, "invalid input")                                                                                     \
+    X(NOT_FOUND, 2, "not found")                                                                                       \
+    X(IO, 3, "input/output error")                                                                                     \
+    X(NO_MEMORY, 4, "out of memory")                                                                                   \
+    X(UNSUPPORTED, 5, "not supported")                                                                                 \
+    X(CORRUPT, 6, "damaged file")                                                                                      \
+    X(LIMIT, 7, "limit exceeded")                                                                                      \
+    X(NUMERIC, 8, "not a finite number")                                                                               \
+    X(CANCELLED, 9, "cancelled")                                                                                       \
     X(INTERNAL, 10, "internal error")
 
 #define MO_CODE_ENUM(name, number, text) MO_E_##name = -(number),
@@ -30,8 +30,7 @@ struct mo_error {
 
 /* Fills `error` (may be NULL) and returns `code`, so that a caller can write
  * `return mo_error_set(error, MO_E_CORRUPT, "%s: ...", path);`. */
-int mo_error_set(struct mo_error *error, int code, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
+int mo_error_set(struct mo_error *error, int code, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
 /* Puts "PREFIX: " before the message already in `error`; returns its code. */
 int mo_error_prefix(struct mo_error *error, const char *format, ...) __attribute__((format(printf, 2, 3)));

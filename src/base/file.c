@@ -22,8 +22,8 @@ int file_map_open(struct file_map *map, const char *path, struct mo_error *error
     } else if (info.st_size > 0) {
         void *data = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_SHARED, fd, 0);
         if (data == MAP_FAILED) {
-            code = mo_error_set(error, MO_E_IO, "%s: cannot map %lld bytes: %s", path,
-                                (long long)info.st_size, strerror(errno));
+            code = mo_error_set(error, MO_E_IO, "%s: cannot map %lld bytes: %s", path, (long long)info.st_size,
+                                strerror(errno));
         } else {
             map->data = data;
             map->size = (size_t)info.st_size;
@@ -39,8 +39,7 @@ void file_map_close(struct file_map *map) {
 }
 
 /* Appends everything that is left in `fd`, growing the buffer by doubling. */
-static int read_all(int fd, const char *path, size_t max_bytes, char **data, size_t *size,
-                    struct mo_error *error) {
+static int read_all(int fd, const char *path, size_t max_bytes, char **data, size_t *size, struct mo_error *error) {
     size_t capacity = 1 << 16, n = 0;
     char *buffer = malloc(capacity);
     while (buffer) {

@@ -36,14 +36,21 @@ int json_parse_file(const char *path, size_t max_bytes, json_t **root, struct mo
 
 static const char *type_name(const json_t *value) {
     switch (json_typeof(value)) {
-    case JSON_OBJECT: return "an object";
-    case JSON_ARRAY: return "an array";
-    case JSON_STRING: return "a string";
-    case JSON_INTEGER: return "an integer";
-    case JSON_REAL: return "a real number";
+    case JSON_OBJECT:
+        return "an object";
+    case JSON_ARRAY:
+        return "an array";
+    case JSON_STRING:
+        return "a string";
+    case JSON_INTEGER:
+        return "an integer";
+    case JSON_REAL:
+        return "a real number";
     case JSON_TRUE:
-    case JSON_FALSE: return "a boolean";
-    default: return "null";
+    case JSON_FALSE:
+        return "a boolean";
+    default:
+        return "null";
     }
 }
 
@@ -85,8 +92,8 @@ int json_get_double(const json_t *object, const char *key, enum json_need need, 
     if (!json_is_number(value)) return wrong_type(value, key, "a number", where, error);
     double number = json_number_value(value);
     if (!(number >= min && number <= max)) {
-        return mo_error_set(error, MO_E_INVALID, "%s: key \"%s\": expected %g to %g, found %g", where, key, min,
-                            max, number);
+        return mo_error_set(error, MO_E_INVALID, "%s: key \"%s\": expected %g to %g, found %g", where, key, min, max,
+                            number);
     }
     *out = number;
     return 0;
@@ -102,8 +109,8 @@ int json_get_bool(const json_t *object, const char *key, enum json_need need, co
     return 0;
 }
 
-int json_get_string(const json_t *object, const char *key, enum json_need need, const char *where,
-                    const char **out, struct mo_error *error) {
+int json_get_string(const json_t *object, const char *key, enum json_need need, const char *where, const char **out,
+                    struct mo_error *error) {
     json_t *value;
     int found = find(object, key, need, where, &value, error);
     if (found <= 0) return found;

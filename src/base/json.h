@@ -23,7 +23,7 @@ int json_get_double(const json_t *object, const char *key, enum json_need need, 
 int json_get_bool(const json_t *object, const char *key, enum json_need need, const char *where, bool *out,
                   struct mo_error *error);
 /* *out points into `object`. */
-int json_get_string(const json_t *object, const char *key, enum json_need need, const char *where,
-                    const char **out, struct mo_error *error);
+int json_get_string(const json_t *object, const char *key, enum json_need need, const char *where, const char **out,
+                    struct mo_error *error);
 
 #endif

@@ -19,12 +19,12 @@ static void log_line(enum log_level level, const char *prefix, const char *forma
     funlockfile(stderr);
 }
 
-#define LOG_FUNCTION(name, level, prefix)                                                                    \
-    void name(const char *format, ...) {                                                                     \
-        va_list arguments;                                                                                   \
-        va_start(arguments, format);                                                                         \
-        log_line(level, prefix, format, arguments);                                                          \
-        va_end(arguments);                                                                                   \
+#define LOG_FUNCTION(name, level, prefix)                                                                              \
+    void name(const char *format, ...) {                                                                               \
+        va_list arguments;                                                                                             \
+        va_start(arguments, format);                                                                                   \
+        log_line(level, prefix, format, arguments);                                                                    \
+        va_end(arguments);                                                                                             \
     }
 LOG_FUNCTION(log_error, LOG_ERROR, "moebius: error: ")
 LOG_FUNCTION(log_warn, LOG_WARN, "moebius: warning: ")

@@ -13,7 +13,11 @@ static double now_s(void) {
 }
 
 void progress_begin(struct progress *p, const char *label, const char *unit, double scale, double total) {
-    *p = (struct progress){.label = label, .unit = unit, .scale = scale, .total = total, .start_s = now_s(),
+    *p = (struct progress){.label = label,
+                           .unit = unit,
+                           .scale = scale,
+                           .total = total,
+                           .start_s = now_s(),
                            .is_terminal = isatty(STDERR_FILENO)};
 }
 

@@ -175,8 +175,8 @@ int checkpoint_open(struct checkpoint *checkpoint, const char *dir, struct mo_er
     } else if (file_exists(single)) {
         code = open_shards(checkpoint, dir, &(const char *){"model.safetensors"}, 1, error);
     } else {
-        code = mo_error_set(error, MO_E_NOT_FOUND, "%s: neither model.safetensors nor model.safetensors.index.json is here",
-                            dir);
+        code = mo_error_set(error, MO_E_NOT_FOUND,
+                            "%s: neither model.safetensors nor model.safetensors.index.json is here", dir);
     }
     if (code) checkpoint_close(checkpoint);
     return code;

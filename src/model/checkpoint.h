@@ -10,8 +10,21 @@
 #include "base/error.h"
 #include "base/file.h"
 
-enum dtype { DTYPE_F64, DTYPE_F32, DTYPE_F16, DTYPE_BF16, DTYPE_F8_E4M3, DTYPE_F8_E5M2, DTYPE_I64, DTYPE_I32,
-             DTYPE_I16, DTYPE_I8, DTYPE_U8, DTYPE_BOOL, DTYPES };
+enum dtype {
+    DTYPE_F64,
+    DTYPE_F32,
+    DTYPE_F16,
+    DTYPE_BF16,
+    DTYPE_F8_E4M3,
+    DTYPE_F8_E5M2,
+    DTYPE_I64,
+    DTYPE_I32,
+    DTYPE_I16,
+    DTYPE_I8,
+    DTYPE_U8,
+    DTYPE_BOOL,
+    DTYPES
+};
 const char *dtype_name(enum dtype dtype);
 size_t dtype_bytes(enum dtype dtype);
 

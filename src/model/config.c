@@ -106,14 +106,15 @@ static int read_groups(const struct reader *r, struct model *model) {
     if (!code) code = need_int(r, "topk_group", 1, model->groups, &model->top_groups);
     if (code) return code;
     if (model->experts % model->groups) {
-        return mo_error_set(r->error, MO_E_INVALID, "%s: key \"n_group\": %d groups do not divide %d experts",
-                            r->where, model->groups, model->experts);
+        return mo_error_set(r->error, MO_E_INVALID, "%s: key \"n_group\": %d groups do not divide %d experts", r->where,
+                            model->groups, model->experts);
     }
     int reachable = model->experts / model->groups * model->top_groups;
     if (model->top_k > reachable) {
-        return mo_error_set(r->error, MO_E_INVALID,
-                            "%s: key \"num_experts_per_tok\": expected at most %d (topk_group %d of n_group %d), found %d",
-                            r->where, reachable, model->top_groups, model->groups, model->top_k);
+        return mo_error_set(
+            r->error, MO_E_INVALID,
+            "%s: key \"num_experts_per_tok\": expected at most %d (topk_group %d of n_group %d), found %d", r->where,
+            reachable, model->top_groups, model->groups, model->top_k);
     }
     return 0;
 }
@@ -137,8 +138,8 @@ static int read_gate(const struct reader *r, struct model *model) {
     } else if (strcmp(scoring, "softmax") && strcmp(scoring, "sigmoid")) {
         return refuse(r, "scoring_func", "softmax or sigmoid", scoring);
     } else {
-        return refuse(r, "topk_method",
-                      "greedy or group_limited_greedy (with softmax), or noaux_tc (with sigmoid)", method);
+        return refuse(r, "topk_method", "greedy or group_limited_greedy (with softmax), or noaux_tc (with sigmoid)",
+                      method);
     }
     code = read_groups(r, model);
     if (!code && model->gate_kind == GATE_SIGMOID_GROUPED && model->experts / model->groups < 2) {
@@ -274,8 +275,8 @@ static int read_quantization(const struct reader *config, struct model *model) {
 static int check_id(const struct reader *r, const struct model *model, const char *key, const json_t *id) {
     json_int_t value = json_integer_value(id);
     if (json_is_integer(id) && value >= 0 && value < model->vocab) return 0;
-    return mo_error_set(r->error, MO_E_INVALID, "%s: key \"%s\": expected token ids from 0 to %d (vocab_size - 1)", r->where,
-                        key, model->vocab - 1);
+    return mo_error_set(r->error, MO_E_INVALID, "%s: key \"%s\": expected token ids from 0 to %d (vocab_size - 1)",
+                        r->where, key, model->vocab - 1);
 }
 
 static int add_eos(const struct reader *r, struct model *model, const json_t *id) {

@@ -28,8 +28,7 @@ size_t mat_bytes(const struct mat *mat) {
         return count + ceil_div(mat->rows, mat->scale_rows) * (size_t)mat->scale_stride * sizeof(float);
     case MAT_INT4_AWQ:
         /* A group adds half a byte of zero point and two of scale for each row. */
-        return count / 2 +
-               ceil_div(mat->cols, mat->group_size) * ((size_t)mat->rows / 2 + (size_t)mat->rows * 2);
+        return count / 2 + ceil_div(mat->cols, mat->group_size) * ((size_t)mat->rows / 2 + (size_t)mat->rows * 2);
     case MAT_FORMATS:
         break;
     }
@@ -71,8 +70,7 @@ float e4m3_to_f32(uint8_t bits) {
 
 uint16_t f32_to_bf16(float value) {
     uint32_t bits = float_bits(value);
-    if ((bits & 0x7fffffff) > 0x7f800000)
-        return (uint16_t)(bits >> 16 | 0x40); /* quiet, and never rounded to Inf */
+    if ((bits & 0x7fffffff) > 0x7f800000) return (uint16_t)(bits >> 16 | 0x40); /* quiet, and never rounded to Inf */
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 

@@ -26,9 +26,9 @@ struct mat {
     int scale_rows, scale_cols; /* FP8: weights per scale in each direction; scale_cols % 32 == 0 or >= cols */
     int scale_stride;           /* FP8: scales per row of scales */
 
-    const uint32_t *zeros;     /* INT4_AWQ [groups][rows/8] */
-    const uint16_t *scales16;  /* INT4_AWQ [groups][rows] fp16 */
-    int group_size;            /* INT4_AWQ: 32, 64 or 128 */
+    const uint32_t *zeros;    /* INT4_AWQ [groups][rows/8] */
+    const uint16_t *scales16; /* INT4_AWQ [groups][rows] fp16 */
+    int group_size;           /* INT4_AWQ: 32, 64 or 128 */
 };
 
 extern const uint8_t awq_order[8]; /* {0, 2, 4, 6, 1, 3, 5, 7} */

@@ -7,7 +7,8 @@
 #include <string.h>
 #include "base/file.h"
 
-__attribute__((format(printf, 4, 5))) static int format_path(char *path, size_t path_size, struct mo_error *error, const char *format, ...) {
+__attribute__((format(printf, 4, 5))) static int format_path(char *path, size_t path_size, struct mo_error *error,
+                                                             const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
     int n = vsnprintf(path, path_size, format, arguments);

@@ -31,17 +31,17 @@ struct rope {
 enum { MODEL_MAX_EOS = 16 };
 
 struct model {
-    char architecture[64]; /* "DeepseekV2ForCausalLM" */
+    char architecture[64];    /* "DeepseekV2ForCausalLM" */
     int layers, dense_layers; /* the first dense_layers have a plain feed-forward */
     int hidden, heads, vocab;
     int context; /* max_position_embeddings */
 
     enum q_kind q_kind;
-    int q_lora;                         /* Q_LOW_RANK */
+    int q_lora;                             /* Q_LOW_RANK */
     int kv_lora, nope_dim, rope_dim, v_dim; /* a head of q is [nope | rope]; the cache row is [kv_lora | rope] */
 
-    int dense_width;   /* intermediate_size */
-    int expert_width;  /* moe_intermediate_size */
+    int dense_width;  /* intermediate_size */
+    int expert_width; /* moe_intermediate_size */
     int experts, top_k, shared_experts;
     enum gate_kind gate_kind;
     int groups, top_groups;
@@ -53,9 +53,9 @@ struct model {
     bool tied_embedding;
 
     enum quant_kind quant;
-    int quant_group;               /* QUANT_AWQ: 32, 64, 128 */
-    int quant_block[2];            /* QUANT_FP8_BLOCK: rows, cols */
-    int mtp_layers;                /* num_nextn_predict_layers: recognised and left out */
+    int quant_group;    /* QUANT_AWQ: 32, 64, 128 */
+    int quant_block[2]; /* QUANT_FP8_BLOCK: rows, cols */
+    int mtp_layers;     /* num_nextn_predict_layers: recognised and left out */
 
     int32_t eos[MODEL_MAX_EOS]; /* union of config.json and generation_config.json */
     int n_eos;

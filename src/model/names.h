@@ -5,13 +5,30 @@
 #include <stddef.h>
 
 enum role {
-    ROLE_EMBED, ROLE_HEAD, ROLE_FINAL_NORM,
-    ROLE_ATTN_NORM, ROLE_FFN_NORM, /* per layer from here on */
-    ROLE_Q, ROLE_Q_A, ROLE_Q_A_NORM, ROLE_Q_B, ROLE_KV_A, ROLE_KV_A_NORM, ROLE_KV_B, ROLE_O,
-    ROLE_DENSE_GATE, ROLE_DENSE_UP, ROLE_DENSE_DOWN,
-    ROLE_ROUTER, ROLE_ROUTER_BIAS,
-    ROLE_SHARED_GATE, ROLE_SHARED_UP, ROLE_SHARED_DOWN,
-    ROLE_EXPERT_GATE, ROLE_EXPERT_UP, ROLE_EXPERT_DOWN, /* per layer and expert */
+    ROLE_EMBED,
+    ROLE_HEAD,
+    ROLE_FINAL_NORM,
+    ROLE_ATTN_NORM,
+    ROLE_FFN_NORM, /* per layer from here on */
+    ROLE_Q,
+    ROLE_Q_A,
+    ROLE_Q_A_NORM,
+    ROLE_Q_B,
+    ROLE_KV_A,
+    ROLE_KV_A_NORM,
+    ROLE_KV_B,
+    ROLE_O,
+    ROLE_DENSE_GATE,
+    ROLE_DENSE_UP,
+    ROLE_DENSE_DOWN,
+    ROLE_ROUTER,
+    ROLE_ROUTER_BIAS,
+    ROLE_SHARED_GATE,
+    ROLE_SHARED_UP,
+    ROLE_SHARED_DOWN,
+    ROLE_EXPERT_GATE,
+    ROLE_EXPERT_UP,
+    ROLE_EXPERT_DOWN, /* per layer and expert */
     ROLES
 };
 

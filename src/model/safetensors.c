@@ -10,10 +10,10 @@ static const struct {
     const char *name;
     size_t bytes;
 } dtype_table[DTYPES] = {
-    [DTYPE_F64] = {"F64", 8},         [DTYPE_F32] = {"F32", 4},         [DTYPE_F16] = {"F16", 2},
-    [DTYPE_BF16] = {"BF16", 2},       [DTYPE_F8_E4M3] = {"F8_E4M3", 1}, [DTYPE_F8_E5M2] = {"F8_E5M2", 1},
-    [DTYPE_I64] = {"I64", 8},         [DTYPE_I32] = {"I32", 4},         [DTYPE_I16] = {"I16", 2},
-    [DTYPE_I8] = {"I8", 1},           [DTYPE_U8] = {"U8", 1},           [DTYPE_BOOL] = {"BOOL", 1},
+    [DTYPE_F64] = {"F64", 8},   [DTYPE_F32] = {"F32", 4},         [DTYPE_F16] = {"F16", 2},
+    [DTYPE_BF16] = {"BF16", 2}, [DTYPE_F8_E4M3] = {"F8_E4M3", 1}, [DTYPE_F8_E5M2] = {"F8_E5M2", 1},
+    [DTYPE_I64] = {"I64", 8},   [DTYPE_I32] = {"I32", 4},         [DTYPE_I16] = {"I16", 2},
+    [DTYPE_I8] = {"I8", 1},     [DTYPE_U8] = {"U8", 1},           [DTYPE_BOOL] = {"BOOL", 1},
 };
 
 const char *dtype_name(enum dtype dtype) {
@@ -35,8 +35,7 @@ struct header {
 };
 
 static int corrupt(const struct header *h, const char *name, const char *expected, const char *found) {
-    return mo_error_set(h->error, MO_E_CORRUPT, "%s: tensor %s: expected %s, found %s", h->path, name, expected,
-                        found);
+    return mo_error_set(h->error, MO_E_CORRUPT, "%s: tensor %s: expected %s, found %s", h->path, name, expected, found);
 }
 
 static int read_dtype(const struct header *h, const json_t *entry, struct tensor *tensor) {
@@ -84,8 +83,8 @@ static int read_offsets(const struct header *h, const json_t *entry, struct tens
     }
     if (__builtin_mul_overflow(tensor->elements, (int64_t)dtype_bytes(tensor->dtype), &bytes) || bytes != end - begin) {
         char shape[64];
-        return mo_error_set(h->error, MO_E_CORRUPT, "%s: tensor %s: %s %s does not take the %lld bytes it has",
-                            h->path, tensor->name, dtype_name(tensor->dtype), tensor_shape_text(tensor, shape),
+        return mo_error_set(h->error, MO_E_CORRUPT, "%s: tensor %s: %s %s does not take the %lld bytes it has", h->path,
+                            tensor->name, dtype_name(tensor->dtype), tensor_shape_text(tensor, shape),
                             (long long)(end - begin));
     }
     tensor->data = h->data + begin;

@@ -14,7 +14,7 @@ struct binder {
     const struct model *model;
     const struct checkpoint *checkpoint;
     struct arena *arena;
-    bool *used; /* [n_tensors] */
+    bool *used;        /* [n_tensors] */
     int layer, expert; /* what names are made with */
     struct mo_error *error;
 };
@@ -25,14 +25,13 @@ static const char *path_of(const struct binder *b, const struct tensor *tensor) 
 
 static const struct tensor *find(const struct binder *b, enum role role, const char *suffix) {
     char name[NAME_MAX_BYTES];
-    const struct tensor *tensor =
-        checkpoint_find(b->checkpoint, names_tensor(name, role, b->layer, b->expert, suffix));
+    const struct tensor *tensor = checkpoint_find(b->checkpoint, names_tensor(name, role, b->layer, b->expert, suffix));
     if (tensor) b->used[tensor - b->checkpoint->tensors] = true;
     return tensor;
 }
 
-__attribute__((format(printf, 4, 5))) static int refuse(const struct binder *b, int code,
-                                                        const struct tensor *tensor, const char *format, ...) {
+__attribute__((format(printf, 4, 5))) static int refuse(const struct binder *b, int code, const struct tensor *tensor,
+                                                        const char *format, ...) {
     char reason[512];
     va_list arguments;
     va_start(arguments, format);
@@ -145,14 +144,16 @@ static int find_awq_part(const struct binder *b, enum role role, const char *suf
     int code = check_shape(b, tensor, rows, cols);
     if (!code) code = check_alignment(b, tensor);
     if (!code && tensor->dtype != dtype) {
-        code = refuse(b, MO_E_UNSUPPORTED, tensor, "expected %s, found %s", dtype_name(dtype), dtype_name(tensor->dtype));
+        code =
+            refuse(b, MO_E_UNSUPPORTED, tensor, "expected %s, found %s", dtype_name(dtype), dtype_name(tensor->dtype));
     }
     return code;
 }
 
 static int bind_awq(const struct binder *b, enum role role, const struct tensor *words, struct mat *mat) {
     if (b->model->quant != QUANT_AWQ) {
-        return refuse(b, MO_E_UNSUPPORTED, words, "found packed weights, but config.json has no AWQ quantization_config");
+        return refuse(b, MO_E_UNSUPPORTED, words,
+                      "found packed weights, but config.json has no AWQ quantization_config");
     }
     if (mat->rows % 8) return refuse(b, MO_E_UNSUPPORTED, words, "expected outputs in eights, found %d", mat->rows);
     int group = b->model->quant_group, groups = (mat->cols + group - 1) / group;
@@ -173,10 +174,17 @@ static int bind_awq(const struct binder *b, enum role role, const struct tensor 
 static int bind_plain(const struct binder *b, enum role role, const struct tensor *tensor, struct mat *mat) {
     mat->data = tensor->data;
     switch (tensor->dtype) {
-    case DTYPE_F32: mat->format = MAT_F32; break;
-    case DTYPE_F16: mat->format = MAT_F16; break;
-    case DTYPE_BF16: mat->format = MAT_BF16; break;
-    case DTYPE_F8_E4M3: return bind_fp8(b, role, tensor, mat);
+    case DTYPE_F32:
+        mat->format = MAT_F32;
+        break;
+    case DTYPE_F16:
+        mat->format = MAT_F16;
+        break;
+    case DTYPE_BF16:
+        mat->format = MAT_BF16;
+        break;
+    case DTYPE_F8_E4M3:
+        return bind_fp8(b, role, tensor, mat);
     default:
         return refuse(b, MO_E_UNSUPPORTED, tensor, "expected F32, F16, BF16 or F8_E4M3, found %s",
                       dtype_name(tensor->dtype));
@@ -271,7 +279,8 @@ static int check_leftovers(const struct binder *b) {
 static int bind_all(struct binder *b, struct weights *weights) {
     const struct model *m = b->model;
     weights->layers = arena_alloc_array(b->arena, (size_t)m->layers, sizeof *weights->layers);
-    if (!weights->layers || !b->used) return mo_error_set(b->error, MO_E_NO_MEMORY, "no memory for %d layers", m->layers);
+    if (!weights->layers || !b->used)
+        return mo_error_set(b->error, MO_E_NO_MEMORY, "no memory for %d layers", m->layers);
     int code = bind_matrix(b, ROLE_EMBED, m->vocab, m->hidden, &weights->embed);
     for (int i = 0; i < m->layers && !code; i++) code = bind_layer(b, i, &weights->layers[i]);
     if (!code) code = bind_vector(b, ROLE_FINAL_NORM, ".weight", m->hidden, &weights->final_norm);

@@ -23,8 +23,8 @@ struct layer {
     struct mat kv_b;        /* [heads * (nope + v)][kv_lora]: a head is [k_nope | v] */
     struct mat o;           /* [hidden][heads * v] */
 
-    struct mlp dense;       /* the first layers; else: */
-    struct mat router;      /* [experts][hidden] */
+    struct mlp dense;         /* the first layers; else: */
+    struct mat router;        /* [experts][hidden] */
     const float *router_bias; /* [experts] or NULL */
     struct mlp shared;        /* width shared_experts * expert_width; rows 0 if there are none */
     struct mlp *experts;      /* [experts] */

@@ -8,8 +8,7 @@ int kv_pages_init(struct kv_pages *kv, int n_pages, struct mo_error *error) {
     assert(n_pages > 0);
     *kv = (struct kv_pages){.n_pages = n_pages, .n_free = n_pages};
     kv->free = malloc((size_t)n_pages * sizeof *kv->free);
-    if (!kv->free)
-        return mo_error_set(error, MO_E_NO_MEMORY, "out of memory for a table of %d pages", n_pages);
+    if (!kv->free) return mo_error_set(error, MO_E_NO_MEMORY, "out of memory for a table of %d pages", n_pages);
     for (int i = 0; i < n_pages; i++) kv->free[i] = n_pages - 1 - i; /* page 0 leaves first */
     return 0;
 }

@@ -12,17 +12,16 @@ void sampling_init(struct sampling *sampling) {
 
 static int check_range(const char *name, float value, float low, float high, struct mo_error *error) {
     if (value >= low && value <= high) return 0; /* false for NaN */
-    return mo_error_set(error, MO_E_INVALID, "%s must be from %g to %g, found %g", name, (double)low,
-                        (double)high, (double)value);
+    return mo_error_set(error, MO_E_INVALID, "%s must be from %g to %g, found %g", name, (double)low, (double)high,
+                        (double)value);
 }
 
 static int check_bias(const struct sampling *sampling, int vocab, struct mo_error *error) {
     for (int i = 0; i < sampling->n_bias; i++) {
         const struct logit_bias *bias = &sampling->bias[i];
         if (bias->token < 0 || bias->token >= vocab) {
-            return mo_error_set(error, MO_E_INVALID,
-                                "logit_bias: token %d is not in the vocabulary (0 to %d)", bias->token,
-                                vocab - 1);
+            return mo_error_set(error, MO_E_INVALID, "logit_bias: token %d is not in the vocabulary (0 to %d)",
+                                bias->token, vocab - 1);
         }
         if (check_range("logit_bias", bias->bias, -100, 100, error)) return MO_E_INVALID;
     }
@@ -33,17 +32,14 @@ int sampling_check(const struct sampling *sampling, int vocab, struct mo_error *
     const struct sampling *s = sampling;
     if (check_range("temperature", s->temperature, 0, 100, error)) return MO_E_INVALID;
     if (!(s->top_p > 0 && s->top_p <= 1)) {
-        return mo_error_set(error, MO_E_INVALID, "top_p must be above 0 and at most 1, found %g",
-                            (double)s->top_p);
+        return mo_error_set(error, MO_E_INVALID, "top_p must be above 0 and at most 1, found %g", (double)s->top_p);
     }
     if (check_range("min_p", s->min_p, 0, 1, error)) return MO_E_INVALID;
     if (s->top_k < -1) {
-        return mo_error_set(error, MO_E_INVALID, "top_k must be -1 or 0 (off) or a count, found %d",
-                            s->top_k);
+        return mo_error_set(error, MO_E_INVALID, "top_k must be -1 or 0 (off) or a count, found %d", s->top_k);
     }
     if (!(s->repetition_penalty > 0 && s->repetition_penalty <= 100)) {
-        return mo_error_set(error, MO_E_INVALID,
-                            "repetition_penalty must be above 0 and at most 100, found %g",
+        return mo_error_set(error, MO_E_INVALID, "repetition_penalty must be above 0 and at most 100, found %g",
                             (double)s->repetition_penalty);
     }
     if (check_range("presence_penalty", s->presence_penalty, -2, 2, error)) return MO_E_INVALID;
@@ -52,8 +48,7 @@ int sampling_check(const struct sampling *sampling, int vocab, struct mo_error *
 }
 
 bool sampling_has_penalties(const struct sampling *sampling) {
-    return sampling->repetition_penalty != 1 || sampling->presence_penalty != 0 ||
-           sampling->frequency_penalty != 0;
+    return sampling->repetition_penalty != 1 || sampling->presence_penalty != 0 || sampling->frequency_penalty != 0;
 }
 
 int sample_scratch_init(struct sample_scratch *scratch, int vocab, struct mo_error *error) {
@@ -73,8 +68,7 @@ void sample_scratch_free(struct sample_scratch *scratch) {
 
 uint32_t sample_random(uint64_t seed, uint32_t choice, uint32_t position) {
     uint32_t out[4];
-    philox_4x32((uint32_t[4]){position, choice, 0, 0}, (uint32_t[2]){(uint32_t)seed, (uint32_t)(seed >> 32)},
-                out);
+    philox_4x32((uint32_t[4]){position, choice, 0, 0}, (uint32_t[2]){(uint32_t)seed, (uint32_t)(seed >> 32)}, out);
     return out[0];
 }
 
@@ -96,8 +90,8 @@ static float penalised(const struct sampling *s, float logit, int32_t generated,
 }
 
 /* Bias, then penalties, into `value` [vocab]. */
-static void adjust_logits(const struct sampling *sampling, const float *logits,
-                          const struct token_counts *counts, float *value, int vocab) {
+static void adjust_logits(const struct sampling *sampling, const float *logits, const struct token_counts *counts,
+                          float *value, int vocab) {
     memcpy(value, logits, (size_t)vocab * sizeof *value);
     for (int i = 0; i < sampling->n_bias; i++) value[sampling->bias[i].token] += sampling->bias[i].bias;
     if (!counts || !counts->generated || !sampling_has_penalties(sampling)) return;

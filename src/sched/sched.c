@@ -38,8 +38,8 @@ static int check_options(const struct sched_options *options, struct mo_error *e
     for (size_t i = 0; i < sizeof checks / sizeof *checks; i++) {
         if (checks[i].value >= checks[i].least) continue;
         const char *reason = checks[i].least == 1 ? "" : " (max_num_seqs: every sequence needs a row)";
-        return mo_error_set(error, MO_E_INVALID, "%s must be at least %d%s, found %d", checks[i].name,
-                            checks[i].least, reason, checks[i].value);
+        return mo_error_set(error, MO_E_INVALID, "%s must be at least %d%s, found %d", checks[i].name, checks[i].least,
+                            reason, checks[i].value);
     }
     return 0;
 }
@@ -76,8 +76,8 @@ static bool allocate(struct sched *sched) {
     sched->batch_seqs = calloc(seqs, sizeof *sched->batch_seqs);
     sched->batch_logits_row = calloc((size_t)options->max_logits, sizeof *sched->batch_logits_row);
     sched->token_text = calloc(sched->token_text_size + 1, 1);
-    return sched->eos && sched->running && sched->batch_token && sched->batch_seqs &&
-           sched->batch_logits_row && sched->token_text;
+    return sched->eos && sched->running && sched->batch_token && sched->batch_seqs && sched->batch_logits_row &&
+           sched->token_text;
 }
 
 int sched_create(struct sched **out, const struct sched_options *options, struct mo_error *error) {

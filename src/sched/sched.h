@@ -89,8 +89,7 @@ void sched_destroy(struct sched *sched); /* cancels what is left; accepts NULL *
 
 /* Any thread. MO_E_LIMIT if the prompt leaves no room below max_model_len (the message has the numbers) or
  * could never fit the pages; MO_E_INVALID for bad fields. No callback is called from here. */
-int sched_submit(struct sched *sched, const struct sched_request *request, uint64_t *id,
-                 struct mo_error *error);
+int sched_submit(struct sched *sched, const struct sched_request *request, uint64_t *id, struct mo_error *error);
 /* Any thread. The request ends with FINISH_CANCELLED at the next step; an unknown or finished id is ignored.
  */
 void sched_cancel(struct sched *sched, uint64_t id);

@@ -51,8 +51,7 @@ static void event_add_logprob(struct sched *sched, const struct seq *seq, struct
                               const float *logits) {
     event->n_top = seq->request.n_logprobs > 0 ? seq->request.n_logprobs : 0;
     event->top = sched->top;
-    event->logprob =
-        sample_logprobs(logits, sched->options.model->vocab, event->token, event->n_top, sched->top);
+    event->logprob = sample_logprobs(logits, sched->options.model->vocab, event->token, event->n_top, sched->top);
 }
 
 /* Tells the owner the prompt tokens that the rows from `first_pos` scored; moves *logits behind their rows.
@@ -82,8 +81,7 @@ static int32_t choose_token(struct sched *sched, struct seq *seq, const float *l
     int n_generated = seq->n_tokens - seq->request.n_prompt;
     struct sampling *sampling = &seq->request.sampling;
     sampling->n_bias = seq->n_bias + (n_generated < seq->request.min_tokens ? seq->n_banned : 0);
-    return sample_token(sampling, logits, &seq->counts, seq->request.choice, (uint32_t)n_generated,
-                        &sched->scratch);
+    return sample_token(sampling, logits, &seq->counts, seq->request.choice, (uint32_t)n_generated, &sched->scratch);
 }
 
 static bool is_stop_token(const struct sched *sched, const struct seq *seq, int32_t token) {

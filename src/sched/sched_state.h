@@ -20,10 +20,8 @@ struct seq {
     bool running;
 
     uint64_t id;
-    struct sched_request
-        request; /* a copy; its arrays belong to the sequence, `sampling.bias` excepted: see below */
-    struct logit_bias
-        *bias; /* [n_bias] the request's, then [n_banned] -inf for the tokens that would stop it */
+    struct sched_request request; /* a copy; its arrays belong to the sequence, `sampling.bias` excepted: see below */
+    struct logit_bias *bias;      /* [n_bias] the request's, then [n_banned] -inf for the tokens that would stop it */
     int n_bias, n_banned;
     int max_total; /* tokens, prompt and answer: then FINISH_LENGTH */
 

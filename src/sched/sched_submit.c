@@ -9,15 +9,13 @@
 static int check_tokens(const char *name, const int32_t *tokens, int n, int vocab, struct mo_error *error) {
     for (int i = 0; i < n; i++) {
         if (tokens[i] >= 0 && tokens[i] < vocab) continue;
-        return mo_error_set(error, MO_E_INVALID,
-                            "%s: token %d at index %d is not in the vocabulary (0 to %d)", name, tokens[i], i,
-                            vocab - 1);
+        return mo_error_set(error, MO_E_INVALID, "%s: token %d at index %d is not in the vocabulary (0 to %d)", name,
+                            tokens[i], i, vocab - 1);
     }
     return 0;
 }
 
-static int check_stop(const struct sched *sched, const struct sched_request *request,
-                      struct mo_error *error) {
+static int check_stop(const struct sched *sched, const struct sched_request *request, struct mo_error *error) {
     if (request->n_stop > 0 && !sched->options.tokenizer) {
         return mo_error_set(error, MO_E_INVALID, "stop: stop strings need a tokenizer, and none is loaded");
     }
@@ -32,22 +30,18 @@ static int check_stop(const struct sched *sched, const struct sched_request *req
     return 0;
 }
 
-static int check_fields(const struct sched *sched, const struct sched_request *request,
-                        struct mo_error *error) {
+static int check_fields(const struct sched *sched, const struct sched_request *request, struct mo_error *error) {
     int vocab = sched->options.model->vocab;
     if (request->n_prompt < 1) return mo_error_set(error, MO_E_INVALID, "prompt: it is empty");
     if (request->max_tokens < 0) {
-        return mo_error_set(error, MO_E_INVALID, "max_tokens must be 0 or more, found %d",
-                            request->max_tokens);
+        return mo_error_set(error, MO_E_INVALID, "max_tokens must be 0 or more, found %d", request->max_tokens);
     }
     if (request->min_tokens < 0) {
-        return mo_error_set(error, MO_E_INVALID, "min_tokens must be 0 or more, found %d",
-                            request->min_tokens);
+        return mo_error_set(error, MO_E_INVALID, "min_tokens must be 0 or more, found %d", request->min_tokens);
     }
     int most = SCHED_MAX_LOGPROBS < vocab ? SCHED_MAX_LOGPROBS : vocab;
     if (request->n_logprobs < -1 || request->n_logprobs > most) {
-        return mo_error_set(error, MO_E_INVALID, "logprobs must be from 0 to %d, found %d", most,
-                            request->n_logprobs);
+        return mo_error_set(error, MO_E_INVALID, "logprobs must be from 0 to %d, found %d", most, request->n_logprobs);
     }
     if (check_tokens("prompt", request->prompt, request->n_prompt, vocab, error)) return MO_E_INVALID;
     if (check_tokens("stop_token_ids", request->stop_tokens, request->n_stop_tokens, vocab, error)) {
@@ -69,21 +63,18 @@ static int cached_tokens(const struct sched *sched, const struct sched_request *
     return total > request->n_prompt ? total - 1 : total;
 }
 
-static int check_size(const struct sched *sched, const struct sched_request *request,
-                      struct mo_error *error) {
+static int check_size(const struct sched *sched, const struct sched_request *request, struct mo_error *error) {
     int longest = sched->options.max_model_len - (request->max_tokens > 0);
     if (request->n_prompt > longest) {
-        return mo_error_set(error, MO_E_LIMIT,
-                            "the prompt has %d tokens; the context of %d (max_model_len) has room for %d%s",
-                            request->n_prompt, sched->options.max_model_len, longest,
-                            request->max_tokens > 0 ? " and an answer" : "");
+        return mo_error_set(
+            error, MO_E_LIMIT, "the prompt has %d tokens; the context of %d (max_model_len) has room for %d%s",
+            request->n_prompt, sched->options.max_model_len, longest, request->max_tokens > 0 ? " and an answer" : "");
     }
     int tokens = cached_tokens(sched, request), pages = kv_pages_for(tokens);
     if (pages > sched->options.n_pages) {
-        return mo_error_set(
-            error, MO_E_LIMIT,
-            "%d tokens of prompt and answer need %d pages of the cache, which has %d (%d tokens)", tokens,
-            pages, sched->options.n_pages, sched->options.n_pages * KV_PAGE_TOKENS);
+        return mo_error_set(error, MO_E_LIMIT,
+                            "%d tokens of prompt and answer need %d pages of the cache, which has %d (%d tokens)",
+                            tokens, pages, sched->options.n_pages, sched->options.n_pages * KV_PAGE_TOKENS);
     }
     return 0;
 }
@@ -110,8 +101,7 @@ static size_t longest_stop(const struct sched_request *request) {
 }
 
 /* Gives `seq` its arrays; returns the bytes that they and the sequence itself take. */
-static size_t seq_place(const struct sched *sched, const struct sched_request *request, struct seq *seq,
-                        char *block) {
+static size_t seq_place(const struct sched *sched, const struct sched_request *request, struct seq *seq, char *block) {
     struct carver carver = {block, 0};
     size_t vocab = (size_t)sched->options.model->vocab, longest = longest_stop(request);
     carve(&carver, 1, sizeof *seq);
@@ -156,12 +146,10 @@ static void fill_tokens(struct seq *seq, const struct sched_request *request) {
         memcpy((int32_t *)(uintptr_t)seq->request.stop_tokens, request->stop_tokens,
                (size_t)request->n_stop_tokens * sizeof(int32_t));
     }
-    for (int i = 0; seq->counts.prompt && i < request->n_prompt; i++)
-        seq->counts.prompt[request->prompt[i]] = 1;
+    for (int i = 0; seq->counts.prompt && i < request->n_prompt; i++) seq->counts.prompt[request->prompt[i]] = 1;
 }
 
-static struct seq *seq_create(const struct sched *sched, const struct sched_request *request,
-                              struct mo_error *error) {
+static struct seq *seq_create(const struct sched *sched, const struct sched_request *request, struct mo_error *error) {
     struct seq plan = {.request = *request, .max_total = total_tokens(sched, request)};
     plan.n_bias = request->sampling.n_bias;
     plan.n_banned = request->n_stop_tokens + (request->ignore_eos ? 0 : sched->n_eos);
@@ -200,8 +188,7 @@ struct seq **registry_find(struct sched *sched, uint64_t id) {
     return link;
 }
 
-int sched_submit(struct sched *sched, const struct sched_request *request, uint64_t *id,
-                 struct mo_error *error) {
+int sched_submit(struct sched *sched, const struct sched_request *request, uint64_t *id, struct mo_error *error) {
     assert(request->callback);
     int code = check_fields(sched, request, error);
     if (!code) code = check_size(sched, request, error);

@@ -26,14 +26,12 @@ static size_t partial_at_end(const struct stop_matcher *matcher, const char *tex
     return best;
 }
 
-int stop_matcher_push(struct stop_matcher *matcher, const char *text, size_t size, char *out,
-                      size_t *out_size) {
+int stop_matcher_push(struct stop_matcher *matcher, const char *text, size_t size, char *out, size_t *out_size) {
     size_t old = matcher->n_held, total = old + size;
     if (old > 0) memcpy(out, matcher->held, old);
     if (size > 0) memcpy(out + old, text, size);
     matcher->n_held = 0;
-    for (size_t end = old + 1; end <= total;
-         end++) { /* a match that ends in the held part was found before */
+    for (size_t end = old + 1; end <= total; end++) { /* a match that ends in the held part was found before */
         int found = match_at_end(matcher, out, end);
         if (found < 0) continue;
         *out_size = matcher->include ? end : end - matcher->sizes[found];

@@ -20,8 +20,7 @@ struct stop_matcher {
 
 /* Adds `text` and writes what is now certain to `out`, which holds n_held + size bytes; *out_size: how much
  * that is. Returns the index of the stop string that was found, or -1. After a match the text has ended. */
-int stop_matcher_push(struct stop_matcher *matcher, const char *text, size_t size, char *out,
-                      size_t *out_size);
+int stop_matcher_push(struct stop_matcher *matcher, const char *text, size_t size, char *out, size_t *out_size);
 
 /* The end of the text: writes what is held to `out` and returns its size. */
 size_t stop_matcher_finish(struct stop_matcher *matcher, char *out);

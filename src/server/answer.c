@@ -106,8 +106,7 @@ static void enqueue_locked(struct answer *answer, const struct sched_event *even
         cancel_locked(answer);
         return;
     }
-    struct token_event *copy =
-        token_event_copy(event, index, answer->request.sched.stop, answer->request.sched.n_stop);
+    struct token_event *copy = token_event_copy(event, index, answer->request.sched.stop, answer->request.sched.n_stop);
     if (!copy) {
         answer->lost = true;
         cancel_locked(answer);
@@ -138,8 +137,8 @@ static void on_event(const struct sched_event *event) {
 
 /* --- start and end ------------------------------------------------------------------------------- */
 
-static struct answer *answer_create(struct api_request *request, const struct engine *engine,
-                                    const char *fingerprint, const struct answer_waker *waker) {
+static struct answer *answer_create(struct api_request *request, const struct engine *engine, const char *fingerprint,
+                                    const struct answer_waker *waker) {
     struct answer *answer = calloc(1, sizeof *answer);
     if (!answer) {
         api_request_free(request);
@@ -184,8 +183,7 @@ static int submit_choice(struct answer *answer, int i, struct mo_error *error) {
     answer->n_references++;
     answer->n_running++;
     pthread_mutex_unlock(&answer->lock);
-    int code =
-        sched_submit(answer->engine->sched, &sched, &id, error); /* events may come before this returns */
+    int code = sched_submit(answer->engine->sched, &sched, &id, error); /* events may come before this returns */
     pthread_mutex_lock(&answer->lock);
     if (code) {
         answer->n_references--;
@@ -198,8 +196,8 @@ static int submit_choice(struct answer *answer, int i, struct mo_error *error) {
     return code;
 }
 
-int answer_start(struct answer **out, struct api_request *request, const struct engine *engine,
-                 const char *fingerprint, const struct answer_waker *waker, struct api_error *error) {
+int answer_start(struct answer **out, struct api_request *request, const struct engine *engine, const char *fingerprint,
+                 const struct answer_waker *waker, struct api_error *error) {
     struct mo_error cause = {0};
     struct answer *answer = answer_create(request, engine, fingerprint, waker);
     if (!answer) return api_error_no_memory(error);
@@ -345,9 +343,7 @@ ssize_t answer_read(struct answer *answer, char *out, size_t size) {
 
 enum answer_state answer_wait(struct answer *answer) {
     pthread_mutex_lock(&answer->lock);
-    enum answer_state state = answer->n_running == 0 ? ANSWER_DONE
-                              : answer->wants_ping   ? ANSWER_PROBES
-                                                     : ANSWER_WAITS;
+    enum answer_state state = answer->n_running == 0 ? ANSWER_DONE : answer->wants_ping ? ANSWER_PROBES : ANSWER_WAITS;
     if (state == ANSWER_WAITS) sleep_locked(answer);
     pthread_mutex_unlock(&answer->lock);
     return state;

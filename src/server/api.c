@@ -19,9 +19,8 @@ const char *api_model_name(const struct api_model *model, const json_t *field, s
     for (int i = 0; i < model->n_names; i++) {
         if (strcmp(json_string_value(field), model->names[i]) == 0) return model->names[i];
     }
-    api_error_set(error, 404, "model", "model_not_found",
-                  "the model \"%.200s\" does not exist; this server has \"%s\"", json_string_value(field),
-                  model->names[0]);
+    api_error_set(error, 404, "model", "model_not_found", "the model \"%.200s\" does not exist; this server has \"%s\"",
+                  json_string_value(field), model->names[0]);
     return NULL;
 }
 
@@ -29,17 +28,15 @@ int api_context_error(const struct api_model *model, size_t n_prompt, int max_to
                       struct api_error *error) {
     int context = model->engine->options.max_model_len;
     if (max_tokens > 0) {
-        return api_error_set(
-            error, 400, param, "context_length_exceeded",
-            "This model's maximum context length is %d tokens. However, you requested %zu tokens "
-            "(%zu in the prompt, %d for the answer: max_tokens). Please shorten one of them.",
-            context, n_prompt + (size_t)max_tokens, n_prompt, max_tokens);
+        return api_error_set(error, 400, param, "context_length_exceeded",
+                             "This model's maximum context length is %d tokens. However, you requested %zu tokens "
+                             "(%zu in the prompt, %d for the answer: max_tokens). Please shorten one of them.",
+                             context, n_prompt + (size_t)max_tokens, n_prompt, max_tokens);
     }
-    return api_error_set(
-        error, 400, param, "context_length_exceeded",
-        "This model's maximum context length is %d tokens. However, your prompt has %zu tokens, which "
-        "leaves no room for an answer. Please shorten it.",
-        context, n_prompt);
+    return api_error_set(error, 400, param, "context_length_exceeded",
+                         "This model's maximum context length is %d tokens. However, your prompt has %zu tokens, which "
+                         "leaves no room for an answer. Please shorten it.",
+                         context, n_prompt);
 }
 
 /* --- fields that chat and completions share ------------------------------------------------------ */
@@ -82,8 +79,7 @@ static void refuse_unsupported(struct fields *fields) {
         const json_t *value = fields_get(fields, name);
         if (!value || asks_for_nothing(value, UNSUPPORTED[i].neutral)) continue;
         const json_t *choice = json_object_get(fields->object, "tool_choice");
-        if (!strcmp(name, "tools") && json_is_string(choice) && !strcmp(json_string_value(choice), "none"))
-            continue;
+        if (!strcmp(name, "tools") && json_is_string(choice) && !strcmp(json_string_value(choice), "none")) continue;
         api_error_set(fields->error, 400, name, "unsupported_parameter", "%s is not supported yet", name);
         return;
     }
@@ -143,8 +139,7 @@ static void parse_bias(struct api_job *job) {
         double bias = json_number_value(value);
         if (token < 0) {
             api_error_field(f->error, "logit_bias",
-                            "logit_bias: expected token ids from 0 to %d as keys, found \"%.40s\"", vocab - 1,
-                            key);
+                            "logit_bias: expected token ids from 0 to %d as keys, found \"%.40s\"", vocab - 1, key);
         } else if (!json_is_number(value) || !(bias >= -100 && bias <= 100)) {
             api_error_field(f->error, "logit_bias", "logit_bias: expected -100 to 100 for token %d", token);
         }
@@ -161,8 +156,7 @@ static void add_stop_string(struct api_job *job, const json_t *value) {
     struct sched_request *sched = &job->request->sched;
     size_t size = json_string_length(value);
     if (!json_is_string(value)) {
-        api_error_field(job->fields.error, "stop",
-                        "stop must be a string or a list of strings, found %s in it",
+        api_error_field(job->fields.error, "stop", "stop must be a string or a list of strings, found %s in it",
                         fields_type_name(value));
     } else if (size == 0 || memchr(json_string_value(value), 0, size)) {
         api_error_field(job->fields.error, "stop", "stop: string %d is empty or holds a NUL", sched->n_stop);
@@ -238,8 +232,8 @@ static void parse_stop(struct api_job *job) {
     }
     sched->stop_tokens = job->request->stop_tokens;
     for (size_t i = 0; i < n && !fields_failed(f); i++) {
-        add_stop_token(job->request, fields_token(f, json_array_get(ids, i), "stop_token_ids",
-                                                  job->model->engine->model.vocab));
+        add_stop_token(job->request,
+                       fields_token(f, json_array_get(ids, i), "stop_token_ids", job->model->engine->model.vocab));
     }
     job->request->n_named_stop_tokens = sched->n_stop_tokens;
     add_spelled_tokens(job);
@@ -264,8 +258,7 @@ static void parse_n(struct api_job *job) {
     struct fields *f = &job->fields;
     job->request->n = (int)fields_int(f, "n", 1, API_N_MAX, 1);
     if (fields_int(f, "best_of", 1, INT_MAX, job->request->n) != job->request->n) {
-        api_error_field(f->error, "best_of", "best_of is not supported unless it equals n (%d)",
-                        job->request->n);
+        api_error_field(f->error, "best_of", "best_of is not supported unless it equals n (%d)", job->request->n);
     }
 }
 
@@ -282,8 +275,8 @@ bool api_prompts_reserve(struct api_job *job, size_t n) {
     return !fields_failed(&job->fields);
 }
 
-int api_text_encode(const struct engine *engine, const char *text, size_t size, bool bos,
-                    struct token_list *out, struct mo_error *error) {
+int api_text_encode(const struct engine *engine, const char *text, size_t size, bool bos, struct token_list *out,
+                    struct mo_error *error) {
     if (bos || !engine->tokenizer) return engine_encode_prompt(engine, text, size, out, error);
     return tokenizer_encode(engine->tokenizer, text, size, true, out, error);
 }
@@ -334,8 +327,8 @@ static void parse_all(struct api_job *job) {
     add_fim_tokens(job);
 }
 
-int api_request_parse(struct api_request *request, enum api_kind kind, const struct api_model *model,
-                      const char *body, size_t size, struct api_error *error) {
+int api_request_parse(struct api_request *request, enum api_kind kind, const struct api_model *model, const char *body,
+                      size_t size, struct api_error *error) {
     *request = (struct api_request){.kind = kind};
     *error = (struct api_error){0};
     request->root = fields_parse(body, size, error);

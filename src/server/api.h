@@ -48,8 +48,8 @@ struct api_request {
 };
 
 /* 0, or -1 with `error`. `request` may be freed in both cases. */
-int api_request_parse(struct api_request *request, enum api_kind kind, const struct api_model *model,
-                      const char *body, size_t size, struct api_error *error);
+int api_request_parse(struct api_request *request, enum api_kind kind, const struct api_model *model, const char *body,
+                      size_t size, struct api_error *error);
 void api_request_free(struct api_request *request); /* accepts a zeroed one */
 
 /* The served name that "model" asks for: NULL with `error` if there is none. A missing field takes the

@@ -16,8 +16,7 @@ static json_t *join_parts(const json_t *parts, size_t message, struct api_error 
         const char *type = json_is_string(part) ? "text" : json_string_value(json_object_get(part, "type"));
         if (!json_is_string(piece) || !type || (strcmp(type, "text") && strcmp(type, "input_text"))) {
             api_error_field(error, "messages",
-                            "messages[%zu]: content part %zu is not a text part: only text is supported",
-                            message, i);
+                            "messages[%zu]: content part %zu is not a text part: only text is supported", message, i);
             buffer_free(&text);
             return NULL;
         }
@@ -101,8 +100,7 @@ static void open_last(struct api_job *job, struct token_list *ids) {
     if (ids->n > 0 && eos >= 0 && ids->ids[ids->n - 1] == eos) {
         ids->n--;
     } else {
-        api_error_field(job->fields.error, "messages",
-                        "this model's chat template cannot continue a message");
+        api_error_field(job->fields.error, "messages", "this model's chat template cannot continue a message");
     }
 }
 
@@ -128,8 +126,7 @@ static void parse_messages(struct api_job *job) {
     const json_t *messages = fields_array(&job->fields, "messages");
     if (fields_failed(&job->fields)) return;
     if (json_array_size(messages) == 0) {
-        api_error_field(job->fields.error, "messages",
-                        messages ? "messages is empty" : "messages is missing");
+        api_error_field(job->fields.error, "messages", messages ? "messages is empty" : "messages is missing");
         return;
     }
     if (!api_prompts_reserve(job, 1)) return;

@@ -40,9 +40,8 @@ static void take_ids(struct api_job *job, const json_t *ids) {
         return;
     }
     if (!code && job->request->echo && engine->tokenizer) {
-        code =
-            tokenizer_decode(engine->tokenizer, prompt->ids.ids, prompt->ids.n,
-                             !job->request->sched.keep_special, &prompt->decoded, &prompt->text_size, &cause);
+        code = tokenizer_decode(engine->tokenizer, prompt->ids.ids, prompt->ids.n, !job->request->sched.keep_special,
+                                &prompt->decoded, &prompt->text_size, &cause);
         prompt->text = prompt->decoded;
     }
     if (code) api_error_from(job->fields.error, &cause, "prompt");
@@ -65,15 +64,13 @@ static void take_prompt(struct api_job *job, const json_t *value, const json_t *
 }
 
 static void parse_prompt(struct api_job *job) {
-    const json_t *prompt = fields_get(&job->fields, "prompt"),
-                 *suffix = fields_string(&job->fields, "suffix");
+    const json_t *prompt = fields_get(&job->fields, "prompt"), *suffix = fields_string(&job->fields, "suffix");
     bool bos = fields_bool(&job->fields, "add_special_tokens", true);
     if (suffix && json_string_length(suffix) == 0) suffix = NULL;
     if (suffix && job->request->echo) {
         api_error_field(job->fields.error, "suffix", "suffix and echo cannot be combined");
     }
-    if (!fields_failed(&job->fields) && !prompt)
-        api_error_field(job->fields.error, "prompt", "prompt is missing");
+    if (!fields_failed(&job->fields) && !prompt) api_error_field(job->fields.error, "prompt", "prompt is missing");
     if (fields_failed(&job->fields)) return;
 
     bool is_list = json_is_array(prompt) && !json_is_integer(json_array_get(prompt, 0));

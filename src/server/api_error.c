@@ -19,8 +19,7 @@ static void fill(struct api_error *error, int status, const char *param, const c
     trim_utf8(error->message);
 }
 
-int api_error_set(struct api_error *error, int status, const char *param, const char *code,
-                  const char *format, ...) {
+int api_error_set(struct api_error *error, int status, const char *param, const char *code, const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
     fill(error, status, param, code, format, arguments);
@@ -72,8 +71,7 @@ int api_error_from(struct api_error *error, const struct mo_error *cause, const 
 }
 
 int api_error_no_memory(struct api_error *error) {
-    api_error_set(error, 503, NULL, "overloaded",
-                  "the server is out of memory for this request; try again later");
+    api_error_set(error, 503, NULL, "overloaded", "the server is out of memory for this request; try again later");
     error->retry_after_s = 5;
     return -1;
 }
@@ -92,7 +90,6 @@ static const char *type_of(int status) {
 }
 
 json_t *api_error_json(const struct api_error *error) {
-    return json_pack("{s:{s:s, s:s, s:s?, s:s?}}", "error", "message", error->message, "type",
-                     type_of(error->status), "param", error->param[0] ? error->param : NULL, "code",
-                     error->code);
+    return json_pack("{s:{s:s, s:s, s:s?, s:s?}}", "error", "message", error->message, "type", type_of(error->status),
+                     "param", error->param[0] ? error->param : NULL, "code", error->code);
 }

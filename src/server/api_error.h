@@ -17,8 +17,8 @@ struct api_error {
 
 /* Every setter returns -1, so that a caller can write `return api_error_set(...)`. `param` and `code` may be
  * NULL. */
-int api_error_set(struct api_error *error, int status, const char *param, const char *code,
-                  const char *format, ...) __attribute__((format(printf, 5, 6)));
+int api_error_set(struct api_error *error, int status, const char *param, const char *code, const char *format, ...)
+    __attribute__((format(printf, 5, 6)));
 /* 400 with a field. */
 int api_error_field(struct api_error *error, const char *param, const char *format, ...)
     __attribute__((format(printf, 3, 4)));

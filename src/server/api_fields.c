@@ -87,8 +87,8 @@ int64_t fields_int(struct fields *fields, const char *key, int64_t min, int64_t 
     }
     int64_t number = json_integer_value(found);
     if (number >= min && number <= max) return number;
-    api_error_field(fields->error, key, "%s must be from %lld to %lld, found %lld", key, (long long)min,
-                    (long long)max, (long long)number);
+    api_error_field(fields->error, key, "%s must be from %lld to %lld, found %lld", key, (long long)min, (long long)max,
+                    (long long)number);
     return value;
 }
 
@@ -126,13 +126,12 @@ const json_t *fields_array(struct fields *fields, const char *key) {
 
 int32_t fields_token(struct fields *fields, const json_t *value, const char *param, int vocab) {
     if (!json_is_integer(value)) {
-        api_error_field(fields->error, param, "%s: expected token ids, found %s", param,
-                        fields_type_name(value));
+        api_error_field(fields->error, param, "%s: expected token ids, found %s", param, fields_type_name(value));
         return 0;
     }
     json_int_t id = json_integer_value(value);
     if (id >= 0 && id < vocab) return (int32_t)id;
-    api_error_field(fields->error, param, "%s: token %lld is not in the vocabulary (0 to %d)", param,
-                    (long long)id, vocab - 1);
+    api_error_field(fields->error, param, "%s: token %lld is not in the vocabulary (0 to %d)", param, (long long)id,
+                    vocab - 1);
     return 0;
 }

@@ -24,7 +24,7 @@ json_t *api_messages_copy(const json_t *messages, struct api_error *error);
 /* Room for `n` prompts; false with an error. */
 bool api_prompts_reserve(struct api_job *job, size_t n);
 /* A text as a completion's prompt: added tokens are recognised, and `bos` puts one in front. */
-int api_text_encode(const struct engine *engine, const char *text, size_t size, bool bos,
-                    struct token_list *out, struct mo_error *error);
+int api_text_encode(const struct engine *engine, const char *text, size_t size, bool bos, struct token_list *out,
+                    struct mo_error *error);
 
 #endif

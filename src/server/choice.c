@@ -1,7 +1,7 @@
 #include "server/choice.h"
 
-void choice_init(struct choice *choice, int index, const struct api_request *request,
-                 const struct api_prompt *prompt, const struct tokenizer *tokenizer) {
+void choice_init(struct choice *choice, int index, const struct api_request *request, const struct api_prompt *prompt,
+                 const struct tokenizer *tokenizer) {
     *choice = (struct choice){.index = index,
                               .request = request,
                               .prompt = prompt,

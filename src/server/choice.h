@@ -28,8 +28,8 @@ struct choice {
     int n_prompt, n_generated, n_cached;
 };
 
-void choice_init(struct choice *choice, int index, const struct api_request *request,
-                 const struct api_prompt *prompt, const struct tokenizer *tokenizer);
+void choice_init(struct choice *choice, int index, const struct api_request *request, const struct api_prompt *prompt,
+                 const struct tokenizer *tokenizer);
 void choice_free(struct choice *choice);
 
 /* Adds what the event brings. -1 without memory. */

@@ -14,15 +14,14 @@ enum {
     CONNECTION_MEMORY_BYTES = 64 << 10, /* headers, and a block of body or answer */
     STREAM_BLOCK_BYTES = 16 << 10,
     BODIES_AT_ONCE = 16, /* of the largest size; more bodies than that in memory at once are sent away */
-    DRAIN_BODIES =
-        4, /* of the largest size: as much of a refused body is read before the connection is closed */
+    DRAIN_BODIES = 4,    /* of the largest size: as much of a refused body is read before the connection is closed */
 };
 
 /* --- replies ------------------------------------------------------------------------------------- */
 
 /* Queues a reply; `data` is malloc'd and taken over. */
-static enum MHD_Result reply(struct exchange *exchange, int status, const char *content_type, char *data,
-                             size_t size, int retry_after_s) {
+static enum MHD_Result reply(struct exchange *exchange, int status, const char *content_type, char *data, size_t size,
+                             int retry_after_s) {
     struct MHD_Response *response = MHD_create_response_from_buffer(size, data, MHD_RESPMEM_MUST_FREE);
     if (!response) {
         free(data);
@@ -30,8 +29,7 @@ static enum MHD_Result reply(struct exchange *exchange, int status, const char *
     }
     MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, content_type);
     if (status == 401) MHD_add_response_header(response, MHD_HTTP_HEADER_WWW_AUTHENTICATE, "Bearer");
-    if (exchange->error.allow)
-        MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, exchange->error.allow);
+    if (exchange->error.allow) MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, exchange->error.allow);
     if (retry_after_s > 0) {
         char seconds[16];
         snprintf(seconds, sizeof seconds, "%d", retry_after_s);
@@ -63,8 +61,7 @@ enum MHD_Result http_reply_json(struct exchange *exchange, int status, json_t *j
     return http_reply_error(exchange, &error);
 }
 
-enum MHD_Result http_reply_text(struct exchange *exchange, int status, const char *content_type,
-                                struct buffer *body) {
+enum MHD_Result http_reply_text(struct exchange *exchange, int status, const char *content_type, struct buffer *body) {
     if (body->failed) {
         buffer_free(body);
         return http_reply_json(exchange, status, NULL);
@@ -130,15 +127,14 @@ static enum MHD_Result start_answer(struct exchange *exchange) {
     body_drop(exchange); /* it may be large, and the answer long */
     int code = job->code;
     if (!code) {
-        code = answer_start(&exchange->answer, &job->request, job->model.engine, server->fingerprint, &waker,
-                            &job->error);
+        code =
+            answer_start(&exchange->answer, &job->request, job->model.engine, server->fingerprint, &waker, &job->error);
     }
     api_request_free(&job->request);
     if (code) return http_reply_error(exchange, &job->error);
     atomic_fetch_add(&server->n_answers, 1);
     watch_begin(server->watch, exchange->watched, exchange->answer);
-    return answer_is_stream(exchange->answer) ? start_stream(exchange, "text/event-stream")
-                                              : finish_answer(exchange);
+    return answer_is_stream(exchange->answer) ? start_stream(exchange, "text/event-stream") : finish_answer(exchange);
 }
 
 /* A long text was parsed by the other thread. */
@@ -179,8 +175,7 @@ static size_t drain_limit(const struct exchange *exchange) {
 
 static void body_too_large(struct exchange *exchange) {
     api_error_set(&exchange->error, 413, NULL, "request_too_large",
-                  "the body is larger than %d bytes (--max-body-bytes)",
-                  exchange->server->options.max_body_bytes);
+                  "the body is larger than %d bytes (--max-body-bytes)", exchange->server->options.max_body_bytes);
 }
 
 /* What can be said from the headers alone. */
@@ -199,16 +194,15 @@ static void check_headers(struct exchange *exchange, const char *path, const cha
     }
 }
 
-static struct exchange *exchange_create(struct server *server, struct MHD_Connection *connection,
-                                        const char *path, const char *method) {
+static struct exchange *exchange_create(struct server *server, struct MHD_Connection *connection, const char *path,
+                                        const char *method) {
     struct exchange *exchange = calloc(1, sizeof *exchange);
     if (!exchange) return NULL;
     exchange->server = server;
     exchange->connection = connection;
     const char *length = header(connection, MHD_HTTP_HEADER_CONTENT_LENGTH);
     exchange->length = length ? strtoull(length, NULL, 10) : 0;
-    exchange->watched =
-        MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT)->socket_context;
+    exchange->watched = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT)->socket_context;
     if (!exchange->watched) { /* there was no memory to watch it */
         free(exchange);
         return NULL;
@@ -243,8 +237,7 @@ static void check_readiness(struct exchange *exchange) {
     struct server *server = exchange->server;
     if (exchange->error.status || !exchange->route->needs_engine) return;
     if (!atomic_load(&server->engine)) {
-        api_error_set(&exchange->error, 503, NULL, "loading",
-                      "the model is still loading; try again in a moment");
+        api_error_set(&exchange->error, 503, NULL, "loading", "the model is still loading; try again in a moment");
         exchange->error.retry_after_s = 2;
     }
 }
@@ -321,8 +314,7 @@ static int bound_port(int fd) {
 }
 
 static int listen_at(const struct addrinfo *place) {
-    int on = 1,
-        fd = socket(place->ai_family, place->ai_socktype | SOCK_CLOEXEC | SOCK_NONBLOCK, place->ai_protocol);
+    int on = 1, fd = socket(place->ai_family, place->ai_socktype | SOCK_CLOEXEC | SOCK_NONBLOCK, place->ai_protocol);
     if (fd < 0) return -1;
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
     if (bind(fd, place->ai_addr, place->ai_addrlen) == 0 && listen(fd, 1024) == 0) return fd;
@@ -338,11 +330,9 @@ static int open_socket(const struct server_options *options, int *fd, struct mo_
     char port[16];
     snprintf(port, sizeof port, "%d", options->port);
     int reason = getaddrinfo(options->host, port, &hints, &places);
-    if (reason)
-        return mo_error_set(error, MO_E_INVALID, "--host %s: %s", options->host, gai_strerror(reason));
+    if (reason) return mo_error_set(error, MO_E_INVALID, "--host %s: %s", options->host, gai_strerror(reason));
     *fd = -1;
-    for (const struct addrinfo *place = places; place && *fd < 0; place = place->ai_next)
-        *fd = listen_at(place);
+    for (const struct addrinfo *place = places; place && *fd < 0; place = place->ai_next) *fd = listen_at(place);
     reason = errno;
     freeaddrinfo(places);
     if (*fd >= 0) return 0;
@@ -353,12 +343,11 @@ static int open_socket(const struct server_options *options, int *fd, struct mo_
 static int start_daemon(struct server *server, int fd, struct mo_error *error) {
     const struct server_options *o = &server->options;
     unsigned flags = MHD_USE_EPOLL | MHD_USE_INTERNAL_POLLING_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ITC;
-    server->daemon = MHD_start_daemon(flags, 0, NULL, NULL, on_request, server, MHD_OPTION_LISTEN_SOCKET, fd,
-                                      MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_MEMORY_BYTES,
-                                      MHD_OPTION_CONNECTION_LIMIT, (unsigned)o->max_connections,
-                                      MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)o->request_timeout_s,
-                                      MHD_OPTION_NOTIFY_COMPLETED, on_completed, server,
-                                      MHD_OPTION_NOTIFY_CONNECTION, on_connection, server, MHD_OPTION_END);
+    server->daemon = MHD_start_daemon(
+        flags, 0, NULL, NULL, on_request, server, MHD_OPTION_LISTEN_SOCKET, fd, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
+        (size_t)CONNECTION_MEMORY_BYTES, MHD_OPTION_CONNECTION_LIMIT, (unsigned)o->max_connections,
+        MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)o->request_timeout_s, MHD_OPTION_NOTIFY_COMPLETED, on_completed,
+        server, MHD_OPTION_NOTIFY_CONNECTION, on_connection, server, MHD_OPTION_END);
     if (server->daemon) return 0;
     close(fd);
     return mo_error_set(error, MO_E_IO, "cannot start the HTTP server: %s", strerror(errno));

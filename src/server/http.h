@@ -50,13 +50,11 @@ struct route {
 };
 
 /* routes.c: the route of a request, or NULL with 404 or 405 in `error`. */
-const struct route *route_find(const char *path, const char *method, const char **tail,
-                               struct api_error *error);
+const struct route *route_find(const char *path, const char *method, const char **tail, struct api_error *error);
 
 /* Replies take `json`, `body` over. NULL becomes an error of memory. */
 enum MHD_Result http_reply_json(struct exchange *exchange, int status, json_t *json);
-enum MHD_Result http_reply_text(struct exchange *exchange, int status, const char *content_type,
-                                struct buffer *body);
+enum MHD_Result http_reply_text(struct exchange *exchange, int status, const char *content_type, struct buffer *body);
 enum MHD_Result http_reply_error(struct exchange *exchange, const struct api_error *error);
 /* Parses the body, submits it, and streams or sends its answer when it is there. */
 enum MHD_Result http_generate(struct exchange *exchange, enum api_kind kind, const struct api_model *model);

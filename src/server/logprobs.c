@@ -58,8 +58,8 @@ static json_t *chat_entry(const struct choice *choice, int32_t token, float logp
     const char *bytes = token_bytes(choice, token, &size);
     json_t *list = json_array();
     for (size_t i = 0; i < size; i++) json_array_append_new(list, json_integer((unsigned char)bytes[i]));
-    return json_pack("{s:o, s:o, s:o}", "token", token_text(choice, token), "logprob", json_logprob(logprob),
-                     "bytes", list);
+    return json_pack("{s:o, s:o, s:o}", "token", token_text(choice, token), "logprob", json_logprob(logprob), "bytes",
+                     list);
 }
 
 static int add_chat(struct choice *choice, const struct token_event *event) {
@@ -108,8 +108,7 @@ static void set_top(json_t *object, json_t *text, float logprob) {
 static json_t *completion_top(const struct choice *choice, const struct token_event *event) {
     if (isnan(event->logprob)) return json_null();
     json_t *top = json_object();
-    for (int i = 0; i < event->n_top; i++)
-        set_top(top, token_text(choice, event->top[i].token), event->top[i].logprob);
+    for (int i = 0; i < event->n_top; i++) set_top(top, token_text(choice, event->top[i].token), event->top[i].logprob);
     set_top(top, token_text(choice, event->token), event->logprob);
     return top;
 }

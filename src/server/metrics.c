@@ -38,28 +38,24 @@ static void seconds(struct metrics *m, const char *name, double value, const cha
     buffer_printf(m->out, "%s{%s} %.9g\n", name, m->label, value);
 }
 
-static void histogram(struct metrics *m, const char *name, const struct sched_histogram *h,
-                      const char *help) {
+static void histogram(struct metrics *m, const char *name, const struct sched_histogram *h, const char *help) {
     uint64_t sum = 0;
     head(m, name, "histogram", help);
     for (int i = 0; i < SCHED_BUCKETS - 1; i++) {
         sum += h->count[i];
-        buffer_printf(m->out, "%s_bucket{%s,le=\"%g\"} %" PRIu64 "\n", name, m->label, sched_bucket_s[i],
-                      sum);
+        buffer_printf(m->out, "%s_bucket{%s,le=\"%g\"} %" PRIu64 "\n", name, m->label, sched_bucket_s[i], sum);
     }
     buffer_printf(m->out, "%s_bucket{%s,le=\"+Inf\"} %" PRIu64 "\n", name, m->label, h->total);
-    buffer_printf(m->out, "%s_sum{%s} %.9g\n%s_count{%s} %" PRIu64 "\n", name, m->label, h->sum, name,
-                  m->label, h->total);
+    buffer_printf(m->out, "%s_sum{%s} %.9g\n%s_count{%s} %" PRIu64 "\n", name, m->label, h->sum, name, m->label,
+                  h->total);
 }
 
 static void write_finished(struct metrics *m, const struct sched_stats *stats) {
     static const struct {
         enum finish_reason reason;
         const char *name;
-    } REASONS[] = {{FINISH_STOP, "stop"},
-                   {FINISH_LENGTH, "length"},
-                   {FINISH_CANCELLED, "abort"},
-                   {FINISH_ERROR, "error"}};
+    } REASONS[] = {
+        {FINISH_STOP, "stop"}, {FINISH_LENGTH, "length"}, {FINISH_CANCELLED, "abort"}, {FINISH_ERROR, "error"}};
     const char *name = "vllm:request_success_total";
     head(m, name, "counter", "Answers that ended, by reason.");
     for (size_t i = 0; i < sizeof REASONS / sizeof *REASONS; i++) {
@@ -85,10 +81,8 @@ void metrics_write(struct buffer *out, const struct sched_stats *s, const char *
     write_finished(&m, s);
     counter(&m, "moebius:steps_total", s->steps, "Batches computed.");
     seconds(&m, "moebius:step_seconds_total", s->step_s, "Time inside the scheduler's steps.");
-    seconds(&m, "moebius:forward_seconds_total", s->forward_s,
-            "Of it, time inside the model's forward pass.");
-    histogram(&m, "vllm:time_to_first_token_seconds", &s->first_token_s,
-              "From submission to the first token.");
+    seconds(&m, "moebius:forward_seconds_total", s->forward_s, "Of it, time inside the model's forward pass.");
+    histogram(&m, "vllm:time_to_first_token_seconds", &s->first_token_s, "From submission to the first token.");
     histogram(&m, "vllm:inter_token_latency_seconds", &s->inter_token_s, "Between two tokens of a sequence.");
     histogram(&m, "vllm:e2e_request_latency_seconds", &s->request_s, "From submission to the last token.");
 }

@@ -5,14 +5,12 @@
 #include <string.h>
 #include <sys/random.h>
 
-void respond_head_init(struct respond_head *head, const struct api_request *request,
-                       const char *fingerprint) {
+void respond_head_init(struct respond_head *head, const struct api_request *request, const char *fingerprint) {
     uint64_t random[2] = {0};
-    if (getrandom(random, sizeof random, 0) < 0)
-        random[0] = (uint64_t)(uintptr_t)head; /* ids need not be secret */
+    if (getrandom(random, sizeof random, 0) < 0) random[0] = (uint64_t)(uintptr_t)head; /* ids need not be secret */
     *head = (struct respond_head){.created = time(NULL), .fingerprint = fingerprint, .request = request};
-    snprintf(head->id, sizeof head->id, "%s-%016" PRIx64 "%016" PRIx64,
-             request->kind == API_CHAT ? "chatcmpl" : "cmpl", random[0], random[1]);
+    snprintf(head->id, sizeof head->id, "%s-%016" PRIx64 "%016" PRIx64, request->kind == API_CHAT ? "chatcmpl" : "cmpl",
+             random[0], random[1]);
 }
 
 static json_t *finish_reason(const struct choice *choice) {
@@ -25,8 +23,7 @@ static json_t *stop_reason(const struct choice *choice) {
     const struct api_request *request = choice->request;
     if (choice->stop_index >= 0) return json_string(request->stop[choice->stop_index]);
     for (int i = 0; choice->stop_token >= 0 && i < request->sched.n_stop; i++) {
-        if (choice->tokenizer &&
-            tokenizer_added_id(choice->tokenizer, request->stop[i]) == choice->stop_token) {
+        if (choice->tokenizer && tokenizer_added_id(choice->tokenizer, request->stop[i]) == choice->stop_token) {
             return json_string(request->stop[i]);
         }
     }
@@ -44,15 +41,14 @@ static json_t *usage(const struct respond_head *head, const struct choice *choic
         prompt += choices[i].n_prompt;
         cached += choices[i].n_cached;
     }
-    return json_pack("{s:I, s:I, s:I, s:{s:I}, s:I, s:I, s:{s:i}}", "prompt_tokens", prompt,
-                     "completion_tokens", answer, "total_tokens", prompt + answer, "prompt_tokens_details",
-                     "cached_tokens", cached, "prompt_cache_hit_tokens", cached, "prompt_cache_miss_tokens",
-                     prompt - cached, "completion_tokens_details", "reasoning_tokens", 0);
+    return json_pack("{s:I, s:I, s:I, s:{s:I}, s:I, s:I, s:{s:i}}", "prompt_tokens", prompt, "completion_tokens",
+                     answer, "total_tokens", prompt + answer, "prompt_tokens_details", "cached_tokens", cached,
+                     "prompt_cache_hit_tokens", cached, "prompt_cache_miss_tokens", prompt - cached,
+                     "completion_tokens_details", "reasoning_tokens", 0);
 }
 
 /* `choices` and `usage_json` (may be NULL: the key is left out) are taken over. */
-static json_t *object(const struct respond_head *head, const char *kind, json_t *choices,
-                      json_t *usage_json) {
+static json_t *object(const struct respond_head *head, const char *kind, json_t *choices, json_t *usage_json) {
     json_t *json = json_pack("{s:s, s:s, s:I, s:s, s:s, s:o}", "id", head->id, "object", kind, "created",
                              (json_int_t)head->created, "model", head->request->model, "system_fingerprint",
                              head->fingerprint, "choices", choices);
@@ -75,16 +71,15 @@ static json_t *chunk(const struct respond_head *head, json_t *choice) {
 }
 
 static json_t *completion_choice(struct choice *choice) {
-    return json_pack("{s:i, s:o, s:o, s:o, s:o}", "index", choice->index, "text", choice_take_text(choice),
-                     "logprobs", choice_take_logprobs(choice), "finish_reason", finish_reason(choice),
-                     "stop_reason", stop_reason(choice));
+    return json_pack("{s:i, s:o, s:o, s:o, s:o}", "index", choice->index, "text", choice_take_text(choice), "logprobs",
+                     choice_take_logprobs(choice), "finish_reason", finish_reason(choice), "stop_reason",
+                     stop_reason(choice));
 }
 
 static json_t *chat_choice(struct choice *choice) {
-    return json_pack("{s:i, s:{s:s, s:o}, s:o, s:o, s:o}", "index", choice->index, "message", "role",
-                     "assistant", "content", choice_take_text(choice), "logprobs",
-                     choice_take_logprobs(choice), "finish_reason", finish_reason(choice), "stop_reason",
-                     stop_reason(choice));
+    return json_pack("{s:i, s:{s:s, s:o}, s:o, s:o, s:o}", "index", choice->index, "message", "role", "assistant",
+                     "content", choice_take_text(choice), "logprobs", choice_take_logprobs(choice), "finish_reason",
+                     finish_reason(choice), "stop_reason", stop_reason(choice));
 }
 
 json_t *respond_whole(const struct respond_head *head, struct choice *choices, int n_choices) {
@@ -105,20 +100,19 @@ json_t *respond_chunk(const struct respond_head *head, struct choice *choice) {
 }
 
 json_t *respond_chat_role(const struct respond_head *head, const struct choice *choice) {
-    return chunk(head, json_pack("{s:i, s:{s:s, s:s}, s:n, s:n}", "index", choice->index, "delta", "role",
-                                 "assistant", "content", "", "logprobs", "finish_reason"));
+    return chunk(head, json_pack("{s:i, s:{s:s, s:s}, s:n, s:n}", "index", choice->index, "delta", "role", "assistant",
+                                 "content", "", "logprobs", "finish_reason"));
 }
 
 json_t *respond_chat_content(const struct respond_head *head, struct choice *choice) {
     return chunk(head, json_pack("{s:i, s:{s:o}, s:o, s:n}", "index", choice->index, "delta", "content",
-                                 choice_take_text(choice), "logprobs", choice_take_logprobs(choice),
-                                 "finish_reason"));
+                                 choice_take_text(choice), "logprobs", choice_take_logprobs(choice), "finish_reason"));
 }
 
 json_t *respond_chat_end(const struct respond_head *head, struct choice *choice) {
     return chunk(head, json_pack("{s:i, s:{}, s:o, s:o, s:o}", "index", choice->index, "delta", "logprobs",
-                                 choice_take_logprobs(choice), "finish_reason", finish_reason(choice),
-                                 "stop_reason", stop_reason(choice)));
+                                 choice_take_logprobs(choice), "finish_reason", finish_reason(choice), "stop_reason",
+                                 stop_reason(choice)));
 }
 
 json_t *respond_usage_chunk(const struct respond_head *head, const struct choice *choices, int n_choices) {

@@ -22,15 +22,13 @@ static int check_place(struct exchange *exchange, struct api_error *error) {
     struct server *server = exchange->server;
     struct sched_stats stats;
     if (atomic_load(&server->draining)) {
-        api_error_set(error, 503, NULL, "shutting_down",
-                      "the server is shutting down and takes no new requests");
+        api_error_set(error, 503, NULL, "shutting_down", "the server is shutting down and takes no new requests");
         error->retry_after_s = 10;
         return -1;
     }
     sched_stats_get(atomic_load(&server->engine)->sched, &stats);
     if (stats.n_waiting < server->options.max_queue) return 0;
-    api_error_set(error, 429, NULL, "queue_full", "%d requests are waiting already; try again later",
-                  stats.n_waiting);
+    api_error_set(error, 429, NULL, "queue_full", "%d requests are waiting already; try again later", stats.n_waiting);
     error->retry_after_s = 5;
     return -1;
 }
@@ -55,11 +53,11 @@ static enum MHD_Result handle_completion(struct exchange *exchange) {
 static json_t *model_json(const struct exchange *exchange, const char *name) {
     const struct server *server = exchange->server;
     const struct engine *engine = atomic_load(&server->engine);
-    return json_pack("{s:s, s:s, s:I, s:s, s:s, s:n, s:i, s:b, s:b, s:s, s:[]}", "id", name, "object",
-                     "model", "created", (json_int_t)server->created, "owned_by", "moebius", "root",
-                     model_name(exchange), "parent", "max_model_len", engine->options.max_model_len, "fim",
-                     engine->tokenizer && fim_supported(engine->tokenizer), "chat", engine->chat != NULL,
-                     "hash", server->hash, "permission");
+    return json_pack("{s:s, s:s, s:I, s:s, s:s, s:n, s:i, s:b, s:b, s:s, s:[]}", "id", name, "object", "model",
+                     "created", (json_int_t)server->created, "owned_by", "moebius", "root", model_name(exchange),
+                     "parent", "max_model_len", engine->options.max_model_len, "fim",
+                     engine->tokenizer && fim_supported(engine->tokenizer), "chat", engine->chat != NULL, "hash",
+                     server->hash, "permission");
 }
 
 static enum MHD_Result handle_models(struct exchange *exchange) {
@@ -77,16 +75,14 @@ static enum MHD_Result handle_model(struct exchange *exchange) {
     const char *name = wanted ? api_model_name(&model, wanted, &error) : NULL;
     json_decref(wanted);
     if (name) return http_reply_json(exchange, 200, model_json(exchange, name));
-    if (!error.status)
-        api_error_set(&error, 404, "model", "model_not_found", "the model's name is not valid UTF-8");
+    if (!error.status) api_error_set(&error, 404, "model", "model_not_found", "the model's name is not valid UTF-8");
     return http_reply_error(exchange, &error);
 }
 
 /* --- how the server is --------------------------------------------------------------------------- */
 
 static enum MHD_Result handle_health(struct exchange *exchange) {
-    bool draining = atomic_load(&exchange->server->draining),
-         loading = !atomic_load(&exchange->server->engine);
+    bool draining = atomic_load(&exchange->server->draining), loading = !atomic_load(&exchange->server->engine);
     const char *status = draining ? "draining" : loading ? "loading" : "ok";
     return http_reply_json(exchange, draining || loading ? 503 : 200, json_pack("{s:s}", "status", status));
 }
@@ -151,8 +147,7 @@ static bool is_at(const struct route *route, const char *path, const char **tail
     return true;
 }
 
-const struct route *route_find(const char *path, const char *method, const char **tail,
-                               struct api_error *error) {
+const struct route *route_find(const char *path, const char *method, const char **tail, struct api_error *error) {
     bool is_get = !strcmp(method, "GET") || !strcmp(method, "HEAD"), is_post = !strcmp(method, "POST");
     for (size_t i = 0; i < sizeof ROUTES / sizeof *ROUTES; i++) {
         const struct route *route = &ROUTES[i];

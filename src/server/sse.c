@@ -33,8 +33,7 @@ int sse_add_event(struct buffer *out, const struct respond_head *head, struct ch
     return add_frame(out, respond_chunk(head, choice));
 }
 
-int sse_add_end(struct buffer *out, const struct respond_head *head, const struct choice *choices,
-                int n_choices) {
+int sse_add_end(struct buffer *out, const struct respond_head *head, const struct choice *choices, int n_choices) {
     int code = 0;
     if (head->request->include_usage) code = add_frame(out, respond_usage_chunk(head, choices, n_choices));
     buffer_add_text(out, "data: [DONE]\n\n");

@@ -13,8 +13,7 @@ static int need_tokenizer(const struct api_model *model, struct api_error *error
 static json_t *piece(const struct tokenizer *tokenizer, int32_t id, bool as_list) {
     size_t size, text_size;
     const char *bytes = tokenizer_token_bytes(tokenizer, id, &size);
-    if (utf8_valid_prefix((const uint8_t *)bytes, size) == size)
-        return json_stringn(bytes ? bytes : "", size);
+    if (utf8_valid_prefix((const uint8_t *)bytes, size) == size) return json_stringn(bytes ? bytes : "", size);
     if (as_list) {
         json_t *list = json_array();
         for (size_t i = 0; i < size; i++) json_array_append_new(list, json_integer((unsigned char)bytes[i]));
@@ -83,16 +82,15 @@ static json_t *tokenize(struct fields *f, const struct api_model *model, struct 
         if (bos && tokenizer_bos(engine->tokenizer) >= 0)
             code = token_list_push(ids, tokenizer_bos(engine->tokenizer), &cause);
         if (!code)
-            code = tokenizer_encode(engine->tokenizer, json_string_value(text), json_string_length(text),
-                                    false, ids, &cause);
+            code = tokenizer_encode(engine->tokenizer, json_string_value(text), json_string_length(text), false, ids,
+                                    &cause);
     }
     if (code) api_error_from(f->error, &cause, messages ? "messages" : content ? "content" : "prompt");
     if (fields_failed(f)) return NULL;
     return content && !messages ? llama_shape(model, ids, pieces) : vllm_shape(model, ids, strings);
 }
 
-json_t *text_api_tokenize(const struct api_model *model, const char *body, size_t size,
-                          struct api_error *error) {
+json_t *text_api_tokenize(const struct api_model *model, const char *body, size_t size, struct api_error *error) {
     if (need_tokenizer(model, error)) return NULL;
     json_t *root = fields_parse(body, size, error);
     if (!root) return NULL;
@@ -118,20 +116,17 @@ static json_t *detokenize(struct fields *f, const struct api_model *model, struc
     if (fields_failed(f)) return NULL;
     char *text = NULL;
     size_t size = 0;
-    if (!code)
-        code = tokenizer_decode(model->engine->tokenizer, ids->ids, ids->n, false, &text, &size, &cause);
+    if (!code) code = tokenizer_decode(model->engine->tokenizer, ids->ids, ids->n, false, &text, &size, &cause);
     if (code) {
         api_error_from(f->error, &cause, "tokens");
         return NULL;
     }
-    json_t *answer =
-        json_pack("{s:o, s:o}", "prompt", json_stringn(text, size), "content", json_stringn(text, size));
+    json_t *answer = json_pack("{s:o, s:o}", "prompt", json_stringn(text, size), "content", json_stringn(text, size));
     free(text);
     return answer;
 }
 
-json_t *text_api_detokenize(const struct api_model *model, const char *body, size_t size,
-                            struct api_error *error) {
+json_t *text_api_detokenize(const struct api_model *model, const char *body, size_t size, struct api_error *error) {
     if (need_tokenizer(model, error)) return NULL;
     json_t *root = fields_parse(body, size, error);
     if (!root) return NULL;

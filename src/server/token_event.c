@@ -10,8 +10,7 @@ static int stop_index(const struct sched_event *event, const char *const *stop, 
     return -1;
 }
 
-struct token_event *token_event_copy(const struct sched_event *event, int choice, const char *const *stop,
-                                     int n_stop) {
+struct token_event *token_event_copy(const struct sched_event *event, int choice, const char *const *stop, int n_stop) {
     size_t top_bytes = (size_t)event->n_top * sizeof *event->top;
     size_t bytes = sizeof(struct token_event) + top_bytes + event->text_size;
     struct token_event *copy = malloc(bytes);

@@ -22,7 +22,6 @@ struct token_event {
 };
 
 /* `stop` [n_stop] are the request's strings. NULL without memory. Freed with free(). */
-struct token_event *token_event_copy(const struct sched_event *event, int choice, const char *const *stop,
-                                     int n_stop);
+struct token_event *token_event_copy(const struct sched_event *event, int choice, const char *const *stop, int n_stop);
 
 #endif

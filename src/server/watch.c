@@ -96,9 +96,7 @@ int watch_open(struct watch **out, struct mo_error *error) {
     watch->epoll = epoll_create1(EPOLL_CLOEXEC);
     watch->stop = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     struct epoll_event event = {.events = EPOLLIN, .data.u64 = 0};
-    int code = watch->epoll < 0 || watch->stop < 0
-                   ? -1
-                   : epoll_ctl(watch->epoll, EPOLL_CTL_ADD, watch->stop, &event);
+    int code = watch->epoll < 0 || watch->stop < 0 ? -1 : epoll_ctl(watch->epoll, EPOLL_CTL_ADD, watch->stop, &event);
     int reason = code ? errno : pthread_create(&watch->thread, NULL, watch_main, watch);
     if (reason) {
         watch_close(watch);
@@ -112,8 +110,7 @@ int watch_open(struct watch **out, struct mo_error *error) {
 void watch_close(struct watch *watch) {
     if (!watch) return;
     uint64_t one = 1;
-    if (watch->started && write(watch->stop, &one, sizeof one) == sizeof one)
-        pthread_join(watch->thread, NULL);
+    if (watch->started && write(watch->stop, &one, sizeof one) == sizeof one) pthread_join(watch->thread, NULL);
     if (watch->stop >= 0) close(watch->stop);
     if (watch->epoll >= 0) close(watch->epoll);
     pthread_mutex_destroy(&watch->lock);

@@ -34,8 +34,7 @@ void added_set_sort(struct added_set *set) {
 
 /* The first token of [low, high) whose byte at `depth` is `byte` or more; tokens that end there come first.
  */
-static uint32_t bound(const struct added_set *set, uint32_t low, uint32_t high, uint32_t depth,
-                      unsigned byte) {
+static uint32_t bound(const struct added_set *set, uint32_t low, uint32_t high, uint32_t depth, unsigned byte) {
     while (low < high) {
         uint32_t middle = low + (high - low) / 2;
         const struct added_token *token = &set->tokens[middle];
@@ -64,8 +63,8 @@ const struct added_token *added_set_prefix(const struct added_set *set, const ch
     return longest;
 }
 
-const struct added_token *added_set_find(const struct added_set *set, const char *text, size_t from,
-                                         size_t end, size_t *at) {
+const struct added_token *added_set_find(const struct added_set *set, const char *text, size_t from, size_t end,
+                                         size_t *at) {
     if (set->n == 0) return NULL;
     for (size_t i = from; i < end; i++) {
         unsigned byte = (uint8_t)text[i];

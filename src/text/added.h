@@ -33,8 +33,8 @@ void added_set_sort(struct added_set *set);
 const struct added_token *added_set_prefix(const struct added_set *set, const char *text, size_t n);
 /* The first string of the set in text[from, end), longest if several begin there; NULL if none. Writes where.
  */
-const struct added_token *added_set_find(const struct added_set *set, const char *text, size_t from,
-                                         size_t end, size_t *at);
+const struct added_token *added_set_find(const struct added_set *set, const char *text, size_t from, size_t end,
+                                         size_t *at);
 /* The string itself, by exact content. */
 const struct added_token *added_set_get(const struct added_set *set, const char *text, size_t size);
 

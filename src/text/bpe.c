@@ -216,8 +216,7 @@ static int encode_long(const struct bpe *bpe, struct bpe_scratch *scratch, const
     for (uint32_t i = 0; i < n; i++) {
         int32_t id = bpe->byte_ids[piece[i]];
         if (id == BPE_NO_ID) return missing_byte(piece[i], error);
-        scratch->symbols[i] =
-            (struct bpe_symbol){id, i ? i - 1 : NO_SYMBOL, i + 1 < n ? i + 1 : NO_SYMBOL, 0};
+        scratch->symbols[i] = (struct bpe_symbol){id, i ? i - 1 : NO_SYMBOL, i + 1 < n ? i + 1 : NO_SYMBOL, 0};
     }
     merge_all(bpe, scratch, n);
     for (uint32_t i = 0; i != NO_SYMBOL; i = scratch->symbols[i].next) {

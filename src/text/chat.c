@@ -20,9 +20,7 @@ static const struct chat_template TEMPLATES[] = {
      {"'User: ' + message['content']", "'Assistant: ' + message['content'] + eos_token"}},
     {"deepseek-v3.1", chat_render_v3_1, {"is_first_sp", "'<｜Assistant｜></think>'", "not thinking"}},
     {"deepseek-r1", chat_render_r1, {"is_first_sp", "'<｜Assistant｜><think>"}},
-    {"deepseek-r1-0528",
-     chat_render_r1_0528,
-     {"is_first_sp", "is_last_user", "content.split('</think>')[-1]"}},
+    {"deepseek-r1-0528", chat_render_r1_0528, {"is_first_sp", "is_last_user", "content.split('</think>')[-1]"}},
     {"deepseek-v3-0324", chat_render_v3_0324, {"is_first_sp", "is_last_user"}},
     {"deepseek-v3", chat_render_v3, {"is_first_sp", "message['content'] is none", "is_output_first"}},
 };
@@ -66,8 +64,8 @@ const char *chat_template_names(void) {
     return "deepseek-coder-v2, deepseek-v3, deepseek-v3-0324, deepseek-r1, deepseek-r1-0528, deepseek-v3.1";
 }
 
-int chat_template_choose(const struct chat_template **chat, const char *name,
-                         const struct tokenizer *tokenizer, struct mo_error *error) {
+int chat_template_choose(const struct chat_template **chat, const char *name, const struct tokenizer *tokenizer,
+                         struct mo_error *error) {
     const char *jinja = tokenizer_chat_template(tokenizer);
     if (name) {
         *chat = chat_template_by_name(name);
@@ -114,9 +112,8 @@ struct chat_message chat_message_at(struct chat_job *job, size_t index, int role
         chat_refuse(job, &message, "\"role\" is missing or not a string");
     } else if (!((int)role_parse(json_string_value(role)) & roles)) {
         if (job->code) return message;
-        fail(job, mo_error_set(job->error, MO_E_INVALID,
-                               "messages[%zu]: role \"%.40s\" is unknown to this template", index,
-                               json_string_value(role)));
+        fail(job, mo_error_set(job->error, MO_E_INVALID, "messages[%zu]: role \"%.40s\" is unknown to this template",
+                               index, json_string_value(role)));
     } else {
         message.role = role_parse(json_string_value(role));
     }
@@ -129,8 +126,7 @@ bool chat_content_is_null(const struct chat_message *message) {
 
 struct chat_string chat_content(struct chat_job *job, const struct chat_message *message) {
     const json_t *content = json_object_get(message->json, "content");
-    if (json_is_string(content))
-        return (struct chat_string){json_string_value(content), json_string_length(content)};
+    if (json_is_string(content)) return (struct chat_string){json_string_value(content), json_string_length(content)};
     chat_refuse(job, message, !content ? "\"content\" is missing" : "expected \"content\" to be a string");
     return (struct chat_string){0};
 }
@@ -197,8 +193,7 @@ int chat_render(const struct chat_template *chat, const json_t *messages, bool a
                 const json_t *kwargs, const char *bos, const char *eos, struct chat_prompt *out,
                 struct mo_error *error) {
     *out = (struct chat_prompt){0};
-    if (!json_is_array(messages))
-        return mo_error_set(error, MO_E_INVALID, "expected \"messages\" to be an array");
+    if (!json_is_array(messages)) return mo_error_set(error, MO_E_INVALID, "expected \"messages\" to be an array");
     if (kwargs && !json_is_null(kwargs) && !json_is_object(kwargs)) {
         return mo_error_set(error, MO_E_INVALID, "expected \"chat_template_kwargs\" to be an object");
     }

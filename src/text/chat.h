@@ -21,8 +21,8 @@ const char *chat_template_name(const struct chat_template *chat);
 const char *chat_template_names(void);
 /* What --chat-template NAME says (NULL: not given), else the checkpoint's own template. If there is none, or
  * it is none of ours, the message names the flag. */
-int chat_template_choose(const struct chat_template **chat, const char *name,
-                         const struct tokenizer *tokenizer, struct mo_error *error);
+int chat_template_choose(const struct chat_template **chat, const char *name, const struct tokenizer *tokenizer,
+                         struct mo_error *error);
 
 struct chat_prompt {
     char *text; /* [size], NUL-terminated; starts with BOS */

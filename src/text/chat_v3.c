@@ -36,8 +36,7 @@ static void system_render(struct chat_job *job) {
 
 /* The message's tool calls as an array, NULL if the key is absent; `null_is_absent` as the template has it.
  */
-static const json_t *tool_calls(struct chat_job *job, const struct chat_message *message,
-                                bool null_is_absent) {
+static const json_t *tool_calls(struct chat_job *job, const struct chat_message *message, bool null_is_absent) {
     const json_t *calls = json_object_get(message->json, "tool_calls");
     if (!calls || (null_is_absent && json_is_null(calls))) return NULL;
     if (json_is_array(calls)) return calls;
@@ -45,8 +44,8 @@ static const json_t *tool_calls(struct chat_job *job, const struct chat_message 
     return NULL;
 }
 
-static void put_member(struct chat_job *job, const struct chat_message *message, const json_t *object,
-                       const char *key, const char *otherwise) {
+static void put_member(struct chat_job *job, const struct chat_message *message, const json_t *object, const char *key,
+                       const char *otherwise) {
     const json_t *value = json_object_get(object, key);
     if (!json_is_string(value)) {
         chat_refuse(job, message, otherwise);
@@ -76,8 +75,7 @@ static void put_call(struct chat_job *job, const struct chat_message *message, c
     chat_own(job, "\n```" CALL_END);
 }
 
-static void put_wrapped(struct chat_job *job, const char *before, struct chat_string content,
-                        const char *after) {
+static void put_wrapped(struct chat_job *job, const char *before, struct chat_string content, const char *after) {
     chat_own(job, before);
     chat_put(job, content);
     chat_own(job, after);
@@ -86,8 +84,7 @@ static void put_wrapped(struct chat_job *job, const char *before, struct chat_st
 /* content.split('</think>')[-1] */
 static struct chat_string after_last_thought(struct chat_string content) {
     const char *rest;
-    while (content.size &&
-           (rest = memmem(content.text, content.size, END_OF_THOUGHT, strlen(END_OF_THOUGHT)))) {
+    while (content.size && (rest = memmem(content.text, content.size, END_OF_THOUGHT, strlen(END_OF_THOUGHT)))) {
         rest += strlen(END_OF_THOUGHT);
         content.size -= (size_t)(rest - content.text);
         content.text = rest;
@@ -158,8 +155,7 @@ void chat_render_v3(struct chat_job *job) {
     if (job->add_generation_prompt && !ns.is_tool) chat_own(job, ASSISTANT);
 }
 
-static void r1_calls(struct chat_job *job, struct state *ns, const struct chat_message *message,
-                     const json_t *calls) {
+static void r1_calls(struct chat_job *job, struct state *ns, const struct chat_message *message, const json_t *calls) {
     ns->is_tool = false;
     for (size_t i = 0; i < json_array_size(calls); i++) {
         if (ns->is_first) {
@@ -291,8 +287,7 @@ static void v3_1_calls(struct chat_job *job, struct state *ns, const struct chat
     chat_own(job, CALLS_END END_OF_SENTENCE);
 }
 
-static void v3_1_answer(struct chat_job *job, struct state *ns, const struct chat_message *message,
-                        bool thinking) {
+static void v3_1_answer(struct chat_job *job, struct state *ns, const struct chat_message *message, bool thinking) {
     struct chat_string content = chat_content(job, message);
     if (ns->is_last_user) {
         bool opens = thinking && chat_truth(json_object_get(message->json, "prefix"));
@@ -303,8 +298,7 @@ static void v3_1_answer(struct chat_job *job, struct state *ns, const struct cha
     ns->is_last_user = ns->is_tool = false;
 }
 
-static void v3_1_message(struct chat_job *job, struct state *ns, const struct chat_message *message,
-                         bool thinking) {
+static void v3_1_message(struct chat_job *job, struct state *ns, const struct chat_message *message, bool thinking) {
     if (message->role == CHAT_USER) {
         ns->is_tool = false;
         ns->is_last_user = true;

@@ -32,8 +32,8 @@ size_t text_stream_finish(struct text_stream *stream, char *out) {
     return 3;
 }
 
-int tokenizer_decode(const struct tokenizer *tokenizer, const int32_t *ids, size_t n, bool skip_special,
-                     char **text, size_t *size, struct mo_error *error) {
+int tokenizer_decode(const struct tokenizer *tokenizer, const int32_t *ids, size_t n, bool skip_special, char **text,
+                     size_t *size, struct mo_error *error) {
     struct text_stream stream;
     text_stream_init(&stream, tokenizer, skip_special);
     size_t bound = 4; /* what finishing may add, and the NUL */

@@ -33,8 +33,7 @@ int fim_encode(const struct tokenizer *tokenizer, const char *prefix, size_t pre
         ids[i] = tokenizer_added_id(tokenizer, FIM_TOKENS[i]);
         if (ids[i] >= 0) continue;
         return mo_error_set(error, MO_E_UNSUPPORTED,
-                            "filling in the middle needs the token %s, which this tokenizer lacks",
-                            FIM_TOKENS[i]);
+                            "filling in the middle needs the token %s, which this tokenizer lacks", FIM_TOKENS[i]);
     }
     size_t n_before = out->n;
     const char *const texts[2] = {prefix, suffix};

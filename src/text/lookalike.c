@@ -6,8 +6,7 @@
 
 /* Reads one byte of the folded text; returns how many bytes of the text it stands for. */
 static size_t fold_one(const char *text, size_t n, char *out) {
-    bool bar = n >= 3 && memcmp(text, "\xEF\xBD\x9C", 3) == 0,
-         low = n >= 3 && memcmp(text, "\xE2\x96\x81", 3) == 0;
+    bool bar = n >= 3 && memcmp(text, "\xEF\xBD\x9C", 3) == 0, low = n >= 3 && memcmp(text, "\xE2\x96\x81", 3) == 0;
     *out = bar ? '|' : low ? '_' : text[0];
     return bar || low ? 3 : 1;
 }

@@ -15,8 +15,8 @@ static bool merge_split(const json_t *merge, struct merge_text *out) {
     if (json_is_array(merge)) {
         const json_t *left = json_array_get(merge, 0), *right = json_array_get(merge, 1);
         if (json_array_size(merge) != 2 || !json_is_string(left) || !json_is_string(right)) return false;
-        *out = (struct merge_text){json_string_value(left), json_string_value(right),
-                                   json_string_length(left), json_string_length(right)};
+        *out = (struct merge_text){json_string_value(left), json_string_value(right), json_string_length(left),
+                                   json_string_length(right)};
         return true;
     }
     if (!json_is_string(merge)) return false;
@@ -45,16 +45,16 @@ static int merge_unknown(const struct merge_text *merge, size_t index, const cha
     int left = merge->left_size < 50 ? (int)merge->left_size : 50;
     int right = merge->right_size < 50 ? (int)merge->right_size : 50;
     return mo_error_set(error, MO_E_INVALID,
-                        "%s: model.merges[%zu]: %s of \"%.*s\" + \"%.*s\" is not in the vocabulary", where,
-                        index, part, left, merge->left, right, merge->right);
+                        "%s: model.merges[%zu]: %s of \"%.*s\" + \"%.*s\" is not in the vocabulary", where, index, part,
+                        left, merge->left, right, merge->right);
 }
 
 static int merge_add(struct tokenizer *tokenizer, const json_t *vocab, const json_t *item, size_t index,
                      const char *where, struct mo_error *error) {
     struct merge_text merge;
     if (!merge_split(item, &merge)) {
-        return mo_error_set(error, MO_E_INVALID, "%s: model.merges[%zu]: expected \"a b\" or [\"a\", \"b\"]",
-                            where, index);
+        return mo_error_set(error, MO_E_INVALID, "%s: model.merges[%zu]: expected \"a b\" or [\"a\", \"b\"]", where,
+                            index);
     }
     int32_t left = vocabulary_id(vocab, merge.left, merge.left_size);
     int32_t right = vocabulary_id(vocab, merge.right, merge.right_size);
@@ -66,12 +66,10 @@ static int merge_add(struct tokenizer *tokenizer, const json_t *vocab, const jso
     return 0;
 }
 
-int merges_parse(struct tokenizer *tokenizer, const json_t *model, const char *where,
-                 struct mo_error *error) {
+int merges_parse(struct tokenizer *tokenizer, const json_t *model, const char *where, struct mo_error *error) {
     const json_t *vocab = json_object_get(model, "vocab"), *merges = json_object_get(model, "merges"), *item;
     size_t i;
-    if (!json_is_array(merges))
-        return mo_error_set(error, MO_E_INVALID, "%s: model.merges: expected an array", where);
+    if (!json_is_array(merges)) return mo_error_set(error, MO_E_INVALID, "%s: model.merges: expected an array", where);
     int code = bpe_reserve_merges(&tokenizer->bpe, tokenizer->arena, json_array_size(merges), error);
     if (code) return code;
     json_array_foreach(merges, i, item) {

@@ -4,8 +4,7 @@
 #include <string.h>
 
 /* What ByteLevel with use_regex splits by: GPT-2's expression. */
-static const char GPT2_PATTERN[] =
-    "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
+static const char GPT2_PATTERN[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
 
 struct reader {
     struct pretokenizer *out;
@@ -15,8 +14,8 @@ struct reader {
     int depth;       /* of sequences in sequences */
 };
 
-static int step_add(struct reader *reader, const char *pattern, size_t size, bool literal,
-                    enum split_behavior behavior, bool invert) {
+static int step_add(struct reader *reader, const char *pattern, size_t size, bool literal, enum split_behavior behavior,
+                    bool invert) {
     struct pretokenizer *out = reader->out;
     if (out->n_steps == PRETOKENIZE_STEPS_MAX) {
         return mo_error_set(reader->error, MO_E_LIMIT, "%s: pre_tokenizer: more than %d steps", reader->where,
@@ -36,8 +35,7 @@ static int step_add(struct reader *reader, const char *pattern, size_t size, boo
 }
 
 static int behavior_parse(struct reader *reader, const json_t *object, enum split_behavior *out) {
-    static const char *const names[] = {"Isolated", "Removed", "MergedWithPrevious", "MergedWithNext",
-                                        "Contiguous"};
+    static const char *const names[] = {"Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
     const char *name;
     int code = json_get_string(object, "behavior", JSON_REQUIRED_KEY, reader->where, &name, reader->error);
     if (code) return code;
@@ -48,8 +46,7 @@ static int behavior_parse(struct reader *reader, const json_t *object, enum spli
         }
     }
     return mo_error_set(reader->error, MO_E_UNSUPPORTED,
-                        "%s: pre_tokenizer: Split: behavior \"%.100s\" is not supported", reader->where,
-                        name);
+                        "%s: pre_tokenizer: Split: behavior \"%.100s\" is not supported", reader->where, name);
 }
 
 static int split_parse(struct reader *reader, const json_t *object) {
@@ -74,11 +71,9 @@ static int split_parse(struct reader *reader, const json_t *object) {
 static int digits_parse(struct reader *reader, const json_t *object) {
     static const char pattern[] = "\\p{N}"; /* numeric: Nd, Nl and No */
     bool individual = false;
-    int code = json_get_bool(object, "individual_digits", JSON_REQUIRED_KEY, reader->where, &individual,
-                             reader->error);
+    int code = json_get_bool(object, "individual_digits", JSON_REQUIRED_KEY, reader->where, &individual, reader->error);
     if (code) return code;
-    return step_add(reader, pattern, sizeof pattern - 1, false,
-                    individual ? SPLIT_ISOLATED : SPLIT_CONTIGUOUS, false);
+    return step_add(reader, pattern, sizeof pattern - 1, false, individual ? SPLIT_ISOLATED : SPLIT_CONTIGUOUS, false);
 }
 
 static int byte_level_parse(struct reader *reader, const json_t *object) {
@@ -89,8 +84,7 @@ static int byte_level_parse(struct reader *reader, const json_t *object) {
     code = json_get_bool(object, "use_regex", JSON_OPTIONAL_KEY, reader->where, &use_regex, reader->error);
     if (code) return code;
     reader->byte_level = true;
-    return step_add(reader, use_regex ? GPT2_PATTERN : NULL, sizeof GPT2_PATTERN - 1, false, SPLIT_ISOLATED,
-                    false);
+    return step_add(reader, use_regex ? GPT2_PATTERN : NULL, sizeof GPT2_PATTERN - 1, false, SPLIT_ISOLATED, false);
 }
 
 static int step_parse(struct reader *reader, const json_t *object);
@@ -100,12 +94,10 @@ static int sequence_parse(struct reader *reader, const json_t *object) {
     size_t i;
     if (!json_is_array(list)) {
         return mo_error_set(reader->error, MO_E_INVALID,
-                            "%s: pre_tokenizer: Sequence: expected \"pretokenizers\" to be an array",
-                            reader->where);
+                            "%s: pre_tokenizer: Sequence: expected \"pretokenizers\" to be an array", reader->where);
     }
     if (++reader->depth > 4) {
-        return mo_error_set(reader->error, MO_E_LIMIT, "%s: pre_tokenizer: sequences nested too deeply",
-                            reader->where);
+        return mo_error_set(reader->error, MO_E_LIMIT, "%s: pre_tokenizer: sequences nested too deeply", reader->where);
     }
     json_array_foreach(list, i, item) {
         int code = step_parse(reader, item);
@@ -117,27 +109,25 @@ static int sequence_parse(struct reader *reader, const json_t *object) {
 
 static int step_parse(struct reader *reader, const json_t *object) {
     if (!json_is_object(object)) {
-        return mo_error_set(reader->error, MO_E_INVALID,
-                            "%s: pre_tokenizer: expected an object with a \"type\"", reader->where);
+        return mo_error_set(reader->error, MO_E_INVALID, "%s: pre_tokenizer: expected an object with a \"type\"",
+                            reader->where);
     }
     const char *type;
     int code = json_get_string(object, "type", JSON_REQUIRED_KEY, reader->where, &type, reader->error);
     if (code) return code;
     if (strcmp(type, "Sequence") == 0) return sequence_parse(reader, object);
     if (reader->byte_level) {
-        return mo_error_set(
-            reader->error, MO_E_UNSUPPORTED,
-            "%s: pre_tokenizer: %.100s after ByteLevel is not supported: ByteLevel must be last",
-            reader->where, type);
+        return mo_error_set(reader->error, MO_E_UNSUPPORTED,
+                            "%s: pre_tokenizer: %.100s after ByteLevel is not supported: ByteLevel must be last",
+                            reader->where, type);
     }
     if (strcmp(type, "Split") == 0) return split_parse(reader, object);
     if (strcmp(type, "Digits") == 0) return digits_parse(reader, object);
     if (strcmp(type, "ByteLevel") == 0) return byte_level_parse(reader, object);
-    return mo_error_set(
-        reader->error, MO_E_UNSUPPORTED,
-        "%s: pre_tokenizer: a step of type \"%.100s\" is not supported (Sequence, Split, Digits "
-        "and ByteLevel are)",
-        reader->where, type);
+    return mo_error_set(reader->error, MO_E_UNSUPPORTED,
+                        "%s: pre_tokenizer: a step of type \"%.100s\" is not supported (Sequence, Split, Digits "
+                        "and ByteLevel are)",
+                        reader->where, type);
 }
 
 int pretokenizer_parse(struct pretokenizer *pretokenizer, const json_t *value, const char *where,
@@ -215,8 +205,7 @@ static int split(const struct run *run, int index, const uint8_t *text, size_t n
         .run = run, .text = text, .next = index + 1, .behavior = step->behavior, .invert = step->invert};
     size_t at = 0, not_empty_at = SIZE_MAX, begin, end;
     int found;
-    while ((found = regex_find(step->regex, run->scratch, text, n, at, not_empty_at, &begin, &end,
-                               run->error)) > 0) {
+    while ((found = regex_find(step->regex, run->scratch, text, n, at, not_empty_at, &begin, &end, run->error)) > 0) {
         int code = begin > at ? part_add(&s, at, begin, false) : 0;
         if (!code) code = part_add(&s, begin, end, true);
         if (code) return code;
@@ -248,9 +237,8 @@ static int run_step(const struct run *run, int index, const uint8_t *text, size_
     return split(run, index, text, n);
 }
 
-int pretokenizer_run(const struct pretokenizer *pretokenizer, struct regex_scratch *scratch,
-                     const uint8_t *text, size_t n, pretokenize_sink *sink, void *context,
-                     struct mo_error *error) {
+int pretokenizer_run(const struct pretokenizer *pretokenizer, struct regex_scratch *scratch, const uint8_t *text,
+                     size_t n, pretokenize_sink *sink, void *context, struct mo_error *error) {
     const struct run run = {pretokenizer, scratch, sink, context, error};
     return n ? run_step(&run, 0, text, n) : 0;
 }

@@ -42,8 +42,7 @@ void pretokenizer_free(struct pretokenizer *pretokenizer); /* accepts a zeroed o
 typedef int pretokenize_sink(void *context, const uint8_t *piece, size_t n, struct mo_error *error);
 
 /* Calls `sink` for every piece of text [n], in order, until one call fails. */
-int pretokenizer_run(const struct pretokenizer *pretokenizer, struct regex_scratch *scratch,
-                     const uint8_t *text, size_t n, pretokenize_sink *sink, void *context,
-                     struct mo_error *error);
+int pretokenizer_run(const struct pretokenizer *pretokenizer, struct regex_scratch *scratch, const uint8_t *text,
+                     size_t n, pretokenize_sink *sink, void *context, struct mo_error *error);
 
 #endif

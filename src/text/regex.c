@@ -15,11 +15,11 @@ enum {
 };
 
 /* Unicode's 25 White_Space code points, as the inside of a class. PCRE2's own \s would add U+180E. */
-#define WHITE_SPACE                                                                                          \
-    "\\x{9}-\\x{D}\\x{20}\\x{85}\\x{A0}\\x{1680}\\x{2000}-\\x{200A}\\x{2028}\\x{2029}\\x{202F}\\x{205F}"     \
+#define WHITE_SPACE                                                                                                    \
+    "\\x{9}-\\x{D}\\x{20}\\x{85}\\x{A0}\\x{1680}\\x{2000}-\\x{200A}\\x{2028}\\x{2029}\\x{202F}\\x{205F}"               \
     "\\x{3000}"
-#define NOT_WHITE_SPACE                                                                                      \
-    "\\x{0}-\\x{8}\\x{E}-\\x{1F}\\x{21}-\\x{84}\\x{86}-\\x{9F}\\x{A1}-\\x{167F}\\x{1681}-\\x{1FFF}"          \
+#define NOT_WHITE_SPACE                                                                                                \
+    "\\x{0}-\\x{8}\\x{E}-\\x{1F}\\x{21}-\\x{84}\\x{86}-\\x{9F}\\x{A1}-\\x{167F}\\x{1681}-\\x{1FFF}"                    \
     "\\x{200B}-\\x{2027}\\x{202A}-\\x{202E}\\x{2030}-\\x{205E}\\x{2060}-\\x{2FFF}\\x{3001}-\\x{10FFFF}"
 
 struct regex {
@@ -49,8 +49,8 @@ static void emit(struct translation *t, const char *text, size_t n) {
 }
 
 static int refuse(const struct translation *t, const char *what, size_t n, struct mo_error *error) {
-    return mo_error_set(error, MO_E_UNSUPPORTED, "regular expression: \"%.*s\" at byte %zu is not supported",
-                        (int)n, what, t->at);
+    return mo_error_set(error, MO_E_UNSUPPORTED, "regular expression: \"%.*s\" at byte %zu is not supported", (int)n,
+                        what, t->at);
 }
 
 /* An escape: the letters that mean the same to both libraries pass, \s and \S are spelled out. */
@@ -138,8 +138,7 @@ static int translate(struct translation *t, struct mo_error *error) {
     return 0;
 }
 
-static int compile(struct regex *regex, const char *pattern, size_t size, bool literal,
-                   struct mo_error *error) {
+static int compile(struct regex *regex, const char *pattern, size_t size, bool literal, struct mo_error *error) {
     pcre2_compile_context *context = pcre2_compile_context_create(NULL);
     if (!context) return mo_error_set(error, MO_E_NO_MEMORY, "out of memory for a regular expression");
     /* As Oniguruma: "^" and "$" match at every line, and only U+000A ends one. */
@@ -154,8 +153,7 @@ static int compile(struct regex *regex, const char *pattern, size_t size, bool l
     if (regex->code) return 0;
     PCRE2_UCHAR text[256];
     if (pcre2_get_error_message(number, text, sizeof text) < 0) text[0] = 0;
-    return mo_error_set(error, MO_E_INVALID, "the regular expression does not compile: %s",
-                        (const char *)text);
+    return mo_error_set(error, MO_E_INVALID, "the regular expression does not compile: %s", (const char *)text);
 }
 
 /* Which bytes a match can start with. */
@@ -177,8 +175,8 @@ int regex_create(struct regex **out, const char *pattern, size_t size, bool lite
     struct translation t = {.in = pattern, .n = size};
     int code;
     if (size > PATTERN_BYTES_MAX) {
-        return mo_error_set(error, MO_E_LIMIT, "a regular expression of %zu bytes: at most %d are allowed",
-                            size, PATTERN_BYTES_MAX);
+        return mo_error_set(error, MO_E_LIMIT, "a regular expression of %zu bytes: at most %d are allowed", size,
+                            PATTERN_BYTES_MAX);
     }
     if (!literal && size == strlen(TRAILING) && memcmp(pattern, TRAILING, size) == 0) {
         /* The same matches, but white space that something follows is looked at once, not once from each of
@@ -239,8 +237,8 @@ void regex_scratch_destroy(struct regex_scratch *scratch) {
     free(scratch);
 }
 
-static int match_at(const struct regex *regex, struct regex_scratch *scratch, const uint8_t *text,
-                    size_t size, size_t from) {
+static int match_at(const struct regex *regex, struct regex_scratch *scratch, const uint8_t *text, size_t size,
+                    size_t from) {
     uint32_t options = PCRE2_NO_UTF_CHECK;
     int rc = pcre2_match(regex->code, text, size, from, options, scratch->data, scratch->context);
     if (rc != PCRE2_ERROR_JIT_STACKLIMIT) return rc;
@@ -251,9 +249,9 @@ static int match_at(const struct regex *regex, struct regex_scratch *scratch, co
 
 static int match_error(int rc, size_t size, struct mo_error *error) {
     if (rc == PCRE2_ERROR_MATCHLIMIT || rc == PCRE2_ERROR_DEPTHLIMIT || rc == PCRE2_ERROR_HEAPLIMIT) {
-        return mo_error_set(
-            error, MO_E_LIMIT,
-            "a piece of %zu bytes makes the pre-tokenizer's regular expression backtrack too much", size);
+        return mo_error_set(error, MO_E_LIMIT,
+                            "a piece of %zu bytes makes the pre-tokenizer's regular expression backtrack too much",
+                            size);
     }
     PCRE2_UCHAR text[256];
     if (pcre2_get_error_message(rc, text, sizeof text) < 0) text[0] = 0;
@@ -261,8 +259,8 @@ static int match_error(int rc, size_t size, struct mo_error *error) {
                         "the pre-tokenizer's regular expression failed: %s", (const char *)text);
 }
 
-int regex_find(const struct regex *regex, struct regex_scratch *scratch, const uint8_t *text, size_t size,
-               size_t from, size_t not_empty_at, size_t *begin, size_t *end, struct mo_error *error) {
+int regex_find(const struct regex *regex, struct regex_scratch *scratch, const uint8_t *text, size_t size, size_t from,
+               size_t not_empty_at, size_t *begin, size_t *end, struct mo_error *error) {
     for (;;) {
         while (from < size && !regex->starts[text[from]]) from++;
         if (from > size || (from == size && !regex->can_be_empty)) return 0;

@@ -34,8 +34,8 @@ void token_list_free(struct token_list *list) {
 
 /* A normalizer other than none at all, or a decoder other than ByteLevel, would change texts. `list` is the
  * key of a sequence's members. */
-static int part_check(const json_t *root, const char *key, const char *list, bool byte_level,
-                      const char *where, struct mo_error *error) {
+static int part_check(const json_t *root, const char *key, const char *list, bool byte_level, const char *where,
+                      struct mo_error *error) {
     const json_t *value = json_object_get(root, key);
     const char *type = json_string_value(json_object_get(value, "type"));
     if (type && strcmp(type, "Sequence") == 0) {
@@ -49,8 +49,8 @@ static int part_check(const json_t *root, const char *key, const char *list, boo
                         byte_level ? "ByteLevel" : "none", type ? type : "something without a type");
 }
 
-static int tokenizer_fill(struct tokenizer *tokenizer, const json_t *root, const json_t *config,
-                          const char *where, const char *config_where, struct mo_error *error) {
+static int tokenizer_fill(struct tokenizer *tokenizer, const json_t *root, const json_t *config, const char *where,
+                          const char *config_where, struct mo_error *error) {
     if (!json_is_object(root)) return mo_error_set(error, MO_E_INVALID, "%s: expected a JSON object", where);
     int code = vocabulary_parse(tokenizer, root, where, error);
     if (!code) code = part_check(root, "normalizer", "normalizers", false, where, error);
@@ -63,8 +63,8 @@ static int tokenizer_fill(struct tokenizer *tokenizer, const json_t *root, const
     return config_parse(tokenizer, config, root, config_where, error);
 }
 
-static int tokenizer_create(struct tokenizer **out, const json_t *root, const json_t *config,
-                            const char *where, const char *config_where, struct mo_error *error) {
+static int tokenizer_create(struct tokenizer **out, const json_t *root, const json_t *config, const char *where,
+                            const char *config_where, struct mo_error *error) {
     struct tokenizer *tokenizer = calloc(1, sizeof *tokenizer);
     int code = MO_E_NO_MEMORY;
     if (tokenizer) tokenizer->arena = arena_create();
@@ -83,8 +83,8 @@ fail:
     return code;
 }
 
-int tokenizer_parse(struct tokenizer **tokenizer, const char *json, size_t size, const char *config,
-                    size_t config_size, const char *where, struct mo_error *error) {
+int tokenizer_parse(struct tokenizer **tokenizer, const char *json, size_t size, const char *config, size_t config_size,
+                    const char *where, struct mo_error *error) {
     json_t *root = NULL, *config_root = NULL;
     char config_where[512];
     snprintf(config_where, sizeof config_where, "%s: tokenizer_config", where);
@@ -109,8 +109,7 @@ static int template_read(struct tokenizer *tokenizer, const char *path, struct m
     return tokenizer->chat_template ? 0 : mo_error_set(error, MO_E_NO_MEMORY, "%s: out of memory", path);
 }
 
-static int path_join(char *path, size_t path_size, const char *dir, const char *name,
-                     struct mo_error *error) {
+static int path_join(char *path, size_t path_size, const char *dir, const char *name, struct mo_error *error) {
     int n = snprintf(path, path_size, "%s/%s", dir, name);
     if (n >= 0 && (size_t)n < path_size) return 0;
     return mo_error_set(error, MO_E_INVALID, "%.200s...: the path is too long", dir);
@@ -124,8 +123,7 @@ int tokenizer_load(struct tokenizer **tokenizer, const char *dir, struct mo_erro
     if (!code) code = path_join(config_path, sizeof config_path, dir, "tokenizer_config.json", error);
     if (!code) code = path_join(template_path, sizeof template_path, dir, "chat_template.jinja", error);
     if (!code) code = json_parse_file(path, TOKENIZER_JSON_BYTES_MAX, &root, error);
-    if (!code && file_exists(config_path))
-        code = json_parse_file(config_path, CONFIG_BYTES_MAX, &config, error);
+    if (!code && file_exists(config_path)) code = json_parse_file(config_path, CONFIG_BYTES_MAX, &config, error);
     if (!code) code = tokenizer_create(tokenizer, root, config, path, config_path, error);
     if (!code && !(*tokenizer)->chat_template) code = template_read(*tokenizer, template_path, error);
     json_decref(root);
@@ -158,15 +156,14 @@ static int piece_encode(void *context, const uint8_t *piece, size_t n, struct mo
 }
 
 /* text[begin, end) has no added token in it that counts. */
-static int plain_encode(struct encoder *encoder, const char *text, size_t begin, size_t end,
-                        struct mo_error *error) {
+static int plain_encode(struct encoder *encoder, const char *text, size_t begin, size_t end, struct mo_error *error) {
     return pretokenizer_run(&encoder->tokenizer->pretokenizer, encoder->regex, (const uint8_t *)text + begin,
                             end - begin, piece_encode, encoder, error);
 }
 
 /* Where encoding stands: text before `plain` is done; added tokens are looked for with the set of `pass`. */
-static int special_encode(struct encoder *encoder, const char *text, size_t begin, size_t end, int pass,
-                          size_t *plain, struct mo_error *error) {
+static int special_encode(struct encoder *encoder, const char *text, size_t begin, size_t end, int pass, size_t *plain,
+                          struct mo_error *error) {
     if (pass == 2) return 0;
     const struct added_token *token;
     size_t at;
@@ -180,8 +177,8 @@ static int special_encode(struct encoder *encoder, const char *text, size_t begi
     return special_encode(encoder, text, begin, end, pass + 1, plain, error);
 }
 
-static int ranges_encode(struct encoder *encoder, const char *text, size_t size,
-                         const struct text_range *ranges, size_t n_ranges, struct mo_error *error) {
+static int ranges_encode(struct encoder *encoder, const char *text, size_t size, const struct text_range *ranges,
+                         size_t n_ranges, struct mo_error *error) {
     size_t plain = 0;
     for (size_t i = 0; i < n_ranges; i++) {
         assert(ranges[i].begin <= ranges[i].end && ranges[i].end <= size);
@@ -196,12 +193,10 @@ int tokenizer_encode_ranges(const struct tokenizer *tokenizer, const char *text,
                             const struct text_range *ranges, size_t n_ranges, struct token_list *out,
                             struct mo_error *error) {
     if (size > TEXT_BYTES_MAX) {
-        return mo_error_set(error, MO_E_LIMIT, "a text of %zu bytes: at most %d are allowed", size,
-                            TEXT_BYTES_MAX);
+        return mo_error_set(error, MO_E_LIMIT, "a text of %zu bytes: at most %d are allowed", size, TEXT_BYTES_MAX);
     }
     size_t valid = utf8_valid_prefix((const uint8_t *)text, size);
-    if (valid < size)
-        return mo_error_set(error, MO_E_INVALID, "the text is not valid UTF-8 at byte %zu", valid);
+    if (valid < size) return mo_error_set(error, MO_E_INVALID, "the text is not valid UTF-8 at byte %zu", valid);
     struct encoder encoder = {.tokenizer = tokenizer, .out = out, .regex = regex_scratch_create(size)};
     if (!encoder.regex) return mo_error_set(error, MO_E_NO_MEMORY, "out of memory for encoding");
     size_t n_before = out->n;

@@ -30,8 +30,8 @@ struct text_range {
 /* Reads DIR/tokenizer.json and, if there, DIR/tokenizer_config.json. */
 int tokenizer_load(struct tokenizer **tokenizer, const char *dir, struct mo_error *error);
 /* The same from memory; `config` may be NULL. `where` names the source in messages. */
-int tokenizer_parse(struct tokenizer **tokenizer, const char *json, size_t size, const char *config,
-                    size_t config_size, const char *where, struct mo_error *error);
+int tokenizer_parse(struct tokenizer **tokenizer, const char *json, size_t size, const char *config, size_t config_size,
+                    const char *where, struct mo_error *error);
 void tokenizer_free(struct tokenizer *tokenizer); /* accepts NULL */
 
 /* Appends the ids of `text` (valid UTF-8, else MO_E_INVALID with the byte offset; may hold NUL). With
@@ -47,8 +47,8 @@ int tokenizer_encode_ranges(const struct tokenizer *tokenizer, const char *text,
 /* Ids to text: bytes joined, then each maximal ill-formed part becomes one U+FFFD. With skip_special, tokens
  * marked special are dropped; ids without a token are always dropped. *text is malloc'd, NUL-terminated, the
  * caller's. */
-int tokenizer_decode(const struct tokenizer *tokenizer, const int32_t *ids, size_t n, bool skip_special,
-                     char **text, size_t *size, struct mo_error *error);
+int tokenizer_decode(const struct tokenizer *tokenizer, const int32_t *ids, size_t n, bool skip_special, char **text,
+                     size_t *size, struct mo_error *error);
 
 /* Bytes of one token, owned by the tokenizer; NULL and *size 0 for an id without a token. */
 const char *tokenizer_token_bytes(const struct tokenizer *tokenizer, int32_t id, size_t *size);

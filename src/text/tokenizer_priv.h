@@ -34,8 +34,7 @@ struct tokenizer {
 };
 
 /* vocabulary.c: "model" and "added_tokens" of tokenizer.json. */
-int vocabulary_parse(struct tokenizer *tokenizer, const json_t *root, const char *where,
-                     struct mo_error *error);
+int vocabulary_parse(struct tokenizer *tokenizer, const json_t *root, const char *where, struct mo_error *error);
 /* The id of a token as tokenizer.json spells it, added or not, or -1. */
 int32_t vocabulary_find(const struct tokenizer *tokenizer, const json_t *root, const char *content);
 

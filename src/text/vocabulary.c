@@ -17,8 +17,7 @@ static void alphabet_build(int byte_of[ALPHABET_CODES]) {
 }
 
 /* Spells a vocabulary entry in bytes; false if a character is not of the alphabet. out holds n bytes. */
-static bool alphabet_decode(const int byte_of[ALPHABET_CODES], const char *text, size_t n, char *out,
-                            size_t *size) {
+static bool alphabet_decode(const int byte_of[ALPHABET_CODES], const char *text, size_t n, char *out, size_t *size) {
     *size = 0;
     for (size_t at = 0, length; at < n; at += length) {
         if (utf8_next((const uint8_t *)text + at, n - at, &length) != UTF8_VALID) return false;
@@ -48,13 +47,11 @@ static int token_measure(struct loader *loader, const char *text, size_t size, c
     if (!json_is_integer(id)) return invalid(loader, "expected an integer id for token", text);
     json_int_t number = json_integer_value(id);
     if (number < 0 || number >= TOKENIZER_IDS_MAX) {
-        return mo_error_set(loader->error, MO_E_INVALID,
-                            "%s: token \"%.100s\": expected an id of 0 to %d, found %lld", loader->where,
-                            text, TOKENIZER_IDS_MAX - 1, (long long)number);
+        return mo_error_set(loader->error, MO_E_INVALID, "%s: token \"%.100s\": expected an id of 0 to %d, found %lld",
+                            loader->where, text, TOKENIZER_IDS_MAX - 1, (long long)number);
     }
     if (size == 0)
-        return mo_error_set(loader->error, MO_E_INVALID, "%s: token %lld is empty", loader->where,
-                            (long long)number);
+        return mo_error_set(loader->error, MO_E_INVALID, "%s: token %lld is empty", loader->where, (long long)number);
     if (number >= loader->tokenizer->n_tokens) loader->tokenizer->n_tokens = (int)number + 1;
     loader->n_bytes += size + 1;
     return 0;
@@ -63,12 +60,12 @@ static int token_measure(struct loader *loader, const char *text, size_t size, c
 static int added_measure(struct loader *loader, size_t index, const json_t *item) {
     const json_t *content = json_object_get(item, "content");
     if (!json_is_string(content)) {
-        return mo_error_set(loader->error, MO_E_INVALID,
-                            "%s: added_tokens[%zu]: expected a \"content\" string", loader->where, index);
+        return mo_error_set(loader->error, MO_E_INVALID, "%s: added_tokens[%zu]: expected a \"content\" string",
+                            loader->where, index);
     }
     if (json_string_length(content) > ADDED_BYTES_MAX) {
-        return mo_error_set(loader->error, MO_E_LIMIT, "%s: added_tokens[%zu]: longer than %d bytes",
-                            loader->where, index, ADDED_BYTES_MAX);
+        return mo_error_set(loader->error, MO_E_LIMIT, "%s: added_tokens[%zu]: longer than %d bytes", loader->where,
+                            index, ADDED_BYTES_MAX);
     }
     static const char *const unsupported[] = {"single_word", "lstrip", "rstrip"};
     for (size_t i = 0; i < sizeof unsupported / sizeof *unsupported; i++) {
@@ -76,12 +73,10 @@ static int added_measure(struct loader *loader, size_t index, const json_t *item
         int code = json_get_bool(item, unsupported[i], JSON_OPTIONAL_KEY, loader->where, &set, loader->error);
         if (code) return code;
         if (!set) continue;
-        return mo_error_set(loader->error, MO_E_UNSUPPORTED,
-                            "%s: added_tokens[%zu]: \"%s\": true is not supported", loader->where, index,
-                            unsupported[i]);
+        return mo_error_set(loader->error, MO_E_UNSUPPORTED, "%s: added_tokens[%zu]: \"%s\": true is not supported",
+                            loader->where, index, unsupported[i]);
     }
-    return token_measure(loader, json_string_value(content), json_string_length(content),
-                         json_object_get(item, "id"));
+    return token_measure(loader, json_string_value(content), json_string_length(content), json_object_get(item, "id"));
 }
 
 /* First look: every id is in range, and the room for all tokens is known. */
@@ -98,8 +93,7 @@ static int measure(struct loader *loader) {
         if (code) return code;
     }
     struct tokenizer *tokenizer = loader->tokenizer;
-    tokenizer->tokens =
-        arena_alloc_array(tokenizer->arena, (size_t)tokenizer->n_tokens + 1, sizeof *tokenizer->tokens);
+    tokenizer->tokens = arena_alloc_array(tokenizer->arena, (size_t)tokenizer->n_tokens + 1, sizeof *tokenizer->tokens);
     loader->bytes = arena_alloc(tokenizer->arena, loader->n_bytes + 1);
     if (tokenizer->tokens && loader->bytes) return 0;
     return mo_error_set(loader->error, MO_E_NO_MEMORY, "%s: out of memory", loader->where);
@@ -139,8 +133,7 @@ static int vocab_load(struct loader *loader) {
         if (spelled) {
             token_store(loader, token, loader->bytes, size);
         } else {
-            token_store(loader, token, text,
-                        strlen(text)); /* only an added token of that content can use it */
+            token_store(loader, token, text, strlen(text)); /* only an added token of that content can use it */
         }
         if (spelled && size == 1) bpe->byte_ids[(uint8_t)token->bytes[0]] = id;
         if (spelled && bpe->words) bpe_add_word(bpe, (const uint8_t *)token->bytes, size, id);
@@ -163,15 +156,14 @@ static int added_load(struct loader *loader, const json_t *item) {
     int32_t known = vocabulary_id(loader->vocab, text, size);
     struct text_token *token = &tokenizer->tokens[id];
     bool normalized = true, special = false;
-    int code =
-        json_get_bool(item, "normalized", JSON_OPTIONAL_KEY, loader->where, &normalized, loader->error);
+    int code = json_get_bool(item, "normalized", JSON_OPTIONAL_KEY, loader->where, &normalized, loader->error);
     if (code) return code;
     code = json_get_bool(item, "special", JSON_OPTIONAL_KEY, loader->where, &special, loader->error);
     if (code) return code;
     if (known != id && (known >= 0 || token->bytes)) {
         return mo_error_set(loader->error, MO_E_INVALID,
-                            "%s: added token \"%.100s\": its id %d disagrees with another token's",
-                            loader->where, text, (int)id);
+                            "%s: added token \"%.100s\": its id %d disagrees with another token's", loader->where, text,
+                            (int)id);
     }
     token_store(loader, token, text, size);
     token->special = special;
@@ -185,10 +177,8 @@ static int added_check_duplicates(const struct loader *loader) {
         for (uint32_t i = 0; i < set->n; i++) {
             const struct added_token *token = &set->tokens[i];
             const struct added_token *next = i + 1 < set->n ? token + 1 : NULL;
-            bool twice =
-                next && next->size == token->size && memcmp(next->text, token->text, token->size) == 0;
-            if (pass == 0 && added_set_get(&loader->tokenizer->added[1], token->text, token->size))
-                twice = true;
+            bool twice = next && next->size == token->size && memcmp(next->text, token->text, token->size) == 0;
+            if (pass == 0 && added_set_get(&loader->tokenizer->added[1], token->text, token->size)) twice = true;
             if (twice) return invalid(loader, "an added token occurs twice", token->text);
         }
     }
@@ -198,8 +188,7 @@ static int added_check_duplicates(const struct loader *loader) {
 static int added_load_all(struct loader *loader) {
     size_t n = json_array_size(loader->added), i;
     for (int pass = 0; pass < 2; pass++) {
-        int code =
-            added_set_reserve(&loader->tokenizer->added[pass], loader->tokenizer->arena, n, loader->error);
+        int code = added_set_reserve(&loader->tokenizer->added[pass], loader->tokenizer->arena, n, loader->error);
         if (code) return code;
     }
     json_t *item;
@@ -212,8 +201,8 @@ static int added_load_all(struct loader *loader) {
 }
 
 static int refuse(const struct loader *loader, const char *key) {
-    return mo_error_set(loader->error, MO_E_UNSUPPORTED, "%s: model.%s is set, which is not supported",
-                        loader->where, key);
+    return mo_error_set(loader->error, MO_E_UNSUPPORTED, "%s: model.%s is set, which is not supported", loader->where,
+                        key);
 }
 
 /* Whether every byte that valid UTF-8 can hold has a token: then nothing is ever unknown. */
@@ -228,8 +217,7 @@ static bool alphabet_complete(const struct bpe *bpe) {
 /* Options of the model that would change the result and are not done here. */
 static int options_check(struct loader *loader, const json_t *model) {
     double dropout = 0;
-    int code =
-        json_get_double(model, "dropout", JSON_OPTIONAL_KEY, 0, 1, loader->where, &dropout, loader->error);
+    int code = json_get_double(model, "dropout", JSON_OPTIONAL_KEY, 0, 1, loader->where, &dropout, loader->error);
     if (code) return code;
     if (dropout > 0) return refuse(loader, "dropout");
     static const char *const affixes[] = {"continuing_subword_prefix", "end_of_word_suffix"};
@@ -248,18 +236,14 @@ static int unknown_check(struct loader *loader, const json_t *model) {
     const char *unknown = NULL;
     bool fallback = false, fuse = false;
     int code = json_get_string(model, "unk_token", JSON_OPTIONAL_KEY, loader->where, &unknown, loader->error);
-    if (!code)
-        code =
-            json_get_bool(model, "byte_fallback", JSON_OPTIONAL_KEY, loader->where, &fallback, loader->error);
-    if (!code)
-        code = json_get_bool(model, "fuse_unk", JSON_OPTIONAL_KEY, loader->where, &fuse, loader->error);
+    if (!code) code = json_get_bool(model, "byte_fallback", JSON_OPTIONAL_KEY, loader->where, &fallback, loader->error);
+    if (!code) code = json_get_bool(model, "fuse_unk", JSON_OPTIONAL_KEY, loader->where, &fuse, loader->error);
     if (code || alphabet_complete(&loader->tokenizer->bpe)) return code;
     if (unknown) return refuse(loader, "unk_token (with a vocabulary that lacks bytes)");
     return fallback ? refuse(loader, "byte_fallback (with a vocabulary that lacks bytes)") : 0;
 }
 
-int vocabulary_parse(struct tokenizer *tokenizer, const json_t *root, const char *where,
-                     struct mo_error *error) {
+int vocabulary_parse(struct tokenizer *tokenizer, const json_t *root, const char *where, struct mo_error *error) {
     const json_t *model = json_object_get(root, "model");
     struct loader loader = {.tokenizer = tokenizer, .where = where, .error = error};
     if (!json_is_object(model)) {
@@ -269,14 +253,12 @@ int vocabulary_parse(struct tokenizer *tokenizer, const json_t *root, const char
     int code = json_get_string(model, "type", JSON_REQUIRED_KEY, where, &type, error);
     if (code) return code;
     if (strcmp(type, "BPE") != 0) {
-        return mo_error_set(error, MO_E_UNSUPPORTED, "%s: model.type: expected \"BPE\", found \"%.100s\"",
-                            where, type);
+        return mo_error_set(error, MO_E_UNSUPPORTED, "%s: model.type: expected \"BPE\", found \"%.100s\"", where, type);
     }
     loader.vocab = json_object_get(model, "vocab");
     loader.added = json_object_get(root, "added_tokens");
     if (!json_is_object(loader.vocab)) {
-        return mo_error_set(error, MO_E_INVALID, "%s: model.vocab: expected an object of tokens and ids",
-                            where);
+        return mo_error_set(error, MO_E_INVALID, "%s: model.vocab: expected an object of tokens and ids", where);
     }
     if (loader.added && !json_is_array(loader.added)) {
         return mo_error_set(error, MO_E_INVALID, "%s: added_tokens: expected an array", where);

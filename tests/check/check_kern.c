@@ -34,8 +34,8 @@ static void tally_fault(const char *format, ...) {
 }
 
 static void tally_print(const char *kernel, const char *limit, double unit) {
-    printf("%-7s %-18s %6d cases  max error %8.2g %s  %s%s\n", kern.name, kernel, tally.cases,
-           tally.worst * unit, limit, tally.faults ? "FAILED: " : "ok", tally.first);
+    printf("%-7s %-18s %6d cases  max error %8.2g %s  %s%s\n", kern.name, kernel, tally.cases, tally.worst * unit,
+           limit, tally.faults ? "FAILED: " : "ok", tally.first);
     tally.faults ? failed++ : passed++;
     memset(&tally, 0, sizeof tally);
 }
@@ -52,8 +52,7 @@ static void compare(const char *what, int index, float got, float expected, doub
     }
     double error = fabs((double)got - expected), share = error == 0 ? 0 : error / allowed;
     if (share > tally.worst) tally.worst = share;
-    if (!(share <= 1))
-        tally_fault("%s [%d] is %.9g, expected %.9g, allowed %.2g", what, index, got, expected, allowed);
+    if (!(share <= 1)) tally_fault("%s [%d] is %.9g, expected %.9g, allowed %.2g", what, index, got, expected, allowed);
 }
 
 static void compare_bits(const char *what, int index, float got, float expected) {
@@ -74,8 +73,7 @@ struct gemm_case {
     char name[96];
 };
 
-static void run_gemm(const struct kern *with, const struct gemm_case *c, int quantized, int r0, int r1,
-                     int t0, int n) {
+static void run_gemm(const struct kern *with, const struct gemm_case *c, int quantized, int r0, int r1, int t0, int n) {
     for (int t = t0; t < t0 + n; t++)
         for (int r = 0; r < c->mat.rows; r++) c->y[t][r] = unset;
     if (quantized)
@@ -91,8 +89,8 @@ static void check_gemm_part(const struct gemm_case *c, int quantized, int r0, in
         for (int r = 0; r < c->mat.rows; r++) {
             float expected = r >= r0 && r < r1 ? c->whole[t * c->mat.rows + r] : unset;
             if (same_bits(c->y[t][r], expected)) continue;
-            tally_fault("%s rows %d-%d tokens %d+%d: y[%d][%d] is %.9g, expected the bits of %.9g", c->name,
-                        r0, r1, t0, n, t, r, c->y[t][r], expected);
+            tally_fault("%s rows %d-%d tokens %d+%d: y[%d][%d] is %.9g, expected the bits of %.9g", c->name, r0, r1, t0,
+                        n, t, r, c->y[t][r], expected);
             return;
         }
 }
@@ -112,8 +110,7 @@ static float scale_max(const struct mat *m) {
     int lines = (m->rows - 1) / (m->format == MAT_FP8 ? m->scale_rows : 1) + 1;
     if (m->format != MAT_FP8) return max;
     for (int i = 0; i < lines; i++)
-        for (int j = 0; j <= (m->cols - 1) / m->scale_cols; j++)
-            max = fmaxf(max, m->scale[i * m->scale_stride + j]);
+        for (int j = 0; j <= (m->cols - 1) / m->scale_cols; j++) max = fmaxf(max, m->scale[i * m->scale_stride + j]);
     return max;
 }
 
@@ -149,8 +146,7 @@ static void check_gemm_values(const struct gemm_case *c, int quantized) {
     free(w);
 }
 
-static void check_gemm_case(enum mat_format format, int rows, int cols, int n, enum data_kind kind,
-                            int quantized) {
+static void check_gemm_case(enum mat_format format, int rows, int cols, int n, enum data_kind kind, int quantized) {
     struct gemm_case c = {.mat = make_mat(format, rows, cols, kind), .n = n};
     snprintf(c.name, sizeof c.name, "%dx%d, %d tokens, %s", rows, cols, n, kind_names[kind]);
     make_activations(c.x, n, cols, kind);
@@ -176,15 +172,12 @@ static void check_gemm(enum mat_format format, int quantized, const char *name) 
         if (round % 4 == 1) cols = round_up(cols, 32);
         if (round == 0) rows = awq ? 8 : 1, cols = 1;
         guard_reset(round);
-        check_gemm_case(format, rows, cols, random_int(1, 17), (enum data_kind)(round % DATA_KINDS),
-                        quantized);
+        check_gemm_case(format, rows, cols, random_int(1, 17), (enum data_kind)(round % DATA_KINDS), quantized);
     }
     guard_reset(0);
-    check_gemm_case(format, awq ? 1160 : 9, 1408, 3, DATA_PLAIN,
-                    quantized); /* more rows than a block of them */
+    check_gemm_case(format, awq ? 1160 : 9, 1408, 3, DATA_PLAIN, quantized); /* more rows than a block of them */
     guard_reset(0);
-    check_gemm_case(format, 24, 160, TOKENS_MAX, DATA_PLAIN,
-                    quantized); /* more tokens than a block of them */
+    check_gemm_case(format, 24, 160, TOKENS_MAX, DATA_PLAIN, quantized); /* more tokens than a block of them */
     if (kern.gemm[format] != ref.gemm[format]) {
         guard_reset(0);
         check_gemm_case(format, 2048, 1408, 2, DATA_PLAIN, quantized);
@@ -258,8 +251,7 @@ static void check_decode(enum mat_format format) {
     random_seed(30 + (uint64_t)format);
     for (int round = 0; round < 60; round++, tally.cases++) {
         guard_reset(round);
-        int rows = format == MAT_INT4_AWQ ? 8 * random_int(1, 8) : random_int(1, 40),
-            cols = random_int(1, 600);
+        int rows = format == MAT_INT4_AWQ ? 8 * random_int(1, 8) : random_int(1, 40), cols = random_int(1, 600);
         struct mat m = make_mat(format, rows, cols, (enum data_kind)(round % DATA_KINDS));
         int r0 = random_int(0, rows - 1), r1 = random_int(r0, rows), count = (r1 - r0) * cols;
         float *got = guard_floats(count), *expected = malloc((size_t)count * sizeof *expected + 1);
@@ -282,8 +274,8 @@ struct sum_case {
 /* Rows [i0, i1) into `out`, which stands for acc. */
 static void run_weighted_sum(const struct kern *with, const struct sum_case *c, float *out, int i0, int i1) {
     with->weighted_sum(out + i0 * c->acc_stride, (size_t)c->acc_stride, c->keep ? c->keep + i0 : 0,
-                       c->p + i0 * c->p_stride, (size_t)c->p_stride, c->v, (size_t)c->v_stride, i1 - i0,
-                       c->n_t, c->n_c);
+                       c->p + i0 * c->p_stride, (size_t)c->p_stride, c->v, (size_t)c->v_stride, i1 - i0, c->n_t,
+                       c->n_c);
 }
 
 static void check_sum_case(const struct sum_case *c) {
@@ -324,15 +316,13 @@ static void check_weighted_sum(void) {
         c.acc_stride = c.n_c + random_int(0, 3);
         c.p_stride = c.n_t + random_int(0, 3);
         c.v_stride = c.n_c + random_int(0, 64);
-        int acc_count = (c.m - 1) * c.acc_stride + c.n_c,
-            v_count = c.n_t ? (c.n_t - 1) * c.v_stride + c.n_c : 0;
+        int acc_count = (c.m - 1) * c.acc_stride + c.n_c, v_count = c.n_t ? (c.n_t - 1) * c.v_stride + c.n_c : 0;
         int p_count = (c.m - 1) * c.p_stride + c.n_t;
         c.acc = guard_floats(acc_count);
         c.p = guard_floats(p_count);
         c.v = guard_floats(v_count);
         c.keep = round % 3 ? guard_floats(c.m) : 0;
-        for (int i = 0; i < acc_count; i++)
-            c.acc[i] = round % 3 ? random_float() : NAN; /* overwritten without keep */
+        for (int i = 0; i < acc_count; i++) c.acc[i] = round % 3 ? random_float() : NAN; /* overwritten without keep */
         for (int i = 0; i < p_count; i++) c.p[i] = fabsf(random_float());
         for (int i = 0; i < v_count; i++) c.v[i] = random_float();
         for (int i = 0; c.keep && i < c.m; i++) c.keep[i] = fabsf(random_float());
@@ -346,8 +336,8 @@ static void compare_share(const char *what, int index, float got, double expecte
 }
 
 /* In double, but for the scaled scores and their distances from the maximum, which a float must hold. */
-static void check_softmax_values(int n, const float *s, float scale, float max, float sum, const float *got,
-                                 float keep, float got_sum) {
+static void check_softmax_values(int n, const float *s, float scale, float max, float sum, const float *got, float keep,
+                                 float got_sum) {
     float top = max;
     for (int i = 0; i < n; i++)
         if (s[i] * scale > top) top = s[i] * scale;
@@ -403,8 +393,7 @@ static void check_exp(void) {
     float s[POINTS], x[POINTS];
     for (int round = 0; round < ROUNDS; round++, tally.cases++) {
         float max = 0, sum = 0;
-        for (int i = 0; i < POINTS; i++)
-            x[i] = s[i] = -87.33f * (float)(i * ROUNDS + round) / (POINTS * ROUNDS);
+        for (int i = 0; i < POINTS; i++) x[i] = s[i] = -87.33f * (float)(i * ROUNDS + round) / (POINTS * ROUNDS);
         float expected[POINTS], expected_max = 0, expected_sum = 0;
         memcpy(expected, x, sizeof x);
         ref.softmax_step(expected, POINTS, 1, &expected_max, &expected_sum);
@@ -507,8 +496,7 @@ static void check_add_scaled(void) {
 /* ---- formats: the decoders themselves, from their definitions ---- */
 
 static float small_float(int bits, int exponent_bits, int mantissa_bits) {
-    int mantissa = bits & ((1 << mantissa_bits) - 1),
-        exponent = bits >> mantissa_bits & ((1 << exponent_bits) - 1);
+    int mantissa = bits & ((1 << mantissa_bits) - 1), exponent = bits >> mantissa_bits & ((1 << exponent_bits) - 1);
     int bias = (1 << (exponent_bits - 1)) - 1;
     double value = exponent ? ldexp((1 << mantissa_bits) + mantissa, exponent - bias - mantissa_bits)
                             : ldexp(mantissa, 1 - bias - mantissa_bits);
@@ -524,8 +512,7 @@ static void check_narrow_floats(void) {
         if (isfinite(bf16)) compare_bits("bf16", i, bf16, small_float(i, 8, 7));
         if (!isnan(bf16)) compare_bits("to bf16", i, f32_to_bf16(bf16), (float)i);
     }
-    if (!isnan(bf16_to_f32(f32_to_bf16(NAN))) || f32_to_bf16(0x1.01p0f) != 0x3f80 ||
-        f32_to_bf16(0x1.03p0f) != 0x3f82)
+    if (!isnan(bf16_to_f32(f32_to_bf16(NAN))) || f32_to_bf16(0x1.01p0f) != 0x3f80 || f32_to_bf16(0x1.03p0f) != 0x3f82)
         tally_fault("f32_to_bf16: NaN or a tie is wrong");
     tally_print("f16, bf16", "(same bits)", 1);
 }
@@ -567,10 +554,8 @@ static void check_awq_layout(void) {
             scales[g * ROWS + r] = (uint16_t)(0x3c00 + (g << 10) + (r << 5)); /* 2^g (1 + r/32) */
     for (int c = 0; c < ROWS / 8; c++)
         for (int j = 0; j < 8; j++) {
-            for (int k = 0; k < COLS; k++)
-                data[k * 2 + c] |= (uint32_t)((8 * c + order[j] + 3 * k) % 16) << 4 * j;
-            for (int g = 0; g < GROUPS; g++)
-                zeros[g * 2 + c] |= (uint32_t)((8 * c + order[j] + g) % 16) << 4 * j;
+            for (int k = 0; k < COLS; k++) data[k * 2 + c] |= (uint32_t)((8 * c + order[j] + 3 * k) % 16) << 4 * j;
+            for (int g = 0; g < GROUPS; g++) zeros[g * 2 + c] |= (uint32_t)((8 * c + order[j] + g) % 16) << 4 * j;
         }
     kern.decode_rows(&m, 0, ROWS, out);
     for (int r = 0; r < ROWS; r++)

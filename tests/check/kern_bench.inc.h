@@ -78,8 +78,7 @@ static void *bench_worker(void *arg) {
     cpu_set_t set;
     CPU_ZERO(&set);
     CPU_SET(me->index, &set);
-    pthread_setaffinity_np(pthread_self(), sizeof set,
-                           &set); /* best effort: a smaller machine runs unpinned */
+    pthread_setaffinity_np(pthread_self(), sizeof set, &set); /* best effort: a smaller machine runs unpinned */
     for (int pass = 0; pass < BENCH_PASSES; pass++) {
         pthread_barrier_wait(&me->bench->barrier);
         double start = bench_now();
@@ -105,8 +104,7 @@ static double bench_time(struct bench *b) {
     }
     for (int i = 0; i < b->threads; i++) {
         pthread_join(workers[i].thread, 0);
-        for (int pass = 0; pass < BENCH_PASSES; pass++)
-            seconds[pass] = fmax(seconds[pass], workers[i].seconds[pass]);
+        for (int pass = 0; pass < BENCH_PASSES; pass++) seconds[pass] = fmax(seconds[pass], workers[i].seconds[pass]);
     }
     pthread_barrier_destroy(&b->barrier);
     qsort(seconds, BENCH_PASSES, sizeof *seconds, bench_order);
@@ -136,10 +134,7 @@ static struct mat bench_mat(enum mat_format format, const char *data) {
 
 static size_t bench_weight_bytes(enum mat_format format) {
     const size_t count = (size_t)BENCH_ROWS * BENCH_COLS;
-    return format == MAT_F32        ? count * 4
-           : format == MAT_FP8      ? count
-           : format == MAT_INT4_AWQ ? count / 2
-                                    : count * 2;
+    return format == MAT_F32 ? count * 4 : format == MAT_FP8 ? count : format == MAT_INT4_AWQ ? count / 2 : count * 2;
 }
 
 static void bench_fill(enum mat_format format, char *data, size_t bytes) {
@@ -157,8 +152,7 @@ static void bench_fill(enum mat_format format, char *data, size_t bytes) {
 }
 
 static void bench_line(struct bench *b, const char *name, size_t set_bytes, double read_rate) {
-    double seconds = bench_time(b), bytes = (double)set_bytes,
-           flops = 2.0 * b->count * BENCH_ROWS * BENCH_COLS * b->n;
+    double seconds = bench_time(b), bytes = (double)set_bytes, flops = 2.0 * b->count * BENCH_ROWS * BENCH_COLS * b->n;
     printf("%-7s %-12s n %2d  %d thread%s %7.2f GB/s", b->kern->name, name, b->n, b->threads,
            b->threads > 1 ? "s" : " ", bytes / seconds * 1e-9);
     if (b->n == 1)
@@ -215,8 +209,7 @@ static int bench_run(enum cpu_level best, const char *only) {
         b.count = (int)(bench_set_bytes / bytes);
         b.mats = malloc((size_t)b.count * sizeof *b.mats);
         bench_fill((enum mat_format)format, data, bench_set_bytes);
-        for (int i = 0; i < b.count; i++)
-            b.mats[i] = bench_mat((enum mat_format)format, data + (size_t)i * bytes);
+        for (int i = 0; i < b.count; i++) b.mats[i] = bench_mat((enum mat_format)format, data + (size_t)i * bytes);
         bench_kernel(&b, best, mat_format_name((enum mat_format)format), 0);
         if (format == MAT_INT4_AWQ) bench_kernel(&b, best, "int4_awq q8", 1);
         free(b.mats);

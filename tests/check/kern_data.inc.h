@@ -49,8 +49,7 @@ static void *guard_alloc(size_t bytes) {
     assert(slot_next < SLOTS && bytes <= SLOT_BYTES);
     char **base = &slot_base[slot_next++];
     if (!*base) {
-        char *map =
-            mmap(0, SLOT_BYTES + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        char *map = mmap(0, SLOT_BYTES + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (map == MAP_FAILED || mprotect(map + page, SLOT_BYTES, PROT_READ | PROT_WRITE)) {
             perror("check_kern: guarded buffer");
             exit(2);

@@ -136,10 +136,38 @@ static void splice(struct input *input, size_t at, size_t cut, const void *with,
 }
 
 /* Words that parsers of JSON and of sizes stumble over. */
-static const char *const g_words[] = {
-    "0", "-1", "1", "255", "65536", "2147483647", "2147483648", "4294967296", "9223372036854775807",
-    "9223372036854775808", "18446744073709551615", "1e308", "1e400", "-0.0", "0.5", "null", "true", "false", "{}", "[]",
-    "\"\"", "[[[[[[[[", "{\"a\":", "}", "]", ",", ":", "\"", "\\u0000", "\\ud800", "\xc3\x28", "\xf0\x9f\x98\x80"};
+static const char *const g_words[] = {"0",
+                                      "-1",
+                                      "1",
+                                      "255",
+                                      "65536",
+                                      "2147483647",
+                                      "2147483648",
+                                      "4294967296",
+                                      "9223372036854775807",
+                                      "9223372036854775808",
+                                      "18446744073709551615",
+                                      "1e308",
+                                      "1e400",
+                                      "-0.0",
+                                      "0.5",
+                                      "null",
+                                      "true",
+                                      "false",
+                                      "{}",
+                                      "[]",
+                                      "\"\"",
+                                      "[[[[[[[[",
+                                      "{\"a\":",
+                                      "}",
+                                      "]",
+                                      ",",
+                                      ":",
+                                      "\"",
+                                      "\\u0000",
+                                      "\\ud800",
+                                      "\xc3\x28",
+                                      "\xf0\x9f\x98\x80"};
 
 /* A number in the text becomes another: how most damage to a JSON file that still parses looks. */
 static void change_number(struct input *input) {
@@ -164,14 +192,30 @@ static void change_once(struct input *input) {
     size_t at = random_below(input->size);
     uint8_t byte = (uint8_t)random_u32();
     switch (input->size ? random_below(8) : 1) {
-    case 0: input->data[at] ^= (uint8_t)(1 << random_below(8)); break;
-    case 1: splice(input, at, 0, word, strlen(word)); break;
-    case 2: splice(input, at, strlen(word), word, strlen(word)); break;
-    case 3: splice(input, at, 1 + random_below(16), NULL, 0); break;
-    case 4: splice(input, at, 1, &byte, 1); break;
-    case 5: input->size = at; break;
-    case 6: change_number(input); break;
-    default: copy_from_seed(input); break;
+    case 0:
+        input->data[at] ^= (uint8_t)(1 << random_below(8));
+        break;
+    case 1:
+        splice(input, at, 0, word, strlen(word));
+        break;
+    case 2:
+        splice(input, at, strlen(word), word, strlen(word));
+        break;
+    case 3:
+        splice(input, at, 1 + random_below(16), NULL, 0);
+        break;
+    case 4:
+        splice(input, at, 1, &byte, 1);
+        break;
+    case 5:
+        input->size = at;
+        break;
+    case 6:
+        change_number(input);
+        break;
+    default:
+        copy_from_seed(input);
+        break;
     }
 }
 

@@ -44,19 +44,18 @@ static struct tokenizer *make_tokenizer(void) {
     json_t *added = json_array();
     for (int i = 0; i < N_SPECIAL; i++) {
         json_array_append_new(added, json_pack("{s:i, s:s, s:b, s:b, s:b, s:b, s:b}", "id", FIRST_SPECIAL + i,
-                                               "content", SPECIAL[i], "single_word", 0, "lstrip", 0, "rstrip",
-                                               0, "normalized", 0, "special", i < 2));
+                                               "content", SPECIAL[i], "single_word", 0, "lstrip", 0, "rstrip", 0,
+                                               "normalized", 0, "special", i < 2));
     }
-    json_t *root = json_pack(
-        "{s:s, s:o, s:n, s:{s:s, s:b, s:b, s:b}, s:{s:s, s:b, s:b, s:b}, s:{s:s, s:o, s:[]}}", "version",
-        "1.0", "added_tokens", added, "normalizer", "pre_tokenizer", "type", "ByteLevel", "add_prefix_space",
-        0, "trim_offsets", 1, "use_regex", 0, "decoder", "type", "ByteLevel", "add_prefix_space", 0,
-        "trim_offsets", 1, "use_regex", 0, "model", "type", "BPE", "vocab", byte_letters(), "merges");
+    json_t *root =
+        json_pack("{s:s, s:o, s:n, s:{s:s, s:b, s:b, s:b}, s:{s:s, s:b, s:b, s:b}, s:{s:s, s:o, s:[]}}", "version",
+                  "1.0", "added_tokens", added, "normalizer", "pre_tokenizer", "type", "ByteLevel", "add_prefix_space",
+                  0, "trim_offsets", 1, "use_regex", 0, "decoder", "type", "ByteLevel", "add_prefix_space", 0,
+                  "trim_offsets", 1, "use_regex", 0, "model", "type", "BPE", "vocab", byte_letters(), "merges");
     char *text = json_dumps(root, 0);
     struct tokenizer *tokenizer = NULL;
     struct mo_error error = {0};
-    if (!text ||
-        tokenizer_parse(&tokenizer, text, strlen(text), config, sizeof config - 1, "inline", &error)) {
+    if (!text || tokenizer_parse(&tokenizer, text, strlen(text), config, sizeof config - 1, "inline", &error)) {
         fprintf(stderr, "fuzz_request: the tokenizer: %s\n", error.message);
         abort();
     }
@@ -116,8 +115,7 @@ static void try_request(const struct api_model *model, enum api_kind kind, const
     api_request_free(&request);
 }
 
-static void try_text(const struct api_model *model, text_api_function *function, const char *body,
-                     size_t size) {
+static void try_text(const struct api_model *model, text_api_function *function, const char *body, size_t size) {
     struct api_error error = {0};
     json_t *json = function(model, body, size, &error);
     require((json == NULL) == (error.status != 0));

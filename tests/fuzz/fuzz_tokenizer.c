@@ -56,8 +56,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     struct tokenizer *tokenizer;
     struct mo_error error = {0};
     const char config[] = "{\"add_bos_token\": true}";
-    int code = tokenizer_parse(&tokenizer, (const char *)data, size, config, sizeof config - 1,
-                               "tokenizer.json", &error);
+    int code =
+        tokenizer_parse(&tokenizer, (const char *)data, size, config, sizeof config - 1, "tokenizer.json", &error);
     if (code == 0) use(tokenizer);
     if (code != 0 && (tokenizer || error.code != code || error.message[0] == 0)) abort();
     tokenizer_free(tokenizer);

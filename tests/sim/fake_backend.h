@@ -18,7 +18,7 @@ struct fake_backend {
     int32_t *pool; /* [n_pages][KV_PAGE_TOKENS] */
     const struct batch *batch;
     float out[FAKE_MAX_LOGITS * FAKE_MAX_VOCAB]; /* [n_logits][vocab] */
-    const int32_t *script; /* [n_script] if set: the token that follows position i is script[i] */
+    const int32_t *script;                       /* [n_script] if set: the token that follows position i is script[i] */
     int n_script;
     bool fail_next;
     int n_faults; /* broken promises of the batch */
@@ -42,12 +42,12 @@ static inline void fake_logits(uint64_t hash, int vocab, float *out) {
     }
 }
 
-#define FAKE_EXPECT(fake, condition)                                                                         \
-    do {                                                                                                     \
-        if (!(condition)) {                                                                                  \
-            (fake)->n_faults++;                                                                              \
-            fprintf(stderr, "batch: %s does not hold\n", #condition);                                        \
-        }                                                                                                    \
+#define FAKE_EXPECT(fake, condition)                                                                                   \
+    do {                                                                                                               \
+        if (!(condition)) {                                                                                            \
+            (fake)->n_faults++;                                                                                        \
+            fprintf(stderr, "batch: %s does not hold\n", #condition);                                                  \
+        }                                                                                                              \
     } while (0)
 
 static inline void fake_check_batch(struct fake_backend *fake, const struct batch *batch) {
@@ -60,12 +60,10 @@ static inline void fake_check_batch(struct fake_backend *fake, const struct batc
         FAKE_EXPECT(fake, seq->first_row == row && seq->n_rows >= 1 && seq->first_pos >= 0);
         row += seq->n_rows;
         int n_pages = (seq->first_pos + seq->n_rows + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS;
-        for (int p = 0; p < n_pages; p++)
-            FAKE_EXPECT(fake, seq->pages[p] >= 0 && seq->pages[p] < fake->n_pages);
+        for (int p = 0; p < n_pages; p++) FAKE_EXPECT(fake, seq->pages[p] >= 0 && seq->pages[p] < fake->n_pages);
     }
     FAKE_EXPECT(fake, row == batch->n_rows);
-    for (int i = 0; i < batch->n_rows; i++)
-        FAKE_EXPECT(fake, batch->token[i] >= 0 && batch->token[i] < fake->vocab);
+    for (int i = 0; i < batch->n_rows; i++) FAKE_EXPECT(fake, batch->token[i] >= 0 && batch->token[i] < fake->vocab);
     for (int i = 0; i < batch->n_logits; i++) {
         int previous = i > 0 ? batch->logits_row[i - 1] : -1;
         FAKE_EXPECT(fake, batch->logits_row[i] > previous && batch->logits_row[i] < batch->n_rows);
@@ -169,29 +167,29 @@ static inline struct model fake_model(int vocab) {
 
 /* A tokenizer of 40 tokens whose bytes are awkward: pieces of the stop strings, halves of code points. */
 enum { FAKE_VOCAB = 40, FAKE_EOS = 0, FAKE_SPECIAL = 1 };
-#define FAKE_TOKENIZER_JSON                                                                                  \
-    "{\"version\":\"1.0\",\"truncation\":null,\"padding\":null,\"added_tokens\":["                           \
-    "{\"id\":0,\"content\":\"<eos>\",\"single_word\":false,\"lstrip\":false,\"rstrip\":false,"               \
-    "\"normalized\":false,\"special\":true},"                                                                \
-    "{\"id\":1,\"content\":\"<tool>\",\"single_word\":false,\"lstrip\":false,\"rstrip\":false,"              \
-    "\"normalized\":false,\"special\":true}],"                                                               \
-    "\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[]},"                                             \
-    "\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"trim_offsets\":true,\"use_"      \
-    "regex\":false},"                                                                                        \
-    "\"post_processor\":null,"                                                                               \
-    "\"decoder\":{\"type\":\"ByteLevel\",\"add_prefix_space\":true,\"trim_offsets\":true,\"use_regex\":"     \
-    "true},"                                                                                                 \
-    "\"model\":{\"type\":\"BPE\",\"dropout\":null,\"unk_token\":null,\"continuing_subword_prefix\":null,"    \
-    "\"end_of_word_suffix\":null,\"fuse_unk\":false,\"byte_fallback\":false,\"vocab\":{"                     \
-    "\"a\":2,\"b\":3,\"c\":4,\"d\":5,\"e\":6,\"f\":7,\"g\":8,\"h\":9,\"ab\":10,\"abc\":11,\"bc\":12,\"cd\":" \
-    "13,"                                                                                                    \
-    "\"aa\":14,\"aab\":15,\"\\u00e4\":16,\"\\u00b8\":17,\"\\u0143\":18,\"\\u00f0\":19,\"\\u0141\":20,"       \
-    "\"\\u013a\":21,"                                                                                        \
-    "\"\\u0122\":22,\"\\u00e4\\u00b8\":23,\"\\u0120\":24,\"\\u010a\":25,\"da\":26,\"ca\":27,\"dab\":28,"     \
-    "\"x\":29,"                                                                                              \
-    "\"y\":30,\"z\":31,\"xy\":32,\"yz\":33,\"xyz\":34,\"0\":35,\"1\":36,\"2\":37,\"bca\":38,\"abcd\":39},"   \
-    "\"merges\":[\"a b\",\"ab c\",\"b c\",\"c d\",\"a a\",\"aa b\",\"\\u00e4 \\u00b8\",\"d a\",\"c "         \
-    "a\",\"da b\","                                                                                          \
+#define FAKE_TOKENIZER_JSON                                                                                            \
+    "{\"version\":\"1.0\",\"truncation\":null,\"padding\":null,\"added_tokens\":["                                     \
+    "{\"id\":0,\"content\":\"<eos>\",\"single_word\":false,\"lstrip\":false,\"rstrip\":false,"                         \
+    "\"normalized\":false,\"special\":true},"                                                                          \
+    "{\"id\":1,\"content\":\"<tool>\",\"single_word\":false,\"lstrip\":false,\"rstrip\":false,"                        \
+    "\"normalized\":false,\"special\":true}],"                                                                         \
+    "\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[]},"                                                       \
+    "\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"trim_offsets\":true,\"use_"                \
+    "regex\":false},"                                                                                                  \
+    "\"post_processor\":null,"                                                                                         \
+    "\"decoder\":{\"type\":\"ByteLevel\",\"add_prefix_space\":true,\"trim_offsets\":true,\"use_regex\":"               \
+    "true},"                                                                                                           \
+    "\"model\":{\"type\":\"BPE\",\"dropout\":null,\"unk_token\":null,\"continuing_subword_prefix\":null,"              \
+    "\"end_of_word_suffix\":null,\"fuse_unk\":false,\"byte_fallback\":false,\"vocab\":{"                               \
+    "\"a\":2,\"b\":3,\"c\":4,\"d\":5,\"e\":6,\"f\":7,\"g\":8,\"h\":9,\"ab\":10,\"abc\":11,\"bc\":12,\"cd\":"           \
+    "13,"                                                                                                              \
+    "\"aa\":14,\"aab\":15,\"\\u00e4\":16,\"\\u00b8\":17,\"\\u0143\":18,\"\\u00f0\":19,\"\\u0141\":20,"                 \
+    "\"\\u013a\":21,"                                                                                                  \
+    "\"\\u0122\":22,\"\\u00e4\\u00b8\":23,\"\\u0120\":24,\"\\u010a\":25,\"da\":26,\"ca\":27,\"dab\":28,"               \
+    "\"x\":29,"                                                                                                        \
+    "\"y\":30,\"z\":31,\"xy\":32,\"yz\":33,\"xyz\":34,\"0\":35,\"1\":36,\"2\":37,\"bca\":38,\"abcd\":39},"             \
+    "\"merges\":[\"a b\",\"ab c\",\"b c\",\"c d\",\"a a\",\"aa b\",\"\\u00e4 \\u00b8\",\"d a\",\"c "                   \
+    "a\",\"da b\","                                                                                                    \
     "\"x y\",\"y z\",\"xy z\",\"bc a\",\"abc d\"]}}"
 
 #endif

@@ -97,12 +97,10 @@ static int32_t expected_token(struct client *client, float *logits) {
     for (int i = 0; i < FAKE_VOCAB; i++) {
         if (client->n_answer < client->request.min_tokens && is_stop_token(client, i)) masked[i] = -INFINITY;
     }
-    return sample_token(&sampling, masked, &counts, client->request.choice, (uint32_t)client->n_answer,
-                        &sim.scratch);
+    return sample_token(&sampling, masked, &counts, client->request.choice, (uint32_t)client->n_answer, &sim.scratch);
 }
 
-static void check_logprobs(const struct client *client, const struct sched_event *event,
-                           const float *logits) {
+static void check_logprobs(const struct client *client, const struct sched_event *event, const float *logits) {
     struct token_logprob top[SCHED_MAX_LOGPROBS];
     int n_top = client->request.n_logprobs > 0 ? client->request.n_logprobs : 0;
     float logprob = sample_logprobs(logits, FAKE_VOCAB, event->token, n_top, top);
@@ -141,19 +139,17 @@ static void check_text(const struct client *client, const struct sched_event *ev
     if (tokenizer_decode(sim.tokenizer, client->answer, (size_t)n, skip, &text, &size, &error)) abort();
     const char *found = find_stop(client, text, size, &cut);
     bool same = cut == client->text_size && memcmp(text, client->text, cut) == 0;
-    check(same, "request %" PRIu64 ": text '%.*s', expected '%.*s'", event->id, (int)client->text_size,
-          client->text, (int)cut, text);
+    check(same, "request %" PRIu64 ": text '%.*s', expected '%.*s'", event->id, (int)client->text_size, client->text,
+          (int)cut, text);
     free(text);
     if (event->finish == FINISH_STOP && event->stop_token < 0) {
-        check(found && event->stop_string && strcmp(found, event->stop_string) == 0,
-              "request %" PRIu64 ": stop string", event->id);
+        check(found && event->stop_string && strcmp(found, event->stop_string) == 0, "request %" PRIu64 ": stop string",
+              event->id);
         sim.stop_strings++;
     }
-    if (event->finish == FINISH_LENGTH)
-        check(!found, "request %" PRIu64 ": runs past a stop string", event->id);
+    if (event->finish == FINISH_LENGTH) check(!found, "request %" PRIu64 ": runs past a stop string", event->id);
     if (n > 0) { /* it did not run on after the stop string */
-        if (tokenizer_decode(sim.tokenizer, client->answer, (size_t)n - 1, skip, &text, &size, &error))
-            abort();
+        if (tokenizer_decode(sim.tokenizer, client->answer, (size_t)n - 1, skip, &text, &size, &error)) abort();
         check(!find_stop(client, text, size, &cut), "request %" PRIu64 ": stopped late", event->id);
         free(text);
     }
@@ -181,8 +177,8 @@ static void on_prompt_token(struct client *client, const struct sched_event *eve
 static void on_token(struct client *client, const struct sched_event *event) {
     float logits[FAKE_VOCAB];
     int32_t expected = expected_token(client, logits);
-    check(event->token == expected, "request %" PRIu64 ": token %d is %d, alone it is %d", event->id,
-          client->n_answer, event->token, expected);
+    check(event->token == expected, "request %" PRIu64 ": token %d is %d, alone it is %d", event->id, client->n_answer,
+          event->token, expected);
     if (client->request.n_logprobs >= 0) check_logprobs(client, event, logits);
     bool scored = !client->request.prompt_logprobs || client->n_scored == client->request.n_prompt;
     check(scored, "request %" PRIu64 ": a token before the prompt is scored", event->id);
@@ -202,8 +198,7 @@ static void check_end(const struct client *client, const struct sched_event *eve
     bool full = client->n_answer == client->n_total - request->n_prompt;
     enum finish_reason finish = event->finish;
     bool good = finish == FINISH_NONE ? event->is_prompt || (!stopped && !full) : true;
-    if (finish == FINISH_STOP)
-        good = event->stop_token >= 0 ? stopped && event->stop_token == last : !stopped;
+    if (finish == FINISH_STOP) good = event->stop_token >= 0 ? stopped && event->stop_token == last : !stopped;
     if (finish == FINISH_LENGTH) good = full && !stopped;
     if (finish == FINISH_CANCELLED) good = client->cancelled;
     if (finish == FINISH_ERROR) good = sim.step_failed && event->error && event->error->code == MO_E_NUMERIC;
@@ -213,11 +208,10 @@ static void check_end(const struct client *client, const struct sched_event *eve
 static void on_end(struct client *client, const struct sched_event *event) {
     check_text(client, event);
     if (event->finish == FINISH_LENGTH && client->request.prompt_logprobs) {
-        check(client->n_scored == client->request.n_prompt, "request %" PRIu64 ": prompt half scored",
-              event->id);
+        check(client->n_scored == client->request.n_prompt, "request %" PRIu64 ": prompt half scored", event->id);
     }
-    check(sim.steps <= client->deadline_step, "request %" PRIu64 ": starved, %" PRIu64 " steps late",
-          event->id, sim.steps - client->deadline_step);
+    check(sim.steps <= client->deadline_step, "request %" PRIu64 ": starved, %" PRIu64 " steps late", event->id,
+          sim.steps - client->deadline_step);
     sim.ended[event->finish]++;
     if (client->n_answer > 0) sim.answered++;
     free(client->generated);
@@ -226,9 +220,7 @@ static void on_end(struct client *client, const struct sched_event *event) {
 
 static void on_event(const struct sched_event *event) {
     struct client *client = event->context;
-    if (!check(client->live && client->id == event->id, "request %" PRIu64 ": event after its end",
-               event->id))
-        return;
+    if (!check(client->live && client->id == event->id, "request %" PRIu64 ": event after its end", event->id)) return;
     if (event->is_prompt)
         on_prompt_token(client, event);
     else if (event->token >= 0)
@@ -312,8 +304,8 @@ static void expect_refused(const struct sched_request *request, int code) {
     if (total > sim.options.max_model_len) total = sim.options.max_model_len;
     int rows = request->max_tokens > 0 ? total - 1 : total;
     bool fits = room >= 0 && rows <= sim.options.n_pages * KV_PAGE_TOKENS;
-    check(code == (fits ? 0 : MO_E_LIMIT), "submit of %d + %d tokens: %d", request->n_prompt,
-          request->max_tokens, code);
+    check(code == (fits ? 0 : MO_E_LIMIT), "submit of %d + %d tokens: %d", request->n_prompt, request->max_tokens,
+          code);
 }
 
 /* The oldest request computes a row in each step and is never preempted, so a request ends, at the latest,
@@ -382,8 +374,7 @@ static void check_pages(void) {
     memset(owners, 0, (size_t)n_pages);
     for (int i = 0; i < sched->n_running; i++) count_pages(sched->running[i], owners, &n_owned);
     for (int i = 0; i < sched->kv.n_free; i++) owners[sched->kv.free[i]]++;
-    check(n_owned + sched->kv.n_free == n_pages, "%d owned + %d free pages of %d", n_owned, sched->kv.n_free,
-          n_pages);
+    check(n_owned + sched->kv.n_free == n_pages, "%d owned + %d free pages of %d", n_owned, sched->kv.n_free, n_pages);
     int wrong = 0;
     for (int i = 0; i < n_pages; i++) wrong += owners[i] != 1;
     check(wrong == 0, "%d pages with no owner or two", wrong);
@@ -446,14 +437,12 @@ static void step(void) {
     check(worked || oldest == 0, "no step although requests wait");
     sim.fake.fail_next = false;
     check(sim.fake.n_faults == 0, "%d faults in batches", sim.fake.n_faults);
-    if (oldest != 0 && oldest_live() == oldest)
-        check(computed_rows(oldest) > before, "the oldest stands still");
+    if (oldest != 0 && oldest_live() == oldest) check(computed_rows(oldest) > before, "the oldest stands still");
     check_pages();
     check_order();
     for (int i = 0; i < MAX_LIVE; i++) {
         const struct client *client = &sim.clients[i];
-        if (client->live)
-            check(sim.steps <= client->deadline_step, "request %" PRIu64 " starves", client->id);
+        if (client->live) check(sim.steps <= client->deadline_step, "request %" PRIu64 " starves", client->id);
     }
 }
 
@@ -509,8 +498,7 @@ static void epoch_close(void) {
         while (oldest_live() != 0) step();
         step();
         check(!sched_step(sim.sched), "a step without work");
-        check(sim.sched->kv.n_free == sim.options.n_pages, "%d pages lost",
-              sim.options.n_pages - sim.sched->kv.n_free);
+        check(sim.sched->kv.n_free == sim.options.n_pages, "%d pages lost", sim.options.n_pages - sim.sched->kv.n_free);
         check_statistics();
     } else {
         for (int i = 0; i < MAX_LIVE; i++) sim.clients[i].cancelled = true;
@@ -548,8 +536,8 @@ int main(int argc, char **argv) {
         uint64_t left = n_steps - sim.steps, length = 500 + (uint64_t)below(EPOCH_STEPS);
         run_epoch(sim.steps + (length < left ? length : left));
     }
-    printf("seed %" PRIu64 ": %" PRIu64 " steps, %" PRIu64 " requests in drained epochs (%" PRIu64
-           " stop, %" PRIu64 " length, %" PRIu64 " cancelled, %" PRIu64 " error)\n",
+    printf("seed %" PRIu64 ": %" PRIu64 " steps, %" PRIu64 " requests in drained epochs (%" PRIu64 " stop, %" PRIu64
+           " length, %" PRIu64 " cancelled, %" PRIu64 " error)\n",
            seed, sim.steps, sim.requests, sim.finished[FINISH_STOP], sim.finished[FINISH_LENGTH],
            sim.finished[FINISH_CANCELLED], sim.finished[FINISH_ERROR]);
     printf("%" PRIu64 " tokens and %" PRIu64 " texts compared, %" PRIu64 " stop strings, %" PRIu64

@@ -35,8 +35,14 @@ static void fixture_close(struct fixture *f) {
 }
 
 static struct backend *open_backend(const struct fixture *f, enum attention attention, enum kv_format kv, int threads) {
-    struct backend_options options = {.threads = threads, .max_rows = MAX_ROWS, .max_logits = MAX_ROWS, .max_seqs = 8,
-                                      .n_pages = PAGES, .kv = kv, .compute = COMPUTE_FAST, .attention = attention};
+    struct backend_options options = {.threads = threads,
+                                      .max_rows = MAX_ROWS,
+                                      .max_logits = MAX_ROWS,
+                                      .max_seqs = 8,
+                                      .n_pages = PAGES,
+                                      .kv = kv,
+                                      .compute = COMPUTE_FAST,
+                                      .attention = attention};
     struct backend *backend;
     struct mo_error error = {0};
     if (cpu_backend_open(&backend, &f->model, &f->weights, &options, &error)) fail_msg("%s", error.message);
@@ -48,8 +54,8 @@ static int32_t token_of(const struct fixture *f, int seq, int pos) {
 }
 
 /* One step of sequences `seq[i]` at `first[i]`, `n[i]` rows each; logits of every row into out [rows][vocab]. */
-static void step(struct backend *backend, const struct fixture *f, int n_seqs, const int *seq, const int *first, const int *n,
-                 int32_t pages[][4], float *out) {
+static void step(struct backend *backend, const struct fixture *f, int n_seqs, const int *seq, const int *first,
+                 const int *n, int32_t pages[][4], float *out) {
     int32_t token[MAX_ROWS], wanted[MAX_ROWS];
     struct batch_seq seqs[8];
     int rows = 0;
@@ -67,7 +73,8 @@ static void step(struct backend *backend, const struct fixture *f, int n_seqs, c
 }
 
 /* Sequence `seq` alone, all `n` tokens, in chunks of `chunk`: out [n][vocab]. */
-static void alone(const struct fixture *f, enum attention attention, enum kv_format kv, int seq, int n, int chunk, float *out) {
+static void alone(const struct fixture *f, enum attention attention, enum kv_format kv, int seq, int n, int chunk,
+                  float *out) {
     struct backend *backend = open_backend(f, attention, kv, 2);
     int32_t pages[1][4] = {{5, 3, 8, 1}};
     for (int at = 0; at < n; at += chunk) {
@@ -86,12 +93,14 @@ static double largest_difference(const float *a, const float *b, size_t n) {
 /* Three ragged sequences whose chunks meet in one batch, over scattered pages; absorbed attention: same bits as alone. */
 static void check_company(const char *name, enum kv_format kv) {
     static const int seqs[3] = {0, 1, 2}, lengths[3] = {TOKENS, 70, 33};
-    static const int splits[4][3] = {{64, 1, 0}, {13, 68, 1}, {72, 1, 31}, {1, 0, 1}}; /* each column sums to a length */
+    static const int splits[4][3] = {
+        {64, 1, 0}, {13, 68, 1}, {72, 1, 31}, {1, 0, 1}}; /* each column sums to a length */
     struct fixture f;
     fixture_open(&f, name);
     size_t vocab = (size_t)f.model.vocab;
     float *expected = calloc(3 * TOKENS * vocab, sizeof *expected), *got = calloc(MAX_ROWS * vocab, sizeof *got);
-    for (int s = 0; s < 3; s++) alone(&f, ATTENTION_ABSORBED, kv, s, lengths[s], TOKENS, expected + (size_t)s * TOKENS * vocab);
+    for (int s = 0; s < 3; s++)
+        alone(&f, ATTENTION_ABSORBED, kv, s, lengths[s], TOKENS, expected + (size_t)s * TOKENS * vocab);
     struct backend *backend = open_backend(&f, ATTENTION_ABSORBED, kv, 2);
     int32_t pages[3][4] = {{9, 0, 30, 2}, {7, 39, 4, 11}, {20, 21, 22, 23}};
     int first[3] = {0, 0, 0};
@@ -109,7 +118,8 @@ static void check_company(const char *name, enum kv_format kv) {
             const float *want = expected + ((size_t)in[j] * TOKENS + (size_t)at[j]) * vocab;
             size_t count = (size_t)n[j] * vocab;
             if (memcmp(row, want, count * sizeof *row)) {
-                fail_msg("%s: step %d, sequence %d: differs by %g", name, i, in[j], largest_difference(row, want, count));
+                fail_msg("%s: step %d, sequence %d: differs by %g", name, i, in[j],
+                         largest_difference(row, want, count));
             }
             row += count;
             first[in[j]] += n[j];
@@ -178,7 +188,8 @@ static void test_threads(void **state) {
 /* The rows of the cache, byte by byte: sizes of the published models, and what fp8 costs. */
 static void test_cache_rows(void **state) {
     (void)state;
-    struct model lite = {.layers = 27, .kv_lora = 512, .rope_dim = 64}, v3 = {.layers = 61, .kv_lora = 512, .rope_dim = 64};
+    struct model lite = {.layers = 27, .kv_lora = 512, .rope_dim = 64},
+                 v3 = {.layers = 61, .kv_lora = 512, .rope_dim = 64};
     assert_int_equal(kv_row_bytes(&lite, KV_BF16) * 27, 31104);
     assert_int_equal(kv_row_bytes(&lite, KV_FP8), 656);
     assert_int_equal(kv_row_bytes(&lite, KV_FP8) * 27, 17712);
@@ -188,8 +199,9 @@ static void test_cache_rows(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_company_lite), cmocka_unit_test(test_company_v3_fp8), cmocka_unit_test(test_company_awq),
-        cmocka_unit_test(test_chunks_and_forms), cmocka_unit_test(test_threads), cmocka_unit_test(test_cache_rows),
+        cmocka_unit_test(test_company_lite), cmocka_unit_test(test_company_v3_fp8),
+        cmocka_unit_test(test_company_awq),  cmocka_unit_test(test_chunks_and_forms),
+        cmocka_unit_test(test_threads),      cmocka_unit_test(test_cache_rows),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

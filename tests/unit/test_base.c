@@ -45,9 +45,11 @@ struct tally {
 
 static void count_task(void *context, int index, int worker) {
     struct tally *tally = context;
-    if (worker >= tally->n_threads || atomic_fetch_add(&tally->busy[worker], 1) != 0) atomic_fetch_add(&tally->clashes, 1);
+    if (worker >= tally->n_threads || atomic_fetch_add(&tally->busy[worker], 1) != 0)
+        atomic_fetch_add(&tally->clashes, 1);
     atomic_fetch_add(&tally->times[index], 1);
-    for (volatile int i = 0; i < index % 100; i++) {}
+    for (volatile int i = 0; i < index % 100; i++) {
+    }
     atomic_fetch_sub(&tally->busy[worker], 1);
 }
 

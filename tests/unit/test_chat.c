@@ -28,8 +28,8 @@ static json_t *messages_of(const char *json) {
     return messages;
 }
 
-static int render(const char *name, const char *json, bool add, const char *kwargs,
-                  struct chat_prompt *prompt, struct mo_error *error) {
+static int render(const char *name, const char *json, bool add, const char *kwargs, struct chat_prompt *prompt,
+                  struct mo_error *error) {
     const struct chat_template *chat = chat_template_by_name(name);
     assert_non_null(chat);
     assert_string_equal(chat_template_name(chat), name);
@@ -40,8 +40,7 @@ static int render(const char *name, const char *json, bool add, const char *kwar
     return code;
 }
 
-static void expect_text(const char *name, const char *json, bool add, const char *kwargs,
-                        const char *expected) {
+static void expect_text(const char *name, const char *json, bool add, const char *kwargs, const char *expected) {
     struct chat_prompt prompt;
     struct mo_error error = {0};
     if (render(name, json, add, kwargs, &prompt, &error)) fail_msg("%s: %s", name, error.message);
@@ -54,11 +53,9 @@ static void test_prompts(void **state) {
     (void)state;
     const char *two =
         "[{\"role\": \"user\", \"content\": \"Q\"}, {\"role\": \"assistant\", \"content\": \"t</think>A\"}]";
-    const char *late =
-        "[{\"role\": \"user\", \"content\": \"Q\"}, {\"role\": \"system\", \"content\": \"S\"}, "
-        "{\"role\": \"system\", \"content\": \"T\"}]";
-    expect_text("deepseek-coder-v2", two, true, NULL,
-                BOS "User: Q\n\nAssistant: t</think>A" EOS "Assistant:");
+    const char *late = "[{\"role\": \"user\", \"content\": \"Q\"}, {\"role\": \"system\", \"content\": \"S\"}, "
+                       "{\"role\": \"system\", \"content\": \"T\"}]";
+    expect_text("deepseek-coder-v2", two, true, NULL, BOS "User: Q\n\nAssistant: t</think>A" EOS "Assistant:");
     expect_text("deepseek-coder-v2", late, false, NULL, BOS "User: Q\n\nS\n\nT\n\n");
     expect_text("deepseek-v3", two, true, NULL, BOS USER "Q" ASSISTANT "t</think>A" EOS ASSISTANT);
     expect_text("deepseek-v3", late, true, NULL, BOS "S\n\nT" USER "Q" ASSISTANT);
@@ -66,8 +63,7 @@ static void test_prompts(void **state) {
     expect_text("deepseek-v3-0324", late, true, NULL, BOS "S\n\nT" USER "Q" ASSISTANT);
     expect_text("deepseek-r1-0528", two, false, NULL, BOS USER "Q" ASSISTANT "A" EOS);
     expect_text("deepseek-v3.1", two, false, NULL, BOS USER "Q" ASSISTANT "</think>A" EOS);
-    expect_text("deepseek-v3.1", late, true, "{\"thinking\": true}",
-                BOS "S\n\nT" USER "Q" ASSISTANT "<think>");
+    expect_text("deepseek-v3.1", late, true, "{\"thinking\": true}", BOS "S\n\nT" USER "Q" ASSISTANT "<think>");
     expect_text("deepseek-v3.1", late, true, "{\"thinking\": 0}", BOS "S\n\nT" USER "Q" ASSISTANT "</think>");
     expect_text("deepseek-v3", "[]", true, NULL, BOS ASSISTANT);
 }
@@ -81,8 +77,7 @@ static const struct {
     {EVERY_TEMPLATE, "[3]", "messages[0]: expected an object"},
     {EVERY_TEMPLATE, "[{\"content\": \"x\"}]", "messages[0]: \"role\""},
     {EVERY_TEMPLATE, "[{\"role\": 1, \"content\": \"x\"}]", "messages[0]: \"role\""},
-    {EVERY_TEMPLATE,
-     "[{\"role\": \"user\", \"content\": \"\"}, {\"role\": \"developer\", \"content\": \"x\"}]",
+    {EVERY_TEMPLATE, "[{\"role\": \"user\", \"content\": \"\"}, {\"role\": \"developer\", \"content\": \"x\"}]",
      "messages[1]: role \"developer\""},
     {EVERY_TEMPLATE, "[{\"role\": \"user\"}]", "messages[0]: \"content\" is missing"},
     {EVERY_TEMPLATE, "[{\"role\": \"user\", \"content\": null}]", "messages[0]: expected \"content\""},
@@ -100,8 +95,7 @@ static const struct {
      "messages[0]: expected the \"function.name\""},
     {V3_FAMILY & ~16, "[{\"role\": \"assistant\", \"content\": null, \"tool_calls\": 3}]",
      "\"tool_calls\" to be an array"},
-    {16, "[{\"role\": \"assistant\", \"content\": null, \"tool_calls\": []}]",
-     "messages[0]: expected \"content\""},
+    {16, "[{\"role\": \"assistant\", \"content\": null, \"tool_calls\": []}]", "messages[0]: expected \"content\""},
 };
 
 static void test_refused(void **state) {
@@ -113,8 +107,7 @@ static void test_refused(void **state) {
             struct mo_error error = {0};
             int code = render(NAMES[name], REFUSED[i].messages, true, NULL, &prompt, &error);
             if (code != MO_E_INVALID) fail_msg("%s: %s: gave %d", NAMES[name], REFUSED[i].messages, code);
-            if (!strstr(error.message, REFUSED[i].word))
-                fail_msg("%s: \"%s\"", REFUSED[i].messages, error.message);
+            if (!strstr(error.message, REFUSED[i].word)) fail_msg("%s: \"%s\"", REFUSED[i].messages, error.message);
             assert_null(prompt.text);
             assert_null(prompt.ranges);
         }
@@ -127,15 +120,14 @@ static void test_refused(void **state) {
 
 /* All that users and tools wrote, in every place where a template puts it: it consists of "#" only, which no
  * template writes, or of special tokens. */
-#define CONVERSATION(x)                                                                                      \
-    "[{\"role\": \"system\", \"content\": \"" x "\"}, {\"role\": \"user\", \"content\": \"" x "\"}, "        \
-    "{\"role\": \"assistant\", \"content\": \"" x "\", \"tool_calls\": [{\"type\": \"" x                     \
-    "\", \"function\": "                                                                                     \
-    "{\"name\": \"" x "\", \"arguments\": \"" x "\"}}, {\"type\": \"" x "\", \"function\": {\"name\": \"" x  \
-    "\", \"arguments\": \"" x "\"}}]}, {\"role\": \"tool\", \"content\": \"" x "\"}, "                       \
+#define CONVERSATION(x)                                                                                                \
+    "[{\"role\": \"system\", \"content\": \"" x "\"}, {\"role\": \"user\", \"content\": \"" x "\"}, "                  \
+    "{\"role\": \"assistant\", \"content\": \"" x "\", \"tool_calls\": [{\"type\": \"" x "\", \"function\": "          \
+    "{\"name\": \"" x "\", \"arguments\": \"" x "\"}}, {\"type\": \"" x "\", \"function\": {\"name\": \"" x            \
+    "\", \"arguments\": \"" x "\"}}]}, {\"role\": \"tool\", \"content\": \"" x "\"}, "                                 \
     "{\"role\": \"assistant\", \"content\": \"" x "\"}, {\"role\": \"user\", \"content\": \"" x "\"}]"
-#define PLAIN(x)                                                                                             \
-    "[{\"role\": \"system\", \"content\": \"" x "\"}, {\"role\": \"user\", \"content\": \"" x "\"}, "        \
+#define PLAIN(x)                                                                                                       \
+    "[{\"role\": \"system\", \"content\": \"" x "\"}, {\"role\": \"user\", \"content\": \"" x "\"}, "                  \
     "{\"role\": \"assistant\", \"content\": \"" x "\"}]"
 
 static const char *conversation(int name, bool typed) {
@@ -149,8 +141,7 @@ static void test_ranges(void **state) {
     for (int name = 0; name < N_NAMES; name++) {
         struct chat_prompt prompt;
         struct mo_error error = {0};
-        if (render(NAMES[name], conversation(name, false), true, NULL, &prompt, &error))
-            fail_msg("%s", error.message);
+        if (render(NAMES[name], conversation(name, false), true, NULL, &prompt, &error)) fail_msg("%s", error.message);
         size_t at = 0;
         for (size_t i = 0; i <= prompt.n_ranges; i++) {
             size_t begin = i < prompt.n_ranges ? prompt.ranges[i].begin : prompt.size;
@@ -173,10 +164,9 @@ static size_t count(const struct token_list *ids, int32_t id) {
 static void encode(const struct tokenizer *tokenizer, int name, bool typed, struct token_list *ids) {
     struct chat_prompt prompt;
     struct mo_error error = {0};
-    if (render(NAMES[name], conversation(name, typed), true, NULL, &prompt, &error))
-        fail_msg("%s", error.message);
-    int code = tokenizer_encode_ranges(tokenizer, prompt.text, prompt.size, prompt.ranges, prompt.n_ranges,
-                                       ids, &error);
+    if (render(NAMES[name], conversation(name, typed), true, NULL, &prompt, &error)) fail_msg("%s", error.message);
+    int code =
+        tokenizer_encode_ranges(tokenizer, prompt.text, prompt.size, prompt.ranges, prompt.n_ranges, ids, &error);
     if (code) fail_msg("%s", error.message);
     chat_prompt_free(&prompt);
 }
@@ -206,9 +196,8 @@ static void test_content_with_nul(void **state) {
     (void)state;
     struct chat_prompt prompt;
     struct mo_error error = {0};
-    assert_int_equal(render("deepseek-v3", "[{\"role\": \"user\", \"content\": \"a\\u0000b\"}]", false, NULL,
-                            &prompt, &error),
-                     0);
+    assert_int_equal(
+        render("deepseek-v3", "[{\"role\": \"user\", \"content\": \"a\\u0000b\"}]", false, NULL, &prompt, &error), 0);
     assert_int_equal(prompt.size, strlen(BOS USER) + 3);
     assert_memory_equal(prompt.text, BOS USER "a\0b", prompt.size);
     chat_prompt_free(&prompt);
@@ -244,8 +233,7 @@ static void test_choose(void **state) {
     struct mo_error error = {0};
     assert_string_equal(chat_template_name(chat_template_detect(coder)), "deepseek-coder-v2");
     assert_null(chat_template_detect(""));
-    assert_null(
-        chat_template_detect("{% for message in messages %}<|im_start|>{{ message['role'] }}{% endfor %}"));
+    assert_null(chat_template_detect("{% for message in messages %}<|im_start|>{{ message['role'] }}{% endfor %}"));
     assert_null(chat_template_detect("{% if tools %}{% endif %}{{ 'User: ' + message['content'] }}"
                                      "{{ 'Assistant: ' + message['content'] + eos_token }}"));
     struct tokenizer *t = with_template(coder);
@@ -269,9 +257,8 @@ static void test_choose(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_prompts),          cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_ranges),           cmocka_unit_test(test_typed_tokens),
-        cmocka_unit_test(test_content_with_nul), cmocka_unit_test(test_names),
+        cmocka_unit_test(test_prompts),      cmocka_unit_test(test_refused),          cmocka_unit_test(test_ranges),
+        cmocka_unit_test(test_typed_tokens), cmocka_unit_test(test_content_with_nul), cmocka_unit_test(test_names),
         cmocka_unit_test(test_choose),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -11,24 +11,28 @@
 #include "base/json.h"
 #include "model/model.h"
 
-#define COMMON                                                                                                \
-    "\"max_position_embeddings\": 163840, \"kv_lora_rank\": 512, \"qk_nope_head_dim\": 128, "                 \
+#define COMMON                                                                                                         \
+    "\"max_position_embeddings\": 163840, \"kv_lora_rank\": 512, \"qk_nope_head_dim\": 128, "                          \
     "\"qk_rope_head_dim\": 64, \"v_head_dim\": 128, \"hidden_act\": \"silu\", \"rope_theta\": 10000, "
-#define YARN(mscale)                                                                                          \
-    "\"rope_scaling\": {\"type\": \"yarn\", \"factor\": 40, \"beta_fast\": 32, \"beta_slow\": 1, "           \
+#define YARN(mscale)                                                                                                   \
+    "\"rope_scaling\": {\"type\": \"yarn\", \"factor\": 40, \"beta_fast\": 32, \"beta_slow\": 1, "                     \
     "\"mscale\": " mscale ", \"mscale_all_dim\": " mscale ", \"original_max_position_embeddings\": 4096}"
 
 static const char lite[] =
     "{\"architectures\": [\"DeepseekV2ForCausalLM\"], " COMMON "\"num_hidden_layers\": 27, \"hidden_size\": 2048, "
-    "\"num_attention_heads\": 16, \"vocab_size\": 102400, \"intermediate_size\": 10944, \"moe_intermediate_size\": 1408, "
+    "\"num_attention_heads\": 16, \"vocab_size\": 102400, \"intermediate_size\": 10944, \"moe_intermediate_size\": "
+    "1408, "
     "\"n_routed_experts\": 64, \"num_experts_per_tok\": 6, \"n_shared_experts\": 2, \"first_k_dense_replace\": 1, "
-    "\"q_lora_rank\": null, \"topk_method\": \"greedy\", \"scoring_func\": \"softmax\", \"n_group\": 1, \"topk_group\": 1, " YARN("0.707") "}";
+    "\"q_lora_rank\": null, \"topk_method\": \"greedy\", \"scoring_func\": \"softmax\", \"n_group\": 1, "
+    "\"topk_group\": 1, " YARN("0.707") "}";
 
 static const char v3[] =
     "{\"architectures\": [\"DeepseekV3ForCausalLM\"], " COMMON "\"num_hidden_layers\": 61, \"hidden_size\": 7168, "
-    "\"num_attention_heads\": 128, \"vocab_size\": 129280, \"intermediate_size\": 18432, \"moe_intermediate_size\": 2048, "
+    "\"num_attention_heads\": 128, \"vocab_size\": 129280, \"intermediate_size\": 18432, \"moe_intermediate_size\": "
+    "2048, "
     "\"n_routed_experts\": 256, \"num_experts_per_tok\": 8, \"n_shared_experts\": 1, \"first_k_dense_replace\": 3, "
-    "\"q_lora_rank\": 1536, \"topk_method\": \"noaux_tc\", \"scoring_func\": \"sigmoid\", \"n_group\": 8, \"topk_group\": 4, "
+    "\"q_lora_rank\": 1536, \"topk_method\": \"noaux_tc\", \"scoring_func\": \"sigmoid\", \"n_group\": 8, "
+    "\"topk_group\": 4, "
     "\"norm_topk_prob\": true, \"routed_scaling_factor\": 2.5, \"num_nextn_predict_layers\": 1, " YARN("1.0") "}";
 
 static void parse(struct model *model, const char *json) {
@@ -112,7 +116,8 @@ static void test_yarn_frequencies(void **state) {
     double frequency[32];
     parse(&m, lite);
     model_rope_frequencies(&m, frequency);
-    const json_t *expected = json_object_get(table, "inv_freq_f32"), *plain = json_object_get(table, "inv_freq_plain_f64");
+    const json_t *expected = json_object_get(table, "inv_freq_f32"),
+                 *plain = json_object_get(table, "inv_freq_plain_f64");
     assert_int_equal(json_array_size(expected), 32);
     for (size_t i = 0; i < 32; i++) {
         double want = json_number_value(json_array_get(expected, i));
@@ -149,20 +154,27 @@ static void test_refusals(void **state) {
     refused(lite, "\"softmax\"", "\"tanh\"", "tanh");
     refused(lite, "\"greedy\"", "\"lottery\"", "lottery");
     refused(lite, "\"silu\"", "\"gelu\"", "gelu");
-    refused(lite, "\"first_k_dense_replace\": 1", "\"first_k_dense_replace\": 1, \"moe_layer_freq\": 2", "moe_layer_freq");
+    refused(lite, "\"first_k_dense_replace\": 1", "\"first_k_dense_replace\": 1, \"moe_layer_freq\": 2",
+            "moe_layer_freq");
     refused(lite, "\"num_experts_per_tok\": 6", "\"num_experts_per_tok\": 65", "num_experts_per_tok");
     refused(lite, "\"q_lora_rank\": null", "\"quantization_config\": {\"quant_method\": \"gptq\"}", "gptq");
-    refused(lite, "\"q_lora_rank\": null", "\"quantization_config\": {\"quant_method\": \"awq\", \"bits\": 3, \"group_size\": 64}", "bits");
-    refused(lite, "\"q_lora_rank\": null", "\"quantization_config\": {\"quant_method\": \"fp8\", \"weight_block_size\": [64, 64]}", "weight_block_size");
+    refused(lite, "\"q_lora_rank\": null",
+            "\"quantization_config\": {\"quant_method\": \"awq\", \"bits\": 3, \"group_size\": 64}", "bits");
+    refused(lite, "\"q_lora_rank\": null",
+            "\"quantization_config\": {\"quant_method\": \"fp8\", \"weight_block_size\": [64, 64]}",
+            "weight_block_size");
     refused(v3, "\"n_group\": 8", "\"n_group\": 7", "n_group");
     refused(v3, "\"topk_group\": 4", "\"topk_group\": 9", "topk_group");
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_kinds),          cmocka_unit_test(test_parameter_counts),
-        cmocka_unit_test(test_softmax_scale),  cmocka_unit_test(test_rope_magnitude),
-        cmocka_unit_test(test_yarn_frequencies), cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_kinds),
+        cmocka_unit_test(test_parameter_counts),
+        cmocka_unit_test(test_softmax_scale),
+        cmocka_unit_test(test_rope_magnitude),
+        cmocka_unit_test(test_yarn_frequencies),
+        cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -60,8 +60,7 @@ static int reference_top_p(const struct ranked *list, int n, double p) {
     return n;
 }
 
-static void reference_adjust(const struct sampling *s, const struct token_counts *counts, float *value,
-                             int vocab) {
+static void reference_adjust(const struct sampling *s, const struct token_counts *counts, float *value, int vocab) {
     for (int i = 0; i < s->n_bias; i++) value[s->bias[i].token] += s->bias[i].bias;
     for (int i = 0; counts && counts->generated && i < vocab; i++) {
         bool seen = counts->generated[i] > 0;
@@ -76,8 +75,8 @@ static void reference_adjust(const struct sampling *s, const struct token_counts
 }
 
 /* The kept tokens by falling rank; returns how many. */
-static int reference_keep(const struct sampling *s, const float *logits, const struct token_counts *counts,
-                          int vocab, struct ranked *list) {
+static int reference_keep(const struct sampling *s, const float *logits, const struct token_counts *counts, int vocab,
+                          struct ranked *list) {
     static float value[200000];
     memcpy(value, logits, (size_t)vocab * sizeof *value);
     reference_adjust(s, counts, value, vocab);
@@ -103,9 +102,8 @@ static int reference_keep(const struct sampling *s, const float *logits, const s
     return kept;
 }
 
-static int32_t reference_sample(const struct sampling *s, const float *logits,
-                                const struct token_counts *counts, uint32_t choice, uint32_t position,
-                                int vocab) {
+static int32_t reference_sample(const struct sampling *s, const float *logits, const struct token_counts *counts,
+                                uint32_t choice, uint32_t position, int vocab) {
     static struct ranked list[200000];
     int n = reference_keep(s, logits, counts, vocab, list);
     qsort(list, (size_t)n, sizeof *list, by_id);
@@ -187,8 +185,7 @@ static void test_reference(void **state) {
 }
 
 /* The set of tokens that can be drawn, as a mask, found by drawing often. */
-static unsigned support(const struct sampling *s, const float *logits, const struct token_counts *counts,
-                        int vocab) {
+static unsigned support(const struct sampling *s, const float *logits, const struct token_counts *counts, int vocab) {
     struct sample_scratch scratch;
     unsigned mask = 0;
     assert_int_equal(sample_scratch_init(&scratch, vocab, NULL), 0);
@@ -264,8 +261,7 @@ static void test_order_of_filters(void **state) {
     s.temperature = 2;
     assert_int_equal(support(&s, logits, NULL, 4), 1 << 0 | 1 << 1);
 
-    sampling_init(
-        &s); /* bias before penalties: 1 + 3 = 4, halved 2 > 1.9; halved first, 0.5 + 3 = 3.5 > 3.4 */
+    sampling_init(&s); /* bias before penalties: 1 + 3 = 4, halved 2 > 1.9; halved first, 0.5 + 3 = 3.5 > 3.4 */
     s.temperature = 0;
     s.repetition_penalty = 2;
     s.bias = (struct logit_bias[]){{0, 3}};
@@ -363,10 +359,10 @@ static void test_philox_vectors(void **state) {
     (void)state; /* the known answers that Random123 publishes for philox4x32-10 */
     static const uint32_t cases[3][10] = {
         {0, 0, 0, 0, 0, 0, 0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8},
-        {0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff, 0x408f276d, 0x41c83b0e,
-         0xa20bc7c6, 0x6d5451fd},
-        {0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344, 0xa4093822, 0x299f31d0, 0xd16cfe09, 0x94fdcceb,
-         0x5001e420, 0x24126ea1},
+        {0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff, 0x408f276d, 0x41c83b0e, 0xa20bc7c6,
+         0x6d5451fd},
+        {0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344, 0xa4093822, 0x299f31d0, 0xd16cfe09, 0x94fdcceb, 0x5001e420,
+         0x24126ea1},
     };
     for (int i = 0; i < 3; i++) {
         uint32_t out[4];
@@ -466,8 +462,7 @@ static void test_logprobs(void **state) {
     static struct ranked list[MAX_VOCAB];
     struct token_logprob top[MAX_VOCAB];
     for (int round = 0; round < 500; round++) {
-        int vocab = 1 + random_below(round % 10 ? 50 : MAX_VOCAB),
-            n_top = random_below(vocab < 20 ? vocab + 1 : 21);
+        int vocab = 1 + random_below(round % 10 ? 50 : MAX_VOCAB), n_top = random_below(vocab < 20 ? vocab + 1 : 21);
         double sum = 0;
         for (int i = 0; i < vocab; i++) {
             logits[i] = random_below(2) ? random_float(-20, 20) : (float)random_below(4) + 17;
@@ -492,12 +487,12 @@ static void expect_refused(const struct sampling *s, const char *word) {
     assert_non_null(strstr(error.message, word));
 }
 
-#define REFUSED(field, bad)                                                                                  \
-    do {                                                                                                     \
-        struct sampling s_;                                                                                  \
-        sampling_init(&s_);                                                                                  \
-        s_.field = bad;                                                                                      \
-        expect_refused(&s_, #field);                                                                         \
+#define REFUSED(field, bad)                                                                                            \
+    do {                                                                                                               \
+        struct sampling s_;                                                                                            \
+        sampling_init(&s_);                                                                                            \
+        s_.field = bad;                                                                                                \
+        expect_refused(&s_, #field);                                                                                   \
     } while (0)
 
 static void test_check(void **state) {

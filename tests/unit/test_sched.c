@@ -84,8 +84,7 @@ static void world_open(struct world *world, struct sched_options options) {
     struct mo_error error = {0};
     memset(world, 0, sizeof *world);
     const char *json = FAKE_TOKENIZER_JSON;
-    if (tokenizer_parse(&world->tokenizer, json, strlen(json), NULL, 0, "test", &error))
-        fail_msg("%s", error.message);
+    if (tokenizer_parse(&world->tokenizer, json, strlen(json), NULL, 0, "test", &error)) fail_msg("%s", error.message);
     fake_open(&world->fake, FAKE_VOCAB, options.n_pages, options.max_num_batched_tokens, options.max_logits,
               options.max_num_seqs);
     world->model = fake_model(FAKE_VOCAB);
@@ -105,8 +104,8 @@ static void world_close(struct world *world) {
     tokenizer_free(world->tokenizer);
 }
 
-static struct sched_request request_of(struct world *world, struct owner *owner, const int32_t *prompt,
-                                       int n_prompt, int max_tokens) {
+static struct sched_request request_of(struct world *world, struct owner *owner, const int32_t *prompt, int n_prompt,
+                                       int max_tokens) {
     memset(owner, 0, sizeof *owner);
     owner->world = world;
     struct sched_request request = {.prompt = prompt, .n_prompt = n_prompt, .max_tokens = max_tokens};
@@ -322,12 +321,10 @@ static void test_stop_strings(void **state) {
     assert_string_equal(owner.text, "xa");
     run_script(&owner, (int32_t[]){29, 2, 3, 4, 5, 6}, 6, stop_at_bcd_include);
     assert_string_equal(owner.text, "xabcd");
-    run_script(&owner, (int32_t[]){10, 13, 6}, 3,
-               stop_at_bcd); /* ab cd: begins in one token, ends in the next */
+    run_script(&owner, (int32_t[]){10, 13, 6}, 3, stop_at_bcd); /* ab cd: begins in one token, ends in the next */
     assert_int_equal(owner.n_tokens, 2);
     assert_string_equal(owner.text, "a");
-    run_script(&owner, (int32_t[]){29, 11, 39}, 3,
-               stop_at_bcd); /* x abc abcd: ends with the last token allowed */
+    run_script(&owner, (int32_t[]){29, 11, 39}, 3, stop_at_bcd); /* x abc abcd: ends with the last token allowed */
     assert_int_equal(owner.finish, FINISH_STOP);
     assert_string_equal(owner.text, "xabca");
     run_script(&owner, (int32_t[]){29, 11, 6}, 3, stop_at_bcd); /* held back, then let go */
@@ -380,8 +377,7 @@ static void test_context_full(void **state) {
     world_close(&world);
 }
 
-static void expect_refused(struct world *world, const struct sched_request *request, int code,
-                           const char *word) {
+static void expect_refused(struct world *world, const struct sched_request *request, int code, const char *word) {
     struct mo_error error = {0};
     uint64_t id;
     assert_int_equal(sched_submit(world->sched, request, &id, &error), code);
@@ -396,11 +392,11 @@ static void test_refusals(void **state) {
     world_open(&world, world_options());
     const struct sched_request good = request_of(&world, &owner, prompt, 10, 10);
     struct sched_request bad;
-#define REFUSED(change, code, word)                                                                          \
-    do {                                                                                                     \
-        bad = good;                                                                                          \
-        change;                                                                                              \
-        expect_refused(&world, &bad, code, word);                                                            \
+#define REFUSED(change, code, word)                                                                                    \
+    do {                                                                                                               \
+        bad = good;                                                                                                    \
+        change;                                                                                                        \
+        expect_refused(&world, &bad, code, word);                                                                      \
     } while (0)
     REFUSED(bad.n_prompt = 0, MO_E_INVALID, "prompt");
     REFUSED(bad.prompt = ((int32_t[10]){[9] = FAKE_VOCAB}), MO_E_INVALID, "index 9");
@@ -410,8 +406,7 @@ static void test_refusals(void **state) {
     REFUSED(bad.n_logprobs = 21, MO_E_INVALID, "logprobs");
     REFUSED(bad.n_logprobs = -2, MO_E_INVALID, "logprobs");
     REFUSED(bad.sampling.top_p = 0, MO_E_INVALID, "top_p");
-    REFUSED((bad.stop_tokens = (int32_t[]){FAKE_VOCAB}, bad.n_stop_tokens = 1), MO_E_INVALID,
-            "stop_token_ids");
+    REFUSED((bad.stop_tokens = (int32_t[]){FAKE_VOCAB}, bad.n_stop_tokens = 1), MO_E_INVALID, "stop_token_ids");
     REFUSED((bad.stop = (const char *[]){"a", ""}, bad.n_stop = 2), MO_E_INVALID, "string 1 is empty");
     REFUSED((bad.stop = (const char *[]){"\xe4\xb8"}, bad.n_stop = 1), MO_E_INVALID, "UTF-8");
     REFUSED(bad.n_prompt = 300, MO_E_LIMIT, "300");
@@ -447,8 +442,8 @@ static void test_refusals(void **state) {
 
 static void test_options(void **state) {
     (void)state;
-    static const char *const names[] = {"max_model_len", "max_num_seqs", "max_num_batched_tokens",
-                                        "max_logits", "n_pages"};
+    static const char *const names[] = {"max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_logits",
+                                        "n_pages"};
     struct model model = fake_model(FAKE_VOCAB);
     for (int i = 0; i < 5; i++) {
         struct sched_options options = world_options();
@@ -647,8 +642,7 @@ static void test_threads(void **state) {
     pthread_t engine, threads[THREADS];
     world_open(&world, world_options());
     assert_int_equal(pthread_create(&engine, NULL, run_engine, &world), 0);
-    for (int i = 0; i < THREADS; i++)
-        assert_int_equal(pthread_create(&threads[i], NULL, submit_many, &world), 0);
+    for (int i = 0; i < THREADS; i++) assert_int_equal(pthread_create(&threads[i], NULL, submit_many, &world), 0);
     for (int i = 0; i < THREADS; i++) pthread_join(threads[i], NULL);
     for (int i = 0; i < 20000 && atomic_load(&thread_ends) < THREADS * THREAD_REQUESTS; i++) usleep(1000);
     atomic_store(&engine_stop, true);

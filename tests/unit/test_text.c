@@ -14,11 +14,10 @@
 #include "text/utf8.h"
 #include "text_fixture.h"
 
-#define EXPECT(tokenizer, text, special, ...)                                                                \
-    do {                                                                                                     \
-        const int32_t expected_[] = {__VA_ARGS__};                                                           \
-        expect_ids(tokenizer, text, sizeof(text) - 1, special, expected_,                                    \
-                   sizeof expected_ / sizeof *expected_);                                                    \
+#define EXPECT(tokenizer, text, special, ...)                                                                          \
+    do {                                                                                                               \
+        const int32_t expected_[] = {__VA_ARGS__};                                                                     \
+        expect_ids(tokenizer, text, sizeof(text) - 1, special, expected_, sizeof expected_ / sizeof *expected_);       \
     } while (0)
 
 enum { HANG_S = 120 };
@@ -74,8 +73,7 @@ static size_t merge_naive(const char *text, size_t n, int32_t *ids) {
 static void test_merges_of_any_length(void **state) {
     (void)state;
     json_t *root = fixture_json();
-    json_object_set_new(json_object_get(root, "pre_tokenizer"), "use_regex",
-                        json_false()); /* one piece a text */
+    json_object_set_new(json_object_get(root, "pre_tokenizer"), "use_regex", json_false()); /* one piece a text */
     struct tokenizer *t = fixture_load(root, NULL);
     char text[200];
     int32_t ids[200];
@@ -151,16 +149,14 @@ static void test_invalid_input(void **state) {
     static const struct {
         const char *text;
         size_t valid;
-    } cases[] = {
-        {"abc\xFF", 3}, {"\xC3", 0}, {"a\xED\xA0\x80", 1}, {"\xC0\x80", 0}, {"12345678\xF4\x90\x80\x80", 8}};
+    } cases[] = {{"abc\xFF", 3}, {"\xC3", 0}, {"a\xED\xA0\x80", 1}, {"\xC0\x80", 0}, {"12345678\xF4\x90\x80\x80", 8}};
     struct tokenizer *t = fixture_default();
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct token_list ids = {0};
         struct mo_error error = {0};
         char word[32];
         snprintf(word, sizeof word, "at byte %zu", cases[i].valid);
-        assert_int_equal(tokenizer_encode(t, cases[i].text, strlen(cases[i].text), true, &ids, &error),
-                         MO_E_INVALID);
+        assert_int_equal(tokenizer_encode(t, cases[i].text, strlen(cases[i].text), true, &ids, &error), MO_E_INVALID);
         assert_non_null(strstr(error.message, word));
         assert_int_equal(ids.n, 0);
         token_list_free(&ids);
@@ -265,8 +261,8 @@ struct pieces {
 static int piece_collect(void *context, const uint8_t *piece, size_t n, struct mo_error *error) {
     (void)error;
     struct pieces *pieces = context;
-    pieces->size += (size_t)snprintf(pieces->text + pieces->size, sizeof pieces->text - pieces->size,
-                                     "%s%.*s", pieces->size ? "|" : "", (int)n, (const char *)piece);
+    pieces->size += (size_t)snprintf(pieces->text + pieces->size, sizeof pieces->text - pieces->size, "%s%.*s",
+                                     pieces->size ? "|" : "", (int)n, (const char *)piece);
     return 0;
 }
 
@@ -281,8 +277,8 @@ static void expect_pieces(const char *steps, const char *text, const char *expec
     assert_int_equal(json_parse(json, strlen(json), "steps", &root, &error), 0);
     if (pretokenizer_parse(&pretokenizer, root, "steps", &error)) fail_msg("%s", error.message);
     struct regex_scratch *scratch = regex_scratch_create(strlen(text));
-    int code = pretokenizer_run(&pretokenizer, scratch, (const uint8_t *)text, strlen(text), piece_collect,
-                                &pieces, &error);
+    int code =
+        pretokenizer_run(&pretokenizer, scratch, (const uint8_t *)text, strlen(text), piece_collect, &pieces, &error);
     if (code) fail_msg("%s", error.message);
     assert_string_equal(pieces.text, expected);
     regex_scratch_destroy(scratch);
@@ -291,8 +287,8 @@ static void expect_pieces(const char *steps, const char *text, const char *expec
 }
 
 #define BYTE_LEVEL(regex) "{\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"use_regex\": " regex "}"
-#define SPLIT(kind, pattern, behavior, invert)                                                               \
-    "{\"type\": \"Split\", \"pattern\": {\"" kind "\": \"" pattern "\"}, \"behavior\": \"" behavior          \
+#define SPLIT(kind, pattern, behavior, invert)                                                                         \
+    "{\"type\": \"Split\", \"pattern\": {\"" kind "\": \"" pattern "\"}, \"behavior\": \"" behavior                    \
     "\", \"invert\": " invert "}, "
 
 static void test_split_behaviors(void **state) {
@@ -323,18 +319,12 @@ static void test_split_behaviors(void **state) {
 static void test_steps(void **state) {
     (void)state;
     expect_pieces(BYTE_LEVEL("true"), "I'll go  to 10 x\n\n", "I|'ll| go| | to| 10| x|\n\n");
-    expect_pieces("{\"type\": \"Digits\", \"individual_digits\": true}, " BYTE_LEVEL("false"), "a12½Ⅷb",
-                  "a|1|2|½|Ⅷ|b");
-    expect_pieces("{\"type\": \"Digits\", \"individual_digits\": false}, " BYTE_LEVEL("false"), "a12½b3",
-                  "a|12½|b|3");
-    expect_pieces(SPLIT("Regex", "\\\\s+$", "Isolated", "false") BYTE_LEVEL("false"), "a  \n b \n",
-                  "a|  |\n b| \n");
-    expect_pieces("{\"type\": \"ByteLevel\", \"add_prefix_space\": true, \"use_regex\": true}", "ab c",
-                  " ab| c");
-    expect_pieces("{\"type\": \"ByteLevel\", \"add_prefix_space\": true, \"use_regex\": false}", "ab c",
-                  " ab c");
-    expect_pieces("{\"type\": \"ByteLevel\", \"add_prefix_space\": true, \"use_regex\": false}", " ab",
-                  " ab");
+    expect_pieces("{\"type\": \"Digits\", \"individual_digits\": true}, " BYTE_LEVEL("false"), "a12½Ⅷb", "a|1|2|½|Ⅷ|b");
+    expect_pieces("{\"type\": \"Digits\", \"individual_digits\": false}, " BYTE_LEVEL("false"), "a12½b3", "a|12½|b|3");
+    expect_pieces(SPLIT("Regex", "\\\\s+$", "Isolated", "false") BYTE_LEVEL("false"), "a  \n b \n", "a|  |\n b| \n");
+    expect_pieces("{\"type\": \"ByteLevel\", \"add_prefix_space\": true, \"use_regex\": true}", "ab c", " ab| c");
+    expect_pieces("{\"type\": \"ByteLevel\", \"add_prefix_space\": true, \"use_regex\": false}", "ab c", " ab c");
+    expect_pieces("{\"type\": \"ByteLevel\", \"add_prefix_space\": true, \"use_regex\": false}", " ab", " ab");
 }
 
 static bool is_white_space(uint32_t code) {
@@ -356,8 +346,7 @@ static size_t utf8_put(uint32_t code, char *out) {
 /* \s and \S are exactly Unicode's White_Space and its complement, in and out of classes. */
 static void test_white_space(void **state) {
     (void)state;
-    static const char *const patterns[] = {"\\s", "[\\s]", "[^\\S]"}, *const others[] = {"\\S", "[\\S]",
-                                                                                         "[^\\s]"};
+    static const char *const patterns[] = {"\\s", "[\\s]", "[^\\S]"}, *const others[] = {"\\S", "[\\S]", "[^\\s]"};
     char *text = malloc(0x110000 * 4), *rest = malloc(0x110000 * 4);
     size_t size = 0, rest_size = 0;
     for (uint32_t code = 0; code <= 0x10FFFF; code = code < 0x11000 ? code + 1 : code + 0x101) {
@@ -373,9 +362,8 @@ static void test_white_space(void **state) {
     for (int i = 0; i < 6; i++) {
         json_t *root = fixture_json();
         json_object_set_new(fixture_model(root), "merges", json_array());
-        json_t *split =
-            json_pack("{s:s, s:{s:s}, s:s, s:b}", "type", "Split", "pattern", "Regex",
-                      i < 3 ? patterns[i] : others[i - 3], "behavior", "Removed", "invert", i >= 3);
+        json_t *split = json_pack("{s:s, s:{s:s}, s:s, s:b}", "type", "Split", "pattern", "Regex",
+                                  i < 3 ? patterns[i] : others[i - 3], "behavior", "Removed", "invert", i >= 3);
         json_t *level = json_deep_copy(json_object_get(root, "pre_tokenizer"));
         json_object_set_new(root, "pre_tokenizer",
                             json_pack("{s:s, s:[o, o]}", "type", "Sequence", "pretokenizers", split, level));
@@ -400,8 +388,8 @@ static json_t *with_split(const char *pattern) {
     json_t *root = fixture_json();
     json_t *level = json_deep_copy(json_object_get(root, "pre_tokenizer"));
     json_object_set_new(level, "use_regex", json_false());
-    json_t *split = json_pack("{s:s, s:{s:s}, s:s, s:b}", "type", "Split", "pattern", "Regex", pattern,
-                              "behavior", "Isolated", "invert", 0);
+    json_t *split = json_pack("{s:s, s:{s:s}, s:s, s:b}", "type", "Split", "pattern", "Regex", pattern, "behavior",
+                              "Isolated", "invert", 0);
     json_object_set_new(root, "pre_tokenizer",
                         json_pack("{s:s, s:[o, o]}", "type", "Sequence", "pretokenizers", split, level));
     return root;
@@ -596,10 +584,9 @@ static void test_config(void **state) {
     assert_int_equal(tokenizer_eos(t), -1);
     assert_false(tokenizer_adds_bos(t));
     tokenizer_free(t);
-    t = fixture_load(
-        fixture_json(),
-        "{\"eos_token\": null, \"chat_template\": [{\"name\": \"default\", \"template\": \"b\"}, "
-        "{\"name\": \"tool_use\", \"template\": \"a\"}]}");
+    t = fixture_load(fixture_json(),
+                     "{\"eos_token\": null, \"chat_template\": [{\"name\": \"default\", \"template\": \"b\"}, "
+                     "{\"name\": \"tool_use\", \"template\": \"a\"}]}");
     assert_string_equal(tokenizer_chat_template(t), "b");
     tokenizer_free(t);
     t = fixture_load(bent("post_processor", "{\"type\": \"TemplateProcessing\", \"single\": "

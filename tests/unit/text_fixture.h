@@ -44,7 +44,7 @@ struct tokenizer *fixture_default(void);
 void fixture_refused(json_t *root, const char *config, const char *word);
 
 /* The text must encode to exactly these ids. */
-void expect_ids(const struct tokenizer *tokenizer, const char *text, size_t size, bool special,
-                const int32_t *ids, size_t n);
+void expect_ids(const struct tokenizer *tokenizer, const char *text, size_t size, bool special, const int32_t *ids,
+                size_t n);
 
 #endif

@@ -88,8 +88,8 @@ static void finish_row(void *context, int row, int worker) {
     const struct model *m = cpu->model;
     for (int head = 0; head < m->heads; head++) cpu_rope_apply(cpu, row, q_of(cpu, row, head) + m->nope_dim);
     float *latent = cpu->kv_a + (size_t)row * (size_t)model_latent_dim(m);
-    float mean = cpu->kern.rms_norm(latent, cpu->weights->layers[task->layer].kv_a_norm, m->kv_lora,
-                                    (float)m->norm_eps, latent);
+    float mean =
+        cpu->kern.rms_norm(latent, cpu->weights->layers[task->layer].kv_a_norm, m->kv_lora, (float)m->norm_eps, latent);
     if (!isfinite(mean)) cpu_note_fault(cpu, task->layer, "attn_in", row);
     cpu_rope_apply(cpu, row, latent + m->kv_lora);
     int pos = cpu->pos[row];
@@ -155,17 +155,17 @@ void cpu_attn_in(struct backend *backend, int layer) {
 
 /* One block of query rows of one sequence and head against one page. */
 struct block {
-    int first, n;             /* rows of the batch */
+    int first, n; /* rows of the batch */
     int head;
-    const float *query;       /* of the first row */
+    const float *query; /* of the first row */
     size_t query_stride;
-    const struct mat *keys;   /* [tokens of the page][query dims] */
+    const struct mat *keys; /* [tokens of the page][query dims] */
     const float *values;
     size_t value_stride;
     int value_dim;
-    float *acc;               /* of the first row */
+    float *acc; /* of the first row */
     size_t acc_stride;
-    int page_pos;             /* position of the page's first token */
+    int page_pos; /* position of the page's first token */
 };
 
 /* Scores, running softmax, and the weighted sum. Tokens past a row's own position get weight 0. */
@@ -250,8 +250,14 @@ static void attend_absorbed(struct cpu *cpu, const struct attn_task *task, const
         struct mat keys = f32_matrix(page, page_tokens(seq, page_pos), latent);
         for (int head = head0; head < head1; head++) {
             struct block block = {
-                .head = head, .page_pos = page_pos, .keys = &keys, .query_stride = q_latent_stride(cpu),
-                .values = page, .value_stride = (size_t)latent, .value_dim = m->kv_lora, .acc_stride = acc_stride(cpu),
+                .head = head,
+                .page_pos = page_pos,
+                .keys = &keys,
+                .query_stride = q_latent_stride(cpu),
+                .values = page,
+                .value_stride = (size_t)latent,
+                .value_dim = m->kv_lora,
+                .acc_stride = acc_stride(cpu),
             };
             attend_page(cpu, seq, &block, q_latent_of(cpu, 0, head), acc_of(cpu, 0, head), worker);
         }
@@ -287,8 +293,14 @@ static void attend_expanded(struct cpu *cpu, const struct attn_task *task, const
         expand_page(cpu, &key_weight, &value_weight, tokens, worker);
         struct mat keys = f32_matrix(scratch->key, tokens, model_q_head_dim(m));
         struct block block = {
-            .head = head, .page_pos = page_pos, .keys = &keys, .query_stride = q_stride(cpu), .values = scratch->value,
-            .value_stride = (size_t)m->v_dim, .value_dim = m->v_dim, .acc_stride = attended_stride(cpu),
+            .head = head,
+            .page_pos = page_pos,
+            .keys = &keys,
+            .query_stride = q_stride(cpu),
+            .values = scratch->value,
+            .value_stride = (size_t)m->v_dim,
+            .value_dim = m->v_dim,
+            .acc_stride = attended_stride(cpu),
         };
         attend_page(cpu, seq, &block, q_of(cpu, 0, head), attended_of(cpu, 0, head), worker);
     }

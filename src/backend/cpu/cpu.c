@@ -266,7 +266,8 @@ static int open_memory(struct cpu *cpu, struct mo_error *error) {
     open_workers(cpu, &failed);
     open_activations(cpu, &failed);
     if (!failed) return 0;
-    return mo_error_set(error, MO_E_NO_MEMORY, "no memory for a batch of %d rows (--max-num-batched-tokens makes it smaller)",
+    return mo_error_set(error, MO_E_NO_MEMORY,
+                        "no memory for a batch of %d rows (--max-num-batched-tokens makes it smaller)",
                         cpu->options.max_rows);
 }
 

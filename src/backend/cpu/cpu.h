@@ -14,7 +14,7 @@ enum {
     LINEAR_BLOCK = 64,      /* weight rows a task: small enough to spread, large enough to stream */
     LINEAR_BLOCK_AWQ = 512, /* a line of AWQ runs along the rows: 256 bytes of each */
     LINEAR_BLOCK_MAX = LINEAR_BLOCK_AWQ,
-    ATTENTION_ROWS = 32,   /* query rows that share a pass over a page */
+    ATTENTION_ROWS = 32, /* query rows that share a pass over a page */
 };
 
 /* Memory for one worker thread. */
@@ -55,30 +55,30 @@ struct cpu {
     int32_t *seq;              /* [max_rows] its index in batch->seqs */
     bool *expanded;            /* [max_seqs] which form of attention this step uses */
 
-    double *frequency;   /* [rope / 2] */
-    float magnitude;     /* of cos and sin */
+    double *frequency; /* [rope / 2] */
+    float magnitude;   /* of cos and sin */
     float softmax_scale;
-    int expanded_from;   /* ATTENTION_AUTO: rows of one sequence from which expanding pays */
-    float *rotation;     /* [max_rows][rope / 2][2] cos, sin */
+    int expanded_from; /* ATTENTION_AUTO: rows of one sequence from which expanding pays */
+    float *rotation;   /* [max_rows][rope / 2][2] cos, sin */
 
     uint8_t *cache; /* [layers][n_pages][KV_PAGE_TOKENS] rows of row_bytes */
     size_t cache_bytes, row_bytes;
 
-    float *x;        /* [max_rows][hidden] the residual stream */
-    float *normed;   /* [max_rows][hidden] */
-    float *q_a;      /* [max_rows][q_lora] */
-    float *q;        /* [max_rows][heads][nope + rope] */
-    float *kv_a;     /* [max_rows][latent] */
-    float *q_latent; /* [max_rows][heads][latent] absorbed */
-    float *acc;      /* [max_rows][heads][kv_lora] absorbed */
+    float *x;         /* [max_rows][hidden] the residual stream */
+    float *normed;    /* [max_rows][hidden] */
+    float *q_a;       /* [max_rows][q_lora] */
+    float *q;         /* [max_rows][heads][nope + rope] */
+    float *kv_a;      /* [max_rows][latent] */
+    float *q_latent;  /* [max_rows][heads][latent] absorbed */
+    float *acc;       /* [max_rows][heads][kv_lora] absorbed */
     float *max, *sum; /* [max_rows][heads] running softmax */
-    float *attended; /* [max_rows][heads][v] */
+    float *attended;  /* [max_rows][heads][v] */
 
-    float *gate, *up;   /* [max_rows * top_k][expert_width], or [max_rows][dense_width] */
+    float *gate, *up;               /* [max_rows * top_k][expert_width], or [max_rows][dense_width] */
     float *shared_gate, *shared_up; /* [max_rows][shared_experts * expert_width] */
-    float *score;       /* [max_rows][experts] router logits, then scores */
-    int32_t *expert_id; /* [max_rows][top_k] */
-    float *expert_weight; /* [max_rows][top_k] */
+    float *score;                   /* [max_rows][experts] router logits, then scores */
+    int32_t *expert_id;             /* [max_rows][top_k] */
+    float *expert_weight;           /* [max_rows][top_k] */
 
     float *logits; /* [max_logits][vocab] */
 

@@ -48,8 +48,7 @@ typedef void kern_gemm(const struct mat *w, int r0, int r1, const float *const *
 /* The same for 4-bit weights and 8-bit activations. For each group of 32 k, ascending, from y = 0:
  * y = fmaf((float)(isum - z * qsum), wscale * xscale, y), where isum = sum of nibble * q is an exact integer.
  */
-typedef void kern_gemm_q8(const struct mat *w, int r0, int r1, const struct q8_row *x, int n,
-                          float *const *y);
+typedef void kern_gemm_q8(const struct mat *w, int r0, int r1, const struct q8_row *x, int n, float *const *y);
 
 struct kern {
     const char *name; /* "ref", "avx2", "avx512" */

@@ -52,8 +52,10 @@ int kv_cache_open(struct cpu *cpu, struct mo_error *error) {
     size_t bytes = kv_pool_bytes(cpu->model, cpu->options.kv, cpu->options.n_pages);
     void *cache = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (cache == MAP_FAILED) {
-        return mo_error_set(error, MO_E_NO_MEMORY, "no memory for a cache of %.2f GiB (%s); a smaller --max-model-len "
-                            "or --kv-cache-dtype fp8 makes it smaller", (double)bytes / (1 << 30), strerror(errno));
+        return mo_error_set(error, MO_E_NO_MEMORY,
+                            "no memory for a cache of %.2f GiB (%s); a smaller --max-model-len "
+                            "or --kv-cache-dtype fp8 makes it smaller",
+                            (double)bytes / (1 << 30), strerror(errno));
     }
     cpu->cache = cache;
     cpu->cache_bytes = bytes;
@@ -102,9 +104,15 @@ static void store_fp8(const struct model *model, uint8_t *row, const float *late
 void kv_cache_store(const struct cpu *cpu, uint8_t *row, const float *latent) {
     int n = model_latent_dim(cpu->model);
     switch (cpu->options.kv) {
-    case KV_F32: memcpy(row, latent, (size_t)n * sizeof *latent); break;
-    case KV_BF16: store_bf16(row, latent, n); break;
-    default: store_fp8(cpu->model, row, latent); break;
+    case KV_F32:
+        memcpy(row, latent, (size_t)n * sizeof *latent);
+        break;
+    case KV_BF16:
+        store_bf16(row, latent, n);
+        break;
+    default:
+        store_fp8(cpu->model, row, latent);
+        break;
     }
 }
 
@@ -115,8 +123,14 @@ static void load_fp8(const struct cpu *cpu, const uint8_t *row, float *out) {
         int n = model->kv_lora - i < SCALE_GROUP ? model->kv_lora - i : SCALE_GROUP;
         float scale;
         memcpy(&scale, scales, sizeof scale);
-        struct mat group = {.format = MAT_FP8, .rows = 1, .cols = n, .data = row + i, .scale = &scale,
-                            .scale_rows = 1, .scale_cols = n, .scale_stride = 1};
+        struct mat group = {.format = MAT_FP8,
+                            .rows = 1,
+                            .cols = n,
+                            .data = row + i,
+                            .scale = &scale,
+                            .scale_rows = 1,
+                            .scale_cols = n,
+                            .scale_stride = 1};
         cpu->kern.decode_rows(&group, 0, 1, out + i);
     }
     struct mat rope = {.format = MAT_BF16, .rows = 1, .cols = model->rope_dim, .data = scales};
@@ -126,8 +140,8 @@ static void load_fp8(const struct cpu *cpu, const uint8_t *row, float *out) {
 void kv_cache_load(const struct cpu *cpu, const uint8_t *page, int n_tokens, float *out) {
     int n = model_latent_dim(cpu->model);
     if (cpu->options.kv != KV_FP8) {
-        struct mat rows = {.format = cpu->options.kv == KV_F32 ? MAT_F32 : MAT_BF16, .rows = n_tokens, .cols = n,
-                           .data = page};
+        struct mat rows = {
+            .format = cpu->options.kv == KV_F32 ? MAT_F32 : MAT_BF16, .rows = n_tokens, .cols = n, .data = page};
         cpu->kern.decode_rows(&rows, 0, n_tokens, out);
         return;
     }

@@ -31,13 +31,14 @@ void cpu_ffn_dense(struct backend *backend, int layer) {
     cpu_norm_rows(cpu, cpu->x, (int)hidden, hidden, w->ffn_norm, cpu->normed, n, layer, "attention");
     const float *const *x = (const float *const *)cpu_row_pointers(cpu, cpu->normed, hidden, n);
     float **gate = cpu_row_pointers(cpu, cpu->gate, width, n), **up = cpu_row_pointers(cpu, cpu->up, width, n);
-    struct linear in[2] = {{.w = &w->dense.gate, .x = x, .y = gate, .n = n}, {.w = &w->dense.up, .x = x, .y = up, .n = n}};
+    struct linear in[2] = {{.w = &w->dense.gate, .x = x, .y = gate, .n = n},
+                           {.w = &w->dense.up, .x = x, .y = up, .n = n}};
     in[0].q = cpu_quantize(cpu, in[0].w, x, n);
     in[1].q = in[0].w->format == in[1].w->format ? in[0].q : cpu_quantize(cpu, in[1].w, x, n);
     cpu_linear_each(cpu, in, 2);
     silu_rows(cpu, cpu->gate, cpu->up, (int)width, n);
-    struct linear down = {.w = &w->dense.down, .x = (const float *const *)gate, .n = n,
-                          .y = cpu_row_pointers(cpu, cpu->x, hidden, n)};
+    struct linear down = {
+        .w = &w->dense.down, .x = (const float *const *)gate, .n = n, .y = cpu_row_pointers(cpu, cpu->x, hidden, n)};
     down.q = cpu_quantize(cpu, down.w, down.x, n);
     cpu_linear_sum(cpu, &down, 1);
 }
@@ -141,8 +142,8 @@ void cpu_route(struct backend *backend, int layer) {
 
 /* The batch's (row, expert) pairs sorted by expert: pair i of the sorted list is row row[i], slot slot[i]. */
 struct assignment {
-    int *first; /* [experts + 1] */
-    int *row;   /* [n_rows * top_k] */
+    int *first;    /* [experts + 1] */
+    int *row;      /* [n_rows * top_k] */
     float *weight; /* [n_rows * top_k] */
 };
 
@@ -206,8 +207,12 @@ static int list_down(struct cpu *cpu, const struct layer *w, const struct assign
     for (int e = 0; e < m->experts; e++) {
         int at = a->first[e], rows = a->first[e + 1] - at;
         if (!rows) continue;
-        jobs[n++] = (struct linear){.w = &w->experts[e].down, .x = x + at, .q = q ? q + at : NULL, .y = y + at,
-                                    .scale = a->weight + at, .n = rows};
+        jobs[n++] = (struct linear){.w = &w->experts[e].down,
+                                    .x = x + at,
+                                    .q = q ? q + at : NULL,
+                                    .y = y + at,
+                                    .scale = a->weight + at,
+                                    .n = rows};
     }
     if (!m->shared_experts) return n;
     size_t shared = (size_t)m->expert_width * (size_t)m->shared_experts;

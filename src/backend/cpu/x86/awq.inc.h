@@ -29,8 +29,7 @@ struct awq_view {
 };
 
 INLINE struct awq_view awq_view_rows(const struct mat *w, int r0, int r1) {
-    return (struct awq_view){(const char *)w->data + (size_t)(r0 / 8) * 4, (size_t)(w->rows / 8) * 4,
-                             (r1 - r0) / 8};
+    return (struct awq_view){(const char *)w->data + (size_t)(r0 / 8) * 4, (size_t)(w->rows / 8) * 4, (r1 - r0) / 8};
 }
 
 /* The lines of the step to come, asked for while this one is worked on, in the order of memory and not in the
@@ -43,14 +42,13 @@ enum { AWQ_STREAMS = 4, AWQ_AHEAD_EVERY = AWQ_STREAMS * 16 / VL };
 struct awq_ahead {
     const char *line; /* of the first stream */
     size_t stream;    /* bytes between streams */
-    ptrdiff_t skip;  /* from the end of one k's lines to the next k's first; below 0 where lines are shared */
-    int lines, left; /* of one k */
+    ptrdiff_t skip;   /* from the end of one k's lines to the next k's first; below 0 where lines are shared */
+    int lines, left;  /* of one k */
 };
 
 INLINE struct awq_ahead awq_ahead_from(const char *p, size_t pitch, int words) {
     int lines = (words * 4 + 63) / 64;
-    return (struct awq_ahead){p, pitch * (AWQ_STEP / AWQ_STREAMS), (ptrdiff_t)pitch - lines * 64, lines,
-                              lines};
+    return (struct awq_ahead){p, pitch * (AWQ_STEP / AWQ_STREAMS), (ptrdiff_t)pitch - lines * 64, lines, lines};
 }
 
 /* At k = `at` of a panel: as many lines as the panel's words take, every AWQ_AHEAD_EVERY k. */
@@ -97,8 +95,7 @@ static void awq_group_f32(const struct mat *w, int group, int row, int words, st
         int left = awq_words_left(words, panel), first = row + panel * PANEL_ROWS;
         ivec z = ivec_load_part(awq_zeros(w, group, first), left);
         float *scale = (float *)&out->scale[panel * 8];
-        for (int j = 0; j < 8; j++)
-            out->zero[panel * 8 + j] = nibble_float(j < 4 ? z : ivec_shift_right(z, 16), j % 4);
+        for (int j = 0; j < 8; j++) out->zero[panel * 8 + j] = nibble_float(j < 4 ? z : ivec_shift_right(z, 16), j % 4);
         for (int word = 0; word < left; word++) {
             float eight[8];
             _mm256_storeu_ps(eight, _mm256_cvtph_ps(awq_scales(w, group, first + 8 * word)));
@@ -121,8 +118,8 @@ INLINE void awq_values(ivec v, const vec *zero, vec out[8]) {
 }
 
 /* One token, one panel, one step. p is the panel's words at the step's first k. */
-INLINE void awq_panel_f32(const char *p, size_t pitch, int words, int count, struct awq_ahead *ahead,
-                          const float *x, const vec *scale, const vec *zero, vec *acc) {
+INLINE void awq_panel_f32(const char *p, size_t pitch, int words, int count, struct awq_ahead *ahead, const float *x,
+                          const vec *scale, const vec *zero, vec *acc) {
     vec sum[8];
     UNROLL
     for (int j = 0; j < 8; j++) sum[j] = vec_zero();
@@ -154,8 +151,7 @@ static void awq_block_f32(const struct mat *w, int r0, int r1, const float *x, f
             if (words == VL)
                 awq_panel_f32(p + i * VL * 4, view.pitch, VL, count, &ahead, x + k, scale, zero, acc + i * 8);
             else
-                awq_panel_f32(p + i * VL * 4, view.pitch, words, count, &ahead, x + k, scale, zero,
-                              acc + i * 8);
+                awq_panel_f32(p + i * VL * 4, view.pitch, words, count, &ahead, x + k, scale, zero, acc + i * 8);
         }
     }
     for (int r = 0; r < r1 - r0; r++)
@@ -163,8 +159,8 @@ static void awq_block_f32(const struct mat *w, int r0, int r1, const float *x, f
 }
 
 /* Four vectors of a panel for some tokens: values [count][8], x[t] at the step's first k, acc [tokens][8]. */
-INLINE void awq_tile_f32(int tokens, const vec *values, int count, const float *const *x, int k,
-                         const vec *scale, vec *acc) {
+INLINE void awq_tile_f32(int tokens, const vec *values, int count, const float *const *x, int k, const vec *scale,
+                         vec *acc) {
     const float *xt[TILE_TOKENS];
     vec sum[4][TILE_TOKENS];
     UNROLL
@@ -189,9 +185,9 @@ INLINE void awq_tile_f32(int tokens, const vec *values, int count, const float *
     }
 }
 
-#define AWQ_TILE_F32_CASE(T)                                                                                 \
-    case T:                                                                                                  \
-        awq_tile_f32(T, values + half, count, x + t, k, scale + half, acc + t * 8 + half);                   \
+#define AWQ_TILE_F32_CASE(T)                                                                                           \
+    case T:                                                                                                            \
+        awq_tile_f32(T, values + half, count, x + t, k, scale + half, acc + t * 8 + half);                             \
         break;
 
 static void awq_tiles_f32(const vec *values, int count, const float *const *x, int n, int k, const vec *scale,
@@ -210,8 +206,7 @@ static void awq_tiles_f32(const vec *values, int count, const float *const *x, i
 }
 
 /* One panel (r1 - r0 <= PANEL_ROWS) for at most AWQ_TOKENS tokens. */
-static void awq_panel_tokens_f32(const struct mat *w, int r0, int r1, const float *const *x, int n,
-                                 float *const *y) {
+static void awq_panel_tokens_f32(const struct mat *w, int r0, int r1, const float *const *x, int n, float *const *y) {
     struct awq_view view = awq_view_rows(w, r0, r1);
     struct awq_group group;
     vec acc[AWQ_TOKENS * 8], values[AWQ_STEP * 8];
@@ -293,8 +288,7 @@ INLINE ivec awq_x4(const int8_t *q) {
     return ivec_set1(four);
 }
 
-INLINE vec awq_add_q8(ivec sum, const vec *scale, const vec *zero, const struct q8_row *x, int group,
-                      vec acc) {
+INLINE vec awq_add_q8(ivec sum, const vec *scale, const vec *zero, const struct q8_row *x, int group, vec acc) {
     ivec exact = q8_sum(sum, vec_bits(*zero), ivec_set1(-x->sum[group]));
     return vec_fma(vec_from_int(exact), vec_mul(*scale, vec_set1(x->scale[group])), acc);
 }
@@ -331,11 +325,9 @@ static void awq_block_q8(const struct mat *w, int r0, int r1, const struct q8_ro
             const int words = awq_words_left(view.words, i);
             const vec *scale = group.scale + i * 8, *zero = group.zero + i * 8;
             if (words == VL && count == AWQ_STEP)
-                awq_panel_q8(p + i * VL * 4, view.pitch, VL, AWQ_STEP, &ahead, x, step, scale, zero,
-                             acc + i * 8);
+                awq_panel_q8(p + i * VL * 4, view.pitch, VL, AWQ_STEP, &ahead, x, step, scale, zero, acc + i * 8);
             else
-                awq_panel_q8(p + i * VL * 4, view.pitch, words, count, &ahead, x, step, scale, zero,
-                             acc + i * 8);
+                awq_panel_q8(p + i * VL * 4, view.pitch, words, count, &ahead, x, step, scale, zero, acc + i * 8);
         }
     }
     for (int r = 0; r < r1 - r0; r++)
@@ -371,9 +363,9 @@ INLINE void awq_tile_q8(int tokens, const ivec *nibbles, const struct q8_row *x,
     }
 }
 
-#define AWQ_TILE_Q8_CASE(T)                                                                                  \
-    case T:                                                                                                  \
-        awq_tile_q8(T, nibbles + half, x + t, step, scale + half, zero + half, acc + t * 8 + half);          \
+#define AWQ_TILE_Q8_CASE(T)                                                                                            \
+    case T:                                                                                                            \
+        awq_tile_q8(T, nibbles + half, x + t, step, scale + half, zero + half, acc + t * 8 + half);                    \
         break;
 
 static void awq_tiles_q8(const ivec *nibbles, const struct q8_row *x, int n, int step, const vec *scale,
@@ -392,8 +384,7 @@ static void awq_tiles_q8(const ivec *nibbles, const struct q8_row *x, int n, int
 }
 
 /* One panel (r1 - r0 <= PANEL_ROWS) for at most AWQ_TOKENS tokens. */
-static void awq_panel_tokens_q8(const struct mat *w, int r0, int r1, const struct q8_row *x, int n,
-                                float *const *y) {
+static void awq_panel_tokens_q8(const struct mat *w, int r0, int r1, const struct q8_row *x, int n, float *const *y) {
     struct awq_view view = awq_view_rows(w, r0, r1);
     struct awq_group group;
     vec acc[AWQ_TOKENS * 8];
@@ -404,8 +395,7 @@ static void awq_panel_tokens_q8(const struct mat *w, int r0, int r1, const struc
         const char *p = view.data + (size_t)k * view.pitch;
         if (k % w->group_size == 0) awq_group_q8(w, k / w->group_size, r0, view.words, &group);
         for (int i = 0; i < AWQ_STEP; i++) _mm_prefetch(p + (size_t)(AWQ_STEP + i) * view.pitch, _MM_HINT_T0);
-        for (int at = 0; at < AWQ_STEP; at += 4)
-            awq_load4(p, view.pitch, view.words, at, count, nibbles + at * 2);
+        for (int at = 0; at < AWQ_STEP; at += 4) awq_load4(p, view.pitch, view.words, at, count, nibbles + at * 2);
         awq_tiles_q8(nibbles, x, n, k / AWQ_STEP, group.scale, group.zero, acc);
     }
     for (int t = 0; t < n; t++)
@@ -437,8 +427,7 @@ static void awq_decode_word(const struct mat *w, int word, int k0, int k1, int r
     for (int k = k0; k < k1; k += VL) {
         int count = k1 - k < VL ? k1 - k : VL;
         uint32_t few[VL] = {0};
-        for (int i = 0; count < VL && i < count; i++)
-            memcpy(&few[i], p + (size_t)(k + i) * (size_t)stride * 4, 4);
+        for (int i = 0; count < VL && i < count; i++) memcpy(&few[i], p + (size_t)(k + i) * (size_t)stride * 4, 4);
         ivec v = count == VL ? ivec_gather(p + (size_t)k * (size_t)stride * 4, stride) : ivec_load(few);
         for (int j = 0; j < 8; j++, v = ivec_shift_right(v, 4)) {
             int row = first + awq_order[j], zero = z >> 4 * j & 15;

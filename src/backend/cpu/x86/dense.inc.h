@@ -54,8 +54,8 @@ static int fp8_row_has_nan(const char *p, int n) {
 /* ---- one token ---- */
 
 /* acc[i] += row i times x over `count` (at most 2 * VL) columns; acc [rows][LANE_VECS]. */
-INLINE void dense_step(enum mat_format format, int rows, const char *p, size_t pitch, const float *x,
-                       int count, vec *acc) {
+INLINE void dense_step(enum mat_format format, int rows, const char *p, size_t pitch, const float *x, int count,
+                       vec *acc) {
     const int whole = count == 2 * VL;
     vec xa = whole ? vec_load(x) : vec_load_part(x, count);
     vec xb = whole ? vec_load(x + VL) : vec_load_part(x + VL, count - VL);
@@ -95,8 +95,7 @@ INLINE int fp8_tail_has_nan(int rows, const char *p, size_t pitch, int count) {
 }
 
 /* y[i] = row r + i times x, for `rows` rows at once. */
-INLINE void dense_dot(const struct mat *w, enum mat_format format, int rows, int r, const float *x,
-                      float *y) {
+INLINE void dense_dot(const struct mat *w, enum mat_format format, int rows, int r, const float *x, float *y) {
     const int size = dense_size(format), step = 64 / size > 2 * VL ? 64 / size : 2 * VL;
     const size_t pitch = (size_t)w->cols * (size_t)size;
     const char *p = (const char *)w->data + (size_t)r * pitch;
@@ -143,16 +142,14 @@ INLINE void dense_dot(const struct mat *w, enum mat_format format, int rows, int
 /* ---- several tokens ---- */
 
 /* Rows [r, r + rows), columns [k, k + count) into out [DENSE_ROWS][DENSE_CHUNK] fp32; missing rows are 0. */
-INLINE void dense_widen(const struct mat *w, enum mat_format format, int r, int rows, int k, int count,
-                        float *out) {
+INLINE void dense_widen(const struct mat *w, enum mat_format format, int r, int rows, int k, int count, float *out) {
     const int size = dense_size(format);
     for (int i = 0; i < DENSE_ROWS; i++, out += DENSE_CHUNK) {
         if (i >= rows) {
             memset(out, 0, DENSE_CHUNK * sizeof *out);
             continue;
         }
-        const char *p =
-            (const char *)w->data + ((size_t)(r + i) * (size_t)w->cols + (size_t)k) * (size_t)size;
+        const char *p = (const char *)w->data + ((size_t)(r + i) * (size_t)w->cols + (size_t)k) * (size_t)size;
         for (int at = 0; at < count; at += 2 * VL) {
             int whole = at + 2 * VL <= count;
             struct vec2 v =
@@ -204,9 +201,9 @@ INLINE void dense_tile(int tokens, const float *w, const float *const *x, int k,
     }
 }
 
-#define DENSE_TILE_CASE(T)                                                                                   \
-    case T:                                                                                                  \
-        dense_tile(T, w, x, k, count, lane, scale, acc);                                                     \
+#define DENSE_TILE_CASE(T)                                                                                             \
+    case T:                                                                                                            \
+        dense_tile(T, w, x, k, count, lane, scale, acc);                                                               \
         break;
 
 INLINE void dense_tile_any(int tokens, const float *w, const float *const *x, int k, int count, int lane,
@@ -225,27 +222,27 @@ INLINE void dense_tile_any(int tokens, const float *w, const float *const *x, in
 
 /* Two functions, so that the tiles are compiled twice (with and without scales) and not once a format.
  * acc [LANE_VECS][DENSE_TOKENS][DENSE_ROWS]. */
-static __attribute__((noinline)) void dense_tiles(const float *w, const float *const *x, int n, int k,
-                                                  int count, vec *acc) {
+static __attribute__((noinline)) void dense_tiles(const float *w, const float *const *x, int n, int k, int count,
+                                                  vec *acc) {
     for (int t = 0; t < n; t += TILE_TOKENS)
         for (int i = 0; i < DENSE_ROWS; i += 4)
             for (int v = 0; v < LANE_VECS; v++)
-                dense_tile_any(n - t < TILE_TOKENS ? n - t : TILE_TOKENS, w + i * DENSE_CHUNK, x + t, k,
-                               count, v * VL, 0, acc + (v * DENSE_TOKENS + t) * DENSE_ROWS + i);
+                dense_tile_any(n - t < TILE_TOKENS ? n - t : TILE_TOKENS, w + i * DENSE_CHUNK, x + t, k, count, v * VL,
+                               0, acc + (v * DENSE_TOKENS + t) * DENSE_ROWS + i);
 }
 
-static __attribute__((noinline)) void dense_tiles_scaled(const float *w, const float *const *x, int n, int k,
-                                                         int count, const float *scale, vec *acc) {
+static __attribute__((noinline)) void dense_tiles_scaled(const float *w, const float *const *x, int n, int k, int count,
+                                                         const float *scale, vec *acc) {
     for (int t = 0; t < n; t += TILE_TOKENS)
         for (int i = 0; i < DENSE_ROWS; i += 4)
             for (int v = 0; v < LANE_VECS; v++)
-                dense_tile_any(n - t < TILE_TOKENS ? n - t : TILE_TOKENS, w + i * DENSE_CHUNK, x + t, k,
-                               count, v * VL, scale + i, acc + (v * DENSE_TOKENS + t) * DENSE_ROWS + i);
+                dense_tile_any(n - t < TILE_TOKENS ? n - t : TILE_TOKENS, w + i * DENSE_CHUNK, x + t, k, count, v * VL,
+                               scale + i, acc + (v * DENSE_TOKENS + t) * DENSE_ROWS + i);
 }
 
 /* At most DENSE_ROWS rows and DENSE_TOKENS tokens. */
-INLINE void dense_block(const struct mat *w, enum mat_format format, int r, int rows, const float *const *x,
-                        int n, float *const *y) {
+INLINE void dense_block(const struct mat *w, enum mat_format format, int r, int rows, const float *const *x, int n,
+                        float *const *y) {
     vec acc[LANE_VECS * DENSE_TOKENS * DENSE_ROWS], *high = acc + (LANE_VECS - 1) * DENSE_TOKENS * DENSE_ROWS;
     float wide[DENSE_ROWS * DENSE_CHUNK] __attribute__((aligned(64)));
     const char *scales[DENSE_ROWS];
@@ -264,12 +261,11 @@ INLINE void dense_block(const struct mat *w, enum mat_format format, int r, int 
         }
     }
     for (int t = 0; t < n; t++)
-        for (int i = 0; i < rows; i++)
-            y[t][r + i] = lanes_sum(acc[t * DENSE_ROWS + i], high[t * DENSE_ROWS + i]);
+        for (int i = 0; i < rows; i++) y[t][r + i] = lanes_sum(acc[t * DENSE_ROWS + i], high[t * DENSE_ROWS + i]);
 }
 
-INLINE void dense_gemm(const struct mat *w, enum mat_format format, int r0, int r1, const float *const *x,
-                       int n, float *const *y) {
+INLINE void dense_gemm(const struct mat *w, enum mat_format format, int r0, int r1, const float *const *x, int n,
+                       float *const *y) {
     if (n == 1) {
         int r = r0;
         for (; r + DOT_ROWS <= r1; r += DOT_ROWS) dense_dot(w, format, DOT_ROWS, r, x[0], y[0] + r);
@@ -282,9 +278,9 @@ INLINE void dense_gemm(const struct mat *w, enum mat_format format, int r0, int 
                         n - t < DENSE_TOKENS ? n - t : DENSE_TOKENS, y + t);
 }
 
-#define DENSE_GEMM(NAME, FORMAT)                                                                             \
-    static void NAME(const struct mat *w, int r0, int r1, const float *const *x, int n, float *const *y) {   \
-        dense_gemm(w, FORMAT, r0, r1, x, n, y);                                                              \
+#define DENSE_GEMM(NAME, FORMAT)                                                                                       \
+    static void NAME(const struct mat *w, int r0, int r1, const float *const *x, int n, float *const *y) {             \
+        dense_gemm(w, FORMAT, r0, r1, x, n, y);                                                                        \
     }
 DENSE_GEMM(gemm_f32, MAT_F32)
 DENSE_GEMM(gemm_f16, MAT_F16)
@@ -315,10 +311,9 @@ INLINE void dense_decode_row(const struct mat *w, enum mat_format format, int r,
     }
 }
 
-#define DENSE_DECODE(NAME, FORMAT)                                                                           \
-    static void NAME(const struct mat *w, int r0, int r1, float *out) {                                      \
-        for (int r = r0; r < r1; r++)                                                                        \
-            dense_decode_row(w, FORMAT, r, out + (size_t)(r - r0) * (size_t)w->cols);                        \
+#define DENSE_DECODE(NAME, FORMAT)                                                                                     \
+    static void NAME(const struct mat *w, int r0, int r1, float *out) {                                                \
+        for (int r = r0; r < r1; r++) dense_decode_row(w, FORMAT, r, out + (size_t)(r - r0) * (size_t)w->cols);        \
     }
 DENSE_DECODE(decode_f16, MAT_F16)
 DENSE_DECODE(decode_bf16, MAT_BF16)

@@ -231,8 +231,7 @@ INLINE int nan_seen(ivec seen) {
 
 /* Nibble `place` (0..3) of each lane as a float with 2^23 added, times 16^place. */
 INLINE vec nibble_float(ivec v, int place) {
-    return vec_from_bits(
-        _mm256_or_si256(_mm256_and_si256(v, ivec_set1(15 << 4 * place)), ivec_set1(0x4b000000)));
+    return vec_from_bits(_mm256_or_si256(_mm256_and_si256(v, ivec_set1(15 << 4 * place)), ivec_set1(0x4b000000)));
 }
 
 /* 8-bit dot: from words of four k, u[2j] and u[2j + 1] hold in each lane four k of one row: the low and high
@@ -258,6 +257,5 @@ INLINE ivec q8_dot(ivec acc, ivec nibbles, ivec x) {
 
 /* sum of nibble * q over 32 k, plus zero * minus_qsum: both factors fit 16 bits. */
 INLINE ivec q8_sum(ivec acc, ivec zero, ivec minus_qsum) {
-    return _mm256_add_epi32(_mm256_madd_epi16(acc, _mm256_set1_epi16(1)),
-                            _mm256_madd_epi16(zero, minus_qsum));
+    return _mm256_add_epi32(_mm256_madd_epi16(acc, _mm256_set1_epi16(1)), _mm256_madd_epi16(zero, minus_qsum));
 }

@@ -216,8 +216,7 @@ INLINE struct vec2 widen2(enum mat_format format, const char *p, int check_nan) 
 /* The first n of 2 * VL weights, the rest 0. */
 INLINE struct vec2 widen2_part(enum mat_format format, const char *p, int n, int check_nan) {
     if (format == MAT_F32)
-        return (struct vec2){_mm512_maskz_loadu_ps(part16(n), p),
-                             _mm512_maskz_loadu_ps(part16(n - 16), p + 64)};
+        return (struct vec2){_mm512_maskz_loadu_ps(part16(n), p), _mm512_maskz_loadu_ps(part16(n - 16), p + 64)};
     if (format == MAT_FP8) return widen_fp8(_mm256_maskz_loadu_epi8(part32(n), p), check_nan);
     ivec v = _mm512_maskz_loadu_epi16(part32(n), p);
     __m256i a = _mm512_castsi512_si256(v), b = _mm512_extracti64x4_epi64(v, 1);
@@ -241,8 +240,7 @@ INLINE int nan_seen(ivec seen) {
 
 /* Nibble `place` (0..3) of each lane as a float with 2^23 added, times 16^place. */
 INLINE vec nibble_float(ivec v, int place) {
-    return vec_from_bits(
-        _mm512_ternarylogic_epi32(v, ivec_set1(15 << 4 * place), ivec_set1(0x4b000000), 0xea));
+    return vec_from_bits(_mm512_ternarylogic_epi32(v, ivec_set1(15 << 4 * place), ivec_set1(0x4b000000), 0xea));
 }
 
 /* 8-bit dot: from words of four k, u[2j] and u[2j + 1] hold in each lane four k of one row: the low and high
