@@ -29,6 +29,7 @@ static char *read_line(bool terminal) {
         free(line);
         return NULL;
     }
+    if (memchr(line, 0, (size_t)n)) fprintf(stderr, "moebius run: a NUL ends the line: what follows it is not read\n");
     line[strcspn(line, "\r\n")] = 0;
     return line;
 }

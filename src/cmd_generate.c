@@ -92,10 +92,9 @@ static void wait_for_news(struct mailbox *box) {
 }
 
 static void print_news(struct mailbox *box) {
-    char *text = box->text + box->taken;
     size_t size = box->size - box->taken;
     if (!size) return;
-    fwrite(text, 1, size, stdout);
+    fwrite(box->text + box->taken, 1, size, stdout);
     fflush(stdout);
     box->taken = box->size;
 }

@@ -241,6 +241,10 @@ int cmd_logits(int argc, char **argv) {
     int code = cli_parse(&command, argc, argv, &positional, &n_positionals, &error);
     if (code > 0) return 0;
     if (n_positionals) options.model = positional;
+    if (!code && options.max_num_batched_tokens) {
+        code = mo_error_set(&error, MO_E_INVALID,
+                            "logits computes one chunk a step: use --chunk for --max-num-batched-tokens");
+    }
     options.max_num_batched_tokens = a.chunk;
     options.max_logits = a.all ? a.chunk : 1;
     if (!code && !a.ids) code = mo_error_set(&error, MO_E_INVALID, "--ids is missing");

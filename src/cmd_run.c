@@ -95,6 +95,8 @@ static int check_arguments(const struct arguments *a, struct mo_error *error) {
     if (a->chat && (a->file || a->prefix || a->suffix)) {
         return mo_error_set(error, MO_E_INVALID, "--chat does not go with --file, --prefix or --suffix");
     }
+    if (a->system && !a->chat) return mo_error_set(error, MO_E_INVALID, "--system goes with --chat only");
+    if (a->echo && !a->prompt) return mo_error_set(error, MO_E_INVALID, "--echo goes with -p only");
     if (a->chat && a->json) return mo_error_set(error, MO_E_INVALID, "--json does not go with --chat");
     if (!a->chat && sources != 1) {
         return mo_error_set(error, MO_E_INVALID, "give one of -p PROMPT, -f FILE, --prefix/--suffix FILE, or --chat");

@@ -66,6 +66,9 @@ struct backend_ops {
     /* Waits for everything; MO_E_NUMERIC names layer, stage and row of the first NaN or infinity. */
     int (*end)(struct backend *backend, struct mo_error *error);
 
+    /* After end() failed: the row that it blamed, or -1 when the whole batch is lost. NULL: always the whole batch. */
+    int (*fault_row)(struct backend *backend);
+
     /* Read back; valid until the next begin(). */
     const float *(*logits)(struct backend *backend);   /* [n_logits][vocab] */
     const float *(*residual)(struct backend *backend); /* [n_rows][hidden], as of the last stage */

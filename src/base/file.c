@@ -2,6 +2,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,9 +12,66 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+/* Maps that are open, so that a fault in one can be told from a bug. The list is changed under the lock; the handler only
+ * reads, in the thread that faulted inside of a map that is certainly still in the list. */
+struct guarded {
+    struct guarded *next;
+    const uint8_t *data;
+    size_t size;
+    char path[];
+};
+
+static pthread_mutex_t g_guard_lock = PTHREAD_MUTEX_INITIALIZER;
+static _Atomic(struct guarded *) g_guarded;
+
+static void write_text(const char *text) {
+    if (write(STDERR_FILENO, text, strlen(text)) < 0) return; /* nothing else can be done here */
+}
+
+/* A file that is cut short, or whose disk fails, while it is mapped: the bytes are gone, but the reason need not be. */
+static void on_bus_error(int number, siginfo_t *info, void *context) {
+    (void)context;
+    const uint8_t *at = info->si_addr;
+    for (const struct guarded *map = atomic_load(&g_guarded); map; map = map->next) {
+        if (at < map->data || at >= map->data + map->size) continue;
+        write_text("moebius: error: ");
+        write_text(map->path);
+        write_text(": the file was cut short, or its disk failed, while it was in use\n");
+        _exit(1);
+    }
+    signal(number, SIG_DFL);
+    raise(number);
+}
+
+/* Without memory for it, a map goes unguarded: only the message would be missing. */
+static void guard_map(const struct file_map *map, const char *path) {
+    struct guarded *guarded = malloc(sizeof *guarded + strlen(path) + 1);
+    if (!guarded) return;
+    *guarded = (struct guarded){.data = map->data, .size = map->size};
+    memcpy(guarded->path, path, strlen(path) + 1);
+    pthread_mutex_lock(&g_guard_lock);
+    if (!atomic_load(&g_guarded)) {
+        struct sigaction action = {.sa_sigaction = on_bus_error, .sa_flags = SA_SIGINFO};
+        sigaction(SIGBUS, &action, NULL);
+    }
+    guarded->next = atomic_load(&g_guarded);
+    atomic_store(&g_guarded, guarded);
+    pthread_mutex_unlock(&g_guard_lock);
+}
+
+static void unguard_map(const struct file_map *map) {
+    pthread_mutex_lock(&g_guard_lock);
+    struct guarded *before = NULL, *at = atomic_load(&g_guarded);
+    for (; at && at->data != map->data; at = at->next) before = at;
+    if (at && before) before->next = at->next;
+    if (at && !before) atomic_store(&g_guarded, at->next);
+    free(at);
+    pthread_mutex_unlock(&g_guard_lock);
+}
+
 int file_map_open(struct file_map *map, const char *path, struct mo_error *error) {
     *map = (struct file_map){0};
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a named pipe would wait for a writer */
     if (fd < 0) return mo_error_set(error, MO_E_IO, "%s: cannot open: %s", path, strerror(errno));
     struct stat info;
     int code = 0;
@@ -27,6 +87,7 @@ int file_map_open(struct file_map *map, const char *path, struct mo_error *error
         } else {
             map->data = data;
             map->size = (size_t)info.st_size;
+            guard_map(map, path);
         }
     }
     close(fd);
@@ -34,6 +95,7 @@ int file_map_open(struct file_map *map, const char *path, struct mo_error *error
 }
 
 void file_map_close(struct file_map *map) {
+    if (map->data) unguard_map(map);
     if (map->data) munmap((void *)(uintptr_t)map->data, map->size);
     *map = (struct file_map){0};
 }

@@ -9,6 +9,7 @@ enum { CONTEXT_BYTES = 80 };
 static const char *context_before(const char *text, size_t end, int *size) {
     size_t begin = end;
     while (begin > 0 && end - begin < CONTEXT_BYTES && (unsigned char)text[begin - 1] >= ' ') begin--;
+    while (begin < end && ((unsigned char)text[begin] & 0xc0) == 0x80) begin++; /* not inside a character */
     *size = (int)(end - begin);
     return text + begin;
 }

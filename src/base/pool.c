@@ -1,6 +1,5 @@
 #include "base/pool.h"
 
-#include <assert.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -39,6 +38,7 @@ struct pool {
     /* Written before the ticket of their job, unchanged until all its tasks are done. */
     pool_task *task;
     void *context;
+    int first; /* index of the ticket's task 0 */
 
     _Alignas(CACHE_LINE) _Atomic uint64_t ticket;
     _Alignas(CACHE_LINE) atomic_int n_done; /* tasks finished */
@@ -67,7 +67,7 @@ static bool has_task(uint64_t ticket) {
 static void take_tasks(struct pool *pool, uint64_t ticket, int worker) {
     while (has_task(ticket)) {
         if (!atomic_compare_exchange_weak(&pool->ticket, &ticket, ticket + 1)) continue; /* ticket is now the newest */
-        pool->task(pool->context, (int)(ticket & TASK_MASK), worker);
+        pool->task(pool->context, pool->first + (int)(ticket & TASK_MASK), worker);
         atomic_fetch_add_explicit(&pool->n_done, 1, memory_order_release);
         ticket = atomic_load(&pool->ticket);
     }
@@ -126,14 +126,16 @@ static void hand_out(struct pool *pool, int n_tasks) {
 
 void pool_run(struct pool *pool, int n_tasks, pool_task *task, void *context) {
     if (n_tasks <= 0) return;
-    assert((uint64_t)n_tasks <= TASK_MASK);
     if (pool->n_threads == 1 || n_tasks == 1) {
         for (int i = 0; i < n_tasks; i++) task(context, i, 0);
         return;
     }
     pool->task = task;
     pool->context = context;
-    hand_out(pool, n_tasks);
+    for (int first = 0; first < n_tasks; first += (int)TASK_MASK) { /* what one ticket can count */
+        pool->first = first;
+        hand_out(pool, n_tasks - first < (int)TASK_MASK ? n_tasks - first : (int)TASK_MASK);
+    }
 }
 
 int pool_create(struct pool **out, int n_threads, struct mo_error *error) {

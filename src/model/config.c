@@ -77,6 +77,10 @@ static int read_sizes(const struct reader *r, struct model *model) {
     if (!code) code = need_int(r, "v_head_dim", 1, MAX_HEAD_DIM, &model->v_dim);
     if (!code) code = need_int(r, "intermediate_size", 1, MAX_DIM, &model->dense_width);
     if (!code) code = may_int(r, "q_lora_rank", 1, MAX_DIM, &model->q_lora);
+    int kv_heads = model->heads;
+    if (!code) code = may_int(r, "num_key_value_heads", 1, MAX_HEADS, &kv_heads);
+    if (!code && kv_heads != model->heads)
+        code = refuse(r, "num_key_value_heads", "num_attention_heads", "another number");
     if (!code && model->rope_dim % 2) code = refuse(r, "qk_rope_head_dim", "an even number", "an odd one");
     if (!code && model->kv_lora % 2) code = refuse(r, "kv_lora_rank", "an even number", "an odd one");
     model->q_kind = model->q_lora ? Q_LOW_RANK : Q_DIRECT;
@@ -96,8 +100,12 @@ static int read_experts(const struct reader *r, struct model *model) {
     if (!code) code = need_int(r, "moe_intermediate_size", 1, MAX_DIM, &model->expert_width);
     if (!code) code = need_int(r, "num_experts_per_tok", 1, model->experts, &model->top_k);
     if (!code) code = may_int(r, "n_shared_experts", 1, 64, &model->shared_experts);
-    if (!code) code = may_bool(r, "norm_topk_prob", &model->norm_topk);
-    if (!code) code = may_double(r, "routed_scaling_factor", 0, 1e6, &model->routed_scale);
+    enum json_need need = !strcmp(model->architecture, "DeepseekV3ForCausalLM") ? JSON_REQUIRED_KEY : JSON_OPTIONAL_KEY;
+    if (!code) code = json_get_bool(r->object, "norm_topk_prob", need, r->where, &model->norm_topk, r->error);
+    if (!code) {
+        code =
+            json_get_double(r->object, "routed_scaling_factor", need, 0, 1e6, r->where, &model->routed_scale, r->error);
+    }
     return code;
 }
 
@@ -166,9 +174,34 @@ static int read_yarn(const struct reader *config, const json_t *scaling, struct 
     return code;
 }
 
+static bool is_given(const json_t *object, const char *key) {
+    const json_t *value = json_object_get(object, key);
+    return value && !json_is_null(value);
+}
+
+/* Keys that other ports write and that would change the rotation. */
+static int refuse_foreign_rope(const struct reader *r) {
+    const json_t *scaling = json_object_get(r->object, "rope_scaling");
+    const char *type = json_string_value(json_object_get(scaling, "type"));
+    const char *rope_type = json_string_value(json_object_get(scaling, "rope_type"));
+    bool interleaved = true;
+    int code = may_bool(r, "rope_interleave", &interleaved);
+    if (!code && !interleaved) code = refuse(r, "rope_interleave", "true", "false");
+    if (!code && is_given(r->object, "rope_parameters")) {
+        code = refuse(r, "rope_parameters", "rope_theta and rope_scaling, as DeepSeek writes them", "rope_parameters");
+    }
+    if (!code && is_given(r->object, "partial_rotary_factor")) code = refuse(r, "partial_rotary_factor", "none", "one");
+    if (!code && is_given(scaling, "attention_factor"))
+        code = refuse(r, "rope_scaling.attention_factor", "none", "one");
+    if (!code && type && rope_type && strcmp(type, rope_type))
+        code = refuse(r, "rope_scaling.rope_type", type, rope_type);
+    return code;
+}
+
 static int read_rope(const struct reader *r, struct model *model) {
     model->rope = (struct rope){.kind = ROPE_PLAIN, .theta = 10000, .factor = 1};
-    int code = may_double(r, "rope_theta", 1.001, 1e12, &model->rope.theta);
+    int code = refuse_foreign_rope(r);
+    if (!code) code = may_double(r, "rope_theta", 1.001, 1e12, &model->rope.theta);
     const json_t *scaling = json_object_get(r->object, "rope_scaling");
     if (code || !scaling || json_is_null(scaling)) return code;
     if (!json_is_object(scaling)) return refuse(r, "rope_scaling", "an object", "something else");

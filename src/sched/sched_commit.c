@@ -160,11 +160,24 @@ void batch_commit(struct sched *sched) {
     sched->n_running = n_kept;
 }
 
+/* The pages of the sequence that owns `row`; NULL for no row. */
+static const int32_t *pages_of_row(const struct batch *batch, int row) {
+    for (int i = 0; row >= 0 && i < batch->n_seqs; i++) {
+        const struct batch_seq *seq = &batch->seqs[i];
+        if (row >= seq->first_row && row < seq->first_row + seq->n_rows) return seq->pages;
+    }
+    return NULL;
+}
+
+/* One bad row ends its own sequence only: the others have not moved on, and run again with the next step. */
 void batch_fail(struct sched *sched, const struct mo_error *error) {
+    struct backend *backend = sched->options.backend;
+    int row = backend->ops->fault_row ? backend->ops->fault_row(backend) : -1;
+    const int32_t *guilty = pages_of_row(&sched->batch, row);
     int n = sched->n_running, n_kept = 0;
     for (int i = 0; i < n; i++) {
         struct seq *seq = sched->running[i];
-        if (seq->n_rows == 0) {
+        if (seq->n_rows == 0 || (guilty && seq->kv.pages != guilty)) {
             sched->running[n_kept++] = seq;
             continue;
         }

@@ -21,7 +21,8 @@ struct fake_backend {
     const int32_t *script;                       /* [n_script] if set: the token that follows position i is script[i] */
     int n_script;
     bool fail_next;
-    int n_faults; /* broken promises of the batch */
+    int fault_row; /* of the failure; -1: the whole batch */
+    int n_faults;  /* broken promises of the batch */
 };
 
 static inline uint64_t fake_mix(uint64_t x) {
@@ -124,6 +125,10 @@ static int fake_end(struct backend *backend, struct mo_error *error) {
     return fail ? mo_error_set(error, MO_E_NUMERIC, "layer 0, attn: row 0 is not finite") : 0;
 }
 
+static int fake_fault_row(struct backend *backend) {
+    return ((struct fake_backend *)backend)->fault_row;
+}
+
 static const float *fake_get_logits(struct backend *backend) {
     return ((struct fake_backend *)backend)->out;
 }
@@ -138,6 +143,7 @@ static const struct backend_ops fake_ops = {
     .ffn_dense = fake_no_layer,
     .head = fake_head,
     .end = fake_end,
+    .fault_row = fake_fault_row,
     .logits = fake_get_logits,
 };
 
@@ -146,6 +152,7 @@ static inline void fake_open(struct fake_backend *fake, int vocab, int n_pages, 
     if (vocab > FAKE_MAX_VOCAB || max_logits > FAKE_MAX_LOGITS) abort();
     memset(fake, 0, sizeof *fake);
     fake->base.ops = &fake_ops;
+    fake->fault_row = -1;
     fake->vocab = vocab;
     fake->n_pages = n_pages;
     fake->max_rows = max_rows;

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #include "base/arena.h"
 #include "base/file.h"
@@ -108,6 +109,31 @@ static void test_files(void **state) {
     rmdir(folder);
 }
 
+/* A map whose file is cut short says so and ends the program, instead of a bare signal. */
+static void test_cut_while_mapped(void **state) {
+    (void)state;
+    char path[] = "/tmp/moebius-test-XXXXXX", said[512] = "";
+    int fd = mkstemp(path), pipes[2], status;
+    struct mo_error error;
+    assert_true(fd >= 0 && ftruncate(fd, 3 << 20) == 0 && pipe(pipes) == 0);
+    pid_t child = fork();
+    if (child == 0) {
+        struct file_map map;
+        dup2(pipes[1], STDERR_FILENO);
+        if (file_map_open(&map, path, &error) || ftruncate(fd, 100)) _exit(9);
+        _exit(((const volatile uint8_t *)map.data)[2 << 20] ? 8 : 7);
+    }
+    close(pipes[1]);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(read(pipes[0], said, sizeof said - 1) > 0);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 1);
+    assert_non_null(strstr(said, path));
+    assert_non_null(strstr(said, "cut short"));
+    close(pipes[0]);
+    close(fd);
+    unlink(path);
+}
+
 static void test_json(void **state) {
     (void)state;
     struct mo_error error = {0};
@@ -150,7 +176,8 @@ static void test_errors(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_arena), cmocka_unit_test(test_pool),   cmocka_unit_test(test_files),
+        cmocka_unit_test(test_arena), cmocka_unit_test(test_pool),
+        cmocka_unit_test(test_files), cmocka_unit_test(test_cut_while_mapped),
         cmocka_unit_test(test_json),  cmocka_unit_test(test_errors),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

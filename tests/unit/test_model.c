@@ -163,6 +163,11 @@ static void test_refusals(void **state) {
     refused(lite, "\"q_lora_rank\": null",
             "\"quantization_config\": {\"quant_method\": \"fp8\", \"weight_block_size\": [64, 64]}",
             "weight_block_size");
+    refused(lite, "\"rope_theta\": 10000", "\"rope_parameters\": {\"rope_theta\": 10000}", "rope_parameters");
+    refused(lite, "\"rope_theta\": 10000", "\"rope_interleave\": false", "rope_interleave");
+    refused(lite, "\"rope_theta\": 10000", "\"num_key_value_heads\": 2", "num_key_value_heads");
+    refused(v3, "\"norm_topk_prob\": true, ", "", "norm_topk_prob");
+    refused(v3, "\"routed_scaling_factor\": 2.5, ", "", "routed_scaling_factor");
     refused(v3, "\"n_group\": 8", "\"n_group\": 7", "n_group");
     refused(v3, "\"topk_group\": 4", "\"topk_group\": 9", "topk_group");
 }

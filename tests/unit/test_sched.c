@@ -561,6 +561,37 @@ static void test_failed_pass(void **state) {
     world_close(&world);
 }
 
+/* A row that is to blame ends its own request; the other goes on as if nothing had happened. */
+static void test_failed_row(void **state) {
+    (void)state;
+    struct world world, quiet;
+    struct owner owners[2], alone;
+    int32_t prompts[2][3] = {{2, 3, 4}, {5, 3, 2}};
+    world_open(&world, world_options());
+    world_open(&quiet, world_options());
+    for (int i = 0; i < 2; i++) {
+        struct sched_request request = request_of(&world, &owners[i], prompts[i], 3, 20);
+        request.ignore_eos = true;
+        submit(&world, &request);
+    }
+    struct sched_request same = request_of(&quiet, &alone, prompts[1], 3, 20);
+    same.ignore_eos = true;
+    submit(&quiet, &same);
+    sched_step(world.sched);
+    world.fake.fail_next = true;
+    world.fake.fault_row = 0; /* decodes are one row each, in order of arrival */
+    sched_step(world.sched);
+    assert_int_equal(owners[0].finish, FINISH_ERROR);
+    assert_int_equal(owners[1].finish, FINISH_NONE);
+    run(&world);
+    run(&quiet);
+    assert_int_equal(owners[1].n_tokens, 20);
+    assert_memory_equal(owners[1].tokens, alone.tokens, 20 * sizeof *alone.tokens);
+    assert_int_equal(stats_of(&world).pages_free, stats_of(&world).pages_total);
+    world_close(&world);
+    world_close(&quiet);
+}
+
 static int bucket_of(const struct sched_histogram *histogram) {
     for (int i = 0; i < SCHED_BUCKETS; i++) {
         if (histogram->count[i] > 0) return i;
@@ -693,14 +724,14 @@ static void test_callback_submits(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_one_request),      cmocka_unit_test(test_decode_before_prompt),
-        cmocka_unit_test(test_prompt_scores),    cmocka_unit_test(test_stop_tokens),
-        cmocka_unit_test(test_stop_strings),     cmocka_unit_test(test_code_points),
-        cmocka_unit_test(test_context_full),     cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_options),          cmocka_unit_test(test_preemption),
-        cmocka_unit_test(test_cancel),           cmocka_unit_test(test_failed_pass),
-        cmocka_unit_test(test_histograms),       cmocka_unit_test(test_threads),
-        cmocka_unit_test(test_callback_submits),
+        cmocka_unit_test(test_one_request),   cmocka_unit_test(test_decode_before_prompt),
+        cmocka_unit_test(test_prompt_scores), cmocka_unit_test(test_stop_tokens),
+        cmocka_unit_test(test_stop_strings),  cmocka_unit_test(test_code_points),
+        cmocka_unit_test(test_context_full),  cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_options),       cmocka_unit_test(test_preemption),
+        cmocka_unit_test(test_cancel),        cmocka_unit_test(test_failed_pass),
+        cmocka_unit_test(test_failed_row),    cmocka_unit_test(test_histograms),
+        cmocka_unit_test(test_threads),       cmocka_unit_test(test_callback_submits),
     };
     return cmocka_run_group_tests_name("sched", tests, NULL, NULL);
 }

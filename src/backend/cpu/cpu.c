@@ -118,6 +118,10 @@ static int cpu_end(struct backend *backend, struct mo_error *error) {
                         cpu->pos[row], token);
 }
 
+static int cpu_fault_row(struct backend *backend) {
+    return ((struct cpu *)backend)->fault.row;
+}
+
 static const float *cpu_logits(struct backend *backend) {
     return ((struct cpu *)backend)->logits;
 }
@@ -152,6 +156,7 @@ static const struct backend_ops cpu_ops = {
     .experts = cpu_experts,
     .head = cpu_head,
     .end = cpu_end,
+    .fault_row = cpu_fault_row,
     .logits = cpu_logits,
     .residual = cpu_residual,
     .routing = cpu_routing,

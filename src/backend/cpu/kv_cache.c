@@ -34,11 +34,13 @@ static int take_all(uint8_t *cache, size_t bytes, struct mo_error *error) {
     progress_begin(&progress, "taking memory for the cache", "GiB", 1.0 / (1 << 30), (double)bytes);
     for (size_t at = 0; at < bytes && !code; at += slice) {
         size_t n = bytes - at < slice ? bytes - at : slice;
-        if (madvise(cache + at, n, MADV_POPULATE_WRITE) && errno == EINVAL) { /* before Linux 5.14 */
+        if (madvise(cache + at, n, MADV_POPULATE_WRITE) == 0) {
+            /* taken */
+        } else if (errno == EINVAL) { /* before Linux 5.14 */
             for (size_t i = 0; i < n; i += 4096) ((volatile uint8_t *)cache)[at + i] = 0;
-        } else if (errno == ENOMEM || errno == EFAULT) {
-            code = mo_error_set(error, MO_E_NO_MEMORY, "no memory for a cache of %.2f GiB: %.2f GiB could be had",
-                                (double)bytes / (1 << 30), (double)at / (1 << 30));
+        } else {
+            code = mo_error_set(error, MO_E_NO_MEMORY, "no memory for a cache of %.2f GiB: %.2f GiB could be had (%s)",
+                                (double)bytes / (1 << 30), (double)at / (1 << 30), strerror(errno));
         }
         progress_update(&progress, (double)at);
     }
