@@ -1,42 +1,18 @@
 #include "engine_plan.h"
 
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include "base/file.h"
+#include "base/memory.h"
 
 static const double GIB = 1 << 30;
 
-/* The number after `label` in a file of the system's; `fallback` if there is none. */
-static double read_number(const char *path, const char *label, double fallback) {
-    char *text;
-    size_t size;
-    if (file_read(path, 1 << 16, &text, &size, NULL)) return fallback;
-    const char *at = strstr(text, label);
-    char *end = NULL;
-    double number = at ? strtod(at + strlen(label), &end) : 0;
-    bool found = at && end != at + strlen(label);
-    free(text);
-    return found ? number : fallback;
-}
-
-/* Bytes that this process could still have: the system's own estimate (which counts mapped files as free), or the limit of
- * its control group if that is smaller. */
-static double memory_available(void) {
-    double system = read_number("/proc/meminfo", "MemAvailable:", 0) * 1024;
-    double group = read_number("/sys/fs/cgroup/memory.max", "", system);
-    return group < system ? group : system;
-}
-
 /* What weights and scratch leave for the cache: a sixteenth at least, since mapped weights can be read from the file again. */
 static double cache_budget(const struct engine *engine, double scratch) {
-    double memory = memory_available() * engine->options.memory_utilization;
+    double memory = memory_available_bytes() * engine->options.memory_utilization;
     double left = memory - (double)engine->checkpoint.total_bytes - scratch, least = memory / 16;
     return left > least ? left : least;
 }
 
 static int check_scratch(const struct engine *engine, double scratch, struct mo_error *error) {
-    double memory = memory_available() * engine->options.memory_utilization;
+    double memory = memory_available_bytes() * engine->options.memory_utilization;
     if (scratch <= memory) return 0;
     return mo_error_set(error, MO_E_NO_MEMORY,
                         "a batch of %d tokens needs %.2f GiB of scratch, %.2f GiB are available; a smaller "

@@ -1,3 +1,4 @@
+#include <errno.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -14,13 +15,15 @@ static const struct {
     {"tokenize", cmd_tokenize, "text to token ids, JSON lines"},
     {"detokenize", cmd_detokenize, "token ids to text, JSON lines"},
     {"render", cmd_render, "a chat request to the exact prompt text"},
+    {"bench", cmd_bench, "how fast a model runs here, beside what the machine can do"},
     {"logits", cmd_logits, "raw logits, hidden states and expert choices, for checking"},
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
 static void print_help(FILE *out) {
     fprintf(out,
-            "Moebius " MOEBIUS_VERSION " runs DeepSeek's mixture-of-experts models (V2-Lite, Coder-V2-Lite, V2, V3, R1).\n"
+            "Moebius " MOEBIUS_VERSION
+            " runs DeepSeek's mixture-of-experts models (V2-Lite, Coder-V2-Lite, V2, V3, R1).\n"
             "\n"
             "Usage: moebius COMMAND MODEL [flags]\n"
             "\n"
@@ -39,6 +42,13 @@ static void print_help(FILE *out) {
                  "  moebius COMMAND --help                              every flag of a command\n");
 }
 
+/* A full disk or a closed pipe shows up when the last bytes are written. */
+static int finish_output(int status) {
+    if (fflush(stdout) == 0 && !ferror(stdout)) return status;
+    fprintf(stderr, "moebius: cannot write to standard output: %s\n", strerror(errno));
+    return status ? status : 1;
+}
+
 int main(int argc, char **argv) {
     signal(SIGPIPE, SIG_IGN); /* a reader that goes away is an error of write(), not the end of the program */
     if (argc < 2) {
@@ -47,14 +57,14 @@ int main(int argc, char **argv) {
     }
     if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
         print_help(stdout);
-        return 0;
+        return finish_output(0);
     }
     if (!strcmp(argv[1], "--version")) {
         puts("moebius " MOEBIUS_VERSION);
-        return 0;
+        return finish_output(0);
     }
     for (int i = 0; i < N_COMMANDS; i++) {
-        if (!strcmp(argv[1], commands[i].name)) return commands[i].run(argc - 1, argv + 1);
+        if (!strcmp(argv[1], commands[i].name)) return finish_output(commands[i].run(argc - 1, argv + 1));
     }
     fprintf(stderr, "moebius: unknown command \"%s\" (moebius --help lists them)\n", argv[1]);
     return 2;

@@ -1,0 +1,28 @@
+/* bench_bytes.h - the bytes that a pass has to read from memory, counted once each: every matrix outside the experts, the
+ * experts that at least one row was sent to, and the rows of the cache. Vectors (norms, biases) and the embedding's
+ * few rows are left out. */
+#ifndef MOEBIUS_BENCH_BYTES_H
+#define MOEBIUS_BENCH_BYTES_H
+
+#include "forward.h"
+
+struct bench_bytes {
+    const struct model *model;
+    const struct weights *weights;
+    size_t fixed;     /* attention, dense, shared, router, head: read by every pass */
+    size_t cache_row; /* one token, all layers */
+    size_t experts;   /* visited since bench_bytes_begin */
+    int *seen;        /* [experts] the last visit, as its layer's stamp */
+    int stamp;
+};
+
+int bench_bytes_open(struct bench_bytes *bytes, const struct model *model, const struct weights *weights,
+                     enum kv_format kv, struct mo_error *error);
+void bench_bytes_close(struct bench_bytes *bytes); /* accepts a zeroed one */
+
+/* Forgets the experts of the pass before. */
+void bench_bytes_begin(struct bench_bytes *bytes);
+/* A forward_tap's routing function; the context is a struct bench_bytes. */
+void bench_bytes_add_experts(void *context, int layer, const int32_t *ids, const float *weights, int n_rows);
+
+#endif

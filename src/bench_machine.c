@@ -1,0 +1,130 @@
+#include "bench_machine.h"
+
+#include <errno.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+#include "base/memory.h"
+#include "base/pool.h"
+#include "base/progress.h"
+
+enum {
+    STREAMS = 8, /* read at once by a thread: about what keeps a core's line buffers full */
+    AHEAD_BYTES = 1024,
+    LINE_BYTES = 64,
+    PASSES = 9,
+    PARTS_PER_THREAD = 16, /* small enough that a thread that is interrupted does not hold up the others */
+};
+
+static const size_t LEAST_BUFFER_BYTES = (size_t)1 << 30, PART_ALIGN = 4096;
+
+double bench_now_s(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
+}
+
+static int order_doubles(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+struct bench_spread bench_spread_of(double *values, int n) {
+    qsort(values, (size_t)n, sizeof *values, order_doubles);
+    double median = (values[(n - 1) / 2] + values[n / 2]) / 2;
+    return (struct bench_spread){.median = median, .min = values[0], .max = values[n - 1]};
+}
+
+/* A GiB, or four times the last cache, so that nearly nothing is found there; at most a quarter of the memory that is
+ * left (by the system's word, or the control group's). */
+static size_t choose_buffer_bytes(void) {
+    long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    double most = memory_available_bytes() / 4;
+    size_t bytes = LEAST_BUFFER_BYTES;
+    if (cache > 0 && (size_t)cache * 4 > bytes) bytes = (size_t)cache * 4;
+    return (double)bytes < most ? bytes : (size_t)most;
+}
+
+struct reading {
+    char *buffer;
+    size_t part_bytes; /* a task's share; the shares follow one another */
+    uint64_t *sum;     /* [parts] keeps the reading alive */
+};
+
+/* Memory comes from the system when it is written first; by the pool, so that it lies near the threads. */
+static void fill_part(void *context, int part, int worker) {
+    (void)worker;
+    const struct reading *r = context;
+    memset(r->buffer + r->part_bytes * (size_t)part, part + 1, r->part_bytes);
+}
+
+/* As a product over eight rows of weights does: a line of each stream in turn. */
+static void read_part(void *context, int part, int worker) {
+    (void)worker;
+    typedef uint64_t word __attribute__((vector_size(16)));
+    const struct reading *r = context;
+    const char *from = r->buffer + r->part_bytes * (size_t)part;
+    size_t stream_bytes = r->part_bytes / STREAMS;
+    word sum[STREAMS] = {{0}};
+    for (size_t at = 0; at < stream_bytes; at += LINE_BYTES) {
+        for (size_t s = 0; s < STREAMS; s++) {
+            const char *line = from + stream_bytes * s + at;
+            __builtin_prefetch(line + AHEAD_BYTES);
+            for (size_t i = 0; i < LINE_BYTES; i += sizeof(word)) {
+                word value;
+                memcpy(&value, line + i, sizeof value);
+                sum[s] += value;
+            }
+        }
+    }
+    for (int s = 1; s < STREAMS; s++) sum[0] += sum[s];
+    r->sum[part] = sum[0][0] + sum[0][1];
+}
+
+/* Streams an odd number of lines apart lie on different sets of the caches, whatever the buffer's size. */
+static size_t choose_part_bytes(size_t buffer_bytes, int parts) {
+    size_t lines = buffer_bytes / (size_t)parts / PART_ALIGN * PART_ALIGN / STREAMS / LINE_BYTES;
+    return lines < 2 ? STREAMS * LINE_BYTES : (lines - 1 + lines % 2) * STREAMS * LINE_BYTES;
+}
+
+static struct bench_spread time_passes(struct pool *pool, struct reading *r, int parts) {
+    double rate[PASSES], bytes = (double)r->part_bytes * parts;
+    struct progress progress;
+    progress_begin(&progress, "measuring the memory", "GB", 1e-9, bytes * (PASSES + 2));
+    pool_run(pool, parts, fill_part, r);
+    for (int pass = -1; pass < PASSES; pass++) { /* the first one is not counted */
+        progress_update(&progress, bytes * (pass + 2));
+        double start = bench_now_s();
+        pool_run(pool, parts, read_part, r);
+        if (pass >= 0) rate[pass] = bytes / (bench_now_s() - start) * 1e-9;
+    }
+    progress_end(&progress);
+    return bench_spread_of(rate, PASSES);
+}
+
+int bench_measure_read(int threads, struct bench_spread *gb_s, struct mo_error *error) {
+    int parts = threads * PARTS_PER_THREAD;
+    size_t bytes = choose_buffer_bytes();
+    struct reading r = {.part_bytes = choose_part_bytes(bytes, parts)};
+    struct pool *pool = NULL;
+    int code = pool_create(&pool, threads, error);
+    if (code) return code;
+    bytes = r.part_bytes * (size_t)parts;
+    r.buffer = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    r.sum = calloc((size_t)parts, sizeof *r.sum);
+    if (r.buffer == MAP_FAILED || !r.sum) {
+        code = mo_error_set(error, MO_E_NO_MEMORY, "no memory to measure its speed: %.2f GiB (%s)",
+                            (double)bytes / (1 << 30), strerror(errno));
+    } else {
+        madvise(r.buffer, bytes, MADV_HUGEPAGE);
+        *gb_s = time_passes(pool, &r, parts);
+    }
+    if (r.buffer != MAP_FAILED) munmap(r.buffer, bytes);
+    free(r.sum);
+    pool_destroy(pool);
+    return code;
+}

@@ -1,0 +1,257 @@
+#include "bench_measure.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include "base/progress.h"
+#include "sched/sample.h"
+
+enum {
+    WARM_UP_TOKENS = 256, /* of a prompt: enough to visit nearly every expert */
+    WARM_UP_STEPS = 4,
+};
+
+static int larger(int a, int b) {
+    return a > b ? a : b;
+}
+
+static int smaller(int a, int b) {
+    return a < b ? a : b;
+}
+
+static int pages_for(int tokens) {
+    return (tokens + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS;
+}
+
+static int list_max(const struct bench_list *list) {
+    int max = 0;
+    for (int i = 0; i < list->n; i++) max = larger(max, list->values[i]);
+    return max;
+}
+
+static int shared_pages(int depth) {
+    return depth / KV_PAGE_TOKENS;
+}
+
+static int own_pages(const struct bench_plan *plan, int depth) {
+    return pages_for(depth % KV_PAGE_TOKENS + plan->generate);
+}
+
+/* ---- what fits ---- */
+
+static int check_context(const struct bench *b, struct mo_error *error) {
+    const struct bench_plan *plan = b->plan;
+    int depth = list_max(&plan->depth), context = b->engine->options.max_model_len;
+    if (plan->prompt > context) {
+        return mo_error_set(error, MO_E_LIMIT, "--prompt %d is longer than the context of %d tokens (--max-model-len)",
+                            plan->prompt, context);
+    }
+    if (depth + plan->generate > context) {
+        return mo_error_set(error, MO_E_LIMIT,
+                            "--depth %d and --generate %d need a context of %d tokens, it has %d "
+                            "(a larger --max-model-len, or a smaller --depth)",
+                            depth, plan->generate, depth + plan->generate, context);
+    }
+    return 0;
+}
+
+static int check_cache(const struct bench *b, int64_t need_pages, struct mo_error *error) {
+    if (need_pages <= b->engine->n_pages) return 0;
+    return mo_error_set(error, MO_E_LIMIT,
+                        "the cache holds %lld tokens, --batch %d at --depth %d and a prompt of %d need "
+                        "%lld (a larger --max-model-len, fewer --batch or --depth, or --kv-cache-dtype fp8)",
+                        (long long)b->engine->n_pages * KV_PAGE_TOKENS, b->max_batch, list_max(&b->plan->depth),
+                        b->plan->prompt, (long long)(need_pages * KV_PAGE_TOKENS));
+}
+
+static int warm_up_tokens(const struct bench *b) {
+    int n = smaller(larger(b->plan->prompt, WARM_UP_TOKENS), b->engine->options.max_model_len);
+    return pages_for(n) <= b->engine->n_pages ? n : b->engine->n_pages * KV_PAGE_TOKENS;
+}
+
+static int check_fits(struct bench *b, struct mo_error *error) {
+    const struct bench_plan *plan = b->plan;
+    int own = 0, seqs = b->engine->options.max_num_seqs;
+    for (int i = 0; i < plan->depth.n; i++) own = larger(own, own_pages(plan, plan->depth.values[i]));
+    b->max_batch = list_max(&plan->batch);
+    b->first_own_page = shared_pages(list_max(&plan->depth));
+    if (b->max_batch > seqs) {
+        return mo_error_set(error, MO_E_LIMIT, "--batch %d is more than --max-num-seqs %d", b->max_batch, seqs);
+    }
+    int code = check_context(b, error);
+    if (code) return code;
+    int64_t pages = (int64_t)b->first_own_page + (int64_t)own * b->max_batch;
+    return check_cache(b, pages > pages_for(plan->prompt) ? pages : pages_for(plan->prompt), error);
+}
+
+static int allocate(struct bench *b, struct mo_error *error) {
+    const struct bench_plan *plan = b->plan;
+    size_t table = (size_t)b->max_batch * (size_t)pages_for(list_max(&plan->depth) + plan->generate);
+    int alone = larger(pages_for(warm_up_tokens(b)), b->first_own_page);
+    size_t rows = (size_t)b->engine->options.max_num_batched_tokens;
+    b->page = calloc((size_t)alone, sizeof *b->page);
+    b->table = calloc(table, sizeof *b->table);
+    b->token = calloc(rows, sizeof *b->token);
+    b->logits_row = calloc(rows, sizeof *b->logits_row);
+    b->seqs = calloc((size_t)b->max_batch, sizeof *b->seqs);
+    b->samples = calloc((size_t)larger(plan->repeat, plan->generate), sizeof *b->samples);
+    if (!b->page || !b->table || !b->token || !b->logits_row || !b->seqs || !b->samples) {
+        return mo_error_set(error, MO_E_NO_MEMORY, "no memory for a batch of %d", b->max_batch);
+    }
+    for (int i = 0; i < alone; i++) b->page[i] = i;
+    return 0;
+}
+
+int bench_open(struct bench *bench, const struct bench_plan *plan, struct engine *engine, struct mo_error *error) {
+    *bench = (struct bench){.plan = plan, .engine = engine};
+    enum kv_format kv = (enum kv_format)(engine->options.kv - 1);
+    int code = check_fits(bench, error);
+    if (!code) code = allocate(bench, error);
+    if (!code) code = bench_tokens_open(&bench->tokens, engine->tokenizer, engine->model.vocab, error);
+    if (!code) code = bench_bytes_open(&bench->bytes, &engine->model, &engine->weights, kv, error);
+    return code;
+}
+
+void bench_close(struct bench *bench) {
+    bench_tokens_close(&bench->tokens);
+    bench_bytes_close(&bench->bytes);
+    free(bench->page);
+    free(bench->table);
+    free(bench->token);
+    free(bench->logits_row);
+    free(bench->seqs);
+    free(bench->samples);
+}
+
+/* ---- prompts ---- */
+
+/* Computes tokens [first, end) of a sequence, chunk by chunk; with `answer` also the last one's logits and its most
+ * likely token. */
+static int compute(struct bench *b, int seq, const int32_t *pages, int first, int end, bool answer, const char *label,
+                   struct mo_error *error) {
+    struct backend *backend = b->engine->backend;
+    int chunk = b->engine->options.max_num_batched_tokens, code = 0;
+    struct progress progress;
+    progress_begin(&progress, label, "tokens", 1, end - first);
+    for (int at = first; at < end && !code; at += chunk) {
+        int n = smaller(chunk, end - at);
+        for (int i = 0; i < n; i++) b->token[i] = bench_token(&b->tokens, seq, at + i);
+        b->logits_row[0] = n - 1;
+        struct batch_seq rows = {.n_rows = n, .first_pos = at, .pages = pages};
+        struct batch batch = {.n_rows = n, .token = b->token, .n_seqs = 1, .seqs = &rows, .logits_row = b->logits_row};
+        batch.n_logits = answer && at + n == end;
+        code = forward(backend, &b->engine->model, &batch, NULL, error);
+        progress_update(&progress, at + n - first);
+    }
+    progress_end(&progress);
+    if (!code && answer) sample_argmax(backend->ops->logits(backend), b->engine->model.vocab);
+    return code;
+}
+
+/* After sequence 0 was computed up to `end` from position 0. */
+static void note_filled(struct bench *b, int end) {
+    b->filled = larger(b->filled, smaller(end, b->first_own_page * KV_PAGE_TOKENS));
+}
+
+int bench_warm_up(struct bench *bench, struct mo_error *error) {
+    int n = warm_up_tokens(bench);
+    int code = compute(bench, 0, bench->page, 0, n, true, "warming up", error);
+    note_filled(bench, n);
+    return code;
+}
+
+int bench_time_prompt(struct bench *bench, struct bench_spread *seconds, struct mo_error *error) {
+    const struct bench_plan *plan = bench->plan;
+    for (int i = 0; i < plan->repeat; i++) {
+        double start = bench_now_s();
+        int code = compute(bench, 0, bench->page, 0, plan->prompt, true, "prompt", error);
+        if (code) return code;
+        bench->samples[i] = bench_now_s() - start;
+    }
+    note_filled(bench, plan->prompt);
+    *seconds = bench_spread_of(bench->samples, plan->repeat);
+    return 0;
+}
+
+/* ---- decode ---- */
+
+/* Shared pages first, then the sequence's own. */
+static void lay_out_pages(struct bench *b, int batch, int depth) {
+    int shared = shared_pages(depth), own = own_pages(b->plan, depth);
+    for (int s = 0; s < batch; s++) {
+        int32_t *table = b->table + (size_t)s * (size_t)(shared + own);
+        for (int i = 0; i < shared; i++) table[i] = i;
+        for (int i = 0; i < own; i++) table[shared + i] = b->first_own_page + s * own + i;
+        b->seqs[s] = (struct batch_seq){.first_row = s, .n_rows = 1, .pages = table};
+    }
+}
+
+/* What comes before the first step: the shared tokens that are not in the cache yet, and each sequence's rest of a
+ * page. */
+static int fill_cache(struct bench *b, int batch, int depth, struct mo_error *error) {
+    int shared = shared_pages(depth) * KV_PAGE_TOKENS;
+    int code = b->filled < shared ? compute(b, 0, b->page, b->filled, shared, false, "filling the cache", error) : 0;
+    if (!code) b->filled = larger(b->filled, shared);
+    for (int s = 0; s < batch && !code; s++) {
+        code = compute(b, s, b->seqs[s].pages, shared, depth, false, "filling the cache", error);
+    }
+    return code;
+}
+
+static int decode_step(struct bench *b, int batch, int pos, struct mo_error *error) {
+    struct backend *backend = b->engine->backend;
+    size_t vocab = (size_t)b->engine->model.vocab;
+    const struct forward_tap tap = {.context = &b->bytes, .routing = bench_bytes_add_experts};
+    bench_bytes_begin(&b->bytes);
+    for (int s = 0; s < batch; s++) {
+        b->token[s] = bench_token(&b->tokens, s, pos);
+        b->logits_row[s] = s;
+        b->seqs[s].first_pos = pos;
+    }
+    struct batch rows = {.n_rows = batch,
+                         .token = b->token,
+                         .n_seqs = batch,
+                         .seqs = b->seqs,
+                         .n_logits = batch,
+                         .logits_row = b->logits_row};
+    int code = forward(backend, &b->engine->model, &rows, &tap, error);
+    const float *logits = backend->ops->logits(backend);
+    for (int s = 0; s < batch && !code; s++) sample_argmax(logits + (size_t)s * vocab, (int)vocab);
+    return code;
+}
+
+/* Shared rows are counted once: the sequences of a step find them in the caches, or not, but need them once. */
+static double step_bytes(const struct bench *b, int batch, int depth, int pos) {
+    int64_t shared = (int64_t)shared_pages(depth) * KV_PAGE_TOKENS, own = pos + 1 - shared;
+    return (double)b->bytes.fixed + (double)b->bytes.experts +
+           (double)(shared + own * batch) * (double)b->bytes.cache_row;
+}
+
+static int time_steps(struct bench *b, struct bench_decode *r, struct mo_error *error) {
+    int steps = b->plan->generate, code = 0;
+    char label[64];
+    struct progress progress;
+    snprintf(label, sizeof label, "decode, batch %d at depth %d", r->batch, r->depth);
+    progress_begin(&progress, label, "tokens", 1, (double)r->batch * steps);
+    for (int i = 0; i < steps && !code; i++) {
+        double start = bench_now_s();
+        code = decode_step(b, r->batch, r->depth + i, error);
+        b->samples[i] = r->batch / (bench_now_s() - start);
+        r->bytes_per_step += step_bytes(b, r->batch, r->depth, r->depth + i) / steps;
+        progress_update(&progress, (double)r->batch * (i + 1));
+    }
+    progress_end(&progress);
+    return code;
+}
+
+int bench_time_decode(struct bench *bench, int batch, int depth, struct bench_decode *result, struct mo_error *error) {
+    int steps = bench->plan->generate;
+    *result = (struct bench_decode){.batch = batch, .depth = depth};
+    lay_out_pages(bench, batch, depth);
+    int code = fill_cache(bench, batch, depth, error);
+    for (int i = 0; i < smaller(WARM_UP_STEPS, steps) && !code; i++) code = decode_step(bench, batch, depth + i, error);
+    if (!code) code = time_steps(bench, result, error);
+    if (code) return code;
+    result->tokens_per_s = bench_spread_of(bench->samples, steps);
+    result->gb_per_s = result->bytes_per_step * result->tokens_per_s.median / batch * 1e-9;
+    return 0;
+}

@@ -1,0 +1,57 @@
+/* bench_measure.h - times the forward pass by hand, as `logits` drives it: prompts in chunks, and steps of several
+ * sequences.
+ *
+ * Every sequence of a step has its own pages, but for the whole pages of its first `depth` tokens: these are computed once,
+ * for all of them. A step ends with the most likely token of every row; the sequences then go on with their own
+ * next token, so that each run does the same work. */
+#ifndef MOEBIUS_BENCH_MEASURE_H
+#define MOEBIUS_BENCH_MEASURE_H
+
+#include "bench_bytes.h"
+#include "bench_machine.h"
+#include "bench_tokens.h"
+#include "engine.h"
+
+enum { BENCH_LIST_MAX = 32 };
+struct bench_list {
+    int values[BENCH_LIST_MAX], n;
+};
+
+/* What to measure. */
+struct bench_plan {
+    int prompt, generate, repeat;
+    struct bench_list batch, depth;
+};
+
+struct bench {
+    const struct bench_plan *plan;
+    struct engine *engine; /* not owned */
+    struct bench_tokens tokens;
+    struct bench_bytes bytes;
+    int max_batch, first_own_page; /* pages before it hold sequence 0: the prompt, and what is shared */
+    int filled;                    /* tokens of sequence 0 that the cache holds in those pages */
+    int32_t *page;                 /* 0, 1, 2, ...: sequence 0 alone */
+    int32_t *table;                /* [max_batch][pages a sequence] */
+    int32_t *token, *logits_row;   /* [max_num_batched_tokens] */
+    struct batch_seq *seqs;        /* [max_batch] */
+    double *samples;               /* [max(repeat, generate)] */
+};
+
+struct bench_decode {
+    int batch, depth;
+    struct bench_spread tokens_per_s; /* of all sequences together; over steps */
+    double bytes_per_step, gb_per_s;
+};
+
+/* Refuses what does not fit in the engine's context, cache or batch, naming the flags. */
+int bench_open(struct bench *bench, const struct bench_plan *plan, struct engine *engine, struct mo_error *error);
+void bench_close(struct bench *bench); /* accepts a zeroed one */
+
+/* Brings weights and scratch into memory. */
+int bench_warm_up(struct bench *bench, struct mo_error *error);
+/* Seconds from a prompt of plan->prompt tokens to its first token. */
+int bench_time_prompt(struct bench *bench, struct bench_spread *seconds, struct mo_error *error);
+/* plan->generate steps of `batch` sequences that have `depth` tokens each. */
+int bench_time_decode(struct bench *bench, int batch, int depth, struct bench_decode *result, struct mo_error *error);
+
+#endif
