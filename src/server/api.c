@@ -1,12 +1,10 @@
 #include "server/api.h"
 
-#include <assert.h>
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
 #include "server/api_parts.h"
-#include "text/fim.h"
 
 /* --- names and limits ---------------------------------------------------------------------------- */
 
@@ -126,8 +124,13 @@ static void parse_bias(struct api_job *job) {
     struct fields *f = &job->fields;
     int vocab = job->model->engine->model.vocab, n = 0;
     const json_t *object = fields_object(f, "logit_bias");
-    if (!object || json_object_size(object) == 0) return;
-    job->request->bias = calloc(json_object_size(object), sizeof *job->request->bias);
+    size_t size = json_object_size(object);
+    if (size == 0) return;
+    if (size > API_BIAS_MAX) {
+        api_error_field(f->error, "logit_bias", "logit_bias: at most %d tokens, found %zu", API_BIAS_MAX, size);
+        return;
+    }
+    job->request->bias = calloc(size, sizeof *job->request->bias);
     if (!job->request->bias) {
         api_error_no_memory(f->error);
         return;
@@ -148,95 +151,6 @@ static void parse_bias(struct api_job *job) {
     }
     job->request->sched.sampling.bias = job->request->bias;
     job->request->sched.sampling.n_bias = n;
-}
-
-/* --- stopping ------------------------------------------------------------------------------------ */
-
-static void add_stop_string(struct api_job *job, const json_t *value) {
-    struct sched_request *sched = &job->request->sched;
-    size_t size = json_string_length(value);
-    if (!json_is_string(value)) {
-        api_error_field(job->fields.error, "stop", "stop must be a string or a list of strings, found %s in it",
-                        fields_type_name(value));
-    } else if (size == 0 || memchr(json_string_value(value), 0, size)) {
-        api_error_field(job->fields.error, "stop", "stop: string %d is empty or holds a NUL", sched->n_stop);
-    } else {
-        job->request->stop[sched->n_stop++] = json_string_value(value);
-    }
-}
-
-static void parse_stop_strings(struct api_job *job) {
-    const json_t *value = fields_get(&job->fields, "stop");
-    if (!value) return;
-    size_t n = json_is_array(value) ? json_array_size(value) : 1;
-    if (n > API_STOP_MAX) {
-        api_error_field(job->fields.error, "stop", "stop: at most %d strings, found %zu", API_STOP_MAX, n);
-        return;
-    }
-    job->request->stop = calloc(n + 1, sizeof *job->request->stop);
-    if (!job->request->stop) {
-        api_error_no_memory(job->fields.error);
-        return;
-    }
-    job->request->sched.stop = job->request->stop;
-    for (size_t i = 0; i < n && !fields_failed(&job->fields); i++) {
-        add_stop_string(job, json_is_array(value) ? json_array_get(value, i) : value);
-    }
-}
-
-static void add_stop_token(struct api_request *request, int32_t id) {
-    for (int i = 0; i < request->sched.n_stop_tokens; i++) {
-        if (request->stop_tokens[i] == id) return;
-    }
-    request->stop_tokens[request->sched.n_stop_tokens++] = id;
-}
-
-/* Special tokens leave no text behind, so a stop string that spells one must also stop by id. Editors send
- * them. */
-static void add_spelled_tokens(struct api_job *job) {
-    const struct tokenizer *tokenizer = job->model->engine->tokenizer;
-    for (int i = 0; tokenizer && i < job->request->sched.n_stop; i++) {
-        int32_t id = tokenizer_added_id(tokenizer, job->request->stop[i]);
-        if (id >= 0) add_stop_token(job->request, id);
-    }
-}
-
-/* A model that was asked to fill a hole is done when it opens the next one. */
-static void add_fim_tokens(struct api_job *job) {
-    struct api_request *request = job->request;
-    int32_t ids[3];
-    int n = job->model->engine->tokenizer ? fim_ids(job->model->engine->tokenizer, ids) : 0;
-    bool is_fim = false;
-    if (request->kind != API_COMPLETION || request->sched.ignore_eos) return;
-    for (int p = 0; p < request->n_prompts; p++) {
-        const struct token_list *prompt = &request->prompts[p].ids;
-        for (size_t i = 0; n && i < prompt->n && !is_fim; i++) is_fim = prompt->ids[i] == ids[1];
-    }
-    for (int i = 0; is_fim && i < n; i++) add_stop_token(request, ids[i]);
-}
-
-static void parse_stop(struct api_job *job) {
-    struct fields *f = &job->fields;
-    struct sched_request *sched = &job->request->sched;
-    sched->ignore_eos = fields_bool(f, "ignore_eos", false);
-    sched->include_stop = fields_bool(f, "include_stop_str_in_output", false);
-    sched->keep_special = !fields_bool(f, "skip_special_tokens", true);
-    parse_stop_strings(job);
-    const json_t *ids = fields_array(f, "stop_token_ids");
-    size_t n = json_array_size(ids);
-    if (fields_failed(f)) return;
-    job->request->stop_tokens = calloc(n + API_STOP_MAX + 3, sizeof *job->request->stop_tokens);
-    if (!job->request->stop_tokens) {
-        api_error_no_memory(f->error);
-        return;
-    }
-    sched->stop_tokens = job->request->stop_tokens;
-    for (size_t i = 0; i < n && !fields_failed(f); i++) {
-        add_stop_token(job->request,
-                       fields_token(f, json_array_get(ids, i), "stop_token_ids", job->model->engine->model.vocab));
-    }
-    job->request->n_named_stop_tokens = sched->n_stop_tokens;
-    add_spelled_tokens(job);
 }
 
 /* --- the whole ----------------------------------------------------------------------------------- */
@@ -314,7 +228,7 @@ static void parse_all(struct api_job *job) {
     parse_n(job);
     parse_sampling(job);
     parse_bias(job);
-    parse_stop(job);
+    api_stop_parse(job);
     check_sampling(job); /* cheap things first: a long prompt is encoded only for a request that is good */
     if (fields_failed(&job->fields)) return;
     if (request->kind == API_CHAT)
@@ -324,7 +238,7 @@ static void parse_all(struct api_job *job) {
     request->sched.min_tokens = (int)fields_int(&job->fields, "min_tokens", 0, INT_MAX, 0);
     if (fields_failed(&job->fields)) return;
     check_context(job);
-    add_fim_tokens(job);
+    api_stop_add_fim(job);
 }
 
 int api_request_parse(struct api_request *request, enum api_kind kind, const struct api_model *model, const char *body,

@@ -10,7 +10,13 @@
 enum {
     API_N_MAX = 128,        /* n */
     API_CHOICES_MAX = 1024, /* prompts times n */
-    API_STOP_MAX = 128,
+    /* Every choice has its own copy of these, and looks at them for every token. */
+    API_STOP_MAX = 128,            /* stop strings */
+    API_STOP_BYTES_MAX = 1 << 10,  /* of one */
+    API_STOPS_BYTES_MAX = 8 << 10, /* of all together */
+    API_STOP_TOKENS_MAX = 1024,    /* different ones in stop_token_ids */
+    API_STOP_IDS_MAX = 100000,     /* entries of stop_token_ids */
+    API_BIAS_MAX = 4096,           /* entries of logit_bias */
 };
 
 /* What requests are checked against: read only. */

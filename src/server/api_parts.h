@@ -21,6 +21,11 @@ void api_chat_parse(struct api_job *job);
  * with `error`. */
 json_t *api_messages_copy(const json_t *messages, struct api_error *error);
 
+/* api_stop.c: stop, stop_token_ids, ignore_eos and what goes with them. */
+void api_stop_parse(struct api_job *job);
+/* api_stop.c: once the prompts are there: a model that fills a hole has its own tokens to stop at. */
+void api_stop_add_fim(struct api_job *job);
+
 /* Room for `n` prompts; false with an error. */
 bool api_prompts_reserve(struct api_job *job, size_t n);
 /* A text as a completion's prompt: added tokens are recognised, and `bos` puts one in front. */

@@ -1,5 +1,6 @@
 #include "server/http.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <netdb.h>
 #include <stdio.h>
@@ -9,6 +10,7 @@
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
+#include "server/place.h"
 
 enum {
     CONNECTION_MEMORY_BYTES = 64 << 10, /* headers, and a block of body or answer */
@@ -35,7 +37,7 @@ static enum MHD_Result reply(struct exchange *exchange, int status, const char *
         snprintf(seconds, sizeof seconds, "%d", retry_after_s);
         MHD_add_response_header(response, MHD_HTTP_HEADER_RETRY_AFTER, seconds);
     }
-    if (atomic_load(&exchange->server->draining)) {
+    if (atomic_load(&exchange->server->draining) || exchange->is_ambiguous) {
         MHD_add_response_header(response, MHD_HTTP_HEADER_CONNECTION, "close");
     }
     enum MHD_Result result = MHD_queue_response(exchange->connection, (unsigned)status, response);
@@ -119,48 +121,60 @@ static void body_drop(struct exchange *exchange) {
     buffer_free(&exchange->body);
 }
 
-/* The request is parsed: submits it, or says what is wrong with it. */
-static enum MHD_Result start_answer(struct exchange *exchange) {
+/* The request is parsed: submits it. 0, or -1 with the job's error. */
+static int submit(struct exchange *exchange) {
     struct server *server = exchange->server;
     struct prepare_job *job = &exchange->job;
     const struct answer_waker waker = {suspend, resume, exchange};
-    body_drop(exchange); /* it may be large, and the answer long */
-    int code = job->code;
-    if (!code) {
-        code =
-            answer_start(&exchange->answer, &job->request, job->model.engine, server->fingerprint, &waker, &job->error);
-    }
-    api_request_free(&job->request);
-    if (code) return http_reply_error(exchange, &job->error);
-    atomic_fetch_add(&server->n_answers, 1);
-    watch_begin(server->watch, exchange->watched, exchange->answer);
+    if (job->code || place_check_choices(server, &job->request, &job->error)) return -1;
+    return answer_start(&exchange->answer, &job->request, job->model.engine, server->fingerprint, &waker, &job->error);
+}
+
+static enum MHD_Result start_answer(struct exchange *exchange) {
+    int code = submit(exchange);
+    prepare_job_free(&exchange->job);
+    if (code) return http_reply_error(exchange, &exchange->job.error);
+    watch_begin(exchange->server->watch, exchange->watched, exchange->answer);
     return answer_is_stream(exchange->answer) ? start_stream(exchange, "text/event-stream") : finish_answer(exchange);
 }
 
-/* A long text was parsed by the other thread. */
-static enum MHD_Result take_prepared(struct exchange *exchange) {
-    exchange->is_preparing = false;
-    enum MHD_Result result = start_answer(exchange);
-    atomic_fetch_sub(&exchange->server->n_answers, 1);
-    return result;
+static enum MHD_Result reply_text(struct exchange *exchange) {
+    char *text = exchange->job.reply;
+    if (!text) return http_reply_error(exchange, &exchange->job.error);
+    exchange->job.reply = NULL;
+    return reply(exchange, MHD_HTTP_OK, "application/json", text, strlen(text), 0);
 }
 
-enum MHD_Result http_generate(struct exchange *exchange, enum api_kind kind, const struct api_model *model) {
-    exchange->job = (struct prepare_job){.kind = kind,
-                                         .model = *model,
-                                         .body = exchange->body.data,
-                                         .size = exchange->body.size,
-                                         .done = resume,
-                                         .context = exchange};
+static enum MHD_Result finish_job(struct exchange *exchange) {
+    exchange->is_preparing = false;
+    body_drop(exchange); /* it may be large, and the answer long */
+    return exchange->job.text ? reply_text(exchange) : start_answer(exchange);
+}
+
+/* Works on the body: here if that is quick. */
+static enum MHD_Result start_job(struct exchange *exchange, const struct prepare_job *job) {
+    assert(exchange->has_place); /* else the library might be stopped while the connection is suspended */
+    exchange->job = *job;
+    exchange->job.body = exchange->body.data;
+    exchange->job.size = exchange->body.size;
+    exchange->job.done = resume;
+    exchange->job.context = exchange;
     if (exchange->body.size < PREPARE_BYTES_MIN) {
         prepare_run(&exchange->job);
-        return start_answer(exchange);
+        return finish_job(exchange);
     }
     exchange->is_preparing = true;
-    atomic_fetch_add(&exchange->server->n_answers, 1); /* a server that drains waits for it too */
     suspend(exchange);
     prepare_submit(exchange->server->prepare, &exchange->job);
     return MHD_YES;
+}
+
+enum MHD_Result http_generate(struct exchange *exchange, enum api_kind kind, const struct api_model *model) {
+    return start_job(exchange, &(struct prepare_job){.kind = kind, .model = *model});
+}
+
+enum MHD_Result http_text(struct exchange *exchange, text_api_function *function, const struct api_model *model) {
+    return start_job(exchange, &(struct prepare_job){.text = function, .model = *model});
 }
 
 /* --- requests ------------------------------------------------------------------------------------ */
@@ -178,10 +192,31 @@ static void body_too_large(struct exchange *exchange) {
                   "the body is larger than %d bytes (--max-body-bytes)", exchange->server->options.max_body_bytes);
 }
 
+static enum MHD_Result count_length(void *context, enum MHD_ValueKind kind, const char *name, const char *value) {
+    (void)kind, (void)value;
+    *(int *)context += !strcasecmp(name, MHD_HTTP_HEADER_CONTENT_LENGTH);
+    *(int *)context += !strcasecmp(name, MHD_HTTP_HEADER_TRANSFER_ENCODING);
+    return MHD_YES;
+}
+
+/* Headers that leave two ways to see where the body ends: a proxy in front may have taken the other one, and
+ * what it passed on as a body would be read as a request here. */
+static void check_framing(struct exchange *exchange) {
+    int n = 0;
+    MHD_get_connection_values(exchange->connection, MHD_HEADER_KIND, count_length, &n);
+    exchange->is_ambiguous = n > 1;
+    if (n > 1) {
+        api_error_set(&exchange->error, 400, NULL, "bad_request",
+                      "more than one Content-Length or Transfer-Encoding: where the body ends is not clear");
+    }
+}
+
 /* What can be said from the headers alone. */
 static void check_headers(struct exchange *exchange, const char *path, const char *method) {
     struct server *server = exchange->server;
     const char *tail = NULL;
+    check_framing(exchange);
+    if (exchange->error.status) return;
     exchange->route = route_find(path, method, &tail, &exchange->error);
     if (!exchange->route) return;
     if (tail) exchange->tail = strdup(tail);
@@ -259,8 +294,9 @@ static enum MHD_Result on_request(void *context, struct MHD_Connection *connecti
     if (!exchange) {
         *slot = exchange = exchange_create(context, connection, path, method);
         if (!exchange) return MHD_NO;
-        /* refused before the body, if the client asked first or the body is huge */
-        bool at_once = header(connection, MHD_HTTP_HEADER_EXPECT) || exchange->length > drain_limit(exchange);
+        /* refused before the body, if the client asked first, the body is huge or its end unknown */
+        bool at_once = header(connection, MHD_HTTP_HEADER_EXPECT) || exchange->length > drain_limit(exchange) ||
+                       exchange->is_ambiguous;
         return exchange->error.status && at_once ? http_reply_error(exchange, &exchange->error) : MHD_YES;
     }
     if (*size > 0) {
@@ -268,7 +304,7 @@ static enum MHD_Result on_request(void *context, struct MHD_Connection *connecti
         *size = 0;
         return goes_on ? MHD_YES : MHD_NO;
     }
-    if (exchange->is_preparing) return take_prepared(exchange);
+    if (exchange->is_preparing) return finish_job(exchange);
     return exchange->answer ? finish_answer(exchange) : dispatch(exchange);
 }
 
@@ -282,8 +318,9 @@ static void on_completed(void *context, struct MHD_Connection *connection, void 
     if (exchange->answer) {
         watch_end(server->watch, exchange->watched);
         answer_release(exchange->answer);
-        atomic_fetch_sub(&server->n_answers, 1);
     }
+    prepare_job_free(&exchange->job); /* of a client that went meanwhile: the job is done, or it would be suspended */
+    place_leave(exchange);
     watch_set_deadline(server->watch, exchange->watched, server->options.request_timeout_s);
     body_drop(exchange);
     free(exchange->tail);

@@ -19,8 +19,8 @@ struct server {
     _Atomic(const struct engine *) engine; /* NULL while it loads */
     char hash[65], fingerprint[48];        /* written before `engine` */
     atomic_bool draining;
-    atomic_int n_answers;
-    size_t body_bytes; /* of all bodies being read */
+    atomic_int n_answers; /* place.h: being made or sent */
+    size_t body_bytes;    /* of all bodies being read */
 };
 
 /* One request and its reply. */
@@ -34,7 +34,9 @@ struct exchange {
     size_t received;           /* of it, so far */
     struct buffer body;
     struct api_error error; /* found before the body was read */
-    struct prepare_job job; /* a request for an answer, on its way there */
+    bool is_ambiguous;      /* where its body ends, so the connection is closed */
+    bool has_place;         /* is one of server.n_answers */
+    struct prepare_job job; /* what is done with the body */
     bool is_preparing;      /* on the other thread */
     struct answer *answer;  /* NULL until one is submitted */
 };
@@ -56,7 +58,9 @@ const struct route *route_find(const char *path, const char *method, const char 
 enum MHD_Result http_reply_json(struct exchange *exchange, int status, json_t *json);
 enum MHD_Result http_reply_text(struct exchange *exchange, int status, const char *content_type, struct buffer *body);
 enum MHD_Result http_reply_error(struct exchange *exchange, const struct api_error *error);
-/* Parses the body, submits it, and streams or sends its answer when it is there. */
+/* Parses the body, submits it, and streams or sends its answer when it is there. The exchange has a place. */
 enum MHD_Result http_generate(struct exchange *exchange, enum api_kind kind, const struct api_model *model);
+/* Sends what `function` makes of the body. The exchange has a place. */
+enum MHD_Result http_text(struct exchange *exchange, text_api_function *function, const struct api_model *model);
 
 #endif

@@ -13,8 +13,27 @@ struct prepare {
     bool started, stop;
 };
 
+static void run_text(struct prepare_job *job) {
+    json_t *json = job->text(&job->model, job->body, job->size, &job->error);
+    job->reply = json ? json_dumps(json, JSON_COMPACT) : NULL;
+    json_decref(json);
+    if (!job->reply && !job->error.status) api_error_no_memory(&job->error);
+    job->code = job->reply ? 0 : -1;
+}
+
 void prepare_run(struct prepare_job *job) {
+    if (job->text) {
+        run_text(job);
+        return;
+    }
     job->code = api_request_parse(&job->request, job->kind, &job->model, job->body, job->size, &job->error);
+    if (job->code) api_request_free(&job->request); /* of a long body that takes its time too */
+}
+
+void prepare_job_free(struct prepare_job *job) {
+    api_request_free(&job->request);
+    free(job->reply);
+    job->reply = NULL;
 }
 
 static struct prepare_job *next_job(struct prepare *prepare) {

@@ -3,7 +3,7 @@
 #include <string.h>
 #include "server/http.h"
 #include "server/metrics.h"
-#include "server/text_api.h"
+#include "server/place.h"
 #include "text/fim.h"
 
 static const char *model_name(const struct exchange *exchange) {
@@ -17,26 +17,12 @@ static struct api_model api_model_of(const struct exchange *exchange) {
 
 /* --- answers ------------------------------------------------------------------------------------- */
 
-/* Whether there is a place for one more, else why not. */
-static int check_place(struct exchange *exchange, struct api_error *error) {
-    struct server *server = exchange->server;
-    struct sched_stats stats;
-    if (atomic_load(&server->draining)) {
-        api_error_set(error, 503, NULL, "shutting_down", "the server is shutting down and takes no new requests");
-        error->retry_after_s = 10;
-        return -1;
-    }
-    sched_stats_get(atomic_load(&server->engine)->sched, &stats);
-    if (stats.n_waiting < server->options.max_queue) return 0;
-    api_error_set(error, 429, NULL, "queue_full", "%d requests are waiting already; try again later", stats.n_waiting);
-    error->retry_after_s = 5;
-    return -1;
-}
-
 static enum MHD_Result handle_generation(struct exchange *exchange, enum api_kind kind) {
     struct api_error error = {0};
     struct api_model model = api_model_of(exchange);
-    if (check_place(exchange, &error)) return http_reply_error(exchange, &error);
+    if (place_take(exchange, &error) || place_check_queue(exchange->server, &error)) {
+        return http_reply_error(exchange, &error);
+    }
     return http_generate(exchange, kind, &model);
 }
 
@@ -105,8 +91,8 @@ static enum MHD_Result handle_metrics(struct exchange *exchange) {
 static enum MHD_Result handle_text(struct exchange *exchange, text_api_function *function) {
     struct api_error error = {0};
     struct api_model model = api_model_of(exchange);
-    json_t *json = function(&model, exchange->body.data, exchange->body.size, &error);
-    return json ? http_reply_json(exchange, 200, json) : http_reply_error(exchange, &error);
+    if (place_take(exchange, &error)) return http_reply_error(exchange, &error);
+    return http_text(exchange, function, &model);
 }
 
 static enum MHD_Result handle_tokenize(struct exchange *exchange) {

@@ -27,7 +27,7 @@ struct server_options {
     int n_names, n_listed;               /* the first n_listed are shown by /v1/models */
     struct auth auth;
     int max_body_bytes, max_connections;
-    int max_queue;         /* requests that may wait for a place before new ones are sent away */
+    int max_queue;         /* choices that may wait for a place before new requests are sent away */
     int request_timeout_s; /* that a request may take to arrive, and a client to read on */
 };
 
@@ -37,7 +37,7 @@ int server_open(struct server **server, const struct server_options *options, st
 int server_port(const struct server *server);
 /* `engine` is started and outlives the server; `hash` is the model's (checkpoint_hash). */
 void server_ready(struct server *server, const struct engine *engine, const char *hash);
-/* From now on requests for answers get 503. */
+/* From now on requests that take work get 503. */
 void server_drain(struct server *server);
 /* Answers on their way. */
 int server_answers(struct server *server);

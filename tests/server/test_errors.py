@@ -1,6 +1,7 @@
 """Errors: the status, OpenAI's error object with the field's name, and what the official client makes of them."""
 
 import json
+import time
 
 import openai
 import pytest
@@ -273,3 +274,47 @@ def test_full_queue(start, model):
     assert server.becomes_idle()
     assert server.complete("x", max_tokens=1)["usage"]["completion_tokens"] == 1
     assert server.stop() == 0
+
+
+def test_more_choices_than_may_wait(start, model):
+    """Every choice takes a place of its own: what could never fit is a mistake, what does not fit now may come again."""
+    server = start(model, "--max-model-len", 2048, "--max-num-seqs", 2, "--max-queue", 4, "--threads", 2)
+    short = {"max_tokens": 1, "ignore_eos": True}
+    assert len(server.complete("x", n=6, **short)["choices"]) == 6
+    assert len(server.complete(["x"] * 3, n=2, **short)["choices"]) == 6
+    assert refused(server, {"n": 7})["param"] == "n"
+    assert refused(server, {"prompt": ["x"] * 7})["param"] == "prompt"
+    assert refused(server, {"prompt": ["x"] * 4, "n": 2})["param"] == "n"
+    with server.raw() as raw:
+        raw.send(post_bytes("/v1/completions", {"prompt": "x", "max_tokens": 1900, "ignore_eos": True, "stream": True}))
+        assert wait_until(lambda: server.metrics().value("vllm:num_requests_running") == 1)
+        assert refused(server, {"n": 6}, status=429)["type"] == "rate_limit_error"
+        assert len(server.complete("x", n=5, **short)["choices"]) == 5
+    assert server.becomes_idle()
+    assert server.stop() == 0
+
+
+# --- how much of a thing ---------------------------------------------------------------------------------------------
+
+
+def test_size_of_stops(server):
+    """Each choice has a copy and looks for all of them at every token."""
+    kibibyte = "q" * 1024
+    assert server.complete("x", max_tokens=2, stop=[kibibyte] * 8, n=8)["usage"]["completion_tokens"]
+    for stop in (kibibyte + "q", ["\u00e9" * 513], [kibibyte] * 8 + ["q"], ["q" * 65] * 127):
+        error = refused(server, {"stop": stop})
+        assert error["param"] == "stop" and "bytes" in error["message"], error
+
+
+def test_many_stop_token_ids(server):
+    """The same few, many times, cost nothing; a list without end is refused."""
+    start = time.monotonic()
+    ids = list(range(300, 512)) + [511] * 99_000
+    assert server.complete("x", max_tokens=1, stop_token_ids=ids)["usage"]["completion_tokens"] == 1
+    assert time.monotonic() - start < 3
+    assert refused(server, {"stop_token_ids": [5] * 100_001})["param"] == "stop_token_ids"
+
+
+def test_large_logit_bias(server):
+    error = refused(server, {"logit_bias": {f"{i:06}": 1 for i in range(4097)}})
+    assert error["param"] == "logit_bias" and "4096" in error["message"], error

@@ -189,6 +189,49 @@ def test_sigterm_while_a_reader_is_slow(own):
         slow.close()
 
 
+@pytest.mark.parametrize("path", [PATH, "/tokenize"])
+def test_gone_while_the_request_is_read(own, path):
+    """Long bodies are parsed one after the other on their own thread: clients that vanish meanwhile leave nothing behind
+    that a shutdown would wait for."""
+    clients = [own.raw() for _ in range(9)]
+    clients[0].send(post_bytes(path, {"prompt": "x" * 8_000_000, "max_tokens": 1}))  # the others wait for this one
+    time.sleep(0.1)
+    for raw in clients[1:]:
+        raw.send(post_bytes(path, {"prompt": "x" * 40_000, "max_tokens": 1}))
+    time.sleep(0.1)  # all that was sent is read
+    for raw in clients:
+        raw.reset()
+    assert own.complete("the", max_tokens=3, ignore_eos=True)["usage"]["completion_tokens"] == 3
+    assert own.becomes_idle()
+    assert own.stop(30) == 0
+
+
+def test_sigterm_while_long_requests_come_in(start, model):
+    """Requests that are on their way to the other thread when the signal comes are waited for, or refused."""
+    data = post_bytes(PATH, {"prompt": "x", "max_tokens": 1, "other": "y" * 40_000})
+
+    def ask_on(server, statuses):
+        try:
+            with server.raw(timeout_s=20) as raw:
+                while not statuses or statuses[-1] == 200:
+                    raw.send(data)
+                    statuses.append(raw.reply().status)
+        except (OSError, EOFError):
+            pass  # closed between two requests
+
+    for _ in range(4):
+        server = start(model, *FLAGS, program=DEBUG_PROGRAM)
+        statuses = [[] for _ in range(6)]
+        threads = [threading.Thread(target=ask_on, args=(server, list_)) for list_ in statuses]
+        for thread in threads:
+            thread.start()
+        assert wait_until(lambda: all(statuses))
+        assert server.stop(30) == 0
+        for thread in threads:
+            thread.join(30)
+        assert {status for list_ in statuses for status in list_} <= {200, 503}
+
+
 def test_sigterm_while_loading(start, model, tmp_path):
     """Nothing is ready yet, and the server still ends when it is told to."""
     folder = tmp_path / "slow"

@@ -3,6 +3,7 @@ connection, and leaves nothing running."""
 
 import json
 import socket
+import threading
 import time
 
 import pytest
@@ -147,6 +148,22 @@ def test_bad_content_length(server, length):
             pass  # closing without a word is fine too
 
 
+@pytest.mark.parametrize("headers", [
+    ["Content-Length: 2", "Content-Length: 6"], ["Content-Length: 6", "Content-Length: 2"],
+    ["Content-Length: 2", "Transfer-Encoding: chunked"], ["Transfer-Encoding: chunked", "Content-Length: 2"],
+    ["transfer-encoding: chunked", "Transfer-Encoding: identity"],
+], ids=" + ".join)
+def test_two_ways_to_see_the_end(server, headers):
+    """A proxy in front may have chosen the other one, so what follows is never read as a request."""
+    with server.raw() as raw:
+        head = "\r\n".join([f"POST {PATH} HTTP/1.1", "Host: x", *headers, "", ""]).encode()
+        raw.send(head + b"0\r\n\r\n{}GET /version HTTP/1.1\r\nHost: x\r\n\r\n")
+        reply = raw.reply()
+        assert reply.status == 400 and reply.error["message"], reply
+        assert reply.headers["connection"] == "close"
+        assert raw.at_end()
+
+
 @pytest.mark.parametrize("size", [b"zz", b"-1", b"ffffffffffffffffffff"])
 def test_bad_chunk_size(server, size):
     with server.raw() as raw:
@@ -232,6 +249,32 @@ def test_slow_writers_stop_nobody(server):
     finally:
         for raw in slow:
             raw.close()
+
+
+@pytest.mark.parametrize("path, body", [
+    ("/tokenize", json.dumps({"prompt": "hello world " * 400_000}).encode()),
+    ("/detokenize", b'{"tokens":[' + b"5," * 4_000_000 + b"5]}"),
+], ids=["tokenize", "detokenize"])
+def test_long_texts_stop_nobody(server, path, body):
+    """While megabytes are turned into tokens or back, others are answered."""
+    times = {}
+
+    def ask():
+        start = time.monotonic()
+        times["status"] = server.post(path, body).status
+        times["all"] = time.monotonic() - start
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    worst = 0
+    while thread.is_alive():
+        start = time.monotonic()
+        assert server.get("/health").status == 200
+        worst = max(worst, time.monotonic() - start)
+        time.sleep(0.01)
+    thread.join()
+    assert times["status"] == 200
+    assert worst < times["all"] / 3, (worst, times)
 
 
 def test_slow_reader(server):
