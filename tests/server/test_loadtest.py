@@ -23,7 +23,8 @@ def test_json(server, model):
     assert report["model"] == server.model
     assert [(row["clients"], row["requests"], row["output_tokens"]) for row in report["rounds"]] == [(1, 4, 80), (3, 4, 80)]
     for row in report["rounds"]:
-        assert abs(row["output_tokens_per_s"] - row["output_tokens"] / row["wall_s"]) < 0.02 * row["output_tokens_per_s"]
+        rounding = 0.01 + 0.0006 / row["wall_s"]  # the report gives milliseconds
+        assert abs(row["output_tokens_per_s"] - row["output_tokens"] / row["wall_s"]) < rounding * row["output_tokens_per_s"]
         for name in ("first_token_ms", "inter_token_ms", "per_token_ms"):
             # pieces that arrive in one read have no time between them
             assert 0 <= row[name]["p50"] <= row[name]["p95"] <= row[name]["p99"] and row[name]["p99"] > 0, row
