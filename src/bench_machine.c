@@ -6,8 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
+#include "base/clock.h"
 #include "base/memory.h"
 #include "base/pool.h"
 #include "base/progress.h"
@@ -21,12 +21,6 @@ enum {
 };
 
 static const size_t LEAST_BUFFER_BYTES = (size_t)1 << 30, PART_ALIGN = 4096;
-
-double bench_now_s(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
-}
 
 static int order_doubles(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
@@ -98,9 +92,9 @@ static struct bench_spread time_passes(struct pool *pool, struct reading *r, int
     pool_run(pool, parts, fill_part, r);
     for (int pass = -1; pass < PASSES; pass++) { /* the first one is not counted */
         progress_update(&progress, bytes * (pass + 2));
-        double start = bench_now_s();
+        double start = clock_now_s();
         pool_run(pool, parts, read_part, r);
-        if (pass >= 0) rate[pass] = bytes / (bench_now_s() - start) * 1e-9;
+        if (pass >= 0) rate[pass] = bytes / (clock_now_s() - start) * 1e-9;
     }
     progress_end(&progress);
     return bench_spread_of(rate, PASSES);

@@ -11,8 +11,6 @@ struct bench_spread {
 /* Sorts `values` [n], n >= 1. */
 struct bench_spread bench_spread_of(double *values, int n);
 
-double bench_now_s(void);
-
 /* GB/s (1e9 bytes) that `threads` threads read from memory together, over a buffer far larger than the caches. */
 int bench_measure_read(int threads, struct bench_spread *gb_s, struct mo_error *error);
 

@@ -2,6 +2,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include "base/clock.h"
 #include "base/progress.h"
 #include "sched/sample.h"
 
@@ -162,10 +163,10 @@ int bench_warm_up(struct bench *bench, struct mo_error *error) {
 int bench_time_prompt(struct bench *bench, struct bench_spread *seconds, struct mo_error *error) {
     const struct bench_plan *plan = bench->plan;
     for (int i = 0; i < plan->repeat; i++) {
-        double start = bench_now_s();
+        double start = clock_now_s();
         int code = compute(bench, 0, bench->page, 0, plan->prompt, true, "prompt", error);
         if (code) return code;
-        bench->samples[i] = bench_now_s() - start;
+        bench->samples[i] = clock_now_s() - start;
     }
     note_filled(bench, plan->prompt);
     *seconds = bench_spread_of(bench->samples, plan->repeat);
@@ -233,9 +234,9 @@ static int time_steps(struct bench *b, struct bench_decode *r, struct mo_error *
     snprintf(label, sizeof label, "decode, batch %d at depth %d", r->batch, r->depth);
     progress_begin(&progress, label, "tokens", 1, (double)r->batch * steps);
     for (int i = 0; i < steps && !code; i++) {
-        double start = bench_now_s();
+        double start = clock_now_s();
         code = decode_step(b, r->batch, r->depth + i, error);
-        b->samples[i] = r->batch / (bench_now_s() - start);
+        b->samples[i] = r->batch / (clock_now_s() - start);
         r->bytes_per_step += step_bytes(b, r->batch, r->depth, r->depth + i) / steps;
         progress_update(&progress, (double)r->batch * (i + 1));
     }

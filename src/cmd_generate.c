@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include "base/clock.h"
 #include "base/progress.h"
 
 enum { INTERRUPT_CHECK_MS = 50 };
@@ -38,15 +39,9 @@ struct mailbox {
     size_t size, capacity, taken; /* taken: printed already */
     bool out_of_memory;
     struct generation result;
-    struct timespec start;
+    double start_s;
     struct mo_error error;
 };
-
-static double since_s(const struct timespec *start) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)(now.tv_sec - start->tv_sec) + (double)(now.tv_nsec - start->tv_nsec) * 1e-9;
-}
 
 static void append(struct mailbox *box, const char *text, size_t size) {
     if (box->size + size > box->capacity) {
@@ -66,13 +61,14 @@ static void append(struct mailbox *box, const char *text, size_t size) {
 static void on_event(const struct sched_event *event) {
     struct mailbox *box = event->context;
     pthread_mutex_lock(&box->lock);
-    if (event->n_generated == 1 && box->result.n_generated == 0) box->result.first_token_s = since_s(&box->start);
+    if (event->n_generated == 1 && box->result.n_generated == 0)
+        box->result.first_token_s = clock_now_s() - box->start_s;
     box->result.n_prompt = event->n_prompt;
     box->result.n_generated = event->n_generated;
     append(box, event->text, event->text_size);
     if (event->finish != FINISH_NONE) {
         box->result.finish = event->finish;
-        box->result.total_s = since_s(&box->start);
+        box->result.total_s = clock_now_s() - box->start_s;
         if (event->error) box->error = *event->error;
     }
     pthread_cond_signal(&box->changed);
@@ -135,7 +131,7 @@ int generate(struct engine *engine, struct sched_request *request, bool print, s
     uint64_t id;
     request->callback = on_event;
     request->context = &box;
-    clock_gettime(CLOCK_MONOTONIC, &box.start);
+    box.start_s = clock_now_s();
     g_interrupted = 0;
     g_running = 1;
     struct sched_stats before;

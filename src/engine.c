@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
+#include "base/clock.h"
 #include "base/file.h"
 #include "base/log.h"
 #include "base/pool.h"
@@ -60,12 +60,6 @@ void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_M
     /* clang-format on */
     memcpy(flags, table, sizeof table);
     flags[sizeof table / sizeof *table] = (struct cli_flag){0};
-}
-
-static double now_s(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
 }
 
 static void settle_options(struct engine_options *o) {
@@ -138,7 +132,7 @@ static int open_all(struct engine *engine, struct mo_error *error) {
 }
 
 int engine_open(struct engine **out, const struct engine_options *options, struct mo_error *error) {
-    double start = now_s();
+    double start = clock_now_s();
     if (!options->model) return mo_error_set(error, MO_E_INVALID, "no MODEL given (--help shows how)");
     struct engine *engine = calloc(1, sizeof *engine);
     if (!engine) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the engine");
@@ -148,7 +142,7 @@ int engine_open(struct engine **out, const struct engine_options *options, struc
         engine_close(engine);
         return code;
     }
-    engine->load_s = now_s() - start;
+    engine->load_s = clock_now_s() - start;
     *out = engine;
     return 0;
 }

@@ -1,29 +1,23 @@
 #include "base/progress.h"
 
 #include <stdio.h>
-#include <time.h>
 #include <unistd.h>
+#include "base/clock.h"
 
 static const double QUIET_S = 2, REDRAW_S = 0.2;
-
-static double now_s(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
-}
 
 void progress_begin(struct progress *p, const char *label, const char *unit, double scale, double total) {
     *p = (struct progress){.label = label,
                            .unit = unit,
                            .scale = scale,
                            .total = total,
-                           .start_s = now_s(),
+                           .start_s = clock_now_s(),
                            .is_terminal = isatty(STDERR_FILENO)};
 }
 
 void progress_update(struct progress *p, double done) {
     if (!p->is_terminal) return;
-    double now = now_s(), elapsed = now - p->start_s;
+    double now = clock_now_s(), elapsed = now - p->start_s;
     if (elapsed < QUIET_S || now - p->shown_s < REDRAW_S) return;
     double rate = done / elapsed;
     int digits = p->scale == 1 ? 0 : 2;

@@ -1,6 +1,6 @@
 /* sched/sched_stats.c - counters and histograms, kept under the lock so that any thread reads a consistent
  * copy. */
-#include <time.h>
+#include "base/clock.h"
 #include "sched/sched_state.h"
 
 const double sched_bucket_s[SCHED_BUCKETS - 1] = {0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08,
@@ -9,9 +9,7 @@ const double sched_bucket_s[SCHED_BUCKETS - 1] = {0.001, 0.0025, 0.005, 0.01, 0.
 
 double sched_now(const struct sched *sched) {
     if (sched->options.clock) return sched->options.clock(sched->options.clock_context);
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+    return clock_now_s();
 }
 
 static void histogram_add(struct sched_histogram *histogram, double value_s) {

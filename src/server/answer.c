@@ -5,8 +5,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include "server/sse.h"
+#include "base/clock.h"
 
 /* What the engine thread knows a choice by. */
 struct choice_link {
@@ -40,12 +40,6 @@ struct answer {
     double asleep_s;       /* since when */
     struct mo_error cause; /* of the first FINISH_ERROR */
 };
-
-static double now_s(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
 
 /* --- references ---------------------------------------------------------------------------------- */
 
@@ -95,7 +89,7 @@ static void wake_locked(struct answer *answer) {
 static void sleep_locked(struct answer *answer) {
     assert(!answer->asleep);
     answer->asleep = true;
-    answer->asleep_s = now_s();
+    answer->asleep_s = clock_now_s();
     answer->waker.sleep(answer->waker.context);
 }
 
@@ -373,7 +367,7 @@ bool answer_is_stalled(struct answer *answer) {
 
 double answer_silent_s(struct answer *answer) {
     pthread_mutex_lock(&answer->lock);
-    double silent_s = answer->asleep ? now_s() - answer->asleep_s : 0;
+    double silent_s = answer->asleep ? clock_now_s() - answer->asleep_s : 0;
     pthread_mutex_unlock(&answer->lock);
     return silent_s;
 }

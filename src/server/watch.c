@@ -8,8 +8,8 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
+#include "base/clock.h"
 
 enum {
     TICK_MS = 1000, /* how often deadlines are looked at */
@@ -34,12 +34,6 @@ struct watch {
     uint64_t last_id;
 };
 
-static double now_s(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
 /* A closed half may be all that the client closed. A few bytes make a client that is gone altogether answer
  * with a reset, which comes here as the second event. */
 static void on_hang_up(struct watched *watched, uint32_t events) {
@@ -62,7 +56,7 @@ static void handle_event(struct watch *watch, const struct epoll_event *event) {
 /* The library sees the end of a socket that is shut down here, and closes the connection as if the client
  * had. */
 static void tick(struct watch *watch) {
-    double now = now_s();
+    double now = clock_now_s();
     pthread_mutex_lock(&watch->lock);
     for (struct watched *w = watch->first; w; w = w->next) {
         bool stalled = w->answer && answer_is_stalled(w->answer);
@@ -76,16 +70,16 @@ static void tick(struct watch *watch) {
 static void *watch_main(void *argument) {
     struct watch *watch = argument;
     struct epoll_event events[EVENTS_MAX];
-    double next_tick_s = now_s();
+    double next_tick_s = clock_now_s();
     for (;;) {
         int n = epoll_wait(watch->epoll, events, EVENTS_MAX, TICK_MS);
         for (int i = 0; i < n; i++) {
             if (events[i].data.u64 == 0) return NULL; /* the stop */
             handle_event(watch, &events[i]);
         }
-        if (now_s() < next_tick_s) continue;
+        if (clock_now_s() < next_tick_s) continue;
         tick(watch);
-        next_tick_s = now_s() + 1e-3 * TICK_MS;
+        next_tick_s = clock_now_s() + 1e-3 * TICK_MS;
     }
 }
 
@@ -138,7 +132,7 @@ void watch_remove(struct watch *watch, struct watched *watched) {
 
 void watch_set_deadline(struct watch *watch, struct watched *watched, double seconds) {
     pthread_mutex_lock(&watch->lock);
-    watched->deadline_s = seconds > 0 ? now_s() + seconds : 0;
+    watched->deadline_s = seconds > 0 ? clock_now_s() + seconds : 0;
     pthread_mutex_unlock(&watch->lock);
 }
 
