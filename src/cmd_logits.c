@@ -15,7 +15,7 @@ enum { MAX_IDS_BYTES = 256 << 20, DEFAULT_CHUNK = 512, MAX_CHUNK = 1 << 16 };
 struct arguments {
     const char *ids, *out, *hidden, *experts, *expert_weights;
     int chunk, greedy;
-    bool all, json;
+    bool all;
 };
 
 /* What the taps collect, in the layouts that the files have. */

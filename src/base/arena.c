@@ -16,7 +16,6 @@ struct chunk {
 
 struct arena {
     struct chunk *chunks;
-    size_t bytes;
 };
 
 struct arena *arena_create(void) {
@@ -33,14 +32,13 @@ void arena_destroy(struct arena *arena) {
     free(arena);
 }
 
-static struct chunk *chunk_create(struct arena *arena, size_t size) {
+static struct chunk *chunk_create(size_t size) {
     void *memory = NULL;
     if (size > SIZE_MAX - ARENA_ALIGN) return NULL;
     if (posix_memalign(&memory, ARENA_ALIGN, size + ARENA_ALIGN)) return NULL;
     struct chunk *chunk = memory;
     memset(chunk, 0, size + ARENA_ALIGN);
     chunk->size = size;
-    arena->bytes += size + ARENA_ALIGN;
     return chunk;
 }
 
@@ -56,7 +54,7 @@ void *arena_alloc(struct arena *arena, size_t n) {
     struct chunk *head = arena->chunks;
     if (!head || head->size - head->used < n) {
         bool own = n > ARENA_CHUNK / 4;
-        struct chunk *chunk = chunk_create(arena, own ? n : ARENA_CHUNK);
+        struct chunk *chunk = chunk_create(own ? n : ARENA_CHUNK);
         if (!chunk) return NULL;
         if (own && head) { /* keep filling the chunk at the head */
             chunk->next = head->next;
@@ -86,8 +84,4 @@ char *arena_strndup(struct arena *arena, const char *text, size_t n) {
 
 char *arena_strdup(struct arena *arena, const char *text) {
     return arena_strndup(arena, text, strlen(text));
-}
-
-size_t arena_bytes(const struct arena *arena) {
-    return arena->bytes;
 }

@@ -13,6 +13,5 @@ void *arena_alloc(struct arena *arena, size_t n); /* zeroed, 64-byte aligned; NU
 void *arena_alloc_array(struct arena *arena, size_t count, size_t size); /* the same, overflow-checked */
 char *arena_strdup(struct arena *arena, const char *text);
 char *arena_strndup(struct arena *arena, const char *text, size_t n);
-size_t arena_bytes(const struct arena *arena); /* bytes taken from the system */
 
 #endif

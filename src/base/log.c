@@ -29,4 +29,3 @@ static void log_line(enum log_level level, const char *prefix, const char *forma
 LOG_FUNCTION(log_error, LOG_ERROR, "moebius: error: ")
 LOG_FUNCTION(log_warn, LOG_WARN, "moebius: warning: ")
 LOG_FUNCTION(log_info, LOG_INFO, "moebius: ")
-LOG_FUNCTION(log_debug, LOG_DEBUG, "moebius: debug: ")
