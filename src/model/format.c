@@ -1,5 +1,6 @@
 /* model/format.c - the plain-C meaning of every weight format. Nothing here is fast; everything is exact. */
 #include "model/format.h"
+#include "model/format_priv.h"
 
 #include <assert.h>
 #include <math.h>
@@ -8,12 +9,8 @@
 const uint8_t awq_order[8] = {0, 2, 4, 6, 1, 3, 5, 7};
 
 const char *mat_format_name(enum mat_format format) {
-    static const char *const names[MAT_FORMATS] = {"f32", "f16", "bf16", "fp8", "int4_awq"};
+    static const char *const names[MAT_FORMATS] = {"f32", "f16", "bf16", "fp8", "int4_awq", "int4", "int8"};
     return names[format];
-}
-
-static size_t ceil_div(int a, int b) {
-    return ((size_t)a + (size_t)b - 1) / (size_t)b;
 }
 
 size_t mat_bytes(const struct mat *mat) {
@@ -29,6 +26,9 @@ size_t mat_bytes(const struct mat *mat) {
     case MAT_INT4_AWQ:
         /* A group adds half a byte of zero point and two of scale for each row. */
         return count / 2 + ceil_div(mat->cols, mat->group_size) * ((size_t)mat->rows / 2 + (size_t)mat->rows * 2);
+    case MAT_INT4:
+    case MAT_INT8:
+        return ceil_div(mat->rows, BLOCK_ROWS) * block_panel_bytes(mat);
     case MAT_FORMATS:
         break;
     }
@@ -72,6 +72,18 @@ uint16_t f32_to_bf16(float value) {
     uint32_t bits = float_bits(value);
     if ((bits & 0x7fffffff) > 0x7f800000) return (uint16_t)(bits >> 16 | 0x40); /* quiet, and never rounded to Inf */
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+uint16_t f32_to_f16(float value) {
+    uint32_t bits = float_bits(value), magnitude = bits & 0x7fffffff;
+    uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
+    if (magnitude > 0x7f800000) return sign | 0x7e00;
+    float absolute = float_from_bits(magnitude);
+    if (absolute >= 65520.0f) return sign | 0x7c00;
+    /* Below 2^-14 the steps are even, 2^-24 each; step 1024 is the code of the smallest normal value. */
+    if (absolute < 0x1p-14f) return (uint16_t)(sign | (uint16_t)lrintf(absolute * 0x1p24f));
+    uint32_t rounded = magnitude + 0xfff + (magnitude >> 13 & 1);
+    return (uint16_t)(sign | ((rounded >> 13) - ((127 - 15) << 10)));
 }
 
 uint8_t f32_to_e4m3(float value) {
@@ -142,6 +154,10 @@ void format_decode_span(const struct mat *mat, int row, int k0, int count, float
         break;
     case MAT_INT4_AWQ:
         decode_awq(mat, row, k0, count, out);
+        break;
+    case MAT_INT4:
+    case MAT_INT8:
+        block_decode_span(mat, row, k0, count, out);
         break;
     case MAT_FORMATS:
         assert(0 && "a matrix has a format");

@@ -8,14 +8,15 @@
  *                   (128x128 blocks, one per row, or one for all: see the three fields)
  *   INT4_AWQ        AutoAWQ "gemm": data [cols][rows/8] 32-bit words; nibble j of word c is row
  *                   8c + awq_order[j]; zeros [groups][rows/8] words in the same order; scales16
- *                   [groups][rows] fp16; w = (q - z) * scale; group = k / group_size, the last may be ragged */
+ *                   [groups][rows] fp16; w = (q - z) * scale; group = k / group_size, the last may be ragged
+ *   INT4, INT8      our own: blocks of 32 rows x 128 k, see below */
 #ifndef MOEBIUS_MODEL_FORMAT_H
 #define MOEBIUS_MODEL_FORMAT_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-enum mat_format { MAT_F32, MAT_F16, MAT_BF16, MAT_FP8, MAT_INT4_AWQ, MAT_FORMATS };
+enum mat_format { MAT_F32, MAT_F16, MAT_BF16, MAT_FP8, MAT_INT4_AWQ, MAT_INT4, MAT_INT8, MAT_FORMATS };
 
 struct mat {
     enum mat_format format;
@@ -28,8 +29,37 @@ struct mat {
 
     const uint32_t *zeros;    /* INT4_AWQ [groups][rows/8] */
     const uint16_t *scales16; /* INT4_AWQ [groups][rows] fp16 */
-    int group_size;           /* INT4_AWQ: 32, 64 or 128 */
+    int group_size;           /* INT4_AWQ, INT4, INT8: k with one scale: 32, 64 or 128 */
 };
+
+/* The block layout of INT4 and INT8, w = q * scale, symmetric. A matrix is panels of 32 rows; a panel is its blocks in
+ * ascending k, one after another; a block is 32 rows x 128 k, its scales behind its values:
+ *
+ *   for each half of 16 rows
+ *     for each tile of 64 k
+ *       INT4  8 lines of 64 bytes: line l, byte 4n + i is row n; low nibble k = 4l + i, high nibble k = 32 + 4l + i;
+ *             a nibble is q + 8, q in [-8, 7]
+ *       INT8  16 lines of 64 bytes: line l, byte 4n + i is row n, k = 4l + i; a byte is q + 128, q in [-127, 127]
+ *   for each group of k in the block (1, 2 or 4 of them)
+ *     scales of the 32 rows, fp16
+ *
+ * So a line is what a dot product of bytes wants (a lane is a row, no sum across lanes), and a tile is what a matrix
+ * unit wants. A block is a whole number of lines, never a power of two, so that parallel streams of panels do not meet
+ * in one cache set. Rows past the last and k past the last are q = 0 with scale 0. Blocks start at multiples of 64 bytes
+ * in files and in memory that we make; readers need no alignment. */
+enum { BLOCK_ROWS = 32, BLOCK_COLS = 128, BLOCK_TILE = 64, BLOCK_LINE = 64 };
+
+/* What one block takes: 2112, 2176 or 2304 bytes for INT4 and 4160, 4224 or 4352 for INT8, at groups of 128, 64, 32. */
+size_t block_bytes(enum mat_format format, int group_size);
+/* The format and group size of blocks of this many bytes; returns -1 if there are none. */
+int block_format_of(size_t bytes, enum mat_format *format, int *group_size);
+/* Bytes of one panel: from a panel to the next. */
+size_t block_panel_bytes(const struct mat *mat);
+/* Writes one row of one group: q [group_size] (values past the end of the row are 0) and the scale's fp16 bits. `data` is
+ * the matrix's blocks, zeroed by block_clear before. */
+void block_put_group(const struct mat *mat, void *data, int row, int group, const int8_t *q, uint16_t scale);
+/* All q = 0 and all scales 0: `data` [mat_bytes(mat)]. */
+void block_clear(const struct mat *mat, void *data);
 
 extern const uint8_t awq_order[8]; /* {0, 2, 4, 6, 1, 3, 5, 7} */
 
@@ -43,6 +73,7 @@ float bf16_to_f32(uint16_t bits);
 float e4m3_to_f32(uint8_t bits);
 /* Round to nearest even; e4m3 saturates at 448, NaN stays NaN. */
 uint16_t f32_to_bf16(float value);
+uint16_t f32_to_f16(float value); /* too large becomes infinity */
 uint8_t f32_to_e4m3(float value);
 
 /* Plain-C decoder, scales applied: rows [r0, r1) into out [r1 - r0][cols] fp32. The definition of every format. */

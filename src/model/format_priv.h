@@ -1,0 +1,14 @@
+/* model/format_priv.h - shared by format.c and block.c only. */
+#ifndef MOEBIUS_MODEL_FORMAT_PRIV_H
+#define MOEBIUS_MODEL_FORMAT_PRIV_H
+
+#include "model/format.h"
+
+static inline size_t ceil_div(int a, int b) {
+    return ((size_t)a + (size_t)b - 1) / (size_t)b;
+}
+
+/* format_decode_span for INT4 and INT8. */
+void block_decode_span(const struct mat *mat, int row, int k0, int count, float *out);
+
+#endif
