@@ -86,16 +86,22 @@ void block_put_group(const struct mat *mat, void *data, int row, int group, cons
     memcpy(bytes + scale_place(mat, row, k0), &scale, sizeof scale);
 }
 
+int block_value(const struct mat *mat, int row, int k) {
+    struct place place = place_of(mat, row, k);
+    int byte = ((const uint8_t *)mat->data)[place.byte];
+    if (mat->format == MAT_INT8) return byte - BYTE_ZERO;
+    return (place.high ? byte >> 4 : byte & 15) - NIBBLE_ZERO;
+}
+
+uint16_t block_scale(const struct mat *mat, int row, int k) {
+    uint16_t scale;
+    memcpy(&scale, (const uint8_t *)mat->data + scale_place(mat, row, k), sizeof scale);
+    return scale;
+}
+
 void block_decode_span(const struct mat *mat, int row, int k0, int count, float *out) {
-    const uint8_t *bytes = mat->data;
     assert(mat->format == MAT_INT4 || mat->format == MAT_INT8);
     for (int i = 0; i < count; i++) {
-        struct place place = place_of(mat, row, k0 + i);
-        int q = bytes[place.byte];
-        if (mat->format == MAT_INT4) q = (place.high ? q >> 4 : q & 15) - NIBBLE_ZERO;
-        if (mat->format == MAT_INT8) q -= BYTE_ZERO;
-        uint16_t scale;
-        memcpy(&scale, bytes + scale_place(mat, row, k0 + i), sizeof scale);
-        out[i] = (float)q * f16_to_f32(scale);
+        out[i] = (float)block_value(mat, row, k0 + i) * f16_to_f32(block_scale(mat, row, k0 + i));
     }
 }

@@ -58,6 +58,9 @@ size_t block_panel_bytes(const struct mat *mat);
 /* Writes one row of one group: q [group_size] (values past the end of the row are 0) and the scale's fp16 bits. `data` is
  * the matrix's blocks, zeroed by block_clear before. */
 void block_put_group(const struct mat *mat, void *data, int row, int group, const int8_t *q, uint16_t scale);
+/* One value, q, and its scale's fp16 bits. */
+int block_value(const struct mat *mat, int row, int k);
+uint16_t block_scale(const struct mat *mat, int row, int k);
 /* All q = 0 and all scales 0: `data` [mat_bytes(mat)]. */
 void block_clear(const struct mat *mat, void *data);
 

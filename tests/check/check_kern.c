@@ -77,7 +77,7 @@ static void run_gemm(const struct kern *with, const struct gemm_case *c, int qua
     for (int t = t0; t < t0 + n; t++)
         for (int r = 0; r < c->mat.rows; r++) c->y[t][r] = unset;
     if (quantized)
-        with->gemm_q8(&c->mat, r0, r1, c->q + t0, n, c->y + t0);
+        with->gemm_q8[c->mat.format](&c->mat, r0, r1, c->q + t0, n, c->y + t0);
     else
         with->gemm[c->mat.format](&c->mat, r0, r1, (const float *const *)c->x + t0, n, c->y + t0);
 }
@@ -95,12 +95,19 @@ static void check_gemm_part(const struct gemm_case *c, int quantized, int r0, in
         }
 }
 
+/* What kern.h wants the ends of a range of rows to be multiples of. */
+static int row_unit(const struct mat *m, int quantized) {
+    if (m->format == MAT_INT4_AWQ) return 8;
+    return quantized ? BLOCK_ROWS : 1;
+}
+
 static void check_gemm_parts(const struct gemm_case *c, int quantized) {
-    int unit = c->mat.format == MAT_INT4_AWQ ? 8 : 1, units = c->mat.rows / unit;
+    int unit = row_unit(&c->mat, quantized), units = (c->mat.rows + unit - 1) / unit;
     for (int t = 0; t < c->n; t++) check_gemm_part(c, quantized, 0, c->mat.rows, t, 1);
     for (int i = 0; i < 6; i++) {
         int u0 = random_int(0, units - 1), u1 = random_int(u0 + 1, units), t0 = random_int(0, c->n - 1);
-        check_gemm_part(c, quantized, u0 * unit, u1 * unit, t0, random_int(1, c->n - t0));
+        int r1 = u1 * unit < c->mat.rows ? u1 * unit : c->mat.rows;
+        check_gemm_part(c, quantized, u0 * unit, r1, t0, random_int(1, c->n - t0));
     }
     check_gemm_part(c, quantized, 0, c->mat.rows, 0, 0);
 }
@@ -123,7 +130,7 @@ static void check_gemm_bits(const struct gemm_case *c, int quantized) {
 }
 
 static double gemm_activation(const struct gemm_case *c, int quantized, int t, int k) {
-    return quantized ? (double)c->q[t].q[k] * c->q[t].scale[k / Q8_GROUP] : c->x[t][k];
+    return quantized ? (double)c->q[t].q[k] * c->q[t].scale[k / q8_group(&c->mat)] : c->x[t][k];
 }
 
 /* Against sums in double of the decoded weights: 2e-6 of sum |w x|, plus what subnormal products may lose. */
@@ -152,7 +159,7 @@ static void check_gemm_case(enum mat_format format, int rows, int cols, int n, e
     make_activations(c.x, n, cols, kind);
     for (int t = 0; t < n; t++) {
         c.y[t] = guard_floats(rows);
-        if (quantized) c.q[t] = make_q8(c.x[t], cols);
+        if (quantized) c.q[t] = make_q8(c.x[t], cols, q8_group(&c.mat));
     }
     c.whole = malloc((size_t)(n * rows) * sizeof *c.whole);
     run_gemm(&kern, &c, quantized, 0, rows, 0, n);
@@ -181,6 +188,11 @@ static void check_gemm(enum mat_format format, int quantized, const char *name) 
     if (kern.gemm[format] != ref.gemm[format]) {
         guard_reset(0);
         check_gemm_case(format, 2048, 1408, 2, DATA_PLAIN, quantized);
+    }
+    for (int panels = 1; quantized && !awq && panels <= 16;
+         panels++) { /* every way to cut panels and tokens into sets */
+        guard_reset(panels);
+        check_gemm_case(format, BLOCK_ROWS * panels - panels % 3, 300, panels, DATA_PLAIN, quantized);
     }
     tally_print(name, "of sum |wx|", 2e-6);
 }
@@ -224,21 +236,22 @@ static void check_quantize(void) {
     random_seed(20);
     for (int round = 0; round < 400; round++, tally.cases++) {
         guard_reset(round);
-        int n = random_int(1, 300), padded = round_up(n, Q8_GROUP), groups = padded / Q8_GROUP;
+        const int group = 32 << round % 3;
+        int n = random_int(1, 300), padded = round_up(n, Q8_GROUP_MAX), groups = padded / group;
         float *x = guard_floats(n);
         for (int i = 0; i < n; i++) x[i] = random_activation(round);
-        struct q8_row expected = make_q8(x, n), got = make_q8(x, n);
+        struct q8_row expected = make_q8(x, n, group), got = make_q8(x, n, group);
         memset(got.q, 99, (size_t)padded);
         memset(got.sum, 99, (size_t)groups * sizeof *got.sum);
         memset(got.scale, 99, (size_t)groups * sizeof *got.scale);
-        kern.quantize(x, n, &got);
+        kern.quantize(x, n, group, &got);
         for (int i = 0; i < padded; i++) compare_bits("q", i, got.q[i], expected.q[i]);
         for (int i = 0; i < groups; i++) {
             compare_bits("sum", i, (float)got.sum[i], (float)expected.sum[i]);
             compare_bits("scale", i, got.scale[i], expected.scale[i]);
         }
         for (int i = 0; i < n; i++) { /* and it means what it should: half a step beside x at most */
-            float step = got.scale[i / Q8_GROUP], value = (float)got.q[i] * step;
+            float step = got.scale[i / group], value = (float)got.q[i] * step;
             if (isfinite(step) && !(fabsf(value - x[i]) <= step * 0.5001f + 0x1p-100f))
                 tally_fault("x[%d] = %g became %g", i, x[i], value);
         }
@@ -568,6 +581,36 @@ static void check_awq_layout(void) {
     tally_print("awq layout", "(same bits)", 1);
 }
 
+/* Every value where format.h says that it lies. */
+static void check_block_layout(enum mat_format format) {
+    enum { ROWS = 70, COLS = 300 };
+    random_seed(80);
+    for (int group = 32; group <= 128; group *= 2) {
+        struct mat m = {.format = format, .rows = ROWS, .cols = COLS, .group_size = group};
+        const int byte_values = format == MAT_INT8, tile = byte_values ? 1024 : 512;
+        const size_t block = (size_t)(4 * tile + 128 / group * 64), panel = 3 * block;
+        uint8_t *data = malloc(mat_bytes(&m));
+        float *out = malloc(ROWS * COLS * sizeof *out);
+        if (mat_bytes(&m) != 3 * panel) tally_fault("mat_bytes is %zu", mat_bytes(&m));
+        for (size_t i = 0; i < 3 * panel; i++) data[i] = (uint8_t)(random_u32() >> 9 & 0x77); /* no fp16 beyond 32000 */
+        m.data = data;
+        kern.decode_rows(&m, 0, ROWS, out);
+        for (int r = 0; r < ROWS; r++)
+            for (int k = 0; k < COLS; k++, tally.cases++) {
+                const uint8_t *b = data + (size_t)(r / 32) * panel + (size_t)(k / 128) * block;
+                const uint8_t *t = b + (r % 32 / 16 * 2 + k % 128 / 64) * tile;
+                int i = k % 64, line = byte_values ? i / 4 : i % 32 / 4, byte = t[line * 64 + r % 16 * 4 + i % 4];
+                int q = byte_values ? byte - 128 : (i < 32 ? byte & 15 : byte >> 4) - 8;
+                const uint8_t *s = b + 4 * tile + k % 128 / group * 64 + r % 32 * 2;
+                compare_bits("block", r * COLS + k, out[r * COLS + k],
+                             (float)q * f16_to_f32((uint16_t)(s[0] | s[1] << 8)));
+            }
+        free(out);
+        free(data);
+    }
+    tally_print(format == MAT_INT4 ? "int4 layout" : "int8 layout", "(same bits)", 1);
+}
+
 static void check_level(enum cpu_level level) {
     kern_init(&kern, level);
     if (strcmp(kern.name, cpu_level_name(level)) != 0) tally_fault("the table says %s", kern.name);
@@ -576,12 +619,16 @@ static void check_level(enum cpu_level level) {
         check_e4m3();
     }
     check_awq_layout();
+    check_block_layout(MAT_INT4);
+    check_block_layout(MAT_INT8);
     for (int format = 0; format < MAT_FORMATS; format++) {
         char name[32];
         snprintf(name, sizeof name, "gemm %s", mat_format_name((enum mat_format)format));
         check_gemm((enum mat_format)format, 0, name);
     }
     check_gemm(MAT_INT4_AWQ, 1, "gemm_q8 int4_awq");
+    check_gemm(MAT_INT4, 1, "gemm_q8 int4");
+    check_gemm(MAT_INT8, 1, "gemm_q8 int8");
     check_signed_zero();
     check_quantize();
     for (int format = 0; format < MAT_FORMATS; format++) check_decode((enum mat_format)format);

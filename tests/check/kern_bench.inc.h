@@ -67,7 +67,7 @@ static void bench_pass(struct bench_thread *me) {
     for (int i = 0; i < b->count; i++) {
         const struct mat *m = &b->mats[i];
         if (b->quantized)
-            b->kern->gemm_q8(m, r0, r0 + share, b->q, b->n, b->y);
+            b->kern->gemm_q8[m->format](m, r0, r0 + share, b->q, b->n, b->y);
         else
             b->kern->gemm[m->format](m, r0, r0 + share, b->x, b->n, b->y);
     }
@@ -134,13 +134,20 @@ static struct mat bench_mat(enum mat_format format, const char *data) {
 
 static size_t bench_weight_bytes(enum mat_format format) {
     const size_t count = (size_t)BENCH_ROWS * BENCH_COLS;
+    if (format == MAT_INT4 || format == MAT_INT8) {
+        struct mat m = bench_mat(format, 0);
+        return mat_bytes(&m);
+    }
     return format == MAT_F32 ? count * 4 : format == MAT_FP8 ? count : format == MAT_INT4_AWQ ? count / 2 : count * 2;
 }
 
 static void bench_fill(enum mat_format format, char *data, size_t bytes) {
     random_seed(1);
     size_t size = (size_t)1 << 20;
-    if (format == MAT_FP8 || format == MAT_INT4_AWQ) {
+    if (format == MAT_INT4 || format == MAT_INT8) { /* any bytes below 0x77 are good values and scales */
+        size = bench_weight_bytes(format);
+        for (size_t i = 0; i < size; i++) data[i] = (char)(random_u32() >> 8 & 0x77);
+    } else if (format == MAT_FP8 || format == MAT_INT4_AWQ) {
         for (size_t i = 0; i < size; i++) {
             data[i] = (char)(random_u32() >> 8);
             if (format == MAT_FP8 && (data[i] & 0x7f) == 0x7f) data[i] = 0;
@@ -182,6 +189,14 @@ static void bench_kernel(struct bench *b, enum cpu_level best, const char *name,
         }
 }
 
+static struct q8_row bench_quantize(const float *x, int n, int group) {
+    struct q8_row row = {malloc((size_t)n), malloc((size_t)(n / group) * 4), malloc((size_t)(n / group) * 4)};
+    struct kern plain;
+    kern_init(&plain, CPU_REF);
+    plain.quantize(x, n, group, &row);
+    return row;
+}
+
 /* only: a format's name, or NULL for all. */
 static int bench_run(enum cpu_level best, const char *only) {
     char *data = mmap(0, bench_set_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -200,7 +215,6 @@ static int bench_run(enum cpu_level best, const char *only) {
         for (int k = 0; k < BENCH_COLS; k++) x[t][k] = random_float();
         b.x[t] = x[t];
         b.y[t] = y[t];
-        b.q[t] = make_q8(x[t], BENCH_COLS);
     }
     for (int format = 0; format < MAT_FORMATS; format++) {
         size_t bytes = bench_weight_bytes((enum mat_format)format);
@@ -210,8 +224,14 @@ static int bench_run(enum cpu_level best, const char *only) {
         b.mats = malloc((size_t)b.count * sizeof *b.mats);
         bench_fill((enum mat_format)format, data, bench_set_bytes);
         for (int i = 0; i < b.count; i++) b.mats[i] = bench_mat((enum mat_format)format, data + (size_t)i * bytes);
-        bench_kernel(&b, best, mat_format_name((enum mat_format)format), 0);
-        if (format == MAT_INT4_AWQ) bench_kernel(&b, best, "int4_awq q8", 1);
+        if (format != MAT_INT4 && format != MAT_INT8) /* fp32 is their yardstick, plain C at every level */
+            bench_kernel(&b, best, mat_format_name((enum mat_format)format), 0);
+        char name[32];
+        snprintf(name, sizeof name, "%s q8", mat_format_name((enum mat_format)format));
+        for (int t = 0; t < BENCH_TOKENS && q8_group(&b.mats[0]); t++) {
+            b.q[t] = bench_quantize(x[t], BENCH_COLS, q8_group(&b.mats[0]));
+        }
+        if (q8_group(&b.mats[0])) bench_kernel(&b, best, name, 1);
         free(b.mats);
     }
     munmap(data, bench_set_bytes);

@@ -155,12 +155,36 @@ static void make_awq(struct mat *m, enum data_kind kind) {
     m->scales16 = scales;
 }
 
+/* Whole groups by block_put_group; what lies past the matrix stays as block_clear leaves it. */
+static void make_block(struct mat *m, enum data_kind kind) {
+    m->group_size = 32 << random_int(0, 2);
+    const int most = m->format == MAT_INT4 ? 7 : 127, least = m->format == MAT_INT4 ? -8 : -127;
+    uint8_t *data = guard_alloc(mat_bytes(m));
+    block_clear(m, data);
+    m->data = data;
+    for (int row = 0; row < m->rows; row++)
+        for (int k = 0; k < m->cols; k += m->group_size) {
+            int8_t q[128] = {0};
+            for (int i = 0; i < m->group_size && k + i < m->cols; i++) {
+                q[i] = (int8_t)(kind == DATA_ZERO ? 0 : random_int(least, most));
+                if (kind == DATA_EXTREME) q[i] = (int8_t)(random_u32() & 1 ? least : most);
+            }
+            uint16_t scale = f16_from((0.001f + fabsf(random_float()) * 0.01f));
+            if (kind == DATA_TINY) scale = (uint16_t)(random_u32() & 0x3ff);
+            if (kind == DATA_EXTREME) scale = (uint16_t)(random_u32() & 0x7bff);
+            if (kind == DATA_SPECIAL && random_u32() % 100 == 0) scale = 0x7e00; /* NaN */
+            block_put_group(m, data, row, k / m->group_size, q, scale);
+        }
+}
+
 static struct mat make_mat(enum mat_format format, int rows, int cols, enum data_kind kind) {
     struct mat m = {.format = format, .rows = rows, .cols = cols};
     if (format == MAT_FP8) {
         make_fp8(&m, kind);
     } else if (format == MAT_INT4_AWQ) {
         make_awq(&m, kind);
+    } else if (format == MAT_INT4 || format == MAT_INT8) {
+        make_block(&m, kind);
     } else {
         size_t count = (size_t)rows * (size_t)cols, size = format == MAT_F32 ? 4 : 2;
         /* Half of the F32 matrices lie 2 bytes beside their alignment, as a file may have them. */
@@ -183,12 +207,12 @@ static int round_up(int n, int unit) {
     return (n + unit - 1) / unit * unit;
 }
 
-static struct q8_row make_q8(const float *x, int n) {
-    int groups = round_up(n, Q8_GROUP) / Q8_GROUP;
-    struct q8_row row = {guard_alloc((size_t)groups * Q8_GROUP), guard_floats(groups),
+static struct q8_row make_q8(const float *x, int n, int group) {
+    int padded = round_up(n, Q8_GROUP_MAX), groups = padded / group;
+    struct q8_row row = {guard_alloc((size_t)padded), guard_floats(groups),
                          guard_alloc((size_t)groups * sizeof(int32_t))};
     struct kern ref;
     kern_init(&ref, CPU_REF);
-    ref.quantize(x, n, &row);
+    ref.quantize(x, n, group, &row);
     return row;
 }

@@ -129,7 +129,7 @@ static void project_in(struct cpu *cpu, const struct layer *layer) {
     float **to_kv = cpu_row_pointers(cpu, cpu->kv_a, (size_t)model_latent_dim(m), n);
     struct linear jobs[2] = {{.w = q, .x = x, .y = to_q, .n = n}, {.w = &layer->kv_a, .x = x, .y = to_kv, .n = n}};
     jobs[0].q = cpu_quantize(cpu, q, x, n);
-    jobs[1].q = q->format == layer->kv_a.format ? jobs[0].q : cpu_quantize(cpu, &layer->kv_a, x, n);
+    jobs[1].q = cpu_quantize_like(cpu, &jobs[0], &layer->kv_a, x, n);
     cpu_linear_each(cpu, jobs, 2);
 }
 

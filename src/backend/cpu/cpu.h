@@ -11,8 +11,9 @@
 #include "base/pool.h"
 
 enum {
-    LINEAR_BLOCK = 64,      /* weight rows a task: small enough to spread, large enough to stream */
-    LINEAR_BLOCK_AWQ = 512, /* a line of AWQ runs along the rows: 256 bytes of each */
+    LINEAR_BLOCK = 64,         /* weight rows a task: small enough to spread, large enough to stream */
+    LINEAR_BLOCK_AWQ = 512,    /* a line of AWQ runs along the rows: 256 bytes of each */
+    LINEAR_BLOCK_PANELS = 256, /* eight panels of INT4 or INT8, read in step */
     LINEAR_BLOCK_MAX = LINEAR_BLOCK_AWQ,
     ATTENTION_ROWS = 32, /* query rows that share a pass over a page */
 };
@@ -105,12 +106,15 @@ struct linear {
     float *const *y;       /* [n] */
     const float *scale;    /* [n] factor of each row, for cpu_linear_sum; NULL: 1 */
     int n;
-    const struct q8_row *q; /* [n] or NULL; filled by cpu_linear_quantize */
+    const struct q8_row *q; /* [n] or NULL; made by cpu_quantize for this w */
 };
 /* Bytes of stage memory that quantising n rows of `cols` takes. */
 size_t cpu_quantized_bytes(int n, int cols);
 /* x in 8 bits where the format and the compute mode want it, else NULL. */
 const struct q8_row *cpu_quantize(struct cpu *cpu, const struct mat *w, const float *const *x, int n);
+/* The same for a second matrix over the same x: what `other` has, if it serves. */
+const struct q8_row *cpu_quantize_like(struct cpu *cpu, const struct linear *other, const struct mat *w,
+                                       const float *const *x, int n);
 /* Every job's y is overwritten. */
 void cpu_linear_each(struct cpu *cpu, const struct linear *jobs, int n_jobs);
 /* y[i] += scale[i] * (x[i] W^T), jobs in order: all have the same number of weight rows and may share y rows. */

@@ -22,21 +22,29 @@ enum {
     SUM_LANES = 16,
     FP8_CHUNK = 512, /* k with one partial sum, at most */
     AWQ_STEP = 32,   /* k with one partial sum; scale groups are multiples of it */
-    Q8_GROUP = 32,
+    Q8_GROUP_MIN = 32,
+    Q8_GROUP_MAX = 128,
 };
 
-/* One token's activations in 8 bits: x[k] = q[k] * scale[k / 32]. Built by kern.quantize; every level builds
- * the same bits. q is x * (127 / amax), rounded to nearest even, so |q| <= 127. A group whose amax is below
- * 2^-100 counts as zero; one with Inf or NaN gets scale NaN and q 0, so that the fault shows in the output.
- */
+/* One token's activations in 8 bits: x[k] = q[k] * scale[k / group], for a group of 32, 64 or 128 (q8_group). Built by
+ * kern.quantize; every level builds the same bits. q is x * (127 / amax), rounded to nearest even, so |q| <= 127. A
+ * group whose amax is below 2^-100 counts as zero; one with Inf or NaN gets scale NaN and q 0, so that the fault shows
+ * in the output. Arrays reach to a multiple of 128 k; what lies past the row is 0. */
 struct q8_row {
-    int8_t *q;    /* [cols rounded up to 32]; the tail is 0 */
-    float *scale; /* [groups of 32] amax / 127; 0 for an all-zero group */
-    int32_t *sum; /* [groups of 32] sum of q: what a weight's zero point multiplies */
+    int8_t *q;    /* [cols rounded up to 128] */
+    float *scale; /* [that / group] amax / 127; 0 for an all-zero group */
+    int32_t *sum; /* [that / group] sum of q: what a weight's zero point multiplies */
 };
+
+/* The group of activations that gemm_q8 wants for a matrix; 0 if the format has none. */
+static inline int q8_group(const struct mat *w) {
+    if (w->format == MAT_INT4_AWQ) return Q8_GROUP_MIN;
+    return w->format == MAT_INT4 || w->format == MAT_INT8 ? w->group_size : 0;
+}
 
 /* y[t][r] = sum_k W[r][k] * x[t][k] for r in [r0, r1), t in [0, n), in fp32. y[t] points at row 0.
- *   F32, F16, BF16  lane = fma(w, x, lane); tree.
+ *   F32, F16, BF16, INT4, INT8
+ *                   lane = fma(w, x, lane); tree.
  *   FP8             by chunks: from k to the end of its scale block, FP8_CHUNK at most; no blocks where one
  *                   scale spans the row. In a chunk partial = fma(w / 256, x, partial), in lanes counted from
  *                   its start; then lane = fma(partial, scale * 256, lane); tree at the end. (An e4m3 value's
@@ -45,9 +53,8 @@ struct q8_row {
  *                   y = fma(sum, scale / u, y). u = 16^(j % 4), the row being nibble j of its word: so the
  *                   nibble need not be shifted. */
 typedef void kern_gemm(const struct mat *w, int r0, int r1, const float *const *x, int n, float *const *y);
-/* The same for 4-bit weights and 8-bit activations. For each group of 32 k, ascending, from y = 0:
- * y = fmaf((float)(isum - z * qsum), wscale * xscale, y), where isum = sum of nibble * q is an exact integer.
- */
+/* The same for 8-bit activations. For each group of k (q8_group), ascending, from y = 0:
+ * y = fmaf((float)isum, wscale * xscale, y), where isum = sum of (q of the weight - zero point) * q is an exact integer. */
 typedef void kern_gemm_q8(const struct mat *w, int r0, int r1, const struct q8_row *x, int n, float *const *y);
 
 struct kern {
@@ -55,10 +62,11 @@ struct kern {
 
     /* For INT4_AWQ, r0 and r1 are multiples of 8 (or r1 == rows); other formats take any range. */
     kern_gemm *gemm[MAT_FORMATS];
-    kern_gemm_q8 *gemm_q8; /* INT4_AWQ */
+    /* NULL where q8_group is 0. For INT4 and INT8, r0 and r1 are multiples of 32 (or r1 == rows). */
+    kern_gemm_q8 *gemm_q8[MAT_FORMATS];
 
-    /* x [n] -> q8 with round to nearest even; n any. */
-    void (*quantize)(const float *x, int n, struct q8_row *out);
+    /* x [n] -> q8 with round to nearest even; n any; group 32, 64 or 128. */
+    void (*quantize)(const float *x, int n, int group, struct q8_row *out);
 
     /* As format_decode_rows, same bits. */
     void (*decode_rows)(const struct mat *w, int r0, int r1, float *out);

@@ -116,30 +116,58 @@ static void gemm_awq(const struct mat *w, int r0, int r1, const float *const *x,
 
 static float awq_dot_q8(const struct mat *w, int row, const struct q8_row *x) {
     float y = 0;
-    for (int k0 = 0; k0 < w->cols; k0 += Q8_GROUP) {
-        int end = k0 + Q8_GROUP < w->cols ? k0 + Q8_GROUP : w->cols;
+    for (int k0 = 0; k0 < w->cols; k0 += AWQ_STEP) {
+        int end = k0 + AWQ_STEP < w->cols ? k0 + AWQ_STEP : w->cols;
         int group = k0 / w->group_size, isum = 0;
         for (int k = k0; k < end; k++) isum += awq_nibble(w->data, w, k, row) * x->q[k];
-        isum -= awq_nibble(w->zeros, w, group, row) * x->sum[k0 / Q8_GROUP];
-        y = fmaf((float)isum, awq_scale(w, group, row) * x->scale[k0 / Q8_GROUP], y);
+        isum -= awq_nibble(w->zeros, w, group, row) * x->sum[k0 / AWQ_STEP];
+        y = fmaf((float)isum, awq_scale(w, group, row) * x->scale[k0 / AWQ_STEP], y);
     }
     return y;
 }
 
-static void gemm_q8(const struct mat *w, int r0, int r1, const struct q8_row *x, int n, float *const *y) {
+static void gemm_awq_q8(const struct mat *w, int r0, int r1, const struct q8_row *x, int n, float *const *y) {
     for (int t = 0; t < n; t++)
         for (int r = r0; r < r1; r++) y[t][r] = awq_dot_q8(w, r, &x[t]);
 }
 
+/* ---- INT4, INT8 ---- */
+
+/* Weights are read once a row, as whole numbers, into `q` [group]; the scale is returned. */
+static float block_group(const struct mat *w, int row, int k0, int count, int *q) {
+    for (int i = 0; i < count; i++) q[i] = block_value(w, row, k0 + i);
+    return f16_to_f32(block_scale(w, row, k0));
+}
+
+/* Row r times at most TOKENS tokens. */
+static void block_row_q8(const struct mat *w, int r, const struct q8_row *x, int n, float *const *y) {
+    float acc[TOKENS] = {0};
+    for (int k = 0, group = 0; k < w->cols; k += w->group_size, group++) {
+        int count = w->cols - k < w->group_size ? w->cols - k : w->group_size, q[Q8_GROUP_MAX];
+        float scale = block_group(w, r, k, count, q);
+        for (int t = 0; t < n; t++) {
+            int isum = 0;
+            for (int i = 0; i < count; i++) isum += q[i] * x[t].q[k + i];
+            acc[t] = fmaf((float)isum, scale * x[t].scale[group], acc[t]);
+        }
+    }
+    for (int t = 0; t < n; t++) y[t][r] = acc[t];
+}
+
+static void gemm_block_q8(const struct mat *w, int r0, int r1, const struct q8_row *x, int n, float *const *y) {
+    for (int t = 0; t < n; t += TOKENS)
+        for (int r = r0; r < r1; r++) block_row_q8(w, r, x + t, n - t < TOKENS ? n - t : TOKENS, y + t);
+}
+
 /* ---- everything else ---- */
 
-static void quantize_group(const float *x, int count, int8_t *q, float *scale, int32_t *sum) {
+static void quantize_group(const float *x, int count, int group, int8_t *q, float *scale, int32_t *sum) {
     float amax = 0, total = 0;
     for (int i = 0; i < count; i++) {
         amax = fmaxf(amax, fabsf(x[i]));
         total += x[i] * 0; /* NaN as soon as one value is NaN or Inf */
     }
-    memset(q, 0, Q8_GROUP);
+    memset(q, 0, (size_t)group);
     *sum = 0;
     *scale = total != total ? NAN : 0;
     if (total != total || amax < 0x1p-100f) return;
@@ -151,10 +179,11 @@ static void quantize_group(const float *x, int count, int8_t *q, float *scale, i
     }
 }
 
-static void quantize(const float *x, int n, struct q8_row *out) {
-    for (int i = 0; i < n; i += Q8_GROUP) {
-        int count = n - i < Q8_GROUP ? n - i : Q8_GROUP, group = i / Q8_GROUP;
-        quantize_group(x + i, count, out->q + i, &out->scale[group], &out->sum[group]);
+static void quantize(const float *x, int n, int group, struct q8_row *out) {
+    int padded = (n + Q8_GROUP_MAX - 1) / Q8_GROUP_MAX * Q8_GROUP_MAX;
+    for (int i = 0; i < padded; i += group) {
+        int count = i >= n ? 0 : n - i < group ? n - i : group;
+        quantize_group(x + (i < n ? i : 0), count, group, out->q + i, &out->scale[i / group], &out->sum[i / group]);
     }
 }
 
@@ -230,7 +259,9 @@ void kern_init_ref(struct kern *kern) {
     kern->name = "ref";
     for (int format = 0; format < MAT_FORMATS; format++) kern->gemm[format] = gemm_dense;
     kern->gemm[MAT_INT4_AWQ] = gemm_awq;
-    kern->gemm_q8 = gemm_q8;
+    kern->gemm_q8[MAT_INT4_AWQ] = gemm_awq_q8;
+    kern->gemm_q8[MAT_INT4] = gemm_block_q8;
+    kern->gemm_q8[MAT_INT8] = gemm_block_q8;
     kern->quantize = quantize;
     kern->decode_rows = format_decode_rows;
     kern->weighted_sum = weighted_sum;

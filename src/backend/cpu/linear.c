@@ -7,7 +7,8 @@ static float *before_block(float *block, int r0) {
 }
 
 static int block_rows(const struct mat *w) {
-    return w->format == MAT_INT4_AWQ ? LINEAR_BLOCK_AWQ : LINEAR_BLOCK;
+    if (w->format == MAT_INT4_AWQ) return LINEAR_BLOCK_AWQ;
+    return w->format == MAT_INT4 || w->format == MAT_INT8 ? LINEAR_BLOCK_PANELS : LINEAR_BLOCK;
 }
 
 static int count_blocks(const struct mat *w) {
@@ -15,8 +16,8 @@ static int count_blocks(const struct mat *w) {
 }
 
 static void multiply(const struct kern *kern, const struct linear *job, int r0, int r1, float *const *y) {
-    if (job->q && job->w->format == MAT_INT4_AWQ) { /* experts of one layer may differ in format */
-        kern->gemm_q8(job->w, r0, r1, job->q, job->n, y);
+    if (job->q) {
+        kern->gemm_q8[job->w->format](job->w, r0, r1, job->q, job->n, y);
     } else {
         kern->gemm[job->w->format](job->w, r0, r1, job->x, job->n, y);
     }
@@ -31,37 +32,50 @@ struct quantize_task {
     const struct kern *kern;
     const float *const *x;
     struct q8_row *q;
-    int cols;
+    int cols, group;
 };
 
 static void quantize_row(void *context, int index, int worker) {
     (void)worker;
     const struct quantize_task *task = context;
-    task->kern->quantize(task->x[index], task->cols, &task->q[index]);
+    task->kern->quantize(task->x[index], task->cols, task->group, &task->q[index]);
 }
 
 static size_t round_up(size_t n, size_t unit) {
     return (n + unit - 1) / unit * unit;
 }
 
+/* Bytes of one row's values, and of its scales or sums, at the given group. */
+static size_t quantized_values(int cols) {
+    return round_up((size_t)cols, Q8_GROUP_MAX);
+}
+
+static size_t quantized_words(int cols, int group) {
+    return round_up(quantized_values(cols) / (size_t)group * 4, 64);
+}
+
 size_t cpu_quantized_bytes(int n, int cols) {
-    size_t groups = ((size_t)cols + Q8_GROUP - 1) / Q8_GROUP;
-    size_t row = round_up(groups * Q8_GROUP, 64) + 2 * round_up(groups * 4, 64);
+    size_t row = quantized_values(cols) + 2 * quantized_words(cols, Q8_GROUP_MIN);
     return (size_t)n * (row + sizeof(struct q8_row)) + 128;
 }
 
 const struct q8_row *cpu_quantize(struct cpu *cpu, const struct mat *w, const float *const *x, int n) {
-    if (w->format != MAT_INT4_AWQ || cpu->options.compute == COMPUTE_F32) return NULL;
-    size_t groups = ((size_t)w->cols + Q8_GROUP - 1) / Q8_GROUP;
-    size_t values = round_up(groups * Q8_GROUP, 64), words = round_up(groups * 4, 64);
+    int group = q8_group(w);
+    if (!group || cpu->options.compute == COMPUTE_F32) return NULL;
+    size_t values = quantized_values(w->cols), words = quantized_words(w->cols, group);
     struct q8_row *q = stage_alloc(cpu, (size_t)n * sizeof *q);
     uint8_t *at = stage_alloc(cpu, (size_t)n * (values + 2 * words));
     for (int i = 0; i < n; i++, at += values + 2 * words) {
         q[i] = (struct q8_row){(int8_t *)at, (float *)(at + values), (int32_t *)(at + values + words)};
     }
-    struct quantize_task task = {&cpu->kern, x, q, w->cols};
+    struct quantize_task task = {&cpu->kern, x, q, w->cols, group};
     pool_run(cpu->pool, n, quantize_row, &task);
     return q;
+}
+
+const struct q8_row *cpu_quantize_like(struct cpu *cpu, const struct linear *other, const struct mat *w,
+                                       const float *const *x, int n) {
+    return q8_group(other->w) == q8_group(w) ? other->q : cpu_quantize(cpu, w, x, n);
 }
 
 struct each_task {

@@ -34,7 +34,7 @@ void cpu_ffn_dense(struct backend *backend, int layer) {
     struct linear in[2] = {{.w = &w->dense.gate, .x = x, .y = gate, .n = n},
                            {.w = &w->dense.up, .x = x, .y = up, .n = n}};
     in[0].q = cpu_quantize(cpu, in[0].w, x, n);
-    in[1].q = in[0].w->format == in[1].w->format ? in[0].q : cpu_quantize(cpu, in[1].w, x, n);
+    in[1].q = cpu_quantize_like(cpu, &in[0], in[1].w, x, n);
     cpu_linear_each(cpu, in, 2);
     silu_rows(cpu, cpu->gate, cpu->up, (int)width, n);
     struct linear down = {
@@ -167,6 +167,12 @@ static struct assignment assign(struct cpu *cpu) {
     return a;
 }
 
+/* Experts of one layer may differ in format: what is quantised for one serves all that want the same groups, and the rest
+ * takes fp32. */
+static const struct q8_row *if_it_serves(const struct q8_row *q, const struct mat *made_for, const struct mat *w) {
+    return q8_group(made_for) == q8_group(w) ? q : NULL;
+}
+
 /* Gate and up of every expert that has rows, and of the shared one. Returns how many jobs were written. */
 static int list_gate_up(struct cpu *cpu, const struct layer *w, const struct assignment *a, struct linear *jobs,
                         const float *const *x, const struct q8_row *q) {
@@ -183,16 +189,23 @@ static int list_gate_up(struct cpu *cpu, const struct layer *w, const struct ass
     for (int e = 0; e < m->experts; e++) {
         int at = a->first[e], rows = a->first[e + 1] - at;
         if (!rows) continue;
-        struct linear job = {.x = pair_x + at, .q = q ? pair_q + at : NULL, .n = rows};
-        job.w = &w->experts[e].gate, job.y = gate + at, jobs[n++] = job;
-        job.w = &w->experts[e].up, job.y = up + at, jobs[n++] = job;
+        const struct mlp *expert = &w->experts[e];
+        const struct q8_row *rows_q = q ? pair_q + at : NULL;
+        jobs[n++] = (struct linear){.w = &expert->gate, .x = pair_x + at, .y = gate + at, .n = rows};
+        jobs[n++] = (struct linear){.w = &expert->up, .x = pair_x + at, .y = up + at, .n = rows};
+        jobs[n - 2].q = if_it_serves(rows_q, &w->experts[0].gate, &expert->gate);
+        jobs[n - 1].q = if_it_serves(rows_q, &w->experts[0].gate, &expert->up);
     }
     if (!m->shared_experts) return n;
     size_t shared = width * (size_t)m->shared_experts;
-    struct linear job = {.x = x, .q = q, .n = n_rows};
-    job.w = &w->shared.gate, job.y = cpu_row_pointers(cpu, cpu->shared_gate, shared, n_rows), jobs[n++] = job;
-    job.w = &w->shared.up, job.y = cpu_row_pointers(cpu, cpu->shared_up, shared, n_rows), jobs[n++] = job;
-    return n;
+    struct linear *job = &jobs[n];
+    job[0] = (struct linear){.w = &w->shared.gate, .x = x, .n = n_rows};
+    job[0].y = cpu_row_pointers(cpu, cpu->shared_gate, shared, n_rows);
+    job[0].q = q8_group(job->w) == q8_group(&w->experts[0].gate) ? q : cpu_quantize(cpu, job->w, x, n_rows);
+    job[1] = (struct linear){.w = &w->shared.up, .x = x, .n = n_rows};
+    job[1].y = cpu_row_pointers(cpu, cpu->shared_up, shared, n_rows);
+    job[1].q = cpu_quantize_like(cpu, &job[0], job[1].w, x, n_rows);
+    return n + 2;
 }
 
 /* Down of the same, into the residual stream: for every row in ascending order of expert, then the shared one. */
@@ -209,7 +222,7 @@ static int list_down(struct cpu *cpu, const struct layer *w, const struct assign
         if (!rows) continue;
         jobs[n++] = (struct linear){.w = &w->experts[e].down,
                                     .x = x + at,
-                                    .q = q ? q + at : NULL,
+                                    .q = if_it_serves(q ? q + at : NULL, &w->experts[0].down, &w->experts[e].down),
                                     .y = y + at,
                                     .scale = a->weight + at,
                                     .n = rows};

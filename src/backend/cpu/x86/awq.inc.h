@@ -300,7 +300,7 @@ INLINE void awq_panel_q8(const char *p, size_t pitch, int words, int count, stru
     UNROLL
     for (int j = 0; j < 8; j++) sum[j] = ivec_zero();
     for (int at = 0; at < count; at += 4) {
-        ivec u[8], x4 = awq_x4(x->q + group * Q8_GROUP + at);
+        ivec u[8], x4 = awq_x4(x->q + group * AWQ_STEP + at);
         awq_ahead_next(ahead, at);
         awq_load4(p, pitch, words, at, count, u);
         UNROLL
@@ -341,7 +341,7 @@ INLINE void awq_tile_q8(int tokens, const ivec *nibbles, const struct q8_row *x,
     ivec sum[4][TILE_TOKENS];
     UNROLL
     for (int t = 0; t < tokens; t++) {
-        xt[t] = x[t].q + group * Q8_GROUP;
+        xt[t] = x[t].q + group * AWQ_STEP;
         UNROLL
         for (int j = 0; j < 4; j++) sum[j][t] = ivec_zero();
     }

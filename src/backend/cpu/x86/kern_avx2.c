@@ -6,12 +6,13 @@
 #include "backend/cpu/x86/vec_avx2.inc.h"
 #include "backend/cpu/x86/dense.inc.h"
 #include "backend/cpu/x86/awq.inc.h"
+#include "backend/cpu/x86/block.inc.h"
 #include "backend/cpu/x86/stages.inc.h"
 
 static void decode_rows(const struct mat *w, int r0, int r1, float *out) {
     static void (*const decode[MAT_FORMATS])(const struct mat *, int, int, float *) = {
-        [MAT_F32] = format_decode_rows, [MAT_F16] = decode_f16,      [MAT_BF16] = decode_bf16,
-        [MAT_FP8] = decode_fp8,         [MAT_INT4_AWQ] = decode_awq,
+        [MAT_F32] = format_decode_rows, [MAT_F16] = decode_f16,    [MAT_BF16] = decode_bf16,  [MAT_FP8] = decode_fp8,
+        [MAT_INT4_AWQ] = decode_awq,    [MAT_INT4] = decode_block, [MAT_INT8] = decode_block,
     };
     decode[w->format](w, r0, r1, out);
 }
@@ -23,7 +24,9 @@ void kern_init_avx2(struct kern *kern) {
     kern->gemm[MAT_BF16] = gemm_bf16;
     kern->gemm[MAT_FP8] = gemm_fp8;
     kern->gemm[MAT_INT4_AWQ] = gemm_awq;
-    kern->gemm_q8 = gemm_awq_q8;
+    kern->gemm_q8[MAT_INT4_AWQ] = gemm_awq_q8;
+    kern->gemm_q8[MAT_INT4] = gemm_block_q8;
+    kern->gemm_q8[MAT_INT8] = gemm_block_q8;
     kern->quantize = quantize;
     kern->decode_rows = decode_rows;
     kern->weighted_sum = weighted_sum;

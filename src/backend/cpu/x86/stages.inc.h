@@ -29,10 +29,10 @@ INLINE float float_exp(float x) {
 
 /* ---- quantize ---- */
 
-static void quantize_group(const float *x, int count, int8_t *q, float *scale, int32_t *sum) {
-    vec v[Q8_GROUP / VL];
+static void quantize_group(const float *x, int count, int group, int8_t *q, float *scale, int32_t *sum) {
+    vec v[Q8_GROUP_MAX / VL];
     ivec top = ivec_zero(), total = ivec_zero();
-    for (int i = 0; i < Q8_GROUP / VL; i++) {
+    for (int i = 0; i < group / VL; i++) {
         v[i] = vec_load_part(x + i * VL, count - i * VL);
         top = ivec_max(top, ivec_and(vec_bits(v[i]), ivec_set1(0x7fffffff)));
     }
@@ -41,13 +41,13 @@ static void quantize_group(const float *x, int count, int8_t *q, float *scale, i
     float amax;
     memcpy(&amax, &top_bits, sizeof amax);
     int finite = top_bits < 0x7f800000;
-    memset(q, 0, Q8_GROUP);
+    memset(q, 0, (size_t)group);
     *sum = 0;
     *scale = finite ? 0 : __builtin_nanf("");
     if (!finite || amax < 0x1p-100f) return;
     *scale = amax / 127.0f;
     vec inverse = vec_set1(127.0f / amax);
-    for (int i = 0; i < Q8_GROUP / VL; i++) {
+    for (int i = 0; i < group / VL; i++) {
         ivec whole = vec_to_int(vec_mul(v[i], inverse));
         total = ivec_add(total, whole);
         ivec_store_int8(q + i * VL, whole);
@@ -55,10 +55,11 @@ static void quantize_group(const float *x, int count, int8_t *q, float *scale, i
     *sum = ivec_sum(total);
 }
 
-static void quantize(const float *x, int n, struct q8_row *out) {
-    for (int i = 0; i < n; i += Q8_GROUP) {
-        int count = n - i < Q8_GROUP ? n - i : Q8_GROUP, group = i / Q8_GROUP;
-        quantize_group(x + i, count, out->q + i, &out->scale[group], &out->sum[group]);
+static void quantize(const float *x, int n, int group, struct q8_row *out) {
+    int padded = (n + Q8_GROUP_MAX - 1) / Q8_GROUP_MAX * Q8_GROUP_MAX;
+    for (int i = 0; i < padded; i += group) {
+        int count = i >= n ? 0 : n - i < group ? n - i : group;
+        quantize_group(x + (i < n ? i : 0), count, group, out->q + i, &out->scale[i / group], &out->sum[i / group]);
     }
 }
 

@@ -40,6 +40,10 @@ INLINE vec vec_load(const float *p) {
     return _mm256_loadu_ps(p);
 }
 
+INLINE vec vec_load_f16(const void *p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(p));
+}
+
 INLINE vec vec_load_part(const float *p, int n) {
     return _mm256_maskload_ps(p, part8(n));
 }
@@ -142,6 +146,15 @@ INLINE ivec ivec_max(ivec a, ivec b) {
 
 INLINE ivec ivec_add(ivec a, ivec b) {
     return _mm256_add_epi32(a, b);
+}
+
+INLINE ivec ivec_sub(ivec a, ivec b) {
+    return _mm256_sub_epi32(a, b);
+}
+
+/* VL unsigned bytes */
+INLINE ivec ivec_load_bytes(const uint8_t *p) {
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)p));
 }
 
 INLINE ivec ivec_shift_right(ivec v, int bits) {
@@ -258,4 +271,39 @@ INLINE ivec q8_dot(ivec acc, ivec nibbles, ivec x) {
 /* sum of nibble * q over 32 k, plus zero * minus_qsum: both factors fit 16 bits. */
 INLINE ivec q8_sum(ivec acc, ivec zero, ivec minus_qsum) {
     return _mm256_add_epi32(_mm256_madd_epi16(acc, _mm256_set1_epi16(1)), _mm256_madd_epi16(zero, minus_qsum));
+}
+
+/* ---- INT4 and INT8 in blocks: bytes of four k for 8 rows times four activations, exact ---- */
+
+enum {
+    BLOCK_TOKENS = 3, /* that share a line */
+    BLOCK_SUMS = 12,  /* registers of sums */
+    BYTE_ZERO = 0,    /* what stands for 0 in the bytes that block_values yields for INT8 */
+};
+
+INLINE ivec block_values(enum mat_format format, ivec line, int high) {
+    if (format == MAT_INT8) return _mm256_xor_si256(line, _mm256_set1_epi8((char)0x80));
+    return _mm256_and_si256(high ? _mm256_srli_epi16(line, 4) : line, _mm256_set1_epi8(15));
+}
+
+/* The sums of INT4 run in 16 bits for 32 k: q8_dot. */
+INLINE ivec block_run_begin(enum mat_format format, ivec sum) {
+    return format == MAT_INT4 ? ivec_zero() : sum;
+}
+
+INLINE ivec block_run_end(enum mat_format format, ivec sum, ivec run) {
+    if (format == MAT_INT8) return run;
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(run, _mm256_set1_epi16(1)));
+}
+
+/* INT8 moves the sign to the activations, whose products then fit: 2 * 127 * 127 = 32258. */
+INLINE ivec block_dot(enum mat_format format, ivec run, ivec values, ivec x4) {
+    if (format == MAT_INT4) return q8_dot(run, values, x4);
+    ivec pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(values), _mm256_sign_epi8(x4, values));
+    return _mm256_add_epi32(run, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+/* sum + zero * minus_qsum: both factors fit 16 bits. */
+INLINE ivec block_exact(ivec sum, ivec zero, ivec minus_qsum) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(zero, minus_qsum));
 }

@@ -42,6 +42,10 @@ INLINE vec vec_load(const float *p) {
     return _mm512_loadu_ps(p);
 }
 
+INLINE vec vec_load_f16(const void *p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(p));
+}
+
 INLINE vec vec_load_part(const float *p, int n) {
     return _mm512_maskz_loadu_ps(part16(n), p);
 }
@@ -146,6 +150,15 @@ INLINE ivec ivec_max(ivec a, ivec b) {
 
 INLINE ivec ivec_add(ivec a, ivec b) {
     return _mm512_add_epi32(a, b);
+}
+
+INLINE ivec ivec_sub(ivec a, ivec b) {
+    return _mm512_sub_epi32(a, b);
+}
+
+/* VL unsigned bytes */
+INLINE ivec ivec_load_bytes(const uint8_t *p) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)p));
 }
 
 INLINE ivec ivec_shift_right(ivec v, int bits) {
@@ -268,4 +281,38 @@ INLINE ivec q8_dot(ivec acc, ivec nibbles, ivec x) {
 /* sum of nibble * q over 32 k, plus zero * minus_qsum: both factors fit 16 bits. */
 INLINE ivec q8_sum(ivec acc, ivec zero, ivec minus_qsum) {
     return _mm512_dpwssd_epi32(acc, zero, minus_qsum);
+}
+
+/* ---- INT4 and INT8 in blocks: bytes of four k for 16 rows times four activations, exact ---- */
+
+enum {
+    BLOCK_TOKENS = 6, /* that share a line */
+    BLOCK_SUMS = 24,  /* registers of sums */
+    BYTE_ZERO = 128,  /* what stands for 0 in the bytes that block_values yields for INT8 */
+};
+
+INLINE ivec block_values(enum mat_format format, ivec line, int high) {
+    if (format == MAT_INT8) return line;
+    return _mm512_and_si512(high ? _mm512_srli_epi16(line, 4) : line, _mm512_set1_epi8(15));
+}
+
+/* A sum may have another form while it runs; here it has not. */
+INLINE ivec block_run_begin(enum mat_format format, ivec sum) {
+    (void)format;
+    return sum;
+}
+
+INLINE ivec block_run_end(enum mat_format format, ivec sum, ivec run) {
+    (void)format, (void)sum;
+    return run;
+}
+
+INLINE ivec block_dot(enum mat_format format, ivec run, ivec values, ivec x4) {
+    (void)format;
+    return q8_dot(run, values, x4);
+}
+
+/* sum + zero * minus_qsum: both factors fit 16 bits. */
+INLINE ivec block_exact(ivec sum, ivec zero, ivec minus_qsum) {
+    return _mm512_dpwssd_epi32(sum, zero, minus_qsum);
 }

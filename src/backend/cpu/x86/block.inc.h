@@ -1,0 +1,251 @@
+/* backend/cpu/x86/block.inc.h - INT4 and INT8 matrices in blocks (model/format.h) times 8-bit activations; included by
+ * each level after its vector words.
+ *
+ * A line of a block holds four k of sixteen rows, so a lane is a row and nothing is summed across lanes. Some panels are
+ * read in step, because a thread reaches its share of the memory's bandwidth only with several streams; and with each
+ * line the one a block further on is asked for. A block is walked in quarters of 32 k, the smallest group of a scale. */
+
+enum {
+    LINE_VECS = SUM_LANES / VL,  /* vectors in a line */
+    PANEL_VECS = 2 * LINE_VECS,  /* in four k of a panel: two lines of sixteen rows */
+    QUARTER = BLOCK_COLS / 4,    /* k */
+    QUARTER_LINES = QUARTER / 4, /* of each half of a panel */
+};
+
+/* A set of panels, and what the thread reads after it. */
+struct block_walk {
+    const uint8_t *data, *next;
+    size_t panel, block; /* bytes from one to the next */
+    int blocks, group_size;
+};
+
+/* Bytes of the values of 16 rows x 64 k. */
+INLINE int block_tile_bytes(enum mat_format format) {
+    return 16 * BLOCK_TILE / (format == MAT_INT4 ? 2 : 1);
+}
+
+/* sum [tokens][panels * PANEL_VECS] += 32 k of some panels. p is the tile of the first panel's first half, q[t] the
+ * tile's activations; `high` the quarter of the tile; the set's next block begins `ahead` bytes on. */
+INLINE void block_quarter(enum mat_format format, int tokens, int panels, const uint8_t *p, size_t panel,
+                          ptrdiff_t ahead, int high, const int8_t *const *q, ivec *sum) {
+    const int vecs = panels * PANEL_VECS, half = 2 * block_tile_bytes(format);
+    ivec run[BLOCK_SUMS];
+    UNROLL
+    for (int i = 0; i < tokens * vecs; i++) run[i] = block_run_begin(format, sum[i]);
+    if (format == MAT_INT8) p += high * QUARTER_LINES * BLOCK_LINE;
+    KEEP_LOOP
+    for (int line = 0; line < QUARTER_LINES; line++, p += BLOCK_LINE) {
+        ivec x4[BLOCK_TOKENS];
+        UNROLL
+        for (int t = 0; t < tokens; t++) {
+            int four;
+            memcpy(&four, q[t] + high * QUARTER + line * 4, sizeof four);
+            x4[t] = ivec_set1(four);
+        }
+        UNROLL
+        for (int j = 0; j < vecs; j++) {
+            const uint8_t *from = p + (size_t)(j / PANEL_VECS) * panel + j / LINE_VECS % 2 * half +
+                                  j % LINE_VECS * (BLOCK_LINE / LINE_VECS);
+            if (j % LINE_VECS == 0 && !(format == MAT_INT4 && high)) _mm_prefetch(from + ahead, _MM_HINT_T0);
+            ivec v = block_values(format, ivec_load(from), high);
+            UNROLL
+            for (int t = 0; t < tokens; t++) run[t * vecs + j] = block_dot(format, run[t * vecs + j], v, x4[t]);
+        }
+    }
+    UNROLL
+    for (int i = 0; i < tokens * vecs; i++) sum[i] = block_run_end(format, sum[i], run[i]);
+}
+
+/* The end of a group: f = fma((float)(sum of q * x), wscale * xscale, f), and the sums start again from 0. */
+INLINE void block_add_group(enum mat_format format, int tokens, int panels, const uint8_t *scales, size_t panel,
+                            ptrdiff_t ahead, const struct q8_row *x, int group, ivec *sum, vec *f) {
+    const int vecs = panels * PANEL_VECS;
+    const ivec zero = ivec_set1(format == MAT_INT4 ? 8 : BYTE_ZERO);
+    UNROLL
+    for (int j = 0; j < vecs; j++) {
+        const uint8_t *from = scales + (size_t)(j / PANEL_VECS) * panel + j % PANEL_VECS * VL * 2;
+        if (j % PANEL_VECS == 0) _mm_prefetch(from + ahead, _MM_HINT_T0);
+        vec scale = vec_load_f16(from);
+        UNROLL
+        for (int t = 0; t < tokens; t++) {
+            int i = t * vecs + j;
+            ivec exact = block_exact(sum[i], zero, ivec_set1(-x[t].sum[group]));
+            f[i] = vec_fma(vec_from_int(exact), vec_mul(scale, vec_set1(x[t].scale[group])), f[i]);
+            sum[i] = ivec_zero();
+        }
+    }
+}
+
+/* f [tokens][panels * PANEL_VECS] = the products of some panels. */
+INLINE void block_panels(enum mat_format format, int tokens, int panels, const struct block_walk *walk,
+                         const struct q8_row *x, vec *f) {
+    const int n = tokens * panels * PANEL_VECS, tile_bytes = block_tile_bytes(format);
+    const int quarters_mask = walk->group_size / QUARTER - 1; /* 0, 1 or 3 */
+    const uint8_t *p = walk->data;
+    const int8_t *q[BLOCK_TOKENS];
+    ivec sum[BLOCK_SUMS];
+    UNROLL
+    for (int i = 0; i < n; i++) {
+        sum[i] = ivec_zero();
+        f[i] = vec_zero();
+    }
+    UNROLL
+    for (int t = 0; t < tokens; t++) q[t] = x[t].q;
+    for (int b = 0, group = 0; b < walk->blocks; b++, p += walk->block) {
+        ptrdiff_t ahead = (b + 1 < walk->blocks ? p + walk->block : walk->next) - p;
+        const uint8_t *scales = p + 4 * tile_bytes;
+        KEEP_LOOP
+        for (int tile = 0; tile < 2; tile++) {
+            UNROLL
+            for (int high = 0; high < 2; high++) {
+                block_quarter(format, tokens, panels, p + tile * tile_bytes, walk->panel, ahead, high, q, sum);
+                if ((2 * tile + high + 1) & quarters_mask) continue;
+                block_add_group(format, tokens, panels, scales, walk->panel, ahead, x, group++, sum, f);
+                scales += BLOCK_ROWS * 2;
+            }
+            UNROLL
+            for (int t = 0; t < tokens; t++) q[t] += BLOCK_TILE;
+        }
+    }
+}
+
+/* Rows from r0 on, those below r1. */
+INLINE void block_store(int tokens, int panels, const vec *f, float *const *y, int r0, int r1) {
+    const int vecs = panels * PANEL_VECS;
+    UNROLL
+    for (int t = 0; t < tokens; t++) {
+        UNROLL
+        for (int j = 0; j < vecs; j++) {
+            int row = r0 + j * VL;
+            if (row + VL <= r1)
+                vec_store(y[t] + row, f[t * vecs + j]);
+            else if (row < r1)
+                vec_store_part(y[t] + row, f[t * vecs + j], r1 - row);
+        }
+    }
+}
+
+/* The panels of rows [r0, r1), r0 a multiple of 32. */
+struct block_job {
+    const struct block_walk *walk;
+    const struct q8_row *x;
+    float *const *y;
+    int r0, r1;
+};
+
+#define BLOCK_SET(FORMAT, NAME, T, P)                                                                                  \
+    static __attribute__((noinline)) void NAME##_##T##x##P(const struct block_job *job) {                              \
+        vec f[BLOCK_SUMS];                                                                                             \
+        block_panels(FORMAT, T, P, job->walk, job->x, f);                                                              \
+        block_store(T, P, f, job->y, job->r0, job->r1);                                                                \
+    }
+#define BLOCK_SETS(T, P) BLOCK_SET(MAT_INT4, int4, T, P) BLOCK_SET(MAT_INT8, int8, T, P)
+
+typedef void block_set(const struct block_job *job);
+
+/* Sets by tokens and panels; sizes that a level leaves out are made of smaller ones. */
+#if VL == 16
+BLOCK_SETS(1, 1)
+BLOCK_SETS(1, 2) BLOCK_SETS(1, 4) BLOCK_SETS(1, 8) BLOCK_SETS(2, 1) BLOCK_SETS(2, 2) BLOCK_SETS(2, 4) BLOCK_SETS(3, 1)
+    BLOCK_SETS(3, 2) BLOCK_SETS(3, 4) BLOCK_SETS(4, 1) BLOCK_SETS(4, 2) BLOCK_SETS(5, 1) BLOCK_SETS(5, 2)
+        BLOCK_SETS(6, 1) BLOCK_SETS(6, 2) enum {
+            PANEL_STEPS = 4
+        };
+#define BLOCK_TABLE(N)                                                                                                 \
+    {                                                                                                                  \
+        {N##_1x1, N##_1x2, N##_1x4, N##_1x8}, {N##_2x1, N##_2x2, N##_2x4}, {N##_3x1, N##_3x2, N##_3x4},                \
+            {N##_4x1, N##_4x2}, {N##_5x1, N##_5x2}, {                                                                  \
+            N##_6x1, N##_6x2                                                                                           \
+        }                                                                                                              \
+    }
+#else
+BLOCK_SETS(1, 1) BLOCK_SETS(1, 2) BLOCK_SETS(2, 1) BLOCK_SETS(3, 1) enum { PANEL_STEPS = 2 };
+#define BLOCK_TABLE(N)                                                                                                 \
+    {                                                                                                                  \
+        {N##_1x1, N##_1x2}, {N##_2x1}, {                                                                               \
+            N##_3x1                                                                                                    \
+        }                                                                                                              \
+    }
+#endif
+static block_set *const block_sets[2][BLOCK_TOKENS][PANEL_STEPS] = {BLOCK_TABLE(int4), BLOCK_TABLE(int8)};
+
+/* log2 of the panels that the next set takes. */
+static int block_step(block_set *const *sets, int panels_left) {
+    int step = PANEL_STEPS - 1;
+    while (step > 0 && (!sets[step] || 1 << step > panels_left)) step--;
+    return step;
+}
+
+/* All tokens in tiles of nearly equal size, so that no tile is left with a single one. */
+static void block_tokens(block_set *const (*sets)[PANEL_STEPS], int step, struct block_job job, int n) {
+    int tiles = (n + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
+    for (int t = 0, i = 0; i < tiles; i++) {
+        int end = n * (i + 1) / tiles;
+        sets[end - t - 1][step](&job);
+        job.x += end - t;
+        job.y += end - t;
+        t = end;
+    }
+}
+
+static void gemm_block_q8(const struct mat *w, int r0, int r1, const struct q8_row *x, int n, float *const *y) {
+    block_set *const(*sets)[PANEL_STEPS] = block_sets[w->format == MAT_INT8];
+    struct block_walk walk = {
+        .block = block_bytes(w->format, w->group_size),
+        .panel = block_panel_bytes(w),
+        .blocks = (w->cols + BLOCK_COLS - 1) / BLOCK_COLS,
+        .group_size = w->group_size,
+    };
+    const int most = (n + BLOCK_TOKENS - 1) / BLOCK_TOKENS, size = n ? (n + most - 1) / most : 1;
+    for (int r = r0; r < r1;) {
+        int left = (r1 - r + BLOCK_ROWS - 1) / BLOCK_ROWS, step = block_step(sets[size - 1], left);
+        int rows = BLOCK_ROWS << step, end = r + rows < r1 ? r + rows : r1;
+        walk.data = (const uint8_t *)w->data + (size_t)(r / BLOCK_ROWS) * walk.panel;
+        walk.next = r + rows < r1 ? walk.data + (walk.panel << step) : walk.data;
+        block_tokens(sets, step, (struct block_job){&walk, x, y, r, end}, n);
+        r += rows;
+    }
+}
+
+/* ---- decoding ---- */
+
+/* `count` k of a quarter of one row. p is the row's dword in the quarter's first line. */
+INLINE void block_decode_quarter(enum mat_format format, const uint8_t *p, int high, vec scale, int count, float *out) {
+    const ivec zero = ivec_set1(format == MAT_INT4 ? 8 : 128);
+    uint8_t bytes[QUARTER];
+    for (int line = 0; line < QUARTER_LINES; line++) {
+        uint32_t four;
+        memcpy(&four, p + line * BLOCK_LINE, sizeof four);
+        if (format == MAT_INT4) four = four >> 4 * high & 0x0f0f0f0f;
+        memcpy(bytes + line * 4, &four, sizeof four);
+    }
+    for (int k = 0; k < count; k += VL) {
+        vec q = vec_from_int(ivec_sub(ivec_load_bytes(bytes + k), zero));
+        vec_store_part(out + k, vec_mul(q, scale), count - k);
+    }
+}
+
+INLINE void decode_block_row(enum mat_format format, const struct mat *w, int row, float *out) {
+    const int tile_bytes = block_tile_bytes(format), half = row % BLOCK_ROWS / 16;
+    const size_t block = block_bytes(format, w->group_size);
+    const uint8_t *base = (const uint8_t *)w->data + (size_t)(row / BLOCK_ROWS) * block_panel_bytes(w);
+    for (int k = 0; k < w->cols; k += QUARTER) {
+        int tile = k % BLOCK_COLS / BLOCK_TILE, high = k % BLOCK_TILE / QUARTER, group = k % BLOCK_COLS / w->group_size;
+        const uint8_t *p = base + (size_t)(k / BLOCK_COLS) * block;
+        uint16_t bits;
+        memcpy(&bits, p + 4 * tile_bytes + (group * BLOCK_ROWS + row % BLOCK_ROWS) * 2, sizeof bits);
+        p += (half * 2 + tile) * tile_bytes + row % 16 * 4;
+        if (format == MAT_INT8) p += high * QUARTER_LINES * BLOCK_LINE;
+        int count = w->cols - k < QUARTER ? w->cols - k : QUARTER;
+        block_decode_quarter(format, p, high, vec_set1(_cvtsh_ss(bits)), count, out + k);
+    }
+}
+
+static void decode_block(const struct mat *w, int r0, int r1, float *out) {
+    for (int row = r0; row < r1; row++, out += w->cols) {
+        if (w->format == MAT_INT4)
+            decode_block_row(MAT_INT4, w, row, out);
+        else
+            decode_block_row(MAT_INT8, w, row, out);
+    }
+}
