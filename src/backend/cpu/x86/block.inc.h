@@ -24,32 +24,54 @@ INLINE int block_tile_bytes(enum mat_format format) {
     return 16 * BLOCK_TILE / (format == MAT_INT4 ? 2 : 1);
 }
 
+/* Four activations of a token in every lane. */
+INLINE ivec block_activations(const int8_t *q) {
+    int four;
+    memcpy(&four, q, sizeof four);
+    return ivec_set1(four);
+}
+
+/* Vector j of a line step of some panels; p is the line of the first panel's first half. */
+INLINE ivec block_line(enum mat_format format, const uint8_t *p, size_t panel, ptrdiff_t ahead, int high, int j) {
+    const int half = 2 * block_tile_bytes(format);
+    p += (size_t)(j / PANEL_VECS) * panel + j / LINE_VECS % 2 * half + j % LINE_VECS * (BLOCK_LINE / LINE_VECS);
+    if (j % LINE_VECS == 0 && !(format == MAT_INT4 && high)) _mm_prefetch(p + ahead, _MM_HINT_T0);
+    return block_values(format, ivec_load(p), high);
+}
+
 /* sum [tokens][panels * PANEL_VECS] += 32 k of some panels. p is the tile of the first panel's first half, q[t] the
- * tile's activations; `high` the quarter of the tile; the set's next block begins `ahead` bytes on. */
+ * tile's activations; `high` the quarter of the tile; the set's next block begins `ahead` bytes on. Few tokens keep
+ * their activations in registers and stream the lines past them, many the other way round. */
 INLINE void block_quarter(enum mat_format format, int tokens, int panels, const uint8_t *p, size_t panel,
                           ptrdiff_t ahead, int high, const int8_t *const *q, ivec *sum) {
-    const int vecs = panels * PANEL_VECS, half = 2 * block_tile_bytes(format);
+    const int vecs = panels * PANEL_VECS;
     ivec run[BLOCK_SUMS];
     UNROLL
     for (int i = 0; i < tokens * vecs; i++) run[i] = block_run_begin(format, sum[i]);
     if (format == MAT_INT8) p += high * QUARTER_LINES * BLOCK_LINE;
     KEEP_LOOP
     for (int line = 0; line < QUARTER_LINES; line++, p += BLOCK_LINE) {
-        ivec x4[BLOCK_TOKENS];
-        UNROLL
-        for (int t = 0; t < tokens; t++) {
-            int four;
-            memcpy(&four, q[t] + high * QUARTER + line * 4, sizeof four);
-            x4[t] = ivec_set1(four);
-        }
-        UNROLL
-        for (int j = 0; j < vecs; j++) {
-            const uint8_t *from = p + (size_t)(j / PANEL_VECS) * panel + j / LINE_VECS % 2 * half +
-                                  j % LINE_VECS * (BLOCK_LINE / LINE_VECS);
-            if (j % LINE_VECS == 0 && !(format == MAT_INT4 && high)) _mm_prefetch(from + ahead, _MM_HINT_T0);
-            ivec v = block_values(format, ivec_load(from), high);
+        const int at = high * QUARTER + line * 4;
+        if (tokens > vecs) {
+            ivec v[BLOCK_SUMS];
             UNROLL
-            for (int t = 0; t < tokens; t++) run[t * vecs + j] = block_dot(format, run[t * vecs + j], v, x4[t]);
+            for (int j = 0; j < vecs; j++) v[j] = block_line(format, p, panel, ahead, high, j);
+            UNROLL
+            for (int t = 0; t < tokens; t++) {
+                ivec x4 = block_activations(q[t] + at);
+                UNROLL
+                for (int j = 0; j < vecs; j++) run[t * vecs + j] = block_dot(format, run[t * vecs + j], v[j], x4);
+            }
+        } else {
+            ivec x4[BLOCK_TOKENS];
+            UNROLL
+            for (int t = 0; t < tokens; t++) x4[t] = block_activations(q[t] + at);
+            UNROLL
+            for (int j = 0; j < vecs; j++) {
+                ivec v = block_line(format, p, panel, ahead, high, j);
+                UNROLL
+                for (int t = 0; t < tokens; t++) run[t * vecs + j] = block_dot(format, run[t * vecs + j], v, x4[t]);
+            }
         }
     }
     UNROLL

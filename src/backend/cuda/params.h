@@ -1,0 +1,230 @@
+/* backend/cuda/params.h - what the host tells a kernel: one struct by value for each, the same bytes on both sides (sizes are
+ * asserted below). Pointers are device addresses; the host only passes them on.
+ *
+ * A weight matrix on the device is tiles of 16 rows x 64 k, the tiles of 16 rows one after another in k. A lane of a warp
+ * owns, in every tile, rows g and g + 8 (g = lane / 4) and for each of four steps of 16 k the four columns from
+ * 16 * step + 4 * (lane % 4) on: exactly its share of the four mma operands. Its bytes are contiguous for 4-bit weights (16), and
+ * in two or four pieces of 16 for 8 and 16 bits, piece after piece over the 32 lanes: so a warp reads 512 bytes at once.
+ * Inside a step, value p of a row pair is: a0 = row g, columns 0 and 1; a1 = row g + 8, the same; a2, a3 = columns 2 and 3.
+ * Scales lie as [row tile][group of k][16 rows]. Gate and up matrices share tiles: rows 0..7 are gate, 8..15 up.
+ * Includes: nothing but C's own. */
+#ifndef MOEBIUS_BACKEND_CUDA_PARAMS_H
+#define MOEBIUS_BACKEND_CUDA_PARAMS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum {
+    TILE_ROWS = 16,
+    SLAB_COLS = 64,   /* k of one tile */
+    SPLIT_COLS = 256, /* k that are added up by themselves; the sums of splits are then added in ascending order */
+    SPLIT_SLABS = SPLIT_COLS / SLAB_COLS,
+    BLOCK_WARPS = 8,
+    BLOCK_THREADS = 32 * BLOCK_WARPS,
+    PIECE_COLS = 128,    /* k whose squares are added up by one warp */
+    SKINNY_COLS = 2048,  /* k of activations in shared memory: a split for each warp */
+    WIDE_COLS = 512,     /* the same where a warp has a row tile of its own */
+    X_PAD = 16,          /* values between rows of activations: moves them to other banks */
+    MAX_TOP_K = 32,      /* experts of a token */
+    MAX_EXPERTS = 512,   /* routed experts of a layer */
+    SPLIT_TOKENS = 256,  /* cached tokens that one block attends to by itself */
+    TOKEN_TILE = 32,     /* cached tokens in shared memory at a time */
+    PAGE_TOKENS = 64,    /* KV_PAGE_TOKENS */
+    QUERY_TILE = 16,     /* (row, head) pairs of one block of attention */
+    MAX_KV_LORA = 512,
+    CACHE_GROUP = 128,   /* latent values with one scale in an fp8 cache row */
+};
+
+/* Formats that kernels multiply with. */
+enum weight_format { WEIGHT_BF16, WEIGHT_FP8, WEIGHT_INT4, WEIGHT_AWQ, WEIGHT_INT8, WEIGHT_FORMATS };
+
+struct device_matrix {
+    const uint8_t *data;  /* tiles, see above */
+    const uint8_t *scale; /* [row tile][scale_groups][16]: FP8 fp32, INT4 and INT8 fp16, AWQ fp16 | zero point << 16 */
+    size_t data_step;     /* bytes from one expert's (or head's) matrix to the next */
+    size_t scale_step;
+    int32_t rows, cols;   /* of the matrix that callers see; of gate alone where gate and up share tiles */
+    int32_t row_tiles, slabs;
+    int32_t scale_groups; /* 0: no scales */
+    int32_t group_shift;  /* log2 of the k with one scale; 31: one for all */
+};
+
+/* Where a linear's activations come from. */
+enum x_kind {
+    X_F32,   /* fp32 [row][x_stride], times gain[k]; the result is divided by the row's root mean square */
+    X_BF16,  /* bf16 [row][x_stride] */
+    X_MERGE, /* attention's partial results of (row, head), merged in ascending order of splits */
+};
+enum y_kind {
+    Y_F32,  /* stored */
+    Y_ADD,  /* added to what is there */
+    Y_BF16, /* stored, rounded */
+    Y_SILU, /* SiLU(gate) * up, stored as bf16 */
+};
+
+/* A piece of work of the experts: rows [first, first + n) of the sorted pairs, all of one expert. */
+struct expert_item {
+    int32_t expert, first, n, unused;
+};
+
+/* Attention's partial result: `slots` of them for each row, each [heads] rows of kv_lora sums, then maximum and sum. */
+struct merge_source {
+    const float *partial;      /* [slot][heads][kv_lora + 2] */
+    const int32_t *slot_first; /* [row] */
+    const int32_t *slot_count; /* [row] */
+    int32_t heads, kv_lora;
+};
+
+/* One matrix product y = x W^T. `groups` matrices side by side (heads), or those that `items` lists (experts). */
+struct linear_job {
+    struct device_matrix w;
+    const void *x;
+    const float *gain;   /* X_F32: [cols] */
+    const int32_t *x_row; /* row of x for row i, or NULL: i */
+    void *y;             /* [i][y_stride] */
+    size_t x_stride, x_step; /* values from row to row, and from group to group */
+    size_t y_stride, y_step;
+    const struct expert_item *items; /* NULL: all n rows for every group */
+    const int32_t *n_items;
+    int32_t x_kind, y_kind;
+    int32_t n;          /* rows of x where there are no items */
+    int32_t groups;     /* matrices; with items: the most items that there can be */
+    int32_t row_blocks; /* blocks for one group and token tile */
+    int32_t blocks;     /* of this job */
+    int32_t fault_key;  /* X_F32: what to blame for a row that is not finite */
+    int32_t fault_logits; /* Y_F32: blame for results that are not finite; 0: do not look */
+};
+
+/* Adds up each row's experts in ascending order, and the shared one; done by the last block to finish a row tile. */
+struct expert_sum {
+    float *x;              /* [n][hidden] */
+    const float *routed;   /* [pair][hidden] in sorted order */
+    const float *shared;   /* [n][hidden] or NULL */
+    const int32_t *at;     /* [n][top_k] sorted pairs of a row, ascending by expert */
+    const float *weight;   /* [n][top_k] the same order */
+    const int32_t *n_items;
+    uint32_t *arrived;     /* [row blocks], zero before and after; NULL: not here */
+    int32_t n, hidden, top_k, shared_tiles;
+};
+
+/* Routing of the rows: logits, scores, the choice, and the experts' work lists. */
+struct route_params {
+    const float *x;        /* [n][hidden] */
+    const float *gain;     /* [hidden] */
+    const void *router;    /* [experts][hidden] fp32 or bf16 */
+    const float *bias;     /* [experts] or NULL */
+    float *score;          /* [n][experts] */
+    int32_t *id;           /* [n][top_k] falling score */
+    float *weight;         /* [n][top_k] */
+    int32_t *at;           /* [n][top_k] sorted pairs, ascending by expert */
+    float *at_weight;      /* [n][top_k] */
+    int32_t *pair_row;     /* [n * top_k] row of each sorted pair */
+    struct expert_item *items;
+    int32_t *n_items;
+    uint32_t *arrived;     /* zero before and after */
+    unsigned long long *fault;
+    int32_t n, hidden, experts, top_k, groups, top_groups;
+    int32_t gate_kind, norm_topk, router_is_bf16, item_rows;
+    int32_t blocks;        /* router blocks of this launch; 0: none */
+    int32_t choose;        /* the last of them also chooses and lists */
+    int32_t fault_key;
+    float routed_scale, eps;
+};
+
+/* Rotates queries and the key, norms the latent, writes the cache row. One block a row. */
+struct rope_params {
+    const float *q;           /* [n][heads][nope + rope] */
+    const float *kv_a;        /* [n][kv_lora + rope] */
+    const float *kv_norm;     /* [kv_lora] */
+    const float *rotation;    /* [n][rope / 2][2] cos, sin */
+    const int32_t *page;      /* [n] page of the row's own position */
+    const int32_t *pos;       /* [n] */
+    uint16_t *q_latent;       /* [n][heads][kv_lora + rope] bf16: the rope part is written here */
+    uint8_t *cache;           /* this layer's pages */
+    size_t row_bytes;
+    unsigned long long *fault;
+    int32_t n, heads, nope, rope, kv_lora, fp8;
+    int32_t blocks;           /* n or 0 */
+    int32_t fault_key;
+    float eps;
+};
+
+struct linear_params {
+    struct linear_job job[2];
+    struct merge_source merge;
+    struct expert_sum sum;
+    struct route_params route;
+    struct rope_params rope;
+    unsigned long long *fault; /* the smallest key << 32 | row that was not finite */
+    float eps;
+    int32_t n_jobs;
+};
+
+/* One block of attention: 16 (row, head) pairs of a sequence against splits [split0, split1). */
+struct attn_item {
+    int32_t first_row, n_rows; /* the sequence's rows of the batch */
+    int32_t first_pos;
+    int32_t query;             /* first (row, head) pair, counted from the sequence's first */
+    int32_t pages;             /* where its page numbers start */
+    int32_t split0, split1;
+    int32_t slot;              /* results go to slot_first[row] + slot */
+};
+
+struct attn_params {
+    const struct attn_item *items;
+    const int32_t *page_table;
+    const int32_t *slot_first; /* [row] */
+    const uint16_t *q_latent;  /* [n][heads][kv_lora + rope] bf16 */
+    const uint8_t *cache;      /* this layer's pages */
+    float *partial;            /* [slot][heads][kv_lora + 2] */
+    size_t row_bytes;
+    int32_t heads, kv_lora, rope;
+    float scale;
+};
+
+struct embed_params {
+    const void *table; /* [vocab][hidden] */
+    const int32_t *token;
+    float *x; /* [n][hidden] */
+    int32_t hidden, format; /* enum raw_format: F32, F16, BF16 */
+};
+
+/* Uploads: the file's bytes, and where they go. */
+enum raw_format { RAW_F32, RAW_F16, RAW_BF16, RAW_FP8, RAW_AWQ, RAW_INT4, RAW_INT8 };
+struct raw_matrix {
+    const uint8_t *data;   /* rows [row0, row0 + rows) */
+    const uint8_t *scale;  /* FP8 fp32 (the whole matrix's), AWQ fp16 [groups][all_rows] */
+    const uint32_t *zeros; /* AWQ [groups][all_rows / 8] */
+    int32_t format, rows, cols, row0, all_rows;
+    int32_t scale_rows, scale_cols, scale_stride; /* FP8 */
+    int32_t group;                                /* AWQ, INT4, INT8 */
+};
+enum repack_target { REPACK_TILES, REPACK_ROWS_BF16, REPACK_ROWS_F32 };
+struct repack_params {
+    struct raw_matrix from;
+    struct device_matrix to; /* data and scale are written */
+    int32_t target, format;  /* REPACK_TILES: enum weight_format */
+    int32_t halves;          /* 3: both halves of a tile's rows; 1: gate, 2: up */
+    int32_t first_tile, n_tiles;
+    /* Which value goes to (group, row, col): source row group * group_rows + row_offset + row, and col; or turned round. */
+    int32_t groups, group_rows, row_offset, transposed;
+    uint32_t *fault; /* smallest matrix number with a NaN in it */
+    uint32_t number;
+};
+
+struct sum_params {
+    struct expert_sum sum;
+};
+
+#define PARAMS_SIZE(type, n) _Static_assert(sizeof(struct type) == (n), "host and kernels disagree about struct " #type)
+#ifdef __cplusplus
+#undef PARAMS_SIZE
+#define PARAMS_SIZE(type, n) static_assert(sizeof(struct type) == (n), "host and kernels disagree about struct " #type)
+#endif
+PARAMS_SIZE(device_matrix, 56);
+PARAMS_SIZE(linear_job, 168);
+PARAMS_SIZE(linear_params, 800);
+PARAMS_SIZE(attn_params, 72);
+PARAMS_SIZE(repack_params, 168);
+
+#endif
