@@ -1,4 +1,4 @@
-#include "backend/cpu/cpu.h"
+#include "backend/cpu/attention.h"
 
 #include <assert.h>
 #include <math.h>
@@ -257,7 +257,7 @@ static size_t stage_bytes(const struct cpu *cpu) {
                        cpu_quantized_bytes(n, attended) + cpu_quantized_bytes(n, m->q_lora + 1) +
                        cpu_quantized_bytes((int)pairs, m->expert_width + 1) +
                        cpu_quantized_bytes(n, m->shared_experts * m->expert_width + 1);
-    return lists + jobs + quantized + 64 * STAGE_ALIGN;
+    return lists + jobs + quantized + attn_absorbed_stage_bytes(m, &cpu->options) + 64 * STAGE_ALIGN;
 }
 
 static int open_memory(struct cpu *cpu, struct mo_error *error) {

@@ -134,7 +134,7 @@ void kv_cache_store(const struct cpu *cpu, uint8_t *row, const float *latent /* 
 /* The first n_tokens of a page, widened: out [n_tokens][latent]. */
 void kv_cache_load(const struct cpu *cpu, const uint8_t *page, int n_tokens, float *out);
 
-/* attention.c */
+/* attention.c; the rest of it is in attention.h */
 void cpu_attn_in(struct backend *backend, int layer);
 void cpu_attn(struct backend *backend, int layer);
 void cpu_attn_out(struct backend *backend, int layer);

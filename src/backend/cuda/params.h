@@ -27,6 +27,8 @@ enum {
     X_PAD = 16,          /* values between rows of activations: moves them to other banks */
     MAX_TOP_K = 32,      /* experts of a token */
     MAX_EXPERTS = 512,   /* routed experts of a layer */
+    MAX_GROUPS = 64,     /* of experts */
+    ROUTE_SHARED = 4 * (BLOCK_WARPS * (MAX_EXPERTS + MAX_GROUPS) + 4 * MAX_EXPERTS), /* bytes of a routing block */
     SPLIT_TOKENS = 256,  /* cached tokens that one block attends to by itself */
     TOKEN_TILE = 32,     /* cached tokens in shared memory at a time */
     PAGE_TOKENS = 64,    /* KV_PAGE_TOKENS */
@@ -223,8 +225,8 @@ struct sum_params {
 #endif
 PARAMS_SIZE(device_matrix, 56);
 PARAMS_SIZE(linear_job, 168);
-PARAMS_SIZE(linear_params, 800);
+PARAMS_SIZE(linear_params, 752);
 PARAMS_SIZE(attn_params, 72);
-PARAMS_SIZE(repack_params, 168);
+PARAMS_SIZE(repack_params, 176);
 
 #endif

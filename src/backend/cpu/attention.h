@@ -1,0 +1,58 @@
+/* backend/cpu/attention.h - shared by attention.c (projections, cache, both forms' outline), attn_absorbed.c and
+ * attn_expanded.c. Multi-head latent attention, DeepSeek-V2 (arXiv 2405.04434) section 2.1. The cache holds, per token, the
+ * normed latent c and the rotated shared key r. Two forms give the same result:
+ *   absorbed  score = (q_nope W_UK) c + q_rope r;  out = W_UV (sum of p c)   - less to read: decode, short chunks
+ *   expanded  k = [W_UK c | r], v = W_UV c per cached token; plain attention - less to compute: long chunks
+ * The absorbed form cuts the positions into chunks at fixed places, walks the pages of a chunk in order with a running
+ * softmax, and joins the chunks in order; the expanded one walks all pages in order. So a row's result depends neither on
+ * its batch nor on how the work was split. */
+#ifndef MOEBIUS_BACKEND_CPU_ATTENTION_H
+#define MOEBIUS_BACKEND_CPU_ATTENTION_H
+
+#include "backend/cpu/cpu.h"
+
+static inline size_t q_stride(const struct cpu *cpu) {
+    return (size_t)cpu->model->heads * (size_t)model_q_head_dim(cpu->model);
+}
+
+static inline size_t q_latent_stride(const struct cpu *cpu) {
+    return (size_t)cpu->model->heads * (size_t)model_latent_dim(cpu->model);
+}
+
+static inline size_t attended_stride(const struct cpu *cpu) {
+    return (size_t)cpu->model->heads * (size_t)cpu->model->v_dim;
+}
+
+static inline float *q_of(const struct cpu *cpu, int row, int head) {
+    return cpu->q + (size_t)row * q_stride(cpu) + (size_t)head * (size_t)model_q_head_dim(cpu->model);
+}
+
+static inline float *q_latent_of(const struct cpu *cpu, int row, int head) {
+    return cpu->q_latent + (size_t)row * q_latent_stride(cpu) + (size_t)head * (size_t)model_latent_dim(cpu->model);
+}
+
+static inline float *attended_of(const struct cpu *cpu, int row, int head) {
+    return cpu->attended + (size_t)row * attended_stride(cpu) + (size_t)head * (size_t)cpu->model->v_dim;
+}
+
+static inline struct mat f32_matrix(const float *data, int rows, int cols) {
+    return (struct mat){.format = MAT_F32, .rows = rows, .cols = cols, .data = data};
+}
+
+/* Widens a page of the sequence into the worker's memory, [n_tokens][latent]. */
+void attn_load_page(struct cpu *cpu, int layer, const struct batch_seq *seq, int page_pos, int n_tokens, int worker);
+/* Scores [n][KV_PAGE_TOKENS] of n <= ATTENTION_ROWS queries against keys [tokens][dim], into the worker's memory. */
+void attn_scores(struct cpu *cpu, const struct mat *keys, const float *query, size_t query_stride, int n, int worker);
+/* One step of the running softmax for a row of scores of which `visible` are looked at, the rest become 0. Returns what
+ * earlier sums are to be multiplied by. */
+float attn_softmax(struct cpu *cpu, float *score, int visible, int tokens, float *max, float *sum);
+
+/* q_latent of all rows that the absorbed form takes, from q. */
+void attn_absorb(struct cpu *cpu, int layer);
+/* attended [rows][heads][v] of every absorbed sequence, of every expanded one. */
+void attn_absorbed(struct cpu *cpu, int layer);
+void attn_expanded(struct cpu *cpu, int layer);
+/* Stage memory that attn_absorbed takes at most. */
+size_t attn_absorbed_stage_bytes(const struct model *model, const struct backend_options *options);
+
+#endif

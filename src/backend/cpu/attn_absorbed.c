@@ -1,0 +1,326 @@
+#include "backend/cpu/attention.h"
+
+#include <math.h>
+#include <string.h>
+
+enum {
+    CHUNK_TOKENS = 256, /* fixed, never from the number of threads or sequences */
+    ABSORB_ROWS = 16,   /* of W_UK at a time: they stay in the nearest cache while they are used */
+};
+
+/* ---- q_latent ---- */
+
+struct absorb_task {
+    struct cpu *cpu;
+    int layer;
+};
+
+/* One head's q_nope W_UK for the rows of one sequence, as far as rows [t0, t0 + n) of W_UK go. */
+static void absorb_rows(const struct cpu *cpu, const struct batch_seq *seq, int head, const float *weight, int t0,
+                        int n) {
+    static const float ones[KV_PAGE_TOKENS] = {[0 ... KV_PAGE_TOKENS - 1] = 1};
+    int kv_lora = cpu->model->kv_lora;
+    for (int i = 0; i < seq->n_rows; i += KV_PAGE_TOKENS) {
+        int row = seq->first_row + i, rows = seq->n_rows - i < KV_PAGE_TOKENS ? seq->n_rows - i : KV_PAGE_TOKENS;
+        cpu->kern.weighted_sum(q_latent_of(cpu, row, head), q_latent_stride(cpu), t0 ? ones : NULL,
+                               q_of(cpu, row, head) + t0, q_stride(cpu), weight, (size_t)kv_lora, rows, n, kv_lora);
+    }
+}
+
+/* q_latent = [q_nope W_UK | q_rope] of one head, for the rows of every absorbed sequence. */
+static void absorb_head(void *context, int head, int worker) {
+    const struct absorb_task *task = context;
+    struct cpu *cpu = task->cpu;
+    const struct model *m = cpu->model;
+    const struct mat *kv_b = &cpu->weights->layers[task->layer].kv_b;
+    int first = head * (m->nope_dim + m->v_dim);
+    float *weight = cpu->workers[worker].weight;
+    for (int t = 0; t < m->nope_dim; t += ABSORB_ROWS) {
+        int n = m->nope_dim - t < ABSORB_ROWS ? m->nope_dim - t : ABSORB_ROWS;
+        cpu->kern.decode_rows(kv_b, first + t, first + t + n, weight);
+        for (int s = 0; s < cpu->batch->n_seqs; s++) {
+            if (!cpu->expanded[s]) absorb_rows(cpu, &cpu->batch->seqs[s], head, weight, t, n);
+        }
+    }
+    for (int row = 0; row < cpu->batch->n_rows; row++) {
+        if (cpu->expanded[cpu->seq[row]]) continue;
+        memcpy(q_latent_of(cpu, row, head) + m->kv_lora, q_of(cpu, row, head) + m->nope_dim,
+               (size_t)m->rope_dim * sizeof(float));
+    }
+}
+
+static bool any_absorbed(const struct cpu *cpu) {
+    for (int s = 0; s < cpu->batch->n_seqs; s++) {
+        if (!cpu->expanded[s]) return true;
+    }
+    return false;
+}
+
+void attn_absorb(struct cpu *cpu, int layer) {
+    struct absorb_task task = {cpu, layer};
+    if (any_absorbed(cpu)) pool_run(cpu->pool, cpu->model->heads, absorb_head, &task);
+}
+
+/* ---- queries against chunks ---- */
+
+/* Queries that share a pass over a chunk's pages: some heads of one row, or one head of some rows. */
+struct query_block {
+    const struct batch_seq *seq;
+    int row, head, n; /* of the first query; n <= ATTENTION_ROWS */
+    bool by_head;
+    int first_chunk; /* number of the block's first task */
+    int chunks;      /* that its last row can see */
+};
+
+static int block_row(const struct query_block *b, int i) {
+    return b->by_head ? b->row : b->row + i;
+}
+
+static int block_head(const struct query_block *b, int i) {
+    return b->by_head ? b->head + i : b->head;
+}
+
+static size_t block_state(const struct cpu *cpu, const struct query_block *b, int i) {
+    return (size_t)block_row(b, i) * (size_t)cpu->model->heads + (size_t)block_head(b, i);
+}
+
+static int smaller(int a, int b) {
+    return a < b ? a : b;
+}
+
+static int ceil_div(int a, int b) {
+    return (a + b - 1) / b;
+}
+
+/* Few rows go by head, so that a pass over the cache serves all heads; many rows fill a pass by themselves. */
+static int list_seq(const struct cpu *cpu, const struct batch_seq *seq, struct query_block *out) {
+    int heads = cpu->model->heads, n = 0;
+    bool by_head = seq->n_rows < smaller(heads, ATTENTION_ROWS);
+    int outer = by_head ? seq->n_rows : heads, inner = by_head ? heads : seq->n_rows;
+    for (int i = 0; i < outer; i++) {
+        for (int j = 0; j < inner; j += ATTENTION_ROWS) {
+            struct query_block *b = &out[n++];
+            *b = (struct query_block){.seq = seq, .n = smaller(inner - j, ATTENTION_ROWS), .by_head = by_head};
+            b->row = seq->first_row + (by_head ? i : j);
+            b->head = by_head ? j : i;
+            b->chunks = cpu->pos[block_row(b, b->n - 1)] / CHUNK_TOKENS + 1;
+        }
+    }
+    return n;
+}
+
+/* By list_seq: rows times heads over ATTENTION_ROWS, both rounded up where they are small. */
+static size_t most_blocks(const struct model *model, int rows) {
+    return (size_t)rows * (size_t)(ceil_div(2 * model->heads, ATTENTION_ROWS) + 1);
+}
+
+static int list_blocks(const struct cpu *cpu, struct query_block *out) {
+    int n = 0, chunks = 0;
+    for (int s = 0; s < cpu->batch->n_seqs; s++) {
+        if (!cpu->expanded[s]) n += list_seq(cpu, &cpu->batch->seqs[s], out + n);
+    }
+    for (int i = 0; i < n; i++) {
+        out[i].first_chunk = chunks;
+        chunks += out[i].chunks;
+    }
+    return n;
+}
+
+/* What a block gets from one chunk. */
+struct partial {
+    float *acc; /* [ATTENTION_ROWS][kv_lora] */
+    float max[ATTENTION_ROWS], sum[ATTENTION_ROWS];
+    int skip; /* queries that the chunk lies ahead of */
+};
+
+/* Tasks are (block, chunk), numbered through; a wave of them has room for its partials. */
+struct wave {
+    struct cpu *cpu;
+    int layer;
+    const struct query_block *blocks;
+    int n_blocks;
+    struct partial *partials; /* [n_tasks] */
+    int first_task, n_tasks;
+};
+
+/* The block that a task belongs to. */
+static int find_block(const struct wave *wave, int task) {
+    int low = 0, high = wave->n_blocks;
+    while (high - low > 1) {
+        int middle = (low + high) / 2;
+        if (wave->blocks[middle].first_chunk <= task) {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    return low;
+}
+
+/* Queries whose row lies before `pos`; rows ascend. */
+static int queries_before(const struct cpu *cpu, const struct query_block *b, int pos) {
+    int n = 0;
+    while (n < b->n && cpu->pos[block_row(b, n)] < pos) n++;
+    return n;
+}
+
+static void attend_page(struct cpu *cpu, int layer, const struct query_block *b, struct partial *out, int page_pos,
+                        bool is_first, int worker) {
+    const struct model *m = cpu->model;
+    int latent = model_latent_dim(m), skip = queries_before(cpu, b, page_pos), n = b->n - skip;
+    int tokens = smaller(cpu->pos[block_row(b, b->n - 1)] + 1 - page_pos, KV_PAGE_TOKENS);
+    attn_load_page(cpu, layer, b->seq, page_pos, tokens, worker);
+    struct worker_scratch *scratch = &cpu->workers[worker];
+    struct mat keys = f32_matrix(scratch->page, tokens, latent);
+    float keep[ATTENTION_ROWS];
+    attn_scores(cpu, &keys, q_latent_of(cpu, block_row(b, skip), block_head(b, skip)),
+                b->by_head ? (size_t)latent : q_latent_stride(cpu), n, worker);
+    for (int i = 0; i < n; i++) {
+        keep[i] = attn_softmax(cpu, scratch->score + (size_t)i * KV_PAGE_TOKENS,
+                               cpu->pos[block_row(b, skip + i)] - page_pos + 1, tokens, &out->max[skip + i],
+                               &out->sum[skip + i]);
+    }
+    cpu->kern.weighted_sum(out->acc + (size_t)skip * (size_t)m->kv_lora, (size_t)m->kv_lora, is_first ? NULL : keep,
+                           scratch->score, KV_PAGE_TOKENS, scratch->page, (size_t)latent, n, tokens, m->kv_lora);
+}
+
+static void attend_chunk(void *context, int index, int worker) {
+    const struct wave *wave = context;
+    struct cpu *cpu = wave->cpu;
+    int task = wave->first_task + index;
+    const struct query_block *b = &wave->blocks[find_block(wave, task)];
+    struct partial *out = &wave->partials[index];
+    int start = (task - b->first_chunk) * CHUNK_TOKENS, last = cpu->pos[block_row(b, b->n - 1)];
+    out->skip = queries_before(cpu, b, start);
+    for (int i = 0; i < b->n; i++) {
+        out->max[i] = -INFINITY;
+        out->sum[i] = 0;
+    }
+    for (int pos = start; pos <= last && pos < start + CHUNK_TOKENS; pos += KV_PAGE_TOKENS) {
+        attend_page(cpu, wave->layer, b, out, pos, pos == start, worker);
+    }
+}
+
+/* Query i of a block takes in one chunk's partial: both sides are brought to the larger maximum. */
+static void join(struct cpu *cpu, const struct query_block *b, int chunk, const struct partial *part, int i) {
+    int kv_lora = cpu->model->kv_lora;
+    size_t state = block_state(cpu, b, i);
+    float *acc = cpu->acc + state * (size_t)kv_lora, *from = part->acc + (size_t)i * (size_t)kv_lora;
+    if (chunk == 0) {
+        memcpy(acc, from, (size_t)kv_lora * sizeof *acc);
+        cpu->max[state] = part->max[i];
+        cpu->sum[state] = part->sum[i];
+        return;
+    }
+    float factor = part->max[i], unused = 0;
+    float keep = cpu->kern.softmax_step(&factor, 1, 1, &cpu->max[state], &unused);
+    cpu->sum[state] = cpu->sum[state] * keep + part->sum[i] * factor;
+    cpu->kern.weighted_sum(acc, (size_t)kv_lora, &keep, &factor, 1, from, (size_t)kv_lora, 1, 1, kv_lora);
+}
+
+/* One query of one of the wave's blocks: its chunks in order. */
+static void join_chunks(void *context, int index, int worker) {
+    (void)worker;
+    const struct wave *wave = context;
+    int first_block = find_block(wave, wave->first_task), i = index % ATTENTION_ROWS;
+    const struct query_block *b = &wave->blocks[first_block + index / ATTENTION_ROWS];
+    if (i >= b->n) return;
+    for (int chunk = 0; chunk < b->chunks; chunk++) {
+        int at = b->first_chunk + chunk - wave->first_task;
+        if (at < 0 || at >= wave->n_tasks || i < wave->partials[at].skip) continue;
+        join(wave->cpu, b, chunk, &wave->partials[at], i);
+    }
+}
+
+/* ---- values ---- */
+
+struct value_task {
+    struct cpu *cpu;
+    int layer;
+    const int *rows; /* [n] of the absorbed sequences */
+    int n;
+};
+
+/* out = W_UV acc for some rows of one head. Where the format's kernel takes any rows and fp32, straight from the weights. */
+static void value_rows(struct cpu *cpu, const struct mat *kv_b, int head, const int *rows, int n, int worker) {
+    const struct model *m = cpu->model;
+    int first = head * (m->nope_dim + m->v_dim) + m->nope_dim;
+    const float *from[KV_PAGE_TOKENS];
+    float *to[KV_PAGE_TOKENS];
+    bool is_direct = q8_group(kv_b) == 0;
+    for (int i = 0; i < n; i++) {
+        size_t state = (size_t)rows[i] * (size_t)m->heads + (size_t)head;
+        float *acc = cpu->acc + state * (size_t)m->kv_lora, inverse = 1 / cpu->sum[state];
+        for (int k = 0; k < m->kv_lora; k++) acc[k] *= inverse;
+        from[i] = acc;
+        to[i] = attended_of(cpu, rows[i], head);
+        if (is_direct) to[i] = (float *)((uintptr_t)to[i] - (uintptr_t)first * sizeof(float)); /* as at row 0 */
+    }
+    if (is_direct) {
+        cpu->kern.gemm[kv_b->format](kv_b, first, first + m->v_dim, from, n, to);
+        return;
+    }
+    struct mat weight = f32_matrix(cpu->workers[worker].weight, m->v_dim, m->kv_lora);
+    cpu->kern.gemm[MAT_F32](&weight, 0, m->v_dim, from, n, to);
+}
+
+static void value_head(void *context, int head, int worker) {
+    const struct value_task *task = context;
+    struct cpu *cpu = task->cpu;
+    const struct model *m = cpu->model;
+    const struct mat *kv_b = &cpu->weights->layers[task->layer].kv_b;
+    int first = head * (m->nope_dim + m->v_dim) + m->nope_dim;
+    if (q8_group(kv_b)) cpu->kern.decode_rows(kv_b, first, first + m->v_dim, cpu->workers[worker].weight);
+    for (int i = 0; i < task->n; i += KV_PAGE_TOKENS) {
+        value_rows(cpu, kv_b, head, task->rows + i, smaller(task->n - i, KV_PAGE_TOKENS), worker);
+    }
+}
+
+static void up_project_values(struct cpu *cpu, int layer) {
+    int *rows = stage_alloc(cpu, (size_t)cpu->batch->n_rows * sizeof *rows), n = 0;
+    for (int row = 0; row < cpu->batch->n_rows; row++) {
+        if (!cpu->expanded[cpu->seq[row]]) rows[n++] = row;
+    }
+    struct value_task task = {cpu, layer, rows, n};
+    pool_run(cpu->pool, cpu->model->heads, value_head, &task);
+}
+
+/* ---- all of it ---- */
+
+static int wave_tasks(int threads) {
+    return 8 * threads;
+}
+
+static size_t partial_bytes(const struct model *model) {
+    return (size_t)ATTENTION_ROWS * (size_t)model->kv_lora * sizeof(float);
+}
+
+size_t attn_absorbed_stage_bytes(const struct model *model, const struct backend_options *options) {
+    size_t blocks = most_blocks(model, options->max_rows) * sizeof(struct query_block);
+    size_t partials = (size_t)wave_tasks(options->threads) * (sizeof(struct partial) + partial_bytes(model));
+    return blocks + partials + (size_t)options->max_rows * sizeof(int);
+}
+
+static struct partial *alloc_partials(struct cpu *cpu, int n) {
+    struct partial *partials = stage_alloc(cpu, (size_t)n * sizeof *partials);
+    uint8_t *acc = stage_alloc(cpu, (size_t)n * partial_bytes(cpu->model));
+    for (int i = 0; i < n; i++) partials[i].acc = (float *)(acc + (size_t)i * partial_bytes(cpu->model));
+    return partials;
+}
+
+void attn_absorbed(struct cpu *cpu, int layer) {
+    if (!any_absorbed(cpu)) return;
+    int most = wave_tasks(pool_threads(cpu->pool));
+    struct query_block *blocks = stage_alloc(cpu, most_blocks(cpu->model, cpu->batch->n_rows) * sizeof *blocks);
+    struct wave wave = {.cpu = cpu, .layer = layer, .blocks = blocks};
+    wave.n_blocks = list_blocks(cpu, blocks);
+    wave.partials = alloc_partials(cpu, most);
+    int tasks = blocks[wave.n_blocks - 1].first_chunk + blocks[wave.n_blocks - 1].chunks;
+    for (; wave.first_task < tasks; wave.first_task += most) {
+        wave.n_tasks = smaller(tasks - wave.first_task, most);
+        int touched = find_block(&wave, wave.first_task + wave.n_tasks - 1) - find_block(&wave, wave.first_task) + 1;
+        pool_run(cpu->pool, wave.n_tasks, attend_chunk, &wave);
+        pool_run(cpu->pool, touched * ATTENTION_ROWS, join_chunks, &wave);
+    }
+    up_project_values(cpu, layer);
+}

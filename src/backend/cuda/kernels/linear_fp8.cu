@@ -1,0 +1,14 @@
+#include "linear.cuh"
+
+KERNEL(linear_fp8_skinny, linear_params) {
+    linear_skinny(&p, WEIGHT_FP8);
+}
+KERNEL(linear_fp8_wide2, linear_params) {
+    linear_wide(&p, WEIGHT_FP8, 2);
+}
+KERNEL(linear_fp8_wide4, linear_params) {
+    linear_wide(&p, WEIGHT_FP8, 4);
+}
+KERNEL(linear_fp8_wide8, linear_params) {
+    linear_wide(&p, WEIGHT_FP8, 8);
+}

@@ -1,0 +1,113 @@
+/* backend/cuda/kernels/mma.cuh - everything of a kernel that is not C: matrix units, warps, asynchronous copies, atomics.
+ * tests/shim defines the same functions in plain C. Includes: nothing (see device.cuh). */
+#ifndef MOEBIUS_CUDA_MMA_CUH
+#define MOEBIUS_CUDA_MMA_CUH
+
+#ifdef __CUDACC__
+
+/* c[16][8] += a[16][16] b[16][8] over a warp: bf16 in, fp32 sums. */
+DEVICE void mma_bf16(float *c, const uint32_t *a, uint32_t b0, uint32_t b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+/* Four 8x8 tiles of 16-bit values from shared memory; lane l names row l % 8 of tile l / 8. */
+DEVICE void load_tiles(uint32_t *r, const void *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"((uint32_t)__cvta_generic_to_shared(row))
+                 : "memory");
+}
+DEVICE void load_tiles_turned(uint32_t *r, const void *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"((uint32_t)__cvta_generic_to_shared(row))
+                 : "memory");
+}
+
+/* 16 bytes from global to shared memory, in the background. */
+DEVICE void copy_async(void *shared, const void *global) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((uint32_t)__cvta_generic_to_shared(shared)),
+                 "l"(global)
+                 : "memory");
+}
+DEVICE void copy_commit(void) {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+/* Waits until all but the last group of copies (or all) have arrived. */
+DEVICE void copy_wait_all_but_one(void) {
+    asm volatile("cp.async.wait_group 1;" ::: "memory");
+}
+DEVICE void copy_wait_all(void) {
+    asm volatile("cp.async.wait_group 0;" ::: "memory");
+}
+
+DEVICE void barrier(void) {
+    __syncthreads();
+}
+DEVICE void warp_barrier(void) {
+    __syncwarp();
+}
+DEVICE float shuffle_xor_f32(float value, int mask) {
+    return __shfl_xor_sync(0xffffffffu, value, mask);
+}
+DEVICE int shuffle_xor_i32(int value, int mask) {
+    return __shfl_xor_sync(0xffffffffu, value, mask);
+}
+DEVICE int shuffle_up_i32(int value, int lanes) {
+    return __shfl_up_sync(0xffffffffu, value, (unsigned)lanes);
+}
+
+DEVICE void thread_fence(void) {
+    __threadfence();
+}
+DEVICE uint32_t atomic_add_u32(uint32_t *at, uint32_t value) {
+    return atomicAdd(at, value);
+}
+DEVICE void atomic_min_u32(uint32_t *at, uint32_t value) {
+    atomicMin(at, value);
+}
+DEVICE void atomic_min_u64(unsigned long long *at, unsigned long long value) {
+    atomicMin(at, value);
+}
+
+/* Weights are read once: they need not stay in the cache nearest to the processor. */
+DEVICE struct quad load_once(const uint8_t *at) {
+    struct quad q;
+    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+        : "=r"(q.v[0]), "=r"(q.v[1]), "=r"(q.v[2]), "=r"(q.v[3])
+        : "l"(at));
+    return q;
+}
+
+DEVICE uint32_t float_bits(float value) {
+    return __float_as_uint(value);
+}
+DEVICE float bits_float(uint32_t bits) {
+    return __uint_as_float(bits);
+}
+/* Two fp32 rounded to nearest even; `low` in the low half. */
+DEVICE uint32_t pack_bf16(float low, float high) {
+    uint32_t bits;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+    return bits;
+}
+/* a * b + c of two bf16 side by side, rounded once. */
+DEVICE uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+    uint32_t d;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
+DEVICE float half_value(uint32_t bits) {
+    float value;
+    asm("{.reg .b16 h; cvt.u16.u32 h, %1; cvt.f32.f16 %0, h;}" : "=f"(value) : "r"(bits));
+    return value;
+}
+/* Bytes of (b:a) picked by the four hex digits of `pick`, lowest first. */
+DEVICE uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t pick) {
+    return __byte_perm(a, b, pick);
+}
+
+#endif
+#endif
