@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const level_names[] = {"ref", "avx2", "avx512"};
+static const char *const level_names[] = {"ref", "avx2", "avx512", "amx"};
 
 const char *cpu_level_name(enum cpu_level level) {
     return level_names[level];
@@ -11,6 +11,10 @@ const char *cpu_level_name(enum cpu_level level) {
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 /* Which register files the operating system saves: a processor's flag is worth nothing without it. */
 static unsigned saved_state(void) {
@@ -23,7 +27,18 @@ static int has_all(unsigned value, unsigned bits) {
     return (value & bits) == bits;
 }
 
+/* Linux gives the tiles' registers, 8 KiB a thread, only to processes that ask. */
+static int may_use_tiles(void) {
+#if defined(__linux__) && defined(SYS_arch_prctl)
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+#else
+    return 0;
+#endif
+}
+
 enum cpu_level cpu_detect(void) {
+    enum { STATE_TILES = 0x60000, AMX_TILE_INT8_EDX = 3 << 24 };
     enum { STATE_AVX = 0x06, STATE_AVX512 = 0xe6 };
     const unsigned need_leaf1_ecx = bit_FMA | bit_AVX | bit_F16C | bit_OSXSAVE;
     const unsigned need_avx2_ebx = bit_AVX2 | bit_BMI | bit_BMI2;
@@ -34,7 +49,8 @@ enum cpu_level cpu_detect(void) {
     if (!has_all(saved, STATE_AVX)) return CPU_REF;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !has_all(b, need_avx2_ebx)) return CPU_REF;
     if (!has_all(saved, STATE_AVX512) || !has_all(b, need_avx512_ebx) || !has_all(c, bit_AVX512VNNI)) return CPU_AVX2;
-    return CPU_AVX512;
+    if (!has_all(saved, STATE_TILES) || !has_all(d, AMX_TILE_INT8_EDX) || !may_use_tiles()) return CPU_AVX512;
+    return CPU_AMX;
 }
 #else
 enum cpu_level cpu_detect(void) {
@@ -47,7 +63,7 @@ int cpu_level_get(enum cpu_level *level, struct mo_error *error) {
     const char *wanted = getenv("MOEBIUS_CPU");
     *level = best;
     if (!wanted || !*wanted) return 0;
-    for (int i = CPU_REF; i <= CPU_AVX512; i++) {
+    for (int i = CPU_REF; i < CPU_LEVELS; i++) {
         if (strcmp(wanted, level_names[i]) != 0) continue;
         if (i > (int)best)
             return mo_error_set(error, MO_E_UNSUPPORTED, "MOEBIUS_CPU asks for %s, but this machine offers only %s",
@@ -55,5 +71,5 @@ int cpu_level_get(enum cpu_level *level, struct mo_error *error) {
         *level = (enum cpu_level)i;
         return 0;
     }
-    return mo_error_set(error, MO_E_INVALID, "MOEBIUS_CPU is \"%s\"; expected ref, avx2 or avx512", wanted);
+    return mo_error_set(error, MO_E_INVALID, "MOEBIUS_CPU is \"%s\"; expected ref, avx2, avx512 or amx", wanted);
 }

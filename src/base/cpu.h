@@ -1,5 +1,5 @@
 /* base/cpu.h - which bundle of instructions kernels may use. Levels are deployable bundles, not single CPUID
- * bits; MOEBIUS_CPU=ref|avx2|avx512 lowers the level for tests and bug reports. */
+ * bits; MOEBIUS_CPU=ref|avx2|avx512|amx lowers the level for tests and bug reports. */
 #ifndef MOEBIUS_BASE_CPU_H
 #define MOEBIUS_BASE_CPU_H
 
@@ -9,6 +9,8 @@ enum cpu_level {
     CPU_REF,    /* plain C */
     CPU_AVX2,   /* AVX2, FMA, F16C, BMI2: x86-64-v3 */
     CPU_AVX512, /* F, BW, VL, DQ and VNNI */
+    CPU_AMX,    /* and the matrix unit: TILE and INT8, with the kernel's leave to use it */
+    CPU_LEVELS
 };
 
 enum cpu_level cpu_detect(void); /* what the processor and the kernel offer */

@@ -640,6 +640,19 @@ static void check_level(enum cpu_level level) {
     check_add_scaled();
 }
 
+#if defined(__x86_64__)
+/* kern_amx.c compiled once more, with the matrix unit's instructions in plain C (tests/check/kern_amx_in_c.c). */
+void kern_init_amx_in_c(struct kern *kern);
+
+static void check_tiles_in_c(void) {
+    kern_init(&kern, CPU_AVX512);
+    kern_init_amx_in_c(&kern);
+    kern.name = "amx C";
+    check_gemm(MAT_INT4, 1, "gemm_q8 int4");
+    check_gemm(MAT_INT8, 1, "gemm_q8 int8");
+}
+#endif
+
 int main(int argc, char **argv) {
     enum cpu_level best = cpu_detect();
     kern_init(&ref, CPU_REF);
@@ -650,8 +663,11 @@ int main(int argc, char **argv) {
         return 2;
     }
     for (int level = CPU_REF; level <= (int)best; level++) check_level((enum cpu_level)level);
-    for (int level = (int)best + 1; level <= CPU_AVX512; level++)
+    for (int level = (int)best + 1; level < CPU_LEVELS; level++)
         printf("%-7s left out: this machine does not have it\n", cpu_level_name((enum cpu_level)level));
+#if defined(__x86_64__)
+    if (best >= CPU_AVX512) check_tiles_in_c();
+#endif
     printf("%d passed, %d failed\n", passed, failed);
     return failed != 0;
 }

@@ -5,6 +5,7 @@ void kern_init(struct kern *kern, enum cpu_level level) {
 #if defined(__x86_64__)
     if (level >= CPU_AVX2) kern_init_avx2(kern);
     if (level >= CPU_AVX512) kern_init_avx512(kern);
+    if (level >= CPU_AMX) kern_init_amx(kern);
 #else
     (void)level;
 #endif

@@ -58,7 +58,7 @@ typedef void kern_gemm(const struct mat *w, int r0, int r1, const float *const *
 typedef void kern_gemm_q8(const struct mat *w, int r0, int r1, const struct q8_row *x, int n, float *const *y);
 
 struct kern {
-    const char *name; /* "ref", "avx2", "avx512" */
+    const char *name; /* "ref", "avx2", "avx512", "amx" */
 
     /* For INT4_AWQ, r0 and r1 are multiples of 8 (or r1 == rows); other formats take any range. */
     kern_gemm *gemm[MAT_FORMATS];
@@ -93,6 +93,10 @@ struct kern {
 
     /* x[i] = fma(a, y[i], x[i]) */
     void (*add_scaled)(float *x, float a, const float *y, int n);
+
+    /* For measuring: that many rounds of 8-bit products in registers; returns the operations done. NULL: no such
+     * instructions. */
+    double (*int8_peak)(int rounds);
 };
 
 /* The table for a level. Each kern_init_* overwrites what it does better. */
@@ -100,5 +104,6 @@ void kern_init(struct kern *kern, enum cpu_level level);
 void kern_init_ref(struct kern *kern);
 void kern_init_avx2(struct kern *kern);
 void kern_init_avx512(struct kern *kern);
+void kern_init_amx(struct kern *kern); /* after kern_init_avx512 */
 
 #endif

@@ -256,7 +256,7 @@ static void add_scaled(float *x, float a, const float *y, int n) {
 }
 
 void kern_init_ref(struct kern *kern) {
-    kern->name = "ref";
+    *kern = (struct kern){.name = "ref"};
     for (int format = 0; format < MAT_FORMATS; format++) kern->gemm[format] = gemm_dense;
     kern->gemm[MAT_INT4_AWQ] = gemm_awq;
     kern->gemm_q8[MAT_INT4_AWQ] = gemm_awq_q8;

@@ -7,6 +7,7 @@
 #include "backend/cpu/x86/dense.inc.h"
 #include "backend/cpu/x86/awq.inc.h"
 #include "backend/cpu/x86/block.inc.h"
+#include "backend/cpu/x86/peak.inc.h"
 #include "backend/cpu/x86/stages.inc.h"
 
 static void decode_rows(const struct mat *w, int r0, int r1, float *out) {
@@ -34,5 +35,6 @@ void kern_init_avx512(struct kern *kern) {
     kern->rms_norm = rms_norm;
     kern->silu_mul = silu_mul;
     kern->add_scaled = add_scaled;
+    kern->int8_peak = int8_peak;
 }
 #endif

@@ -19,7 +19,7 @@ struct attn_block {
     int width, stride; /* values of a row, and between rows of shared memory */
     int tokens;        /* cached tokens that any of the queries sees */
     uint16_t *query;   /* [16][stride] */
-    uint16_t *tile[2]; /* [TOKEN_TILE][stride]; fp8: one */
+    uint16_t *tile, *other; /* [TOKEN_TILE][stride]; fp8: one */
     uint8_t *raw;      /* [TOKEN_TILE][row_bytes] fp8 */
     float *score;      /* [2][16][SCORE_STRIDE] halves of the sums */
     uint16_t *weight;  /* [16][WEIGHT_STRIDE] bf16 */
@@ -30,9 +30,9 @@ DEVICE void lay_out(struct attn_block *b, unsigned char *shared, const int fp8) 
     size_t row = (size_t)b->stride * 2;
     b->query = (uint16_t *)shared;
     shared += QUERY_TILE * row;
-    b->tile[0] = (uint16_t *)shared;
+    b->tile = (uint16_t *)shared;
     shared += TOKEN_TILE * row;
-    b->tile[1] = (uint16_t *)shared;
+    b->other = (uint16_t *)shared;
     b->raw = shared;
     shared += fp8 ? TOKEN_TILE * b->p->row_bytes : TOKEN_TILE * row;
     b->score = (float *)shared;
@@ -100,7 +100,7 @@ DEVICE void widen_tile(const struct attn_block *b) {
         } else {
             out = *(const struct pair *)(row + kv_lora + groups * 4 + (c - kv_lora) * 2);
         }
-        *(struct pair *)(b->tile[0] + t * b->stride + c) = out;
+        *(struct pair *)(b->tile + t * b->stride + c) = out;
     }
 }
 
@@ -239,10 +239,11 @@ DEVICE void attend(const struct attn_params *p, const int fp8) {
     }
     size_t to_stride = fp8 ? p->row_bytes : (size_t)b.stride * 2;
     int first = b.item.split0 * SPLIT_TILES, end = ceil_div_int(b.tokens, TOKEN_TILE), is_first = 1;
-    fetch_tile(&b, fp8 ? b.raw : (uint8_t *)b.tile[0], to_stride, first * TOKEN_TILE);
+    fetch_tile(&b, fp8 ? b.raw : (uint8_t *)b.tile, to_stride, first * TOKEN_TILE);
     for (int i = first; i < end; i++) {
-        uint16_t *tile = fp8 ? b.tile[0] : b.tile[(i - first) % 2];
-        if (!fp8 && i + 1 < end) fetch_tile(&b, (uint8_t *)b.tile[(i - first + 1) % 2], to_stride, (i + 1) * TOKEN_TILE);
+        uint16_t *tile = fp8 || (i - first) % 2 == 0 ? b.tile : b.other;
+        uint16_t *next = (i - first) % 2 == 0 ? b.other : b.tile;
+        if (!fp8 && i + 1 < end) fetch_tile(&b, (uint8_t *)next, to_stride, (i + 1) * TOKEN_TILE);
         if (!fp8 && i + 1 < end) {
             copy_wait_all_but_one();
         } else {

@@ -12,15 +12,14 @@
 
 #ifdef __CUDACC__
 #define KERNEL(name, params)                                                                                           \
-    extern "C" __global__ void __launch_bounds__(BLOCK_THREADS) name(const __grid_constant__ struct params p)
+    extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) name(const __grid_constant__ struct params p)
 #define DEVICE static __device__ __forceinline__
 #define SHARED __shared__
 #define UNROLL _Pragma("unroll")
 #define THREAD ((int)threadIdx.x)
 #define BLOCK ((int)blockIdx.x)
-#define DYNAMIC_SHARED(type, name)                                                                                     \
-    extern __shared__ __align__(16) unsigned char dynamic_shared[];                                                    \
-    type *name = (type *)dynamic_shared
+extern __shared__ __align__(16) unsigned char dynamic_shared[];
+#define DYNAMIC_SHARED(type, name) type *name = (type *)dynamic_shared
 #endif
 
 #define WARP (THREAD / 32)

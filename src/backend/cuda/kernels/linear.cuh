@@ -63,7 +63,10 @@ DEVICE struct pair load_x(const struct linear_params *p, const struct work *work
     if (job->x_kind == X_BF16) {
         const uint16_t *x = (const uint16_t *)job->x + (size_t)row * job->x_stride + (size_t)work->group * job->x_step + k;
         if (left >= 4) return *(const struct pair *)x;
-        for (int i = 0; i < left; i++) out.v[i / 2] |= (uint32_t)x[i] << (16 * (i % 2));
+        UNROLL
+        for (int i = 0; i < 3; i++) {
+            if (i < left) out.v[i / 2] |= (uint32_t)x[i] << (16 * (i % 2));
+        }
         return out;
     }
     float v[4] = {0, 0, 0, 0};
@@ -76,7 +79,10 @@ DEVICE struct pair load_x(const struct linear_params *p, const struct work *work
             UNROLL
             for (int i = 0; i < 4; i++) v[i] = four.v[i];
         } else {
-            for (int i = 0; i < left; i++) v[i] = x[i];
+            UNROLL
+            for (int i = 0; i < 3; i++) {
+                if (i < left) v[i] = x[i];
+            }
         }
         UNROLL
         for (int i = 0; i < 4; i++) {
@@ -119,8 +125,8 @@ DEVICE void finish_norm(const struct linear_params *p, const struct work *work, 
     if (THREAD >= work->n) return;
     factor[THREAD] = 1;
     if (!work->job->gain) return;
-    float mean = sum / (float)work->job->w.cols;
-    factor[THREAD] = 1.0f / sqrtf(mean + p->eps);
+    float mean = divide(sum, (float)work->job->w.cols);
+    factor[THREAD] = inverse_root(mean + p->eps);
     if (!is_finite(mean)) note_fault(p->fault, work->job->fault_key, x_row_of(work->job, work->first + THREAD));
 }
 
@@ -170,7 +176,7 @@ DEVICE void emit(const struct linear_params *p, const struct work *work, int til
     }
     if (job->y_kind == Y_SILU) {
         int row = tile * 8 + g;
-        if (row < job->w.rows) ((uint16_t *)job->y)[at + row] = bf16_bits(low / (1.0f + expf(-low)) * high);
+        if (row < job->w.rows) ((uint16_t *)job->y)[at + row] = bf16_bits(divide_roughly(low, 1.0f + expf(-low)) * high);
         return;
     }
     UNROLL

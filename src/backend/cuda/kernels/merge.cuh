@@ -34,9 +34,13 @@ DEVICE void merge_slots(const struct merge_source *m, int row, int head, int c, 
         } else {
             softmax_merge(&state, part[m->kv_lora], part[m->kv_lora + 1], &keep, &take);
         }
-        for (int i = 0; i < n; i++) out[i] = fmaf(out[i], keep, part[c + i] * take);
+        UNROLL
+        for (int i = 0; i < 4; i++) {
+            if (i < n) out[i] = fmaf(out[i], keep, part[c + i] * take);
+        }
     }
-    for (int i = 0; i < n; i++) out[i] /= state.sum;
+    UNROLL
+    for (int i = 0; i < 4; i++) out[i] = divide(out[i], state.sum);
 }
 
 #endif

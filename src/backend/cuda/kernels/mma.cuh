@@ -104,6 +104,20 @@ DEVICE float half_value(uint32_t bits) {
     asm("{.reg .b16 h; cvt.u16.u32 h, %1; cvt.f32.f16 %0, h;}" : "=f"(value) : "r"(bits));
     return value;
 }
+/* a / b within two units of the last place; 0 where b is infinite. */
+DEVICE float divide_roughly(float a, float b) {
+    return __fdividef(a, b);
+}
+/* a / b rounded to nearest but for a rare last bit; both of ordinary size. Without the branch that / takes for the others. */
+DEVICE float divide(float a, float b) {
+    float inverse, q;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(b));
+    q = a * inverse;
+    return fmaf(fmaf(-q, b, a), inverse, q);
+}
+DEVICE float inverse_root(float value) {
+    return rsqrtf(value);
+}
 /* Bytes of (b:a) picked by the four hex digits of `pick`, lowest first. */
 DEVICE uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t pick) {
     return __byte_perm(a, b, pick);

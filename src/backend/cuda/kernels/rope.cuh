@@ -37,8 +37,8 @@ DEVICE void store_fp8_group(const struct rope_params *p, uint8_t *out, const flo
         float other = shuffle_xor_f32(amax, step);
         if (!(other <= amax)) amax = other;
     }
-    float scale = amax == 0 ? 1 : amax / 448;
-    for (int i = LANE; i < n; i += 32) out[first + i] = e4m3_bits(latent[first + i] / scale);
+    float scale = amax == 0 ? 1 : divide(amax, 448);
+    for (int i = LANE; i < n; i += 32) out[first + i] = e4m3_bits(divide(latent[first + i], scale));
     if (LANE == 0) *(float *)(out + p->kv_lora + group * 4) = scale;
 }
 
@@ -66,9 +66,9 @@ DEVICE void finish_latent(const struct rope_params *p, int row, float *latent, f
     barrier();
     float mean = 0;
     for (int i = 0; i < BLOCK_WARPS; i++) mean += squares[i];
-    mean /= (float)p->kv_lora;
+    mean = divide(mean, (float)p->kv_lora);
     if (!is_finite(mean) && THREAD == 0) note_fault(p->fault, p->fault_key, row);
-    float factor = 1.0f / sqrtf(mean + p->eps);
+    float factor = inverse_root(mean + p->eps);
     for (int i = THREAD; i < p->kv_lora; i += BLOCK_THREADS) latent[i] = from[i] * factor * p->kv_norm[i];
     for (int i = THREAD; i < p->rope / 2; i += BLOCK_THREADS) {
         rotate(p, row, i, from[p->kv_lora + 2 * i], from[p->kv_lora + 2 * i + 1], latent + p->kv_lora + 2 * i);

@@ -45,7 +45,8 @@ DEVICE void route_logits(const struct route_params *p, int expert, int first) {
     UNROLL
     for (int i = 0; i < ROUTE_ROWS; i++) {
         if (i >= n) continue;
-        float mean = warp_sum(squares[i]) / (float)p->hidden, logit = warp_sum(sum[i]) * (1.0f / sqrtf(mean + p->eps));
+        float mean = divide(warp_sum(squares[i]), (float)p->hidden);
+        float logit = warp_sum(sum[i]) * inverse_root(mean + p->eps);
         if (LANE) continue;
         p->score[(size_t)(first + i) * (size_t)p->experts + (size_t)expert] = logit;
         if (!is_finite(logit)) note_fault(p->fault, p->fault_key, first + i);
@@ -85,7 +86,7 @@ DEVICE int take_best(float *values, int n) {
 DEVICE void route_scores(const struct route_params *p, float *score) {
     int n = p->experts;
     if (p->gate_kind == GATE_SIGMOID) {
-        for (int i = LANE; i < n; i += 32) score[i] = 1.0f / (1.0f + expf(-score[i]));
+        for (int i = LANE; i < n; i += 32) score[i] = divide_roughly(1.0f, 1.0f + expf(-score[i]));
         return;
     }
     float max = -INFINITY, sum = 0;
@@ -93,7 +94,7 @@ DEVICE void route_scores(const struct route_params *p, float *score) {
     max = warp_max(max);
     for (int i = LANE; i < n; i += 32) sum += score[i] = expf(score[i] - max);
     sum = warp_sum(sum);
-    for (int i = LANE; i < n; i += 32) score[i] /= sum;
+    for (int i = LANE; i < n; i += 32) score[i] = divide(score[i], sum);
 }
 
 /* What a group is ranked by: its best expert, or (sigmoid) the sum of its best two. */
@@ -141,7 +142,7 @@ DEVICE void choose_row(const struct route_params *p, int row, float *choice, flo
         mine = value;
         id[i] = best;
     }
-    if (LANE < p->top_k) weight[LANE] = mine * (p->routed_scale / (p->norm_topk ? sum + 1e-20f : 1.0f));
+    if (LANE < p->top_k) weight[LANE] = mine * divide_roughly(p->routed_scale, p->norm_topk ? sum + 1e-20f : 1.0f);
     warp_barrier();
 }
 

@@ -1,0 +1,79 @@
+/* backend/cpu/x86/tiles.inc.h - the words of the matrix unit (AMX): eight tiles of 16 rows x 64 bytes. With
+ * MOEBIUS_TILES_IN_C they are plain C, so that tests can run the kernels where the unit is missing.
+ * Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18. */
+#ifndef MOEBIUS_BACKEND_CPU_X86_TILES_INC_H
+#define MOEBIUS_BACKEND_CPU_X86_TILES_INC_H
+
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+
+enum { TILES = 8, TILE_ROWS = 16, TILE_BYTES = 64 };
+
+#if defined(MOEBIUS_TILES_IN_C)
+
+static _Thread_local uint8_t tile_data[TILES][TILE_ROWS][TILE_BYTES];
+
+#define tiles_begin() memset(tile_data, 0xee, sizeof tile_data)
+#define tiles_end() memset(tile_data, 0xee, sizeof tile_data)
+#define tile_zero(T) memset(tile_data[T], 0, sizeof tile_data[T])
+
+static inline void tile_load_rows(int tile, const void *base, size_t stride) {
+    for (int i = 0; i < TILE_ROWS; i++)
+        memcpy(tile_data[tile][i], (const uint8_t *)base + (size_t)i * stride, TILE_BYTES);
+}
+
+static inline void tile_store_rows(int tile, void *base, size_t stride) {
+    for (int i = 0; i < TILE_ROWS; i++) memcpy((uint8_t *)base + (size_t)i * stride, tile_data[tile][i], TILE_BYTES);
+}
+
+static inline void tile_dot(int c, int a, int b, int b_unsigned) {
+    for (int m = 0; m < TILE_ROWS; m++) {
+        for (int n = 0; n < TILE_BYTES / 4; n++) {
+            int32_t sum;
+            memcpy(&sum, &tile_data[c][m][4 * n], sizeof sum);
+            for (int k = 0; k < TILE_BYTES; k++) {
+                uint8_t byte = tile_data[b][k / 4][4 * n + k % 4];
+                sum += (int8_t)tile_data[a][m][k] * (b_unsigned ? (int)byte : (int)(int8_t)byte);
+            }
+            memcpy(&tile_data[c][m][4 * n], &sum, sizeof sum);
+        }
+    }
+}
+
+#define tile_load(T, BASE, STRIDE) tile_load_rows(T, BASE, STRIDE)
+#define tile_store(T, BASE, STRIDE) tile_store_rows(T, BASE, STRIDE)
+#define tile_dot_signed(C, A, B) tile_dot(C, A, B, 0)
+#define tile_dot_unsigned(C, A, B) tile_dot(C, A, B, 1)
+
+#else
+
+struct tile_config {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+} __attribute__((aligned(64)));
+
+static inline void tiles_begin(void) {
+    struct tile_config config = {.palette = 1};
+    for (int i = 0; i < TILES; i++) {
+        config.row_bytes[i] = TILE_BYTES;
+        config.rows[i] = TILE_ROWS;
+    }
+    _tile_loadconfig(&config);
+}
+
+#define tiles_end() _tile_release()
+#define tile_zero(T) _tile_zero(T)
+/* A compiler may move stores past a load that it does not know to read memory. */
+#define tile_load(T, BASE, STRIDE)                                                                                     \
+    do {                                                                                                               \
+        __asm__ volatile("" ::: "memory");                                                                             \
+        _tile_loadd(T, BASE, (size_t)(STRIDE));                                                                        \
+    } while (0)
+#define tile_store(T, BASE, STRIDE) _tile_stored(T, BASE, (size_t)(STRIDE))
+#define tile_dot_signed(C, A, B) _tile_dpbssd(C, A, B)   /* int8 x int8 */
+#define tile_dot_unsigned(C, A, B) _tile_dpbsud(C, A, B) /* int8 x uint8 */
+
+#endif
+#endif

@@ -1,0 +1,177 @@
+/* backend/cuda/cuda.h - one card behind the stage table. cuda.c opens, closes, begins and ends a step; memory.c says how much
+ * the card must hold and where things are; upload.c brings the weights in; stages.c and launch.c start kernels. Kernels run in
+ * one stream, so each sees what the one before it wrote; the host waits once a step, in end().
+ *
+ * Engine thread. A failed call is kept and reported by end(), and every step after it fails the same way: a card that lost its
+ * memory does not come back. Includes: backend.h, driver.h, params.h. */
+#ifndef MOEBIUS_BACKEND_CUDA_CUDA_H
+#define MOEBIUS_BACKEND_CUDA_CUDA_H
+
+#include "backend/backend.h"
+#include "backend/cuda/driver.h"
+#include "backend/cuda/params.h"
+#include "base/arena.h"
+
+/* X(enum, image, entry point) */
+#define CUDA_LINEAR_KERNELS(X, F, f)                                                                                   \
+    X(F##_SKINNY, linear_##f, linear_##f##_skinny)                                                                     \
+    X(F##_WIDE2, linear_##f, linear_##f##_wide2)                                                                       \
+    X(F##_WIDE4, linear_##f, linear_##f##_wide4)                                                                       \
+    X(F##_WIDE8, linear_##f, linear_##f##_wide8)
+#define CUDA_KERNELS(X)                                                                                                \
+    CUDA_LINEAR_KERNELS(X, BF16, bf16)                                                                                 \
+    CUDA_LINEAR_KERNELS(X, FP8, fp8)                                                                                   \
+    CUDA_LINEAR_KERNELS(X, INT4, int4)                                                                                 \
+    CUDA_LINEAR_KERNELS(X, AWQ, awq)                                                                                   \
+    CUDA_LINEAR_KERNELS(X, INT8, int8)                                                                                 \
+    X(BF16_WIDE1, linear_bf16, linear_bf16_wide1)                                                                      \
+    X(ATTN_BF16, attn, attn_bf16)                                                                                      \
+    X(ATTN_FP8, attn, attn_fp8)                                                                                        \
+    X(EMBED, simple, embed)                                                                                            \
+    X(ROUTE_CHOOSE, simple, route_choose)                                                                              \
+    X(ROUTE_LIST, simple, route_list)                                                                                  \
+    X(EXPERTS_SUM, simple, experts_sum)                                                                                \
+    X(REPACK_TILES, repack, repack_tiles)                                                                              \
+    X(REPACK_SCALES, repack, repack_scales)                                                                            \
+    X(REPACK_ROWS, repack, repack_rows)
+
+#define CUDA_KERNEL_ENUM(name, image, entry) KERNEL_##name,
+enum cuda_kernel { CUDA_KERNELS(CUDA_KERNEL_ENUM) CUDA_KERNEL_COUNT };
+#undef CUDA_KERNEL_ENUM
+enum { LINEAR_VARIANTS = 4, MAX_IMAGES = 16 };
+
+/* A matrix on the card and what multiplies with it. */
+struct weight {
+    struct device_matrix m;
+    enum weight_format format;
+};
+
+struct device_layer {
+    const float *attn_norm, *ffn_norm, *q_a_norm, *kv_a_norm;
+    struct weight q; /* Q_LOW_RANK: q_a */
+    struct weight q_b, kv_a, o;
+    struct weight key, value; /* kv_b turned for absorption, [heads] matrices: [kv_lora][nope] and [v][kv_lora], bf16 */
+    struct weight gate_up, down;               /* dense */
+    struct weight shared_gate_up, shared_down; /* rows 0: none */
+    struct weight expert_gate_up, expert_down; /* [experts] matrices */
+    const void *router;
+    bool router_is_bf16;
+    const float *router_bias;
+};
+
+struct device_weights {
+    const void *embed;
+    int embed_format; /* enum raw_format */
+    struct weight head;
+    const float *final_norm;
+    struct device_layer *layers;
+};
+
+/* Everything on the card that a step writes. */
+struct device_scratch {
+    float *x, *q, *q_a, *kv_a, *partial, *routed, *shared, *score, *weight, *at_weight, *logits;
+    uint16_t *q_latent, *attended, *act, *shared_act;
+    int32_t *id, *at, *pair_row, *n_items;
+    struct expert_item *items;
+    uint32_t *arrived;      /* [row tiles of hidden + 1]: the last one is the router's */
+    unsigned long long *fault;
+    uint8_t *step;          /* what begin() sends: tokens, positions, work lists */
+};
+
+/* What begin() sends, in one copy. On the host and on the card the same offsets. */
+struct step_data {
+    const int32_t *token, *pos, *page, *logits_row, *page_table, *slot_first, *slot_count;
+    const float *rotation;
+    const struct attn_item *items;
+    int n_items;
+};
+
+/* A piece of the card's memory, handed out from its start; without memory it only counts. */
+struct device_region {
+    cuda_address base;
+    size_t used;
+};
+
+struct cuda {
+    struct backend backend; /* first: a struct backend * is a struct cuda * */
+    const struct model *model;
+    struct backend_options options;
+    struct arena *arena;
+    struct cuda_driver driver;
+    struct cuda_card card;
+    bool card_open;
+    struct cuda_stream *stream;
+    struct cuda_module *modules[MAX_IMAGES];
+    struct cuda_function *kernels[CUDA_KERNEL_COUNT];
+
+    cuda_address weights_at, scratch_at, cache_at;
+    struct device_weights weights;
+    struct device_scratch scratch;
+    size_t weights_bytes, scratch_bytes, cache_bytes, row_bytes;
+    size_t step_bytes; /* room for step_data */
+    int max_slots;     /* of attention's partial results */
+
+    double *frequency; /* [rope / 2] */
+    float magnitude, softmax_scale;
+
+    const struct batch *batch; /* between begin and end */
+    struct step_data step;     /* addresses on the card */
+    uint8_t *staging;          /* pinned [step_bytes] */
+    float *logits;             /* pinned [max_logits][vocab] */
+    unsigned long long *fault; /* pinned */
+    float *residual;           /* [max_rows][hidden], for the tap */
+    int32_t *id;               /* [max_rows][top_k], for the tap */
+    float *weight;
+
+    const char *stage; /* whose launches are under way */
+    int fault_row;
+    struct mo_error failure; /* of a call; code 0: none */
+};
+
+/* Keys of faults: 1 + 4 * layer + which, so the smallest is the first. */
+enum fault_stage { FAULT_BEFORE, FAULT_ATTN_IN, FAULT_ATTENTION, FAULT_ROUTE };
+static inline int fault_key(int layer, enum fault_stage stage) {
+    return 1 + 4 * layer + (int)stage;
+}
+
+/* memory.c: sizes and places. With region->base 0 they only count. */
+void *device_take(struct device_region *region, size_t bytes);
+void cuda_place_scratch(struct cuda *cuda, struct device_region *region);
+/* What the model must be like for these kernels; else MO_E_UNSUPPORTED. */
+int cuda_check_model(const struct model *model, const struct backend_options *options, struct mo_error *error);
+int cuda_take_memory(struct cuda *cuda, struct mo_error *error);
+
+/* upload.c: counts the bytes that the weights take on the card, or (cuda->weights_at set) brings them there. */
+int cuda_upload(struct cuda *cuda, const struct weights *weights, struct mo_error *error);
+
+/* launch.c */
+int cuda_load_kernels(struct cuda *cuda, struct mo_error *error);
+/* `params` is the kernel's one argument. Failures are kept for end(). */
+void cuda_launch(struct cuda *cuda, enum cuda_kernel kernel, int blocks, size_t shared_bytes, const void *params);
+/* Keeps the first failure of a step. */
+void cuda_keep(struct cuda *cuda, int result, const char *what);
+
+/* A linear product in the making. `rows`: the most rows of x that a matrix meets. */
+struct linear_params cuda_linear_begin(const struct cuda *cuda);
+struct linear_job *cuda_linear_add(struct linear_params *p, const struct weight *w, int n, int groups);
+/* Launches the jobs (those of another format by themselves), with p's routing and rotation blocks. */
+void cuda_linear_run(struct cuda *cuda, struct linear_params *p, const struct weight *const *w, int rows);
+/* Columns of the variant that takes so many rows: 8, 16, 32 or 64. */
+int cuda_linear_columns(int rows);
+
+/* stages.c */
+void cuda_embed(struct backend *backend);
+void cuda_attn_in(struct backend *backend, int layer);
+void cuda_attn(struct backend *backend, int layer);
+void cuda_attn_out(struct backend *backend, int layer);
+void cuda_ffn_dense(struct backend *backend, int layer);
+void cuda_route(struct backend *backend, int layer);
+void cuda_experts(struct backend *backend, int layer);
+void cuda_head(struct backend *backend);
+
+/* step.c: the batch as the kernels want it. */
+void cuda_begin(struct backend *backend, const struct batch *batch);
+size_t cuda_step_bytes(const struct cuda *cuda);
+int cuda_max_slots(const struct model *model, const struct backend_options *options);
+
+#endif

@@ -1,0 +1,115 @@
+/* backend/cuda/memory.c - what the card has to hold, counted before anything is taken. */
+#include "backend/cuda/cuda.h"
+
+enum { REGION_ALIGN = 256 };
+
+void *device_take(struct device_region *region, size_t bytes) {
+    cuda_address at = region->base + region->used;
+    region->used += (bytes + REGION_ALIGN - 1) / REGION_ALIGN * REGION_ALIGN;
+    return region->base ? (void *)(uintptr_t)at : NULL;
+}
+
+static size_t largest(size_t a, size_t b) {
+    return a > b ? a : b;
+}
+
+void cuda_place_scratch(struct cuda *cuda, struct device_region *region) {
+    const struct model *m = cuda->model;
+    struct device_scratch *s = &cuda->scratch;
+    size_t rows = (size_t)cuda->options.max_rows, heads = (size_t)m->heads, hidden = (size_t)m->hidden;
+    size_t latent = (size_t)model_latent_dim(m), pairs = rows * (size_t)m->top_k, experts = (size_t)m->experts;
+    size_t dense = m->dense_layers ? rows * (size_t)m->dense_width : 0, routed = pairs * (size_t)m->expert_width;
+    size_t shared = (size_t)m->shared_experts * (size_t)m->expert_width;
+    s->x = device_take(region, rows * hidden * 4);
+    s->q = device_take(region, rows * heads * (size_t)model_q_head_dim(m) * 4);
+    s->q_a = device_take(region, rows * (size_t)m->q_lora * 4);
+    s->kv_a = device_take(region, rows * latent * 4);
+    s->q_latent = device_take(region, rows * heads * latent * 2);
+    s->partial = device_take(region, (size_t)cuda->max_slots * heads * (size_t)(m->kv_lora + 2) * 4);
+    s->attended = device_take(region, rows * heads * (size_t)m->v_dim * 2);
+    s->act = device_take(region, largest(dense, routed) * 2);
+    s->shared_act = device_take(region, rows * shared * 2);
+    s->routed = device_take(region, pairs * hidden * 4);
+    s->shared = device_take(region, rows * hidden * 4);
+    s->score = device_take(region, rows * experts * 4);
+    s->id = device_take(region, pairs * 4);
+    s->weight = device_take(region, pairs * 4);
+    s->at = device_take(region, pairs * 4);
+    s->at_weight = device_take(region, pairs * 4);
+    s->pair_row = device_take(region, pairs * 4);
+    s->items = device_take(region, (pairs + experts) * sizeof *s->items);
+    s->n_items = device_take(region, 4);
+    s->arrived = device_take(region, (hidden / TILE_ROWS + 2) * 4);
+    s->fault = device_take(region, 8);
+    s->step = device_take(region, cuda->step_bytes);
+    s->logits = device_take(region, (size_t)cuda->options.max_logits * (size_t)m->vocab * 4);
+}
+
+/* One demand of the kernels on a model's numbers. */
+struct demand {
+    const char *what;
+    int value, multiple_of, at_most;
+};
+
+int cuda_check_model(const struct model *m, const struct backend_options *options, struct mo_error *error) {
+    const struct demand demands[] = {
+        {"kv_lora_rank", m->kv_lora, 16, MAX_KV_LORA},
+        {"qk_rope_head_dim", m->rope_dim, 16, 128},
+        {"qk_nope_head_dim", m->nope_dim, 4, 1 << 16},
+        {"v_head_dim", m->v_dim, 4, 1 << 16},
+        {"hidden_size", m->hidden, 4, 1 << 20},
+        {"q_lora_rank", m->q_lora, 4, 1 << 20},
+        {"intermediate_size", m->dense_layers ? m->dense_width : 0, 4, 1 << 20},
+        {"moe_intermediate_size", m->expert_width, 4, 1 << 20},
+        {"n_routed_experts", m->experts, 1, MAX_EXPERTS},
+        {"num_experts_per_tok", m->top_k, 1, MAX_TOP_K},
+        {"n_group", m->groups, 1, MAX_GROUPS},
+    };
+    for (size_t i = 0; i < sizeof demands / sizeof *demands; i++) {
+        const struct demand *d = &demands[i];
+        if (d->value % d->multiple_of == 0 && d->value <= d->at_most) continue;
+        return mo_error_set(error, MO_E_UNSUPPORTED,
+                            "the GPU kernels want a %s of at most %d and divisible by %d, found %d (--device cpu takes it)",
+                            d->what, d->at_most, d->multiple_of, d->value);
+    }
+    if (options->compute == COMPUTE_F32) {
+        return mo_error_set(error, MO_E_UNSUPPORTED,
+                            "--compute f32 is computed on the CPU only: GPU kernels round activations to bf16 (--device cpu)");
+    }
+    if (options->kv == KV_F32) {
+        return mo_error_set(error, MO_E_UNSUPPORTED, "--kv-cache-dtype f32 is there on the CPU only: use bf16 or fp8");
+    }
+    if (options->attention != ATTENTION_EXPANDED) return 0;
+    return mo_error_set(error, MO_E_UNSUPPORTED, "--attention expanded is there on the CPU only so far");
+}
+
+static int too_little(const struct cuda *cuda, struct mo_error *error) {
+    const double gib = 1 << 30;
+    size_t need = cuda->weights_bytes + cuda->scratch_bytes + cuda->cache_bytes;
+    return mo_error_set(error, MO_E_NO_MEMORY,
+                        "GPU %d (%s) has %.2f of %.2f GiB free, %.2f are needed: weights %.2f, cache %.2f, scratch %.2f; a "
+                        "smaller --max-model-len or --kv-cache-dtype fp8 makes the cache smaller, --max-num-batched-tokens "
+                        "the scratch",
+                        cuda->card.index, cuda->card.name, (double)cuda->card.free_bytes / gib,
+                        (double)cuda->card.total_bytes / gib, (double)need / gib, (double)cuda->weights_bytes / gib,
+                        (double)cuda->cache_bytes / gib, (double)cuda->scratch_bytes / gib);
+}
+
+static int take(struct cuda *cuda, size_t bytes, const char *what, cuda_address *at, struct mo_error *error) {
+    int result = cuda->driver.memory_take(at, bytes);
+    if (result == CUDA_NO_MEMORY) return too_little(cuda, error);
+    return cuda_check(&cuda->driver, result, error, "GPU %d: memory for the %s", cuda->card.index, what);
+}
+
+int cuda_take_memory(struct cuda *cuda, struct mo_error *error) {
+    if (cuda->weights_bytes + cuda->scratch_bytes + cuda->cache_bytes > cuda->card.free_bytes) {
+        return too_little(cuda, error);
+    }
+    int code = take(cuda, cuda->weights_bytes, "weights", &cuda->weights_at, error);
+    if (!code) code = take(cuda, cuda->scratch_bytes, "scratch", &cuda->scratch_at, error);
+    if (!code) code = take(cuda, cuda->cache_bytes, "cache", &cuda->cache_at, error);
+    if (code) return code;
+    struct device_region region = {.base = cuda->scratch_at};
+    cuda_place_scratch(cuda, &region);
+    return 0;
+}

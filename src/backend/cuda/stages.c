@@ -1,0 +1,320 @@
+/* backend/cuda/stages.c - the stage table as launches: eight kernels a layer for up to 64 rows, nine with low-rank queries. */
+#include "backend/cuda/cuda.h"
+
+enum { FEW_ROWS = 64 }; /* up to here the router's last block chooses, and the last block of a row tile adds up */
+
+static struct cuda *begin(struct backend *backend, const char *stage) {
+    struct cuda *cuda = (struct cuda *)backend;
+    cuda->stage = stage;
+    return cuda;
+}
+
+void cuda_embed(struct backend *backend) {
+    struct cuda *cuda = begin(backend, "embed");
+    struct embed_params p = {.table = cuda->weights.embed,
+                             .token = cuda->step.token,
+                             .x = cuda->scratch.x,
+                             .hidden = cuda->model->hidden,
+                             .format = cuda->weights.embed_format};
+    cuda_launch(cuda, KERNEL_EMBED, cuda->batch->n_rows, 0, &p);
+}
+
+/* Activations in fp32 that a norm comes before. */
+static void read_normed(struct linear_job *job, const float *x, const float *gain, int width, int fault) {
+    job->x_kind = X_F32;
+    job->x = x;
+    job->x_stride = (size_t)width;
+    job->gain = gain;
+    job->fault_key = fault;
+}
+
+static void read_bf16(struct linear_job *job, const uint16_t *x, size_t stride) {
+    job->x_kind = X_BF16;
+    job->x = x;
+    job->x_stride = stride;
+}
+
+static void write_to(struct linear_job *job, void *y, size_t stride, enum y_kind kind) {
+    job->y = y;
+    job->y_stride = stride;
+    job->y_kind = (int32_t)kind;
+}
+
+static size_t q_stride(const struct model *m) {
+    return (size_t)m->heads * (size_t)model_q_head_dim(m);
+}
+
+static void project_in(struct cuda *cuda, const struct device_layer *w, int layer) {
+    const struct model *m = cuda->model;
+    const struct device_scratch *s = &cuda->scratch;
+    int n = cuda->batch->n_rows;
+    bool low_rank = m->q_kind == Q_LOW_RANK;
+    const struct weight *matrices[2] = {&w->q, &w->kv_a};
+    struct linear_params p = cuda_linear_begin(cuda);
+    for (int i = 0; i < 2; i++) {
+        struct linear_job *job = cuda_linear_add(&p, matrices[i], n, 1);
+        read_normed(job, s->x, w->attn_norm, m->hidden, fault_key(layer, FAULT_BEFORE));
+    }
+    write_to(&p.job[0], low_rank ? s->q_a : s->q, low_rank ? (size_t)m->q_lora : q_stride(m), Y_F32);
+    write_to(&p.job[1], s->kv_a, (size_t)model_latent_dim(m), Y_F32);
+    cuda_linear_run(cuda, &p, matrices, n);
+    if (!low_rank) return;
+    const struct weight *q_b = &w->q_b;
+    p = cuda_linear_begin(cuda);
+    struct linear_job *job = cuda_linear_add(&p, q_b, n, 1);
+    read_normed(job, s->q_a, w->q_a_norm, m->q_lora, fault_key(layer, FAULT_ATTN_IN));
+    write_to(job, s->q, q_stride(m), Y_F32);
+    cuda_linear_run(cuda, &p, &q_b, n);
+}
+
+static uint8_t *cache_of(const struct cuda *cuda, int layer) {
+    size_t layer_bytes = (size_t)cuda->options.n_pages * KV_PAGE_TOKENS * cuda->row_bytes;
+    return (uint8_t *)(uintptr_t)(cuda->cache_at + (size_t)layer * layer_bytes);
+}
+
+static struct rope_params rope_of(const struct cuda *cuda, const struct device_layer *w, int layer) {
+    const struct model *m = cuda->model;
+    int n = cuda->batch->n_rows;
+    return (struct rope_params){.q = cuda->scratch.q,
+                                .kv_a = cuda->scratch.kv_a,
+                                .kv_norm = w->kv_a_norm,
+                                .rotation = cuda->step.rotation,
+                                .page = cuda->step.page,
+                                .pos = cuda->step.pos,
+                                .q_latent = cuda->scratch.q_latent,
+                                .cache = cache_of(cuda, layer),
+                                .row_bytes = cuda->row_bytes,
+                                .fault = cuda->scratch.fault,
+                                .n = n,
+                                .heads = m->heads,
+                                .nope = m->nope_dim,
+                                .rope = m->rope_dim,
+                                .kv_lora = m->kv_lora,
+                                .fp8 = cuda->options.kv == KV_FP8,
+                                .blocks = n,
+                                .fault_key = fault_key(layer, FAULT_ATTN_IN),
+                                .eps = (float)m->norm_eps};
+}
+
+/* Projections; then, in one launch, absorbed queries and everything that a row needs for the cache. */
+void cuda_attn_in(struct backend *backend, int layer) {
+    struct cuda *cuda = begin(backend, "attn_in");
+    const struct model *m = cuda->model;
+    const struct device_layer *w = &cuda->weights.layers[layer];
+    const struct weight *key = &w->key;
+    project_in(cuda, w, layer);
+    struct linear_params p = cuda_linear_begin(cuda);
+    struct linear_job *job = cuda_linear_add(&p, key, cuda->batch->n_rows, m->heads);
+    job->x_kind = X_F32;
+    job->x = cuda->scratch.q;
+    job->x_stride = q_stride(m);
+    job->x_step = (size_t)model_q_head_dim(m);
+    write_to(job, cuda->scratch.q_latent, (size_t)m->heads * (size_t)model_latent_dim(m), Y_BF16);
+    job->y_step = (size_t)model_latent_dim(m);
+    p.rope = rope_of(cuda, w, layer);
+    cuda_linear_run(cuda, &p, &key, cuda->batch->n_rows);
+}
+
+static size_t attn_shared_bytes(const struct cuda *cuda) {
+    size_t row = ((size_t)model_latent_dim(cuda->model) + 8) * 2;
+    size_t second = cuda->options.kv == KV_FP8 ? cuda->row_bytes : row;
+    size_t scores = 2 * QUERY_TILE * (TOKEN_TILE + 4) + 3 * QUERY_TILE, weights = QUERY_TILE * (TOKEN_TILE + 8);
+    return QUERY_TILE * row + TOKEN_TILE * (row + second) + scores * sizeof(float) + weights * sizeof(uint16_t);
+}
+
+/* Splits of the cache, then their merging and the values' way back up, a head a block. */
+void cuda_attn(struct backend *backend, int layer) {
+    struct cuda *cuda = begin(backend, "attn");
+    const struct model *m = cuda->model;
+    const struct weight *value = &cuda->weights.layers[layer].value;
+    struct attn_params a = {.items = cuda->step.items,
+                            .page_table = cuda->step.page_table,
+                            .slot_first = cuda->step.slot_first,
+                            .q_latent = cuda->scratch.q_latent,
+                            .cache = cache_of(cuda, layer),
+                            .partial = cuda->scratch.partial,
+                            .row_bytes = cuda->row_bytes,
+                            .heads = m->heads,
+                            .kv_lora = m->kv_lora,
+                            .rope = m->rope_dim,
+                            .scale = cuda->softmax_scale};
+    cuda_launch(cuda, cuda->options.kv == KV_FP8 ? KERNEL_ATTN_FP8 : KERNEL_ATTN_BF16, cuda->step.n_items,
+                attn_shared_bytes(cuda), &a);
+    struct linear_params p = cuda_linear_begin(cuda);
+    struct linear_job *job = cuda_linear_add(&p, value, cuda->batch->n_rows, m->heads);
+    job->x_kind = X_MERGE;
+    write_to(job, cuda->scratch.attended, (size_t)m->heads * (size_t)m->v_dim, Y_BF16);
+    job->y_step = (size_t)m->v_dim;
+    p.merge = (struct merge_source){.partial = cuda->scratch.partial,
+                                    .slot_first = cuda->step.slot_first,
+                                    .slot_count = cuda->step.slot_count,
+                                    .heads = m->heads,
+                                    .kv_lora = m->kv_lora};
+    cuda_linear_run(cuda, &p, &value, cuda->batch->n_rows);
+}
+
+void cuda_attn_out(struct backend *backend, int layer) {
+    struct cuda *cuda = begin(backend, "attn_out");
+    const struct model *m = cuda->model;
+    const struct weight *o = &cuda->weights.layers[layer].o;
+    struct linear_params p = cuda_linear_begin(cuda);
+    struct linear_job *job = cuda_linear_add(&p, o, cuda->batch->n_rows, 1);
+    read_bf16(job, cuda->scratch.attended, (size_t)m->heads * (size_t)m->v_dim);
+    write_to(job, cuda->scratch.x, (size_t)m->hidden, Y_ADD);
+    cuda_linear_run(cuda, &p, &o, cuda->batch->n_rows);
+}
+
+void cuda_ffn_dense(struct backend *backend, int layer) {
+    struct cuda *cuda = begin(backend, "ffn_dense");
+    const struct model *m = cuda->model;
+    const struct device_layer *w = &cuda->weights.layers[layer];
+    const struct weight *gate_up = &w->gate_up, *down = &w->down;
+    int n = cuda->batch->n_rows;
+    struct linear_params p = cuda_linear_begin(cuda);
+    struct linear_job *job = cuda_linear_add(&p, gate_up, n, 1);
+    read_normed(job, cuda->scratch.x, w->ffn_norm, m->hidden, fault_key(layer, FAULT_ATTENTION));
+    write_to(job, cuda->scratch.act, (size_t)m->dense_width, Y_SILU);
+    cuda_linear_run(cuda, &p, &gate_up, n);
+    p = cuda_linear_begin(cuda);
+    job = cuda_linear_add(&p, down, n, 1);
+    read_bf16(job, cuda->scratch.act, (size_t)m->dense_width);
+    write_to(job, cuda->scratch.x, (size_t)m->hidden, Y_ADD);
+    cuda_linear_run(cuda, &p, &down, n);
+}
+
+/* Rows of one expert that a block takes: about twice the average, so that few experts need a second block. */
+static int item_rows(const struct cuda *cuda) {
+    const struct model *m = cuda->model;
+    return cuda_linear_columns(2 * cuda->batch->n_rows * m->top_k / m->experts);
+}
+
+static struct route_params route_of(const struct cuda *cuda, const struct device_layer *w, int layer) {
+    const struct model *m = cuda->model;
+    const struct device_scratch *s = &cuda->scratch;
+    int n = cuda->batch->n_rows;
+    return (struct route_params){.x = s->x,
+                                 .gain = w->ffn_norm,
+                                 .router = w->router,
+                                 .bias = w->router_bias,
+                                 .score = s->score,
+                                 .id = s->id,
+                                 .weight = s->weight,
+                                 .at = s->at,
+                                 .at_weight = s->at_weight,
+                                 .pair_row = s->pair_row,
+                                 .items = s->items,
+                                 .n_items = s->n_items,
+                                 .arrived = s->arrived + m->hidden / TILE_ROWS + 1,
+                                 .fault = s->fault,
+                                 .n = n,
+                                 .hidden = m->hidden,
+                                 .experts = m->experts,
+                                 .top_k = m->top_k,
+                                 .groups = m->groups,
+                                 .top_groups = m->top_groups,
+                                 .gate_kind = (int)m->gate_kind,
+                                 .norm_topk = m->norm_topk,
+                                 .router_is_bf16 = w->router_is_bf16,
+                                 .item_rows = item_rows(cuda),
+                                 .blocks = (m->experts + BLOCK_WARPS - 1) / BLOCK_WARPS * ((n + 7) / 8),
+                                 .choose = n <= FEW_ROWS,
+                                 .fault_key = fault_key(layer, FAULT_ROUTE),
+                                 .routed_scale = (float)m->routed_scale,
+                                 .eps = (float)m->norm_eps};
+}
+
+/* Router logits and the choice hide behind the shared experts' gate and up, which are many more bytes. */
+void cuda_route(struct backend *backend, int layer) {
+    struct cuda *cuda = begin(backend, "route");
+    const struct model *m = cuda->model;
+    const struct device_layer *w = &cuda->weights.layers[layer];
+    const struct weight *shared = &w->shared_gate_up;
+    int n = cuda->batch->n_rows;
+    struct linear_params p = cuda_linear_begin(cuda);
+    if (m->shared_experts) {
+        struct linear_job *job = cuda_linear_add(&p, shared, n, 1);
+        read_normed(job, cuda->scratch.x, w->ffn_norm, m->hidden, fault_key(layer, FAULT_ATTENTION));
+        write_to(job, cuda->scratch.shared_act, (size_t)m->shared_experts * (size_t)m->expert_width, Y_SILU);
+    }
+    p.route = route_of(cuda, w, layer);
+    cuda_linear_run(cuda, &p, &shared, n);
+    if (p.route.choose) return;
+    cuda_launch(cuda, KERNEL_ROUTE_CHOOSE, (n + BLOCK_WARPS - 1) / BLOCK_WARPS, ROUTE_SHARED, &p.route);
+    cuda_launch(cuda, KERNEL_ROUTE_LIST, 1, ROUTE_SHARED, &p.route);
+}
+
+/* The most items that the rows can make. */
+static int most_items(const struct cuda *cuda) {
+    int pairs = cuda->batch->n_rows * cuda->model->top_k, bound = cuda->model->experts + pairs / item_rows(cuda);
+    return pairs < bound ? pairs : bound;
+}
+
+static void list_items(const struct cuda *cuda, struct linear_job *job) {
+    job->items = cuda->scratch.items;
+    job->n_items = cuda->scratch.n_items;
+}
+
+static void experts_up(struct cuda *cuda, const struct device_layer *w, int layer) {
+    const struct model *m = cuda->model;
+    const struct weight *up = &w->expert_gate_up;
+    struct linear_params p = cuda_linear_begin(cuda);
+    struct linear_job *job = cuda_linear_add(&p, up, cuda->batch->n_rows, most_items(cuda));
+    list_items(cuda, job);
+    read_normed(job, cuda->scratch.x, w->ffn_norm, m->hidden, fault_key(layer, FAULT_ATTENTION));
+    job->x_row = cuda->scratch.pair_row;
+    write_to(job, cuda->scratch.act, (size_t)m->expert_width, Y_SILU);
+    cuda_linear_run(cuda, &p, &up, item_rows(cuda));
+}
+
+static void experts_down(struct cuda *cuda, const struct device_layer *w) {
+    const struct model *m = cuda->model;
+    const struct device_scratch *s = &cuda->scratch;
+    const struct weight *down[2] = {&w->expert_down, &w->shared_down};
+    int n = cuda->batch->n_rows, columns = item_rows(cuda);
+    size_t shared_width = (size_t)m->shared_experts * (size_t)m->expert_width;
+    struct linear_params p = cuda_linear_begin(cuda);
+    struct linear_job *job = cuda_linear_add(&p, down[0], n, most_items(cuda));
+    list_items(cuda, job);
+    read_bf16(job, s->act, (size_t)m->expert_width);
+    write_to(job, s->routed, (size_t)m->hidden, Y_F32);
+    if (m->shared_experts) {
+        job = cuda_linear_add(&p, down[1], n, 1);
+        read_bf16(job, s->shared_act, shared_width);
+        write_to(job, s->shared, (size_t)m->hidden, Y_F32);
+    }
+    p.sum = (struct expert_sum){.x = s->x,
+                                .routed = s->routed,
+                                .shared = m->shared_experts ? s->shared : NULL,
+                                .at = s->at,
+                                .weight = s->at_weight,
+                                .n_items = s->n_items,
+                                .arrived = n <= FEW_ROWS ? s->arrived : NULL,
+                                .n = n,
+                                .hidden = m->hidden,
+                                .top_k = m->top_k,
+                                .shared_tiles = m->shared_experts ? (n + columns - 1) / columns : 0};
+    struct sum_params sum = {p.sum};
+    cuda_linear_run(cuda, &p, down, columns);
+    if (n > FEW_ROWS) cuda_launch(cuda, KERNEL_EXPERTS_SUM, n, 0, &sum);
+}
+
+void cuda_experts(struct backend *backend, int layer) {
+    struct cuda *cuda = begin(backend, "experts");
+    const struct device_layer *w = &cuda->weights.layers[layer];
+    experts_up(cuda, w, layer);
+    experts_down(cuda, w);
+}
+
+void cuda_head(struct backend *backend) {
+    struct cuda *cuda = begin(backend, "head");
+    const struct model *m = cuda->model;
+    const struct weight *head = &cuda->weights.head;
+    int n = cuda->batch->n_logits;
+    struct linear_params p = cuda_linear_begin(cuda);
+    struct linear_job *job = cuda_linear_add(&p, head, n, 1);
+    read_normed(job, cuda->scratch.x, cuda->weights.final_norm, m->hidden, fault_key(m->layers, FAULT_BEFORE));
+    job->x_row = cuda->step.logits_row;
+    job->fault_logits = fault_key(m->layers, FAULT_ATTN_IN); /* the head itself */
+    write_to(job, cuda->scratch.logits, (size_t)m->vocab, Y_F32);
+    cuda_linear_run(cuda, &p, &head, n);
+}
