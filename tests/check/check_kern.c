@@ -77,7 +77,7 @@ static void run_gemm(const struct kern *with, const struct gemm_case *c, int qua
     for (int t = t0; t < t0 + n; t++)
         for (int r = 0; r < c->mat.rows; r++) c->y[t][r] = unset;
     if (quantized)
-        with->gemm_q8[c->mat.format](&c->mat, r0, r1, c->q + t0, n, c->y + t0);
+        with->gemm_q8[c->mat.format](&c->mat, r0, r1, c->q + t0, n, c->y + t0, 0);
     else
         with->gemm[c->mat.format](&c->mat, r0, r1, (const float *const *)c->x + t0, n, c->y + t0);
 }
@@ -318,6 +318,44 @@ static void check_sum_case(const struct sum_case *c) {
         compare_bits("row alone", i, alone[i], got[i]);
     }
     free(expected);
+}
+
+static void check_dots(void) {
+    random_seed(39);
+    for (int round = 0; round < 150; round++, tally.cases++) {
+        guard_reset(round);
+        int n_q = random_int(1, 19), n_k = random_int(1, 70), dim = random_int(1, 300);
+        if (round == 1) n_q = 16, n_k = 64, dim = 576;
+        int q_stride = dim + random_int(0, 3), k_stride = dim + random_int(0, 64), out_stride = n_k + random_int(0, 3);
+        float *q = guard_floats((n_q - 1) * q_stride + dim), *k = guard_floats((n_k - 1) * k_stride + dim);
+        int count = (n_q - 1) * out_stride + n_k;
+        float *got = guard_floats(count), *alone = guard_floats(count);
+        for (int i = 0; i < (n_q - 1) * q_stride + dim; i++) q[i] = random_float();
+        for (int i = 0; i < (n_k - 1) * k_stride + dim; i++) k[i] = random_float();
+        for (int i = 0; i < count; i++) got[i] = alone[i] = unset;
+        kern.dots(q, (size_t)q_stride, n_q, k, (size_t)k_stride, n_k, dim, got, (size_t)out_stride);
+        for (int i = 0; i < n_q; i++) /* a query alone, a key alone */
+            for (int t = 0; t < n_k; t++)
+                kern.dots(q + i * q_stride, 1, 1, k + t * k_stride, 1, 1, dim, alone + i * out_stride + t, 1);
+        for (int i = 0; i < count; i++) {
+            int row = i / out_stride, t = i % out_stride;
+            compare_bits("alone", i, got[i], alone[i]);
+            if (t >= n_k) { /* between the rows nothing is written */
+                compare_bits("between rows", i, got[i], unset);
+                continue;
+            }
+            double sum = 0, size = 1e-30;
+            float expected;
+            ref.dots(q + row * q_stride, 1, 1, k + t * k_stride, 1, 1, dim, &expected, 1);
+            for (int c = 0; c < dim; c++) {
+                sum += (double)q[row * q_stride + c] * k[t * k_stride + c];
+                size += fabs((double)q[row * q_stride + c] * k[t * k_stride + c]);
+            }
+            compare("dot", i, got[i], (float)sum, 2e-6 * size);
+            compare_bits("dot", i, got[i], expected);
+        }
+    }
+    tally_print("dots", "of sum |kq|", 2e-6);
 }
 
 static void check_weighted_sum(void) {
@@ -632,6 +670,7 @@ static void check_level(enum cpu_level level) {
     check_signed_zero();
     check_quantize();
     for (int format = 0; format < MAT_FORMATS; format++) check_decode((enum mat_format)format);
+    check_dots();
     check_weighted_sum();
     check_softmax();
     check_exp();

@@ -67,7 +67,7 @@ static void bench_pass(struct bench_thread *me) {
     for (int i = 0; i < b->count; i++) {
         const struct mat *m = &b->mats[i];
         if (b->quantized)
-            b->kern->gemm_q8[m->format](m, r0, r0 + share, b->q, b->n, b->y);
+            b->kern->gemm_q8[m->format](m, r0, r0 + share, b->q, b->n, b->y, 0);
         else
             b->kern->gemm[m->format](m, r0, r0 + share, b->x, b->n, b->y);
     }

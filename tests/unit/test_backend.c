@@ -23,8 +23,8 @@ static void fixture_open(struct fixture *f, const char *name) {
     struct mo_error error = {0};
     char path[256];
     snprintf(path, sizeof path, "tests/golden/data/%s", name);
-    int code = model_load(&f->model, path, &error);
-    if (!code) code = checkpoint_open(&f->checkpoint, path, &error);
+    int code = checkpoint_open(&f->checkpoint, path, &error);
+    if (!code) code = model_load(&f->model, &f->checkpoint, &error);
     if (!code) code = weights_bind(&f->weights, &f->model, &f->checkpoint, &error);
     if (code) fail_msg("%s", error.message);
 }

@@ -7,16 +7,6 @@ void attn_load_page(struct cpu *cpu, int layer, const struct batch_seq *seq, int
     kv_cache_load(cpu, page, n_tokens, cpu->workers[worker].page);
 }
 
-void attn_scores(struct cpu *cpu, const struct mat *keys, const float *query, size_t query_stride, int n, int worker) {
-    const float *from[ATTENTION_ROWS];
-    float *to[ATTENTION_ROWS];
-    for (int i = 0; i < n; i++) {
-        from[i] = query + (size_t)i * query_stride;
-        to[i] = cpu->workers[worker].score + (size_t)i * KV_PAGE_TOKENS;
-    }
-    cpu->kern.gemm[MAT_F32](keys, 0, keys->rows, from, n, to);
-}
-
 float attn_softmax(struct cpu *cpu, float *score, int visible, int tokens, float *max, float *sum) {
     if (visible > tokens) visible = tokens;
     float keep = cpu->kern.softmax_step(score, visible, cpu->softmax_scale, max, sum);

@@ -171,10 +171,10 @@ static void attend_page(struct cpu *cpu, int layer, const struct query_block *b,
     int tokens = smaller(cpu->pos[block_row(b, b->n - 1)] + 1 - page_pos, KV_PAGE_TOKENS);
     attn_load_page(cpu, layer, b->seq, page_pos, tokens, worker);
     struct worker_scratch *scratch = &cpu->workers[worker];
-    struct mat keys = f32_matrix(scratch->page, tokens, latent);
     float keep[ATTENTION_ROWS];
-    attn_scores(cpu, &keys, q_latent_of(cpu, block_row(b, skip), block_head(b, skip)),
-                b->by_head ? (size_t)latent : q_latent_stride(cpu), n, worker);
+    cpu->kern.dots(q_latent_of(cpu, block_row(b, skip), block_head(b, skip)),
+                   b->by_head ? (size_t)latent : q_latent_stride(cpu), n, scratch->page, (size_t)latent, tokens, latent,
+                   scratch->score, KV_PAGE_TOKENS);
     for (int i = 0; i < n; i++) {
         keep[i] = attn_softmax(cpu, scratch->score + (size_t)i * KV_PAGE_TOKENS,
                                cpu->pos[block_row(b, skip + i)] - page_pos + 1, tokens, &out->max[skip + i],

@@ -49,9 +49,10 @@ static void expand_page(struct cpu *cpu, const struct mat *key_weight, const str
 static void attend_block(struct cpu *cpu, int first, int n, int head, int page_pos, int tokens, int worker) {
     const struct model *m = cpu->model;
     struct worker_scratch *scratch = &cpu->workers[worker];
-    struct mat keys = f32_matrix(scratch->key, tokens, model_q_head_dim(m));
+    int dim = model_q_head_dim(m);
     float keep[ATTENTION_ROWS];
-    attn_scores(cpu, &keys, q_of(cpu, first, head), q_stride(cpu), n, worker);
+    cpu->kern.dots(q_of(cpu, first, head), q_stride(cpu), n, scratch->key, (size_t)dim, tokens, dim, scratch->score,
+                   KV_PAGE_TOKENS);
     for (int i = 0; i < n; i++) {
         size_t state = (size_t)(first + i) * (size_t)m->heads + (size_t)head;
         keep[i] = attn_softmax(cpu, scratch->score + (size_t)i * KV_PAGE_TOKENS, cpu->pos[first + i] - page_pos + 1,

@@ -55,7 +55,9 @@ static inline int q8_group(const struct mat *w) {
 typedef void kern_gemm(const struct mat *w, int r0, int r1, const float *const *x, int n, float *const *y);
 /* The same for 8-bit activations. For each group of k (q8_group), ascending, from y = 0:
  * y = fmaf((float)isum, wscale * xscale, y), where isum = sum of (q of the weight - zero point) * q is an exact integer. */
-typedef void kern_gemm_q8(const struct mat *w, int r0, int r1, const struct q8_row *x, int n, float *const *y);
+/* `next` (or NULL) is where the caller will read weights after this call: they are asked for while the last ones are used. */
+typedef void kern_gemm_q8(const struct mat *w, int r0, int r1, const struct q8_row *x, int n, float *const *y,
+                          const void *next);
 
 struct kern {
     const char *name; /* "ref", "avx2", "avx512", "amx" */
@@ -70,6 +72,11 @@ struct kern {
 
     /* As format_decode_rows, same bits. */
     void (*decode_rows)(const struct mat *w, int r0, int r1, float *out);
+
+    /* out[i][t] = sum_c k[t][c] * q[i][c]: the score side of attention. fma(k, q, lane) in lanes; tree. i in [0, n_q), t in
+     * [0, n_k), c in [0, dim); *_stride in floats. */
+    void (*dots)(const float *q, size_t q_stride, int n_q, const float *k, size_t k_stride, int n_k, int dim,
+                 float *out, size_t out_stride);
 
     /* acc[i][c] = acc[i][c] * keep[i] + sum_t p[i][t] * v[t][c]: the value side of attention (keep = the
      * softmax correction) and the absorbed projections (keep NULL means 0: acc is overwritten). The product

@@ -126,7 +126,10 @@ static float awq_dot_q8(const struct mat *w, int row, const struct q8_row *x) {
     return y;
 }
 
-static void gemm_awq_q8(const struct mat *w, int r0, int r1, const struct q8_row *x, int n, float *const *y) {
+static void gemm_awq_q8(const struct mat *w, int r0, int r1, const struct q8_row *x, int n, float *const *y,
+                        const void *next) {
+    (void)next;
+
     for (int t = 0; t < n; t++)
         for (int r = r0; r < r1; r++) y[t][r] = awq_dot_q8(w, r, &x[t]);
 }
@@ -154,7 +157,10 @@ static void block_row_q8(const struct mat *w, int r, const struct q8_row *x, int
     for (int t = 0; t < n; t++) y[t][r] = acc[t];
 }
 
-static void gemm_block_q8(const struct mat *w, int r0, int r1, const struct q8_row *x, int n, float *const *y) {
+static void gemm_block_q8(const struct mat *w, int r0, int r1, const struct q8_row *x, int n, float *const *y,
+                          const void *next) {
+    (void)next;
+
     for (int t = 0; t < n; t += TOKENS)
         for (int r = r0; r < r1; r++) block_row_q8(w, r, x + t, n - t < TOKENS ? n - t : TOKENS, y + t);
 }
@@ -185,6 +191,16 @@ static void quantize(const float *x, int n, int group, struct q8_row *out) {
         int count = i >= n ? 0 : n - i < group ? n - i : group;
         quantize_group(x + (i < n ? i : 0), count, group, out->q + i, &out->scale[i / group], &out->sum[i / group]);
     }
+}
+
+static void dots(const float *q, size_t q_stride, int n_q, const float *k, size_t k_stride, int n_k, int dim,
+                 float *out, size_t out_stride) {
+    for (int i = 0; i < n_q; i++)
+        for (int t = 0; t < n_k; t++) {
+            float lanes[SUM_LANES] = {0};
+            lanes_add_products(lanes, k + (size_t)t * k_stride, q + (size_t)i * q_stride, dim);
+            out[(size_t)i * out_stride + (size_t)t] = lanes_sum(lanes);
+        }
 }
 
 static void weighted_sum(float *acc, size_t acc_stride, const float *keep, const float *p, size_t p_stride,
@@ -264,6 +280,7 @@ void kern_init_ref(struct kern *kern) {
     kern->gemm_q8[MAT_INT8] = gemm_block_q8;
     kern->quantize = quantize;
     kern->decode_rows = format_decode_rows;
+    kern->dots = dots;
     kern->weighted_sum = weighted_sum;
     kern->softmax_step = softmax_step;
     kern->rms_norm = rms_norm;

@@ -6,6 +6,7 @@ static float *before_block(float *block, int r0) {
     return (float *)((uintptr_t)block - (uintptr_t)r0 * sizeof(float));
 }
 
+/* The rows of a task. */
 static int block_rows(const struct mat *w) {
     if (w->format == MAT_INT4_AWQ) return LINEAR_BLOCK_AWQ;
     return w->format == MAT_INT4 || w->format == MAT_INT8 ? LINEAR_BLOCK_PANELS : LINEAR_BLOCK;
@@ -15,9 +16,16 @@ static int count_blocks(const struct mat *w) {
     return (w->rows + block_rows(w) - 1) / block_rows(w);
 }
 
-static void multiply(const struct kern *kern, const struct linear *job, int r0, int r1, float *const *y) {
+/* Where the weights of rows from r0 on begin, for formats that are told what comes next; else NULL. */
+static const void *weights_at(const struct mat *w, int r0) {
+    if (w->format != MAT_INT4 && w->format != MAT_INT8) return NULL;
+    return (const uint8_t *)w->data + (size_t)(r0 / BLOCK_ROWS) * block_panel_bytes(w);
+}
+
+static void multiply(const struct kern *kern, const struct linear *job, int r0, int r1, float *const *y,
+                     const void *next) {
     if (job->q) {
-        kern->gemm_q8[job->w->format](job->w, r0, r1, job->q, job->n, y);
+        kern->gemm_q8[job->w->format](job->w, r0, r1, job->q, job->n, y, next);
     } else {
         kern->gemm[job->w->format](job->w, r0, r1, job->x, job->n, y);
     }
@@ -99,13 +107,22 @@ static int find_job(const struct each_task *task, int index) {
     return low;
 }
 
+/* What this thread will probably read after task `index`: the others take one each in the meantime. */
+static const void *guess_next(const struct each_task *task, int index) {
+    index += pool_threads(task->cpu->pool);
+    if (index >= task->first[task->n_jobs]) return NULL;
+    int which = find_job(task, index);
+    const struct mat *w = task->jobs[which].w;
+    return weights_at(w, (index - task->first[which]) * block_rows(w));
+}
+
 static void run_each(void *context, int index, int worker) {
     (void)worker;
     const struct each_task *task = context;
     int which = find_job(task, index);
     const struct linear *job = &task->jobs[which];
     int r0 = (index - task->first[which]) * block_rows(job->w);
-    multiply(&task->cpu->kern, job, r0, block_end(job->w, r0), job->y);
+    multiply(&task->cpu->kern, job, r0, block_end(job->w, r0), job->y, guess_next(task, index));
 }
 
 void cpu_linear_each(struct cpu *cpu, const struct linear *jobs, int n_jobs) {
@@ -132,7 +149,7 @@ static void run_sum(void *context, int index, int worker) {
     for (int i = 0; i < cpu->batch->n_rows; i++) block[i] = before_block(sum + (size_t)i * LINEAR_BLOCK_MAX, r0);
     for (int j = 0; j < task->n_jobs; j++) {
         const struct linear *job = &task->jobs[j];
-        multiply(&cpu->kern, job, r0, r1, block);
+        multiply(&cpu->kern, job, r0, r1, block, j + 1 < task->n_jobs ? weights_at(task->jobs[j + 1].w, r0) : NULL);
         for (int i = 0; i < job->n; i++) {
             float scale = job->scale ? job->scale[i] : 1;
             cpu->kern.add_scaled(job->y[i] + r0, scale, sum + (size_t)i * LINEAR_BLOCK_MAX, r1 - r0);

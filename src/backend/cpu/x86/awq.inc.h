@@ -402,7 +402,10 @@ static void awq_panel_tokens_q8(const struct mat *w, int r0, int r1, const struc
         for (int r = 0; r < r1 - r0; r++) y[t][r0 + r] = ((const float *)&acc[t * 8])[awq_place_q8(r)];
 }
 
-static void gemm_awq_q8(const struct mat *w, int r0, int r1, const struct q8_row *x, int n, float *const *y) {
+static void gemm_awq_q8(const struct mat *w, int r0, int r1, const struct q8_row *x, int n, float *const *y,
+                        const void *next) {
+    (void)next;
+
     const int block = n == 1 ? PANELS * PANEL_ROWS : PANEL_ROWS;
     for (int t = 0; t < n; t += AWQ_TOKENS)
         for (int r = r0; r < r1; r += block) {

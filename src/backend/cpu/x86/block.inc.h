@@ -5,6 +5,8 @@
  * read in step, because a thread reaches its share of the memory's bandwidth only with several streams; and with each
  * line the one a block further on is asked for. A block is walked in quarters of 32 k, the smallest group of a scale. */
 
+#include <stdbool.h>
+
 enum {
     LINE_VECS = SUM_LANES / VL,  /* vectors in a line */
     PANEL_VECS = 2 * LINE_VECS,  /* in four k of a panel: two lines of sixteen rows */
@@ -17,6 +19,7 @@ struct block_walk {
     const uint8_t *data, *next;
     size_t panel, block; /* bytes from one to the next */
     int blocks, group_size;
+    bool is_near; /* the set was read just before: ask for what lies at its places in the next set instead */
 };
 
 /* Bytes of the values of 16 rows x 64 k. */
@@ -115,6 +118,7 @@ INLINE void block_panels(enum mat_format format, int tokens, int panels, const s
     for (int t = 0; t < tokens; t++) q[t] = x[t].q;
     for (int b = 0, group = 0; b < walk->blocks; b++, p += walk->block) {
         ptrdiff_t ahead = (b + 1 < walk->blocks ? p + walk->block : walk->next) - p;
+        if (walk->is_near) ahead = walk->next - walk->data;
         const uint8_t *scales = p + 4 * tile_bytes;
         KEEP_LOOP
         for (int tile = 0; tile < 2; tile++) {
@@ -168,11 +172,13 @@ typedef void block_set(const struct block_job *job);
 /* Sets by tokens and panels; sizes that a level leaves out are made of smaller ones. */
 #if VL == 16
 BLOCK_SETS(1, 1)
-BLOCK_SETS(1, 2) BLOCK_SETS(1, 4) BLOCK_SETS(1, 8) BLOCK_SETS(2, 1) BLOCK_SETS(2, 2) BLOCK_SETS(2, 4) BLOCK_SETS(3, 1)
-    BLOCK_SETS(3, 2) BLOCK_SETS(3, 4) BLOCK_SETS(4, 1) BLOCK_SETS(4, 2) BLOCK_SETS(5, 1) BLOCK_SETS(5, 2)
-        BLOCK_SETS(6, 1) BLOCK_SETS(6, 2) enum {
-            PANEL_STEPS = 4
-        };
+BLOCK_SETS(1, 2)
+BLOCK_SETS(1, 4)
+BLOCK_SETS(1, 8)
+BLOCK_SETS(2, 1) BLOCK_SETS(2, 2) BLOCK_SETS(2, 4) BLOCK_SETS(3, 1) BLOCK_SETS(3, 2) BLOCK_SETS(3, 4) BLOCK_SETS(4, 1)
+    BLOCK_SETS(4, 2) BLOCK_SETS(5, 1) BLOCK_SETS(5, 2) BLOCK_SETS(6, 1) BLOCK_SETS(6, 2) enum {
+        PANEL_STEPS = 4
+    };
 #define BLOCK_TABLE(N)                                                                                                 \
     {                                                                                                                  \
         {N##_1x1, N##_1x2, N##_1x4, N##_1x8}, {N##_2x1, N##_2x2, N##_2x4}, {N##_3x1, N##_3x2, N##_3x4},                \
@@ -198,11 +204,17 @@ static int block_step(block_set *const *sets, int panels_left) {
     return step;
 }
 
-/* All tokens in tiles of nearly equal size, so that no tile is left with a single one. */
-static void block_tokens(block_set *const (*sets)[PANEL_STEPS], int step, struct block_job job, int n) {
+/* All tokens in tiles of nearly equal size, so that no tile is left with a single one. The first brings the set near, the
+ * second asks for the next set, and the rest finds everything in the caches. */
+static void block_tokens(block_set *const (*sets)[PANEL_STEPS], int step, struct block_walk *walk, struct block_job job,
+                         int n) {
     int tiles = (n + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
+    const uint8_t *next = walk->next;
+    job.walk = walk;
     for (int t = 0, i = 0; i < tiles; i++) {
         int end = n * (i + 1) / tiles;
+        walk->is_near = i > 0;
+        walk->next = i == 1 || tiles == 1 ? next : walk->data;
         sets[end - t - 1][step](&job);
         job.x += end - t;
         job.y += end - t;
@@ -210,7 +222,9 @@ static void block_tokens(block_set *const (*sets)[PANEL_STEPS], int step, struct
     }
 }
 
-static void gemm_block_q8(const struct mat *w, int r0, int r1, const struct q8_row *x, int n, float *const *y) {
+static void gemm_block_q8(const struct mat *w, int r0, int r1, const struct q8_row *x, int n, float *const *y,
+                          const void *next) {
+
     block_set *const(*sets)[PANEL_STEPS] = block_sets[w->format == MAT_INT8];
     struct block_walk walk = {
         .block = block_bytes(w->format, w->group_size),
@@ -223,8 +237,13 @@ static void gemm_block_q8(const struct mat *w, int r0, int r1, const struct q8_r
         int left = (r1 - r + BLOCK_ROWS - 1) / BLOCK_ROWS, step = block_step(sets[size - 1], left);
         int rows = BLOCK_ROWS << step, end = r + rows < r1 ? r + rows : r1;
         walk.data = (const uint8_t *)w->data + (size_t)(r / BLOCK_ROWS) * walk.panel;
-        walk.next = r + rows < r1 ? walk.data + (walk.panel << step) : walk.data;
-        block_tokens(sets, step, (struct block_job){&walk, x, y, r, end}, n);
+        walk.next = walk.data; /* nothing new */
+        if (r + rows < r1) {
+            walk.next = walk.data + (walk.panel << step);
+        } else if (next) {
+            walk.next = next;
+        }
+        block_tokens(sets, step, &walk, (struct block_job){NULL, x, y, r, end}, n);
         r += rows;
     }
 }

@@ -176,10 +176,12 @@ static void set_of_tokens(const struct amx_job *job, int r0, int r1) {
     }
 }
 
-static void gemm_amx(const struct mat *w, int r0, int r1, const struct q8_row *x, int n, float *const *y) {
+static void gemm_amx(const struct mat *w, int r0, int r1, const struct q8_row *x, int n, float *const *y,
+                     const void *next) {
+
     int blocks = (w->cols + BLOCK_COLS - 1) / BLOCK_COLS;
     if (n < FEW_TOKENS || w->group_size < BLOCK_TILE || blocks > MAX_BLOCKS) {
-        gemm_few(w, r0, r1, x, n, y);
+        gemm_few(w, r0, r1, x, n, y, next);
         return;
     }
     _Alignas(64) uint8_t a[MAX_BLOCKS * A_BLOCK];

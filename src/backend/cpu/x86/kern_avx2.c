@@ -30,6 +30,7 @@ void kern_init_avx2(struct kern *kern) {
     kern->gemm_q8[MAT_INT8] = gemm_block_q8;
     kern->quantize = quantize;
     kern->decode_rows = decode_rows;
+    kern->dots = dots;
     kern->weighted_sum = weighted_sum;
     kern->softmax_step = softmax_step;
     kern->rms_norm = rms_norm;

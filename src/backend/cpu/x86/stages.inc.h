@@ -63,6 +63,91 @@ static void quantize(const float *x, int n, int group, struct q8_row *out) {
     }
 }
 
+/* ---- dots ---- */
+
+enum {
+    DOT_KEYS = VL == 16 ? 4 : 2,
+    DOT_QUERIES = TILE_TOKENS
+}; /* keys * queries * LANE_VECS sums fill the registers */
+
+struct dot_args {
+    const float *q, *k;
+    size_t q_stride, k_stride;
+    int dim;
+};
+
+/* sum [keys][queries][LANE_VECS] of one tile, whose first query and key are q and k. */
+INLINE void dot_tile(const struct dot_args *args, int keys, int queries, const float *q, const float *k, float *out,
+                     size_t out_stride) {
+    vec sum[DOT_KEYS * DOT_QUERIES * LANE_VECS];
+    UNROLL
+    for (int i = 0; i < keys * queries * LANE_VECS; i++) sum[i] = vec_zero();
+    for (int at = 0; at < args->dim; at += SUM_LANES) {
+        UNROLL
+        for (int lane = 0; lane < LANE_VECS; lane++) {
+            const int c = at + lane * VL, left = args->dim - c, whole = left >= VL;
+            vec key[DOT_KEYS];
+            UNROLL
+            for (int j = 0; j < keys; j++) {
+                const float *from = k + (size_t)j * args->k_stride + c;
+                key[j] = whole ? vec_load(from) : vec_load_part(from, left);
+            }
+            UNROLL
+            for (int i = 0; i < queries; i++) {
+                const float *from = q + (size_t)i * args->q_stride + c;
+                vec query = whole ? vec_load(from) : vec_load_part(from, left);
+                UNROLL
+                for (int j = 0; j < keys; j++) {
+                    vec *to = &sum[(j * queries + i) * LANE_VECS + lane];
+                    *to = vec_fma(key[j], query, *to);
+                }
+            }
+        }
+    }
+    UNROLL
+    for (int i = 0; i < queries; i++) {
+        UNROLL
+        for (int j = 0; j < keys; j++) {
+            const vec *from = &sum[(j * queries + i) * LANE_VECS];
+            out[(size_t)i * out_stride + (size_t)j] = lanes_sum(from[0], from[LANE_VECS - 1]);
+        }
+    }
+}
+
+#define DOT_CASE(N)                                                                                                    \
+    case N:                                                                                                            \
+        if (keys == DOT_KEYS)                                                                                          \
+            dot_tile(args, DOT_KEYS, N, q, k, out, out_stride);                                                        \
+        else                                                                                                           \
+            dot_tile(args, 1, N, q, k, out, out_stride);                                                               \
+        break;
+
+INLINE void dot_queries(const struct dot_args *args, int keys, int queries, const float *q, const float *k, float *out,
+                        size_t out_stride) {
+    switch (queries) {
+        DOT_CASE(1)
+        DOT_CASE(2)
+        DOT_CASE(3)
+#if TILE_TOKENS > 3
+        DOT_CASE(4)
+        DOT_CASE(5)
+        DOT_CASE(6)
+#endif
+    }
+}
+
+static void dots(const float *q, size_t q_stride, int n_q, const float *k, size_t k_stride, int n_k, int dim,
+                 float *out, size_t out_stride) {
+    const struct dot_args args = {q, k, q_stride, k_stride, dim};
+    for (int t = 0; t < n_k;) {
+        int keys = n_k - t >= DOT_KEYS ? DOT_KEYS : 1;
+        for (int i = 0; i < n_q; i += DOT_QUERIES)
+            dot_queries(&args, keys, n_q - i < DOT_QUERIES ? n_q - i : DOT_QUERIES, q + (size_t)i * q_stride,
+                        k + (size_t)t * k_stride, out + (size_t)i * out_stride + t, out_stride);
+        t += keys;
+    }
+}
+
 /* ---- weighted sum ---- */
 
 struct sum_args {
