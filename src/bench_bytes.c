@@ -49,3 +49,23 @@ void bench_bytes_add_experts(void *context, int layer, const int32_t *ids, const
         bytes->experts += mlp_bytes(&experts[ids[i]]);
     }
 }
+
+static double mat_operations(const struct mat *mat) {
+    return 2.0 * mat->rows * mat->cols;
+}
+
+static double mlp_operations(const struct mlp *mlp) {
+    return mat_operations(&mlp->gate) + mat_operations(&mlp->up) + mat_operations(&mlp->down);
+}
+
+double bench_prompt_operations(const struct model *model, const struct weights *weights) {
+    double total = 0;
+    for (int i = 0; i < model->layers; i++) {
+        const struct layer *w = &weights->layers[i];
+        total += mat_operations(&w->q) + mat_operations(&w->q_a) + mat_operations(&w->q_b);
+        total += mat_operations(&w->kv_a) + mat_operations(&w->kv_b) + mat_operations(&w->o);
+        total += mlp_operations(&w->dense) + mlp_operations(&w->shared) + mat_operations(&w->router);
+        if (!model_layer_is_dense(model, i)) total += model->top_k * mlp_operations(&w->experts[0]);
+    }
+    return total;
+}

@@ -20,6 +20,10 @@ int bench_bytes_open(struct bench_bytes *bytes, const struct model *model, const
                      enum kv_format kv, struct mo_error *error);
 void bench_bytes_close(struct bench_bytes *bytes); /* accepts a zeroed one */
 
+/* Operations (a product and a sum are two) that the matrices take for one token of a prompt, without the head, which only
+ * the last token needs, and without attention itself. */
+double bench_prompt_operations(const struct model *model, const struct weights *weights);
+
 /* Forgets the experts of the pass before. */
 void bench_bytes_begin(struct bench_bytes *bytes);
 /* A forward_tap's routing function; the context is a struct bench_bytes. */

@@ -7,10 +7,10 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#include "backend/cpu/kern.h"
 #include "base/clock.h"
 #include "base/memory.h"
 #include "base/pool.h"
-#include "base/progress.h"
 
 enum {
     STREAMS = 8, /* read at once by a thread: about what keeps a core's line buffers full */
@@ -43,16 +43,18 @@ static size_t choose_buffer_bytes(void) {
     return (double)bytes < most ? bytes : (size_t)most;
 }
 
-struct reading {
+struct bench_reader {
+    struct pool *pool;
     char *buffer;
     size_t part_bytes; /* a task's share; the shares follow one another */
-    uint64_t *sum;     /* [parts] keeps the reading alive */
+    int parts;
+    uint64_t *sum; /* [parts] keeps the reading alive */
 };
 
 /* Memory comes from the system when it is written first; by the pool, so that it lies near the threads. */
 static void fill_part(void *context, int part, int worker) {
     (void)worker;
-    const struct reading *r = context;
+    const struct bench_reader *r = context;
     memset(r->buffer + r->part_bytes * (size_t)part, part + 1, r->part_bytes);
 }
 
@@ -60,7 +62,7 @@ static void fill_part(void *context, int part, int worker) {
 static void read_part(void *context, int part, int worker) {
     (void)worker;
     typedef uint64_t word __attribute__((vector_size(16)));
-    const struct reading *r = context;
+    const struct bench_reader *r = context;
     const char *from = r->buffer + r->part_bytes * (size_t)part;
     size_t stream_bytes = r->part_bytes / STREAMS;
     word sum[STREAMS] = {{0}};
@@ -85,40 +87,93 @@ static size_t choose_part_bytes(size_t buffer_bytes, int parts) {
     return lines < 2 ? STREAMS * LINE_BYTES : (lines - 1 + lines % 2) * STREAMS * LINE_BYTES;
 }
 
-static struct bench_spread time_passes(struct pool *pool, struct reading *r, int parts) {
-    double rate[PASSES], bytes = (double)r->part_bytes * parts;
-    struct progress progress;
-    progress_begin(&progress, "measuring the memory", "GB", 1e-9, bytes * (PASSES + 2));
-    pool_run(pool, parts, fill_part, r);
-    for (int pass = -1; pass < PASSES; pass++) { /* the first one is not counted */
-        progress_update(&progress, bytes * (pass + 2));
+int bench_reader_open(struct bench_reader **reader, int threads, struct mo_error *error) {
+    struct bench_reader *r = calloc(1, sizeof *r);
+    if (!r) return mo_error_set(error, MO_E_NO_MEMORY, "no memory to measure its speed");
+    r->parts = threads * PARTS_PER_THREAD;
+    r->part_bytes = choose_part_bytes(choose_buffer_bytes(), r->parts);
+    size_t bytes = r->part_bytes * (size_t)r->parts;
+    r->buffer = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    r->sum = calloc((size_t)r->parts, sizeof *r->sum);
+    int code = 0;
+    if (r->buffer == MAP_FAILED || !r->sum) {
+        if (r->buffer == MAP_FAILED) r->buffer = NULL;
+        code = mo_error_set(error, MO_E_NO_MEMORY, "no memory to measure its speed: %.2f GiB (%s)",
+                            (double)bytes / (1 << 30), strerror(errno));
+    }
+    if (!code) code = pool_create(&r->pool, threads, error);
+    if (code) {
+        bench_reader_close(r);
+        return code;
+    }
+    madvise(r->buffer, bytes, MADV_HUGEPAGE);
+    pool_run(r->pool, r->parts, fill_part, r);
+    *reader = r;
+    return 0;
+}
+
+void bench_reader_close(struct bench_reader *reader) {
+    if (!reader) return;
+    if (reader->pool) pool_destroy(reader->pool);
+    if (reader->buffer) munmap(reader->buffer, reader->part_bytes * (size_t)reader->parts);
+    free(reader->sum);
+    free(reader);
+}
+
+struct bench_spread bench_reader_measure(struct bench_reader *reader, int passes) {
+    double rate[BENCH_PASSES_MAX], bytes = (double)reader->part_bytes * reader->parts;
+    for (int pass = -1; pass < passes; pass++) { /* the first one is not counted */
         double start = clock_now_s();
-        pool_run(pool, parts, read_part, r);
+        pool_run(reader->pool, reader->parts, read_part, reader);
         if (pass >= 0) rate[pass] = bytes / (clock_now_s() - start) * 1e-9;
     }
-    progress_end(&progress);
-    return bench_spread_of(rate, PASSES);
+    return bench_spread_of(rate, passes);
 }
 
 int bench_measure_read(int threads, struct bench_spread *gb_s, struct mo_error *error) {
-    int parts = threads * PARTS_PER_THREAD;
-    size_t bytes = choose_buffer_bytes();
-    struct reading r = {.part_bytes = choose_part_bytes(bytes, parts)};
+    struct bench_reader *reader = NULL;
+    int code = bench_reader_open(&reader, threads, error);
+    if (!code) *gb_s = bench_reader_measure(reader, PASSES);
+    bench_reader_close(reader);
+    return code;
+}
+
+/* ---- 8-bit operations ---- */
+
+enum { PEAK_ROUNDS = 4000000 }; /* some ten milliseconds */
+
+struct peak_task {
+    const struct kern *kern;
+    double *operations; /* [threads] */
+};
+
+static void run_peak(void *context, int index, int worker) {
+    (void)worker;
+    const struct peak_task *task = context;
+    task->operations[index] = task->kern->int8_peak(PEAK_ROUNDS);
+}
+
+int bench_measure_int8(int threads, struct bench_spread *tops, struct mo_error *error) {
+    enum cpu_level level;
+    struct kern kern;
     struct pool *pool = NULL;
-    int code = pool_create(&pool, threads, error);
-    if (code) return code;
-    bytes = r.part_bytes * (size_t)parts;
-    r.buffer = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    r.sum = calloc((size_t)parts, sizeof *r.sum);
-    if (r.buffer == MAP_FAILED || !r.sum) {
-        code = mo_error_set(error, MO_E_NO_MEMORY, "no memory to measure its speed: %.2f GiB (%s)",
-                            (double)bytes / (1 << 30), strerror(errno));
-    } else {
-        madvise(r.buffer, bytes, MADV_HUGEPAGE);
-        *gb_s = time_passes(pool, &r, parts);
+    double rate[PASSES], *operations = calloc((size_t)threads, sizeof *operations);
+    *tops = (struct bench_spread){0};
+    int code = cpu_level_get(&level, error);
+    if (!code && !operations) code = mo_error_set(error, MO_E_NO_MEMORY, "no memory to measure the processor");
+    if (!code) code = pool_create(&pool, threads, error);
+    if (!code) kern_init(&kern, level);
+    if (!code && kern.int8_peak) {
+        struct peak_task task = {&kern, operations};
+        for (int pass = -1; pass < PASSES; pass++) { /* the first one is not counted */
+            double start = clock_now_s(), total = 0;
+            pool_run(pool, threads, run_peak, &task);
+            for (int i = 0; i < threads; i++) total += operations[i];
+            if (pass >= 0) rate[pass] = total / (clock_now_s() - start) * 1e-12;
+        }
+        *tops = bench_spread_of(rate, PASSES);
     }
-    if (r.buffer != MAP_FAILED) munmap(r.buffer, bytes);
-    free(r.sum);
-    pool_destroy(pool);
+    free(operations);
+    if (pool) pool_destroy(pool);
     return code;
 }

@@ -11,7 +11,20 @@ struct bench_spread {
 /* Sorts `values` [n], n >= 1. */
 struct bench_spread bench_spread_of(double *values, int n);
 
-/* GB/s (1e9 bytes) that `threads` threads read from memory together, over a buffer far larger than the caches. */
+/* Measures again and again how fast memory is read, because machines drift: a buffer far larger than the caches, and the
+ * threads to read it. */
+struct bench_reader;
+int bench_reader_open(struct bench_reader **reader, int threads, struct mo_error *error);
+void bench_reader_close(struct bench_reader *reader); /* accepts NULL */
+/* GB/s (1e9 bytes) of all threads together, over `passes` passes, BENCH_PASSES_MAX at most. */
+enum { BENCH_PASSES_MAX = 16 };
+struct bench_spread bench_reader_measure(struct bench_reader *reader, int passes);
+
+/* Open, measure once, close. */
 int bench_measure_read(int threads, struct bench_spread *gb_s, struct mo_error *error);
+
+/* The most 8-bit operations a second (1e12; a product and a sum are two) that `threads` threads do in registers, at the
+ * processor level in use; zeros where it has no such instructions. */
+int bench_measure_int8(int threads, struct bench_spread *tops, struct mo_error *error);
 
 #endif

@@ -41,10 +41,10 @@ static int own_pages(const struct bench_plan *plan, int depth) {
 
 static int check_context(const struct bench *b, struct mo_error *error) {
     const struct bench_plan *plan = b->plan;
-    int depth = list_max(&plan->depth), context = b->engine->options.max_model_len;
-    if (plan->prompt > context) {
+    int depth = list_max(&plan->depth), context = b->engine->options.max_model_len, prompt = list_max(&plan->prompt);
+    if (prompt > context) {
         return mo_error_set(error, MO_E_LIMIT, "--prompt %d is longer than the context of %d tokens (--max-model-len)",
-                            plan->prompt, context);
+                            prompt, context);
     }
     if (depth + plan->generate > context) {
         return mo_error_set(error, MO_E_LIMIT,
@@ -61,11 +61,11 @@ static int check_cache(const struct bench *b, int64_t need_pages, struct mo_erro
                         "the cache holds %lld tokens, --batch %d at --depth %d and a prompt of %d need "
                         "%lld (a larger --max-model-len, fewer --batch or --depth, or --kv-cache-dtype fp8)",
                         (long long)b->engine->n_pages * KV_PAGE_TOKENS, b->max_batch, list_max(&b->plan->depth),
-                        b->plan->prompt, (long long)(need_pages * KV_PAGE_TOKENS));
+                        list_max(&b->plan->prompt), (long long)(need_pages * KV_PAGE_TOKENS));
 }
 
 static int warm_up_tokens(const struct bench *b) {
-    int n = smaller(larger(b->plan->prompt, WARM_UP_TOKENS), b->engine->options.max_model_len);
+    int n = smaller(larger(list_max(&b->plan->prompt), WARM_UP_TOKENS), b->engine->options.max_model_len);
     return pages_for(n) <= b->engine->n_pages ? n : b->engine->n_pages * KV_PAGE_TOKENS;
 }
 
@@ -81,7 +81,8 @@ static int check_fits(struct bench *b, struct mo_error *error) {
     int code = check_context(b, error);
     if (code) return code;
     int64_t pages = (int64_t)b->first_own_page + (int64_t)own * b->max_batch;
-    return check_cache(b, pages > pages_for(plan->prompt) ? pages : pages_for(plan->prompt), error);
+    int prompt_pages = pages_for(list_max(&plan->prompt));
+    return check_cache(b, pages > prompt_pages ? pages : prompt_pages, error);
 }
 
 static int allocate(struct bench *b, struct mo_error *error) {
@@ -160,15 +161,15 @@ int bench_warm_up(struct bench *bench, struct mo_error *error) {
     return code;
 }
 
-int bench_time_prompt(struct bench *bench, struct bench_spread *seconds, struct mo_error *error) {
+int bench_time_prompt(struct bench *bench, int tokens, struct bench_spread *seconds, struct mo_error *error) {
     const struct bench_plan *plan = bench->plan;
     for (int i = 0; i < plan->repeat; i++) {
         double start = clock_now_s();
-        int code = compute(bench, 0, bench->page, 0, plan->prompt, true, "prompt", error);
+        int code = compute(bench, 0, bench->page, 0, tokens, true, "prompt", error);
         if (code) return code;
         bench->samples[i] = clock_now_s() - start;
     }
-    note_filled(bench, plan->prompt);
+    note_filled(bench, tokens);
     *seconds = bench_spread_of(bench->samples, plan->repeat);
     return 0;
 }

@@ -19,8 +19,8 @@ struct bench_list {
 
 /* What to measure. */
 struct bench_plan {
-    int prompt, generate, repeat;
-    struct bench_list batch, depth;
+    int generate, repeat;
+    struct bench_list prompt, batch, depth;
 };
 
 struct bench {
@@ -41,6 +41,7 @@ struct bench_decode {
     int batch, depth;
     struct bench_spread tokens_per_s; /* of all sequences together; over steps */
     double bytes_per_step, gb_per_s;
+    double read_gb_s; /* what the memory gave just before and after */
 };
 
 /* Refuses what does not fit in the engine's context, cache or batch, naming the flags. */
@@ -49,8 +50,8 @@ void bench_close(struct bench *bench); /* accepts a zeroed one */
 
 /* Brings weights and scratch into memory. */
 int bench_warm_up(struct bench *bench, struct mo_error *error);
-/* Seconds from a prompt of plan->prompt tokens to its first token. */
-int bench_time_prompt(struct bench *bench, struct bench_spread *seconds, struct mo_error *error);
+/* Seconds from a prompt of that many tokens to its first token. */
+int bench_time_prompt(struct bench *bench, int tokens, struct bench_spread *seconds, struct mo_error *error);
 /* plan->generate steps of `batch` sequences that have `depth` tokens each. */
 int bench_time_decode(struct bench *bench, int batch, int depth, struct bench_decode *result, struct mo_error *error);
 

@@ -5,11 +5,12 @@
 #include "bench_measure.h"
 #include "cmd.h"
 
-enum { DEFAULT_PROMPT = 1024, DEFAULT_GENERATE = 256, DEFAULT_REPEAT = 3, MAX_BATCH = 4096, MAX_TOKENS = 1 << 26 };
+enum { MACHINE_PASSES = 9, LINE_PASSES = 4 }; /* over the memory */
+enum { DEFAULT_GENERATE = 256, DEFAULT_REPEAT = 3, MAX_BATCH = 4096, MAX_TOKENS = 1 << 26 };
 
 struct arguments {
     struct bench_plan plan;
-    const char *batch, *depth;
+    const char *prompt, *batch, *depth;
     bool json;
 };
 
@@ -20,7 +21,10 @@ struct report {
     struct bench bench;
     char hash[65];
     enum cpu_level level;
-    struct bench_spread read_gb_s, read_after_gb_s, prompt_s; /* memory before and after: was the machine quiet? */
+    struct bench_reader *reader;
+    struct bench_spread read_gb_s, read_after_gb_s; /* memory before and after: was the machine quiet? */
+    struct bench_spread int8_tops;
+    struct bench_spread prompt_s[BENCH_LIST_MAX];
     struct bench_decode decode[BENCH_LIST_MAX * BENCH_LIST_MAX];
     int n_decode;
     double rss_bytes;
@@ -46,7 +50,8 @@ static int parse_list(const char *flag, const char *text, int min, int max, stru
 
 /* Without --max-num-seqs, the engine is opened for the largest batch. */
 static int settle_arguments(struct arguments *a, struct engine_options *options, struct mo_error *error) {
-    int code = parse_list("--batch", a->batch, 1, MAX_BATCH, &a->plan.batch, error);
+    int code = parse_list("--prompt", a->prompt, 1, MAX_TOKENS, &a->plan.prompt, error);
+    if (!code) code = parse_list("--batch", a->batch, 1, MAX_BATCH, &a->plan.batch, error);
     if (!code) code = parse_list("--depth", a->depth, 0, MAX_TOKENS, &a->plan.depth, error);
     if (code || options->max_num_seqs) return code;
     for (int i = 0; i < a->plan.batch.n; i++) {
@@ -63,27 +68,42 @@ static void say_machine(const struct report *r) {
     printf("%s, hash %.12s (moebius " MOEBIUS_VERSION ")\n", e->path, r->hash);
     printf("machine: %s, %d threads read %.2f GB/s from memory (%.2f to %.2f)\n", cpu_level_name(r->level),
            e->options.threads, r->read_gb_s.median, r->read_gb_s.min, r->read_gb_s.max);
+    if (r->int8_tops.median > 0) {
+        printf("         and do %.3f Tera 8-bit operations a second (%.3f to %.3f)\n", r->int8_tops.median,
+               r->int8_tops.min, r->int8_tops.max);
+    }
     printf("opened in %.3f s; tokens: %s; compute %s, cache %s\n\n", e->load_s, bench_tokens_kind(&r->bench.tokens),
            compute[e->options.compute], cache[e->options.kv - 1]);
     fflush(stdout);
 }
 
-static void say_prompt(const struct report *r) {
-    int n = r->arguments->plan.prompt;
-    printf("prompt, %d times\n%15s  %10s %10s %10s  first token\n", r->arguments->plan.repeat, "tokens", "tokens/s",
-           "slowest", "fastest");
-    printf("%15d  %10.2f %10.2f %10.2f  %9.3f s\n\n", n, n / r->prompt_s.median, n / r->prompt_s.max,
-           n / r->prompt_s.min, r->prompt_s.median);
-    printf("decode, %d steps each; tokens/s of all sequences together\n", r->arguments->plan.generate);
+/* Of the machine's 8-bit operations; 0 if it has none to compare with. */
+static double share_of_peak(const struct report *r, int i) {
+    double operations = bench_prompt_operations(&r->engine->model, &r->engine->weights);
+    double rate = r->arguments->plan.prompt.values[i] / r->prompt_s[i].median * operations;
+    return r->int8_tops.median > 0 ? rate / (r->int8_tops.median * 1e12) : 0;
+}
+
+static void say_prompts(const struct report *r) {
+    const struct bench_plan *plan = &r->arguments->plan;
+    printf("prompt, %d times\n%15s  %10s %10s %10s  %11s  %s\n", plan->repeat, "tokens", "tokens/s", "slowest",
+           "fastest", "first token", "of the 8-bit rate");
+    for (int i = 0; i < plan->prompt.n; i++) {
+        const struct bench_spread *s = &r->prompt_s[i];
+        int n = plan->prompt.values[i];
+        printf("%15d  %10.2f %10.2f %10.2f  %9.3f s  %7.1f %%\n", n, n / s->median, n / s->max, n / s->min, s->median,
+               100 * share_of_peak(r, i));
+    }
+    printf("\ndecode, %d steps each; tokens/s of all sequences together\n", plan->generate);
     printf("%6s %8s  %10s %10s %10s  %9s %8s  %s\n", "batch", "depth", "tokens/s", "slowest", "fastest", "MB/step",
            "GB/s", "of memory");
     fflush(stdout);
 }
 
-static void say_decode(const struct report *r, const struct bench_decode *d) {
+static void say_decode(const struct bench_decode *d) {
     printf("%6d %8d  %10.2f %10.2f %10.2f  %9.1f %8.2f  %7.1f %%\n", d->batch, d->depth, d->tokens_per_s.median,
            d->tokens_per_s.min, d->tokens_per_s.max, d->bytes_per_step * 1e-6, d->gb_per_s,
-           100 * d->gb_per_s / r->read_gb_s.median);
+           100 * d->gb_per_s / d->read_gb_s);
     fflush(stdout);
 }
 
@@ -99,26 +119,40 @@ static json_t *decode_json(const struct report *r) {
     json_t *list = json_array();
     for (int i = 0; i < r->n_decode; i++) {
         const struct bench_decode *d = &r->decode[i];
-        json_array_append_new(list, json_pack("{si si sf sf sf sf sf sf}", "batch", d->batch, "depth", d->depth,
+        json_array_append_new(list, json_pack("{si si sf sf sf sf sf sf sf}", "batch", d->batch, "depth", d->depth,
                                               "tokens_per_s", d->tokens_per_s.median, "tokens_per_s_min",
                                               d->tokens_per_s.min, "tokens_per_s_max", d->tokens_per_s.max,
-                                              "bytes_per_step", d->bytes_per_step, "gb_per_s", d->gb_per_s,
-                                              "share_of_bandwidth", d->gb_per_s / r->read_gb_s.median));
+                                              "bytes_per_step", d->bytes_per_step, "gb_per_s", d->gb_per_s, "read_gb_s",
+                                              d->read_gb_s, "share_of_bandwidth", d->gb_per_s / d->read_gb_s));
     }
     return list;
 }
 
+static json_t *prefill_json(const struct report *r) {
+    json_t *list = json_array();
+    for (int i = 0; i < r->arguments->plan.prompt.n; i++) {
+        const struct bench_spread *s = &r->prompt_s[i];
+        int n = r->arguments->plan.prompt.values[i];
+        json_array_append_new(list, json_pack("{si sf sf sf sf sf}", "prompt", n, "tokens_per_s", n / s->median,
+                                              "tokens_per_s_min", n / s->max, "tokens_per_s_max", n / s->min,
+                                              "share_of_peak", share_of_peak(r, i), "ttft_s", s->median));
+    }
+    return list;
+}
+
+static json_t *machine_json(const struct report *r) {
+    return json_pack("{sf sf sf sf so si ss}", "read_gb_s", r->read_gb_s.median, "read_gb_s_min", r->read_gb_s.min,
+                     "read_gb_s_max", r->read_gb_s.max, "read_gb_s_after", r->read_after_gb_s.median, "int8_tops",
+                     r->int8_tops.median > 0 ? json_real(r->int8_tops.median) : json_null(), "threads",
+                     r->engine->options.threads, "level", cpu_level_name(r->level));
+}
+
 static int print_json(const struct report *r) {
     const struct engine *e = r->engine;
-    int n = r->arguments->plan.prompt;
-    json_t *root =
-        json_pack("{s{sf sf sf sf si ss} sf sI s[{si sf sf sf}] sf so ss ss ss}", "machine", "read_gb_s",
-                  r->read_gb_s.median, "read_gb_s_min", r->read_gb_s.min, "read_gb_s_max", r->read_gb_s.max,
-                  "read_gb_s_after", r->read_after_gb_s.median, "threads", e->options.threads, "level",
-                  cpu_level_name(r->level), "load_s", e->load_s, "rss_bytes", (json_int_t)r->rss_bytes, "prefill",
-                  "prompt", n, "tokens_per_s", n / r->prompt_s.median, "tokens_per_s_min", n / r->prompt_s.max,
-                  "tokens_per_s_max", n / r->prompt_s.min, "ttft_s", r->prompt_s.median, "decode", decode_json(r),
-                  "text", bench_tokens_kind(&r->bench.tokens), "model_hash", r->hash, "version", MOEBIUS_VERSION);
+    json_t *root = json_pack("{so sf sI so sf so ss ss ss}", "machine", machine_json(r), "load_s", e->load_s,
+                             "rss_bytes", (json_int_t)r->rss_bytes, "prefill", prefill_json(r), "ttft_s",
+                             r->prompt_s[0].median, "decode", decode_json(r), "text",
+                             bench_tokens_kind(&r->bench.tokens), "model_hash", r->hash, "version", MOEBIUS_VERSION);
     int failed = !root || json_dumpf(root, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
     putchar('\n');
     json_decref(root);
@@ -129,28 +163,37 @@ static int print_json(const struct report *r) {
 
 static int measure_machine(struct report *r, struct mo_error *error) {
     int code = cpu_level_get(&r->level, error);
-    if (!code) code = checkpoint_hash(&r->engine->checkpoint, r->engine->path, 0, r->hash, error);
-    if (!code) code = bench_measure_read(r->engine->options.threads, &r->read_gb_s, error);
+    if (!code) code = checkpoint_hash(&r->engine->checkpoint, 0, r->hash, error);
+    if (!code) code = bench_reader_open(&r->reader, r->engine->options.threads, error);
+    if (!code) r->read_gb_s = bench_reader_measure(r->reader, MACHINE_PASSES);
+    if (!code) code = bench_measure_int8(r->engine->options.threads, &r->int8_tops, error);
     if (!code && !r->arguments->json) say_machine(r);
     return code;
 }
 
-static int measure_prompt(struct report *r, struct mo_error *error) {
+static int measure_prompts(struct report *r, struct mo_error *error) {
+    const struct bench_list *prompt = &r->arguments->plan.prompt;
     int code = bench_warm_up(&r->bench, error);
-    if (!code) code = bench_time_prompt(&r->bench, &r->prompt_s, error);
-    if (!code && !r->arguments->json) say_prompt(r);
+    for (int i = 0; i < prompt->n && !code; i++) {
+        code = bench_time_prompt(&r->bench, prompt->values[i], &r->prompt_s[i], error);
+    }
+    if (!code && !r->arguments->json) say_prompts(r);
     return code;
 }
 
 static int measure_decode(struct report *r, struct mo_error *error) {
     const struct bench_plan *plan = &r->arguments->plan;
+    struct bench_spread before = bench_reader_measure(r->reader, LINE_PASSES);
     for (int i = 0; i < plan->depth.n * plan->batch.n; i++) {
         struct bench_decode *d = &r->decode[r->n_decode];
         int depth = plan->depth.values[i / plan->batch.n], batch = plan->batch.values[i % plan->batch.n];
         int code = bench_time_decode(&r->bench, batch, depth, d, error);
         if (code) return code;
+        struct bench_spread after = bench_reader_measure(r->reader, LINE_PASSES);
+        d->read_gb_s = (before.median + after.median) / 2;
+        before = after;
         r->n_decode++;
-        if (!r->arguments->json) say_decode(r, d);
+        if (!r->arguments->json) say_decode(d);
     }
     return 0;
 }
@@ -158,11 +201,13 @@ static int measure_decode(struct report *r, struct mo_error *error) {
 static int run(struct report *r, struct mo_error *error) {
     int code = bench_open(&r->bench, &r->arguments->plan, r->engine, error);
     if (!code) code = measure_machine(r, error);
-    if (!code) code = measure_prompt(r, error);
+    if (!code) code = measure_prompts(r, error);
     if (!code) code = measure_decode(r, error);
-    if (!code) r->rss_bytes = memory_resident_bytes();
-    if (!code) code = bench_measure_read(r->engine->options.threads, &r->read_after_gb_s, error);
     if (code) return code;
+    r->read_after_gb_s = bench_reader_measure(r->reader, MACHINE_PASSES);
+    bench_reader_close(r->reader);
+    r->reader = NULL;
+    r->rss_bytes = memory_resident_bytes();
     if (!r->arguments->json) {
         say_end(r);
     } else if (print_json(r)) {
@@ -178,25 +223,24 @@ static int open_and_run(const struct arguments *a, const struct engine_options *
     int code = engine_open(&report->engine, options, error);
     if (!code) code = run(report, error);
     bench_close(&report->bench);
+    bench_reader_close(report->reader);
     engine_close(report->engine);
     free(report);
     return code;
 }
 
 int cmd_bench(int argc, char **argv) {
-    struct arguments a = {.batch = "1,4,8,16", .depth = "0,4096"};
+    struct arguments a = {.prompt = "1024", .batch = "1,4,8,16", .depth = "0,4096"};
     struct engine_options options;
     struct cli_flag shared[ENGINE_FLAGS_MAX];
-    a.plan = (struct bench_plan){.prompt = DEFAULT_PROMPT, .generate = DEFAULT_GENERATE, .repeat = DEFAULT_REPEAT};
+    a.plan = (struct bench_plan){.generate = DEFAULT_GENERATE, .repeat = DEFAULT_REPEAT};
     engine_options_init(&options);
     engine_flags(&options, shared);
     const struct cli_flag flags[] = {
         {.names = "--prompt",
-         .type = CLI_INT,
-         .target = &a.plan.prompt,
-         .min = 1,
-         .max = MAX_TOKENS,
-         .value = "N",
+         .type = CLI_STRING,
+         .target = &a.prompt,
+         .value = "512,...",
          .help = "tokens of the prompt (default 1024)"},
         {.names = "--generate",
          .type = CLI_INT,
@@ -236,7 +280,8 @@ int cmd_bench(int argc, char **argv) {
             "The tokens are a built-in text, or random ids if the model has no tokenizer; all sequences differ.\n"
             "At a depth they share the whole cache pages of one beginning, computed once. The bytes of a step are\n"
             "those it must read: every matrix but the experts, the experts that were visited, the cache rows,\n"
-            "each once; a small model finds them in the processor's caches and passes 100 % of the memory's speed.",
+            "each once; a small model finds them in the processor's caches and passes 100 % of the memory's speed,\n"
+            "which is measured again before and after every line, because machines drift.",
         .examples = "  moebius bench MODEL\n"
                     "  moebius bench MODEL --prompt 512 --generate 64 --batch 1,8 --depth 0 --json > today.json",
     };
