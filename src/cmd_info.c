@@ -4,11 +4,27 @@
 #include <stdlib.h>
 #include <string.h>
 #include "backend/backend.h"
-#include "base/file.h"
 #include "cli.h"
 #include "cmd.h"
 #include "model/locate.h"
 #include "model/names.h"
+#include "model/pack.h"
+
+/* How tensors are stored: their types, and our own blocks, which are bytes to others. */
+enum { STORED_INT4 = DTYPES, STORED_INT8, STORED_KINDS, MAX_TEXT_BYTES = 4 << 20 };
+
+static const char *stored_name(int kind) {
+    return kind == STORED_INT4 ? "INT4" : kind == STORED_INT8 ? "INT8" : dtype_name((enum dtype)kind);
+}
+
+static int stored_kind(const struct tensor *tensor) {
+    enum mat_format format;
+    int group;
+    bool is_block =
+        tensor->dtype == DTYPE_U8 && tensor->n_dims == 3 && !block_format_of((size_t)tensor->shape[2], &format, &group);
+    if (!is_block) return (int)tensor->dtype;
+    return format == MAT_INT4 ? STORED_INT4 : STORED_INT8;
+}
 
 /* Everything here comes from config.json and the files' headers; no weight is read but for the hash. */
 struct facts {
@@ -16,10 +32,15 @@ struct facts {
     struct model model;
     struct model_params params;
     struct checkpoint checkpoint;
-    int64_t bytes[DTYPES]; /* of the tensors that the engine uses */
-    int64_t left_out_bytes;
+    int64_t bytes[STORED_KINDS];         /* of the tensors that the engine uses */
+    int64_t left_out_bytes, other_bytes; /* prediction layers; a packed file's small files and padding */
     char licence[256];
     char hash[65];
+};
+
+/* What reads the whole model, on demand. */
+struct depth {
+    bool full_hash, verify;
 };
 
 /* Copies the value of "key: value" if `line` is that, without quotes. */
@@ -33,11 +54,16 @@ static int read_yaml_value(const char *line, const char *key, char *out, size_t 
     return out[0] != 0;
 }
 
+static char *read_text(const struct checkpoint *checkpoint, const char *name) {
+    char *text = NULL;
+    size_t size;
+    if (!checkpoint_has_file(checkpoint, name)) return NULL;
+    return checkpoint_read_file(checkpoint, name, MAX_TEXT_BYTES, &text, &size, NULL) ? NULL : text;
+}
+
 /* A model card (README.md) opens with YAML between two lines of "---"; license_name is the precise one. */
-static int licence_from_card(const char *path, char *out, size_t size) {
-    char *text, general[128] = "", name[128] = "";
-    size_t n;
-    if (!file_exists(path) || file_read(path, 4 << 20, &text, &n, NULL)) return 0;
+static int licence_from_card(const struct checkpoint *checkpoint, char *out, size_t size) {
+    char *text = read_text(checkpoint, "README.md"), general[128] = "", name[128] = "";
     const char *line = text;
     for (int i = 0; i < 200 && line && (i == 0 || strncmp(line, "---", 3)); i++) {
         read_yaml_value(line, "license", general, sizeof general);
@@ -51,10 +77,9 @@ static int licence_from_card(const char *path, char *out, size_t size) {
 }
 
 /* The first line with a letter in it: a licence's title. */
-static int licence_from_file(const char *path, char *out, size_t size) {
-    char *text;
-    size_t n;
-    if (!file_exists(path) || file_read(path, 4 << 20, &text, &n, NULL)) return 0;
+static int licence_from_file(const struct checkpoint *checkpoint, const char *name, char *out, size_t size) {
+    char *text = read_text(checkpoint, name);
+    if (!text) return 0;
     const char *at = text;
     while (*at && !isalpha((unsigned char)*at)) at++;
     snprintf(out, size, "%.*s", (int)strcspn(at, "\r\n"), at);
@@ -64,30 +89,31 @@ static int licence_from_file(const char *path, char *out, size_t size) {
 
 static void find_licence(struct facts *f) {
     static const char *const files[] = {"LICENSE-MODEL", "LICENSE", "LICENSE.txt", "LICENSE.md"};
-    char path[4200];
-    snprintf(path, sizeof path, "%s/README.md", f->path);
-    if (licence_from_card(path, f->licence, sizeof f->licence)) return;
+    if (licence_from_card(&f->checkpoint, f->licence, sizeof f->licence)) return;
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
-        snprintf(path, sizeof path, "%s/%s", f->path, files[i]);
-        if (licence_from_file(path, f->licence, sizeof f->licence)) return;
+        if (licence_from_file(&f->checkpoint, files[i], f->licence, sizeof f->licence)) return;
     }
-    snprintf(f->licence, sizeof f->licence, "not stated in the folder");
+    snprintf(f->licence, sizeof f->licence,
+             f->checkpoint.is_packed ? "not stated in the file" : "not stated in the folder");
 }
 
-static int gather(struct facts *f, const char *model, const char *revision, bool full_hash, struct mo_error *error) {
+static int gather(struct facts *f, const char *model, const char *revision, const struct depth *depth,
+                  struct mo_error *error) {
     int code = model_locate(model, revision, f->path, sizeof f->path, error);
-    if (!code) code = model_load(&f->model, f->path, error);
-    if (!code) code = checkpoint_open(&f->checkpoint, f->path, error);
-    if (!code) code = checkpoint_hash(&f->checkpoint, f->path, full_hash, f->hash, error);
+    if (!code) code = checkpoint_open_files(&f->checkpoint, f->path, error);
+    if (!code) code = model_load(&f->model, &f->checkpoint, error);
+    if (!code) code = checkpoint_open_tensors(&f->checkpoint, error);
+    if (!code) code = checkpoint_hash(&f->checkpoint, depth->full_hash, f->hash, error);
+    if (!code && depth->verify) code = pack_verify(&f->checkpoint, error);
     if (code) return code;
     model_count_params(&f->model, &f->params);
     for (int i = 0; i < f->checkpoint.n_tensors; i++) {
         const struct tensor *tensor = &f->checkpoint.tensors[i];
-        if (names_layer(tensor->name) >= f->model.layers) {
-            f->left_out_bytes += (int64_t)tensor->bytes;
-        } else {
-            f->bytes[tensor->dtype] += (int64_t)tensor->bytes;
-        }
+        bool is_other = f->checkpoint.is_packed && !strncmp(tensor->name, PACK_PREFIX, strlen(PACK_PREFIX));
+        int64_t *sum = is_other                                       ? &f->other_bytes
+                       : names_layer(tensor->name) >= f->model.layers ? &f->left_out_bytes
+                                                                      : &f->bytes[stored_kind(tensor)];
+        *sum += (int64_t)tensor->bytes;
     }
     find_licence(f);
     return 0;
@@ -103,16 +129,46 @@ static int64_t kv_bytes(const struct facts *f, enum kv_format kv) {
     return (int64_t)kv_row_bytes(&f->model, kv) * f->model.layers;
 }
 
+/* What a packed file says of itself. */
+static const struct {
+    const char *key, *name, *text;
+} packed_keys[] = {
+    {PACK_PREFIX "version", "version", "made by moebius"},
+    {PACK_PREFIX "options", "options", "with"},
+    {PACK_PREFIX "source", "source", "from"},
+    {PACK_PREFIX "source_hash", "source_hash", "whose hash is"},
+};
+enum { N_PACKED_KEYS = sizeof packed_keys / sizeof *packed_keys };
+
+static json_t *packed_json(const struct facts *f) {
+    json_t *json = json_pack("{sI}", "other_bytes", f->other_bytes);
+    for (int i = 0; i < N_PACKED_KEYS; i++) {
+        const char *value = checkpoint_metadata(&f->checkpoint, packed_keys[i].key);
+        if (value) json_object_set_new(json, packed_keys[i].name, json_string(value));
+    }
+    return json;
+}
+
+static void print_packed(const struct facts *f) {
+    for (int i = 0; i < N_PACKED_KEYS; i++) {
+        const char *value = checkpoint_metadata(&f->checkpoint, packed_keys[i].key);
+        if (value) printf("%s: %s\n", packed_keys[i].text, value);
+    }
+    if (f->model.synthetic) printf("SYNTHETIC: random weights, for measuring only\n");
+}
+
 static int print_json(const struct facts *f) {
     json_t *formats = json_object();
-    for (int i = 0; i < DTYPES; i++) {
-        if (f->bytes[i]) json_object_set_new(formats, dtype_name((enum dtype)i), json_integer(f->bytes[i]));
+    for (int i = 0; i < STORED_KINDS; i++) {
+        if (f->bytes[i]) json_object_set_new(formats, stored_name(i), json_integer(f->bytes[i]));
     }
     json_t *root = json_pack("{ss so so sI s{sI sI sI} si si ss ss}", "architecture", f->model.architecture, "params",
                              params_json(&f->params), "bytes_by_format", formats, "bytes_left_out", f->left_out_bytes,
                              "kv_bytes_per_token", "f32", kv_bytes(f, KV_F32), "bf16", kv_bytes(f, KV_BF16), "fp8",
                              kv_bytes(f, KV_FP8), "context", f->model.context, "layers", f->model.layers, "licence",
                              f->licence, "hash", f->hash);
+    json_object_set_new(root, "synthetic", json_boolean(f->model.synthetic));
+    json_object_set_new(root, "packed", f->checkpoint.is_packed ? packed_json(f) : json_null());
     int failed = !root || json_dumpf(root, stdout, JSON_INDENT(2));
     putchar('\n');
     json_decref(root);
@@ -139,7 +195,9 @@ static void print_text(const struct facts *f) {
         printf("experts: %d routed, %d of them a token, %d shared, width %d\n", m->experts, m->top_k, m->shared_experts,
                m->expert_width);
     }
-    printf("context: %d tokens\nlicence: %s\nhash: %s\n\nparameters:\n", m->context, f->licence, f->hash);
+    printf("context: %d tokens\nlicence: %s\nhash: %s\n", m->context, f->licence, f->hash);
+    if (f->checkpoint.is_packed) print_packed(f);
+    printf("\nparameters:\n");
     const struct {
         const char *name;
         int64_t n;
@@ -150,9 +208,10 @@ static void print_text(const struct facts *f) {
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) print_count(rows[i].name, rows[i].n);
     printf("\nstored as:\n");
-    for (int i = 0; i < DTYPES; i++) {
-        if (f->bytes[i]) printf("  %-12s %10.3f GB\n", dtype_name((enum dtype)i), (double)f->bytes[i] * 1e-9);
+    for (int i = 0; i < STORED_KINDS; i++) {
+        if (f->bytes[i]) printf("  %-12s %10.3f GB\n", stored_name(i), (double)f->bytes[i] * 1e-9);
     }
+    if (f->other_bytes) printf("  %-12s %10.3f GB (tokenizer, padding)\n", "other", (double)f->other_bytes * 1e-9);
     if (f->left_out_bytes)
         printf("  %-12s %10.3f GB (prediction layers, not used)\n", "left out", (double)f->left_out_bytes * 1e-9);
     printf("\ncache a token: %lld B in f32, %lld B in bf16, %lld B in fp8; the whole context in bf16: %.2f GiB\n",
@@ -162,12 +221,14 @@ static void print_text(const struct facts *f) {
 
 int cmd_info(int argc, char **argv) {
     const char *model = NULL, *revision = NULL;
-    bool json = false, full_hash = false;
+    bool json = false;
+    struct depth depth = {0};
     /* clang-format off */
     const struct cli_flag flags[] = {
         {.names = "--model", .type = CLI_STRING, .target = &model, .value = "MODEL", .help = "the model, if not given as MODEL"},
         {.names = "--revision", .type = CLI_STRING, .target = &revision, .value = "REV", .help = "branch, tag or commit in the Hugging Face cache"},
-        {.names = "--full-hash", .type = CLI_FLAG, .target = &full_hash, .help = "hash every byte instead of samples (reads the whole model)"},
+        {.names = "--full-hash", .type = CLI_FLAG, .target = &depth.full_hash, .help = "hash every byte instead of samples (reads the whole model)"},
+        {.names = "--verify", .type = CLI_FLAG, .target = &depth.verify, .help = "compare every tensor with its checksum, and look for scales that are not\nfinite (files of quantize and synth; reads the whole file)"},
         {.names = "--json", .type = CLI_FLAG, .target = &json, .help = "for programs"},
         {0},
     };
@@ -192,7 +253,7 @@ int cmd_info(int argc, char **argv) {
     }
     if (!code && !facts) code = mo_error_set(&error, MO_E_NO_MEMORY, "no memory");
     if (!code && !model) code = mo_error_set(&error, MO_E_INVALID, "no MODEL given (--help shows how)");
-    if (!code) code = gather(facts, model, revision, full_hash, &error);
+    if (!code) code = gather(facts, model, revision, &depth, &error);
     if (!code && json && print_json(facts)) code = mo_error_set(&error, MO_E_IO, "cannot write to standard output");
     if (!code && !json) print_text(facts);
     if (facts) checkpoint_close(&facts->checkpoint);

@@ -23,7 +23,7 @@ struct loading {
 static void *load_main(void *argument) {
     struct loading *l = argument;
     int code = engine_open(&l->engine, &l->options, &l->error);
-    if (!code) code = checkpoint_hash(&l->engine->checkpoint, l->engine->path, 0, l->hash, &l->error);
+    if (!code) code = checkpoint_hash(&l->engine->checkpoint, 0, l->hash, &l->error);
     if (!code) code = engine_start(l->engine, &l->error);
     if (code) l->error.code = code;
     atomic_store(&l->done, true);

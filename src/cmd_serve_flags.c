@@ -5,6 +5,7 @@
 #include <string.h>
 #include "base/file.h"
 #include "base/log.h"
+#include "engine_weights.h"
 #include "model/locate.h"
 
 enum {
@@ -97,11 +98,6 @@ static int own_flags(struct serve_arguments *a, struct cli_flag *out) {
 static int vllm_flags(struct serve_arguments *a, struct cli_flag *out) {
     const struct cli_flag flags[] = {
         {.names = "vLLM's flags", .type = CLI_HEADING},
-        {.names = "--quantization,--quant,-q",
-         .type = CLI_STRING,
-         .target = &a->quantization,
-         .value = "NAME",
-         .help = "must be what the checkpoint has: fp8, compressed-tensors,\nawq, awq_marlin"},
         {.names = "--dtype",
          .type = CLI_CHOICE,
          .target = &a->dtype,
@@ -215,49 +211,13 @@ static int check_devices(const struct serve_arguments *a, struct mo_error *error
     return 0;
 }
 
-/* What --quantization may say for a checkpoint, the first being its own name. */
-static const char *const *quantizations_of(enum quant_kind quant) {
-    static const char *const none[] = {"none", NULL}, *const fp8[] = {"fp8", "deepseekv3_fp8", NULL},
-                             *const scaled[] = {"fp8", "compressed-tensors", NULL},
-                             *const awq[] = {"awq", "awq_marlin", "auto-awq", NULL};
-    switch (quant) {
-    case QUANT_FP8_BLOCK:
-        return fp8;
-    case QUANT_FP8_SCALED:
-        return scaled;
-    case QUANT_AWQ:
-        return awq;
-    default:
-        return none;
-    }
-}
-
+/* Before anything large is read. */
 static int check_quantization(const struct serve_arguments *a, struct mo_error *error) {
     char path[4096];
     struct model model;
     int code = model_locate(a->engine.model, a->engine.revision, path, sizeof path, error);
-    if (!code) code = model_load(&model, path, error);
-    if (code || !a->quantization || !strcmp(a->quantization, "auto")) return code;
-    const char *const *names = quantizations_of(model.quant);
-    for (int i = 0; names[i]; i++) {
-        if (strcmp(a->quantization, names[i]) == 0) return 0;
-    }
-    if (model.quant == QUANT_NONE && strcmp(a->quantization, "fp8") == 0) {
-        log_warn("--quantization fp8: the checkpoint is not quantized, and its weights are used as they are: "
-                 "quantizing while "
-                 "loading is not supported yet");
-        return 0;
-    }
-    if (model.quant == QUANT_NONE) {
-        return mo_error_set(error, MO_E_UNSUPPORTED,
-                            "--quantization %s: the checkpoint is not quantized, and quantizing "
-                            "while loading is not supported yet; leave the flag out, or use a checkpoint in FP8 or AWQ",
-                            a->quantization);
-    }
-    return mo_error_set(error, MO_E_UNSUPPORTED,
-                        "--quantization %s: the checkpoint is quantized as %s, and is used as it "
-                        "is",
-                        a->quantization, names[0]);
+    if (!code) code = model_load_path(&model, path, error);
+    return code ? code : engine_check_quantization(&model, a->engine.quantization, error);
 }
 
 static int check_vllm(const struct serve_arguments *a, struct mo_error *error) {

@@ -17,7 +17,7 @@ struct serve_arguments {
     const char *key_file;
     bool no_chunks;
     /* vLLM's */
-    const char *quantization, *tokenizer;
+    const char *tokenizer;
     int tensor_parallel, pipeline_parallel, data_parallel;
     int dtype;
     bool has_dtype;

@@ -5,14 +5,19 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/json.h"
+#include "model/checkpoint.h"
 #include "model/locate.h"
 
 enum { MODEL_PATH_BYTES = 4096 };
 
 int cmd_text_open(struct tokenizer **tokenizer, const char *model, const char *revision, struct mo_error *error) {
     char path[MODEL_PATH_BYTES];
+    struct checkpoint checkpoint = {0};
     int code = model_locate(model, revision, path, sizeof path, error);
-    return code ? code : tokenizer_load(tokenizer, path, error);
+    if (!code) code = checkpoint_open_files(&checkpoint, path, error);
+    if (!code) code = tokenizer_load(tokenizer, &checkpoint, error);
+    checkpoint_close(&checkpoint);
+    return code;
 }
 
 int cmd_text_print(const char *text, size_t size, struct mo_error *error) {

@@ -35,6 +35,7 @@ for set in $sets; do
         need libssl-dev has_library libcrypto
         need libedit-dev has_library libedit
         need libmicrohttpd-dev has_library libmicrohttpd
+        need libxxhash-dev has_library libxxhash
         ;;
     test)
         need libcmocka-dev has_library cmocka

@@ -99,6 +99,69 @@ uint16_t block_scale(const struct mat *mat, int row, int k) {
     return scale;
 }
 
+static void clear_value(const struct mat *mat, uint8_t *bytes, int row, int k) {
+    struct place place = place_of(mat, row, k);
+    uint8_t *at = bytes + place.byte;
+    if (mat->format == MAT_INT8) {
+        *at = BYTE_ZERO;
+    } else {
+        *at = (uint8_t)(place.high ? (*at & 15) | NIBBLE_ZERO << 4 : (*at & 0xf0) | NIBBLE_ZERO);
+    }
+}
+
+void block_clear_outside(const struct mat *mat, void *data, int from_panel, int to_panel) {
+    int end = (int)ceil_div(mat->cols, BLOCK_COLS) * BLOCK_COLS;
+    for (int row = from_panel * BLOCK_ROWS; row < to_panel * BLOCK_ROWS; row++) {
+        int first = row < mat->rows ? mat->cols : 0, group = mat->group_size;
+        for (int k = first; k < end; k++) clear_value(mat, data, row, k);
+        for (int k = (first + group - 1) / group * group; k < end; k += group) {
+            memset((uint8_t *)data + scale_place(mat, row, k), 0, sizeof(uint16_t));
+        }
+    }
+}
+
+/* Four values that lie side by side, at any address. */
+static uint32_t load4(const int8_t *q) {
+    uint32_t word;
+    memcpy(&word, q, sizeof word);
+    return word;
+}
+
+/* One tile: 16 rows of 64 k, from q with `pitch` values a row. */
+static void pack_tile(enum mat_format format, const int8_t *q, size_t pitch, uint8_t *out) {
+    int lines = format == MAT_INT4 ? 8 : 16;
+    for (int line = 0; line < lines; line++) {
+        for (int row = 0; row < HALF_ROWS; row++) {
+            const int8_t *at = q + (size_t)row * pitch + line * 4;
+            uint32_t word = load4(at) ^ 0x80808080u; /* q + 128 in each byte */
+            if (format == MAT_INT4) { /* q + 8 in each nibble: the low four bits with the highest turned over */
+                uint32_t low = (load4(at) & 0x0f0f0f0fu) ^ 0x08080808u,
+                         high = (load4(at + 32) & 0x0f0f0f0fu) ^ 0x08080808u;
+                word = low | high << 4;
+            }
+            memcpy(out + line * BLOCK_LINE + row * 4, &word, sizeof word);
+        }
+    }
+}
+
+void block_pack_panel(const struct mat *mat, const int8_t *q, const uint16_t *scales, void *panel) {
+    size_t blocks = ceil_div(mat->cols, BLOCK_COLS), pitch = blocks * BLOCK_COLS;
+    size_t values = value_bytes(mat->format), block = block_bytes(mat->format, mat->group_size);
+    int groups = BLOCK_COLS / mat->group_size;
+    for (size_t b = 0; b < blocks; b++) {
+        uint8_t *out = (uint8_t *)panel + b * block;
+        for (int tile = 0; tile < 4; tile++) {
+            const int8_t *from =
+                q + (size_t)(tile / 2 * HALF_ROWS) * pitch + b * BLOCK_COLS + (size_t)(tile % 2 * BLOCK_TILE);
+            pack_tile(mat->format, from, pitch, out + (size_t)tile * (values / 4));
+        }
+        for (int i = 0; i < groups * BLOCK_ROWS; i++) {
+            size_t row = (size_t)(i % BLOCK_ROWS), group = b * (size_t)groups + (size_t)(i / BLOCK_ROWS);
+            memcpy(out + values + (size_t)i * 2, &scales[row * blocks * (size_t)groups + group], 2);
+        }
+    }
+}
+
 void block_decode_span(const struct mat *mat, int row, int k0, int count, float *out) {
     assert(mat->format == MAT_INT4 || mat->format == MAT_INT8);
     for (int i = 0; i < count; i++) {

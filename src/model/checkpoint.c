@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/json.h"
+#include "model/pack.h"
 
 enum { MAX_SHARDS = 4096, MAX_INDEX_BYTES = 256 << 20 };
 
@@ -78,11 +79,13 @@ static int add_shard(struct checkpoint *checkpoint, const char *path, struct ten
     int code = file_map_open(&shard->map, path, error);
     if (code) return code;
     checkpoint->n_shards++;
-    struct tensor *tensors;
-    int n;
-    code = safetensors_parse(shard->map.data, shard->map.size, path, index, checkpoint->arena, &tensors, &n,
-                             &shard->header_bytes, error);
+    struct safetensors header;
+    code = safetensors_parse(shard->map.data, shard->map.size, path, index, checkpoint->arena, &header, error);
     if (code) return code;
+    shard->header_bytes = header.header_bytes;
+    checkpoint->metadata = header.metadata;
+    checkpoint->n_metadata = header.n_metadata;
+    int n = header.n_tensors;
     if (checkpoint->n_tensors + n > *capacity) {
         int grown = (checkpoint->n_tensors + n) * 2;
         struct tensor *larger = realloc(*list, (size_t)grown * sizeof *larger);
@@ -90,7 +93,7 @@ static int add_shard(struct checkpoint *checkpoint, const char *path, struct ten
         *list = larger;
         *capacity = grown;
     }
-    if (n) memcpy(*list + checkpoint->n_tensors, tensors, (size_t)n * sizeof *tensors);
+    if (n) memcpy(*list + checkpoint->n_tensors, header.tensors, (size_t)n * sizeof *header.tensors);
     checkpoint->n_tensors += n;
     return 0;
 }
@@ -115,18 +118,20 @@ static int finish_tensors(struct checkpoint *checkpoint, const struct tensor *li
     return 0;
 }
 
+/* Of a folder, or with `dir` NULL of the packed file names[0]. */
 static int open_shards(struct checkpoint *checkpoint, const char *dir, const char *const *names, int n,
                        struct mo_error *error) {
     struct tensor *list = NULL;
     int capacity = 0, code = 0;
     checkpoint->shards = arena_alloc_array(checkpoint->arena, (size_t)n, sizeof *checkpoint->shards);
-    if (!checkpoint->shards) return mo_error_set(error, MO_E_NO_MEMORY, "%s: no memory for %d shards", dir, n);
+    if (!checkpoint->shards)
+        return mo_error_set(error, MO_E_NO_MEMORY, "%s: no memory for %d shards", checkpoint->path, n);
     for (int i = 0; i < n && !code; i++) {
         char path[4096];
-        snprintf(path, sizeof path, "%s/%s", dir, names[i]);
+        snprintf(path, sizeof path, "%s%s%s", dir ? dir : "", dir ? "/" : "", names[i]);
         code = add_shard(checkpoint, path, &list, &capacity, error);
     }
-    if (!code) code = finish_tensors(checkpoint, list, dir, error);
+    if (!code) code = finish_tensors(checkpoint, list, checkpoint->path, error);
     free(list);
     return code;
 }
@@ -163,21 +168,55 @@ static int open_index(struct checkpoint *checkpoint, const char *dir, const char
     return code;
 }
 
-int checkpoint_open(struct checkpoint *checkpoint, const char *dir, struct mo_error *error) {
-    char index[4096], single[4096];
+/* Everything is in one file, and the file says so. */
+static int open_packed(struct checkpoint *checkpoint, struct mo_error *error) {
+    int code = open_shards(checkpoint, NULL, &checkpoint->path, 1, error);
+    if (code) return code;
+    const char *format = checkpoint_metadata(checkpoint, PACK_KEY_FORMAT);
+    if (!format) {
+        return mo_error_set(
+            error, MO_E_INVALID,
+            "%s: expected a model folder or a file of `moebius quantize`, found another safetensors file",
+            checkpoint->path);
+    }
+    if (strcmp(format, PACK_FORMAT)) {
+        return mo_error_set(error, MO_E_UNSUPPORTED, "%s: expected %s " PACK_FORMAT ", found %.20s", checkpoint->path,
+                            PACK_KEY_FORMAT, format);
+    }
+    checkpoint->is_packed = true;
+    return pack_check_header(checkpoint->shards[0].map.data, checkpoint->shards[0].header_bytes, checkpoint->path,
+                             error);
+}
+
+int checkpoint_open_files(struct checkpoint *checkpoint, const char *path, struct mo_error *error) {
     *checkpoint = (struct checkpoint){.arena = arena_create()};
-    if (!checkpoint->arena) return mo_error_set(error, MO_E_NO_MEMORY, "%s: no memory", dir);
+    if (!checkpoint->arena) return mo_error_set(error, MO_E_NO_MEMORY, "%s: no memory", path);
+    checkpoint->path = arena_strdup(checkpoint->arena, path);
+    int code = 0;
+    if (!checkpoint->path) {
+        code = mo_error_set(error, MO_E_NO_MEMORY, "%s: no memory", path);
+    } else if (!file_is_directory(path)) {
+        code = open_packed(checkpoint, error);
+    }
+    if (code) checkpoint_close(checkpoint);
+    return code;
+}
+
+int checkpoint_open_tensors(struct checkpoint *checkpoint, struct mo_error *error) {
+    char index[4200], single[4200];
+    const char *dir = checkpoint->path;
+    if (checkpoint->is_packed) return 0;
     snprintf(index, sizeof index, "%s/model.safetensors.index.json", dir);
     snprintf(single, sizeof single, "%s/model.safetensors", dir);
-    int code;
-    if (file_exists(index)) {
-        code = open_index(checkpoint, dir, index, error);
-    } else if (file_exists(single)) {
-        code = open_shards(checkpoint, dir, &(const char *){"model.safetensors"}, 1, error);
-    } else {
-        code = mo_error_set(error, MO_E_NOT_FOUND,
-                            "%s: neither model.safetensors nor model.safetensors.index.json is here", dir);
-    }
+    if (file_exists(index)) return open_index(checkpoint, dir, index, error);
+    if (file_exists(single)) return open_shards(checkpoint, dir, &(const char *){"model.safetensors"}, 1, error);
+    return mo_error_set(error, MO_E_NOT_FOUND, "%s: neither model.safetensors nor model.safetensors.index.json is here",
+                        dir);
+}
+
+int checkpoint_open(struct checkpoint *checkpoint, const char *path, struct mo_error *error) {
+    int code = checkpoint_open_files(checkpoint, path, error);
+    if (!code) code = checkpoint_open_tensors(checkpoint, error);
     if (code) checkpoint_close(checkpoint);
     return code;
 }
@@ -186,4 +225,54 @@ void checkpoint_close(struct checkpoint *checkpoint) {
     for (int i = 0; i < checkpoint->n_shards; i++) file_map_close(&checkpoint->shards[i].map);
     arena_destroy(checkpoint->arena);
     *checkpoint = (struct checkpoint){0};
+}
+
+const char *checkpoint_metadata(const struct checkpoint *checkpoint, const char *key) {
+    for (int i = 0; i < checkpoint->n_metadata; i++) {
+        if (!strcmp(checkpoint->metadata[i].key, key)) return checkpoint->metadata[i].value;
+    }
+    return NULL;
+}
+
+/* The bytes of a small file in a packed one: config.json is in the header, all others are tensors of bytes. */
+static const char *find_packed_file(const struct checkpoint *checkpoint, const char *name, size_t *size) {
+    char tensor_name[256];
+    if (!strcmp(name, "config.json")) {
+        const char *text = checkpoint_metadata(checkpoint, PACK_KEY_CONFIG);
+        *size = text ? strlen(text) : 0;
+        return text;
+    }
+    snprintf(tensor_name, sizeof tensor_name, PACK_FILE_PREFIX "%s", name);
+    const struct tensor *tensor = checkpoint_find(checkpoint, tensor_name);
+    if (!tensor || tensor->dtype != DTYPE_U8) return NULL;
+    *size = tensor->bytes;
+    return tensor->data;
+}
+
+void checkpoint_file_where(const struct checkpoint *checkpoint, const char *name, char *where, size_t where_size) {
+    snprintf(where, where_size, checkpoint->is_packed ? "%s: %s" : "%s/%s", checkpoint->path, name);
+}
+
+bool checkpoint_has_file(const struct checkpoint *checkpoint, const char *name) {
+    char path[4400];
+    size_t size;
+    if (checkpoint->is_packed) return find_packed_file(checkpoint, name, &size) != NULL;
+    checkpoint_file_where(checkpoint, name, path, sizeof path);
+    return file_exists(path);
+}
+
+int checkpoint_read_file(const struct checkpoint *checkpoint, const char *name, size_t max_bytes, char **data,
+                         size_t *size, struct mo_error *error) {
+    char where[4400];
+    checkpoint_file_where(checkpoint, name, where, sizeof where);
+    if (!checkpoint->is_packed) return file_read(where, max_bytes, data, size, error);
+    const char *found = find_packed_file(checkpoint, name, size);
+    if (!found) return mo_error_set(error, MO_E_NOT_FOUND, "%s: the file holds none", where);
+    if (*size > max_bytes)
+        return mo_error_set(error, MO_E_LIMIT, "%s: larger than the limit of %zu bytes", where, max_bytes);
+    *data = malloc(*size + 1);
+    if (!*data) return mo_error_set(error, MO_E_NO_MEMORY, "%s: no memory for %zu bytes", where, *size);
+    memcpy(*data, found, *size);
+    (*data)[*size] = 0;
+    return 0;
 }

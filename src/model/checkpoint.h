@@ -1,9 +1,11 @@
-/* model/checkpoint.h - the files of a model folder as one list of named tensors, mapped read-only.
+/* model/checkpoint.h - the files of a model as one list of named tensors, mapped read-only, and the small files beside them.
+ * A model is a folder, or one packed file (pack.h) that holds config.json, the tokenizer and the weights.
  * A reader only lists (name, dtype, shape, bytes); meaning comes later (names.c, weights.c).
  * Source: the safetensors format (8-byte little-endian header length, JSON header, data). */
 #ifndef MOEBIUS_MODEL_CHECKPOINT_H
 #define MOEBIUS_MODEL_CHECKPOINT_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include "base/arena.h"
@@ -47,8 +49,17 @@ struct shard {
     size_t header_bytes; /* 8 + the JSON header */
 };
 
+/* One entry of a header's __metadata__. */
+struct metadata {
+    const char *key, *value;
+};
+
 struct checkpoint {
     struct arena *arena;
+    const char *path;                /* of the folder or the packed file */
+    bool is_packed;                  /* one file that holds everything */
+    const struct metadata *metadata; /* [n_metadata] of a packed file */
+    int n_metadata;
     struct shard *shards; /* [n_shards] */
     int n_shards;
     struct tensor *tensors; /* [n_tensors], by name */
@@ -56,22 +67,43 @@ struct checkpoint {
     int64_t total_bytes; /* of all tensors */
 };
 
-/* Opens DIR/model.safetensors, or the shards that DIR/model.safetensors.index.json names. Only headers are read. */
-int checkpoint_open(struct checkpoint *checkpoint, const char *dir, struct mo_error *error);
+/* Opens a packed file, or of a folder DIR/model.safetensors or the shards that DIR/model.safetensors.index.json names. Only
+ * headers are read. */
+int checkpoint_open(struct checkpoint *checkpoint, const char *path, struct mo_error *error);
+/* The same in two steps: after the first the small files can be read, in a folder whether it has weights or not. */
+int checkpoint_open_files(struct checkpoint *checkpoint, const char *path, struct mo_error *error);
+int checkpoint_open_tensors(struct checkpoint *checkpoint, struct mo_error *error);
 void checkpoint_close(struct checkpoint *checkpoint); /* accepts a zeroed one */
 /* NULL if there is no such tensor. */
 const struct tensor *checkpoint_find(const struct checkpoint *checkpoint, const char *name);
 
-/* One file's header: appends its tensors to `out` [*n_out], allocated in `arena`. `data` [size] is the whole file.
- * Every offset is checked: in range, no overlap, no hole, size equal to shape times dtype. */
+/* The small files: "config.json", "tokenizer.json", ... `data` is malloc'd, NUL-terminated, the caller's. */
+bool checkpoint_has_file(const struct checkpoint *checkpoint, const char *name);
+int checkpoint_read_file(const struct checkpoint *checkpoint, const char *name, size_t max_bytes, char **data,
+                         size_t *size, struct mo_error *error);
+/* How messages name one: where [where_size]. */
+void checkpoint_file_where(const struct checkpoint *checkpoint, const char *name, char *where, size_t where_size);
+/* The value of a packed file's metadata, or NULL. */
+const char *checkpoint_metadata(const struct checkpoint *checkpoint, const char *key);
+
+/* One file's header. */
+struct safetensors {
+    struct tensor *tensors; /* [n_tensors] in the order of their data */
+    int n_tensors;
+    struct metadata *metadata; /* [n_metadata] */
+    int n_metadata;
+    size_t header_bytes; /* 8 + the JSON header */
+};
+/* Reads the header of `data` [size], the whole file, into `out`, allocated in `arena`. Every offset is checked: in range, no
+ * overlap, no hole, size equal to shape times dtype. */
 int safetensors_parse(const uint8_t *data, size_t size, const char *path, int shard, struct arena *arena,
-                      struct tensor **out, int *n_out, size_t *header_bytes, struct mo_error *error);
+                      struct safetensors *out, struct mo_error *error);
 
 /* "[2048, 1408]", for messages: text [64]. */
 const char *tensor_shape_text(const struct tensor *tensor, char *text);
 
 /* SHA-256 in lower-case hex over config.json, all headers, and 4 KiB at the start, middle and end of 256 evenly spaced
  * tensors a shard; `full` reads every byte. text [65]. */
-int checkpoint_hash(const struct checkpoint *checkpoint, const char *dir, int full, char *text, struct mo_error *error);
+int checkpoint_hash(const struct checkpoint *checkpoint, int full, char *text, struct mo_error *error);
 
 #endif

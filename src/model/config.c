@@ -2,8 +2,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "base/file.h"
 #include "base/json.h"
+#include "model/checkpoint.h"
 #include "model/model.h"
 
 /* Bounds that no DeepSeek model comes near; they keep every later product of two dimensions inside 63 bits. */
@@ -289,6 +289,13 @@ static int read_compressed_tensors(const struct reader *r, struct model *model) 
     return 0;
 }
 
+/* Our own: the tensors' types and shapes say the rest. */
+static int read_moebius(const struct reader *r, struct model *model) {
+    model->quant = QUANT_MOEBIUS;
+    model->quant_block[0] = model->quant_block[1] = 128;
+    return may_bool(r, "synthetic", &model->synthetic);
+}
+
 static int read_quantization(const struct reader *config, struct model *model) {
     const json_t *quantization = json_object_get(config->object, "quantization_config");
     if (!quantization || json_is_null(quantization)) return 0;
@@ -301,7 +308,8 @@ static int read_quantization(const struct reader *config, struct model *model) {
     if (!strcmp(method, "fp8")) return read_fp8(&r, model);
     if (!strcmp(method, "awq")) return read_awq(&r, model);
     if (!strcmp(method, "compressed-tensors")) return read_compressed_tensors(&r, model);
-    return refuse(&r, "quant_method", "fp8, compressed-tensors or awq", method);
+    if (!strcmp(method, "moebius")) return read_moebius(&r, model);
+    return refuse(&r, "quant_method", "fp8, compressed-tensors, awq or moebius", method);
 }
 
 /* Token ids that end or begin a text: null, a number, or (for the end) a list of numbers. */
@@ -363,26 +371,38 @@ int model_parse(struct model *model, const char *json, size_t size, const char *
     return code;
 }
 
-int model_load(struct model *model, const char *dir, struct mo_error *error) {
-    char path[4096];
-    snprintf(path, sizeof path, "%s/config.json", dir);
-    char *text;
+int model_load(struct model *model, const struct checkpoint *checkpoint, struct mo_error *error) {
+    char where[4400], *text;
     size_t size;
-    int code = file_read(path, MAX_CONFIG_BYTES, &text, &size, error);
+    checkpoint_file_where(checkpoint, "config.json", where, sizeof where);
+    int code = checkpoint_read_file(checkpoint, "config.json", MAX_CONFIG_BYTES, &text, &size, error);
     if (code) return code;
-    code = model_parse(model, text, size, path, error);
+    code = model_parse(model, text, size, where, error);
     free(text);
     return code;
 }
 
-int model_load_generation(struct model *model, const char *dir, struct generation_defaults *defaults,
-                          struct mo_error *error) {
+int model_load_path(struct model *model, const char *path, struct mo_error *error) {
+    struct checkpoint checkpoint;
+    int code = checkpoint_open_files(&checkpoint, path, error);
+    if (!code) code = model_load(model, &checkpoint, error);
+    checkpoint_close(&checkpoint);
+    return code;
+}
+
+int model_load_generation(struct model *model, const struct checkpoint *checkpoint,
+                          struct generation_defaults *defaults, struct mo_error *error) {
     *defaults = (struct generation_defaults){NAN, NAN, NAN, NAN, -1};
-    char path[4096];
-    snprintf(path, sizeof path, "%s/generation_config.json", dir);
-    if (!file_exists(path)) return 0;
+    static const char name[] = "generation_config.json";
+    char path[4400], *text;
+    size_t size;
+    if (!checkpoint_has_file(checkpoint, name)) return 0;
+    checkpoint_file_where(checkpoint, name, path, sizeof path);
     json_t *root;
-    int code = json_parse_file(path, MAX_CONFIG_BYTES, &root, error);
+    int code = checkpoint_read_file(checkpoint, name, MAX_CONFIG_BYTES, &text, &size, error);
+    if (code) return code;
+    code = json_parse(text, size, path, &root, error);
+    free(text);
     if (code) return code;
     struct reader r = {root, path, error};
     bool sample = true; /* do_sample false: greedy, whatever the temperature says */

@@ -64,6 +64,13 @@ uint16_t block_scale(const struct mat *mat, int row, int k);
 /* All q = 0 and all scales 0: `data` [mat_bytes(mat)]. */
 void block_clear(const struct mat *mat, void *data);
 
+/* Writes one whole panel, block_panel_bytes(mat) of it: q [32][blocks * 128] and the scales' fp16 bits [32][blocks * groups a
+ * block]; what lies past the matrix must be 0 in both. */
+void block_pack_panel(const struct mat *mat, const int8_t *q, const uint16_t *scales, void *panel);
+
+/* Makes what lies past the matrix 0 in some of its panels. */
+void block_clear_outside(const struct mat *mat, void *data, int from_panel, int to_panel);
+
 extern const uint8_t awq_order[8]; /* {0, 2, 4, 6, 1, 3, 5, 7} */
 
 const char *mat_format_name(enum mat_format format);

@@ -6,7 +6,7 @@
 #include "model/checkpoint.h"
 
 /* Enough to tell two checkpoints apart without reading hundreds of gigabytes. */
-enum { SAMPLED_TENSORS = 256, SAMPLE_BYTES = 4096 };
+enum { SAMPLED_TENSORS = 256, SAMPLE_BYTES = 4096, MAX_CONFIG_BYTES = 4 << 20 };
 
 static void add_sample(EVP_MD_CTX *hash, const uint8_t *data, size_t size, size_t at) {
     size_t n = size - at < SAMPLE_BYTES ? size - at : SAMPLE_BYTES;
@@ -59,26 +59,24 @@ static void add_shards(EVP_MD_CTX *hash, const struct checkpoint *checkpoint, in
     progress_end(&progress);
 }
 
-int checkpoint_hash(const struct checkpoint *checkpoint, const char *dir, int full, char *text,
-                    struct mo_error *error) {
-    char path[4096];
-    struct file_map config;
-    snprintf(path, sizeof path, "%s/config.json", dir);
-    int code = file_map_open(&config, path, error);
+int checkpoint_hash(const struct checkpoint *checkpoint, int full, char *text, struct mo_error *error) {
+    char *config;
+    size_t config_bytes;
+    int code = checkpoint_read_file(checkpoint, "config.json", MAX_CONFIG_BYTES, &config, &config_bytes, error);
     if (code) return code;
     EVP_MD_CTX *hash = EVP_MD_CTX_new();
     if (!hash || !EVP_DigestInit_ex(hash, EVP_sha256(), NULL)) {
         EVP_MD_CTX_free(hash);
-        file_map_close(&config);
+        free(config);
         return mo_error_set(error, MO_E_INTERNAL, "SHA-256 is not available");
     }
-    EVP_DigestUpdate(hash, config.data, config.size);
+    EVP_DigestUpdate(hash, config, config_bytes);
     add_shards(hash, checkpoint, full);
     unsigned char digest[EVP_MAX_MD_SIZE];
     unsigned int size;
     EVP_DigestFinal_ex(hash, digest, &size);
     for (unsigned int i = 0; i < size; i++) snprintf(text + 2 * i, 3, "%02x", digest[i]);
     EVP_MD_CTX_free(hash);
-    file_map_close(&config);
+    free(config);
     return 0;
 }

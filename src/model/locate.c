@@ -58,12 +58,9 @@ static int locate_in_cache(const char *model, const char *revision, char *path, 
 }
 
 int model_locate(const char *model, const char *revision, char *path, size_t path_size, struct mo_error *error) {
-    if (file_is_directory(model)) return format_path(path, path_size, error, "%s", model);
-    if (file_exists(model)) {
-        return mo_error_set(error, MO_E_INVALID, "%s: expected a model folder, found a file", model);
-    }
+    if (file_exists(model)) return format_path(path, path_size, error, "%s", model);
     if (!is_repository_name(model)) {
-        return mo_error_set(error, MO_E_NOT_FOUND, "%s: no such model folder (and not an org/name)", model);
+        return mo_error_set(error, MO_E_NOT_FOUND, "%s: no such model folder or file (and not an org/name)", model);
     }
     if (revision && (strstr(revision, "..") || revision[0] == '/')) {
         return mo_error_set(error, MO_E_INVALID, "--revision %s: not a branch, tag or commit", revision);

@@ -1,4 +1,4 @@
-/* model/locate.h - MODEL on the command line to a folder: a path as it is, or `org/name` in the Hugging Face cache
+/* model/locate.h - MODEL on the command line to a folder or a packed file: a path as it is, or `org/name` in the Hugging Face cache
  * (HF_HUB_CACHE, else HF_HOME/hub, else ~/.cache/huggingface/hub). Nothing is ever downloaded here. */
 #ifndef MOEBIUS_MODEL_LOCATE_H
 #define MOEBIUS_MODEL_LOCATE_H
@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include "base/error.h"
 
-/* `revision` is a branch, tag or commit (NULL: "main"). Writes the folder to path [path_size]. When it is absent, the
+/* `revision` is a branch, tag or commit (NULL: "main"). Writes the path to path [path_size]. When it is absent, the
  * message says in one line how to get it. */
 int model_locate(const char *model, const char *revision, char *path, size_t path_size, struct mo_error *error);
 

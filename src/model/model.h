@@ -19,7 +19,13 @@ enum gate_kind {
 enum rope_kind { ROPE_PLAIN, ROPE_YARN };
 
 /* How weights are stored, from quantization_config. */
-enum quant_kind { QUANT_NONE, QUANT_FP8_BLOCK, QUANT_FP8_SCALED, QUANT_AWQ };
+enum quant_kind {
+    QUANT_NONE,
+    QUANT_FP8_BLOCK,
+    QUANT_FP8_SCALED,
+    QUANT_AWQ,
+    QUANT_MOEBIUS, /* our own files: each tensor says by its type what it is */
+};
 
 struct rope {
     enum rope_kind kind;
@@ -54,27 +60,32 @@ struct model {
 
     enum quant_kind quant;
     int quant_group;    /* QUANT_AWQ: 32, 64, 128 */
-    int quant_block[2]; /* QUANT_FP8_BLOCK: rows, cols */
+    int quant_block[2]; /* QUANT_FP8_BLOCK, QUANT_MOEBIUS: rows, cols */
     int mtp_layers;     /* num_nextn_predict_layers: recognised and left out */
+
+    bool synthetic; /* random weights of `moebius synth`: for measuring, not for reading */
 
     int32_t eos[MODEL_MAX_EOS]; /* union of config.json and generation_config.json */
     int n_eos;
     int32_t bos; /* -1 if none */
 };
 
-/* Reads DIR/config.json (and generation_config.json for eos ids). What is not supported is refused, by key, with what
- * was expected and what was found. */
-int model_load(struct model *model, const char *dir, struct mo_error *error);
+struct checkpoint;
+/* Reads config.json. What is not supported is refused, by key, with what was expected and what was found. */
+int model_load(struct model *model, const struct checkpoint *checkpoint, struct mo_error *error);
+/* The same, of a MODEL that is not open: a folder or a packed file. */
+int model_load_path(struct model *model, const char *path, struct mo_error *error);
 /* The same from memory; `where` names the document. */
 int model_parse(struct model *model, const char *json, size_t size, const char *where, struct mo_error *error);
 
-/* Sampling defaults of generation_config.json; fields it lacks are NAN (or -1). Absent file: all absent. */
+/* Sampling defaults of generation_config.json; fields it lacks are NAN (or -1). Absent file: all absent.
+ * Its eos ids are added to the model's. */
 struct generation_defaults {
     double temperature, top_p, min_p, repetition_penalty;
     int top_k;
 };
-int model_load_generation(struct model *model, const char *dir, struct generation_defaults *defaults,
-                          struct mo_error *error);
+int model_load_generation(struct model *model, const struct checkpoint *checkpoint,
+                          struct generation_defaults *defaults, struct mo_error *error);
 
 static inline bool model_layer_is_dense(const struct model *model, int layer) {
     return layer < model->dense_layers;

@@ -126,26 +126,43 @@ static int check_layout(const struct header *h, struct tensor *tensors, int n) {
     return 0;
 }
 
-static int read_entries(const struct header *h, json_t *root, struct tensor **out, int *n_out) {
+/* The format wants strings for values; other values are none of ours to judge. */
+static int read_metadata(const struct header *h, const json_t *entry, struct safetensors *out) {
+    const char *key;
+    json_t *value;
+    out->metadata = arena_alloc_array(h->arena, json_object_size(entry) + 1, sizeof *out->metadata);
+    if (!out->metadata) return mo_error_set(h->error, MO_E_NO_MEMORY, "%s: no memory for its metadata", h->path);
+    json_object_foreach((json_t *)entry, key, value) {
+        if (!json_is_string(value)) continue;
+        struct metadata *item = &out->metadata[out->n_metadata++];
+        item->key = arena_strdup(h->arena, key);
+        item->value = arena_strdup(h->arena, json_string_value(value));
+        if (!item->key || !item->value) {
+            return mo_error_set(h->error, MO_E_NO_MEMORY, "%s: no memory for its metadata", h->path);
+        }
+    }
+    return 0;
+}
+
+static int read_entries(const struct header *h, json_t *root, struct safetensors *out) {
     if (!json_is_object(root)) return mo_error_set(h->error, MO_E_CORRUPT, "%s: header is not a JSON object", h->path);
-    struct tensor *tensors = arena_alloc_array(h->arena, json_object_size(root) + 1, sizeof *tensors);
-    if (!tensors) return mo_error_set(h->error, MO_E_NO_MEMORY, "%s: no memory for its tensors", h->path);
-    int n = 0;
+    out->tensors = arena_alloc_array(h->arena, json_object_size(root) + 1, sizeof *out->tensors);
+    if (!out->tensors) return mo_error_set(h->error, MO_E_NO_MEMORY, "%s: no memory for its tensors", h->path);
     const char *name;
     json_t *entry;
     json_object_foreach(root, name, entry) {
-        if (strcmp(name, "__metadata__") == 0) continue;
-        int code = read_tensor(h, name, entry, &tensors[n++]);
+        bool is_metadata = strcmp(name, "__metadata__") == 0;
+        int code =
+            is_metadata ? read_metadata(h, entry, out) : read_tensor(h, name, entry, &out->tensors[out->n_tensors++]);
         if (code) return code;
     }
-    *out = tensors;
-    *n_out = n;
-    return check_layout(h, tensors, n);
+    return check_layout(h, out->tensors, out->n_tensors);
 }
 
 int safetensors_parse(const uint8_t *data, size_t size, const char *path, int shard, struct arena *arena,
-                      struct tensor **out, int *n_out, size_t *header_bytes, struct mo_error *error) {
+                      struct safetensors *out, struct mo_error *error) {
     uint64_t length = 0;
+    *out = (struct safetensors){0};
     if (size < 8) return mo_error_set(error, MO_E_CORRUPT, "%s: %zu bytes are no safetensors file", path, size);
     for (int i = 7; i >= 0; i--) length = length << 8 | data[i];
     if (length > size - 8 || length > MAX_HEADER_BYTES) {
@@ -160,8 +177,8 @@ int safetensors_parse(const uint8_t *data, size_t size, const char *path, int sh
         return MO_E_CORRUPT;
     }
     struct header h = {data + 8 + length, size - 8 - (size_t)length, path, shard, arena, error};
-    code = read_entries(&h, root, out, n_out);
+    code = read_entries(&h, root, out);
     json_decref(root);
-    *header_bytes = 8 + (size_t)length;
+    out->header_bytes = 8 + (size_t)length;
     return code;
 }

@@ -1,13 +1,16 @@
 #include "model/weights.h"
 
+#include <assert.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include "base/arena.h"
 #include "model/names.h"
+#include "model/pack.h"
 
 /* The binding in progress. `used` marks tensors that have found their place; what is left at the end is unknown. */
 struct binder {
@@ -101,10 +104,11 @@ static int bind_vector(const struct binder *b, enum role role, const char *suffi
 
 /* FP8 with one scale per 128x128 block, per row, or for the whole matrix. */
 static int bind_fp8(const struct binder *b, enum role role, const struct tensor *tensor, struct mat *mat) {
-    if (b->model->quant != QUANT_FP8_BLOCK && b->model->quant != QUANT_FP8_SCALED) {
+    enum quant_kind quant = b->model->quant;
+    if (quant != QUANT_FP8_BLOCK && quant != QUANT_FP8_SCALED && quant != QUANT_MOEBIUS) {
         return refuse(b, MO_E_UNSUPPORTED, tensor, "found F8_E4M3, but config.json has no FP8 quantization_config");
     }
-    bool block = b->model->quant == QUANT_FP8_BLOCK;
+    bool block = quant != QUANT_FP8_SCALED;
     const char *suffix = block ? ".weight_scale_inv" : ".weight_scale";
     int block_rows = b->model->quant_block[0], block_cols = b->model->quant_block[1];
     int64_t rows = block ? (mat->rows + block_rows - 1) / block_rows : mat->rows;
@@ -192,12 +196,31 @@ static int bind_plain(const struct binder *b, enum role role, const struct tenso
     return 0;
 }
 
+/* Our own INT4 and INT8: U8 [panels][blocks][bytes of a block], and these bytes name the format. The scales are not looked at:
+ * that would touch every page of the file (`info --verify` does). */
+static int bind_blocks(const struct binder *b, const struct tensor *tensor, struct mat *mat) {
+    char found[64];
+    int64_t panels = (mat->rows + BLOCK_ROWS - 1) / BLOCK_ROWS, blocks = (mat->cols + BLOCK_COLS - 1) / BLOCK_COLS;
+    if (b->model->quant != QUANT_MOEBIUS) {
+        return refuse(b, MO_E_UNSUPPORTED, tensor, "found U8, but config.json has no quantization_config of ours");
+    }
+    bool shaped = tensor->n_dims == 3 && tensor->shape[0] == panels && tensor->shape[1] == blocks;
+    if (!shaped || block_format_of((size_t)tensor->shape[2], &mat->format, &mat->group_size)) {
+        return refuse(b, MO_E_CORRUPT, tensor,
+                      "expected blocks of [%lld, %lld, bytes of an INT4 or INT8 block] (by config.json), found %s",
+                      (long long)panels, (long long)blocks, tensor_shape_text(tensor, found));
+    }
+    mat->data = tensor->data;
+    return 0;
+}
+
 static int bind_matrix(const struct binder *b, enum role role, int rows, int cols, struct mat *mat) {
     *mat = (struct mat){.rows = rows, .cols = cols};
     const struct tensor *words = find(b, role, ".qweight");
     if (words) return bind_awq(b, role, words, mat);
     const struct tensor *tensor = find(b, role, ".weight");
     if (!tensor) return missing(b, role, ".weight", rows, cols);
+    if (tensor->dtype == DTYPE_U8) return bind_blocks(b, tensor, mat);
     int code = check_shape(b, tensor, rows, cols);
     if (!code) code = check_alignment(b, tensor);
     return code ? code : bind_plain(b, role, tensor, mat);
@@ -263,6 +286,7 @@ static bool is_left_out(const struct binder *b, const struct tensor *tensor) {
     int layer = names_layer(tensor->name), layers = b->model->layers;
     if (layer >= layers && layer < layers + b->model->mtp_layers) return true;
     if (b->model->tied_embedding && !strcmp(tensor->name, "lm_head.weight")) return true;
+    if (b->checkpoint->is_packed && !strncmp(tensor->name, PACK_PREFIX, sizeof PACK_PREFIX - 1)) return true;
     return names_is_ignored(tensor->name);
 }
 
@@ -310,7 +334,60 @@ int weights_bind(struct weights *weights, const struct model *model, const struc
     return code;
 }
 
+struct mat *weights_matrix(const struct weights *weights, enum role role, int index, int expert) {
+    if (role == ROLE_EMBED) return (struct mat *)&weights->embed;
+    if (role == ROLE_HEAD) return (struct mat *)&weights->head;
+    struct layer *layer = &weights->layers[index];
+    switch (role) {
+    case ROLE_Q:
+        return &layer->q;
+    case ROLE_Q_A:
+        return &layer->q_a;
+    case ROLE_Q_B:
+        return &layer->q_b;
+    case ROLE_KV_A:
+        return &layer->kv_a;
+    case ROLE_KV_B:
+        return &layer->kv_b;
+    case ROLE_O:
+        return &layer->o;
+    case ROLE_ROUTER:
+        return &layer->router;
+    default:
+        break;
+    }
+    enum role gate = role >= ROLE_EXPERT_GATE   ? ROLE_EXPERT_GATE
+                     : role >= ROLE_SHARED_GATE ? ROLE_SHARED_GATE
+                                                : ROLE_DENSE_GATE;
+    struct mlp *mlp = gate == ROLE_EXPERT_GATE   ? &layer->experts[expert]
+                      : gate == ROLE_SHARED_GATE ? &layer->shared
+                                                 : &layer->dense;
+    assert(role >= gate && role <= gate + 2 && "the role is a matrix");
+    return role == gate ? &mlp->gate : role == gate + 1 ? &mlp->up : &mlp->down;
+}
+
+const float **weights_vector(struct weights *weights, enum role role, int index) {
+    if (role == ROLE_FINAL_NORM) return &weights->final_norm;
+    struct layer *layer = &weights->layers[index];
+    switch (role) {
+    case ROLE_ATTN_NORM:
+        return &layer->attn_norm;
+    case ROLE_FFN_NORM:
+        return &layer->ffn_norm;
+    case ROLE_Q_A_NORM:
+        return &layer->q_a_norm;
+    case ROLE_KV_A_NORM:
+        return &layer->kv_a_norm;
+    case ROLE_ROUTER_BIAS:
+        return &layer->router_bias;
+    default:
+        assert(0 && "the role is a vector");
+        return NULL;
+    }
+}
+
 void weights_free(struct weights *weights) {
+    if (weights->made) munmap(weights->made, weights->made_bytes);
     arena_destroy(weights->arena);
     *weights = (struct weights){0};
 }

@@ -6,6 +6,7 @@
 #include "model/checkpoint.h"
 #include "model/format.h"
 #include "model/model.h"
+#include "model/names.h"
 
 struct mlp {
     struct mat gate, up; /* [width][hidden] */
@@ -35,6 +36,8 @@ struct weights {
     const float *final_norm; /* [hidden] */
     struct layer *layers;    /* [layers] */
     struct arena *arena;     /* owns everything above */
+    void *made;              /* [made_bytes] matrices that were made in memory instead (make.h), or NULL */
+    size_t made_bytes;
 };
 
 /* Binds every tensor of the checkpoint, or names the first that is missing, unknown, or of another shape or type than
@@ -42,5 +45,9 @@ struct weights {
 int weights_bind(struct weights *weights, const struct model *model, const struct checkpoint *checkpoint,
                  struct mo_error *error);
 void weights_free(struct weights *weights); /* accepts a zeroed one */
+
+/* The place of one matrix or vector by its role; `layer` and `expert` where the role has them. */
+struct mat *weights_matrix(const struct weights *weights, enum role role, int layer, int expert);
+const float **weights_vector(struct weights *weights, enum role role, int layer);
 
 #endif

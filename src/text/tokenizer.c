@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "base/file.h"
+#include "model/checkpoint.h"
 #include "text/tokenizer_priv.h"
 #include "text/utf8.h"
 
@@ -13,6 +13,7 @@ enum {
     CONFIG_BYTES_MAX = 16 << 20,
     TEMPLATE_BYTES_MAX = 4 << 20,
     TEXT_BYTES_MAX = 1 << 30,
+    WHERE_BYTES = 4400,
 };
 
 int token_list_push(struct token_list *list, int32_t id, struct mo_error *error) {
@@ -97,35 +98,43 @@ int tokenizer_parse(struct tokenizer **tokenizer, const char *json, size_t size,
     return code;
 }
 
-/* DIR/chat_template.jinja, if there. */
-static int template_read(struct tokenizer *tokenizer, const char *path, struct mo_error *error) {
+/* chat_template.jinja, if there. */
+static int template_read(struct tokenizer *tokenizer, const struct checkpoint *checkpoint, struct mo_error *error) {
+    static const char name[] = "chat_template.jinja";
     char *text;
     size_t size;
-    if (!file_exists(path)) return 0;
-    int code = file_read(path, TEMPLATE_BYTES_MAX, &text, &size, error);
+    if (!checkpoint_has_file(checkpoint, name)) return 0;
+    int code = checkpoint_read_file(checkpoint, name, TEMPLATE_BYTES_MAX, &text, &size, error);
     if (code) return code;
     tokenizer->chat_template = arena_strndup(tokenizer->arena, text, size);
     free(text);
-    return tokenizer->chat_template ? 0 : mo_error_set(error, MO_E_NO_MEMORY, "%s: out of memory", path);
+    return tokenizer->chat_template ? 0 : mo_error_set(error, MO_E_NO_MEMORY, "%s: out of memory", checkpoint->path);
 }
 
-static int path_join(char *path, size_t path_size, const char *dir, const char *name, struct mo_error *error) {
-    int n = snprintf(path, path_size, "%s/%s", dir, name);
-    if (n >= 0 && (size_t)n < path_size) return 0;
-    return mo_error_set(error, MO_E_INVALID, "%.200s...: the path is too long", dir);
+/* One of MODEL's files as JSON; where [4400] is its name in messages. */
+static int json_read(const struct checkpoint *checkpoint, const char *name, size_t max_bytes, char *where,
+                     json_t **root, struct mo_error *error) {
+    char *text;
+    size_t size;
+    checkpoint_file_where(checkpoint, name, where, WHERE_BYTES);
+    int code = checkpoint_read_file(checkpoint, name, max_bytes, &text, &size, error);
+    if (code) return code;
+    code = json_parse(text, size, where, root, error);
+    free(text);
+    return code;
 }
 
-int tokenizer_load(struct tokenizer **tokenizer, const char *dir, struct mo_error *error) {
-    char path[4096], config_path[4096], template_path[4096];
+int tokenizer_load(struct tokenizer **tokenizer, const struct checkpoint *checkpoint, struct mo_error *error) {
+    static const char config_name[] = "tokenizer_config.json";
+    char where[WHERE_BYTES], config_where[WHERE_BYTES];
     json_t *root = NULL, *config = NULL;
     *tokenizer = NULL;
-    int code = path_join(path, sizeof path, dir, "tokenizer.json", error);
-    if (!code) code = path_join(config_path, sizeof config_path, dir, "tokenizer_config.json", error);
-    if (!code) code = path_join(template_path, sizeof template_path, dir, "chat_template.jinja", error);
-    if (!code) code = json_parse_file(path, TOKENIZER_JSON_BYTES_MAX, &root, error);
-    if (!code && file_exists(config_path)) code = json_parse_file(config_path, CONFIG_BYTES_MAX, &config, error);
-    if (!code) code = tokenizer_create(tokenizer, root, config, path, config_path, error);
-    if (!code && !(*tokenizer)->chat_template) code = template_read(*tokenizer, template_path, error);
+    int code = json_read(checkpoint, "tokenizer.json", TOKENIZER_JSON_BYTES_MAX, where, &root, error);
+    if (!code && checkpoint_has_file(checkpoint, config_name)) {
+        code = json_read(checkpoint, config_name, CONFIG_BYTES_MAX, config_where, &config, error);
+    }
+    if (!code) code = tokenizer_create(tokenizer, root, config, where, config_where, error);
+    if (!code && !(*tokenizer)->chat_template) code = template_read(*tokenizer, checkpoint, error);
     json_decref(root);
     json_decref(config);
     if (code) {

@@ -3,7 +3,7 @@
  * The file's own pre-tokenizer steps run in order, each on the pieces of the one before (matches become
  * pieces, and so do the gaps); then bytes are mapped by the GPT-2 table and merged by rank. Added tokens are
  * cut out first, leftmost-longest, where the caller allows it. A loaded tokenizer is immutable: any thread
- * may use it. Includes: base. Source: huggingface/tokenizers' tokenizer.json format. */
+ * may use it. Includes: base, model (to find the files). Source: huggingface/tokenizers' tokenizer.json format. */
 #ifndef MOEBIUS_TEXT_TOKENIZER_H
 #define MOEBIUS_TEXT_TOKENIZER_H
 
@@ -27,8 +27,9 @@ struct text_range {
     size_t begin, end;
 };
 
-/* Reads DIR/tokenizer.json and, if there, DIR/tokenizer_config.json. */
-int tokenizer_load(struct tokenizer **tokenizer, const char *dir, struct mo_error *error);
+struct checkpoint;
+/* Reads tokenizer.json and, if there, tokenizer_config.json and chat_template.jinja. */
+int tokenizer_load(struct tokenizer **tokenizer, const struct checkpoint *checkpoint, struct mo_error *error);
 /* The same from memory; `config` may be NULL. `where` names the source in messages. */
 int tokenizer_parse(struct tokenizer **tokenizer, const char *json, size_t size, const char *config, size_t config_size,
                     const char *where, struct mo_error *error);
@@ -62,7 +63,7 @@ int32_t tokenizer_bos(const struct tokenizer *tokenizer);
 int32_t tokenizer_eos(const struct tokenizer *tokenizer);
 bool tokenizer_adds_bos(const struct tokenizer *tokenizer); /* add_bos_token */
 /* chat_template of tokenizer_config.json (the string, or the entry "default" of a named list), else
- * DIR/chat_template.jinja; NULL if there is none. */
+ * chat_template.jinja; NULL if there is none. */
 const char *tokenizer_chat_template(const struct tokenizer *tokenizer);
 
 /* The first ASCII look-alike of a special token in `text` ("<|fim_begin|>" or "<|fim▁begin|>" for

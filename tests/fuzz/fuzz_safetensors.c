@@ -20,13 +20,11 @@ static void check_tensor(const struct tensor *tensor, const uint8_t *data, size_
 static void parse(const uint8_t *data, size_t size) {
     struct arena *arena = arena_create();
     struct mo_error error = {0};
-    struct tensor *tensors = NULL;
-    int n_tensors = 0;
-    size_t header_bytes = 0;
+    struct safetensors out;
     if (!arena) abort();
-    int code = safetensors_parse(data, size, "fuzz.safetensors", 0, arena, &tensors, &n_tensors, &header_bytes, &error);
-    if (code == 0 && (header_bytes < 8 || header_bytes > size)) abort();
-    for (int i = 0; code == 0 && i < n_tensors; i++) check_tensor(&tensors[i], data, size, header_bytes);
+    int code = safetensors_parse(data, size, "fuzz.safetensors", 0, arena, &out, &error);
+    if (code == 0 && (out.header_bytes < 8 || out.header_bytes > size)) abort();
+    for (int i = 0; code == 0 && i < out.n_tensors; i++) check_tensor(&out.tensors[i], data, size, out.header_bytes);
     if (code != 0 && (error.code != code || error.message[0] == 0)) abort();
     arena_destroy(arena);
 }

@@ -2,6 +2,7 @@
 """Writes the seeds of the fuzz targets into FOLDER/fuzz_NAME: small files cut from the golden checkpoints, and whatever
 lies in tests/fuzz/seeds/NAME."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -43,10 +44,19 @@ def safetensors(folder):
         (folder / f"{path.parent.name}-{path.stem}.bin").write_bytes(st.pack(header, data))
 
 
+def headers(folder):
+    """The JSON of each header: the first twenty tensors."""
+    for path in sorted(GOLDEN.glob("*/*.safetensors")):
+        header = dict(list(st.File(path).tensors().items())[:20])
+        (folder / f"{path.parent.name}-{path.stem}.json").write_text(json.dumps(header))
+
+
 def main():
     out = Path(sys.argv[1])
     configs(fresh(out / "fuzz_config"))
     safetensors(fresh(out / "fuzz_safetensors"))
+    configs(fresh(out / "fuzz_plan"))
+    headers(out / "fuzz_plan")
     for kept in sorted((TESTS / "fuzz" / "seeds").glob("*/")):
         folder = out / f"fuzz_{kept.name}"
         if not folder.exists():

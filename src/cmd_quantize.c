@@ -1,0 +1,144 @@
+#include <stdio.h>
+#include <stdlib.h>
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "base/pool.h"
+#include "calibrate.h"
+#include "cmd.h"
+#include "cmd_recipe.h"
+#include "model/locate.h"
+#include "model/quantize.h"
+
+enum { DEFAULT_TOKENS = 8192, CALIBRATION_CONTEXT = 2048, MAX_TEXT_BYTES = 1 << 28 };
+
+struct arguments {
+    const char *model, *revision, *out, *calibrate;
+    int tokens;
+    struct recipe_arguments recipe;
+    bool json;
+};
+
+/* The source, opened: as an engine where a text is run through it. */
+struct source {
+    char path[4096];
+    struct checkpoint checkpoint;
+    struct model model;
+    struct weights weights;
+    struct engine *engine;
+    struct calibration *calibration;
+    struct pool *pool;
+    struct quantize job;
+};
+
+static int open_plain(struct source *s, const struct arguments *a, struct mo_error *error) {
+    int code = model_locate(a->model, a->revision, s->path, sizeof s->path, error);
+    if (!code) code = checkpoint_open_files(&s->checkpoint, s->path, error);
+    if (!code) code = model_load(&s->model, &s->checkpoint, error);
+    if (!code) code = checkpoint_open_tensors(&s->checkpoint, error);
+    if (!code) code = weights_bind(&s->weights, &s->model, &s->checkpoint, error);
+    s->job = (struct quantize){.model = &s->model, .checkpoint = &s->checkpoint, .weights = &s->weights};
+    return code;
+}
+
+static int calibrate(struct source *s, const struct arguments *a, struct mo_error *error) {
+    char *text;
+    size_t size;
+    int code = file_read(a->calibrate, MAX_TEXT_BYTES, &text, &size, error);
+    if (code) return code;
+    code = calibration_run(&s->calibration, s->engine, text, size, a->tokens, error);
+    free(text);
+    s->job.importance = calibration_of;
+    s->job.context = s->calibration;
+    return code;
+}
+
+static int open_engine(struct source *s, const struct arguments *a, struct mo_error *error) {
+    struct engine_options options;
+    engine_options_init(&options);
+    options.model = a->model;
+    options.revision = a->revision;
+    options.device = "cpu";
+    options.threads = a->recipe.threads;
+    options.max_model_len = CALIBRATION_CONTEXT;
+    struct model model;
+    int code = model_locate(a->model, a->revision, s->path, sizeof s->path, error);
+    if (!code) code = model_load_path(&model, s->path, error);
+    if (!code && model.context < CALIBRATION_CONTEXT) options.max_model_len = model.context;
+    if (!code) code = engine_open(&s->engine, &options, error);
+    if (code) return code;
+    s->job = (struct quantize){
+        .model = &s->engine->model, .checkpoint = &s->engine->checkpoint, .weights = &s->engine->weights};
+    return calibrate(s, a, error);
+}
+
+static void source_close(struct source *s) {
+    calibration_free(s->calibration);
+    engine_close(s->engine);
+    pool_destroy(s->pool);
+    weights_free(&s->weights);
+    checkpoint_close(&s->checkpoint);
+    free(s);
+}
+
+static int quantize(const struct arguments *a, const struct recipe *recipe, struct mo_error *error) {
+    struct source *s = calloc(1, sizeof *s);
+    struct make_report report;
+    double start = clock_now_s();
+    if (!s) return mo_error_set(error, MO_E_NO_MEMORY, "no memory");
+    int code = a->calibrate ? open_engine(s, a, error) : open_plain(s, a, error);
+    if (!code) code = pool_create(&s->pool, a->recipe.threads ? a->recipe.threads : pool_default_threads(), error);
+    s->job.recipe = recipe;
+    s->job.pool = s->pool;
+    if (!code) code = quantize_file(&s->job, a->out, a->recipe.text, &report, error);
+    int seen = s->calibration ? calibration_tokens(s->calibration) : 0;
+    source_close(s);
+    if (code) return code;
+    if (seen) log_info("calibrated with %d tokens of %s", seen, a->calibrate);
+    if (recipe_print_report(&report, recipe, a->out, clock_now_s() - start, a->json)) {
+        code = mo_error_set(error, MO_E_IO, "cannot write to standard output");
+    }
+    return code;
+}
+
+int cmd_quantize(int argc, char **argv) {
+    struct arguments a = {.tokens = DEFAULT_TOKENS};
+    struct recipe recipe;
+    struct cli_flag shared[RECIPE_FLAGS_MAX];
+    recipe_flags(&a.recipe, shared);
+    /* clang-format off */
+    const struct cli_flag flags[] = {
+        {.names = "--output,-o", .type = CLI_STRING, .target = &a.out, .value = "FILE", .help = "the file to write: the whole model in one"},
+        {.names = "--model", .type = CLI_STRING, .target = &a.model, .value = "MODEL", .help = "the model, if not given as MODEL"},
+        {.names = "--revision", .type = CLI_STRING, .target = &a.revision, .value = "REV", .help = "branch, tag or commit in the Hugging Face cache"},
+        {.names = "--calibrate", .type = CLI_STRING, .target = &a.calibrate, .value = "TEXT",
+         .help = "run the model over this file first, and keep small the error of what\nit computes there instead of that of the weights"},
+        {.names = "--calibration-tokens", .type = CLI_INT, .target = &a.tokens, .min = 1, .max = 1 << 26, .value = "N",
+         .help = "at most so many tokens of it (default 8192)"},
+        {.names = "--json", .type = CLI_FLAG, .target = &a.json, .help = "for programs: what was written, and how far from the source"},
+        {0},
+    };
+    /* clang-format on */
+    const struct cli_command command = {
+        .name = "quantize",
+        .arguments = "MODEL --quant Q -o FILE [flags]",
+        .flags = flags,
+        .more = shared,
+        .max_positionals = 1,
+        .about =
+            "Writes a model with fewer bits a weight, from any MODEL that can be run, into one file that holds the\n"
+            "tokenizer and everything else too: give it as MODEL to any command. It is mapped and ready at once. The\n"
+            "file appears under its name when it is complete; until then it is FILE.partial.",
+        .examples =
+            "  moebius quantize deepseek-ai/DeepSeek-Coder-V2-Lite-Instruct --quant int4 -o coder-int4.safetensors\n"
+            "  moebius quantize MODEL --quant int4 --attention int8 --head bf16 -o FILE",
+    };
+    struct mo_error error = {0};
+    int n_positionals, code = cli_parse(&command, argc, argv, &a.model, &n_positionals, &error);
+    if (code > 0) return 0;
+    if (!code && !a.model) code = mo_error_set(&error, MO_E_INVALID, "no MODEL given (--help shows how)");
+    if (!code && !a.out) code = mo_error_set(&error, MO_E_INVALID, "no -o FILE given");
+    if (!code) code = recipe_from_arguments(&recipe, &a.recipe, &error);
+    if (!code) code = quantize(&a, &recipe, &error);
+    return code ? cli_fail("quantize", &error) : 0;
+}

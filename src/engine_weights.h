@@ -1,0 +1,16 @@
+/* engine_weights.h - where an engine's weights come from: mapped as they are, quantised on the way in (--quantization), or random
+ * (`bench --like`). */
+#ifndef MOEBIUS_ENGINE_WEIGHTS_H
+#define MOEBIUS_ENGINE_WEIGHTS_H
+
+#include "engine.h"
+
+/* Binds the weights of engine->checkpoint, whose description is in engine->model, and quantises them if the options say so. */
+int engine_bind_weights(struct engine *engine, struct mo_error *error);
+/* Fills engine->model and engine->weights with a model like options.like; there is no checkpoint and no tokenizer then. */
+int engine_make_weights(struct engine *engine, struct mo_error *error);
+
+/* Whether --quantization NAME can be had for this model: NULL and "auto" always, its own kind, or one of our recipes. */
+int engine_check_quantization(const struct model *model, const char *name, struct mo_error *error);
+
+#endif

@@ -1,0 +1,56 @@
+/* model/make.h - makes the tensors of a model, all of them, on all threads: into a packed file, or into memory in place of the
+ * ones that a checkpoint has. Who fills them in (quantize.c, synth.c) says what is in a matrix, some rows at a time; this file
+ * knows where they go. Includes: base, model. */
+#ifndef MOEBIUS_MODEL_MAKE_H
+#define MOEBIUS_MODEL_MAKE_H
+
+#include "base/pool.h"
+#include "model/pack.h"
+#include "model/recipe.h"
+#include "model/slots.h"
+#include "model/weights.h"
+
+/* Rows made at a time: four panels of blocks, or one row of FP8 scales. */
+enum { MAKE_ROWS = 128 };
+
+/* A matrix to be made: mat.data and mat.scale are memory to be filled, every byte of it. */
+struct made {
+    const struct slot *slot;
+    struct mat mat;
+};
+
+/* How far the made weights are from what they were made from: sums of squares. */
+struct make_error {
+    double error, total;
+};
+
+struct maker {
+    void *context;
+    const struct recipe *recipe;
+    size_t scratch_bytes; /* for each thread */
+    /* The matrix as it is now, or NULL: there is none. Its bytes are taken as they are where they are what is wanted. */
+    const struct mat *(*source)(void *context, const struct slot *slot);
+    /* Fills rows [unit * MAKE_ROWS, ...) of a matrix, on any thread; returns the first row that holds something not finite,
+     * or -1. */
+    int (*fill)(void *context, const struct made *made, int unit, void *scratch, struct make_error *sum);
+    /* Fills a vector. */
+    void (*values)(void *context, const struct slot *slot, float *values);
+    /* Called when a matrix is where it belongs; may be NULL. */
+    void (*done)(void *context, const struct slot *slot);
+};
+
+struct make_report {
+    int64_t bytes;
+    struct make_error groups[TENSOR_GROUPS];
+};
+
+/* Names every tensor of `slots` [n] in `pack`. */
+int make_declare(struct pack *pack, const struct maker *maker, const struct slot *slots, int n, struct mo_error *error);
+/* Makes them, after pack_begin. `label` is for the progress line; `source` for messages. */
+int make_file(struct pack *pack, struct pool *pool, const struct maker *maker, const struct slot *slots, int n,
+              const char *label, const char *source, struct make_report *report, struct mo_error *error);
+/* Makes all matrices anew in memory that `weights` then owns; vectors stay. */
+int make_memory(struct weights *weights, struct pool *pool, const struct maker *maker, const struct slot *slots, int n,
+                const char *label, const char *source, struct make_report *report, struct mo_error *error);
+
+#endif

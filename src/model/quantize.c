@@ -1,0 +1,202 @@
+#include "model/quantize.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#include "model/encode.h"
+
+enum { MAX_FILE_BYTES = 256 << 20, MAX_CONFIG_BYTES = 4 << 20 };
+
+static const struct mat *source_of(const struct quantize *q, const struct slot *slot) {
+    return weights_matrix(q->weights, slot->role, slot->layer, slot->expert);
+}
+
+static const struct mat *source(void *context, const struct slot *slot) {
+    return source_of(context, slot);
+}
+
+static int fill(void *context, const struct made *made, int unit, void *scratch, struct make_error *sum) {
+    const struct quantize *q = context;
+    const float *importance = q->importance ? q->importance(q->context, made->slot) : NULL;
+    return encode_rows(source_of(q, made->slot), &made->mat, importance, unit, scratch, sum);
+}
+
+static void values(void *context, const struct slot *slot, float *out) {
+    const struct quantize *q = context;
+    struct weights weights = *q->weights;
+    memcpy(out, *weights_vector(&weights, slot->role, slot->layer), (size_t)slot->rows * sizeof *out);
+}
+
+/* Whole pages inside of the matrix go; they can be read again from the file. */
+static void done(void *context, const struct slot *slot) {
+    const struct mat *mat = source_of(context, slot);
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = (uintptr_t)mat->data, end = begin + mat_bytes(mat);
+    if (mat->format == MAT_FP8) end = begin + (size_t)mat->rows * (size_t)mat->cols; /* the scales are elsewhere */
+    if (mat->format == MAT_INT4_AWQ) end = begin + (size_t)mat->rows * (size_t)mat->cols / 2;
+    begin = (begin + page - 1) / page * page;
+    end = end / page * page;
+    if (begin < end) madvise((void *)begin, end - begin, MADV_DONTNEED);
+}
+
+static struct maker maker_of(const struct quantize *q, const struct slot *slots, int n) {
+    int cols = 0;
+    for (int i = 0; i < n; i++) cols = slots[i].cols > cols ? slots[i].cols : cols;
+    return (struct maker){
+        .context = (void *)(uintptr_t)q,
+        .recipe = q->recipe,
+        .scratch_bytes = (encode_scratch_bytes(cols) + 63) / 64 * 64,
+        .source = source,
+        .fill = fill,
+        .values = values,
+        .done = done,
+    };
+}
+
+/* ---- what the file carries beside the weights ---- */
+
+/* config.json as it was, but for how the weights are stored. */
+static int set_config(struct pack *pack, const struct quantize *q, struct mo_error *error) {
+    char *text;
+    size_t size;
+    json_t *config;
+    int code = checkpoint_read_file(q->checkpoint, "config.json", MAX_CONFIG_BYTES, &text, &size, error);
+    if (code) return code;
+    code = json_parse(text, size, q->checkpoint->path, &config, error);
+    free(text);
+    if (code) return code;
+    json_t *quantization = recipe_json(q->recipe);
+    json_object_set_new(quantization, "quant_method", json_string("moebius"));
+    if (q->model->synthetic) json_object_set_new(quantization, "synthetic", json_true());
+    json_object_set_new(config, "quantization_config", quantization);
+    char *dump = json_dumps(config, JSON_INDENT(2));
+    json_decref(config);
+    if (!dump) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for config.json");
+    code = pack_set(pack, PACK_KEY_CONFIG, dump, error);
+    free(dump);
+    return code;
+}
+
+static int set_provenance(struct pack *pack, const struct quantize *q, const char *quant, struct mo_error *error) {
+    char hash[65], options[512];
+    const char *name = strrchr(q->checkpoint->path, '/');
+    snprintf(options, sizeof options, "--quant %s --group %d%s", quant, q->recipe->group_size,
+             q->importance ? " --calibrate" : "");
+    int code = checkpoint_hash(q->checkpoint, 0, hash, error);
+    if (!code) code = pack_set(pack, PACK_PREFIX "version", MOEBIUS_VERSION, error);
+    if (!code) code = pack_set(pack, PACK_PREFIX "options", options, error);
+    if (!code) code = pack_set(pack, PACK_PREFIX "source", name && name[1] ? name + 1 : q->checkpoint->path, error);
+    if (!code) code = pack_set(pack, PACK_PREFIX "source_hash", hash, error);
+    if (!code && q->model->synthetic) code = pack_set(pack, PACK_PREFIX "synthetic", "true", error);
+    return code;
+}
+
+static const char *const small_files[] = {
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "README.md",
+    "LICENSE-MODEL",
+    "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
+};
+enum { N_SMALL_FILES = sizeof small_files / sizeof *small_files };
+
+/* The small files that MODEL has, read: data [N_SMALL_FILES], NULL where there is none. */
+struct small {
+    char *data[N_SMALL_FILES];
+    size_t size[N_SMALL_FILES];
+};
+
+static int read_small(struct small *small, const struct checkpoint *checkpoint, struct pack *pack,
+                      struct mo_error *error) {
+    int code = 0;
+    for (int i = 0; i < N_SMALL_FILES && !code; i++) {
+        if (!checkpoint_has_file(checkpoint, small_files[i])) continue;
+        code =
+            checkpoint_read_file(checkpoint, small_files[i], MAX_FILE_BYTES, &small->data[i], &small->size[i], error);
+        if (!code && small->size[i] == 0) {
+            free(small->data[i]);
+            small->data[i] = NULL;
+        }
+        if (code || !small->data[i]) continue;
+        char name[128];
+        snprintf(name, sizeof name, PACK_FILE_PREFIX "%s", small_files[i]);
+        code = pack_add(pack, name, DTYPE_U8, (int64_t[]){(int64_t)small->size[i]}, 1, error);
+    }
+    return code;
+}
+
+static int write_small(const struct small *small, struct pack *pack, struct mo_error *error) {
+    int code = 0;
+    for (int i = 0; i < N_SMALL_FILES && !code; i++) {
+        if (small->data[i]) code = pack_write(pack, small->data[i], small->size[i], error);
+    }
+    return code;
+}
+
+static int write_all(const struct quantize *q, struct pack *pack, const char *quant, const struct slot *slots, int n,
+                     struct make_report *report, struct mo_error *error) {
+    struct maker maker = maker_of(q, slots, n);
+    struct small small = {0};
+    int code = set_config(pack, q, error);
+    if (!code) code = set_provenance(pack, q, quant, error);
+    if (!code) code = read_small(&small, q->checkpoint, pack, error);
+    if (!code) code = make_declare(pack, &maker, slots, n, error);
+    if (!code) code = pack_begin(pack, error);
+    if (!code) code = write_small(&small, pack, error);
+    if (!code) {
+        code = make_file(pack, q->pool, &maker, slots, n, "quantizing", q->checkpoint->path, report, error);
+    }
+    if (!code) code = pack_finish(pack, error);
+    for (int i = 0; i < N_SMALL_FILES; i++) free(small.data[i]);
+    return code;
+}
+
+int quantize_file(const struct quantize *q, const char *path, const char *quant, struct make_report *report,
+                  struct mo_error *error) {
+    struct arena *arena = arena_create();
+    struct pack *pack = NULL;
+    struct slot *slots;
+    int n, code;
+    if (!arena) return mo_error_set(error, MO_E_NO_MEMORY, "no memory");
+    code = slots_list(q->model, arena, &slots, &n, error);
+    if (!code) code = pack_create(&pack, path, error);
+    if (!code) code = write_all(q, pack, quant, slots, n, report, error);
+    pack_close(pack);
+    arena_destroy(arena);
+    return code;
+}
+
+/* Drops what stays as it is: vectors, and matrices that are stored as the recipe wants already. Returns how many are left. */
+static int drop_unchanged(const struct quantize *q, struct slot *slots, int n) {
+    int left = 0;
+    for (int i = 0; i < n; i++) {
+        struct mat to;
+        if (!slots[i].cols) continue;
+        const struct mat *now = source_of(q, &slots[i]);
+        recipe_layout(q->recipe, slots[i].role, now->format, slots[i].rows, slots[i].cols, &to);
+        if (!mat_is_alike(now, &to)) slots[left++] = slots[i];
+    }
+    return left;
+}
+
+int quantize_memory(const struct quantize *q, struct weights *weights, struct make_report *report,
+                    struct mo_error *error) {
+    struct arena *arena = arena_create();
+    struct slot *slots;
+    int n;
+    if (!arena) return mo_error_set(error, MO_E_NO_MEMORY, "no memory");
+    int code = slots_list(q->model, arena, &slots, &n, error);
+    if (!code) n = drop_unchanged(q, slots, n);
+    if (!code && n) {
+        struct maker maker = maker_of(q, slots, n);
+        code = make_memory(weights, q->pool, &maker, slots, n, "quantizing", q->checkpoint->path, report, error);
+        if (!code && q->model->tied_embedding) weights->head = weights->embed;
+    }
+    arena_destroy(arena);
+    return code;
+}

@@ -1,0 +1,27 @@
+/* model/quantize.h - a model in the formats of a recipe, from any checkpoint that can be read: into one packed file, or into
+ * memory in place of the weights that were bound. Memory needed beside the result: one tensor and some buffers; what was read
+ * is given back to the system at once. Includes: base, model. */
+#ifndef MOEBIUS_MODEL_QUANTIZE_H
+#define MOEBIUS_MODEL_QUANTIZE_H
+
+#include "model/make.h"
+
+struct quantize {
+    const struct model *model;
+    const struct checkpoint *checkpoint;
+    const struct weights *weights; /* of the checkpoint */
+    const struct recipe *recipe;
+    struct pool *pool;
+    /* Mean square of each input of a matrix, [cols], or NULL where it is not known; may be NULL. */
+    const float *(*importance)(void *context, const struct slot *slot);
+    void *context;
+};
+
+/* Writes PATH. `quant` is the recipe in words, for the record. */
+int quantize_file(const struct quantize *quantize, const char *path, const char *quant, struct make_report *report,
+                  struct mo_error *error);
+/* Replaces the matrices of `weights` (which is quantize->weights). */
+int quantize_memory(const struct quantize *quantize, struct weights *weights, struct make_report *report,
+                    struct mo_error *error);
+
+#endif

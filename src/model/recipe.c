@@ -1,0 +1,114 @@
+#include "model/recipe.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static const char *const group_names[TENSOR_GROUPS] = {
+    [GROUP_ROUTED] = "routed",       [GROUP_SHARED] = "shared", [GROUP_DENSE] = "dense",
+    [GROUP_ATTENTION] = "attention", [GROUP_KV_B] = "kv_b",     [GROUP_HEAD] = "head",
+    [GROUP_EMBEDDING] = "embedding", [GROUP_ROUTER] = "router",
+};
+
+/* Most of the bits are in the first column. kv_b turns every cached row into keys and values, and the head chooses the token:
+ * they keep more; the embedding is looked up and not read through, and the router must not move. */
+static const struct {
+    const char *name;
+    enum mat_format most, kv_b_and_head, embedding_and_router;
+} table[] = {
+    {"int4", MAT_INT4, MAT_FP8, MAT_BF16},
+    {"int8", MAT_INT8, MAT_INT8, MAT_BF16},
+    {"fp8", MAT_FP8, MAT_FP8, MAT_BF16},
+    {"bf16", MAT_BF16, MAT_BF16, MAT_BF16},
+};
+enum { N_ROWS = sizeof table / sizeof *table, FP8_BLOCK = 128 };
+
+const char *tensor_group_name(enum tensor_group group) {
+    return group_names[group];
+}
+
+enum tensor_group tensor_group_of(enum role role) {
+    if (role >= ROLE_EXPERT_GATE) return GROUP_ROUTED;
+    if (role >= ROLE_SHARED_GATE) return GROUP_SHARED;
+    if (role == ROLE_ROUTER) return GROUP_ROUTER;
+    if (role >= ROLE_DENSE_GATE) return GROUP_DENSE;
+    if (role == ROLE_KV_B) return GROUP_KV_B;
+    if (role == ROLE_EMBED) return GROUP_EMBEDDING;
+    return role == ROLE_HEAD ? GROUP_HEAD : GROUP_ATTENTION;
+}
+
+static int find_row(const char *name, size_t size) {
+    for (int i = 0; i < N_ROWS; i++) {
+        if (strlen(table[i].name) == size && !memcmp(table[i].name, name, size)) return i;
+    }
+    return -1;
+}
+
+int recipe_set(struct recipe *recipe, enum tensor_group group, const char *format, struct mo_error *error) {
+    int row = find_row(format, strcspn(format, ","));
+    if (row < 0) {
+        return mo_error_set(error, MO_E_INVALID, "format of %s: expected int4, int8, fp8 or bf16, found \"%.40s\"",
+                            group_names[group], format);
+    }
+    recipe->format[group] = table[row].most;
+    return 0;
+}
+
+/* "head=bf16" */
+static int set_one(struct recipe *recipe, const char *text, struct mo_error *error) {
+    size_t n = strcspn(text, "=,");
+    for (int i = 0; i < TENSOR_GROUPS; i++) {
+        if (text[n] == '=' && strlen(group_names[i]) == n && !memcmp(group_names[i], text, n)) {
+            return recipe_set(recipe, (enum tensor_group)i, text + n + 1, error);
+        }
+    }
+    return mo_error_set(error, MO_E_INVALID,
+                        "expected GROUP=FORMAT with routed, shared, dense, attention, kv_b, head, embedding or router, "
+                        "found \"%.40s\"",
+                        text);
+}
+
+int recipe_parse(struct recipe *recipe, const char *text, int group_size, struct mo_error *error) {
+    int row = find_row(text, strcspn(text, ","));
+    if (row < 0) {
+        return mo_error_set(error, MO_E_INVALID, "expected int4, int8, fp8 or bf16, found \"%.40s\"", text);
+    }
+    if (group_size != 32 && group_size != 64 && group_size != 128) {
+        return mo_error_set(error, MO_E_INVALID, "expected groups of 32, 64 or 128, found %d", group_size);
+    }
+    for (int i = 0; i < TENSOR_GROUPS; i++) recipe->format[i] = table[row].most;
+    recipe->format[GROUP_KV_B] = recipe->format[GROUP_HEAD] = table[row].kv_b_and_head;
+    recipe->format[GROUP_EMBEDDING] = recipe->format[GROUP_ROUTER] = table[row].embedding_and_router;
+    recipe->group_size = group_size;
+    int code = 0;
+    for (const char *at = strchr(text, ','); at && !code; at = strchr(at + 1, ',')) {
+        code = set_one(recipe, at + 1, error);
+    }
+    return code;
+}
+
+json_t *recipe_json(const struct recipe *recipe) {
+    json_t *json = json_pack("{si}", "group_size", recipe->group_size);
+    for (int i = 0; i < TENSOR_GROUPS; i++) {
+        json_object_set_new(json, group_names[i], json_string(mat_format_name(recipe->format[i])));
+    }
+    return json;
+}
+
+void recipe_layout(const struct recipe *recipe, enum role role, enum mat_format from, int rows, int cols,
+                   struct mat *mat) {
+    enum mat_format format = recipe->format[tensor_group_of(role)];
+    *mat = (struct mat){.format = format, .rows = rows, .cols = cols};
+    if (format == MAT_BF16 && from == MAT_F16) mat->format = MAT_F16;
+    if (format == MAT_INT4 || format == MAT_INT8) mat->group_size = recipe->group_size;
+    if (format != MAT_FP8) return;
+    mat->scale_rows = mat->scale_cols = FP8_BLOCK;
+    mat->scale_stride = (cols + FP8_BLOCK - 1) / FP8_BLOCK;
+}
+
+bool mat_is_alike(const struct mat *a, const struct mat *b) {
+    if (a->format != b->format || a->rows != b->rows || a->cols != b->cols) return false;
+    if (a->format == MAT_FP8) {
+        return a->scale_rows == b->scale_rows && a->scale_cols == b->scale_cols && a->scale_stride == b->scale_stride;
+    }
+    return a->group_size == b->group_size;
+}

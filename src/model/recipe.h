@@ -1,0 +1,44 @@
+/* model/recipe.h - which format each group of tensors gets: the table behind --quant. A name ("int4") stands for a row of the
+ * table, and single groups can be set apart: "int4,head=bf16,kv_b=int8". Includes: base, model. */
+#ifndef MOEBIUS_MODEL_RECIPE_H
+#define MOEBIUS_MODEL_RECIPE_H
+
+#include "base/json.h"
+#include "model/format.h"
+#include "model/names.h"
+
+enum tensor_group {
+    GROUP_ROUTED,
+    GROUP_SHARED,
+    GROUP_DENSE,
+    GROUP_ATTENTION, /* q, kv_a, o */
+    GROUP_KV_B,
+    GROUP_HEAD,
+    GROUP_EMBEDDING,
+    GROUP_ROUTER,
+    TENSOR_GROUPS
+};
+const char *tensor_group_name(enum tensor_group group);
+enum tensor_group tensor_group_of(enum role role); /* of a matrix */
+
+struct recipe {
+    enum mat_format format[TENSOR_GROUPS]; /* MAT_BF16, MAT_FP8, MAT_INT8 or MAT_INT4 */
+    int group_size;                        /* INT4, INT8 */
+};
+
+/* "int4", "int8", "fp8", "bf16", then ",GROUP=FORMAT" any number of times. `group_size` is 32, 64 or 128. */
+int recipe_parse(struct recipe *recipe, const char *text, int group_size, struct mo_error *error);
+/* Sets one group by the name of a format. */
+int recipe_set(struct recipe *recipe, enum tensor_group group, const char *format, struct mo_error *error);
+/* {"group_size": 128, "routed": "int4", ...} */
+json_t *recipe_json(const struct recipe *recipe);
+
+/* What a matrix of this role becomes: the recipe's format, except that F16 stays when BF16 is asked for (as many bits, and
+ * nothing is lost). Fills rows, cols and how the bytes are laid out, not where they are. */
+void recipe_layout(const struct recipe *recipe, enum role role, enum mat_format from, int rows, int cols,
+                   struct mat *mat);
+
+/* Are two matrices stored alike, so that the bytes of one can be those of the other? */
+bool mat_is_alike(const struct mat *a, const struct mat *b);
+
+#endif

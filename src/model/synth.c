@@ -1,0 +1,241 @@
+#include "model/synth.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* A generator by position: word i of a stream is a hash of (stream, i), so that any thread can make any part of it.
+ * Source: the finaliser of SplitMix64 (Steele, Lea, Flood 2014). */
+static inline uint64_t mix(uint64_t z) {
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+static inline uint64_t word_at(uint64_t stream, uint64_t i) {
+    return mix(stream + (i + 1) * 0x9e3779b97f4a7c15u);
+}
+
+static uint64_t stream_of(uint64_t seed, const struct slot *slot, int part) {
+    uint64_t stream = mix(seed ^ 0x6d6f6562697573u);
+    stream = mix(stream + (uint64_t)slot->role);
+    stream = mix(stream + (uint64_t)slot->layer);
+    stream = mix(stream + (uint64_t)slot->expert);
+    return mix(stream + (uint64_t)part);
+}
+
+/* [size] bytes from byte `at` (a multiple of 8) of the stream on. */
+static void fill_bytes(uint8_t *out, size_t size, uint64_t stream, size_t at) {
+    size_t words = size / 8;
+    for (size_t i = 0; i < words; i++) {
+        uint64_t word = word_at(stream, at / 8 + i);
+        memcpy(out + i * 8, &word, 8);
+    }
+    uint64_t last = word_at(stream, at / 8 + words);
+    memcpy(out + words * 8, &last, size % 8);
+}
+
+/* From 0.75 to 1.25, so that scales differ too. */
+static float jitter(uint64_t word) {
+    return 0.75f + 0.5f * (float)(word >> 40) * 0x1p-24f;
+}
+
+/* What the values of a matrix should deviate by: with 1/sqrt(inputs), what goes in is as large as what comes out. */
+static float deviation_of(const struct slot *slot) {
+    if (slot->role == ROLE_EMBED) return 1;
+    float gain = slot->role == ROLE_HEAD ? 2 : 1;
+    return gain / sqrtf((float)slot->cols);
+}
+
+/* Root mean square of the values that random bytes stand for. */
+static float root_mean_square(enum mat_format format) {
+    double sum = 0;
+    int n = 0;
+    if (format == MAT_INT4) return sqrtf((15 * 15 + 2 * 15 + 3) / 12.0f); /* of -8 .. 7 */
+    if (format == MAT_INT8) return sqrtf(127 * 128 / 3.0f);               /* of -127 .. 127 */
+    for (int code = 0; code < 256; code++) {
+        float value = e4m3_to_f32((uint8_t)code);
+        if (!isfinite(value)) continue;
+        sum += (double)value * (double)value;
+        n++;
+    }
+    return (float)sqrt(sum / n);
+}
+
+/* INT4 and INT8: random values with random scales behind them, of either sign: the values' own mean is not quite 0. */
+static void fill_blocks(const struct made *made, int r0, int n, uint64_t values, uint64_t scales) {
+    const struct mat *mat = &made->mat;
+    size_t block = block_bytes(mat->format, mat->group_size), panel = block_panel_bytes(mat);
+    size_t scale_bytes = (size_t)(BLOCK_COLS / mat->group_size) * BLOCK_ROWS * 2,
+           at = (size_t)(r0 / BLOCK_ROWS) * panel;
+    size_t end = at + (size_t)((n + BLOCK_ROWS - 1) / BLOCK_ROWS) * panel;
+    float scale = deviation_of(made->slot) / root_mean_square(mat->format);
+    for (uint8_t *data = (uint8_t *)(uintptr_t)mat->data; at < end; at += block) {
+        fill_bytes(data + at, block - scale_bytes, values, at);
+        if (mat->format == MAT_INT8) { /* -128 is none of its values */
+            for (size_t i = 0; i < block - scale_bytes; i++) data[at + i] = (uint8_t)(data[at + i] + !data[at + i]);
+        }
+        for (size_t i = 0; i < scale_bytes; i += 2) {
+            uint64_t word = word_at(scales, at + i);
+            uint16_t bits = f32_to_f16(word & 1 ? -scale * jitter(word) : scale * jitter(word));
+            memcpy(data + at + block - scale_bytes + i, &bits, 2);
+        }
+    }
+    block_clear_outside(mat, (void *)(uintptr_t)mat->data, r0 / BLOCK_ROWS, (r0 + n + BLOCK_ROWS - 1) / BLOCK_ROWS);
+}
+
+static void fill_fp8(const struct made *made, int r0, int n, uint64_t values, uint64_t scales) {
+    const struct mat *mat = &made->mat;
+    size_t at = (size_t)r0 * (size_t)mat->cols, size = (size_t)n * (size_t)mat->cols; /* r0 * cols is a multiple of 8 */
+    uint8_t *data = (uint8_t *)(uintptr_t)mat->data + at;
+    float *scale = (float *)(uintptr_t)mat->scale + (size_t)(r0 / mat->scale_rows) * (size_t)mat->scale_stride;
+    fill_bytes(data, size, values, at);
+    for (size_t i = 0; i < size; i++) data[i] = (uint8_t)(data[i] - ((data[i] & 0x7f) == 0x7f)); /* no NaN */
+    for (int i = 0; i < mat->scale_stride; i++) {
+        uint64_t word = word_at(scales, (uint64_t)r0 * (uint64_t)mat->scale_stride + (uint64_t)i);
+        scale[i] = deviation_of(made->slot) / root_mean_square(MAT_FP8) * jitter(word);
+    }
+}
+
+/* Evenly spread between plus and minus sqrt(3) deviations. */
+static void fill_bf16(const struct made *made, int r0, int n, uint64_t values) {
+    const struct mat *mat = &made->mat;
+    size_t at = (size_t)r0 * (size_t)mat->cols, size = (size_t)n * (size_t)mat->cols; /* a multiple of 4 before it */
+    uint16_t *data = (uint16_t *)(uintptr_t)mat->data + at;
+    float step = deviation_of(made->slot) * sqrtf(3) / 32768;
+    fill_bytes((uint8_t *)data, size * 2, values, at * 2);
+    for (size_t i = 0; i < size; i++) data[i] = f32_to_bf16(((float)(int16_t)data[i] + 0.5f) * step);
+}
+
+static const struct mat *source(void *context, const struct slot *slot) {
+    (void)context;
+    (void)slot;
+    return NULL;
+}
+
+static int fill(void *context, const struct made *made, int unit, void *scratch, struct make_error *sum) {
+    const struct synth *synth = context;
+    int r0 = unit * MAKE_ROWS, n = made->mat.rows - r0 < MAKE_ROWS ? made->mat.rows - r0 : MAKE_ROWS;
+    uint64_t data = stream_of(synth->seed, made->slot, 0), scales = stream_of(synth->seed, made->slot, 1);
+    (void)scratch;
+    (void)sum;
+    if (made->mat.format == MAT_FP8) {
+        fill_fp8(made, r0, n, data, scales);
+    } else if (made->mat.format == MAT_BF16) {
+        fill_bf16(made, r0, n, data);
+    } else {
+        fill_blocks(made, r0, n, data, scales);
+    }
+    return -1;
+}
+
+/* Norms near 1; biases that nudge the router without ruling it. */
+static void values(void *context, const struct slot *slot, float *out) {
+    const struct synth *synth = context;
+    uint64_t stream = stream_of(synth->seed, slot, 0);
+    for (int i = 0; i < slot->rows; i++) {
+        float x = jitter(word_at(stream, (uint64_t)i));
+        out[i] = slot->role == ROLE_ROUTER_BIAS ? (x - 1) * 0.05f : x;
+    }
+}
+
+static struct maker maker_of(const struct synth *synth) {
+    return (struct maker){
+        .context = (void *)(uintptr_t)synth, .recipe = synth->recipe, .source = source, .fill = fill, .values = values};
+}
+
+/* config.json of the result, as text; malloc'd. */
+static char *dump_config(const struct synth *synth) {
+    json_t *config = json_deep_copy(synth->config), *quantization = recipe_json(synth->recipe);
+    json_object_set_new(quantization, "quant_method", json_string("moebius"));
+    json_object_set_new(quantization, "synthetic", json_true());
+    json_object_set_new(config, "quantization_config", quantization);
+    char *text = json_dumps(config, JSON_INDENT(2));
+    json_decref(config);
+    return text;
+}
+
+int synth_model(const struct synth *synth, struct model *model, struct mo_error *error) {
+    char *text = dump_config(synth);
+    if (!text) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for config.json");
+    int code = model_parse(model, text, strlen(text), synth->name, error);
+    free(text);
+    return code;
+}
+
+static int set_metadata(struct pack *pack, const struct synth *synth, const char *quant, struct mo_error *error) {
+    char options[512], *config = dump_config(synth);
+    if (!config) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for config.json");
+    snprintf(options, sizeof options, "--like %s --quant %s --group %d --seed %llu", synth->name, quant,
+             synth->recipe->group_size, (unsigned long long)synth->seed);
+    int code = pack_set(pack, PACK_KEY_CONFIG, config, error);
+    if (!code) code = pack_set(pack, PACK_PREFIX "version", MOEBIUS_VERSION, error);
+    if (!code) code = pack_set(pack, PACK_PREFIX "options", options, error);
+    if (!code) code = pack_set(pack, PACK_PREFIX "synthetic", "true", error);
+    free(config);
+    return code;
+}
+
+static int write_all(const struct synth *synth, struct pack *pack, const char *quant, const struct slot *slots, int n,
+                     struct make_report *report, struct mo_error *error) {
+    struct maker maker = maker_of(synth);
+    int code = set_metadata(pack, synth, quant, error);
+    if (!code) code = make_declare(pack, &maker, slots, n, error);
+    if (!code) code = pack_begin(pack, error);
+    if (!code) code = make_file(pack, synth->pool, &maker, slots, n, "making", synth->name, report, error);
+    return code ? code : pack_finish(pack, error);
+}
+
+int synth_file(const struct synth *synth, const char *path, const char *quant, struct make_report *report,
+               struct mo_error *error) {
+    struct arena *arena = arena_create();
+    struct pack *pack = NULL;
+    struct model model;
+    struct slot *slots;
+    int n;
+    if (!arena) return mo_error_set(error, MO_E_NO_MEMORY, "no memory");
+    int code = synth_model(synth, &model, error);
+    if (!code) code = slots_list(&model, arena, &slots, &n, error);
+    if (!code) code = pack_create(&pack, path, error);
+    if (!code) code = write_all(synth, pack, quant, slots, n, report, error);
+    pack_close(pack);
+    arena_destroy(arena);
+    return code;
+}
+
+/* The tree of weights.h, empty but for the vectors. */
+static int plant(const struct synth *synth, const struct model *model, struct weights *weights,
+                 const struct slot *slots, int n, struct mo_error *error) {
+    struct arena *arena = weights->arena;
+    bool failed = !(weights->layers = arena_alloc_array(arena, (size_t)model->layers, sizeof *weights->layers));
+    for (int i = model->dense_layers; i < model->layers && !failed; i++) {
+        struct layer *layer = &weights->layers[i];
+        failed = !(layer->experts = arena_alloc_array(arena, (size_t)model->experts, sizeof *layer->experts));
+    }
+    for (int i = 0; i < n && !failed; i++) {
+        if (slots[i].cols) continue;
+        float *out = arena_alloc_array(arena, (size_t)slots[i].rows, sizeof *out);
+        failed = !out;
+        if (failed) break;
+        values((void *)(uintptr_t)synth, &slots[i], out);
+        *weights_vector(weights, slots[i].role, slots[i].layer) = out;
+    }
+    return failed ? mo_error_set(error, MO_E_NO_MEMORY, "no memory for %d tensors", n) : 0;
+}
+
+int synth_memory(const struct synth *synth, const struct model *model, struct weights *weights,
+                 struct make_report *report, struct mo_error *error) {
+    struct slot *slots;
+    struct maker maker = maker_of(synth);
+    int n;
+    *weights = (struct weights){.arena = arena_create()};
+    if (!weights->arena) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the weights");
+    int code = slots_list(model, weights->arena, &slots, &n, error);
+    if (!code) code = plant(synth, model, weights, slots, n, error);
+    if (!code) code = make_memory(weights, synth->pool, &maker, slots, n, "making", synth->name, report, error);
+    if (!code && model->tied_embedding) weights->head = weights->embed;
+    if (code) weights_free(weights);
+    return code;
+}

@@ -1,0 +1,95 @@
+/* The published shapes. Source: config.json of the checkpoints on Hugging Face. */
+#include <string.h>
+#include "model/synth.h"
+
+struct shape {
+    const char *name;
+    int layers, dense_layers, hidden, heads, q_lora, dense_width, expert_width, experts, top_k, shared, vocab;
+    int groups, top_groups;
+    double routed_scale, mscale;
+    int bos, eos, mtp_layers;
+};
+
+static const struct shape shapes[] = {
+    {"deepseek-coder-v2-lite", 27, 1, 2048, 16, 0, 10944, 1408, 64, 6, 2, 102400, 1, 1, 1.0, 0.707, 100000, 100001, 0},
+    {"deepseek-v2-lite", 27, 1, 2048, 16, 0, 10944, 1408, 64, 6, 2, 102400, 1, 1, 1.0, 0.707, 100000, 100001, 0},
+    {"deepseek-v2", 60, 1, 5120, 128, 1536, 12288, 1536, 160, 6, 2, 102400, 8, 3, 16.0, 0.707, 100000, 100001, 0},
+    {"deepseek-v3", 61, 3, 7168, 128, 1536, 18432, 2048, 256, 8, 1, 129280, 8, 4, 2.5, 1.0, 0, 1, 1},
+    {"deepseek-r1", 61, 3, 7168, 128, 1536, 18432, 2048, 256, 8, 1, 129280, 8, 4, 2.5, 1.0, 0, 1, 1},
+};
+enum { N_SHAPES = sizeof shapes / sizeof *shapes, MAX_CONFIG_BYTES = 4 << 20, CONTEXT = 163840 };
+
+const char synth_names[] = "deepseek-coder-v2-lite|deepseek-v2-lite|deepseek-v2|deepseek-v3|deepseek-r1";
+
+static void set(json_t *config, const char *key, json_t *value) {
+    json_object_set_new(config, key, value);
+}
+
+/* V3 chooses experts in a way of its own. */
+static void set_gate(json_t *config, const struct shape *s) {
+    bool is_v3 = s->mtp_layers > 0;
+    set(config, "architectures", json_pack("[s]", is_v3 ? "DeepseekV3ForCausalLM" : "DeepseekV2ForCausalLM"));
+    set(config, "model_type", json_string(is_v3 ? "deepseek_v3" : "deepseek_v2"));
+    set(config, "scoring_func", json_string(is_v3 ? "sigmoid" : "softmax"));
+    set(config, "topk_method", json_string(is_v3 ? "noaux_tc" : s->groups > 1 ? "group_limited_greedy" : "greedy"));
+    set(config, "norm_topk_prob", json_boolean(is_v3));
+    set(config, "n_group", json_integer(s->groups));
+    set(config, "topk_group", json_integer(s->top_groups));
+    set(config, "routed_scaling_factor", json_real(s->routed_scale));
+    if (is_v3) set(config, "num_nextn_predict_layers", json_integer(s->mtp_layers));
+}
+
+static json_t *config_of(const struct shape *s) {
+    json_t *config = json_pack(
+        "{si si si si si si si si si si si si}", "num_hidden_layers", s->layers, "first_k_dense_replace",
+        s->dense_layers, "hidden_size", s->hidden, "num_attention_heads", s->heads, "num_key_value_heads", s->heads,
+        "intermediate_size", s->dense_width, "moe_intermediate_size", s->expert_width, "n_routed_experts", s->experts,
+        "num_experts_per_tok", s->top_k, "n_shared_experts", s->shared, "vocab_size", s->vocab, "moe_layer_freq", 1);
+    set(config, "q_lora_rank", s->q_lora ? json_integer(s->q_lora) : json_null());
+    set(config, "kv_lora_rank", json_integer(512));
+    set(config, "qk_nope_head_dim", json_integer(128));
+    set(config, "qk_rope_head_dim", json_integer(64));
+    set(config, "v_head_dim", json_integer(128));
+    set(config, "hidden_act", json_string("silu"));
+    set(config, "rms_norm_eps", json_real(1e-6));
+    set(config, "max_position_embeddings", json_integer(CONTEXT));
+    set(config, "rope_theta", json_integer(10000));
+    set(config, "rope_scaling",
+        json_pack("{ss si si si sf sf si}", "type", "yarn", "factor", 40, "beta_fast", 32, "beta_slow", 1, "mscale",
+                  s->mscale, "mscale_all_dim", s->mscale, "original_max_position_embeddings", 4096));
+    set(config, "bos_token_id", json_integer(s->bos));
+    set(config, "eos_token_id", json_integer(s->eos));
+    set(config, "tie_word_embeddings", json_false());
+    set_gate(config, s);
+    return config;
+}
+
+/* The first layers stay dense as far as they are there. */
+static int set_layers(json_t *config, int layers, struct mo_error *error) {
+    int dense = (int)json_integer_value(json_object_get(config, "first_k_dense_replace"));
+    if (!config) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for config.json");
+    if (!layers) return 0;
+    set(config, "num_hidden_layers", json_integer(layers));
+    if (dense > layers) set(config, "first_k_dense_replace", json_integer(layers));
+    return 0;
+}
+
+int synth_config(json_t **config, const char *name, int layers, struct mo_error *error) {
+    for (int i = 0; i < N_SHAPES; i++) {
+        if (strcmp(shapes[i].name, name)) continue;
+        *config = config_of(&shapes[i]);
+        return set_layers(*config, layers, error);
+    }
+    return mo_error_set(error, MO_E_INVALID, "--like: expected %s, found \"%.60s\"", synth_names, name);
+}
+
+int synth_config_read(json_t **config, const char *path, int layers, struct mo_error *error) {
+    int code = json_parse_file(path, MAX_CONFIG_BYTES, config, error);
+    if (code) return code;
+    if (!json_is_object(*config)) {
+        json_decref(*config);
+        return mo_error_set(error, MO_E_INVALID, "%s: expected a JSON object", path);
+    }
+    json_object_del(*config, "quantization_config");
+    return set_layers(*config, layers, error);
+}
