@@ -1,14 +1,15 @@
 #include "engine_plan.h"
 
 #include "base/memory.h"
+#include "engine_device.h"
+#include "plan/memory.h"
 
 static const double GIB = 1 << 30;
 
-/* What weights and scratch leave for the cache: a sixteenth at least, since mapped weights can be read from the file again. */
+/* What weights and scratch leave for the cache. */
 static double cache_budget(const struct engine *engine, double scratch) {
-    double memory = memory_available_bytes() * engine->options.memory_utilization;
-    double left = memory - (double)engine->checkpoint.total_bytes - scratch, least = memory / 16;
-    return left > least ? left : least;
+    double mapped = engine->weights.made ? 0 : (double)engine->checkpoint.total_bytes; /* what was made is taken already */
+    return plan_cache_budget(memory_available_bytes(), engine->options.memory_utilization, mapped, scratch);
 }
 
 static int check_scratch(const struct engine *engine, double scratch, struct mo_error *error) {
@@ -39,6 +40,17 @@ static int settle_context(struct engine *engine, int fit_pages, double page_byte
     return 0;
 }
 
+static int cache_bytes_left(const struct engine *engine, struct backend_options *backend, double *bytes,
+                            struct mo_error *error) {
+    if (engine->gpu >= 0) {
+        backend->n_pages = 1 << 16; /* the lists of a step grow with it: rather too many than too few */
+        return engine_device_left(engine, backend, bytes, error);
+    }
+    double scratch = (double)cpu_backend_scratch_bytes(&engine->model, backend);
+    *bytes = cache_budget(engine, scratch);
+    return check_scratch(engine, scratch, error);
+}
+
 int engine_plan(struct engine *engine, struct backend_options *backend, struct mo_error *error) {
     const struct engine_options *o = &engine->options;
     *backend = (struct backend_options){
@@ -51,11 +63,10 @@ int engine_plan(struct engine *engine, struct backend_options *backend, struct m
         .attention = (enum attention)o->attention,
         .take_cache = o->take_cache,
     };
-    double scratch = (double)cpu_backend_scratch_bytes(&engine->model, backend);
-    double page_bytes = (double)kv_pool_bytes(&engine->model, backend->kv, 1);
-    int code = check_scratch(engine, scratch, error);
+    double page_bytes = (double)kv_pool_bytes(&engine->model, backend->kv, 1), left;
+    int code = cache_bytes_left(engine, backend, &left, error);
     if (code) return code;
-    double fit = cache_budget(engine, scratch) / page_bytes;
+    double fit = left / page_bytes;
     int fit_pages = fit > 1 << 28 ? 1 << 28 : fit < 1 ? 1 : (int)fit;
     code = settle_context(engine, fit_pages, page_bytes, error);
     if (code) return code;

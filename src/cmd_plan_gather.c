@@ -1,0 +1,215 @@
+/* cmd_plan_gather.c - from the command line to a plan: the model's shapes, this machine where nothing was said, and the
+ * figures. */
+#include <stdio.h>
+#include <string.h>
+#include "backend/backend.h"
+#include "base/file.h"
+#include "base/memory.h"
+#include "base/pool.h"
+#include "bench_machine.h"
+#include "cmd_plan.h"
+#include "plan/detect.h"
+#include "plan/source.h"
+
+enum { DEFAULT_CONTEXT = 32768, GPU_BATCHED_TOKENS = 2048, CPU_BATCHED_TOKENS = 512 };
+
+const char *plan_report_class(const struct plan_report *report) {
+    return report->input.machine.nodes > 1 ? "cluster" : plan_place_name(report->memory.place);
+}
+
+/* ---- the model ---- */
+
+static int gather_model(struct plan_report *r, struct mo_error *error) {
+    const struct plan_arguments *a = r->arguments;
+    struct plan_source source;
+    int code = plan_source_open(&source, a->model, a->revision, error);
+    if (code) return code;
+    r->input.arch = source.arch;
+    r->recipe_is_published = !a->quant;
+    code = plan_quant_parse(&r->input.quant, a->quant ? a->quant : source.arch.published, error);
+    if (code) return code;
+    if (source.has_weights && !a->quant) {
+        r->input.weights = source.weights;
+    } else {
+        plan_weights_from_quant(&r->input.weights, &r->input.arch, &r->input.quant);
+    }
+    return 0;
+}
+
+static int gather_wish(struct plan_report *r, struct mo_error *error) {
+    const struct plan_arguments *a = r->arguments;
+    struct plan_wish *wish = &r->input.wish;
+    int context = r->input.arch.context;
+    if (a->context > context) {
+        return mo_error_set(error, MO_E_INVALID, "--max-model-len %d is longer than the model's context of %d tokens",
+                            a->context, context);
+    }
+    *wish = (struct plan_wish){
+        .kv = a->kv ? (enum plan_kv)(a->kv - 1) : PLAN_KV_BF16,
+        .context = a->context                  ? a->context
+                   : context < DEFAULT_CONTEXT ? context
+                                               : DEFAULT_CONTEXT,
+        .seqs = a->seqs ? a->seqs : 1,
+        .batched_tokens = a->batched_tokens            ? a->batched_tokens
+                          : r->input.machine.gpu.count ? GPU_BATCHED_TOKENS
+                                                       : CPU_BATCHED_TOKENS,
+        .utilization = a->utilization,
+    };
+    if (wish->batched_tokens < wish->seqs) wish->batched_tokens = wish->seqs;
+    return 0;
+}
+
+/* The backend counts its own scratch, from the numbers alone. */
+static double cpu_scratch(const struct plan_input *in, int threads) {
+    const struct plan_arch *a = &in->arch;
+    struct model model = {
+        .layers = a->layers,
+        .dense_layers = a->dense_layers,
+        .hidden = a->hidden,
+        .heads = a->heads,
+        .vocab = a->vocab,
+        .context = a->context,
+        .q_kind = a->q_lora ? Q_LOW_RANK : Q_DIRECT,
+        .q_lora = a->q_lora,
+        .kv_lora = a->kv_lora,
+        .nope_dim = a->nope_dim,
+        .rope_dim = a->rope_dim,
+        .v_dim = a->v_dim,
+        .dense_width = a->dense_width,
+        .expert_width = a->expert_width,
+        .experts = a->experts,
+        .top_k = a->top_k,
+        .shared_experts = a->shared_experts,
+    };
+    struct backend_options options = {.threads = threads,
+                                      .max_rows = in->wish.batched_tokens,
+                                      .max_logits = in->wish.seqs,
+                                      .max_seqs = in->wish.seqs,
+                                      .kv = (enum kv_format)in->wish.kv};
+    return a->runs_here ? (double)cpu_backend_scratch_bytes(&model, &options) : 0;
+}
+
+/* ---- the machine ---- */
+
+static int gather_gpu(struct plan_report *r, struct mo_error *error) {
+    const struct plan_arguments *a = r->arguments;
+    struct plan_machine *machine = &r->input.machine;
+    struct plan_cuda cuda;
+    if (a->device == 1) {
+        snprintf(r->gpu_from, sizeof r->gpu_from, "left out by --device cpu");
+        return 0;
+    }
+    if (a->gpu) {
+        snprintf(r->gpu_from, sizeof r->gpu_from, "given");
+        return plan_gpu_parse(&machine->gpu, a->gpu, error);
+    }
+    plan_detect_cuda(&cuda);
+    plan_cuda_gpu(&cuda, &machine->gpu);
+    snprintf(r->gpu_from, sizeof r->gpu_from, "%.120s", cuda.n ? "by the driver" : cuda.why_not);
+    if (cuda.n || a->device != 2) return 0;
+    return mo_error_set(error, MO_E_NOT_FOUND, "--device cuda: %s (--gpu names a card to plan for)", cuda.why_not);
+}
+
+static int gather_ram(struct plan_report *r, struct plan_host *host, struct mo_error *error) {
+    const struct plan_arguments *a = r->arguments;
+    struct plan_machine *machine = &r->input.machine;
+    int code = plan_detect_host(host, error);
+    if (code) return code;
+    machine->cpu_gflops = a->cpu_gflops > 0 ? a->cpu_gflops : a->ram ? 0 : host->gflops;
+    machine->cpu_gops8 = a->cpu_gflops > 0 ? a->cpu_gflops * 4 : a->ram ? 0 : host->gops8;
+    snprintf(r->ram_from, sizeof r->ram_from, a->ram ? "given" : "free here");
+    if (a->ram) {
+        snprintf(r->ram_speed_from, sizeof r->ram_speed_from, "given");
+        return plan_ram_parse(machine, a->ram, error);
+    }
+    machine->ram_bytes = host->available_bytes;
+    machine->ram_measured = true;
+    return 0;
+}
+
+static int gather_machine(struct plan_report *r, struct plan_host *host, struct mo_error *error) {
+    const struct plan_arguments *a = r->arguments;
+    struct plan_machine *machine = &r->input.machine;
+    *machine = (struct plan_machine){
+        .nodes = a->nodes,
+        .hit_rate = a->hit_rate,
+        .ssd_gb_s = a->nvme_gb_s,
+        .experts = (enum plan_experts)a->experts,
+        .parallel = (enum plan_parallel)a->parallel,
+    };
+    if (a->nvme_gb_s > 0) snprintf(r->ssd_from, sizeof r->ssd_from, "given");
+    int code = gather_gpu(r, error);
+    if (!code && machine->experts == PLAN_EXPERTS_GPU && !machine->gpu.count)
+        code = mo_error_set(error, MO_E_INVALID, "--experts gpu: there is no card (%s)", r->gpu_from);
+    if (!code) code = gather_ram(r, host, error);
+    if (!code) code = plan_network_parse(machine, a->network ? a->network : "1.25,50", error);
+    return code;
+}
+
+/* A second of reading, only if the plan needs to know. */
+static int measure_ram(struct plan_report *r, int threads, struct mo_error *error) {
+    struct bench_spread spread;
+    if (r->input.machine.ram_gb_s > 0 || r->memory.place == PLAN_IN_GPU) return 0;
+    int code = bench_measure_read(threads, &spread, error);
+    if (code) return code;
+    r->input.machine.ram_gb_s = spread.median;
+    snprintf(r->ram_speed_from, sizeof r->ram_speed_from, "measured here, %d threads", threads);
+    return 0;
+}
+
+/* The folder whose disk the experts would be read from. */
+static const char *disk_folder(const struct plan_arguments *a) {
+    if (a->folder) return a->folder;
+    return file_is_directory(a->model) ? a->model : ".";
+}
+
+/* When nothing fits without a disk, or the disk is asked for. */
+static int measure_disk(struct plan_report *r, struct mo_error *error) {
+    const struct plan_arguments *a = r->arguments;
+    struct plan_disk disk;
+    bool wanted = r->input.machine.experts == PLAN_EXPERTS_DISK || a->folder;
+    bool maybe = !r->memory.fits && r->input.machine.experts == PLAN_EXPERTS_AUTO && !a->ram && r->input.arch.experts;
+    if (r->input.machine.ssd_gb_s > 0 || (!wanted && !maybe)) return 0;
+    int code = plan_measure_disk(disk_folder(a), &disk, error);
+    if (code) return wanted ? code : 0;
+    r->input.machine.ssd_gb_s = disk.gb_s;
+    snprintf(r->ssd_from, sizeof r->ssd_from, "measured here, %s",
+             disk.direct ? "direct reads" : "through the page cache");
+    plan_memory(&r->input, &r->memory);
+    return 0;
+}
+
+/* ---- the figures ---- */
+
+static void gather_speeds(struct plan_report *r) {
+    static const int batches[] = {1, 4, 8, 16, 64}, depths[] = {0, 8192, 32768}, prompts[] = {512, 2048, 8192, 32768};
+    int context = r->input.arch.context;
+    for (size_t d = 0; d < sizeof depths / sizeof *depths; d++) {
+        for (size_t b = 0; b < sizeof batches / sizeof *batches && depths[d] <= context; b++) {
+            plan_decode(&r->input, &r->memory, batches[b], depths[d], &r->decode[r->n_decode++]);
+        }
+    }
+    if (!plan_prefill_known(&r->input, &r->memory)) return;
+    for (size_t p = 0; p < sizeof prompts / sizeof *prompts; p++) {
+        if (prompts[p] <= context) plan_prefill(&r->input, &r->memory, prompts[p], &r->prefill[r->n_prefill++]);
+    }
+}
+
+int plan_gather(struct plan_report *r, const struct plan_arguments *arguments, struct mo_error *error) {
+    struct plan_host host;
+    r->arguments = arguments;
+    int code = gather_model(r, error);
+    if (!code) code = gather_machine(r, &host, error);
+    if (!code) code = gather_wish(r, error);
+    if (code) return code;
+    int threads = arguments->threads ? arguments->threads : host.threads;
+    r->input.cpu_scratch_bytes = cpu_scratch(&r->input, threads);
+    plan_settle(&r->input);
+    plan_memory(&r->input, &r->memory);
+    code = measure_disk(r, error);
+    if (!code) code = measure_ram(r, threads, error);
+    if (code) return code;
+    gather_speeds(r);
+    if (!r->memory.fits) r->n_nearest = plan_find_nearest(&r->input, r->nearest);
+    return 0;
+}

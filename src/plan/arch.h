@@ -1,0 +1,81 @@
+/* plan/arch.h - what a model is, as far as a plan needs to know: counts, from which bytes and operations follow. One
+ * description covers latent attention (the DeepSeek family) and grouped queries (the dense models and Mixtral, which are here for
+ * comparison and which this engine does not run).
+ * Includes: base, model. */
+#ifndef MOEBIUS_PLAN_ARCH_H
+#define MOEBIUS_PLAN_ARCH_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include "base/error.h"
+#include "base/json.h"
+#include "model/model.h"
+
+/* Weights that are stored, placed and read alike. */
+enum plan_group {
+    PLAN_ATTENTION, /* q, kv_a, o; or q, k, v, o */
+    PLAN_KV_B,      /* from the latent to keys and values */
+    PLAN_DENSE,
+    PLAN_SHARED,
+    PLAN_ROUTED,
+    PLAN_ROUTER,
+    PLAN_HEAD,
+    PLAN_EMBEDDING, /* a row a token: takes memory, costs no time */
+    PLAN_NORM,      /* and biases */
+    PLAN_GROUPS
+};
+const char *plan_group_name(enum plan_group group);
+
+/* Formats of the cache, in the order of the backend's enum kv_format. */
+enum plan_kv { PLAN_KV_F32, PLAN_KV_BF16, PLAN_KV_FP8, PLAN_KV_FORMATS };
+const char *plan_kv_name(enum plan_kv kv);
+
+struct plan_arch {
+    char name[128];
+    char published[16]; /* the recipe (quant.h) of the published weights */
+    bool runs_here;     /* this engine computes it */
+    int layers, dense_layers, hidden, heads, vocab, context;
+    int q_lora, kv_lora, nope_dim, rope_dim, v_dim; /* latent attention: kv_lora > 0 */
+    int kv_heads, head_dim;                         /* grouped queries: kv_lora == 0 */
+    bool qkv_bias, router_bias, tied_embedding;
+    int dense_width, expert_width, experts, top_k, shared_experts;
+};
+
+/* The names that plan_arch_builtin knows; NULL after the last. */
+const char *plan_arch_builtin_name(int i);
+/* False if there is no such name. */
+bool plan_arch_builtin(struct plan_arch *arch, const char *name);
+/* The built-in model with the same shapes, or NULL: a header alone does not say how many experts a token takes. */
+const char *plan_arch_match(int hidden, int vocab, int experts);
+
+void plan_arch_from_model(struct plan_arch *arch, const struct model *model, const char *name);
+/* Any config.json: the engine's own families by model_parse, with its checks; Qwen2, Llama, Mistral and Mixtral for
+ * comparison. `where` names the document in messages. */
+int plan_arch_parse(struct plan_arch *arch, const char *json, size_t size, const char *where, struct mo_error *error);
+
+void plan_arch_params(const struct plan_arch *arch, int64_t params[PLAN_GROUPS]);
+int64_t plan_arch_total(const struct plan_arch *arch);
+/* What one token uses: everything but the embedding and the experts that were not chosen. */
+int64_t plan_arch_active(const struct plan_arch *arch);
+int64_t plan_arch_expert_params(const struct plan_arch *arch); /* one expert of one layer */
+static inline int plan_arch_moe_layers(const struct plan_arch *arch) {
+    return arch->experts ? arch->layers - arch->dense_layers : 0;
+}
+static inline bool plan_arch_is_latent(const struct plan_arch *arch) {
+    return arch->kv_lora > 0;
+}
+
+/* Bytes of one token in the cache, all layers. */
+double plan_arch_kv_bytes(const struct plan_arch *arch, enum plan_kv kv);
+
+/* Experts of a layer that a batch of independent tokens meets: E (1 - (1 - k/E)^B). Real text is more alike than that, so
+ * it is the upper end. */
+double plan_arch_distinct_experts(const struct plan_arch *arch, int batch);
+
+/* Operations: of the matrices for one token without the head, of the head, and of attention for one pair of a query and
+ * a key, all layers; `expanded`: as long prompts are computed (latent attention only). */
+double plan_arch_linear_ops(const struct plan_arch *arch);
+double plan_arch_head_ops(const struct plan_arch *arch);
+double plan_arch_pair_ops(const struct plan_arch *arch, bool expanded);
+
+#endif

@@ -1,0 +1,38 @@
+#include "plan/efficiency.h"
+
+#define OUR_BENCH "moebius bench, 2 threads of a shared Sapphire Rapids machine (AVX-512), 2026-11"
+#define OUR_CHECK "check_kern --bench, 2 threads of a shared Sapphire Rapids machine (AVX-512), 2026-11"
+
+static const struct plan_efficiency table[PLAN_CONSTANTS] = {
+    [PLAN_CPU_F32] = {"cpu_f32", 0.86, false, "taken to be as good as 16-bit weights: not measured by us"},
+    [PLAN_CPU_16BIT] = {"cpu_16bit", 0.86, true, OUR_BENCH ", depth 0"},
+    [PLAN_CPU_8BIT] = {"cpu_8bit", 0.72, true, OUR_CHECK},
+    [PLAN_CPU_4BIT] = {"cpu_4bit", 0.80, true, OUR_BENCH ", AWQ, depth 0"},
+    [PLAN_CPU_CACHE] = {"cpu_cache", 0.86, false, "taken to be as good as 16-bit weights: not measured by us"},
+    [PLAN_CPU_OPS] = {"cpu_operations", 0.5, false,
+                      "assumed: weights widened to fp32, and attention; not measured by us"},
+    [PLAN_CPU_OPS8] = {"cpu_operations_8bit", 0.45, true, OUR_BENCH "-22, int4, V2-Lite's shape, 256 tokens"},
+    [PLAN_RAM_EXPERTS] = {"ram_experts", 0.80, false,
+                          "a prediction, not measured by us; published engines reach 9 to 40 % of the rated speed"},
+    [PLAN_SSD] = {"ssd", 0.90, false, "direct reads of 23 MB, queue depth 8: a prediction, not measured by us"},
+    [PLAN_SYSTEM_RAM] = {"system_ram_bytes", 8e9, false, "assumed"},
+    [PLAN_GPU_MEMORY] = {"gpu_memory", 0.92, false,
+                         "calm's README, 923 of 1008 GB/s on an RTX 4090: not measured by us"},
+    [PLAN_GPU_OPS] = {"gpu_operations", 0.60, false, "mma.sync of 16-bit values: a prediction, not measured by us"},
+    [PLAN_GPU_LAUNCHES] = {"gpu_launches_a_layer", 8, false,
+                           "the design of this engine's CUDA path: not measured by us"},
+    [PLAN_GPU_LAUNCH_S] =
+        {"gpu_launch_s", 3.3e-6, false,
+         "1.3 us between nodes of a graph (Hazy Research, H100) and 2 us to fill and drain (assumed): "
+         "not measured by us"},
+    [PLAN_GPU_CONTEXT] = {"gpu_context_bytes", 0.4e9, false, "assumed: driver context, graphs, kernels"},
+    [PLAN_LINK_S] = {"link_s", 10e-6, false, "assumed: cards in one machine, over PCIe or NVLink"},
+};
+
+const struct plan_efficiency *plan_efficiency_get(enum plan_constant constant) {
+    return &table[constant];
+}
+
+double plan_share(enum plan_constant constant) {
+    return table[constant].value;
+}

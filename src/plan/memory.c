@@ -1,0 +1,167 @@
+#include "plan/memory.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+#include "plan/efficiency.h"
+
+double plan_cache_budget(double available, double utilization, double weights, double scratch) {
+    double memory = available * utilization, left = memory - weights - scratch, least = memory / 16;
+    return left > least ? left : least;
+}
+
+const char *plan_place_name(enum plan_place place) {
+    static const char *const names[PLAN_PLACES] = {"vram", "ram", "nvme", "cpu", "nvme"};
+    return names[place];
+}
+
+const char *plan_place_text(enum plan_place place) {
+    static const char *const texts[PLAN_PLACES] = {
+        "everything in the memory of the cards", "routed experts in RAM, the rest on the card",
+        "routed experts in RAM and on NVMe, the rest on the card", "everything in RAM, computed by the CPU",
+        "in RAM and on NVMe, computed by the CPU"};
+    return texts[place];
+}
+
+double plan_scratch_bytes(const struct plan_arch *a, const struct plan_wish *wish) {
+    double rows = wish->batched_tokens, hidden = a->hidden;
+    double q = plan_arch_is_latent(a) ? a->nope_dim + a->rope_dim + a->v_dim + 2.0 * a->kv_lora + a->rope_dim
+                                      : 2.0 * a->head_dim + 2.0 * a->kv_heads * a->head_dim / a->heads;
+    double routed = (double)(a->top_k + a->shared_experts) * a->expert_width;
+    double width = routed > a->dense_width ? routed : a->dense_width;
+    return rows * (hidden * 6 + a->heads * q * 2 + width * 4 + a->experts * 4.0) + 4.0 * wish->seqs * a->vocab;
+}
+
+/* What is left for us: rated RAM less the system's part, or the share of what is free now. */
+static double usable_ram(const struct plan_machine *machine, const struct plan_wish *wish) {
+    if (machine->ram_measured) return machine->ram_bytes * wish->utilization;
+    double system = fmin(plan_share(PLAN_SYSTEM_RAM), machine->ram_bytes / 8);
+    return machine->ram_bytes - system;
+}
+
+/* What one of `ways` cards (or machines) holds of the work they share. A latent has one head, so those that split the heads
+ * all keep the whole cache. */
+static double on_each(const struct plan_input *in, int ways, double fixed, double routed, double kv) {
+    switch (in->machine.parallel) {
+    case PLAN_PARALLEL_EXPERT:
+        return fixed + routed / ways + kv / ways;
+    case PLAN_PARALLEL_TENSOR:
+        return (fixed + routed) / ways + (plan_arch_is_latent(&in->arch) ? kv : kv / ways);
+    case PLAN_PARALLEL_AUTO:
+    case PLAN_PARALLEL_PIPELINE:
+        break;
+    }
+    return (fixed + routed + kv) / ways;
+}
+
+static bool uses_gpu(enum plan_place place) {
+    return place <= PLAN_IN_GPU_RAM_SSD;
+}
+
+static bool uses_ssd(enum plan_place place) {
+    return place == PLAN_IN_GPU_RAM_SSD || place == PLAN_IN_RAM_SSD;
+}
+
+static double room_left(const struct plan_room *room) {
+    return room->have_bytes - room->need_bytes;
+}
+
+/* The rooms, with `kv` bytes of cache in the whole. Cards of one machine share its work; machines are a pipeline of layers,
+ * unless each has one card at most: then they share as cards do. */
+static void fill_rooms(const struct plan_input *in, double kv, struct plan_memory *m) {
+    int nodes = in->machine.nodes, cards = uses_gpu(m->place) ? in->machine.gpu.count : 1;
+    int ways = cards > 1 ? cards : nodes, stages = cards > 1 ? nodes : 1;
+    double routed = in->weights.bytes[PLAN_ROUTED], fixed = m->weights_bytes - routed;
+    double own = m->scratch_bytes + m->graphs_bytes, in_ram = routed / nodes;
+    m->gpu = m->ram = (struct plan_room){0};
+    m->ram.have_bytes = usable_ram(&in->machine, &in->wish);
+    if (uses_gpu(m->place)) {
+        bool all = m->place == PLAN_IN_GPU;
+        m->gpu.have_bytes = in->machine.gpu.memory_bytes * in->wish.utilization;
+        m->gpu.need_bytes = on_each(in, ways, fixed / stages, all ? routed / stages : 0, kv / stages) + own;
+        m->ram.need_bytes = all ? 0 : in_ram;
+    } else {
+        m->ram.need_bytes = on_each(in, ways, fixed, routed, kv) + own;
+    }
+    m->held = 1;
+    if (uses_ssd(m->place) && room_left(&m->ram) < 0 && in_ram > 0) { /* what RAM cannot hold stays on disk */
+        double left = in_ram + room_left(&m->ram);
+        m->held = left > 0 ? left / in_ram : 0;
+        m->ram.need_bytes -= in_ram * (1 - m->held);
+    }
+}
+
+static double headroom(const struct plan_memory *m) {
+    double gpu = uses_gpu(m->place) ? room_left(&m->gpu) : INFINITY;
+    double ram = m->place == PLAN_IN_GPU ? INFINITY : room_left(&m->ram);
+    return fmin(gpu, ram);
+}
+
+/* Tokens of cache that fit: the memory which holds the cache, by what a token takes of it. */
+static double cache_tokens(const struct plan_input *in, const struct plan_memory *m) {
+    struct plan_memory none = *m, one = *m;
+    fill_rooms(in, 0, &none);
+    fill_rooms(in, m->kv_bytes_per_token, &one);
+    const struct plan_room *a = uses_gpu(m->place) ? &none.gpu : &none.ram;
+    const struct plan_room *b = uses_gpu(m->place) ? &one.gpu : &one.ram;
+    double token = b->need_bytes - a->need_bytes, left = room_left(a);
+    return token > 0 && left > 0 ? floor(left / token) : 0;
+}
+
+void plan_memory_at(const struct plan_input *in, enum plan_place place, struct plan_memory *m) {
+    double scratch = uses_gpu(place) || in->cpu_scratch_bytes <= 0 ? plan_scratch_bytes(&in->arch, &in->wish)
+                                                                   : in->cpu_scratch_bytes;
+    *m = (struct plan_memory){
+        .place = place,
+        .weights_bytes = plan_weights_total(&in->weights),
+        .kv_bytes_per_token = plan_arch_kv_bytes(&in->arch, in->wish.kv),
+        .scratch_bytes = scratch,
+        .graphs_bytes = uses_gpu(place) ? plan_share(PLAN_GPU_CONTEXT) : 0,
+    };
+    m->kv_bytes = m->kv_bytes_per_token * in->wish.context * in->wish.seqs;
+    m->total_bytes = m->weights_bytes + m->kv_bytes + m->scratch_bytes + m->graphs_bytes;
+    fill_rooms(in, m->kv_bytes, m);
+    m->headroom_bytes = headroom(m);
+    m->fits = m->headroom_bytes >= 0;
+    m->cache_tokens = cache_tokens(in, m);
+}
+
+static bool is_possible(const struct plan_input *in, enum plan_place place) {
+    const struct plan_machine *machine = &in->machine;
+    enum plan_experts experts = machine->experts;
+    if (uses_gpu(place) && !machine->gpu.count) return false;
+    if (uses_ssd(place) && (machine->ssd_gb_s <= 0 || !in->arch.experts)) return false;
+    if (uses_ssd(place)) return experts == PLAN_EXPERTS_AUTO || experts == PLAN_EXPERTS_DISK;
+    if (place == PLAN_IN_GPU) return experts == PLAN_EXPERTS_AUTO || experts == PLAN_EXPERTS_GPU;
+    if (place == PLAN_IN_GPU_RAM) {
+        return in->arch.experts && (experts == PLAN_EXPERTS_AUTO || experts == PLAN_EXPERTS_CPU);
+    }
+    return !machine->gpu.count || experts == PLAN_EXPERTS_AUTO || experts == PLAN_EXPERTS_CPU;
+}
+
+void plan_settle(struct plan_input *in) {
+    struct plan_machine *machine = &in->machine;
+    struct plan_memory memory;
+    if (machine->nodes < 1) machine->nodes = 1;
+    if (machine->parallel != PLAN_PARALLEL_AUTO) return;
+    machine->parallel = PLAN_PARALLEL_PIPELINE;
+    if (machine->gpu.count < 2) return;
+    machine->parallel = PLAN_PARALLEL_TENSOR;
+    plan_memory_at(in, PLAN_IN_GPU, &memory);
+    if (!memory.fits) machine->parallel = PLAN_PARALLEL_PIPELINE;
+}
+
+void plan_memory(const struct plan_input *in, struct plan_memory *memory) {
+    static const enum plan_place order[] = {PLAN_IN_GPU, PLAN_IN_GPU_RAM, PLAN_IN_RAM, PLAN_IN_GPU_RAM_SSD,
+                                            PLAN_IN_RAM_SSD};
+    bool tried = false;
+    for (size_t i = 0; i < sizeof order / sizeof *order; i++) {
+        struct plan_memory at;
+        if (!is_possible(in, order[i])) continue;
+        plan_memory_at(in, order[i], &at);
+        if (!tried || at.fits) *memory = at;
+        tried = true;
+        if (at.fits) return;
+    }
+    if (!tried) plan_memory_at(in, PLAN_IN_RAM, memory);
+}

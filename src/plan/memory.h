@@ -1,0 +1,71 @@
+/* plan/memory.h - where weights, cache and scratch lie, and whether they fit. The engine's own plan at open
+ * (engine_plan.c) uses plan_cache_budget: one arithmetic for what is said before and what is done after.
+ * Includes: plan. */
+#ifndef MOEBIUS_PLAN_MEMORY_H
+#define MOEBIUS_PLAN_MEMORY_H
+
+#include "plan/machine.h"
+#include "plan/quant.h"
+
+/* Bytes that weights and scratch leave for the cache of `available`, of which the share `utilization` may be taken: a
+ * sixteenth at least, since mapped weights can be read from their file again. */
+double plan_cache_budget(double available, double utilization, double weights, double scratch);
+
+enum plan_place {
+    PLAN_IN_GPU,     /* everything in the cards' memory */
+    PLAN_IN_GPU_RAM, /* routed experts in RAM, computed by the CPU; the rest on the card */
+    PLAN_IN_GPU_RAM_SSD,
+    PLAN_IN_RAM, /* no card, or it is not used */
+    PLAN_IN_RAM_SSD,
+    PLAN_PLACES
+};
+/* What the class of a machine is called: "vram", "ram", "nvme", "cpu". */
+const char *plan_place_name(enum plan_place place);
+/* The same in words. */
+const char *plan_place_text(enum plan_place place);
+
+/* One kind of memory, of one card or one machine. */
+struct plan_room {
+    double need_bytes, have_bytes;
+};
+
+struct plan_memory {
+    enum plan_place place;
+    bool fits;
+    double weights_bytes, kv_bytes_per_token, kv_bytes, scratch_bytes, graphs_bytes, total_bytes; /* of the whole */
+    struct plan_room gpu, ram; /* each card; each machine */
+    double headroom_bytes;     /* of the memory that is nearest to its end; below 0 when it does not fit */
+    double held;               /* share of the routed experts in RAM (1 unless some are on disk) */
+    double cache_tokens;       /* that would fit beside the weights */
+};
+
+/* All that a plan is made from. */
+struct plan_input {
+    struct plan_arch arch;
+    struct plan_weights weights;
+    struct plan_quant quant; /* names the recipe; weights are from it unless they are measured */
+    struct plan_machine machine;
+    struct plan_wish wish;
+    double cpu_scratch_bytes; /* what the CPU backend says; 0: estimated */
+};
+
+/* Settles what was left open: how cards share the work (by heads and rows if that fits, else by layers). */
+void plan_settle(struct plan_input *input);
+/* At one place, fitting or not. */
+void plan_memory_at(const struct plan_input *input, enum plan_place place, struct plan_memory *memory);
+/* At the fastest place where it fits; if there is none, at the first that was tried. */
+void plan_memory(const struct plan_input *input, struct plan_memory *memory);
+
+/* Activations of `wish.batched_tokens` rows, 16-bit but for the residual and the logits. */
+double plan_scratch_bytes(const struct plan_arch *arch, const struct plan_wish *wish);
+
+/* The nearest settings that fit, for people who asked for what does not. */
+enum { PLAN_NEAREST = 3 };
+struct plan_nearest {
+    char flags[96];
+    double headroom_bytes;
+    enum plan_place place;
+};
+int plan_find_nearest(const struct plan_input *input, struct plan_nearest nearest[PLAN_NEAREST]);
+
+#endif

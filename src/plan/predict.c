@@ -1,0 +1,100 @@
+#include "plan/predict.h"
+
+#include <math.h>
+#include <stdio.h>
+#include "plan/detect.h"
+
+static enum plan_kernel kernel_of(enum mat_format format) {
+    switch (format) {
+    case MAT_F32:
+        return PLAN_K_F32;
+    case MAT_F16:
+    case MAT_BF16:
+        return PLAN_K_16BIT;
+    case MAT_INT4_AWQ:
+    case MAT_INT4:
+        return PLAN_K_4BIT;
+    default:
+        return PLAN_K_8BIT;
+    }
+}
+
+static void add_mat(struct plan_weights *w, enum plan_group group, const struct mat *mat) {
+    if (!mat->rows) return; /* a matrix that this model does not have */
+    w->bytes[group] += (double)mat_bytes(mat);
+    w->params[group] += (double)mat->rows * mat->cols;
+    w->format[group].kernel = kernel_of(mat->format);
+    w->format[group].bits = w->bytes[group] * 8 / w->params[group];
+    snprintf(w->format[group].name, sizeof w->format[group].name, "%s", mat_format_name(mat->format));
+}
+
+static void add_mlp(struct plan_weights *w, enum plan_group group, const struct mlp *mlp) {
+    add_mat(w, group, &mlp->gate);
+    add_mat(w, group, &mlp->up);
+    add_mat(w, group, &mlp->down);
+}
+
+static void add_layer(struct plan_weights *w, const struct model *model, const struct layer *layer, bool dense) {
+    add_mat(w, PLAN_ATTENTION, &layer->q);
+    add_mat(w, PLAN_ATTENTION, &layer->q_a);
+    add_mat(w, PLAN_ATTENTION, &layer->q_b);
+    add_mat(w, PLAN_ATTENTION, &layer->kv_a);
+    add_mat(w, PLAN_KV_B, &layer->kv_b);
+    add_mat(w, PLAN_ATTENTION, &layer->o);
+    if (dense) {
+        add_mlp(w, PLAN_DENSE, &layer->dense);
+        return;
+    }
+    add_mat(w, PLAN_ROUTER, &layer->router);
+    add_mlp(w, PLAN_SHARED, &layer->shared);
+    for (int e = 0; e < model->experts; e++) add_mlp(w, PLAN_ROUTED, &layer->experts[e]);
+}
+
+void plan_weights_from_model(struct plan_weights *weights, const struct model *model, const struct weights *bound) {
+    *weights = (struct plan_weights){.measured = true};
+    add_mat(weights, PLAN_EMBEDDING, &bound->embed);
+    if (!model->tied_embedding) add_mat(weights, PLAN_HEAD, &bound->head);
+    for (int i = 0; i < model->layers; i++)
+        add_layer(weights, model, &bound->layers[i], model_layer_is_dense(model, i));
+}
+
+void plan_predictor_init(struct plan_predictor *p, const struct model *model, const struct weights *weights, int kv,
+                         enum cpu_level level, double int8_tops) {
+    *p = (struct plan_predictor){.kv = (enum plan_kv)kv, .gops8 = int8_tops * 1e3};
+    p->gflops = p->gops8 / plan_cpu_bytes_factor(level);
+    plan_arch_from_model(&p->arch, model, "model");
+    plan_weights_from_model(&p->weights, model, weights);
+}
+
+struct plan_speed plan_predict_step(const struct plan_predictor *p, int batch, int depth, double read_gb_s,
+                                    double counted_bytes) {
+    struct plan_cpu_case c = {&p->arch, &p->weights, p->kv, read_gb_s, p->gflops, p->gops8, -1, -1};
+    struct plan_speed speed;
+    if (counted_bytes > 0) { /* what is neither fixed nor cache are experts; a cache that is shared counts once */
+        double rest = counted_bytes - plan_weights_fixed_bytes(&p->arch, &p->weights);
+        double row = plan_arch_kv_bytes(&p->arch, p->kv), rows = (double)batch * depth;
+        c.cache_rows = fmin(rows, fmax(rest, 0) / row);
+        if (p->arch.experts && rows > depth) c.cache_rows = fmin(c.cache_rows, depth + 64.0 * batch);
+        c.routed_bytes = fmax(rest - c.cache_rows * row, 0);
+    }
+    plan_predict_cpu(&c, batch, depth, &speed);
+    return speed;
+}
+
+struct plan_speed plan_predict_prompt(const struct plan_predictor *p, int tokens, int batched_tokens,
+                                      double read_gb_s) {
+    struct plan_input in = {
+        .arch = p->arch,
+        .weights = p->weights,
+        .machine = {.ram_gb_s = read_gb_s,
+                    .cpu_gflops = p->gflops,
+                    .cpu_gops8 = p->gops8,
+                    .nodes = 1,
+                    .parallel = PLAN_PARALLEL_PIPELINE},
+        .wish = {.kv = p->kv, .batched_tokens = batched_tokens},
+    };
+    struct plan_memory memory = {.place = PLAN_IN_RAM, .held = 1};
+    struct plan_speed speed;
+    plan_prefill(&in, &memory, tokens, &speed);
+    return speed;
+}

@@ -1,0 +1,156 @@
+#include "plan/quant.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Scales included: fp8 has an fp32 one per 128x128 block; int8 and int4 an fp16 one per 128; AWQ also a 4-bit zero point
+ * per group. */
+static const struct plan_format formats[] = {
+    {"f32", 32, PLAN_K_F32},
+    {"bf16", 16, PLAN_K_16BIT},
+    {"f16", 16, PLAN_K_16BIT},
+    {"int8", 8 + 16.0 / 128, PLAN_K_8BIT},
+    {"fp8", 8 + 32.0 / (128 * 128), PLAN_K_8BIT},
+    {"int4", 4 + 16.0 / 128, PLAN_K_4BIT},
+    {"awq", 4 + 20.0 / 128, PLAN_K_4BIT},
+    {"awq-g64", 4 + 20.0 / 64, PLAN_K_4BIT},
+    {"awq-g32", 4 + 20.0 / 32, PLAN_K_4BIT},
+};
+enum { N_FORMATS = sizeof formats / sizeof *formats };
+
+/* Routed, shared and dense experts and the projections of attention have the recipe's own format; these do not. */
+static const struct recipe {
+    const char *name, *kv_b, *head, *embedding;
+} recipes[] = {
+    {"f32", "f32", "f32", "f32"},         {"bf16", "bf16", "bf16", "bf16"}, {"f16", "f16", "f16", "f16"},
+    {"int8", "int8", "int8", "bf16"},     {"fp8", "fp8", "fp8", "bf16"},    {"awq-g32", "awq-g32", "f16", "f16"},
+    {"awq-g64", "awq-g64", "f16", "f16"}, {"awq", "awq", "f16", "f16"},     {"int4", "fp8", "fp8", "bf16"},
+};
+enum { N_RECIPES = sizeof recipes / sizeof *recipes };
+
+static const struct recipe *find_recipe(const char *name, size_t size) {
+    for (int i = 0; i < N_RECIPES; i++) {
+        if (strlen(recipes[i].name) == size && !memcmp(recipes[i].name, name, size)) return &recipes[i];
+    }
+    return NULL;
+}
+
+const char *plan_quant_smaller(const char *recipe) {
+    if (!strcmp(recipe, "f32")) return "bf16";
+    if (!strcmp(recipe, "bf16") || !strcmp(recipe, "f16") || !strcmp(recipe, "int8")) return "fp8";
+    return strcmp(recipe, "int4") ? "int4" : NULL;
+}
+
+bool plan_quant_is_real(const struct plan_quant *quant) {
+    for (int i = 0; i < PLAN_GROUPS; i++) {
+        if (strstr(quant->group[i].name, " bits")) return false;
+    }
+    return true;
+}
+
+/* A format by name, or "2.4": so many bits, in the kernels' next width. */
+static bool find_format(struct plan_format *format, const char *name, size_t size) {
+    for (int i = 0; i < N_FORMATS; i++) {
+        if (strlen(formats[i].name) != size || memcmp(formats[i].name, name, size)) continue;
+        *format = formats[i];
+        return true;
+    }
+    char *end;
+    double bits = strtod(name, &end);
+    if (size >= sizeof format->name || end != name + size || !(bits >= 0.5 && bits <= 32)) return false;
+    *format = (struct plan_format){.bits = bits,
+                                   .kernel = bits > 16  ? PLAN_K_F32
+                                             : bits > 9 ? PLAN_K_16BIT
+                                             : bits > 6 ? PLAN_K_8BIT
+                                                        : PLAN_K_4BIT};
+    snprintf(format->name, sizeof format->name, "%g bits", bits);
+    return true;
+}
+
+static void set_group(struct plan_quant *quant, enum plan_group group, const char *format) {
+    find_format(&quant->group[group], format, strlen(format));
+}
+
+static int start_recipe(struct plan_quant *quant, const char *text, size_t size, struct mo_error *error) {
+    const struct recipe *recipe = find_recipe(text, size);
+    if (!recipe) {
+        return mo_error_set(
+            error, MO_E_INVALID,
+            "--quant: expected f32, bf16, f16, int8, fp8, int4, awq, awq-g64 or awq-g32, found \"%.*s\"", (int)size,
+            text);
+    }
+    for (int i = 0; i < PLAN_GROUPS; i++) set_group(quant, (enum plan_group)i, recipe->name);
+    set_group(quant, PLAN_KV_B, recipe->kv_b);
+    set_group(quant, PLAN_HEAD, recipe->head);
+    set_group(quant, PLAN_EMBEDDING, recipe->embedding);
+    const char *wide = quant->group[PLAN_EMBEDDING].name; /* routers and norms are never quantised */
+    set_group(quant, PLAN_ROUTER, wide);
+    set_group(quant, PLAN_NORM, wide);
+    return 0;
+}
+
+static int change_group(struct plan_quant *quant, const char *text, size_t size, struct mo_error *error) {
+    size_t name = strcspn(text, "=,");
+    for (int i = 0; i < PLAN_GROUPS && name < size; i++) {
+        const char *group = plan_group_name((enum plan_group)i);
+        if (strlen(group) != name || memcmp(group, text, name)) continue;
+        if (find_format(&quant->group[i], text + name + 1, size - name - 1)) return 0;
+        return mo_error_set(error, MO_E_INVALID,
+                            "--quant: %s: expected a format (f32, bf16, f16, int8, fp8, int4, awq, awq-g64, awq-g32) "
+                            "or bits from 0.5 to 32, found \"%.*s\"",
+                            group, (int)(size - name - 1), text + name + 1);
+    }
+    return mo_error_set(error, MO_E_INVALID,
+                        "--quant: expected GROUP=FORMAT with attention, kv_b, dense, shared, routed, router, head, "
+                        "embedding or norm, found \"%.*s\"",
+                        (int)size, text);
+}
+
+int plan_quant_parse(struct plan_quant *quant, const char *text, struct mo_error *error) {
+    *quant = (struct plan_quant){0};
+    snprintf(quant->name, sizeof quant->name, "%s", text);
+    int code = start_recipe(quant, text, strcspn(text, ","), error);
+    for (const char *at = text + strcspn(text, ","); *at && !code;) {
+        size_t size = strcspn(++at, ",");
+        code = change_group(quant, at, size, error);
+        at += size;
+    }
+    return code;
+}
+
+/* ---- bytes ---- */
+
+void plan_weights_from_quant(struct plan_weights *weights, const struct plan_arch *arch,
+                             const struct plan_quant *quant) {
+    int64_t params[PLAN_GROUPS];
+    plan_arch_params(arch, params);
+    *weights = (struct plan_weights){0};
+    for (int i = 0; i < PLAN_GROUPS; i++) {
+        weights->params[i] = (double)params[i];
+        weights->format[i] = quant->group[i];
+        weights->bytes[i] = (double)params[i] * quant->group[i].bits / 8;
+    }
+}
+
+double plan_weights_total(const struct plan_weights *weights) {
+    double total = 0;
+    for (int i = 0; i < PLAN_GROUPS; i++) total += weights->bytes[i];
+    return total;
+}
+
+double plan_weights_fixed_bytes(const struct plan_arch *arch, const struct plan_weights *w) {
+    double bytes = plan_weights_total(w) - w->bytes[PLAN_ROUTED] - w->bytes[PLAN_EMBEDDING] - w->bytes[PLAN_NORM];
+    return arch->tied_embedding ? bytes + w->bytes[PLAN_EMBEDDING] : bytes;
+}
+
+double plan_weights_expert_bytes(const struct plan_arch *arch, const struct plan_weights *weights) {
+    double count = (double)plan_arch_moe_layers(arch) * arch->experts;
+    return count > 0 ? weights->bytes[PLAN_ROUTED] / count : 0;
+}
+
+double plan_weights_routed_bytes(const struct plan_arch *arch, const struct plan_weights *weights, int batch) {
+    return plan_arch_moe_layers(arch) * plan_arch_distinct_experts(arch, batch) *
+           plan_weights_expert_bytes(arch, weights);
+}

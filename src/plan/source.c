@@ -1,0 +1,121 @@
+#include "plan/source.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "base/file.h"
+#include "model/locate.h"
+#include "plan/headers.h"
+
+enum { PATH_BYTES = 4400, MAX_CONFIG_BYTES = 4 << 20 };
+
+static int read_config(struct plan_source *source, const char *path, struct mo_error *error) {
+    char *text;
+    size_t size;
+    int code = file_read(path, MAX_CONFIG_BYTES, &text, &size, error);
+    if (code) return code;
+    code = plan_arch_parse(&source->arch, text, size, path, error);
+    free(text);
+    return code;
+}
+
+static bool is_safetensors(const char *name) {
+    static const char end[] = ".safetensors";
+    size_t n = strlen(name);
+    return n > strlen(end) && !strcmp(name + n - strlen(end), end);
+}
+
+/* Every header of a folder; a folder without weights is as good as its config.json. */
+static int read_folder_headers(struct plan_source *source, const char *dir, struct mo_error *error) {
+    struct plan_seen seen = {0};
+    DIR *folder = opendir(dir);
+    if (!folder) return mo_error_set(error, MO_E_IO, "%s: %s", dir, strerror(errno));
+    int code = 0;
+    for (const struct dirent *file; !code && (file = readdir(folder));) {
+        char path[PATH_BYTES];
+        json_t *header = NULL;
+        if (!is_safetensors(file->d_name)) continue;
+        snprintf(path, sizeof path, "%.4000s/%s", dir, file->d_name);
+        code = plan_header_read(&header, path, error);
+        if (!code) code = plan_header_add(&seen, header, &source->arch, path, error);
+        json_decref(header);
+    }
+    closedir(folder);
+    source->has_weights = !code && seen.tensors > 0;
+    if (source->has_weights) plan_seen_finish(&seen, &source->arch, &source->weights);
+    return code;
+}
+
+static int open_folder(struct plan_source *source, const char *dir, struct mo_error *error) {
+    char path[PATH_BYTES];
+    snprintf(path, sizeof path, "%.4000s/config.json", dir);
+    int code = read_config(source, path, error);
+    if (!code) code = read_folder_headers(source, dir, error);
+    snprintf(source->arch.name, sizeof source->arch.name, "%.127s", dir);
+    return code;
+}
+
+static void path_beside(const char *path, const char *name, char *out, size_t size) {
+    const char *slash = strrchr(path, '/');
+    snprintf(out, size, "%.*s%s", slash ? (int)(slash - path) + 1 : 0, path, name);
+}
+
+/* What the header belongs to: what it says itself, what lies beside it, or what it looks like. */
+static int find_arch(struct plan_source *source, const json_t *header, const char *path, struct mo_error *error) {
+    char beside[PATH_BYTES];
+    const char *config = plan_header_config(header), *match = plan_header_match(header);
+    path_beside(path, "config.json", beside, sizeof beside);
+    if (config) return plan_arch_parse(&source->arch, config, strlen(config), path, error);
+    if (file_exists(beside)) return read_config(source, beside, error);
+    if (match && plan_arch_builtin(&source->arch, match)) return 0;
+    return mo_error_set(error, MO_E_NOT_FOUND,
+                        "%s: a header does not say how many experts a token takes, and its shapes are of no built-in "
+                        "model: put the model's config.json beside it",
+                        path);
+}
+
+static int open_header(struct plan_source *source, const char *path, struct mo_error *error) {
+    struct plan_seen seen = {0};
+    json_t *header = NULL;
+    int code = plan_header_read(&header, path, error);
+    if (!code) code = find_arch(source, header, path, error);
+    if (!code) code = plan_header_add(&seen, header, &source->arch, path, error);
+    if (!code && !seen.tensors) code = mo_error_set(error, MO_E_CORRUPT, "%s: a header without tensors", path);
+    json_decref(header);
+    if (code) return code;
+    source->has_weights = true;
+    plan_seen_finish(&seen, &source->arch, &source->weights);
+    if (!plan_arch_builtin(&(struct plan_arch){0}, source->arch.name))
+        snprintf(source->arch.name, sizeof source->arch.name, "%.127s", path);
+    return 0;
+}
+
+/* JSON begins with a brace; a safetensors file with a length, whose eighth byte is always 0. */
+static int open_file(struct plan_source *source, const char *path, struct mo_error *error) {
+    FILE *file = fopen(path, "rb");
+    if (!file) return mo_error_set(error, MO_E_IO, "%s: %s", path, strerror(errno));
+    uint8_t start[8] = {0};
+    size_t n = fread(start, 1, sizeof start, file);
+    fclose(file);
+    bool json = n < sizeof start || start[7] != 0;
+    return json ? read_config(source, path, error) : open_header(source, path, error);
+}
+
+int plan_source_open(struct plan_source *source, const char *model, const char *revision, struct mo_error *error) {
+    char path[4096];
+    *source = (struct plan_source){0};
+    if (plan_arch_builtin(&source->arch, model)) return 0;
+    if (file_exists(model) && !file_is_directory(model)) return open_file(source, model, error);
+    int code = model_locate(model, revision, path, sizeof path, error);
+    if (!code) return open_folder(source, path, error);
+    char names[512] = "";
+    for (int i = 0; plan_arch_builtin_name(i); i++) {
+        size_t n = strlen(names);
+        snprintf(names + n, sizeof names - n, "%s%s", i ? ", " : "", plan_arch_builtin_name(i));
+    }
+    size_t n = error ? strlen(error->message) : 0;
+    if (error) snprintf(error->message + n, sizeof error->message - n, "; built in: %s", names);
+    return code;
+}

@@ -1,0 +1,336 @@
+#include "plan/speed.h"
+
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+static struct plan_part *add(struct plan_speed *s, const char *what, enum plan_device device, enum plan_work work,
+                             int stage, double amount, double rate, double share) {
+    assert(s->n_parts < PLAN_MAX_PARTS);
+    struct plan_part *part = &s->parts[s->n_parts];
+    if (!(amount > 0) || !(rate > 0)) return part; /* nothing to do, or nobody knows how fast: written over */
+    *part = (struct plan_part){what, device, work, stage, amount, rate, share, amount / rate, amount / rate / share};
+    s->n_parts++;
+    return part;
+}
+
+/* A number of waits of `seconds` each, which come on top of everything. What the hardware does not impose is no limit. */
+static void add_wait(struct plan_speed *s, const char *what, double count, double seconds, bool is_limit) {
+    if (seconds <= 0 || count <= 0) return;
+    struct plan_part *part = add(s, what, PLAN_ON_WAY, PLAN_WAIT, 0, count, 1 / seconds, 1);
+    if (!is_limit) part->limit_s = 0;
+}
+
+static double device_limit(const struct plan_speed *s, enum plan_device device) {
+    double of[3] = {0};
+    for (int i = 0; i < s->n_parts; i++) {
+        if (s->parts[i].device == device) of[s->parts[i].work] += s->parts[i].limit_s;
+    }
+    return fmax(of[PLAN_BYTES], of[PLAN_OPS]) + of[PLAN_WAIT];
+}
+
+static double stage_expected(const struct plan_speed *s, enum plan_device device, int stage) {
+    double of[3] = {0};
+    for (int i = 0; i < s->n_parts; i++) {
+        const struct plan_part *part = &s->parts[i];
+        if (part->device == device && part->stage == stage) of[part->work] += part->expected_s;
+    }
+    return fmax(of[PLAN_BYTES], of[PLAN_OPS]) + of[PLAN_WAIT];
+}
+
+static void sum_up(struct plan_speed *s) {
+    double expected[PLAN_DEVICES] = {0}, limit = 0, way = 0;
+    s->bytes = 0;
+    for (int d = 0; d < PLAN_DEVICES; d++) {
+        for (int stage = 0; stage < PLAN_MAX_PARTS; stage++) {
+            expected[d] += stage_expected(s, (enum plan_device)d, stage);
+        }
+        double time = device_limit(s, (enum plan_device)d);
+        if (d == PLAN_ON_WAY) {
+            way = time;
+        } else {
+            limit = fmax(limit, time);
+        }
+    }
+    for (int i = 0; i < s->n_parts; i++) {
+        const struct plan_part *part = &s->parts[i];
+        if (part->work == PLAN_BYTES && (part->device == PLAN_ON_GPU || part->device == PLAN_ON_CPU))
+            s->bytes += part->amount;
+    }
+    double compute = expected[PLAN_ON_GPU] + expected[PLAN_ON_CPU] + expected[PLAN_ON_LINK] + expected[PLAN_ON_WAY];
+    s->limit_s = limit + way;
+    s->expected_s = compute + expected[PLAN_ON_SSD];
+    s->overlapped_s = fmax(compute, expected[PLAN_ON_SSD]);
+}
+
+/* ---- what there is to do ---- */
+
+/* One step or one chunk, in the whole. */
+struct job {
+    const struct plan_input *in;
+    const struct plan_memory *memory;
+    int rows;
+    double fixed, routed, cache; /* bytes */
+    double ops[PLAN_GROUPS], pair_ops;
+};
+
+/* A product and a sum for each weight and token; only `logits` tokens meet the head. */
+static void count_ops(struct job *job, double tokens, double logits) {
+    const struct plan_arch *arch = &job->in->arch;
+    for (int g = 0; g < PLAN_GROUPS; g++) {
+        bool head = g == PLAN_HEAD || (g == PLAN_EMBEDDING && arch->tied_embedding);
+        double rows = head ? logits : g == PLAN_EMBEDDING || g == PLAN_NORM ? 0 : tokens;
+        if (g == PLAN_ROUTED && arch->experts) rows = tokens * arch->top_k / arch->experts;
+        job->ops[g] = 2 * rows * job->in->weights.params[g];
+    }
+}
+
+/* Of all matrices but the routed experts. */
+static double fixed_ops(const struct job *job) {
+    double sum = 0;
+    for (int g = 0; g < PLAN_GROUPS; g++) sum += g == PLAN_ROUTED ? 0 : job->ops[g];
+    return sum;
+}
+
+static struct job decode_job(const struct plan_input *in, const struct plan_memory *memory, int batch, int depth) {
+    const struct plan_arch *arch = &in->arch;
+    double rows = (double)batch * depth;
+    struct job job = {
+        .in = in,
+        .memory = memory,
+        .rows = batch,
+        .fixed = plan_weights_fixed_bytes(arch, &in->weights),
+        .routed = plan_weights_routed_bytes(arch, &in->weights, batch),
+        .cache = rows * plan_arch_kv_bytes(arch, in->wish.kv),
+        .pair_ops = rows * plan_arch_pair_ops(arch, false),
+    };
+    count_ops(&job, batch, batch);
+    return job;
+}
+
+/* A whole prompt: each chunk reads the weights, and the cache of what came before it. */
+static struct job prefill_job(const struct plan_input *in, const struct plan_memory *memory, int tokens) {
+    const struct plan_arch *arch = &in->arch;
+    int chunk = in->wish.batched_tokens < tokens ? in->wish.batched_tokens : tokens;
+    double chunks = ceil((double)tokens / chunk);
+    struct job job = {
+        .in = in,
+        .memory = memory,
+        .rows = chunk,
+        .fixed = chunks * plan_weights_fixed_bytes(arch, &in->weights),
+        .routed = chunks * plan_weights_routed_bytes(arch, &in->weights, chunk),
+        .cache = chunks * tokens / 2 * plan_arch_kv_bytes(arch, in->wish.kv),
+        .pair_ops = (double)tokens * tokens / 2 * plan_arch_pair_ops(arch, true),
+    };
+    count_ops(&job, tokens, 1);
+    return job;
+}
+
+/* ---- cards ---- */
+
+static int shared_ways(const struct plan_input *in, bool gpu) {
+    int cards = gpu ? in->machine.gpu.count : 1;
+    return cards > 1 ? cards : in->machine.nodes;
+}
+
+/* What sharing costs: messages of one step between `ways` neighbours. `rows` residuals of 16 bits cross each time. */
+static void add_links(const struct job *job, struct plan_speed *s, bool gpu) {
+    const struct plan_machine *machine = &job->in->machine;
+    const struct plan_arch *arch = &job->in->arch;
+    int ways = shared_ways(job->in, gpu), cards = gpu ? machine->gpu.count : 1;
+    double gb_s = cards > 1 ? machine->gpu.link_gb_s : machine->network_gb_s;
+    double hop_s = cards > 1 ? plan_share(PLAN_LINK_S) : machine->network_s, row = 2.0 * arch->hidden * job->rows;
+    if (cards > 1 && machine->nodes > 1 && machine->network_gb_s > 0) {
+        add_wait(s, "from machine to machine", machine->nodes, machine->network_s + row / (machine->network_gb_s * 1e9),
+                 true);
+    }
+    if (ways < 2 || gb_s <= 0) return;
+    double part = (double)(ways - 1) / ways, transfer_s = row / (gb_s * 1e9);
+    if (machine->parallel == PLAN_PARALLEL_TENSOR) {
+        add_wait(s, "two all-reduces a layer", 2.0 * arch->layers, 2 * hop_s + 2 * part * transfer_s, true);
+    } else if (machine->parallel == PLAN_PARALLEL_EXPERT) {
+        double copies = fmin(arch->top_k, ways) * part;
+        add_wait(s, "two all-to-alls a layer", 2.0 * plan_arch_moe_layers(arch), hop_s + copies * transfer_s, true);
+    } else {
+        add_wait(s, "from stage to stage", ways, hop_s + transfer_s, true);
+    }
+}
+
+/* How many times faster a part is when it is shared: rows of weights, experts, or sequences. */
+struct gain {
+    double fixed, routed, cache;
+};
+
+static struct gain shared_gain(const struct plan_input *in, int ways, int rows) {
+    if (in->machine.parallel == PLAN_PARALLEL_TENSOR) {
+        return (struct gain){ways, ways, plan_arch_is_latent(&in->arch) ? 1 : ways};
+    }
+    if (in->machine.parallel == PLAN_PARALLEL_EXPERT) {
+        double spread =
+            fmin(rows, ways); /* sequences are dealt out; each card reads the rest of the weights for its own */
+        return (struct gain){1, ways, spread};
+    }
+    return (struct gain){1, 1, 1};
+}
+
+static void add_gpu(const struct job *job, struct plan_speed *s, bool experts) {
+    const struct plan_gpu *gpu = &job->in->machine.gpu;
+    struct gain gain = shared_gain(job->in, shared_ways(job->in, true), job->rows);
+    double rate = gpu->gb_s * 1e9, ops = gpu->tflops * 1e12, share = plan_share(PLAN_GPU_MEMORY);
+    add(s, "weights outside of the experts, card memory", PLAN_ON_GPU, PLAN_BYTES, 0, job->fixed, rate * gain.fixed,
+        share);
+    if (experts)
+        add(s, "routed experts, card memory", PLAN_ON_GPU, PLAN_BYTES, 0, job->routed, rate * gain.routed, share);
+    add(s, "latent cache, card memory", PLAN_ON_GPU, PLAN_BYTES, 0, job->cache, rate * gain.cache, share);
+    share = plan_share(PLAN_GPU_OPS);
+    add(s, "matrices outside of the experts", PLAN_ON_GPU, PLAN_OPS, 0, fixed_ops(job), ops * gain.fixed, share);
+    if (experts) add(s, "experts", PLAN_ON_GPU, PLAN_OPS, 0, job->ops[PLAN_ROUTED], ops * gain.routed, share);
+    add(s, "attention", PLAN_ON_GPU, PLAN_OPS, 0, job->pair_ops, ops * gain.fixed, share);
+    double launches = job->in->arch.layers * plan_share(PLAN_GPU_LAUNCHES);
+    add_wait(s, "between kernels", launches, plan_share(PLAN_GPU_LAUNCH_S), false);
+    add_links(job, s, true);
+}
+
+/* ---- processor ---- */
+
+double plan_hit_rate(const struct plan_input *in, const struct plan_memory *memory) {
+    bool disk = memory->place == PLAN_IN_GPU_RAM_SSD || memory->place == PLAN_IN_RAM_SSD;
+    if (!disk) return 1;
+    return in->machine.hit_rate >= 0 ? in->machine.hit_rate : memory->held;
+}
+
+/* What is not in RAM is read from disk to RAM, and then from there. */
+static void add_ssd(const struct job *job, struct plan_speed *s) {
+    double missed = job->routed * (1 - plan_hit_rate(job->in, job->memory));
+    add(s, "experts that are not in RAM, disk", PLAN_ON_SSD, PLAN_BYTES, 0, missed, job->in->machine.ssd_gb_s * 1e9,
+        plan_share(PLAN_SSD));
+}
+
+/* Integer weights meet activations in 8 bits. */
+static bool counts_in_bytes(const struct plan_input *in, enum plan_group group) {
+    return in->weights.format[group].kernel == PLAN_K_4BIT || !strcmp(in->weights.format[group].name, "int8");
+}
+
+/* Operations of the processor on weights of one group. */
+static void add_cpu_ops(const struct job *job, struct plan_speed *s, const char *what, enum plan_group group, int stage,
+                        double gain) {
+    bool bytes = counts_in_bytes(job->in, group);
+    double rate = (bytes ? job->in->machine.cpu_gops8 : job->in->machine.cpu_gflops) * 1e9;
+    double share = plan_share(bytes ? PLAN_CPU_OPS8 : PLAN_CPU_OPS);
+    add(s, what, PLAN_ON_CPU, PLAN_OPS, stage, job->ops[group], rate * gain, share);
+}
+
+static void add_ram_experts(const struct job *job, struct plan_speed *s) {
+    const struct plan_machine *machine = &job->in->machine;
+    int ways = machine->parallel == PLAN_PARALLEL_PIPELINE ? 1 : machine->nodes;
+    add(s, "routed experts, RAM", PLAN_ON_CPU, PLAN_BYTES, 0, job->routed, machine->ram_gb_s * 1e9 * ways,
+        plan_share(PLAN_RAM_EXPERTS));
+    add_cpu_ops(job, s, "experts", PLAN_ROUTED, 0, ways);
+    add_ssd(job, s);
+}
+
+/* The mean share of the memory's speed, by what the weights are stored in: times add up. */
+static double cpu_share(const struct plan_weights *weights, bool routed) {
+    double bytes = 0, time = 0;
+    for (int i = 0; i < PLAN_GROUPS; i++) {
+        if (i == PLAN_EMBEDDING || i == PLAN_NORM || (i == PLAN_ROUTED) != routed) continue;
+        bytes += weights->bytes[i];
+        time += weights->bytes[i] / plan_share(plan_cpu_share_of(weights->format[i].kernel));
+    }
+    return time > 0 ? bytes / time : plan_share(PLAN_CPU_16BIT);
+}
+
+static void add_cpu(const struct job *job, struct plan_speed *s) {
+    const struct plan_machine *machine = &job->in->machine;
+    const struct plan_weights *weights = &job->in->weights;
+    struct gain gain = shared_gain(job->in, shared_ways(job->in, false), job->rows);
+    double rate = machine->ram_gb_s * 1e9;
+    add(s, "weights outside of the experts, RAM", PLAN_ON_CPU, PLAN_BYTES, 0, job->fixed, rate * gain.fixed,
+        cpu_share(weights, false));
+    static const char *const names[PLAN_GROUPS] = {
+        "attention's matrices", "kv_b", "dense", "shared experts", NULL, "router", "head",
+        "head (the embedding)", NULL};
+    for (int g = 0; g < PLAN_GROUPS; g++) {
+        if (names[g]) add_cpu_ops(job, s, names[g], (enum plan_group)g, 0, gain.fixed);
+    }
+    add(s, "routed experts, RAM", PLAN_ON_CPU, PLAN_BYTES, 1, job->routed, rate * gain.routed,
+        cpu_share(weights, true));
+    add_cpu_ops(job, s, "experts", PLAN_ROUTED, 1, gain.routed);
+    add(s, "latent cache, RAM", PLAN_ON_CPU, PLAN_BYTES, 2, job->cache, rate * gain.cache, plan_share(PLAN_CPU_CACHE));
+    add(s, "attention", PLAN_ON_CPU, PLAN_OPS, 2, job->pair_ops, machine->cpu_gflops * 1e9 * gain.fixed,
+        plan_share(PLAN_CPU_OPS));
+    add_ssd(job, s);
+    add_links(job, s, false);
+}
+
+static void time_job(const struct job *job, struct plan_speed *s) {
+    switch (job->memory->place) {
+    case PLAN_IN_GPU:
+        add_gpu(job, s, true);
+        break;
+    case PLAN_IN_GPU_RAM:
+    case PLAN_IN_GPU_RAM_SSD:
+        add_gpu(job, s, false);
+        add_ram_experts(job, s);
+        break;
+    default:
+        add_cpu(job, s);
+        break;
+    }
+    sum_up(s);
+}
+
+void plan_decode(const struct plan_input *input, const struct plan_memory *memory, int batch, int depth,
+                 struct plan_speed *speed) {
+    struct job job = decode_job(input, memory, batch, depth);
+    *speed = (struct plan_speed){.batch = batch, .depth = depth, .tokens = batch};
+    time_job(&job, speed);
+}
+
+bool plan_prefill_known(const struct plan_input *input, const struct plan_memory *memory) {
+    return memory->place == PLAN_IN_GPU || input->machine.cpu_gflops > 0 ||
+           (memory->place == PLAN_IN_GPU_RAM && input->machine.gpu.link_gb_s > 0);
+}
+
+/* Experts in RAM, long chunks: the card computes them too, as they come over its link. */
+static void time_streamed(const struct job *job, struct plan_speed *s) {
+    const struct plan_gpu *gpu = &job->in->machine.gpu;
+    add_gpu(job, s, false);
+    add(s, "routed experts, over the card's link", PLAN_ON_LINK, PLAN_BYTES, 0, job->routed, gpu->link_gb_s * 1e9, 1);
+    add(s, "experts", PLAN_ON_GPU, PLAN_OPS, 0, job->ops[PLAN_ROUTED], gpu->tflops * 1e12, plan_share(PLAN_GPU_OPS));
+    sum_up(s);
+}
+
+void plan_prefill(const struct plan_input *input, const struct plan_memory *memory, int tokens,
+                  struct plan_speed *speed) {
+    struct job job = prefill_job(input, memory, tokens);
+    struct plan_speed streamed = {.batch = 1, .tokens = tokens};
+    *speed = streamed;
+    time_job(&job, speed);
+    if (memory->place != PLAN_IN_GPU_RAM) return;
+    time_streamed(&job, &streamed);
+    if (input->machine.cpu_gflops <= 0 || streamed.expected_s < speed->expected_s) *speed = streamed;
+}
+
+double plan_check_limit(double active_params, double bits, double gb_s) {
+    return gb_s * 1e9 / (active_params * bits / 8);
+}
+
+void plan_predict_cpu(const struct plan_cpu_case *the_case, int batch, int depth, struct plan_speed *speed) {
+    struct plan_input in = {
+        .arch = *the_case->arch,
+        .weights = *the_case->weights,
+        .machine = {.ram_gb_s = the_case->read_gb_s,
+                    .cpu_gflops = the_case->gflops,
+                    .cpu_gops8 = the_case->gops8,
+                    .nodes = 1,
+                    .parallel = PLAN_PARALLEL_PIPELINE},
+        .wish = {.kv = the_case->kv},
+    };
+    struct plan_memory memory = {.place = PLAN_IN_RAM, .held = 1};
+    struct job job = decode_job(&in, &memory, batch, depth);
+    if (the_case->routed_bytes >= 0) job.routed = the_case->routed_bytes;
+    if (the_case->cache_rows >= 0) job.cache = the_case->cache_rows * plan_arch_kv_bytes(&in.arch, in.wish.kv);
+    *speed = (struct plan_speed){.batch = batch, .depth = depth, .tokens = batch};
+    time_job(&job, speed);
+}
