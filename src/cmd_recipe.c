@@ -17,7 +17,7 @@ void recipe_flags(struct recipe_arguments *a, struct cli_flag flags[RECIPE_FLAGS
         {.names = "--dense", .type = CLI_STRING, .target = &a->groups[GROUP_DENSE], .value = "F", .help = "of the first layers' feed-forward"},
         {.names = "--attention", .type = CLI_STRING, .target = &a->groups[GROUP_ATTENTION], .value = "F", .help = "of q, kv_a and o"},
         {.names = "--kv-b", .type = CLI_STRING, .target = &a->groups[GROUP_KV_B], .value = "F", .help = "from the latent to keys and values (with int4: fp8)"},
-        {.names = "--head", .type = CLI_STRING, .target = &a->groups[GROUP_HEAD], .value = "F", .help = "of lm_head (with int4: fp8)"},
+        {.names = "--head", .type = CLI_STRING, .target = &a->groups[GROUP_HEAD], .value = "F", .help = "of lm_head (with int4: int8)"},
         {.names = "--embedding", .type = CLI_STRING, .target = &a->groups[GROUP_EMBEDDING], .value = "F", .help = "of the embedding (bf16)"},
         {.names = "--router", .type = CLI_STRING, .target = &a->groups[GROUP_ROUTER], .value = "F", .help = "of the routers (bf16)"},
         {.names = "--threads,-t", .type = CLI_INT, .target = &a->threads, .min = 1, .max = 1024, .value = "N",

@@ -46,7 +46,15 @@ struct backend_options {
     enum kv_format kv;
     enum compute compute;
     enum attention attention;
+    bool cpu_experts; /* CUDA: the routed experts are computed by the CPU, from `weights` where they lie */
     bool take_cache; /* take the cache's memory at once, so that it cannot be missing later */
+};
+
+/* Sees the rows x [n][w->cols] that are about to be multiplied by w, a matrix of `weights`, in the thread that calls the
+ * stages. */
+struct linear_observer {
+    void *context;
+    void (*input)(void *context, const struct mat *w, const float *const *x, int n);
 };
 
 struct backend;
@@ -74,6 +82,9 @@ struct backend_ops {
     const float *(*residual)(struct backend *backend); /* [n_rows][hidden], as of the last stage */
     /* The last route(): ids and weights [n_rows][top_k], in falling order of the score they were chosen by. */
     void (*routing)(struct backend *backend, const int32_t **ids, const float **weights);
+
+    /* From now on shows every linear stage's input; NULL: no longer. The observer outlives that. NULL where it cannot. */
+    void (*observe)(struct backend *backend, const struct linear_observer *observer);
 };
 
 /* Every backend's state begins with this. */
@@ -92,5 +103,20 @@ size_t cpu_backend_scratch_bytes(const struct model *model, const struct backend
 /* `model` and `weights` must outlive the backend. */
 int cpu_backend_open(struct backend **backend, const struct model *model, const struct weights *weights,
                      const struct backend_options *options, struct mo_error *error);
+
+/* One GPU, as its driver describes it. */
+struct cuda_card_info {
+    char name[128];
+    int capability; /* 89 is 8.9 */
+    size_t free_bytes, total_bytes;
+};
+/* Looks for card `device` without taking anything of it. No driver or card: MO_E_NOT_FOUND. */
+int cuda_backend_probe(int device, struct cuda_card_info *info, struct mo_error *error);
+/* Bytes that cuda_backend_open takes on the card besides the cache; also refuses what its kernels cannot compute. */
+int cuda_backend_bytes(const struct model *model, const struct weights *weights, const struct backend_options *options,
+                       size_t *bytes, struct mo_error *error);
+/* `weights` must outlive the backend if experts are on the CPU. */
+int cuda_backend_open(struct backend **backend, const struct model *model, const struct weights *weights,
+                      const struct backend_options *options, int device, struct mo_error *error);
 
 #endif

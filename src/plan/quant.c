@@ -26,7 +26,7 @@ static const struct recipe {
 } recipes[] = {
     {"f32", "f32", "f32", "f32"},         {"bf16", "bf16", "bf16", "bf16"}, {"f16", "f16", "f16", "f16"},
     {"int8", "int8", "int8", "bf16"},     {"fp8", "fp8", "fp8", "bf16"},    {"awq-g32", "awq-g32", "f16", "f16"},
-    {"awq-g64", "awq-g64", "f16", "f16"}, {"awq", "awq", "f16", "f16"},     {"int4", "fp8", "fp8", "bf16"},
+    {"awq-g64", "awq-g64", "f16", "f16"}, {"awq", "awq", "f16", "f16"},     {"int4", "fp8", "int8", "bf16"},
 };
 enum { N_RECIPES = sizeof recipes / sizeof *recipes };
 

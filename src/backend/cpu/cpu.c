@@ -143,6 +143,10 @@ static void cpu_close(struct backend *backend) {
     free(cpu);
 }
 
+static void cpu_observe(struct backend *backend, const struct linear_observer *observer) {
+    ((struct cpu *)backend)->observer = observer;
+}
+
 static const struct backend_ops cpu_ops = {
     .name = "cpu",
     .close = cpu_close,
@@ -160,6 +164,7 @@ static const struct backend_ops cpu_ops = {
     .logits = cpu_logits,
     .residual = cpu_residual,
     .routing = cpu_routing,
+    .observe = cpu_observe,
 };
 
 /* Rows of one sequence from which expanding the cache costs less than absorbing: per query and key the absorbed form takes

@@ -125,7 +125,13 @@ static void run_each(void *context, int index, int worker) {
     multiply(&task->cpu->kern, job, r0, block_end(job->w, r0), job->y, guess_next(task, index));
 }
 
+static void show(const struct cpu *cpu, const struct linear *jobs, int n_jobs) {
+    const struct linear_observer *observer = cpu->observer;
+    for (int i = 0; observer && i < n_jobs; i++) observer->input(observer->context, jobs[i].w, jobs[i].x, jobs[i].n);
+}
+
 void cpu_linear_each(struct cpu *cpu, const struct linear *jobs, int n_jobs) {
+    show(cpu, jobs, n_jobs);
     int *first = stage_alloc(cpu, (size_t)(n_jobs + 1) * sizeof *first);
     first[0] = 0;
     for (int i = 0; i < n_jobs; i++) first[i + 1] = first[i] + count_blocks(jobs[i].w);
@@ -158,6 +164,7 @@ static void run_sum(void *context, int index, int worker) {
 }
 
 void cpu_linear_sum(struct cpu *cpu, const struct linear *jobs, int n_jobs) {
+    show(cpu, jobs, n_jobs);
     size_t n = (size_t)pool_threads(cpu->pool) * (size_t)cpu->options.max_rows;
     struct sum_task task = {cpu, jobs, stage_alloc(cpu, n * sizeof(float *)), n_jobs};
     pool_run(cpu->pool, count_blocks(jobs[0].w), run_sum, &task);
