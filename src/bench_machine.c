@@ -13,8 +13,6 @@
 #include "base/pool.h"
 
 enum {
-    STREAMS = 8, /* read at once by a thread: about what keeps a core's line buffers full */
-    AHEAD_BYTES = 1024,
     LINE_BYTES = 64,
     PASSES = 9,
     PARTS_PER_THREAD = 16, /* small enough that a thread that is interrupted does not hold up the others */
@@ -44,6 +42,7 @@ static size_t choose_buffer_bytes(void) {
 }
 
 struct bench_reader {
+    struct kern kern;
     struct pool *pool;
     char *buffer;
     size_t part_bytes; /* a task's share; the shares follow one another */
@@ -58,33 +57,16 @@ static void fill_part(void *context, int part, int worker) {
     memset(r->buffer + r->part_bytes * (size_t)part, part + 1, r->part_bytes);
 }
 
-/* As a product over eight rows of weights does: a line of each stream in turn. */
 static void read_part(void *context, int part, int worker) {
     (void)worker;
-    typedef uint64_t word __attribute__((vector_size(16)));
     const struct bench_reader *r = context;
-    const char *from = r->buffer + r->part_bytes * (size_t)part;
-    size_t stream_bytes = r->part_bytes / STREAMS;
-    word sum[STREAMS] = {{0}};
-    for (size_t at = 0; at < stream_bytes; at += LINE_BYTES) {
-        for (size_t s = 0; s < STREAMS; s++) {
-            const char *line = from + stream_bytes * s + at;
-            __builtin_prefetch(line + AHEAD_BYTES);
-            for (size_t i = 0; i < LINE_BYTES; i += sizeof(word)) {
-                word value;
-                memcpy(&value, line + i, sizeof value);
-                sum[s] += value;
-            }
-        }
-    }
-    for (int s = 1; s < STREAMS; s++) sum[0] += sum[s];
-    r->sum[part] = sum[0][0] + sum[0][1];
+    r->sum[part] = r->kern.read_streams(r->buffer + r->part_bytes * (size_t)part, r->part_bytes / READ_STREAMS);
 }
 
 /* Streams an odd number of lines apart lie on different sets of the caches, whatever the buffer's size. */
 static size_t choose_part_bytes(size_t buffer_bytes, int parts) {
-    size_t lines = buffer_bytes / (size_t)parts / PART_ALIGN * PART_ALIGN / STREAMS / LINE_BYTES;
-    return lines < 2 ? STREAMS * LINE_BYTES : (lines - 1 + lines % 2) * STREAMS * LINE_BYTES;
+    size_t lines = buffer_bytes / (size_t)parts / PART_ALIGN * PART_ALIGN / READ_STREAMS / LINE_BYTES;
+    return lines < 2 ? READ_STREAMS * LINE_BYTES : (lines - 1 + lines % 2) * READ_STREAMS * LINE_BYTES;
 }
 
 int bench_reader_open(struct bench_reader **reader, int threads, struct mo_error *error) {
@@ -95,7 +77,9 @@ int bench_reader_open(struct bench_reader **reader, int threads, struct mo_error
     size_t bytes = r->part_bytes * (size_t)r->parts;
     r->buffer = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     r->sum = calloc((size_t)r->parts, sizeof *r->sum);
-    int code = 0;
+    enum cpu_level level;
+    int code = cpu_level_get(&level, error);
+    if (!code) kern_init(&r->kern, level);
     if (r->buffer == MAP_FAILED || !r->sum) {
         if (r->buffer == MAP_FAILED) r->buffer = NULL;
         code = mo_error_set(error, MO_E_NO_MEMORY, "no memory to measure its speed: %.2f GiB (%s)",

@@ -51,11 +51,11 @@ struct cpu {
     struct arena *arena;  /* NULL while scratch is only counted */
     size_t scratch_bytes; /* what open_memory takes */
 
-    const struct batch *batch; /* between begin and end */
+    const struct batch *batch;              /* between begin and end */
     const struct linear_observer *observer; /* or NULL */
-    int32_t *pos;              /* [max_rows] position of each row */
-    int32_t *seq;              /* [max_rows] its index in batch->seqs */
-    bool *expanded;            /* [max_seqs] which form of attention this step uses */
+    int32_t *pos;                           /* [max_rows] position of each row */
+    int32_t *seq;                           /* [max_rows] its index in batch->seqs */
+    bool *expanded;                         /* [max_seqs] which form of attention this step uses */
 
     double *frequency; /* [rope / 2] */
     float magnitude;   /* of cos and sin */

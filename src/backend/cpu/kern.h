@@ -19,6 +19,7 @@
 #include "model/format.h"
 
 enum {
+    READ_STREAMS = 8, /* about what keeps a core's line buffers full */
     SUM_LANES = 16,
     FP8_CHUNK = 512, /* k with one partial sum, at most */
     AWQ_STEP = 32,   /* k with one partial sum; scale groups are multiples of it */
@@ -104,6 +105,9 @@ struct kern {
     /* For measuring: that many rounds of 8-bit products in registers; returns the operations done. NULL: no such
      * instructions. */
     double (*int8_peak)(int rounds);
+    /* The same for memory: reads READ_STREAMS streams of `stream_bytes` (a multiple of 64), one after another in memory, a
+     * line of each in turn, as a product over as many rows does. Returns a sum over everything. */
+    uint64_t (*read_streams)(const char *p, size_t stream_bytes);
 };
 
 /* The table for a level. Each kern_init_* overwrites what it does better. */

@@ -271,6 +271,16 @@ static void add_scaled(float *x, float a, const float *y, int n) {
     for (int i = 0; i < n; i++) x[i] = fmaf(a, y[i], x[i]);
 }
 
+static uint64_t read_streams(const char *p, size_t stream_bytes) {
+    uint64_t sum = 0, word;
+    for (size_t at = 0; at < stream_bytes; at += sizeof word)
+        for (size_t s = 0; s < READ_STREAMS; s++) {
+            memcpy(&word, p + stream_bytes * s + at, sizeof word);
+            sum += word;
+        }
+    return sum;
+}
+
 void kern_init_ref(struct kern *kern) {
     *kern = (struct kern){.name = "ref"};
     for (int format = 0; format < MAT_FORMATS; format++) kern->gemm[format] = gemm_dense;
@@ -286,4 +296,5 @@ void kern_init_ref(struct kern *kern) {
     kern->rms_norm = rms_norm;
     kern->silu_mul = silu_mul;
     kern->add_scaled = add_scaled;
+    kern->read_streams = read_streams;
 }

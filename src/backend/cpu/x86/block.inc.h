@@ -175,8 +175,9 @@ BLOCK_SETS(1, 1)
 BLOCK_SETS(1, 2)
 BLOCK_SETS(1, 4)
 BLOCK_SETS(1, 8)
-BLOCK_SETS(2, 1) BLOCK_SETS(2, 2) BLOCK_SETS(2, 4) BLOCK_SETS(3, 1) BLOCK_SETS(3, 2) BLOCK_SETS(3, 4) BLOCK_SETS(4, 1)
-    BLOCK_SETS(4, 2) BLOCK_SETS(5, 1) BLOCK_SETS(5, 2) BLOCK_SETS(6, 1) BLOCK_SETS(6, 2) enum {
+BLOCK_SETS(2, 1)
+BLOCK_SETS(2, 2) BLOCK_SETS(2, 4) BLOCK_SETS(3, 1) BLOCK_SETS(3, 2) BLOCK_SETS(3, 4) BLOCK_SETS(4, 1) BLOCK_SETS(4, 2)
+    BLOCK_SETS(5, 1) BLOCK_SETS(5, 2) BLOCK_SETS(6, 1) BLOCK_SETS(6, 2) enum {
         PANEL_STEPS = 4
     };
 #define BLOCK_TABLE(N)                                                                                                 \

@@ -37,5 +37,6 @@ void kern_init_avx2(struct kern *kern) {
     kern->silu_mul = silu_mul;
     kern->add_scaled = add_scaled;
     kern->int8_peak = int8_peak;
+    kern->read_streams = read_streams;
 }
 #endif

@@ -1,7 +1,8 @@
-/* backend/cpu/x86/peak.inc.h - the most operations that the level's 8-bit dot product can do: registers only, enough of
- * them in flight to hide its latency. `bench` gives prefill as a share of it. Included after the vector words. */
+/* backend/cpu/x86/peak.inc.h - what the level's instructions can do at most, for `bench` to give shares of: 8-bit dot
+ * products in registers, enough of them in flight to hide their latency, and reading memory in order. Included after the
+ * vector words. */
 
-enum { PEAK_SUMS = 12 };
+enum { PEAK_SUMS = 12, READ_AHEAD_BYTES = 1024 };
 
 /* Operations done (a product and a sum are two). */
 static double int8_peak(int rounds) {
@@ -16,4 +17,25 @@ static double int8_peak(int rounds) {
     UNROLL
     for (int i = 0; i < PEAK_SUMS; i++) __asm__ volatile("" : "+v"(sum[i]));
     return 2.0 * 4 * VL * PEAK_SUMS * rounds;
+}
+
+static uint64_t read_streams(const char *p, size_t stream_bytes) {
+    ivec sum[READ_STREAMS];
+    uint64_t words[VL / 2], total = 0;
+    UNROLL
+    for (int s = 0; s < READ_STREAMS; s++) sum[s] = ivec_zero();
+    for (size_t at = 0; at < stream_bytes; at += 64) {
+        UNROLL
+        for (size_t s = 0; s < READ_STREAMS; s++) {
+            const char *line = p + stream_bytes * s + at;
+            _mm_prefetch(line + READ_AHEAD_BYTES, _MM_HINT_T0);
+            UNROLL
+            for (int i = 0; i < 64; i += 4 * VL) sum[s] = ivec_add(sum[s], ivec_load(line + i));
+        }
+    }
+    UNROLL
+    for (int s = 1; s < READ_STREAMS; s++) sum[0] = ivec_add(sum[0], sum[s]);
+    ivec_store(words, sum[0]);
+    for (int i = 0; i < VL / 2; i++) total += words[i];
+    return total;
 }
