@@ -27,7 +27,8 @@ static const char *const compute_words[] = {"fast", "f32", NULL};
 
 struct arguments {
     struct eval_plan plan;
-    const char *kv, *compute;
+    const char *quantization, *kv, *compute;
+    char recipes[1024]; /* the words of `quantization`, each with its end */
     bool json, heldout_given, lines_given, functions_given, seed_given, save_format_given;
     struct eval_setting settings[SETTINGS_MAX];
     int n_settings;
@@ -73,22 +74,50 @@ static int parse_words(const char *flag, const char *text, const char *const *wo
     }
 }
 
-/* Every cache with every way to compute. */
+/* "auto,int8,int4,head=bf16" to auto, int8 and "int4,head=bf16": what holds a = belongs to the word before. Returns how
+ * many, or a negative code; each word is checked when its engine opens. */
+static int split_recipes(struct arguments *a, const char *out[SETTINGS_MAX], struct mo_error *error) {
+    int n = 0;
+    if ((size_t)snprintf(a->recipes, sizeof a->recipes, "%s", a->quantization) >= sizeof a->recipes) {
+        return mo_error_set(error, MO_E_INVALID, "--quantization: more than %zu characters", sizeof a->recipes - 1);
+    }
+    for (char *at = a->recipes; at; at = strchr(at, ',')) {
+        bool is_first = at == a->recipes;
+        char *word = is_first ? at : at + 1;
+        size_t size = strcspn(word, ",");
+        if (!is_first && memchr(word, '=', size)) {
+            at = word;
+            continue;
+        }
+        if (n == SETTINGS_MAX) return mo_error_set(error, MO_E_INVALID, "--quantization: more than %d", SETTINGS_MAX);
+        if (!is_first) *at = 0;
+        out[n++] = at = word;
+    }
+    return n;
+}
+
+/* All weights with every cache and every way to compute. */
 static int settle_settings(struct arguments *a, struct mo_error *error) {
     int kv[SETTINGS_MAX], compute[SETTINGS_MAX];
+    const char *recipes[SETTINGS_MAX];
     int n_kv = parse_words("--kv-cache-dtype", a->kv, kv_words, kv, error);
     int n_compute = n_kv < 0 ? n_kv : parse_words("--compute", a->compute, compute_words, compute, error);
-    if (n_compute < 0) return n_compute;
-    if (n_kv * n_compute > SETTINGS_MAX) {
-        return mo_error_set(error, MO_E_INVALID, "%d rows are more than %d", n_kv * n_compute, SETTINGS_MAX);
+    int n_recipes = n_compute < 0 ? n_compute : split_recipes(a, recipes, error);
+    if (n_recipes < 0) return n_recipes;
+    if (n_recipes * n_kv * n_compute > SETTINGS_MAX) {
+        return mo_error_set(error, MO_E_INVALID, "%d rows are more than %d", n_recipes * n_kv * n_compute,
+                            SETTINGS_MAX);
     }
-    for (int i = 0; i < n_kv * n_compute; i++) {
-        a->settings[a->n_settings++] = (struct eval_setting){.kv = kv[i % n_kv], .compute = compute[i / n_kv]};
+    for (int i = 0; i < n_recipes * n_kv * n_compute; i++) {
+        a->settings[a->n_settings++] = (struct eval_setting){.quantization = recipes[i / n_kv / n_compute],
+                                                             .kv = kv[i % n_kv],
+                                                             .compute = compute[i / n_kv % n_compute]};
     }
     return 0;
 }
 
 static void eval_setting_apply(const struct eval_setting *setting, struct engine_options *options) {
+    options->quantization = setting->quantization;
     options->kv = setting->kv;
     options->compute = setting->compute;
 }
@@ -234,8 +263,9 @@ static int open_and_run(const struct arguments *a, const struct engine_options *
 
 /* The engine's flags, but for those that eval has its own of, or has no use for. */
 static void shared_flags(struct engine_options *options, struct cli_flag flags[ENGINE_FLAGS_MAX]) {
-    static const char *const own[] = {"--kv-cache-dtype,--kv", "--compute",           "--attention",
-                                      "--chat-template",       "--generation-config", "--batch-invariant"};
+    static const char *const own[] = {
+        "--quantization,--quant,-q", "--kv-cache-dtype,--kv", "--compute",        "--attention",
+        "--chat-template",           "--generation-config",   "--batch-invariant"};
     int n = 0;
     engine_flags(options, flags);
     for (int i = 0; flags[i].names; i++) {
@@ -248,8 +278,9 @@ static void shared_flags(struct engine_options *options, struct cli_flag flags[E
 
 static const char about[] =
     "Measures a model's quality on text that it has not seen: every *.py file below a folder (default, in the\n"
-    "project's tree: tests/data/heldout). The first row is the model as it is stored; lists of caches and ways to\n"
-    "compute give a row for each combination, with the change of bits per byte against the first.\n"
+    "project's tree: tests/data/heldout). The first row is the model as it is stored; lists of weights, caches and "
+    "ways\n"
+    "to compute give a row for each combination, with the change of bits per byte against the first.\n"
     "  bits/byte        bos and up to 2048 tokens of each file: negative log2 likelihood over those tokens' bytes\n"
     "  top-1            share of these tokens that the model's first choice predicts\n"
     "  lines filled in  a line of 8 or more non-blank characters that occurs once in its file is cut out; whole lines\n"
@@ -267,7 +298,7 @@ static const char about[] =
     "counted once. With --reference, KL is the divergence of this model from the stored logits, in nats a token.";
 
 int cmd_eval(int argc, char **argv) {
-    struct arguments a = {.kv = "auto", .compute = "fast"};
+    struct arguments a = {.quantization = "auto", .kv = "auto", .compute = "fast"};
     struct engine_options options;
     struct cli_flag shared[ENGINE_FLAGS_MAX];
     struct eval_plan *plan = &a.plan;
@@ -284,6 +315,7 @@ int cmd_eval(int argc, char **argv) {
         {.names = "--seed", .type = CLI_UINT64, .target = &plan->seed, .value = "N", .given = &a.seed_given, .help = "draws the lines and functions (default 1)"},
         {.names = "--answers", .type = CLI_STRING, .target = &plan->answers, .value = "OUT", .help = "write what was asked and answered, JSON lines"},
         {.names = "--kv-cache-dtype,--kv", .type = CLI_STRING, .target = &a.kv, .value = "f32,bf16,...", .help = "formats of the latent cache: auto, f32, bf16, fp8 (default auto)"},
+        {.names = "--quantization,--quant,-q", .type = CLI_STRING, .target = &a.quantization, .value = "auto,int4,...", .help = "weights: auto (as stored), bf16, fp8, int8, int4 (default auto)"},
         {.names = "--compute", .type = CLI_STRING, .target = &a.compute, .value = "fast,f32", .help = "ways to compute (default fast)"},
         {.names = "--attention", .type = CLI_CHOICE, .target = &options.attention, .choices = "auto|absorbed|expanded", .help = "form of latent attention (default absorbed)"},
         {.names = "--json", .type = CLI_FLAG, .target = &a.json, .help = "an array of rows"},
@@ -304,7 +336,7 @@ int cmd_eval(int argc, char **argv) {
         .max_positionals = 1,
         .about = about,
         .examples = "  moebius eval models/demo\n"
-                    "  moebius eval MODEL --kv f32,bf16,fp8 --fim 0 --parseable 0 --json\n"
+                    "  moebius eval MODEL --quant auto,int8,int4 --kv f32,bf16,fp8 --fim 0 --parseable 0 --json\n"
                     "  moebius eval MODEL --text book.txt --compute f32 --save-logits book.logits\n"
                     "  moebius eval MODEL --text book.txt --kv fp8 --reference book.logits",
     };

@@ -7,8 +7,9 @@
 #include "eval_score.h"
 
 struct eval_setting {
-    int kv;      /* as in engine_options: 0 auto, else enum kv_format + 1 */
-    int compute; /* enum compute */
+    const char *quantization; /* as in engine_options: "auto" as stored */
+    int kv;                   /* as in engine_options: 0 auto, else enum kv_format + 1 */
+    int compute;              /* enum compute */
 };
 
 /* What is measured, from the command line. */
