@@ -6,7 +6,7 @@ CC      := gcc
 endif
 BUILD   ?= build
 VERSION := 0.1.0
-PKGS    := jansson libpcre2-8 libcrypto libedit libmicrohttpd
+PKGS    := jansson libpcre2-8 libcrypto libedit libmicrohttpd libxxhash
 VENV    := build/venv
 
 WARN    := -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Wstrict-prototypes -Wmissing-prototypes
@@ -25,7 +25,8 @@ OBJ     := $(SRC:%.c=$(BUILD)/obj/%.o)
 # Only the kernels of an instruction set are compiled for it: one binary runs everywhere.
 ISA_avx2   := -mavx2 -mfma -mf16c -mbmi2
 ISA_avx512 := $(ISA_avx2) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni
-# Never sanitized: clang takes ten minutes for their unrolled loops, and tests/check watches their bounds with guard pages.
+ISA_amx    := $(ISA_avx512) -mamx-tile -mamx-int8
+# Never sanitized: clang takes ten minutes for their unrolled loops, and `moebius check` watches their bounds with guard pages.
 KERNEL_FLAGS := -O3 -fno-sanitize=all
 isa = $(ISA_$(lastword $(subst _, ,$(basename $(notdir $(1))))))
 
@@ -39,6 +40,8 @@ help:
 	@echo "make demo     set up, build, run a small model"
 	@echo "make test     set up, build, run every test; the last line counts them"
 	@echo "make debug    build/debug/moebius with the address and undefined-behaviour sanitizers"
+	@echo "make cuda-shim-test   the GPU's kernels on the CPU"
+	@echo "make cuda-gate        registers and memory of the GPU's kernels, as a table (CHECK=1, cuda-gate-full)"
 	@echo "make fuzz     each fuzz target for FUZZ_SECONDS (60) with libFuzzer"
 	@echo "make format   clang-format over src and tests"
 
@@ -65,13 +68,18 @@ $(BUILD)/obj/src/backend/cpu/x86/%.o: src/backend/cpu/x86/%.c | libraries
 	@mkdir -p $(@D)
 	$(CC) $(BASE) $(CFLAGS) $(KERNEL_FLAGS) $(CFLAGS_EXTRA) $(call isa,$<) -MMD -MP -c -o $@ $<
 
+# The matrix unit's kernels once more, over its instructions in plain C.
+$(BUILD)/obj/tests/check/kern_amx_in_c.o: tests/check/kern_amx_in_c.c | libraries
+	@mkdir -p $(@D)
+	$(CC) $(BASE) $(CFLAGS) $(KERNEL_FLAGS) $(CFLAGS_EXTRA) $(ISA_avx512) -MMD -MP -c -o $@ $<
+
 $(BUILD)/obj/%.o: %.c | libraries
 	@mkdir -p $(@D)
 	$(CC) $(BASE) $(CFLAGS) $(CFLAGS_EXTRA) -MMD -MP -c -o $@ $<
 
 # --- tests: tests/run.py runs them; here they are only built ---------------------------------------------------------
 # A program for each tests/unit/test_*.c, sim/*.c and fuzz/fuzz_*.c (linked with the other files of its folder), and one
-# of all of tests/check.
+# of tests/check.
 
 objects  = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 UNIT    := $(wildcard tests/unit/test_*.c)
@@ -79,21 +87,21 @@ SIM     := $(wildcard tests/sim/sim_*.c)
 FUZZ    := $(wildcard tests/fuzz/fuzz_*.c)
 FUZZ_MAIN ?= $(call objects,tests/fuzz/driver.c)
 programs = $(patsubst %.c,$(BUILD)/%,$(1))
-TESTS   := $(call programs,$(UNIT) $(SIM)) $(BUILD)/tests/check/check_kern
+TESTS   := $(call programs,$(UNIT) $(SIM)) $(BUILD)/tests/check/check_tiles
 
-test-programs: $(BUILD)/moebius $(TESTS)
+test-programs: $(BUILD)/moebius $(TESTS) shim
 fuzz-programs: $(call programs,$(FUZZ))
 
 helpers  = $(call objects,$(filter-out $(2),$(wildcard tests/$(1)/*.c))) $(BUILD)/libmoebius.a
 $(call programs,$(UNIT)): $(BUILD)/%: $(BUILD)/obj/%.o $(call helpers,unit,$(UNIT))
 $(call programs,$(SIM)): $(BUILD)/%: $(BUILD)/obj/%.o $(call helpers,sim,$(SIM))
 $(call programs,$(FUZZ)): $(BUILD)/%: $(BUILD)/obj/%.o $(FUZZ_MAIN) $(BUILD)/libmoebius.a
-$(BUILD)/tests/check/check_kern: $(call helpers,check)
+$(BUILD)/tests/check/check_tiles: $(call objects,$(addprefix tests/check/,check_tiles.c kern_amx_in_c.c)) $(BUILD)/libmoebius.a
 $(TESTS) $(call programs,$(FUZZ)):
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(LDFLAGS_EXTRA) $(if $(filter %/fuzz,$(@D)),$(FUZZ_LINK)) -o $@ $^ $(LIBS) -lcmocka
 
-SANITIZE := CFLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
+SANITIZE := CUDA=0 CFLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
 
 debug:
 	@+$(MAKE) BUILD=build/debug $(SANITIZE)
@@ -130,6 +138,8 @@ format:
 
 clean:
 	rm -rf $(BUILD)
+
+include src/backend/cuda/cuda.mk
 
 .SECONDARY:
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)

@@ -1,12 +1,13 @@
 #include "engine.h"
 
+#include "engine_device.h"
 #include "engine_plan.h"
+#include "engine_weights.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "base/clock.h"
-#include "base/file.h"
 #include "base/log.h"
 #include "base/pool.h"
 #include "model/locate.h"
@@ -19,7 +20,7 @@ enum {
 };
 
 void engine_options_init(struct engine_options *options) {
-    *options = (struct engine_options){.memory_utilization = 0.9};
+    *options = (struct engine_options){.memory_utilization = 0.9, .like_seed = 1};
 }
 
 void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_MAX]) {
@@ -30,8 +31,11 @@ void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_M
          .help = "the model, if not given as MODEL: a folder, or org/name in the\nHugging Face cache"},
         {.names = "--revision", .type = CLI_STRING, .target = &o->revision, .value = "REV",
          .help = "branch, tag or commit in the Hugging Face cache (default main)"},
-        {.names = "--device", .type = CLI_CHOICE, .target = &o->device, .choices = "auto|cpu",
+        {.names = "--device", .type = CLI_STRING, .target = &o->device, .value = "auto|cpu|cuda[:N]",
          .help = "where to compute (default auto)"},
+        {.names = "--expert-device,--experts", .type = CLI_CHOICE, .target = &o->expert_device, .choices = "auto|gpu|cpu",
+         .help = "with --device cuda, where routed experts are computed; cpu: from\nthe machine's memory, where they lie "
+                 "(default auto: on the GPU)"},
         {.names = "--threads,-t", .type = CLI_INT, .target = &o->threads, .min = 1, .max = MAX_THREADS, .value = "N",
          .help = "threads (default: the processors this process may use)"},
         {.names = "--max-model-len,--context,-c", .type = CLI_INT, .target = &o->max_model_len, .min = 1,
@@ -45,6 +49,9 @@ void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_M
          .help = "share of the memory that weights and cache may take (default 0.9);\non a CPU, of the machine's"},
         {.names = "--kv-cache-dtype,--kv", .type = CLI_CHOICE, .target = &o->kv, .choices = "auto|f32|bf16|fp8",
          .help = "format of the latent cache (default auto: bf16; f32 with\n--compute f32)"},
+        {.names = "--quantization,--quant,-q", .type = CLI_STRING, .target = &o->quantization, .value = "Q",
+         .help = "int4, int8, fp8 or bf16: quantize while loading (`moebius quantize`\ndoes it once and for all); "
+                 "default auto: as the weights are"},
         {.names = "--compute", .type = CLI_CHOICE, .target = &o->compute, .choices = "fast|f32",
          .help = "fast (default): 8-bit activations for 4-bit weights;\nf32: everything in single precision, the yardstick"},
         {.names = "--attention", .type = CLI_CHOICE, .target = &o->attention, .choices = "auto|absorbed|expanded",
@@ -81,11 +88,9 @@ static void add_eos(struct engine *engine, int32_t id) {
 
 /* A folder without tokenizer.json still computes: ids in, ids out. */
 static int open_text(struct engine *engine, struct mo_error *error) {
-    char path[4200];
-    snprintf(path, sizeof path, "%s/tokenizer.json", engine->path);
     for (int i = 0; i < engine->model.n_eos; i++) add_eos(engine, engine->model.eos[i]);
-    if (!file_exists(path)) return 0;
-    int code = tokenizer_load(&engine->tokenizer, engine->path, error);
+    if (!checkpoint_has_file(&engine->checkpoint, "tokenizer.json")) return 0;
+    int code = tokenizer_load(&engine->tokenizer, &engine->checkpoint, error);
     if (code) return code;
     add_eos(engine, tokenizer_eos(engine->tokenizer));
     if (tokenizer_size(engine->tokenizer) > engine->model.vocab) {
@@ -116,24 +121,35 @@ static int open_sched(struct engine *engine, struct mo_error *error) {
     return sched_create(&engine->sched, &options, error);
 }
 
+/* Names, description and small files; then, when these are known to be good, the weights. */
+static int open_checkpoint(struct engine *engine, struct mo_error *error) {
+    int code = model_locate(engine->options.model, engine->options.revision, engine->path, sizeof engine->path, error);
+    if (!code) code = checkpoint_open_files(&engine->checkpoint, engine->path, error);
+    return code ? code : model_load(&engine->model, &engine->checkpoint, error);
+}
+
+static int open_weights(struct engine *engine, struct mo_error *error) {
+    int code = checkpoint_open_tensors(&engine->checkpoint, error);
+    return code ? code : engine_bind_weights(engine, error);
+}
+
 static int open_all(struct engine *engine, struct mo_error *error) {
     struct backend_options backend;
     settle_options(&engine->options);
-    int code = model_locate(engine->options.model, engine->options.revision, engine->path, sizeof engine->path, error);
-    if (!code) code = model_load(&engine->model, engine->path, error);
-    if (!code) code = model_load_generation(&engine->model, engine->path, &engine->defaults, error);
+    int code = engine->options.like ? engine_make_weights(engine, error) : open_checkpoint(engine, error);
+    if (!code) code = model_load_generation(&engine->model, &engine->checkpoint, &engine->defaults, error);
     if (!code) code = open_text(engine, error);
-    if (!code) code = checkpoint_open(&engine->checkpoint, engine->path, error);
-    if (!code) code = weights_bind(&engine->weights, &engine->model, &engine->checkpoint, error);
+    if (!code && !engine->options.like) code = open_weights(engine, error);
+    if (!code) code = engine_device_choose(engine, error);
     if (!code) code = engine_plan(engine, &backend, error);
-    if (!code) code = cpu_backend_open(&engine->backend, &engine->model, &engine->weights, &backend, error);
+    if (!code) code = engine_device_open(engine, &backend, error);
     if (!code) code = open_sched(engine, error);
     return code;
 }
 
 int engine_open(struct engine **out, const struct engine_options *options, struct mo_error *error) {
     double start = clock_now_s();
-    if (!options->model) return mo_error_set(error, MO_E_INVALID, "no MODEL given (--help shows how)");
+    if (!options->model && !options->like) return mo_error_set(error, MO_E_INVALID, "no MODEL given (--help shows how)");
     struct engine *engine = calloc(1, sizeof *engine);
     if (!engine) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the engine");
     engine->options = *options;

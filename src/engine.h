@@ -13,7 +13,8 @@
 /* From the command line; 0 or NULL means "choose". */
 struct engine_options {
     const char *model, *revision, *chat_template;
-    int device; /* 0 auto, 1 cpu */
+    int expert_device;  /* 0 auto and 1 gpu: with the rest; 2 cpu: routed experts on the CPU */
+    const char *device; /* NULL or "auto", "cpu", "cuda", "cuda:N" */
     int threads;
     int max_model_len, max_num_seqs, max_num_batched_tokens;
     double memory_utilization; /* share of the machine's memory for weights and cache */
@@ -23,6 +24,11 @@ struct engine_options {
     bool batch_invariant;
     int generation_config; /* 0 auto: the model's sampling defaults; 1 none (vLLM's word: "vllm") */
     int max_logits;        /* logit rows a step; 0: max_num_seqs */
+    const char *quantization; /* NULL or "auto": as the weights are; else what to make of them on the way in */
+    const char *like;         /* not a MODEL but random weights in memory: a name of synth.h, or of ... */
+    const char *like_config;  /* ... a config.json; NULL: none */
+    int like_layers;          /* 0: all of them */
+    uint64_t like_seed;
     bool take_cache;       /* take the cache's memory at start: a server's promise */
 };
 void engine_options_init(struct engine_options *options);
@@ -44,6 +50,8 @@ struct engine {
     struct sched *sched;
     int32_t eos[MODEL_MAX_EOS];
     int n_eos, n_pages;
+    int gpu; /* the card that computes; -1: the CPU */
+    size_t gpu_free_bytes;
     double load_s;
 
     pthread_t thread; /* runs the scheduler between engine_start and engine_close */

@@ -62,6 +62,7 @@ int engine_plan(struct engine *engine, struct backend_options *backend, struct m
         .compute = (enum compute)o->compute,
         .attention = (enum attention)o->attention,
         .take_cache = o->take_cache,
+        .cpu_experts = o->expert_device == 2,
     };
     double page_bytes = (double)kv_pool_bytes(&engine->model, backend->kv, 1), left;
     int code = cache_bytes_left(engine, backend, &left, error);

@@ -237,7 +237,8 @@ static bool find_failure(struct answer *answer, enum finish_reason finish) {
     if (lost) {
         api_error_no_memory(&answer->failure);
     } else if (cause.code) {
-        api_error_set(&answer->failure, 500, NULL, "internal_error", "%s", cause.message);
+        int status = cause.code == MO_E_IO ? 503 : 500; /* the device is gone, and this server with it */
+        api_error_set(&answer->failure, status, NULL, "internal_error", "%s", cause.message);
     } else if (finish == FINISH_CANCELLED) {
         api_error_set(&answer->failure, 503, NULL, "cancelled", "the request was cancelled");
     }

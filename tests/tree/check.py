@@ -23,14 +23,17 @@ LAYERS = {
     "model": {"base", "model"},
     "text": {"base", "model", "text"},
     "expert": {"base", "model", "expert"},
+    "plan": {"base", "model", "plan"},
     "backend": {"base", "model", "expert", "backend"},
+    "check": {"base", "model", "backend", "check"},
     "forward": {"base", "model", "backend", "forward"},
     "sched": {"base", "model", "text", "expert", "backend", "forward", "sched"},
     "server": {"base", "model", "text", "sched", "server", "top"},
-    "top": {"base", "model", "text", "expert", "backend", "forward", "sched", "server", "top", "public"},
+    "top": {"base", "model", "text", "expert", "backend", "forward", "sched", "server", "plan", "check", "top", "public"},
 }
 DATA = ("tests/golden/data/", "tests/data/", "models/")  # not ours to format
 KERNEL_FOLDER = "src/backend/cpu/"
+GPU_KERNEL_FOLDER = "src/backend/cuda/kernels/"  # their headers, and the structs that they share with the host
 KERNEL_MAY_INCLUDE = {"base/cpu.h", "model/format.h"}  # and headers of their own folder
 
 
@@ -86,6 +89,16 @@ def check_includes(files):
                 yield f"{name}: {layer} must not include {include}"
             own = include.startswith(KERNEL_FOLDER.removeprefix("src/")) and is_kernel("src/" + include)
             if is_kernel(name) and not own and include not in KERNEL_MAY_INCLUDE:
+                yield f"{name}: a kernel must not include {include}"
+
+
+def check_gpu_kernels(files):
+    """Kernels for GPUs see their own folder and params.h only."""
+    for name in files:
+        if not name.startswith(GPU_KERNEL_FOLDER):
+            continue
+        for include in includes_of(name):
+            if include != "../params.h" and not (ROOT / GPU_KERNEL_FOLDER / include).is_file():
                 yield f"{name}: a kernel must not include {include}"
 
 
@@ -196,7 +209,7 @@ def check_words(files):
 
 def main():
     files = tracked_files()
-    checks = [check_includes, check_file_sizes, check_function_sizes, check_straight_line, check_style, check_words]
+    checks = [check_includes, check_gpu_kernels, check_file_sizes, check_function_sizes, check_straight_line, check_style, check_words]
     failed = 0
     for check in checks:
         problems = list(check(files))

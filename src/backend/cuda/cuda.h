@@ -1,6 +1,7 @@
-/* backend/cuda/cuda.h - one card behind the stage table. cuda.c opens, closes, begins and ends a step; memory.c says how much
- * the card must hold and where things are; upload.c brings the weights in; stages.c and launch.c start kernels. Kernels run in
- * one stream, so each sees what the one before it wrote; the host waits once a step, in end().
+/* backend/cuda/cuda.h - one card behind the stage table. cuda.c opens, closes and ends a step; step.c begins it, graph.c
+ * records it; memory.c says how much the card must hold and where things are; upload.c brings the weights in; stages.c and
+ * launch.c start kernels. Kernels run in one stream, so each sees what the one before it wrote; the host waits once a step,
+ * in end().
  *
  * Engine thread. A failed call is kept and reported by end(), and every step after it fails the same way: a card that lost its
  * memory does not come back. Includes: backend.h, driver.h, params.h. */
@@ -30,6 +31,7 @@
     X(EMBED, simple, embed)                                                                                            \
     X(ROUTE_CHOOSE, simple, route_choose)                                                                              \
     X(ROUTE_LIST, simple, route_list)                                                                                  \
+    X(ADD_ROWS, simple, add_rows)                                                                                      \
     X(EXPERTS_SUM, simple, experts_sum)                                                                                \
     X(REPACK_TILES, repack, repack_tiles)                                                                              \
     X(REPACK_SCALES, repack, repack_scales)                                                                            \
@@ -73,9 +75,9 @@ struct device_scratch {
     uint16_t *q_latent, *attended, *act, *shared_act;
     int32_t *id, *at, *pair_row, *n_items;
     struct expert_item *items;
-    uint32_t *arrived;      /* [row tiles of hidden + 1]: the last one is the router's */
+    uint32_t *arrived; /* [row tiles of hidden + 1]: the last one is the router's */
     unsigned long long *fault;
-    uint8_t *step;          /* what begin() sends: tokens, positions, work lists */
+    uint8_t *step; /* what begin() sends: tokens, positions, work lists */
 };
 
 /* What begin() sends, in one copy. On the host and on the card the same offsets. */
@@ -90,6 +92,38 @@ struct step_data {
 struct device_region {
     cuda_address base;
     size_t used;
+};
+
+typedef void cuda_stage_call(struct backend *backend, int layer);
+struct stage_call {
+    cuda_stage_call *call;
+    int layer;
+};
+
+/* Steps of one shape; `ready` once they are recorded. */
+struct step_graph {
+    int rows, logits, items, seen;
+    struct cuda_ready_graph *ready;
+};
+
+enum { GRAPHS_MAX = 256 };
+enum step_mode { STEP_EAGER, STEP_RECORD, STEP_REPLAY };
+struct step_recorder {
+    bool off; /* MOEBIUS_CUDA_GRAPHS=0: every step is eager */
+    enum step_mode mode;
+    struct stage_call *calls; /* of this step */
+    int n_calls;
+    struct step_graph *graph, graphs[GRAPHS_MAX];
+    int n_graphs;
+};
+
+/* What routed experts on the CPU need. */
+struct hybrid {
+    struct backend *cpu; /* NULL: all experts are on the card */
+    struct model model;  /* without shared experts */
+    struct batch batch;  /* without logits */
+    float *x, *sum;      /* pinned [max_rows][hidden] */
+    struct cuda_event *copied;
 };
 
 struct cuda {
@@ -123,6 +157,8 @@ struct cuda {
     int32_t *id;               /* [max_rows][top_k], for the tap */
     float *weight;
 
+    struct step_recorder recorder;
+    struct hybrid hybrid;
     const char *stage; /* whose launches are under way */
     int fault_row;
     struct mo_error failure; /* of a call; code 0: none */
@@ -159,15 +195,32 @@ void cuda_linear_run(struct cuda *cuda, struct linear_params *p, const struct we
 /* Columns of the variant that takes so many rows: 8, 16, 32 or 64. */
 int cuda_linear_columns(int rows);
 
+/* graph.c: recorded steps. */
+int cuda_graph_open(struct cuda *cuda, struct mo_error *error);
+void cuda_graph_close(struct cuda *cuda);
+void cuda_graph_begin(struct cuda *cuda); /* after the step's data is on its way */
+void cuda_graph_flush(struct cuda *cuda); /* makes the step an eager one */
+void cuda_graph_end(struct cuda *cuda);
+/* What every entry of the stage table does: runs `call`, or leaves it to the recording. */
+void cuda_stage(struct cuda *cuda, cuda_stage_call *call, int layer);
+
 /* stages.c */
-void cuda_embed(struct backend *backend);
+void cuda_embed(struct backend *backend, int unused);
 void cuda_attn_in(struct backend *backend, int layer);
 void cuda_attn(struct backend *backend, int layer);
 void cuda_attn_out(struct backend *backend, int layer);
 void cuda_ffn_dense(struct backend *backend, int layer);
 void cuda_route(struct backend *backend, int layer);
 void cuda_experts(struct backend *backend, int layer);
-void cuda_head(struct backend *backend);
+void cuda_head(struct backend *backend, int unused);
+/* All of a layer's shared experts, added to x. */
+void cuda_shared_experts(struct cuda *cuda, int layer);
+
+/* hybrid.c: routed experts on the CPU. */
+int cuda_hybrid_open(struct cuda *cuda, const struct weights *weights, struct mo_error *error);
+void cuda_hybrid_begin(struct cuda *cuda);
+void cuda_hybrid_route(struct cuda *cuda, int layer);
+void cuda_hybrid_experts(struct cuda *cuda, int layer);
 
 /* step.c: the batch as the kernels want it. */
 void cuda_begin(struct backend *backend, const struct batch *batch);

@@ -51,7 +51,8 @@ static int start(struct cuda_driver *driver, struct mo_error *error) {
     int result = driver->init(0);
     if (result) {
         cuda_check(driver, result, error, "the GPU driver does not start");
-        return mo_error_set(error, MO_E_NOT_FOUND, "%s", error ? error->message : "");
+        if (error) error->code = MO_E_NOT_FOUND; /* a driver without a card, most of the time */
+        return MO_E_NOT_FOUND;
     }
     int code = cuda_check(driver, driver->driver_version(&version), error, "the GPU driver does not tell its version");
     if (code) return code;
@@ -98,7 +99,6 @@ static int describe(const struct cuda_driver *driver, struct cuda_card *card, st
 
 int cuda_card_open(const struct cuda_driver *driver, int index, struct cuda_card *card, struct mo_error *error) {
     int n = 0;
-    struct cuda_context *context = NULL;
     *card = (struct cuda_card){.index = index};
     int code = cuda_check(driver, driver->device_count(&n), error, "the GPU driver does not count its cards");
     if (code) return code;
@@ -108,10 +108,10 @@ int cuda_card_open(const struct cuda_driver *driver, int index, struct cuda_card
     code = cuda_check(driver, driver->device_get(&card->handle, index), error, "GPU %d cannot be opened", index);
     if (!code) code = describe(driver, card, error);
     if (code) return code;
-    code = cuda_check(driver, driver->context_retain(&context, card->handle), error, "GPU %d (%s) cannot be used", index,
-                      card->name);
+    code = cuda_check(driver, driver->context_retain(&card->context, card->handle), error, "GPU %d (%s) cannot be used",
+                      index, card->name);
     if (code) return code;
-    int result = driver->context_use(context);
+    int result = driver->context_use(card->context);
     if (!result) result = driver->memory_info(&card->free_bytes, &card->total_bytes);
     code = cuda_check(driver, result, error, "GPU %d (%s) cannot be used", index, card->name);
     if (code) driver->context_release(card->handle);

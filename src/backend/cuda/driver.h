@@ -14,6 +14,8 @@ struct cuda_event;
 struct cuda_module;
 struct cuda_function;
 struct cuda_context;
+struct cuda_graph;
+struct cuda_ready_graph;
 
 /* X(result, name, symbol in libcuda.so.1, arguments): symbols with _v2 are today's ABI. */
 #define CUDA_FUNCTIONS(X)                                                                                              \
@@ -25,31 +27,38 @@ struct cuda_context;
     X(device_get, cuDeviceGet, (int *device, int index))                                                               \
     X(device_name, cuDeviceGetName, (char *name, int size, int device))                                                \
     X(device_attribute, cuDeviceGetAttribute, (int *value, int attribute, int device))                                 \
-    X(context_retain, cuDevicePrimaryCtxRetain, (struct cuda_context **context, int device))                           \
+    X(context_retain, cuDevicePrimaryCtxRetain, (struct cuda_context * *context, int device))                          \
     X(context_release, cuDevicePrimaryCtxRelease_v2, (int device))                                                     \
-    X(context_use, cuCtxSetCurrent, (struct cuda_context *context))                                                    \
-    X(memory_info, cuMemGetInfo_v2, (size_t *free_bytes, size_t *total_bytes))                                         \
-    X(memory_take, cuMemAlloc_v2, (cuda_address *at, size_t bytes))                                                    \
+    X(context_use, cuCtxSetCurrent, (struct cuda_context * context))                                                   \
+    X(memory_info, cuMemGetInfo_v2, (size_t * free_bytes, size_t * total_bytes))                                       \
+    X(memory_take, cuMemAlloc_v2, (cuda_address * at, size_t bytes))                                                   \
     X(memory_free, cuMemFree_v2, (cuda_address at))                                                                    \
     X(pinned_take, cuMemHostAlloc, (void **at, size_t bytes, unsigned flags))                                          \
     X(pinned_free, cuMemFreeHost, (void *at))                                                                          \
     X(copy_in, cuMemcpyHtoDAsync_v2, (cuda_address to, const void *from, size_t bytes, struct cuda_stream *stream))    \
     X(copy_out, cuMemcpyDtoHAsync_v2, (void *to, cuda_address from, size_t bytes, struct cuda_stream *stream))         \
     X(fill, cuMemsetD8Async, (cuda_address to, unsigned char value, size_t bytes, struct cuda_stream *stream))         \
-    X(stream_create, cuStreamCreate, (struct cuda_stream **stream, unsigned flags))                                    \
-    X(stream_wait, cuStreamSynchronize, (struct cuda_stream *stream))                                                  \
-    X(stream_destroy, cuStreamDestroy_v2, (struct cuda_stream *stream))                                                \
-    X(event_create, cuEventCreate, (struct cuda_event **event, unsigned flags))                                        \
-    X(event_record, cuEventRecord, (struct cuda_event *event, struct cuda_stream *stream))                             \
-    X(event_wait, cuEventSynchronize, (struct cuda_event *event))                                                      \
-    X(event_destroy, cuEventDestroy_v2, (struct cuda_event *event))                                                    \
-    X(module_load, cuModuleLoadData, (struct cuda_module **module, const void *image))                                 \
-    X(module_unload, cuModuleUnload, (struct cuda_module *module))                                                     \
+    X(stream_create, cuStreamCreate, (struct cuda_stream * *stream, unsigned flags))                                   \
+    X(stream_wait, cuStreamSynchronize, (struct cuda_stream * stream))                                                 \
+    X(stream_destroy, cuStreamDestroy_v2, (struct cuda_stream * stream))                                               \
+    X(event_create, cuEventCreate, (struct cuda_event * *event, unsigned flags))                                       \
+    X(event_record, cuEventRecord, (struct cuda_event * event, struct cuda_stream * stream))                           \
+    X(event_wait, cuEventSynchronize, (struct cuda_event * event))                                                     \
+    X(event_destroy, cuEventDestroy_v2, (struct cuda_event * event))                                                   \
+    X(module_load, cuModuleLoadData, (struct cuda_module * *module, const void *image))                                \
+    X(module_unload, cuModuleUnload, (struct cuda_module * module))                                                    \
     X(function_get, cuModuleGetFunction,                                                                               \
-      (struct cuda_function **function, struct cuda_module *module, const char *name))                                 \
-    X(function_set, cuFuncSetAttribute, (struct cuda_function *function, int attribute, int value))                    \
+      (struct cuda_function * *function, struct cuda_module * module, const char *name))                               \
+    X(function_set, cuFuncSetAttribute, (struct cuda_function * function, int attribute, int value))                   \
+    X(capture_begin, cuStreamBeginCapture_v2, (struct cuda_stream * stream, int mode))                                 \
+    X(capture_end, cuStreamEndCapture, (struct cuda_stream * stream, struct cuda_graph * *graph))                      \
+    X(graph_prepare, cuGraphInstantiateWithFlags,                                                                      \
+      (struct cuda_ready_graph * *ready, struct cuda_graph * graph, unsigned long long flags))                         \
+    X(graph_launch, cuGraphLaunch, (struct cuda_ready_graph * ready, struct cuda_stream * stream))                     \
+    X(graph_forget, cuGraphExecDestroy, (struct cuda_ready_graph * ready))                                             \
+    X(graph_destroy, cuGraphDestroy, (struct cuda_graph * graph))                                                      \
     X(launch, cuLaunchKernel,                                                                                          \
-      (struct cuda_function *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,            \
+      (struct cuda_function * function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,           \
        unsigned block_y, unsigned block_z, unsigned shared_bytes, struct cuda_stream *stream, void **arguments,        \
        void **extra))
 
@@ -61,8 +70,8 @@ struct cuda_driver {
 };
 
 enum {
-    CUDA_NO_MEMORY = 2, /* CUDA_ERROR_OUT_OF_MEMORY */
-    CUDA_OLDEST_DRIVER = 12020, /* what the fatbin's instructions and the driver's functions need: 12.2 */
+    CUDA_NO_MEMORY = 2,         /* CUDA_ERROR_OUT_OF_MEMORY */
+    CUDA_OLDEST_DRIVER = 12000, /* 12.0, for the functions above; what the kernels need is their nvcc's (image.h) */
     CUDA_OLDEST_CARD = 80,      /* compute capability 8.0 */
 };
 
@@ -72,6 +81,7 @@ struct cuda_card {
     int index, handle, capability; /* 89 is 8.9 */
     int processors, driver_version;
     int shared_bytes; /* that a block may ask for */
+    struct cuda_context *context;
     size_t free_bytes, total_bytes;
 };
 

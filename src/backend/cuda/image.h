@@ -11,4 +11,7 @@ struct cuda_image {
 /* Ends with an entry without a name. */
 extern const struct cuda_image cuda_images[];
 
+/* Of the nvcc that made them: 13000 is CUDA 13.0. A driver for an older major version does not take them. */
+extern const int cuda_images_version;
+
 #endif

@@ -5,7 +5,10 @@
 #include "backend/cuda/image.h"
 
 /* CUfunction_attribute: bytes of shared memory that a launch may ask for. */
-enum { FUNCTION_SHARED_BYTES = 8 };
+enum {
+    FUNCTION_SHARED_BYTES = 8,
+    STATIC_SHARED_BYTES = 8192, /* the most that a kernel declares by itself: tests/cuda/gate.py watches it */
+};
 
 struct kernel_name {
     const char *image, *entry;
@@ -27,15 +30,24 @@ static int load_image(struct cuda *cuda, int i, struct mo_error *error) {
     if (cuda->modules[i]) return 0;
     int result = cuda->driver.module_load(&cuda->modules[i], cuda_images[i].data);
     return cuda_check(&cuda->driver, result, error,
-                      "GPU %d (%s, compute capability %d.%d, driver for CUDA %d.%d) does not take the kernels %s", cuda->card.index,
-                      cuda->card.name, cuda->card.capability / 10, cuda->card.capability % 10,
+                      "GPU %d (%s, compute capability %d.%d, driver for CUDA %d.%d) does not take the kernels %s",
+                      cuda->card.index, cuda->card.name, cuda->card.capability / 10, cuda->card.capability % 10,
                       cuda->card.driver_version / 1000, cuda->card.driver_version % 1000 / 10, cuda_images[i].name);
 }
 
 int cuda_load_kernels(struct cuda *cuda, struct mo_error *error) {
     if (!cuda_images[0].name) {
+        return mo_error_set(
+            error, MO_E_UNSUPPORTED,
+            "this moebius was built without CUDA kernels: nvcc was not found then (or CUDA=0 was given)");
+    }
+    int needed = cuda_images_version / 1000 * 1000;
+    if (cuda->card.driver_version < needed) {
         return mo_error_set(error, MO_E_UNSUPPORTED,
-                            "this moebius was built without CUDA kernels: nvcc was not found then (or CUDA=0 was given)");
+                            "the GPU driver is too old: it knows CUDA %d.%d, and these kernels, made by CUDA %d.%d, need a "
+                            "driver for %d.0 or newer",
+                            cuda->card.driver_version / 1000, cuda->card.driver_version % 1000 / 10,
+                            cuda_images_version / 1000, cuda_images_version % 1000 / 10, needed / 1000);
     }
     for (int i = 0; i < CUDA_KERNEL_COUNT; i++) {
         int image = find_image(kernel_names[i].image);
@@ -45,8 +57,9 @@ int cuda_load_kernels(struct cuda *cuda, struct mo_error *error) {
         int code = load_image(cuda, image, error);
         if (code) return code;
         int result = cuda->driver.function_get(&cuda->kernels[i], cuda->modules[image], kernel_names[i].entry);
+        int left = i == KERNEL_ATTN_BF16 || i == KERNEL_ATTN_FP8 ? 0 : STATIC_SHARED_BYTES;
         if (!result) {
-            result = cuda->driver.function_set(cuda->kernels[i], FUNCTION_SHARED_BYTES, cuda->card.shared_bytes - 8192);
+            result = cuda->driver.function_set(cuda->kernels[i], FUNCTION_SHARED_BYTES, cuda->card.shared_bytes - left);
         }
         code = cuda_check(&cuda->driver, result, error, "GPU %d: kernel %s", cuda->card.index, kernel_names[i].entry);
         if (code) return code;

@@ -18,7 +18,8 @@ void cuda_place_scratch(struct cuda *cuda, struct device_region *region) {
     struct device_scratch *s = &cuda->scratch;
     size_t rows = (size_t)cuda->options.max_rows, heads = (size_t)m->heads, hidden = (size_t)m->hidden;
     size_t latent = (size_t)model_latent_dim(m), pairs = rows * (size_t)m->top_k, experts = (size_t)m->experts;
-    size_t dense = m->dense_layers ? rows * (size_t)m->dense_width : 0, routed = pairs * (size_t)m->expert_width;
+    size_t dense = m->dense_layers ? rows * (size_t)m->dense_width : 0;
+    size_t routed = cuda->options.cpu_experts ? 0 : pairs * (size_t)m->expert_width;
     size_t shared = (size_t)m->shared_experts * (size_t)m->expert_width;
     s->x = device_take(region, rows * hidden * 4);
     s->q = device_take(region, rows * heads * (size_t)model_q_head_dim(m) * 4);
@@ -29,7 +30,7 @@ void cuda_place_scratch(struct cuda *cuda, struct device_region *region) {
     s->attended = device_take(region, rows * heads * (size_t)m->v_dim * 2);
     s->act = device_take(region, largest(dense, routed) * 2);
     s->shared_act = device_take(region, rows * shared * 2);
-    s->routed = device_take(region, pairs * hidden * 4);
+    s->routed = device_take(region, (cuda->options.cpu_experts ? rows : pairs) * hidden * 4);
     s->shared = device_take(region, rows * hidden * 4);
     s->score = device_take(region, rows * experts * 4);
     s->id = device_take(region, pairs * 4);
@@ -68,13 +69,15 @@ int cuda_check_model(const struct model *m, const struct backend_options *option
     for (size_t i = 0; i < sizeof demands / sizeof *demands; i++) {
         const struct demand *d = &demands[i];
         if (d->value % d->multiple_of == 0 && d->value <= d->at_most) continue;
-        return mo_error_set(error, MO_E_UNSUPPORTED,
-                            "the GPU kernels want a %s of at most %d and divisible by %d, found %d (--device cpu takes it)",
-                            d->what, d->at_most, d->multiple_of, d->value);
+        return mo_error_set(
+            error, MO_E_UNSUPPORTED,
+            "the GPU kernels want a %s of at most %d and divisible by %d, found %d (--device cpu takes it)", d->what,
+            d->at_most, d->multiple_of, d->value);
     }
     if (options->compute == COMPUTE_F32) {
-        return mo_error_set(error, MO_E_UNSUPPORTED,
-                            "--compute f32 is computed on the CPU only: GPU kernels round activations to bf16 (--device cpu)");
+        return mo_error_set(
+            error, MO_E_UNSUPPORTED,
+            "--compute f32 is computed on the CPU only: GPU kernels round activations to bf16 (--device cpu)");
     }
     if (options->kv == KV_F32) {
         return mo_error_set(error, MO_E_UNSUPPORTED, "--kv-cache-dtype f32 is there on the CPU only: use bf16 or fp8");
@@ -86,13 +89,14 @@ int cuda_check_model(const struct model *m, const struct backend_options *option
 static int too_little(const struct cuda *cuda, struct mo_error *error) {
     const double gib = 1 << 30;
     size_t need = cuda->weights_bytes + cuda->scratch_bytes + cuda->cache_bytes;
-    return mo_error_set(error, MO_E_NO_MEMORY,
-                        "GPU %d (%s) has %.2f of %.2f GiB free, %.2f are needed: weights %.2f, cache %.2f, scratch %.2f; a "
-                        "smaller --max-model-len or --kv-cache-dtype fp8 makes the cache smaller, --max-num-batched-tokens "
-                        "the scratch",
-                        cuda->card.index, cuda->card.name, (double)cuda->card.free_bytes / gib,
-                        (double)cuda->card.total_bytes / gib, (double)need / gib, (double)cuda->weights_bytes / gib,
-                        (double)cuda->cache_bytes / gib, (double)cuda->scratch_bytes / gib);
+    return mo_error_set(
+        error, MO_E_NO_MEMORY,
+        "GPU %d (%s) has %.2f of %.2f GiB free, %.2f are needed: weights %.2f, cache %.2f, scratch %.2f; a "
+        "smaller --max-model-len or --kv-cache-dtype fp8 makes the cache smaller, --max-num-batched-tokens "
+        "the scratch, and --expert-device cpu leaves routed experts in the machine's memory",
+        cuda->card.index, cuda->card.name, (double)cuda->card.free_bytes / gib, (double)cuda->card.total_bytes / gib,
+        (double)need / gib, (double)cuda->weights_bytes / gib, (double)cuda->cache_bytes / gib,
+        (double)cuda->scratch_bytes / gib);
 }
 
 static int take(struct cuda *cuda, size_t bytes, const char *what, cuda_address *at, struct mo_error *error) {

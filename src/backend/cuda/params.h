@@ -21,20 +21,20 @@ enum {
     SPLIT_SLABS = SPLIT_COLS / SLAB_COLS,
     BLOCK_WARPS = 8,
     BLOCK_THREADS = 32 * BLOCK_WARPS,
-    PIECE_COLS = 128,    /* k whose squares are added up by one warp */
-    SKINNY_COLS = 2048,  /* k of activations in shared memory: a split for each warp */
-    WIDE_COLS = 512,     /* the same where a warp has a row tile of its own */
-    X_PAD = 16,          /* values between rows of activations: moves them to other banks */
-    MAX_TOP_K = 32,      /* experts of a token */
-    MAX_EXPERTS = 512,   /* routed experts of a layer */
-    MAX_GROUPS = 64,     /* of experts */
+    PIECE_COLS = 128,   /* k whose squares are added up by one warp */
+    SKINNY_COLS = 2048, /* k of activations in shared memory: a split for each warp */
+    WIDE_COLS = 512,    /* the same where a warp has a row tile of its own */
+    X_PAD = 16,         /* values between rows of activations: moves them to other banks */
+    MAX_TOP_K = 32,     /* experts of a token */
+    MAX_EXPERTS = 512,  /* routed experts of a layer */
+    MAX_GROUPS = 64,    /* of experts */
     ROUTE_SHARED = 4 * (BLOCK_WARPS * (MAX_EXPERTS + MAX_GROUPS) + 4 * MAX_EXPERTS), /* bytes of a routing block */
-    SPLIT_TOKENS = 256,  /* cached tokens that one block attends to by itself */
-    TOKEN_TILE = 32,     /* cached tokens in shared memory at a time */
-    PAGE_TOKENS = 64,    /* KV_PAGE_TOKENS */
-    QUERY_TILE = 16,     /* (row, head) pairs of one block of attention */
+    SPLIT_TOKENS = 256, /* cached tokens that one block attends to by itself */
+    TOKEN_TILE = 32,    /* cached tokens in shared memory at a time */
+    PAGE_TOKENS = 64,   /* KV_PAGE_TOKENS */
+    QUERY_TILE = 16,    /* (row, head) pairs of one block of attention */
     MAX_KV_LORA = 512,
-    CACHE_GROUP = 128,   /* latent values with one scale in an fp8 cache row */
+    CACHE_GROUP = 128, /* latent values with one scale in an fp8 cache row */
 };
 
 /* Formats that kernels multiply with. */
@@ -45,7 +45,7 @@ struct device_matrix {
     const uint8_t *scale; /* [row tile][scale_groups][16]: FP8 fp32, INT4 and INT8 fp16, AWQ fp16 | zero point << 16 */
     size_t data_step;     /* bytes from one expert's (or head's) matrix to the next */
     size_t scale_step;
-    int32_t rows, cols;   /* of the matrix that callers see; of gate alone where gate and up share tiles */
+    int32_t rows, cols; /* of the matrix that callers see; of gate alone where gate and up share tiles */
     int32_t row_tiles, slabs;
     int32_t scale_groups; /* 0: no scales */
     int32_t group_shift;  /* log2 of the k with one scale; 31: one for all */
@@ -81,72 +81,72 @@ struct merge_source {
 struct linear_job {
     struct device_matrix w;
     const void *x;
-    const float *gain;   /* X_F32: [cols] */
-    const int32_t *x_row; /* row of x for row i, or NULL: i */
-    void *y;             /* [i][y_stride] */
+    const float *gain;       /* X_F32: [cols] */
+    const int32_t *x_row;    /* row of x for row i, or NULL: i */
+    void *y;                 /* [i][y_stride] */
     size_t x_stride, x_step; /* values from row to row, and from group to group */
     size_t y_stride, y_step;
     const struct expert_item *items; /* NULL: all n rows for every group */
     const int32_t *n_items;
     int32_t x_kind, y_kind;
-    int32_t n;          /* rows of x where there are no items */
-    int32_t groups;     /* matrices; with items: the most items that there can be */
-    int32_t row_blocks; /* blocks for one group and token tile */
-    int32_t blocks;     /* of this job */
-    int32_t fault_key;  /* X_F32: what to blame for a row that is not finite */
+    int32_t n;            /* rows of x where there are no items */
+    int32_t groups;       /* matrices; with items: the most items that there can be */
+    int32_t row_blocks;   /* blocks for one group and token tile */
+    int32_t blocks;       /* of this job */
+    int32_t fault_key;    /* X_F32: what to blame for a row that is not finite */
     int32_t fault_logits; /* Y_F32: blame for results that are not finite; 0: do not look */
 };
 
 /* Adds up each row's experts in ascending order, and the shared one; done by the last block to finish a row tile. */
 struct expert_sum {
-    float *x;              /* [n][hidden] */
-    const float *routed;   /* [pair][hidden] in sorted order */
-    const float *shared;   /* [n][hidden] or NULL */
-    const int32_t *at;     /* [n][top_k] sorted pairs of a row, ascending by expert */
-    const float *weight;   /* [n][top_k] the same order */
+    float *x;            /* [n][hidden] */
+    const float *routed; /* [pair][hidden] in sorted order */
+    const float *shared; /* [n][hidden] or NULL */
+    const int32_t *at;   /* [n][top_k] sorted pairs of a row, ascending by expert */
+    const float *weight; /* [n][top_k] the same order */
     const int32_t *n_items;
-    uint32_t *arrived;     /* [row blocks], zero before and after; NULL: not here */
+    uint32_t *arrived; /* [row blocks], zero before and after; NULL: not here */
     int32_t n, hidden, top_k, shared_tiles;
 };
 
 /* Routing of the rows: logits, scores, the choice, and the experts' work lists. */
 struct route_params {
-    const float *x;        /* [n][hidden] */
-    const float *gain;     /* [hidden] */
-    const void *router;    /* [experts][hidden] fp32 or bf16 */
-    const float *bias;     /* [experts] or NULL */
-    float *score;          /* [n][experts] */
-    int32_t *id;           /* [n][top_k] falling score */
-    float *weight;         /* [n][top_k] */
-    int32_t *at;           /* [n][top_k] sorted pairs, ascending by expert */
-    float *at_weight;      /* [n][top_k] */
-    int32_t *pair_row;     /* [n * top_k] row of each sorted pair */
+    const float *x;     /* [n][hidden] */
+    const float *gain;  /* [hidden] */
+    const void *router; /* [experts][hidden] fp32 or bf16 */
+    const float *bias;  /* [experts] or NULL */
+    float *score;       /* [n][experts] */
+    int32_t *id;        /* [n][top_k] falling score */
+    float *weight;      /* [n][top_k] */
+    int32_t *at;        /* [n][top_k] sorted pairs, ascending by expert */
+    float *at_weight;   /* [n][top_k] */
+    int32_t *pair_row;  /* [n * top_k] row of each sorted pair */
     struct expert_item *items;
     int32_t *n_items;
-    uint32_t *arrived;     /* zero before and after */
+    uint32_t *arrived; /* zero before and after */
     unsigned long long *fault;
     int32_t n, hidden, experts, top_k, groups, top_groups;
     int32_t gate_kind, norm_topk, router_is_bf16, item_rows;
-    int32_t blocks;        /* router blocks of this launch; 0: none */
-    int32_t choose;        /* the last of them also chooses and lists */
+    int32_t blocks; /* router blocks of this launch; 0: none */
+    int32_t choose; /* the last of them also chooses and lists */
     int32_t fault_key;
     float routed_scale, eps;
 };
 
 /* Rotates queries and the key, norms the latent, writes the cache row. One block a row. */
 struct rope_params {
-    const float *q;           /* [n][heads][nope + rope] */
-    const float *kv_a;        /* [n][kv_lora + rope] */
-    const float *kv_norm;     /* [kv_lora] */
-    const float *rotation;    /* [n][rope / 2][2] cos, sin */
-    const int32_t *page;      /* [n] page of the row's own position */
-    const int32_t *pos;       /* [n] */
-    uint16_t *q_latent;       /* [n][heads][kv_lora + rope] bf16: the rope part is written here */
-    uint8_t *cache;           /* this layer's pages */
+    const float *q;        /* [n][heads][nope + rope] */
+    const float *kv_a;     /* [n][kv_lora + rope] */
+    const float *kv_norm;  /* [kv_lora] */
+    const float *rotation; /* [n][rope / 2][2] cos, sin */
+    const int32_t *page;   /* [n] page of the row's own position */
+    const int32_t *pos;    /* [n] */
+    uint16_t *q_latent;    /* [n][heads][kv_lora + rope] bf16: the rope part is written here */
+    uint8_t *cache;        /* this layer's pages */
     size_t row_bytes;
     unsigned long long *fault;
     int32_t n, heads, nope, rope, kv_lora, fp8;
-    int32_t blocks;           /* n or 0 */
+    int32_t blocks; /* n or 0 */
     int32_t fault_key;
     float eps;
 };
@@ -166,10 +166,10 @@ struct linear_params {
 struct attn_item {
     int32_t first_row, n_rows; /* the sequence's rows of the batch */
     int32_t first_pos;
-    int32_t query;             /* first (row, head) pair, counted from the sequence's first */
-    int32_t pages;             /* where its page numbers start */
+    int32_t query; /* first (row, head) pair, counted from the sequence's first */
+    int32_t pages; /* where its page numbers start */
     int32_t split0, split1;
-    int32_t slot;              /* results go to slot_first[row] + slot */
+    int32_t slot; /* results go to slot_first[row] + slot */
 };
 
 struct attn_params {
@@ -187,7 +187,7 @@ struct attn_params {
 struct embed_params {
     const void *table; /* [vocab][hidden] */
     const int32_t *token;
-    float *x; /* [n][hidden] */
+    float *x;               /* [n][hidden] */
     int32_t hidden, format; /* enum raw_format: F32, F16, BF16 */
 };
 
@@ -212,6 +212,13 @@ struct repack_params {
     int32_t groups, group_rows, row_offset, transposed;
     uint32_t *fault; /* smallest matrix number with a NaN in it */
     uint32_t number;
+};
+
+/* x += y, a block a row. */
+struct add_params {
+    float *x;
+    const float *y;
+    int32_t hidden, unused;
 };
 
 struct sum_params {

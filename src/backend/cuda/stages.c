@@ -9,7 +9,8 @@ static struct cuda *begin(struct backend *backend, const char *stage) {
     return cuda;
 }
 
-void cuda_embed(struct backend *backend) {
+void cuda_embed(struct backend *backend, int unused) {
+    (void)unused;
     struct cuda *cuda = begin(backend, "embed");
     struct embed_params p = {.table = cuda->weights.embed,
                              .token = cuda->step.token,
@@ -223,6 +224,27 @@ static struct route_params route_of(const struct cuda *cuda, const struct device
                                  .eps = (float)m->norm_eps};
 }
 
+static void read_shared(const struct cuda *cuda, struct linear_job *job, const struct device_layer *w, int layer) {
+    const struct model *m = cuda->model;
+    read_normed(job, cuda->scratch.x, w->ffn_norm, m->hidden, fault_key(layer, FAULT_ATTENTION));
+    write_to(job, cuda->scratch.shared_act, (size_t)m->shared_experts * (size_t)m->expert_width, Y_SILU);
+}
+
+void cuda_shared_experts(struct cuda *cuda, int layer) {
+    const struct model *m = cuda->model;
+    const struct device_layer *w = &cuda->weights.layers[layer];
+    const struct weight *up = &w->shared_gate_up, *down = &w->shared_down;
+    int n = cuda->batch->n_rows;
+    struct linear_params p = cuda_linear_begin(cuda);
+    read_shared(cuda, cuda_linear_add(&p, up, n, 1), w, layer);
+    cuda_linear_run(cuda, &p, &up, n);
+    p = cuda_linear_begin(cuda);
+    struct linear_job *job = cuda_linear_add(&p, down, n, 1);
+    read_bf16(job, cuda->scratch.shared_act, (size_t)m->shared_experts * (size_t)m->expert_width);
+    write_to(job, cuda->scratch.x, (size_t)m->hidden, Y_ADD);
+    cuda_linear_run(cuda, &p, &down, n);
+}
+
 /* Router logits and the choice hide behind the shared experts' gate and up, which are many more bytes. */
 void cuda_route(struct backend *backend, int layer) {
     struct cuda *cuda = begin(backend, "route");
@@ -230,17 +252,17 @@ void cuda_route(struct backend *backend, int layer) {
     const struct device_layer *w = &cuda->weights.layers[layer];
     const struct weight *shared = &w->shared_gate_up;
     int n = cuda->batch->n_rows;
-    struct linear_params p = cuda_linear_begin(cuda);
-    if (m->shared_experts) {
-        struct linear_job *job = cuda_linear_add(&p, shared, n, 1);
-        read_normed(job, cuda->scratch.x, w->ffn_norm, m->hidden, fault_key(layer, FAULT_ATTENTION));
-        write_to(job, cuda->scratch.shared_act, (size_t)m->shared_experts * (size_t)m->expert_width, Y_SILU);
+    if (cuda->hybrid.cpu) {
+        cuda_hybrid_route(cuda, layer);
+        return;
     }
+    struct linear_params p = cuda_linear_begin(cuda);
+    if (m->shared_experts) read_shared(cuda, cuda_linear_add(&p, shared, n, 1), w, layer);
     p.route = route_of(cuda, w, layer);
     cuda_linear_run(cuda, &p, &shared, n);
     if (p.route.choose) return;
     cuda_launch(cuda, KERNEL_ROUTE_CHOOSE, (n + BLOCK_WARPS - 1) / BLOCK_WARPS, ROUTE_SHARED, &p.route);
-    cuda_launch(cuda, KERNEL_ROUTE_LIST, 1, ROUTE_SHARED, &p.route);
+    cuda_launch(cuda, KERNEL_ROUTE_LIST, m->experts, ROUTE_SHARED, &p.route);
 }
 
 /* The most items that the rows can make. */
@@ -301,11 +323,16 @@ static void experts_down(struct cuda *cuda, const struct device_layer *w) {
 void cuda_experts(struct backend *backend, int layer) {
     struct cuda *cuda = begin(backend, "experts");
     const struct device_layer *w = &cuda->weights.layers[layer];
+    if (cuda->hybrid.cpu) {
+        cuda_hybrid_experts(cuda, layer);
+        return;
+    }
     experts_up(cuda, w, layer);
     experts_down(cuda, w);
 }
 
-void cuda_head(struct backend *backend) {
+void cuda_head(struct backend *backend, int unused) {
+    (void)unused;
     struct cuda *cuda = begin(backend, "head");
     const struct model *m = cuda->model;
     const struct weight *head = &cuda->weights.head;

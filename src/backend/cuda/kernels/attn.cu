@@ -16,13 +16,13 @@ enum {
 struct attn_block {
     const struct attn_params *p;
     struct attn_item item;
-    int width, stride; /* values of a row, and between rows of shared memory */
-    int tokens;        /* cached tokens that any of the queries sees */
-    uint16_t *query;   /* [16][stride] */
-    uint16_t *tile, *other; /* [TOKEN_TILE][stride]; fp8: one */
-    uint8_t *raw;      /* [TOKEN_TILE][row_bytes] fp8 */
-    float *score;      /* [2][16][SCORE_STRIDE] halves of the sums */
-    uint16_t *weight;  /* [16][WEIGHT_STRIDE] bf16 */
+    int width, stride;       /* values of a row, and between rows of shared memory */
+    int tokens;              /* cached tokens that any of the queries sees */
+    uint16_t *query;         /* [16][stride] */
+    uint16_t *tile, *other;  /* [TOKEN_TILE][stride]; fp8: one */
+    uint8_t *raw;            /* [TOKEN_TILE][row_bytes] fp8 */
+    float *score;            /* [2][16][SCORE_STRIDE] halves of the sums */
+    uint16_t *weight;        /* [16][WEIGHT_STRIDE] bf16 */
     float *max, *sum, *keep; /* [16] */
 };
 
@@ -66,7 +66,8 @@ DEVICE void load_queries(const struct attn_block *b) {
 /* Starts copying the tile of tokens from t0 on; rows past the last token become zeros. */
 DEVICE void fetch_tile(const struct attn_block *b, uint8_t *to, size_t to_stride, int t0) {
     int pieces = (int)(b->p->row_bytes / 16);
-    const uint8_t *page = b->p->cache + (size_t)b->p->page_table[b->item.pages + t0 / PAGE_TOKENS] * PAGE_TOKENS * b->p->row_bytes;
+    const uint8_t *page =
+        b->p->cache + (size_t)b->p->page_table[b->item.pages + t0 / PAGE_TOKENS] * PAGE_TOKENS * b->p->row_bytes;
     for (int i = THREAD; i < TOKEN_TILE * pieces; i += BLOCK_THREADS) {
         int t = i / pieces, c = i % pieces * 16;
         uint8_t *at = to + (size_t)t * to_stride + c;
@@ -222,6 +223,7 @@ DEVICE void attend(const struct attn_params *p, const int fp8) {
     struct attn_block b;
     b.p = p;
     b.item = p->items[BLOCK];
+    if (b.item.n_rows == 0) return; /* lists are filled up to the length that a recorded step has */
     b.width = p->kv_lora + p->rope;
     b.stride = b.width + 8;
     int last_row = min_int(query_row(&b, QUERY_TILE - 1), b.item.n_rows - 1);

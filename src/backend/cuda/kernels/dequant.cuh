@@ -24,8 +24,8 @@ DEVICE uint32_t load_scale_bits(const struct device_matrix *w, const uint8_t *sc
 }
 
 /* `data` and `scale` are the matrix's own (of an expert, say). */
-DEVICE void slab_load(struct slab *s, const struct device_matrix *w, const uint8_t *data, const uint8_t *scale, int tile,
-                      int index, const int format) {
+DEVICE void slab_load(struct slab *s, const struct device_matrix *w, const uint8_t *data, const uint8_t *scale,
+                      int tile, int index, const int format) {
     const int quads = slab_quads(format);
     const uint8_t *at = data + ((size_t)tile * (size_t)w->slabs + (size_t)index) * (size_t)(quads * 512) + LANE * 16;
     UNROLL

@@ -11,8 +11,11 @@
 #include "../params.h"
 
 #ifdef __CUDACC__
-#define KERNEL(name, params)                                                                                           \
-    extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) name(const __grid_constant__ struct params p)
+#define KERNEL_BLOCKS(name, params, blocks)                                                                            \
+    extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, blocks) name(const __grid_constant__ struct params p)
+#define KERNEL(name, params) KERNEL_BLOCKS(name, params, 1)
+/* Leaves room for a second block on the same processor. */
+#define KERNEL_TWICE(name, params) KERNEL_BLOCKS(name, params, 2)
 #define DEVICE static __device__ __forceinline__
 #define SHARED __shared__
 #define UNROLL _Pragma("unroll")

@@ -61,7 +61,8 @@ DEVICE struct pair load_x(const struct linear_params *p, const struct work *work
     int left = job->w.cols - k;
     if (left <= 0) return out;
     if (job->x_kind == X_BF16) {
-        const uint16_t *x = (const uint16_t *)job->x + (size_t)row * job->x_stride + (size_t)work->group * job->x_step + k;
+        const uint16_t *x =
+            (const uint16_t *)job->x + (size_t)row * job->x_stride + (size_t)work->group * job->x_step + k;
         if (left >= 4) return *(const struct pair *)x;
         UNROLL
         for (int i = 0; i < 3; i++) {
@@ -164,8 +165,8 @@ DEVICE void multiply_slab(float (*part)[4], const struct slab *s, const uint16_t
 }
 
 /* Results for one row of y: rows g and g + 8 of a row tile. */
-DEVICE void emit(const struct linear_params *p, const struct work *work, int tile, int g, int token, float low, float high,
-                 float factor) {
+DEVICE void emit(const struct linear_params *p, const struct work *work, int tile, int g, int token, float low,
+                 float high, float factor) {
     const struct linear_job *job = work->job;
     if (token >= work->n) return;
     size_t at = (size_t)(work->first + token) * job->y_stride + (size_t)work->group * job->y_step;
@@ -176,7 +177,8 @@ DEVICE void emit(const struct linear_params *p, const struct work *work, int til
     }
     if (job->y_kind == Y_SILU) {
         int row = tile * 8 + g;
-        if (row < job->w.rows) ((uint16_t *)job->y)[at + row] = bf16_bits(divide_roughly(low, 1.0f + expf(-low)) * high);
+        if (row < job->w.rows)
+            ((uint16_t *)job->y)[at + row] = bf16_bits(divide_roughly(low, 1.0f + expf(-low)) * high);
         return;
     }
     UNROLL
@@ -255,8 +257,8 @@ DEVICE void linear_skinny(const struct linear_params *p, const int format) {
         UNROLL
         for (int i = 0; i < SPLIT_SLABS; i++) {
             if (i >= n) continue;
-            multiply_slab(part, &slabs[i], xs + (WARP * SPLIT_SLABS + i) * SLAB_COLS, SKINNY_COLS + X_PAD, w->group_shift,
-                          format, 1);
+            multiply_slab(part, &slabs[i], xs + (WARP * SPLIT_SLABS + i) * SLAB_COLS, SKINNY_COLS + X_PAD,
+                          w->group_shift, format, 1);
         }
         UNROLL
         for (int i = 0; i < 4; i++) partial[WARP][(LANE / 4 + i / 2 * 8) * 8 + LANE % 4 * 2 + i % 2] = part[0][i];

@@ -1,6 +1,6 @@
 #include "linear.cuh"
 
-KERNEL(linear_awq_skinny, linear_params) {
+KERNEL_TWICE(linear_awq_skinny, linear_params) {
     linear_skinny(&p, WEIGHT_AWQ);
 }
 KERNEL(linear_awq_wide2, linear_params) {

@@ -1,6 +1,6 @@
 #include "linear.cuh"
 
-KERNEL(linear_bf16_skinny, linear_params) {
+KERNEL_TWICE(linear_bf16_skinny, linear_params) {
     linear_skinny(&p, WEIGHT_BF16);
 }
 KERNEL(linear_bf16_wide1, linear_params) {

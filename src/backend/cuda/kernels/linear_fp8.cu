@@ -1,6 +1,6 @@
 #include "linear.cuh"
 
-KERNEL(linear_fp8_skinny, linear_params) {
+KERNEL_TWICE(linear_fp8_skinny, linear_params) {
     linear_skinny(&p, WEIGHT_FP8);
 }
 KERNEL(linear_fp8_wide2, linear_params) {

@@ -1,6 +1,6 @@
 #include "linear.cuh"
 
-KERNEL(linear_int4_skinny, linear_params) {
+KERNEL_TWICE(linear_int4_skinny, linear_params) {
     linear_skinny(&p, WEIGHT_INT4);
 }
 KERNEL(linear_int4_wide2, linear_params) {

@@ -1,6 +1,6 @@
 #include "linear.cuh"
 
-KERNEL(linear_int8_skinny, linear_params) {
+KERNEL_TWICE(linear_int8_skinny, linear_params) {
     linear_skinny(&p, WEIGHT_INT8);
 }
 KERNEL(linear_int8_wide2, linear_params) {

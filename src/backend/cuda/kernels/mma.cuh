@@ -72,12 +72,13 @@ DEVICE void atomic_min_u64(unsigned long long *at, unsigned long long value) {
     atomicMin(at, value);
 }
 
-/* Weights are read once: they need not stay in the cache nearest to the processor. */
+/* Weights are read once: they need not stay in the cache nearest to the processor. Volatile: a load stays where it is written,
+ * long before its use. */
 DEVICE struct quad load_once(const uint8_t *at) {
     struct quad q;
-    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
-        : "=r"(q.v[0]), "=r"(q.v[1]), "=r"(q.v[2]), "=r"(q.v[3])
-        : "l"(at));
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(q.v[0]), "=r"(q.v[1]), "=r"(q.v[2]), "=r"(q.v[3])
+                 : "l"(at));
     return q;
 }
 

@@ -39,12 +39,17 @@ DEVICE float fp8_scale(const struct raw_matrix *m, int row, int k) {
 DEVICE uint32_t raw_code(const struct raw_matrix *m, int row, int k) {
     size_t at = (size_t)(row - m->row0) * (size_t)m->cols + (size_t)k;
     switch (m->format) {
-    case RAW_F32: return ((const uint32_t *)m->data)[at];
+    case RAW_F32:
+        return ((const uint32_t *)m->data)[at];
     case RAW_F16:
-    case RAW_BF16: return ((const uint16_t *)m->data)[at];
-    case RAW_FP8: return m->data[at];
-    case RAW_AWQ: return awq_code(m, (const uint32_t *)m->data, row, k);
-    default: return (uint32_t)block_code(m, row - m->row0, k);
+    case RAW_BF16:
+        return ((const uint16_t *)m->data)[at];
+    case RAW_FP8:
+        return m->data[at];
+    case RAW_AWQ:
+        return awq_code(m, (const uint32_t *)m->data, row, k);
+    default:
+        return (uint32_t)block_code(m, row - m->row0, k);
     }
 }
 
@@ -56,13 +61,20 @@ DEVICE float raw_value(const struct raw_matrix *m, int row, int k) {
     uint32_t code = raw_code(m, row, k);
     int group = m->group ? k / m->group : 0;
     switch (m->format) {
-    case RAW_F32: return bits_float(code);
-    case RAW_F16: return half_value(code);
-    case RAW_BF16: return bf16_value((uint16_t)code);
-    case RAW_FP8: return e4m3_value(code) * fp8_scale(m, row, k);
-    case RAW_AWQ: return (float)((int)code - (int)awq_code(m, m->zeros, row, group)) * half_value(awq_scale(m, row, group));
-    case RAW_INT4: return (float)((int)code - 8) * half_value(block_scale(m, row - m->row0, k));
-    default: return (float)((int)code - 128) * half_value(block_scale(m, row - m->row0, k));
+    case RAW_F32:
+        return bits_float(code);
+    case RAW_F16:
+        return half_value(code);
+    case RAW_BF16:
+        return bf16_value((uint16_t)code);
+    case RAW_FP8:
+        return e4m3_value(code) * fp8_scale(m, row, k);
+    case RAW_AWQ:
+        return (float)((int)code - (int)awq_code(m, m->zeros, row, group)) * half_value(awq_scale(m, row, group));
+    case RAW_INT4:
+        return (float)((int)code - 8) * half_value(block_scale(m, row - m->row0, k));
+    default:
+        return (float)((int)code - 128) * half_value(block_scale(m, row - m->row0, k));
     }
 }
 
@@ -95,39 +107,41 @@ DEVICE uint32_t tile_code(const struct repack_params *p, int group, int row, int
     int source = group * p->group_rows + p->row_offset + (p->transposed ? k : row), col = p->transposed ? row : k;
     uint32_t code = p->format == WEIGHT_BF16 && p->from.format != RAW_BF16 ? bf16_bits(raw_value(&p->from, source, col))
                                                                            : raw_code(&p->from, source, col);
-    int is_nan = p->format == WEIGHT_BF16 ? (code & 0x7fff) >= 0x7f80 : p->format == WEIGHT_FP8 && (code & 0x7f) == 0x7f;
+    int is_nan =
+        p->format == WEIGHT_BF16 ? (code & 0x7fff) >= 0x7f80 : p->format == WEIGHT_FP8 && (code & 0x7f) == 0x7f;
     if (is_nan) atomic_min_u32(p->fault, p->number);
     return code;
 }
 
-/* Bit position of value (step i, row half h, column j of 4) in a lane's share. */
-DEVICE int code_bit(int format, int i, int h, int j) {
-    int a = j / 2 * 2 + h; /* which of a0 .. a3 */
-    if (format == WEIGHT_BF16) return i * 128 + a * 32 + j % 2 * 16;
-    if (format == WEIGHT_FP8 || format == WEIGHT_INT8) return i * 64 + a * 16 + j % 2 * 8;
-    return i * 32 + (a + j % 2 * 4) * 4;
+/* Which value stands at place `slot` of word `word` of a lane's share: step of 16 k, half of the rows, column of the lane's 4. */
+struct origin {
+    int step, half, column;
+};
+DEVICE struct origin origin_of(int word, int slot, int bits) {
+    int words = bits / 4;                                                           /* words of a step */
+    int a = bits == 16 ? word % 4 : bits == 8 ? word % 2 * 2 + slot / 2 : slot % 4; /* a0 .. a3 */
+    int low = bits == 16 ? slot : bits == 8 ? slot % 2 : slot / 4;
+    struct origin out = {word / words, a % 2, a / 2 * 2 + low};
+    return out;
 }
 
 KERNEL(repack_tiles, repack_params) {
     struct place at;
     if (!find_place(&p, &at, p.to.slabs)) return;
-    int bits = p.format == WEIGHT_BF16 ? 16 : p.format == WEIGHT_FP8 || p.format == WEIGHT_INT8 ? 8 : 4, quads = bits / 4;
-    uint32_t words[16];
-    for (int i = 0; i < 16; i++) words[i] = 0;
-    for (int i = 0; i < 32; i++) {
-        int step = i / 8, h = i / 4 % 2, j = i % 4;
-        if (!(p.halves >> h & 1)) continue; /* the other matrix's */
-        int row = tile_row(&p, at.tile, at.lane / 4 + 8 * h), k = at.slab * SLAB_COLS + step * 16 + at.lane % 4 * 4 + j;
-        int bit = code_bit(p.format, step, h, j);
-        words[bit / 32] |= tile_code(&p, at.group, row, k) << (bit % 32);
-    }
+    int bits = p.format == WEIGHT_BF16 ? 16 : p.format == WEIGHT_FP8 || p.format == WEIGHT_INT8 ? 8 : 4;
     uint8_t *to = (uint8_t *)p.to.data + (size_t)at.group * p.to.data_step;
-    to += ((size_t)at.tile * (size_t)p.to.slabs + (size_t)at.slab) * (size_t)(quads * 512) + (size_t)at.lane * 16;
-    for (int q = 0; q < quads; q++) {
-        for (int i = 0; i < 4; i++) {
-            uint32_t *word = (uint32_t *)(to + q * 512) + i;
-            *word = p.halves == 2 ? *word | words[q * 4 + i] : words[q * 4 + i];
+    to += ((size_t)at.tile * (size_t)p.to.slabs + (size_t)at.slab) * (size_t)(bits * 128) + (size_t)at.lane * 16;
+    for (int w = 0; w < bits; w++) {
+        uint32_t word = 0;
+        for (int slot = 0; slot < 32 / bits; slot++) {
+            struct origin from = origin_of(w, slot, bits);
+            if (!(p.halves >> from.half & 1)) continue; /* the other matrix's */
+            int row = tile_row(&p, at.tile, at.lane / 4 + 8 * from.half);
+            int k = at.slab * SLAB_COLS + from.step * 16 + at.lane % 4 * 4 + from.column;
+            word |= tile_code(&p, at.group, row, k) << (slot * bits);
         }
+        uint32_t *out = (uint32_t *)(to + w / 4 * 512) + w % 4;
+        *out = p.halves == 2 ? *out | word : word;
     }
 }
 
@@ -135,13 +149,15 @@ KERNEL(repack_tiles, repack_params) {
 KERNEL(repack_scales, repack_params) {
     struct place at;
     if (!find_place(&p, &at, p.to.scale_groups) || at.lane >= TILE_ROWS || !(p.halves >> at.lane / 8 & 1)) return;
-    int row = tile_row(&p, at.tile, at.lane), group = at.slab, k = p.to.group_shift == 31 ? 0 : group << p.to.group_shift;
+    int row = tile_row(&p, at.tile, at.lane), group = at.slab,
+        k = p.to.group_shift == 31 ? 0 : group << p.to.group_shift;
     int source = p.row_offset + row;
     size_t to = ((size_t)at.tile * (size_t)p.to.scale_groups + (size_t)group) * TILE_ROWS + (size_t)at.lane;
     if (p.format == WEIGHT_FP8) {
         ((float *)p.to.scale)[to] = row < 0 ? 0 : fp8_scale(&p.from, source, k);
     } else if (p.format == WEIGHT_AWQ) {
-        uint32_t bits = row < 0 ? 0 : awq_scale(&p.from, source, group) | awq_code(&p.from, p.from.zeros, source, group) << 16;
+        uint32_t bits =
+            row < 0 ? 0 : awq_scale(&p.from, source, group) | awq_code(&p.from, p.from.zeros, source, group) << 16;
         ((uint32_t *)p.to.scale)[to] = bits;
     } else {
         ((uint16_t *)p.to.scale)[to] = (uint16_t)(row < 0 ? 0 : block_scale(&p.from, source - p.from.row0, k));

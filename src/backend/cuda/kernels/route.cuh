@@ -8,7 +8,8 @@
 /* A routing block's shared memory. */
 struct route_scratch {
     float choice[BLOCK_WARPS][MAX_EXPERTS], rank[BLOCK_WARPS][MAX_GROUPS];
-    int count[MAX_EXPERTS], first[MAX_EXPERTS], items[MAX_EXPERTS], first_item[MAX_EXPERTS];
+    uint32_t count[MAX_EXPERTS];
+    int first[MAX_EXPERTS], items[MAX_EXPERTS], first_item[MAX_EXPERTS];
 };
 
 enum { ROUTE_ROWS = 8, GATE_GREEDY = 0, GATE_GROUPED = 1, GATE_SIGMOID = 2 }; /* gate_kind as in model/model.h */
@@ -136,7 +137,7 @@ DEVICE void choose_row(const struct route_params *p, int row, float *choice, flo
     float mine = 0;
     for (int i = 0; i < p->top_k; i++) {
         int best = max_int(take_best(choice, p->experts), 0); /* all NaN: noted as a fault already */
-        float value = score[best]; /* the bias takes part in choosing only */
+        float value = score[best];                            /* the bias takes part in choosing only */
         sum += value;
         if (LANE != i) continue;
         mine = value;
@@ -156,7 +157,7 @@ DEVICE void order_slots(const struct route_params *p, int row, int slot, int pla
     p->at_weight[at] = p->weight[(size_t)row * (size_t)p->top_k + (size_t)slot];
 }
 
-/* first[e] = sum of n[0 .. e), over all experts; one warp. Returns the sum of all. */
+/* first[e] = sum of n[0 .. e); one warp. Returns the sum of all. */
 DEVICE int scan_counts(const int *n, int *first, int experts) {
     int carry = 0;
     for (int base = 0; base < experts; base += 32) {
@@ -173,35 +174,69 @@ DEVICE int scan_counts(const int *n, int *first, int experts) {
     return carry;
 }
 
-/* Sorts the (row, slot) pairs by expert, then row: one block. */
+/* How many pairs and work items each expert has, and where they start: one block, from count[]. */
+DEVICE void place_experts(const struct route_params *p, struct route_scratch *s, int tell) {
+    for (int e = THREAD; e < p->experts; e += BLOCK_THREADS) s->items[e] = ceil_div_int((int)s->count[e], p->item_rows);
+    barrier();
+    if (WARP == 0) {
+        scan_counts((const int *)s->count, s->first, p->experts);
+        int total = scan_counts(s->items, s->first_item, p->experts);
+        if (LANE == 0 && tell) *p->n_items = total;
+    }
+    barrier();
+}
+
+DEVICE void list_items(const struct route_params *p, const struct route_scratch *s, int e) {
+    for (int i = 0; i < s->items[e]; i++) {
+        struct expert_item item = {e, s->first[e] + i * p->item_rows, 0, 0};
+        item.n = min_int(p->item_rows, s->first[e] + (int)s->count[e] - item.first);
+        p->items[s->first_item[e] + i] = item;
+    }
+}
+
+/* Puts the pairs [begin, end) that are of expert e into the sorted list from `at` on. */
+DEVICE void place_pairs(const struct route_params *p, int e, int begin, int end, int at) {
+    for (int i = begin; i < end; i++) {
+        if (p->id[i] != e) continue;
+        p->pair_row[at] = i / p->top_k;
+        order_slots(p, i / p->top_k, i % p->top_k, at++);
+    }
+}
+
+/* Sorts few (row, slot) pairs by expert, then row: one block, a thread an expert. */
 DEVICE void list_experts(const struct route_params *p, struct route_scratch *s) {
     int pairs = p->n * p->top_k;
     for (int e = THREAD; e < p->experts; e += BLOCK_THREADS) {
-        int n = 0;
+        uint32_t n = 0;
         for (int i = 0; i < pairs; i++) n += p->id[i] == e;
         s->count[e] = n;
-        s->items[e] = ceil_div_int(n, p->item_rows);
     }
     barrier();
-    if (WARP == 0) {
-        scan_counts(s->count, s->first, p->experts);
-        int total = scan_counts(s->items, s->first_item, p->experts);
-        if (LANE == 0) *p->n_items = total;
-    }
-    barrier();
+    place_experts(p, s, 1);
     for (int e = THREAD; e < p->experts; e += BLOCK_THREADS) {
-        int at = s->first[e];
-        for (int i = 0; i < pairs; i++) {
-            if (p->id[i] != e) continue;
-            p->pair_row[at] = i / p->top_k;
-            order_slots(p, i / p->top_k, i % p->top_k, at++);
-        }
-        for (int i = 0; i < s->items[e]; i++) {
-            struct expert_item item = {e, s->first[e] + i * p->item_rows, 0, 0};
-            item.n = min_int(p->item_rows, s->first[e] + s->count[e] - item.first);
-            p->items[s->first_item[e] + i] = item;
-        }
+        place_pairs(p, e, 0, pairs, s->first[e]);
+        list_items(p, s, e);
     }
+}
+
+/* The same for many pairs: a block an expert. Each counts everything, and places its own. */
+DEVICE void list_one_expert(const struct route_params *p, struct route_scratch *s, int e) {
+    int pairs = p->n * p->top_k, step = ceil_div_int(pairs, BLOCK_THREADS), own = 0;
+    int begin = min_int(THREAD * step, pairs), end = min_int(begin + step, pairs);
+    int *before = (int *)s->choice[0], *mine = (int *)s->choice[1];
+    for (int i = THREAD; i < p->experts; i += BLOCK_THREADS) s->count[i] = 0;
+    barrier();
+    for (int i = begin; i < end; i++) {
+        atomic_add_u32(&s->count[p->id[i]], 1);
+        own += p->id[i] == e;
+    }
+    mine[THREAD] = own;
+    barrier();
+    place_experts(p, s, e == 0);
+    if (WARP == 0) scan_counts(mine, before, BLOCK_THREADS);
+    barrier();
+    place_pairs(p, e, begin, end, s->first[e] + before[THREAD]);
+    if (THREAD == 0) list_items(p, s, e);
 }
 
 /* Rows first, first + step and so on, a warp each. */

@@ -19,10 +19,16 @@ KERNEL(route_choose, route_params) {
     choose_rows(&p, scratch, BLOCK * BLOCK_WARPS, p.n);
 }
 
-/* One block. */
+/* A block an expert. */
 KERNEL(route_list, route_params) {
     DYNAMIC_SHARED(struct route_scratch, scratch);
-    list_experts(&p, scratch);
+    list_one_expert(&p, scratch, BLOCK);
+}
+
+/* A block a row. */
+KERNEL(add_rows, add_params) {
+    size_t row = (size_t)BLOCK * (size_t)p.hidden;
+    for (int r = THREAD; r < p.hidden; r += BLOCK_THREADS) p.x[row + r] += p.y[row + r];
 }
 
 /* A block a row. */

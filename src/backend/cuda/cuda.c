@@ -1,0 +1,288 @@
+#include "backend/cuda/cuda.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void wait_for(struct cuda *cuda, const char *what) {
+    cuda_keep(cuda, cuda->driver.stream_wait(cuda->stream), what);
+}
+
+/* Copies `bytes` from the card and waits; for end() and the taps. */
+static void read_back(struct cuda *cuda, void *to, const void *from, size_t bytes, const char *what) {
+    if (cuda->failure.code || bytes == 0) return;
+    cuda_keep(cuda, cuda->driver.copy_out(to, (cuda_address)(uintptr_t)from, bytes, cuda->stream), what);
+}
+
+static int blame(struct cuda *cuda, struct mo_error *error) {
+    int key = (int)(*cuda->fault >> 32) - 1, row = (int)(*cuda->fault & 0xffffffff), layer = key / 4,
+        layers = cuda->model->layers;
+    const struct batch *b = cuda->batch;
+    const char *stage = "attn_in";
+    char where[64];
+    switch (key % 4) {
+    case FAULT_BEFORE:
+        stage = layer-- == 0 ? "embed" : "feed-forward";
+        break;
+    case FAULT_ATTENTION:
+        stage = "attention";
+        break;
+    case FAULT_ROUTE:
+        stage = "route";
+        break;
+    default:
+        if (layer == layers) stage = "head";
+    }
+    cuda->fault_row = row;
+    int seq = 0;
+    while (seq < b->n_seqs - 1 && row >= b->seqs[seq].first_row + b->seqs[seq].n_rows) seq++;
+    snprintf(where, sizeof where,
+             layer < 0         ? "before layer 0"
+             : layer == layers ? "after the last layer"
+                               : "in layer %d",
+             layer);
+    return mo_error_set(error, MO_E_NUMERIC, "NaN or infinity %s, stage %s (batch row %d, position %d, token %d)",
+                        where, stage, row, b->seqs[seq].first_pos + row - b->seqs[seq].first_row, b->token[row]);
+}
+
+static int cuda_end(struct backend *backend, struct mo_error *error) {
+    struct cuda *cuda = (struct cuda *)backend;
+    size_t logits = (size_t)cuda->batch->n_logits * (size_t)cuda->model->vocab * sizeof(float);
+    cuda->stage = "recorded step";
+    cuda_graph_end(cuda);
+    cuda->stage = "end";
+    read_back(cuda, cuda->logits, cuda->scratch.logits, logits, "reading the logits");
+    read_back(cuda, cuda->fault, cuda->scratch.fault, sizeof *cuda->fault, "reading the fault word");
+    wait_for(cuda, "the kernels of this step");
+    if (cuda->failure.code) {
+        if (error) *error = cuda->failure;
+        return cuda->failure.code;
+    }
+    if (*cuda->fault != ~0ull) return blame(cuda, error);
+    if (!cuda->hybrid.cpu) return 0;
+    int code = cuda->hybrid.cpu->ops->end(cuda->hybrid.cpu, error);
+    if (code) cuda->fault_row = cuda->hybrid.cpu->ops->fault_row(cuda->hybrid.cpu);
+    return code;
+}
+
+static int cuda_fault_row(struct backend *backend) {
+    return ((struct cuda *)backend)->fault_row;
+}
+
+static const float *cuda_logits(struct backend *backend) {
+    return ((struct cuda *)backend)->logits;
+}
+
+static const float *cuda_residual(struct backend *backend) {
+    struct cuda *cuda = (struct cuda *)backend;
+    size_t bytes = (size_t)cuda->batch->n_rows * (size_t)cuda->model->hidden * sizeof(float);
+    cuda_graph_flush(cuda);
+    read_back(cuda, cuda->residual, cuda->scratch.x, bytes, "reading the residual stream");
+    wait_for(cuda, "reading the residual stream");
+    return cuda->residual;
+}
+
+static void cuda_routing(struct backend *backend, const int32_t **ids, const float **weights) {
+    struct cuda *cuda = (struct cuda *)backend;
+    size_t bytes = (size_t)cuda->batch->n_rows * (size_t)cuda->model->top_k * 4;
+    if (cuda->hybrid.cpu) {
+        cuda->hybrid.cpu->ops->routing(cuda->hybrid.cpu, ids, weights);
+        return;
+    }
+    cuda_graph_flush(cuda);
+    read_back(cuda, cuda->id, cuda->scratch.id, bytes, "reading the routing");
+    read_back(cuda, cuda->weight, cuda->scratch.weight, bytes, "reading the routing");
+    wait_for(cuda, "reading the routing");
+    *ids = cuda->id;
+    *weights = cuda->weight;
+}
+
+static void close_card(struct cuda *cuda) {
+    const struct cuda_driver *d = &cuda->driver;
+    d->context_use(cuda->card.context);
+    if (cuda->stream) d->stream_wait(cuda->stream);
+    cuda_graph_close(cuda);
+    if (cuda->staging) d->pinned_free(cuda->staging);
+    if (cuda->logits) d->pinned_free(cuda->logits);
+    if (cuda->fault) d->pinned_free(cuda->fault);
+    if (cuda->hybrid.x) d->pinned_free(cuda->hybrid.x);
+    if (cuda->hybrid.sum) d->pinned_free(cuda->hybrid.sum);
+    if (cuda->hybrid.copied) d->event_destroy(cuda->hybrid.copied);
+    if (cuda->weights_at) d->memory_free(cuda->weights_at);
+    if (cuda->scratch_at) d->memory_free(cuda->scratch_at);
+    if (cuda->cache_at) d->memory_free(cuda->cache_at);
+    for (int i = 0; i < MAX_IMAGES; i++) {
+        if (cuda->modules[i]) d->module_unload(cuda->modules[i]);
+    }
+    if (cuda->stream) d->stream_destroy(cuda->stream);
+    cuda_card_close(d, &cuda->card);
+}
+
+static void cuda_close(struct backend *backend) {
+    struct cuda *cuda = (struct cuda *)backend;
+    if (cuda->card_open) close_card(cuda);
+    if (cuda->hybrid.cpu) cuda->hybrid.cpu->ops->close(cuda->hybrid.cpu);
+    cuda_driver_close(&cuda->driver);
+    arena_destroy(cuda->arena);
+    free(cuda);
+}
+
+/* The stage table's entries: each may be left to a recording. */
+#define STAGE(name)                                                                                                    \
+    static void stage_##name(struct backend *backend, int layer) {                                                     \
+        cuda_stage((struct cuda *)backend, cuda_##name, layer);                                                        \
+    }
+#define STAGE_ALONE(name)                                                                                              \
+    static void stage_##name(struct backend *backend) {                                                                \
+        cuda_stage((struct cuda *)backend, cuda_##name, 0);                                                            \
+    }
+STAGE_ALONE(embed)
+STAGE(attn_in)
+STAGE(attn)
+STAGE(attn_out)
+STAGE(ffn_dense)
+STAGE(route)
+STAGE(experts)
+STAGE_ALONE(head)
+
+static const struct backend_ops cuda_ops = {
+    .name = "cuda",
+    .close = cuda_close,
+    .begin = cuda_begin,
+    .embed = stage_embed,
+    .attn_in = stage_attn_in,
+    .attn = stage_attn,
+    .attn_out = stage_attn_out,
+    .ffn_dense = stage_ffn_dense,
+    .route = stage_route,
+    .experts = stage_experts,
+    .head = stage_head,
+    .end = cuda_end,
+    .fault_row = cuda_fault_row,
+    .logits = cuda_logits,
+    .residual = cuda_residual,
+    .routing = cuda_routing,
+};
+
+static int take_pinned(struct cuda *cuda, size_t bytes, const char *what, void *at, struct mo_error *error) {
+    void *memory = NULL;
+    int code = cuda_check(&cuda->driver, cuda->driver.pinned_take(&memory, bytes, 0), error,
+                          "%.2f GiB of pinned memory for the %s", (double)bytes / (1 << 30), what);
+    memcpy(at, &memory, sizeof memory);
+    return code;
+}
+
+static int take_host_memory(struct cuda *cuda, struct mo_error *error) {
+    const struct model *m = cuda->model;
+    size_t rows = (size_t)cuda->options.max_rows, pairs = rows * (size_t)m->top_k;
+    cuda->frequency = arena_alloc_array(cuda->arena, (size_t)m->rope_dim, sizeof *cuda->frequency);
+    cuda->residual = arena_alloc_array(cuda->arena, rows * (size_t)m->hidden, sizeof *cuda->residual);
+    cuda->id = arena_alloc_array(cuda->arena, pairs, sizeof *cuda->id);
+    cuda->weight = arena_alloc_array(cuda->arena, pairs, sizeof *cuda->weight);
+    if (!cuda->frequency || !cuda->residual || !cuda->id || !cuda->weight) {
+        return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the CUDA backend");
+    }
+    model_rope_frequencies(m, cuda->frequency);
+    size_t logits = (size_t)cuda->options.max_logits * (size_t)m->vocab * sizeof(float);
+    int code = take_pinned(cuda, cuda->step_bytes, "batch", &cuda->staging, error);
+    if (!code) code = take_pinned(cuda, logits, "logits", &cuda->logits, error);
+    if (!code) code = take_pinned(cuda, sizeof *cuda->fault, "fault word", &cuda->fault, error);
+    if (code || !cuda->hybrid.cpu) return code;
+    size_t residual = rows * (size_t)m->hidden * sizeof(float);
+    code = take_pinned(cuda, residual, "residual stream", &cuda->hybrid.x, error);
+    if (!code) code = take_pinned(cuda, residual, "experts' sums", &cuda->hybrid.sum, error);
+    if (!code) code = cuda_check(&cuda->driver, cuda->driver.event_create(&cuda->hybrid.copied, 2), error, "an event");
+    return code;
+}
+
+/* What is needed, without a card: sizes alone. */
+static int count(struct cuda *cuda, const struct weights *weights, struct mo_error *error) {
+    struct device_region region = {0};
+    int code = cuda_check_model(cuda->model, &cuda->options, error);
+    if (code) return code;
+    cuda->row_bytes = kv_row_bytes(cuda->model, cuda->options.kv);
+    cuda->cache_bytes = kv_pool_bytes(cuda->model, cuda->options.kv, cuda->options.n_pages);
+    cuda->max_slots = cuda_max_slots(cuda->model, &cuda->options);
+    cuda->step_bytes = cuda_step_bytes(cuda);
+    cuda_place_scratch(cuda, &region);
+    cuda->scratch_bytes = region.used;
+    return cuda_upload(cuda, weights, error);
+}
+
+/* The counters of last blocks start at zero, and stay so between launches. */
+static int clear_counters(struct cuda *cuda, struct mo_error *error) {
+    size_t bytes = ((size_t)cuda->model->hidden / TILE_ROWS + 2) * sizeof *cuda->scratch.arrived;
+    int result = cuda->driver.fill((cuda_address)(uintptr_t)cuda->scratch.arrived, 0, bytes, cuda->stream);
+    if (!result) result = cuda->driver.stream_wait(cuda->stream);
+    return cuda_check(&cuda->driver, result, error, "GPU %d: clearing its counters", cuda->card.index);
+}
+
+static int open_all(struct cuda *cuda, const struct weights *weights, int device, struct mo_error *error) {
+    int code = count(cuda, weights, error);
+    if (!code) code = cuda_driver_open(&cuda->driver, error);
+    if (!code) code = cuda_card_open(&cuda->driver, device, &cuda->card, error);
+    if (code) return code;
+    cuda->card_open = true;
+    code = cuda_check(&cuda->driver, cuda->driver.stream_create(&cuda->stream, 1), error, "GPU %d: no stream", device);
+    if (!code) code = cuda_load_kernels(cuda, error);
+    if (!code) code = cuda_take_memory(cuda, error);
+    if (!code && cuda->options.cpu_experts) code = cuda_hybrid_open(cuda, weights, error);
+    if (!code) code = take_host_memory(cuda, error);
+    if (!code) code = cuda_graph_open(cuda, error);
+    if (!code) code = clear_counters(cuda, error);
+    return code ? code : cuda_upload(cuda, weights, error);
+}
+
+static struct cuda *create(const struct model *model, const struct backend_options *options) {
+    struct cuda *cuda = calloc(1, sizeof *cuda);
+    struct arena *arena = arena_create();
+    if (!cuda || !arena) {
+        arena_destroy(arena);
+        free(cuda);
+        return NULL;
+    }
+    *cuda = (struct cuda){.backend = {&cuda_ops}, .model = model, .options = *options, .arena = arena, .fault_row = -1};
+    cuda->magnitude = (float)model_rope_magnitude(model);
+    cuda->softmax_scale = (float)model_softmax_scale(model);
+    return cuda;
+}
+
+int cuda_backend_bytes(const struct model *model, const struct weights *weights, const struct backend_options *options,
+                       size_t *bytes, struct mo_error *error) {
+    struct cuda *cuda = create(model, options);
+    if (!cuda) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the CUDA backend");
+    int code = count(cuda, weights, error);
+    *bytes = cuda->weights_bytes + cuda->scratch_bytes;
+    cuda_close(&cuda->backend);
+    return code;
+}
+
+int cuda_backend_probe(int device, struct cuda_card_info *info, struct mo_error *error) {
+    struct cuda_driver driver;
+    struct cuda_card card;
+    int code = cuda_driver_open(&driver, error);
+    if (code) return code;
+    code = cuda_card_open(&driver, device, &card, error);
+    if (!code) {
+        *info = (struct cuda_card_info){
+            .capability = card.capability, .free_bytes = card.free_bytes, .total_bytes = card.total_bytes};
+        snprintf(info->name, sizeof info->name, "%s", card.name);
+        cuda_card_close(&driver, &card);
+    }
+    cuda_driver_close(&driver);
+    return code;
+}
+
+int cuda_backend_open(struct backend **backend, const struct model *model, const struct weights *weights,
+                      const struct backend_options *options, int device, struct mo_error *error) {
+    struct cuda *cuda = create(model, options);
+    if (!cuda) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the CUDA backend");
+    int code = open_all(cuda, weights, device, error);
+    if (code) {
+        cuda_close(&cuda->backend);
+        return code;
+    }
+    *backend = &cuda->backend;
+    return 0;
+}

@@ -1,0 +1,87 @@
+# The GPU's kernels: one fatbin for each kernels/*.cu, embedded in the binary (image.c). Without nvcc, or with CUDA=0, the tree builds
+# the same and `moebius` says that CUDA is not in it.
+# Variables: CUDA=0; NVCC; CUDA_ARCHS, compute capabilities ("80 89"); of these, what nvcc does not know is left out.
+
+CUDA       ?= 1
+NVCC       ?= $(firstword $(wildcard $(shell command -v nvcc 2>/dev/null) $(CUDA_HOME)/bin/nvcc /usr/local/cuda/bin/nvcc /opt/cuda/bin/nvcc))
+CUDA_ARCHS ?= 80 86 89 90 120
+CUDA_PTX   ?= 90
+CUDA_DIR   := src/backend/cuda
+CUDA_FLAGS := -std=c++17 -O3 -Xptxas -warn-spills,-warn-lmem-usage,-Werror -Xfatbin -compress-all
+
+CUDA_KERNELS := $(notdir $(basename $(wildcard $(CUDA_DIR)/kernels/*.cu)))
+CUDA_HEADERS := $(wildcard $(CUDA_DIR)/kernels/*.cuh) $(CUDA_DIR)/params.h
+
+ifneq ($(CUDA),0)
+ifneq ($(NVCC),)
+CUDA_KNOWN  := $(patsubst compute_%,%,$(shell $(NVCC) --list-gpu-arch 2>/dev/null))
+CUDA_USED   := $(filter $(CUDA_KNOWN),$(CUDA_ARCHS))
+CUDA_VERSION := $(shell $(NVCC) --version | sed -n 's/.*release \([0-9]*\)\.\([0-9]*\),.*/\1 \2/p' | awk '{print $$1 * 1000 + $$2 * 10}')
+CUDA_IMAGES := $(CUDA_KERNELS:%=$(BUILD)/cuda/%.fatbin)
+ifneq ($(filter-out $(CUDA_KNOWN),$(CUDA_ARCHS)),)
+$(info CUDA: $(NVCC) does not know $(filter-out $(CUDA_KNOWN),$(CUDA_ARCHS)): left out)
+endif
+endif
+endif
+
+CUDA_TARGETS = $(foreach a,$(CUDA_USED),-gencode arch=compute_$(a),code=sm_$(a)) \
+	$(foreach a,$(filter $(CUDA_KNOWN),$(CUDA_PTX)),-gencode arch=compute_$(a),code=compute_$(a))
+
+$(BUILD)/cuda/%.fatbin: $(CUDA_DIR)/kernels/%.cu $(CUDA_HEADERS)
+	@mkdir -p $(@D)
+	$(NVCC) $(CUDA_FLAGS) $(CUDA_TARGETS) -fatbin -o $@ $<
+
+# What was built last: other targets make the kernels anew, other kernels (CUDA=0: none) the object that embeds them.
+note_change = $(shell mkdir -p $(dir $(1)); echo '$(2)' | cmp -s - $(1) || echo '$(2)' >$(1))
+$(if $(CUDA_IMAGES),$(call note_change,$(BUILD)/cuda/targets,$(NVCC) $(CUDA_FLAGS) $(CUDA_TARGETS)))
+$(call note_change,$(BUILD)/cuda/images,$(CUDA_IMAGES))
+$(CUDA_IMAGES): $(BUILD)/cuda/targets
+$(BUILD)/obj/$(CUDA_DIR)/image.o: $(CUDA_IMAGES) $(BUILD)/cuda/images
+$(BUILD)/obj/$(CUDA_DIR)/image.o: CFLAGS_EXTRA += $(if $(CUDA_IMAGES),-DMOEBIUS_CUDA_IMAGES='"$(abspath $(BUILD))/cuda"' -DMOEBIUS_CUDA_VERSION=$(CUDA_VERSION))
+
+# --- the kernels on the CPU: tests/shim/libcuda.so.1 is a driver whose card is this machine -------------------------------
+# The same sources, compiled as C. They are never sanitized: fibres change stacks under the sanitizer's feet.
+
+SHIM      := $(BUILD)/tests/shim
+SHIM_BASE := -std=gnu11 -D_GNU_SOURCE -O2 -g -fPIC -ffp-contract=off -fvisibility=hidden -Wall -Wextra -Itests/shim -MMD -MP
+SHIM_OBJ  := $(patsubst %,$(SHIM)/%.o,$(CUDA_KERNELS) fibre libcuda)
+
+$(SHIM)/%.o: $(CUDA_DIR)/kernels/%.cu tests/shim/shim.h $(CUDA_HEADERS)
+	@mkdir -p $(@D)
+	$(CC) -x c $(SHIM_BASE) -include tests/shim/shim.h -c -o $@ $<
+$(SHIM)/%.o: tests/shim/%.c
+	@mkdir -p $(@D)
+	$(CC) $(SHIM_BASE) $(WARN) -c -o $@ $<
+$(SHIM)/libcuda.so.1: $(SHIM_OBJ)
+	$(CC) -shared -Wl,-soname,libcuda.so.1 -o $@ $^ -lm
+# Takes the place of image.o in the library: it stands before it.
+$(SHIM)/image.o: SHIM_BASE += -Isrc
+$(SHIM)/moebius: $(BUILD)/obj/src/main.o $(SHIM)/image.o $(BUILD)/libmoebius.a
+	$(CC) $(CFLAGS) $(LDFLAGS_EXTRA) -o $@ $^ $(LIBS)
+-include $(wildcard $(SHIM)/*.d)
+
+# dlopen gives the shim's driver to a program that is linked with it already.
+$(BUILD)/tests/cuda/test_kernels: $(BUILD)/obj/tests/cuda/test_kernels.o $(SHIM)/image.o $(BUILD)/libmoebius.a $(SHIM)/libcuda.so.1
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(LDFLAGS_EXTRA) -o $@ $^ -Wl,-rpath,'$$ORIGIN/../shim' $(LIBS) -lcmocka
+
+.PHONY: shim
+shim: $(SHIM)/moebius $(SHIM)/libcuda.so.1 $(BUILD)/tests/cuda/test_kernels
+
+# --- checks of the kernels -------------------------------------------------------------------------------------------------
+
+.PHONY: cuda-shim-test cuda-gate cuda-gate-full gpu-test
+cuda-shim-test: shim $(BUILD)/moebius $(VENV)/ready
+	$(BUILD)/tests/cuda/test_kernels
+	MOEBIUS=$(BUILD)/moebius $(VENV)/bin/python -m pytest -q tests/test_cuda.py
+
+# The same numbers on a real card, where there is one.
+gpu-test: $(BUILD)/moebius $(VENV)/ready
+	MOEBIUS_GPU=1 MOEBIUS=$(BUILD)/moebius $(VENV)/bin/python -m pytest -q tests/test_cuda.py \
+		-k "golden or chunks or splits or greedy or look or (on_the_cpu and not card)"
+
+GATE = python3 tests/cuda/gate.py --nvcc "$(if $(filter 0,$(CUDA)),,$(NVCC))" --archs "$(CUDA_ARCHS)"
+cuda-gate:
+	@$(GATE) $(if $(CHECK),--check)
+cuda-gate-full:
+	@$(GATE) --full --check

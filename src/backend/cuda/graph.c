@@ -1,0 +1,92 @@
+/* backend/cuda/graph.c - decode steps as recorded graphs. A step of few rows is 220 short kernels: started one by one, the
+ * host would be the slowest part. So the second step of a shape is recorded while its stages are called, and later ones replay
+ * the recording in one call. Everything that kernels are told lies in the step's data at places that depend on the shape alone
+ * (step.c), so a recording fits every step of its shape.
+ *
+ * Stages of a replayed step do nothing until end(). A tap that wants to see the middle of a step makes it an eager one: the
+ * stages called so far are run then. */
+#include <stdlib.h>
+#include <string.h>
+#include "backend/cuda/cuda.h"
+
+enum { GRAPH_ROWS = 64, CAPTURE_THREAD_LOCAL = 1 };
+
+void cuda_stage(struct cuda *cuda, cuda_stage_call *call, int layer) {
+    struct step_recorder *r = &cuda->recorder;
+    r->calls[r->n_calls++] = (struct stage_call){call, layer};
+    if (r->mode != STEP_REPLAY) call(&cuda->backend, layer);
+}
+
+static struct step_graph *find(struct step_recorder *r, int rows, int logits, int items) {
+    for (int i = 0; i < r->n_graphs; i++) {
+        struct step_graph *g = &r->graphs[i];
+        if (g->rows == rows && g->logits == logits && g->items == items) return g;
+    }
+    if (r->n_graphs == GRAPHS_MAX) return NULL;
+    r->graphs[r->n_graphs] = (struct step_graph){.rows = rows, .logits = logits, .items = items};
+    return &r->graphs[r->n_graphs++];
+}
+
+void cuda_graph_begin(struct cuda *cuda) {
+    struct step_recorder *r = &cuda->recorder;
+    r->n_calls = 0;
+    r->mode = STEP_EAGER;
+    r->graph = NULL;
+    if (r->off || cuda->batch->n_rows > GRAPH_ROWS || cuda->failure.code) return;
+    r->graph = find(r, cuda->batch->n_rows, cuda->batch->n_logits, cuda->step.n_items);
+    if (!r->graph) return;
+    if (r->graph->ready) {
+        r->mode = STEP_REPLAY;
+    } else if (r->graph->seen++) { /* a shape that is met once is not worth a recording */
+        r->mode = STEP_RECORD;
+        cuda_keep(cuda, cuda->driver.capture_begin(cuda->stream, CAPTURE_THREAD_LOCAL), "recording a step");
+    }
+}
+
+static struct cuda_graph *stop_recording(struct cuda *cuda) {
+    struct cuda_graph *graph = NULL;
+    cuda_keep(cuda, cuda->driver.capture_end(cuda->stream, &graph), "recording a step");
+    return graph;
+}
+
+void cuda_graph_flush(struct cuda *cuda) {
+    struct step_recorder *r = &cuda->recorder;
+    if (r->mode == STEP_EAGER) return;
+    if (r->mode == STEP_RECORD) {
+        struct cuda_graph *graph = stop_recording(cuda);
+        if (graph) cuda->driver.graph_destroy(graph);
+    }
+    r->mode = STEP_EAGER;
+    for (int i = 0; i < r->n_calls; i++) r->calls[i].call(&cuda->backend, r->calls[i].layer);
+}
+
+/* Makes the recording ready to run. */
+static void finish_recording(struct cuda *cuda) {
+    struct step_graph *g = cuda->recorder.graph;
+    struct cuda_graph *graph = stop_recording(cuda);
+    if (cuda->failure.code || !graph) return;
+    cuda_keep(cuda, cuda->driver.graph_prepare(&g->ready, graph, 0), "preparing a recorded step");
+    cuda->driver.graph_destroy(graph);
+}
+
+void cuda_graph_end(struct cuda *cuda) {
+    struct step_recorder *r = &cuda->recorder;
+    if (r->mode == STEP_RECORD) finish_recording(cuda);
+    if (r->mode == STEP_EAGER || cuda->failure.code) return;
+    cuda_keep(cuda, cuda->driver.graph_launch(r->graph->ready, cuda->stream), "a recorded step");
+}
+
+int cuda_graph_open(struct cuda *cuda, struct mo_error *error) {
+    const char *text = getenv("MOEBIUS_CUDA_GRAPHS");
+    cuda->recorder.off = (text && !strcmp(text, "0")) || cuda->hybrid.cpu; /* the CPU's part cannot be recorded */
+    /* embed, head, and at most five stages a layer */
+    cuda->recorder.calls =
+        arena_alloc_array(cuda->arena, (size_t)cuda->model->layers * 5 + 2, sizeof *cuda->recorder.calls);
+    return cuda->recorder.calls ? 0 : mo_error_set(error, MO_E_NO_MEMORY, "no memory for the CUDA backend");
+}
+
+void cuda_graph_close(struct cuda *cuda) {
+    for (int i = 0; i < cuda->recorder.n_graphs; i++) {
+        if (cuda->recorder.graphs[i].ready) cuda->driver.graph_forget(cuda->recorder.graphs[i].ready);
+    }
+}

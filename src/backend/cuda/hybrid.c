@@ -1,0 +1,58 @@
+/* backend/cuda/hybrid.c - routed experts on the CPU, where they lie; everything else on the card. For models whose experts do
+ * not fit there: only activations travel, some tens of kilobytes a row and layer, never weights.
+ *
+ * The CPU's backend is used through its own stage table: it gets the residual stream, routes it, and adds up the routed
+ * experts from zero; the card meanwhile computes the shared ones. Then the sum goes back. */
+#include <string.h>
+#include "backend/cuda/cuda.h"
+
+static size_t row_bytes(const struct cuda *cuda) {
+    return (size_t)cuda->batch->n_rows * (size_t)cuda->model->hidden * sizeof(float);
+}
+
+/* The CPU's own residual stream, which is ours to fill between its stages. */
+static float *residual_of(struct backend *cpu) {
+    return (float *)(uintptr_t)cpu->ops->residual(cpu);
+}
+
+void cuda_hybrid_begin(struct cuda *cuda) {
+    cuda->hybrid.batch = *cuda->batch;
+    cuda->hybrid.batch.n_logits = 0;
+    cuda->hybrid.cpu->ops->begin(cuda->hybrid.cpu, &cuda->hybrid.batch);
+}
+
+void cuda_hybrid_route(struct cuda *cuda, int layer) {
+    const struct cuda_driver *d = &cuda->driver;
+    cuda_address x = (cuda_address)(uintptr_t)cuda->scratch.x;
+    cuda_keep(cuda, d->copy_out(cuda->hybrid.x, x, row_bytes(cuda), cuda->stream), "reading the residual stream");
+    cuda_keep(cuda, d->event_record(cuda->hybrid.copied, cuda->stream), "reading the residual stream");
+    if (cuda->model->shared_experts) cuda_shared_experts(cuda, layer);
+    cuda_keep(cuda, d->event_wait(cuda->hybrid.copied), "reading the residual stream");
+    if (cuda->failure.code) return; /* nothing to compute with */
+    memcpy(residual_of(cuda->hybrid.cpu), cuda->hybrid.x, row_bytes(cuda));
+    cuda->hybrid.cpu->ops->route(cuda->hybrid.cpu, layer);
+}
+
+void cuda_hybrid_experts(struct cuda *cuda, int layer) {
+    struct backend *cpu = cuda->hybrid.cpu;
+    if (cuda->failure.code) return;
+    memset(residual_of(cpu), 0, row_bytes(cuda));
+    cpu->ops->experts(cpu, layer);
+    memcpy(cuda->hybrid.sum, residual_of(cpu), row_bytes(cuda));
+    cuda_address to = (cuda_address)(uintptr_t)cuda->scratch.routed;
+    cuda_keep(cuda, cuda->driver.copy_in(to, cuda->hybrid.sum, row_bytes(cuda), cuda->stream),
+              "sending the experts' sum");
+    struct add_params p = {.x = cuda->scratch.x, .y = cuda->scratch.routed, .hidden = cuda->model->hidden};
+    cuda_launch(cuda, KERNEL_ADD_ROWS, cuda->batch->n_rows, 0, &p);
+}
+
+int cuda_hybrid_open(struct cuda *cuda, const struct weights *weights, struct mo_error *error) {
+    struct backend_options options = cuda->options;
+    options.n_pages = 1; /* its attention is not used */
+    options.max_logits = 1;
+    options.kv = KV_F32;
+    options.take_cache = false;
+    cuda->hybrid.model = *cuda->model;
+    cuda->hybrid.model.shared_experts = 0; /* these are the card's */
+    return cpu_backend_open(&cuda->hybrid.cpu, &cuda->hybrid.model, weights, &options, error);
+}

@@ -1,0 +1,186 @@
+/* backend/cuda/step.c - a batch as the kernels want it: one block of memory, filled on the host and sent in one copy. */
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+#include "backend/cuda/cuda.h"
+
+enum { PIECE_ALIGN = 16, EXTRA_PARTIAL_BYTES = 64 << 20 };
+
+static int ceil_div_int(int a, int b) {
+    return (a + b - 1) / b;
+}
+
+/* Every row needs a slot; decoding over long contexts wants one for each split. */
+int cuda_max_slots(const struct model *model, const struct backend_options *options) {
+    size_t slot_bytes = (size_t)model->heads * (size_t)(model->kv_lora + 2) * sizeof(float);
+    size_t most = EXTRA_PARTIAL_BYTES / slot_bytes;
+    size_t wanted = (size_t)options->n_pages / (SPLIT_TOKENS / PAGE_TOKENS) + (size_t)options->max_seqs;
+    return options->max_rows + (int)(wanted < most ? wanted : most);
+}
+
+/* Page numbers that the sequences of a batch can have together. */
+static size_t most_pages(const struct cuda *cuda) {
+    size_t each = (size_t)cuda->model->context / KV_PAGE_TOKENS + 1, pool = (size_t)cuda->options.n_pages;
+    return (each < pool ? each : pool) * (size_t)cuda->options.max_seqs;
+}
+
+static size_t most_attn_items(const struct cuda *cuda) {
+    /* A row ends at most that many tiles of queries, and one more when it is a sequence's last. */
+    return (size_t)cuda->max_slots * (size_t)(ceil_div_int(cuda->model->heads, QUERY_TILE) + 1);
+}
+
+size_t cuda_step_bytes(const struct cuda *cuda) {
+    size_t rows = (size_t)cuda->options.max_rows, pieces = 10;
+    size_t ints = 5 * rows + (size_t)cuda->options.max_logits + most_pages(cuda);
+    return ints * 4 + rows * (size_t)cuda->model->rope_dim * 4 + most_attn_items(cuda) * sizeof(struct attn_item) +
+           pieces * PIECE_ALIGN;
+}
+
+/* Hands out pieces of the staging memory; `at` gets the same piece's address on the card. */
+struct sender {
+    struct cuda *cuda;
+    size_t used;
+};
+
+static void *piece(struct sender *sender, size_t bytes, const void **at) {
+    struct cuda *cuda = sender->cuda;
+    void *here = cuda->staging + sender->used;
+    *at = cuda->scratch.step + sender->used;
+    sender->used += (bytes + PIECE_ALIGN - 1) / PIECE_ALIGN * PIECE_ALIGN;
+    assert(sender->used <= cuda->step_bytes);
+    return here;
+}
+
+static void send_rows(struct sender *sender) {
+    struct cuda *cuda = sender->cuda;
+    const struct batch *b = cuda->batch;
+    size_t rows = (size_t)b->n_rows, pairs = (size_t)cuda->model->rope_dim / 2;
+    memcpy(piece(sender, rows * 4, (const void **)&cuda->step.token), b->token, rows * 4);
+    int32_t *pos = piece(sender, rows * 4, (const void **)&cuda->step.pos);
+    int32_t *page = piece(sender, rows * 4, (const void **)&cuda->step.page);
+    float *rotation = piece(sender, rows * pairs * 8, (const void **)&cuda->step.rotation);
+    for (int s = 0; s < b->n_seqs; s++) {
+        for (int i = 0; i < b->seqs[s].n_rows; i++) {
+            int row = b->seqs[s].first_row + i;
+            pos[row] = b->seqs[s].first_pos + i;
+            page[row] = b->seqs[s].pages[pos[row] / KV_PAGE_TOKENS];
+        }
+    }
+    for (size_t row = 0; row < rows; row++) { /* angles in double: at position 163,839 fp32 is already off by 1e-3 */
+        for (size_t i = 0; i < pairs; i++) {
+            double angle = pos[row] * cuda->frequency[i];
+            rotation[(row * pairs + i) * 2] = (float)cos(angle) * cuda->magnitude;
+            rotation[(row * pairs + i) * 2 + 1] = (float)sin(angle) * cuda->magnitude;
+        }
+    }
+    size_t n_logits = (size_t)b->n_logits;
+    int32_t *wanted = piece(sender, n_logits * 4, (const void **)&cuda->step.logits_row);
+    if (n_logits) memcpy(wanted, b->logits_row, n_logits * 4);
+}
+
+/* Splits that a position sees. */
+static int splits_of(int pos) {
+    return pos / SPLIT_TOKENS + 1;
+}
+
+/* Whether every split gets a block of its own: as long as there is room for their results, it is quicker. The bits are the
+ * same either way. */
+static bool can_split(const struct cuda *cuda, const struct batch_seq *seq, int slots_used) {
+    int rows_left = cuda->batch->n_rows - seq->first_row - seq->n_rows;
+    int wanted = 0;
+    for (int i = 0; i < seq->n_rows; i++) wanted += splits_of(seq->first_pos + i);
+    return slots_used + wanted + rows_left <= cuda->max_slots;
+}
+
+/* One tile of 16 queries of a sequence: a block for all splits, or one for each. */
+static int add_items(struct attn_item *items, const struct batch_seq *seq, int query, int last_pos, int pages,
+                     bool split) {
+    int n = splits_of(last_pos);
+    struct attn_item item = {.first_row = seq->first_row,
+                             .n_rows = seq->n_rows,
+                             .first_pos = seq->first_pos,
+                             .query = query,
+                             .pages = pages,
+                             .split1 = n};
+    if (!split) {
+        items[0] = item;
+        return 1;
+    }
+    for (int i = 0; i < n; i++) {
+        items[i] = item;
+        items[i].split0 = items[i].slot = i;
+        items[i].split1 = i + 1;
+    }
+    return n;
+}
+
+static int pages_of(const struct batch_seq *seq) {
+    return (seq->first_pos + seq->n_rows + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS;
+}
+
+/* Comes last, since its length is not the same in every step of a shape. */
+static void send_pages(struct sender *sender, int n) {
+    const struct batch *b = sender->cuda->batch;
+    int32_t *table = piece(sender, (size_t)n * 4, (const void **)&sender->cuda->step.page_table);
+    for (int s = 0; s < b->n_seqs; s++) {
+        memcpy(table, b->seqs[s].pages, (size_t)pages_of(&b->seqs[s]) * 4);
+        table += pages_of(&b->seqs[s]);
+    }
+}
+
+/* The next power of two, so that few shapes cover a growing context; blocks without work end at once. */
+static int round_up_items(const struct cuda *cuda, int n) {
+    int rounded = 1;
+    while (rounded < n) rounded *= 2;
+    return (size_t)rounded <= most_attn_items(cuda) ? rounded : n;
+}
+
+static void send_attention(struct sender *sender) {
+    struct cuda *cuda = sender->cuda;
+    const struct batch *b = cuda->batch;
+    int heads = cuda->model->heads, slots = 0, pages = 0, n = 0;
+    int32_t *first = piece(sender, (size_t)b->n_rows * 4, (const void **)&cuda->step.slot_first);
+    int32_t *count = piece(sender, (size_t)b->n_rows * 4, (const void **)&cuda->step.slot_count);
+    size_t items_at = sender->used;
+    struct attn_item *items = piece(sender, most_attn_items(cuda) * sizeof *items, (const void **)&cuda->step.items);
+    for (int s = 0; s < b->n_seqs; s++) {
+        const struct batch_seq *seq = &b->seqs[s];
+        bool split = can_split(cuda, seq, slots);
+        for (int i = 0; i < seq->n_rows; i++) {
+            int row = seq->first_row + i;
+            first[row] = slots;
+            slots += count[row] = split ? splits_of(seq->first_pos + i) : 1;
+        }
+        for (int query = 0; query < seq->n_rows * heads; query += QUERY_TILE) {
+            int row = (query + QUERY_TILE - 1) / heads;
+            if (row > seq->n_rows - 1) row = seq->n_rows - 1;
+            n += add_items(items + n, seq, query, seq->first_pos + row, pages, split);
+        }
+        pages += pages_of(seq);
+    }
+    assert((size_t)n <= most_attn_items(cuda) && (size_t)pages <= most_pages(cuda) && slots <= cuda->max_slots);
+    cuda->step.n_items = round_up_items(cuda, n);
+    memset(items + n, 0, (size_t)(cuda->step.n_items - n) * sizeof *items);
+    sender->used = items_at + (size_t)cuda->step.n_items * sizeof *items;
+    send_pages(sender, pages);
+}
+
+void cuda_begin(struct backend *backend, const struct batch *batch) {
+    struct cuda *cuda = (struct cuda *)backend;
+    assert(batch->n_rows >= 1 && batch->n_rows <= cuda->options.max_rows);
+    assert(batch->n_seqs <= cuda->options.max_seqs && batch->n_logits <= cuda->options.max_logits);
+    struct sender sender = {.cuda = cuda};
+    cuda->batch = batch;
+    cuda->stage = "begin";
+    cuda->fault_row = -1;
+    cuda_keep(cuda, cuda->driver.context_use(cuda->card.context), "cuCtxSetCurrent");
+    send_rows(&sender);
+    send_attention(&sender);
+    int result =
+        cuda->driver.copy_in((cuda_address)(uintptr_t)cuda->scratch.step, cuda->staging, sender.used, cuda->stream);
+    cuda_keep(cuda, result, "sending the batch");
+    result = cuda->driver.fill((cuda_address)(uintptr_t)cuda->scratch.fault, 0xff, sizeof *cuda->fault, cuda->stream);
+    cuda_keep(cuda, result, "clearing the fault word");
+    if (cuda->hybrid.cpu) cuda_hybrid_begin(cuda);
+    cuda_graph_begin(cuda);
+}

@@ -1,0 +1,467 @@
+/* backend/cuda/upload.c - weights from the mapped files to the card: the host copies raw bytes into one of two pinned
+ * buffers while the other is on its way, and kernels put them in order on the card. So no matrix is ever held twice in host
+ * memory, and the processor does nothing but read.
+ *
+ * The same walk over all matrices first only counts (cuda->weights_at is 0), then brings them. */
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "backend/cuda/cuda.h"
+#include "base/progress.h"
+
+enum { BUFFERS = 2, SLICE_BYTES = 32 << 20, SLICE_ROWS = 32, BUFFER_ALIGN = 256 };
+
+/* One pinned buffer and its twin on the card. */
+struct buffer {
+    uint8_t *host;
+    cuda_address card;
+    struct cuda_event *sent; /* after the kernels that read it */
+    bool in_flight;
+};
+
+struct upload {
+    struct cuda *cuda;
+    struct device_region region;
+    bool counting;
+    size_t buffer_bytes; /* of each buffer: slices, and whole matrices that cannot be cut */
+    struct buffer buffers[BUFFERS];
+    int next;
+    cuda_address fault; /* uint32_t: smallest number of a matrix with a NaN in it */
+    uint32_t n;         /* matrices so far */
+    uint32_t wanted;    /* the number that `what` names */
+    char what[64];      /* "layer 3, expert 7, down" */
+    int layer, expert;
+    size_t done_bytes, total_bytes;
+    struct progress progress;
+    struct mo_error *error;
+};
+
+static int log2_of(int n) {
+    return 31 - __builtin_clz((unsigned)n);
+}
+
+static bool is_power_of_two(int n) {
+    return n > 0 && (n & (n - 1)) == 0;
+}
+
+/* What the kernels multiply with. FP8 scales in steps that no tile follows are applied once, in bf16. */
+static enum weight_format format_of(const struct mat *mat) {
+    switch (mat->format) {
+    case MAT_FP8:
+        return mat->scale_cols >= mat->cols || is_power_of_two(mat->scale_cols) ? WEIGHT_FP8 : WEIGHT_BF16;
+    case MAT_INT4_AWQ:
+        return WEIGHT_AWQ;
+    case MAT_INT4:
+        return WEIGHT_INT4;
+    case MAT_INT8:
+        return WEIGHT_INT8;
+    default:
+        return WEIGHT_BF16;
+    }
+}
+
+static int group_shift_of(const struct mat *mat, enum weight_format format) {
+    if (format == WEIGHT_FP8) return mat->scale_cols >= mat->cols ? 31 : log2_of(mat->scale_cols);
+    return format == WEIGHT_BF16 ? 31 : log2_of(mat->group_size);
+}
+
+/* Room for n matrices like `mat` (rows x cols of it), one after another. */
+static void place(struct upload *u, struct weight *out, const struct mat *mat, enum weight_format format, int rows,
+                  int cols, int tile_rows, int n) {
+    static const size_t tile_bytes[WEIGHT_FORMATS] = {2048, 1024, 512, 512, 1024},
+                        scale_bytes[WEIGHT_FORMATS] = {0, 4, 2, 4, 2};
+    struct device_matrix *m = &out->m;
+    out->format = format;
+    *m = (struct device_matrix){.rows = rows, .cols = cols, .group_shift = group_shift_of(mat, format)};
+    m->row_tiles = (rows + tile_rows - 1) / tile_rows;
+    m->slabs = (cols + SLAB_COLS - 1) / SLAB_COLS;
+    if (format != WEIGHT_BF16) m->scale_groups = m->group_shift == 31 ? 1 : ((cols - 1) >> m->group_shift) + 1;
+    m->data_step = (size_t)m->row_tiles * (size_t)m->slabs * tile_bytes[format];
+    m->scale_step = (size_t)m->row_tiles * (size_t)m->scale_groups * TILE_ROWS * scale_bytes[format];
+    m->data = device_take(&u->region, (size_t)n * m->data_step);
+    m->scale = device_take(&u->region, (size_t)n * m->scale_step);
+}
+
+static enum raw_format raw_format_of(const struct mat *mat) {
+    static const enum raw_format formats[MAT_FORMATS] = {
+        [MAT_F32] = RAW_F32,      [MAT_F16] = RAW_F16,   [MAT_BF16] = RAW_BF16, [MAT_FP8] = RAW_FP8,
+        [MAT_INT4_AWQ] = RAW_AWQ, [MAT_INT4] = RAW_INT4, [MAT_INT8] = RAW_INT8};
+    return formats[mat->format];
+}
+
+static size_t align_up(size_t n) {
+    return (n + BUFFER_ALIGN - 1) / BUFFER_ALIGN * BUFFER_ALIGN;
+}
+
+/* Bytes of `rows` rows from a multiple of 32 on. */
+static size_t row_bytes(const struct mat *mat, int rows) {
+    size_t count = (size_t)rows * (size_t)mat->cols;
+    switch (mat->format) {
+    case MAT_F32:
+        return count * 4;
+    case MAT_F16:
+    case MAT_BF16:
+        return count * 2;
+    case MAT_FP8:
+        return count;
+    case MAT_INT4_AWQ:
+        return count / 2;
+    default:
+        return (size_t)((rows + BLOCK_ROWS - 1) / BLOCK_ROWS) * block_panel_bytes(mat);
+    }
+}
+
+/* The scales that lie beside a matrix's values: all of them travel with every slice. */
+static size_t scale_bytes(const struct mat *mat) {
+    if (mat->format == MAT_FP8) {
+        return (size_t)((mat->rows + mat->scale_rows - 1) / mat->scale_rows) * (size_t)mat->scale_stride *
+               sizeof(float);
+    }
+    if (mat->format != MAT_INT4_AWQ) return 0;
+    return (size_t)((mat->cols + mat->group_size - 1) / mat->group_size) * (size_t)mat->rows * 2;
+}
+
+static size_t zeros_bytes(const struct mat *mat) {
+    return mat->format == MAT_INT4_AWQ ? scale_bytes(mat) / 4 : 0;
+}
+
+static size_t slice_bytes(const struct mat *mat, int rows) {
+    return align_up(row_bytes(mat, rows)) + align_up(scale_bytes(mat)) + align_up(zeros_bytes(mat));
+}
+
+/* Rows of a slice: whole where the order of the bytes forbids cutting. */
+static int slice_rows(const struct upload *u, const struct mat *mat, bool whole) {
+    if (whole || mat->format == MAT_INT4_AWQ) return mat->rows;
+    size_t panel = row_bytes(mat, SLICE_ROWS), room = u->buffer_bytes - align_up(scale_bytes(mat)) - BUFFER_ALIGN;
+    size_t rows = room / panel * SLICE_ROWS;
+    return rows < (size_t)mat->rows ? (int)rows : mat->rows;
+}
+
+static void grow(struct upload *u, size_t bytes) {
+    if (bytes > u->buffer_bytes) u->buffer_bytes = align_up(bytes);
+}
+
+static int check(const struct upload *u, int result, const char *what) {
+    return cuda_check(&u->cuda->driver, result, u->error, "GPU %d: %s", u->cuda->card.index, what);
+}
+
+/* Rows [r0, r0 + rows) of `mat` on their way to the card; `raw` says where. */
+static int send_slice(struct upload *u, const struct mat *mat, int r0, int rows, struct raw_matrix *raw,
+                      struct buffer **used) {
+    const struct cuda_driver *d = &u->cuda->driver;
+    struct buffer *b = &u->buffers[u->next++ % BUFFERS];
+    size_t data = row_bytes(mat, rows), scales = scale_bytes(mat), zeros = zeros_bytes(mat);
+    size_t scales_at = align_up(data), zeros_at = scales_at + align_up(scales);
+    const uint8_t *from = (const uint8_t *)mat->data + (mat->format == MAT_INT4_AWQ ? 0 : row_bytes(mat, r0));
+    const void *scale = mat->format == MAT_FP8 ? (const void *)mat->scale : mat->scales16;
+    int code = b->in_flight ? check(u, d->event_wait(b->sent), "waiting for weights to arrive") : 0;
+    if (code) return code;
+    assert(zeros_at + zeros <= u->buffer_bytes);
+    memcpy(b->host, from, data);
+    if (scales) memcpy(b->host + scales_at, scale, scales);
+    if (zeros) memcpy(b->host + zeros_at, mat->zeros, zeros);
+    b->in_flight = true;
+    *used = b;
+    *raw = (struct raw_matrix){.data = (const uint8_t *)(uintptr_t)b->card,
+                               .scale = (const uint8_t *)(uintptr_t)(b->card + scales_at),
+                               .zeros = (const uint32_t *)(uintptr_t)(b->card + zeros_at),
+                               .format = (int32_t)raw_format_of(mat),
+                               .rows = rows,
+                               .cols = mat->cols,
+                               .row0 = r0,
+                               .all_rows = mat->rows,
+                               .scale_rows = mat->scale_rows,
+                               .scale_cols = mat->scale_cols,
+                               .scale_stride = mat->scale_stride,
+                               .group = mat->group_size};
+    u->done_bytes += data;
+    progress_update(&u->progress, (double)u->done_bytes);
+    return check(u, d->copy_in(b->card, b->host, zeros_at + zeros, u->cuda->stream), "sending weights");
+}
+
+static int finish_slice(struct upload *u, struct buffer *b) {
+    if (u->cuda->failure.code) {
+        *u->error = u->cuda->failure;
+        return u->error->code;
+    }
+    return check(u, u->cuda->driver.event_record(b->sent, u->cuda->stream), "sending weights");
+}
+
+/* Counts a matrix; returns true when it is only counted. */
+static bool note(struct upload *u, const struct mat *mat, const char *what, bool whole) {
+    if (u->counting) {
+        u->total_bytes += row_bytes(mat, mat->rows);
+        bool cut = !whole && mat->format != MAT_INT4_AWQ;
+        grow(u, cut ? slice_bytes(mat, SLICE_ROWS) + (size_t)BUFFER_ALIGN : slice_bytes(mat, mat->rows));
+        return true;
+    }
+    if (u->n++ == u->wanted) {
+        if (u->layer < 0) {
+            snprintf(u->what, sizeof u->what, "%s", what);
+        } else if (u->expert < 0) {
+            snprintf(u->what, sizeof u->what, "layer %d, %s", u->layer, what);
+        } else {
+            snprintf(u->what, sizeof u->what, "layer %d, expert %d, %s", u->layer, u->expert, what);
+        }
+    }
+    return u->wanted != UINT32_MAX; /* a third walk, to find a name */
+}
+
+/* Launches the two kernels that bring a slice into tiles. */
+static void repack(struct upload *u, struct repack_params *p) {
+    size_t threads = (size_t)p->groups * (size_t)p->n_tiles * 32;
+    size_t tiles = threads * (size_t)p->to.slabs, scales = threads * (size_t)p->to.scale_groups;
+    cuda_launch(u->cuda, KERNEL_REPACK_TILES, (int)((tiles + BLOCK_THREADS - 1) / BLOCK_THREADS), 0, p);
+    cuda_launch(u->cuda, KERNEL_REPACK_SCALES, (int)((scales + BLOCK_THREADS - 1) / BLOCK_THREADS), 0, p);
+}
+
+/* Which half of the tiles a matrix fills (params.h), and of which of the matrices behind one another. */
+struct target {
+    const struct weight *w;
+    int halves, index;
+};
+
+static int send_matrix(struct upload *u, const struct mat *mat, struct target to, const char *what) {
+    if (note(u, mat, what, false)) return 0;
+    int tile_rows = to.halves == 3 ? TILE_ROWS : TILE_ROWS / 2, step = slice_rows(u, mat, false), code = 0;
+    for (int r = 0; r < mat->rows && !code; r += step) {
+        int rows = mat->rows - r < step ? mat->rows - r : step;
+        struct repack_params p = {.to = to.w->m, .format = (int32_t)to.w->format, .halves = to.halves, .groups = 1};
+        struct buffer *buffer;
+        p.to.data += (size_t)to.index * p.to.data_step;
+        p.to.scale += (size_t)to.index * p.to.scale_step;
+        p.first_tile = r / tile_rows;
+        p.n_tiles = (rows + tile_rows - 1) / tile_rows;
+        p.fault = (uint32_t *)(uintptr_t)u->fault;
+        p.number = u->n - 1;
+        code = send_slice(u, mat, r, rows, &p.from, &buffer);
+        if (!code) repack(u, &p);
+        if (!code) code = finish_slice(u, buffer);
+    }
+    return code;
+}
+
+static int bring(struct upload *u, struct weight *w, const struct mat *mat, const char *what) {
+    place(u, w, mat, format_of(mat), mat->rows, mat->cols, TILE_ROWS, 1);
+    return send_matrix(u, mat, (struct target){w, 3, 0}, what);
+}
+
+/* Gate and up in shared tiles; two formats become bf16. */
+static void place_gate_up(struct upload *u, struct weight *w, const struct mlp *mlp, int n) {
+    enum weight_format format = format_of(&mlp->gate);
+    bool same = format == format_of(&mlp->up) && group_shift_of(&mlp->gate, format) == group_shift_of(&mlp->up, format);
+    place(u, w, &mlp->gate, same ? format : WEIGHT_BF16, mlp->gate.rows, mlp->gate.cols, TILE_ROWS / 2, n);
+}
+
+static int send_mlp(struct upload *u, const struct mlp *mlp, const struct weight *gate_up, const struct weight *down,
+                    int i) {
+    int code = send_matrix(u, &mlp->gate, (struct target){gate_up, 1, i}, "gate");
+    if (!code) code = send_matrix(u, &mlp->up, (struct target){gate_up, 2, i}, "up");
+    if (!code) code = send_matrix(u, &mlp->down, (struct target){down, 3, i}, "down");
+    return code;
+}
+
+static int bring_mlp(struct upload *u, const struct mlp *mlp, struct weight *gate_up, struct weight *down) {
+    place_gate_up(u, gate_up, mlp, 1);
+    place(u, down, &mlp->down, format_of(&mlp->down), mlp->down.rows, mlp->down.cols, TILE_ROWS, 1);
+    return send_mlp(u, mlp, gate_up, down, 0);
+}
+
+static bool same_format(const struct mat *a, const struct mat *b) {
+    enum weight_format format = format_of(a);
+    return format == format_of(b) && group_shift_of(a, format) == group_shift_of(b, format);
+}
+
+static int bring_experts(struct upload *u, const struct layer *layer, struct device_layer *out) {
+    int n = u->cuda->model->experts, code = 0;
+    const struct mlp *first = &layer->experts[0];
+    for (int e = 1; e < n; e++) {
+        const struct mlp *mlp = &layer->experts[e];
+        if (same_format(&first->gate, &mlp->gate) && same_format(&first->up, &mlp->up) &&
+            same_format(&first->down, &mlp->down)) {
+            continue;
+        }
+        return mo_error_set(
+            u->error, MO_E_UNSUPPORTED,
+            "layer %d: expert %d has other weight formats than expert 0; the GPU kernels want one for all", u->layer,
+            e);
+    }
+    place_gate_up(u, &out->expert_gate_up, first, n);
+    place(u, &out->expert_down, &first->down, format_of(&first->down), first->down.rows, first->down.cols, TILE_ROWS,
+          n);
+    for (u->expert = 0; u->expert < n && !code; u->expert++) {
+        code = send_mlp(u, &layer->experts[u->expert], &out->expert_gate_up, &out->expert_down, u->expert);
+    }
+    u->expert = -1;
+    return code;
+}
+
+/* kv_b as two sets of matrices, one a head: W_UK turned, so that queries can be absorbed, and W_UV. Both bf16. */
+static int bring_kv_b(struct upload *u, const struct mat *kv_b, struct device_layer *out) {
+    const struct model *m = u->cuda->model;
+    struct repack_params p = {
+        .format = WEIGHT_BF16, .halves = 3, .groups = m->heads, .group_rows = m->nope_dim + m->v_dim};
+    struct buffer *buffer;
+    place(u, &out->key, kv_b, WEIGHT_BF16, m->kv_lora, m->nope_dim, TILE_ROWS, m->heads);
+    place(u, &out->value, kv_b, WEIGHT_BF16, m->v_dim, m->kv_lora, TILE_ROWS, m->heads);
+    if (note(u, kv_b, "kv_b", true)) return 0;
+    p.fault = (uint32_t *)(uintptr_t)u->fault;
+    p.number = u->n - 1;
+    int code = send_slice(u, kv_b, 0, kv_b->rows, &p.from, &buffer);
+    if (code) return code;
+    p.to = out->key.m;
+    p.n_tiles = p.to.row_tiles;
+    p.transposed = 1;
+    repack(u, &p);
+    p.to = out->value.m;
+    p.n_tiles = p.to.row_tiles;
+    p.transposed = 0;
+    p.row_offset = m->nope_dim;
+    repack(u, &p);
+    return finish_slice(u, buffer);
+}
+
+/* A matrix whose rows are looked up or multiplied one by one: fp32 or bf16, as it lies in the file. */
+static int bring_rows(struct upload *u, const struct mat *mat, const void **out, bool bf16, const char *what) {
+    uint8_t *at = device_take(&u->region, (size_t)mat->rows * (size_t)mat->cols * (bf16 ? 2 : 4));
+    *out = at;
+    if (note(u, mat, what, false)) return 0;
+    int step = slice_rows(u, mat, false), code = 0;
+    for (int r = 0; r < mat->rows && !code; r += step) {
+        struct repack_params p = {.to = {.data = at}, .target = bf16 ? REPACK_ROWS_BF16 : REPACK_ROWS_F32};
+        struct buffer *buffer;
+        int rows = mat->rows - r < step ? mat->rows - r : step;
+        p.fault = (uint32_t *)(uintptr_t)u->fault;
+        p.number = u->n - 1;
+        code = send_slice(u, mat, r, rows, &p.from, &buffer);
+        if (!code) cuda_launch(u->cuda, KERNEL_REPACK_ROWS, rows, 0, &p);
+        if (!code) code = finish_slice(u, buffer);
+    }
+    return code;
+}
+
+/* Norms and biases are copied as they are. */
+static int bring_vector(struct upload *u, const float *values, int n, const float **out) {
+    size_t bytes = (size_t)n * sizeof *values;
+    float *at = device_take(&u->region, bytes);
+    *out = values ? at : NULL;
+    if (u->counting || !values || u->wanted != UINT32_MAX) return 0;
+    return check(u, u->cuda->driver.copy_in((cuda_address)(uintptr_t)at, values, bytes, u->cuda->stream),
+                 "sending a norm");
+}
+
+static int bring_attention(struct upload *u, const struct layer *layer, struct device_layer *out) {
+    const struct model *m = u->cuda->model;
+    bool low_rank = m->q_kind == Q_LOW_RANK;
+    int code = bring_vector(u, layer->attn_norm, m->hidden, &out->attn_norm);
+    if (!code) code = bring_vector(u, layer->kv_a_norm, m->kv_lora, &out->kv_a_norm);
+    if (!code && low_rank) code = bring_vector(u, layer->q_a_norm, m->q_lora, &out->q_a_norm);
+    if (!code) code = bring(u, &out->q, low_rank ? &layer->q_a : &layer->q, low_rank ? "q_a" : "q");
+    if (!code && low_rank) code = bring(u, &out->q_b, &layer->q_b, "q_b");
+    if (!code) code = bring(u, &out->kv_a, &layer->kv_a, "kv_a");
+    if (!code) code = bring_kv_b(u, &layer->kv_b, out);
+    if (!code) code = bring(u, &out->o, &layer->o, "o");
+    return code;
+}
+
+static int bring_layer(struct upload *u, const struct layer *layer, struct device_layer *out) {
+    const struct model *m = u->cuda->model;
+    int code = bring_attention(u, layer, out);
+    if (!code) code = bring_vector(u, layer->ffn_norm, m->hidden, &out->ffn_norm);
+    if (code) return code;
+    if (model_layer_is_dense(m, u->layer)) return bring_mlp(u, &layer->dense, &out->gate_up, &out->down);
+    if (m->shared_experts) code = bring_mlp(u, &layer->shared, &out->shared_gate_up, &out->shared_down);
+    if (code || u->cuda->options.cpu_experts) return code;
+    out->router_is_bf16 = layer->router.format == MAT_BF16;
+    code = bring_rows(u, &layer->router, &out->router, out->router_is_bf16, "router");
+    if (!code) code = bring_vector(u, layer->router_bias, m->experts, &out->router_bias);
+    return code ? code : bring_experts(u, layer, out);
+}
+
+/* The one walk. */
+static int bring_all(struct upload *u, const struct weights *weights) {
+    struct cuda *cuda = u->cuda;
+    struct device_weights *out = &cuda->weights;
+    const struct model *m = cuda->model;
+    bool f32 = weights->embed.format == MAT_F32;
+    u->region = (struct device_region){.base = cuda->weights_at};
+    u->n = 0;
+    u->layer = u->expert = -1;
+    out->embed_format = f32 ? RAW_F32 : RAW_BF16;
+    int code = bring_rows(u, &weights->embed, &out->embed, !f32, "embed_tokens");
+    if (!code) code = bring_vector(u, weights->final_norm, m->hidden, &out->final_norm);
+    if (!code) code = bring(u, &out->head, &weights->head, "lm_head");
+    for (u->layer = 0; u->layer < m->layers && !code; u->layer++) {
+        code = bring_layer(u, &weights->layers[u->layer], &out->layers[u->layer]);
+    }
+    return code;
+}
+
+static int open_buffers(struct upload *u) {
+    const struct cuda_driver *d = &u->cuda->driver;
+    int code = check(u, d->memory_take(&u->fault, sizeof(uint32_t)), "memory to bring the weights in");
+    for (int i = 0; i < BUFFERS && !code; i++) {
+        struct buffer *b = &u->buffers[i];
+        void *host = NULL;
+        code = check(u, d->pinned_take(&host, u->buffer_bytes, 0), "pinned memory to bring the weights in");
+        b->host = host;
+        if (!code) code = check(u, d->memory_take(&b->card, u->buffer_bytes), "memory to bring the weights in");
+        if (!code) code = check(u, d->event_create(&b->sent, 2), "an event"); /* 2: no timing */
+    }
+    if (!code) code = check(u, d->fill(u->fault, 0xff, sizeof(uint32_t), u->cuda->stream), "clearing a word");
+    return code;
+}
+
+static void close_buffers(struct upload *u) {
+    const struct cuda_driver *d = &u->cuda->driver;
+    d->stream_wait(u->cuda->stream);
+    for (int i = 0; i < BUFFERS; i++) {
+        if (u->buffers[i].host) d->pinned_free(u->buffers[i].host);
+        if (u->buffers[i].card) d->memory_free(u->buffers[i].card);
+        if (u->buffers[i].sent) d->event_destroy(u->buffers[i].sent);
+    }
+    if (u->fault) d->memory_free(u->fault);
+}
+
+/* Waits for the last slice, and looks whether a weight was not a number. */
+static int finish(struct upload *u, const struct weights *weights) {
+    const struct cuda_driver *d = &u->cuda->driver;
+    uint32_t bad = UINT32_MAX;
+    int code = check(u, d->copy_out(&bad, u->fault, sizeof bad, u->cuda->stream), "bringing the weights in");
+    if (!code) code = check(u, d->stream_wait(u->cuda->stream), "bringing the weights in");
+    if (code || bad == UINT32_MAX) return code;
+    u->wanted = bad;
+    bring_all(u, weights);
+    return mo_error_set(u->error, MO_E_NUMERIC, "%s: a weight is NaN or infinite", u->what);
+}
+
+int cuda_upload(struct cuda *cuda, const struct weights *weights, struct mo_error *error) {
+    struct mo_error ignored;
+    struct upload u = {.cuda = cuda,
+                       .counting = true,
+                       .buffer_bytes = SLICE_BYTES,
+                       .wanted = UINT32_MAX,
+                       .error = error ? error : &ignored};
+    cuda_address weights_at = cuda->weights_at;
+    if (!cuda->weights.layers) {
+        cuda->weights.layers =
+            arena_alloc_array(cuda->arena, (size_t)cuda->model->layers, sizeof *cuda->weights.layers);
+    }
+    if (!cuda->weights.layers)
+        return mo_error_set(error, MO_E_NO_MEMORY, "no memory for %d layers", cuda->model->layers);
+    cuda->weights_at = 0;
+    int code = bring_all(&u, weights);
+    cuda->weights_at = weights_at;
+    cuda->weights_bytes = u.region.used;
+    if (code || !weights_at) return code;
+    u.counting = false;
+    cuda->stage = "load";
+    progress_begin(&u.progress, "bringing weights to the GPU", "GB", 1e-9, (double)u.total_bytes);
+    code = open_buffers(&u);
+    if (!code) code = bring_all(&u, weights);
+    if (!code) code = finish(&u, weights);
+    close_buffers(&u);
+    progress_end(&u.progress);
+    return code;
+}

@@ -1,0 +1,300 @@
+/* tests/shim/fibre.c - runs a block of a kernel: its threads as fibres, warp operations as meetings of 32 of them. */
+#include "shim.h"
+#include "fibre.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#if !defined(__x86_64__)
+#include <ucontext.h>
+#endif
+
+enum { THREADS_MAX = 256, STACK_BYTES = 64 << 10, LANES = 32, COPIES_MAX = 4096 };
+
+enum state { READY, AT_BARRIER, AT_WARP, DONE };
+
+struct copy {
+    void *to;
+    uint8_t bytes[16];
+    int group;
+};
+
+struct fibre {
+    enum state state;
+    enum shim_op op;
+    struct shim_lane *lane;
+    struct copy *copies; /* [COPIES_MAX] */
+    int n_copies, group;
+#if defined(__x86_64__)
+    void *stack_pointer;
+#else
+    ucontext_t context;
+#endif
+};
+
+int shim_thread, shim_block;
+unsigned char shim_shared[SHIM_SHARED_BYTES] __attribute__((aligned(128)));
+
+static struct fibre fibres[THREADS_MAX];
+static uint8_t *stacks; /* [THREADS_MAX][STACK_BYTES], each with a page below that must not be touched */
+static int n_threads;
+static shim_kernel *kernel;
+static const void *params;
+
+static void fibre_main(void) {
+    kernel(params);
+    fibres[shim_thread].state = DONE;
+    for (;;) shim_yield();
+}
+
+#if defined(__x86_64__)
+/* Saves what a function must keep, changes stacks, and restores it. */
+void shim_switch(void **from, void *to);
+__asm__(".text\n"
+        ".globl shim_switch\n"
+        ".type shim_switch, @function\n"
+        "shim_switch:\n"
+        "    pushq %rbp\n    pushq %rbx\n    pushq %r12\n    pushq %r13\n    pushq %r14\n    pushq %r15\n"
+        "    movq %rsp, (%rdi)\n"
+        "    movq %rsi, %rsp\n"
+        "    popq %r15\n    popq %r14\n    popq %r13\n    popq %r12\n    popq %rbx\n    popq %rbp\n"
+        "    ret\n"
+        ".size shim_switch, .-shim_switch\n");
+static void *scheduler;
+
+void shim_yield(void) {
+    shim_switch(&fibres[shim_thread].stack_pointer, scheduler);
+}
+static void resume(int i) {
+    shim_switch(&scheduler, fibres[i].stack_pointer);
+}
+static void prepare(int i) {
+    void **top = (void **)(stacks + (size_t)(i + 1) * STACK_BYTES);
+    void (*entry)(void) = fibre_main;
+    *--top = NULL; /* keeps the stack aligned as after a call */
+    memcpy(--top, &entry, sizeof entry);
+    for (int j = 0; j < 6; j++) *--top = NULL;
+    fibres[i].stack_pointer = top;
+}
+#else
+static ucontext_t scheduler;
+
+void shim_yield(void) {
+    swapcontext(&fibres[shim_thread].context, &scheduler);
+}
+static void resume(int i) {
+    swapcontext(&scheduler, &fibres[i].context);
+}
+static void prepare(int i) {
+    getcontext(&fibres[i].context);
+    fibres[i].context.uc_stack.ss_sp = stacks + (size_t)i * STACK_BYTES + 4096;
+    fibres[i].context.uc_stack.ss_size = STACK_BYTES - 4096;
+    makecontext(&fibres[i].context, fibre_main, 0);
+}
+#endif
+
+static void give_up(const char *what) {
+    fprintf(stderr, "shim: block %d, thread %d: %s\n", shim_block, shim_thread, what);
+    abort();
+}
+
+static void open_stacks(void) {
+    if (stacks) return;
+    size_t bytes = (size_t)THREADS_MAX * STACK_BYTES;
+    stacks = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (stacks == MAP_FAILED) give_up("no memory for stacks");
+    madvise(stacks, bytes, MADV_NOHUGEPAGE);
+    for (int i = 0; i < THREADS_MAX; i++) mprotect(stacks + (size_t)i * STACK_BYTES, 4096, PROT_NONE);
+}
+
+void shim_barrier(void) {
+    fibres[shim_thread].state = AT_BARRIER;
+    shim_yield();
+}
+
+void shim_warp(enum shim_op op, struct shim_lane *lane) {
+    struct fibre *f = &fibres[shim_thread];
+    f->state = AT_WARP;
+    f->op = op;
+    f->lane = lane;
+    shim_yield();
+}
+
+void shim_copy(void *to, const void *from) {
+    struct fibre *f = &fibres[shim_thread];
+    if (!f->copies) f->copies = malloc(COPIES_MAX * sizeof *f->copies);
+    if (!f->copies || f->n_copies == COPIES_MAX) give_up("too many copies under way");
+    struct copy *copy = &f->copies[f->n_copies++];
+    copy->to = to;
+    copy->group = f->group;
+    memcpy(copy->bytes, from, sizeof copy->bytes);
+    memset(to, 0xff, sizeof copy->bytes); /* NaN until it is waited for */
+}
+
+void shim_copy_commit(void) {
+    fibres[shim_thread].group++;
+}
+
+void shim_copy_wait(int groups_left) {
+    struct fibre *f = &fibres[shim_thread];
+    int kept = 0;
+    for (int i = 0; i < f->n_copies; i++) {
+        struct copy *copy = &f->copies[i];
+        if (copy->group < f->group - groups_left) {
+            memcpy(copy->to, copy->bytes, sizeof copy->bytes);
+        } else {
+            f->copies[kept++] = *copy;
+        }
+    }
+    f->n_copies = kept;
+}
+
+static float bf16(uint32_t pair, int half) {
+    return bits_float((half ? pair >> 16 : pair & 0xffff) << 16);
+}
+
+/* The fragments of the PTX manual, m16n8k16: lane l has rows g = l / 4 and g + 8, columns 2 (l % 4) and the next. */
+static void warp_mma(struct shim_lane *const *lane) {
+    float a[16][16], b[16][8];
+    for (int l = 0; l < LANES; l++) {
+        int g = l / 4, t = l % 4;
+        for (int h = 0; h < 2; h++) {
+            a[g][2 * t + h] = bf16(lane[l]->a[0], h);
+            a[g + 8][2 * t + h] = bf16(lane[l]->a[1], h);
+            a[g][2 * t + 8 + h] = bf16(lane[l]->a[2], h);
+            a[g + 8][2 * t + 8 + h] = bf16(lane[l]->a[3], h);
+            b[2 * t + h][g] = bf16(lane[l]->b[0], h);
+            b[2 * t + 8 + h][g] = bf16(lane[l]->b[1], h);
+        }
+    }
+    for (int l = 0; l < LANES; l++) {
+        for (int i = 0; i < 4; i++) {
+            int row = l / 4 + i / 2 * 8, col = l % 4 * 2 + i % 2;
+            float sum = lane[l]->c[i];
+            for (int k = 0; k < 16; k++) sum += a[row][k] * b[k][col];
+            lane[l]->c[i] = sum;
+        }
+    }
+}
+
+static void warp_tiles(struct shim_lane *const *lane, int turned) {
+    for (int i = 0; i < 4; i++) {
+        uint16_t tile[8][8];
+        for (int r = 0; r < 8; r++) {
+            if ((uintptr_t)lane[i * 8 + r]->row % 16) give_up("a row of ldmatrix is not aligned");
+            memcpy(tile[r], lane[i * 8 + r]->row, 16);
+        }
+        for (int l = 0; l < LANES; l++) {
+            int g = l / 4, c = l % 4 * 2;
+            lane[l]->a[i] =
+                turned ? tile[c][g] | (uint32_t)tile[c + 1][g] << 16 : tile[g][c] | (uint32_t)tile[g][c + 1] << 16;
+        }
+    }
+}
+
+static void warp_shuffle(struct shim_lane *const *lane, enum shim_op op) {
+    uint32_t values[LANES];
+    for (int l = 0; l < LANES; l++) values[l] = lane[l]->value;
+    for (int l = 0; l < LANES; l++) {
+        int from = op == SHIM_SHUFFLE_XOR ? l ^ lane[l]->mask : l - lane[l]->mask;
+        if (from >= 0 && from < LANES) lane[l]->value = values[from];
+    }
+}
+
+/* All lanes of a warp have come together. */
+static void run_op(struct fibre *warp) {
+    struct shim_lane *lanes[LANES];
+    enum shim_op op = warp[0].op;
+    for (int l = 0; l < LANES; l++) {
+        if (warp[l].op != op) give_up("the lanes of a warp ask for different operations");
+        lanes[l] = warp[l].lane;
+        warp[l].state = READY;
+    }
+    switch (op) {
+    case SHIM_MMA:
+        warp_mma(lanes);
+        break;
+    case SHIM_TILES:
+    case SHIM_TILES_TURNED:
+        warp_tiles(lanes, op == SHIM_TILES_TURNED);
+        break;
+    case SHIM_SHUFFLE_XOR:
+    case SHIM_SHUFFLE_UP:
+        warp_shuffle(lanes, op);
+        break;
+    case SHIM_WARP_BARRIER:
+        break;
+    }
+}
+
+static int count_in(const struct fibre *warp, enum state state) {
+    int n = 0;
+    for (int l = 0; l < LANES; l++) n += warp[l].state == state;
+    return n;
+}
+
+/* Runs a warp until each of its lanes is at a barrier or done. */
+static void run_warp(int first) {
+    struct fibre *warp = &fibres[first];
+    for (;;) {
+        for (int l = 0; l < LANES; l++) {
+            shim_thread = first + l;
+            if (warp[l].state == READY) resume(first + l);
+        }
+        int waiting = count_in(warp, AT_WARP);
+        if (waiting == 0) return;
+        if (waiting < LANES) give_up("a warp operation that some lanes do not come to");
+        run_op(warp);
+    }
+}
+
+static void run_block(int block) {
+    shim_block = block;
+    memset(shim_shared, 0xff, sizeof shim_shared); /* NaN, to be seen if it is read before it is written */
+    for (int i = 0; i < n_threads; i++) {
+        fibres[i].state = READY;
+        fibres[i].n_copies = fibres[i].group = 0;
+        prepare(i);
+    }
+    for (;;) {
+        int waiting = 0;
+        for (int i = 0; i < n_threads; i += LANES) {
+            run_warp(i);
+            waiting += count_in(&fibres[i], AT_BARRIER);
+        }
+        if (waiting == 0) return;
+        for (int i = 0; i < n_threads; i++) {
+            if (fibres[i].state == AT_BARRIER) fibres[i].state = READY;
+            if (fibres[i].state == DONE) give_up("a barrier that some threads do not come to");
+        }
+    }
+}
+
+void shim_run(shim_kernel *function, const void *arguments, int blocks, int threads, uint64_t *seed) {
+    int *order = malloc((size_t)blocks * sizeof *order);
+    if (!order || threads % LANES || threads > THREADS_MAX) give_up("a launch that it cannot run");
+    open_stacks();
+    kernel = function;
+    params = arguments;
+    n_threads = threads;
+    for (int i = 0; i < blocks; i++) {
+        *seed = *seed * 6364136223846793005u + 1442695040888963407u;
+        int j = (int)((*seed >> 33) % (unsigned)(i + 1));
+        order[i] = order[j];
+        order[j] = i;
+    }
+    for (int i = 0; i < blocks; i++) run_block(order[i]);
+    free(order);
+}
+
+uint32_t shim_bf16(float value) {
+    uint32_t bits = float_bits(value);
+    if ((bits & 0x7fffffff) > 0x7f800000) return (bits >> 16 | 0x40) & 0xffff;
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+float shim_half(uint32_t bits) {
+    uint32_t sign = (bits & 0x8000) << 16, size = bits & 0x7fff;
+    if (size >= 0x7c00) return bits_float(sign | 0x7f800000 | (size & 0x3ff) << 13);
+    return bits_float(sign | float_bits(bits_float(size << 13) * 0x1p112f)); /* fp16 bits in fp32's places are 2^-112 */
+}

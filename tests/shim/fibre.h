@@ -1,0 +1,13 @@
+/* tests/shim/fibre.h - the scheduler of fibre.c, for the fake driver. */
+#ifndef MOEBIUS_TESTS_SHIM_FIBRE_H
+#define MOEBIUS_TESTS_SHIM_FIBRE_H
+
+#include "shim.h"
+
+enum { SHIM_SHARED_BYTES = 99 << 10 }; /* of the cards that have least: compute capability 8.6 and 8.9 */
+
+/* Runs all blocks, in an order shuffled by `seed`, which moves on. */
+void shim_run(shim_kernel *kernel, const void *params, int blocks, int threads, uint64_t *seed);
+void shim_yield(void);
+
+#endif

@@ -1,0 +1,400 @@
+/* tests/shim/libcuda.c - a libcuda.so.1 for tests: its card's memory is the machine's, its kernels run as fibres, and it
+ * fails where it is told to. Memory ends at a page that must not be touched, so that a kernel that reads or writes past the
+ * end of what it was given dies on the spot.
+ *
+ * MOEBIUS_FAKE_CUDA is a list of NAME=NUMBER, separated by commas:
+ *   devices, version, capability, free_mib   what the machine has (default 1, 13000, 89, 8192)
+ *   init, alloc, pinned, load, launch, copy, wait, prepare, graph   the N-th such call fails (alloc and pinned: out of memory)
+ *   log                                      1: every call on stderr */
+#include "fibre.h"
+
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+enum { OK = 0, INVALID = 1, NO_MEMORY = 2, NO_DEVICE = 100, NO_BINARY = 209, NOT_FOUND = 500, LAUNCH_FAILED = 719 };
+enum { KERNELS_MAX = 128, BLOCKS_MAX = 1024, PAGE = 4096, ALIGN = 16 };
+
+/* --- what to do ----------------------------------------------------------------------------------------------------- */
+
+static long option(const char *name, long normal) {
+    const char *text = getenv("MOEBIUS_FAKE_CUDA");
+    size_t n = strlen(name);
+    for (const char *at = text; at && *at; at = strchr(at, ',') ? strchr(at, ',') + 1 : NULL) {
+        if (!strncmp(at, name, n) && at[n] == '=') return strtol(at + n + 1, NULL, 10);
+    }
+    return normal;
+}
+
+/* Counts calls of a kind; true for the one that is to fail. */
+static bool fails(const char *kind) {
+    static struct {
+        const char *kind;
+        long calls;
+    } counters[16];
+    int i = 0;
+    while (counters[i].kind && strcmp(counters[i].kind, kind)) i++;
+    counters[i].kind = kind;
+    bool now = ++counters[i].calls == option(kind, -1);
+    if (option("log", 0)) fprintf(stderr, "fake cuda: %s %ld%s\n", kind, counters[i].calls, now ? " fails" : "");
+    return now;
+}
+
+/* --- memory --------------------------------------------------------------------------------------------------------- */
+
+static struct {
+    uint8_t *map, *at;
+    size_t map_bytes, bytes;
+} blocks[BLOCKS_MAX];
+
+static size_t bytes_taken(void) {
+    size_t sum = 0;
+    for (int i = 0; i < BLOCKS_MAX; i++) sum += blocks[i].bytes;
+    return sum;
+}
+
+/* The end of what is given is the end of a page. New memory holds NaN, as a card's might. */
+static int take(void **at, size_t bytes) {
+    int i = 0;
+    size_t rounded = (bytes + ALIGN - 1) / ALIGN * ALIGN, map_bytes = (rounded + PAGE - 1) / PAGE * PAGE + PAGE;
+    while (i < BLOCKS_MAX && blocks[i].map) i++;
+    if (i == BLOCKS_MAX || bytes == 0) return INVALID;
+    uint8_t *map = mmap(NULL, map_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (map == MAP_FAILED) return NO_MEMORY;
+    mprotect(map + map_bytes - PAGE, PAGE, PROT_NONE);
+    blocks[i].map = map;
+    blocks[i].map_bytes = map_bytes;
+    blocks[i].bytes = bytes;
+    *at = blocks[i].at = map + map_bytes - PAGE - rounded;
+    madvise(map, map_bytes, MADV_NOHUGEPAGE);
+    if (bytes <= 8 << 20) memset(*at, 0xff, bytes); /* what is larger is staging and cache: it would take too long */
+    return OK;
+}
+
+static int give_back(const void *at) {
+    for (int i = 0; i < BLOCKS_MAX; i++) {
+        if (!blocks[i].map || blocks[i].at != at) continue;
+        munmap(blocks[i].map, blocks[i].map_bytes);
+        memset(&blocks[i], 0, sizeof blocks[i]);
+        return OK;
+    }
+    return INVALID;
+}
+
+static bool is_inside(const void *at, size_t bytes) {
+    for (int i = 0; i < BLOCKS_MAX; i++) {
+        const uint8_t *first = blocks[i].at;
+        if (first && (const uint8_t *)at >= first && (const uint8_t *)at + bytes <= first + blocks[i].bytes)
+            return true;
+    }
+    return false;
+}
+
+/* --- kernels -------------------------------------------------------------------------------------------------------- */
+
+struct shim_function {
+    const char *name;
+    shim_kernel *kernel;
+    size_t params_bytes;
+    int shared_bytes;
+};
+static struct shim_function functions[KERNELS_MAX];
+static int n_functions;
+static uint64_t seed;
+
+void shim_register(const char *name, shim_kernel *kernel, size_t params_bytes) {
+    functions[n_functions++] = (struct shim_function){name, kernel, params_bytes, 48 << 10};
+}
+
+/* A recording: launches and their arguments, as they were then. */
+struct shim_launch {
+    const struct shim_function *function;
+    int blocks, threads;
+    void *params;
+};
+struct shim_graph {
+    struct shim_launch *launches;
+    int n, owners;
+};
+static struct shim_graph *recording;
+
+static int add_launch(const struct shim_function *function, int n, int threads, const void *params) {
+    struct shim_graph *g = recording;
+    g->launches = realloc(g->launches, (size_t)(g->n + 1) * sizeof *g->launches);
+    struct shim_launch *launch = &g->launches[g->n++];
+    *launch = (struct shim_launch){function, n, threads, malloc(function->params_bytes)};
+    memcpy(launch->params, params, function->params_bytes);
+    return OK;
+}
+
+static int release(struct shim_graph *g) {
+    if (--g->owners > 0) return OK;
+    for (int i = 0; i < g->n; i++) free(g->launches[i].params);
+    free(g->launches);
+    free(g);
+    return OK;
+}
+
+/* --- the driver's functions ----------------------------------------------------------------------------------------- */
+
+#define API __attribute__((visibility("default")))
+int cuInit(unsigned flags);
+int cuDriverGetVersion(int *version);
+int cuGetErrorName(int code, const char **text);
+int cuGetErrorString(int code, const char **text);
+int cuDeviceGetCount(int *n);
+int cuDeviceGet(int *device, int index);
+int cuDeviceGetName(char *name, int size, int device);
+int cuDeviceGetAttribute(int *value, int attribute, int device);
+int cuDevicePrimaryCtxRetain(void **context, int device);
+int cuDevicePrimaryCtxRelease_v2(int device);
+int cuCtxSetCurrent(void *context);
+int cuMemGetInfo_v2(size_t *free_bytes, size_t *total_bytes);
+int cuMemAlloc_v2(uint64_t *at, size_t bytes);
+int cuMemFree_v2(uint64_t at);
+int cuMemHostAlloc(void **at, size_t bytes, unsigned flags);
+int cuMemFreeHost(void *at);
+int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream);
+int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream);
+int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void *stream);
+int cuStreamCreate(void **stream, unsigned flags);
+int cuStreamSynchronize(void *stream);
+int cuStreamDestroy_v2(void *stream);
+int cuEventCreate(void **event, unsigned flags);
+int cuEventRecord(void *event, void *stream);
+int cuEventSynchronize(void *event);
+int cuEventDestroy_v2(void *event);
+int cuModuleLoadData(void **module, const void *image);
+int cuModuleUnload(void *module);
+int cuModuleGetFunction(struct shim_function **function, void *module, const char *name);
+int cuFuncSetAttribute(struct shim_function *function, int attribute, int value);
+int cuStreamBeginCapture_v2(void *stream, int mode);
+int cuStreamEndCapture(void *stream, struct shim_graph **graph);
+int cuGraphInstantiateWithFlags(struct shim_graph **ready, struct shim_graph *graph, unsigned long long flags);
+int cuGraphLaunch(struct shim_graph *graph, void *stream);
+int cuGraphExecDestroy(struct shim_graph *graph);
+int cuGraphDestroy(struct shim_graph *graph);
+int cuLaunchKernel(const struct shim_function *function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
+                   unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes, void *stream,
+                   void **arguments, void **extra);
+
+static char thing; /* what handles point at */
+
+API int cuInit(unsigned flags) {
+    (void)flags;
+    const char *text = getenv("MOEBIUS_SHIM_SEED");
+    seed = text ? strtoull(text, NULL, 10) : 1;
+    return fails("init") ? NO_DEVICE : OK;
+}
+
+API int cuDriverGetVersion(int *version) {
+    *version = (int)option("version", 13000);
+    return OK;
+}
+
+static const struct {
+    int code;
+    const char *name, *text;
+} errors[] = {{INVALID, "CUDA_ERROR_INVALID_VALUE", "invalid argument"},
+              {NO_MEMORY, "CUDA_ERROR_OUT_OF_MEMORY", "out of memory"},
+              {NO_DEVICE, "CUDA_ERROR_NO_DEVICE", "no CUDA-capable device is detected"},
+              {NO_BINARY, "CUDA_ERROR_NO_BINARY_FOR_GPU", "no kernel image is available for execution on the device"},
+              {NOT_FOUND, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
+              {LAUNCH_FAILED, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"}};
+
+static int find_error(int code, const char **text, bool name) {
+    for (size_t i = 0; i < sizeof errors / sizeof *errors; i++) {
+        if (errors[i].code != code) continue;
+        *text = name ? errors[i].name : errors[i].text;
+        return OK;
+    }
+    return INVALID;
+}
+API int cuGetErrorName(int code, const char **text) {
+    return find_error(code, text, true);
+}
+API int cuGetErrorString(int code, const char **text) {
+    return find_error(code, text, false);
+}
+
+API int cuDeviceGetCount(int *n) {
+    *n = (int)option("devices", 1);
+    return OK;
+}
+API int cuDeviceGet(int *device, int index) {
+    *device = index;
+    return index < option("devices", 1) ? OK : INVALID;
+}
+API int cuDeviceGetName(char *name, int size, int device) {
+    snprintf(name, (size_t)size, "fibres on a CPU %d", device);
+    return OK;
+}
+API int cuDeviceGetAttribute(int *value, int attribute, int device) {
+    int capability = (int)option("capability", 89);
+    (void)device;
+    *value = attribute == 75   ? capability / 10
+             : attribute == 76 ? capability % 10
+             : attribute == 97 ? SHIM_SHARED_BYTES
+                               : 1;
+    return OK;
+}
+API int cuDevicePrimaryCtxRetain(void **context, int device) {
+    (void)device;
+    *context = &thing;
+    return OK;
+}
+API int cuDevicePrimaryCtxRelease_v2(int device) {
+    (void)device;
+    if (option("leaks", 0) && bytes_taken())
+        fprintf(stderr, "fake cuda: %zu bytes were not given back\n", bytes_taken());
+    return OK;
+}
+API int cuCtxSetCurrent(void *context) {
+    return context == &thing ? OK : INVALID;
+}
+API int cuMemGetInfo_v2(size_t *free_bytes, size_t *total_bytes) {
+    *total_bytes = (size_t)option("free_mib", 8192) << 20;
+    *free_bytes = *total_bytes - bytes_taken();
+    return OK;
+}
+API int cuMemAlloc_v2(uint64_t *at, size_t bytes) {
+    void *memory = NULL;
+    int code = fails("alloc") ? NO_MEMORY : take(&memory, bytes);
+    *at = (uint64_t)(uintptr_t)memory;
+    return code;
+}
+API int cuMemFree_v2(uint64_t at) {
+    return give_back((void *)(uintptr_t)at);
+}
+API int cuMemHostAlloc(void **at, size_t bytes, unsigned flags) {
+    (void)flags;
+    return fails("pinned") ? NO_MEMORY : take(at, bytes);
+}
+API int cuMemFreeHost(void *at) {
+    return give_back(at);
+}
+
+API int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream) {
+    (void)stream;
+    if (fails("copy")) return LAUNCH_FAILED;
+    if (!is_inside((void *)(uintptr_t)to, bytes)) return INVALID;
+    memcpy((void *)(uintptr_t)to, from, bytes);
+    return OK;
+}
+API int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) {
+    (void)stream;
+    if (fails("copy")) return LAUNCH_FAILED;
+    if (!is_inside((void *)(uintptr_t)from, bytes)) return INVALID;
+    memcpy(to, (void *)(uintptr_t)from, bytes);
+    return OK;
+}
+API int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void *stream) {
+    (void)stream;
+    if (!is_inside((void *)(uintptr_t)to, bytes)) return INVALID;
+    memset((void *)(uintptr_t)to, value, bytes);
+    return OK;
+}
+API int cuStreamCreate(void **stream, unsigned flags) {
+    (void)flags;
+    *stream = &thing;
+    return OK;
+}
+API int cuStreamSynchronize(void *stream) {
+    (void)stream;
+    return fails("wait") ? LAUNCH_FAILED : OK;
+}
+API int cuStreamDestroy_v2(void *stream) {
+    (void)stream;
+    return OK;
+}
+API int cuEventCreate(void **event, unsigned flags) {
+    (void)flags;
+    *event = &thing;
+    return OK;
+}
+API int cuEventRecord(void *event, void *stream) {
+    (void)event;
+    (void)stream;
+    return OK;
+}
+API int cuEventSynchronize(void *event) {
+    (void)event;
+    return OK;
+}
+API int cuEventDestroy_v2(void *event) {
+    (void)event;
+    return OK;
+}
+API int cuModuleLoadData(void **module, const void *image) {
+    (void)image;
+    *module = &thing;
+    return fails("load") ? NO_BINARY : OK;
+}
+API int cuModuleUnload(void *module) {
+    (void)module;
+    return OK;
+}
+API int cuModuleGetFunction(struct shim_function **function, void *module, const char *name) {
+    (void)module;
+    for (int i = 0; i < n_functions; i++) {
+        if (strcmp(functions[i].name, name)) continue;
+        *function = &functions[i];
+        return OK;
+    }
+    return NOT_FOUND;
+}
+API int cuFuncSetAttribute(struct shim_function *function, int attribute, int value) {
+    if (attribute != 8 || value > SHIM_SHARED_BYTES) return INVALID;
+    function->shared_bytes = value;
+    return OK;
+}
+API int cuLaunchKernel(const struct shim_function *function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
+                       unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes, void *stream,
+                       void **arguments, void **extra) {
+    (void)stream;
+    if (fails("launch")) return LAUNCH_FAILED;
+    bool flat = grid_y == 1 && grid_z == 1 && block_y == 1 && block_z == 1 && !extra;
+    if (!flat || !grid_x || (int)shared_bytes > function->shared_bytes) return INVALID;
+    if (option("log", 0))
+        fprintf(stderr, "fake cuda: %s %u x %u, %u bytes\n", function->name, grid_x, block_x, shared_bytes);
+    if (recording) return add_launch(function, (int)grid_x, (int)block_x, arguments[0]);
+    shim_run(function->kernel, arguments[0], (int)grid_x, (int)block_x, &seed);
+    return OK;
+}
+
+API int cuStreamBeginCapture_v2(void *stream, int mode) {
+    (void)stream;
+    (void)mode;
+    recording = calloc(1, sizeof *recording);
+    recording->owners = 1;
+    return OK;
+}
+API int cuStreamEndCapture(void *stream, struct shim_graph **graph) {
+    (void)stream;
+    *graph = recording;
+    recording = NULL;
+    return *graph ? OK : INVALID;
+}
+API int cuGraphInstantiateWithFlags(struct shim_graph **ready, struct shim_graph *graph, unsigned long long flags) {
+    (void)flags;
+    graph->owners++;
+    *ready = graph;
+    return fails("prepare") ? NO_MEMORY : OK;
+}
+API int cuGraphLaunch(struct shim_graph *graph, void *stream) {
+    (void)stream;
+    if (fails("graph")) return LAUNCH_FAILED;
+    for (int i = 0; i < graph->n; i++) {
+        const struct shim_launch *l = &graph->launches[i];
+        shim_run(l->function->kernel, l->params, l->blocks, l->threads, &seed);
+    }
+    return OK;
+}
+API int cuGraphExecDestroy(struct shim_graph *graph) {
+    return release(graph);
+}
+API int cuGraphDestroy(struct shim_graph *graph) {
+    return release(graph);
+}

@@ -1,0 +1,165 @@
+/* tests/shim/shim.h - what the kernels' words mean on a CPU. A block's threads are fibres: each has a stack of its own and runs
+ * until a barrier or a warp operation, where it waits for the others (fibre.c). So the sources that nvcc compiles for a GPU run
+ * here unchanged, and what they compute can be compared. Races between blocks and the GPU's memory model are not seen here;
+ * blocks run one after another, in an order shuffled by MOEBIUS_SHIM_SEED.
+ *
+ * Read before a kernel's file (-include). */
+#ifndef MOEBIUS_TESTS_SHIM_H
+#define MOEBIUS_TESTS_SHIM_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef void shim_kernel(const void *params);
+/* Makes a kernel known under its name. */
+void shim_register(const char *name, shim_kernel *kernel, size_t params_bytes);
+
+#define KERNEL(name, type)                                                                                             \
+    static void name(struct type p);                                                                                   \
+    static void name##_call(const void *params) {                                                                      \
+        struct type p;                                                                                                 \
+        memcpy(&p, params, sizeof p);                                                                                  \
+        name(p);                                                                                                       \
+    }                                                                                                                  \
+    __attribute__((constructor)) static void name##_register(void) {                                                   \
+        shim_register(#name, name##_call, sizeof(struct type));                                                        \
+    }                                                                                                                  \
+    static void name(struct type p)
+#define KERNEL_TWICE(name, type) KERNEL(name, type)
+#define DEVICE static inline __attribute__((unused))
+#define SHARED static
+#define UNROLL
+#define THREAD shim_thread
+#define BLOCK shim_block
+#define DYNAMIC_SHARED(type, name) type *name = (type *)shim_shared
+
+extern int shim_thread, shim_block; /* who runs now */
+extern unsigned char shim_shared[]; /* the block's dynamic shared memory */
+
+enum shim_op { SHIM_MMA, SHIM_TILES, SHIM_TILES_TURNED, SHIM_SHUFFLE_XOR, SHIM_SHUFFLE_UP, SHIM_WARP_BARRIER };
+
+/* What a lane brings to a warp operation, and takes away. */
+struct shim_lane {
+    uint32_t a[4], b[2];
+    float c[4];
+    const void *row;
+    uint32_t value;
+    int mask;
+};
+void shim_barrier(void);
+/* Waits for all 32 lanes, which must ask for the same operation. */
+void shim_warp(enum shim_op op, struct shim_lane *lane);
+
+static inline uint32_t float_bits(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+static inline float bits_float(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+uint32_t shim_bf16(float value);
+float shim_half(uint32_t bits);
+
+static inline void mma_bf16(float *c, const uint32_t *a, uint32_t b0, uint32_t b1) {
+    struct shim_lane lane = {.b = {b0, b1}};
+    memcpy(lane.a, a, sizeof lane.a);
+    memcpy(lane.c, c, sizeof lane.c);
+    shim_warp(SHIM_MMA, &lane);
+    memcpy(c, lane.c, sizeof lane.c);
+}
+static inline void load_tiles(uint32_t *r, const void *row) {
+    struct shim_lane lane = {.row = row};
+    shim_warp(SHIM_TILES, &lane);
+    memcpy(r, lane.a, sizeof lane.a);
+}
+static inline void load_tiles_turned(uint32_t *r, const void *row) {
+    struct shim_lane lane = {.row = row};
+    shim_warp(SHIM_TILES_TURNED, &lane);
+    memcpy(r, lane.a, sizeof lane.a);
+}
+/* A copy is late until it is waited for: shim_copy keeps it, so that code that reads too early finds the old bytes. */
+void shim_copy(void *to, const void *from);
+void shim_copy_commit(void);
+void shim_copy_wait(int groups_left);
+static inline void copy_async(void *shared, const void *global) {
+    shim_copy(shared, global);
+}
+static inline void copy_commit(void) {
+    shim_copy_commit();
+}
+static inline void copy_wait_all_but_one(void) {
+    shim_copy_wait(1);
+}
+static inline void copy_wait_all(void) {
+    shim_copy_wait(0);
+}
+static inline void barrier(void) {
+    shim_barrier();
+}
+static inline void warp_barrier(void) {
+    struct shim_lane lane = {0};
+    shim_warp(SHIM_WARP_BARRIER, &lane);
+}
+static inline float shuffle_xor_f32(float value, int mask) {
+    struct shim_lane lane = {.value = float_bits(value), .mask = mask};
+    shim_warp(SHIM_SHUFFLE_XOR, &lane);
+    return bits_float(lane.value);
+}
+static inline int shuffle_xor_i32(int value, int mask) {
+    struct shim_lane lane = {.value = (uint32_t)value, .mask = mask};
+    shim_warp(SHIM_SHUFFLE_XOR, &lane);
+    return (int)lane.value;
+}
+static inline int shuffle_up_i32(int value, int lanes) {
+    struct shim_lane lane = {.value = (uint32_t)value, .mask = lanes};
+    shim_warp(SHIM_SHUFFLE_UP, &lane);
+    return (int)lane.value;
+}
+static inline void thread_fence(void) {
+}
+static inline uint32_t atomic_add_u32(uint32_t *at, uint32_t value) {
+    uint32_t old = *at;
+    *at += value;
+    return old;
+}
+static inline void atomic_min_u32(uint32_t *at, uint32_t value) {
+    if (value < *at) *at = value;
+}
+static inline void atomic_min_u64(unsigned long long *at, unsigned long long value) {
+    if (value < *at) *at = value;
+}
+static inline float divide_roughly(float a, float b) {
+    return a / b;
+}
+static inline float divide(float a, float b) {
+    return a / b;
+}
+static inline float inverse_root(float value) {
+    return 1 / sqrtf(value);
+}
+static inline uint32_t pack_bf16(float low, float high) {
+    return shim_bf16(low) | shim_bf16(high) << 16;
+}
+static inline uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+    float low = fmaf(bits_float(a << 16), bits_float(b << 16), bits_float(c << 16));
+    float high = fmaf(bits_float(a & 0xffff0000u), bits_float(b & 0xffff0000u), bits_float(c & 0xffff0000u));
+    return pack_bf16(low, high);
+}
+static inline float half_value(uint32_t bits) {
+    return shim_half(bits);
+}
+static inline uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t pick) {
+    uint64_t bytes = (uint64_t)b << 32 | a;
+    uint32_t out = 0;
+    for (int i = 0; i < 4; i++) out |= (uint32_t)(bytes >> (8 * (pick >> (4 * i) & 7)) & 0xff) << (8 * i);
+    return out;
+}
+
+#define load_once(at) (*(const struct quad *)(at))
+
+#endif

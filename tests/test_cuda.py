@@ -1,0 +1,327 @@
+"""The CUDA backend without a GPU: tests/shim is a driver whose card is this machine, and whose kernels are the very sources that
+nvcc compiles, run by fibres. So numbers, work lists, uploads and error paths are tested; speed and memory order are not.
+
+The golden sets are judged as test_golden.py judges the default path: bf16 activations and a bf16 cache.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import conftest
+import make_tiny_text_model
+from conftest import SETS, change_config, copy_set, moebius, refused, succeed
+from test_golden import SHORT, Case, with_routing
+
+BUILD = Path(os.environ.get("MOEBIUS", conftest.ROOT / "build" / "moebius")).resolve().parent
+SHIM = BUILD / "tests" / "shim"
+GPU = ["--device", "cuda"]
+
+
+# On a machine with a GPU (`make gpu-test`): the program itself, on the first card; what needs the fake driver is left out there.
+ON_CARD = bool(os.environ.get("MOEBIUS_GPU"))
+
+
+@pytest.fixture(autouse=True)
+def shim(monkeypatch):
+    """The program with the shim's kernels, and the shim's driver where the loader looks first."""
+    if ON_CARD:
+        return
+    assert (SHIM / "libcuda.so.1").exists(), f"{SHIM} is not built (make shim)"
+    monkeypatch.setattr(conftest, "PROGRAM", str(SHIM / "moebius"))
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(SHIM))
+
+
+def fake(**options):
+    return {"MOEBIUS_FAKE_CUDA": ",".join(f"{name}={value}" for name, value in options.items())}
+
+
+def logits(tmp_path, name, case_id, *flags, env=None):
+    return Case(name, case_id).logits(tmp_path, *GPU, *flags, env=env)
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case_id", SHORT)
+@pytest.mark.parametrize("name", SETS)
+def test_golden(name, case_id, tmp_path):
+    case = Case(name, case_id)
+    got, agree = with_routing(case, tmp_path, *GPU)
+    error = np.abs(got - case.expected)
+    assert agree.mean() >= 0.8
+    assert error[agree].mean() <= 0.05
+    assert error[agree].max() <= 0.2
+
+
+@pytest.mark.parametrize("name", ["v2lite-tiny", "v3-tiny", "v2-tiny", "v2lite-tiny-awq"])
+def test_golden_fp8_cache(name, tmp_path):
+    """Beside the CPU with the same cache: what remains is the rounding of activations."""
+    case = Case(name, "p17")
+    flags = ["--kv-cache-dtype", "fp8"]
+    on_cpu, cpu_agrees = with_routing(case, tmp_path, "--device", "cpu", "--compute", "f32", *flags)
+    got, agree = with_routing(case, tmp_path, *GPU, *flags)
+    both = agree & cpu_agrees
+    assert both.mean() >= 0.4
+    assert np.abs(got - on_cpu)[both].mean() <= 0.15
+
+
+@pytest.mark.parametrize("name", ["v2lite-tiny", "v3-tiny-fp8", "v2lite-tiny-awq"])
+def test_chunks_are_the_same_bits(name, tmp_path):
+    """5 rows take the skinny variant, more the wide ones, and more than 64 have routing and sums in launches of their own. A
+    row must not notice."""
+    case = Case(name, "p200")
+    case.tokens = case.tokens[:80]
+    case.case["logits"]["positions"] = list(range(80))
+    whole = case.logits(tmp_path, *GPU, "--chunk", 80)
+    for chunk in (5, 13, 32, 64):
+        assert np.array_equal(case.logits(tmp_path, *GPU, "--chunk", chunk), whole), f"chunk {chunk}"
+
+
+@pytest.mark.parametrize("seed", [2, 3])
+def test_the_order_of_blocks_does_not_matter(seed, tmp_path):
+    plain = logits(tmp_path, "v3-tiny-fp8", "p17")
+    other = logits(tmp_path, "v3-tiny-fp8", "p17", env={"MOEBIUS_SHIM_SEED": str(seed)})
+    assert np.array_equal(plain, other)
+
+
+@pytest.mark.parametrize("kv", ["bf16", "fp8"])
+def test_several_splits_of_the_cache(kv, tmp_path):
+    """530 tokens are three splits of 256: one after the other in a long chunk, apart in a short one; the CPU says what is
+    right."""
+    case = Case("v2lite-tiny-ct-fp8", "p200")
+    case.tokens = (case.tokens * 3)[:530]
+    case.case["logits"]["positions"] = list(range(520, 530))
+    flags = ["--kv-cache-dtype", kv]
+    whole = case.logits(tmp_path, *GPU, *flags, "--chunk", 530)
+    assert np.array_equal(case.logits(tmp_path, *GPU, *flags, "--chunk", 263), whole)
+    on_cpu = case.logits(tmp_path, "--device", "cpu", *flags)
+    assert np.abs(whole - on_cpu).mean() <= (0.05 if kv == "bf16" else 0.25)
+
+
+def test_greedy_goes_on(tmp_path):
+    """Decode steps over the cache equal one prefill of the same tokens, bit for bit."""
+    case = Case("v2-tiny", "p200")
+    out = tmp_path / "greedy.f32"
+    ids = succeed("logits", case.folder, "--ids", ",".join(map(str, case.tokens)), "--greedy", 12, "--out", out, *GPU).json
+    case.tokens = case.tokens + ids[:-1]
+    case.case["logits"]["positions"] = list(range(199, 211))
+    assert np.array_equal(case.logits(tmp_path, *GPU), conftest.read_f32(out, 12, case.vocab))
+
+
+# --- which device ----------------------------------------------------------------------------------------------------
+
+
+def info(*flags, env=None, **options):
+    return moebius("logits", Case("v2lite-tiny", "p1").folder, "--ids", "1,2", *flags, env={**(env or {}), **fake(**options)})
+
+
+def one_line(result, *words):
+    assert result.code == 0, str(result)
+    lines = result.err.strip().splitlines()
+    assert len(lines) == 1, str(result)
+    for word in words:
+        assert word in lines[0], str(result)
+
+
+def test_cpu_when_there_is_no_card():
+    one_line(info(*GPU, devices=0), "no card", "computing on the CPU")
+    one_line(info(*GPU, init=1), "no CUDA-capable device", "computing on the CPU")
+
+
+def test_cpu_when_there_is_no_driver():
+    one_line(info(*GPU, env={"LD_LIBRARY_PATH": ""}), "no GPU driver", "computing on the CPU")
+
+
+def test_auto_is_silent_without_a_card():
+    for result in (info(devices=0), info(init=1), info(env={"LD_LIBRARY_PATH": ""}), info("--device", "cpu")):
+        assert result.code == 0 and not result.err, str(result)
+
+
+def test_bad_device():
+    for text in ("gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:0x", ""):
+        refused(info("--device", text), "--device", "cuda:N")
+
+
+def test_cuda_was_not_built_in():
+    """The plain program has kernels only if nvcc was there; without them it says so, when it finds a card."""
+    command = [BUILD / "moebius", "logits", Case("v2lite-tiny", "p1").folder, "--ids", "1,2", *GPU]
+    done = subprocess.run([str(word) for word in command], capture_output=True)
+    if done.returncode:
+        refused(conftest.Result([], done), "built without CUDA kernels")
+
+
+# --- errors: one clear message each ------------------------------------------------------------------------------------
+
+
+def test_old_driver():
+    refused(info(*GPU, version=11080), "driver is too old", "11.8", "12.0")
+    refused(info(*GPU, version=12090), "driver is too old", "12.9", "made by CUDA 13.0")
+
+
+def test_old_card():
+    refused(info(*GPU, capability=75), "compute capability 7.5", "8.0")
+
+
+def test_no_such_card():
+    one_line(info("--device", "cuda:3"), "there is no GPU 3", "computing on the CPU")
+
+
+def test_kernels_that_the_card_does_not_take():
+    refused(info(*GPU, load=1), "does not take the kernels", "no kernel image")
+
+
+def test_too_little_memory():
+    refused(info(*GPU, free_mib=1), "GPU", "GiB")
+
+
+@pytest.mark.parametrize("k", range(1, 8))
+def test_out_of_memory_at_every_allocation(k):
+    """Three for good, then what the upload needs for a while; then the next finds nothing to fail."""
+    result = info(*GPU, alloc=k, leaks=1)
+    if k <= 6:
+        refused(result, "GPU 0")
+    else:
+        assert result.code == 0 and not result.err, str(result)
+
+
+@pytest.mark.parametrize("k", range(1, 7))
+def test_no_pinned_memory(k):
+    result = info(*GPU, pinned=k, leaks=1)
+    if k <= 5:
+        refused(result, "pinned memory")
+    else:
+        assert result.code == 0 and not result.err, str(result)
+
+
+def test_launch_failures():
+    refused(info(*GPU, launch=1), "stage load", "unspecified launch failure")
+    for k in (126, 140, 148):
+        refused(info(*GPU, launch=k), "GPU 0", "stage", "unspecified launch failure")
+
+
+def test_copy_and_wait_failures():
+    refused(info(*GPU, copy=1), "GPU 0", "unspecified launch failure")
+    refused(info(*GPU, wait=1), "GPU 0", "unspecified launch failure")
+    refused(info(*GPU, wait=4), "GPU 0", "stage", "unspecified launch failure")
+
+
+def test_what_only_the_cpu_does():
+    refused(info(*GPU, "--compute", "f32"), "--compute f32", "--device cpu")
+    refused(info(*GPU, "--kv-cache-dtype", "f32"), "f32", "bf16 or fp8")
+    refused(info(*GPU, "--attention", "expanded"), "--attention expanded")
+
+
+def test_nan_in_a_weight(tmp_path):
+    """Named at load, with its place in the model."""
+    folder = copy_set("v2lite-tiny", tmp_path / "model")
+    poison(folder / "model.safetensors", "model.layers.1.mlp.experts.3.up_proj.weight")
+    refused(moebius("logits", folder, "--ids", "1,2", *GPU), "layer 1", "expert 3", "up", "NaN")
+
+
+def poison(path, tensor):
+    import json
+    import struct
+
+    data = bytearray(path.read_bytes())
+    size = struct.unpack("<Q", data[:8])[0]
+    entry = json.loads(data[8 : 8 + size])[tensor]
+    assert entry["dtype"] == "BF16"
+    at = 8 + size + entry["data_offsets"][0] + 100
+    data[at : at + 2] = b"\xc0\x7f"
+    path.write_bytes(data)
+
+
+def test_model_that_the_kernels_do_not_take(tmp_path):
+    folder = copy_set("v2lite-tiny", tmp_path / "model")
+    change_config(folder, num_experts_per_tok=64, n_routed_experts=64)
+    assert moebius("logits", folder, "--ids", "1", *GPU).code == 1
+
+
+# --- recorded steps ------------------------------------------------------------------------------------------------------
+
+
+def greedy(tmp_path, n, *flags, env=None):
+    case = Case("v3-tiny", "p17")
+    out = tmp_path / "greedy.f32"
+    result = succeed("logits", case.folder, "--ids", ",".join(map(str, case.tokens)), "--greedy", n, "--out", out, *GPU, *flags,
+                     env=env)
+    return result, out.read_bytes()
+
+
+def test_recorded_steps_are_the_same_bits(tmp_path):
+    """The first step of a shape is eager, the second is recorded, the others replay it."""
+    result, recorded = greedy(tmp_path, 8, env=fake(log=1))
+    assert "fake cuda: graph 6" in result.err and "fake cuda: graph 7" not in result.err
+    result, eager = greedy(tmp_path, 8, env={"MOEBIUS_CUDA_GRAPHS": "0", **fake(log=1)})
+    assert "graph" not in result.err
+    assert recorded == eager
+
+
+def test_a_look_inside_a_recorded_step(tmp_path):
+    """The residual stream and the routing are wanted in the middle of every step: each becomes an eager one."""
+    case = Case("v2lite-tiny", "p17")
+
+    def run(*flags, env=None):
+        files = [tmp_path / name for name in ("logits", "hidden", "experts")]
+        succeed("logits", case.folder, "--ids", ",".join(map(str, case.tokens[:6])), "--all", "--out", files[0], "--hidden",
+                files[1], "--experts", files[2], *GPU, *flags, env=env)
+        return [file.read_bytes() for file in files]
+
+    assert run("--chunk", 1) == run("--chunk", 6) == run("--chunk", 1, env={"MOEBIUS_CUDA_GRAPHS": "0"})
+
+
+def test_recording_fails(tmp_path):
+    folder = Case("v3-tiny", "p1").folder
+    for kind, what in (("prepare", "preparing a recorded step"), ("graph", "a recorded step")):
+        refused(moebius("logits", folder, "--ids", "1,2", "--greedy", 6, *GPU, env=fake(**{kind: 1})), "GPU 0", what)
+
+
+def test_server_says_503_when_the_card_is_lost(tmp_path):
+    """A failing card ends the requests at hand and the later ones; none hangs."""
+    sys.path.insert(0, str(conftest.TESTS / "server"))
+    from serving import Server
+
+    folder = tmp_path / "tiny"
+    make_tiny_text_model.make(conftest.GOLDEN / "v2lite-tiny", folder)
+    server = Server(folder, *GPU, env=fake(wait=9), program=str(SHIM / "moebius"), folder=tmp_path)
+    try:
+        body = {"model": "tiny", "prompt": "one two", "max_tokens": 40, "temperature": 0}
+        for _ in range(2):
+            answer = server.post("/v1/completions", body)
+            assert answer.status == 503, answer
+            assert b"unspecified launch failure" in answer.body, answer
+    finally:
+        server.process.kill()
+        server.process.wait()
+
+
+# --- routed experts on the CPU ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case_id", SHORT)
+@pytest.mark.parametrize("name", ["v2lite-tiny", "v3-tiny-fp8", "v2-tiny", "v2lite-tiny-awq"])
+def test_experts_on_the_cpu(name, case_id, tmp_path):
+    case = Case(name, case_id)
+    got, agree = with_routing(case, tmp_path, *GPU, "--expert-device", "cpu")
+    error = np.abs(got - case.expected)
+    assert agree.mean() >= 0.8
+    assert error[agree].mean() <= 0.05
+    assert error[agree].max() <= 0.25
+
+
+def test_experts_on_the_cpu_are_not_on_the_card(tmp_path):
+    """Fewer matrices are sent; chunks still have the same bits; a lost card is still one message."""
+    case = Case("v3-tiny", "p17")
+    counts = {}
+    for where in ("gpu", "cpu"):
+        result = succeed("logits", case.folder, "--ids", "1,2,3", *GPU, "--expert-device", where, env=fake(log=1))
+        counts[where] = result.err.count("repack_tiles")
+    assert counts["cpu"] * 3 < counts["gpu"]
+    flags = [*GPU, "--expert-device", "cpu", "--chunk"]
+    assert np.array_equal(case.logits(tmp_path, *flags, 5), case.logits(tmp_path, *flags, 17))
+    refused(info(*GPU, "--expert-device", "cpu", wait=4), "GPU 0", "unspecified launch failure")
