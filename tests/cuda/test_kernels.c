@@ -12,6 +12,7 @@
 #include "backend/cpu/cpu.h"
 #include "backend/cuda/cuda.h"
 #include "base/arena.h"
+#include "forward.h"
 
 enum { MAX_ROWS = 96, EXPERTS = 12, TOP_K = 3 };
 
@@ -678,11 +679,64 @@ static void test_rows_of_the_cache(void **unused) {
     fixture_close(&f);
 }
 
+/* --- several sequences ------------------------------------------------------------------------------------------------- */
+
+/* One step of sequences `seq`, rows [first, first + n) of each; logits of every sequence's last row into out [n_seqs][vocab]. */
+static void step(struct fixture *f, int n_seqs, const int *seq, const int *first, const int *n, float *out) {
+    static const int32_t pages[3][6] = {{9, 0, 13, 2, 5, 6}, {7, 21, 4, 11, 1, 3}, {20, 8, 22, 23, 10, 12}};
+    int32_t token[MAX_ROWS], wanted[3];
+    struct batch_seq seqs[3];
+    int rows = 0;
+    for (int i = 0; i < n_seqs; i++) {
+        seqs[i] = (struct batch_seq){rows, n[i], first[i], pages[seq[i]]};
+        for (int t = 0; t < n[i]; t++) token[rows++] = (seq[i] * 31 + (first[i] + t) * 17 + 5) % f->model.vocab;
+        wanted[i] = rows - 1;
+    }
+    struct batch batch = {rows, token, n_seqs, seqs, n_seqs, wanted};
+    struct mo_error error = {0};
+    if (forward(f->backend, &f->model, &batch, NULL, &error)) fail_msg("%s", error.message);
+    memcpy(out, f->backend->ops->logits(f->backend), (size_t)(n_seqs * f->model.vocab) * sizeof *out);
+}
+
+/* Ragged sequences side by side, prompts beside decode steps, some of the steps recorded: each row as if it were alone. */
+static void test_company(void **unused) {
+    (void)unused;
+    static const int all[3] = {0, 1, 2}, prompt[3] = {61, 3, 17};
+    struct fixture f;
+    struct model model = odd_model;
+    model.dense_width = 60;
+    fixture_open(&f, &styles[11], &model, KV_BF16);
+    f.cuda->recorder.off = false;
+    size_t vocab = (size_t)model.vocab;
+    float *want = calloc(3 * 9 * vocab, sizeof *want), *got = calloc(3 * vocab, sizeof *got);
+    for (int s = 0; s < 3; s++) {
+        for (int i = 0, first = 0; i < 9; first += i == 0 ? prompt[s] : 1, i++) {
+            int n = i == 0 ? prompt[s] : 1;
+            step(&f, 1, &all[s], &first, &n, want + (size_t)(s * 9 + i) * vocab);
+        }
+    }
+    int first[3] = {0, 0, 0}, n[3] = {prompt[0], prompt[1], prompt[2]};
+    for (int i = 0; i < 9; i++) {
+        step(&f, 3, all, first, n, got);
+        for (size_t s = 0; s < 3; s++) {
+            if (memcmp(got + s * vocab, want + (s * 9 + (size_t)i) * vocab, vocab * sizeof *got)) {
+                fail_msg("step %d, sequence %zu: not the bits that it has alone", i, s);
+            }
+            first[s] += n[s];
+            n[s] = 1;
+        }
+    }
+    assert_true(f.cuda->recorder.n_graphs >= 2);
+    free(want);
+    free(got);
+    fixture_close(&f);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_products),          cmocka_unit_test(test_kv_b),
         cmocka_unit_test(test_routing),           cmocka_unit_test(test_attention),
-        cmocka_unit_test(test_rows_of_the_cache),
+        cmocka_unit_test(test_rows_of_the_cache), cmocka_unit_test(test_company),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

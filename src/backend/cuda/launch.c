@@ -43,11 +43,12 @@ int cuda_load_kernels(struct cuda *cuda, struct mo_error *error) {
     }
     int needed = cuda_images_version / 1000 * 1000;
     if (cuda->card.driver_version < needed) {
-        return mo_error_set(error, MO_E_UNSUPPORTED,
-                            "the GPU driver is too old: it knows CUDA %d.%d, and these kernels, made by CUDA %d.%d, need a "
-                            "driver for %d.0 or newer",
-                            cuda->card.driver_version / 1000, cuda->card.driver_version % 1000 / 10,
-                            cuda_images_version / 1000, cuda_images_version % 1000 / 10, needed / 1000);
+        return mo_error_set(
+            error, MO_E_UNSUPPORTED,
+            "the GPU driver is too old: it knows CUDA %d.%d, and these kernels, made by CUDA %d.%d, need a "
+            "driver for %d.0 or newer",
+            cuda->card.driver_version / 1000, cuda->card.driver_version % 1000 / 10, cuda_images_version / 1000,
+            cuda_images_version % 1000 / 10, needed / 1000);
     }
     for (int i = 0; i < CUDA_KERNEL_COUNT; i++) {
         int image = find_image(kernel_names[i].image);
