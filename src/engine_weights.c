@@ -77,20 +77,33 @@ int engine_bind_weights(struct engine *engine, struct mo_error *error) {
     return code;
 }
 
+static int make_config(const struct engine_options *o, json_t **config, struct mo_error *error) {
+    if (o->like_config) return synth_config_read(config, o->like_config, o->like_layers, error);
+    return synth_config(config, o->like, o->like_layers, error);
+}
+
+static int make_weights(struct engine *engine, const struct synth *job, struct mo_error *error) {
+    struct make_report report;
+    int code = synth_model(job, &engine->model, error);
+    if (!code) code = synth_memory(job, &engine->model, &engine->weights, &report, error);
+    snprintf(engine->path, sizeof engine->path, "%s", job->name);
+    engine->checkpoint.is_packed = true; /* one that holds nothing: no file is looked for beside it */
+    return code;
+}
+
 int engine_make_weights(struct engine *engine, struct mo_error *error) {
     const struct engine_options *o = &engine->options;
     struct recipe recipe;
-    struct make_report report;
     struct pool *pool = NULL;
     json_t *config = NULL;
     int code = recipe_parse(&recipe, o->quantization ? o->quantization : "bf16", GROUP_SIZE, error);
-    if (!code) code = synth_config(&config, o->like, 0, error);
-    if (!code) code = pool_create(&pool, o->threads, error);
-    const struct synth job = {.config = config, .recipe = &recipe, .pool = pool, .seed = 1, .name = o->like};
-    if (!code) code = synth_model(&job, &engine->model, error);
-    if (!code) code = synth_memory(&job, &engine->model, &engine->weights, &report, error);
-    snprintf(engine->path, sizeof engine->path, "%s", o->like);
-    engine->checkpoint.is_packed = true; /* one that holds nothing: no file is looked for beside it */
+    if (code) return mo_error_prefix(error, "--quantization");
+    code = make_config(o, &config, error);
+    if (code) return code;
+    const char *name = o->like_config ? o->like_config : o->like;
+    code = pool_create(&pool, o->threads, error);
+    struct synth job = {.config = config, .recipe = &recipe, .pool = pool, .seed = o->like_seed, .name = name};
+    if (!code) code = make_weights(engine, &job, error);
     pool_destroy(pool);
     json_decref(config);
     return code;

@@ -15,7 +15,13 @@ static const struct {
     {"tokenize", cmd_tokenize, "text to token ids, JSON lines"},
     {"detokenize", cmd_detokenize, "token ids to text, JSON lines"},
     {"render", cmd_render, "a chat request to the exact prompt text"},
+    {"plan", cmd_plan, "what fits and how fast it would be, before anything is downloaded"},
+    {"doctor", cmd_doctor, "what this machine has, measured, with advice"},
     {"bench", cmd_bench, "how fast a model runs here, beside what the machine can do"},
+    {"check", cmd_check, "does this processor compute what it should, and how fast"},
+    {"eval", cmd_eval, "how good a model is: bits per byte, lines filled in, functions that parse"},
+    {"quantize", cmd_quantize, "a model with fewer bits a weight, in one file"},
+    {"synth", cmd_synth, "a model of a published shape with random weights, for measuring"},
     {"logits", cmd_logits, "raw logits, hidden states and expert choices, for checking"},
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
@@ -28,7 +34,8 @@ static void print_help(FILE *out) {
             "Usage: moebius COMMAND MODEL [flags]\n"
             "\n"
             "MODEL is a folder with config.json, *.safetensors and tokenizer.json as published on Hugging Face,\n"
-            "or org/name if it is in the Hugging Face cache. Weights are read as they are: F32, F16, BF16, FP8, AWQ.\n"
+            "or org/name if it is in the Hugging Face cache, or one file of `moebius quantize`. Weights are read as they\n"
+            "are: F32, F16, BF16, FP8, AWQ, and our own INT8 and INT4.\n"
             "\n"
             "Commands:\n");
     for (int i = 0; i < N_COMMANDS; i++) fprintf(out, "  %-12s %s\n", commands[i].name, commands[i].about);

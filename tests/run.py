@@ -70,7 +70,7 @@ class Suite:
         self.passed, self.failed, self.skipped = counts["passed"], counts["failed"], counts["skipped"]
         if self.code != 0 and self.failed == 0:
             self.failed = 1  # a crash, a leak, or a runner that could not start
-        if self.code == 0 and self.passed == 0 and self.failed == 0:
+        if self.code == 0 and self.passed == self.failed == self.skipped == 0:
             self.failed = 1
             self.output += "\n(the suite ran no test)"
 
@@ -81,14 +81,14 @@ class Suite:
         print(f"{line}{self.seconds:>8.1f} s", flush=True)
         if self.failed:
             print("    " + self.output.strip().replace("\n", "\n    "), flush=True)
-        elif self.skipped:  # what was left out is said, never silent
+        else:  # what was left out is said, never silent
             for text in re.findall(r"^SKIPPED.*|^left out:.*", self.output, re.M):
                 print("    " + text)
 
 
 def c_programs(build, prefix, folder):
     for source in sorted((ROOT / "tests" / folder).glob("*.c")):
-        if source.stem.startswith(("test_", "sim_", "check_kern")):
+        if source.stem.startswith(("test_", "sim_", "check_")):
             yield Suite(f"{prefix}{folder}/{source.stem}", [build / "tests" / folder / source.stem],
                         one_test=folder == "sim")
 
@@ -108,13 +108,15 @@ def fuzz_targets():
 
 def all_suites():
     yield Suite("tree", [sys.executable, ROOT / "tests/tree/check.py"])
-    for folder in ("unit", "check", "sim"):
+    for folder in ("unit", "check", "sim", "cuda"):
         yield from c_programs(BUILD, "", folder)
+    yield Suite("check", [BUILD / "moebius", "check"])
     for file in sorted((ROOT / "tests").glob("test_*.py")):
         yield pytest(file.stem, [file], BUILD)
     yield pytest("server", [ROOT / "tests/server"], BUILD, {"MOEBIUS_DEBUG_BIN": str(SANITIZE / "moebius")})
-    for folder in ("unit", "check", "sim"):
+    for folder in ("unit", "check", "sim", "cuda"):
         yield from c_programs(SANITIZE, "sanitize ", folder)
+    yield Suite("sanitize check", [SANITIZE / "moebius", "check"])
     yield pytest("sanitize test_bad_input", [ROOT / "tests/test_bad_input.py"], SANITIZE)
     yield pytest("sanitize test_golden", [ROOT / "tests/test_golden.py", "-k", "sanitize_set"], SANITIZE)
     yield from fuzz_targets()

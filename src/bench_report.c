@@ -1,0 +1,142 @@
+#include "bench_report.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "bench_guide.h"
+#include "model/pack.h"
+
+/* A file of `moebius synth` remembers how it was made; weights in memory were made by the options. */
+void bench_report_mark(struct bench_report *r) {
+    const struct engine_options *o = &r->engine->options;
+    if (!r->engine->model.synthetic) return;
+    if (o->like) {
+        char layers[32] = "";
+        if (o->like_layers) snprintf(layers, sizeof layers, " --layers %d", o->like_layers);
+        snprintf(r->made, sizeof r->made, "--%s %s%s --quant %s --seed %llu", o->like_config ? "config" : "like",
+                 o->like, layers, o->quantization, (unsigned long long)o->like_seed);
+    } else {
+        const char *options = checkpoint_metadata(&r->engine->checkpoint, PACK_PREFIX "options");
+        snprintf(r->made, sizeof r->made, "%s", options ? options : "not said how");
+    }
+    const char *seed = strstr(r->made, "--seed ");
+    snprintf(r->mark, sizeof r->mark, "  synthetic%s%.20s", seed ? ", seed " : "",
+             seed ? seed + strlen("--seed ") : "");
+}
+
+/* ---- for people: every line as soon as it is known ---- */
+
+static void say_model(const struct bench_report *r) {
+    const struct engine *e = r->engine;
+    printf("%s", e->path);
+    if (*r->made) printf(", SYNTHETIC: random weights (%s)", r->made);
+    if (*r->hash) printf(", hash %.12s", r->hash);
+    printf(" (moebius " MOEBIUS_VERSION ")\n");
+}
+
+void bench_say_machine(const struct bench_report *r) {
+    static const char *const compute[] = {"fast", "f32"}, *const cache[] = {"f32", "bf16", "fp8"};
+    const struct engine *e = r->engine;
+    say_model(r);
+    printf("machine: %s, %d thread%s %.2f GB/s from memory (%.2f to %.2f)\n", cpu_level_name(r->level),
+           e->options.threads, e->options.threads > 1 ? "s read" : " reads", r->read_gb_s.median, r->read_gb_s.min,
+           r->read_gb_s.max);
+    if (r->int8_tops.median > 0) {
+        printf("         and %s %.3f Tera 8-bit operations a second (%.3f to %.3f)\n",
+               e->options.threads > 1 ? "do" : "does", r->int8_tops.median, r->int8_tops.min, r->int8_tops.max);
+    }
+    printf("opened in %.3f s; tokens: %s; compute %s, cache %s\n\n", e->load_s, bench_tokens_kind(&r->bench.tokens),
+           compute[e->options.compute], cache[e->options.kv - 1]);
+    fflush(stdout);
+}
+
+double bench_share_of_peak(const struct bench_report *r, int i) {
+    double operations = bench_prompt_operations(&r->engine->model, &r->engine->weights);
+    double rate = r->plan->prompt.values[i] / r->prompt_s[i].median * operations;
+    return r->int8_tops.median > 0 ? rate / (r->int8_tops.median * 1e12) : 0;
+}
+
+void bench_say_prompts(const struct bench_report *r) {
+    const struct bench_plan *plan = r->plan;
+    printf("prompt, %d times\n%15s  %10s %10s %10s  %11s  %s\n", plan->repeat, "tokens", "tokens/s", "slowest",
+           "fastest", "first token", "of the 8-bit rate");
+    for (int i = 0; i < plan->prompt.n; i++) {
+        const struct bench_spread *s = &r->prompt_s[i];
+        int n = plan->prompt.values[i];
+        printf("%15d  %10.2f %10.2f %10.2f  %9.3f s  %7.1f %%%s\n", n, n / s->median, n / s->max, n / s->min, s->median,
+               100 * bench_share_of_peak(r, i), r->mark);
+    }
+    printf("\ndecode, %d steps each; tokens/s of all sequences together\n", plan->generate);
+    printf("%6s %8s  %10s %10s %10s  %9s %8s  %s\n", "batch", "depth", "tokens/s", "slowest", "fastest", "MB/step",
+           "GB/s", "of memory");
+    fflush(stdout);
+}
+
+void bench_say_decode(const struct bench_report *r, const struct bench_decode *d) {
+    printf("%6d %8d  %10.2f %10.2f %10.2f  %9.1f %8.2f  %7.1f %%%s\n", d->batch, d->depth, d->tokens_per_s.median,
+           d->tokens_per_s.min, d->tokens_per_s.max, d->bytes_per_step * 1e-6, d->gb_per_s,
+           100 * d->gb_per_s / d->read_gb_s, r->mark);
+    fflush(stdout);
+}
+
+void bench_say_end(const struct bench_report *r) {
+    printf("\nafterwards the threads read %.2f GB/s from memory (%.2f to %.2f)\n", r->read_after_gb_s.median,
+           r->read_after_gb_s.min, r->read_after_gb_s.max);
+    printf("resident memory: %.2f GiB, mapped files included\n", r->rss_bytes / (1 << 30));
+    if (r->guide) bench_say_guide(r);
+}
+
+/* ---- for programs ---- */
+
+static json_t *decode_json(const struct bench_report *r) {
+    json_t *list = json_array();
+    for (int i = 0; i < r->n_decode; i++) {
+        const struct bench_decode *d = &r->decode[i];
+        json_array_append_new(list,
+                              json_pack("{si si sf sf sf sf sf sf sf sb}", "batch", d->batch, "depth", d->depth,
+                                        "tokens_per_s", d->tokens_per_s.median, "tokens_per_s_min", d->tokens_per_s.min,
+                                        "tokens_per_s_max", d->tokens_per_s.max, "bytes_per_step", d->bytes_per_step,
+                                        "gb_per_s", d->gb_per_s, "read_gb_s", d->read_gb_s, "share_of_bandwidth",
+                                        d->gb_per_s / d->read_gb_s, "synthetic", *r->made != '\0'));
+    }
+    return list;
+}
+
+static json_t *prefill_json(const struct bench_report *r) {
+    json_t *list = json_array();
+    for (int i = 0; i < r->plan->prompt.n; i++) {
+        const struct bench_spread *s = &r->prompt_s[i];
+        int n = r->plan->prompt.values[i];
+        json_array_append_new(list,
+                              json_pack("{si sf sf sf so sf sb}", "prompt", n, "tokens_per_s", n / s->median,
+                                        "tokens_per_s_min", n / s->max, "tokens_per_s_max", n / s->min, "share_of_peak",
+                                        r->int8_tops.median > 0 ? json_real(bench_share_of_peak(r, i)) : json_null(),
+                                        "ttft_s", s->median, "synthetic", *r->made != '\0'));
+    }
+    return list;
+}
+
+static json_t *machine_json(const struct bench_report *r) {
+    return json_pack("{sf sf sf sf so si ss}", "read_gb_s", r->read_gb_s.median, "read_gb_s_min", r->read_gb_s.min,
+                     "read_gb_s_max", r->read_gb_s.max, "read_gb_s_after", r->read_after_gb_s.median, "int8_tops",
+                     r->int8_tops.median > 0 ? json_real(r->int8_tops.median) : json_null(), "threads",
+                     r->engine->options.threads, "level", cpu_level_name(r->level));
+}
+
+static json_t *synthetic_json(const struct bench_report *r) {
+    const char *seed = strstr(r->made, "--seed ");
+    if (!*r->made) return json_null();
+    return json_pack("{ss so}", "made", r->made, "seed",
+                     seed ? json_integer((json_int_t)strtoull(seed + strlen("--seed "), NULL, 10)) : json_null());
+}
+
+json_t *bench_report_json(const struct bench_report *r) {
+    const struct engine *e = r->engine;
+    json_t *root = json_pack("{ss so so sf sI so sf so ss ss? ss}", "model", e->path, "synthetic", synthetic_json(r),
+                             "machine", machine_json(r), "load_s", e->load_s, "rss_bytes", (json_int_t)r->rss_bytes,
+                             "prefill", prefill_json(r), "ttft_s", r->prompt_s[0].median, "decode", decode_json(r),
+                             "text", bench_tokens_kind(&r->bench.tokens), "model_hash", *r->hash ? r->hash : NULL,
+                             "version", MOEBIUS_VERSION);
+    if (root && r->guide) json_object_set_new(root, "guide", bench_guide_json(r));
+    return root;
+}

@@ -1,0 +1,40 @@
+/* bench_report.h - everything that `bench` measures, in words for people as it comes, and as JSON for programs at the end. */
+#ifndef MOEBIUS_BENCH_REPORT_H
+#define MOEBIUS_BENCH_REPORT_H
+
+#include <jansson.h>
+#include "base/cpu.h"
+#include "bench_measure.h"
+
+struct bench_report {
+    const struct bench_plan *plan;
+    bool json, guide;
+    struct engine *engine;
+    struct bench bench;
+    char hash[65];            /* empty: the weights were made in memory */
+    char made[512], mark[64]; /* how synthetic weights were made, and what marks every line then; else empty */
+    enum cpu_level level;
+    struct bench_reader *reader;
+    struct bench_spread read_gb_s, read_after_gb_s; /* memory before and after: was the machine quiet? */
+    struct bench_spread int8_tops;
+    struct bench_spread prompt_s[BENCH_LIST_MAX];
+    struct bench_decode decode[BENCH_LIST_MAX * BENCH_LIST_MAX];
+    int n_decode;
+    double rss_bytes;
+};
+
+/* Fills `made` and `mark` if the engine's model is synthetic. */
+void bench_report_mark(struct bench_report *report);
+
+void bench_say_machine(const struct bench_report *report);
+void bench_say_prompts(const struct bench_report *report);
+void bench_say_decode(const struct bench_report *report, const struct bench_decode *decode);
+void bench_say_end(const struct bench_report *report);
+
+/* All of it; NULL without memory. The caller releases it. */
+json_t *bench_report_json(const struct bench_report *report);
+
+/* Of the machine's 8-bit operations, for prompt i of the plan; 0 if it has none to compare with. */
+double bench_share_of_peak(const struct bench_report *report, int i);
+
+#endif

@@ -1,0 +1,158 @@
+/* Random matrices of every format, laid out as files may have them. */
+#include "check/check_priv.h"
+
+#include <math.h>
+#include <string.h>
+
+static uint16_t f16_from(float value) { /* truncating: any fp16 will do */
+    if (value == 0) return 0;
+    int exponent;
+    float mantissa = frexpf(fabsf(value), &exponent);
+    uint16_t sign = value < 0 ? 0x8000 : 0;
+    if (exponent > 16) return sign | 0x7bff;
+    if (exponent < -13) return (uint16_t)(sign | (uint16_t)(fabsf(value) * 0x1p24f));
+    return (uint16_t)(sign | (exponent + 14) << 10 | ((int)(mantissa * 2048.0f) & 0x3ff));
+}
+
+static float random_weight(struct check_random *random, enum data_kind kind) {
+    switch (kind) {
+    case DATA_ZERO:
+        return random_u32(random) & 1 ? 0.0f : -0.0f;
+    case DATA_TINY:
+        return random_float(random) * (random_u32(random) % 3 ? 1e-38f : 1e-30f);
+    case DATA_EXTREME:
+        return ldexpf(random_float(random), random_int(random, -24, 15));
+    default:
+        return random_float(random) * 0.05f;
+    }
+}
+
+static void fill_dense(struct check_random *random, char *out, enum mat_format format, size_t count,
+                       enum data_kind kind) {
+    for (size_t i = 0; i < count; i++) {
+        float value = random_weight(random, kind);
+        if (kind == DATA_SPECIAL && random_u32(random) % 400 == 0) value = random_u32(random) & 1 ? INFINITY : NAN;
+        uint16_t half = f16_from(kind == DATA_TINY ? value * 1e31f : isfinite(value) ? value : 0);
+        if (!isfinite(value)) half = isnan(value) ? 0x7e01 : 0xfc00;
+        uint16_t brain = f32_to_bf16(value);
+        if (format == MAT_F32) memcpy(out + i * 4, &value, 4);
+        if (format == MAT_F16) memcpy(out + i * 2, &half, 2);
+        if (format == MAT_BF16) memcpy(out + i * 2, &brain, 2);
+    }
+}
+
+/* Half of the F32 matrices lie 2 bytes beside their alignment, as a file may have them. */
+static void make_dense(struct check *check, struct mat *m, enum data_kind kind) {
+    size_t count = (size_t)m->rows * (size_t)m->cols, size = m->format == MAT_F32 ? 4 : 2;
+    size_t odd = m->format == MAT_F32 && random_u32(&check->random) & 1 ? 2 : 0;
+    char *data = check_alloc(check, count * size + (check->at_front ? 0 : odd));
+    fill_dense(&check->random, data, m->format, count, kind);
+    m->data = data;
+}
+
+static float random_scale(struct check_random *random, enum data_kind kind) {
+    float scale = 0.01f + fabsf(random_float(random));
+    return kind == DATA_EXTREME ? ldexpf(scale, random_int(random, -60, 60)) : kind == DATA_ZERO ? 0 : scale;
+}
+
+static uint8_t random_e4m3(struct check_random *random, enum data_kind kind) {
+    uint8_t byte = (uint8_t)random_u32(random);
+    if (kind == DATA_ZERO) byte &= 0x80;
+    if (kind == DATA_TINY) byte &= 0x87; /* subnormals only */
+    if ((byte & 0x7f) != 0x7f) return byte;
+    return kind == DATA_SPECIAL && random_u32(random) % 8 == 0 ? byte : 0x7e;
+}
+
+static void make_fp8(struct check *check, struct mat *m, enum data_kind kind) {
+    const int choice_cols[] = {128, 128, 32, 96, 544, 1 << 30}, choice_rows[] = {128, 1, 7, 1 << 30};
+    struct check_random *random = &check->random;
+    m->scale_cols = choice_cols[random_int(random, 0, 5)];
+    m->scale_rows = choice_rows[random_int(random, 0, 3)];
+    m->scale_stride = (m->cols - 1) / m->scale_cols + 1 + random_int(random, 0, 2);
+    int scale_lines = (m->rows - 1) / m->scale_rows + 1;
+    /* The padding after the last line's scales is not there. */
+    int scales = (scale_lines - 1) * m->scale_stride + (m->cols - 1) / m->scale_cols + 1;
+    float *scale = check_floats(check, scales);
+    for (int i = 0; i < scales; i++) scale[i] = random_scale(random, kind);
+    m->scale = scale;
+    size_t count = (size_t)m->rows * (size_t)m->cols;
+    uint8_t *data = check_alloc(check, count);
+    for (size_t i = 0; i < count; i++) data[i] = random_e4m3(random, kind);
+    m->data = data;
+}
+
+/* Either sign: a search for the best scale may find that the values are better turned round. */
+static uint16_t random_scale16(struct check_random *random, enum data_kind kind) {
+    uint16_t sign = random_u32(random) & 1 ? 0x8000 : 0;
+    uint16_t scale = f16_from(0.001f + fabsf(random_float(random)) * 0.01f);
+    if (kind == DATA_TINY) scale = (uint16_t)(random_u32(random) & 0x3ff); /* subnormals only */
+    if (kind == DATA_EXTREME) scale = (uint16_t)(random_u32(random) & 0x7bff);
+    if (kind == DATA_SPECIAL && random_u32(random) % 100 == 0) scale = 0x7e00; /* NaN */
+    return scale | sign;
+}
+
+static void make_awq(struct check *check, struct mat *m, enum data_kind kind) {
+    struct check_random *random = &check->random;
+    m->group_size = 32 << random_int(random, 0, 2);
+    int groups = (m->cols - 1) / m->group_size + 1, words = m->rows / 8;
+    uint32_t *data = check_alloc(check, (size_t)m->cols * (size_t)words * 4),
+             *zeros = check_alloc(check, (size_t)(groups * words) * 4);
+    uint16_t *scales = check_alloc(check, (size_t)(groups * m->rows) * 2);
+    for (int i = 0; i < m->cols * words; i++) data[i] = kind == DATA_ZERO ? 0x88888888 : random_u32(random);
+    for (int i = 0; i < groups * words; i++) zeros[i] = kind == DATA_ZERO ? 0x88888888 : random_u32(random);
+    for (int i = 0; i < groups * m->rows; i++) scales[i] = random_scale16(random, kind);
+    m->data = data;
+    m->zeros = zeros;
+    m->scales16 = scales;
+}
+
+static int8_t random_q(struct check_random *random, enum mat_format format, enum data_kind kind) {
+    const int most = format == MAT_INT4 ? 7 : 127, least = format == MAT_INT4 ? -8 : -127;
+    if (kind == DATA_ZERO) return 0;
+    if (kind == DATA_EXTREME) return (int8_t)(random_u32(random) & 1 ? least : most);
+    return (int8_t)random_int(random, least, most);
+}
+
+/* Whole groups by block_put_group; what lies past the matrix stays as block_clear leaves it. */
+static void make_block(struct check *check, struct mat *m, enum data_kind kind) {
+    m->group_size = 32 << random_int(&check->random, 0, 2);
+    uint8_t *data = check_alloc(check, mat_bytes(m));
+    block_clear(m, data);
+    m->data = data;
+    for (int row = 0; row < m->rows; row++)
+        for (int k = 0; k < m->cols; k += m->group_size) {
+            int8_t q[BLOCK_COLS] = {0};
+            for (int i = 0; i < m->group_size && k + i < m->cols; i++) q[i] = random_q(&check->random, m->format, kind);
+            block_put_group(m, data, row, k / m->group_size, q, random_scale16(&check->random, kind));
+        }
+}
+
+struct mat check_make_mat(struct check *check, enum mat_format format, int rows, int cols, enum data_kind kind) {
+    struct mat m = {.format = format, .rows = rows, .cols = cols};
+    if (format == MAT_FP8) {
+        make_fp8(check, &m, kind);
+    } else if (format == MAT_INT4_AWQ) {
+        make_awq(check, &m, kind);
+    } else if (format == MAT_INT4 || format == MAT_INT8) {
+        make_block(check, &m, kind);
+    } else {
+        make_dense(check, &m, kind);
+    }
+    return m;
+}
+
+void check_make_activations(struct check *check, float **x, int n, int cols, enum data_kind kind) {
+    for (int t = 0; t < n; t++) {
+        x[t] = check_floats(check, cols);
+        for (int k = 0; k < cols; k++) x[t][k] = random_float(&check->random) * (kind == DATA_TINY ? 1e-6f : 2.0f);
+    }
+}
+
+struct q8_row check_make_q8(struct check *check, const float *x, int n, int group) {
+    int padded = (n + Q8_GROUP_MAX - 1) / Q8_GROUP_MAX * Q8_GROUP_MAX, groups = padded / group;
+    struct q8_row row = {.q = check_alloc(check, (size_t)padded),
+                         .scale = check_floats(check, groups),
+                         .sum = check_alloc(check, (size_t)groups * sizeof(int32_t))};
+    check->ref.quantize(x, n, group, &row);
+    return row;
+}

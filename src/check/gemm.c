@@ -1,0 +1,181 @@
+/* Products of matrices and tokens: values, bits, and the same bits in any part of rows and tokens. */
+#include "check/check_priv.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+static const char *const kind_names[DATA_KINDS] = {"plain", "tiny", "extreme", "zero", "special"};
+static const float unset = -12345.678f;
+
+struct gemm_case {
+    struct mat mat;
+    bool quantized; /* 8-bit activations */
+    int n;
+    float *x[CHECK_TOKENS_MAX], *y[CHECK_TOKENS_MAX];
+    struct q8_row q[CHECK_TOKENS_MAX];
+    float *whole; /* [n][rows] result of all rows and tokens at once */
+    char name[96];
+};
+
+static void run_gemm(const struct kern *with, const struct gemm_case *c, int r0, int r1, int t0, int n) {
+    for (int t = t0; t < t0 + n; t++)
+        for (int r = 0; r < c->mat.rows; r++) c->y[t][r] = unset;
+    if (c->quantized)
+        with->gemm_q8[c->mat.format](&c->mat, r0, r1, c->q + t0, n, c->y + t0, NULL);
+    else
+        with->gemm[c->mat.format](&c->mat, r0, r1, (const float *const *)c->x + t0, n, c->y + t0);
+}
+
+/* All rows and tokens by the kernel under test: what the rest is compared with. */
+static void run_whole(struct check *check, struct gemm_case *c) {
+    const int rows = c->mat.rows;
+    c->whole = check_floats(check, c->n * rows);
+    run_gemm(&check->kern, c, 0, rows, 0, c->n);
+    for (int t = 0; t < c->n; t++) memcpy(c->whole + t * rows, c->y[t], (size_t)rows * sizeof **c->y);
+}
+
+/* Rows [r0, r1) of tokens [t0, t0 + n): the bits of the whole, and nothing written beside them. */
+static void check_part(struct check *check, const struct gemm_case *c, int r0, int r1, int t0, int n) {
+    run_gemm(&check->kern, c, r0, r1, t0, n);
+    for (int t = t0; t < t0 + n; t++)
+        for (int r = 0; r < c->mat.rows; r++) {
+            float expected = r >= r0 && r < r1 ? c->whole[t * c->mat.rows + r] : unset;
+            if (check_same_bits(c->y[t][r], expected)) continue;
+            check_fault(check, "%s rows %d-%d tokens %d+%d: y[%d][%d] is %.9g, expected the bits of %.9g", c->name, r0,
+                        r1, t0, n, t, r, (double)c->y[t][r], (double)expected);
+            return;
+        }
+}
+
+/* What kern.h wants the ends of a range of rows to be multiples of. */
+static int row_unit(const struct gemm_case *c) {
+    if (c->mat.format == MAT_INT4_AWQ) return 8;
+    return c->quantized ? BLOCK_ROWS : 1;
+}
+
+static void check_parts(struct check *check, const struct gemm_case *c) {
+    struct check_random *random = &check->random;
+    int unit = row_unit(c), units = (c->mat.rows + unit - 1) / unit;
+    for (int t = 0; t < c->n; t++) check_part(check, c, 0, c->mat.rows, t, 1);
+    for (int i = 0; i < 6; i++) {
+        int u0 = random_int(random, 0, units - 1), u1 = random_int(random, u0 + 1, units);
+        int r1 = u1 * unit < c->mat.rows ? u1 * unit : c->mat.rows, t0 = random_int(random, 0, c->n - 1);
+        check_part(check, c, u0 * unit, r1, t0, random_int(random, 1, c->n - t0));
+    }
+    check_part(check, c, 0, c->mat.rows, 0, 0);
+}
+
+/* The plain C kernel's bits. */
+static void check_bits_of_ref(struct check *check, const struct gemm_case *c) {
+    const int rows = c->mat.rows;
+    run_gemm(&check->ref, c, 0, rows, 0, c->n);
+    for (int t = 0; t < c->n; t++)
+        for (int r = 0; r < rows; r++) check_bits(check, c->name, r, c->whole[t * rows + r], c->y[t][r]);
+}
+
+static float scale_max(const struct mat *m) {
+    float max = 1;
+    if (m->format != MAT_FP8) return max;
+    for (int i = 0; i <= (m->rows - 1) / m->scale_rows; i++)
+        for (int j = 0; j <= (m->cols - 1) / m->scale_cols; j++) max = fmaxf(max, m->scale[i * m->scale_stride + j]);
+    return max;
+}
+
+static double activation(const struct gemm_case *c, int t, int k) {
+    return c->quantized ? (double)c->q[t].q[k] * (double)c->q[t].scale[k / q8_group(&c->mat)] : (double)c->x[t][k];
+}
+
+/* Against sums in double of the decoded weights: 2e-6 of sum |w x|, plus what subnormal products may lose. */
+static void check_values(struct check *check, const struct gemm_case *c) {
+    const int rows = c->mat.rows, cols = c->mat.cols;
+    float *w = check_floats(check, cols);
+    double lost = (double)cols * 1.5e-45 * 256 * (double)scale_max(&c->mat);
+    for (int r = 0; r < rows; r++) {
+        format_decode_rows(&c->mat, r, r + 1, w);
+        for (int t = 0; t < c->n; t++) {
+            double sum = 0, size = 0;
+            for (int k = 0; k < cols; k++) {
+                double product = (double)w[k] * activation(c, t, k);
+                sum += product;
+                size += fabs(product);
+            }
+            check_value(check, c->name, r, c->whole[t * rows + r], (float)sum, 2e-6 * size + lost);
+        }
+    }
+}
+
+static void check_case(struct check *check, enum mat_format format, bool quantized, int rows, int cols, int n,
+                       enum data_kind kind) {
+    struct gemm_case c = {.mat = check_make_mat(check, format, rows, cols, kind), .quantized = quantized, .n = n};
+    snprintf(c.name, sizeof c.name, "%dx%d, %d tokens, %s", rows, cols, n, kind_names[kind]);
+    check_make_activations(check, c.x, n, cols, kind);
+    for (int t = 0; t < n; t++) {
+        c.y[t] = check_floats(check, rows);
+        if (quantized) c.q[t] = check_make_q8(check, c.x[t], cols, q8_group(&c.mat));
+    }
+    run_whole(check, &c);
+    check_values(check, &c);
+    check_bits_of_ref(check, &c);
+    check_parts(check, &c);
+    check->cases++;
+}
+
+/* Any size, many times. */
+static void check_odd_sizes(struct check *check, enum mat_format format, bool quantized) {
+    const bool awq = format == MAT_INT4_AWQ;
+    struct check_random *random = &check->random;
+    for (int round = 0; round < 80; round++) {
+        int rows = awq ? 8 * random_int(random, 1, 36) : random_int(random, 1, 67), cols = random_int(random, 1, 600);
+        if (round % 4 == 1) cols = (cols + 31) / 32 * 32;
+        if (round == 0) rows = awq ? 8 : 1, cols = 1;
+        check_round(check, round);
+        check_case(check, format, quantized, rows, cols, random_int(random, 1, 17),
+                   (enum data_kind)(round % DATA_KINDS));
+    }
+}
+
+void check_gemm(struct check *check, enum mat_format format, bool quantized) {
+    const bool awq = format == MAT_INT4_AWQ;
+    char name[32];
+    snprintf(name, sizeof name, "%s %s", quantized ? "gemm_q8" : "gemm", mat_format_name(format));
+    check_begin(check, name, (uint64_t)format + 1, "of sum |wx|", 2e-6);
+    check_odd_sizes(check, format, quantized);
+    check_round(check, 0);
+    check_case(check, format, quantized, awq ? 1160 : 9, 1408, 3, DATA_PLAIN); /* more rows than a block of them */
+    check_round(check, 0);
+    check_case(check, format, quantized, 24, 160, CHECK_TOKENS_MAX, DATA_PLAIN); /* more tokens than a block of them */
+    if (check->kern.gemm[format] != check->ref.gemm[format]) {
+        check_round(check, 0);
+        check_case(check, format, quantized, 2048, 1408, 2, DATA_PLAIN);
+    }
+    for (int panels = 1; quantized && !awq && panels <= 16;
+         panels++) { /* every way to cut panels and tokens into sets */
+        check_round(check, panels);
+        check_case(check, format, quantized, BLOCK_ROWS * panels - panels % 3, 300, panels, DATA_PLAIN);
+    }
+    check_end(check);
+}
+
+/* Products too small for a float leave -0 in every lane, where one addition of 0 too many would show. */
+void check_signed_zero(struct check *check) {
+    enum { ROWS = 9, TOKENS = 3 };
+    check_begin(check, "gemm, -0", 0, "(same bits)", 1);
+    for (int cols = 1; cols <= 96; cols++, check->cases++) {
+        struct gemm_case c = {.mat = {.format = MAT_F32, .rows = ROWS, .cols = cols}, .n = TOKENS};
+        check_round(check, 0);
+        float *w = check_floats(check, ROWS * cols);
+        c.mat.data = w;
+        for (int i = 0; i < ROWS * cols; i++) w[i] = 0x1p-100f;
+        for (int t = 0; t < TOKENS; t++) {
+            c.x[t] = check_floats(check, cols);
+            c.y[t] = check_floats(check, ROWS);
+            for (int k = 0; k < cols; k++) c.x[t][k] = -0x1p-100f;
+        }
+        snprintf(c.name, sizeof c.name, "signed zeros, %d columns", cols);
+        run_whole(check, &c);
+        check_bits_of_ref(check, &c);
+        check_parts(check, &c);
+    }
+    check_end(check);
+}

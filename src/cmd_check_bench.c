@@ -1,0 +1,139 @@
+#include "cmd_check.h"
+
+#include <jansson.h>
+#include <stdio.h>
+#include <string.h>
+#include "base/pool.h"
+#include "bench_machine.h"
+#include "check/speed.h"
+
+enum { MACHINE_PASSES = 9, LINE_PASSES = 3 };
+
+/* The machine with one number of threads, and where results go. */
+struct bench_run {
+    enum cpu_level best;
+    int threads;
+    struct bench_reader *reader;
+    struct bench_spread read_gb_s, int8_tops;
+    json_t *machine, *speeds; /* arrays; NULL: for people */
+};
+
+struct bench_line {
+    const char *level, *weights, *activations;
+    double gb_per_s, read_gb_s; /* one token; what the memory gave just before and after */
+    double gop_per_s;           /* SPEED_TOKENS tokens */
+};
+
+/* Of the machine's 8-bit operations; 0 if it has none to compare with. */
+static double share_of_peak(const struct bench_run *run, const struct bench_line *line) {
+    return run->int8_tops.median > 0 ? line->gop_per_s / (run->int8_tops.median * 1e3) : 0;
+}
+
+static void say_machine(const struct bench_run *run) {
+    printf("%s%d thread%s: reads %.2f GB/s from memory (%.2f to %.2f)", run->threads > 1 ? "\n" : "", run->threads,
+           run->threads > 1 ? "s" : "", run->read_gb_s.median, run->read_gb_s.min, run->read_gb_s.max);
+    if (run->int8_tops.median > 0) {
+        printf(", does %.3f Tera 8-bit operations a second (%.3f to %.3f)", run->int8_tops.median, run->int8_tops.min,
+               run->int8_tops.max);
+    }
+    printf("\n%-7s %-9s %-11s  %24s  %8s  %21s\n", "level", "weights", "activations", "one token: weights, GB/s",
+           "of memory", "64 tokens: Gop/s");
+    fflush(stdout);
+}
+
+static void say_line(const struct bench_run *run, const struct bench_line *l) {
+    printf("%-7s %-9s %-11s  %24.2f  %7.1f %%  %12.1f", l->level, l->weights, l->activations, l->gb_per_s,
+           100 * l->gb_per_s / l->read_gb_s, l->gop_per_s);
+    if (run->int8_tops.median > 0) printf("  %5.1f %% of 8-bit", 100 * share_of_peak(run, l));
+    printf("\n");
+    fflush(stdout);
+}
+
+static json_t *machine_json(const struct bench_run *run) {
+    return json_pack("{si sf so}", "threads", run->threads, "read_gb_s", run->read_gb_s.median, "int8_tops",
+                     run->int8_tops.median > 0 ? json_real(run->int8_tops.median) : json_null());
+}
+
+static json_t *line_json(const struct bench_run *run, const struct bench_line *l) {
+    return json_pack("{ss ss ss si sf sf sf si sf so}", "level", l->level, "weights", l->weights, "activations",
+                     l->activations, "threads", run->threads, "gb_per_s", l->gb_per_s, "read_gb_s", l->read_gb_s,
+                     "share_of_bandwidth", l->gb_per_s / l->read_gb_s, "tokens", SPEED_TOKENS, "gop_per_s",
+                     l->gop_per_s, "share_of_peak",
+                     run->int8_tops.median > 0 ? json_real(share_of_peak(run, l)) : json_null());
+}
+
+static void time_line(struct bench_run *run, struct speed *speed, enum mat_format format, enum cpu_level level,
+                      bool quantized) {
+    struct bench_spread before = bench_reader_measure(run->reader, LINE_PASSES);
+    struct bench_line line = {
+        .level = cpu_level_name(level), .weights = mat_format_name(format), .activations = quantized ? "8-bit" : "f32"};
+    line.gb_per_s = speed_read(speed, level, quantized) * 1e-9;
+    line.read_gb_s = (before.median + bench_reader_measure(run->reader, LINE_PASSES).median) / 2;
+    line.gop_per_s = speed_compute(speed, level, quantized) * 1e-9;
+    if (run->speeds)
+        json_array_append_new(run->speeds, line_json(run, &line));
+    else
+        say_line(run, &line);
+}
+
+/* The plain C is for comparing bits, and timed only where there is nothing else. */
+static int time_format(struct bench_run *run, enum mat_format format, struct mo_error *error) {
+    struct speed *speed;
+    int first = run->best < CPU_AVX2 ? (int)run->best : CPU_AVX2;
+    int code = speed_open(&speed, format, run->threads, error);
+    if (code) return code;
+    for (int quantized = 0; quantized < 2; quantized++) {
+        for (int level = first; level <= (int)run->best; level++) {
+            if (speed_has(speed, (enum cpu_level)level, quantized))
+                time_line(run, speed, format, (enum cpu_level)level, quantized);
+        }
+    }
+    speed_close(speed);
+    return 0;
+}
+
+static int time_threads(struct bench_run *run, const char *format, struct mo_error *error) {
+    int code = bench_reader_open(&run->reader, run->threads, error);
+    if (!code) run->read_gb_s = bench_reader_measure(run->reader, MACHINE_PASSES);
+    if (!code) code = bench_measure_int8(run->threads, &run->int8_tops, error);
+    if (!code && run->machine) json_array_append_new(run->machine, machine_json(run));
+    if (!code && !run->machine) say_machine(run);
+    for (int i = 0; i < MAT_FORMATS && !code; i++) {
+        if (!format || !strcmp(format, mat_format_name((enum mat_format)i)))
+            code = time_format(run, (enum mat_format)i, error);
+    }
+    bench_reader_close(run->reader);
+    run->reader = NULL;
+    return code;
+}
+
+static int print_json(const struct bench_run *run, struct mo_error *error) {
+    json_t *root = json_pack("{ss ss sO sO}", "version", MOEBIUS_VERSION, "level", cpu_level_name(run->best), "machine",
+                             run->machine, "speeds", run->speeds);
+    int failed = !root || json_dumpf(root, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
+    putchar('\n');
+    json_decref(root);
+    return failed ? mo_error_set(error, MO_E_IO, "cannot write to standard output") : 0;
+}
+
+static int check_format(const char *format, struct mo_error *error) {
+    for (int i = 0; format && i < MAT_FORMATS; i++) {
+        if (!strcmp(format, mat_format_name((enum mat_format)i))) return 0;
+    }
+    if (!format) return 0;
+    return mo_error_set(error, MO_E_INVALID,
+                        "--bench: expected f32, f16, bf16, fp8, int4_awq, int4 or int8, found \"%.40s\"", format);
+}
+
+int check_bench(enum cpu_level best, const char *format, int threads, bool json, struct mo_error *error) {
+    struct bench_run run = {.best = best, .machine = json ? json_array() : NULL, .speeds = json ? json_array() : NULL};
+    int code = check_format(format, error);
+    for (int round = 0; round < (threads > 1 ? 2 : 1) && !code; round++) {
+        run.threads = round ? threads : 1;
+        code = time_threads(&run, format, error);
+    }
+    if (!code && json) code = print_json(&run, error);
+    json_decref(run.machine);
+    json_decref(run.speeds);
+    return code;
+}

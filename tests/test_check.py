@@ -1,0 +1,105 @@
+"""`moebius check`: what it covers, how it counts, and what it refuses. That it notices wrong kernels: tests/unit/test_check.c."""
+
+import os
+import re
+import signal
+import subprocess
+
+import pytest
+
+from conftest import PROGRAM, moebius, refused, succeed
+
+LEVELS = ["ref", "avx2", "avx512", "amx"]
+FORMATS = ["f32", "f16", "bf16", "fp8", "int4_awq", "int4", "int8"]
+EIGHT_BIT = ["int4_awq", "int4", "int8"]  # with 8-bit activations
+OTHERS = ["dots", "weighted_sum", "softmax_step", "exp", "quantize", "rms_norm", "silu_mul", "add_scaled", "gemm, -0",
+          "awq layout", "int4 layout", "int8 layout"]
+
+
+def has(level):
+    return "offers only" not in moebius("check", "no-bench", "--bench", env={"MOEBIUS_CPU": level}).err
+
+
+@pytest.fixture(scope="module")
+def best():
+    """The highest level here: the program refuses what the machine lacks."""
+    return [level for level in LEVELS if has(level)][-1]
+
+
+def test_everything_is_checked(best):
+    """Every kernel, at two levels where there are two; what is left out is named."""
+    top = min(LEVELS.index(best), 1)
+    report = succeed("check", "--json", env={"MOEBIUS_CPU": LEVELS[top]}).json
+    assert set(report) == {"version", "checks", "left_out", "passed", "failed"}
+    assert report["left_out"] == LEVELS[top + 1:]
+    kernels = {f"gemm {f}" for f in FORMATS} | {f"decode {f}" for f in FORMATS} | {f"gemm_q8 {f}" for f in EIGHT_BIT}
+    for level in LEVELS[:top + 1]:
+        checks = {check["kernel"]: check for check in report["checks"] if check["level"] == level}
+        assert kernels | set(OTHERS) <= set(checks), level
+        for name, check in checks.items():
+            assert check["passed"] is True and check["fault"] is None and check["cases"] > 0, check
+            assert 0 <= check["max_error"] < 1e-5 or name in OTHERS, check
+    assert report["passed"] == len(report["checks"]) and report["failed"] == 0
+
+
+def test_words():
+    result = succeed("check", env={"MOEBIUS_CPU": "ref"})
+    lines = result.text.splitlines()
+    checked = [line for line in lines if line.startswith("ref ")]
+    assert lines[-1] == f"{len(checked)} passed, 0 failed" and not result.err
+    assert [line for line in lines if line.startswith("left out: ")] == \
+        [f"left out: {level}, which this machine or MOEBIUS_CPU does not offer" for level in LEVELS[1:]]
+    assert all(re.search(r"\d+ cases  max error .* ok$", line) for line in checked), result.text
+
+
+def test_bench(best):
+    """Speeds belong to the machine; their shares must be of what was measured beside them."""
+    report = succeed("check", "--bench", "int4", "--threads", "2", "--json").json
+    assert set(report) == {"version", "level", "machine", "speeds"} and report["level"] == best
+    assert [m["threads"] for m in report["machine"]] == [1, 2]
+    tops = {m["threads"]: m["int8_tops"] for m in report["machine"]}
+    timed = LEVELS[1:LEVELS.index(best) + 1] or ["ref"]
+    assert [(s["threads"], s["level"]) for s in report["speeds"]] == [(n, level) for n in (1, 2) for level in timed]
+    for speed in report["speeds"]:
+        assert speed["weights"] == "int4" and speed["activations"] == "8-bit" and speed["tokens"] == 64
+        assert speed["share_of_bandwidth"] == pytest.approx(speed["gb_per_s"] / speed["read_gb_s"], rel=1e-6)
+        if tops[speed["threads"]] is not None:
+            share = speed["gop_per_s"] / (tops[speed["threads"]] * 1e3)
+            assert speed["share_of_peak"] == pytest.approx(share, rel=1e-6)
+        else:
+            assert speed["share_of_peak"] is None
+
+
+def test_bench_in_words(best):
+    level = LEVELS[min(LEVELS.index(best), 1)]
+    text = succeed("check", "--bench", "bf16", "--threads", "1", env={"MOEBIUS_CPU": level}).text
+    assert re.search(r"^1 thread: reads [\d.]+ GB/s from memory", text), text
+    (line,) = [line for line in text.splitlines() if line.startswith(f"{level} ")]
+    assert re.match(rf"{level}\s+bf16\s+f32\s+[\d.]+\s+[\d.]+ %", line), line
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["int4"], ["int4", "--bench"]),
+    (["--bench", "int5"], ["int5", "int4_awq"]),
+    (["--bench", "int4", "int8"], ["int8"]),
+    (["--threads", "0"], ["--threads", "0"]),
+])
+def test_wrong_usage(arguments, words):
+    result = moebius("check", *arguments)
+    assert result.code == 2, str(result)
+    refused(result, *words)
+
+
+def test_unknown_level():
+    refused(moebius("check", env={"MOEBIUS_CPU": "sse2"}), "MOEBIUS_CPU", "sse2")
+
+
+def test_a_stray_access_says_where():
+    """The signal that a guard page raises: the message names the kernel that was running."""
+    process = subprocess.Popen([PROGRAM, "check"], env={**os.environ, "MOEBIUS_CPU": "ref"}, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE)
+    assert process.stdout.readline().startswith(b"ref ")
+    process.send_signal(signal.SIGSEGV)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert re.fullmatch(r"moebius check: a kernel touched memory beside its arrays: ref .+\n", err.decode())
