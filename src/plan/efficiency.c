@@ -1,13 +1,14 @@
 #include "plan/efficiency.h"
 
 #define OUR_BENCH "moebius bench, 2 threads of a shared Sapphire Rapids machine (AVX-512), 2026-11"
-#define OUR_CHECK "check_kern --bench, 2 threads of a shared Sapphire Rapids machine (AVX-512), 2026-11"
+#define OUR_CHECK                                                                                                      \
+    "moebius bench, 2 threads of a shared Emerald Rapids machine (AVX-512), 2026-11-22: int8 0.78, fp8 0.66"
 
 static const struct plan_efficiency table[PLAN_CONSTANTS] = {
     [PLAN_CPU_F32] = {"cpu_f32", 0.86, false, "taken to be as good as 16-bit weights: not measured by us"},
     [PLAN_CPU_16BIT] = {"cpu_16bit", 0.86, true, OUR_BENCH ", depth 0"},
     [PLAN_CPU_8BIT] = {"cpu_8bit", 0.72, true, OUR_CHECK},
-    [PLAN_CPU_4BIT] = {"cpu_4bit", 0.80, true, OUR_BENCH ", AWQ, depth 0"},
+    [PLAN_CPU_4BIT] = {"cpu_4bit", 0.80, true, OUR_BENCH ", AWQ and int4 (0.82), depth 0"},
     [PLAN_CPU_CACHE] = {"cpu_cache", 0.86, false, "taken to be as good as 16-bit weights: not measured by us"},
     [PLAN_CPU_OPS] = {"cpu_operations", 0.5, false,
                       "assumed: weights widened to fp32, and attention; not measured by us"},
