@@ -68,7 +68,7 @@ static int count_experts(const json_t *header) {
     json_object_foreach((json_t *)header, name, entry) {
         const char *at = strstr(name, ".experts.");
         int expert = at ? atoi(at + strlen(".experts.")) : -1;
-        if (expert > highest) highest = expert;
+        if (expert > highest && expert < INT32_MAX) highest = expert;
     }
     return highest + 1;
 }

@@ -1,0 +1,51 @@
+"""The model in the tree: the engine computes what the code that trained it computes (tests/golden/demo, by
+tools/train/golden.py), and its quality is what its card says."""
+
+import json
+
+import numpy as np
+import pytest
+
+from conftest import ROOT, TESTS, succeed
+
+MODEL = ROOT / "models" / "demo"
+GOLD = TESTS / "golden" / "demo"
+MANIFEST = json.loads((GOLD / "manifest.json").read_text())
+VOCAB = json.loads((MODEL / "config.json").read_text())["vocab_size"]
+CASES = {case["id"]: case for case in MANIFEST["cases"]}
+
+
+def run_logits(case, tmp_path, *flags):
+    ids, out = tmp_path / "ids.json", tmp_path / "logits.f32"
+    ids.write_text(json.dumps(case["tokens"]))
+    result = succeed("logits", MODEL, "--ids", ids, "--out", out, *flags)
+    return result, np.fromfile(out, "<f4")
+
+
+@pytest.mark.parametrize("attention", ["absorbed", "expanded"])
+@pytest.mark.parametrize("name", CASES)
+def test_logits_of_the_training_code(name, attention, tmp_path):
+    case = CASES[name]
+    logits = run_logits(case, tmp_path, "--all", "--compute", "f32", "--attention", attention)[1].reshape(-1, VOCAB)
+    want = np.fromfile(GOLD / case["logits"]["file"], "<f4").reshape(case["logits"]["shape"])
+    got = logits[case["logits"]["positions"]]
+    assert np.abs(got - want).max() < 1e-3
+    assert np.abs(want).max() > 1  # the comparison is of something
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if "greedy" in case])
+def test_greedy_continuation(name, tmp_path):
+    case = CASES[name]
+    want = case["greedy"]["tokens"]
+    result, _ = run_logits(case, tmp_path, "--greedy", len(want), "--compute", "f32")
+    assert json.loads(result.text) == want
+
+
+def test_quality_is_what_the_card_says():
+    """A few questions only, which a sanitizer's build can answer in time; the whole measure is the card's."""
+    card = (MODEL / "MODEL_CARD.md").read_text()
+    said = float(card.split("| bits per byte")[1].split("|")[1])
+    (row,) = succeed("eval", MODEL, "--fim", 4, "--parseable", 4, "--compute", "f32", "--kv", "f32", "--json",
+                     "--heldout", TESTS / "data" / "heldout", timeout=600).json
+    assert row["bits_per_byte"] == pytest.approx(said, abs=0.002)
+    assert row["top1"] > 0.3
