@@ -31,7 +31,7 @@ LAYERS = {
     "server": {"base", "model", "text", "sched", "server", "top"},
     "top": {"base", "model", "text", "expert", "backend", "forward", "sched", "server", "plan", "check", "top", "public"},
 }
-DATA = ("tests/golden/data/", "tests/data/", "models/")  # not ours to format
+DATA = ("tests/golden/data/", "tests/golden/demo/", "tests/data/", "models/")  # not ours to format
 KERNEL_FOLDER = "src/backend/cpu/"
 GPU_KERNEL_FOLDER = "src/backend/cuda/kernels/"  # their headers, and the structs that they share with the host
 KERNEL_MAY_INCLUDE = {"base/cpu.h", "model/format.h"}  # and headers of their own folder
