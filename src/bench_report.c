@@ -5,6 +5,7 @@
 #include <string.h>
 #include "bench_guide.h"
 #include "model/pack.h"
+#include "plan/predict.h"
 
 /* A file of `moebius synth` remembers how it was made; weights in memory were made by the options. */
 void bench_report_mark(struct bench_report *r) {
@@ -79,7 +80,28 @@ void bench_say_decode(const struct bench_report *r, const struct bench_decode *d
     fflush(stdout);
 }
 
+/* What `plan` expects of the step that was measured, from the memory and the processor as they were. */
+static double predicted_tokens_per_s(const struct bench_report *r, const struct bench_decode *d) {
+    const struct engine *e = r->engine;
+    struct plan_predictor predictor;
+    plan_predictor_init(&predictor, &e->model, &e->weights, e->options.kv - 1, r->level, r->int8_tops.median);
+    struct plan_speed speed = plan_predict_step(&predictor, d->batch, d->depth, d->read_gb_s, d->bytes_per_step);
+    return plan_speed_expected(&speed);
+}
+
+static void say_predictions(const struct bench_report *r) {
+    printf("\nas `moebius plan` predicts it from this memory and this processor; tokens/s\n%6s %8s  %10s %10s  %s\n",
+           "batch", "depth", "predicted", "measured", "measured / predicted");
+    for (int i = 0; i < r->n_decode; i++) {
+        const struct bench_decode *d = &r->decode[i];
+        double predicted = predicted_tokens_per_s(r, d);
+        printf("%6d %8d  %10.2f %10.2f  %10.2f%s\n", d->batch, d->depth, predicted, d->tokens_per_s.median,
+               d->tokens_per_s.median / predicted, r->mark);
+    }
+}
+
 void bench_say_end(const struct bench_report *r) {
+    say_predictions(r);
     printf("\nafterwards the threads read %.2f GB/s from memory (%.2f to %.2f)\n", r->read_after_gb_s.median,
            r->read_after_gb_s.min, r->read_after_gb_s.max);
     printf("resident memory: %.2f GiB, mapped files included\n", r->rss_bytes / (1 << 30));
@@ -92,12 +114,12 @@ static json_t *decode_json(const struct bench_report *r) {
     json_t *list = json_array();
     for (int i = 0; i < r->n_decode; i++) {
         const struct bench_decode *d = &r->decode[i];
-        json_array_append_new(list,
-                              json_pack("{si si sf sf sf sf sf sf sf sb}", "batch", d->batch, "depth", d->depth,
-                                        "tokens_per_s", d->tokens_per_s.median, "tokens_per_s_min", d->tokens_per_s.min,
-                                        "tokens_per_s_max", d->tokens_per_s.max, "bytes_per_step", d->bytes_per_step,
-                                        "gb_per_s", d->gb_per_s, "read_gb_s", d->read_gb_s, "share_of_bandwidth",
-                                        d->gb_per_s / d->read_gb_s, "synthetic", *r->made != '\0'));
+        json_array_append_new(
+            list, json_pack("{si si sf sf sf sf sf sf sf sf sb}", "batch", d->batch, "depth", d->depth, "tokens_per_s",
+                            d->tokens_per_s.median, "tokens_per_s_min", d->tokens_per_s.min, "tokens_per_s_max",
+                            d->tokens_per_s.max, "predicted_tokens_per_s", predicted_tokens_per_s(r, d),
+                            "bytes_per_step", d->bytes_per_step, "gb_per_s", d->gb_per_s, "read_gb_s", d->read_gb_s,
+                            "share_of_bandwidth", d->gb_per_s / d->read_gb_s, "synthetic", *r->made != '\0'));
     }
     return list;
 }

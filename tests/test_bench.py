@@ -80,6 +80,7 @@ def test_speeds_fit_together(reports, name):
         assert line["synthetic"] is False
         assert 0 < line["tokens_per_s_min"] <= line["tokens_per_s"] <= line["tokens_per_s_max"]
     for line in report["decode"]:
+        assert line["predicted_tokens_per_s"] > 0
         speed = line["bytes_per_step"] * line["tokens_per_s"] / line["batch"] * 1e-9
         assert line["gb_per_s"] == pytest.approx(speed, rel=1e-6)
         assert line["share_of_bandwidth"] == pytest.approx(speed / line["read_gb_s"], rel=1e-6)
@@ -247,7 +248,7 @@ def test_guide():
     for words in ("RTX 4090", "as published", "not of the shape", "tokens/s", "ms", "620 ", "4200 "):
         assert words in table, text
     rows = [line for line in text.splitlines() if line.endswith("synthetic, seed 1")]
-    assert len(rows) == 2 + 3 + 5, text  # prompts, decode, the guide's rows: each says what it measured
+    assert len(rows) == 2 + 3 + 3 + 5, text  # prompts, decode, predictions, the guide's rows: each says what it measured
 
 
 @pytest.mark.parametrize("arguments, words", [
