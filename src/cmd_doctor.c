@@ -139,11 +139,21 @@ static void check_disk(struct checkup *c, bool json) {
     if (d->is_own && d->bytes < 128e6) advise(c, json, "only little could be read: the figure is rough");
 }
 
+static const char *limit_text(double bytes, char text[24]) {
+    if (isfinite(bytes)) {
+        snprintf(text, 24, "%.2f GB", bytes / GB);
+    } else {
+        snprintf(text, 24, "unlimited");
+    }
+    return text;
+}
+
 static void check_limits(struct checkup *c, bool json) {
     const struct plan_host *h = &c->host;
     if (!json) {
-        say("limits", "open files %.0f, locked memory %.2f GB, address space %.2f GB", h->files, h->locked_bytes / GB,
-            h->address_bytes / GB);
+        char locked[24], address[24];
+        say("limits", "open files %.0f, locked memory %s, address space %s", h->files,
+            limit_text(h->locked_bytes, locked), limit_text(h->address_bytes, address));
         say("huge pages", "%s; overcommit %d", h->huge_pages[0] ? h->huge_pages : "unknown", h->overcommit);
     }
     if (isfinite(h->address_bytes))

@@ -10,7 +10,7 @@
 struct plan_arguments {
     const char *model, *revision, *gpu, *ram, *network, *quant, *folder;
     double nvme_gb_s, hit_rate, utilization, cpu_gflops;
-    int kv; /* 0 auto, else enum plan_kv + 1 */
+    int kv; /* 0 auto, else enum kv_format + 1 */
     int context, seqs, batched_tokens, threads, nodes;
     int experts, parallel, device; /* indices of the choices */
     bool json, explain;
@@ -37,12 +37,14 @@ int plan_gather(struct plan_report *report, const struct plan_arguments *argumen
 void plan_print_text(const struct plan_report *report);
 int plan_print_json(const struct plan_report *report);
 
+/* Why this engine, as it is, cannot run what was planned; NULL: it can. */
+const char *plan_report_not_here(const struct plan_report *report);
 /* "vram", "cpu", ..., "cluster" where machines share the work. */
 const char *plan_report_class(const struct plan_report *report);
 
 /* A built-in model on built-in cards, nothing detected: for tables. Wrong names are a programmer's mistake. */
-struct plan_input plan_table_input(const char *model, const char *quant, const char *gpu, enum plan_kv kv, int context,
-                                   int seqs);
+struct plan_input plan_table_input(const char *model, const char *quant, const char *gpu, enum kv_format kv,
+                                   int context, int seqs);
 
 enum plan_table {
     PLAN_TABLE_NONE,

@@ -18,12 +18,12 @@ static void print_context(const struct plan_input *in, const struct plan_memory 
 
 /* One model and recipe: a row, a card a column. */
 static void print_cards_row(const char *model, const char *quant) {
-    struct plan_input in = plan_table_input(model, quant, "rtx-4090", PLAN_KV_FP8, 1024, 1);
+    struct plan_input in = plan_table_input(model, quant, "rtx-4090", KV_FP8, 1024, 1);
     printf("| %s | %s | %.1f |", model, quant, plan_weights_total(&in.weights) / GB);
     for (int i = 0; plan_gpu_builtin(i); i++) {
         struct plan_memory memory;
         struct plan_speed speed;
-        in = plan_table_input(model, quant, plan_gpu_builtin(i)->name, PLAN_KV_FP8, 1024, 1);
+        in = plan_table_input(model, quant, plan_gpu_builtin(i)->name, KV_FP8, 1024, 1);
         plan_memory_at(&in, PLAN_IN_GPU, &memory);
         if (!memory.fits) {
             printf(" - |");
@@ -39,7 +39,7 @@ static void print_context_row(const char *model, const char *quant) {
     printf("| %s | %s |", model, quant);
     for (int i = 0; plan_gpu_builtin(i); i++) {
         struct plan_memory memory;
-        struct plan_input in = plan_table_input(model, quant, plan_gpu_builtin(i)->name, PLAN_KV_FP8, 1024, 1);
+        struct plan_input in = plan_table_input(model, quant, plan_gpu_builtin(i)->name, KV_FP8, 1024, 1);
         plan_memory_at(&in, PLAN_IN_GPU, &memory);
         print_context(&in, &memory);
     }
@@ -91,7 +91,7 @@ static void print_batches(void) {
         printf("| %d | %.2f |", batches[b], plan_arch_distinct_experts(&arch, batches[b]));
         for (int i = 0; i < 4; i++) {
             struct plan_input in =
-                plan_table_input("deepseek-coder-v2-lite", quants[i % 2], cards[i / 2], PLAN_KV_FP8, 2048, batches[b]);
+                plan_table_input("deepseek-coder-v2-lite", quants[i % 2], cards[i / 2], KV_FP8, 2048, batches[b]);
             struct plan_speed speed;
             plan_decode(&in, &memory, batches[b], 2048, &speed);
             printf(" %.0f / %.0f |", plan_speed_limit(&speed), plan_speed_expected(&speed));
@@ -110,10 +110,10 @@ static void print_processors(void) {
            "| recipe | weights, GB | 20 GB/s | 60 GB/s | 89 GB/s | 300 GB/s | 600 GB/s |\n"
            "| --- | ---: | ---: | ---: | ---: | ---: | ---: |\n");
     for (int q = 0; q < 4; q++) {
-        struct plan_input in = plan_table_input("deepseek-coder-v2-lite", quants[q], "none", PLAN_KV_BF16, 1024, 1);
+        struct plan_input in = plan_table_input("deepseek-coder-v2-lite", quants[q], "none", KV_BF16, 1024, 1);
         printf("| %s | %.1f |", quants[q], plan_weights_total(&in.weights) / GB);
         for (size_t i = 0; i < sizeof gb_s / sizeof *gb_s; i++) {
-            struct plan_cpu_case c = {&in.arch, &in.weights, PLAN_KV_BF16, gb_s[i], 0, 0, -1, -1};
+            struct plan_cpu_case c = {&in.arch, &in.weights, KV_BF16, gb_s[i], 0, 0, -1, -1};
             struct plan_speed speed;
             plan_predict_cpu(&c, 1, 0, &speed);
             printf(" %.1f / %.1f |", plan_speed_limit(&speed), plan_speed_expected(&speed));
@@ -125,7 +125,7 @@ static void print_processors(void) {
 /* ---- 671B ---- */
 
 static struct plan_speed decode_beside_ram(const char *quant, double ram_gb_s, double ssd_gb_s, double hit_rate) {
-    struct plan_input in = plan_table_input("deepseek-v3", quant, "rtx-4090", PLAN_KV_FP8, 8192, 1);
+    struct plan_input in = plan_table_input("deepseek-v3", quant, "rtx-4090", KV_FP8, 8192, 1);
     struct plan_memory memory = {.place = ssd_gb_s > 0 ? PLAN_IN_GPU_RAM_SSD : PLAN_IN_GPU_RAM, .held = 1};
     struct plan_speed speed;
     in.machine.ram_gb_s = ram_gb_s;
@@ -146,7 +146,7 @@ static void print_v3_ram(void) {
            "| recipe | experts, GB | 89 GB/s | 300 GB/s | 600 GB/s | 844 GB/s |\n| --- | ---: | ---: | ---: | ---: | "
            "---: |\n");
     for (int q = 0; q < 3; q++) {
-        struct plan_input in = plan_table_input("deepseek-v3", quants[q], "rtx-4090", PLAN_KV_FP8, 8192, 1);
+        struct plan_input in = plan_table_input("deepseek-v3", quants[q], "rtx-4090", KV_FP8, 8192, 1);
         printf("| %s | %.0f |", quants[q], in.weights.bytes[PLAN_ROUTED] / GB);
         for (size_t i = 0; i < sizeof gb_s / sizeof *gb_s; i++) {
             struct plan_speed speed = decode_beside_ram(quants[q], gb_s[i], 0, -1);
@@ -166,7 +166,7 @@ static void print_v3_held(void) {
     for (int q = 0; q < 2; q++) {
         printf("| %s |", quants[q]);
         for (size_t i = 0; i < sizeof gb / sizeof *gb; i++) {
-            struct plan_input in = plan_table_input("deepseek-v3", quants[q], "rtx-4090", PLAN_KV_FP8, 8192, 1);
+            struct plan_input in = plan_table_input("deepseek-v3", quants[q], "rtx-4090", KV_FP8, 8192, 1);
             struct plan_memory memory;
             in.machine.ram_bytes = gb[i] * GB;
             in.machine.ssd_gb_s = 7;

@@ -13,6 +13,16 @@
 
 enum { DEFAULT_CONTEXT = 32768, GPU_BATCHED_TOKENS = 2048, CPU_BATCHED_TOKENS = 512 };
 
+const char *plan_report_not_here(const struct plan_report *report) {
+    const struct plan_machine *m = &report->input.machine;
+    if (!report->input.arch.runs_here) return "this model is here for comparison: the engine does not run it";
+    if (m->nodes > 1) return "the engine does not work on several machines yet";
+    if (m->gpu.count > 1) return "the engine does not use several cards yet";
+    if (report->memory.held < 1) return "the engine does not read experts from NVMe as they are needed yet";
+    if (m->gpu.count) return "the engine's GPU code has not been run on a GPU yet";
+    return NULL;
+}
+
 const char *plan_report_class(const struct plan_report *report) {
     return report->input.machine.nodes > 1 ? "cluster" : plan_place_name(report->memory.place);
 }
@@ -45,7 +55,7 @@ static int gather_wish(struct plan_report *r, struct mo_error *error) {
                             a->context, context);
     }
     *wish = (struct plan_wish){
-        .kv = a->kv ? (enum plan_kv)(a->kv - 1) : PLAN_KV_BF16,
+        .kv = a->kv ? (enum kv_format)(a->kv - 1) : KV_BF16,
         .context = a->context                  ? a->context
                    : context < DEFAULT_CONTEXT ? context
                                                : DEFAULT_CONTEXT,

@@ -93,6 +93,8 @@ static json_t *memory_json(const struct plan_report *r) {
         "headroom_bytes", (json_int_t)m->headroom_bytes, "cache_tokens", (json_int_t)m->cache_tokens, "held", m->held,
         "class", plan_report_class(r), "place", plan_place_text(m->place), "context", in->wish.context, "seqs",
         in->wish.seqs, "kv_cache_dtype", plan_kv_name(in->wish.kv));
+    const char *not_here = plan_report_not_here(r);
+    json_object_set_new(root, "not_here", not_here ? json_string(not_here) : json_null());
     if (in->weights.note[0]) json_object_set_new(root, "note", json_string(in->weights.note));
     return root;
 }

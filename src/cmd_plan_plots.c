@@ -10,14 +10,14 @@ static const char *const colors[] = {"#0072b2", "#d55e00", "#009e73", "#cc79a7",
 
 /* Bytes of a token, at batch 1 and no context: a straight line. */
 static double bytes_of_token(const char *model, const char *quant) {
-    struct plan_input in = plan_table_input(model, quant, "rtx-4090", PLAN_KV_FP8, 1024, 1);
+    struct plan_input in = plan_table_input(model, quant, "rtx-4090", KV_FP8, 1024, 1);
     return plan_weights_fixed_bytes(&in.arch, &in.weights) + plan_weights_routed_bytes(&in.arch, &in.weights, 1);
 }
 
 static void plot_cards(const struct plot_axis *x, const struct plot_axis *y, const char *quant, const char *color) {
     for (int i = 0; plan_gpu_builtin(i); i++) {
         const struct plan_gpu *gpu = plan_gpu_builtin(i);
-        struct plan_input in = plan_table_input("deepseek-coder-v2-lite", quant, gpu->name, PLAN_KV_FP8, 1024, 1);
+        struct plan_input in = plan_table_input("deepseek-coder-v2-lite", quant, gpu->name, KV_FP8, 1024, 1);
         struct plan_memory memory;
         struct plan_speed speed;
         plan_memory_at(&in, PLAN_IN_GPU, &memory);
@@ -85,7 +85,7 @@ static void plot_671b(void) {
         struct plot_series serial = {.label = lines[i].label, .color = colors[i]},
                            beside = {.color = colors[i], .dashed = 1};
         struct plan_memory memory = {.place = PLAN_IN_GPU_RAM_SSD, .held = 1};
-        struct plan_input in = plan_table_input("deepseek-v3", "int4", "rtx-4090", PLAN_KV_FP8, 8192, 1);
+        struct plan_input in = plan_table_input("deepseek-v3", "int4", "rtx-4090", KV_FP8, 8192, 1);
         in.machine.ssd_gb_s = 14;
         in.machine.hit_rate = lines[i].hit;
         for (double gb_s = x.min; gb_s <= x.max * 1.001; gb_s *= pow(x.max / x.min, 1.0 / 24)) {

@@ -9,8 +9,8 @@
 static const double GB = 1e9;
 static const char lite[] = "deepseek-coder-v2-lite";
 
-struct plan_input plan_table_input(const char *model, const char *quant, const char *gpu, enum plan_kv kv, int context,
-                                   int seqs) {
+struct plan_input plan_table_input(const char *model, const char *quant, const char *gpu, enum kv_format kv,
+                                   int context, int seqs) {
     struct plan_input in = {.machine = {.nodes = 1, .hit_rate = -1}};
     bool known = plan_arch_builtin(&in.arch, model);
     int code = plan_quant_parse(&in.quant, quant, NULL);
@@ -41,7 +41,7 @@ static void print_vram(void) {
     double weights[3], cache[3], graphs[3], scratch[3], total[3];
     struct plan_memory m[3];
     for (int i = 0; i < 3; i++) {
-        struct plan_input in = plan_table_input(lite, quants[i], "rtx-4090", PLAN_KV_BF16, 32768, 1);
+        struct plan_input in = plan_table_input(lite, quants[i], "rtx-4090", KV_BF16, 32768, 1);
         plan_memory_at(&in, PLAN_IN_GPU, &m[i]);
         weights[i] = m[i].weights_bytes;
         cache[i] = m[i].kv_bytes;
@@ -70,7 +70,7 @@ static void print_vram(void) {
 
 /* ---- the guide: how many at once ---- */
 
-static double most_seqs(const char *quant, enum plan_kv kv, int context) {
+static double most_seqs(const char *quant, enum kv_format kv, int context) {
     struct plan_input in = plan_table_input(lite, quant, "rtx-4090", kv, context, 64);
     struct plan_memory memory;
     plan_memory_at(&in, PLAN_IN_GPU, &memory);
@@ -89,7 +89,7 @@ static void print_concurrency(void) {
                 {16, 8192, "not in it"}};
     struct plan_arch arch;
     plan_arch_builtin(&arch, lite);
-    double bf16 = plan_arch_kv_bytes(&arch, PLAN_KV_BF16), fp8 = plan_arch_kv_bytes(&arch, PLAN_KV_FP8);
+    double bf16 = plan_arch_kv_bytes(&arch, KV_BF16), fp8 = plan_arch_kv_bytes(&arch, KV_FP8);
     printf("DeepSeek-Coder-V2-Lite in fp8 on an RTX 4090. The guide counts 110.5 KB a token (fp8); the latent takes\n"
            "%.0f B in bf16 and %.0f B in fp8.\n\n"
            "| sequences x tokens | the guide | its cache, GB | ours, bf16 / fp8, GB | sequences of that length that "
@@ -101,8 +101,8 @@ static void print_concurrency(void) {
         double tokens = (double)rows[i].seqs * context;
         printf("| %d x %d | %s | %.2f | %.2f / %.2f | %.0f / %.0f | %.0f / %.0f |\n", rows[i].seqs, context,
                rows[i].said, tokens * 110500 / GB, tokens * bf16 / GB, tokens * fp8 / GB,
-               most_seqs("fp8", PLAN_KV_BF16, context), most_seqs("fp8", PLAN_KV_FP8, context),
-               most_seqs("awq-g64", PLAN_KV_BF16, context), most_seqs("awq-g64", PLAN_KV_FP8, context));
+               most_seqs("fp8", KV_BF16, context), most_seqs("fp8", KV_FP8, context),
+               most_seqs("awq-g64", KV_BF16, context), most_seqs("awq-g64", KV_FP8, context));
     }
     printf(
         "\nThe guide's figures come from keys and values for 16 heads. An engine that keeps the latent fits 3.5 to 6\n"
@@ -120,7 +120,7 @@ struct machine_row {
 };
 
 static void print_machine(const struct machine_row *row) {
-    struct plan_input in = plan_table_input("deepseek-v3", row->quant, row->gpu, PLAN_KV_FP8, 8192, 1);
+    struct plan_input in = plan_table_input("deepseek-v3", row->quant, row->gpu, KV_FP8, 8192, 1);
     struct plan_memory memory;
     struct plan_speed speed;
     in.machine.ram_bytes = row->ram_gb * 1e9;
@@ -148,7 +148,7 @@ static int cards_needed(const char *quant, const char *gpu) {
         char name[64];
         struct plan_memory memory;
         snprintf(name, sizeof name, "%dx%s", n, gpu);
-        struct plan_input in = plan_table_input("deepseek-v3", quant, name, PLAN_KV_FP8, 8192, 1);
+        struct plan_input in = plan_table_input("deepseek-v3", quant, name, KV_FP8, 8192, 1);
         plan_memory_at(&in, PLAN_IN_GPU, &memory);
         if (memory.fits) return n;
     }

@@ -27,7 +27,6 @@ static void say_model(const struct plan_report *r) {
            (double)plan_arch_total(&in->arch) * 1e-9, (double)plan_arch_active(&in->arch) * 1e-9, recipe,
            r->recipe_is_published && !in->weights.measured ? ", as published" : "");
     if (in->weights.note[0]) printf("note: %s\n", in->weights.note);
-    if (!in->arch.runs_here) printf("note: for comparison; this engine does not run it\n");
     if (!in->weights.measured && !plan_quant_is_real(&in->quant))
         printf("note: a number of bits is for planning; this engine has no such format\n");
 }
@@ -79,6 +78,8 @@ static void say_memory(const struct plan_report *r) {
 static void say_fit(const struct plan_report *r) {
     const struct plan_memory *m = &r->memory;
     printf("\n%s: %s (class %s)\n", m->fits ? "fits" : "does not fit", plan_place_text(m->place), plan_report_class(r));
+    const char *not_here = plan_report_not_here(r);
+    if (not_here) printf("note: planned from formulas; %s\n", not_here);
     say_room("each card", &m->gpu);
     say_room(m->gpu.need_bytes > 0 ? "RAM" : "each machine's RAM", &m->ram);
     printf("  %-24s %10.3f GB%s\n", m->fits ? "headroom" : "short of", fabs(m->headroom_bytes) / GB,

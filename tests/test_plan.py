@@ -59,6 +59,7 @@ def test_every_name(name):
     text = succeed("plan", name, "--quant", "int4", "--gpu", "8xh200", "--ram", "2000@600", "--parallel", "pipeline").text
     assert text.startswith(f"{name}: ") and "class vram" in text
     assert ("for comparison" in text) == (name in COMPARED)
+    assert "note: planned from formulas" in text  # what the engine cannot run, or has never run, is never passed off as done
 
 
 def test_text_has_units_and_fits_a_terminal():

@@ -11,12 +11,12 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include "base/error.h"
+#include "model/cache_row.h"
 #include "model/model.h"
 #include "model/weights.h"
 
 enum { KV_PAGE_TOKENS = 64 };
 
-enum kv_format { KV_F32, KV_BF16, KV_FP8, KV_FORMATS };
 enum compute { COMPUTE_FAST, COMPUTE_F32 };
 enum attention { ATTENTION_AUTO, ATTENTION_ABSORBED, ATTENTION_EXPANDED };
 

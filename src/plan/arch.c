@@ -10,8 +10,8 @@ const char *plan_group_name(enum plan_group group) {
     return names[group];
 }
 
-const char *plan_kv_name(enum plan_kv kv) {
-    static const char *const names[PLAN_KV_FORMATS] = {"f32", "bf16", "fp8"};
+const char *plan_kv_name(enum kv_format kv) {
+    static const char *const names[KV_FORMATS] = {"f32", "bf16", "fp8"};
     return names[kv];
 }
 
@@ -168,18 +168,9 @@ int64_t plan_arch_active(const struct plan_arch *arch) {
 
 /* ---- cache ---- */
 
-/* The fp8 row of the latent: e4m3, an fp32 scale per 128 values, the rope part in bf16, padded to 16 bytes. It must stay what
- * kv_row_bytes of the backend says; tests/unit/test_plan.c compares them. */
-static double latent_row_bytes(const struct plan_arch *a, enum plan_kv kv) {
-    int latent = a->kv_lora + a->rope_dim;
-    if (kv != PLAN_KV_FP8) return latent * (kv == PLAN_KV_F32 ? 4 : 2);
-    int bytes = a->kv_lora + (a->kv_lora + 127) / 128 * 4 + a->rope_dim * 2;
-    return (bytes + 15) / 16 * 16;
-}
-
-double plan_arch_kv_bytes(const struct plan_arch *arch, enum plan_kv kv) {
-    static const int value_bytes[PLAN_KV_FORMATS] = {4, 2, 1};
-    double row = plan_arch_is_latent(arch) ? latent_row_bytes(arch, kv)
+double plan_arch_kv_bytes(const struct plan_arch *arch, enum kv_format kv) {
+    static const int value_bytes[KV_FORMATS] = {4, 2, 1};
+    double row = plan_arch_is_latent(arch) ? (double)cache_row_bytes(arch->kv_lora, arch->rope_dim, kv)
                                            : 2.0 * arch->kv_heads * arch->head_dim * value_bytes[kv];
     return row * arch->layers;
 }

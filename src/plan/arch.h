@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "model/model.h"
+#include "model/cache_row.h"
 
 /* Weights that are stored, placed and read alike. */
 enum plan_group {
@@ -26,9 +27,7 @@ enum plan_group {
 };
 const char *plan_group_name(enum plan_group group);
 
-/* Formats of the cache, in the order of the backend's enum kv_format. */
-enum plan_kv { PLAN_KV_F32, PLAN_KV_BF16, PLAN_KV_FP8, PLAN_KV_FORMATS };
-const char *plan_kv_name(enum plan_kv kv);
+const char *plan_kv_name(enum kv_format kv);
 
 struct plan_arch {
     char name[128];
@@ -66,7 +65,7 @@ static inline bool plan_arch_is_latent(const struct plan_arch *arch) {
 }
 
 /* Bytes of one token in the cache, all layers. */
-double plan_arch_kv_bytes(const struct plan_arch *arch, enum plan_kv kv);
+double plan_arch_kv_bytes(const struct plan_arch *arch, enum kv_format kv);
 
 /* Experts of a layer that a batch of independent tokens meets: E (1 - (1 - k/E)^B). Real text is more alike than that, so
  * it is the upper end. */

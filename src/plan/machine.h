@@ -34,7 +34,7 @@ struct plan_machine {
 
 /* What is asked of it. */
 struct plan_wish {
-    enum plan_kv kv;
+    enum kv_format kv;
     int context, seqs;  /* sequences that run at once, each of up to `context` tokens */
     int batched_tokens; /* rows of one step: sizes the scratch */
     double utilization; /* share of a memory that weights and cache may take */

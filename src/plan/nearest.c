@@ -41,8 +41,8 @@ static void offer_context(struct search *search, const struct plan_input *in, co
 
 static void offer_cache(struct search *search, const struct plan_input *in) {
     struct plan_input changed = *in;
-    if (in->wish.kv == PLAN_KV_FP8) return;
-    changed.wish.kv = PLAN_KV_FP8;
+    if (in->wish.kv == KV_FP8) return;
+    changed.wish.kv = KV_FP8;
     offer(search, &changed, "--kv-cache-dtype fp8");
     offer_context(search, &changed, "--kv-cache-dtype fp8 ");
 }
@@ -67,9 +67,9 @@ static void offer_recipes(struct search *search, const struct plan_input *in) {
         plan_weights_from_quant(&changed.weights, &changed.arch, &changed.quant);
         snprintf(flags, sizeof flags, "--quant %s%s", smaller, in->weights.measured ? " (other files than these)" : "");
         offer(search, &changed, flags);
-        changed.wish.kv = PLAN_KV_FP8;
+        changed.wish.kv = KV_FP8;
         snprintf(flags, sizeof flags, "--quant %s --kv-cache-dtype fp8 ", smaller);
-        if (in->wish.kv != PLAN_KV_FP8) offer_context(search, &changed, flags);
+        if (in->wish.kv != KV_FP8) offer_context(search, &changed, flags);
         changed.wish.kv = in->wish.kv;
     }
 }

@@ -60,7 +60,7 @@ void plan_weights_from_model(struct plan_weights *weights, const struct model *m
 
 void plan_predictor_init(struct plan_predictor *p, const struct model *model, const struct weights *weights, int kv,
                          enum cpu_level level, double int8_tops) {
-    *p = (struct plan_predictor){.kv = (enum plan_kv)kv, .gops8 = int8_tops * 1e3};
+    *p = (struct plan_predictor){.kv = (enum kv_format)kv, .gops8 = int8_tops * 1e3};
     p->gflops = p->gops8 / plan_cpu_bytes_factor(level);
     plan_arch_from_model(&p->arch, model, "model");
     plan_weights_from_model(&p->weights, model, weights);

@@ -16,7 +16,7 @@
 struct plan_predictor {
     struct plan_arch arch;
     struct plan_weights weights;
-    enum plan_kv kv;
+    enum kv_format kv;
     double gflops, gops8;
 };
 

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "model/recipe.h"
 
 /* Scales included: fp8 has an fp32 one per 128x128 block; int8 and int4 an fp16 one per 128; AWQ also a 4-bit zero point
  * per group. */
@@ -20,21 +21,36 @@ static const struct plan_format formats[] = {
 };
 enum { N_FORMATS = sizeof formats / sizeof *formats };
 
-/* Routed, shared and dense experts and the projections of attention have the recipe's own format; these do not. */
-static const struct recipe {
+/* A recipe as plan sees it. Routed, shared and dense experts and the projections of attention have its own format. */
+struct mix {
     const char *name, *kv_b, *head, *embedding;
-} recipes[] = {
-    {"f32", "f32", "f32", "f32"},         {"bf16", "bf16", "bf16", "bf16"}, {"f16", "f16", "f16", "f16"},
-    {"int8", "int8", "int8", "bf16"},     {"fp8", "fp8", "fp8", "bf16"},    {"awq-g32", "awq-g32", "f16", "f16"},
-    {"awq-g64", "awq-g64", "f16", "f16"}, {"awq", "awq", "f16", "f16"},     {"int4", "fp8", "int8", "bf16"},
 };
-enum { N_RECIPES = sizeof recipes / sizeof *recipes };
 
-static const struct recipe *find_recipe(const char *name, size_t size) {
-    for (int i = 0; i < N_RECIPES; i++) {
-        if (strlen(recipes[i].name) == size && !memcmp(recipes[i].name, name, size)) return &recipes[i];
+/* What others publish; our own recipes are model/recipe.h's. */
+static const struct mix published[] = {
+    {"f32", "f32", "f32", "f32"},         {"f16", "f16", "f16", "f16"}, {"awq-g32", "awq-g32", "f16", "f16"},
+    {"awq-g64", "awq-g64", "f16", "f16"}, {"awq", "awq", "f16", "f16"},
+};
+enum { N_PUBLISHED = sizeof published / sizeof *published, GROUP_SIZE = 128 };
+
+static bool find_mix(struct mix *mix, const char *name, size_t size) {
+    char text[16];
+    struct recipe recipe;
+    for (int i = 0; i < N_PUBLISHED; i++) {
+        if (strlen(published[i].name) != size || memcmp(published[i].name, name, size)) continue;
+        *mix = published[i];
+        return true;
     }
-    return NULL;
+    if (size >= sizeof text) return false;
+    snprintf(text, sizeof text, "%.*s", (int)size, name);
+    if (recipe_parse(&recipe, text, GROUP_SIZE, NULL)) return false;
+    *mix = (struct mix){
+        .name = mat_format_name(recipe.format[GROUP_ROUTED]),
+        .kv_b = mat_format_name(recipe.format[GROUP_KV_B]),
+        .head = mat_format_name(recipe.format[GROUP_HEAD]),
+        .embedding = mat_format_name(recipe.format[GROUP_EMBEDDING]),
+    };
+    return true;
 }
 
 const char *plan_quant_smaller(const char *recipe) {
@@ -74,17 +90,17 @@ static void set_group(struct plan_quant *quant, enum plan_group group, const cha
 }
 
 static int start_recipe(struct plan_quant *quant, const char *text, size_t size, struct mo_error *error) {
-    const struct recipe *recipe = find_recipe(text, size);
-    if (!recipe) {
+    struct mix mix;
+    if (!find_mix(&mix, text, size)) {
         return mo_error_set(
             error, MO_E_INVALID,
             "--quant: expected f32, bf16, f16, int8, fp8, int4, awq, awq-g64 or awq-g32, found \"%.*s\"", (int)size,
             text);
     }
-    for (int i = 0; i < PLAN_GROUPS; i++) set_group(quant, (enum plan_group)i, recipe->name);
-    set_group(quant, PLAN_KV_B, recipe->kv_b);
-    set_group(quant, PLAN_HEAD, recipe->head);
-    set_group(quant, PLAN_EMBEDDING, recipe->embedding);
+    for (int i = 0; i < PLAN_GROUPS; i++) set_group(quant, (enum plan_group)i, mix.name);
+    set_group(quant, PLAN_KV_B, mix.kv_b);
+    set_group(quant, PLAN_HEAD, mix.head);
+    set_group(quant, PLAN_EMBEDDING, mix.embedding);
     const char *wide = quant->group[PLAN_EMBEDDING].name; /* routers and norms are never quantised */
     set_group(quant, PLAN_ROUTER, wide);
     set_group(quant, PLAN_NORM, wide);

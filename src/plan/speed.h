@@ -65,7 +65,7 @@ double plan_check_limit(double active_params, double bits, double gb_s);
 struct plan_cpu_case {
     const struct plan_arch *arch;
     const struct plan_weights *weights;
-    enum plan_kv kv;
+    enum kv_format kv;
     double read_gb_s;     /* measured with the same number of threads */
     double gflops, gops8; /* fp32, and 8-bit for 4- and 8-bit integer weights; 0: operations cost nothing */
     double routed_bytes;  /* counted, of a step; below 0: as many experts as independent tokens meet */

@@ -21,7 +21,7 @@ static void plan_it(const struct plan_arch *arch, const struct plan_weights *wei
     in.machine =
         (struct plan_machine){.ram_bytes = 64e9, .ram_gb_s = 60, .nodes = 1, .parallel = PLAN_PARALLEL_PIPELINE};
     in.wish =
-        (struct plan_wish){.kv = PLAN_KV_FP8, .context = 1024, .seqs = 2, .batched_tokens = 64, .utilization = 0.9};
+        (struct plan_wish){.kv = KV_FP8, .context = 1024, .seqs = 2, .batched_tokens = 64, .utilization = 0.9};
     plan_memory(&in, &memory);
     plan_decode(&in, &memory, 2, 1024, &speed);
     if (!isfinite(memory.total_bytes) || memory.total_bytes < 0 || !isfinite(speed.expected_s)) abort();

@@ -27,7 +27,7 @@ static void printed(double found, double expected, double unit, const char *what
     if (!(fabs(found - expected) <= tolerance)) fail_msg("%s: expected %.6g, found %.6g", what, expected, found);
 }
 
-static struct plan_input input_of(const char *name, const char *quant, const char *gpu, enum plan_kv kv) {
+static struct plan_input input_of(const char *name, const char *quant, const char *gpu, enum kv_format kv) {
     struct plan_input in = {0};
     struct mo_error error = {0};
     if (!plan_arch_builtin(&in.arch, name)) fail_msg("no built-in model %s", name);
@@ -90,9 +90,9 @@ static void test_same_as_the_engine(void **state) {
         model_count_params(&model, &params);
         assert_int_equal(plan_arch_total(&arch), params.total);
         assert_int_equal(plan_arch_active(&arch), params.active);
-        for (int kv = 0; kv < PLAN_KV_FORMATS; kv++) {
+        for (int kv = 0; kv < KV_FORMATS; kv++) {
             double expected = (double)kv_row_bytes(&model, (enum kv_format)kv) * model.layers;
-            assert_true(plan_arch_kv_bytes(&arch, (enum plan_kv)kv) == expected);
+            assert_true(plan_arch_kv_bytes(&arch, (enum kv_format)kv) == expected);
         }
         free(text);
         json_decref(json);
@@ -146,14 +146,14 @@ static void test_cache(void **state) {
     (void)state;
     struct plan_arch arch;
     assert_true(plan_arch_builtin(&arch, "deepseek-coder-v2-lite"));
-    assert_true(plan_arch_kv_bytes(&arch, PLAN_KV_BF16) == 31104);
-    assert_true(plan_arch_kv_bytes(&arch, PLAN_KV_FP8) == 17712);
-    assert_true(plan_arch_kv_bytes(&arch, PLAN_KV_F32) == 62208);
+    assert_true(plan_arch_kv_bytes(&arch, KV_BF16) == 31104);
+    assert_true(plan_arch_kv_bytes(&arch, KV_FP8) == 17712);
+    assert_true(plan_arch_kv_bytes(&arch, KV_F32) == 62208);
     assert_true(plan_arch_builtin(&arch, "deepseek-v3"));
-    assert_true(plan_arch_kv_bytes(&arch, PLAN_KV_BF16) == 70272);
-    assert_true(plan_arch_kv_bytes(&arch, PLAN_KV_FP8) == 40016);
+    assert_true(plan_arch_kv_bytes(&arch, KV_BF16) == 70272);
+    assert_true(plan_arch_kv_bytes(&arch, KV_FP8) == 40016);
     assert_true(plan_arch_builtin(&arch, "qwen2.5-coder-14b"));
-    assert_true(plan_arch_kv_bytes(&arch, PLAN_KV_BF16) == 2 * 48 * 8 * 128 * 2);
+    assert_true(plan_arch_kv_bytes(&arch, KV_BF16) == 2 * 48 * 8 * 128 * 2);
 }
 
 /* Bytes of one decoded token, V2-Lite, in MB by part: bf16, fp8, 4 bit in groups of 128 with zero points. */
@@ -165,7 +165,7 @@ static void test_bytes_of_a_token(void **state) {
                                     {193.1, 34.9, 233.7, 701.1, 6.8, 109.0}};
     static const double sum[] = {4902.6, 2455.3, 1278.6};
     for (int i = 0; i < 3; i++) {
-        struct plan_input in = input_of("deepseek-v2-lite", quants[i], "rtx-4090", PLAN_KV_FP8);
+        struct plan_input in = input_of("deepseek-v2-lite", quants[i], "rtx-4090", KV_FP8);
         const double *bytes = in.weights.bytes;
         double routed = plan_weights_routed_bytes(&in.arch, &in.weights, 1);
         printed((bytes[PLAN_ATTENTION] + bytes[PLAN_KV_B]) * 1e-6, mb[i][0], 0.1, "attention");
@@ -176,9 +176,9 @@ static void test_bytes_of_a_token(void **state) {
         printed(bytes[PLAN_HEAD] * 1e-6, mb[i][5], 0.1, "head");
         near((plan_weights_fixed_bytes(&in.arch, &in.weights) + routed) * 1e-6, sum[i], 0.005, quants[i]);
     }
-    struct plan_input in = input_of("deepseek-v2-lite", "awq,head=fp8", "rtx-4090", PLAN_KV_FP8);
+    struct plan_input in = input_of("deepseek-v2-lite", "awq,head=fp8", "rtx-4090", KV_FP8);
     near(decode_on_gpu(&in, 1, 0).bytes * 1e-6, 1379, 0.005, "fp8 head");
-    in = input_of("deepseek-v2-lite", "awq", "rtx-4090", PLAN_KV_FP8);
+    in = input_of("deepseek-v2-lite", "awq", "rtx-4090", KV_FP8);
     near(decode_on_gpu(&in, 1, 0).bytes * 1e-6, 1589, 0.005, "16-bit head");
 }
 
@@ -194,7 +194,7 @@ static void test_rooflines(void **state) {
         {"awq,head=awq", "h100", 2620},    {"awq,head=fp8", "h100", 2429},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-        struct plan_input in = input_of("deepseek-v2-lite", rows[i].quant, rows[i].gpu, PLAN_KV_FP8);
+        struct plan_input in = input_of("deepseek-v2-lite", rows[i].quant, rows[i].gpu, KV_FP8);
         struct plan_speed speed = decode_on_gpu(&in, 1, 0);
         near(plan_speed_limit(&speed), rows[i].tokens_per_s, 0.005, rows[i].quant);
     }
@@ -211,16 +211,16 @@ static void test_batches(void **state) {
     static const double bf16[] = {675, 1133, 1456, 2057, 6123};
     static const char *const quants[] = {"fp8", "awq,head=awq"};
     for (int i = 0; i < 5; i++) {
-        struct plan_input in = input_of("deepseek-v2-lite", "bf16", "h100", PLAN_KV_BF16);
+        struct plan_input in = input_of("deepseek-v2-lite", "bf16", "h100", KV_BF16);
         printed(plan_arch_distinct_experts(&in.arch, batch[i]), experts[i], 0.01, "distinct experts");
         struct plan_speed speed = decode_on_gpu(&in, batch[i], 2048);
         near(plan_speed_limit(&speed), bf16[i], 0.005, "bf16 on an H100");
         for (int q = 0; q < 2; q++) {
-            in = input_of("deepseek-v2-lite", quants[q], "rtx-4090", PLAN_KV_FP8);
+            in = input_of("deepseek-v2-lite", quants[q], "rtx-4090", KV_FP8);
             speed = decode_on_gpu(&in, batch[i], 2048);
             near(speed.bytes * 1e-6, mb[q][i], 0.005, "MB a step");
             near(plan_speed_limit(&speed), on_4090[q][i], 0.005, "RTX 4090");
-            in = input_of("deepseek-v2-lite", quants[q], "h100", PLAN_KV_FP8);
+            in = input_of("deepseek-v2-lite", quants[q], "h100", KV_FP8);
             speed = decode_on_gpu(&in, batch[i], 2048);
             near(plan_speed_limit(&speed), on_h100[q][i], 0.005, "H100");
         }
@@ -240,7 +240,7 @@ static void test_stages_of_a_layer(void **state) {
     } stages[] = {
         {q_kv_a, 0, 3.88},
         {half_kv_b, 0, 0.54},
-        {0, 1024 * plan_arch_kv_bytes(&a, PLAN_KV_FP8) / a.layers, 0.67},
+        {0, 1024 * plan_arch_kv_bytes(&a, KV_FP8) / a.layers, 0.67},
         {half_kv_b, 0, 0.54},
         {heads * a.v_dim * hidden, 0, 2.18},
         {2 * expert * 2 / 3, 2 * hidden * a.experts, 6.25},
@@ -270,7 +270,7 @@ static void test_overhead(void **state) {
         double boundaries, us, tokens_per_s;
     } rows[] = {{40, 6, 127},  {40, 3.3, 202}, {25, 3.3, 276}, {12, 3.3, 405}, {8, 3.3, 474},
                 {6, 3.3, 517}, {6, 2.0, 581},  {6, 1.5, 609},  {6, 1.0, 641}};
-    struct plan_input in = input_of("deepseek-v2-lite", "awq,head=awq", "rtx-4090", PLAN_KV_FP8);
+    struct plan_input in = input_of("deepseek-v2-lite", "awq,head=awq", "rtx-4090", KV_FP8);
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         near(with_boundaries(&in, 1024, rows[i].boundaries, rows[i].us), rows[i].tokens_per_s, 0.005, "boundaries");
     }
@@ -293,7 +293,7 @@ static void test_overhead_of_cards(void **state) {
         {"bf16", "h100", 430, 466, 539},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-        enum plan_kv kv = strcmp(rows[i].quant, "bf16") ? PLAN_KV_FP8 : PLAN_KV_BF16;
+        enum kv_format kv = strcmp(rows[i].quant, "bf16") ? KV_FP8 : KV_BF16;
         struct plan_input in = input_of("deepseek-v2-lite", rows[i].quant, rows[i].gpu, kv);
         near(with_boundaries(&in, 2048, 8, 3.3), rows[i].eight, 0.005, rows[i].gpu);
         near(with_boundaries(&in, 2048, 6, 3.3), rows[i].six, 0.005, rows[i].gpu);
@@ -306,7 +306,7 @@ static void test_overhead_of_cards(void **state) {
 /* Prompts: operations a token, and 60 % of 165 TFLOPS at 4096 tokens. */
 static void test_prefill(void **state) {
     (void)state;
-    struct plan_input in = input_of("deepseek-v2-lite", "bf16", "rtx-4090", PLAN_KV_BF16);
+    struct plan_input in = input_of("deepseek-v2-lite", "bf16", "rtx-4090", KV_BF16);
     near(plan_arch_linear_ops(&in.arch), 4.48e9, 0.005, "linear operations");
     near(plan_arch_pair_ops(&in.arch, true) * 2048, 0.57e9, 0.01, "attention, 4k in the middle");
     near(plan_arch_pair_ops(&in.arch, true), 640.0 * 16 * 27, 1e-9, "expanded");
@@ -325,7 +325,7 @@ static void test_prefill(void **state) {
 
 static void test_v3_counts(void **state) {
     (void)state;
-    struct plan_input in = input_of("deepseek-v3", "int4", "rtx-4090", PLAN_KV_FP8);
+    struct plan_input in = input_of("deepseek-v3", "int4", "rtx-4090", KV_FP8);
     const double *p = in.weights.params;
     printed((p[PLAN_ATTENTION] + p[PLAN_KV_B]) * 1e-9, 11.41, 0.01, "attention");
     printed(p[PLAN_DENSE] * 1e-9, 1.19, 0.01, "dense");
@@ -337,10 +337,10 @@ static void test_v3_counts(void **state) {
     near(plan_weights_expert_bytes(&in.arch, &in.weights) * 1e-6, 22.7, 0.005, "one expert, MB");
     near(in.weights.bytes[PLAN_ROUTED] * 1e-9, 337, 0.005, "all experts, 4.125 bits");
     near(plan_weights_routed_bytes(&in.arch, &in.weights, 1) * 1e-9, 10.54, 0.005, "routed, a token, GB");
-    in = input_of("deepseek-v3", "int4,routed=2.4", "rtx-4090", PLAN_KV_FP8);
+    in = input_of("deepseek-v3", "int4,routed=2.4", "rtx-4090", KV_FP8);
     near(in.weights.bytes[PLAN_ROUTED] * 1e-9, 196, 0.005, "all experts, 2.4 bits");
     near(plan_weights_routed_bytes(&in.arch, &in.weights, 1) * 1e-9, 6.13, 0.005, "2.4 bits, a token");
-    in = input_of("deepseek-v3", "fp8", "rtx-4090", PLAN_KV_FP8);
+    in = input_of("deepseek-v3", "fp8", "rtx-4090", KV_FP8);
     near(in.weights.bytes[PLAN_ROUTED] * 1e-9, 654, 0.005, "all experts, fp8");
 }
 
@@ -370,8 +370,8 @@ static void test_v3_experts_in_ram(void **state) {
                 {300, 35, 18.6, 15.9, 28, 0.1},
                 {600, 17.6, 31, 24, 44, 1},
                 {844, 12.5, 39, 29, 52, 1}};
-    struct plan_input in = input_of("deepseek-v3", "int4", "rtx-4090", PLAN_KV_FP8);
-    struct plan_input small = input_of("deepseek-v3", "int4,routed=2.4", "rtx-4090", PLAN_KV_FP8);
+    struct plan_input in = input_of("deepseek-v3", "int4", "rtx-4090", KV_FP8);
+    struct plan_input small = input_of("deepseek-v3", "int4,routed=2.4", "rtx-4090", KV_FP8);
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         double ram = rows[i].ram;
         printed(plan_weights_routed_bytes(&in.arch, &in.weights, 1) / ram * 1e-6, rows[i].ideal_ms,
@@ -387,11 +387,11 @@ static void test_v3_experts_in_ram(void **state) {
  * 8; ours, with its own share and boundaries, must be near. */
 static void test_v3_on_the_card(void **state) {
     (void)state;
-    struct plan_input in = input_of("deepseek-v3", "awq,head=awq", "rtx-4090", PLAN_KV_FP8);
+    struct plan_input in = input_of("deepseek-v3", "awq,head=awq", "rtx-4090", KV_FP8);
     double bytes = plan_weights_fixed_bytes(&in.arch, &in.weights) - in.weights.bytes[PLAN_ROUTER];
     near(bytes * 1e-9, 8.4, 0.006, "GB in 4 bits");
     printed(bytes / (0.85 * 1008e6), 10, 1, "ms in 4 bits");
-    in = input_of("deepseek-v3", "fp8", "rtx-4090", PLAN_KV_FP8);
+    in = input_of("deepseek-v3", "fp8", "rtx-4090", KV_FP8);
     bytes = plan_weights_fixed_bytes(&in.arch, &in.weights) - in.weights.bytes[PLAN_ROUTER];
     near(bytes * 1e-9, 16.1, 0.005, "GB in 8 bits");
     printed(bytes / (0.85 * 1008e6), 19, 1, "ms in 8 bits");
@@ -407,7 +407,7 @@ static void test_v3_held_in_ram(void **state) {
     static const double gb[] = {64, 96, 128, 192, 256}, held[2][5] = {{17, 26, 36, 55, 74}, {29, 45, 61, 94, 100}};
     static const char *const quants[] = {"int4", "int4,routed=2.4"};
     for (int q = 0; q < 2; q++) {
-        struct plan_input in = input_of("deepseek-v3", quants[q], "rtx-4090", PLAN_KV_FP8);
+        struct plan_input in = input_of("deepseek-v3", quants[q], "rtx-4090", KV_FP8);
         in.wish.context = 1024;
         in.machine.ssd_gb_s = 7;
         for (int i = 0; i < 5; i++) {
@@ -433,7 +433,7 @@ static void test_v3_from_disk(void **state) {
         {"int4,routed=2.4", 14, {1.7, 2.9, 4.1, 5.2, 6.9, 8.3, 9.9}, {2.1, 4.1, 6.9, 10.3, 10.4, 10.4, 10.4}},
     };
     for (size_t r = 0; r < sizeof rows / sizeof *rows; r++) {
-        struct plan_input in = input_of("deepseek-v3", rows[r].quant, "rtx-4090", PLAN_KV_FP8);
+        struct plan_input in = input_of("deepseek-v3", rows[r].quant, "rtx-4090", KV_FP8);
         double ram_s = plan_weights_routed_bytes(&in.arch, &in.weights, 1) / (0.8 * 89e9);
         for (int i = 0; i < 7; i++) {
             struct plan_speed speed = beside_gpu(&in, 0.010, 89, rows[r].ssd, hit[i]);
@@ -448,8 +448,8 @@ static void test_v3_from_disk(void **state) {
 /* CPU alone: 1.28 GB a token. */
 static void test_cpu_only(void **state) {
     (void)state;
-    struct plan_input in = input_of("deepseek-v2-lite", "awq,head=awq", "none", PLAN_KV_FP8);
-    struct plan_cpu_case c = {&in.arch, &in.weights, PLAN_KV_FP8, 89, 0, 0, -1, -1};
+    struct plan_input in = input_of("deepseek-v2-lite", "awq,head=awq", "none", KV_FP8);
+    struct plan_cpu_case c = {&in.arch, &in.weights, KV_FP8, 89, 0, 0, -1, -1};
     struct plan_speed speed;
     plan_predict_cpu(&c, 1, 0, &speed);
     printed(plan_speed_limit(&speed), 70, 1, "89 GB/s");
@@ -506,13 +506,13 @@ static void test_what_fits(void **state) {
     (void)state;
     static const struct {
         const char *quant;
-        enum plan_kv kv;
+        enum kv_format kv;
         int context, seqs;
         bool fits;
     } rows[] = {
-        {"bf16", PLAN_KV_BF16, 4096, 1, false}, {"fp8", PLAN_KV_BF16, 32768, 1, true},
-        {"fp8", PLAN_KV_BF16, 8192, 16, true},  {"fp8", PLAN_KV_FP8, 32768, 8, true},
-        {"fp8", PLAN_KV_BF16, 32768, 8, false}, {"int4", PLAN_KV_BF16, 131072, 2, true},
+        {"bf16", KV_BF16, 4096, 1, false}, {"fp8", KV_BF16, 32768, 1, true},
+        {"fp8", KV_BF16, 8192, 16, true},  {"fp8", KV_FP8, 32768, 8, true},
+        {"fp8", KV_BF16, 32768, 8, false}, {"int4", KV_BF16, 131072, 2, true},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         struct plan_input in = input_of("deepseek-coder-v2-lite", rows[i].quant, "rtx-4090", rows[i].kv);
@@ -534,13 +534,13 @@ static void test_what_fits(void **state) {
 
 static void test_nearest(void **state) {
     (void)state;
-    struct plan_input in = input_of("deepseek-coder-v2-lite", "bf16", "rtx-4090", PLAN_KV_BF16);
+    struct plan_input in = input_of("deepseek-coder-v2-lite", "bf16", "rtx-4090", KV_BF16);
     struct plan_nearest nearest[PLAN_NEAREST];
     in.machine.experts = PLAN_EXPERTS_GPU;
     assert_int_equal(plan_find_nearest(&in, nearest), PLAN_NEAREST);
     assert_string_equal(nearest[0].flags, "--quant fp8");
     in.machine.experts = PLAN_EXPERTS_AUTO;
-    in.quant = input_of("deepseek-coder-v2-lite", "fp8", "rtx-4090", PLAN_KV_BF16).quant;
+    in.quant = input_of("deepseek-coder-v2-lite", "fp8", "rtx-4090", KV_BF16).quant;
     plan_weights_from_quant(&in.weights, &in.arch, &in.quant);
     in.wish.context = 32768;
     in.wish.seqs = 10;
@@ -551,8 +551,8 @@ static void test_nearest(void **state) {
 
 static void test_several_cards(void **state) {
     (void)state;
-    struct plan_input one = input_of("deepseek-v2-lite", "fp8", "rtx-4090", PLAN_KV_BF16);
-    struct plan_input two = input_of("deepseek-v2-lite", "fp8", "2xrtx-4090", PLAN_KV_BF16);
+    struct plan_input one = input_of("deepseek-v2-lite", "fp8", "rtx-4090", KV_BF16);
+    struct plan_input two = input_of("deepseek-v2-lite", "fp8", "2xrtx-4090", KV_BF16);
     struct plan_memory a, b;
     assert_int_equal(two.machine.parallel, PLAN_PARALLEL_TENSOR);
     plan_memory_at(&one, PLAN_IN_GPU, &a);

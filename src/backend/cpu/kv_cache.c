@@ -5,20 +5,8 @@
 #include "backend/cpu/cpu.h"
 #include "base/progress.h"
 
-/* An fp8 row: e4m3 [kv_lora] | fp32 scale per 128 of them | rope bf16, padded to 16 bytes. The rope part stays in
- * bf16: its error would turn with the position. */
-enum { SCALE_GROUP = 128, ROW_ALIGN = 16 };
-
-static int count_scales(const struct model *model) {
-    return (model->kv_lora + SCALE_GROUP - 1) / SCALE_GROUP;
-}
-
 size_t kv_row_bytes(const struct model *model, enum kv_format kv) {
-    size_t latent = (size_t)model_latent_dim(model);
-    if (kv == KV_F32) return latent * 4;
-    if (kv == KV_BF16) return latent * 2;
-    size_t bytes = (size_t)model->kv_lora + (size_t)count_scales(model) * 4 + (size_t)model->rope_dim * 2;
-    return (bytes + ROW_ALIGN - 1) / ROW_ALIGN * ROW_ALIGN;
+    return cache_row_bytes(model->kv_lora, model->rope_dim, kv);
 }
 
 size_t kv_pool_bytes(const struct model *model, enum kv_format kv, int n_pages) {
@@ -94,8 +82,8 @@ static float store_fp8_group(uint8_t *out, const float *values, int n) {
 
 static void store_fp8(const struct model *model, uint8_t *row, const float *latent) {
     uint8_t *scales = row + model->kv_lora;
-    for (int i = 0; i < model->kv_lora; i += SCALE_GROUP) {
-        int n = model->kv_lora - i < SCALE_GROUP ? model->kv_lora - i : SCALE_GROUP;
+    for (int i = 0; i < model->kv_lora; i += KV_SCALE_GROUP) {
+        int n = model->kv_lora - i < KV_SCALE_GROUP ? model->kv_lora - i : KV_SCALE_GROUP;
         float scale = store_fp8_group(row + i, latent + i, n);
         memcpy(scales, &scale, sizeof scale);
         scales += sizeof scale;
@@ -121,8 +109,8 @@ void kv_cache_store(const struct cpu *cpu, uint8_t *row, const float *latent) {
 static void load_fp8(const struct cpu *cpu, const uint8_t *row, float *out) {
     const struct model *model = cpu->model;
     const uint8_t *scales = row + model->kv_lora;
-    for (int i = 0; i < model->kv_lora; i += SCALE_GROUP, scales += sizeof(float)) {
-        int n = model->kv_lora - i < SCALE_GROUP ? model->kv_lora - i : SCALE_GROUP;
+    for (int i = 0; i < model->kv_lora; i += KV_SCALE_GROUP, scales += sizeof(float)) {
+        int n = model->kv_lora - i < KV_SCALE_GROUP ? model->kv_lora - i : KV_SCALE_GROUP;
         float scale;
         memcpy(&scale, scales, sizeof scale);
         struct mat group = {.format = MAT_FP8,
