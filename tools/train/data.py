@@ -1,6 +1,7 @@
 """Turns documents into training rows on the fly: plain text, fill in the middle, and chat, packed one after another."""
 
 import json
+import math
 import queue
 import random
 import threading
@@ -13,6 +14,9 @@ from tokenizer_train import BOS, EOS, FIM_BEGIN, FIM_END, FIM_HOLE
 FIM_SHARE = 0.5
 CHAT_SHARE = 0.04  # of the bytes
 BYTES_A_TOKEN = 3.2  # roughly; only sizes the pieces for FIM
+FIM_PIECE_FROM = 400  # characters
+# What was cut out is a fiftieth of a FIM sample and all that is peculiar to it: its loss counts for more.
+MIDDLE_WEIGHT = 5.0
 
 
 def read_jsonl(path):
@@ -82,20 +86,27 @@ class Source:
         self.tokens, self.row_tokens, self.rng = tokens, row_tokens, random.Random(seed)
         self.documents = read_jsonl(f"{work}/corpus.jsonl")
         self.chat = read_jsonl(f"{work}/chat.jsonl")
-        self.stream, self.bytes_seen = [], 0
+        self.stream, self.weights, self.bytes_seen = [], [], 0
 
     def fim_samples(self, text):
         most = self.row_tokens * BYTES_A_TOKEN * 0.95
-        for piece in pieces_of(text, self.rng.uniform(min(500, most), most)):
+        size = math.exp(self.rng.uniform(math.log(min(FIM_PIECE_FROM, most)), math.log(most)))
+        for piece in pieces_of(text, size):
             prefix, middle, suffix = cut_for_fim(piece, self.rng)
-            yield self.tokens.fim_prompt(prefix, suffix) + self.tokens.encode(middle) + [self.tokens.eos]
+            prompt, answer = self.tokens.fim_prompt(prefix, suffix), [*self.tokens.encode(middle), self.tokens.eos]
+            yield prompt + answer, [1.0] * len(prompt) + [MIDDLE_WEIGHT] * len(answer)
 
     def chat_sample(self):
         one = self.rng.choice(self.chat)
         text = f"User: {one['user']}\n\nAssistant: {one['assistant']}"
-        return [self.tokens.bos, *self.tokens.encode(text), self.tokens.eos], len(text)
+        return self.whole(text), len(text)
+
+    def whole(self, text):
+        ids = [self.tokens.bos, *self.tokens.encode(text), self.tokens.eos]
+        return ids, [1.0] * len(ids)
 
     def samples(self):
+        """Yields (ids, weights): what each id's loss counts for."""
         chat_due = 0.0
         while True:
             self.rng.shuffle(self.documents)
@@ -105,22 +116,24 @@ class Source:
                 if self.rng.random() < FIM_SHARE:
                     yield from self.fim_samples(text)
                 else:
-                    yield [self.tokens.bos, *self.tokens.encode(text), self.tokens.eos]
+                    yield self.whole(text)
                 chat_due += CHAT_SHARE * len(text)
                 while chat_due > 0 and self.chat:
-                    ids, size = self.chat_sample()
+                    sample, size = self.chat_sample()
                     chat_due -= size
-                    yield ids
+                    yield sample
 
     def batches(self, rows):
-        """Yields (inputs, targets), each [rows, row_tokens]."""
+        """Yields (inputs, targets, weights of the targets), each [rows, row_tokens]."""
         size = self.row_tokens + 1
-        for ids in self.samples():
+        for ids, weights in self.samples():
             self.stream += ids
+            self.weights += weights
             while len(self.stream) >= rows * size:
                 block = torch.tensor(self.stream[:rows * size]).view(rows, size)
-                del self.stream[:rows * size]
-                yield block[:, :-1].contiguous(), block[:, 1:].contiguous()
+                counts = torch.tensor(self.weights[:rows * size]).view(rows, size)
+                del self.stream[:rows * size], self.weights[:rows * size]
+                yield block[:, :-1].contiguous(), block[:, 1:].contiguous(), counts[:, 1:].contiguous()
 
 
 def in_background(iterator, depth=4):

@@ -30,7 +30,8 @@ def bits_per_byte(model, tokens, folder):
             continue
         row = torch.tensor([[tokens.bos, *ids]], device=device)
         hidden = model.hidden_states(row[:, :-1])
-        nats += experts.head_loss(hidden, model.lm_head.weight, row[:, 1:].clone()).item() * len(ids)
+        loss = experts.head_loss(hidden, model.lm_head.weight, row[:, 1:], torch.ones(len(ids), device=device))
+        nats += loss.item() * len(ids)
         n_bytes += len(tokens.tokenizer.decode(ids, skip_special_tokens=False).encode())
     return nats / math.log(2) / n_bytes
 

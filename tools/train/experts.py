@@ -72,36 +72,35 @@ class RoutedExperts(nn.Module):
 
 
 class HeadLoss(torch.autograd.Function):
-    """Mean cross-entropy of x @ head.T against targets. Works through the tokens in chunks and makes the gradients on
-    the way, so that the [tokens, vocabulary] array is never whole in memory. Targets below 0 do not count."""
+    """Mean cross-entropy of x @ head.T against targets, each with its weight. Works through the tokens in chunks and
+    makes the gradients on the way, so that the [tokens, vocabulary] array is never whole in memory but stays in cache."""
 
-    CHUNK = 1024
+    CHUNK = 128
 
     @staticmethod
-    def forward(ctx, x, head, targets):
+    def forward(ctx, x, head, targets, weights):
         total = x.new_zeros(())
         grad_x, grad_head = torch.empty_like(x), torch.zeros_like(head)
-        valid = (targets >= 0).sum().clamp(min=1)
+        weights = (weights / weights.sum())[:, None]
         for begin in range(0, len(x), HeadLoss.CHUNK):
-            part, want = x[begin:begin + HeadLoss.CHUNK], targets[begin:begin + HeadLoss.CHUNK]
-            counts = (want >= 0).to(x.dtype)[:, None]
-            want = want.clamp(min=0)[:, None]
+            here = slice(begin, begin + HeadLoss.CHUNK)
+            part, want = x[here], targets[here, None]
             logits = part @ head.t()
             norm = logits.logsumexp(-1, keepdim=True)
-            total += ((norm - logits.gather(1, want)) * counts).sum()
+            total += ((norm - logits.gather(1, want)) * weights[here]).sum()
             grad = logits.sub_(norm).exp_()
             grad.scatter_add_(1, want, grad.new_full(want.shape, -1.0))
-            grad.mul_(counts / valid)
-            torch.mm(grad, head, out=grad_x[begin:begin + HeadLoss.CHUNK])
+            grad.mul_(weights[here])
+            torch.mm(grad, head, out=grad_x[here])
             grad_head.addmm_(grad.t(), part)
         ctx.save_for_backward(grad_x, grad_head)
-        return total / valid
+        return total
 
     @staticmethod
     def backward(ctx, grad):
         grad_x, grad_head = ctx.saved_tensors
-        return grad * grad_x, grad * grad_head, None
+        return grad * grad_x, grad * grad_head, None, None
 
 
-def head_loss(x, head, targets):
-    return HeadLoss.apply(x.reshape(-1, x.shape[-1]), head, targets.reshape(-1))
+def head_loss(x, head, targets, weights):
+    return HeadLoss.apply(x.reshape(-1, x.shape[-1]), head, targets.reshape(-1), weights.reshape(-1))

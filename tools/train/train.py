@@ -120,9 +120,9 @@ class Run:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["base"] * share
-        inputs, targets = (part.to(self.options.device) for part in next(self.batches))
+        inputs, targets, weights = (part.to(self.options.device) for part in next(self.batches))
         hidden = self.model.hidden_states(inputs)
-        loss = experts.head_loss(hidden, self.model.lm_head.weight, targets)
+        loss = experts.head_loss(hidden, self.model.lm_head.weight, targets, weights)
         layers = self.model.moe_layers()
         balance = sum(layer.balance for layer in layers) / len(layers)
         (loss + self.model.config["aux_loss_alpha"] * balance).backward()
@@ -201,8 +201,8 @@ def parse_options():
     parser.add_argument("--polite", action="store_true", help="fewer threads while other programs run (Linux)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--pause-file", type=Path, help="while this file exists, nothing is computed")
-    parser.add_argument("--step-tokens", type=int, default=4096)
-    parser.add_argument("--row-tokens", type=int, default=512)
+    parser.add_argument("--step-tokens", type=int, default=8192)
+    parser.add_argument("--row-tokens", type=int, default=2048)
     parser.add_argument("--long-row-tokens", type=int, default=2048)
     parser.add_argument("--long-share", type=float, default=0.2, help="the last part of the time, with long rows")
     parser.add_argument("--lr", type=float, default=0.001, help="AdamW: embeddings, head, gates, norms")
