@@ -163,6 +163,7 @@ void check_level(struct check *check, enum cpu_level level) {
     }
     check_signed_zero(check);
     check_decoders(check);
+    check_row_sums(check);
     check_attention(check);
     check_vectors(check);
 }

@@ -57,5 +57,6 @@ void check_vectors(struct check *check);       /* vectors.c */
 void check_float_formats(struct check *check); /* formats.c */
 void check_layouts(struct check *check);
 void check_decoders(struct check *check);
+void check_row_sums(struct check *check);
 
 #endif

@@ -162,3 +162,31 @@ static void check_decode(struct check *check, enum mat_format format) {
 void check_decoders(struct check *check) {
     for (int format = 0; format < MAT_FORMATS; format++) check_decode(check, (enum mat_format)format);
 }
+
+/* ---- sum_rows: decode_rows and weighted_sum of the plain C level in one ---- */
+
+static void check_sums_of(struct check *check, enum mat_format format) {
+    struct check_random *random = &check->random;
+    char name[32];
+    snprintf(name, sizeof name, "sum rows %s", mat_format_name(format));
+    check_begin(check, name, 50 + (uint64_t)format, "(same bits)", 1);
+    for (int round = 0; round < 60; round++, check->cases++) {
+        check_round(check, round);
+        int rows = random_int(random, 1, 40), cols = random_int(random, 1, 600);
+        struct mat m = check_make_mat(check, format, rows, cols, (enum data_kind)(round % DATA_KINDS));
+        int r0 = random_int(random, 0, rows - 1), n = random_int(random, 1, rows - r0);
+        float *p = check_floats(check, n), *decoded = check_floats(check, n * cols);
+        float *got = check_floats(check, cols), *expected = check_floats(check, cols);
+        for (int i = 0; i < n; i++) p[i] = random_float(random);
+        format_decode_rows(&m, r0, r0 + n, decoded);
+        check->ref.weighted_sum(expected, (size_t)cols, NULL, p, (size_t)n, decoded, (size_t)cols, 1, n, cols);
+        check->kern.sum_rows[format](&m, r0, r0 + n, p, got);
+        for (int i = 0; i < cols; i++) check_bits(check, "sum", i, got[i], expected[i]);
+    }
+    check_end(check);
+}
+
+void check_row_sums(struct check *check) {
+    for (int format = 0; format < MAT_FORMATS; format++)
+        if (check->kern.sum_rows[format]) check_sums_of(check, (enum mat_format)format);
+}

@@ -27,14 +27,18 @@ static void absorb_rows(const struct cpu *cpu, const struct batch_seq *seq, int 
     }
 }
 
-/* q_latent = [q_nope W_UK | q_rope] of one head, for the rows of every absorbed sequence. */
-static void absorb_head(void *context, int head, int worker) {
-    const struct absorb_task *task = context;
-    struct cpu *cpu = task->cpu;
+/* One row alone needs no widened weights. */
+static bool absorb_only_row(struct cpu *cpu, const struct mat *kv_b, int head) {
     const struct model *m = cpu->model;
-    const struct mat *kv_b = &cpu->weights->layers[task->layer].kv_b;
     int first = head * (m->nope_dim + m->v_dim);
-    float *weight = cpu->workers[worker].weight;
+    if (cpu->batch->n_rows > 1 || !cpu->kern.sum_rows[kv_b->format]) return false;
+    cpu->kern.sum_rows[kv_b->format](kv_b, first, first + m->nope_dim, q_of(cpu, 0, head), q_latent_of(cpu, 0, head));
+    return true;
+}
+
+static void absorb_all_rows(struct cpu *cpu, const struct mat *kv_b, int head, float *weight) {
+    const struct model *m = cpu->model;
+    int first = head * (m->nope_dim + m->v_dim);
     for (int t = 0; t < m->nope_dim; t += ABSORB_ROWS) {
         int n = m->nope_dim - t < ABSORB_ROWS ? m->nope_dim - t : ABSORB_ROWS;
         cpu->kern.decode_rows(kv_b, first + t, first + t + n, weight);
@@ -42,6 +46,15 @@ static void absorb_head(void *context, int head, int worker) {
             if (!cpu->expanded[s]) absorb_rows(cpu, &cpu->batch->seqs[s], head, weight, t, n);
         }
     }
+}
+
+/* q_latent = [q_nope W_UK | q_rope] of one head, for the rows of every absorbed sequence. */
+static void absorb_head(void *context, int head, int worker) {
+    const struct absorb_task *task = context;
+    struct cpu *cpu = task->cpu;
+    const struct model *m = cpu->model;
+    const struct mat *kv_b = &cpu->weights->layers[task->layer].kv_b;
+    if (!absorb_only_row(cpu, kv_b, head)) absorb_all_rows(cpu, kv_b, head, cpu->workers[worker].weight);
     for (int row = 0; row < cpu->batch->n_rows; row++) {
         if (cpu->expanded[cpu->seq[row]]) continue;
         memcpy(q_latent_of(cpu, row, head) + m->kv_lora, q_of(cpu, row, head) + m->nope_dim,
@@ -165,16 +178,18 @@ static int queries_before(const struct cpu *cpu, const struct query_block *b, in
 }
 
 static void attend_page(struct cpu *cpu, int layer, const struct query_block *b, struct partial *out, int page_pos,
-                        bool is_first, int worker) {
+                        bool is_first, bool is_last, int worker) {
     const struct model *m = cpu->model;
     int latent = model_latent_dim(m), skip = queries_before(cpu, b, page_pos), n = b->n - skip;
     int tokens = smaller(cpu->pos[block_row(b, b->n - 1)] + 1 - page_pos, KV_PAGE_TOKENS);
+    struct kern_ahead next = {NULL, 0};
+    if (!is_last) next = attn_page_memory(cpu, layer, b->seq, page_pos + KV_PAGE_TOKENS);
     attn_load_page(cpu, layer, b->seq, page_pos, tokens, worker);
     struct worker_scratch *scratch = &cpu->workers[worker];
     float keep[ATTENTION_ROWS];
     cpu->kern.dots(q_latent_of(cpu, block_row(b, skip), block_head(b, skip)),
                    b->by_head ? (size_t)latent : q_latent_stride(cpu), n, scratch->page, (size_t)latent, tokens, latent,
-                   scratch->score, KV_PAGE_TOKENS);
+                   scratch->score, KV_PAGE_TOKENS, next);
     for (int i = 0; i < n; i++) {
         keep[i] = attn_softmax(cpu, scratch->score + (size_t)i * KV_PAGE_TOKENS,
                                cpu->pos[block_row(b, skip + i)] - page_pos + 1, tokens, &out->max[skip + i],
@@ -196,8 +211,9 @@ static void attend_chunk(void *context, int index, int worker) {
         out->max[i] = -INFINITY;
         out->sum[i] = 0;
     }
-    for (int pos = start; pos <= last && pos < start + CHUNK_TOKENS; pos += KV_PAGE_TOKENS) {
-        attend_page(cpu, wave->layer, b, out, pos, pos == start, worker);
+    int end = smaller(last + 1, start + CHUNK_TOKENS);
+    for (int pos = start; pos < end; pos += KV_PAGE_TOKENS) {
+        attend_page(cpu, wave->layer, b, out, pos, pos == start, pos + KV_PAGE_TOKENS >= end, worker);
     }
 }
 

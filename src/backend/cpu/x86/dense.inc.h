@@ -318,3 +318,54 @@ INLINE void dense_decode_row(const struct mat *w, enum mat_format format, int r,
 DENSE_DECODE(decode_f16, MAT_F16)
 DENSE_DECODE(decode_bf16, MAT_BF16)
 DENSE_DECODE(decode_fp8, MAT_FP8)
+
+/* ---- sums of rows ---- */
+
+enum { SUM_ROWS = 4 }; /* that share a pass over the sums */
+
+/* sum [cols] (+)= p[i] times row r + i, as decoded, for `rows` rows in order. */
+INLINE void dense_sum_some(const struct mat *w, enum mat_format format, int rows, int r, const float *p, int is_first,
+                           float *sum) {
+    const int size = dense_size(format);
+    const size_t pitch = (size_t)w->cols * (size_t)size;
+    const char *from = (const char *)w->data + (size_t)r * pitch;
+    const vec restore = vec_set1(FP8_UNIT);
+    for (int k = 0, end; k < w->cols; k = end) {
+        end = dense_chunk_end(w, format, k);
+        vec scale[SUM_ROWS], factor[SUM_ROWS];
+        UNROLL
+        for (int i = 0; i < rows; i++) {
+            scale[i] = vec_set1(format == MAT_FP8 ? fp8_scale(fp8_scales(w, r + i), k / w->scale_cols) : 1.0f);
+            factor[i] = vec_set1(p[i]);
+        }
+        for (int at = k; at < end; at += 2 * VL) {
+            const int left = end - at, whole = left >= 2 * VL;
+            const char *line = from + (size_t)at * (size_t)size;
+            vec a = is_first ? vec_zero() : vec_load_part(sum + at, left);
+            vec b = is_first ? vec_zero() : vec_load_part(sum + at + VL, left - VL);
+            UNROLL
+            for (int i = 0; i < rows; i++, line += pitch) {
+                _mm_prefetch(line + SUM_ROWS * pitch, _MM_HINT_T0);
+                struct vec2 v = whole ? widen2(format, line, 1) : widen2_part(format, line, left, 1);
+                if (format == MAT_FP8) {
+                    v.a = vec_mul(vec_mul(v.a, restore), scale[i]);
+                    v.b = vec_mul(vec_mul(v.b, restore), scale[i]);
+                }
+                a = vec_fma(factor[i], v.a, a);
+                b = vec_fma(factor[i], v.b, b);
+            }
+            vec_store_part(sum + at, a, left);
+            vec_store_part(sum + at + VL, b, left - VL);
+        }
+    }
+}
+
+#define DENSE_SUM_ROWS(NAME, FORMAT)                                                                                   \
+    static void NAME(const struct mat *w, int r0, int r1, const float *p, float *sum) {                                \
+        int r = r0;                                                                                                    \
+        for (; r + SUM_ROWS <= r1; r += SUM_ROWS)                                                                      \
+            dense_sum_some(w, FORMAT, SUM_ROWS, r, p + (r - r0), r == r0, sum);                                        \
+        for (; r < r1; r++) dense_sum_some(w, FORMAT, 1, r, p + (r - r0), r == r0, sum);                               \
+    }
+DENSE_SUM_ROWS(sum_rows_bf16, MAT_BF16)
+DENSE_SUM_ROWS(sum_rows_fp8, MAT_FP8)

@@ -30,6 +30,8 @@ void kern_init_avx512(struct kern *kern) {
     kern->gemm_q8[MAT_INT8] = gemm_block_q8;
     kern->quantize = quantize;
     kern->decode_rows = decode_rows;
+    kern->sum_rows[MAT_BF16] = sum_rows_bf16;
+    kern->sum_rows[MAT_FP8] = sum_rows_fp8;
     kern->dots = dots;
     kern->weighted_sum = weighted_sum;
     kern->softmax_step = softmax_step;

@@ -67,22 +67,27 @@ static void quantize(const float *x, int n, int group, struct q8_row *out) {
 
 enum {
     DOT_KEYS = VL == 16 ? 4 : 2,
-    DOT_QUERIES = TILE_TOKENS
+    DOT_QUERIES = TILE_TOKENS,
+    CACHE_LINE = 64,
 }; /* keys * queries * LANE_VECS sums fill the registers */
 
 struct dot_args {
-    const float *q, *k;
     size_t q_stride, k_stride;
     int dim;
+    const char *next; /* what to ask for, a line with every SUM_LANES products */
+    size_t next_lines;
 };
 
 /* sum [keys][queries][LANE_VECS] of one tile, whose first query and key are q and k. */
-INLINE void dot_tile(const struct dot_args *args, int keys, int queries, const float *q, const float *k, float *out,
+INLINE void dot_tile(struct dot_args *args, int keys, int queries, const float *q, const float *k, float *out,
                      size_t out_stride) {
     vec sum[DOT_KEYS * DOT_QUERIES * LANE_VECS];
     UNROLL
     for (int i = 0; i < keys * queries * LANE_VECS; i++) sum[i] = vec_zero();
+    const char *next = args->next;
+    size_t lines = args->next_lines;
     for (int at = 0; at < args->dim; at += SUM_LANES) {
+        if (lines) _mm_prefetch(next, _MM_HINT_T1), next += CACHE_LINE, lines--;
         UNROLL
         for (int lane = 0; lane < LANE_VECS; lane++) {
             const int c = at + lane * VL, left = args->dim - c, whole = left >= VL;
@@ -104,8 +109,16 @@ INLINE void dot_tile(const struct dot_args *args, int keys, int queries, const f
             }
         }
     }
+    args->next = next;
+    args->next_lines = lines;
     UNROLL
     for (int i = 0; i < queries; i++) {
+#if VL == 16
+        if (keys == 4) {
+            vec_sum4(&sum[i], queries, out + (size_t)i * out_stride);
+            continue;
+        }
+#endif
         UNROLL
         for (int j = 0; j < keys; j++) {
             const vec *from = &sum[(j * queries + i) * LANE_VECS];
@@ -122,7 +135,7 @@ INLINE void dot_tile(const struct dot_args *args, int keys, int queries, const f
             dot_tile(args, 1, N, q, k, out, out_stride);                                                               \
         break;
 
-INLINE void dot_queries(const struct dot_args *args, int keys, int queries, const float *q, const float *k, float *out,
+INLINE void dot_queries(struct dot_args *args, int keys, int queries, const float *q, const float *k, float *out,
                         size_t out_stride) {
     switch (queries) {
         DOT_CASE(1)
@@ -137,8 +150,8 @@ INLINE void dot_queries(const struct dot_args *args, int keys, int queries, cons
 }
 
 static void dots(const float *q, size_t q_stride, int n_q, const float *k, size_t k_stride, int n_k, int dim,
-                 float *out, size_t out_stride) {
-    const struct dot_args args = {q, k, q_stride, k_stride, dim};
+                 float *out, size_t out_stride, struct kern_ahead next) {
+    struct dot_args args = {q_stride, k_stride, dim, next.at, (next.bytes + CACHE_LINE - 1) / CACHE_LINE};
     for (int t = 0; t < n_k;) {
         int keys = n_k - t >= DOT_KEYS ? DOT_KEYS : 1;
         for (int i = 0; i < n_q; i += DOT_QUERIES)
@@ -197,18 +210,19 @@ INLINE void sum_tile(const struct sum_args *args, int m, int vecs, int columns, 
     }
 }
 
-INLINE void sum_rows(const struct sum_args *args, int m, int vecs, int i0, int n_c) {
-    int c = 0;
-    for (; c + vecs * VL <= n_c; c += vecs * VL) sum_tile(args, m, vecs, vecs * VL, i0, c);
-    for (; c < n_c; c += VL) sum_tile(args, m, 1, n_c - c < VL ? n_c - c : VL, i0, c);
+/* All rows over the same columns, which stay in the nearest cache. */
+INLINE void sum_columns(const struct sum_args *args, int m, int vecs, int columns, int c) {
+    int i = 0;
+    for (; i + 4 <= m; i += 4) sum_tile(args, 4, vecs, columns, i, c);
+    for (; i < m; i++) sum_tile(args, 1, vecs, columns, i, c);
 }
 
 static void weighted_sum(float *acc, size_t acc_stride, const float *keep, const float *p, size_t p_stride,
                          const float *v, size_t v_stride, int m, int n_t, int n_c) {
     const struct sum_args args = {acc, keep, p, v, acc_stride, p_stride, v_stride, n_t};
-    int i = 0;
-    for (; i + 4 <= m; i += 4) sum_rows(&args, 4, SUM_VECS, i, n_c);
-    for (; i < m; i++) sum_rows(&args, 1, 4, i, n_c);
+    int c = 0;
+    for (; c + SUM_VECS * VL <= n_c; c += SUM_VECS * VL) sum_columns(&args, m, SUM_VECS, SUM_VECS * VL, c);
+    for (; c < n_c; c += VL) sum_columns(&args, m, 1, n_c - c < VL ? n_c - c : VL, c);
 }
 
 /* ---- softmax, norm, activation ---- */
