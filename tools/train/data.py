@@ -14,9 +14,9 @@ from tokenizer_train import BOS, EOS, FIM_BEGIN, FIM_END, FIM_HOLE
 FIM_SHARE = 0.5
 CHAT_SHARE = 0.04  # of the bytes
 BYTES_A_TOKEN = 3.2  # roughly; only sizes the pieces for FIM
-FIM_PIECE_FROM = 400  # characters
-# What was cut out is a fiftieth of a FIM sample and all that is peculiar to it: its loss counts for more.
-MIDDLE_WEIGHT = 5.0
+FIM_PIECE_FROM = 200  # characters
+# What was cut out is a thirtieth of a FIM sample and all that is peculiar to it: its loss counts for more.
+MIDDLE_WEIGHT = 12.0
 
 
 def read_jsonl(path):
@@ -61,17 +61,17 @@ def cut_for_fim(text, rng):
     for line in lines:
         starts.append(starts[-1] + len(line))
     kind = rng.random()
-    if kind < 0.75:
-        full = [i for i, line in enumerate(lines) if len(line.strip()) >= 4] or [0]
+    if kind < 0.85:
+        full = [i for i, line in enumerate(lines) if len(line.strip()) >= 8] or [0]
         first = rng.choice(full)
-        count = 1 if kind < 0.55 else rng.randint(2, 6)
+        count = 1 if kind < 0.7 else rng.randint(2, 6)
         begin, end = starts[first], starts[min(first + count, len(lines))]
         end -= text[begin:end].endswith("\n")
         indent = len(lines[first]) - len(lines[first].lstrip(" \t"))
         at = rng.random()
-        if at < 0.4:
+        if at < 0.2:
             begin = min(begin + indent, end)
-        elif at < 0.6:
+        elif at < 0.35:
             begin = rng.randint(begin, end)
     else:
         begin, end = sorted((rng.randint(0, len(text)), rng.randint(0, len(text))))

@@ -267,27 +267,54 @@ INLINE void block_decode_quarter(enum mat_format format, const uint8_t *p, int h
     }
 }
 
-INLINE void decode_block_row(enum mat_format format, const struct mat *w, int row, float *out) {
+/* Columns [k0, k1) of a row; k0 is a multiple of QUARTER. */
+INLINE void decode_block_part(enum mat_format format, const struct mat *w, int row, int k0, int k1, float *out) {
     const int tile_bytes = block_tile_bytes(format), half = row % BLOCK_ROWS / 16;
     const size_t block = block_bytes(format, w->group_size);
     const uint8_t *base = (const uint8_t *)w->data + (size_t)(row / BLOCK_ROWS) * block_panel_bytes(w);
-    for (int k = 0; k < w->cols; k += QUARTER) {
+    for (int k = k0; k < k1; k += QUARTER) {
         int tile = k % BLOCK_COLS / BLOCK_TILE, high = k % BLOCK_TILE / QUARTER, group = k % BLOCK_COLS / w->group_size;
         const uint8_t *p = base + (size_t)(k / BLOCK_COLS) * block;
         uint16_t bits;
         memcpy(&bits, p + 4 * tile_bytes + (group * BLOCK_ROWS + row % BLOCK_ROWS) * 2, sizeof bits);
         p += (half * 2 + tile) * tile_bytes + row % 16 * 4;
         if (format == MAT_INT8) p += high * QUARTER_LINES * BLOCK_LINE;
-        int count = w->cols - k < QUARTER ? w->cols - k : QUARTER;
-        block_decode_quarter(format, p, high, vec_set1(_cvtsh_ss(bits)), count, out + k);
+        int count = k1 - k < QUARTER ? k1 - k : QUARTER;
+        block_decode_quarter(format, p, high, vec_set1(_cvtsh_ss(bits)), count, out + (k - k0));
     }
 }
 
 static void decode_block(const struct mat *w, int r0, int r1, float *out) {
     for (int row = r0; row < r1; row++, out += w->cols) {
         if (w->format == MAT_INT4)
-            decode_block_row(MAT_INT4, w, row, out);
+            decode_block_part(MAT_INT4, w, row, 0, w->cols, out);
         else
-            decode_block_row(MAT_INT8, w, row, out);
+            decode_block_part(MAT_INT8, w, row, 0, w->cols, out);
     }
 }
+
+/* ---- the same matrices times fp32 activations: decoded, then as dense.inc.h does ---- */
+
+INLINE void block_dense(const struct mat *w, enum mat_format format, int r, int rows, const float *const *x, int n,
+                        float *const *y) {
+    vec acc[DENSE_ACC];
+    float wide[DENSE_ROWS * DENSE_CHUNK] __attribute__((aligned(64)));
+    dense_clear(acc, n);
+    for (int k = 0; k < w->cols; k += DENSE_CHUNK) {
+        int end = k + DENSE_CHUNK < w->cols ? k + DENSE_CHUNK : w->cols;
+        memset(wide, 0, sizeof wide); /* missing rows, columns past the last */
+        for (int i = 0; i < rows; i++) decode_block_part(format, w, r + i, k, end, wide + i * DENSE_CHUNK);
+        dense_tiles(wide, x, n, k, end - k, acc);
+    }
+    dense_store(acc, r, rows, n, y);
+}
+
+#define BLOCK_DENSE(NAME, FORMAT)                                                                                      \
+    static void NAME(const struct mat *w, int r0, int r1, const float *const *x, int n, float *const *y) {             \
+        for (int t = 0; t < n; t += DENSE_TOKENS)                                                                      \
+            for (int r = r0; r < r1; r += DENSE_ROWS)                                                                  \
+                block_dense(w, FORMAT, r, r1 - r < DENSE_ROWS ? r1 - r : DENSE_ROWS, x + t,                            \
+                            n - t < DENSE_TOKENS ? n - t : DENSE_TOKENS, y + t);                                       \
+    }
+BLOCK_DENSE(gemm_int4, MAT_INT4)
+BLOCK_DENSE(gemm_int8, MAT_INT8)

@@ -240,13 +240,29 @@ static __attribute__((noinline)) void dense_tiles_scaled(const float *w, const f
                                scale + i, acc + (v * DENSE_TOKENS + t) * DENSE_ROWS + i);
 }
 
+enum { DENSE_ACC = LANE_VECS * DENSE_TOKENS * DENSE_ROWS, DENSE_HIGH = DENSE_ACC - DENSE_TOKENS * DENSE_ROWS };
+
+INLINE void dense_clear(vec *acc, int n) {
+    for (int i = 0; i < n * DENSE_ROWS; i++) {
+        acc[i] = vec_zero();
+        acc[DENSE_HIGH + i] = vec_zero();
+    }
+}
+
+INLINE void dense_store(const vec *acc, int r, int rows, int n, float *const *y) {
+    for (int t = 0; t < n; t++) {
+        const vec *low = acc + t * DENSE_ROWS, *high = low + DENSE_HIGH;
+        for (int i = 0; i < rows; i++) y[t][r + i] = lanes_sum(low[i], high[i]);
+    }
+}
+
 /* At most DENSE_ROWS rows and DENSE_TOKENS tokens. */
 INLINE void dense_block(const struct mat *w, enum mat_format format, int r, int rows, const float *const *x, int n,
                         float *const *y) {
-    vec acc[LANE_VECS * DENSE_TOKENS * DENSE_ROWS], *high = acc + (LANE_VECS - 1) * DENSE_TOKENS * DENSE_ROWS;
+    vec acc[DENSE_ACC];
     float wide[DENSE_ROWS * DENSE_CHUNK] __attribute__((aligned(64)));
     const char *scales[DENSE_ROWS];
-    for (int i = 0; i < n * DENSE_ROWS; i++) acc[i] = high[i] = vec_zero();
+    dense_clear(acc, n);
     for (int i = 0; format == MAT_FP8 && i < rows; i++) scales[i] = fp8_scales(w, r + i);
     for (int k = 0, end; k < w->cols; k = end) {
         end = dense_chunk_end(w, format, k);
@@ -260,8 +276,7 @@ INLINE void dense_block(const struct mat *w, enum mat_format format, int r, int 
             dense_tiles(wide, x, n, k, end - k, acc);
         }
     }
-    for (int t = 0; t < n; t++)
-        for (int i = 0; i < rows; i++) y[t][r + i] = lanes_sum(acc[t * DENSE_ROWS + i], high[t * DENSE_ROWS + i]);
+    dense_store(acc, r, rows, n, y);
 }
 
 INLINE void dense_gemm(const struct mat *w, enum mat_format format, int r0, int r1, const float *const *x, int n,

@@ -25,6 +25,8 @@ void kern_init_avx512(struct kern *kern) {
     kern->gemm[MAT_BF16] = gemm_bf16;
     kern->gemm[MAT_FP8] = gemm_fp8;
     kern->gemm[MAT_INT4_AWQ] = gemm_awq;
+    kern->gemm[MAT_INT4] = gemm_int4;
+    kern->gemm[MAT_INT8] = gemm_int8;
     kern->gemm_q8[MAT_INT4_AWQ] = gemm_awq_q8;
     kern->gemm_q8[MAT_INT4] = gemm_block_q8;
     kern->gemm_q8[MAT_INT8] = gemm_block_q8;
