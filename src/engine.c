@@ -38,6 +38,8 @@ void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_M
                  "(default auto: on the GPU)"},
         {.names = "--threads,-t", .type = CLI_INT, .target = &o->threads, .min = 1, .max = MAX_THREADS, .value = "N",
          .help = "threads (default: the processors this process may use)"},
+        {.names = "--cpu-strict", .type = CLI_INT, .target = &o->cpu_strict, .max = 1, .value = "0|1",
+         .help = "1: each thread stays on a processor of its own, one a core first\n(default 0; other programs then delay every step)"},
         {.names = "--max-model-len,--context,-c", .type = CLI_INT, .target = &o->max_model_len, .min = 1,
          .max = 1 << 26, .value = "N", .help = "longest sequence, prompt and answer\n(default: the model's, or what fits)"},
         {.names = "--max-num-seqs,--seqs", .type = CLI_INT, .target = &o->max_num_seqs, .min = 1, .max = MAX_SEQS,

@@ -16,6 +16,7 @@ struct engine_options {
     int expert_device;  /* 0 auto and 1 gpu: with the rest; 2 cpu: routed experts on the CPU */
     const char *device; /* NULL or "auto", "cpu", "cuda", "cuda:N" */
     int threads;
+    int cpu_strict; /* 1: each thread on a processor of its own */
     int max_model_len, max_num_seqs, max_num_batched_tokens;
     double memory_utilization; /* share of the machine's memory for weights and cache */
     int kv;                    /* 0 auto, else enum kv_format + 1 */

@@ -55,6 +55,7 @@ int engine_plan(struct engine *engine, struct backend_options *backend, struct m
     const struct engine_options *o = &engine->options;
     *backend = (struct backend_options){
         .threads = o->threads,
+        .pin_threads = o->cpu_strict,
         .max_rows = o->max_num_batched_tokens,
         .max_logits = o->max_logits,
         .max_seqs = o->max_num_seqs,

@@ -39,6 +39,7 @@ struct batch {
 
 struct backend_options {
     int threads;
+    bool pin_threads; /* each on a processor of its own */
     int max_rows;   /* largest n_rows */
     int max_logits; /* largest n_logits */
     int max_seqs;   /* largest n_seqs */

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include "base/affinity.h"
 
 enum {
     SPINS_BEFORE_SLEEP = 4000, /* about 50 us: the usual gap between two stages is far shorter */
@@ -18,6 +19,7 @@ struct worker {
     struct pool *pool;
     pthread_t thread;
     int index; /* 1 .. n_threads - 1; the caller is 0 */
+    int cpu;   /* where it is to go before its next task; -1: anywhere, or it is there */
 };
 
 /* The job at hand, in one word, so that a thread takes a task of just the job it saw:
@@ -31,9 +33,12 @@ static uint64_t ticket_make(uint64_t generation, uint64_t n_tasks) {
 
 struct pool {
     int n_threads, n_started;
-    struct worker *workers; /* [n_threads - 1] */
+    struct worker *workers; /* [n_threads], the caller first */
     pthread_mutex_t lock;
     pthread_cond_t wake; /* a new job, or the end */
+
+    cpu_set_t before; /* where the caller could be before it was pinned */
+    bool is_caller_pinned;
 
     /* Written before the ticket of their job, unchanged until all its tasks are done. */
     pool_task *task;
@@ -91,11 +96,19 @@ static uint64_t wait_for_task(struct pool *pool) {
     return ticket;
 }
 
+/* Written by pool_pin between jobs, so before the ticket that the worker has just seen. */
+static void go_to_cpu(struct worker *worker) {
+    if (worker->cpu < 0) return;
+    affinity_stay(worker->cpu);
+    worker->cpu = -1;
+}
+
 static void *worker_main(void *argument) {
     struct worker *worker = argument;
     for (;;) {
         uint64_t ticket = wait_for_task(worker->pool);
         if (atomic_load(&worker->pool->stop)) return NULL;
+        go_to_cpu(worker);
         take_tasks(worker->pool, ticket, worker->index);
     }
 }
@@ -124,6 +137,13 @@ static void hand_out(struct pool *pool, int n_tasks) {
     }
 }
 
+/* The caller's thread is its owner's: it gets back what it had when the pool ends. */
+static void pin_caller(struct pool *pool) {
+    if (pool->workers[0].cpu < 0) return;
+    pool->is_caller_pinned = sched_getaffinity(0, sizeof pool->before, &pool->before) == 0;
+    go_to_cpu(&pool->workers[0]);
+}
+
 void pool_run(struct pool *pool, int n_tasks, pool_task *task, void *context) {
     if (n_tasks <= 0) return;
     if (pool->n_threads == 1 || n_tasks == 1) {
@@ -132,6 +152,7 @@ void pool_run(struct pool *pool, int n_tasks, pool_task *task, void *context) {
     }
     pool->task = task;
     pool->context = context;
+    pin_caller(pool);
     for (int first = 0; first < n_tasks; first += (int)TASK_MASK) { /* what one ticket can count */
         pool->first = first;
         hand_out(pool, n_tasks - first < (int)TASK_MASK ? n_tasks - first : (int)TASK_MASK);
@@ -151,9 +172,9 @@ int pool_create(struct pool **out, int n_threads, struct mo_error *error) {
     pool->workers = workers;
     pthread_mutex_init(&pool->lock, NULL);
     pthread_cond_init(&pool->wake, NULL);
+    for (int i = 0; i < n_threads; i++) workers[i] = (struct worker){.pool = pool, .index = i, .cpu = -1};
     for (int i = 1; i < n_threads; i++) {
-        struct worker *worker = &workers[i - 1];
-        *worker = (struct worker){.pool = pool, .index = i};
+        struct worker *worker = &workers[i];
         int reason = pthread_create(&worker->thread, NULL, worker_main, worker);
         if (reason) {
             pool_destroy(pool);
@@ -172,11 +193,20 @@ void pool_destroy(struct pool *pool) {
     pthread_mutex_lock(&pool->lock);
     pthread_cond_broadcast(&pool->wake);
     pthread_mutex_unlock(&pool->lock);
-    for (int i = 0; i < pool->n_started; i++) pthread_join(pool->workers[i].thread, NULL);
+    for (int i = 1; i <= pool->n_started; i++) pthread_join(pool->workers[i].thread, NULL);
+    if (pool->is_caller_pinned) sched_setaffinity(0, sizeof pool->before, &pool->before);
     pthread_cond_destroy(&pool->wake);
     pthread_mutex_destroy(&pool->lock);
     free(pool->workers);
     free(pool);
+}
+
+void pool_pin(struct pool *pool) {
+    int *cpus = calloc((size_t)pool->n_threads, sizeof *cpus);
+    if (cpus && affinity_list(cpus, pool->n_threads) == pool->n_threads) {
+        for (int i = 0; i < pool->n_threads; i++) pool->workers[i].cpu = cpus[i];
+    }
+    free(cpus);
 }
 
 int pool_threads(const struct pool *pool) {

@@ -15,6 +15,10 @@ void pool_destroy(struct pool *pool); /* accepts NULL */
 int pool_threads(const struct pool *pool);
 void pool_run(struct pool *pool, int n_tasks, pool_task *task, void *context);
 
+/* From the next job on every thread, the caller's too, stays on a processor of its own. Nothing happens with more threads
+ * than processors. */
+void pool_pin(struct pool *pool);
+
 int pool_default_threads(void); /* the processors this process may use */
 
 #endif

@@ -57,6 +57,7 @@ static void count_task(void *context, int index, int worker) {
 /* Every task once, also with more threads than processors, in jobs that follow each other without a pause. */
 static void test_pool(void **state) {
     (void)state;
+    int processors = pool_default_threads();
     for (int threads = 1; threads <= 8; threads++) {
         struct pool *pool;
         struct mo_error error;
@@ -64,6 +65,7 @@ static void test_pool(void **state) {
         tally.n_threads = threads;
         assert_int_equal(pool_create(&pool, threads, &error), 0);
         assert_int_equal(pool_threads(pool), threads);
+        if (threads % 2) pool_pin(pool);
         for (int job = 0; job < 300; job++) {
             int n = job * 31 % MANY;
             memset(tally.times, 0, sizeof tally.times);
@@ -73,6 +75,7 @@ static void test_pool(void **state) {
         }
         assert_int_equal(tally.clashes, 0);
         pool_destroy(pool);
+        assert_int_equal(pool_default_threads(), processors); /* the caller may be anywhere again */
     }
 }
 

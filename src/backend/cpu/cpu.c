@@ -306,6 +306,7 @@ int cpu_backend_open(struct backend **backend, const struct model *model, const 
         cpu_close(&cpu->backend);
         return code;
     }
+    if (options->pin_threads) pool_pin(cpu->pool);
     model_rope_frequencies(model, cpu->frequency);
     *backend = &cpu->backend;
     return 0;
