@@ -5,6 +5,7 @@
 
 enum {
     CHUNK_TOKENS = 256, /* fixed, never from the number of threads or sequences */
+    HEADS_LEAST = 4,    /* that share a pass over a page: fewer, and reading the page is what it costs */
     ABSORB_ROWS = 16,   /* of W_UK at a time: they stay in the nearest cache while they are used */
 };
 
@@ -105,15 +106,25 @@ static int ceil_div(int a, int b) {
     return (a + b - 1) / b;
 }
 
+/* Heads of a row that share a pass: as many as leave every thread a task. Chunks are the other way to share work, but a short
+ * sequence has one. */
+static int heads_together(const struct cpu *cpu, const struct batch_seq *seq) {
+    int chunks = (seq->first_pos + seq->n_rows - 1) / CHUNK_TOKENS + 1;
+    int parts = ceil_div(pool_threads(cpu->pool), cpu->batch->n_rows * chunks);
+    int heads = ceil_div(cpu->model->heads, parts);
+    return smaller(heads > HEADS_LEAST ? heads : HEADS_LEAST, ATTENTION_ROWS);
+}
+
 /* Few rows go by head, so that a pass over the cache serves all heads; many rows fill a pass by themselves. */
 static int list_seq(const struct cpu *cpu, const struct batch_seq *seq, struct query_block *out) {
     int heads = cpu->model->heads, n = 0;
     bool by_head = seq->n_rows < smaller(heads, ATTENTION_ROWS);
     int outer = by_head ? seq->n_rows : heads, inner = by_head ? heads : seq->n_rows;
+    int most = by_head ? heads_together(cpu, seq) : ATTENTION_ROWS;
     for (int i = 0; i < outer; i++) {
-        for (int j = 0; j < inner; j += ATTENTION_ROWS) {
+        for (int j = 0; j < inner; j += most) {
             struct query_block *b = &out[n++];
-            *b = (struct query_block){.seq = seq, .n = smaller(inner - j, ATTENTION_ROWS), .by_head = by_head};
+            *b = (struct query_block){.seq = seq, .n = smaller(inner - j, most), .by_head = by_head};
             b->row = seq->first_row + (by_head ? i : j);
             b->head = by_head ? j : i;
             b->chunks = cpu->pos[block_row(b, b->n - 1)] / CHUNK_TOKENS + 1;
@@ -122,9 +133,9 @@ static int list_seq(const struct cpu *cpu, const struct batch_seq *seq, struct q
     return n;
 }
 
-/* By list_seq: rows times heads over ATTENTION_ROWS, both rounded up where they are small. */
-static size_t most_blocks(const struct model *model, int rows) {
-    return (size_t)rows * (size_t)(ceil_div(2 * model->heads, ATTENTION_ROWS) + 1);
+/* By list_seq: rows times heads over ATTENTION_ROWS, both rounded up where they are small, and a part for every thread. */
+static size_t most_blocks(const struct model *model, int rows, int threads) {
+    return (size_t)rows * (size_t)(ceil_div(2 * model->heads, ATTENTION_ROWS) + 2) + (size_t)threads;
 }
 
 static int list_blocks(const struct cpu *cpu, struct query_block *out) {
@@ -312,7 +323,7 @@ static size_t partial_bytes(const struct model *model) {
 }
 
 size_t attn_absorbed_stage_bytes(const struct model *model, const struct backend_options *options) {
-    size_t blocks = most_blocks(model, options->max_rows) * sizeof(struct query_block);
+    size_t blocks = most_blocks(model, options->max_rows, options->threads) * sizeof(struct query_block);
     size_t partials = (size_t)wave_tasks(options->threads) * (sizeof(struct partial) + partial_bytes(model));
     return blocks + partials + (size_t)options->max_rows * sizeof(int);
 }
@@ -326,8 +337,9 @@ static struct partial *alloc_partials(struct cpu *cpu, int n) {
 
 void attn_absorbed(struct cpu *cpu, int layer) {
     if (!any_absorbed(cpu)) return;
-    int most = wave_tasks(pool_threads(cpu->pool));
-    struct query_block *blocks = stage_alloc(cpu, most_blocks(cpu->model, cpu->batch->n_rows) * sizeof *blocks);
+    int threads = pool_threads(cpu->pool), most = wave_tasks(threads);
+    struct query_block *blocks =
+        stage_alloc(cpu, most_blocks(cpu->model, cpu->batch->n_rows, threads) * sizeof *blocks);
     struct wave wave = {.cpu = cpu, .layer = layer, .blocks = blocks};
     wave.n_blocks = list_blocks(cpu, blocks);
     wave.partials = alloc_partials(cpu, most);
