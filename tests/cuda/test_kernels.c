@@ -692,7 +692,7 @@ static void step(struct fixture *f, int n_seqs, const int *seq, const int *first
         for (int t = 0; t < n[i]; t++) token[rows++] = (seq[i] * 31 + (first[i] + t) * 17 + 5) % f->model.vocab;
         wanted[i] = rows - 1;
     }
-    struct batch batch = {rows, token, n_seqs, seqs, n_seqs, wanted};
+    struct batch batch = {rows, token, n_seqs, seqs, n_seqs, wanted, NULL};
     struct mo_error error = {0};
     if (forward(f->backend, &f->model, &batch, NULL, &error)) fail_msg("%s", error.message);
     memcpy(out, f->backend->ops->logits(f->backend), (size_t)(n_seqs * f->model.vocab) * sizeof *out);
