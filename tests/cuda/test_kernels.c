@@ -210,6 +210,7 @@ static double dot(const float *w, const float *x, int n, double *size) {
 }
 
 static void wait_for(struct fixture *f) {
+    f->cuda->driver.stream_wait(f->cuda->stream);
     if (f->cuda->failure.code) fail_msg("%s", f->cuda->failure.message);
 }
 
@@ -609,6 +610,7 @@ static void check_attention(struct fixture *f, int n, int first_pos, int slots) 
     f->cuda->max_slots = n; /* no room for splits apart: one block does them in turn, and gets the same bits */
     begin(f, n, first_pos);
     f->backend->ops->attn(f->backend, 0);
+    wait_for(f);
     assert_memory_equal(other, f->cuda->scratch.attended, values * 2);
     end(f);
     f->cuda->max_slots = slots;

@@ -34,7 +34,9 @@ enum {
     PAGE_TOKENS = 64,   /* KV_PAGE_TOKENS */
     QUERY_TILE = 16,    /* (row, head) pairs of one block of attention */
     MAX_KV_LORA = 512,
-    CACHE_GROUP = 128, /* latent values with one scale in an fp8 cache row */
+    PICK_BLOCKS = 32,    /* blocks that look for the best logit of a row */
+    PICK_SHARED = 10240, /* bytes of a block that picks */
+    CACHE_GROUP = 128,   /* latent values with one scale in an fp8 cache row */
 };
 
 /* Formats that kernels multiply with. */
@@ -187,6 +189,7 @@ struct attn_params {
 struct embed_params {
     const void *table; /* [vocab][hidden] */
     const int32_t *token;
+    const int32_t *picked;  /* of the step before: token -1 - k is picked[k] */
     float *x;               /* [n][hidden] */
     int32_t hidden, format; /* enum raw_format: F32, F16, BF16 */
 };
@@ -225,6 +228,25 @@ struct sum_params {
     struct expert_sum sum;
 };
 
+/* How a row's token is chosen: struct pick of backend.h. */
+struct pick_row {
+    int32_t wanted, top_k;
+    float temperature, min_p, top_p;
+    uint32_t random;
+};
+struct pick_best {
+    float value;
+    int32_t id;
+};
+struct pick_params {
+    float *logits;              /* [n][vocab]; draws make weights of them */
+    const struct pick_row *row; /* [n] */
+    struct pick_best *best;     /* [n][PICK_BLOCKS] of each block's part */
+    int32_t *picked;            /* [n] */
+    uint32_t *arrived;          /* [n], zero before and after */
+    int32_t vocab, unused;
+};
+
 #define PARAMS_SIZE(type, n) _Static_assert(sizeof(struct type) == (n), "host and kernels disagree about struct " #type)
 #ifdef __cplusplus
 #undef PARAMS_SIZE
@@ -235,5 +257,7 @@ PARAMS_SIZE(linear_job, 168);
 PARAMS_SIZE(linear_params, 752);
 PARAMS_SIZE(attn_params, 72);
 PARAMS_SIZE(repack_params, 176);
+PARAMS_SIZE(pick_row, 24);
+PARAMS_SIZE(pick_params, 48);
 
 #endif

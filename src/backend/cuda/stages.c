@@ -14,6 +14,7 @@ void cuda_embed(struct backend *backend, int unused) {
     struct cuda *cuda = begin(backend, "embed");
     struct embed_params p = {.table = cuda->weights.embed,
                              .token = cuda->step.token,
+                             .picked = cuda->scratch.picked,
                              .x = cuda->scratch.x,
                              .hidden = cuda->model->hidden,
                              .format = cuda->weights.embed_format};
@@ -344,4 +345,16 @@ void cuda_head(struct backend *backend, int unused) {
     job->fault_logits = fault_key(m->layers, FAULT_ATTN_IN); /* the head itself */
     write_to(job, cuda->scratch.logits, (size_t)m->vocab, Y_F32);
     cuda_linear_run(cuda, &p, &head, n);
+}
+
+void cuda_pick(struct backend *backend, int unused) {
+    (void)unused;
+    struct cuda *cuda = begin(backend, "pick");
+    struct pick_params p = {.logits = cuda->scratch.logits,
+                            .row = cuda->step.pick,
+                            .best = cuda->scratch.pick_best,
+                            .picked = cuda->scratch.picked,
+                            .arrived = cuda->scratch.arrived + cuda->model->hidden / TILE_ROWS + 2,
+                            .vocab = cuda->model->vocab};
+    cuda_launch(cuda, KERNEL_PICK, cuda->batch->n_logits * PICK_BLOCKS, PICK_SHARED, &p);
 }

@@ -65,6 +65,9 @@ DEVICE void thread_fence(void) {
 DEVICE uint32_t atomic_add_u32(uint32_t *at, uint32_t value) {
     return atomicAdd(at, value);
 }
+DEVICE void atomic_add_u64(unsigned long long *at, unsigned long long value) {
+    atomicAdd(at, value);
+}
 DEVICE void atomic_min_u32(uint32_t *at, uint32_t value) {
     atomicMin(at, value);
 }
@@ -104,6 +107,16 @@ DEVICE float half_value(uint32_t bits) {
     float value;
     asm("{.reg .b16 h; cvt.u16.u32 h, %1; cvt.f32.f16 %0, h;}" : "=f"(value) : "r"(bits));
     return value;
+}
+/* a * b, a + b and a / b, rounded to nearest even and never merged into a fused operation: for the bits that the CPU gets. */
+DEVICE float times(float a, float b) {
+    return __fmul_rn(a, b);
+}
+DEVICE float plus(float a, float b) {
+    return __fadd_rn(a, b);
+}
+DEVICE float divide_exactly(float a, float b) {
+    return __fdiv_rn(a, b);
 }
 /* a / b within two units of the last place; 0 where b is infinite. */
 DEVICE float divide_roughly(float a, float b) {
