@@ -51,7 +51,7 @@ struct batch {
     const struct batch_seq *seqs; /* [n_seqs] in order of first_row, together covering every row */
     int n_logits;
     const int32_t *logits_row; /* [n_logits] the rows whose logits are wanted, ascending */
-    const struct pick *pick;   /* [n_logits]; NULL: nothing is picked, as where the backend has no pick() */
+    const struct pick *pick;   /* [n_logits]; NULL: nothing is picked. Only where the backend `picks` */
 };
 
 struct backend_options {
@@ -88,7 +88,7 @@ struct backend_ops {
     void (*route)(struct backend *backend, int layer);     /* norm; gate logits; top-k */
     void (*experts)(struct backend *backend, int layer);   /* routed and shared experts, added to the residual */
     void (*head)(struct backend *backend);                 /* final norm and lm_head for the flagged rows */
-    void (*pick)(struct backend *backend);                 /* NULL: choosing tokens is left to the host */
+    void (*pick)(struct backend *backend);                 /* rows of logits -> tokens */
     /* Waits for everything of the oldest step; MO_E_NUMERIC names layer, stage and row of the first NaN or infinity. */
     int (*end)(struct backend *backend, struct mo_error *error);
 
@@ -109,7 +109,7 @@ struct backend_ops {
 /* Every backend's state begins with this. */
 struct backend {
     const struct backend_ops *ops;
-    bool runs_ahead;
+    bool picks, runs_ahead; /* see struct batch; without them choosing tokens is left to the host */
 };
 
 /* Bytes of one token's cache row in one layer. */

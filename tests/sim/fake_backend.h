@@ -210,18 +210,21 @@ static const int32_t *fake_get_picked(struct backend *backend) {
     return fake->steps[(fake->n_ended - 1) % 2].picked;
 }
 
-#define FAKE_OPS                                                                                                       \
-    .name = "fake", .begin = fake_begin, .embed = fake_nothing, .attn_in = fake_no_layer, .attn = fake_no_layer,       \
-    .attn_out = fake_no_layer, .ffn_dense = fake_no_layer, .head = fake_nothing, .end = fake_end,                      \
-    .fault_row = fake_fault_row, .logits = fake_get_logits
-static const struct backend_ops fake_ops = {FAKE_OPS};
-static const struct backend_ops fake_picking_ops = {FAKE_OPS, .pick = fake_nothing, .picked = fake_get_picked};
-
-/* From the next step on. */
-static inline void fake_set_picks(struct fake_backend *fake, bool picks, bool runs_ahead) {
-    fake->base.ops = picks ? &fake_picking_ops : &fake_ops;
-    fake->base.runs_ahead = runs_ahead;
-}
+static const struct backend_ops fake_ops = {
+    .name = "fake",
+    .begin = fake_begin,
+    .embed = fake_nothing,
+    .attn_in = fake_no_layer,
+    .attn = fake_no_layer,
+    .attn_out = fake_no_layer,
+    .ffn_dense = fake_no_layer,
+    .head = fake_nothing,
+    .pick = fake_nothing,
+    .end = fake_end,
+    .fault_row = fake_fault_row,
+    .logits = fake_get_logits,
+    .picked = fake_get_picked,
+};
 
 static inline void fake_open(struct fake_backend *fake, int vocab, int n_pages, int max_rows, int max_logits,
                              int max_seqs) {

@@ -506,8 +506,8 @@ static void epoch_open(void) {
     int logits = seqs + below(FAKE_MAX_LOGITS - seqs);
     int pages = 3 + below(chance(70) ? 9 : 60);
     fake_open(&sim.fake, FAKE_VOCAB, pages, rows, logits, seqs);
-    bool picks = chance(75);
-    fake_set_picks(&sim.fake, picks, picks && chance(90));
+    sim.fake.base.picks = chance(75);
+    sim.fake.base.runs_ahead = sim.fake.base.picks && chance(90);
     sim.long_answers = chance(40);
     sim.plain_requests = chance(70);
     sim.options = (struct sched_options){.backend = &sim.fake.base,

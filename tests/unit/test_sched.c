@@ -600,7 +600,7 @@ static void test_runs_ahead(void **state) {
     int32_t prompt[150];
     fill_prompt(prompt, 150, 1);
     world_open(&world, world_options());
-    fake_set_picks(&world.fake, true, true);
+    world.fake.base.picks = world.fake.base.runs_ahead = true;
     world.fake.late = true;
     struct sched_request request = request_of(&world, &owner, prompt, 150, 30);
     request.ignore_eos = true;
@@ -638,7 +638,7 @@ static void test_row_too_many(void **state) {
     struct world world;
     struct owner owner;
     world_open(&world, world_options());
-    fake_set_picks(&world.fake, true, true);
+    world.fake.base.picks = world.fake.base.runs_ahead = true;
     world.fake.late = true;
     world.fake.script = (int32_t[]){2, 3, 4, FAKE_EOS, 5, 6};
     world.fake.n_script = 6;
@@ -663,7 +663,7 @@ static void test_failure_before_a_step_ahead(void **state) {
     struct owner owners[2];
     int32_t prompts[2][3] = {{2, 3, 4}, {5, 3, 2}};
     world_open(&world, world_options());
-    fake_set_picks(&world.fake, true, true);
+    world.fake.base.picks = world.fake.base.runs_ahead = true;
     world.fake.late = true;
     for (int i = 0; i < 2; i++) {
         struct sched_request request = request_of(&world, &owners[i], prompts[i], 3, 20);

@@ -265,7 +265,9 @@ static struct cuda *create(const struct model *model, const struct backend_optio
         return NULL;
     }
     *cuda = (struct cuda){.model = model, .options = *options, .arena = arena, .fault_row = -1};
-    cuda->backend = (struct backend){&cuda_ops, .runs_ahead = !options->cpu_experts};
+    const char *picks = getenv("MOEBIUS_CUDA_PICKS"); /* 0: the host chooses every token, as on the CPU */
+    cuda->backend = (struct backend){.ops = &cuda_ops, .picks = !picks || strcmp(picks, "0")};
+    cuda->backend.runs_ahead = cuda->backend.picks && !options->cpu_experts; /* whose CPU part has one step at a time */
     cuda->magnitude = (float)model_rope_magnitude(model);
     cuda->softmax_scale = (float)model_softmax_scale(model);
     return cuda;

@@ -74,12 +74,12 @@ shim: $(SHIM)/moebius $(SHIM)/libcuda.so.1 $(BUILD)/tests/cuda/test_kernels $(BU
 cuda-shim-test: shim $(BUILD)/moebius $(VENV)/ready
 	$(BUILD)/tests/cuda/test_kernels
 	$(BUILD)/tests/cuda/test_pick
-	MOEBIUS=$(BUILD)/moebius $(VENV)/bin/python -m pytest -q tests/test_cuda.py
+	MOEBIUS=$(BUILD)/moebius $(VENV)/bin/python -m pytest -q tests/test_cuda.py tests/test_cuda_decode.py
 
 # The same numbers on a real card, where there is one.
 gpu-test: $(BUILD)/moebius $(VENV)/ready
-	MOEBIUS_GPU=1 MOEBIUS=$(BUILD)/moebius $(VENV)/bin/python -m pytest -q tests/test_cuda.py \
-		-k "golden or chunks or splits or greedy or look or (on_the_cpu and not card)"
+	MOEBIUS_GPU=1 MOEBIUS=$(BUILD)/moebius $(VENV)/bin/python -m pytest -q tests/test_cuda.py tests/test_cuda_decode.py \
+		-k "golden or chunks or splits or greedy or look or hosts or clients or (on_the_cpu and not card)"
 
 GATE = python3 tests/cuda/gate.py --nvcc "$(if $(filter 0,$(CUDA)),,$(NVCC))" --archs "$(CUDA_ARCHS)"
 cuda-gate:
