@@ -196,16 +196,23 @@ def test_no_pinned_memory(k):
         assert result.code == 0 and not result.err, str(result)
 
 
+def count_of(kind, *flags):
+    """How many calls of a kind a run makes: the last ones are those of its step."""
+    return info(*GPU, *flags, log=1).err.count(f"fake cuda: {kind} ")
+
+
 def test_launch_failures():
     refused(info(*GPU, launch=1), "stage load", "unspecified launch failure")
-    for k in (126, 140, 148):
+    launches = count_of("launch")
+    for k in (launches - 20, launches - 8, launches):
         refused(info(*GPU, launch=k), "GPU 0", "stage", "unspecified launch failure")
 
 
 def test_copy_and_wait_failures():
     refused(info(*GPU, copy=1), "GPU 0", "unspecified launch failure")
     refused(info(*GPU, wait=1), "GPU 0", "unspecified launch failure")
-    refused(info(*GPU, wait=3), "GPU 0", "stage", "unspecified launch failure")
+    refused(info(*GPU, event=1), "GPU 0", "unspecified launch failure")
+    refused(info(*GPU, event=count_of("event")), "GPU 0", "stage", "unspecified launch failure")
 
 
 def test_what_only_the_cpu_does():
@@ -303,4 +310,6 @@ def test_experts_on_the_cpu_are_not_on_the_card(tmp_path):
     assert counts["cpu"] * 3 < counts["gpu"]
     flags = [*GPU, "--expert-device", "cpu", "--chunk"]
     assert np.array_equal(case.logits(tmp_path, *flags, 5), case.logits(tmp_path, *flags, 17))
-    refused(info(*GPU, "--expert-device", "cpu", wait=4), "GPU 0", "unspecified launch failure")
+    flags = ["--expert-device", "cpu"]
+    refused(info(*GPU, *flags, event=count_of("event", *flags)), "GPU 0", "unspecified launch failure")
+    refused(info(*GPU, *flags, event=count_of("event", *flags) - 1), "GPU 0", "unspecified launch failure")

@@ -13,6 +13,7 @@ import conftest
 import make_tiny_text_model
 from conftest import moebius, refused, succeed
 from test_cuda import GPU, ON_CARD, SHIM, fake, shim  # noqa: F401 (a fixture)
+from test_golden import Case
 
 sys.path.insert(0, str(conftest.TESTS / "server"))
 from serving import Server
@@ -66,21 +67,21 @@ def test_picked_tokens_are_the_hosts(folder, flags):
 # --- several clients at once -------------------------------------------------------------------------------------------
 
 REQUESTS = [
-    {"temperature": 0, "max_tokens": 14, "ignore_eos": True},
-    {"temperature": 0.9, "seed": 1, "max_tokens": 20},
-    {"temperature": 1, "seed": 2, "top_p": 0.7, "max_tokens": 9},
-    {"temperature": 0.6, "seed": 3, "top_k": 5, "n": 2, "max_tokens": 7},
-    {"temperature": 1.2, "seed": 4, "min_p": 0.05, "max_tokens": 12, "ignore_eos": True},
+    {"temperature": 0, "max_tokens": 10, "ignore_eos": True},
+    {"temperature": 0.9, "seed": 1, "max_tokens": 12},
+    {"temperature": 1, "seed": 2, "top_p": 0.7, "max_tokens": 7},
+    {"temperature": 0.6, "seed": 3, "top_k": 5, "n": 2, "max_tokens": 5},
+    {"temperature": 1.2, "seed": 4, "min_p": 0.05, "max_tokens": 9, "ignore_eos": True},
     {"temperature": 0, "max_tokens": 16, "stop": ["way", "but"], "ignore_eos": True},
     {"temperature": 1, "seed": 6, "max_tokens": 1},
-    {"temperature": 1, "seed": 5, "max_tokens": 8, "min_tokens": 4},
+    {"temperature": 1, "seed": 5, "max_tokens": 6, "min_tokens": 3},
 ]
 HOST_REQUESTS = [  # these want to see logits, or change them
-    {"temperature": 0, "max_tokens": 6, "logprobs": 2},
-    {"temperature": 1, "seed": 8, "max_tokens": 6, "repetition_penalty": 1.4},
-    {"temperature": 0, "max_tokens": 6, "logit_bias": {"40": 100}},
+    {"temperature": 0, "max_tokens": 4, "logprobs": 2},
+    {"temperature": 1, "seed": 8, "max_tokens": 4, "repetition_penalty": 1.4},
+    {"temperature": 0, "max_tokens": 4, "logit_bias": {"40": 100}},
 ]
-PROMPTS = ["one two three", "the", "a longer prompt of some words " * 6]
+PROMPTS = ["one two three", "the", "a longer prompt of some words " * 2]
 
 
 def answers(server, requests):
@@ -99,7 +100,7 @@ def test_clients_beside_each_other(serve):
     expected = answers(serve(env=HOST_CHOOSES), requests)
     server = serve()
     assert answers(server, requests) == expected
-    assert answers(server, REQUESTS) == expected[: len(REQUESTS)]
+    assert answers(server, REQUESTS[:4]) == expected[:4]
     assert server.becomes_idle()
 
 
@@ -163,3 +164,23 @@ def test_server_says_503_when_the_card_is_lost(folder, serve):
             assert answer.status == 503, answer
             assert b"unspecified launch failure" in answer.body, answer
     assert server.becomes_idle()
+
+
+# --- fewer kernels -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["v2lite-tiny", "v3-tiny-fp8"])
+def test_last_blocks_absorb(name, tmp_path):
+    """Up to eight rows, the last blocks of the projections do what else is a launch of its own: the same bits, a launch less in
+    each layer. With queries of low rank two launches have such blocks."""
+    case = Case(name, "p17")
+    flags = [*GPU, "--chunk", 5]
+    seen = {}
+    for fold in ("0", "1"):
+        env = {"MOEBIUS_CUDA_FOLD": fold, "MOEBIUS_CUDA_PREFETCH": fold, "MOEBIUS_CUDA_GRAPHS": "0"}
+        result = succeed("logits", case.folder, "--ids", ",".join(map(str, case.tokens)), "--all", "--out", tmp_path / fold,
+                         *flags, env={**fake(log=1), **env})
+        seen[fold] = ((tmp_path / fold).read_bytes(), len(calls(result, "launch")))
+    layers = json.loads((case.folder / "config.json").read_text())["num_hidden_layers"]
+    assert seen["0"][0] == seen["1"][0]
+    assert ON_CARD or seen["0"][1] - seen["1"][1] == 4 * layers

@@ -122,6 +122,9 @@ static inline int shuffle_up_i32(int value, int lanes) {
 }
 static inline void thread_fence(void) {
 }
+static inline void prefetch(const void *at) {
+    (void)at;
+}
 static inline uint32_t atomic_add_u32(uint32_t *at, uint32_t value) {
     uint32_t old = *at;
     *at += value;

@@ -256,6 +256,11 @@ static int open_all(struct cuda *cuda, const struct weights *weights, int device
     return code ? code : cuda_upload(cuda, weights, error);
 }
 
+static bool switch_of(const char *name, bool normal) {
+    const char *text = getenv(name);
+    return text ? strcmp(text, "0") != 0 : normal;
+}
+
 static struct cuda *create(const struct model *model, const struct backend_options *options) {
     struct cuda *cuda = calloc(1, sizeof *cuda);
     struct arena *arena = arena_create();
@@ -265,9 +270,11 @@ static struct cuda *create(const struct model *model, const struct backend_optio
         return NULL;
     }
     *cuda = (struct cuda){.model = model, .options = *options, .arena = arena, .fault_row = -1};
-    const char *picks = getenv("MOEBIUS_CUDA_PICKS"); /* 0: the host chooses every token, as on the CPU */
-    cuda->backend = (struct backend){.ops = &cuda_ops, .picks = !picks || strcmp(picks, "0")};
-    cuda->backend.runs_ahead = cuda->backend.picks && !options->cpu_experts; /* whose CPU part has one step at a time */
+    bool picks = switch_of("MOEBIUS_CUDA_PICKS", true); /* 0: the host chooses every token, as on the CPU */
+    cuda->no_fold = !switch_of("MOEBIUS_CUDA_FOLD", true);
+    cuda->prefetch = switch_of("MOEBIUS_CUDA_PREFETCH", false);
+    cuda->backend = (struct backend){.ops = &cuda_ops, .picks = picks};
+    cuda->backend.runs_ahead = picks && !options->cpu_experts; /* whose CPU part has one step at a time */
     cuda->magnitude = (float)model_rope_magnitude(model);
     cuda->softmax_scale = (float)model_softmax_scale(model);
     return cuda;

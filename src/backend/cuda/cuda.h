@@ -78,7 +78,7 @@ struct device_scratch {
     int32_t *id, *at, *pair_row, *n_items, *picked;
     struct expert_item *items;
     struct pick_best *pick_best;
-    uint32_t *arrived; /* [row tiles of hidden], then the router's, then [max_logits] for picks */
+    uint32_t *arrived; /* [row tiles of hidden], the router's, [max_logits] for picks, [heads + 1] for projections */
     unsigned long long *fault;
     uint8_t *step; /* what begin() sends: tokens, positions, work lists */
 };
@@ -172,6 +172,7 @@ struct cuda {
     int32_t *id;     /* [max_rows][top_k], for the tap */
     float *weight;
 
+    bool no_fold, prefetch; /* MOEBIUS_CUDA_FOLD=0, MOEBIUS_CUDA_PREFETCH=1: see struct absorb_params */
     struct step_recorder recorder;
     struct hybrid hybrid;
     const char *stage; /* whose launches are under way */

@@ -14,7 +14,8 @@ static size_t largest(size_t a, size_t b) {
 }
 
 size_t cuda_counters(const struct cuda *cuda) {
-    return (size_t)cuda->model->hidden / TILE_ROWS + 2 + (size_t)cuda->options.max_logits;
+    const struct model *m = cuda->model;
+    return (size_t)m->hidden / TILE_ROWS + 2 + (size_t)cuda->options.max_logits + (size_t)m->heads + 1;
 }
 
 void cuda_place_scratch(struct cuda *cuda, struct device_region *region) {

@@ -35,7 +35,7 @@ enum {
     QUERY_TILE = 16,    /* (row, head) pairs of one block of attention */
     MAX_KV_LORA = 512,
     PICK_BLOCKS = 32,    /* blocks that look for the best logit of a row */
-    PICK_SHARED = 10240, /* bytes of a block that picks */
+    PICK_SHARED = 11264, /* bytes of a block that picks */
     CACHE_GROUP = 128,   /* latent values with one scale in an fp8 cache row */
 };
 
@@ -65,6 +65,8 @@ enum y_kind {
     Y_BF16, /* stored, rounded */
     Y_SILU, /* SiLU(gate) * up, stored as bf16 */
 };
+/* What the block does that is the last of a part of the job to end, in the skinny variant: see struct absorb_params. */
+enum last_work { LAST_NOTHING, LAST_HEADS, LAST_LATENT };
 
 /* A piece of work of the experts: rows [first, first + n) of the sorted pairs, all of one expert. */
 struct expert_item {
@@ -97,6 +99,7 @@ struct linear_job {
     int32_t blocks;       /* of this job */
     int32_t fault_key;    /* X_F32: what to blame for a row that is not finite */
     int32_t fault_logits; /* Y_F32: blame for results that are not finite; 0: do not look */
+    int32_t last_work, unused;
 };
 
 /* Adds up each row's experts in ascending order, and the shared one; done by the last block to finish a row tile. */
@@ -153,8 +156,18 @@ struct rope_params {
     float eps;
 };
 
+/* For few rows, what follows the projections is done by their last blocks: LAST_HEADS, a head's queries are absorbed and
+ * rotated once all their tiles are there; LAST_LATENT, the rows' cache rows are written. */
+struct absorb_params {
+    struct linear_job key; /* a group a head; bf16, at most SKINNY_COLS columns */
+    uint32_t *arrived;     /* [heads + 1], zero before and after; the last one is the latent's */
+    int32_t head_tiles;    /* row tiles of one head's queries */
+    int32_t prefetch;      /* blocks that are not the last bring the key matrix nearer (not measured yet) */
+};
+
 struct linear_params {
     struct linear_job job[2];
+    struct absorb_params absorb;
     struct merge_source merge;
     struct expert_sum sum;
     struct route_params route;
@@ -253,8 +266,8 @@ struct pick_params {
 #define PARAMS_SIZE(type, n) static_assert(sizeof(struct type) == (n), "host and kernels disagree about struct " #type)
 #endif
 PARAMS_SIZE(device_matrix, 56);
-PARAMS_SIZE(linear_job, 168);
-PARAMS_SIZE(linear_params, 752);
+PARAMS_SIZE(linear_job, 176);
+PARAMS_SIZE(linear_params, 960);
 PARAMS_SIZE(attn_params, 72);
 PARAMS_SIZE(repack_params, 176);
 PARAMS_SIZE(pick_row, 24);

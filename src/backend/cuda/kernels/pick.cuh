@@ -13,9 +13,11 @@ enum { PICK_BINS = 1024, PICK_BIN_BITS = 10, PICK_PIECES = 128 };
 /* The block's shared memory. */
 struct pick_scratch {
     unsigned long long bins[PICK_BINS], coarse[32], pieces[PICK_PIECES], total, left;
+    float most[BLOCK_THREADS], floor;
     int32_t bin, piece, found;
     struct pick_best best[BLOCK_WARPS];
 };
+typedef char pick_scratch_fits[sizeof(struct pick_scratch) <= PICK_SHARED ? 1 : -1];
 
 /* The last token that is kept. */
 struct pick_cut {
@@ -23,12 +25,14 @@ struct pick_cut {
     int32_t id;
 };
 
-/* What a row is asked for: how many tokens of the head, what they weigh, or how many weigh exactly `tie`. */
+/* What a row is asked for: how many tokens of the head, what those of at least `floor` weigh, or how many weigh exactly
+ * `tie`. */
 enum { PICK_COUNT, PICK_MASS, PICK_TIES };
 struct pick_question {
     struct pick_cut cut;
     float tie;
     int32_t kind;
+    unsigned long long floor;
 };
 
 /* e^x for x <= 0: weight_of() of sched/sample.c, operation by operation. */
@@ -53,7 +57,9 @@ DEVICE unsigned long long pick_mass(float weight) {
 DEVICE unsigned long long pick_answer(const struct pick_question *q, float weight, int id) {
     int kept = weight > q->cut.weight || (weight == q->cut.weight && id <= q->cut.id);
     if (!kept || weight <= 0) return 0;
-    return q->kind == PICK_MASS ? pick_mass(weight) : q->kind == PICK_COUNT || weight == q->tie;
+    if (q->kind != PICK_MASS) return q->kind == PICK_COUNT || weight == q->tie;
+    unsigned long long mass = pick_mass(weight);
+    return mass < q->floor ? 0 : mass;
 }
 
 DEVICE unsigned long long shuffle_u64(unsigned long long value, int lanes, int up) {
@@ -169,9 +175,24 @@ DEVICE struct pick_cut cut_at(struct pick_question q, const float *weight, int v
     return cut;
 }
 
+/* A weight that the k-th best token has or exceeds: the k-th best of what each thread has best. 0 where that says nothing. It
+ * spares the histograms nearly the whole vocabulary. */
+DEVICE float floor_of_count(const float *weight, int vocab, int k, struct pick_scratch *s) {
+    float mine = 0;
+    int rank = 0;
+    if (k > BLOCK_THREADS) return 0;
+    for (int i = THREAD; i < vocab; i += BLOCK_THREADS) mine = fmaxf(mine, weight[i]);
+    s->most[THREAD] = mine;
+    barrier();
+    for (int i = 0; i < BLOCK_THREADS; i++) rank += s->most[i] > mine || (s->most[i] == mine && i < THREAD);
+    if (rank == k - 1) s->floor = mine;
+    barrier();
+    return s->floor;
+}
+
 /* A draw from the row; its logits become weights. The whole block. */
 DEVICE int draw_token(const struct pick_row *row, float *logits, int vocab, float largest, struct pick_scratch *s) {
-    struct pick_question q = {{row->min_p, 0x7fffffff}, 0, PICK_COUNT}; /* the best weighs 1, so min-p is a weight */
+    struct pick_question q = {{row->min_p, 0x7fffffff}, 0, PICK_COUNT, 0}; /* the best weighs 1, so min-p is a weight */
     unsigned long long total, target;
     for (int i = THREAD; i < vocab; i += BLOCK_THREADS) {
         logits[i] = pick_weight(divide_exactly(logits[i] - largest, row->temperature));
@@ -179,13 +200,16 @@ DEVICE int draw_token(const struct pick_row *row, float *logits, int vocab, floa
     barrier();
     if (row->top_k > 0 && row->top_k < vocab) {
         target = (unsigned long long)row->top_k;
+        q.cut.weight = fmaxf(q.cut.weight, floor_of_count(logits, vocab, row->top_k, s));
         if (ask(&q, logits, vocab, s) > target) q.cut = cut_at(q, logits, vocab, target, s);
     }
     q.kind = PICK_MASS;
     if (row->top_p < 1) {
         total = ask(&q, logits, vocab, s);
         target = (unsigned long long)ceil((double)row->top_p * (double)total);
+        q.floor = (total - target) / (unsigned)vocab; /* all that are lighter weigh less together than may go away */
         q.cut = cut_at(q, logits, vocab, target, s);
+        q.floor = 0;
     }
     total = ask(&q, logits, vocab, s);
     target = (total >> 32) * row->random + ((total & 0xffffffffu) * row->random >> 32) + 1;
