@@ -9,150 +9,7 @@
 #include <stdint.h>
 #include <unistd.h>
 #include <cmocka.h>
-#include "../sim/fake_backend.h"
-#include "sched/sched.h"
-
-/* ---- the scheduler ---- */
-
-enum { MAX_EVENTS = 1000 };
-
-/* What the owner of a request was told. */
-struct owner {
-    int32_t tokens[MAX_EVENTS], prompt[MAX_EVENTS];
-    float logprobs[MAX_EVENTS], prompt_logprobs[MAX_EVENTS];
-    int n_tokens, n_prompt, n_ends;
-    char text[4096], last_text[256];
-    size_t text_size;
-    enum finish_reason finish;
-    char stop_string[32];
-    int32_t stop_token;
-    char error[1024];
-    int pages_free_at_end;
-    struct world *world;
-};
-
-struct world {
-    struct fake_backend fake;
-    struct model model;
-    struct tokenizer *tokenizer;
-    struct sched_options options;
-    struct sched *sched;
-    double now_s;
-};
-
-static double world_clock(void *context) {
-    return ((struct world *)context)->now_s;
-}
-
-static void on_event(const struct sched_event *event) {
-    struct owner *owner = event->context;
-    assert_int_equal(owner->n_ends, 0);
-    if (event->is_prompt) {
-        owner->prompt[owner->n_prompt] = event->token;
-        owner->prompt_logprobs[owner->n_prompt++] = event->logprob;
-    } else if (event->token >= 0) {
-        owner->tokens[owner->n_tokens] = event->token;
-        owner->logprobs[owner->n_tokens++] = event->logprob;
-    }
-    memcpy(owner->text + owner->text_size, event->text, event->text_size);
-    owner->text_size += event->text_size;
-    snprintf(owner->last_text, sizeof owner->last_text, "%.*s", (int)event->text_size, event->text);
-    if (event->finish == FINISH_NONE) return;
-    struct sched_stats stats;
-    sched_stats_get(owner->world->sched, &stats);
-    owner->pages_free_at_end = stats.pages_free;
-    owner->n_ends++;
-    owner->finish = event->finish;
-    owner->stop_token = event->stop_token;
-    if (event->stop_string) snprintf(owner->stop_string, sizeof owner->stop_string, "%s", event->stop_string);
-    if (event->error) snprintf(owner->error, sizeof owner->error, "%s", event->error->message);
-}
-
-static const int32_t world_eos[] = {FAKE_EOS};
-
-static struct sched_options world_options(void) {
-    return (struct sched_options){.max_model_len = 300,
-                                  .max_num_seqs = 4,
-                                  .max_num_batched_tokens = 16,
-                                  .max_logits = 8,
-                                  .n_pages = 16,
-                                  .eos = world_eos,
-                                  .n_eos = 1};
-}
-
-static void world_open(struct world *world, struct sched_options options) {
-    struct mo_error error = {0};
-    memset(world, 0, sizeof *world);
-    const char *json = FAKE_TOKENIZER_JSON;
-    if (tokenizer_parse(&world->tokenizer, json, strlen(json), NULL, 0, "test", &error)) fail_msg("%s", error.message);
-    fake_open(&world->fake, FAKE_VOCAB, options.n_pages, options.max_num_batched_tokens, options.max_logits,
-              options.max_num_seqs);
-    world->model = fake_model(FAKE_VOCAB);
-    options.backend = &world->fake.base;
-    options.model = &world->model;
-    options.tokenizer = world->tokenizer;
-    options.clock = world_clock;
-    options.clock_context = world;
-    world->options = options;
-    if (sched_create(&world->sched, &options, &error)) fail_msg("%s", error.message);
-}
-
-static void world_close(struct world *world) {
-    sched_destroy(world->sched);
-    assert_int_equal(world->fake.n_faults, 0);
-    fake_close(&world->fake);
-    tokenizer_free(world->tokenizer);
-}
-
-static struct sched_request request_of(struct world *world, struct owner *owner, const int32_t *prompt, int n_prompt,
-                                       int max_tokens) {
-    memset(owner, 0, sizeof *owner);
-    owner->world = world;
-    struct sched_request request = {.prompt = prompt, .n_prompt = n_prompt, .max_tokens = max_tokens};
-    sampling_init(&request.sampling);
-    request.sampling.temperature = 0;
-    request.n_logprobs = -1;
-    request.callback = on_event;
-    request.context = owner;
-    return request;
-}
-
-static uint64_t submit(struct world *world, const struct sched_request *request) {
-    struct mo_error error = {0};
-    uint64_t id = 0;
-    if (sched_submit(world->sched, request, &id, &error)) fail_msg("%s", error.message);
-    return id;
-}
-
-static void run(struct world *world) {
-    for (int i = 0; i < 10000; i++) {
-        if (!sched_step(world->sched)) return;
-        world->now_s += 0.01;
-    }
-    fail_msg("it never ends");
-}
-
-static struct sched_stats stats_of(struct world *world) {
-    struct sched_stats stats;
-    sched_stats_get(world->sched, &stats);
-    return stats;
-}
-
-/* Greedy tokens of the fake model after `prompt`, without a scheduler. */
-static void expect_greedy(const struct owner *owner, const int32_t *prompt, int n_prompt) {
-    float logits[FAKE_VOCAB];
-    uint64_t hash = 0;
-    for (int i = 0; i < n_prompt; i++) hash = fake_hash_add(hash, prompt[i]);
-    for (int i = 0; i < owner->n_tokens; i++) {
-        fake_logits(hash, FAKE_VOCAB, logits);
-        assert_int_equal(owner->tokens[i], sample_argmax(logits, FAKE_VOCAB));
-        hash = fake_hash_add(hash, owner->tokens[i]);
-    }
-}
-
-static void fill_prompt(int32_t *prompt, int n, int seed) {
-    for (int i = 0; i < n; i++) prompt[i] = (int32_t)(fake_mix((uint64_t)(seed * 1000 + i)) % FAKE_VOCAB);
-}
+#include "sched_world.h"
 
 static void test_one_request(void **state) {
     (void)state;
@@ -592,104 +449,6 @@ static void test_failed_row(void **state) {
     world_close(&quiet);
 }
 
-/* The backend picks, and each decode step begins before the last one's token is read. */
-static void test_runs_ahead(void **state) {
-    (void)state;
-    struct world world;
-    struct owner owner, late;
-    int32_t prompt[150];
-    fill_prompt(prompt, 150, 1);
-    world_open(&world, world_options());
-    world.fake.base.picks = world.fake.base.runs_ahead = true;
-    world.fake.late = true;
-    struct sched_request request = request_of(&world, &owner, prompt, 150, 30);
-    request.ignore_eos = true;
-    submit(&world, &request);
-    run(&world);
-    assert_int_equal(owner.n_tokens, 30);
-    expect_greedy(&owner, prompt, 150);
-    assert_int_equal(stats_of(&world).steps, 10 + 29); /* not one too many: that it ends was known */
-    assert_int_equal(world.fake.n_begun, 39);
-    assert_int_equal(world.fake.n_ahead, 29);
-
-    request = request_of(&world, &owner, prompt, 3, 20);
-    request.ignore_eos = true;
-    submit(&world, &request);
-    for (int i = 1; i <= 5; i++) {
-        sched_step(world.sched);
-        assert_int_equal(owner.n_tokens, i); /* a token a step, none of them late */
-    }
-    struct sched_request second = request_of(&world, &late, prompt, 4, 3);
-    second.ignore_eos = true;
-    submit(&world, &second);
-    sched_step(world.sched); /* was begun before it came */
-    assert_int_equal(late.n_tokens, 0);
-    sched_step(world.sched);
-    assert_int_equal(late.n_tokens, 1);
-    run(&world);
-    expect_greedy(&owner, prompt, 3);
-    expect_greedy(&late, prompt, 4);
-    world_close(&world);
-}
-
-/* An end that only the token tells: its row in the step ahead is thrown away, and only then are its pages free. */
-static void test_row_too_many(void **state) {
-    (void)state;
-    struct world world;
-    struct owner owner;
-    world_open(&world, world_options());
-    world.fake.base.picks = world.fake.base.runs_ahead = true;
-    world.fake.late = true;
-    world.fake.script = (int32_t[]){2, 3, 4, FAKE_EOS, 5, 6};
-    world.fake.n_script = 6;
-    struct sched_request request = request_of(&world, &owner, (int32_t[]){29}, 1, 20);
-    submit(&world, &request);
-    for (int i = 0; i < 4; i++) sched_step(world.sched);
-    assert_int_equal(owner.finish, FINISH_STOP);
-    assert_int_equal(owner.n_tokens, 4);
-    assert_int_equal(world.fake.n_begun, 5);
-    assert_int_equal(owner.pages_free_at_end, 15);
-    assert_true(sched_step(world.sched));
-    assert_int_equal(stats_of(&world).pages_free, 16);
-    assert_false(sched_step(world.sched));
-    assert_int_equal(stats_of(&world).generated_tokens, 4);
-    world_close(&world);
-}
-
-/* A step fails while the next one is at work: what that one computes is not looked at, and who is not to blame goes on. */
-static void test_failure_before_a_step_ahead(void **state) {
-    (void)state;
-    struct world world;
-    struct owner owners[2];
-    int32_t prompts[2][3] = {{2, 3, 4}, {5, 3, 2}};
-    world_open(&world, world_options());
-    world.fake.base.picks = world.fake.base.runs_ahead = true;
-    world.fake.late = true;
-    for (int i = 0; i < 2; i++) {
-        struct sched_request request = request_of(&world, &owners[i], prompts[i], 3, 20);
-        request.ignore_eos = true;
-        submit(&world, &request);
-    }
-    sched_step(world.sched);
-    world.fake.fail_next = true;
-    world.fake.fault_row = 0;
-    sched_step(world.sched);
-    assert_int_equal(world.fake.n_begun, 3);
-    assert_int_equal(world.fake.n_ended, 3);
-    assert_int_equal(owners[0].finish, FINISH_ERROR);
-    assert_int_equal(owners[0].n_tokens, 1);
-    assert_int_equal(owners[1].finish, FINISH_NONE);
-    run(&world);
-    assert_int_equal(owners[1].n_tokens, 20);
-    expect_greedy(&owners[1], prompts[1], 3);
-    assert_int_equal(stats_of(&world).pages_free, stats_of(&world).pages_total);
-
-    struct sched_request request = request_of(&world, &owners[0], prompts[0], 3, 20); /* closed with a step at work */
-    submit(&world, &request);
-    sched_step(world.sched);
-    world_close(&world);
-}
-
 static int bucket_of(const struct sched_histogram *histogram) {
     for (int i = 0; i < SCHED_BUCKETS; i++) {
         if (histogram->count[i] > 0) return i;
@@ -822,16 +581,14 @@ static void test_callback_submits(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_one_request),      cmocka_unit_test(test_decode_before_prompt),
-        cmocka_unit_test(test_prompt_scores),    cmocka_unit_test(test_stop_tokens),
-        cmocka_unit_test(test_stop_strings),     cmocka_unit_test(test_code_points),
-        cmocka_unit_test(test_context_full),     cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_options),          cmocka_unit_test(test_preemption),
-        cmocka_unit_test(test_cancel),           cmocka_unit_test(test_failed_pass),
-        cmocka_unit_test(test_failed_row),       cmocka_unit_test(test_runs_ahead),
-        cmocka_unit_test(test_row_too_many),     cmocka_unit_test(test_failure_before_a_step_ahead),
-        cmocka_unit_test(test_histograms),       cmocka_unit_test(test_threads),
-        cmocka_unit_test(test_callback_submits),
+        cmocka_unit_test(test_one_request),   cmocka_unit_test(test_decode_before_prompt),
+        cmocka_unit_test(test_prompt_scores), cmocka_unit_test(test_stop_tokens),
+        cmocka_unit_test(test_stop_strings),  cmocka_unit_test(test_code_points),
+        cmocka_unit_test(test_context_full),  cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_options),       cmocka_unit_test(test_preemption),
+        cmocka_unit_test(test_cancel),        cmocka_unit_test(test_failed_pass),
+        cmocka_unit_test(test_failed_row),    cmocka_unit_test(test_histograms),
+        cmocka_unit_test(test_threads),       cmocka_unit_test(test_callback_submits),
     };
     return cmocka_run_group_tests_name("sched", tests, NULL, NULL);
 }
