@@ -122,7 +122,7 @@ struct sched_stats {
     int pages_total, pages_free;
     uint64_t prompt_tokens, generated_tokens, steps, preemptions;
     uint64_t finished[FINISH_ERROR + 1]; /* by enum finish_reason */
-    double step_s, forward_s;            /* time inside sched_step, and of it inside forward() */
+    double step_s, forward_s;            /* time inside sched_step, and of it starting steps and waiting for them */
     struct sched_histogram first_token_s, inter_token_s, request_s;
 };
 void sched_stats_get(struct sched *sched, struct sched_stats *stats);
