@@ -105,31 +105,42 @@ static void adjust_logits(const struct sampling *sampling, const float *logits, 
 /* e^x for x <= 0, within three units of the last place; NaN and what is below -87 give 0. Plain IEEE operations in a fixed
  * order: backend/cuda/kernels/pick.cuh does the same ones, and gets the same bits. */
 static inline float weight_of(float x) {
-    float inside = x > -87.0f ? x : -87.0f;
-    float n = (inside * 1.44269504f + 12582912.0f) - 12582912.0f; /* rounds to an integer */
-    float r = (inside - n * 0.693359375f) - n * -2.12194440e-4f;  /* the first product is exact */
-    float p = 1.98756915e-4f;
+    uint32_t kept = 0u - (uint32_t)(x > -87.0f), bits; /* a mask instead of branches: compilers make vectors of it */
+    memcpy(&bits, &x, sizeof bits);
+    bits &= kept;
+    memcpy(&x, &bits, sizeof x);
+    float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f; /* rounds to an integer */
+    float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;  /* the first product is exact */
+    float p = 1.98756915e-4f, power;
     p = p * r + 1.39819995e-3f;
     p = p * r + 8.33345205e-3f;
     p = p * r + 4.16657962e-2f;
     p = p * r + 1.66666657e-1f;
     p = p * r + 0.5f;
     p = (p * (r * r) + r) + 1.0f;
-    uint32_t bits = (uint32_t)((int32_t)n + 127) << 23;
-    float power;
+    bits = (uint32_t)((int32_t)n + 127) << 23;
     memcpy(&power, &bits, sizeof power);
-    return x > -87.0f ? p * power : 0;
+    p *= power;
+    memcpy(&bits, &p, sizeof bits);
+    bits &= kept;
+    memcpy(&p, &bits, sizeof p);
+    return p;
 }
 
 /* Logits to weights exp((logit - largest) / temperature) in place: the probabilities, up to a factor. */
 static void weigh(float *value, int vocab, float largest, float temperature) {
-    for (int i = 0; i < vocab; i++) value[i] = weight_of((value[i] - largest) / temperature);
+    enum { BLOCK = 16 }; /* of a known size, so that compilers make vectors of it */
+    int i = 0;
+    for (; i + BLOCK <= vocab; i += BLOCK) {
+        for (int j = 0; j < BLOCK; j++) value[i + j] = weight_of((value[i + j] - largest) / temperature);
+    }
+    for (; i < vocab; i++) value[i] = weight_of((value[i] - largest) / temperature);
 }
 
 /* Weights are added up as whole numbers, so that the order of adding has no say. 2^22 of them (the most that a vocabulary
  * has) stay below 2^63; what is lighter than 2^-40 of the best is never drawn. */
 static uint64_t mass_of(float weight) {
-    return (uint64_t)(weight * 0x1p40f);
+    return (uint64_t)(int64_t)(weight * 0x1p40f); /* signed: one instruction */
 }
 
 /* Every filter keeps a head of one order: weight falling, ties by id rising. So its result is one place in

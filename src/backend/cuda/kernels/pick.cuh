@@ -37,7 +37,7 @@ struct pick_question {
 
 /* e^x for x <= 0: weight_of() of sched/sample.c, operation by operation. */
 DEVICE float pick_weight(float x) {
-    float inside = x > -87.0f ? x : -87.0f;
+    float inside = x > -87.0f ? x : 0;
     float n = plus(plus(times(inside, 1.44269504f), 12582912.0f), -12582912.0f);
     float r = plus(plus(inside, -times(n, 0.693359375f)), -times(n, -2.12194440e-4f));
     float p = 1.98756915e-4f;
