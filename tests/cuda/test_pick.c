@@ -73,13 +73,16 @@ static struct pick_row random_row(int vocab) {
     return row;
 }
 
-static int32_t expected(const struct pick_row *row, const float *logits, int vocab) {
+/* The host's token. If it was drawn, the card must have made the host's weights of its logits, bit for bit. */
+static int32_t expected(const struct pick_row *row, const float *logits, int vocab, const float *weights) {
     struct sample_scratch scratch;
     struct sampling s;
     if (sample_scratch_init(&scratch, vocab, NULL)) fail_msg("no memory");
     sampling_init(&s);
     s.temperature = row->temperature, s.top_p = row->top_p, s.min_p = row->min_p, s.top_k = row->top_k;
     int32_t token = sample_drawn(&s, logits, NULL, row->random, &scratch);
+    bool drawn = row->temperature != 0 && isfinite(logits[sample_argmax(logits, vocab)]);
+    if (drawn) assert_memory_equal(weights, scratch.value, (size_t)vocab * sizeof *weights);
     sample_scratch_free(&scratch);
     return token;
 }
@@ -95,7 +98,7 @@ static void check(struct pick_params *p, const struct pick_row *rows, const floa
     if (card.failure.code) fail_msg("%s", card.failure.message);
     for (size_t i = 0; i < ROWS; i++) {
         const struct pick_row *row = &rows[i];
-        int32_t want = row->wanted ? expected(row, before + i * vocab, p->vocab) : -7;
+        int32_t want = row->wanted ? expected(row, before + i * vocab, p->vocab, p->logits + i * vocab) : -7;
         if (!row->wanted) assert_memory_equal(p->logits + i * vocab, before + i * vocab, vocab * sizeof *before);
         if (p->picked[i] == want) continue;
         fail_msg("%s: vocabulary %d, row %zu, temperature %g, top-k %d, top-p %g, min-p %g: token %d, expected %d",
