@@ -320,6 +320,10 @@ API int cuDevicePrimaryCtxRetain(void **context, int device) {
 }
 API int cuDevicePrimaryCtxRelease_v2(int device) {
     (void)device;
+    work_off();
+    free(queue);
+    queue = NULL;
+    queue_room = 0;
     if (option("leaks", 0) && bytes_taken())
         fprintf(stderr, "fake cuda: %zu bytes were not given back\n", bytes_taken());
     return OK;
