@@ -56,6 +56,7 @@ SAMPLING = [
     ["--temperature", 1, "--seed", 3],
     ["--temperature", 0.7, "--seed", 4, "--top-p", 0.8],
     ["--temperature", 1.5, "--seed", 5, "--top-k", 7, "--top-p", 0.9, "--min-p", 0.01],
+    ["--temperature", 0.8, "--seed", 6, "--expert-device", "cpu"],
 ]
 
 
