@@ -40,13 +40,11 @@ struct pick {
     uint32_t random;   /* the draw: sample_random(seed, choice, position) */
 };
 
-/* What one step computes. Owned by the caller, unchanged until end(). */
+/* What one step computes. Owned by the caller, unchanged until end(). In a step that begins while another is at work, token
+ * -1 - k is the one that the other picks after its k-th row of logits; the other then has a wanted pick for all of them. */
 struct batch {
-    int n_rows; /* 1 .. max_rows */
-    const int32_t
-        *token; /* [n_rows] ids, checked by the caller against the vocabulary. In a step that begins while another
-                             is at work, -1 - k: what that one picks after its k-th row of logits. It picks after all of
-                             them then, and holds no logits for the host. */
+    int n_rows;           /* 1 .. max_rows */
+    const int32_t *token; /* [n_rows] ids, checked by the caller against the vocabulary, or picks to come */
     int n_seqs;
     const struct batch_seq *seqs; /* [n_seqs] in order of first_row, together covering every row */
     int n_logits;
