@@ -20,8 +20,8 @@ static void tap_hidden(struct backend *backend, int index, int n_rows, const str
     if (tap && tap->hidden) tap->hidden(tap->context, index, backend->ops->residual(backend), n_rows);
 }
 
-int forward(struct backend *backend, const struct model *model, const struct batch *batch,
-            const struct forward_tap *tap, struct mo_error *error) {
+void forward_begin(struct backend *backend, const struct model *model, const struct batch *batch,
+                   const struct forward_tap *tap) {
     const struct backend_ops *ops = backend->ops;
     ops->begin(backend, batch);
     ops->embed(backend);
@@ -34,5 +34,11 @@ int forward(struct backend *backend, const struct model *model, const struct bat
         tap_hidden(backend, layer + 1, batch->n_rows, tap);
     }
     if (batch->n_logits > 0) ops->head(backend);
-    return ops->end(backend, error);
+    if (batch->pick) ops->pick(backend);
+}
+
+int forward(struct backend *backend, const struct model *model, const struct batch *batch,
+            const struct forward_tap *tap, struct mo_error *error) {
+    forward_begin(backend, model, batch, tap);
+    return backend->ops->end(backend, error);
 }

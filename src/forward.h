@@ -14,6 +14,9 @@ struct forward_tap {
     void (*routing)(void *context, int layer, const int32_t *ids, const float *weights, int n_rows);
 };
 
+/* Starts `batch`: everything but the backend's end(). */
+void forward_begin(struct backend *backend, const struct model *model, const struct batch *batch,
+                   const struct forward_tap *tap);
 /* Runs `batch`; the logits are then in backend->ops->logits(). `tap` may be NULL. */
 int forward(struct backend *backend, const struct model *model, const struct batch *batch,
             const struct forward_tap *tap, struct mo_error *error);

@@ -6,14 +6,12 @@ The golden sets are judged as test_golden.py judges the default path: bf16 activ
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import conftest
-import make_tiny_text_model
 from conftest import SETS, change_config, copy_set, moebius, refused, succeed
 from test_golden import SHORT, Case, with_routing
 
@@ -189,25 +187,32 @@ def test_out_of_memory_at_every_allocation(k):
         assert result.code == 0 and not result.err, str(result)
 
 
-@pytest.mark.parametrize("k", range(1, 7))
+@pytest.mark.parametrize("k", range(1, 6))
 def test_no_pinned_memory(k):
     result = info(*GPU, pinned=k, leaks=1)
-    if k <= 5:
+    if k <= 4:
         refused(result, "pinned memory")
     else:
         assert result.code == 0 and not result.err, str(result)
 
 
+def count_of(kind, *flags):
+    """How many calls of a kind a run makes: the last ones are those of its step."""
+    return info(*GPU, *flags, log=1).err.count(f"fake cuda: {kind} ")
+
+
 def test_launch_failures():
     refused(info(*GPU, launch=1), "stage load", "unspecified launch failure")
-    for k in (126, 140, 148):
+    launches = count_of("launch")
+    for k in (launches - 20, launches - 8, launches):
         refused(info(*GPU, launch=k), "GPU 0", "stage", "unspecified launch failure")
 
 
 def test_copy_and_wait_failures():
     refused(info(*GPU, copy=1), "GPU 0", "unspecified launch failure")
     refused(info(*GPU, wait=1), "GPU 0", "unspecified launch failure")
-    refused(info(*GPU, wait=4), "GPU 0", "stage", "unspecified launch failure")
+    refused(info(*GPU, event=1), "GPU 0", "unspecified launch failure")
+    refused(info(*GPU, event=count_of("event")), "GPU 0", "stage", "unspecified launch failure")
 
 
 def test_what_only_the_cpu_does():
@@ -281,25 +286,6 @@ def test_recording_fails(tmp_path):
         refused(moebius("logits", folder, "--ids", "1,2", "--greedy", 6, *GPU, env=fake(**{kind: 1})), "GPU 0", what)
 
 
-def test_server_says_503_when_the_card_is_lost(tmp_path):
-    """A failing card ends the requests at hand and the later ones; none hangs."""
-    sys.path.insert(0, str(conftest.TESTS / "server"))
-    from serving import Server
-
-    folder = tmp_path / "tiny"
-    make_tiny_text_model.make(conftest.GOLDEN / "v2lite-tiny", folder)
-    server = Server(folder, *GPU, env=fake(wait=9), program=str(SHIM / "moebius"), folder=tmp_path)
-    try:
-        body = {"model": "tiny", "prompt": "one two", "max_tokens": 40, "temperature": 0}
-        for _ in range(2):
-            answer = server.post("/v1/completions", body)
-            assert answer.status == 503, answer
-            assert b"unspecified launch failure" in answer.body, answer
-    finally:
-        server.process.kill()
-        server.process.wait()
-
-
 # --- routed experts on the CPU ---------------------------------------------------------------------------------------------
 
 
@@ -324,4 +310,6 @@ def test_experts_on_the_cpu_are_not_on_the_card(tmp_path):
     assert counts["cpu"] * 3 < counts["gpu"]
     flags = [*GPU, "--expert-device", "cpu", "--chunk"]
     assert np.array_equal(case.logits(tmp_path, *flags, 5), case.logits(tmp_path, *flags, 17))
-    refused(info(*GPU, "--expert-device", "cpu", wait=4), "GPU 0", "unspecified launch failure")
+    flags = ["--expert-device", "cpu"]
+    refused(info(*GPU, *flags, event=count_of("event", *flags)), "GPU 0", "unspecified launch failure")
+    refused(info(*GPU, *flags, event=count_of("event", *flags) - 1), "GPU 0", "unspecified launch failure")

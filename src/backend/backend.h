@@ -4,6 +4,9 @@
  * Contract: stages are called by one thread (the engine's); they never allocate, never fail for reasons of shape after
  * backend_open succeeded, are deterministic, and give a row the same result whatever else is in its batch (for one
  * form of attention). They may be asynchronous until end(). Errors (a NaN, a lost device) are kept and reported by end().
+ *
+ * A backend that `runs_ahead` takes one more begin() before the end() of the step at work, so that it need not wait for the
+ * host between two steps: see struct batch. end() is then always that of the older step.
  * Includes: base, model. */
 #ifndef MOEBIUS_BACKEND_BACKEND_H
 #define MOEBIUS_BACKEND_BACKEND_H
@@ -27,14 +30,26 @@ struct batch_seq {
     const int32_t *pages; /* page numbers covering positions 0 .. first_pos + n_rows - 1 */
 };
 
-/* What one step computes. Owned by the caller, unchanged until end(). */
+/* The token after a row of logits, chosen by the backend: exactly as sched/sample.h does without bias and penalties. */
+struct pick {
+    bool wanted;       /* else the host wants the row's logits */
+    float temperature; /* 0: the largest logit, ties to the lowest id */
+    float min_p;       /* 0: off */
+    float top_p;       /* 1: off */
+    int top_k;         /* 0 or -1: off */
+    uint32_t random;   /* the draw: sample_random(seed, choice, position) */
+};
+
+/* What one step computes. Owned by the caller, unchanged until end(). In a step that begins while another is at work, token
+ * -1 - k is the one that the other picks after its k-th row of logits; the other then has a wanted pick for all of them. */
 struct batch {
     int n_rows;           /* 1 .. max_rows */
-    const int32_t *token; /* [n_rows] ids, checked by the caller against the vocabulary */
+    const int32_t *token; /* [n_rows] ids, checked by the caller against the vocabulary, or picks to come */
     int n_seqs;
     const struct batch_seq *seqs; /* [n_seqs] in order of first_row, together covering every row */
     int n_logits;
     const int32_t *logits_row; /* [n_logits] the rows whose logits are wanted, ascending */
+    const struct pick *pick;   /* [n_logits]; NULL: nothing is picked. Only where the backend `picks` */
 };
 
 struct backend_options {
@@ -48,7 +63,7 @@ struct backend_options {
     enum compute compute;
     enum attention attention;
     bool cpu_experts; /* CUDA: the routed experts are computed by the CPU, from `weights` where they lie */
-    bool take_cache; /* take the cache's memory at once, so that it cannot be missing later */
+    bool take_cache;  /* take the cache's memory at once, so that it cannot be missing later */
 };
 
 /* Sees the rows x [n][w->cols] that are about to be multiplied by w, a matrix of `weights`, in the thread that calls the
@@ -72,14 +87,16 @@ struct backend_ops {
     void (*route)(struct backend *backend, int layer);     /* norm; gate logits; top-k */
     void (*experts)(struct backend *backend, int layer);   /* routed and shared experts, added to the residual */
     void (*head)(struct backend *backend);                 /* final norm and lm_head for the flagged rows */
-    /* Waits for everything; MO_E_NUMERIC names layer, stage and row of the first NaN or infinity. */
+    void (*pick)(struct backend *backend);                 /* rows of logits -> tokens */
+    /* Waits for everything of the oldest step; MO_E_NUMERIC names layer, stage and row of the first NaN or infinity. */
     int (*end)(struct backend *backend, struct mo_error *error);
 
     /* After end() failed: the row that it blamed, or -1 when the whole batch is lost. NULL: always the whole batch. */
     int (*fault_row)(struct backend *backend);
 
-    /* Read back; valid until the next begin(). */
-    const float *(*logits)(struct backend *backend);   /* [n_logits][vocab] */
+    /* Read back, of the step that ended last; valid until the next begin(). */
+    const float *(*logits)(struct backend *backend);   /* [n_logits][vocab]; rows with a pick hold nothing */
+    const int32_t *(*picked)(struct backend *backend); /* [n_logits] ids; rows without a pick hold nothing */
     const float *(*residual)(struct backend *backend); /* [n_rows][hidden], as of the last stage */
     /* The last route(): ids and weights [n_rows][top_k], in falling order of the score they were chosen by. */
     void (*routing)(struct backend *backend, const int32_t **ids, const float **weights);
@@ -91,6 +108,7 @@ struct backend_ops {
 /* Every backend's state begins with this. */
 struct backend {
     const struct backend_ops *ops;
+    bool picks, runs_ahead; /* see struct batch; without them choosing tokens is left to the host */
 };
 
 /* Bytes of one token's cache row in one layer. */

@@ -102,12 +102,45 @@ static void adjust_logits(const struct sampling *sampling, const float *logits, 
     }
 }
 
+/* e^x for x <= 0, within three units of the last place; NaN and what is below -87 give 0. Plain IEEE operations in a fixed
+ * order: backend/cuda/kernels/pick.cuh does the same ones, and gets the same bits. */
+static inline float weight_of(float x) {
+    uint32_t kept = 0u - (uint32_t)(x > -87.0f), bits; /* a mask instead of branches: compilers make vectors of it */
+    memcpy(&bits, &x, sizeof bits);
+    bits &= kept;
+    memcpy(&x, &bits, sizeof x);
+    float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f; /* rounds to an integer */
+    float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;  /* the first product is exact */
+    float p = 1.98756915e-4f, power;
+    p = p * r + 1.39819995e-3f;
+    p = p * r + 8.33345205e-3f;
+    p = p * r + 4.16657962e-2f;
+    p = p * r + 1.66666657e-1f;
+    p = p * r + 0.5f;
+    p = (p * (r * r) + r) + 1.0f;
+    bits = (uint32_t)((int32_t)n + 127) << 23;
+    memcpy(&power, &bits, sizeof power);
+    p *= power;
+    memcpy(&bits, &p, sizeof bits);
+    bits &= kept;
+    memcpy(&p, &bits, sizeof p);
+    return p;
+}
+
 /* Logits to weights exp((logit - largest) / temperature) in place: the probabilities, up to a factor. */
 static void weigh(float *value, int vocab, float largest, float temperature) {
-    for (int i = 0; i < vocab; i++) {
-        float scaled = (value[i] - largest) / temperature;
-        value[i] = scaled > -104 ? expf(scaled) : 0; /* below, expf is 0 too; NaN becomes 0 */
+    enum { BLOCK = 16 }; /* of a known size, so that compilers make vectors of it */
+    int i = 0;
+    for (; i + BLOCK <= vocab; i += BLOCK) {
+        for (int j = 0; j < BLOCK; j++) value[i + j] = weight_of((value[i + j] - largest) / temperature);
     }
+    for (; i < vocab; i++) value[i] = weight_of((value[i] - largest) / temperature);
+}
+
+/* Weights are added up as whole numbers, so that the order of adding has no say. 2^22 of them (the most that a vocabulary
+ * has) stay below 2^63; what is lighter than 2^-40 of the best is never drawn. */
+static uint64_t mass_of(float weight) {
+    return (uint64_t)(int64_t)(weight * 0x1p40f); /* signed: one instruction */
 }
 
 /* Every filter keeps a head of one order: weight falling, ties by id rising. So its result is one place in
@@ -154,16 +187,16 @@ static void select_count(const float *weight, int32_t *order, int n, int k) {
     }
 }
 
-/* Moves to the front of order [n] the fewest best ones that weigh `target` together. Returns how many, at
- * least 1; the last of them is the lightest. */
-static int select_mass(const float *weight, int32_t *order, int n, double target) {
+/* Moves to the front of order [n] the fewest best ones that weigh `target` together, which they all do. Returns how many;
+ * the last of them is the lightest. */
+static int select_mass(const float *weight, int32_t *order, int n, uint64_t target) {
     int low = 0, high = n;
-    double mass = 0; /* of order [0, low), which is less than the target */
+    uint64_t mass = 0; /* of order [0, low), which is less than the target */
     while (low < high) {
         int place = partition(weight, order, low, high);
-        double left = mass;
-        for (int i = low; i < place; i++) left += (double)weight[order[i]];
-        double with_pivot = left + (double)weight[order[place]];
+        uint64_t left = mass;
+        for (int i = low; i < place; i++) left += mass_of(weight[order[i]]);
+        uint64_t with_pivot = left + mass_of(weight[order[place]]);
         if (left >= target)
             high = place;
         else if (with_pivot >= target)
@@ -171,23 +204,22 @@ static int select_mass(const float *weight, int32_t *order, int n, double target
         else
             low = place + 1, mass = with_pivot;
     }
-    return low > 0 ? low : 1; /* only rounding leads here */
+    return low;
 }
 
-static double sum_weights(const float *weight, const int32_t *order, int n) {
-    double sum = 0;
-    for (int i = 0; i < n; i++) sum += (double)weight[order[i]];
+static uint64_t sum_masses(const float *weight, const int32_t *order, int n) {
+    uint64_t sum = 0;
+    for (int i = 0; i < n; i++) sum += mass_of(weight[order[i]]);
     return sum;
 }
 
-/* Tokens lighter than (1 - p) / n of the whole weigh less than 1 - p together, so the nucleus is among the
- * rest. */
-static int drop_light(const float *weight, int32_t *order, int n, double floor) {
+/* n tokens lighter than an n-th of what may go away weigh less than that together, so the nucleus is among the rest. */
+static int drop_light(const float *weight, int32_t *order, int n, uint64_t floor) {
     int kept = 0;
     for (int i = 0; i < n; i++) {
         int32_t id = order[i];
         order[kept] = id;
-        kept += (double)weight[id] >= floor;
+        kept += mass_of(weight[id]) >= floor;
     }
     return kept;
 }
@@ -227,32 +259,33 @@ static struct cut filter(const struct sampling *sampling, const float *weight, i
         cut = (struct cut){weight[order[n - 1]], order[n - 1]};
     }
     if (sampling->top_p < 1) {
-        double p = (double)sampling->top_p, sum = sum_weights(weight, order, n);
-        n = drop_light(weight, order, n, (1 - p) * sum / n);
-        n = select_mass(weight, order, n, p * sum);
+        uint64_t sum = sum_masses(weight, order, n), target = (uint64_t)ceil((double)sampling->top_p * (double)sum);
+        n = drop_light(weight, order, n, (sum - target) / (uint64_t)n);
+        n = select_mass(weight, order, n, target);
         cut = (struct cut){weight[order[n - 1]], order[n - 1]};
     }
     return cut;
 }
 
-/* The draw walks the kept tokens by id: the order of selection has no say. `unit` is in [0, 1). */
-static int32_t draw(const float *weight, int vocab, struct cut cut, double unit) {
-    double total = 0, sum = 0;
-    for (int32_t i = 0; i < vocab; i++) {
-        if (cut_keeps(cut, weight[i], i)) total += (double)weight[i];
-    }
-    int32_t last = 0;
-    for (int32_t i = 0; i < vocab; i++) {
-        if (weight[i] <= 0 || !cut_keeps(cut, weight[i], i)) continue;
-        sum += (double)weight[i];
-        last = i;
-        if (sum > unit * total) break;
-    }
-    return last;
+static uint64_t mass_kept(const float *weight, struct cut cut, int32_t id) {
+    return cut_keeps(cut, weight[id], id) ? mass_of(weight[id]) : 0;
 }
 
-int32_t sample_token(const struct sampling *sampling, const float *logits, const struct token_counts *counts,
-                     uint32_t choice, uint32_t position, struct sample_scratch *scratch) {
+/* The draw walks the kept tokens by id: the order of selection has no say. It stops at the first one at which more than
+ * random / 2^32 of the whole is behind. */
+static int32_t draw(const float *weight, int vocab, struct cut cut, uint32_t random) {
+    uint64_t total = 0, sum = 0;
+    for (int32_t i = 0; i < vocab; i++) total += mass_kept(weight, cut, i);
+    uint64_t target = (total >> 32) * random + ((total & 0xffffffff) * random >> 32) + 1;
+    for (int32_t i = 0; i < vocab - 1; i++) {
+        sum += mass_kept(weight, cut, i);
+        if (sum >= target) return i;
+    }
+    return vocab - 1;
+}
+
+int32_t sample_drawn(const struct sampling *sampling, const float *logits, const struct token_counts *counts,
+                     uint32_t random, struct sample_scratch *scratch) {
     int vocab = scratch->vocab;
     float *value = scratch->value;
     adjust_logits(sampling, logits, counts, value, vocab);
@@ -261,8 +294,13 @@ int32_t sample_token(const struct sampling *sampling, const float *logits, const
 
     weigh(value, vocab, value[best], sampling->temperature);
     struct cut cut = filter(sampling, value, scratch->order, vocab);
-    double unit = (double)sample_random(sampling->seed, choice, position) * 0x1p-32;
-    return draw(value, vocab, cut, unit);
+    return draw(value, vocab, cut, random);
+}
+
+int32_t sample_token(const struct sampling *sampling, const float *logits, const struct token_counts *counts,
+                     uint32_t choice, uint32_t position, struct sample_scratch *scratch) {
+    uint32_t random = sampling->temperature == 0 ? 0 : sample_random(sampling->seed, choice, position);
+    return sample_drawn(sampling, logits, counts, random, scratch);
 }
 
 /* Puts (token, logit) into the falling list top [*n], which holds `capacity`: the last falls out. Equals stay

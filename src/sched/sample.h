@@ -1,7 +1,8 @@
 /* sched/sample.h - logits to a token. In this order: logit_bias, penalties (repetition, presence, frequency),
  * temperature, min-p, top-k, top-p; then one draw from a counter-based generator keyed by (seed, choice,
  * position), so a request's tokens do not depend on what else runs. Greedy (temperature 0) takes the largest,
- * ties to the lowest id. Pure functions: any thread. Includes: base. */
+ * ties to the lowest id. Weights come from IEEE operations in one order and are added up as whole numbers, so a backend
+ * that picks by itself (backend.h) can get the very same token. Pure functions: any thread. Includes: base. */
 #ifndef MOEBIUS_SCHED_SAMPLE_H
 #define MOEBIUS_SCHED_SAMPLE_H
 
@@ -62,6 +63,10 @@ void sample_scratch_free(struct sample_scratch *scratch);
  * generated token) key the draw. `counts` may be NULL. */
 int32_t sample_token(const struct sampling *sampling, const float *logits, const struct token_counts *counts,
                      uint32_t choice, uint32_t position, struct sample_scratch *scratch);
+
+/* The same with a draw from outside: sample_token draws sample_random(seed, choice, position). */
+int32_t sample_drawn(const struct sampling *sampling, const float *logits, const struct token_counts *counts,
+                     uint32_t random, struct sample_scratch *scratch);
 
 /* Lowest id of the largest logit. */
 int32_t sample_argmax(const float *logits, int vocab);

@@ -66,18 +66,33 @@ static size_t measure_token_text(const struct sched_options *options) {
     return most;
 }
 
+static bool allocate_step(const struct sched_options *options, struct step *step) {
+    step->token = calloc((size_t)options->max_num_batched_tokens, sizeof *step->token);
+    step->seqs = calloc((size_t)options->max_num_seqs, sizeof *step->seqs);
+    step->logits_row = calloc((size_t)options->max_logits, sizeof *step->logits_row);
+    step->pick = calloc((size_t)options->max_logits, sizeof *step->pick);
+    return step->token && step->seqs && step->logits_row && step->pick;
+}
+
+static void free_step(struct step *step) {
+    free(step->token);
+    free(step->seqs);
+    free(step->logits_row);
+    free(step->pick);
+}
+
 static bool allocate(struct sched *sched) {
     const struct sched_options *options = &sched->options;
     size_t seqs = (size_t)options->max_num_seqs;
     sched->token_text_size = measure_token_text(options);
     sched->eos = calloc((size_t)options->n_eos + 1, sizeof *sched->eos);
     sched->running = calloc(seqs, sizeof(struct seq *));
-    sched->batch_token = calloc((size_t)options->max_num_batched_tokens, sizeof *sched->batch_token);
-    sched->batch_seqs = calloc(seqs, sizeof *sched->batch_seqs);
-    sched->batch_logits_row = calloc((size_t)options->max_logits, sizeof *sched->batch_logits_row);
+    sched->held = calloc(seqs, sizeof *sched->held);
     sched->token_text = calloc(sched->token_text_size + 1, 1);
-    return sched->eos && sched->running && sched->batch_token && sched->batch_seqs && sched->batch_logits_row &&
-           sched->token_text;
+    sched->now = &sched->steps[0];
+    sched->ahead = &sched->steps[1];
+    return sched->eos && sched->running && sched->held && sched->token_text && allocate_step(options, sched->now) &&
+           allocate_step(options, sched->ahead);
 }
 
 int sched_create(struct sched **out, const struct sched_options *options, struct mo_error *error) {
@@ -149,47 +164,89 @@ static void cancel_seqs(struct sched *sched, bool everything) {
     sched->n_running = n_kept;
 }
 
+static void release_held(struct sched *sched) {
+    while (sched->n_held > 0) kv_seq_free(&sched->kv, &sched->held[--sched->n_held]);
+}
+
 void sched_destroy(struct sched *sched) {
     if (!sched) return;
     take_inbox(sched);
+    if (sched->started) sched->options.backend->ops->end(sched->options.backend, NULL);
+    release_held(sched);
     cancel_seqs(sched, true);
     kv_pages_free(&sched->kv);
     sample_scratch_free(&sched->scratch);
     free(sched->eos);
     free(sched->running);
-    free(sched->batch_token);
-    free(sched->batch_seqs);
-    free(sched->batch_logits_row);
+    free(sched->held);
+    free_step(&sched->steps[0]);
+    free_step(&sched->steps[1]);
     free(sched->token_text);
     pthread_cond_destroy(&sched->wake);
     pthread_mutex_destroy(&sched->lock);
     free(sched);
 }
 
-static void run_batch(struct sched *sched, double start_s) {
+/* The step ahead becomes the one at hand. */
+static void advance(struct sched *sched) {
+    struct step *past = sched->now;
+    sched->now = sched->ahead;
+    sched->ahead = past;
+    sched->started = true;
+    for (int i = 0; i < sched->n_running; i++) {
+        struct seq *seq = sched->running[i];
+        seq->n_rows = seq->n_ahead;
+        seq->first_logit = seq->logit_ahead;
+        seq->n_ahead = 0;
+    }
+}
+
+/* The step at hand failed: the one ahead was computed from it, so nobody looks at that one. */
+static void fail_step(struct sched *sched, bool ahead, const struct mo_error *error) {
+    struct backend *backend = sched->options.backend;
+    int row = backend->ops->fault_row ? backend->ops->fault_row(backend) : -1;
+    if (ahead) backend->ops->end(backend, NULL);
+    for (int i = 0; i < sched->n_running; i++) sched->running[i]->n_ahead = 0;
+    batch_fail(sched, row, error);
+}
+
+/* Begins the step at hand, unless it is at work already, and then the one ahead if that can be; waits for the first. */
+static void run_step(struct sched *sched, bool may_run_ahead, double start_s) {
+    struct backend *backend = sched->options.backend;
     struct mo_error error = {0};
     double forward_start_s = sched_now(sched);
-    int code = forward(sched->options.backend, sched->options.model, &sched->batch, NULL, &error);
+    if (!sched->started) forward_begin(backend, sched->options.model, &sched->now->batch, NULL);
+    bool ahead = may_run_ahead && batch_plan_ahead(sched);
+    if (ahead) forward_begin(backend, sched->options.model, &sched->ahead->batch, NULL);
+    int code = backend->ops->end(backend, &error);
     double forward_s = sched_now(sched) - forward_start_s;
-    if (code)
-        batch_fail(sched, &error);
-    else
+    sched->started = false;
+    if (code) {
+        fail_step(sched, ahead, &error);
+        release_held(sched);
+    } else {
+        release_held(sched);
         batch_commit(sched);
+        if (ahead) advance(sched);
+    }
     stats_step(sched, sched_now(sched) - start_s, forward_s);
 }
 
 bool sched_step(struct sched *sched) {
     double start_s = sched_now(sched);
     int n_cancels = take_inbox(sched);
-    if (n_cancels > 0) cancel_seqs(sched, false);
-    batch_plan(sched);
-    if (sched->batch.n_rows == 0) return n_cancels > 0;
-    run_batch(sched, start_s);
+    if (!sched->started) {
+        if (n_cancels > 0) cancel_seqs(sched, false);
+        batch_plan(sched);
+        if (sched->now->batch.n_rows == 0) return n_cancels > 0;
+        n_cancels = 0;
+    }
+    run_step(sched, n_cancels == 0, start_s);
     return true;
 }
 
 void sched_wait(struct sched *sched) {
-    if (sched->n_running > 0 || sched->waiting.first) return;
+    if (sched->n_running > 0 || sched->waiting.first || sched->started) return;
     pthread_mutex_lock(&sched->lock);
     while (!sched->woken && !sched->inbox.first && sched->n_cancels == 0) {
         pthread_cond_wait(&sched->wake, &sched->lock);

@@ -8,7 +8,12 @@
  * sequences within the token budget (a waiting prompt always gets a share, so nobody starves); runs
  * forward(); samples; and tells each request's owner by callback. On exhaustion of pages the youngest
  * sequence goes back to the waiting queue with its tokens kept (they are computed again). Time and randomness
- * come from outside, so that tests can simulate. Includes: base, model, text, backend, forward. */
+ * come from outside, so that tests can simulate.
+ *
+ * Where the backend picks tokens by itself and runs ahead, and every sequence's next token is such a pick, the next step is
+ * started before this one's tokens are read. A sequence that ends with this token has a row too many in it: nobody looks at
+ * that one, and its pages become free when the step has ended. Whatever else happens (an arrival that can be let in, a
+ * cancellation, no free page, a failure) waits until no step is ahead. Includes: base, model, text, backend, forward. */
 #ifndef MOEBIUS_SCHED_SCHED_H
 #define MOEBIUS_SCHED_SCHED_H
 
@@ -38,7 +43,8 @@ struct sched_event {
     const char *text; /* [text_size] text that is now certain: whole code points, stop strings cut out */
     size_t text_size;
 
-    enum finish_reason finish;    /* not NONE: the last event of this request; its pages are already free */
+    enum finish_reason finish;    /* not NONE: the last event of this request; its pages are free, or will be after the
+                                     step that is ahead */
     const char *stop_string;      /* FINISH_STOP by a stop string, else NULL */
     int32_t stop_token;           /* FINISH_STOP by a token (eos or stop_tokens), else -1 */
     const struct mo_error *error; /* FINISH_ERROR */
@@ -90,8 +96,8 @@ void sched_destroy(struct sched *sched); /* cancels what is left; accepts NULL *
 /* Any thread. MO_E_LIMIT if the prompt leaves no room below max_model_len (the message has the numbers) or
  * could never fit the pages; MO_E_INVALID for bad fields. No callback is called from here. */
 int sched_submit(struct sched *sched, const struct sched_request *request, uint64_t *id, struct mo_error *error);
-/* Any thread. The request ends with FINISH_CANCELLED at the next step; an unknown or finished id is ignored.
- */
+/* Any thread. The request ends with FINISH_CANCELLED at the next step that is planned; an unknown or finished id is
+ * ignored. */
 void sched_cancel(struct sched *sched, uint64_t id);
 
 /* Engine thread: takes notes from the inbox and runs one step. Returns whether there was anything to do. */
@@ -116,7 +122,7 @@ struct sched_stats {
     int pages_total, pages_free;
     uint64_t prompt_tokens, generated_tokens, steps, preemptions;
     uint64_t finished[FINISH_ERROR + 1]; /* by enum finish_reason */
-    double step_s, forward_s;            /* time inside sched_step, and of it inside forward() */
+    double step_s, forward_s;            /* time inside sched_step, and of it starting steps and waiting for them */
     struct sched_histogram first_token_s, inter_token_s, request_s;
 };
 void sched_stats_get(struct sched *sched, struct sched_stats *stats);

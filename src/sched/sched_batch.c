@@ -3,7 +3,9 @@
  * Rows: each sequence that decodes has one; prompts share the rest, oldest first. Because a batch has at
  * least max_num_seqs rows, the oldest prompt always gets one. Pages: the oldest sequence comes first and may
  * take the pages of the youngest, so it moves on in every step: nobody starves. The youngest itself, when
- * nothing is left for it, waits with the pages it has. */
+ * nothing is left for it, waits with the pages it has.
+ *
+ * A step ahead is only planned when it is the plain one: the sequences of the step at hand, one row each. */
 #include <assert.h>
 #include "sched/sched_state.h"
 
@@ -114,22 +116,54 @@ static void admit(struct sched *sched, struct room *room) {
     }
 }
 
+static void step_clear(struct step *step) {
+    step->batch = (struct batch){.token = step->token, .seqs = step->seqs, .logits_row = step->logits_row};
+}
+
+/* Whether the backend can choose the sequence's token number `position`: nothing but the row's logits has a say in it, and
+ * nobody wants to see them. */
+static bool can_pick(const struct sched *sched, const struct seq *seq, int position) {
+    const struct sched_request *request = &seq->request;
+    return sched->options.backend->picks && request->n_logprobs < 0 && !request->prompt_logprobs && seq->n_bias == 0 &&
+           (seq->n_banned == 0 || position >= request->min_tokens) && !sampling_has_penalties(&request->sampling);
+}
+
+static struct pick pick_of(const struct seq *seq, int position) {
+    const struct sampling *s = &seq->request.sampling;
+    return (struct pick){.wanted = true,
+                         .temperature = s->temperature,
+                         .min_p = s->min_p,
+                         .top_p = s->top_p,
+                         .top_k = s->top_k,
+                         .random = sample_random(s->seed, seq->request.choice, (uint32_t)position)};
+}
+
+/* A row of logits, from which the sequence's token number `position` may be picked. */
+static void add_logits(const struct sched *sched, struct step *step, const struct seq *seq, int row, int position) {
+    struct batch *batch = &step->batch;
+    bool picks = position >= 0 && can_pick(sched, seq, position);
+    step->logits_row[batch->n_logits] = row;
+    step->pick[batch->n_logits++] = picks ? pick_of(seq, position) : (struct pick){0};
+    if (picks) batch->pick = step->pick;
+}
+
 static void fill_seq(struct sched *sched, struct seq *seq) {
-    struct batch *batch = &sched->batch;
-    struct batch_seq rows = {batch->n_rows, seq->n_rows, seq->n_computed, seq->kv.pages};
+    struct step *step = sched->now;
+    struct batch *batch = &step->batch;
+    step->seqs[batch->n_seqs++] = (struct batch_seq){batch->n_rows, seq->n_rows, seq->n_computed, seq->kv.pages};
     seq->first_logit = batch->n_logits;
     for (int i = 0; i < seq->n_rows; i++) {
-        int position = seq->n_computed + i;
-        if (row_has_logits(seq, position)) sched->batch_logits_row[batch->n_logits++] = batch->n_rows;
-        sched->batch_token[batch->n_rows++] = seq->tokens[position];
+        int position = seq->n_computed + i, next = seq->n_tokens - seq->request.n_prompt;
+        if (row_has_logits(seq, position)) {
+            add_logits(sched, step, seq, batch->n_rows, seq_row_samples(seq, position) ? next : -1);
+        }
+        step->token[batch->n_rows++] = seq->tokens[position];
     }
-    sched->batch_seqs[batch->n_seqs++] = rows;
 }
 
 static void fill(struct sched *sched) {
-    struct batch *batch = &sched->batch;
-    *batch = (struct batch){.token = sched->batch_token, .seqs = sched->batch_seqs};
-    batch->logits_row = sched->batch_logits_row;
+    struct batch *batch = &sched->now->batch;
+    step_clear(sched->now);
     for (int chunks = 0; chunks < 2; chunks++) { /* decodes first */
         for (int i = 0; i < sched->n_running; i++) {
             struct seq *seq = sched->running[i];
@@ -149,5 +183,52 @@ void batch_plan(struct sched *sched) {
     for (int i = 0; i < sched->n_running; i++) plan_seq(sched, sched->running[i], &room);
     admit(sched, &room);
     fill(sched);
-    assert(sched->batch.n_rows > 0 || (sched->n_running == 0 && !sched->waiting.first));
+    assert(sched->now->batch.n_rows > 0 || (sched->n_running == 0 && !sched->waiting.first));
+}
+
+/* Whether the step at hand picks the sequence's next token. */
+static bool picks_next(const struct sched *sched, const struct seq *seq) {
+    const struct pick *pick = sched->now->batch.pick;
+    return pick && seq->n_rows > 0 && seq_row_samples(seq, seq->n_computed + seq->n_rows - 1) &&
+           pick[seq->first_logit].wanted;
+}
+
+static bool ends_now(const struct seq *seq) {
+    return seq->n_tokens + 1 == seq->max_total;
+}
+
+static bool may_run_ahead(const struct sched *sched) {
+    const struct sched_options *options = &sched->options;
+    struct room room = {options->max_num_batched_tokens - sched->n_running, options->max_logits - sched->n_running};
+    bool ends = false;
+    for (int i = 0; i < sched->n_running; i++) {
+        if (!picks_next(sched, sched->running[i])) return false;
+        ends = ends || ends_now(sched->running[i]);
+    }
+    const struct seq *first = sched->waiting.first; /* let in as soon as there is room for it */
+    return options->backend->runs_ahead && !(first && (ends || can_admit(sched, first, &room)));
+}
+
+static void fill_ahead(struct sched *sched, struct seq *seq) {
+    struct step *step = sched->ahead;
+    struct batch *batch = &step->batch;
+    int row = batch->n_rows++;
+    seq->n_ahead = 1;
+    seq->logit_ahead = batch->n_logits;
+    step->seqs[batch->n_seqs++] = (struct batch_seq){row, 1, seq->n_computed + seq->n_rows, seq->kv.pages};
+    step->token[row] = -1 - seq->first_logit;
+    add_logits(sched, step, seq, row, seq->n_tokens + 1 - seq->request.n_prompt);
+}
+
+bool batch_plan_ahead(struct sched *sched) {
+    if (!may_run_ahead(sched)) return false;
+    for (int i = 0; i < sched->n_running; i++) {
+        struct seq *seq = sched->running[i];
+        if (!ends_now(seq) && kv_seq_grow(&sched->kv, &seq->kv, seq->n_computed + seq->n_rows + 1) != 0) return false;
+    }
+    step_clear(sched->ahead);
+    for (int i = 0; i < sched->n_running; i++) {
+        if (!ends_now(sched->running[i])) fill_ahead(sched, sched->running[i]);
+    }
+    return sched->ahead->batch.n_rows > 0;
 }

@@ -40,6 +40,10 @@ void seq_end(struct sched *sched, struct seq *seq, enum finish_reason reason, st
             event->stop_string = seq->stop.strings[found];
         }
     }
+    if (seq->n_ahead > 0) { /* a row of the step ahead still reads and writes there */
+        sched->held[sched->n_held++] = seq->kv;
+        seq->kv = (struct kv_seq){0};
+    }
     kv_seq_free(&sched->kv, &seq->kv);
     stats_end(sched, seq, reason);
     event->finish = reason;
@@ -109,9 +113,17 @@ static void add_token_text(struct sched *sched, struct seq *seq, struct sched_ev
     if (found >= 0) event->stop_string = seq->stop.strings[found];
 }
 
-/* Chooses the next token and applies the stop rules. Returns false if the sequence ended. */
+/* The token that the backend picked, or else the one that the logits give. */
+static int32_t next_token(struct sched *sched, struct seq *seq, const float *logits) {
+    struct backend *backend = sched->options.backend;
+    const struct pick *pick = sched->now->batch.pick;
+    if (!pick || !pick[seq->first_logit].wanted) return choose_token(sched, seq, logits);
+    return backend->ops->picked(backend)[seq->first_logit];
+}
+
+/* Takes the next token and applies the stop rules. Returns false if the sequence ended. */
 static bool generate(struct sched *sched, struct seq *seq, const float *logits, double now_s) {
-    int32_t token = choose_token(sched, seq, logits);
+    int32_t token = next_token(sched, seq, logits);
     append_token(sched, seq, token, now_s);
     struct sched_event event = event_of(seq);
     event.token = token;
@@ -148,7 +160,7 @@ static bool seq_commit(struct sched *sched, struct seq *seq, const float *logits
 
 void batch_commit(struct sched *sched) {
     struct backend *backend = sched->options.backend;
-    const float *logits = sched->batch.n_logits > 0 ? backend->ops->logits(backend) : NULL;
+    const float *logits = sched->now->batch.n_logits > 0 ? backend->ops->logits(backend) : NULL;
     size_t vocab = (size_t)sched->options.model->vocab;
     double now_s = sched_now(sched);
     int n = sched->n_running, n_kept = 0;
@@ -170,10 +182,8 @@ static const int32_t *pages_of_row(const struct batch *batch, int row) {
 }
 
 /* One bad row ends its own sequence only: the others have not moved on, and run again with the next step. */
-void batch_fail(struct sched *sched, const struct mo_error *error) {
-    struct backend *backend = sched->options.backend;
-    int row = backend->ops->fault_row ? backend->ops->fault_row(backend) : -1;
-    const int32_t *guilty = pages_of_row(&sched->batch, row);
+void batch_fail(struct sched *sched, int row, const struct mo_error *error) {
+    const int32_t *guilty = pages_of_row(&sched->now->batch, row);
     int n = sched->n_running, n_kept = 0;
     for (int i = 0; i < n; i++) {
         struct seq *seq = sched->running[i];

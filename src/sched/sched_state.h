@@ -33,8 +33,9 @@ struct seq {
     struct kv_seq kv;
     struct token_counts counts;
 
-    int n_rows;      /* in this step's batch; 0: none */
-    int first_logit; /* its first row of logits */
+    int n_rows;               /* in the batch of the step at hand; 0: none */
+    int first_logit;          /* its first row of logits */
+    int n_ahead, logit_ahead; /* the same of the step ahead; 0 or 1 row */
 
     struct text_stream stream;
     struct stop_matcher stop;
@@ -50,6 +51,15 @@ void seq_list_push_back(struct seq_list *list, struct seq *seq);
 void seq_list_push_front(struct seq_list *list, struct seq *seq);
 void seq_list_remove(struct seq_list *list, struct seq *seq);
 
+/* A batch and the arrays that it points to. */
+struct step {
+    struct batch batch;
+    int32_t *token;         /* [max_num_batched_tokens] */
+    struct batch_seq *seqs; /* [max_num_seqs] */
+    int32_t *logits_row;    /* [max_logits] */
+    struct pick *pick;      /* [max_logits] */
+};
+
 enum { REGISTRY_BUCKETS = 1024 };
 
 struct sched {
@@ -63,10 +73,10 @@ struct sched {
     struct seq_list waiting;
     struct seq **running; /* [max_num_seqs] */
     int n_running;
-    struct batch batch;
-    int32_t *batch_token;         /* [max_num_batched_tokens] */
-    struct batch_seq *batch_seqs; /* [max_num_seqs] */
-    int32_t *batch_logits_row;    /* [max_logits] */
+    struct step steps[2], *now, *ahead; /* the step at hand, and the one that may begin before it ends */
+    bool started;                       /* `now` was begun as the step ahead of the one before it */
+    struct kv_seq *held;                /* [max_num_seqs] pages of ended sequences with a row in a step that has not */
+    int n_held;
     struct sample_scratch scratch;
     struct token_logprob top[SCHED_MAX_LOGPROBS];
     char *token_text; /* [token_text_size] */
@@ -86,18 +96,20 @@ struct sched {
 void seq_free(struct sched *sched, struct seq *seq);
 struct seq **registry_find(struct sched *sched, uint64_t id); /* the link that points to it, or to NULL */
 
-/* sched_batch.c: chooses rows, takes pages, preempts, admits; fills sched->batch. n_rows is 0 only if nothing
+/* sched_batch.c: chooses rows, takes pages, preempts, admits; fills sched->now. n_rows is 0 only if nothing
  * lives. */
 void batch_plan(struct sched *sched);
+/* Fills sched->ahead with the step after `now`, which has begun; false if that one's tokens have to be read first. */
+bool batch_plan_ahead(struct sched *sched);
 /* Whether the logits at `position` are wanted: to score the prompt token after it, or to choose the next
  * token. */
 bool seq_row_scores(const struct seq *seq, int position);
 bool seq_row_samples(const struct seq *seq, int position);
 
-/* sched_commit.c: what the batch computed becomes tokens, text, events. */
+/* sched_commit.c: what the step at hand computed becomes tokens, text, events. */
 void batch_commit(struct sched *sched);
-/* Ends every sequence of the batch with FINISH_ERROR. */
-void batch_fail(struct sched *sched, const struct mo_error *error);
+/* Ends the sequence of the batch that owns `row`, or (-1) all of them, with FINISH_ERROR. No step is ahead. */
+void batch_fail(struct sched *sched, int row, const struct mo_error *error);
 /* Gives the pages back, tells the owner, frees. `event` has what is special about this end; may be NULL. The
  * caller has taken it out of its list. */
 void seq_end(struct sched *sched, struct seq *seq, enum finish_reason reason, struct sched_event *event);

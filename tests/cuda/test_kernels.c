@@ -210,6 +210,7 @@ static double dot(const float *w, const float *x, int n, double *size) {
 }
 
 static void wait_for(struct fixture *f) {
+    f->cuda->driver.stream_wait(f->cuda->stream);
     if (f->cuda->failure.code) fail_msg("%s", f->cuda->failure.message);
 }
 
@@ -609,6 +610,7 @@ static void check_attention(struct fixture *f, int n, int first_pos, int slots) 
     f->cuda->max_slots = n; /* no room for splits apart: one block does them in turn, and gets the same bits */
     begin(f, n, first_pos);
     f->backend->ops->attn(f->backend, 0);
+    wait_for(f);
     assert_memory_equal(other, f->cuda->scratch.attended, values * 2);
     end(f);
     f->cuda->max_slots = slots;
@@ -692,7 +694,7 @@ static void step(struct fixture *f, int n_seqs, const int *seq, const int *first
         for (int t = 0; t < n[i]; t++) token[rows++] = (seq[i] * 31 + (first[i] + t) * 17 + 5) % f->model.vocab;
         wanted[i] = rows - 1;
     }
-    struct batch batch = {rows, token, n_seqs, seqs, n_seqs, wanted};
+    struct batch batch = {rows, token, n_seqs, seqs, n_seqs, wanted, NULL};
     struct mo_error error = {0};
     if (forward(f->backend, &f->model, &batch, NULL, &error)) fail_msg("%s", error.message);
     memcpy(out, f->backend->ops->logits(f->backend), (size_t)(n_seqs * f->model.vocab) * sizeof *out);

@@ -10,6 +10,7 @@ const struct cuda_image cuda_images[] = {
     {"attn", (const unsigned char *)""},
     {"simple", (const unsigned char *)""},
     {"repack", (const unsigned char *)""},
+    {"pick", (const unsigned char *)""},
     {0},
 };
 const int cuda_images_version = 13000;

@@ -1,10 +1,12 @@
 /* tests/shim/libcuda.c - a libcuda.so.1 for tests: its card's memory is the machine's, its kernels run as fibres, and it
- * fails where it is told to. Memory ends at a page that must not be touched, so that a kernel that reads or writes past the
+ * fails where it is told to. It does nothing before somebody waits for it: as late as a card might, so that what the host reads or
+ * overwrites too early is found out. Memory ends at a page that must not be touched, so that a kernel that reads or writes past the
  * end of what it was given dies on the spot.
  *
  * MOEBIUS_FAKE_CUDA is a list of NAME=NUMBER, separated by commas:
  *   devices, version, capability, free_mib   what the machine has (default 1, 13000, 89, 8192)
- *   init, alloc, pinned, load, launch, copy, wait, prepare, graph   the N-th such call fails (alloc and pinned: out of memory)
+ *   init, alloc, pinned, load, launch, copy, wait, event, prepare, graph   the N-th such call fails (alloc and pinned: out of
+ *                                              memory; event: waiting for one)
  *   log                                      1: every call on stderr */
 #include "fibre.h"
 
@@ -47,6 +49,7 @@ static bool fails(const char *kind) {
 static struct {
     uint8_t *map, *at;
     size_t map_bytes, bytes;
+    bool pinned;
 } blocks[BLOCKS_MAX];
 
 static size_t bytes_taken(void) {
@@ -56,7 +59,7 @@ static size_t bytes_taken(void) {
 }
 
 /* The end of what is given is the end of a page. New memory holds NaN, as a card's might. */
-static int take(void **at, size_t bytes) {
+static int take(void **at, size_t bytes, bool pinned) {
     int i = 0;
     size_t rounded = (bytes + ALIGN - 1) / ALIGN * ALIGN, map_bytes = (rounded + PAGE - 1) / PAGE * PAGE + PAGE;
     while (i < BLOCKS_MAX && blocks[i].map) i++;
@@ -67,6 +70,7 @@ static int take(void **at, size_t bytes) {
     blocks[i].map = map;
     blocks[i].map_bytes = map_bytes;
     blocks[i].bytes = bytes;
+    blocks[i].pinned = pinned;
     *at = blocks[i].at = map + map_bytes - PAGE - rounded;
     madvise(map, map_bytes, MADV_NOHUGEPAGE);
     if (bytes <= 8 << 20) memset(*at, 0xff, bytes); /* what is larger is staging and cache: it would take too long */
@@ -83,10 +87,10 @@ static int give_back(const void *at) {
     return INVALID;
 }
 
-static bool is_inside(const void *at, size_t bytes) {
+static bool is_inside(const void *at, size_t bytes, bool pinned) {
     for (int i = 0; i < BLOCKS_MAX; i++) {
         const uint8_t *first = blocks[i].at;
-        if (first && (const uint8_t *)at >= first && (const uint8_t *)at + bytes <= first + blocks[i].bytes)
+        if (first && blocks[i].pinned == pinned && (const uint8_t *)at >= first && (const uint8_t *)at + bytes <= first + blocks[i].bytes)
             return true;
     }
     return false;
@@ -120,12 +124,16 @@ struct shim_graph {
 };
 static struct shim_graph *recording;
 
-static int add_launch(const struct shim_function *function, int n, int threads, const void *params) {
+static struct shim_launch make_launch(const struct shim_function *function, int n, int threads, const void *params) {
+    struct shim_launch launch = {function, n, threads, malloc(function->params_bytes)};
+    memcpy(launch.params, params, function->params_bytes);
+    return launch;
+}
+
+static int record(struct shim_launch launch) {
     struct shim_graph *g = recording;
     g->launches = realloc(g->launches, (size_t)(g->n + 1) * sizeof *g->launches);
-    struct shim_launch *launch = &g->launches[g->n++];
-    *launch = (struct shim_launch){function, n, threads, malloc(function->params_bytes)};
-    memcpy(launch->params, params, function->params_bytes);
+    g->launches[g->n++] = launch;
     return OK;
 }
 
@@ -134,6 +142,71 @@ static int release(struct shim_graph *g) {
     for (int i = 0; i < g->n; i++) free(g->launches[i].params);
     free(g->launches);
     free(g);
+    return OK;
+}
+
+/* --- the stream: what was asked for and is not done yet -------------------------------------------------------------- */
+
+enum work_kind { LAUNCH, GRAPH, COPY, FILL };
+struct work {
+    enum work_kind kind;
+    struct shim_launch launch;
+    struct shim_graph *graph;
+    void *to;
+    const void *from;
+    size_t bytes;
+    unsigned char value;
+};
+static struct work *queue;
+static size_t n_queued, queue_room;
+static uint64_t n_done;
+
+static void run_launch(const struct shim_launch *l) {
+    shim_run(l->function->kernel, l->params, l->blocks, l->threads, &seed);
+}
+
+static void do_work(struct work *work) {
+    switch (work->kind) {
+    case LAUNCH:
+        run_launch(&work->launch);
+        free(work->launch.params);
+        break;
+    case GRAPH:
+        for (int i = 0; i < work->graph->n; i++) run_launch(&work->graph->launches[i]);
+        release(work->graph);
+        break;
+    case COPY:
+        memcpy(work->to, work->from, work->bytes);
+        break;
+    case FILL:
+        memset(work->to, work->value, work->bytes);
+    }
+}
+
+/* Works until `n` things have been done since the start. */
+static void work_until(uint64_t n) {
+    size_t i = 0;
+    for (; i < n_queued && n_done < n; i++, n_done++) do_work(&queue[i]);
+    n_queued -= i;
+    memmove(queue, queue + i, n_queued * sizeof *queue);
+}
+static void work_off(void) {
+    work_until(n_done + n_queued);
+}
+
+static int later(struct work work) {
+    if (n_queued == queue_room) {
+        queue_room = queue_room ? 2 * queue_room : 256;
+        queue = realloc(queue, queue_room * sizeof *queue);
+    }
+    queue[n_queued++] = work;
+    return OK;
+}
+
+/* A copy from or to memory that is not pinned is over when the call returns. */
+static int copy(void *to, const void *from, const void *host, size_t bytes) {
+    later((struct work){.kind = COPY, .to = to, .from = from, .bytes = bytes});
+    if (!is_inside(host, bytes, true)) work_off();
     return OK;
 }
 
@@ -162,10 +235,10 @@ int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void *stream
 int cuStreamCreate(void **stream, unsigned flags);
 int cuStreamSynchronize(void *stream);
 int cuStreamDestroy_v2(void *stream);
-int cuEventCreate(void **event, unsigned flags);
-int cuEventRecord(void *event, void *stream);
-int cuEventSynchronize(void *event);
-int cuEventDestroy_v2(void *event);
+int cuEventCreate(uint64_t **event, unsigned flags);
+int cuEventRecord(uint64_t *event, void *stream);
+int cuEventSynchronize(const uint64_t *event);
+int cuEventDestroy_v2(uint64_t *event);
 int cuModuleLoadData(void **module, const void *image);
 int cuModuleUnload(void *module);
 int cuModuleGetFunction(struct shim_function **function, void *module, const char *name);
@@ -247,6 +320,10 @@ API int cuDevicePrimaryCtxRetain(void **context, int device) {
 }
 API int cuDevicePrimaryCtxRelease_v2(int device) {
     (void)device;
+    work_off();
+    free(queue);
+    queue = NULL;
+    queue_room = 0;
     if (option("leaks", 0) && bytes_taken())
         fprintf(stderr, "fake cuda: %zu bytes were not given back\n", bytes_taken());
     return OK;
@@ -261,40 +338,39 @@ API int cuMemGetInfo_v2(size_t *free_bytes, size_t *total_bytes) {
 }
 API int cuMemAlloc_v2(uint64_t *at, size_t bytes) {
     void *memory = NULL;
-    int code = fails("alloc") ? NO_MEMORY : take(&memory, bytes);
+    int code = fails("alloc") ? NO_MEMORY : take(&memory, bytes, false);
     *at = (uint64_t)(uintptr_t)memory;
     return code;
 }
 API int cuMemFree_v2(uint64_t at) {
+    work_off();
     return give_back((void *)(uintptr_t)at);
 }
 API int cuMemHostAlloc(void **at, size_t bytes, unsigned flags) {
     (void)flags;
-    return fails("pinned") ? NO_MEMORY : take(at, bytes);
+    return fails("pinned") ? NO_MEMORY : take(at, bytes, true);
 }
 API int cuMemFreeHost(void *at) {
+    work_off();
     return give_back(at);
 }
 
 API int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream) {
     (void)stream;
     if (fails("copy")) return LAUNCH_FAILED;
-    if (!is_inside((void *)(uintptr_t)to, bytes)) return INVALID;
-    memcpy((void *)(uintptr_t)to, from, bytes);
-    return OK;
+    if (!is_inside((void *)(uintptr_t)to, bytes, false)) return INVALID;
+    return copy((void *)(uintptr_t)to, from, from, bytes);
 }
 API int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) {
     (void)stream;
     if (fails("copy")) return LAUNCH_FAILED;
-    if (!is_inside((void *)(uintptr_t)from, bytes)) return INVALID;
-    memcpy(to, (void *)(uintptr_t)from, bytes);
-    return OK;
+    if (!is_inside((void *)(uintptr_t)from, bytes, false)) return INVALID;
+    return copy(to, (void *)(uintptr_t)from, to, bytes);
 }
 API int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void *stream) {
     (void)stream;
-    if (!is_inside((void *)(uintptr_t)to, bytes)) return INVALID;
-    memset((void *)(uintptr_t)to, value, bytes);
-    return OK;
+    if (!is_inside((void *)(uintptr_t)to, bytes, false)) return INVALID;
+    return later((struct work){.kind = FILL, .to = (void *)(uintptr_t)to, .value = value, .bytes = bytes});
 }
 API int cuStreamCreate(void **stream, unsigned flags) {
     (void)flags;
@@ -303,28 +379,30 @@ API int cuStreamCreate(void **stream, unsigned flags) {
 }
 API int cuStreamSynchronize(void *stream) {
     (void)stream;
+    work_off();
     return fails("wait") ? LAUNCH_FAILED : OK;
 }
 API int cuStreamDestroy_v2(void *stream) {
     (void)stream;
     return OK;
 }
-API int cuEventCreate(void **event, unsigned flags) {
+API int cuEventCreate(uint64_t **event, unsigned flags) {
     (void)flags;
-    *event = &thing;
-    return OK;
+    *event = calloc(1, sizeof **event);
+    return *event ? OK : NO_MEMORY;
 }
-API int cuEventRecord(void *event, void *stream) {
-    (void)event;
+/* An event is how much has to be done before it. */
+API int cuEventRecord(uint64_t *event, void *stream) {
     (void)stream;
+    *event = n_done + n_queued;
     return OK;
 }
-API int cuEventSynchronize(void *event) {
-    (void)event;
-    return OK;
+API int cuEventSynchronize(const uint64_t *event) {
+    work_until(*event);
+    return fails("event") ? LAUNCH_FAILED : OK;
 }
-API int cuEventDestroy_v2(void *event) {
-    (void)event;
+API int cuEventDestroy_v2(uint64_t *event) {
+    free(event);
     return OK;
 }
 API int cuModuleLoadData(void **module, const void *image) {
@@ -359,9 +437,8 @@ API int cuLaunchKernel(const struct shim_function *function, unsigned grid_x, un
     if (!flat || !grid_x || (int)shared_bytes > function->shared_bytes) return INVALID;
     if (option("log", 0))
         fprintf(stderr, "fake cuda: %s %u x %u, %u bytes\n", function->name, grid_x, block_x, shared_bytes);
-    if (recording) return add_launch(function, (int)grid_x, (int)block_x, arguments[0]);
-    shim_run(function->kernel, arguments[0], (int)grid_x, (int)block_x, &seed);
-    return OK;
+    struct shim_launch launch = make_launch(function, (int)grid_x, (int)block_x, arguments[0]);
+    return recording ? record(launch) : later((struct work){.kind = LAUNCH, .launch = launch});
 }
 
 API int cuStreamBeginCapture_v2(void *stream, int mode) {
@@ -386,11 +463,8 @@ API int cuGraphInstantiateWithFlags(struct shim_graph **ready, struct shim_graph
 API int cuGraphLaunch(struct shim_graph *graph, void *stream) {
     (void)stream;
     if (fails("graph")) return LAUNCH_FAILED;
-    for (int i = 0; i < graph->n; i++) {
-        const struct shim_launch *l = &graph->launches[i];
-        shim_run(l->function->kernel, l->params, l->blocks, l->threads, &seed);
-    }
-    return OK;
+    graph->owners++;
+    return later((struct work){.kind = GRAPH, .graph = graph});
 }
 API int cuGraphExecDestroy(struct shim_graph *graph) {
     return release(graph);

@@ -122,16 +122,31 @@ static inline int shuffle_up_i32(int value, int lanes) {
 }
 static inline void thread_fence(void) {
 }
+static inline void prefetch(const void *at) {
+    (void)at;
+}
 static inline uint32_t atomic_add_u32(uint32_t *at, uint32_t value) {
     uint32_t old = *at;
     *at += value;
     return old;
+}
+static inline void atomic_add_u64(unsigned long long *at, unsigned long long value) {
+    *at += value;
 }
 static inline void atomic_min_u32(uint32_t *at, uint32_t value) {
     if (value < *at) *at = value;
 }
 static inline void atomic_min_u64(unsigned long long *at, unsigned long long value) {
     if (value < *at) *at = value;
+}
+static inline float times(float a, float b) {
+    return a * b;
+}
+static inline float plus(float a, float b) {
+    return a + b;
+}
+static inline float divide_exactly(float a, float b) {
+    return a / b;
 }
 static inline float divide_roughly(float a, float b) {
     return a / b;

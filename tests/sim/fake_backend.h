@@ -1,6 +1,9 @@
 /* A backend for tests of the scheduler: its "model" is a hash of the tokens that it finds in the pages of a
  * sequence, from position 0 on. A wrong page, position or token anywhere gives other logits, and so another
- * answer. It also checks what backend.h promises to a backend, and counts what it finds wrong. */
+ * answer. It also checks what backend.h promises to a backend, and counts what it finds wrong.
+ *
+ * With `picks` it chooses tokens, with base.runs_ahead also takes a second step before the first has ended. A `late` step is
+ * computed only in its end(): as late as a GPU might, so that what changes under it in the meantime is found out. */
 #ifndef TESTS_SIM_FAKE_BACKEND_H
 #define TESTS_SIM_FAKE_BACKEND_H
 
@@ -9,16 +12,28 @@
 #include <string.h>
 #include "backend/backend.h"
 #include "forward.h"
+#include "sched/sample.h"
 
 enum { FAKE_MAX_LOGITS = 64, FAKE_MAX_VOCAB = 128 };
+
+/* A step that has begun. */
+struct fake_step {
+    const struct batch *batch;
+    bool computed;
+    int32_t picked[FAKE_MAX_LOGITS];
+    float out[FAKE_MAX_LOGITS * FAKE_MAX_VOCAB]; /* [n_logits][vocab] */
+};
 
 struct fake_backend {
     struct backend base;
     int vocab, n_pages, max_rows, max_logits, max_seqs;
     int32_t *pool; /* [n_pages][KV_PAGE_TOKENS] */
-    const struct batch *batch;
-    float out[FAKE_MAX_LOGITS * FAKE_MAX_VOCAB]; /* [n_logits][vocab] */
-    const int32_t *script;                       /* [n_script] if set: the token that follows position i is script[i] */
+    struct fake_step steps[2];
+    uint64_t n_begun, n_ended; /* step n is steps[n % 2] */
+    uint64_t n_ahead, n_picked;
+    bool late;
+    struct sample_scratch scratch;
+    const int32_t *script; /* [n_script] if set: the token that follows position i is script[i] */
     int n_script;
     bool fail_next;
     int fault_row; /* of the failure; -1: the whole batch */
@@ -51,6 +66,19 @@ static inline void fake_logits(uint64_t hash, int vocab, float *out) {
         }                                                                                                              \
     } while (0)
 
+/* The batch that is at work while the next one begins; NULL: none. */
+static inline const struct batch *fake_before(const struct fake_backend *fake) {
+    return fake->n_begun > fake->n_ended + 1 ? fake->steps[fake->n_ended % 2].batch : NULL;
+}
+
+static inline void fake_check_token(struct fake_backend *fake, int32_t token) {
+    const struct batch *before = fake_before(fake);
+    if (before && token < 0)
+        FAKE_EXPECT(fake, -1 - token < before->n_logits && before->pick[-1 - token].wanted);
+    else
+        FAKE_EXPECT(fake, token >= 0 && token < fake->vocab);
+}
+
 static inline void fake_check_batch(struct fake_backend *fake, const struct batch *batch) {
     FAKE_EXPECT(fake, batch->n_rows >= 1 && batch->n_rows <= fake->max_rows);
     FAKE_EXPECT(fake, batch->n_seqs >= 1 && batch->n_seqs <= fake->max_seqs);
@@ -64,7 +92,7 @@ static inline void fake_check_batch(struct fake_backend *fake, const struct batc
         for (int p = 0; p < n_pages; p++) FAKE_EXPECT(fake, seq->pages[p] >= 0 && seq->pages[p] < fake->n_pages);
     }
     FAKE_EXPECT(fake, row == batch->n_rows);
-    for (int i = 0; i < batch->n_rows; i++) FAKE_EXPECT(fake, batch->token[i] >= 0 && batch->token[i] < fake->vocab);
+    for (int i = 0; i < batch->n_rows; i++) fake_check_token(fake, batch->token[i]);
     for (int i = 0; i < batch->n_logits; i++) {
         int previous = i > 0 ? batch->logits_row[i - 1] : -1;
         FAKE_EXPECT(fake, batch->logits_row[i] > previous && batch->logits_row[i] < batch->n_rows);
@@ -76,10 +104,78 @@ static inline int32_t *fake_slot(struct fake_backend *fake, const struct batch_s
     return &fake->pool[(size_t)page * KV_PAGE_TOKENS + (size_t)(position % KV_PAGE_TOKENS)];
 }
 
+/* What a token of step n stands for. */
+static inline int32_t fake_token(const struct fake_backend *fake, uint64_t n, int32_t token) {
+    return token < 0 ? fake->steps[(n - 1) % 2].picked[-1 - token] : token;
+}
+
+static inline void fake_store(struct fake_backend *fake, uint64_t n) {
+    const struct batch *batch = fake->steps[n % 2].batch;
+    for (int s = 0; s < batch->n_seqs; s++) {
+        const struct batch_seq *seq = &batch->seqs[s];
+        for (int i = 0; i < seq->n_rows; i++) {
+            *fake_slot(fake, seq, seq->first_pos + i) = fake_token(fake, n, batch->token[seq->first_row + i]);
+        }
+    }
+}
+
+static inline void fake_compute_logits(struct fake_backend *fake, struct fake_step *step) {
+    const struct batch *batch = step->batch;
+    int n = 0;
+    for (int s = 0; s < batch->n_seqs && n < batch->n_logits; s++) {
+        const struct batch_seq *seq = &batch->seqs[s];
+        uint64_t hash = 0;
+        for (int position = 0; position < seq->first_pos + seq->n_rows && n < batch->n_logits; position++) {
+            hash = fake_hash_add(hash, *fake_slot(fake, seq, position));
+            if (seq->first_row + position - seq->first_pos != batch->logits_row[n]) continue;
+            float *out = &step->out[n++ * fake->vocab];
+            fake_logits(hash, fake->vocab, out);
+            if (position < fake->n_script) out[fake->script[position]] = 50;
+        }
+    }
+}
+
+/* Chooses from the rows with a pick, and spoils their logits: they are the host's no more. */
+static inline void fake_choose(struct fake_backend *fake, struct fake_step *step) {
+    const struct batch *batch = step->batch;
+    for (int i = 0; i < batch->n_logits; i++) {
+        const struct pick *pick = &batch->pick[i];
+        float *out = &step->out[i * fake->vocab];
+        step->picked[i] = -1;
+        if (!pick->wanted) continue;
+        struct sampling s;
+        sampling_init(&s);
+        s.temperature = pick->temperature, s.top_p = pick->top_p, s.min_p = pick->min_p, s.top_k = pick->top_k;
+        step->picked[i] = sample_drawn(&s, out, NULL, pick->random, &fake->scratch);
+        fake->n_picked++;
+        memset(out, 0xff, (size_t)fake->vocab * sizeof *out);
+    }
+}
+
+/* Computes what has begun and waits, up to step n. */
+static inline void fake_compute(struct fake_backend *fake, uint64_t last) {
+    for (uint64_t n = fake->n_ended; n <= last; n++) {
+        struct fake_step *step = &fake->steps[n % 2];
+        if (step->computed) continue;
+        step->computed = true;
+        fake_store(fake, n);
+        fake_compute_logits(fake, step);
+        if (step->batch->pick) fake_choose(fake, step);
+    }
+}
+
 static void fake_begin(struct backend *backend, const struct batch *batch) {
     struct fake_backend *fake = (struct fake_backend *)backend;
-    fake->batch = batch;
+    struct fake_step *step = &fake->steps[fake->n_begun++ % 2];
+    const struct batch *before = fake_before(fake);
+    FAKE_EXPECT(fake, !before || backend->runs_ahead);
+    FAKE_EXPECT(fake, fake->n_begun <= fake->n_ended + 2);
+    for (int i = 0; before && i < before->n_logits; i++) FAKE_EXPECT(fake, before->pick && before->pick[i].wanted);
+    fake->n_ahead += before != NULL;
+    step->batch = batch;
+    step->computed = false;
     fake_check_batch(fake, batch);
+    if (!fake->late) fake_compute(fake, fake->n_begun - 1);
 }
 
 static void fake_nothing(struct backend *backend) {
@@ -90,37 +186,12 @@ static void fake_no_layer(struct backend *backend, int layer) {
     (void)backend, (void)layer;
 }
 
-static void fake_attn_in(struct backend *backend, int layer) {
-    struct fake_backend *fake = (struct fake_backend *)backend;
-    (void)layer;
-    for (int s = 0; s < fake->batch->n_seqs; s++) {
-        const struct batch_seq *seq = &fake->batch->seqs[s];
-        for (int i = 0; i < seq->n_rows; i++) {
-            *fake_slot(fake, seq, seq->first_pos + i) = fake->batch->token[seq->first_row + i];
-        }
-    }
-}
-
-static void fake_head(struct backend *backend) {
-    struct fake_backend *fake = (struct fake_backend *)backend;
-    const struct batch *batch = fake->batch;
-    int n = 0;
-    for (int s = 0; s < batch->n_seqs && n < batch->n_logits; s++) {
-        const struct batch_seq *seq = &batch->seqs[s];
-        uint64_t hash = 0;
-        for (int position = 0; position < seq->first_pos + seq->n_rows && n < batch->n_logits; position++) {
-            hash = fake_hash_add(hash, *fake_slot(fake, seq, position));
-            if (seq->first_row + position - seq->first_pos != batch->logits_row[n]) continue;
-            float *out = &fake->out[n++ * fake->vocab];
-            fake_logits(hash, fake->vocab, out);
-            if (position < fake->n_script) out[fake->script[position]] = 50;
-        }
-    }
-}
-
 static int fake_end(struct backend *backend, struct mo_error *error) {
     struct fake_backend *fake = (struct fake_backend *)backend;
     bool fail = fake->fail_next;
+    FAKE_EXPECT(fake, fake->n_ended < fake->n_begun);
+    fake_compute(fake, fake->n_ended);
+    fake->n_ended++;
     fake->fail_next = false;
     return fail ? mo_error_set(error, MO_E_NUMERIC, "layer 0, attn: row 0 is not finite") : 0;
 }
@@ -130,21 +201,29 @@ static int fake_fault_row(struct backend *backend) {
 }
 
 static const float *fake_get_logits(struct backend *backend) {
-    return ((struct fake_backend *)backend)->out;
+    struct fake_backend *fake = (struct fake_backend *)backend;
+    return fake->steps[(fake->n_ended - 1) % 2].out;
+}
+
+static const int32_t *fake_get_picked(struct backend *backend) {
+    struct fake_backend *fake = (struct fake_backend *)backend;
+    return fake->steps[(fake->n_ended - 1) % 2].picked;
 }
 
 static const struct backend_ops fake_ops = {
     .name = "fake",
     .begin = fake_begin,
     .embed = fake_nothing,
-    .attn_in = fake_attn_in,
+    .attn_in = fake_no_layer,
     .attn = fake_no_layer,
     .attn_out = fake_no_layer,
     .ffn_dense = fake_no_layer,
-    .head = fake_head,
+    .head = fake_nothing,
+    .pick = fake_nothing,
     .end = fake_end,
     .fault_row = fake_fault_row,
     .logits = fake_get_logits,
+    .picked = fake_get_picked,
 };
 
 static inline void fake_open(struct fake_backend *fake, int vocab, int n_pages, int max_rows, int max_logits,
@@ -159,11 +238,12 @@ static inline void fake_open(struct fake_backend *fake, int vocab, int n_pages, 
     fake->max_logits = max_logits;
     fake->max_seqs = max_seqs;
     fake->pool = calloc((size_t)n_pages * KV_PAGE_TOKENS, sizeof *fake->pool);
-    if (!fake->pool) abort();
+    if (!fake->pool || sample_scratch_init(&fake->scratch, vocab, NULL)) abort();
 }
 
 static inline void fake_close(struct fake_backend *fake) {
     free(fake->pool);
+    sample_scratch_free(&fake->scratch);
     fake->pool = NULL;
 }
 

@@ -1,5 +1,6 @@
 /* sim_sched [STEPS] [SEED]: drives the scheduler over a fake backend with random requests, cancellations,
- * failures and too few pages, under a clock of its own. After each step it checks what must always hold; each
+ * failures and too few pages, under a clock of its own. In most epochs the backend picks tokens by itself and takes a
+ * step before the last one's tokens are read. After each step it checks what must always hold; each
  * answer is compared, token by token, with what the request gives when it runs alone. The same seed gives the
  * same run. */
 #include <inttypes.h>
@@ -41,7 +42,9 @@ static struct {
     struct sched_options options;
     struct client clients[MAX_LIVE];
     struct sample_scratch scratch;
-    bool step_failed, long_answers;
+    bool step_failed, long_answers, plain_requests;
+    int step_errors;
+    uint64_t n_ahead, n_picked, held;
     /* of this epoch */
     uint64_t ended[FINISH_ERROR + 1], answered, tokens, submitted;
 } sim;
@@ -213,6 +216,7 @@ static void on_end(struct client *client, const struct sched_event *event) {
     check(sim.steps <= client->deadline_step, "request %" PRIu64 ": starved, %" PRIu64 " steps late", event->id,
           sim.steps - client->deadline_step);
     sim.ended[event->finish]++;
+    sim.step_errors += event->finish == FINISH_ERROR;
     if (client->n_answer > 0) sim.answered++;
     free(client->generated);
     client->live = false;
@@ -265,6 +269,19 @@ static void fill_sampling(struct client *client) {
     }
 }
 
+/* As most requests are: nothing but the logits chooses their tokens. */
+static void make_plain(struct client *client) {
+    struct sched_request *request = &client->request;
+    struct sampling *sampling = &request->sampling;
+    request->n_logprobs = -1;
+    request->prompt_logprobs = false;
+    request->min_tokens = 0;
+    request->ignore_eos = chance(70); /* else the answers would be short */
+    sampling->n_bias = 0;
+    sampling->repetition_penalty = 1;
+    sampling->presence_penalty = sampling->frequency_penalty = 0;
+}
+
 static void fill_request(struct client *client) {
     static const char *const stops[] = {"abcab", "ab",   "aaab", "xyzx", "\xe4\xb8\xad",
                                         "dabc",  "\n\n", "12",   "bca ", "\xe4\xb8\xadx"};
@@ -296,6 +313,7 @@ static void fill_request(struct client *client) {
     request->callback = on_event;
     request->context = client;
     fill_sampling(client);
+    if (sim.plain_requests && chance(97)) make_plain(client);
 }
 
 static void expect_refused(const struct sched_request *request, int code) {
@@ -309,11 +327,11 @@ static void expect_refused(const struct sched_request *request, int code) {
 }
 
 /* The oldest request computes a row in each step and is never preempted, so a request ends, at the latest,
- * when all rows of all that live and its own are done one by one. */
+ * when all rows of all that live and its own are done one by one, and a row too many of each. */
 static uint64_t steps_for_live(void) {
     uint64_t steps = 2;
     for (int i = 0; i < MAX_LIVE; i++) {
-        if (sim.clients[i].live) steps += (uint64_t)sim.clients[i].n_total;
+        if (sim.clients[i].live) steps += (uint64_t)sim.clients[i].n_total + 1;
     }
     return steps;
 }
@@ -367,12 +385,30 @@ static void count_pages(const struct seq *seq, uint8_t *owners, int *n_owned) {
     check(seq->n_computed < seq->n_tokens, "request %" PRIu64 ": nothing left to compute", seq->id);
 }
 
+/* The pages of a step at work still have an owner. */
+static void check_pages_at_work(const uint8_t *owners) {
+    const struct batch *batch = &sim.sched->now->batch;
+    int wrong = 0;
+    for (int i = 0; sim.sched->started && i < batch->n_seqs; i++) {
+        int n_pages = kv_pages_for(batch->seqs[i].first_pos + batch->seqs[i].n_rows);
+        for (int p = 0; p < n_pages; p++) wrong += owners[batch->seqs[i].pages[p]] != 1;
+    }
+    check(wrong == 0, "%d pages of a step at work have no owner", wrong);
+}
+
 static void check_pages(void) {
     static uint8_t owners[4096];
     const struct sched *sched = sim.sched;
     int n_pages = sched->kv.n_pages, n_owned = 0;
     memset(owners, 0, (size_t)n_pages);
     for (int i = 0; i < sched->n_running; i++) count_pages(sched->running[i], owners, &n_owned);
+    for (int i = 0; i < sched->n_held; i++) {
+        for (int p = 0; p < sched->held[i].n_pages; p++) owners[sched->held[i].pages[p]]++;
+        n_owned += sched->held[i].n_pages;
+    }
+    sim.held += (uint64_t)sched->n_held;
+    check(sched->started || sched->n_held == 0, "pages are held, and no step is at work");
+    check_pages_at_work(owners);
     for (int i = 0; i < sched->kv.n_free; i++) owners[sched->kv.free[i]]++;
     check(n_owned + sched->kv.n_free == n_pages, "%d owned + %d free pages of %d", n_owned, sched->kv.n_free, n_pages);
     int wrong = 0;
@@ -426,18 +462,35 @@ static int computed_rows(uint64_t id) {
     return 0;
 }
 
+static bool is_running(uint64_t id) {
+    for (int i = 0; i < sim.sched->n_running; i++) {
+        if (sim.sched->running[i]->id == id) return true;
+    }
+    return false;
+}
+
 static void step(void) {
     uint64_t oldest = oldest_live();
     int before = computed_rows(oldest);
+    bool came_late = sim.sched->started && !is_running(oldest); /* the step at work was planned without it */
     sim.step_failed = sim.fake.fail_next = chance(1) && chance(5);
+    sim.fake.fault_row = chance(50) ? below(3) : -1;
+    sim.fake.late = chance(50);
     sim.errors += sim.step_failed;
+    sim.step_errors = 0;
     sim.steps++;
     bool worked = sched_step(sim.sched);
     sim.now_s += between(0, 0.1f);
     check(worked || oldest == 0, "no step although requests wait");
     sim.fake.fail_next = false;
     check(sim.fake.n_faults == 0, "%d faults in batches", sim.fake.n_faults);
-    if (oldest != 0 && oldest_live() == oldest) check(computed_rows(oldest) > before, "the oldest stands still");
+    if (sim.step_failed) {
+        bool one_row = sim.fake.fault_row >= 0 && sim.fake.fault_row < sim.sched->now->batch.n_rows;
+        check(sim.step_errors <= 1 || !one_row, "one bad row ended %d requests", sim.step_errors);
+        for (int i = 0; i < MAX_LIVE; i++) sim.clients[i].deadline_step++;
+    } else if (oldest != 0 && oldest_live() == oldest && !came_late) {
+        check(computed_rows(oldest) > before, "the oldest stands still");
+    }
     check_pages();
     check_order();
     for (int i = 0; i < MAX_LIVE; i++) {
@@ -453,7 +506,10 @@ static void epoch_open(void) {
     int logits = seqs + below(FAKE_MAX_LOGITS - seqs);
     int pages = 3 + below(chance(70) ? 9 : 60);
     fake_open(&sim.fake, FAKE_VOCAB, pages, rows, logits, seqs);
+    sim.fake.base.picks = chance(75);
+    sim.fake.base.runs_ahead = sim.fake.base.picks && chance(90);
     sim.long_answers = chance(40);
+    sim.plain_requests = chance(70);
     sim.options = (struct sched_options){.backend = &sim.fake.base,
                                          .model = &sim.model,
                                          .tokenizer = sim.tokenizer,
@@ -496,7 +552,7 @@ static void check_statistics(void) {
 static void epoch_close(void) {
     if (chance(70)) {
         while (oldest_live() != 0) step();
-        step();
+        for (int i = 0; i < 2; i++) step(); /* a step ahead, then what was cancelled meanwhile */
         check(!sched_step(sim.sched), "a step without work");
         check(sim.sched->kv.n_free == sim.options.n_pages, "%d pages lost", sim.options.n_pages - sim.sched->kv.n_free);
         check_statistics();
@@ -505,6 +561,8 @@ static void epoch_close(void) {
     }
     sched_destroy(sim.sched);
     for (int i = 0; i < MAX_LIVE; i++) check(!sim.clients[i].live, "a request survives sched_destroy");
+    sim.n_ahead += sim.fake.n_ahead;
+    sim.n_picked += sim.fake.n_picked;
     fake_close(&sim.fake);
 }
 
@@ -543,7 +601,10 @@ int main(int argc, char **argv) {
     printf("%" PRIu64 " tokens and %" PRIu64 " texts compared, %" PRIu64 " stop strings, %" PRIu64
            " preemptions, %" PRIu64 " failed passes\n",
            sim.tokens_checked, sim.texts_checked, sim.stop_strings, sim.preemptions, sim.errors);
+    printf("%" PRIu64 " steps ahead, %" PRIu64 " picked tokens, %" PRIu64 " rows too many\n", sim.n_ahead, sim.n_picked,
+           sim.held);
     if (n_steps >= 400000) { /* the run met what it is for */
+        check(sim.n_ahead > n_steps / 10 && sim.held > 500, "too few steps ahead");
         check(sim.preemptions > 200 && sim.errors > 5 && sim.stop_strings > 100, "too little happened");
     }
     printf("%" PRIu64 " passed, %" PRIu64 " failed\n", sim.passed, sim.failed);

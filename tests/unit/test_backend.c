@@ -66,7 +66,7 @@ static void step(struct backend *backend, const struct fixture *f, int n_seqs, c
             wanted[rows] = rows;
         }
     }
-    struct batch batch = {rows, token, n_seqs, seqs, rows, wanted};
+    struct batch batch = {rows, token, n_seqs, seqs, rows, wanted, NULL};
     struct mo_error error = {0};
     if (forward(backend, &f->model, &batch, NULL, &error)) fail_msg("%s", error.message);
     memcpy(out, backend->ops->logits(backend), (size_t)rows * (size_t)f->model.vocab * sizeof(float));

@@ -293,7 +293,7 @@ int cpu_backend_open(struct backend **backend, const struct model *model, const 
     if (code) return code;
     struct cpu *cpu = calloc(1, sizeof *cpu);
     if (!cpu) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the CPU backend");
-    *cpu = (struct cpu){.backend = {&cpu_ops}, .model = model, .weights = weights, .options = *options};
+    *cpu = (struct cpu){.backend = {.ops = &cpu_ops}, .model = model, .weights = weights, .options = *options};
     kern_init(&cpu->kern, level);
     cpu->magnitude = (float)model_rope_magnitude(model);
     cpu->softmax_scale = (float)model_softmax_scale(model);

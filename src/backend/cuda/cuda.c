@@ -9,18 +9,19 @@ static void wait_for(struct cuda *cuda, const char *what) {
     cuda_keep(cuda, cuda->driver.stream_wait(cuda->stream), what);
 }
 
-/* Copies `bytes` from the card and waits; for end() and the taps. */
+/* Copies `bytes` from the card, for the taps. */
 static void read_back(struct cuda *cuda, void *to, const void *from, size_t bytes, const char *what) {
     if (cuda->failure.code || bytes == 0) return;
     cuda_keep(cuda, cuda->driver.copy_out(to, (cuda_address)(uintptr_t)from, bytes, cuda->stream), what);
 }
 
-static int blame(struct cuda *cuda, struct mo_error *error) {
-    int key = (int)(*cuda->fault >> 32) - 1, row = (int)(*cuda->fault & 0xffffffff), layer = key / 4,
+static int blame(struct cuda *cuda, const struct flight *flight, struct mo_error *error) {
+    int key = (int)(*flight->fault >> 32) - 1, row = (int)(*flight->fault & 0xffffffff), layer = key / 4,
         layers = cuda->model->layers;
-    const struct batch *b = cuda->batch;
+    const struct batch *b = flight->batch;
     const char *stage = "attn_in";
-    char where[64];
+    char where[64], token[32] = "picked by itself";
+    if (b->token[row] >= 0) snprintf(token, sizeof token, "%d", b->token[row]);
     switch (key % 4) {
     case FAULT_BEFORE:
         stage = layer-- == 0 ? "embed" : "feed-forward";
@@ -42,24 +43,21 @@ static int blame(struct cuda *cuda, struct mo_error *error) {
              : layer == layers ? "after the last layer"
                                : "in layer %d",
              layer);
-    return mo_error_set(error, MO_E_NUMERIC, "NaN or infinity %s, stage %s (batch row %d, position %d, token %d)",
-                        where, stage, row, b->seqs[seq].first_pos + row - b->seqs[seq].first_row, b->token[row]);
+    return mo_error_set(error, MO_E_NUMERIC, "NaN or infinity %s, stage %s (batch row %d, position %d, token %s)",
+                        where, stage, row, b->seqs[seq].first_pos + row - b->seqs[seq].first_row, token);
 }
 
 static int cuda_end(struct backend *backend, struct mo_error *error) {
     struct cuda *cuda = (struct cuda *)backend;
-    size_t logits = (size_t)cuda->batch->n_logits * (size_t)cuda->model->vocab * sizeof(float);
-    cuda->stage = "recorded step";
-    cuda_graph_end(cuda);
+    cuda_submit(cuda);
+    const struct flight *flight = &cuda->flights[cuda->n_ended++ % 2];
     cuda->stage = "end";
-    read_back(cuda, cuda->logits, cuda->scratch.logits, logits, "reading the logits");
-    read_back(cuda, cuda->fault, cuda->scratch.fault, sizeof *cuda->fault, "reading the fault word");
-    wait_for(cuda, "the kernels of this step");
+    if (!cuda->failure.code) cuda_keep(cuda, cuda->driver.event_wait(flight->done), "the kernels of this step");
     if (cuda->failure.code) {
         if (error) *error = cuda->failure;
         return cuda->failure.code;
     }
-    if (*cuda->fault != ~0ull) return blame(cuda, error);
+    if (*flight->fault != ~0ull) return blame(cuda, flight, error);
     if (!cuda->hybrid.cpu) return 0;
     int code = cuda->hybrid.cpu->ops->end(cuda->hybrid.cpu, error);
     if (code) cuda->fault_row = cuda->hybrid.cpu->ops->fault_row(cuda->hybrid.cpu);
@@ -72,6 +70,11 @@ static int cuda_fault_row(struct backend *backend) {
 
 static const float *cuda_logits(struct backend *backend) {
     return ((struct cuda *)backend)->logits;
+}
+
+static const int32_t *cuda_picked(struct backend *backend) {
+    struct cuda *cuda = (struct cuda *)backend;
+    return cuda->flights[(cuda->n_ended - 1) % 2].picked;
 }
 
 static const float *cuda_residual(struct backend *backend) {
@@ -103,9 +106,11 @@ static void close_card(struct cuda *cuda) {
     d->context_use(cuda->card.context);
     if (cuda->stream) d->stream_wait(cuda->stream);
     cuda_graph_close(cuda);
-    if (cuda->staging) d->pinned_free(cuda->staging);
+    if (cuda->pinned) d->pinned_free(cuda->pinned);
     if (cuda->logits) d->pinned_free(cuda->logits);
-    if (cuda->fault) d->pinned_free(cuda->fault);
+    for (int i = 0; i < 2; i++) {
+        if (cuda->flights[i].done) d->event_destroy(cuda->flights[i].done);
+    }
     if (cuda->hybrid.x) d->pinned_free(cuda->hybrid.x);
     if (cuda->hybrid.sum) d->pinned_free(cuda->hybrid.sum);
     if (cuda->hybrid.copied) d->event_destroy(cuda->hybrid.copied);
@@ -145,6 +150,7 @@ STAGE(ffn_dense)
 STAGE(route)
 STAGE(experts)
 STAGE_ALONE(head)
+STAGE_ALONE(pick)
 
 static const struct backend_ops cuda_ops = {
     .name = "cuda",
@@ -158,9 +164,11 @@ static const struct backend_ops cuda_ops = {
     .route = stage_route,
     .experts = stage_experts,
     .head = stage_head,
+    .pick = stage_pick,
     .end = cuda_end,
     .fault_row = cuda_fault_row,
     .logits = cuda_logits,
+    .picked = cuda_picked,
     .residual = cuda_residual,
     .routing = cuda_routing,
 };
@@ -170,6 +178,22 @@ static int take_pinned(struct cuda *cuda, size_t bytes, const char *what, void *
     int code = cuda_check(&cuda->driver, cuda->driver.pinned_take(&memory, bytes, 0), error,
                           "%.2f GiB of pinned memory for the %s", (double)bytes / (1 << 30), what);
     memcpy(at, &memory, sizeof memory);
+    return code;
+}
+
+/* Twice what goes to the card and comes back in a step. */
+static int take_flights(struct cuda *cuda, struct mo_error *error) {
+    size_t picked = cuda->step_bytes, fault = (picked + (size_t)cuda->options.max_logits * sizeof(int32_t) + 7) / 8 * 8;
+    size_t each = fault + sizeof *cuda->flights[0].fault;
+    int code = take_pinned(cuda, 2 * each, "batch", &cuda->pinned, error);
+    for (int i = 0; i < 2 && !code; i++) {
+        struct flight *flight = &cuda->flights[i];
+        flight->staging = cuda->pinned + (size_t)i * each;
+        flight->picked = (int32_t *)(void *)(flight->staging + picked);
+        flight->fault = (unsigned long long *)(void *)(flight->staging + fault);
+        code =
+            cuda_check(&cuda->driver, cuda->driver.event_create(&flight->done, 2), error, "an event"); /* no timing */
+    }
     return code;
 }
 
@@ -185,9 +209,8 @@ static int take_host_memory(struct cuda *cuda, struct mo_error *error) {
     }
     model_rope_frequencies(m, cuda->frequency);
     size_t logits = (size_t)cuda->options.max_logits * (size_t)m->vocab * sizeof(float);
-    int code = take_pinned(cuda, cuda->step_bytes, "batch", &cuda->staging, error);
+    int code = take_flights(cuda, error);
     if (!code) code = take_pinned(cuda, logits, "logits", &cuda->logits, error);
-    if (!code) code = take_pinned(cuda, sizeof *cuda->fault, "fault word", &cuda->fault, error);
     if (code || !cuda->hybrid.cpu) return code;
     size_t residual = rows * (size_t)m->hidden * sizeof(float);
     code = take_pinned(cuda, residual, "residual stream", &cuda->hybrid.x, error);
@@ -210,9 +233,8 @@ static int count(struct cuda *cuda, const struct weights *weights, struct mo_err
     return cuda_upload(cuda, weights, error);
 }
 
-/* The counters of last blocks start at zero, and stay so between launches. */
 static int clear_counters(struct cuda *cuda, struct mo_error *error) {
-    size_t bytes = ((size_t)cuda->model->hidden / TILE_ROWS + 2) * sizeof *cuda->scratch.arrived;
+    size_t bytes = cuda_counters(cuda) * sizeof *cuda->scratch.arrived;
     int result = cuda->driver.fill((cuda_address)(uintptr_t)cuda->scratch.arrived, 0, bytes, cuda->stream);
     if (!result) result = cuda->driver.stream_wait(cuda->stream);
     return cuda_check(&cuda->driver, result, error, "GPU %d: clearing its counters", cuda->card.index);
@@ -234,6 +256,11 @@ static int open_all(struct cuda *cuda, const struct weights *weights, int device
     return code ? code : cuda_upload(cuda, weights, error);
 }
 
+static bool switch_of(const char *name, bool normal) {
+    const char *text = getenv(name);
+    return text ? strcmp(text, "0") != 0 : normal;
+}
+
 static struct cuda *create(const struct model *model, const struct backend_options *options) {
     struct cuda *cuda = calloc(1, sizeof *cuda);
     struct arena *arena = arena_create();
@@ -242,7 +269,12 @@ static struct cuda *create(const struct model *model, const struct backend_optio
         free(cuda);
         return NULL;
     }
-    *cuda = (struct cuda){.backend = {&cuda_ops}, .model = model, .options = *options, .arena = arena, .fault_row = -1};
+    *cuda = (struct cuda){.model = model, .options = *options, .arena = arena, .fault_row = -1};
+    bool picks = switch_of("MOEBIUS_CUDA_PICKS", true); /* 0: the host chooses every token, as on the CPU */
+    cuda->no_fold = !switch_of("MOEBIUS_CUDA_FOLD", true);
+    cuda->prefetch = switch_of("MOEBIUS_CUDA_PREFETCH", false);
+    cuda->backend = (struct backend){.ops = &cuda_ops, .picks = picks};
+    cuda->backend.runs_ahead = picks && !options->cpu_experts; /* whose CPU part has one step at a time */
     cuda->magnitude = (float)model_rope_magnitude(model);
     cuda->softmax_scale = (float)model_softmax_scale(model);
     return cuda;

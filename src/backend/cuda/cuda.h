@@ -1,7 +1,8 @@
 /* backend/cuda/cuda.h - one card behind the stage table. cuda.c opens, closes and ends a step; step.c begins it, graph.c
  * records it; memory.c says how much the card must hold and where things are; upload.c brings the weights in; stages.c and
  * launch.c start kernels. Kernels run in one stream, so each sees what the one before it wrote; the host waits once a step,
- * in end().
+ * in end(). A second step may begin before the first ends: what the host writes for a step, and what comes back, is there
+ * twice (struct flight), everything on the card once.
  *
  * Engine thread. A failed call is kept and reported by end(), and every step after it fails the same way: a card that lost its
  * memory does not come back. Includes: backend.h, driver.h, params.h. */
@@ -33,6 +34,7 @@
     X(ROUTE_LIST, simple, route_list)                                                                                  \
     X(ADD_ROWS, simple, add_rows)                                                                                      \
     X(EXPERTS_SUM, simple, experts_sum)                                                                                \
+    X(PICK, pick, pick)                                                                                                \
     X(REPACK_TILES, repack, repack_tiles)                                                                              \
     X(REPACK_SCALES, repack, repack_scales)                                                                            \
     X(REPACK_ROWS, repack, repack_rows)
@@ -73,9 +75,10 @@ struct device_weights {
 struct device_scratch {
     float *x, *q, *q_a, *kv_a, *partial, *routed, *shared, *score, *weight, *at_weight, *logits;
     uint16_t *q_latent, *attended, *act, *shared_act;
-    int32_t *id, *at, *pair_row, *n_items;
+    int32_t *id, *at, *pair_row, *n_items, *picked;
     struct expert_item *items;
-    uint32_t *arrived; /* [row tiles of hidden + 1]: the last one is the router's */
+    struct pick_best *pick_best;
+    uint32_t *arrived; /* [row tiles of hidden], the router's, [max_logits] for picks, [heads + 1] for projections */
     unsigned long long *fault;
     uint8_t *step; /* what begin() sends: tokens, positions, work lists */
 };
@@ -83,6 +86,7 @@ struct device_scratch {
 /* What begin() sends, in one copy. On the host and on the card the same offsets. */
 struct step_data {
     const int32_t *token, *pos, *page, *logits_row, *page_table, *slot_first, *slot_count;
+    const struct pick_row *pick;
     const float *rotation;
     const struct attn_item *items;
     int n_items;
@@ -103,6 +107,7 @@ struct stage_call {
 /* Steps of one shape; `ready` once they are recorded. */
 struct step_graph {
     int rows, logits, items, seen;
+    bool picks;
     struct cuda_ready_graph *ready;
 };
 
@@ -115,6 +120,15 @@ struct step_recorder {
     int n_calls;
     struct step_graph *graph, graphs[GRAPHS_MAX];
     int n_graphs;
+};
+
+/* A step between begin() and end(), as the host has it. */
+struct flight {
+    const struct batch *batch;
+    uint8_t *staging;          /* pinned [step_bytes] what begin() sends */
+    int32_t *picked;           /* pinned [max_logits] */
+    unsigned long long *fault; /* pinned */
+    struct cuda_event *done;
 };
 
 /* What routed experts on the CPU need. */
@@ -148,15 +162,17 @@ struct cuda {
     double *frequency; /* [rope / 2] */
     float magnitude, softmax_scale;
 
-    const struct batch *batch; /* between begin and end */
-    struct step_data step;     /* addresses on the card */
-    uint8_t *staging;          /* pinned [step_bytes] */
-    float *logits;             /* pinned [max_logits][vocab] */
-    unsigned long long *fault; /* pinned */
-    float *residual;           /* [max_rows][hidden], for the tap */
-    int32_t *id;               /* [max_rows][top_k], for the tap */
+    const struct batch *batch; /* of the step that began last */
+    struct step_data step;     /* its addresses on the card */
+    struct flight flights[2];  /* step n is flights[n % 2] */
+    unsigned n_begun, n_submitted, n_ended;
+    uint8_t *pinned; /* what the flights point to */
+    float *logits;   /* pinned [max_logits][vocab] */
+    float *residual; /* [max_rows][hidden], for the tap */
+    int32_t *id;     /* [max_rows][top_k], for the tap */
     float *weight;
 
+    bool no_fold, prefetch; /* MOEBIUS_CUDA_FOLD=0, MOEBIUS_CUDA_PREFETCH=1: see struct absorb_params */
     struct step_recorder recorder;
     struct hybrid hybrid;
     const char *stage; /* whose launches are under way */
@@ -175,6 +191,8 @@ void *device_take(struct device_region *region, size_t bytes);
 void cuda_place_scratch(struct cuda *cuda, struct device_region *region);
 /* What the model must be like for these kernels; else MO_E_UNSUPPORTED. */
 int cuda_check_model(const struct model *model, const struct backend_options *options, struct mo_error *error);
+/* Of last blocks; they start at zero, and are zero between launches. */
+size_t cuda_counters(const struct cuda *cuda);
 int cuda_take_memory(struct cuda *cuda, struct mo_error *error);
 
 /* upload.c: counts the bytes that the weights take on the card, or (cuda->weights_at set) brings them there. */
@@ -213,6 +231,7 @@ void cuda_ffn_dense(struct backend *backend, int layer);
 void cuda_route(struct backend *backend, int layer);
 void cuda_experts(struct backend *backend, int layer);
 void cuda_head(struct backend *backend, int unused);
+void cuda_pick(struct backend *backend, int unused);
 /* All of a layer's shared experts, added to x. */
 void cuda_shared_experts(struct cuda *cuda, int layer);
 
@@ -224,6 +243,8 @@ void cuda_hybrid_experts(struct cuda *cuda, int layer);
 
 /* step.c: the batch as the kernels want it. */
 void cuda_begin(struct backend *backend, const struct batch *batch);
+/* Sends the step on its way that began last, with what is to come back of it. Nothing, if it is on its way. */
+void cuda_submit(struct cuda *cuda);
 size_t cuda_step_bytes(const struct cuda *cuda);
 int cuda_max_slots(const struct model *model, const struct backend_options *options);
 

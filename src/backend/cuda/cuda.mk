@@ -61,24 +61,25 @@ $(SHIM)/moebius: $(BUILD)/obj/src/main.o $(SHIM)/image.o $(BUILD)/libmoebius.a
 -include $(wildcard $(SHIM)/*.d)
 
 # dlopen gives the shim's driver to a program that is linked with it already.
-$(BUILD)/tests/cuda/test_kernels: $(BUILD)/obj/tests/cuda/test_kernels.o $(SHIM)/image.o $(BUILD)/libmoebius.a $(SHIM)/libcuda.so.1
+$(BUILD)/tests/cuda/test_%: $(BUILD)/obj/tests/cuda/test_%.o $(SHIM)/image.o $(BUILD)/libmoebius.a $(SHIM)/libcuda.so.1
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(LDFLAGS_EXTRA) -o $@ $^ -Wl,-rpath,'$$ORIGIN/../shim' $(LIBS) -lcmocka
 
 .PHONY: shim
-shim: $(SHIM)/moebius $(SHIM)/libcuda.so.1 $(BUILD)/tests/cuda/test_kernels
+shim: $(SHIM)/moebius $(SHIM)/libcuda.so.1 $(BUILD)/tests/cuda/test_kernels $(BUILD)/tests/cuda/test_pick
 
 # --- checks of the kernels -------------------------------------------------------------------------------------------------
 
 .PHONY: cuda-shim-test cuda-gate cuda-gate-full gpu-test
 cuda-shim-test: shim $(BUILD)/moebius $(VENV)/ready
 	$(BUILD)/tests/cuda/test_kernels
-	MOEBIUS=$(BUILD)/moebius $(VENV)/bin/python -m pytest -q tests/test_cuda.py
+	$(BUILD)/tests/cuda/test_pick
+	MOEBIUS=$(BUILD)/moebius $(VENV)/bin/python -m pytest -q tests/test_cuda.py tests/test_cuda_decode.py
 
 # The same numbers on a real card, where there is one.
 gpu-test: $(BUILD)/moebius $(VENV)/ready
-	MOEBIUS_GPU=1 MOEBIUS=$(BUILD)/moebius $(VENV)/bin/python -m pytest -q tests/test_cuda.py \
-		-k "golden or chunks or splits or greedy or look or (on_the_cpu and not card)"
+	MOEBIUS_GPU=1 MOEBIUS=$(BUILD)/moebius $(VENV)/bin/python -m pytest -q tests/test_cuda.py tests/test_cuda_decode.py \
+		-k "golden or chunks or splits or greedy or look or hosts or clients or (on_the_cpu and not card)"
 
 GATE = python3 tests/cuda/gate.py --nvcc "$(if $(filter 0,$(CUDA)),,$(NVCC))" --archs "$(CUDA_ARCHS)"
 cuda-gate:

@@ -3,7 +3,7 @@
  * the recording in one call. Everything that kernels are told lies in the step's data at places that depend on the shape alone
  * (step.c), so a recording fits every step of its shape.
  *
- * Stages of a replayed step do nothing until end(). A tap that wants to see the middle of a step makes it an eager one: the
+ * Stages of a replayed step do nothing until it is sent on its way (cuda_submit). A tap that wants to see the middle of a step makes it an eager one: the
  * stages called so far are run then. */
 #include <stdlib.h>
 #include <string.h>
@@ -17,13 +17,16 @@ void cuda_stage(struct cuda *cuda, cuda_stage_call *call, int layer) {
     if (r->mode != STEP_REPLAY) call(&cuda->backend, layer);
 }
 
-static struct step_graph *find(struct step_recorder *r, int rows, int logits, int items) {
+static struct step_graph *find(struct step_recorder *r, const struct batch *batch, int items) {
+    bool picks = batch->pick != NULL;
     for (int i = 0; i < r->n_graphs; i++) {
         struct step_graph *g = &r->graphs[i];
-        if (g->rows == rows && g->logits == logits && g->items == items) return g;
+        if (g->rows == batch->n_rows && g->logits == batch->n_logits && g->items == items && g->picks == picks)
+            return g;
     }
     if (r->n_graphs == GRAPHS_MAX) return NULL;
-    r->graphs[r->n_graphs] = (struct step_graph){.rows = rows, .logits = logits, .items = items};
+    r->graphs[r->n_graphs] =
+        (struct step_graph){.rows = batch->n_rows, .logits = batch->n_logits, .items = items, .picks = picks};
     return &r->graphs[r->n_graphs++];
 }
 
@@ -33,7 +36,7 @@ void cuda_graph_begin(struct cuda *cuda) {
     r->mode = STEP_EAGER;
     r->graph = NULL;
     if (r->off || cuda->batch->n_rows > GRAPH_ROWS || cuda->failure.code) return;
-    r->graph = find(r, cuda->batch->n_rows, cuda->batch->n_logits, cuda->step.n_items);
+    r->graph = find(r, cuda->batch, cuda->step.n_items);
     if (!r->graph) return;
     if (r->graph->ready) {
         r->mode = STEP_REPLAY;
@@ -79,9 +82,9 @@ void cuda_graph_end(struct cuda *cuda) {
 int cuda_graph_open(struct cuda *cuda, struct mo_error *error) {
     const char *text = getenv("MOEBIUS_CUDA_GRAPHS");
     cuda->recorder.off = (text && !strcmp(text, "0")) || cuda->hybrid.cpu; /* the CPU's part cannot be recorded */
-    /* embed, head, and at most five stages a layer */
+    /* embed, head, pick, and at most five stages a layer */
     cuda->recorder.calls =
-        arena_alloc_array(cuda->arena, (size_t)cuda->model->layers * 5 + 2, sizeof *cuda->recorder.calls);
+        arena_alloc_array(cuda->arena, (size_t)cuda->model->layers * 5 + 3, sizeof *cuda->recorder.calls);
     return cuda->recorder.calls ? 0 : mo_error_set(error, MO_E_NO_MEMORY, "no memory for the CUDA backend");
 }
 

@@ -13,6 +13,11 @@ static size_t largest(size_t a, size_t b) {
     return a > b ? a : b;
 }
 
+size_t cuda_counters(const struct cuda *cuda) {
+    const struct model *m = cuda->model;
+    return (size_t)m->hidden / TILE_ROWS + 2 + (size_t)cuda->options.max_logits + (size_t)m->heads + 1;
+}
+
 void cuda_place_scratch(struct cuda *cuda, struct device_region *region) {
     const struct model *m = cuda->model;
     struct device_scratch *s = &cuda->scratch;
@@ -40,7 +45,9 @@ void cuda_place_scratch(struct cuda *cuda, struct device_region *region) {
     s->pair_row = device_take(region, pairs * 4);
     s->items = device_take(region, (pairs + experts) * sizeof *s->items);
     s->n_items = device_take(region, 4);
-    s->arrived = device_take(region, (hidden / TILE_ROWS + 2) * 4);
+    s->arrived = device_take(region, cuda_counters(cuda) * 4);
+    s->picked = device_take(region, (size_t)cuda->options.max_logits * 4);
+    s->pick_best = device_take(region, (size_t)cuda->options.max_logits * PICK_BLOCKS * sizeof *s->pick_best);
     s->fault = device_take(region, 8);
     s->step = device_take(region, cuda->step_bytes);
     s->logits = device_take(region, (size_t)cuda->options.max_logits * (size_t)m->vocab * 4);

@@ -34,7 +34,9 @@ enum {
     PAGE_TOKENS = 64,   /* KV_PAGE_TOKENS */
     QUERY_TILE = 16,    /* (row, head) pairs of one block of attention */
     MAX_KV_LORA = 512,
-    CACHE_GROUP = 128, /* latent values with one scale in an fp8 cache row */
+    PICK_BLOCKS = 32,    /* blocks that look for the best logit of a row */
+    PICK_SHARED = 11264, /* bytes of a block that picks */
+    CACHE_GROUP = 128,   /* latent values with one scale in an fp8 cache row */
 };
 
 /* Formats that kernels multiply with. */
@@ -63,6 +65,8 @@ enum y_kind {
     Y_BF16, /* stored, rounded */
     Y_SILU, /* SiLU(gate) * up, stored as bf16 */
 };
+/* What the block does that is the last of a part of the job to end, in the skinny variant: see struct absorb_params. */
+enum last_work { LAST_NOTHING, LAST_HEADS, LAST_LATENT };
 
 /* A piece of work of the experts: rows [first, first + n) of the sorted pairs, all of one expert. */
 struct expert_item {
@@ -95,6 +99,7 @@ struct linear_job {
     int32_t blocks;       /* of this job */
     int32_t fault_key;    /* X_F32: what to blame for a row that is not finite */
     int32_t fault_logits; /* Y_F32: blame for results that are not finite; 0: do not look */
+    int32_t last_work, unused;
 };
 
 /* Adds up each row's experts in ascending order, and the shared one; done by the last block to finish a row tile. */
@@ -151,8 +156,18 @@ struct rope_params {
     float eps;
 };
 
+/* For few rows, what follows the projections is done by their last blocks: LAST_HEADS, a head's queries are absorbed and
+ * rotated once all their tiles are there; LAST_LATENT, the rows' cache rows are written. */
+struct absorb_params {
+    struct linear_job key; /* a group a head; bf16, at most SKINNY_COLS columns */
+    uint32_t *arrived;     /* [heads + 1], zero before and after; the last one is the latent's */
+    int32_t head_tiles;    /* row tiles of one head's queries */
+    int32_t prefetch;      /* blocks that are not the last bring the key matrix nearer (not measured yet) */
+};
+
 struct linear_params {
     struct linear_job job[2];
+    struct absorb_params absorb;
     struct merge_source merge;
     struct expert_sum sum;
     struct route_params route;
@@ -187,6 +202,7 @@ struct attn_params {
 struct embed_params {
     const void *table; /* [vocab][hidden] */
     const int32_t *token;
+    const int32_t *picked;  /* of the step before: token -1 - k is picked[k] */
     float *x;               /* [n][hidden] */
     int32_t hidden, format; /* enum raw_format: F32, F16, BF16 */
 };
@@ -225,15 +241,36 @@ struct sum_params {
     struct expert_sum sum;
 };
 
+/* How a row's token is chosen: struct pick of backend.h. */
+struct pick_row {
+    int32_t wanted, top_k;
+    float temperature, min_p, top_p;
+    uint32_t random;
+};
+struct pick_best {
+    float value;
+    int32_t id;
+};
+struct pick_params {
+    float *logits;              /* [n][vocab]; draws make weights of them */
+    const struct pick_row *row; /* [n] */
+    struct pick_best *best;     /* [n][PICK_BLOCKS] of each block's part */
+    int32_t *picked;            /* [n] */
+    uint32_t *arrived;          /* [n], zero before and after */
+    int32_t vocab, unused;
+};
+
 #define PARAMS_SIZE(type, n) _Static_assert(sizeof(struct type) == (n), "host and kernels disagree about struct " #type)
 #ifdef __cplusplus
 #undef PARAMS_SIZE
 #define PARAMS_SIZE(type, n) static_assert(sizeof(struct type) == (n), "host and kernels disagree about struct " #type)
 #endif
 PARAMS_SIZE(device_matrix, 56);
-PARAMS_SIZE(linear_job, 168);
-PARAMS_SIZE(linear_params, 752);
+PARAMS_SIZE(linear_job, 176);
+PARAMS_SIZE(linear_params, 960);
 PARAMS_SIZE(attn_params, 72);
 PARAMS_SIZE(repack_params, 176);
+PARAMS_SIZE(pick_row, 24);
+PARAMS_SIZE(pick_params, 48);
 
 #endif

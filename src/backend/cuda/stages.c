@@ -1,7 +1,9 @@
-/* backend/cuda/stages.c - the stage table as launches: eight kernels a layer for up to 64 rows, nine with low-rank queries. */
+/* backend/cuda/stages.c - the stage table as launches: seven kernels a layer for up to 8 rows, eight for up to 64, and one more
+ * with low-rank queries. */
 #include "backend/cuda/cuda.h"
 
-enum { FEW_ROWS = 64 }; /* up to here the router's last block chooses, and the last block of a row tile adds up */
+enum { ABSORB_ROWS = 8 }; /* up to here the last blocks of the projections absorb, rotate and write the cache */
+enum { FEW_ROWS = 64 };   /* up to here the router's last block chooses, and the last block of a row tile adds up */
 
 static struct cuda *begin(struct backend *backend, const char *stage) {
     struct cuda *cuda = (struct cuda *)backend;
@@ -14,6 +16,7 @@ void cuda_embed(struct backend *backend, int unused) {
     struct cuda *cuda = begin(backend, "embed");
     struct embed_params p = {.table = cuda->weights.embed,
                              .token = cuda->step.token,
+                             .picked = cuda->scratch.picked,
                              .x = cuda->scratch.x,
                              .hidden = cuda->model->hidden,
                              .format = cuda->weights.embed_format};
@@ -45,29 +48,6 @@ static size_t q_stride(const struct model *m) {
     return (size_t)m->heads * (size_t)model_q_head_dim(m);
 }
 
-static void project_in(struct cuda *cuda, const struct device_layer *w, int layer) {
-    const struct model *m = cuda->model;
-    const struct device_scratch *s = &cuda->scratch;
-    int n = cuda->batch->n_rows;
-    bool low_rank = m->q_kind == Q_LOW_RANK;
-    const struct weight *matrices[2] = {&w->q, &w->kv_a};
-    struct linear_params p = cuda_linear_begin(cuda);
-    for (int i = 0; i < 2; i++) {
-        struct linear_job *job = cuda_linear_add(&p, matrices[i], n, 1);
-        read_normed(job, s->x, w->attn_norm, m->hidden, fault_key(layer, FAULT_BEFORE));
-    }
-    write_to(&p.job[0], low_rank ? s->q_a : s->q, low_rank ? (size_t)m->q_lora : q_stride(m), Y_F32);
-    write_to(&p.job[1], s->kv_a, (size_t)model_latent_dim(m), Y_F32);
-    cuda_linear_run(cuda, &p, matrices, n);
-    if (!low_rank) return;
-    const struct weight *q_b = &w->q_b;
-    p = cuda_linear_begin(cuda);
-    struct linear_job *job = cuda_linear_add(&p, q_b, n, 1);
-    read_normed(job, s->q_a, w->q_a_norm, m->q_lora, fault_key(layer, FAULT_ATTN_IN));
-    write_to(job, s->q, q_stride(m), Y_F32);
-    cuda_linear_run(cuda, &p, &q_b, n);
-}
-
 static uint8_t *cache_of(const struct cuda *cuda, int layer) {
     size_t layer_bytes = (size_t)cuda->options.n_pages * KV_PAGE_TOKENS * cuda->row_bytes;
     return (uint8_t *)(uintptr_t)(cuda->cache_at + (size_t)layer * layer_bytes);
@@ -97,21 +77,81 @@ static struct rope_params rope_of(const struct cuda *cuda, const struct device_l
                                 .eps = (float)m->norm_eps};
 }
 
-/* Projections; then, in one launch, absorbed queries and everything that a row needs for the cache. */
-void cuda_attn_in(struct backend *backend, int layer) {
-    struct cuda *cuda = begin(backend, "attn_in");
+/* Queries through the heads' key matrices. */
+static void set_absorb(const struct cuda *cuda, struct linear_job *job) {
     const struct model *m = cuda->model;
-    const struct device_layer *w = &cuda->weights.layers[layer];
-    const struct weight *key = &w->key;
-    project_in(cuda, w, layer);
-    struct linear_params p = cuda_linear_begin(cuda);
-    struct linear_job *job = cuda_linear_add(&p, key, cuda->batch->n_rows, m->heads);
     job->x_kind = X_F32;
     job->x = cuda->scratch.q;
     job->x_stride = q_stride(m);
     job->x_step = (size_t)model_q_head_dim(m);
     write_to(job, cuda->scratch.q_latent, (size_t)m->heads * (size_t)model_latent_dim(m), Y_BF16);
     job->y_step = (size_t)model_latent_dim(m);
+}
+
+/* Whether what follows the projections is left to their last blocks. */
+static bool absorbs_early(const struct cuda *cuda) {
+    const struct model *m = cuda->model;
+    return !cuda->no_fold && cuda->batch->n_rows <= ABSORB_ROWS && model_q_head_dim(m) % TILE_ROWS == 0 &&
+           m->nope_dim <= SKINNY_COLS;
+}
+
+static void absorb_early(const struct cuda *cuda, struct linear_params *p, const struct device_layer *w, int layer) {
+    const struct model *m = cuda->model;
+    p->rope = rope_of(cuda, w, layer);
+    p->rope.blocks = 0;
+    p->absorb = (struct absorb_params){
+        .key = {.w = w->key.m, .n = cuda->batch->n_rows, .groups = m->heads},
+        .arrived = cuda->scratch.arrived + m->hidden / TILE_ROWS + 2 + cuda->options.max_logits,
+        .head_tiles = model_q_head_dim(m) / TILE_ROWS,
+        .prefetch = cuda->prefetch,
+    };
+    set_absorb(cuda, &p->absorb.key);
+}
+
+/* Queries and latent. */
+static void project_in(struct cuda *cuda, const struct device_layer *w, int layer) {
+    const struct model *m = cuda->model;
+    const struct device_scratch *s = &cuda->scratch;
+    int n = cuda->batch->n_rows;
+    bool low_rank = m->q_kind == Q_LOW_RANK, early = absorbs_early(cuda);
+    const struct weight *matrices[2] = {&w->q, &w->kv_a};
+    struct linear_params p = cuda_linear_begin(cuda);
+    for (int i = 0; i < 2; i++) {
+        struct linear_job *job = cuda_linear_add(&p, matrices[i], n, 1);
+        read_normed(job, s->x, w->attn_norm, m->hidden, fault_key(layer, FAULT_BEFORE));
+    }
+    write_to(&p.job[0], low_rank ? s->q_a : s->q, low_rank ? (size_t)m->q_lora : q_stride(m), Y_F32);
+    write_to(&p.job[1], s->kv_a, (size_t)model_latent_dim(m), Y_F32);
+    if (early) {
+        absorb_early(cuda, &p, w, layer);
+        p.job[0].last_work = low_rank ? LAST_NOTHING : LAST_HEADS;
+        p.job[1].last_work = LAST_LATENT;
+    }
+    cuda_linear_run(cuda, &p, matrices, n);
+    if (!low_rank) return;
+    const struct weight *q_b = &w->q_b;
+    p = cuda_linear_begin(cuda);
+    struct linear_job *job = cuda_linear_add(&p, q_b, n, 1);
+    read_normed(job, s->q_a, w->q_a_norm, m->q_lora, fault_key(layer, FAULT_ATTN_IN));
+    write_to(job, s->q, q_stride(m), Y_F32);
+    if (early) {
+        absorb_early(cuda, &p, w, layer);
+        job->last_work = LAST_HEADS;
+    }
+    cuda_linear_run(cuda, &p, &q_b, n);
+}
+
+/* Projections; then, in one launch or in the last blocks of these, absorbed queries and everything that a row needs for the
+ * cache. */
+void cuda_attn_in(struct backend *backend, int layer) {
+    struct cuda *cuda = begin(backend, "attn_in");
+    const struct model *m = cuda->model;
+    const struct device_layer *w = &cuda->weights.layers[layer];
+    const struct weight *key = &w->key;
+    project_in(cuda, w, layer);
+    if (absorbs_early(cuda)) return;
+    struct linear_params p = cuda_linear_begin(cuda);
+    set_absorb(cuda, cuda_linear_add(&p, key, cuda->batch->n_rows, m->heads));
     p.rope = rope_of(cuda, w, layer);
     cuda_linear_run(cuda, &p, &key, cuda->batch->n_rows);
 }
@@ -344,4 +384,16 @@ void cuda_head(struct backend *backend, int unused) {
     job->fault_logits = fault_key(m->layers, FAULT_ATTN_IN); /* the head itself */
     write_to(job, cuda->scratch.logits, (size_t)m->vocab, Y_F32);
     cuda_linear_run(cuda, &p, &head, n);
+}
+
+void cuda_pick(struct backend *backend, int unused) {
+    (void)unused;
+    struct cuda *cuda = begin(backend, "pick");
+    struct pick_params p = {.logits = cuda->scratch.logits,
+                            .row = cuda->step.pick,
+                            .best = cuda->scratch.pick_best,
+                            .picked = cuda->scratch.picked,
+                            .arrived = cuda->scratch.arrived + cuda->model->hidden / TILE_ROWS + 2,
+                            .vocab = cuda->model->vocab};
+    cuda_launch(cuda, KERNEL_PICK, cuda->batch->n_logits * PICK_BLOCKS, PICK_SHARED, &p);
 }

@@ -30,9 +30,10 @@ static size_t most_attn_items(const struct cuda *cuda) {
 }
 
 size_t cuda_step_bytes(const struct cuda *cuda) {
-    size_t rows = (size_t)cuda->options.max_rows, pieces = 10;
+    size_t rows = (size_t)cuda->options.max_rows, pieces = 11;
     size_t ints = 5 * rows + (size_t)cuda->options.max_logits + most_pages(cuda);
-    return ints * 4 + rows * (size_t)cuda->model->rope_dim * 4 + most_attn_items(cuda) * sizeof(struct attn_item) +
+    return ints * 4 + (size_t)cuda->options.max_logits * sizeof(struct pick_row) +
+           rows * (size_t)cuda->model->rope_dim * 4 + most_attn_items(cuda) * sizeof(struct attn_item) +
            pieces * PIECE_ALIGN;
 }
 
@@ -44,11 +45,26 @@ struct sender {
 
 static void *piece(struct sender *sender, size_t bytes, const void **at) {
     struct cuda *cuda = sender->cuda;
-    void *here = cuda->staging + sender->used;
+    void *here = cuda->flights[cuda->n_begun % 2].staging + sender->used;
     *at = cuda->scratch.step + sender->used;
     sender->used += (bytes + PIECE_ALIGN - 1) / PIECE_ALIGN * PIECE_ALIGN;
     assert(sender->used <= cuda->step_bytes);
     return here;
+}
+
+static void send_picks(struct sender *sender) {
+    struct cuda *cuda = sender->cuda;
+    const struct batch *b = cuda->batch;
+    struct pick_row *row = piece(sender, (size_t)b->n_logits * sizeof *row, (const void **)&cuda->step.pick);
+    for (int i = 0; b->pick && i < b->n_logits; i++) {
+        const struct pick *pick = &b->pick[i];
+        row[i] = (struct pick_row){.wanted = pick->wanted,
+                                   .top_k = pick->top_k,
+                                   .temperature = pick->temperature,
+                                   .min_p = pick->min_p,
+                                   .top_p = pick->top_p,
+                                   .random = pick->random};
+    }
 }
 
 static void send_rows(struct sender *sender) {
@@ -73,6 +89,7 @@ static void send_rows(struct sender *sender) {
             rotation[(row * pairs + i) * 2 + 1] = (float)sin(angle) * cuda->magnitude;
         }
     }
+    send_picks(sender);
     size_t n_logits = (size_t)b->n_logits;
     int32_t *wanted = piece(sender, n_logits * 4, (const void **)&cuda->step.logits_row);
     if (n_logits) memcpy(wanted, b->logits_row, n_logits * 4);
@@ -167,20 +184,58 @@ static void send_attention(struct sender *sender) {
 
 void cuda_begin(struct backend *backend, const struct batch *batch) {
     struct cuda *cuda = (struct cuda *)backend;
+    struct flight *flight = &cuda->flights[cuda->n_begun % 2];
     assert(batch->n_rows >= 1 && batch->n_rows <= cuda->options.max_rows);
     assert(batch->n_seqs <= cuda->options.max_seqs && batch->n_logits <= cuda->options.max_logits);
+    cuda_submit(cuda);
+    assert(cuda->n_begun - cuda->n_ended <= (unsigned)backend->runs_ahead);
     struct sender sender = {.cuda = cuda};
-    cuda->batch = batch;
+    cuda->batch = flight->batch = batch;
     cuda->stage = "begin";
     cuda->fault_row = -1;
     cuda_keep(cuda, cuda->driver.context_use(cuda->card.context), "cuCtxSetCurrent");
     send_rows(&sender);
     send_attention(&sender);
     int result =
-        cuda->driver.copy_in((cuda_address)(uintptr_t)cuda->scratch.step, cuda->staging, sender.used, cuda->stream);
+        cuda->driver.copy_in((cuda_address)(uintptr_t)cuda->scratch.step, flight->staging, sender.used, cuda->stream);
     cuda_keep(cuda, result, "sending the batch");
-    result = cuda->driver.fill((cuda_address)(uintptr_t)cuda->scratch.fault, 0xff, sizeof *cuda->fault, cuda->stream);
+    result = cuda->driver.fill((cuda_address)(uintptr_t)cuda->scratch.fault, 0xff, sizeof *flight->fault, cuda->stream);
     cuda_keep(cuda, result, "clearing the fault word");
     if (cuda->hybrid.cpu) cuda_hybrid_begin(cuda);
     cuda_graph_begin(cuda);
+    cuda->n_begun++;
+}
+
+/* Copies what lies on the card to the host, some time after the kernels before it. */
+static void bring(struct cuda *cuda, void *to, const void *from, size_t bytes, const char *what) {
+    if (cuda->failure.code || bytes == 0) return;
+    cuda_keep(cuda, cuda->driver.copy_out(to, (cuda_address)(uintptr_t)from, bytes, cuda->stream), what);
+}
+
+/* The logits of rows without a pick: as many at once as lie side by side. */
+static void bring_logits(struct cuda *cuda) {
+    const struct batch *b = cuda->batch;
+    size_t vocab = (size_t)cuda->model->vocab;
+    for (int i = 0, n; i < b->n_logits; i += n) {
+        bool picked = b->pick && b->pick[i].wanted;
+        for (n = 1; i + n < b->n_logits && (b->pick && b->pick[i + n].wanted) == picked;) n++;
+        if (picked) continue;
+        bring(cuda, cuda->logits + (size_t)i * vocab, cuda->scratch.logits + (size_t)i * vocab,
+              (size_t)n * vocab * sizeof(float), "reading the logits");
+    }
+}
+
+void cuda_submit(struct cuda *cuda) {
+    if (cuda->n_submitted == cuda->n_begun) return;
+    struct flight *flight = &cuda->flights[cuda->n_submitted++ % 2];
+    const struct batch *b = flight->batch;
+    cuda->stage = "recorded step";
+    cuda_graph_end(cuda);
+    cuda->stage = "end";
+    bring_logits(cuda);
+    if (b->pick) {
+        bring(cuda, flight->picked, cuda->scratch.picked, (size_t)b->n_logits * sizeof(int32_t), "reading the tokens");
+    }
+    bring(cuda, flight->fault, cuda->scratch.fault, sizeof *flight->fault, "reading the fault word");
+    if (!cuda->failure.code) cuda_keep(cuda, cuda->driver.event_record(flight->done, cuda->stream), "ending a step");
 }

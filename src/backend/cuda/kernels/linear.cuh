@@ -217,6 +217,56 @@ DEVICE void finish_sum(const struct linear_params *p, const struct work *work, c
     for (int i = THREAD; i < rows * s->n; i += BLOCK_THREADS) sum_experts(s, i / rows, r0 + i % rows);
 }
 
+/* A head's queries through its key matrix, in the order of the wide variant; and their rotation. The whole block. */
+DEVICE void absorb_head(const struct linear_params *p, int head, uint16_t *xs, float (*piece)[MAX_PIECES]) {
+    const struct linear_job *key = &p->absorb.key;
+    const struct device_matrix *w = &key->w;
+    struct work work = {key, w->data + (size_t)head * w->data_step, w->scale, 0, head, 0, key->n};
+    stage_x(p, &work, xs, piece, 0, SKINNY_COLS);
+    barrier();
+    for (int tile = WARP; tile < w->row_tiles; tile += BLOCK_WARPS) {
+        float total[4] = {0, 0, 0, 0}, part[MAX_COLUMN_TILES][4];
+        struct slab next;
+        slab_load(&next, w, work.data, work.scale, tile, 0, WEIGHT_BF16);
+        for (int i = 0; i < w->slabs; i++) {
+            struct slab slab = next;
+            if (i + 1 < w->slabs) slab_load(&next, w, work.data, work.scale, tile, i + 1, WEIGHT_BF16);
+            if (i % SPLIT_SLABS == 0) part[0][0] = part[0][1] = part[0][2] = part[0][3] = 0;
+            multiply_slab(part, &slab, xs + i * SLAB_COLS, SKINNY_COLS + X_PAD, w->group_shift, WEIGHT_BF16, 1);
+            if (i % SPLIT_SLABS != SPLIT_SLABS - 1 && i != w->slabs - 1) continue;
+            UNROLL
+            for (int c = 0; c < 4; c++) total[c] += part[0][c];
+        }
+        emit(p, &work, tile, LANE / 4, LANE % 4 * 2, total[0], total[2], 1);
+        emit(p, &work, tile, LANE / 4, LANE % 4 * 2 + 1, total[1], total[3], 1);
+    }
+    for (int row = 0; row < key->n; row++) rotate_queries(&p->rope, row, head, 1);
+}
+
+/* This block's share of the head's key matrix, while others still work on its queries. */
+DEVICE void prefetch_key(const struct absorb_params *a, int head, int share) {
+    size_t line = 128, each = a->key.w.data_step / (size_t)a->head_tiles / line * line + line;
+    size_t end = a->key.w.data_step < each * (size_t)(share + 1) ? a->key.w.data_step : each * (size_t)(share + 1);
+    const uint8_t *data = a->key.w.data + (size_t)head * a->key.w.data_step;
+    for (size_t at = each * (size_t)share + (size_t)THREAD * line; at < end; at += BLOCK_THREADS * line) {
+        prefetch(data + at);
+    }
+}
+
+/* After a block's results are stored: what the last one of a head, or of the latent, goes on with. */
+DEVICE void finish_projection(const struct linear_params *p, const struct work *work, uint16_t *xs,
+                              float (*piece)[MAX_PIECES]) {
+    const struct absorb_params *a = &p->absorb;
+    if (work->job->last_work == LAST_HEADS) {
+        int head = work->row_block / a->head_tiles;
+        if (a->prefetch) prefetch_key(a, head, work->row_block % a->head_tiles);
+        if (arrive_last(&a->arrived[head], (uint32_t)a->head_tiles)) absorb_head(p, head, xs, piece);
+    } else if (work->job->last_work == LAST_LATENT) {
+        if (!arrive_last(&a->arrived[a->key.groups], (uint32_t)work->job->row_blocks)) return;
+        for (int row = 0; row < a->key.n; row++) cache_latent(&p->rope, (float *)xs, row);
+    }
+}
+
 /* Blocks behind the jobs: routing and rotation have work of their own in the same launch. */
 DEVICE void extra_work(const struct linear_params *p, int b) {
     DYNAMIC_SHARED(unsigned char, scratch);
@@ -277,6 +327,7 @@ DEVICE void linear_skinny(const struct linear_params *p, const int format) {
         emit(p, &work, work.row_block, g, token, partial[0][THREAD], partial[0][THREAD + 64], factor[token]);
     }
     finish_sum(p, &work, TILE_ROWS);
+    finish_projection(p, &work, xs, piece);
 }
 
 DEVICE void linear_wide(const struct linear_params *p, const int format, const int tiles) {

@@ -65,6 +65,9 @@ DEVICE void thread_fence(void) {
 DEVICE uint32_t atomic_add_u32(uint32_t *at, uint32_t value) {
     return atomicAdd(at, value);
 }
+DEVICE void atomic_add_u64(unsigned long long *at, unsigned long long value) {
+    atomicAdd(at, value);
+}
 DEVICE void atomic_min_u32(uint32_t *at, uint32_t value) {
     atomicMin(at, value);
 }
@@ -80,6 +83,11 @@ DEVICE struct quad load_once(const uint8_t *at) {
                  : "=r"(q.v[0]), "=r"(q.v[1]), "=r"(q.v[2]), "=r"(q.v[3])
                  : "l"(at));
     return q;
+}
+
+/* Asks for the 128 bytes at `at` to come into the cache that all processors share. */
+DEVICE void prefetch(const void *at) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
 }
 
 DEVICE uint32_t float_bits(float value) {
@@ -104,6 +112,16 @@ DEVICE float half_value(uint32_t bits) {
     float value;
     asm("{.reg .b16 h; cvt.u16.u32 h, %1; cvt.f32.f16 %0, h;}" : "=f"(value) : "r"(bits));
     return value;
+}
+/* a * b, a + b and a / b, rounded to nearest even and never merged into a fused operation: for the bits that the CPU gets. */
+DEVICE float times(float a, float b) {
+    return __fmul_rn(a, b);
+}
+DEVICE float plus(float a, float b) {
+    return __fadd_rn(a, b);
+}
+DEVICE float divide_exactly(float a, float b) {
+    return __fdiv_rn(a, b);
 }
 /* a / b within two units of the last place; 0 where b is infinite. */
 DEVICE float divide_roughly(float a, float b) {

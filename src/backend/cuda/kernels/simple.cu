@@ -9,7 +9,9 @@ DEVICE float plain_value(const void *data, size_t at, int format) {
 
 /* A block a row. */
 KERNEL(embed, embed_params) {
-    size_t from = (size_t)p.token[BLOCK] * (size_t)p.hidden, to = (size_t)BLOCK * (size_t)p.hidden;
+    int token = p.token[BLOCK];
+    size_t from = (size_t)(token < 0 ? p.picked[-1 - token] : token) * (size_t)p.hidden;
+    size_t to = (size_t)BLOCK * (size_t)p.hidden;
     for (int i = THREAD; i < p.hidden; i += BLOCK_THREADS) p.x[to + i] = plain_value(p.table, from + i, p.format);
 }
 
