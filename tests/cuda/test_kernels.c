@@ -14,7 +14,7 @@
 #include "base/arena.h"
 #include "forward.h"
 
-enum { MAX_ROWS = 96, EXPERTS = 12, TOP_K = 3 };
+enum { MAX_ROWS = 160, EXPERTS = 12, TOP_K = 3 };
 
 static uint64_t state = 7;
 static uint32_t draw(void) {
@@ -164,15 +164,17 @@ static void make_layer(struct fixture *f, const struct style *style, struct laye
     layer->experts = f->experts;
 }
 
-static void open_card(struct fixture *f, enum kv_format kv) {
-    struct backend_options options = {.max_rows = MAX_ROWS, .max_logits = 4, .max_seqs = 4, .n_pages = 24, .kv = kv};
+static void open_card(struct fixture *f, enum kv_format kv, enum attention attention) {
+    struct backend_options options = {
+        .max_rows = MAX_ROWS, .max_logits = 4, .max_seqs = 4, .n_pages = 24, .kv = kv, .attention = attention};
     struct mo_error error = {0};
     if (cuda_backend_open(&f->backend, &f->model, &f->weights, &options, 0, &error)) fail_msg("%s", error.message);
     f->cuda = (struct cuda *)f->backend;
     f->cuda->recorder.off = true; /* stages are looked at one by one */
 }
 
-static void fixture_open(struct fixture *f, const struct style *style, const struct model *model, enum kv_format kv) {
+static void fixture_open_as(struct fixture *f, const struct style *style, const struct model *model, enum kv_format kv,
+                            enum attention attention) {
     *f = (struct fixture){.model = *model, .arena = arena_create()};
     for (int i = 0; i < 2; i++) make_layer(f, style, &f->layers[i]);
     for (int i = 0; i < model->experts; i++) f->experts[i] = random_mlp(f, style, model->expert_width);
@@ -180,7 +182,11 @@ static void fixture_open(struct fixture *f, const struct style *style, const str
     f->weights.head = random_mat(f, style, model->vocab, model->hidden);
     f->weights.final_norm = random_vector(f, model->hidden);
     f->weights.layers = f->layers;
-    open_card(f, kv);
+    open_card(f, kv, attention);
+}
+
+static void fixture_open(struct fixture *f, const struct style *style, const struct model *model, enum kv_format kv) {
+    fixture_open_as(f, style, model, kv, ATTENTION_ABSORBED);
 }
 
 static void fixture_close(struct fixture *f) {
@@ -559,22 +565,44 @@ static void fill_cache(struct fixture *f) {
     for (size_t at = 0; at < f->cuda->cache_bytes; at += f->cuda->row_bytes) fill_row(f, cache + at);
 }
 
+/* The latent of token t, widened. */
+static void load_latent(const struct fixture *f, int t, double *out) {
+    const uint8_t *cache = (const uint8_t *)(uintptr_t)f->cuda->cache_at;
+    int page = f->cuda->batch->seqs[0].pages[t / KV_PAGE_TOKENS];
+    const uint8_t *at = cache + (size_t)(page * KV_PAGE_TOKENS + t % KV_PAGE_TOKENS) * f->cuda->row_bytes;
+    for (int c = 0; c < model_latent_dim(&f->model); c++) out[c] = (double)cached(f, at, c);
+}
+
+/* A query as its kernel reads it, made a latent: in expanded form W_UK is applied here, in double. */
+static void latent_query(const struct fixture *f, int row, int head, bool expanded, const float *kv_b, double *out) {
+    const struct model *m = &f->model;
+    int lora = m->kv_lora;
+    const uint16_t *q = f->cuda->scratch.q_latent + (size_t)((row * m->heads + head) * model_latent_dim(m));
+    const float *plain = f->cuda->scratch.q + (size_t)((row * m->heads + head) * model_q_head_dim(m));
+    for (int c = 0; c < model_latent_dim(m); c++) out[c] = (double)bf16_to_f32(q[c]);
+    for (int c = 0; c < lora && expanded; c++) {
+        out[c] = 0;
+        for (int d = 0; d < m->nope_dim; d++) {
+            float w = kv_b[(head * (m->nope_dim + m->v_dim) + d) * lora + c];
+            out[c] += (double)bf16_to_f32(f32_to_bf16(plain[d])) * (double)w;
+        }
+    }
+}
+
 /* One (row, head) in double: softmax over the cache, values up. */
 static void check_attended(const struct fixture *f, int row, int head, int pos, const float *kv_b) {
     const struct model *m = &f->model;
     const struct cuda *cuda = f->cuda;
     int width = model_latent_dim(m), lora = m->kv_lora;
-    const uint8_t *cache = (const uint8_t *)(uintptr_t)cuda->cache_at;
-    const uint16_t *q = cuda->scratch.q_latent + (size_t)(row * m->heads + head) * (size_t)width;
-    double sum[512] = {0}, total = 0;
+    double q[1024], latent[1024], sum[512] = {0}, total = 0;
+    latent_query(f, row, head, cuda->expanded.n_passes > 0, kv_b, q);
     for (int t = 0; t <= pos; t++) {
-        int page = cuda->batch->seqs[0].pages[t / KV_PAGE_TOKENS];
-        const uint8_t *at = cache + (size_t)(page * KV_PAGE_TOKENS + t % KV_PAGE_TOKENS) * cuda->row_bytes;
         double score = 0;
-        for (int c = 0; c < width; c++) score += (double)bf16_to_f32(q[c]) * (double)cached(f, at, c);
+        load_latent(f, t, latent);
+        for (int c = 0; c < width; c++) score += q[c] * latent[c];
         double weight = exp(score * (double)cuda->softmax_scale);
         total += weight;
-        for (int c = 0; c < lora; c++) sum[c] += weight * (double)cached(f, at, c);
+        for (int c = 0; c < lora; c++) sum[c] += weight * latent[c];
     }
     for (int d = 0; d < m->v_dim; d++) {
         const float *w = kv_b + (size_t)(head * (m->nope_dim + m->v_dim) + m->nope_dim + d) * (size_t)lora;
@@ -640,6 +668,91 @@ static void test_attention(void **unused) {
     }
 }
 
+/* Rows [first_pos, first_pos + n) with a window of so many tokens, compared with double in some rows; returns the results. */
+static uint16_t *attend_expanded(struct fixture *f, int n, int first_pos, int window, int every) {
+    const struct model *m = &f->model;
+    float *kv_b = decode(f, &f->layers[0].kv_b, 0, f->layers[0].kv_b.rows);
+    size_t values = (size_t)(n * m->heads * m->v_dim);
+    uint16_t *out = calloc(values, 2);
+    f->cuda->expanded.window.tokens = window;
+    begin(f, n, first_pos);
+    memset(f->cuda->scratch.attended, 0xff, values * 2);
+    f->backend->ops->attn(f->backend, 0);
+    wait_for(f);
+    assert_int_equal(f->cuda->expanded.n_passes, (first_pos + n + window - 1) / window);
+    for (int row = 0; row < n; row += every) {
+        for (int head = row % 2; head < m->heads; head += 2) check_attended(f, row, head, first_pos + row, kv_b);
+    }
+    memcpy(out, f->cuda->scratch.attended, values * 2);
+    end(f);
+    return out;
+}
+
+/* Rows of a chunk have the bits that they have in another chunk, and with another window. */
+static void check_expanded(struct fixture *f, int n, int first_pos, int skip) {
+    const struct model *m = &f->model;
+    size_t row = (size_t)(m->heads * m->v_dim), q = (size_t)(m->heads * model_q_head_dim(m)),
+           latent = (size_t)(m->heads * model_latent_dim(m));
+    for (size_t i = 0; i < (size_t)n * q; i++) f->cuda->scratch.q[i] = uniform(-1, 1);
+    for (size_t i = 0; i < (size_t)n * latent; i++) f->cuda->scratch.q_latent[i] = f32_to_bf16(uniform(-1, 1));
+    uint16_t *whole = attend_expanded(f, n, first_pos, 1024, 7);
+    uint16_t *pieces = attend_expanded(f, n, first_pos, 128, n);
+    assert_memory_equal(pieces, whole, (size_t)n * row * 2);
+    memmove(f->cuda->scratch.q, f->cuda->scratch.q + (size_t)skip * q, (size_t)(n - skip) * q * sizeof(float));
+    memmove(f->cuda->scratch.q_latent, f->cuda->scratch.q_latent + (size_t)skip * latent,
+            (size_t)(n - skip) * latent * 2);
+    uint16_t *later = attend_expanded(f, n - skip, first_pos + skip, 192, n);
+    assert_memory_equal(later, whole + (size_t)skip * row, (size_t)(n - skip) * row * 2);
+    free(whole);
+    free(pieces);
+    free(later);
+}
+
+/* Room for every window that is tried, and lists for the smallest. */
+static void open_expanded(struct fixture *f, const struct model *model, enum kv_format kv) {
+    setenv("MOEBIUS_CUDA_WINDOW", "64", 1);
+    fixture_open_as(f, &styles[2], model, kv, ATTENTION_EXPANDED);
+    unsetenv("MOEBIUS_CUDA_WINDOW");
+    struct window *w = &f->cuda->expanded.window;
+    size_t columns = 1024 * (size_t)model->heads * 2;
+    assert_int_equal(w->tokens, 64);
+    w->key = card_memory(f, columns * (size_t)w->key_cols);
+    w->value = card_memory(f, columns * (size_t)w->value_cols);
+    w->rope = card_memory(f, (size_t)1024 * 2 * (size_t)w->rope_cols);
+    fill_cache(f);
+}
+
+static void close_expanded(struct fixture *f) {
+    give_back(f, f->cuda->expanded.window.key);
+    give_back(f, f->cuda->expanded.window.value);
+    give_back(f, f->cuda->expanded.window.rope);
+    fixture_close(f);
+}
+
+/* Odd sizes, values wider than the latent, and those of the published models. */
+static void test_expanded(void **unused) {
+    (void)unused;
+    static const int positions[][2] = {{150, 0}, {130, 333}, {3, 64}};
+    for (int kv = KV_BF16; kv <= KV_FP8; kv++) {
+        struct fixture f;
+        struct model model = odd_model;
+        model.dense_width = 60;
+        model.v_dim = kv == KV_FP8 ? 52 : 20;
+        open_expanded(&f, &model, (enum kv_format)kv);
+        for (size_t i = 0; i < sizeof positions / sizeof *positions; i++) {
+            check_expanded(&f, positions[i][0], positions[i][1], positions[i][0] / 2);
+        }
+        close_expanded(&f);
+        model.kv_lora = 512;
+        model.nope_dim = model.v_dim = 128;
+        model.rope_dim = 64;
+        model.heads = 3;
+        open_expanded(&f, &model, (enum kv_format)kv);
+        check_expanded(&f, 20, 240, 9);
+        close_expanded(&f);
+    }
+}
+
 /* The cache row that a token leaves, and rotated queries: against the plain C of format.h. */
 static void test_rows_of_the_cache(void **unused) {
     (void)unused;
@@ -698,15 +811,16 @@ static void step(struct fixture *f, int n_seqs, const int *seq, const int *first
     memcpy(out, f->backend->ops->logits(f->backend), (size_t)(n_seqs * f->model.vocab) * sizeof *out);
 }
 
-/* Ragged sequences side by side, prompts beside decode steps, some of the steps recorded: each row as if it were alone. */
-static void test_company(void **unused) {
-    (void)unused;
+/* Ragged sequences side by side, prompts beside decode steps, some of the steps recorded: each row as if it were alone. With
+ * `attention` auto the first prompt is expanded, and it meets two that are not. */
+static void check_company(enum attention attention) {
     static const int all[3] = {0, 1, 2}, prompt[3] = {61, 3, 17};
     struct fixture f;
     struct model model = odd_model;
     model.dense_width = 60;
-    fixture_open(&f, &styles[11], &model, KV_BF16);
+    fixture_open_as(&f, &styles[11], &model, KV_BF16, attention);
     f.cuda->recorder.off = false;
+    if (attention == ATTENTION_AUTO) assert_in_range(f.cuda->expanded.rows_from, 18, 61);
     size_t vocab = (size_t)model.vocab;
     float *want = calloc(3 * 9 * vocab, sizeof *want), *got = calloc(3 * vocab, sizeof *got);
     for (int s = 0; s < 3; s++) {
@@ -726,17 +840,27 @@ static void test_company(void **unused) {
             n[s] = 1;
         }
     }
-    assert_true(f.cuda->recorder.n_graphs >= 2);
+    assert_true(f.cuda->recorder.n_graphs >= (attention == ATTENTION_EXPANDED ? 0 : 2));
     free(want);
     free(got);
     fixture_close(&f);
 }
 
-int main(void) {
+static void test_company(void **unused) {
+    (void)unused;
+    check_company(ATTENTION_ABSORBED);
+    check_company(ATTENTION_AUTO);
+    check_company(ATTENTION_EXPANDED);
+}
+
+/* An argument is the name of the one test to run. */
+int main(int n, char **arguments) {
+    if (n > 1) cmocka_set_test_filter(arguments[1]);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_products),          cmocka_unit_test(test_kv_b),
         cmocka_unit_test(test_routing),           cmocka_unit_test(test_attention),
         cmocka_unit_test(test_rows_of_the_cache), cmocka_unit_test(test_company),
+        cmocka_unit_test(test_expanded),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -32,7 +32,7 @@ struct fibre {
 #endif
 };
 
-int shim_thread, shim_block;
+int shim_thread, shim_block, shim_blocks;
 unsigned char shim_shared[SHIM_SHARED_BYTES] __attribute__((aligned(128)));
 
 static struct fibre fibres[THREADS_MAX];
@@ -192,6 +192,16 @@ static void warp_tiles(struct shim_lane *const *lane, int turned) {
     }
 }
 
+static void warp_turn(struct shim_lane *const *lane) {
+    uint16_t tile[8][8];
+    for (int l = 0; l < LANES; l++) {
+        tile[l / 4][l % 4 * 2] = (uint16_t)lane[l]->value;
+        tile[l / 4][l % 4 * 2 + 1] = (uint16_t)(lane[l]->value >> 16);
+    }
+    for (int l = 0; l < LANES; l++)
+        lane[l]->value = tile[l % 4 * 2][l / 4] | (uint32_t)tile[l % 4 * 2 + 1][l / 4] << 16;
+}
+
 static void warp_shuffle(struct shim_lane *const *lane, enum shim_op op) {
     uint32_t values[LANES];
     for (int l = 0; l < LANES; l++) values[l] = lane[l]->value;
@@ -217,6 +227,9 @@ static void run_op(struct fibre *warp) {
     case SHIM_TILES:
     case SHIM_TILES_TURNED:
         warp_tiles(lanes, op == SHIM_TILES_TURNED);
+        break;
+    case SHIM_TURN:
+        warp_turn(lanes);
         break;
     case SHIM_SHUFFLE_XOR:
     case SHIM_SHUFFLE_UP:
@@ -277,6 +290,7 @@ void shim_run(shim_kernel *function, const void *arguments, int blocks, int thre
     kernel = function;
     params = arguments;
     n_threads = threads;
+    shim_blocks = blocks;
     for (int i = 0; i < blocks; i++) {
         *seed = *seed * 6364136223846793005u + 1442695040888963407u;
         int j = (int)((*seed >> 33) % (unsigned)(i + 1));

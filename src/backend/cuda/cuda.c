@@ -203,7 +203,9 @@ static int count(struct cuda *cuda, const struct weights *weights, struct mo_err
     if (code) return code;
     cuda->row_bytes = kv_row_bytes(cuda->model, cuda->options.kv);
     cuda->cache_bytes = kv_pool_bytes(cuda->model, cuda->options.kv, cuda->options.n_pages);
-    cuda->max_slots = cuda_max_slots(cuda->model, &cuda->options);
+    code = cuda_expanded_plan(cuda, error);
+    if (code) return code;
+    cuda->max_slots = cuda_max_slots(cuda);
     cuda->step_bytes = cuda_step_bytes(cuda);
     cuda_place_scratch(cuda, &region);
     cuda->scratch_bytes = region.used;

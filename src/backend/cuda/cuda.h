@@ -1,6 +1,6 @@
 /* backend/cuda/cuda.h - one card behind the stage table. cuda.c opens, closes and ends a step; step.c begins it, graph.c
- * records it; memory.c says how much the card must hold and where things are; upload.c brings the weights in; stages.c and
- * launch.c start kernels. Kernels run in one stream, so each sees what the one before it wrote; the host waits once a step,
+ * records it; memory.c says how much the card must hold and where things are; upload.c brings the weights in; stages.c,
+ * expanded.c and launch.c start kernels. Kernels run in one stream, so each sees what the one before it wrote; the host waits once a step,
  * in end().
  *
  * Engine thread. A failed call is kept and reported by end(), and every step after it fails the same way: a card that lost its
@@ -28,6 +28,10 @@
     X(BF16_WIDE1, linear_bf16, linear_bf16_wide1)                                                                      \
     X(ATTN_BF16, attn, attn_bf16)                                                                                      \
     X(ATTN_FP8, attn, attn_fp8)                                                                                        \
+    X(ATTN_EXPAND_BF16, expanded, attn_expand_bf16)                                                                    \
+    X(ATTN_EXPAND_FP8, expanded, attn_expand_fp8)                                                                      \
+    X(ATTN_EXPANDED, expanded, attn_expanded)                                                                          \
+    X(ATTN_EXPANDED_ANY, expanded, attn_expanded_any)                                                                  \
     X(EMBED, simple, embed)                                                                                            \
     X(ROUTE_CHOOSE, simple, route_choose)                                                                              \
     X(ROUTE_LIST, simple, route_list)                                                                                  \
@@ -86,6 +90,24 @@ struct step_data {
     const float *rotation;
     const struct attn_item *items;
     int n_items;
+    int first_absorbed, n_absorbed; /* rows from the first to the last that is attended to in absorbed form */
+    const struct expand_item *expand_items;
+    const struct expanded_item *expanded_items;
+};
+
+/* What one filling of the window is for: ranges of the step's lists. */
+struct expanded_pass {
+    int first_tile, n_tiles; /* expand_items */
+    int first_item, n_items; /* expanded_items */
+};
+
+/* Attention in expanded form. */
+struct expanded {
+    int rows_from;        /* rows of a sequence from which it is taken; more than max_rows: never */
+    struct window window; /* tokens 0: never */
+    int carry_slots;      /* of `partial` that an unfinished row needs */
+    int max_tiles, max_items, max_passes, n_passes;
+    struct expanded_pass *passes; /* [max_passes] of this step */
 };
 
 /* A piece of the card's memory, handed out from its start; without memory it only counts. */
@@ -144,6 +166,7 @@ struct cuda {
     size_t weights_bytes, scratch_bytes, cache_bytes, row_bytes;
     size_t step_bytes; /* room for step_data */
     int max_slots;     /* of attention's partial results */
+    struct expanded expanded;
 
     double *frequency; /* [rope / 2] */
     float magnitude, softmax_scale;
@@ -216,6 +239,15 @@ void cuda_head(struct backend *backend, int unused);
 /* All of a layer's shared experts, added to x. */
 void cuda_shared_experts(struct cuda *cuda, int layer);
 
+/* expanded.c */
+bool cuda_expanded_fits(const struct model *model);
+int cuda_expanded_plan(struct cuda *cuda, struct mo_error *error);
+void cuda_expanded_place(struct cuda *cuda, struct device_region *region);
+bool cuda_is_expanded(const struct cuda *cuda, const struct batch_seq *seq);
+/* Fills the step's lists. */
+void cuda_expanded_begin(struct cuda *cuda, struct expand_item *tiles, struct expanded_item *items);
+void cuda_expanded_attn(struct cuda *cuda, const struct device_layer *w, uint8_t *cache);
+
 /* hybrid.c: routed experts on the CPU. */
 int cuda_hybrid_open(struct cuda *cuda, const struct weights *weights, struct mo_error *error);
 void cuda_hybrid_begin(struct cuda *cuda);
@@ -225,6 +257,6 @@ void cuda_hybrid_experts(struct cuda *cuda, int layer);
 /* step.c: the batch as the kernels want it. */
 void cuda_begin(struct backend *backend, const struct batch *batch);
 size_t cuda_step_bytes(const struct cuda *cuda);
-int cuda_max_slots(const struct model *model, const struct backend_options *options);
+int cuda_max_slots(const struct cuda *cuda);
 
 #endif

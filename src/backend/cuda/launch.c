@@ -58,7 +58,7 @@ int cuda_load_kernels(struct cuda *cuda, struct mo_error *error) {
         int code = load_image(cuda, image, error);
         if (code) return code;
         int result = cuda->driver.function_get(&cuda->kernels[i], cuda->modules[image], kernel_names[i].entry);
-        int left = i == KERNEL_ATTN_BF16 || i == KERNEL_ATTN_FP8 ? 0 : STATIC_SHARED_BYTES;
+        int left = i >= KERNEL_ATTN_BF16 && i <= KERNEL_ATTN_EXPANDED_ANY ? 0 : STATIC_SHARED_BYTES;
         if (!result) {
             result = cuda->driver.function_set(cuda->kernels[i], FUNCTION_SHARED_BYTES, cuda->card.shared_bytes - left);
         }

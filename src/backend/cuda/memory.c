@@ -44,6 +44,7 @@ void cuda_place_scratch(struct cuda *cuda, struct device_region *region) {
     s->fault = device_take(region, 8);
     s->step = device_take(region, cuda->step_bytes);
     s->logits = device_take(region, (size_t)cuda->options.max_logits * (size_t)m->vocab * 4);
+    cuda_expanded_place(cuda, region);
 }
 
 /* One demand of the kernels on a model's numbers. */
@@ -82,8 +83,12 @@ int cuda_check_model(const struct model *m, const struct backend_options *option
     if (options->kv == KV_F32) {
         return mo_error_set(error, MO_E_UNSUPPORTED, "--kv-cache-dtype f32 is there on the CPU only: use bf16 or fp8");
     }
-    if (options->attention != ATTENTION_EXPANDED) return 0;
-    return mo_error_set(error, MO_E_UNSUPPORTED, "--attention expanded is there on the CPU only so far");
+    if (options->attention != ATTENTION_EXPANDED || cuda_expanded_fits(m)) return 0;
+    return mo_error_set(
+        error, MO_E_UNSUPPORTED,
+        "--attention expanded on a GPU wants heads of at most %d + %d values for keys and %d for values, found %d + %d "
+        "and %d (--attention absorbed or --device cpu takes them)",
+        EXPANDED_NOPE, EXPANDED_ROPE, EXPANDED_VALUE, m->nope_dim, m->rope_dim, m->v_dim);
 }
 
 static int too_little(const struct cuda *cuda, struct mo_error *error) {

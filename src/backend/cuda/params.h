@@ -35,6 +35,12 @@ enum {
     QUERY_TILE = 16,    /* (row, head) pairs of one block of attention */
     MAX_KV_LORA = 512,
     CACHE_GROUP = 128, /* latent values with one scale in an fp8 cache row */
+    EXPANDED_KEYS = 64,     /* cached tokens whose keys and values are in shared memory at a time */
+    EXPANDED_QUERIES = 128, /* rows of a head in one block of expanded attention */
+    EXPANDED_HEADS = 2,     /* for which one block expands */
+    EXPANDED_ROPE = 64,     /* the largest sizes of a head that it takes: those of every published model */
+    EXPANDED_NOPE = 128,
+    EXPANDED_VALUE = 128,
 };
 
 /* Formats that kernels multiply with. */
@@ -184,6 +190,50 @@ struct attn_params {
     float scale;
 };
 
+/* Up to 64 cached tokens whose keys and values are to be expanded: a page, and where they go in the window. */
+struct expand_item {
+    int32_t page, n, at, unused;
+};
+
+/* The window: keys and values of some cached tokens for all heads, in bf16. Columns are padded with zeros to multiples of 16. */
+struct window {
+    uint16_t *key;   /* [heads][tokens][key_cols], without the rotated part */
+    uint16_t *value; /* [heads][tokens][value_cols] */
+    uint16_t *rope;  /* [tokens][rope], the same for every head */
+    int32_t tokens, key_cols, value_cols, rope_cols;
+};
+
+struct expand_params {
+    struct device_matrix key, value; /* kv_b as absorption has it: [heads] of [kv_lora][nope] and [v][kv_lora], bf16 */
+    struct window window;
+    const struct expand_item *items;
+    const uint8_t *cache; /* this layer's pages */
+    size_t row_bytes;
+    int32_t n_items, heads, kv_lora, unused;
+};
+
+/* Up to 128 consecutive rows of a sequence against those of its cached tokens that are in the window. */
+struct expanded_item {
+    int32_t first_row, n_rows; /* of the batch */
+    int32_t pos;               /* of the first row */
+    int32_t key0, key1;        /* the cached tokens in the window */
+    int32_t at;                /* where the first of them is */
+    int32_t unused[2];
+};
+
+struct expanded_params {
+    struct window window;
+    const struct expanded_item *items;
+    const float *q;            /* [n][heads][nope + rope]: the part that is not rotated */
+    const uint16_t *q_latent;  /* [n][heads][kv_lora + rope] bf16: the part that is */
+    const int32_t *slot_first; /* [row] place of a row's unfinished result in `carry` */
+    float *carry;              /* [slot][heads][kv_lora + 2]; in a row's place [heads][v + 2]: sums, then maximum and sum */
+    uint16_t *attended;        /* [n][heads][v] */
+    int32_t n_items, heads, nope, rope, v_dim, kv_lora;
+    float scale; /* of the softmax, times log2 e */
+    int32_t unused;
+};
+
 struct embed_params {
     const void *table; /* [vocab][hidden] */
     const int32_t *token;
@@ -234,6 +284,8 @@ PARAMS_SIZE(device_matrix, 56);
 PARAMS_SIZE(linear_job, 168);
 PARAMS_SIZE(linear_params, 752);
 PARAMS_SIZE(attn_params, 72);
+PARAMS_SIZE(expand_params, 192);
+PARAMS_SIZE(expanded_params, 120);
 PARAMS_SIZE(repack_params, 176);
 
 #endif

@@ -97,23 +97,28 @@ static struct rope_params rope_of(const struct cuda *cuda, const struct device_l
                                 .eps = (float)m->norm_eps};
 }
 
+static void absorb(struct cuda *cuda, struct linear_params *p, const struct weight *key) {
+    const struct model *m = cuda->model;
+    size_t first = (size_t)cuda->step.first_absorbed, width = (size_t)m->heads * (size_t)model_latent_dim(m);
+    struct linear_job *job = cuda_linear_add(p, key, cuda->step.n_absorbed, m->heads);
+    job->x_kind = X_F32;
+    job->x = cuda->scratch.q + first * q_stride(m);
+    job->x_stride = q_stride(m);
+    job->x_step = (size_t)model_q_head_dim(m);
+    write_to(job, cuda->scratch.q_latent + first * width, width, Y_BF16);
+    job->y_step = (size_t)model_latent_dim(m);
+}
+
 /* Projections; then, in one launch, absorbed queries and everything that a row needs for the cache. */
 void cuda_attn_in(struct backend *backend, int layer) {
     struct cuda *cuda = begin(backend, "attn_in");
-    const struct model *m = cuda->model;
     const struct device_layer *w = &cuda->weights.layers[layer];
     const struct weight *key = &w->key;
     project_in(cuda, w, layer);
     struct linear_params p = cuda_linear_begin(cuda);
-    struct linear_job *job = cuda_linear_add(&p, key, cuda->batch->n_rows, m->heads);
-    job->x_kind = X_F32;
-    job->x = cuda->scratch.q;
-    job->x_stride = q_stride(m);
-    job->x_step = (size_t)model_q_head_dim(m);
-    write_to(job, cuda->scratch.q_latent, (size_t)m->heads * (size_t)model_latent_dim(m), Y_BF16);
-    job->y_step = (size_t)model_latent_dim(m);
+    if (cuda->step.n_absorbed) absorb(cuda, &p, key);
     p.rope = rope_of(cuda, w, layer);
-    cuda_linear_run(cuda, &p, &key, cuda->batch->n_rows);
+    cuda_linear_run(cuda, &p, &key, p.n_jobs ? cuda->step.n_absorbed : 1);
 }
 
 static size_t attn_shared_bytes(const struct cuda *cuda) {
@@ -124,15 +129,15 @@ static size_t attn_shared_bytes(const struct cuda *cuda) {
 }
 
 /* Splits of the cache, then their merging and the values' way back up, a head a block. */
-void cuda_attn(struct backend *backend, int layer) {
-    struct cuda *cuda = begin(backend, "attn");
+static void attend_absorbed(struct cuda *cuda, const struct device_layer *w, uint8_t *cache) {
     const struct model *m = cuda->model;
-    const struct weight *value = &cuda->weights.layers[layer].value;
+    const struct weight *value = &w->value;
+    size_t first = (size_t)cuda->step.first_absorbed, width = (size_t)m->heads * (size_t)m->v_dim;
     struct attn_params a = {.items = cuda->step.items,
                             .page_table = cuda->step.page_table,
                             .slot_first = cuda->step.slot_first,
                             .q_latent = cuda->scratch.q_latent,
-                            .cache = cache_of(cuda, layer),
+                            .cache = cache,
                             .partial = cuda->scratch.partial,
                             .row_bytes = cuda->row_bytes,
                             .heads = m->heads,
@@ -142,16 +147,24 @@ void cuda_attn(struct backend *backend, int layer) {
     cuda_launch(cuda, cuda->options.kv == KV_FP8 ? KERNEL_ATTN_FP8 : KERNEL_ATTN_BF16, cuda->step.n_items,
                 attn_shared_bytes(cuda), &a);
     struct linear_params p = cuda_linear_begin(cuda);
-    struct linear_job *job = cuda_linear_add(&p, value, cuda->batch->n_rows, m->heads);
+    struct linear_job *job = cuda_linear_add(&p, value, cuda->step.n_absorbed, m->heads);
     job->x_kind = X_MERGE;
-    write_to(job, cuda->scratch.attended, (size_t)m->heads * (size_t)m->v_dim, Y_BF16);
+    write_to(job, cuda->scratch.attended + first * width, width, Y_BF16);
     job->y_step = (size_t)m->v_dim;
     p.merge = (struct merge_source){.partial = cuda->scratch.partial,
-                                    .slot_first = cuda->step.slot_first,
-                                    .slot_count = cuda->step.slot_count,
+                                    .slot_first = cuda->step.slot_first + first,
+                                    .slot_count = cuda->step.slot_count + first,
                                     .heads = m->heads,
                                     .kv_lora = m->kv_lora};
-    cuda_linear_run(cuda, &p, &value, cuda->batch->n_rows);
+    cuda_linear_run(cuda, &p, &value, cuda->step.n_absorbed);
+}
+
+/* Expanded rows come last: the others' launches may write to rows that lie between theirs. */
+void cuda_attn(struct backend *backend, int layer) {
+    struct cuda *cuda = begin(backend, "attn");
+    const struct device_layer *w = &cuda->weights.layers[layer];
+    if (cuda->step.n_absorbed) attend_absorbed(cuda, w, cache_of(cuda, layer));
+    cuda_expanded_attn(cuda, w, cache_of(cuda, layer));
 }
 
 void cuda_attn_out(struct backend *backend, int layer) {

@@ -26,6 +26,13 @@ DEVICE void load_tiles_turned(uint32_t *r, const void *row) {
                  : "memory");
 }
 
+/* An 8x8 tile of 16-bit values, a row in each four lanes, turned round: the lanes get its columns. */
+DEVICE uint32_t turn_tile(uint32_t pair) {
+    uint32_t turned;
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(pair));
+    return turned;
+}
+
 /* 16 bytes from global to shared memory, in the background. */
 DEVICE void copy_async(void *shared, const void *global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((uint32_t)__cvta_generic_to_shared(shared)),
@@ -38,6 +45,9 @@ DEVICE void copy_commit(void) {
 /* Waits until all but the last group of copies (or all) have arrived. */
 DEVICE void copy_wait_all_but_one(void) {
     asm volatile("cp.async.wait_group 1;" ::: "memory");
+}
+DEVICE void copy_wait_all_but_two(void) {
+    asm volatile("cp.async.wait_group 2;" ::: "memory");
 }
 DEVICE void copy_wait_all(void) {
     asm volatile("cp.async.wait_group 0;" ::: "memory");
@@ -115,6 +125,12 @@ DEVICE float divide(float a, float b) {
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(b));
     q = a * inverse;
     return fmaf(fmaf(-q, b, a), inverse, q);
+}
+/* 2^value within two units of the last place; 0 for -infinity. */
+DEVICE float power_of_two(float value) {
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(value));
+    return power;
 }
 DEVICE float inverse_root(float value) {
     return rsqrtf(value);
