@@ -49,7 +49,7 @@ static const struct model odd_model = {.layers = 2,
                                        .nope_dim = 12,
                                        .rope_dim = 16,
                                        .v_dim = 20,
-                                       .dense_width = 2116, /* more than the skinny variant has at once */
+                                       .dense_width = 2120, /* more than the skinny variant has at once; whole pieces, but no whole slab */
                                        .expert_width = 44,
                                        .experts = EXPERTS,
                                        .top_k = TOP_K,
@@ -229,31 +229,45 @@ static void give_back(struct fixture *f, void *at) {
     f->cuda->driver.memory_free((cuda_address)(uintptr_t)at);
 }
 
-static const int row_counts[] = {1, 3, 8, 9, 17, 40, 64, 70};
-enum { ROW_COUNTS = sizeof row_counts / sizeof *row_counts };
+static const int row_counts[] = {1, 3, 8, 9, 17, 40, 64, 65, 150};
+enum { ROW_COUNTS = sizeof row_counts / sizeof *row_counts, MOST_ROWS = 150 };
 
-/* y = x W^T for several numbers of rows; x holds bf16 values, so that only the sums are rounded. */
+/* One product of n rows; x is fp32 or (x_kind X_BF16) bf16. */
+static void multiply(struct fixture *f, const struct weight *w, enum x_kind kind, const void *x, float *y, int n) {
+    struct linear_params p = cuda_linear_begin(f->cuda);
+    struct linear_job *job = cuda_linear_add(&p, w, n, 1);
+    job->x_kind = kind;
+    job->x = x;
+    job->x_stride = (size_t)w->m.cols;
+    job->y = y;
+    job->y_stride = (size_t)w->m.rows;
+    memset(y, 0xff, (size_t)(MAX_ROWS * w->m.rows) * sizeof *y);
+    cuda_linear_run(f->cuda, &p, &w, n);
+    wait_for(f);
+}
+
+/* y = x W^T for several numbers of rows, so in all variants; x holds bf16 values, so that only the sums are rounded. */
 static void check_product(struct fixture *f, const char *name, const struct weight *w, const struct mat *mat) {
-    size_t cols = (size_t)mat->cols, rows = (size_t)mat->rows;
+    size_t cols = (size_t)mat->cols, rows = (size_t)mat->rows, packed = f->cuda->packed_bytes;
+    uint16_t *room = f->cuda->scratch.packed;
     float *weight = decode(f, mat, 0, mat->rows), *first = calloc(MAX_ROWS * rows, sizeof *first);
     float *x = card_memory(f, MAX_ROWS * cols * sizeof *x), *y = card_memory(f, MAX_ROWS * rows * sizeof *y);
-    for (size_t i = 0; i < MAX_ROWS * cols; i++) x[i] = bf16_to_f32(f32_to_bf16(uniform(-2, 2)));
-    for (int c = ROW_COUNTS - 1; c >= 0; c--) {
-        int n = row_counts[c];
-        struct linear_params p = cuda_linear_begin(f->cuda);
-        struct linear_job *job = cuda_linear_add(&p, w, n, 1);
-        job->x_kind = X_F32;
-        job->x = x;
-        job->x_stride = cols;
-        job->y = y;
-        job->y_stride = rows;
-        memset(y, 0xff, MAX_ROWS * rows * sizeof *y);
-        cuda_linear_run(f->cuda, &p, &w, n);
-        wait_for(f);
-        if (c == ROW_COUNTS - 1) memcpy(first, y, (size_t)n * rows * sizeof *y);
-        if (memcmp(first, y, (size_t)n * rows * sizeof *y)) fail_msg("%s: %d rows: other bits than with 70", name, n);
+    uint16_t *halves = card_memory(f, MAX_ROWS * cols * sizeof *halves);
+    f->cuda->packed_bytes = (size_t)(MOST_ROWS * w->m.slabs * SLAB_COLS * 2); /* not all of these are products of a step */
+    f->cuda->scratch.packed = card_memory(f, f->cuda->packed_bytes);
+    for (size_t i = 0; i < MAX_ROWS * cols; i++) {
+        halves[i] = f32_to_bf16(uniform(-2, 2));
+        x[i] = bf16_to_f32(halves[i]);
     }
-    for (size_t t = 0; t < 70; t++) {
+    for (int c = 0; c < ROW_COUNTS; c++) {
+        int n = row_counts[ROW_COUNTS - 1 - c];
+        multiply(f, w, X_F32, x, y, n);
+        if (c == 0) memcpy(first, y, (size_t)n * rows * sizeof *y);
+        if (memcmp(first, y, (size_t)n * rows * sizeof *y)) fail_msg("%s: %d rows: other bits than with 150", name, n);
+    }
+    multiply(f, w, X_BF16, halves, y, MOST_ROWS);
+    if (memcmp(first, y, MOST_ROWS * rows * sizeof *y)) fail_msg("%s: other bits from bf16", name);
+    for (size_t t = 0; t < MOST_ROWS; t += t < 64 ? 1 : 7) {
         for (size_t r = 0; r < rows; r++) {
             double size, want = dot(weight + r * cols, x + t * cols, mat->cols, &size);
             if (!(fabs(want - (double)first[t * rows + r]) <= 2e-6 * size + 1e-30)) {
@@ -263,8 +277,10 @@ static void check_product(struct fixture *f, const char *name, const struct weig
         }
     }
     free(first);
-    give_back(f, x);
-    give_back(f, y);
+    void *const all[] = {x, y, halves, f->cuda->scratch.packed};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) give_back(f, all[i]);
+    f->cuda->scratch.packed = room;
+    f->cuda->packed_bytes = packed;
 }
 
 static double silu(double x) {
@@ -325,6 +341,78 @@ static void check_experts_up(struct fixture *f, int n) {
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) give_back(f, all[i]);
 }
 
+/* Pairs of several experts, few or many of each, cut into items of at most `most` rows; up and down again. */
+static void multiply_lists(struct fixture *f, const int *counts, int n_counts, int most, const float *x,
+                           const int32_t *row, uint16_t *act, float *y) {
+    const struct model *m = &f->model;
+    const struct device_layer *w = &f->cuda->weights.layers[1];
+    const struct weight *up = &w->expert_gate_up, *down = &w->expert_down;
+    struct expert_item *items = card_memory(f, 256 * sizeof *items);
+    int32_t *n_items = card_memory(f, 4);
+    int pairs = 0, n = 0;
+    for (int e = 0; e < n_counts; e++) {
+        for (int i = 0; i < counts[e]; i += most) {
+            int left = counts[e] - i < most ? counts[e] - i : most;
+            items[n++] = (struct expert_item){.expert = e * 3, .first = pairs + i, .n = left};
+        }
+        pairs += counts[e];
+    }
+    *n_items = n;
+    struct linear_params p = cuda_linear_begin(f->cuda);
+    *cuda_linear_add(&p, up, MAX_ROWS, n + 3) = (struct linear_job){.w = up->m,
+                                                                    .x_kind = X_F32,
+                                                                    .x = x,
+                                                                    .x_stride = (size_t)m->hidden,
+                                                                    .x_row = row,
+                                                                    .y = act,
+                                                                    .y_stride = (size_t)m->expert_width,
+                                                                    .y_kind = Y_SILU,
+                                                                    .gain = w->ffn_norm,
+                                                                    .items = items,
+                                                                    .n_items = n_items,
+                                                                    .n = MAX_ROWS,
+                                                                    .groups = n + 3,
+                                                                    .fault_key = 1};
+    cuda_linear_run(f->cuda, &p, &up, most);
+    p = cuda_linear_begin(f->cuda);
+    *cuda_linear_add(&p, down, pairs, n + 3) = (struct linear_job){.w = down->m,
+                                                                   .x_kind = X_BF16,
+                                                                   .x = act,
+                                                                   .x_stride = (size_t)m->expert_width,
+                                                                   .y = y,
+                                                                   .y_stride = (size_t)m->hidden,
+                                                                   .items = items,
+                                                                   .n_items = n_items,
+                                                                   .n = pairs,
+                                                                   .groups = n + 3};
+    cuda_linear_run(f->cuda, &p, &down, most);
+    wait_for(f);
+    give_back(f, items);
+    give_back(f, n_items);
+}
+
+/* The variant for prompts beside the skinny one. */
+static void check_lists(struct fixture *f, const char *name) {
+    static const int counts[] = {130, 1, 77, 40};
+    enum { PAIRS = 130 + 1 + 77 + 40 };
+    const struct model *m = &f->model;
+    size_t hidden = (size_t)m->hidden, width = (size_t)m->expert_width;
+    float *x = card_memory(f, MAX_ROWS * hidden * sizeof *x), *y[2];
+    uint16_t *act[2];
+    int32_t *row = card_memory(f, PAIRS * sizeof *row);
+    for (size_t i = 0; i < MAX_ROWS * hidden; i++) x[i] = uniform(-2, 2);
+    for (int i = 0; i < PAIRS; i++) row[i] = (int32_t)(draw() % MAX_ROWS);
+    for (int i = 0; i < 2; i++) {
+        y[i] = card_memory(f, PAIRS * hidden * sizeof **y);
+        act[i] = card_memory(f, PAIRS * width * sizeof **act);
+        multiply_lists(f, counts, 4, i ? MANY_TOKENS : 8, x, row, act[i], y[i]);
+    }
+    if (memcmp(act[0], act[1], PAIRS * width * sizeof **act)) fail_msg("%s: experts up: other bits for many rows", name);
+    if (memcmp(y[0], y[1], PAIRS * hidden * sizeof **y)) fail_msg("%s: experts down: other bits for many rows", name);
+    void *const all[] = {x, y[0], y[1], act[0], act[1], row};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) give_back(f, all[i]);
+}
+
 static const struct style styles[] = {
     {"f32", MAT_F32, 0, 0, 0},         {"f16", MAT_F16, 0, 0, 0},          {"bf16", MAT_BF16, 0, 0, 0},
     {"fp8 tensor", MAT_FP8, 0, 0, 0},  {"fp8 rows", MAT_FP8, 0, 1, 0},     {"fp8 128", MAT_FP8, 0, 128, 128},
@@ -349,6 +437,7 @@ static void test_products(void **unused) {
         check_product(&f, name, &f.cuda->weights.layers[0].down, &f.layers[0].dense.down);
         check_experts_up(&f, 5);
         check_experts_up(&f, 21);
+        check_lists(&f, styles[i].name);
         fixture_close(&f);
     }
 }
@@ -708,6 +797,24 @@ static void check_expanded(struct fixture *f, int n, int first_pos, int skip) {
     free(later);
 }
 
+/* Heads that the kernels have no registers for are absorbed, and refused where that is not wanted. */
+static void test_large_heads(void **unused) {
+    (void)unused;
+    struct model model = odd_model;
+    struct weights none = {0};
+    struct backend_options options = {.max_rows = 8, .max_logits = 1, .max_seqs = 1, .n_pages = 4, .kv = KV_BF16};
+    struct mo_error error = {0};
+    size_t bytes;
+    model.v_dim = 132;
+    options.attention = ATTENTION_EXPANDED;
+    assert_int_equal(cuda_backend_bytes(&model, &none, &options, &bytes, &error), MO_E_UNSUPPORTED);
+    assert_non_null(strstr(error.message, "found 12 + 16 and 132"));
+    struct cuda cuda = {.model = &model, .options = {.max_rows = 512, .max_seqs = 1, .n_pages = 4}};
+    assert_int_equal(cuda_expanded_plan(&cuda, &error), 0);
+    assert_int_equal(cuda.expanded.rows_from, INT32_MAX);
+    assert_int_equal(cuda.expanded.window.tokens, 0);
+}
+
 /* Room for every window that is tried, and lists for the smallest. */
 static void open_expanded(struct fixture *f, const struct model *model, enum kv_format kv) {
     setenv("MOEBIUS_CUDA_WINDOW", "64", 1);
@@ -860,7 +967,7 @@ int main(int n, char **arguments) {
         cmocka_unit_test(test_products),          cmocka_unit_test(test_kv_b),
         cmocka_unit_test(test_routing),           cmocka_unit_test(test_attention),
         cmocka_unit_test(test_rows_of_the_cache), cmocka_unit_test(test_company),
-        cmocka_unit_test(test_expanded),
+        cmocka_unit_test(test_expanded),          cmocka_unit_test(test_large_heads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -237,6 +237,7 @@ API int cuDeviceGetAttribute(int *value, int attribute, int device) {
     *value = attribute == 75   ? capability / 10
              : attribute == 76 ? capability % 10
              : attribute == 97 ? SHIM_SHARED_BYTES
+             : attribute == 16 ? 3 /* processors */
                                : 1;
     return OK;
 }

@@ -18,7 +18,8 @@
     X(F##_SKINNY, linear_##f, linear_##f##_skinny)                                                                     \
     X(F##_WIDE2, linear_##f, linear_##f##_wide2)                                                                       \
     X(F##_WIDE4, linear_##f, linear_##f##_wide4)                                                                       \
-    X(F##_WIDE8, linear_##f, linear_##f##_wide8)
+    X(F##_WIDE8, linear_##f, linear_##f##_wide8)                                                                       \
+    X(F##_MANY, linear_##f, linear_##f##_many)
 #define CUDA_KERNELS(X)                                                                                                \
     CUDA_LINEAR_KERNELS(X, BF16, bf16)                                                                                 \
     CUDA_LINEAR_KERNELS(X, FP8, fp8)                                                                                   \
@@ -33,6 +34,7 @@
     X(ATTN_EXPANDED, expanded, attn_expanded)                                                                          \
     X(ATTN_EXPANDED_ANY, expanded, attn_expanded_any)                                                                  \
     X(EMBED, simple, embed)                                                                                            \
+    X(PACK_ROWS, simple, pack_rows)                                                                                    \
     X(ROUTE_CHOOSE, simple, route_choose)                                                                              \
     X(ROUTE_LIST, simple, route_list)                                                                                  \
     X(ADD_ROWS, simple, add_rows)                                                                                      \
@@ -44,7 +46,7 @@
 #define CUDA_KERNEL_ENUM(name, image, entry) KERNEL_##name,
 enum cuda_kernel { CUDA_KERNELS(CUDA_KERNEL_ENUM) CUDA_KERNEL_COUNT };
 #undef CUDA_KERNEL_ENUM
-enum { LINEAR_VARIANTS = 4, MAX_IMAGES = 16 };
+enum { LINEAR_VARIANTS = 5, MAX_IMAGES = 16 };
 
 /* A matrix on the card and what multiplies with it. */
 struct weight {
@@ -77,6 +79,8 @@ struct device_weights {
 struct device_scratch {
     float *x, *q, *q_a, *kv_a, *partial, *routed, *shared, *score, *weight, *at_weight, *logits;
     uint16_t *q_latent, *attended, *act, *shared_act;
+    uint16_t *packed; /* activations as bf16 in whole slabs, for the variant for prompts */
+    float *factor;    /* [2][max_rows] of their norms */
     int32_t *id, *at, *pair_row, *n_items;
     struct expert_item *items;
     uint32_t *arrived; /* [row tiles of hidden + 1]: the last one is the router's */
@@ -128,6 +132,10 @@ struct step_graph {
     struct cuda_ready_graph *ready;
 };
 
+/* Up to here the router's last block chooses, and the last block of a row tile adds up; products with more rows take the variant
+ * for prompts. A guess: it has not been measured on any card. */
+enum { FEW_ROWS = 64 };
+
 enum { GRAPHS_MAX = 256 };
 enum step_mode { STEP_EAGER, STEP_RECORD, STEP_REPLAY };
 struct step_recorder {
@@ -165,6 +173,7 @@ struct cuda {
     struct device_scratch scratch;
     size_t weights_bytes, scratch_bytes, cache_bytes, row_bytes;
     size_t step_bytes; /* room for step_data */
+    size_t packed_bytes;
     int max_slots;     /* of attention's partial results */
     struct expanded expanded;
 
@@ -215,7 +224,7 @@ struct linear_params cuda_linear_begin(const struct cuda *cuda);
 struct linear_job *cuda_linear_add(struct linear_params *p, const struct weight *w, int n, int groups);
 /* Launches the jobs (those of another format by themselves), with p's routing and rotation blocks. */
 void cuda_linear_run(struct cuda *cuda, struct linear_params *p, const struct weight *const *w, int rows);
-/* Columns of the variant that takes so many rows: 8, 16, 32 or 64. */
+/* Columns of the variant that takes so many rows: 8, 16, 32, 64, or 128 for prompts. */
 int cuda_linear_columns(int rows);
 
 /* graph.c: recorded steps. */

@@ -1,4 +1,5 @@
 /* backend/cuda/launch.c - kernels by name, and the launch of linear products. */
+#include <assert.h>
 #include <stdio.h>
 #include <string.h>
 #include "backend/cuda/cuda.h"
@@ -35,6 +36,12 @@ static int load_image(struct cuda *cuda, int i, struct mo_error *error) {
                       cuda->card.driver_version / 1000, cuda->card.driver_version % 1000 / 10, cuda_images[i].name);
 }
 
+/* Kernels that declare no shared memory by themselves, and may ask for all that a card has. */
+static bool is_all_dynamic(enum cuda_kernel kernel) {
+    if (kernel < KERNEL_BF16_WIDE1) return kernel % LINEAR_VARIANTS == LINEAR_VARIANTS - 1;
+    return kernel >= KERNEL_ATTN_BF16 && kernel <= KERNEL_ATTN_EXPANDED_ANY;
+}
+
 int cuda_load_kernels(struct cuda *cuda, struct mo_error *error) {
     if (!cuda_images[0].name) {
         return mo_error_set(
@@ -58,7 +65,7 @@ int cuda_load_kernels(struct cuda *cuda, struct mo_error *error) {
         int code = load_image(cuda, image, error);
         if (code) return code;
         int result = cuda->driver.function_get(&cuda->kernels[i], cuda->modules[image], kernel_names[i].entry);
-        int left = i >= KERNEL_ATTN_BF16 && i <= KERNEL_ATTN_EXPANDED_ANY ? 0 : STATIC_SHARED_BYTES;
+        int left = is_all_dynamic((enum cuda_kernel)i) ? 0 : STATIC_SHARED_BYTES;
         if (!result) {
             result = cuda->driver.function_set(cuda->kernels[i], FUNCTION_SHARED_BYTES, cuda->card.shared_bytes - left);
         }
@@ -94,18 +101,21 @@ struct linear_job *cuda_linear_add(struct linear_params *p, const struct weight 
 }
 
 int cuda_linear_columns(int rows) {
-    return rows <= 8 ? 8 : rows <= 16 ? 16 : rows <= 32 ? 32 : 64;
+    return rows <= 8 ? 8 : rows <= 16 ? 16 : rows <= 32 ? 32 : rows <= FEW_ROWS ? FEW_ROWS : MANY_TOKENS;
 }
 
 static int ceil_div_int(int a, int b) {
     return (a + b - 1) / b;
 }
 
+static enum cuda_kernel variant(enum weight_format format, int number) {
+    return (enum cuda_kernel)((int)KERNEL_BF16_SKINNY + (int)format * LINEAR_VARIANTS + number);
+}
+
 /* Rows up to 8 take the skinny variant, but for matrices of less than a block's k: there a warp a row tile is better. */
 static enum cuda_kernel choose(enum weight_format format, int columns, bool wide) {
     if (wide && columns == 8) return KERNEL_BF16_WIDE1;
-    int variant = columns == 8 ? 0 : columns == 16 ? 1 : columns == 32 ? 2 : 3;
-    return (enum cuda_kernel)((int)KERNEL_BF16_SKINNY + (int)format * LINEAR_VARIANTS + variant);
+    return variant(format, columns == 8 ? 0 : columns == 16 ? 1 : columns == 32 ? 2 : 3);
 }
 
 static size_t shared_bytes(int columns, bool wide) {
@@ -125,17 +135,88 @@ static void run(struct cuda *cuda, struct linear_params *p, enum weight_format f
     cuda_launch(cuda, choose(format, columns, wide), blocks, shared_bytes(columns, wide), p);
 }
 
+static size_t many_shared_bytes(enum weight_format format) {
+    static const size_t tile_bytes[WEIGHT_FORMATS] = {2048, 1024, 512, 512, 1024};
+    size_t stages = tile_bytes[format] == 512 ? MANY_STAGES_4BIT : MANY_STAGES;
+    size_t scales = format == WEIGHT_BF16 ? 0 : MANY_SCALE_BYTES;
+    return stages * (MANY_X_BYTES + MANY_ROWS / TILE_ROWS * tile_bytes[format] + scales) + MANY_TOKENS * sizeof(int);
+}
+
+/* Whether a job's activations are as linear_many copies them: bf16, rows of whole pieces of 16 bytes. */
+static bool is_packed(const struct linear_job *job) {
+    return job->x_kind == X_BF16 && job->x_stride == (size_t)job->w.cols && job->x_stride % 8 == 0;
+}
+
+static bool reads_the_same(const struct linear_job *a, const struct linear_job *b) {
+    return a->x == b->x && a->gain == b->gain && a->x_row == b->x_row && a->n == b->n && a->w.cols == b->w.cols &&
+           !a->items && !b->items;
+}
+
+/* Job j's activations as bf16 in whole slabs; *used values of the room for these are taken. */
+static void pack(struct cuda *cuda, const struct linear_params *p, int j, struct linear_job *job, size_t *used) {
+    size_t stride = (size_t)job->w.slabs * SLAB_COLS;
+    struct pack_params pack = {.job = p->job[j],
+                               .fault = p->fault,
+                               .to = cuda->scratch.packed + *used,
+                               .factor = cuda->scratch.factor + (size_t)j * (size_t)cuda->options.max_rows,
+                               .eps = p->eps};
+    *used += (size_t)job->n * stride;
+    assert(*used * sizeof(uint16_t) <= cuda->packed_bytes);
+    if (job->items) pack.job.x_row = NULL; /* rows as they are: the product picks them */
+    cuda_launch(cuda, KERNEL_PACK_ROWS, job->n, 0, &pack);
+    job->x = pack.to;
+    job->x_stride = stride;
+    job->x_in_order = !job->items;
+    if (job->gain) job->factor = pack.factor;
+}
+
+/* Tiles are taken in turn by as many blocks as the card has processors: each fills one. */
+static void run_many(struct cuda *cuda, const struct linear_params *p, enum weight_format format) {
+    struct linear_params many = *p;
+    int blocks = 0;
+    size_t used = 0;
+    for (int j = 0; j < p->n_jobs; j++) {
+        struct linear_job *job = &many.job[j];
+        if (j && !is_packed(job) && reads_the_same(&p->job[0], &p->job[j])) {
+            job->x = many.job[0].x;
+            job->x_stride = many.job[0].x_stride;
+            job->x_in_order = many.job[0].x_in_order;
+            job->factor = many.job[0].factor;
+        } else if (!is_packed(job)) {
+            pack(cuda, p, j, job, &used);
+        }
+        job->row_blocks = ceil_div_int(job->w.row_tiles, MANY_ROWS / TILE_ROWS);
+        job->blocks = job->row_blocks * (job->items ? job->groups : ceil_div_int(job->n, MANY_TOKENS));
+        blocks += job->blocks;
+    }
+    int processors = cuda->card.processors;
+    cuda_launch(cuda, variant(format, LINEAR_VARIANTS - 1), blocks < processors ? blocks : processors,
+                many_shared_bytes(format), &many);
+}
+
+/* Jobs of one format. */
+static void run_jobs(struct cuda *cuda, struct linear_params *p, enum weight_format format, int columns, bool short_k) {
+    if (columns < MANY_TOKENS) {
+        run(cuda, p, format, columns, short_k);
+        return;
+    }
+    run_many(cuda, p, format);
+    p->n_jobs = 0;
+    run(cuda, p, WEIGHT_BF16, 8, false); /* routing and rotation */
+}
+
 void cuda_linear_run(struct cuda *cuda, struct linear_params *p, const struct weight *const *w, int rows) {
     int columns = cuda_linear_columns(rows);
-    bool short_k = p->n_jobs == 1 && w[0]->format == WEIGHT_BF16 && p->job[0].groups > 1 && !p->job[0].items;
+    bool heads = p->n_jobs == 1 && p->job[0].groups > 1 && !p->job[0].items;
+    if (columns == MANY_TOKENS && (heads || p->n_jobs == 0)) columns = FEW_ROWS;
     if (p->n_jobs < 2 || w[0]->format == w[1]->format) {
-        run(cuda, p, p->n_jobs ? w[0]->format : WEIGHT_BF16, columns, short_k);
+        run_jobs(cuda, p, p->n_jobs ? w[0]->format : WEIGHT_BF16, columns, heads && w[0]->format == WEIGHT_BF16);
         return;
     }
     struct linear_params second = *p;
     second.job[0] = p->job[1];
     second.n_jobs = p->n_jobs = 1;
     second.route.blocks = second.rope.blocks = 0;
-    run(cuda, p, w[0]->format, columns, false);
-    run(cuda, &second, w[1]->format, columns, false);
+    run_jobs(cuda, p, w[0]->format, columns, false);
+    run_jobs(cuda, &second, w[1]->format, columns, false);
 }

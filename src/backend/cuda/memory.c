@@ -9,8 +9,26 @@ void *device_take(struct device_region *region, size_t bytes) {
     return region->base ? (void *)(uintptr_t)at : NULL;
 }
 
+static size_t slabs_of(size_t cols) {
+    return (cols + SLAB_COLS - 1) / SLAB_COLS;
+}
+
 static size_t largest(size_t a, size_t b) {
     return a > b ? a : b;
+}
+
+/* Bytes that packing the widest activations takes; bf16 ones are packed only where their rows are no multiple of 16 bytes. */
+static size_t packed_bytes(const struct cuda *cuda) {
+    const struct model *m = cuda->model;
+    size_t rows = (size_t)cuda->options.max_rows, pairs = cuda->options.cpu_experts ? 0 : rows * (size_t)m->top_k;
+    size_t attended = (size_t)m->heads * (size_t)m->v_dim, dense = m->dense_layers ? (size_t)m->dense_width : 0;
+    size_t expert = (size_t)m->expert_width, shared = (size_t)m->shared_experts * expert;
+    if (rows <= FEW_ROWS) return 0;
+    size_t most = largest(rows * slabs_of((size_t)m->hidden), rows * slabs_of((size_t)m->q_lora));
+    if (attended % 8) most = largest(most, rows * slabs_of(attended));
+    if (dense % 8) most = largest(most, rows * slabs_of(dense));
+    if (expert % 8) most = largest(most, pairs * slabs_of(expert) + rows * slabs_of(shared));
+    return most * SLAB_COLS * 2;
 }
 
 void cuda_place_scratch(struct cuda *cuda, struct device_region *region) {
@@ -44,6 +62,9 @@ void cuda_place_scratch(struct cuda *cuda, struct device_region *region) {
     s->fault = device_take(region, 8);
     s->step = device_take(region, cuda->step_bytes);
     s->logits = device_take(region, (size_t)cuda->options.max_logits * (size_t)m->vocab * 4);
+    cuda->packed_bytes = packed_bytes(cuda);
+    s->packed = device_take(region, cuda->packed_bytes);
+    s->factor = device_take(region, 2 * rows * 4);
     cuda_expanded_place(cuda, region);
 }
 

@@ -35,6 +35,12 @@ enum {
     QUERY_TILE = 16,    /* (row, head) pairs of one block of attention */
     MAX_KV_LORA = 512,
     CACHE_GROUP = 128, /* latent values with one scale in an fp8 cache row */
+    MANY_TOKENS = 128, /* rows of x, and of a matrix, that a block of the variant for prompts takes */
+    MANY_ROWS = 128,
+    MANY_STAGES = 3, /* slabs in shared memory; of 4-bit weights one more */
+    MANY_STAGES_4BIT = 4,
+    MANY_X_BYTES = MANY_TOKENS * SLAB_COLS * 2,
+    MANY_SCALE_BYTES = MANY_ROWS / TILE_ROWS * 128,
     EXPANDED_KEYS = 64,     /* cached tokens whose keys and values are in shared memory at a time */
     EXPANDED_QUERIES = 128, /* rows of a head in one block of expanded attention */
     EXPANDED_HEADS = 2,     /* for which one block expands */
@@ -92,15 +98,18 @@ struct linear_job {
     void *y;                 /* [i][y_stride] */
     size_t x_stride, x_step; /* values from row to row, and from group to group */
     size_t y_stride, y_step;
+    const float *factor; /* many rows: what results are multiplied with, by row of x; or NULL */
     const struct expert_item *items; /* NULL: all n rows for every group */
     const int32_t *n_items;
     int32_t x_kind, y_kind;
-    int32_t n;            /* rows of x where there are no items */
+    int32_t n;            /* rows of y; with items: rows of x */
     int32_t groups;       /* matrices; with items: the most items that there can be */
     int32_t row_blocks;   /* blocks for one group and token tile */
     int32_t blocks;       /* of this job */
     int32_t fault_key;    /* X_F32: what to blame for a row that is not finite */
     int32_t fault_logits; /* Y_F32: blame for results that are not finite; 0: do not look */
+    int32_t x_in_order;   /* many rows: x was packed in the order of y, x_row only says whose it is */
+    int32_t unused;
 };
 
 /* Adds up each row's experts in ascending order, and the shared one; done by the last block to finish a row tile. */
@@ -271,6 +280,16 @@ struct add_params {
     int32_t hidden, unused;
 };
 
+/* x as bf16 with its gain, padded with zeros to whole slabs, and the factor of each row's norm. A block a row. */
+struct pack_params {
+    struct linear_job job; /* x_kind X_F32 or X_BF16 */
+    unsigned long long *fault;
+    uint16_t *to;  /* [n][slabs * SLAB_COLS] */
+    float *factor; /* [n] */
+    float eps;
+    int32_t unused;
+};
+
 struct sum_params {
     struct expert_sum sum;
 };
@@ -281,8 +300,9 @@ struct sum_params {
 #define PARAMS_SIZE(type, n) static_assert(sizeof(struct type) == (n), "host and kernels disagree about struct " #type)
 #endif
 PARAMS_SIZE(device_matrix, 56);
-PARAMS_SIZE(linear_job, 168);
-PARAMS_SIZE(linear_params, 752);
+PARAMS_SIZE(linear_job, 184);
+PARAMS_SIZE(linear_params, 784);
+PARAMS_SIZE(pack_params, 216);
 PARAMS_SIZE(attn_params, 72);
 PARAMS_SIZE(expand_params, 192);
 PARAMS_SIZE(expanded_params, 120);

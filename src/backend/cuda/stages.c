@@ -1,7 +1,6 @@
-/* backend/cuda/stages.c - the stage table as launches: eight kernels a layer for up to 64 rows, nine with low-rank queries. */
+/* backend/cuda/stages.c - the stage table as launches: eight kernels a layer for up to 64 rows, nine with low-rank queries;
+ * for prompts some more. */
 #include "backend/cuda/cuda.h"
-
-enum { FEW_ROWS = 64 }; /* up to here the router's last block chooses, and the last block of a row tile adds up */
 
 static struct cuda *begin(struct backend *backend, const char *stage) {
     struct cuda *cuda = (struct cuda *)backend;
@@ -196,10 +195,13 @@ void cuda_ffn_dense(struct backend *backend, int layer) {
     cuda_linear_run(cuda, &p, &down, n);
 }
 
-/* Rows of one expert that a block takes: about twice the average, so that few experts need a second block. */
+/* Rows of one expert that a block takes: about twice the average, so that few experts need a second block; for prompts, where
+ * the average alone is more than a block of the other variants takes, as many as there are. */
 static int item_rows(const struct cuda *cuda) {
     const struct model *m = cuda->model;
-    return cuda_linear_columns(2 * cuda->batch->n_rows * m->top_k / m->experts);
+    int average = cuda->batch->n_rows * m->top_k / m->experts, twice = 2 * average;
+    if (average > FEW_ROWS) return MANY_TOKENS;
+    return cuda_linear_columns(twice < FEW_ROWS ? twice : FEW_ROWS);
 }
 
 static struct route_params route_of(const struct cuda *cuda, const struct device_layer *w, int layer) {
@@ -308,7 +310,7 @@ static void experts_down(struct cuda *cuda, const struct device_layer *w) {
     int n = cuda->batch->n_rows, columns = item_rows(cuda);
     size_t shared_width = (size_t)m->shared_experts * (size_t)m->expert_width;
     struct linear_params p = cuda_linear_begin(cuda);
-    struct linear_job *job = cuda_linear_add(&p, down[0], n, most_items(cuda));
+    struct linear_job *job = cuda_linear_add(&p, down[0], n * m->top_k, most_items(cuda));
     list_items(cuda, job);
     read_bf16(job, s->act, (size_t)m->expert_width);
     write_to(job, s->routed, (size_t)m->hidden, Y_F32);

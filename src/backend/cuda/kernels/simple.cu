@@ -13,6 +13,31 @@ KERNEL(embed, embed_params) {
     for (int i = THREAD; i < p.hidden; i += BLOCK_THREADS) p.x[to + i] = plain_value(p.table, from + i, p.format);
 }
 
+/* A block a row. Squares are added as linear.cuh does it. */
+KERNEL(pack_rows, pack_params) {
+    SHARED float piece[BLOCK_WARPS];
+    struct work work;
+    work.job = &p.job;
+    work.group = 0;
+    int row = x_row_of(&p.job, BLOCK), end = p.job.w.slabs * SLAB_COLS;
+    uint16_t *to = p.to + (size_t)BLOCK * (size_t)end;
+    float sum = 0;
+    for (int k0 = 0; k0 < end; k0 += BLOCK_WARPS * PIECE_COLS) {
+        int k = k0 + WARP * PIECE_COLS + LANE * 4;
+        float squares = 0;
+        if (k < end) *(struct pair *)(to + k) = load_x(0, &work, row, k, &squares);
+        squares = warp_sum(squares);
+        if (LANE == 0) piece[WARP] = squares;
+        barrier();
+        for (int i = 0; i < BLOCK_WARPS && k0 + i * PIECE_COLS < p.job.w.cols; i++) sum += piece[i];
+        barrier();
+    }
+    if (!p.job.gain || THREAD) return;
+    float mean = divide(sum, (float)p.job.w.cols);
+    p.factor[BLOCK] = inverse_root(mean + p.eps);
+    if (!is_finite(mean)) note_fault(p.fault, p.job.fault_key, row);
+}
+
 /* A warp a row. */
 KERNEL(route_choose, route_params) {
     DYNAMIC_SHARED(struct route_scratch, scratch);
