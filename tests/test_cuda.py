@@ -101,6 +101,24 @@ def test_forms_of_attention(name, kv, tmp_path):
     assert 0 < error.mean() <= (0.05 if kv == "bf16" else 0.1)
 
 
+def test_fp8_times_fp8(tmp_path, monkeypatch):
+    """Coarser, so only where it is asked for, and only on cards that have the instruction; elsewhere one line says so."""
+    case = Case("v3-tiny-fp8", "p200")
+    flags = [*GPU, "--attention", "absorbed", "--chunk", 200]
+    plain, agrees = with_routing(case, tmp_path, *flags)
+    monkeypatch.setenv("MOEBIUS_CUDA_FP8_NATIVE", "1")
+    native, native_agrees = with_routing(case, tmp_path, *flags)
+    both = agrees & native_agrees
+    assert both.mean() >= 0.4
+    error = np.abs(plain - native)[both]
+    assert 0 < error.mean() <= 0.25
+    for capability, warns in ((80, True), (90, True), (89, False), (120, False)):
+        ids = ",".join(map(str, case.tokens[:70]))
+        result = succeed("logits", case.folder, "--ids", ids, *flags, env=fake(log=1, capability=capability))
+        assert ("linear_fp8_native" in result.err) != warns
+        assert ("MOEBIUS_CUDA_FP8_NATIVE" in result.err) == warns
+
+
 def test_which_form(tmp_path):
     """As on the CPU: from the break-even of operations on, which is 65 rows for this model."""
     case = Case("v2lite-tiny", "p200")

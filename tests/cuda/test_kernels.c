@@ -168,8 +168,10 @@ static void open_card(struct fixture *f, enum kv_format kv, enum attention atten
     struct backend_options options = {
         .max_rows = MAX_ROWS, .max_logits = 4, .max_seqs = 4, .n_pages = 24, .kv = kv, .attention = attention};
     struct mo_error error = {0};
+    setenv("MOEBIUS_CUDA_FP8_NATIVE", "1", 1); /* so that the kernel is there; a test switches it on when it wants it */
     if (cuda_backend_open(&f->backend, &f->model, &f->weights, &options, 0, &error)) fail_msg("%s", error.message);
     f->cuda = (struct cuda *)f->backend;
+    f->cuda->fp8_native = false;
     f->cuda->recorder.off = true; /* stages are looked at one by one */
 }
 
@@ -249,7 +251,7 @@ static void multiply(struct fixture *f, const struct weight *w, enum x_kind kind
 /* y = x W^T for several numbers of rows, so in all variants; x holds bf16 values, so that only the sums are rounded. */
 static void check_product(struct fixture *f, const char *name, const struct weight *w, const struct mat *mat) {
     size_t cols = (size_t)mat->cols, rows = (size_t)mat->rows, packed = f->cuda->packed_bytes;
-    uint16_t *room = f->cuda->scratch.packed;
+    uint8_t *room = f->cuda->scratch.packed;
     float *weight = decode(f, mat, 0, mat->rows), *first = calloc(MAX_ROWS * rows, sizeof *first);
     float *x = card_memory(f, MAX_ROWS * cols * sizeof *x), *y = card_memory(f, MAX_ROWS * rows * sizeof *y);
     uint16_t *halves = card_memory(f, MAX_ROWS * cols * sizeof *halves);
@@ -339,6 +341,53 @@ static void check_experts_up(struct fixture *f, int n) {
     }
     void *const all[] = {x, y, row, n_items, items};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) give_back(f, all[i]);
+}
+
+/* A row as e4m3 in groups of 128, and back. */
+static void round_native(const uint16_t *x, int n, float *out) {
+    for (int first = 0; first < n; first += 128) {
+        float most = 0;
+        int end = first + 128 < n ? first + 128 : n;
+        for (int k = first; k < end; k++) most = fmaxf(most, fabsf(bf16_to_f32(x[k])));
+        float scale = most == 0 ? 1 : most / 448;
+        for (int k = first; k < end; k++) out[k] = e4m3_to_f32(f32_to_e4m3(bf16_to_f32(x[k]) / scale)) * scale;
+    }
+}
+
+/* FP8 times FP8: many rows, one of them zero and one with a value that dwarfs the others, beside plain C with the same rounding. A
+ * card without the instruction, or few rows, or groups of scales that are smaller: the bits of the other variants. */
+static void check_native(struct fixture *f, const char *name, const struct weight *w, const struct mat *mat) {
+    size_t cols = (size_t)mat->cols, rows = (size_t)mat->rows, packed = f->cuda->packed_bytes;
+    uint8_t *room = f->cuda->scratch.packed;
+    float *weight = decode(f, mat, 0, mat->rows), *y = card_memory(f, MAX_ROWS * rows * sizeof *y),
+          *plain = calloc(MAX_ROWS * rows, sizeof *plain), *x = calloc(cols, sizeof *x);
+    uint16_t *halves = card_memory(f, MAX_ROWS * cols * sizeof *halves);
+    f->cuda->packed_bytes = (size_t)(MAX_ROWS * w->m.slabs * NATIVE_ROW_BYTES);
+    f->cuda->scratch.packed = card_memory(f, f->cuda->packed_bytes);
+    for (size_t i = 0; i < MAX_ROWS * cols; i++) halves[i] = f32_to_bf16(i < cols ? 0 : uniform(-2, 2));
+    halves[cols + 1] = f32_to_bf16(3000);
+    multiply(f, w, X_BF16, halves, plain, 40);
+    f->cuda->fp8_native = true;
+    multiply(f, w, X_BF16, halves, y, 40);
+    assert_memory_equal(plain, y, 40 * rows * sizeof *y);
+    multiply(f, w, X_BF16, halves, y, MOST_ROWS);
+    bool same = !memcmp(plain, y, 40 * rows * sizeof *y);
+    if (same != (w->format != WEIGHT_FP8 || w->m.group_shift < 7)) fail_msg("%s: the wrong variant", name);
+    for (size_t t = 0; t < MOST_ROWS && !same; t += t < 10 ? 1 : 7) {
+        round_native(halves + t * cols, mat->cols, x);
+        for (size_t r = 0; r < rows; r++) {
+            double size, want = dot(weight + r * cols, x, mat->cols, &size), found = (double)y[t * rows + r];
+            if (!(fabs(want - found) <= 2e-6 * size + 1e-30))
+                fail_msg("%s, native: row %zu, token %zu: expected %.9g, found %.9g", name, r, t, want, found);
+        }
+    }
+    f->cuda->fp8_native = false;
+    free(plain);
+    free(x);
+    void *const all[] = {y, halves, f->cuda->scratch.packed};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) give_back(f, all[i]);
+    f->cuda->scratch.packed = room;
+    f->cuda->packed_bytes = packed;
 }
 
 /* Pairs of several experts, few or many of each, cut into items of at most `most` rows; up and down again. */
@@ -438,6 +487,10 @@ static void test_products(void **unused) {
         check_experts_up(&f, 5);
         check_experts_up(&f, 21);
         check_lists(&f, styles[i].name);
+        if (styles[i].format == MAT_FP8) {
+            check_native(&f, styles[i].name, &w->q_b, &layer->q_b);
+            check_native(&f, styles[i].name, &f.cuda->weights.layers[0].down, &f.layers[0].dense.down);
+        }
         fixture_close(&f);
     }
 }

@@ -338,7 +338,9 @@ API int cuModuleUnload(void *module) {
     return OK;
 }
 API int cuModuleGetFunction(struct shim_function **function, void *module, const char *name) {
+    int capability = (int)option("capability", 89);
     (void)module;
+    if (strstr(name, "_native") && strstr(name, "linear") && capability != 89 && capability < 120) return NOT_FOUND;
     for (int i = 0; i < n_functions; i++) {
         if (strcmp(functions[i].name, name)) continue;
         *function = &functions[i];

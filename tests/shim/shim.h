@@ -39,7 +39,7 @@ void shim_register(const char *name, shim_kernel *kernel, size_t params_bytes);
 extern int shim_thread, shim_block, shim_blocks; /* who runs now */
 extern unsigned char shim_shared[]; /* the block's dynamic shared memory */
 
-enum shim_op { SHIM_MMA, SHIM_TILES, SHIM_TILES_TURNED, SHIM_TURN, SHIM_SHUFFLE_XOR, SHIM_SHUFFLE_UP, SHIM_WARP_BARRIER };
+enum shim_op { SHIM_MMA, SHIM_MMA_FP8, SHIM_TILES, SHIM_TILES_TURNED, SHIM_TURN, SHIM_SHUFFLE_XOR, SHIM_SHUFFLE_UP, SHIM_WARP_BARRIER };
 
 /* What a lane brings to a warp operation, and takes away. */
 struct shim_lane {
@@ -71,6 +71,13 @@ static inline void mma_bf16(float *c, const uint32_t *a, uint32_t b0, uint32_t b
     memcpy(lane.a, a, sizeof lane.a);
     memcpy(lane.c, c, sizeof lane.c);
     shim_warp(SHIM_MMA, &lane);
+    memcpy(c, lane.c, sizeof lane.c);
+}
+static inline void mma_fp8(float *c, const uint32_t *a, uint32_t b0, uint32_t b1) {
+    struct shim_lane lane = {.b = {b0, b1}};
+    memcpy(lane.a, a, sizeof lane.a);
+    memcpy(lane.c, c, sizeof lane.c);
+    shim_warp(SHIM_MMA_FP8, &lane);
     memcpy(c, lane.c, sizeof lane.c);
 }
 static inline void load_tiles(uint32_t *r, const void *row) {

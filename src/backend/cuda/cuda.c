@@ -245,6 +245,8 @@ static struct cuda *create(const struct model *model, const struct backend_optio
         return NULL;
     }
     *cuda = (struct cuda){.backend = {&cuda_ops}, .model = model, .options = *options, .arena = arena, .fault_row = -1};
+    const char *native = getenv("MOEBIUS_CUDA_FP8_NATIVE");
+    cuda->fp8_native = native && !strcmp(native, "1");
     cuda->magnitude = (float)model_rope_magnitude(model);
     cuda->softmax_scale = (float)model_softmax_scale(model);
     return cuda;

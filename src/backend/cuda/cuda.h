@@ -33,8 +33,10 @@
     X(ATTN_EXPAND_FP8, expanded, attn_expand_fp8)                                                                      \
     X(ATTN_EXPANDED, expanded, attn_expanded)                                                                          \
     X(ATTN_EXPANDED_ANY, expanded, attn_expanded_any)                                                                  \
+    X(FP8_NATIVE, linear_fp8, linear_fp8_native)                                                                       \
     X(EMBED, simple, embed)                                                                                            \
     X(PACK_ROWS, simple, pack_rows)                                                                                    \
+    X(PACK_ROWS_NATIVE, simple, pack_rows_native)                                                                      \
     X(ROUTE_CHOOSE, simple, route_choose)                                                                              \
     X(ROUTE_LIST, simple, route_list)                                                                                  \
     X(ADD_ROWS, simple, add_rows)                                                                                      \
@@ -79,7 +81,7 @@ struct device_weights {
 struct device_scratch {
     float *x, *q, *q_a, *kv_a, *partial, *routed, *shared, *score, *weight, *at_weight, *logits;
     uint16_t *q_latent, *attended, *act, *shared_act;
-    uint16_t *packed; /* activations as bf16 in whole slabs, for the variant for prompts */
+    uint8_t *packed; /* activations for the variants for prompts */
     float *factor;    /* [2][max_rows] of their norms */
     int32_t *id, *at, *pair_row, *n_items;
     struct expert_item *items;
@@ -174,6 +176,7 @@ struct cuda {
     size_t weights_bytes, scratch_bytes, cache_bytes, row_bytes;
     size_t step_bytes; /* room for step_data */
     size_t packed_bytes;
+    bool fp8_native;   /* FP8 weights times e4m3 activations in prompts: MOEBIUS_CUDA_FP8_NATIVE=1 */
     int max_slots;     /* of attention's partial results */
     struct expanded expanded;
 

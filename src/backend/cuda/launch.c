@@ -4,6 +4,7 @@
 #include <string.h>
 #include "backend/cuda/cuda.h"
 #include "backend/cuda/image.h"
+#include "base/log.h"
 
 /* CUfunction_attribute: bytes of shared memory that a launch may ask for. */
 enum {
@@ -39,7 +40,30 @@ static int load_image(struct cuda *cuda, int i, struct mo_error *error) {
 /* Kernels that declare no shared memory by themselves, and may ask for all that a card has. */
 static bool is_all_dynamic(enum cuda_kernel kernel) {
     if (kernel < KERNEL_BF16_WIDE1) return kernel % LINEAR_VARIANTS == LINEAR_VARIANTS - 1;
-    return kernel >= KERNEL_ATTN_BF16 && kernel <= KERNEL_ATTN_EXPANDED_ANY;
+    return kernel >= KERNEL_ATTN_BF16 && kernel <= KERNEL_FP8_NATIVE;
+}
+
+/* Images for cards without the instruction do not have it: products are then as without the wish. */
+static int no_native(struct cuda *cuda) {
+    cuda->fp8_native = false;
+    log_warn("MOEBIUS_CUDA_FP8_NATIVE: GPU %d (compute capability %d.%d) has no kernels that multiply FP8 by themselves",
+             cuda->card.index, cuda->card.capability / 10, cuda->card.capability % 10);
+    return 0;
+}
+
+static int load_kernel(struct cuda *cuda, enum cuda_kernel kernel, struct mo_error *error) {
+    const struct kernel_name *name = &kernel_names[kernel];
+    int image = find_image(name->image), left = is_all_dynamic(kernel) ? 0 : STATIC_SHARED_BYTES;
+    if (image < 0) return mo_error_set(error, MO_E_INTERNAL, "kernels %s are not in this binary", name->image);
+    int code = load_image(cuda, image, error);
+    if (code) return code;
+    int result = cuda->driver.function_get(&cuda->kernels[kernel], cuda->modules[image], name->entry);
+    if (result && kernel == KERNEL_FP8_NATIVE) return no_native(cuda);
+    if (!result) {
+        result =
+            cuda->driver.function_set(cuda->kernels[kernel], FUNCTION_SHARED_BYTES, cuda->card.shared_bytes - left);
+    }
+    return cuda_check(&cuda->driver, result, error, "GPU %d: kernel %s", cuda->card.index, name->entry);
 }
 
 int cuda_load_kernels(struct cuda *cuda, struct mo_error *error) {
@@ -58,18 +82,7 @@ int cuda_load_kernels(struct cuda *cuda, struct mo_error *error) {
             cuda_images_version % 1000 / 10, needed / 1000);
     }
     for (int i = 0; i < CUDA_KERNEL_COUNT; i++) {
-        int image = find_image(kernel_names[i].image);
-        if (image < 0) {
-            return mo_error_set(error, MO_E_INTERNAL, "kernels %s are not in this binary", kernel_names[i].image);
-        }
-        int code = load_image(cuda, image, error);
-        if (code) return code;
-        int result = cuda->driver.function_get(&cuda->kernels[i], cuda->modules[image], kernel_names[i].entry);
-        int left = is_all_dynamic((enum cuda_kernel)i) ? 0 : STATIC_SHARED_BYTES;
-        if (!result) {
-            result = cuda->driver.function_set(cuda->kernels[i], FUNCTION_SHARED_BYTES, cuda->card.shared_bytes - left);
-        }
-        code = cuda_check(&cuda->driver, result, error, "GPU %d: kernel %s", cuda->card.index, kernel_names[i].entry);
+        int code = i == KERNEL_FP8_NATIVE && !cuda->fp8_native ? 0 : load_kernel(cuda, (enum cuda_kernel)i, error);
         if (code) return code;
     }
     return 0;
@@ -152,18 +165,26 @@ static bool reads_the_same(const struct linear_job *a, const struct linear_job *
            !a->items && !b->items;
 }
 
-/* Job j's activations as bf16 in whole slabs; *used values of the room for these are taken. */
-static void pack(struct cuda *cuda, const struct linear_params *p, int j, struct linear_job *job, size_t *used) {
-    size_t stride = (size_t)job->w.slabs * SLAB_COLS;
+/* The largest scale groups that e4m3 activations go with are those of 128 of their own, or multiples. */
+static bool is_native(const struct cuda *cuda, const struct linear_params *p, enum weight_format format) {
+    bool fits = cuda->fp8_native && format == WEIGHT_FP8;
+    for (int j = 0; j < p->n_jobs && fits; j++) fits = p->job[j].w.group_shift >= 7;
+    return fits;
+}
+
+/* Job j's activations as the kernel wants them; *used bytes of the room for these are taken. */
+static void pack(struct cuda *cuda, const struct linear_params *p, int j, struct linear_job *job, bool native,
+                 size_t *used) {
+    size_t stride = (size_t)job->w.slabs * SLAB_COLS, groups = (stride + 127) / 128;
     struct pack_params pack = {.job = p->job[j],
                                .fault = p->fault,
                                .to = cuda->scratch.packed + *used,
                                .factor = cuda->scratch.factor + (size_t)j * (size_t)cuda->options.max_rows,
                                .eps = p->eps};
-    *used += (size_t)job->n * stride;
-    assert(*used * sizeof(uint16_t) <= cuda->packed_bytes);
+    *used += (size_t)job->n * (native ? groups * NATIVE_ROW_BYTES : stride * sizeof(uint16_t));
+    assert(*used <= cuda->packed_bytes);
     if (job->items) pack.job.x_row = NULL; /* rows as they are: the product picks them */
-    cuda_launch(cuda, KERNEL_PACK_ROWS, job->n, 0, &pack);
+    cuda_launch(cuda, native ? KERNEL_PACK_ROWS_NATIVE : KERNEL_PACK_ROWS, job->n, 0, &pack);
     job->x = pack.to;
     job->x_stride = stride;
     job->x_in_order = !job->items;
@@ -173,25 +194,28 @@ static void pack(struct cuda *cuda, const struct linear_params *p, int j, struct
 /* Tiles are taken in turn by as many blocks as the card has processors: each fills one. */
 static void run_many(struct cuda *cuda, const struct linear_params *p, enum weight_format format) {
     struct linear_params many = *p;
+    bool native = is_native(cuda, p, format);
     int blocks = 0;
     size_t used = 0;
     for (int j = 0; j < p->n_jobs; j++) {
         struct linear_job *job = &many.job[j];
-        if (j && !is_packed(job) && reads_the_same(&p->job[0], &p->job[j])) {
+        if (!native && is_packed(job)) {
+            job->x_in_order = 0;
+        } else if (j && reads_the_same(&p->job[0], &p->job[j])) {
             job->x = many.job[0].x;
             job->x_stride = many.job[0].x_stride;
             job->x_in_order = many.job[0].x_in_order;
             job->factor = many.job[0].factor;
-        } else if (!is_packed(job)) {
-            pack(cuda, p, j, job, &used);
+        } else {
+            pack(cuda, p, j, job, native, &used);
         }
         job->row_blocks = ceil_div_int(job->w.row_tiles, MANY_ROWS / TILE_ROWS);
         job->blocks = job->row_blocks * (job->items ? job->groups : ceil_div_int(job->n, MANY_TOKENS));
         blocks += job->blocks;
     }
-    int processors = cuda->card.processors;
-    cuda_launch(cuda, variant(format, LINEAR_VARIANTS - 1), blocks < processors ? blocks : processors,
-                many_shared_bytes(format), &many);
+    size_t bytes = native ? 2 * NATIVE_STAGE_BYTES + MANY_TOKENS * sizeof(int) : many_shared_bytes(format);
+    if (blocks > cuda->card.processors) blocks = cuda->card.processors;
+    cuda_launch(cuda, native ? KERNEL_FP8_NATIVE : variant(format, LINEAR_VARIANTS - 1), blocks, bytes, &many);
 }
 
 /* Jobs of one format. */

@@ -25,10 +25,11 @@ static size_t packed_bytes(const struct cuda *cuda) {
     size_t expert = (size_t)m->expert_width, shared = (size_t)m->shared_experts * expert;
     if (rows <= FEW_ROWS) return 0;
     size_t most = largest(rows * slabs_of((size_t)m->hidden), rows * slabs_of((size_t)m->q_lora));
-    if (attended % 8) most = largest(most, rows * slabs_of(attended));
-    if (dense % 8) most = largest(most, rows * slabs_of(dense));
-    if (expert % 8) most = largest(most, pairs * slabs_of(expert) + rows * slabs_of(shared));
-    return most * SLAB_COLS * 2;
+    bool all = cuda->fp8_native; /* that packs everything, in little more than half of the bytes */
+    if (attended % 8 || all) most = largest(most, rows * slabs_of(attended));
+    if (dense % 8 || all) most = largest(most, rows * slabs_of(dense));
+    if (expert % 8 || all) most = largest(most, pairs * slabs_of(expert) + rows * slabs_of(shared));
+    return most * (all ? NATIVE_ROW_BYTES : SLAB_COLS * 2);
 }
 
 void cuda_place_scratch(struct cuda *cuda, struct device_region *region) {

@@ -41,6 +41,8 @@ enum {
     MANY_STAGES_4BIT = 4,
     MANY_X_BYTES = MANY_TOKENS * SLAB_COLS * 2,
     MANY_SCALE_BYTES = MANY_ROWS / TILE_ROWS * 128,
+    NATIVE_ROW_BYTES = 128 + 16, /* 128 activations in e4m3 and their scale */
+    NATIVE_STAGE_BYTES = MANY_TOKENS * NATIVE_ROW_BYTES + MANY_ROWS * 128 + MANY_ROWS * 4,
     EXPANDED_KEYS = 64,     /* cached tokens whose keys and values are in shared memory at a time */
     EXPANDED_QUERIES = 128, /* rows of a head in one block of expanded attention */
     EXPANDED_HEADS = 2,     /* for which one block expands */
@@ -280,11 +282,12 @@ struct add_params {
     int32_t hidden, unused;
 };
 
-/* x as bf16 with its gain, padded with zeros to whole slabs, and the factor of each row's norm. A block a row. */
+/* x with its gain, padded with zeros to whole slabs, as bf16; or to whole groups of 128, as e4m3 (native.cuh). And the factor of
+ * each row's norm. A block a row. */
 struct pack_params {
     struct linear_job job; /* x_kind X_F32 or X_BF16 */
     unsigned long long *fault;
-    uint16_t *to;  /* [n][slabs * SLAB_COLS] */
+    uint8_t *to;   /* [n][slabs * SLAB_COLS] bf16, or [n][groups] of NATIVE_ROW_BYTES */
     float *factor; /* [n] */
     float eps;
     int32_t unused;

@@ -114,26 +114,36 @@ DEVICE void fetch_slab(const struct many *m, int slab, const int format) {
     if (format != WEIGHT_BF16) fetch_scales(m, stage + MANY_ROW_TILES * tile_bytes, slab, format);
 }
 
+DEVICE const unsigned char *scales_of(const unsigned char *weights, int tile, const int format) {
+    return weights + MANY_ROW_TILES * slab_quads(format) * 512 + tile * 128;
+}
+
+/* Of rows g and g + 8. */
+DEVICE void read_scales(uint32_t *scale, const unsigned char *scales, int group, const int format) {
+    UNROLL
+    for (int h = 0; h < 2; h++) {
+        int at = group * 16 + LANE / 4 + h * 8;
+        scale[h] = format == WEIGHT_INT4 || format == WEIGHT_INT8 ? ((const uint16_t *)scales)[at]
+                                                                  : ((const uint32_t *)scales)[at];
+    }
+}
+
 /* A lane's share of one tile, from shared memory. */
 DEVICE void read_slab(struct slab *s, const unsigned char *weights, int tile, int group_shift, const int format) {
-    const int quads = slab_quads(format), narrow = format == WEIGHT_INT4 || format == WEIGHT_INT8;
+    const int quads = slab_quads(format);
     UNROLL
     for (int i = 0; i < 4; i++) {
         if (i < quads) s->w[i] = *(const struct quad *)(weights + (tile * quads + i) * 512 + LANE * 16);
     }
     if (format == WEIGHT_BF16) return;
-    const unsigned char *scales = weights + MANY_ROW_TILES * quads * 512 + tile * 128;
-    UNROLL
-    for (int i = 0; i < 4; i++) {
-        int at = (group_shift == 5 ? i / 2 * 16 : 0) + LANE / 4 + i % 2 * 8;
-        s->scale[i / 2][i % 2] = narrow ? ((const uint16_t *)scales)[at] : ((const uint32_t *)scales)[at];
-    }
+    read_scales(s->scale[0], scales_of(weights, tile, format), 0, format);
+    read_scales(s->scale[1], scales_of(weights, tile, format), group_shift == 5, format);
 }
 
-DEVICE void scale_sums(float *part, float *sum, const struct slab *s, int i, const int format) {
+DEVICE void scale_sums(float *part, float *sum, const uint32_t *scale, const int format) {
     UNROLL
     for (int c = 0; c < 4; c++) {
-        part[c] = fmaf(sum[c], scale_value(s->scale[i / 2][c / 2], format), part[c]);
+        part[c] = fmaf(sum[c], scale_value(scale[c / 2], format), part[c]);
         sum[c] = 0;
     }
 }
@@ -141,19 +151,20 @@ DEVICE void scale_sums(float *part, float *sum, const struct slab *s, int i, con
 /* part[row tile][token tile] += one slab. */
 DEVICE void multiply_many(const struct many *m, float (*part)[MANY_WARP_TILES][4], int slab, const int format) {
     const unsigned char *stage = m->stages + slab % many_stages(format) * many_stage_bytes(format);
-    int shift = m->work.job->w.group_shift, first = WARP / 4 * MANY_WARP_TILES * 8;
+    const unsigned char *weights = stage + MANY_X_BYTES;
+    int shift = m->work.job->w.group_shift, begin = WARP / 4 * MANY_WARP_TILES * 8;
     uint32_t a[2][4][4];
     struct slab s[2];
     UNROLL
     for (int t = 0; t < 2; t++) {
-        read_slab(&s[t], stage + MANY_X_BYTES, WARP % 4 * 2 + t, shift, format);
+        read_slab(&s[t], weights, WARP % 4 * 2 + t, shift, format);
         UNROLL
         for (int i = 0; i < 4; i++) slab_operand(a[t][i], &s[t], i, format);
     }
     UNROLL
     for (int j = 0; j < MANY_WARP_TILES; j++) {
-        if (first + j / MANY_HALF * MANY_HALF * 8 >= m->work.n) continue; /* none of these four tiles has a token */
-        int token = first + j * 8 + LANE / 4;
+        if (begin + j / MANY_HALF * MANY_HALF * 8 >= m->work.n) continue; /* none of these four tiles has a token */
+        int token = begin + j * 8 + LANE / 4;
         float sum[2][4] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
         UNROLL
         for (int i = 0; i < 4; i++) {
@@ -163,7 +174,9 @@ DEVICE void multiply_many(const struct many *m, float (*part)[MANY_WARP_TILES][4
             for (int t = 0; t < 2; t++) {
                 mma_bf16(format == WEIGHT_BF16 ? part[t][j] : sum[t], a[t][i], b.v[0], b.v[1]);
                 if (format == WEIGHT_BF16 || i % 2 == 0 || (i == 1 && shift != 5)) continue;
-                scale_sums(part[t][j], sum[t], &s[t], i, format);
+                uint32_t first[2]; /* few have groups of 32: no registers are kept for these */
+                if (i == 1) read_scales(first, scales_of(weights, WARP % 4 * 2 + t, format), 0, format);
+                scale_sums(part[t][j], sum[t], i == 1 ? first : s[t].scale[1], format);
             }
         }
     }

@@ -3,7 +3,26 @@
 #ifndef MOEBIUS_CUDA_MMA_CUH
 #define MOEBIUS_CUDA_MMA_CUH
 
+/* Compute capability 9.0 has the instruction too, but translates it to slower ones. */
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200
+#define HAS_FP8_MMA 1
+#else
+#define HAS_FP8_MMA 0
+#endif
+
 #ifdef __CUDACC__
+
+#if HAS_FP8_MMA
+/* c[16][8] += a[16][32] b[32][8] over a warp: e4m3 in, fp32 sums. */
+DEVICE void mma_fp8(float *c, const uint32_t *a, uint32_t b0, uint32_t b1) {
+    asm("mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+#else
+DEVICE void mma_fp8(float *c, const uint32_t *a, uint32_t b0, uint32_t b1) { /* nothing calls it */
+}
+#endif
 
 /* c[16][8] += a[16][16] b[16][8] over a warp: bf16 in, fp32 sums. */
 DEVICE void mma_bf16(float *c, const uint32_t *a, uint32_t b0, uint32_t b1) {
