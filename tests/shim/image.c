@@ -2,15 +2,10 @@
 #include "backend/cuda/image.h"
 
 const struct cuda_image cuda_images[] = {
-    {"linear_bf16", (const unsigned char *)""},
-    {"linear_fp8", (const unsigned char *)""},
-    {"linear_int4", (const unsigned char *)""},
-    {"linear_awq", (const unsigned char *)""},
-    {"linear_int8", (const unsigned char *)""},
-    {"attn", (const unsigned char *)""},
-    {"expanded", (const unsigned char *)""},
-    {"simple", (const unsigned char *)""},
-    {"repack", (const unsigned char *)""},
-    {0},
+    {"linear_bf16", (const unsigned char *)""}, {"linear_fp8", (const unsigned char *)""},
+    {"linear_int4", (const unsigned char *)""}, {"linear_awq", (const unsigned char *)""},
+    {"linear_int8", (const unsigned char *)""}, {"attn", (const unsigned char *)""},
+    {"expanded", (const unsigned char *)""},    {"simple", (const unsigned char *)""},
+    {"repack", (const unsigned char *)""},      {0},
 };
 const int cuda_images_version = 13000;

@@ -37,9 +37,18 @@ void shim_register(const char *name, shim_kernel *kernel, size_t params_bytes);
 #define DYNAMIC_SHARED(type, name) type *name = (type *)shim_shared
 
 extern int shim_thread, shim_block, shim_blocks; /* who runs now */
-extern unsigned char shim_shared[]; /* the block's dynamic shared memory */
+extern unsigned char shim_shared[];              /* the block's dynamic shared memory */
 
-enum shim_op { SHIM_MMA, SHIM_MMA_FP8, SHIM_TILES, SHIM_TILES_TURNED, SHIM_TURN, SHIM_SHUFFLE_XOR, SHIM_SHUFFLE_UP, SHIM_WARP_BARRIER };
+enum shim_op {
+    SHIM_MMA,
+    SHIM_MMA_FP8,
+    SHIM_TILES,
+    SHIM_TILES_TURNED,
+    SHIM_TURN,
+    SHIM_SHUFFLE_XOR,
+    SHIM_SHUFFLE_UP,
+    SHIM_WARP_BARRIER
+};
 
 /* What a lane brings to a warp operation, and takes away. */
 struct shim_lane {

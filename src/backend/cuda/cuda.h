@@ -82,7 +82,7 @@ struct device_scratch {
     float *x, *q, *q_a, *kv_a, *partial, *routed, *shared, *score, *weight, *at_weight, *logits;
     uint16_t *q_latent, *attended, *act, *shared_act;
     uint8_t *packed; /* activations for the variants for prompts */
-    float *factor;    /* [2][max_rows] of their norms */
+    float *factor;   /* [2][max_rows] of their norms */
     int32_t *id, *at, *pair_row, *n_items;
     struct expert_item *items;
     uint32_t *arrived; /* [row tiles of hidden + 1]: the last one is the router's */
@@ -176,8 +176,8 @@ struct cuda {
     size_t weights_bytes, scratch_bytes, cache_bytes, row_bytes;
     size_t step_bytes; /* room for step_data */
     size_t packed_bytes;
-    bool fp8_native;   /* FP8 weights times e4m3 activations in prompts: MOEBIUS_CUDA_FP8_NATIVE=1 */
-    int max_slots;     /* of attention's partial results */
+    bool fp8_native; /* FP8 weights times e4m3 activations in prompts: MOEBIUS_CUDA_FP8_NATIVE=1 */
+    int max_slots;   /* of attention's partial results */
     struct expanded expanded;
 
     double *frequency; /* [rope / 2] */

@@ -61,18 +61,20 @@ $(SHIM)/moebius: $(BUILD)/obj/src/main.o $(SHIM)/image.o $(BUILD)/libmoebius.a
 -include $(wildcard $(SHIM)/*.d)
 
 # dlopen gives the shim's driver to a program that is linked with it already.
-$(BUILD)/tests/cuda/test_kernels: $(BUILD)/obj/tests/cuda/test_kernels.o $(SHIM)/image.o $(BUILD)/libmoebius.a $(SHIM)/libcuda.so.1
+CUDA_TESTS := $(BUILD)/tests/cuda/test_kernels $(BUILD)/tests/cuda/test_prefill
+$(CUDA_TESTS): $(BUILD)/tests/cuda/%: $(BUILD)/obj/tests/cuda/%.o $(BUILD)/obj/tests/cuda/card_fixture.o $(SHIM)/image.o $(BUILD)/libmoebius.a $(SHIM)/libcuda.so.1
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(LDFLAGS_EXTRA) -o $@ $^ -Wl,-rpath,'$$ORIGIN/../shim' $(LIBS) -lcmocka
 
 .PHONY: shim
-shim: $(SHIM)/moebius $(SHIM)/libcuda.so.1 $(BUILD)/tests/cuda/test_kernels
+shim: $(SHIM)/moebius $(SHIM)/libcuda.so.1 $(CUDA_TESTS)
 
 # --- checks of the kernels -------------------------------------------------------------------------------------------------
 
 .PHONY: cuda-shim-test cuda-gate cuda-gate-full gpu-test
 cuda-shim-test: shim $(BUILD)/moebius $(VENV)/ready
 	$(BUILD)/tests/cuda/test_kernels
+	$(BUILD)/tests/cuda/test_prefill
 	MOEBIUS=$(BUILD)/moebius $(VENV)/bin/python -m pytest -q tests/test_cuda.py
 
 # The same numbers on a real card, where there is one.

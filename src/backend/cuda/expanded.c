@@ -37,8 +37,8 @@ static struct window shape_window(const struct model *m, int pool_tokens) {
 int cuda_expanded_plan(struct cuda *cuda, struct mo_error *error) {
     const struct model *m = cuda->model;
     struct expanded *e = &cuda->expanded;
-    *e = (struct expanded){.rows_from = cuda_expanded_fits(m) ? attention_expanded_rows(m, cuda->options.attention)
-                                                              : INT32_MAX,
+    *e = (struct expanded){.rows_from =
+                               cuda_expanded_fits(m) ? attention_expanded_rows(m, cuda->options.attention) : INT32_MAX,
                            .carry_slots = 1};
     if (e->rows_from > cuda->options.max_rows) return 0;
     e->window = shape_window(m, cuda->options.n_pages * KV_PAGE_TOKENS);

@@ -46,8 +46,9 @@ static bool is_all_dynamic(enum cuda_kernel kernel) {
 /* Images for cards without the instruction do not have it: products are then as without the wish. */
 static int no_native(struct cuda *cuda) {
     cuda->fp8_native = false;
-    log_warn("MOEBIUS_CUDA_FP8_NATIVE: GPU %d (compute capability %d.%d) has no kernels that multiply FP8 by themselves",
-             cuda->card.index, cuda->card.capability / 10, cuda->card.capability % 10);
+    log_warn(
+        "MOEBIUS_CUDA_FP8_NATIVE: GPU %d (compute capability %d.%d) has no kernels that multiply FP8 by themselves",
+        cuda->card.index, cuda->card.capability / 10, cuda->card.capability % 10);
     return 0;
 }
 
@@ -191,6 +192,11 @@ static void pack(struct cuda *cuda, const struct linear_params *p, int j, struct
     if (job->gain) job->factor = pack.factor;
 }
 
+static int many_tiles(const struct linear_job *job) {
+    int rows = ceil_div_int(job->w.row_tiles, MANY_ROWS / TILE_ROWS);
+    return rows * (job->items ? job->groups : ceil_div_int(job->n, MANY_TOKENS));
+}
+
 /* Tiles are taken in turn by as many blocks as the card has processors: each fills one. */
 static void run_many(struct cuda *cuda, const struct linear_params *p, enum weight_format format) {
     struct linear_params many = *p;
@@ -210,12 +216,22 @@ static void run_many(struct cuda *cuda, const struct linear_params *p, enum weig
             pack(cuda, p, j, job, native, &used);
         }
         job->row_blocks = ceil_div_int(job->w.row_tiles, MANY_ROWS / TILE_ROWS);
-        job->blocks = job->row_blocks * (job->items ? job->groups : ceil_div_int(job->n, MANY_TOKENS));
-        blocks += job->blocks;
+        blocks += job->blocks = many_tiles(job);
     }
     size_t bytes = native ? 2 * NATIVE_STAGE_BYTES + MANY_TOKENS * sizeof(int) : many_shared_bytes(format);
     if (blocks > cuda->card.processors) blocks = cuda->card.processors;
     cuda_launch(cuda, native ? KERNEL_FP8_NATIVE : variant(format, LINEAR_VARIANTS - 1), blocks, bytes, &many);
+}
+
+/* Tiles of 128 x 128 may be so few that most of the card would be idle: blocks of 64 rows of x are twice as many. Lists are cut
+ * for their variant already. A guess: it has not been measured on any card. */
+static bool are_few(const struct cuda *cuda, const struct linear_params *p) {
+    int tiles = 0;
+    for (int j = 0; j < p->n_jobs; j++) {
+        if (p->job[j].items) return false;
+        tiles += many_tiles(&p->job[j]);
+    }
+    return 2 * tiles <= cuda->card.processors;
 }
 
 /* Jobs of one format. */
@@ -232,7 +248,7 @@ static void run_jobs(struct cuda *cuda, struct linear_params *p, enum weight_for
 void cuda_linear_run(struct cuda *cuda, struct linear_params *p, const struct weight *const *w, int rows) {
     int columns = cuda_linear_columns(rows);
     bool heads = p->n_jobs == 1 && p->job[0].groups > 1 && !p->job[0].items;
-    if (columns == MANY_TOKENS && (heads || p->n_jobs == 0)) columns = FEW_ROWS;
+    if (columns == MANY_TOKENS && (heads || are_few(cuda, p))) columns = FEW_ROWS;
     if (p->n_jobs < 2 || w[0]->format == w[1]->format) {
         run_jobs(cuda, p, p->n_jobs ? w[0]->format : WEIGHT_BF16, columns, heads && w[0]->format == WEIGHT_BF16);
         return;

@@ -100,7 +100,7 @@ struct linear_job {
     void *y;                 /* [i][y_stride] */
     size_t x_stride, x_step; /* values from row to row, and from group to group */
     size_t y_stride, y_step;
-    const float *factor; /* many rows: what results are multiplied with, by row of x; or NULL */
+    const float *factor;             /* many rows: what results are multiplied with, by row of x; or NULL */
     const struct expert_item *items; /* NULL: all n rows for every group */
     const int32_t *n_items;
     int32_t x_kind, y_kind;
@@ -238,8 +238,8 @@ struct expanded_params {
     const float *q;            /* [n][heads][nope + rope]: the part that is not rotated */
     const uint16_t *q_latent;  /* [n][heads][kv_lora + rope] bf16: the part that is */
     const int32_t *slot_first; /* [row] place of a row's unfinished result in `carry` */
-    float *carry;              /* [slot][heads][kv_lora + 2]; in a row's place [heads][v + 2]: sums, then maximum and sum */
-    uint16_t *attended;        /* [n][heads][v] */
+    float *carry;       /* [slot][heads][kv_lora + 2]; in a row's place [heads][v + 2]: sums, then maximum and sum */
+    uint16_t *attended; /* [n][heads][v] */
     int32_t n_items, heads, nope, rope, v_dim, kv_lora;
     float scale; /* of the softmax, times log2 e */
     int32_t unused;

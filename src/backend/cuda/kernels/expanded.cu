@@ -227,8 +227,8 @@ DEVICE void fetch_keys(const struct expanded_block *b, uint16_t *stage, int key,
     copy_commit();
 }
 
-DEVICE void score_keys(const struct expanded_block *b, const uint16_t *keys, uint32_t (*query)[4],
-                       float (*score)[4], const int steps) {
+DEVICE void score_keys(const struct expanded_block *b, const uint16_t *keys, uint32_t (*query)[4], float (*score)[4],
+                       const int steps) {
     const uint16_t *row = keys + (LANE / 16 * 8 + LANE % 8) * b->key_stride + LANE / 8 % 2 * 8;
     UNROLL
     for (int j = 0; j < SCORE_TILES; j++) score[j][0] = score[j][1] = score[j][2] = score[j][3] = 0;
@@ -355,8 +355,7 @@ DEVICE void finish_row(const struct expanded_block *b, const struct expanded_sta
     }
 }
 
-DEVICE void attend(const struct expanded_params *p, const int nope_steps, const int rope_steps,
-                   const int value_steps) {
+DEVICE void attend(const struct expanded_params *p, const int nope_steps, const int rope_steps, const int value_steps) {
     DYNAMIC_SHARED(uint16_t, shared); /* [2] stages of keys [64][key_stride] and values [64][value_stride] */
     struct expanded_block b;
     struct expanded_state state;

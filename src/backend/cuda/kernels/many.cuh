@@ -28,7 +28,7 @@ struct many {
     struct work work;
     unsigned char *stages;
     int matrix, tile, tiles; /* the expert, its first row tile, and how many there are */
-    int *x_row;      /* [MANY_TOKENS] in shared memory; -1: there is no such token */
+    int *x_row;              /* [MANY_TOKENS] in shared memory; -1: there is no such token */
 };
 
 DEVICE int many_stages(const int format) {
@@ -191,7 +191,8 @@ DEVICE void store_many(const struct many *m, float (*total)[MANY_WARP_TILES][4])
         UNROLL
         for (int i = 0; i < MANY_WARP_TILES * 4; i++) {
             int token = (WARP / 4 * MANY_WARP_TILES + i / 4) * 8 + LANE % 4 * 2 + i % 2;
-            y[token * MANY_Y_STRIDE + (WARP % 4 * 2 + t) * TILE_ROWS + LANE / 4 + i % 4 / 2 * 8] = total[t][i / 4][i % 4];
+            y[token * MANY_Y_STRIDE + (WARP % 4 * 2 + t) * TILE_ROWS + LANE / 4 + i % 4 / 2 * 8] =
+                total[t][i / 4][i % 4];
         }
     }
     barrier();
