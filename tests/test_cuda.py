@@ -68,16 +68,66 @@ def test_golden_fp8_cache(name, tmp_path):
     assert np.abs(got - on_cpu)[both].mean() <= 0.15
 
 
-@pytest.mark.parametrize("name", ["v2lite-tiny", "v3-tiny-fp8", "v2lite-tiny-awq"])
-def test_chunks_are_the_same_bits(name, tmp_path):
-    """5 rows take the skinny variant, more the wide ones, and more than 64 have routing and sums in launches of their own. A
-    row must not notice."""
+@pytest.mark.parametrize(
+    "name, form",
+    [("v2lite-tiny", "absorbed"), ("v3-tiny-fp8", "absorbed"), ("v2lite-tiny-awq", "absorbed"), ("v2-tiny", "expanded")],
+)
+def test_chunks_are_the_same_bits(name, form, tmp_path):
+    """5 rows take the skinny variant, more the wide ones; more than 64 take that for prompts, and routing and sums have launches of
+    their own; at 200 the experts do too. A row must not notice, in one form of attention."""
     case = Case(name, "p200")
-    case.tokens = case.tokens[:80]
-    case.case["logits"]["positions"] = list(range(80))
-    whole = case.logits(tmp_path, *GPU, "--chunk", 80)
-    for chunk in (5, 13, 32, 64):
-        assert np.array_equal(case.logits(tmp_path, *GPU, "--chunk", chunk), whole), f"chunk {chunk}"
+    case.case["logits"]["positions"] = list(range(200))
+    flags = [*GPU, "--attention", form, "--chunk"]
+    whole = case.logits(tmp_path, *flags, 200)
+    for chunk, rows in ((5, 20), (13, 26), (32, 32), (64, 130)):
+        case.tokens, case.case["logits"]["positions"] = case.tokens[:rows], list(range(rows))
+        assert np.array_equal(case.logits(tmp_path, *flags, chunk), whole[:rows]), f"chunk {chunk}"
+        case = Case(name, "p200")
+
+
+@pytest.mark.parametrize("name, kv", [("v3-tiny", "fp8"), ("v2-tiny", "bf16")])
+def test_forms_of_attention(name, kv, tmp_path):
+    """They round differently, and that is all."""
+    case = Case(name, "p200")
+    flags = ["--kv-cache-dtype", kv, "--attention"]
+    absorbed, absorbed_agrees = with_routing(case, tmp_path, *GPU, *flags, "absorbed")
+    expanded, expanded_agrees = with_routing(case, tmp_path, *GPU, *flags, "expanded")
+    both = absorbed_agrees & expanded_agrees
+    assert both.mean() >= (0.8 if kv == "bf16" else 0.4)
+    error = np.abs(absorbed - expanded)[both]
+    assert 0 < error.mean() <= (0.05 if kv == "bf16" else 0.1)
+
+
+def test_fp8_times_fp8(tmp_path, monkeypatch):
+    """Coarser, so only where it is asked for, and only on cards that have the instruction; elsewhere one line says so."""
+    case = Case("v3-tiny-fp8", "p200")
+    flags = [*GPU, "--attention", "absorbed", "--chunk", 200]
+    plain, agrees = with_routing(case, tmp_path, *flags)
+    monkeypatch.setenv("MOEBIUS_CUDA_FP8_NATIVE", "1")
+    native, native_agrees = with_routing(case, tmp_path, *flags)
+    both = agrees & native_agrees
+    assert both.mean() >= 0.4
+    error = np.abs(plain - native)[both]
+    assert 0 < error.mean() <= 0.25
+    for capability, warns in ((80, True), (90, True), (89, False), (120, False)):
+        ids = ",".join(map(str, case.tokens[:70]))
+        result = succeed("logits", case.folder, "--ids", ids, *flags, env=fake(log=1, capability=capability))
+        assert ("linear_fp8_native" in result.err) != warns
+        assert ("MOEBIUS_CUDA_FP8_NATIVE" in result.err) == warns
+
+
+def test_which_form(tmp_path):
+    """As on the CPU: from the break-even of operations on, which is 65 rows for this model."""
+    case = Case("v2lite-tiny", "p200")
+
+    def launches(rows, *flags):
+        ids = ",".join(map(str, case.tokens[:rows]))
+        return succeed("logits", case.folder, "--ids", ids, *GPU, *flags, env=fake(log=1)).err.count("attn_expanded")
+
+    layers = case.config["num_hidden_layers"]
+    assert launches(64) == 0 and launches(65) == layers
+    assert launches(65, "--attention", "absorbed") == 0 and launches(65, "--batch-invariant") == 0
+    assert launches(3, "--attention", "expanded") == layers
 
 
 @pytest.mark.parametrize("seed", [2, 3])
@@ -87,16 +137,17 @@ def test_the_order_of_blocks_does_not_matter(seed, tmp_path):
     assert np.array_equal(plain, other)
 
 
-@pytest.mark.parametrize("kv", ["bf16", "fp8"])
-def test_several_splits_of_the_cache(kv, tmp_path):
-    """530 tokens are three splits of 256: one after the other in a long chunk, apart in a short one; the CPU says what is
-    right."""
+@pytest.mark.parametrize("kv, form", [("bf16", "absorbed"), ("fp8", "absorbed"), ("fp8", "expanded")])
+def test_several_splits_of_the_cache(kv, form, tmp_path):
+    """530 tokens are three splits of 256: one after the other in a long chunk, apart in a short one; or (expanded) several
+    windows in one of the runs. The CPU says what is right."""
     case = Case("v2lite-tiny-ct-fp8", "p200")
     case.tokens = (case.tokens * 3)[:530]
     case.case["logits"]["positions"] = list(range(520, 530))
-    flags = ["--kv-cache-dtype", kv]
+    flags = ["--kv-cache-dtype", kv, "--attention", form]
     whole = case.logits(tmp_path, *GPU, *flags, "--chunk", 530)
-    assert np.array_equal(case.logits(tmp_path, *GPU, *flags, "--chunk", 263), whole)
+    window = {"MOEBIUS_CUDA_WINDOW": "128"}
+    assert np.array_equal(case.logits(tmp_path, *GPU, *flags, "--chunk", 263, env=window), whole)
     on_cpu = case.logits(tmp_path, "--device", "cpu", *flags)
     assert np.abs(whole - on_cpu).mean() <= (0.05 if kv == "bf16" else 0.25)
 
@@ -105,10 +156,11 @@ def test_greedy_goes_on(tmp_path):
     """Decode steps over the cache equal one prefill of the same tokens, bit for bit."""
     case = Case("v2-tiny", "p200")
     out = tmp_path / "greedy.f32"
-    ids = succeed("logits", case.folder, "--ids", ",".join(map(str, case.tokens)), "--greedy", 12, "--out", out, *GPU).json
+    flags = [*GPU, "--attention", "absorbed"]
+    ids = succeed("logits", case.folder, "--ids", ",".join(map(str, case.tokens)), "--greedy", 12, "--out", out, *flags).json
     case.tokens = case.tokens + ids[:-1]
     case.case["logits"]["positions"] = list(range(199, 211))
-    assert np.array_equal(case.logits(tmp_path, *GPU), conftest.read_f32(out, 12, case.vocab))
+    assert np.array_equal(case.logits(tmp_path, *flags), conftest.read_f32(out, 12, case.vocab))
 
 
 # --- which device ----------------------------------------------------------------------------------------------------
@@ -218,7 +270,6 @@ def test_copy_and_wait_failures():
 def test_what_only_the_cpu_does():
     refused(info(*GPU, "--compute", "f32"), "--compute f32", "--device cpu")
     refused(info(*GPU, "--kv-cache-dtype", "f32"), "f32", "bf16 or fp8")
-    refused(info(*GPU, "--attention", "expanded"), "--attention expanded")
 
 
 def test_nan_in_a_weight(tmp_path):

@@ -111,6 +111,9 @@ struct backend {
     bool picks, runs_ahead; /* see struct batch; without them choosing tokens is left to the host */
 };
 
+/* Rows of one sequence from which a step attends to it in expanded form: one rule for all backends. */
+int attention_expanded_rows(const struct model *model, enum attention attention);
+
 /* Bytes of one token's cache row in one layer. */
 size_t kv_row_bytes(const struct model *model, enum kv_format kv);
 /* Bytes that a pool of n_pages takes, all layers. */

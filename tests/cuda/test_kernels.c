@@ -1,254 +1,44 @@
 /* The GPU's kernels on the shim's card, one at a time: a model of odd sizes in each weight format is uploaded, and products, routing
  * and attention are compared with double arithmetic over format_decode_rows. A row must have the same bits in every variant. */
-#include <stdarg.h>
-#include <stddef.h>
-#include <setjmp.h>
-#include <stdint.h>
-#include <cmocka.h>
+#include "card_fixture.h"
+
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "backend/cpu/cpu.h"
-#include "backend/cuda/cuda.h"
 #include "base/arena.h"
 #include "forward.h"
 
-enum { MAX_ROWS = 96, EXPERTS = 12, TOP_K = 3 };
-
-static uint64_t state = 7;
-static uint32_t draw(void) {
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    return (uint32_t)(state >> 33);
-}
-static float uniform(float low, float high) {
-    return low + (high - low) * (float)draw() / 2147483648.0f;
-}
-
-/* --- a model of odd sizes ------------------------------------------------------------------------------------------- */
-
-struct fixture {
-    struct model model;
-    struct weights weights;
-    struct layer layers[2];
-    struct mlp experts[EXPERTS];
-    struct arena *arena;
-    struct backend *backend;
-    struct cuda *cuda;
-};
-
-static const struct model odd_model = {.layers = 2,
-                                       .dense_layers = 1,
-                                       .hidden = 140,
-                                       .heads = 5,
-                                       .vocab = 75,
-                                       .context = 1024,
-                                       .q_kind = Q_LOW_RANK,
-                                       .q_lora = 84,
-                                       .kv_lora = 48,
-                                       .nope_dim = 12,
-                                       .rope_dim = 16,
-                                       .v_dim = 20,
-                                       .dense_width = 2116, /* more than the skinny variant has at once */
-                                       .expert_width = 44,
-                                       .experts = EXPERTS,
-                                       .top_k = TOP_K,
-                                       .shared_experts = 1,
-                                       .gate_kind = GATE_SOFTMAX_GREEDY,
-                                       .groups = 1,
-                                       .top_groups = 1,
-                                       .routed_scale = 1,
-                                       .rope = {.kind = ROPE_PLAIN, .theta = 10000},
-                                       .norm_eps = 1e-6};
-
-static void fill_blocks(struct mat *mat, uint8_t *data) {
-    int8_t q[128];
-    block_clear(mat, data);
-    for (int r = 0; r < mat->rows; r++) {
-        for (int g = 0; g * mat->group_size < mat->cols; g++) {
-            int most = mat->format == MAT_INT4 ? 8 : 127;
-            for (int i = 0; i < mat->group_size; i++) {
-                bool inside = g * mat->group_size + i < mat->cols;
-                q[i] = (int8_t)(inside ? (int)(draw() % (unsigned)(2 * most)) - most + (most == 127) : 0);
-            }
-            block_put_group(mat, data, r, g, q, f32_to_f16(uniform(0.5f, 2) / (float)most));
-        }
-    }
-}
-
-static void fill_awq(struct fixture *f, struct mat *mat, uint32_t *words) {
-    size_t groups = (size_t)(mat->cols + mat->group_size - 1) / (size_t)mat->group_size, n = groups * (size_t)mat->rows;
-    uint32_t *zeros = arena_alloc_array(f->arena, n / 8, 4);
-    uint16_t *scales = arena_alloc_array(f->arena, n, 2);
-    for (size_t i = 0; i < (size_t)mat->cols * (size_t)mat->rows / 8; i++) words[i] = draw() << 1 ^ draw();
-    for (size_t i = 0; i < n / 8; i++) zeros[i] = draw() << 1 ^ draw();
-    for (size_t i = 0; i < n; i++) scales[i] = f32_to_f16(uniform(0.05f, 0.2f));
-    mat->zeros = zeros;
-    mat->scales16 = scales;
-}
-
-static void fill_fp8(struct fixture *f, struct mat *mat, uint8_t *data) {
-    size_t n = (size_t)mat->rows * (size_t)mat->cols;
-    size_t scales = (size_t)((mat->rows + mat->scale_rows - 1) / mat->scale_rows) * (size_t)mat->scale_stride;
-    float *scale = arena_alloc_array(f->arena, scales, sizeof *scale);
-    for (size_t i = 0; i < n; i++) data[i] = f32_to_e4m3(uniform(-400, 400) * (draw() % 8 ? 0.01f : 1));
-    for (size_t i = 0; i < scales; i++) scale[i] = uniform(0.001f, 0.004f);
-    mat->scale = scale;
-}
-
-static void fill_plain(struct mat *mat, void *data) {
-    for (size_t i = 0; i < (size_t)mat->rows * (size_t)mat->cols; i++) {
-        float value = uniform(-1, 1);
-        uint16_t half = mat->format == MAT_BF16 ? f32_to_bf16(value) : f32_to_f16(value);
-        if (mat->format == MAT_F32) {
-            memcpy((float *)data + i, &value, sizeof value);
-        } else {
-            memcpy((uint16_t *)data + i, &half, sizeof half);
-        }
-    }
-}
-
-/* A format and how its scales lie. */
-struct style {
-    const char *name;
-    enum mat_format format;
-    int group;                  /* AWQ, INT4, INT8 */
-    int scale_rows, scale_cols; /* FP8; 0: one for all */
-};
-
-static struct mat random_mat(struct fixture *f, const struct style *style, int rows, int cols) {
-    struct mat mat = {.format = style->format, .rows = rows, .cols = cols, .group_size = style->group};
-    if (mat.format == MAT_INT4_AWQ && rows % 8) mat.format = MAT_F16; /* as such checkpoints have it */
-    if (mat.format == MAT_FP8) {
-        mat.scale_rows = style->scale_rows ? style->scale_rows : rows;
-        mat.scale_cols = style->scale_cols ? style->scale_cols : cols;
-        mat.scale_stride = (cols + mat.scale_cols - 1) / mat.scale_cols;
-    }
-    void *data = arena_alloc(f->arena, mat_bytes(&mat) + 64);
-    mat.data = data;
-    if (mat.format == MAT_FP8) fill_fp8(f, &mat, data);
-    if (mat.format == MAT_INT4_AWQ) fill_awq(f, &mat, data);
-    if (mat.format == MAT_INT4 || mat.format == MAT_INT8) fill_blocks(&mat, data);
-    if (mat.format == MAT_F32 || mat.format == MAT_F16 || mat.format == MAT_BF16) fill_plain(&mat, data);
-    return mat;
-}
-
-static const float *random_vector(struct fixture *f, int n) {
-    float *values = arena_alloc_array(f->arena, (size_t)n, sizeof *values);
-    for (int i = 0; i < n; i++) values[i] = uniform(0.5f, 1.5f);
-    return values;
-}
-
-static struct mlp random_mlp(struct fixture *f, const struct style *style, int width) {
-    int hidden = f->model.hidden;
-    return (struct mlp){random_mat(f, style, width, hidden), random_mat(f, style, width, hidden),
-                        random_mat(f, style, hidden, width)};
-}
-
-static void make_layer(struct fixture *f, const struct style *style, struct layer *layer) {
-    const struct model *m = &f->model;
-    layer->attn_norm = random_vector(f, m->hidden);
-    layer->ffn_norm = random_vector(f, m->hidden);
-    layer->q_a_norm = random_vector(f, m->q_lora);
-    layer->kv_a_norm = random_vector(f, m->kv_lora);
-    layer->q_a = random_mat(f, style, m->q_lora, m->hidden);
-    layer->q_b = random_mat(f, style, m->heads * model_q_head_dim(m), m->q_lora);
-    layer->kv_a = random_mat(f, style, model_latent_dim(m), m->hidden);
-    layer->kv_b = random_mat(f, style, m->heads * (m->nope_dim + m->v_dim), m->kv_lora);
-    layer->o = random_mat(f, style, m->hidden, m->heads * m->v_dim);
-    layer->dense = random_mlp(f, style, m->dense_width);
-    layer->router =
-        random_mat(f, &(struct style){.format = style->format == MAT_BF16 ? MAT_BF16 : MAT_F32}, m->experts, m->hidden);
-    layer->router_bias = random_vector(f, m->experts);
-    layer->shared = random_mlp(f, style, m->expert_width);
-    layer->experts = f->experts;
-}
-
-static void open_card(struct fixture *f, enum kv_format kv) {
-    struct backend_options options = {.max_rows = MAX_ROWS, .max_logits = 4, .max_seqs = 4, .n_pages = 24, .kv = kv};
-    struct mo_error error = {0};
-    if (cuda_backend_open(&f->backend, &f->model, &f->weights, &options, 0, &error)) fail_msg("%s", error.message);
-    f->cuda = (struct cuda *)f->backend;
-    f->cuda->recorder.off = true; /* stages are looked at one by one */
-}
-
-static void fixture_open(struct fixture *f, const struct style *style, const struct model *model, enum kv_format kv) {
-    *f = (struct fixture){.model = *model, .arena = arena_create()};
-    for (int i = 0; i < 2; i++) make_layer(f, style, &f->layers[i]);
-    for (int i = 0; i < model->experts; i++) f->experts[i] = random_mlp(f, style, model->expert_width);
-    f->weights.embed = random_mat(f, style, model->vocab, model->hidden);
-    f->weights.head = random_mat(f, style, model->vocab, model->hidden);
-    f->weights.final_norm = random_vector(f, model->hidden);
-    f->weights.layers = f->layers;
-    open_card(f, kv);
-}
-
-static void fixture_close(struct fixture *f) {
-    f->backend->ops->close(f->backend);
-    arena_destroy(f->arena);
-}
-
 /* --- products ------------------------------------------------------------------------------------------------------- */
 
-static float *decode(const struct fixture *f, const struct mat *mat, int r0, int rows) {
-    float *out = arena_alloc_array(f->arena, (size_t)rows * (size_t)mat->cols, sizeof *out);
-    format_decode_rows(mat, r0, r0 + rows, out);
-    if (mat->format != MAT_F32 && mat->format != MAT_F16) return out;
-    for (size_t i = 0; i < (size_t)rows * (size_t)mat->cols; i++) out[i] = bf16_to_f32(f32_to_bf16(out[i]));
-    return out; /* these are rounded at upload */
-}
-
-/* sum of w x, and what an error is measured by: the sum of sizes. */
-static double dot(const float *w, const float *x, int n, double *size) {
-    double sum = 0;
-    *size = 0;
-    for (int i = 0; i < n; i++) {
-        sum += (double)w[i] * (double)x[i];
-        *size += fabs((double)w[i] * (double)x[i]);
-    }
-    return sum;
-}
-
-static void wait_for(struct fixture *f) {
-    f->cuda->driver.stream_wait(f->cuda->stream);
-    if (f->cuda->failure.code) fail_msg("%s", f->cuda->failure.message);
-}
-
-/* Memory that kernels read and write: the shim's card is this machine. It ends where nothing may be touched. */
-static void *card_memory(struct fixture *f, size_t bytes) {
-    cuda_address at;
-    if (f->cuda->driver.memory_take(&at, bytes)) fail_msg("no memory");
-    return (void *)(uintptr_t)at;
-}
-static void give_back(struct fixture *f, void *at) {
-    f->cuda->driver.memory_free((cuda_address)(uintptr_t)at);
-}
-
-static const int row_counts[] = {1, 3, 8, 9, 17, 40, 64, 70};
+static const int row_counts[] = {1, 3, 8, 9, 17, 40, 64, 65, MOST_ROWS};
 enum { ROW_COUNTS = sizeof row_counts / sizeof *row_counts };
 
-/* y = x W^T for several numbers of rows; x holds bf16 values, so that only the sums are rounded. */
+/* y = x W^T for several numbers of rows, so in all variants; x holds bf16 values, so that only the sums are rounded. */
 static void check_product(struct fixture *f, const char *name, const struct weight *w, const struct mat *mat) {
-    size_t cols = (size_t)mat->cols, rows = (size_t)mat->rows;
+    size_t cols = (size_t)mat->cols, rows = (size_t)mat->rows, packed = f->cuda->packed_bytes;
+    uint8_t *room = f->cuda->scratch.packed;
     float *weight = decode(f, mat, 0, mat->rows), *first = calloc(MAX_ROWS * rows, sizeof *first);
     float *x = card_memory(f, MAX_ROWS * cols * sizeof *x), *y = card_memory(f, MAX_ROWS * rows * sizeof *y);
-    for (size_t i = 0; i < MAX_ROWS * cols; i++) x[i] = bf16_to_f32(f32_to_bf16(uniform(-2, 2)));
-    for (int c = ROW_COUNTS - 1; c >= 0; c--) {
-        int n = row_counts[c];
-        struct linear_params p = cuda_linear_begin(f->cuda);
-        struct linear_job *job = cuda_linear_add(&p, w, n, 1);
-        job->x_kind = X_F32;
-        job->x = x;
-        job->x_stride = cols;
-        job->y = y;
-        job->y_stride = rows;
-        memset(y, 0xff, MAX_ROWS * rows * sizeof *y);
-        cuda_linear_run(f->cuda, &p, &w, n);
-        wait_for(f);
-        if (c == ROW_COUNTS - 1) memcpy(first, y, (size_t)n * rows * sizeof *y);
-        if (memcmp(first, y, (size_t)n * rows * sizeof *y)) fail_msg("%s: %d rows: other bits than with 70", name, n);
+    uint16_t *halves = card_memory(f, MAX_ROWS * cols * sizeof *halves);
+    /* not all of these are products of a step, so the room that the backend has taken may be too little */
+    f->cuda->packed_bytes = (size_t)(MOST_ROWS * w->m.slabs * SLAB_COLS * 2);
+    f->cuda->scratch.packed = card_memory(f, f->cuda->packed_bytes);
+    for (size_t i = 0; i < MAX_ROWS * cols; i++) {
+        halves[i] = f32_to_bf16(uniform(-2, 2));
+        x[i] = bf16_to_f32(halves[i]);
     }
-    for (size_t t = 0; t < 70; t++) {
+    for (int c = 0; c < ROW_COUNTS; c++) {
+        int n = row_counts[ROW_COUNTS - 1 - c];
+        multiply(f, w, X_F32, x, y, n);
+        if (c == 0) memcpy(first, y, (size_t)n * rows * sizeof *y);
+        if (memcmp(first, y, (size_t)n * rows * sizeof *y))
+            fail_msg("%s: %d rows: other bits than with %d", name, n, MOST_ROWS);
+    }
+    multiply(f, w, X_BF16, halves, y, 70);
+    if (memcmp(first, y, 70 * rows * sizeof *y)) fail_msg("%s: other bits from bf16", name);
+    for (size_t t = 0; t < MOST_ROWS; t += t < 64 ? 1 : 7) {
         for (size_t r = 0; r < rows; r++) {
             double size, want = dot(weight + r * cols, x + t * cols, mat->cols, &size);
             if (!(fabs(want - (double)first[t * rows + r]) <= 2e-6 * size + 1e-30)) {
@@ -258,8 +48,10 @@ static void check_product(struct fixture *f, const char *name, const struct weig
         }
     }
     free(first);
-    give_back(f, x);
-    give_back(f, y);
+    void *const all[] = {x, y, halves, f->cuda->scratch.packed};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) give_back(f, all[i]);
+    f->cuda->scratch.packed = room;
+    f->cuda->packed_bytes = packed;
 }
 
 static double silu(double x) {
@@ -320,17 +112,9 @@ static void check_experts_up(struct fixture *f, int n) {
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) give_back(f, all[i]);
 }
 
-static const struct style styles[] = {
-    {"f32", MAT_F32, 0, 0, 0},         {"f16", MAT_F16, 0, 0, 0},          {"bf16", MAT_BF16, 0, 0, 0},
-    {"fp8 tensor", MAT_FP8, 0, 0, 0},  {"fp8 rows", MAT_FP8, 0, 1, 0},     {"fp8 128", MAT_FP8, 0, 128, 128},
-    {"fp8 64x32", MAT_FP8, 0, 64, 32}, {"awq 32", MAT_INT4_AWQ, 32, 0, 0}, {"awq 128", MAT_INT4_AWQ, 128, 0, 0},
-    {"int4 32", MAT_INT4, 32, 0, 0},   {"int4 64", MAT_INT4, 64, 0, 0},    {"int4 128", MAT_INT4, 128, 0, 0},
-    {"int8 32", MAT_INT8, 32, 0, 0},   {"int8 64", MAT_INT8, 64, 0, 0},    {"int8 128", MAT_INT8, 128, 0, 0},
-};
-
 static void test_products(void **unused) {
     (void)unused;
-    for (size_t i = 0; i < sizeof styles / sizeof *styles; i++) {
+    for (size_t i = 0; i < STYLES; i++) {
         struct fixture f;
         char name[64];
         fixture_open(&f, &styles[i], &odd_model, KV_BF16);
@@ -351,7 +135,7 @@ static void test_products(void **unused) {
 /* A head's two matrices, from kv_b of every format: bf16, one of them turned. */
 static void test_kv_b(void **unused) {
     (void)unused;
-    for (size_t i = 0; i < sizeof styles / sizeof *styles; i++) {
+    for (size_t i = 0; i < STYLES; i++) {
         struct fixture f;
         fixture_open(&f, &styles[i], &odd_model, KV_BF16);
         const struct model *m = &f.model;
@@ -393,22 +177,6 @@ static void test_kv_b(void **unused) {
 }
 
 /* --- stages: routing, experts, attention ------------------------------------------------------------------------------ */
-
-/* Begins a step of one sequence whose rows start at first_pos. */
-static void begin(struct fixture *f, int n, int first_pos) {
-    static int32_t tokens[MAX_ROWS], pages[24];
-    static struct batch_seq seq;
-    static struct batch batch;
-    for (int i = 0; i < 24; i++) pages[i] = (i * 7 + 3) % 24;
-    seq = (struct batch_seq){0, n, first_pos, pages};
-    batch = (struct batch){.n_rows = n, .token = tokens, .n_seqs = 1, .seqs = &seq};
-    f->backend->ops->begin(f->backend, &batch);
-}
-
-static void end(struct fixture *f) {
-    struct mo_error error = {0};
-    if (f->backend->ops->end(f->backend, &error)) fail_msg("%s", error.message);
-}
 
 static void reference_logits(const struct fixture *f, const float *x, float *out) {
     const struct model *m = &f->model;
@@ -524,73 +292,6 @@ static void test_routing(void **unused) {
     }
 }
 
-static float cached(const struct fixture *f, const uint8_t *row, int c) {
-    int kv_lora = f->model.kv_lora;
-    uint16_t half;
-    float scale;
-    if (f->cuda->options.kv == KV_BF16) {
-        memcpy(&half, row + 2 * c, 2);
-        return bf16_to_f32(half);
-    }
-    memcpy(&scale, row + kv_lora + c / 128 * 4, 4);
-    if (c < kv_lora) return bf16_to_f32(f32_to_bf16(e4m3_to_f32(row[c]) * scale));
-    memcpy(&half, row + kv_lora + (kv_lora + 127) / 128 * 4 + 2 * (c - kv_lora), 2);
-    return bf16_to_f32(half);
-}
-
-static void fill_row(const struct fixture *f, uint8_t *row) {
-    bool fp8 = f->cuda->options.kv == KV_FP8;
-    int kv_lora = f->model.kv_lora, scales = (kv_lora + 127) / 128;
-    for (int c = 0; c < model_latent_dim(&f->model); c++) {
-        uint16_t half = f32_to_bf16(uniform(-1, 1));
-        if (fp8 && c < kv_lora) {
-            row[c] = f32_to_e4m3(uniform(-448, 448));
-        } else {
-            memcpy(fp8 ? row + kv_lora + 4 * scales + 2 * (c - kv_lora) : row + 2 * c, &half, 2);
-        }
-    }
-    for (int i = 0; i < scales && fp8; i++) {
-        float scale = uniform(0.001f, 0.004f);
-        memcpy(row + kv_lora + 4 * i, &scale, 4);
-    }
-}
-
-static void fill_cache(struct fixture *f) {
-    uint8_t *cache = (uint8_t *)(uintptr_t)f->cuda->cache_at;
-    for (size_t at = 0; at < f->cuda->cache_bytes; at += f->cuda->row_bytes) fill_row(f, cache + at);
-}
-
-/* One (row, head) in double: softmax over the cache, values up. */
-static void check_attended(const struct fixture *f, int row, int head, int pos, const float *kv_b) {
-    const struct model *m = &f->model;
-    const struct cuda *cuda = f->cuda;
-    int width = model_latent_dim(m), lora = m->kv_lora;
-    const uint8_t *cache = (const uint8_t *)(uintptr_t)cuda->cache_at;
-    const uint16_t *q = cuda->scratch.q_latent + (size_t)(row * m->heads + head) * (size_t)width;
-    double sum[512] = {0}, total = 0;
-    for (int t = 0; t <= pos; t++) {
-        int page = cuda->batch->seqs[0].pages[t / KV_PAGE_TOKENS];
-        const uint8_t *at = cache + (size_t)(page * KV_PAGE_TOKENS + t % KV_PAGE_TOKENS) * cuda->row_bytes;
-        double score = 0;
-        for (int c = 0; c < width; c++) score += (double)bf16_to_f32(q[c]) * (double)cached(f, at, c);
-        double weight = exp(score * (double)cuda->softmax_scale);
-        total += weight;
-        for (int c = 0; c < lora; c++) sum[c] += weight * (double)cached(f, at, c);
-    }
-    for (int d = 0; d < m->v_dim; d++) {
-        const float *w = kv_b + (size_t)(head * (m->nope_dim + m->v_dim) + m->nope_dim + d) * (size_t)lora;
-        double want = 0, size = 0;
-        for (int c = 0; c < lora; c++) {
-            want += (double)w[c] * sum[c] / total;
-            size += fabs((double)w[c] * sum[c] / total);
-        }
-        double found = (double)bf16_to_f32(cuda->scratch.attended[(row * m->heads + head) * m->v_dim + d]);
-        if (!(fabs(want - found) <= 0.012 * size + 1e-3)) {
-            fail_msg("row %d, head %d, value %d: expected %g, found %g", row, head, d, want, found);
-        }
-    }
-}
-
 static void check_attention(struct fixture *f, int n, int first_pos, int slots) {
     const struct model *m = &f->model;
     float *kv_b = decode(f, &f->layers[0].kv_b, 0, f->layers[0].kv_b.rows);
@@ -700,15 +401,16 @@ static void step(struct fixture *f, int n_seqs, const int *seq, const int *first
     memcpy(out, f->backend->ops->logits(f->backend), (size_t)(n_seqs * f->model.vocab) * sizeof *out);
 }
 
-/* Ragged sequences side by side, prompts beside decode steps, some of the steps recorded: each row as if it were alone. */
-static void test_company(void **unused) {
-    (void)unused;
+/* Ragged sequences side by side, prompts beside decode steps, some of the steps recorded: each row as if it were alone. With
+ * `attention` auto the first prompt is expanded, and it meets two that are not. */
+static void check_company(enum attention attention) {
     static const int all[3] = {0, 1, 2}, prompt[3] = {61, 3, 17};
     struct fixture f;
     struct model model = odd_model;
     model.dense_width = 60;
-    fixture_open(&f, &styles[11], &model, KV_BF16);
+    fixture_open_as(&f, &styles[11], &model, KV_BF16, attention);
     f.cuda->recorder.off = false;
+    if (attention == ATTENTION_AUTO) assert_in_range(f.cuda->expanded.rows_from, 18, 61);
     size_t vocab = (size_t)model.vocab;
     float *want = calloc(3 * 9 * vocab, sizeof *want), *got = calloc(3 * vocab, sizeof *got);
     for (int s = 0; s < 3; s++) {
@@ -734,7 +436,15 @@ static void test_company(void **unused) {
     fixture_close(&f);
 }
 
-int main(void) {
+static void test_company(void **unused) {
+    (void)unused;
+    check_company(ATTENTION_ABSORBED);
+    check_company(ATTENTION_AUTO);
+}
+
+/* An argument is the name of the one test to run. */
+int main(int n, char **arguments) {
+    if (n > 1) cmocka_set_test_filter(arguments[1]);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_products),          cmocka_unit_test(test_kv_b),
         cmocka_unit_test(test_routing),           cmocka_unit_test(test_attention),

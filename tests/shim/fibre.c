@@ -32,7 +32,7 @@ struct fibre {
 #endif
 };
 
-int shim_thread, shim_block;
+int shim_thread, shim_block, shim_blocks;
 unsigned char shim_shared[SHIM_SHARED_BYTES] __attribute__((aligned(128)));
 
 static struct fibre fibres[THREADS_MAX];
@@ -177,6 +177,36 @@ static void warp_mma(struct shim_lane *const *lane) {
     }
 }
 
+static float e4m3(uint32_t word, int byte) {
+    uint32_t bits = word >> (8 * byte) & 0xff;
+    if ((bits & 0x7f) == 0x7f) return NAN;
+    return bits_float((bits & 0x80) << 24 | (bits & 0x7f) << 20) * 0x1p120f;
+}
+
+/* m16n8k32 in e4m3: lane l has rows g and g + 8, columns 4 (l % 4) to 4 (l % 4) + 3, and the same 16 further on. */
+static void warp_mma_fp8(struct shim_lane *const *lane) {
+    float a[16][32], b[32][8];
+    for (int l = 0; l < LANES; l++) {
+        int g = l / 4, t = l % 4;
+        for (int i = 0; i < 4; i++) {
+            a[g][4 * t + i] = e4m3(lane[l]->a[0], i);
+            a[g + 8][4 * t + i] = e4m3(lane[l]->a[1], i);
+            a[g][16 + 4 * t + i] = e4m3(lane[l]->a[2], i);
+            a[g + 8][16 + 4 * t + i] = e4m3(lane[l]->a[3], i);
+            b[4 * t + i][g] = e4m3(lane[l]->b[0], i);
+            b[16 + 4 * t + i][g] = e4m3(lane[l]->b[1], i);
+        }
+    }
+    for (int l = 0; l < LANES; l++) {
+        for (int i = 0; i < 4; i++) {
+            int row = l / 4 + i / 2 * 8, col = l % 4 * 2 + i % 2;
+            float sum = lane[l]->c[i];
+            for (int k = 0; k < 32; k++) sum += a[row][k] * b[k][col];
+            lane[l]->c[i] = sum;
+        }
+    }
+}
+
 static void warp_tiles(struct shim_lane *const *lane, int turned) {
     for (int i = 0; i < 4; i++) {
         uint16_t tile[8][8];
@@ -190,6 +220,16 @@ static void warp_tiles(struct shim_lane *const *lane, int turned) {
                 turned ? tile[c][g] | (uint32_t)tile[c + 1][g] << 16 : tile[g][c] | (uint32_t)tile[g][c + 1] << 16;
         }
     }
+}
+
+static void warp_turn(struct shim_lane *const *lane) {
+    uint16_t tile[8][8];
+    for (int l = 0; l < LANES; l++) {
+        tile[l / 4][l % 4 * 2] = (uint16_t)lane[l]->value;
+        tile[l / 4][l % 4 * 2 + 1] = (uint16_t)(lane[l]->value >> 16);
+    }
+    for (int l = 0; l < LANES; l++)
+        lane[l]->value = tile[l % 4 * 2][l / 4] | (uint32_t)tile[l % 4 * 2 + 1][l / 4] << 16;
 }
 
 static void warp_shuffle(struct shim_lane *const *lane, enum shim_op op) {
@@ -214,9 +254,15 @@ static void run_op(struct fibre *warp) {
     case SHIM_MMA:
         warp_mma(lanes);
         break;
+    case SHIM_MMA_FP8:
+        warp_mma_fp8(lanes);
+        break;
     case SHIM_TILES:
     case SHIM_TILES_TURNED:
         warp_tiles(lanes, op == SHIM_TILES_TURNED);
+        break;
+    case SHIM_TURN:
+        warp_turn(lanes);
         break;
     case SHIM_SHUFFLE_XOR:
     case SHIM_SHUFFLE_UP:
@@ -277,6 +323,7 @@ void shim_run(shim_kernel *function, const void *arguments, int blocks, int thre
     kernel = function;
     params = arguments;
     n_threads = threads;
+    shim_blocks = blocks;
     for (int i = 0; i < blocks; i++) {
         *seed = *seed * 6364136223846793005u + 1442695040888963407u;
         int j = (int)((*seed >> 33) % (unsigned)(i + 1));

@@ -8,6 +8,7 @@ const struct cuda_image cuda_images[] = {
     {"linear_awq", (const unsigned char *)""},
     {"linear_int8", (const unsigned char *)""},
     {"attn", (const unsigned char *)""},
+    {"expanded", (const unsigned char *)""},
     {"simple", (const unsigned char *)""},
     {"repack", (const unsigned char *)""},
     {"pick", (const unsigned char *)""},

@@ -310,6 +310,7 @@ API int cuDeviceGetAttribute(int *value, int attribute, int device) {
     *value = attribute == 75   ? capability / 10
              : attribute == 76 ? capability % 10
              : attribute == 97 ? SHIM_SHARED_BYTES
+             : attribute == 16 ? 3 /* processors */
                                : 1;
     return OK;
 }
@@ -415,7 +416,9 @@ API int cuModuleUnload(void *module) {
     return OK;
 }
 API int cuModuleGetFunction(struct shim_function **function, void *module, const char *name) {
+    int capability = (int)option("capability", 89);
     (void)module;
+    if (strstr(name, "_native") && strstr(name, "linear") && capability != 89 && capability < 120) return NOT_FOUND;
     for (int i = 0; i < n_functions; i++) {
         if (strcmp(functions[i].name, name)) continue;
         *function = &functions[i];

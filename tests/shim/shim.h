@@ -33,12 +33,22 @@ void shim_register(const char *name, shim_kernel *kernel, size_t params_bytes);
 #define UNROLL
 #define THREAD shim_thread
 #define BLOCK shim_block
+#define BLOCKS shim_blocks
 #define DYNAMIC_SHARED(type, name) type *name = (type *)shim_shared
 
-extern int shim_thread, shim_block; /* who runs now */
-extern unsigned char shim_shared[]; /* the block's dynamic shared memory */
+extern int shim_thread, shim_block, shim_blocks; /* who runs now */
+extern unsigned char shim_shared[];              /* the block's dynamic shared memory */
 
-enum shim_op { SHIM_MMA, SHIM_TILES, SHIM_TILES_TURNED, SHIM_SHUFFLE_XOR, SHIM_SHUFFLE_UP, SHIM_WARP_BARRIER };
+enum shim_op {
+    SHIM_MMA,
+    SHIM_MMA_FP8,
+    SHIM_TILES,
+    SHIM_TILES_TURNED,
+    SHIM_TURN,
+    SHIM_SHUFFLE_XOR,
+    SHIM_SHUFFLE_UP,
+    SHIM_WARP_BARRIER
+};
 
 /* What a lane brings to a warp operation, and takes away. */
 struct shim_lane {
@@ -72,6 +82,13 @@ static inline void mma_bf16(float *c, const uint32_t *a, uint32_t b0, uint32_t b
     shim_warp(SHIM_MMA, &lane);
     memcpy(c, lane.c, sizeof lane.c);
 }
+static inline void mma_fp8(float *c, const uint32_t *a, uint32_t b0, uint32_t b1) {
+    struct shim_lane lane = {.b = {b0, b1}};
+    memcpy(lane.a, a, sizeof lane.a);
+    memcpy(lane.c, c, sizeof lane.c);
+    shim_warp(SHIM_MMA_FP8, &lane);
+    memcpy(c, lane.c, sizeof lane.c);
+}
 static inline void load_tiles(uint32_t *r, const void *row) {
     struct shim_lane lane = {.row = row};
     shim_warp(SHIM_TILES, &lane);
@@ -81,6 +98,11 @@ static inline void load_tiles_turned(uint32_t *r, const void *row) {
     struct shim_lane lane = {.row = row};
     shim_warp(SHIM_TILES_TURNED, &lane);
     memcpy(r, lane.a, sizeof lane.a);
+}
+static inline uint32_t turn_tile(uint32_t pair) {
+    struct shim_lane lane = {.value = pair};
+    shim_warp(SHIM_TURN, &lane);
+    return lane.value;
 }
 /* A copy is late until it is waited for: shim_copy keeps it, so that code that reads too early finds the old bytes. */
 void shim_copy(void *to, const void *from);
@@ -94,6 +116,9 @@ static inline void copy_commit(void) {
 }
 static inline void copy_wait_all_but_one(void) {
     shim_copy_wait(1);
+}
+static inline void copy_wait_all_but_two(void) {
+    shim_copy_wait(2);
 }
 static inline void copy_wait_all(void) {
     shim_copy_wait(0);
@@ -153,6 +178,9 @@ static inline float divide_roughly(float a, float b) {
 }
 static inline float divide(float a, float b) {
     return a / b;
+}
+static inline float power_of_two(float value) {
+    return exp2f(value);
 }
 static inline float inverse_root(float value) {
     return 1 / sqrtf(value);

@@ -169,7 +169,7 @@ static const struct backend_ops cpu_ops = {
 
 /* Rows of one sequence from which expanding the cache costs less than absorbing: per query and key the absorbed form takes
  * 2 (latent + kv_lora) operations a head, the expanded one 2 (q + v), plus 2 kv_lora (nope + v) once a key. */
-static int break_even_rows(const struct model *m, enum attention attention) {
+int attention_expanded_rows(const struct model *m, enum attention attention) {
     if (attention == ATTENTION_ABSORBED) return INT32_MAX;
     if (attention == ATTENTION_EXPANDED) return 0;
     int64_t saved = model_latent_dim(m) + m->kv_lora - model_q_head_dim(m) - m->v_dim;
@@ -297,7 +297,7 @@ int cpu_backend_open(struct backend **backend, const struct model *model, const 
     kern_init(&cpu->kern, level);
     cpu->magnitude = (float)model_rope_magnitude(model);
     cpu->softmax_scale = (float)model_softmax_scale(model);
-    cpu->expanded_from = break_even_rows(model, options->attention);
+    cpu->expanded_from = attention_expanded_rows(model, options->attention);
     cpu->arena = arena_create();
     code = cpu->arena ? open_memory(cpu, error) : mo_error_set(error, MO_E_NO_MEMORY, "no memory for the CPU backend");
     if (!code) code = kv_cache_open(cpu, error);

@@ -226,7 +226,9 @@ static int count(struct cuda *cuda, const struct weights *weights, struct mo_err
     if (code) return code;
     cuda->row_bytes = kv_row_bytes(cuda->model, cuda->options.kv);
     cuda->cache_bytes = kv_pool_bytes(cuda->model, cuda->options.kv, cuda->options.n_pages);
-    cuda->max_slots = cuda_max_slots(cuda->model, &cuda->options);
+    code = cuda_expanded_plan(cuda, error);
+    if (code) return code;
+    cuda->max_slots = cuda_max_slots(cuda);
     cuda->step_bytes = cuda_step_bytes(cuda);
     cuda_place_scratch(cuda, &region);
     cuda->scratch_bytes = region.used;
@@ -275,6 +277,7 @@ static struct cuda *create(const struct model *model, const struct backend_optio
     cuda->prefetch = switch_of("MOEBIUS_CUDA_PREFETCH", false);
     cuda->backend = (struct backend){.ops = &cuda_ops, .picks = picks};
     cuda->backend.runs_ahead = picks && !options->cpu_experts; /* whose CPU part has one step at a time */
+    cuda->fp8_native = switch_of("MOEBIUS_CUDA_FP8_NATIVE", false);
     cuda->magnitude = (float)model_rope_magnitude(model);
     cuda->softmax_scale = (float)model_softmax_scale(model);
     return cuda;

@@ -1,6 +1,6 @@
 /* backend/cuda/cuda.h - one card behind the stage table. cuda.c opens, closes and ends a step; step.c begins it, graph.c
- * records it; memory.c says how much the card must hold and where things are; upload.c brings the weights in; stages.c and
- * launch.c start kernels. Kernels run in one stream, so each sees what the one before it wrote; the host waits once a step,
+ * records it; memory.c says how much the card must hold and where things are; upload.c brings the weights in; stages.c,
+ * expanded.c and launch.c start kernels. Kernels run in one stream, so each sees what the one before it wrote; the host waits once a step,
  * in end(). A second step may begin before the first ends: what the host writes for a step, and what comes back, is there
  * twice (struct flight), everything on the card once.
  *
@@ -19,7 +19,8 @@
     X(F##_SKINNY, linear_##f, linear_##f##_skinny)                                                                     \
     X(F##_WIDE2, linear_##f, linear_##f##_wide2)                                                                       \
     X(F##_WIDE4, linear_##f, linear_##f##_wide4)                                                                       \
-    X(F##_WIDE8, linear_##f, linear_##f##_wide8)
+    X(F##_WIDE8, linear_##f, linear_##f##_wide8)                                                                       \
+    X(F##_MANY, linear_##f, linear_##f##_many)
 #define CUDA_KERNELS(X)                                                                                                \
     CUDA_LINEAR_KERNELS(X, BF16, bf16)                                                                                 \
     CUDA_LINEAR_KERNELS(X, FP8, fp8)                                                                                   \
@@ -29,7 +30,14 @@
     X(BF16_WIDE1, linear_bf16, linear_bf16_wide1)                                                                      \
     X(ATTN_BF16, attn, attn_bf16)                                                                                      \
     X(ATTN_FP8, attn, attn_fp8)                                                                                        \
+    X(ATTN_EXPAND_BF16, expanded, attn_expand_bf16)                                                                    \
+    X(ATTN_EXPAND_FP8, expanded, attn_expand_fp8)                                                                      \
+    X(ATTN_EXPANDED, expanded, attn_expanded)                                                                          \
+    X(ATTN_EXPANDED_ANY, expanded, attn_expanded_any)                                                                  \
+    X(FP8_NATIVE, linear_fp8, linear_fp8_native)                                                                       \
     X(EMBED, simple, embed)                                                                                            \
+    X(PACK_ROWS, simple, pack_rows)                                                                                    \
+    X(PACK_ROWS_NATIVE, simple, pack_rows_native)                                                                      \
     X(ROUTE_CHOOSE, simple, route_choose)                                                                              \
     X(ROUTE_LIST, simple, route_list)                                                                                  \
     X(ADD_ROWS, simple, add_rows)                                                                                      \
@@ -42,7 +50,7 @@
 #define CUDA_KERNEL_ENUM(name, image, entry) KERNEL_##name,
 enum cuda_kernel { CUDA_KERNELS(CUDA_KERNEL_ENUM) CUDA_KERNEL_COUNT };
 #undef CUDA_KERNEL_ENUM
-enum { LINEAR_VARIANTS = 4, MAX_IMAGES = 16 };
+enum { LINEAR_VARIANTS = 5, MAX_IMAGES = 16 };
 
 /* A matrix on the card and what multiplies with it. */
 struct weight {
@@ -75,6 +83,8 @@ struct device_weights {
 struct device_scratch {
     float *x, *q, *q_a, *kv_a, *partial, *routed, *shared, *score, *weight, *at_weight, *logits;
     uint16_t *q_latent, *attended, *act, *shared_act;
+    uint8_t *packed; /* activations for the variants for prompts */
+    float *factor;   /* [2][max_rows] of their norms */
     int32_t *id, *at, *pair_row, *n_items, *picked;
     struct expert_item *items;
     struct pick_best *pick_best;
@@ -90,6 +100,24 @@ struct step_data {
     const float *rotation;
     const struct attn_item *items;
     int n_items;
+    int first_absorbed, n_absorbed; /* rows from the first to the last that is attended to in absorbed form */
+    const struct expand_item *expand_items;
+    const struct expanded_item *expanded_items;
+};
+
+/* What one filling of the window is for: ranges of the step's lists. */
+struct expanded_pass {
+    int first_tile, n_tiles; /* expand_items */
+    int first_item, n_items; /* expanded_items */
+};
+
+/* Attention in expanded form. */
+struct expanded {
+    int rows_from;        /* rows of a sequence from which it is taken; more than max_rows: never */
+    struct window window; /* tokens 0: never */
+    int carry_slots;      /* of `partial` that an unfinished row needs */
+    int max_tiles, max_items, max_passes, n_passes;
+    struct expanded_pass *passes; /* [max_passes] of this step */
 };
 
 /* A piece of the card's memory, handed out from its start; without memory it only counts. */
@@ -110,6 +138,10 @@ struct step_graph {
     bool picks;
     struct cuda_ready_graph *ready;
 };
+
+/* Up to here the router's last block chooses, and the last block of a row tile adds up; products with more rows take the variant
+ * for prompts. A guess: it has not been measured on any card. */
+enum { FEW_ROWS = 64 };
 
 enum { GRAPHS_MAX = 256 };
 enum step_mode { STEP_EAGER, STEP_RECORD, STEP_REPLAY };
@@ -157,7 +189,10 @@ struct cuda {
     struct device_scratch scratch;
     size_t weights_bytes, scratch_bytes, cache_bytes, row_bytes;
     size_t step_bytes; /* room for step_data */
-    int max_slots;     /* of attention's partial results */
+    size_t packed_bytes;
+    bool fp8_native; /* FP8 weights times e4m3 activations in prompts: MOEBIUS_CUDA_FP8_NATIVE=1 */
+    int max_slots;   /* of attention's partial results */
+    struct expanded expanded;
 
     double *frequency; /* [rope / 2] */
     float magnitude, softmax_scale;
@@ -210,7 +245,7 @@ struct linear_params cuda_linear_begin(const struct cuda *cuda);
 struct linear_job *cuda_linear_add(struct linear_params *p, const struct weight *w, int n, int groups);
 /* Launches the jobs (those of another format by themselves), with p's routing and rotation blocks. */
 void cuda_linear_run(struct cuda *cuda, struct linear_params *p, const struct weight *const *w, int rows);
-/* Columns of the variant that takes so many rows: 8, 16, 32 or 64. */
+/* Columns of the variant that takes so many rows: 8, 16, 32, 64, or 128 for prompts. */
 int cuda_linear_columns(int rows);
 
 /* graph.c: recorded steps. */
@@ -235,6 +270,15 @@ void cuda_pick(struct backend *backend, int unused);
 /* All of a layer's shared experts, added to x. */
 void cuda_shared_experts(struct cuda *cuda, int layer);
 
+/* expanded.c */
+bool cuda_expanded_fits(const struct model *model);
+int cuda_expanded_plan(struct cuda *cuda, struct mo_error *error);
+void cuda_expanded_place(struct cuda *cuda, struct device_region *region);
+bool cuda_is_expanded(const struct cuda *cuda, const struct batch_seq *seq);
+/* Fills the step's lists. */
+void cuda_expanded_begin(struct cuda *cuda, struct expand_item *tiles, struct expanded_item *items);
+void cuda_expanded_attn(struct cuda *cuda, const struct device_layer *w, uint8_t *cache);
+
 /* hybrid.c: routed experts on the CPU. */
 int cuda_hybrid_open(struct cuda *cuda, const struct weights *weights, struct mo_error *error);
 void cuda_hybrid_begin(struct cuda *cuda);
@@ -246,6 +290,6 @@ void cuda_begin(struct backend *backend, const struct batch *batch);
 /* Sends the step on its way that began last, with what is to come back of it. Nothing, if it is on its way. */
 void cuda_submit(struct cuda *cuda);
 size_t cuda_step_bytes(const struct cuda *cuda);
-int cuda_max_slots(const struct model *model, const struct backend_options *options);
+int cuda_max_slots(const struct cuda *cuda);
 
 #endif

@@ -61,12 +61,13 @@ $(SHIM)/moebius: $(BUILD)/obj/src/main.o $(SHIM)/image.o $(BUILD)/libmoebius.a
 -include $(wildcard $(SHIM)/*.d)
 
 # dlopen gives the shim's driver to a program that is linked with it already.
-$(BUILD)/tests/cuda/test_%: $(BUILD)/obj/tests/cuda/test_%.o $(SHIM)/image.o $(BUILD)/libmoebius.a $(SHIM)/libcuda.so.1
+CUDA_TESTS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/cuda/test_*.c))
+$(CUDA_TESTS): $(BUILD)/tests/cuda/%: $(BUILD)/obj/tests/cuda/%.o $(BUILD)/obj/tests/cuda/card_fixture.o $(SHIM)/image.o $(BUILD)/libmoebius.a $(SHIM)/libcuda.so.1
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(LDFLAGS_EXTRA) -o $@ $^ -Wl,-rpath,'$$ORIGIN/../shim' $(LIBS) -lcmocka
 
 .PHONY: shim
-shim: $(SHIM)/moebius $(SHIM)/libcuda.so.1 $(BUILD)/tests/cuda/test_kernels $(BUILD)/tests/cuda/test_pick
+shim: $(SHIM)/moebius $(SHIM)/libcuda.so.1 $(CUDA_TESTS)
 
 # --- checks of the kernels -------------------------------------------------------------------------------------------------
 
@@ -74,6 +75,7 @@ shim: $(SHIM)/moebius $(SHIM)/libcuda.so.1 $(BUILD)/tests/cuda/test_kernels $(BU
 cuda-shim-test: shim $(BUILD)/moebius $(VENV)/ready
 	$(BUILD)/tests/cuda/test_kernels
 	$(BUILD)/tests/cuda/test_pick
+	$(BUILD)/tests/cuda/test_prefill
 	MOEBIUS=$(BUILD)/moebius $(VENV)/bin/python -m pytest -q tests/test_cuda.py tests/test_cuda_decode.py
 
 # The same numbers on a real card, where there is one.

@@ -35,7 +35,7 @@ void cuda_graph_begin(struct cuda *cuda) {
     r->n_calls = 0;
     r->mode = STEP_EAGER;
     r->graph = NULL;
-    if (r->off || cuda->batch->n_rows > GRAPH_ROWS || cuda->failure.code) return;
+    if (r->off || cuda->batch->n_rows > GRAPH_ROWS || cuda->expanded.n_passes || cuda->failure.code) return;
     r->graph = find(r, cuda->batch, cuda->step.n_items);
     if (!r->graph) return;
     if (r->graph->ready) {

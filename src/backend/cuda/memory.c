@@ -9,6 +9,10 @@ void *device_take(struct device_region *region, size_t bytes) {
     return region->base ? (void *)(uintptr_t)at : NULL;
 }
 
+static size_t slabs_of(size_t cols) {
+    return (cols + SLAB_COLS - 1) / SLAB_COLS;
+}
+
 static size_t largest(size_t a, size_t b) {
     return a > b ? a : b;
 }
@@ -16,6 +20,21 @@ static size_t largest(size_t a, size_t b) {
 size_t cuda_counters(const struct cuda *cuda) {
     const struct model *m = cuda->model;
     return (size_t)m->hidden / TILE_ROWS + 2 + (size_t)cuda->options.max_logits + (size_t)m->heads + 1;
+}
+
+/* Bytes that packing the widest activations takes; bf16 ones are packed only where their rows are no multiple of 16 bytes. */
+static size_t packed_bytes(const struct cuda *cuda) {
+    const struct model *m = cuda->model;
+    size_t rows = (size_t)cuda->options.max_rows, pairs = cuda->options.cpu_experts ? 0 : rows * (size_t)m->top_k;
+    size_t attended = (size_t)m->heads * (size_t)m->v_dim, dense = m->dense_layers ? (size_t)m->dense_width : 0;
+    size_t expert = (size_t)m->expert_width, shared = (size_t)m->shared_experts * expert;
+    if (rows <= FEW_ROWS) return 0;
+    size_t most = largest(rows * slabs_of((size_t)m->hidden), rows * slabs_of((size_t)m->q_lora));
+    bool all = cuda->fp8_native; /* that packs everything, in little more than half of the bytes */
+    if (attended % 8 || all) most = largest(most, rows * slabs_of(attended));
+    if (dense % 8 || all) most = largest(most, rows * slabs_of(dense));
+    if (expert % 8 || all) most = largest(most, pairs * slabs_of(expert) + rows * slabs_of(shared));
+    return most * (all ? NATIVE_ROW_BYTES : SLAB_COLS * 2);
 }
 
 void cuda_place_scratch(struct cuda *cuda, struct device_region *region) {
@@ -51,6 +70,10 @@ void cuda_place_scratch(struct cuda *cuda, struct device_region *region) {
     s->fault = device_take(region, 8);
     s->step = device_take(region, cuda->step_bytes);
     s->logits = device_take(region, (size_t)cuda->options.max_logits * (size_t)m->vocab * 4);
+    cuda->packed_bytes = packed_bytes(cuda);
+    s->packed = device_take(region, cuda->packed_bytes);
+    s->factor = device_take(region, 2 * rows * 4);
+    cuda_expanded_place(cuda, region);
 }
 
 /* One demand of the kernels on a model's numbers. */
@@ -89,8 +112,12 @@ int cuda_check_model(const struct model *m, const struct backend_options *option
     if (options->kv == KV_F32) {
         return mo_error_set(error, MO_E_UNSUPPORTED, "--kv-cache-dtype f32 is there on the CPU only: use bf16 or fp8");
     }
-    if (options->attention != ATTENTION_EXPANDED) return 0;
-    return mo_error_set(error, MO_E_UNSUPPORTED, "--attention expanded is there on the CPU only so far");
+    if (options->attention != ATTENTION_EXPANDED || cuda_expanded_fits(m)) return 0;
+    return mo_error_set(
+        error, MO_E_UNSUPPORTED,
+        "--attention expanded on a GPU wants heads of at most %d + %d values for keys and %d for values, found %d + %d "
+        "and %d (--attention absorbed or --device cpu takes them)",
+        EXPANDED_NOPE, EXPANDED_ROPE, EXPANDED_VALUE, m->nope_dim, m->rope_dim, m->v_dim);
 }
 
 static int too_little(const struct cuda *cuda, struct mo_error *error) {

@@ -36,7 +36,21 @@ enum {
     MAX_KV_LORA = 512,
     PICK_BLOCKS = 32,    /* blocks that look for the best logit of a row */
     PICK_SHARED = 11264, /* bytes of a block that picks */
-    CACHE_GROUP = 128,   /* latent values with one scale in an fp8 cache row */
+    CACHE_GROUP = 128, /* latent values with one scale in an fp8 cache row */
+    MANY_TOKENS = 128, /* rows of x, and of a matrix, that a block of the variant for prompts takes */
+    MANY_ROWS = 128,
+    MANY_STAGES = 3, /* slabs in shared memory; of 4-bit weights one more */
+    MANY_STAGES_4BIT = 4,
+    MANY_X_BYTES = MANY_TOKENS * SLAB_COLS * 2,
+    MANY_SCALE_BYTES = MANY_ROWS / TILE_ROWS * 128,
+    NATIVE_ROW_BYTES = 128 + 16, /* 128 activations in e4m3 and their scale */
+    NATIVE_STAGE_BYTES = MANY_TOKENS * NATIVE_ROW_BYTES + MANY_ROWS * 128 + MANY_ROWS * 4,
+    EXPANDED_KEYS = 64,     /* cached tokens whose keys and values are in shared memory at a time */
+    EXPANDED_QUERIES = 128, /* rows of a head in one block of expanded attention */
+    EXPANDED_HEADS = 2,     /* for which one block expands */
+    EXPANDED_ROPE = 64,     /* the largest sizes of a head that it takes: those of every published model */
+    EXPANDED_NOPE = 128,
+    EXPANDED_VALUE = 128,
 };
 
 /* Formats that kernels multiply with. */
@@ -90,16 +104,18 @@ struct linear_job {
     void *y;                 /* [i][y_stride] */
     size_t x_stride, x_step; /* values from row to row, and from group to group */
     size_t y_stride, y_step;
+    const float *factor;             /* many rows: what results are multiplied with, by row of x; or NULL */
     const struct expert_item *items; /* NULL: all n rows for every group */
     const int32_t *n_items;
     int32_t x_kind, y_kind;
-    int32_t n;            /* rows of x where there are no items */
+    int32_t n;            /* rows of y; with items: rows of x */
     int32_t groups;       /* matrices; with items: the most items that there can be */
     int32_t row_blocks;   /* blocks for one group and token tile */
     int32_t blocks;       /* of this job */
     int32_t fault_key;    /* X_F32: what to blame for a row that is not finite */
     int32_t fault_logits; /* Y_F32: blame for results that are not finite; 0: do not look */
-    int32_t last_work, unused;
+    int32_t last_work;
+    int32_t x_in_order;   /* many rows: x was packed in the order of y, x_row only says whose it is */
 };
 
 /* Adds up each row's experts in ascending order, and the shared one; done by the last block to finish a row tile. */
@@ -199,6 +215,50 @@ struct attn_params {
     float scale;
 };
 
+/* Up to 64 cached tokens whose keys and values are to be expanded: a page, and where they go in the window. */
+struct expand_item {
+    int32_t page, n, at, unused;
+};
+
+/* The window: keys and values of some cached tokens for all heads, in bf16. Columns are padded with zeros to multiples of 16. */
+struct window {
+    uint16_t *key;   /* [heads][tokens][key_cols], without the rotated part */
+    uint16_t *value; /* [heads][tokens][value_cols] */
+    uint16_t *rope;  /* [tokens][rope], the same for every head */
+    int32_t tokens, key_cols, value_cols, rope_cols;
+};
+
+struct expand_params {
+    struct device_matrix key, value; /* kv_b as absorption has it: [heads] of [kv_lora][nope] and [v][kv_lora], bf16 */
+    struct window window;
+    const struct expand_item *items;
+    const uint8_t *cache; /* this layer's pages */
+    size_t row_bytes;
+    int32_t n_items, heads, kv_lora, unused;
+};
+
+/* Up to 128 consecutive rows of a sequence against those of its cached tokens that are in the window. */
+struct expanded_item {
+    int32_t first_row, n_rows; /* of the batch */
+    int32_t pos;               /* of the first row */
+    int32_t key0, key1;        /* the cached tokens in the window */
+    int32_t at;                /* where the first of them is */
+    int32_t unused[2];
+};
+
+struct expanded_params {
+    struct window window;
+    const struct expanded_item *items;
+    const float *q;            /* [n][heads][nope + rope]: the part that is not rotated */
+    const uint16_t *q_latent;  /* [n][heads][kv_lora + rope] bf16: the part that is */
+    const int32_t *slot_first; /* [row] place of a row's unfinished result in `carry` */
+    float *carry;       /* [slot][heads][kv_lora + 2]; in a row's place [heads][v + 2]: sums, then maximum and sum */
+    uint16_t *attended; /* [n][heads][v] */
+    int32_t n_items, heads, nope, rope, v_dim, kv_lora;
+    float scale; /* of the softmax, times log2 e */
+    int32_t unused;
+};
+
 struct embed_params {
     const void *table; /* [vocab][hidden] */
     const int32_t *token;
@@ -237,6 +297,17 @@ struct add_params {
     int32_t hidden, unused;
 };
 
+/* x with its gain, padded with zeros to whole slabs, as bf16; or to whole groups of 128, as e4m3 (native.cuh). And the factor of
+ * each row's norm. A block a row. */
+struct pack_params {
+    struct linear_job job; /* x_kind X_F32 or X_BF16 */
+    unsigned long long *fault;
+    uint8_t *to;   /* [n][slabs * SLAB_COLS] bf16, or [n][groups] of NATIVE_ROW_BYTES */
+    float *factor; /* [n] */
+    float eps;
+    int32_t unused;
+};
+
 struct sum_params {
     struct expert_sum sum;
 };
@@ -266,9 +337,12 @@ struct pick_params {
 #define PARAMS_SIZE(type, n) static_assert(sizeof(struct type) == (n), "host and kernels disagree about struct " #type)
 #endif
 PARAMS_SIZE(device_matrix, 56);
-PARAMS_SIZE(linear_job, 176);
-PARAMS_SIZE(linear_params, 960);
+PARAMS_SIZE(linear_job, 184);
+PARAMS_SIZE(linear_params, 984);
+PARAMS_SIZE(pack_params, 216);
 PARAMS_SIZE(attn_params, 72);
+PARAMS_SIZE(expand_params, 192);
+PARAMS_SIZE(expanded_params, 120);
 PARAMS_SIZE(repack_params, 176);
 PARAMS_SIZE(pick_row, 24);
 PARAMS_SIZE(pick_params, 48);

@@ -1,9 +1,8 @@
 /* backend/cuda/stages.c - the stage table as launches: seven kernels a layer for up to 8 rows, eight for up to 64, and one more
- * with low-rank queries. */
+ * with low-rank queries; for prompts some more. */
 #include "backend/cuda/cuda.h"
 
 enum { ABSORB_ROWS = 8 }; /* up to here the last blocks of the projections absorb, rotate and write the cache */
-enum { FEW_ROWS = 64 };   /* up to here the router's last block chooses, and the last block of a row tile adds up */
 
 static struct cuda *begin(struct backend *backend, const char *stage) {
     struct cuda *cuda = (struct cuda *)backend;
@@ -77,21 +76,25 @@ static struct rope_params rope_of(const struct cuda *cuda, const struct device_l
                                 .eps = (float)m->norm_eps};
 }
 
-/* Queries through the heads' key matrices. */
-static void set_absorb(const struct cuda *cuda, struct linear_job *job) {
+/* Queries of the rows that the absorbed form takes, through the heads' key matrices. */
+static struct linear_job absorb_job(const struct cuda *cuda, const struct weight *key) {
     const struct model *m = cuda->model;
-    job->x_kind = X_F32;
-    job->x = cuda->scratch.q;
-    job->x_stride = q_stride(m);
-    job->x_step = (size_t)model_q_head_dim(m);
-    write_to(job, cuda->scratch.q_latent, (size_t)m->heads * (size_t)model_latent_dim(m), Y_BF16);
-    job->y_step = (size_t)model_latent_dim(m);
+    size_t first = (size_t)cuda->step.first_absorbed, width = (size_t)m->heads * (size_t)model_latent_dim(m);
+    struct linear_job job = {.w = key->m, .n = cuda->step.n_absorbed, .groups = m->heads};
+    job.x_kind = X_F32;
+    job.x = cuda->scratch.q + first * q_stride(m);
+    job.x_stride = q_stride(m);
+    job.x_step = (size_t)model_q_head_dim(m);
+    write_to(&job, cuda->scratch.q_latent + first * width, width, Y_BF16);
+    job.y_step = (size_t)model_latent_dim(m);
+    return job;
 }
 
 /* Whether what follows the projections is left to their last blocks. */
 static bool absorbs_early(const struct cuda *cuda) {
     const struct model *m = cuda->model;
-    return !cuda->no_fold && cuda->batch->n_rows <= ABSORB_ROWS && model_q_head_dim(m) % TILE_ROWS == 0 &&
+    int n = cuda->batch->n_rows;
+    return !cuda->no_fold && n <= ABSORB_ROWS && cuda->step.n_absorbed == n && model_q_head_dim(m) % TILE_ROWS == 0 &&
            m->nope_dim <= SKINNY_COLS;
 }
 
@@ -100,12 +103,11 @@ static void absorb_early(const struct cuda *cuda, struct linear_params *p, const
     p->rope = rope_of(cuda, w, layer);
     p->rope.blocks = 0;
     p->absorb = (struct absorb_params){
-        .key = {.w = w->key.m, .n = cuda->batch->n_rows, .groups = m->heads},
+        .key = absorb_job(cuda, &w->key),
         .arrived = cuda->scratch.arrived + m->hidden / TILE_ROWS + 2 + cuda->options.max_logits,
         .head_tiles = model_q_head_dim(m) / TILE_ROWS,
         .prefetch = cuda->prefetch,
     };
-    set_absorb(cuda, &p->absorb.key);
 }
 
 /* Queries and latent. */
@@ -145,15 +147,14 @@ static void project_in(struct cuda *cuda, const struct device_layer *w, int laye
  * cache. */
 void cuda_attn_in(struct backend *backend, int layer) {
     struct cuda *cuda = begin(backend, "attn_in");
-    const struct model *m = cuda->model;
     const struct device_layer *w = &cuda->weights.layers[layer];
     const struct weight *key = &w->key;
     project_in(cuda, w, layer);
     if (absorbs_early(cuda)) return;
     struct linear_params p = cuda_linear_begin(cuda);
-    set_absorb(cuda, cuda_linear_add(&p, key, cuda->batch->n_rows, m->heads));
+    if (cuda->step.n_absorbed) p.job[p.n_jobs++] = absorb_job(cuda, key);
     p.rope = rope_of(cuda, w, layer);
-    cuda_linear_run(cuda, &p, &key, cuda->batch->n_rows);
+    cuda_linear_run(cuda, &p, &key, p.n_jobs ? cuda->step.n_absorbed : 1);
 }
 
 static size_t attn_shared_bytes(const struct cuda *cuda) {
@@ -164,15 +165,15 @@ static size_t attn_shared_bytes(const struct cuda *cuda) {
 }
 
 /* Splits of the cache, then their merging and the values' way back up, a head a block. */
-void cuda_attn(struct backend *backend, int layer) {
-    struct cuda *cuda = begin(backend, "attn");
+static void attend_absorbed(struct cuda *cuda, const struct device_layer *w, uint8_t *cache) {
     const struct model *m = cuda->model;
-    const struct weight *value = &cuda->weights.layers[layer].value;
+    const struct weight *value = &w->value;
+    size_t first = (size_t)cuda->step.first_absorbed, width = (size_t)m->heads * (size_t)m->v_dim;
     struct attn_params a = {.items = cuda->step.items,
                             .page_table = cuda->step.page_table,
                             .slot_first = cuda->step.slot_first,
                             .q_latent = cuda->scratch.q_latent,
-                            .cache = cache_of(cuda, layer),
+                            .cache = cache,
                             .partial = cuda->scratch.partial,
                             .row_bytes = cuda->row_bytes,
                             .heads = m->heads,
@@ -182,16 +183,24 @@ void cuda_attn(struct backend *backend, int layer) {
     cuda_launch(cuda, cuda->options.kv == KV_FP8 ? KERNEL_ATTN_FP8 : KERNEL_ATTN_BF16, cuda->step.n_items,
                 attn_shared_bytes(cuda), &a);
     struct linear_params p = cuda_linear_begin(cuda);
-    struct linear_job *job = cuda_linear_add(&p, value, cuda->batch->n_rows, m->heads);
+    struct linear_job *job = cuda_linear_add(&p, value, cuda->step.n_absorbed, m->heads);
     job->x_kind = X_MERGE;
-    write_to(job, cuda->scratch.attended, (size_t)m->heads * (size_t)m->v_dim, Y_BF16);
+    write_to(job, cuda->scratch.attended + first * width, width, Y_BF16);
     job->y_step = (size_t)m->v_dim;
     p.merge = (struct merge_source){.partial = cuda->scratch.partial,
-                                    .slot_first = cuda->step.slot_first,
-                                    .slot_count = cuda->step.slot_count,
+                                    .slot_first = cuda->step.slot_first + first,
+                                    .slot_count = cuda->step.slot_count + first,
                                     .heads = m->heads,
                                     .kv_lora = m->kv_lora};
-    cuda_linear_run(cuda, &p, &value, cuda->batch->n_rows);
+    cuda_linear_run(cuda, &p, &value, cuda->step.n_absorbed);
+}
+
+/* Expanded rows come last: the others' launches may write to rows that lie between theirs. */
+void cuda_attn(struct backend *backend, int layer) {
+    struct cuda *cuda = begin(backend, "attn");
+    const struct device_layer *w = &cuda->weights.layers[layer];
+    if (cuda->step.n_absorbed) attend_absorbed(cuda, w, cache_of(cuda, layer));
+    cuda_expanded_attn(cuda, w, cache_of(cuda, layer));
 }
 
 void cuda_attn_out(struct backend *backend, int layer) {
@@ -223,10 +232,13 @@ void cuda_ffn_dense(struct backend *backend, int layer) {
     cuda_linear_run(cuda, &p, &down, n);
 }
 
-/* Rows of one expert that a block takes: about twice the average, so that few experts need a second block. */
+/* Rows of one expert that a block takes: about twice the average, so that few experts need a second block; for prompts, where
+ * the average alone is more than a block of the other variants takes, as many as there are. */
 static int item_rows(const struct cuda *cuda) {
     const struct model *m = cuda->model;
-    return cuda_linear_columns(2 * cuda->batch->n_rows * m->top_k / m->experts);
+    int average = cuda->batch->n_rows * m->top_k / m->experts, twice = 2 * average;
+    if (average > FEW_ROWS) return MANY_TOKENS;
+    return cuda_linear_columns(twice < FEW_ROWS ? twice : FEW_ROWS);
 }
 
 static struct route_params route_of(const struct cuda *cuda, const struct device_layer *w, int layer) {
@@ -335,7 +347,7 @@ static void experts_down(struct cuda *cuda, const struct device_layer *w) {
     int n = cuda->batch->n_rows, columns = item_rows(cuda);
     size_t shared_width = (size_t)m->shared_experts * (size_t)m->expert_width;
     struct linear_params p = cuda_linear_begin(cuda);
-    struct linear_job *job = cuda_linear_add(&p, down[0], n, most_items(cuda));
+    struct linear_job *job = cuda_linear_add(&p, down[0], n * m->top_k, most_items(cuda));
     list_items(cuda, job);
     read_bf16(job, s->act, (size_t)m->expert_width);
     write_to(job, s->routed, (size_t)m->hidden, Y_F32);

@@ -10,12 +10,14 @@ static int ceil_div_int(int a, int b) {
     return (a + b - 1) / b;
 }
 
-/* Every row needs a slot; decoding over long contexts wants one for each split. */
-int cuda_max_slots(const struct model *model, const struct backend_options *options) {
+/* Every row needs a slot (in expanded form more, where values are wider than the latent); decoding over long contexts wants one for each split. */
+int cuda_max_slots(const struct cuda *cuda) {
+    const struct model *model = cuda->model;
+    const struct backend_options *options = &cuda->options;
     size_t slot_bytes = (size_t)model->heads * (size_t)(model->kv_lora + 2) * sizeof(float);
     size_t most = EXTRA_PARTIAL_BYTES / slot_bytes;
     size_t wanted = (size_t)options->n_pages / (SPLIT_TOKENS / PAGE_TOKENS) + (size_t)options->max_seqs;
-    return options->max_rows + (int)(wanted < most ? wanted : most);
+    return options->max_rows * cuda->expanded.carry_slots + (int)(wanted < most ? wanted : most);
 }
 
 /* Page numbers that the sequences of a batch can have together. */
@@ -30,11 +32,12 @@ static size_t most_attn_items(const struct cuda *cuda) {
 }
 
 size_t cuda_step_bytes(const struct cuda *cuda) {
-    size_t rows = (size_t)cuda->options.max_rows, pieces = 11;
+    size_t rows = (size_t)cuda->options.max_rows, pieces = 13;
     size_t ints = 5 * rows + (size_t)cuda->options.max_logits + most_pages(cuda);
     return ints * 4 + (size_t)cuda->options.max_logits * sizeof(struct pick_row) +
            rows * (size_t)cuda->model->rope_dim * 4 + most_attn_items(cuda) * sizeof(struct attn_item) +
-           pieces * PIECE_ALIGN;
+           (size_t)cuda->expanded.max_tiles * sizeof(struct expand_item) +
+           (size_t)cuda->expanded.max_items * sizeof(struct expanded_item) + pieces * PIECE_ALIGN;
 }
 
 /* Hands out pieces of the staging memory; `at` gets the same piece's address on the card. */
@@ -152,34 +155,71 @@ static int round_up_items(const struct cuda *cuda, int n) {
     return (size_t)rounded <= most_attn_items(cuda) ? rounded : n;
 }
 
+/* The sequence's slots, and (absorbed) its blocks of attention; returns how many. */
+static int send_seq(struct cuda *cuda, const struct batch_seq *seq, struct attn_item *items, int32_t *first,
+                    int32_t *count, int *slots, int pages) {
+    bool expanded = cuda_is_expanded(cuda, seq), split = !expanded && can_split(cuda, seq, *slots);
+    int heads = cuda->model->heads, n = 0;
+    for (int i = 0; i < seq->n_rows; i++) {
+        int row = seq->first_row + i;
+        first[row] = *slots;
+        count[row] = split ? splits_of(seq->first_pos + i) : 1;
+        *slots += expanded ? cuda->expanded.carry_slots : count[row];
+    }
+    if (expanded) return 0;
+    for (int query = 0; query < seq->n_rows * heads; query += QUERY_TILE) {
+        int row = (query + QUERY_TILE - 1) / heads;
+        if (row > seq->n_rows - 1) row = seq->n_rows - 1;
+        n += add_items(items + n, seq, query, seq->first_pos + row, pages, split);
+    }
+    return n;
+}
+
+/* Rows from the first to the last that is absorbed; some between them may not be. */
+static void find_absorbed(struct cuda *cuda) {
+    int first = -1, end = 0;
+    for (int s = 0; s < cuda->batch->n_seqs; s++) {
+        const struct batch_seq *seq = &cuda->batch->seqs[s];
+        if (cuda_is_expanded(cuda, seq)) continue;
+        if (first < 0) first = seq->first_row;
+        end = seq->first_row + seq->n_rows;
+    }
+    cuda->step.first_absorbed = first < 0 ? 0 : first;
+    cuda->step.n_absorbed = end - cuda->step.first_absorbed;
+}
+
 static void send_attention(struct sender *sender) {
     struct cuda *cuda = sender->cuda;
     const struct batch *b = cuda->batch;
-    int heads = cuda->model->heads, slots = 0, pages = 0, n = 0;
+    int slots = 0, pages = 0, n = 0;
     int32_t *first = piece(sender, (size_t)b->n_rows * 4, (const void **)&cuda->step.slot_first);
     int32_t *count = piece(sender, (size_t)b->n_rows * 4, (const void **)&cuda->step.slot_count);
     size_t items_at = sender->used;
     struct attn_item *items = piece(sender, most_attn_items(cuda) * sizeof *items, (const void **)&cuda->step.items);
     for (int s = 0; s < b->n_seqs; s++) {
-        const struct batch_seq *seq = &b->seqs[s];
-        bool split = can_split(cuda, seq, slots);
-        for (int i = 0; i < seq->n_rows; i++) {
-            int row = seq->first_row + i;
-            first[row] = slots;
-            slots += count[row] = split ? splits_of(seq->first_pos + i) : 1;
-        }
-        for (int query = 0; query < seq->n_rows * heads; query += QUERY_TILE) {
-            int row = (query + QUERY_TILE - 1) / heads;
-            if (row > seq->n_rows - 1) row = seq->n_rows - 1;
-            n += add_items(items + n, seq, query, seq->first_pos + row, pages, split);
-        }
-        pages += pages_of(seq);
+        n += send_seq(cuda, &b->seqs[s], items + n, first, count, &slots, pages);
+        pages += pages_of(&b->seqs[s]);
     }
     assert((size_t)n <= most_attn_items(cuda) && (size_t)pages <= most_pages(cuda) && slots <= cuda->max_slots);
-    cuda->step.n_items = round_up_items(cuda, n);
+    cuda->step.n_items = n ? round_up_items(cuda, n) : 0;
     memset(items + n, 0, (size_t)(cuda->step.n_items - n) * sizeof *items);
     sender->used = items_at + (size_t)cuda->step.n_items * sizeof *items;
+    find_absorbed(cuda);
     send_pages(sender, pages);
+}
+
+static void send_expanded(struct sender *sender) {
+    struct cuda *cuda = sender->cuda;
+    struct expanded *e = &cuda->expanded;
+    size_t tiles_bytes = (size_t)e->max_tiles * sizeof(struct expand_item);
+    size_t items_bytes = (size_t)e->max_items * sizeof(struct expanded_item), before = sender->used;
+    struct expand_item *tiles = piece(sender, tiles_bytes, (const void **)&cuda->step.expand_items);
+    size_t items_at = sender->used;
+    struct expanded_item *items = piece(sender, items_bytes, (const void **)&cuda->step.expanded_items);
+    cuda_expanded_begin(cuda, tiles, items);
+    const struct expanded_pass *last = &e->passes[e->n_passes - 1];
+    sender->used =
+        e->n_passes ? items_at + (size_t)(last->first_item + last->n_items) * sizeof *items : before; /* what is used */
 }
 
 void cuda_begin(struct backend *backend, const struct batch *batch) {
@@ -196,6 +236,7 @@ void cuda_begin(struct backend *backend, const struct batch *batch) {
     cuda_keep(cuda, cuda->driver.context_use(cuda->card.context), "cuCtxSetCurrent");
     send_rows(&sender);
     send_attention(&sender);
+    send_expanded(&sender);
     int result =
         cuda->driver.copy_in((cuda_address)(uintptr_t)cuda->scratch.step, flight->staging, sender.used, cuda->stream);
     cuda_keep(cuda, result, "sending the batch");

@@ -2,6 +2,7 @@
  * once and used twice, whole as a key and its first kv_lora values as a value. Splits stand at fixed positions and each runs
  * its own softmax; where a block has several they are merged one after another, as merge.cuh does for blocks apart. So a row's
  * result depends on its own tokens only. */
+#include "cache.cuh"
 #include "merge.cuh"
 #include "rope.cuh"
 
@@ -83,23 +84,17 @@ DEVICE void fetch_tile(const struct attn_block *b, uint8_t *to, size_t to_stride
 
 /* An fp8 row's values with their scales, as bf16; the rope part is bf16 already. */
 DEVICE void widen_tile(const struct attn_block *b) {
-    int kv_lora = b->p->kv_lora, groups = ceil_div_int(kv_lora, CACHE_GROUP), pieces = b->width / 4;
+    int kv_lora = b->p->kv_lora, pieces = b->width / 4;
     for (int i = THREAD; i < TOKEN_TILE * pieces; i += BLOCK_THREADS) {
         int t = i / pieces, c = i % pieces * 4;
         const uint8_t *row = b->raw + (size_t)t * b->p->row_bytes;
         struct pair out;
         if (c < kv_lora) {
-            uint32_t word = *(const uint32_t *)(row + c), sign = word & 0x80808080u, low = word & 0x7f7f7f7fu;
-            float scale = *(const float *)(row + kv_lora + c / CACHE_GROUP * 4) * 0x1p120f, v[4];
-            UNROLL
-            for (int j = 0; j < 4; j++) {
-                uint32_t bits = (sign >> (8 * j) & 0x80) << 24 | (low >> (8 * j) & 0x7f) << 20;
-                v[j] = bits_float(bits) * scale;
-            }
-            out.v[0] = pack_bf16(v[0], v[1]);
-            out.v[1] = pack_bf16(v[2], v[3]);
-        } else {
-            out = *(const struct pair *)(row + kv_lora + groups * 4 + (c - kv_lora) * 2);
+            out = fp8_latent(row, kv_lora, c);
+        } else { /* four bytes at a time: a multiple of 8 comes before it in some models only */
+            const uint32_t *rope = (const uint32_t *)(row + rope_offset(kv_lora, 1) + (c - kv_lora) * 2);
+            out.v[0] = rope[0];
+            out.v[1] = rope[1];
         }
         *(struct pair *)(b->tile + t * b->stride + c) = out;
     }

@@ -21,6 +21,7 @@
 #define UNROLL _Pragma("unroll")
 #define THREAD ((int)threadIdx.x)
 #define BLOCK ((int)blockIdx.x)
+#define BLOCKS ((int)gridDim.x)
 extern __shared__ __align__(16) unsigned char dynamic_shared[];
 #define DYNAMIC_SHARED(type, name) type *name = (type *)dynamic_shared
 #endif

@@ -4,8 +4,9 @@
  *
  *   skinny  up to 8 rows of x; a block has one row tile and each of its 8 warps a split of k
  *   wide    up to 64 rows; a block has 8 row tiles, one a warp, which walks through all splits
+ *   many    more: many.cuh
  *
- * Both add in the same order: a split of 256 k by itself (groups of weights ascending, each scaled after exact sums of
+ * All add in the same order: a split of 256 k by itself (groups of weights ascending, each scaled after exact sums of
  * products), then splits ascending. So they give the same bits, and the host may choose by speed alone.
  * Includes: dequant.cuh, route.cuh, rope.cuh. */
 #ifndef MOEBIUS_CUDA_LINEAR_CUH
@@ -54,8 +55,9 @@ DEVICE int x_row_of(const struct linear_job *job, int i) {
     return job->x_row ? job->x_row[i] : i;
 }
 
-/* Four values from column k on as bf16, and the sum of their squares before rounding (X_F32). Columns past the end are 0. */
-DEVICE struct pair load_x(const struct linear_params *p, const struct work *work, int row, int k, float *squares) {
+/* Four values from column k on as bf16, and the sum of their squares before rounding (X_F32). Columns past the end are 0.
+ * `merge` is for X_MERGE. */
+DEVICE struct pair load_x(const struct merge_source *merge, const struct work *work, int row, int k, float *squares) {
     const struct linear_job *job = work->job;
     struct pair out = {{0, 0}};
     int left = job->w.cols - k;
@@ -71,8 +73,8 @@ DEVICE struct pair load_x(const struct linear_params *p, const struct work *work
         return out;
     }
     float v[4] = {0, 0, 0, 0};
-    if (job->x_kind == X_MERGE) {
-        merge_slots(&p->merge, row, work->group, k, min_int(left, 4), v);
+    if (merge && job->x_kind == X_MERGE) {
+        merge_slots(merge, row, work->group, k, min_int(left, 4), v);
     } else {
         const float *x = (const float *)job->x + (size_t)row * job->x_stride + (size_t)work->group * job->x_step + k;
         if (left >= 4) {
@@ -106,7 +108,7 @@ DEVICE void stage_x(const struct linear_params *p, const struct work *work, uint
         int token = unit / used, j = unit % used, k = j * PIECE_COLS + LANE * 4;
         float squares = 0;
         *(struct pair *)(xs + token * stride + k) =
-            load_x(p, work, x_row_of(work->job, work->first + token), k0 + k, &squares);
+            load_x(&p->merge, work, x_row_of(work->job, work->first + token), k0 + k, &squares);
         if (!work->job->gain) continue;
         squares = warp_sum(squares);
         if (LANE == 0) piece[token][j] = squares;

@@ -1,4 +1,4 @@
-#include "linear.cuh"
+#include "many.cuh"
 
 KERNEL_TWICE(linear_awq_skinny, linear_params) {
     linear_skinny(&p, WEIGHT_AWQ);
@@ -11,4 +11,7 @@ KERNEL(linear_awq_wide4, linear_params) {
 }
 KERNEL(linear_awq_wide8, linear_params) {
     linear_wide(&p, WEIGHT_AWQ, 8);
+}
+KERNEL(linear_awq_many, linear_params) {
+    linear_many(&p, WEIGHT_AWQ);
 }

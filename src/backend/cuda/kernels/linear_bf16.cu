@@ -1,4 +1,4 @@
-#include "linear.cuh"
+#include "many.cuh"
 
 KERNEL_TWICE(linear_bf16_skinny, linear_params) {
     linear_skinny(&p, WEIGHT_BF16);
@@ -14,4 +14,7 @@ KERNEL(linear_bf16_wide4, linear_params) {
 }
 KERNEL(linear_bf16_wide8, linear_params) {
     linear_wide(&p, WEIGHT_BF16, 8);
+}
+KERNEL(linear_bf16_many, linear_params) {
+    linear_many(&p, WEIGHT_BF16);
 }

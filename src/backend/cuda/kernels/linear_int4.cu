@@ -1,4 +1,4 @@
-#include "linear.cuh"
+#include "many.cuh"
 
 KERNEL_TWICE(linear_int4_skinny, linear_params) {
     linear_skinny(&p, WEIGHT_INT4);
@@ -11,4 +11,7 @@ KERNEL(linear_int4_wide4, linear_params) {
 }
 KERNEL(linear_int4_wide8, linear_params) {
     linear_wide(&p, WEIGHT_INT4, 8);
+}
+KERNEL(linear_int4_many, linear_params) {
+    linear_many(&p, WEIGHT_INT4);
 }

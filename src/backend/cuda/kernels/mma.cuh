@@ -3,7 +3,26 @@
 #ifndef MOEBIUS_CUDA_MMA_CUH
 #define MOEBIUS_CUDA_MMA_CUH
 
+/* Compute capability 9.0 has the instruction too, but translates it to slower ones. */
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200
+#define HAS_FP8_MMA 1
+#else
+#define HAS_FP8_MMA 0
+#endif
+
 #ifdef __CUDACC__
+
+#if HAS_FP8_MMA
+/* c[16][8] += a[16][32] b[32][8] over a warp: e4m3 in, fp32 sums. */
+DEVICE void mma_fp8(float *c, const uint32_t *a, uint32_t b0, uint32_t b1) {
+    asm("mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+#else
+DEVICE void mma_fp8(float *c, const uint32_t *a, uint32_t b0, uint32_t b1) { /* nothing calls it */
+}
+#endif
 
 /* c[16][8] += a[16][16] b[16][8] over a warp: bf16 in, fp32 sums. */
 DEVICE void mma_bf16(float *c, const uint32_t *a, uint32_t b0, uint32_t b1) {
@@ -26,6 +45,13 @@ DEVICE void load_tiles_turned(uint32_t *r, const void *row) {
                  : "memory");
 }
 
+/* An 8x8 tile of 16-bit values, a row in each four lanes, turned round: the lanes get its columns. */
+DEVICE uint32_t turn_tile(uint32_t pair) {
+    uint32_t turned;
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(pair));
+    return turned;
+}
+
 /* 16 bytes from global to shared memory, in the background. */
 DEVICE void copy_async(void *shared, const void *global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((uint32_t)__cvta_generic_to_shared(shared)),
@@ -38,6 +64,9 @@ DEVICE void copy_commit(void) {
 /* Waits until all but the last group of copies (or all) have arrived. */
 DEVICE void copy_wait_all_but_one(void) {
     asm volatile("cp.async.wait_group 1;" ::: "memory");
+}
+DEVICE void copy_wait_all_but_two(void) {
+    asm volatile("cp.async.wait_group 2;" ::: "memory");
 }
 DEVICE void copy_wait_all(void) {
     asm volatile("cp.async.wait_group 0;" ::: "memory");
@@ -133,6 +162,12 @@ DEVICE float divide(float a, float b) {
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(b));
     q = a * inverse;
     return fmaf(fmaf(-q, b, a), inverse, q);
+}
+/* 2^value within two units of the last place; 0 for -infinity. */
+DEVICE float power_of_two(float value) {
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(value));
+    return power;
 }
 DEVICE float inverse_root(float value) {
     return rsqrtf(value);

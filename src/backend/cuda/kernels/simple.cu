@@ -15,6 +15,62 @@ KERNEL(embed, embed_params) {
     for (int i = THREAD; i < p.hidden; i += BLOCK_THREADS) p.x[to + i] = plain_value(p.table, from + i, p.format);
 }
 
+/* 128 values in e4m3 with their scale, a warp. */
+DEVICE void store_native(uint8_t *to, const struct pair *values) {
+    float v[4], amax = 0;
+    UNROLL
+    for (int i = 0; i < 4; i++) {
+        v[i] = bf16_value((uint16_t)(values->v[i / 2] >> (i % 2 * 16)));
+        if (!(fabsf(v[i]) <= amax)) amax = fabsf(v[i]); /* also a NaN */
+    }
+    UNROLL
+    for (int step = 16; step > 0; step /= 2) {
+        float other = shuffle_xor_f32(amax, step);
+        if (!(other <= amax)) amax = other;
+    }
+    float scale = amax == 0 ? 1 : divide(amax, 448);
+    uint32_t word = 0;
+    UNROLL
+    for (int i = 0; i < 4; i++) word |= (uint32_t)e4m3_bits(divide(v[i], scale)) << (8 * i);
+    ((uint32_t *)to)[LANE] = word;
+    if (LANE == 0) *(float *)(to + 128) = scale;
+}
+
+/* Squares are added as linear.cuh does it. */
+DEVICE void pack_row(const struct pack_params *p, const int native) {
+    SHARED float piece[BLOCK_WARPS];
+    struct work work;
+    work.job = &p->job;
+    work.group = 0;
+    int row = x_row_of(&p->job, BLOCK), end = p->job.w.slabs * SLAB_COLS, pieces = ceil_div_int(end, PIECE_COLS);
+    float sum = 0;
+    for (int first = 0; first < pieces; first += BLOCK_WARPS) {
+        int k = (first + WARP) * PIECE_COLS + LANE * 4;
+        float squares = 0;
+        struct pair values = load_x(0, &work, row, k, &squares);
+        size_t native_at = (size_t)BLOCK * (size_t)pieces + (size_t)(first + WARP);
+        if (native && first + WARP < pieces) store_native(p->to + native_at * NATIVE_ROW_BYTES, &values);
+        if (!native && k < end) *(struct pair *)(p->to + ((size_t)BLOCK * (size_t)end + (size_t)k) * 2) = values;
+        squares = warp_sum(squares);
+        if (LANE == 0) piece[WARP] = squares;
+        barrier();
+        for (int i = 0; i < BLOCK_WARPS && (first + i) * PIECE_COLS < p->job.w.cols; i++) sum += piece[i];
+        barrier();
+    }
+    if (!p->job.gain || THREAD) return;
+    float mean = divide(sum, (float)p->job.w.cols);
+    p->factor[BLOCK] = inverse_root(mean + p->eps);
+    if (!is_finite(mean)) note_fault(p->fault, p->job.fault_key, row);
+}
+
+/* A block a row. */
+KERNEL(pack_rows, pack_params) {
+    pack_row(&p, 0);
+}
+KERNEL(pack_rows_native, pack_params) {
+    pack_row(&p, 1);
+}
+
 /* A warp a row. */
 KERNEL(route_choose, route_params) {
     DYNAMIC_SHARED(struct route_scratch, scratch);
