@@ -80,12 +80,12 @@ static void add_items(struct expanded *e, struct expanded_item *items, const str
 }
 
 static struct expanded_pass *begin_pass(struct expanded *e) {
-    struct expanded_pass *last = &e->passes[e->n_passes - 1], *pass = &e->passes[e->n_passes];
+    struct expanded_pass *pass = &e->passes[e->n_passes];
     assert(e->n_passes < e->max_passes);
     *pass = (struct expanded_pass){0};
     if (e->n_passes++ > 0) {
-        pass->first_tile = last->first_tile + last->n_tiles;
-        pass->first_item = last->first_item + last->n_items;
+        pass->first_tile = pass[-1].first_tile + pass[-1].n_tiles;
+        pass->first_item = pass[-1].first_item + pass[-1].n_items;
     }
     return pass;
 }

@@ -217,9 +217,10 @@ static void send_expanded(struct sender *sender) {
     size_t items_at = sender->used;
     struct expanded_item *items = piece(sender, items_bytes, (const void **)&cuda->step.expanded_items);
     cuda_expanded_begin(cuda, tiles, items);
+    sender->used = before;
+    if (e->n_passes == 0) return;
     const struct expanded_pass *last = &e->passes[e->n_passes - 1];
-    sender->used =
-        e->n_passes ? items_at + (size_t)(last->first_item + last->n_items) * sizeof *items : before; /* what is used */
+    sender->used = items_at + (size_t)(last->first_item + last->n_items) * sizeof *items; /* no more than is there */
 }
 
 void cuda_begin(struct backend *backend, const struct batch *batch) {
