@@ -49,6 +49,7 @@ struct cuda_ready_graph;
     X(module_unload, cuModuleUnload, (struct cuda_module * module))                                                    \
     X(function_get, cuModuleGetFunction,                                                                               \
       (struct cuda_function * *function, struct cuda_module * module, const char *name))                               \
+    X(function_look, cuFuncGetAttribute, (int *value, int attribute, struct cuda_function *function))                  \
     X(function_set, cuFuncSetAttribute, (struct cuda_function * function, int attribute, int value))                   \
     X(capture_begin, cuStreamBeginCapture_v2, (struct cuda_stream * stream, int mode))                                 \
     X(capture_end, cuStreamEndCapture, (struct cuda_stream * stream, struct cuda_graph * *graph))                      \

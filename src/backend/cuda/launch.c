@@ -6,11 +6,8 @@
 #include "backend/cuda/image.h"
 #include "base/log.h"
 
-/* CUfunction_attribute: bytes of shared memory that a launch may ask for. */
-enum {
-    FUNCTION_SHARED_BYTES = 8,
-    STATIC_SHARED_BYTES = 8192, /* the most that a kernel declares by itself: tests/cuda/gate.py watches it */
-};
+/* CUfunction_attribute, in bytes: what a kernel declares, and what a launch may ask for beside it. */
+enum { FUNCTION_OWN_SHARED_BYTES = 1, FUNCTION_SHARED_BYTES = 8 };
 
 struct kernel_name {
     const char *image, *entry;
@@ -28,19 +25,29 @@ static int find_image(const char *name) {
     return -1;
 }
 
+/* A driver older than the CUDA that made the kernels may take them, but nobody promises that. */
+static int too_old(const struct cuda *cuda, struct mo_error *error) {
+    int has = cuda->card.driver_version, made_by = cuda_images_version;
+    return mo_error_set(error, MO_E_UNSUPPORTED,
+                        "the GPU driver is too old: it knows CUDA %d.%d, and does not take these kernels, made by CUDA "
+                        "%d.%d, which need a driver for %d.0 or newer",
+                        has / 1000, has % 1000 / 10, made_by / 1000, made_by % 1000 / 10, made_by / 1000);
+}
+
 static int load_image(struct cuda *cuda, int i, struct mo_error *error) {
     if (cuda->modules[i]) return 0;
     int result = cuda->driver.module_load(&cuda->modules[i], cuda_images[i].data);
+    if (result && cuda->card.driver_version / 1000 < cuda_images_version / 1000) return too_old(cuda, error);
     return cuda_check(&cuda->driver, result, error,
                       "GPU %d (%s, compute capability %d.%d, driver for CUDA %d.%d) does not take the kernels %s",
                       cuda->card.index, cuda->card.name, cuda->card.capability / 10, cuda->card.capability % 10,
                       cuda->card.driver_version / 1000, cuda->card.driver_version % 1000 / 10, cuda_images[i].name);
 }
 
-/* Kernels that declare no shared memory by themselves, and may ask for all that a card has. */
-static bool is_all_dynamic(enum cuda_kernel kernel) {
-    if (kernel < KERNEL_BF16_WIDE1) return kernel % LINEAR_VARIANTS == LINEAR_VARIANTS - 1;
-    return kernel >= KERNEL_ATTN_BF16 && kernel <= KERNEL_FP8_NATIVE;
+/* Lets the kernel ask for all the shared memory that a block may have, beside what it declares by itself. */
+static int allow_shared_memory(const struct cuda *cuda, struct cuda_function *function) {
+    int own = 0, result = cuda->driver.function_look(&own, FUNCTION_OWN_SHARED_BYTES, function);
+    return result ? result : cuda->driver.function_set(function, FUNCTION_SHARED_BYTES, cuda->card.shared_bytes - own);
 }
 
 /* Images for cards without the instruction do not have it: products are then as without the wish. */
@@ -54,16 +61,13 @@ static int no_native(struct cuda *cuda) {
 
 static int load_kernel(struct cuda *cuda, enum cuda_kernel kernel, struct mo_error *error) {
     const struct kernel_name *name = &kernel_names[kernel];
-    int image = find_image(name->image), left = is_all_dynamic(kernel) ? 0 : STATIC_SHARED_BYTES;
+    int image = find_image(name->image);
     if (image < 0) return mo_error_set(error, MO_E_INTERNAL, "kernels %s are not in this binary", name->image);
     int code = load_image(cuda, image, error);
     if (code) return code;
     int result = cuda->driver.function_get(&cuda->kernels[kernel], cuda->modules[image], name->entry);
     if (result && kernel == KERNEL_FP8_NATIVE) return no_native(cuda);
-    if (!result) {
-        result =
-            cuda->driver.function_set(cuda->kernels[kernel], FUNCTION_SHARED_BYTES, cuda->card.shared_bytes - left);
-    }
+    if (!result) result = allow_shared_memory(cuda, cuda->kernels[kernel]);
     return cuda_check(&cuda->driver, result, error, "GPU %d: kernel %s", cuda->card.index, name->entry);
 }
 
@@ -72,15 +76,6 @@ int cuda_load_kernels(struct cuda *cuda, struct mo_error *error) {
         return mo_error_set(
             error, MO_E_UNSUPPORTED,
             "this moebius was built without CUDA kernels: nvcc was not found then (or CUDA=0 was given)");
-    }
-    int needed = cuda_images_version / 1000 * 1000;
-    if (cuda->card.driver_version < needed) {
-        return mo_error_set(
-            error, MO_E_UNSUPPORTED,
-            "the GPU driver is too old: it knows CUDA %d.%d, and these kernels, made by CUDA %d.%d, need a "
-            "driver for %d.0 or newer",
-            cuda->card.driver_version / 1000, cuda->card.driver_version % 1000 / 10, cuda_images_version / 1000,
-            cuda_images_version % 1000 / 10, needed / 1000);
     }
     for (int i = 0; i < CUDA_KERNEL_COUNT; i++) {
         int code = i == KERNEL_FP8_NATIVE && !cuda->fp8_native ? 0 : load_kernel(cuda, (enum cuda_kernel)i, error);
