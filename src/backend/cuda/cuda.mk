@@ -10,7 +10,7 @@ CUDA_DIR   := src/backend/cuda
 CUDA_FLAGS := -std=c++17 -O3 -Xptxas -warn-spills,-warn-lmem-usage,-Werror -Xfatbin -compress-all
 
 CUDA_KERNELS := $(notdir $(basename $(wildcard $(CUDA_DIR)/kernels/*.cu)))
-CUDA_HEADERS := $(wildcard $(CUDA_DIR)/kernels/*.cuh) $(CUDA_DIR)/params.h
+CUDA_HEADERS := $(wildcard $(CUDA_DIR)/kernels/*.cuh) $(wildcard $(CUDA_DIR)/params*.h)
 
 ifneq ($(CUDA),0)
 ifneq ($(NVCC),)

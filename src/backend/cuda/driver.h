@@ -44,6 +44,7 @@ struct cuda_ready_graph;
     X(event_create, cuEventCreate, (struct cuda_event * *event, unsigned flags))                                       \
     X(event_record, cuEventRecord, (struct cuda_event * event, struct cuda_stream * stream))                           \
     X(event_wait, cuEventSynchronize, (struct cuda_event * event))                                                     \
+    X(event_elapsed, cuEventElapsedTime, (float *ms, struct cuda_event *first, struct cuda_event *second))             \
     X(event_destroy, cuEventDestroy_v2, (struct cuda_event * event))                                                   \
     X(module_load, cuModuleLoadData, (struct cuda_module * *module, const void *image))                                \
     X(module_unload, cuModuleUnload, (struct cuda_module * module))                                                    \
