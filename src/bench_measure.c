@@ -9,6 +9,7 @@
 enum {
     WARM_UP_TOKENS = 256, /* of a prompt: enough to visit nearly every expert */
     WARM_UP_STEPS = 4,
+    LOOKS = 8, /* steps whose bytes are counted, where that is done apart */
 };
 
 static int larger(int a, int b) {
@@ -199,23 +200,27 @@ static int fill_cache(struct bench *b, int batch, int depth, struct mo_error *er
     return code;
 }
 
-static int decode_step(struct bench *b, int batch, int pos, struct mo_error *error) {
-    struct backend *backend = b->engine->backend;
-    size_t vocab = (size_t)b->engine->model.vocab;
-    const struct forward_tap tap = {.context = &b->bytes, .routing = bench_bytes_add_experts};
-    bench_bytes_begin(&b->bytes);
+static struct batch rows_of_step(struct bench *b, int batch, int pos) {
     for (int s = 0; s < batch; s++) {
         b->token[s] = bench_token(&b->tokens, s, pos);
         b->logits_row[s] = s;
         b->seqs[s].first_pos = pos;
     }
-    struct batch rows = {.n_rows = batch,
-                         .token = b->token,
-                         .n_seqs = batch,
-                         .seqs = b->seqs,
-                         .n_logits = batch,
-                         .logits_row = b->logits_row};
-    int code = forward(backend, &b->engine->model, &rows, &tap, error);
+    return (struct batch){.n_rows = batch,
+                          .token = b->token,
+                          .n_seqs = batch,
+                          .seqs = b->seqs,
+                          .n_logits = batch,
+                          .logits_row = b->logits_row};
+}
+
+static int decode_step(struct bench *b, int batch, int pos, bool look, struct mo_error *error) {
+    struct backend *backend = b->engine->backend;
+    size_t vocab = (size_t)b->engine->model.vocab;
+    const struct forward_tap tap = {.context = &b->bytes, .routing = bench_bytes_add_experts};
+    struct batch rows = rows_of_step(b, batch, pos);
+    if (look) bench_bytes_begin(&b->bytes);
+    int code = forward(backend, &b->engine->model, &rows, look ? &tap : NULL, error);
     const float *logits = backend->ops->logits(backend);
     for (int s = 0; s < batch && !code; s++) sample_argmax(logits + (size_t)s * vocab, (int)vocab);
     return code;
@@ -228,17 +233,29 @@ static double step_bytes(const struct bench *b, int batch, int depth, int pos) {
            (double)(shared + own * batch) * (double)b->bytes.cache_row;
 }
 
+/* The bytes of some of the steps, spread over all. */
+static int look_into_steps(struct bench *b, struct bench_decode *r, struct mo_error *error) {
+    int steps = b->plan->generate, looks = smaller(steps, LOOKS), code = 0;
+    for (int i = 0; i < looks && !code; i++) {
+        int at = r->depth + (int)((int64_t)steps * i / looks);
+        code = decode_step(b, r->batch, at, true, error);
+        r->bytes_per_step += step_bytes(b, r->batch, r->depth, at) / looks;
+    }
+    return code;
+}
+
 static int time_steps(struct bench *b, struct bench_decode *r, struct mo_error *error) {
     int steps = b->plan->generate, code = 0;
+    bool look = !b->looks_apart;
     char label[64];
     struct progress progress;
     snprintf(label, sizeof label, "decode, batch %d at depth %d", r->batch, r->depth);
     progress_begin(&progress, label, "tokens", 1, (double)r->batch * steps);
     for (int i = 0; i < steps && !code; i++) {
         double start = clock_now_s();
-        code = decode_step(b, r->batch, r->depth + i, error);
+        code = decode_step(b, r->batch, r->depth + i, look, error);
         b->samples[i] = r->batch / (clock_now_s() - start);
-        r->bytes_per_step += step_bytes(b, r->batch, r->depth, r->depth + i) / steps;
+        if (look) r->bytes_per_step += step_bytes(b, r->batch, r->depth, r->depth + i) / steps;
         progress_update(&progress, (double)r->batch * (i + 1));
     }
     progress_end(&progress);
@@ -250,10 +267,22 @@ int bench_time_decode(struct bench *bench, int batch, int depth, struct bench_de
     *result = (struct bench_decode){.batch = batch, .depth = depth};
     lay_out_pages(bench, batch, depth);
     int code = fill_cache(bench, batch, depth, error);
-    for (int i = 0; i < smaller(WARM_UP_STEPS, steps) && !code; i++) code = decode_step(bench, batch, depth + i, error);
+    for (int i = 0; i < smaller(WARM_UP_STEPS, steps) && !code; i++) {
+        code = decode_step(bench, batch, depth + i, !bench->looks_apart, error);
+    }
+    if (!code && bench->looks_apart) code = look_into_steps(bench, result, error);
     if (!code) code = time_steps(bench, result, error);
     if (code) return code;
     result->tokens_per_s = bench_spread_of(bench->samples, steps);
     result->gb_per_s = result->bytes_per_step * result->tokens_per_s.median / batch * 1e-9;
     return 0;
+}
+
+int bench_profile_decode(struct bench *bench, int batch, int depth, bool timed, struct cuda_profile *profile,
+                         struct mo_error *error) {
+    lay_out_pages(bench, batch, depth);
+    int code = fill_cache(bench, batch, depth, error);
+    if (code) return code;
+    struct batch rows = rows_of_step(bench, batch, depth);
+    return cuda_profile_step(bench->engine->backend, &rows, timed, profile, error);
 }

@@ -7,6 +7,7 @@
 #ifndef MOEBIUS_BENCH_MEASURE_H
 #define MOEBIUS_BENCH_MEASURE_H
 
+#include "backend/cuda/probe.h"
 #include "bench_bytes.h"
 #include "bench_machine.h"
 #include "bench_tokens.h"
@@ -35,6 +36,8 @@ struct bench {
     int32_t *token, *logits_row;   /* [max_num_batched_tokens] */
     struct batch_seq *seqs;        /* [max_batch] */
     double *samples;               /* [max(repeat, generate)] */
+    /* Which experts a step visits is looked up in steps of their own: on a GPU a look inside makes a step another one. */
+    bool looks_apart;
 };
 
 struct bench_decode {
@@ -42,6 +45,7 @@ struct bench_decode {
     struct bench_spread tokens_per_s; /* of all sequences together; over steps */
     double bytes_per_step, gb_per_s;
     double read_gb_s; /* what the memory gave just before and after */
+    int kernels;      /* a GPU's, in a step; 0: not known */
 };
 
 /* Refuses what does not fit in the engine's context, cache or batch, naming the flags. */
@@ -54,5 +58,8 @@ int bench_warm_up(struct bench *bench, struct mo_error *error);
 int bench_time_prompt(struct bench *bench, int tokens, struct bench_spread *seconds, struct mo_error *error);
 /* plan->generate steps of `batch` sequences that have `depth` tokens each. */
 int bench_time_decode(struct bench *bench, int batch, int depth, struct bench_decode *result, struct mo_error *error);
+/* GPU: takes the first of those steps apart; `timed`: each kernel is timed. */
+int bench_profile_decode(struct bench *bench, int batch, int depth, bool timed, struct cuda_profile *profile,
+                         struct mo_error *error);
 
 #endif

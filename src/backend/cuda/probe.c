@@ -1,5 +1,6 @@
 #include "backend/cuda/probe.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -284,6 +285,6 @@ int cuda_probe_constants(struct cuda_probe *p, double read_gb_s, struct cuda_con
     if (!code) code = time_barrier(p, &out->barrier_us, error);
     if (!code) code = time_bus(p, out, error);
     out->fill_drain_us = small - out->node_gap_us;
-    out->boundary_us = large - BOUNDARY_BYTES / read_gb_s * 1e-3;
+    out->boundary_us = fmax(large - BOUNDARY_BYTES / read_gb_s * 1e-3, out->node_gap_us);
     return code;
 }

@@ -51,10 +51,10 @@ struct cuda_profile {
     int n;
     struct cuda_launch_time launches[CUDA_PROFILE_MAX];
 };
-/* Takes a step apart: `batch` is computed, then each launch of each stage is timed alone, layer after layer, so that nothing but
- * small matrices is found in the card's cache. Afterwards the batch's cache rows are not what they should be. Not for routed
- * experts on the CPU (MO_E_UNSUPPORTED). */
-int cuda_profile_step(struct backend *backend, const struct batch *batch, struct cuda_profile *out,
+/* Takes a step apart: `batch` is computed and its kernels are counted; with `timed`, each launch of each stage is then timed
+ * alone, layer after layer, so that nothing but small matrices is found in the card's cache. Afterwards the batch's cache rows are
+ * not what they should be. Not for routed experts on the CPU (MO_E_UNSUPPORTED). */
+int cuda_profile_step(struct backend *backend, const struct batch *batch, bool timed, struct cuda_profile *out,
                       struct mo_error *error);
 
 /* How the weights came. */

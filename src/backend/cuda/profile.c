@@ -148,7 +148,7 @@ static void count_launches(struct profiler *p, const struct watched_stage *stage
     if (stages[FFN_DENSE].n_layers) out->dense_layer_kernels = attention + p->launches[FFN_DENSE];
 }
 
-int cuda_profile_step(struct backend *backend, const struct batch *batch, struct cuda_profile *out,
+int cuda_profile_step(struct backend *backend, const struct batch *batch, bool timed, struct cuda_profile *out,
                       struct mo_error *error) {
     struct cuda *cuda = (struct cuda *)backend;
     struct watched_stage stages[STAGES];
@@ -166,8 +166,8 @@ int cuda_profile_step(struct backend *backend, const struct batch *batch, struct
     keep(cuda, cuda->driver.event_create(&p.first, 0));
     keep(cuda, cuda->driver.event_create(&p.second, 0));
     count_launches(&p, stages);
-    if (!cuda->failure.code) out->step_us = time_recorded(&p, record_step, stages);
-    for (int s = 0; s < STAGES && !cuda->failure.code; s++) {
+    if (timed && !cuda->failure.code) out->step_us = time_recorded(&p, record_step, stages);
+    for (int s = 0; s < STAGES && timed && !cuda->failure.code; s++) {
         if (p.launches[s]) time_stage(&p, &stages[s], p.launches[s]);
     }
     cuda->watch.on = false;
