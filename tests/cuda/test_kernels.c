@@ -1,4 +1,4 @@
-/* The GPU's kernels on the shim's card, one at a time: a model of odd sizes in each weight format is uploaded, and products, routing
+/* The GPU's kernels one at a time, on the shim's card or (make gpu-test) a real one whose memory both sides reach: a model of odd sizes in each weight format is uploaded, and products, routing
  * and attention are compared with double arithmetic over format_decode_rows. A row must have the same bits in every variant. */
 #include <stdarg.h>
 #include <stddef.h>
@@ -210,10 +210,11 @@ static double dot(const float *w, const float *x, int n, double *size) {
 }
 
 static void wait_for(struct fixture *f) {
+    if (f->cuda->driver.stream_wait(f->cuda->stream)) fail_msg("the card does not finish");
     if (f->cuda->failure.code) fail_msg("%s", f->cuda->failure.message);
 }
 
-/* Memory that kernels read and write: the shim's card is this machine. It ends where nothing may be touched. */
+/* Memory that kernels read and write, and so do we. On the shim it ends where nothing may be touched. */
 static void *card_memory(struct fixture *f, size_t bytes) {
     cuda_address at;
     if (f->cuda->driver.memory_take(&at, bytes)) fail_msg("no memory");
@@ -609,6 +610,7 @@ static void check_attention(struct fixture *f, int n, int first_pos, int slots) 
     f->cuda->max_slots = n; /* no room for splits apart: one block does them in turn, and gets the same bits */
     begin(f, n, first_pos);
     f->backend->ops->attn(f->backend, 0);
+    wait_for(f);
     assert_memory_equal(other, f->cuda->scratch.attended, values * 2);
     end(f);
     f->cuda->max_slots = slots;
@@ -732,11 +734,30 @@ static void test_company(void **unused) {
     fixture_close(&f);
 }
 
+/* Kept in use, so that a card is not prepared anew for every fixture. */
+static struct cuda_driver driver;
+static struct cuda_card card;
+static int open_driver(void **unused) {
+    struct mo_error error = {0};
+    (void)unused;
+    cuda_memory_is_shared = true;
+    int code = cuda_driver_open(&driver, &error);
+    if (!code) code = cuda_card_open(&driver, 0, &card, &error);
+    if (code) fprintf(stderr, "%s\n", error.message);
+    return code;
+}
+static int close_driver(void **unused) {
+    (void)unused;
+    cuda_card_close(&driver, &card);
+    cuda_driver_close(&driver);
+    return 0;
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_products),          cmocka_unit_test(test_kv_b),
         cmocka_unit_test(test_routing),           cmocka_unit_test(test_attention),
         cmocka_unit_test(test_rows_of_the_cache), cmocka_unit_test(test_company),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, open_driver, close_driver);
 }

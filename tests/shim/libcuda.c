@@ -154,6 +154,7 @@ int cuDevicePrimaryCtxRelease_v2(int device);
 int cuCtxSetCurrent(void *context);
 int cuMemGetInfo_v2(size_t *free_bytes, size_t *total_bytes);
 int cuMemAlloc_v2(uint64_t *at, size_t bytes);
+int cuMemAllocManaged(uint64_t *at, size_t bytes, unsigned flags);
 int cuMemFree_v2(uint64_t at);
 int cuMemHostAlloc(void **at, size_t bytes, unsigned flags);
 int cuMemFreeHost(void *at);
@@ -266,6 +267,9 @@ API int cuMemAlloc_v2(uint64_t *at, size_t bytes) {
     int code = fails("alloc") ? NO_MEMORY : take(&memory, bytes);
     *at = (uint64_t)(uintptr_t)memory;
     return code;
+}
+API int cuMemAllocManaged(uint64_t *at, size_t bytes, unsigned flags) {
+    return flags == 1 ? cuMemAlloc_v2(at, bytes) : INVALID;
 }
 API int cuMemFree_v2(uint64_t at) {
     return give_back((void *)(uintptr_t)at);

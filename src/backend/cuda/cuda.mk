@@ -70,13 +70,13 @@ shim: $(SHIM)/moebius $(SHIM)/libcuda.so.1 $(BUILD)/tests/cuda/test_kernels
 
 # --- checks of the kernels -------------------------------------------------------------------------------------------------
 
-.PHONY: cuda-shim-test cuda-gate cuda-gate-full gpu-test
+.PHONY: cuda-shim-test cuda-gate cuda-gate-full gpu-pytest
 cuda-shim-test: shim $(BUILD)/moebius $(VENV)/ready
 	$(BUILD)/tests/cuda/test_kernels
 	MOEBIUS=$(BUILD)/moebius $(VENV)/bin/python -m pytest -q tests/test_cuda.py
 
-# The same numbers on a real card, where there is one.
-gpu-test: $(BUILD)/moebius $(VENV)/ready
+# What test_cuda.py can say on a real card; `make gpu-test` (tests/cuda/bundle.mk) says more, without Python.
+gpu-pytest: $(BUILD)/moebius $(VENV)/ready
 	MOEBIUS_GPU=1 MOEBIUS=$(BUILD)/moebius $(VENV)/bin/python -m pytest -q tests/test_cuda.py \
 		-k "golden or chunks or splits or greedy or look or (on_the_cpu and not card)"
 
@@ -85,3 +85,5 @@ cuda-gate:
 	@$(GATE) $(if $(CHECK),--check)
 cuda-gate-full:
 	@$(GATE) --full --check
+
+include tests/cuda/bundle.mk

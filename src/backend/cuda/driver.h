@@ -4,6 +4,7 @@
 #ifndef MOEBIUS_BACKEND_CUDA_DRIVER_H
 #define MOEBIUS_BACKEND_CUDA_DRIVER_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include "base/error.h"
@@ -69,6 +70,10 @@ struct cuda_driver {
     CUDA_FUNCTIONS(CUDA_FIELD)
 #undef CUDA_FIELD
 };
+
+/* For tests on a card, which look at its memory as at their own: it is taken where both sides reach it. Set it before
+ * cuda_driver_open. */
+extern bool cuda_memory_is_shared;
 
 enum {
     CUDA_NO_MEMORY = 2,         /* CUDA_ERROR_OUT_OF_MEMORY */
