@@ -1,7 +1,6 @@
 # A folder that proves and measures the GPU's kernels on a machine with nothing but a driver: programs, their libraries, tiny models,
 # and a list of steps. `make gpu-test` runs it here; `make gpu-bundle-check` in an empty root with the shim's driver.
 
-BUNDLE      := $(BUILD)/gpu-bundle
 # The old kind of run path: libraries find each other by it too.
 BUNDLE_LINK  = $(CC) $(CFLAGS) -s $(LDFLAGS_EXTRA) -Wl,--disable-new-dtags,-rpath,'$$ORIGIN/../lib' -o $@ $^ $(LIBS)
 BUNDLE_BIN  := $(addprefix $(BUNDLE)/bin/,moebius test_kernels golden visit)

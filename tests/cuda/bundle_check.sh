@@ -29,12 +29,13 @@ cp -a "$bundle" "$root/bundle"
 mkdir -p "$root/proc/self"
 ln -s /bundle/bin/visit "$root/proc/self/exe"
 
-check() { # NAME, then what to set
-    name=$1
-    shift
+check() { # NAME, the folder of the programs that are to be used, then what to set
+    name=$1 programs=$2
+    shift 2
     rm -f "$root/tmp/gpu.json"
     if env -i PATH="$PATH" LD_LIBRARY_PATH=/driver "$@" chroot "$root" /bin/sh /bundle/run.sh --steps steps-check.json --out /tmp/gpu.json \
-        --budget 240 >"$root/tmp/said" 2>&1 && grep -q '"complete": true' "$root/tmp/gpu.json"; then
+        --budget 240 >"$root/tmp/said" 2>&1 && grep -q '"complete": true' "$root/tmp/gpu.json" &&
+        grep -q "\"programs\": \"$programs\"" "$root/tmp/gpu.json"; then
         echo "ok     $name: $(tail -n 1 "$root/tmp/said")"
         passed=$((passed + 1))
     else
@@ -44,7 +45,7 @@ check() { # NAME, then what to set
     fi
 }
 passed=0 failed=0
-check "in an empty root"
-check "in an empty root, with the bundle's own C library" MOEBIUS_OWN_LIBC=1
+check "in an empty root" /bundle/bin
+check "in an empty root, with the bundle's own C library" /bundle/bin-own-libc MOEBIUS_OWN_LIBC=1
 echo "$passed passed, $failed failed"
 [ "$failed" = 0 ]

@@ -43,6 +43,7 @@ $(BUILD)/obj/$(CUDA_DIR)/image.o: CFLAGS_EXTRA += $(if $(CUDA_IMAGES),-DMOEBIUS_
 # The same sources, compiled as C. They are never sanitized: fibres change stacks under the sanitizer's feet.
 
 SHIM      := $(BUILD)/tests/shim
+BUNDLE    := $(BUILD)/gpu-bundle
 SHIM_BASE := -std=gnu11 -D_GNU_SOURCE -O2 -g -fPIC -ffp-contract=off -fvisibility=hidden -Wall -Wextra -Itests/shim -MMD -MP
 SHIM_OBJ  := $(patsubst %,$(SHIM)/%.o,$(CUDA_KERNELS) fibre libcuda)
 
@@ -61,19 +62,20 @@ $(SHIM)/moebius: $(BUILD)/obj/src/main.o $(SHIM)/image.o $(BUILD)/libmoebius.a
 -include $(wildcard $(SHIM)/*.d)
 
 # dlopen gives the shim's driver to a program that is linked with it already.
-$(BUILD)/tests/cuda/test_kernels: $(BUILD)/obj/tests/cuda/test_kernels.o $(SHIM)/image.o $(BUILD)/libmoebius.a $(SHIM)/libcuda.so.1
+CUDA_TESTS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/cuda/test_*.c))
+$(CUDA_TESTS): $(BUILD)/%: $(BUILD)/obj/%.o $(SHIM)/image.o $(BUILD)/libmoebius.a $(SHIM)/libcuda.so.1
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(LDFLAGS_EXTRA) -o $@ $^ -Wl,-rpath,'$$ORIGIN/../shim' $(LIBS) -lcmocka
 
 .PHONY: shim
-shim: $(SHIM)/moebius $(SHIM)/libcuda.so.1 $(BUILD)/tests/cuda/test_kernels
+shim: $(SHIM)/moebius $(SHIM)/libcuda.so.1 $(CUDA_TESTS) $(BUNDLE)/bin/golden $(BUNDLE)/bin/visit
 
 # --- checks of the kernels -------------------------------------------------------------------------------------------------
 
 .PHONY: cuda-shim-test cuda-gate cuda-gate-full gpu-pytest
 cuda-shim-test: shim $(BUILD)/moebius $(VENV)/ready
-	$(BUILD)/tests/cuda/test_kernels
-	MOEBIUS=$(BUILD)/moebius $(VENV)/bin/python -m pytest -q tests/test_cuda.py
+	set -e; for test in $(CUDA_TESTS); do $$test; done
+	MOEBIUS=$(BUILD)/moebius $(VENV)/bin/python -m pytest -q tests/test_cuda.py tests/test_gpu_tools.py
 
 # What test_cuda.py can say on a real card; `make gpu-test` (tests/cuda/bundle.mk) says more, without Python.
 gpu-pytest: $(BUILD)/moebius $(VENV)/ready

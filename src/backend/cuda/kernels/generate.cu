@@ -84,8 +84,11 @@ KERNEL(generate_scales, generate_params) {
 KERNEL(generate_rows, generate_params) {
     size_t first = ((size_t)BLOCK * BLOCK_THREADS + (size_t)THREAD) * 8;
     struct quad q = random_quad(p.stream, first / 8);
-    for (int i = 0; i < 8 && first + (size_t)i < p.count; i++) {
+    UNROLL
+    for (int i = 0; i < 8; i++) {
         uint32_t word = bf16_word(q.v[i / 2], p.step);
-        ((uint16_t *)p.to.data)[first + (size_t)i] = (uint16_t)(i % 2 ? word >> 16 : word);
+        if (first + (size_t)i < p.count) {
+            ((uint16_t *)p.to.data)[first + (size_t)i] = (uint16_t)(i % 2 ? word >> 16 : word);
+        }
     }
 }
