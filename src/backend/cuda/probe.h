@@ -19,7 +19,7 @@ struct cuda_constants {
     double fill_drain_us; /* what a kernel that reads a few kilobytes takes beyond that */
     double
         boundary_us;   /* what a kernel that reads BOUNDARY_BYTES takes beyond the reading: gap, filling and draining */
-    double barrier_us; /* all processors wait for one another inside of a kernel */
+    double barrier_us; /* all processors wait for one another in a kernel; 0: they did not come */
     double to_card_gb_s, from_card_gb_s; /* pinned memory */
 };
 

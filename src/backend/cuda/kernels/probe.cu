@@ -2,7 +2,7 @@
 #include "../params_bench.h"
 #include "device.cuh"
 
-enum { READ_QUADS = 8, SPINS_MAX = 1 << 22 };
+enum { READ_QUADS = 8, SPINS_MAX = 1 << 20 };
 
 /* Another block's counter as it is now, not as it was when this block looked last. */
 #ifdef __CUDACC__
@@ -41,8 +41,9 @@ KERNEL_TWICE(probe_read, probe_params) {
 }
 
 /* All blocks wait for one another, `rounds` times. They must all be on the card at once: one for each processor. A block that
- * waits too long goes on, so that a card that does not have them all never hangs. */
+ * waits too long gives up and says so, so that a card that does not have them all never hangs. */
 KERNEL(probe_barrier, probe_params) {
+    SHARED int gave_up;
     for (int round = 1; round <= p.rounds; round++) {
         barrier();
         if (THREAD == 0) {
@@ -52,9 +53,11 @@ KERNEL(probe_barrier, probe_params) {
             atomic_add_u32(p.counter, 1);
             while (load_now(p.counter) < wanted && ++spins < SPINS_MAX) {
             }
-            if (spins == SPINS_MAX) *p.sink = 1;
+            gave_up = spins == SPINS_MAX;
+            if (gave_up) *p.sink = 1;
             thread_fence();
         }
         barrier();
+        if (gave_up) return;
     }
 }
