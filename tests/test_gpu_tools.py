@@ -102,6 +102,18 @@ def test_quantised_on_the_way_is_the_same_bits(quant, tmp_path):
     assert outs[0].read_bytes() == outs[1].read_bytes()
 
 
+def test_files_are_read_on_several_threads(tmp_path):
+    """Matrices of more than a megabyte go in parts; the card gets what one thread brings it."""
+    config, file, outs = tmp_path / "config.json", tmp_path / "synthetic.safetensors", []
+    shape = {"hidden_size": 1024, "intermediate_size": 1100, "num_hidden_layers": 1, "vocab_size": 600}
+    config.write_text(json.dumps({**json.loads(SHAPE.read_text()), **shape}))
+    succeed("synth", "--config", config, "--quant", "bf16", "-o", file)
+    for threads in (1, 3):
+        outs.append(tmp_path / f"{threads}.f32")
+        succeed("logits", file, "--ids", "7", "--out", outs[-1], *GPU, "--threads", threads)
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+
+
 def test_quantised_for_experts_on_the_cpu(tmp_path):
     """These need their bytes in memory for good."""
     outs = []
