@@ -2,13 +2,18 @@
 # and a list of steps. `make gpu-test` runs it here; `make gpu-bundle-check` in an empty root with the shim's driver.
 
 # The old kind of run path: libraries find each other by it too.
-BUNDLE_LINK  = $(CC) $(CFLAGS) -s $(LDFLAGS_EXTRA) -Wl,--disable-new-dtags,-rpath,'$$ORIGIN/../lib' -o $@ $^ $(LIBS)
-BUNDLE_BIN  := $(addprefix $(BUNDLE)/bin/,moebius test_kernels golden visit)
+BUNDLE_LINK  = $(CC) $(CFLAGS) -s $(LDFLAGS_EXTRA) -Wl,--no-as-needed,--disable-new-dtags,-rpath,'$$ORIGIN/../lib:$$ORIGIN/../kernels' -o $@ $^ $(LIBS)
+BUNDLE_BIN  := $(addprefix $(BUNDLE)/bin/,moebius test_kernels test_generated golden visit)
 
-$(BUNDLE)/bin/moebius: $(BUILD)/obj/src/main.o $(BUILD)/libmoebius.a
+# The kernels of all cards are the largest part: one copy for all programs, in the place of image.o.
+BUNDLE_KERNELS := $(BUNDLE)/kernels/libkernels.so
+$(BUNDLE_KERNELS): $(BUILD)/obj/src/backend/cuda/image.o
+	@mkdir -p $(@D)
+	$(CC) -shared -s -Wl,-soname,libkernels.so -o $@ $^
+$(BUNDLE)/bin/moebius: $(BUILD)/obj/src/main.o $(BUNDLE_KERNELS) $(BUILD)/libmoebius.a
 	@mkdir -p $(@D)
 	$(BUNDLE_LINK)
-$(BUNDLE)/bin/test_kernels: $(BUILD)/obj/tests/cuda/test_kernels.o $(BUILD)/libmoebius.a
+$(BUNDLE)/bin/test_kernels $(BUNDLE)/bin/test_generated: $(BUNDLE)/bin/%: $(BUILD)/obj/tests/cuda/%.o $(BUNDLE_KERNELS) $(BUILD)/libmoebius.a
 	@mkdir -p $(@D)
 	$(BUNDLE_LINK) -lcmocka
 $(BUNDLE)/bin/golden $(BUNDLE)/bin/visit: $(BUNDLE)/bin/%: $(BUILD)/obj/tests/cuda/%.o
@@ -16,7 +21,7 @@ $(BUNDLE)/bin/golden $(BUNDLE)/bin/visit: $(BUNDLE)/bin/%: $(BUILD)/obj/tests/cu
 	$(BUNDLE_LINK)
 
 .PHONY: gpu-test gpu-bundle gpu-bundle-check
-gpu-bundle: $(BUNDLE_BIN)
+gpu-bundle: $(BUNDLE_KERNELS) $(BUNDLE_BIN)
 	@tests/cuda/bundle.sh $(BUNDLE) "$(CUDA_IMAGES)"
 # The same numbers on a real card, where there is one; ten minutes at most, one JSON file.
 GPU_BUDGET ?= 540

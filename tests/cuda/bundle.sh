@@ -16,6 +16,7 @@ mkdir -p "$bundle/lib" "$bundle/glibc" "$bundle/bin-own-libc" "$bundle/models"
 for program in "$bundle"/bin/*; do ldd "$program"; done | sed -n 's/.*=> \(\/[^ ]*\) .*/\1/p; s/^[[:space:]]*\(\/[^ ]*ld-linux[^ ]*\) .*/\1/p' |
     sort -u | while read -r library; do
     case ${library##*/} in
+    libkernels.so) ;;
     ld-linux* | libc.so.* | libm.so.* | libpthread.so.* | libdl.so.*) cp -L "$library" "$bundle/glibc/" ;;
     libcuda.so.*) echo "gpu-bundle: a program is linked with the driver" >&2 && exit 1 ;;
     *) cp -L "$library" "$bundle/lib/" ;;
@@ -25,7 +26,7 @@ done
 loader=$(basename "$bundle"/glibc/ld-linux*)
 for program in "$bundle"/bin/*; do
     name=${program##*/}
-    printf '#!/bin/sh\nroot=${0%%/*}/..\nexec "$root/glibc/%s" --library-path "$root/glibc:$root/lib:${LD_LIBRARY_PATH:-}" "$root/bin/%s" "$@"\n' \
+    printf '#!/bin/sh\nroot=${0%%/*}/..\nexec "$root/glibc/%s" --library-path "$root/glibc:$root/lib:$root/kernels:${LD_LIBRARY_PATH:-}" "$root/bin/%s" "$@"\n' \
         "$loader" "$name" >"$bundle/bin-own-libc/$name"
     chmod +x "$bundle/bin-own-libc/$name"
 done

@@ -1,4 +1,4 @@
-/* Weights that are made up on the card (bench --like), on the shim's: every matrix is multiplied by unit vectors, so its values are
+/* Weights that are made up on the card (bench --like), the shim's or (make gpu-test) a real one: every matrix is multiplied by unit vectors, so its values are
  * seen. They are finite, of the wanted size, without a mean, and no two matrices are alike; another seed makes others. */
 #include <stdarg.h>
 #include <stddef.h>
@@ -80,6 +80,7 @@ static float *columns_of(const struct made_up *m, const struct weight *w, int gr
     job->y = y;
     job->y_stride = rows;
     cuda_linear_run(m->cuda, &p, &list, n);
+    if (m->cuda->driver.stream_wait(m->cuda->stream)) fail_msg("the card does not finish");
     if (m->cuda->failure.code) fail_msg("%s", m->cuda->failure.message);
     memcpy(out, y, COLUMNS * rows * sizeof *y);
     m->cuda->driver.memory_free((cuda_address)(uintptr_t)x);
@@ -199,5 +200,6 @@ int main(void) {
         cmocka_unit_test(test_seeds),
         cmocka_unit_test(test_profile),
     };
+    cuda_memory_is_shared = true;
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
