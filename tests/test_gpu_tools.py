@@ -188,8 +188,8 @@ def test_the_steps_of_a_visit_are_commands_that_we_have(tmp_path):
             flags[-1] = tmp_path / "nowhere" / "file"
             refused(moebius(*flags), "nowhere")
         elif "--like" in flags:
-            flags[flags.index("--max-model-len") + 1] = "99999999"
-            refused(moebius(*flags), "--max-model-len 99999999")
+            flags[flags.index("--max-model-len") + 1] = "9999999"
+            refused(moebius(*flags), "--max-model-len 9999999 is longer")
         elif flags[1] != "gpu":
             refused(moebius(*flags), "moebius-visit.safetensors")
 
