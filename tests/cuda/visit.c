@@ -226,8 +226,9 @@ static void begin(struct visit *v, const json_t *plan, const char *path) {
     v->steps = json_array();
     v->left_out = json_array();
     const char *commit = json_string_value(json_object_get(plan, "commit"));
-    v->result = json_pack("{ss ss ss sf sb so so}", "commit", commit ? commit : "unknown", "began", date, "programs",
-                          v->bin, "budget_s", v->budget_s, "complete", false, "steps", v->steps, "left_out", v->left_out);
+    v->result =
+        json_pack("{ss ss ss sf sb so so}", "commit", commit ? commit : "unknown", "began", date, "programs", v->bin,
+                  "budget_s", v->budget_s, "complete", false, "steps", v->steps, "left_out", v->left_out);
 }
 
 int main(int argc, char **argv) {
