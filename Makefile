@@ -41,7 +41,9 @@ help:
 	@echo "make test     set up, build, run every test; the last line counts them"
 	@echo "make debug    build/debug/moebius with the address and undefined-behaviour sanitizers"
 	@echo "make cuda-shim-test   the GPU's kernels on the CPU"
-	@echo "make cuda-gate        registers and memory of the GPU's kernels, as a table (CHECK=1, cuda-gate-full)"
+	@echo "make cuda-gate        registers, memory and instructions of the GPU's kernels, as tables (CHECK=1, cuda-gate-full)"
+	@echo "make gpu-test         on a machine with a GPU: proves and measures all of it, ten minutes, one JSON"
+	@echo "make gpu-bundle       the same as a folder to carry to one (gpu-bundle-check tries it without)"
 	@echo "make fuzz     each fuzz target for FUZZ_SECONDS (60) with libFuzzer"
 	@echo "make format   clang-format over src and tests"
 

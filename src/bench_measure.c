@@ -9,6 +9,7 @@
 enum {
     WARM_UP_TOKENS = 256, /* of a prompt: enough to visit nearly every expert */
     WARM_UP_STEPS = 4,
+    LOOKS = 8, /* steps whose bytes are counted, where that is done apart */
 };
 
 static int larger(int a, int b) {
@@ -94,12 +95,17 @@ static int allocate(struct bench *b, struct mo_error *error) {
     b->table = calloc(table, sizeof *b->table);
     b->token = calloc(rows, sizeof *b->token);
     b->logits_row = calloc(rows, sizeof *b->logits_row);
-    b->seqs = calloc((size_t)b->max_batch, sizeof *b->seqs);
+    b->pick = calloc((size_t)b->max_batch, sizeof *b->pick);
     b->samples = calloc((size_t)larger(plan->repeat, plan->generate), sizeof *b->samples);
-    if (!b->page || !b->table || !b->token || !b->logits_row || !b->seqs || !b->samples) {
-        return mo_error_set(error, MO_E_NO_MEMORY, "no memory for a batch of %d", b->max_batch);
+    bool is_there = b->page && b->table && b->token && b->logits_row && b->pick && b->samples;
+    for (int i = 0; i < 2; i++) {
+        b->steps[i].token = calloc((size_t)b->max_batch, sizeof *b->steps[i].token);
+        b->steps[i].seqs = calloc((size_t)b->max_batch, sizeof *b->steps[i].seqs);
+        is_there = is_there && b->steps[i].token && b->steps[i].seqs;
     }
+    if (!is_there) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for a batch of %d", b->max_batch);
     for (int i = 0; i < alone; i++) b->page[i] = i;
+    for (int i = 0; i < b->max_batch; i++) b->pick[i] = (struct pick){.wanted = true, .top_p = 1};
     return 0;
 }
 
@@ -120,7 +126,11 @@ void bench_close(struct bench *bench) {
     free(bench->table);
     free(bench->token);
     free(bench->logits_row);
-    free(bench->seqs);
+    for (int i = 0; i < 2; i++) {
+        free(bench->steps[i].token);
+        free(bench->steps[i].seqs);
+    }
+    free(bench->pick);
     free(bench->samples);
 }
 
@@ -183,7 +193,7 @@ static void lay_out_pages(struct bench *b, int batch, int depth) {
         int32_t *table = b->table + (size_t)s * (size_t)(shared + own);
         for (int i = 0; i < shared; i++) table[i] = i;
         for (int i = 0; i < own; i++) table[shared + i] = b->first_own_page + s * own + i;
-        b->seqs[s] = (struct batch_seq){.first_row = s, .n_rows = 1, .pages = table};
+        for (int i = 0; i < 2; i++) b->steps[i].seqs[s] = (struct batch_seq){.first_row = s, .n_rows = 1, .pages = table};
     }
 }
 
@@ -194,31 +204,47 @@ static int fill_cache(struct bench *b, int batch, int depth, struct mo_error *er
     int code = b->filled < shared ? compute(b, 0, b->page, b->filled, shared, false, "filling the cache", error) : 0;
     if (!code) b->filled = larger(b->filled, shared);
     for (int s = 0; s < batch && !code; s++) {
-        code = compute(b, s, b->seqs[s].pages, shared, depth, false, "filling the cache", error);
+        code = compute(b, s, b->steps[0].seqs[s].pages, shared, depth, false, "filling the cache", error);
     }
     return code;
 }
 
-static int decode_step(struct bench *b, int batch, int pos, struct mo_error *error) {
+static const struct batch *rows_of_step(struct bench *b, int batch, int pos) {
+    struct bench_step *step = &b->steps[pos % 2];
+    for (int s = 0; s < batch; s++) {
+        step->token[s] = bench_token(&b->tokens, s, pos);
+        b->logits_row[s] = s;
+        step->seqs[s].first_pos = pos;
+    }
+    step->rows = (struct batch){.n_rows = batch,
+                                .token = step->token,
+                                .n_seqs = batch,
+                                .seqs = step->seqs,
+                                .n_logits = batch,
+                                .logits_row = b->logits_row,
+                                .pick = b->engine->backend->picks ? b->pick : NULL};
+    return &step->rows;
+}
+
+static void begin_step(struct bench *b, int batch, int pos, const struct forward_tap *tap) {
+    forward_begin(b->engine->backend, &b->engine->model, rows_of_step(b, batch, pos), tap);
+}
+
+static int end_step(struct bench *b, int batch, struct mo_error *error) {
     struct backend *backend = b->engine->backend;
     size_t vocab = (size_t)b->engine->model.vocab;
-    const struct forward_tap tap = {.context = &b->bytes, .routing = bench_bytes_add_experts};
-    bench_bytes_begin(&b->bytes);
-    for (int s = 0; s < batch; s++) {
-        b->token[s] = bench_token(&b->tokens, s, pos);
-        b->logits_row[s] = s;
-        b->seqs[s].first_pos = pos;
-    }
-    struct batch rows = {.n_rows = batch,
-                         .token = b->token,
-                         .n_seqs = batch,
-                         .seqs = b->seqs,
-                         .n_logits = batch,
-                         .logits_row = b->logits_row};
-    int code = forward(backend, &b->engine->model, &rows, &tap, error);
+    int code = backend->ops->end(backend, error);
+    if (code || backend->picks) return code;
     const float *logits = backend->ops->logits(backend);
-    for (int s = 0; s < batch && !code; s++) sample_argmax(logits + (size_t)s * vocab, (int)vocab);
-    return code;
+    for (int s = 0; s < batch; s++) sample_argmax(logits + (size_t)s * vocab, (int)vocab);
+    return 0;
+}
+
+static int decode_step(struct bench *b, int batch, int pos, bool look, struct mo_error *error) {
+    const struct forward_tap tap = {.context = &b->bytes, .routing = bench_bytes_add_experts};
+    if (look) bench_bytes_begin(&b->bytes);
+    begin_step(b, batch, pos, look ? &tap : NULL);
+    return end_step(b, batch, error);
 }
 
 /* Shared rows are counted once: the sequences of a step find them in the caches, or not, but need them once. */
@@ -228,17 +254,37 @@ static double step_bytes(const struct bench *b, int batch, int depth, int pos) {
            (double)(shared + own * batch) * (double)b->bytes.cache_row;
 }
 
+/* The bytes of some of the steps, spread over all. */
+static int look_into_steps(struct bench *b, struct bench_decode *r, struct mo_error *error) {
+    int steps = b->plan->generate, looks = smaller(steps, LOOKS), code = 0;
+    for (int i = 0; i < looks && !code; i++) {
+        int at = r->depth + (int)((int64_t)steps * i / looks);
+        code = decode_step(b, r->batch, at, true, error);
+        r->bytes_per_step += step_bytes(b, r->batch, r->depth, at) / looks;
+    }
+    return code;
+}
+
+/* Step i of those that are timed; where the backend runs ahead, the next one has begun before it ends. */
+static int timed_step(struct bench *b, const struct bench_decode *r, int i, bool look, struct mo_error *error) {
+    if (look || !b->engine->backend->runs_ahead) return decode_step(b, r->batch, r->depth + i, look, error);
+    if (i == 0) begin_step(b, r->batch, r->depth, NULL);
+    if (i + 1 < b->plan->generate) begin_step(b, r->batch, r->depth + i + 1, NULL);
+    return end_step(b, r->batch, error);
+}
+
 static int time_steps(struct bench *b, struct bench_decode *r, struct mo_error *error) {
     int steps = b->plan->generate, code = 0;
+    bool look = !b->looks_apart;
     char label[64];
     struct progress progress;
     snprintf(label, sizeof label, "decode, batch %d at depth %d", r->batch, r->depth);
     progress_begin(&progress, label, "tokens", 1, (double)r->batch * steps);
     for (int i = 0; i < steps && !code; i++) {
         double start = clock_now_s();
-        code = decode_step(b, r->batch, r->depth + i, error);
+        code = timed_step(b, r, i, look, error);
         b->samples[i] = r->batch / (clock_now_s() - start);
-        r->bytes_per_step += step_bytes(b, r->batch, r->depth, r->depth + i) / steps;
+        if (look) r->bytes_per_step += step_bytes(b, r->batch, r->depth, r->depth + i) / steps;
         progress_update(&progress, (double)r->batch * (i + 1));
     }
     progress_end(&progress);
@@ -250,10 +296,21 @@ int bench_time_decode(struct bench *bench, int batch, int depth, struct bench_de
     *result = (struct bench_decode){.batch = batch, .depth = depth};
     lay_out_pages(bench, batch, depth);
     int code = fill_cache(bench, batch, depth, error);
-    for (int i = 0; i < smaller(WARM_UP_STEPS, steps) && !code; i++) code = decode_step(bench, batch, depth + i, error);
+    for (int i = 0; i < smaller(WARM_UP_STEPS, steps) && !code; i++) {
+        code = decode_step(bench, batch, depth + i, !bench->looks_apart, error);
+    }
+    if (!code && bench->looks_apart) code = look_into_steps(bench, result, error);
     if (!code) code = time_steps(bench, result, error);
     if (code) return code;
     result->tokens_per_s = bench_spread_of(bench->samples, steps);
     result->gb_per_s = result->bytes_per_step * result->tokens_per_s.median / batch * 1e-9;
     return 0;
+}
+
+int bench_profile_decode(struct bench *bench, int batch, int depth, bool timed, struct cuda_profile *profile,
+                         struct mo_error *error) {
+    lay_out_pages(bench, batch, depth);
+    int code = fill_cache(bench, batch, depth, error);
+    if (code) return code;
+    return cuda_profile_step(bench->engine->backend, rows_of_step(bench, batch, depth), timed, profile, error);
 }

@@ -3,10 +3,12 @@
  *
  * Every sequence of a step has its own pages, but for the whole pages of its first `depth` tokens: these are computed once,
  * for all of them. A step ends with the most likely token of every row; the sequences then go on with their own
- * next token, so that each run does the same work. */
+ * next token, so that each run does the same work. Where the backend runs ahead, as the scheduler lets it, the next step begins
+ * before the last one's tokens are read, and a step's time is that between two ends. */
 #ifndef MOEBIUS_BENCH_MEASURE_H
 #define MOEBIUS_BENCH_MEASURE_H
 
+#include "backend/cuda/probe.h"
 #include "bench_bytes.h"
 #include "bench_machine.h"
 #include "bench_tokens.h"
@@ -23,6 +25,13 @@ struct bench_plan {
     struct bench_list prompt, batch, depth;
 };
 
+/* A step's batch and what it points to. */
+struct bench_step {
+    struct batch rows;
+    int32_t *token;         /* [max_batch] */
+    struct batch_seq *seqs; /* [max_batch] */
+};
+
 struct bench {
     const struct bench_plan *plan;
     struct engine *engine; /* not owned */
@@ -33,8 +42,11 @@ struct bench {
     int32_t *page;                 /* 0, 1, 2, ...: sequence 0 alone */
     int32_t *table;                /* [max_batch][pages a sequence] */
     int32_t *token, *logits_row;   /* [max_num_batched_tokens] */
-    struct batch_seq *seqs;        /* [max_batch] */
+    struct bench_step steps[2];    /* of decode: one may begin while the other is at work */
+    struct pick *pick;             /* [max_batch] the most likely token, where the backend picks */
     double *samples;               /* [max(repeat, generate)] */
+    /* Which experts a step visits is looked up in steps of their own: on a GPU a look inside makes a step another one. */
+    bool looks_apart;
 };
 
 struct bench_decode {
@@ -42,6 +54,7 @@ struct bench_decode {
     struct bench_spread tokens_per_s; /* of all sequences together; over steps */
     double bytes_per_step, gb_per_s;
     double read_gb_s; /* what the memory gave just before and after */
+    int kernels;      /* a GPU's, in a step; 0: not known */
 };
 
 /* Refuses what does not fit in the engine's context, cache or batch, naming the flags. */
@@ -54,5 +67,8 @@ int bench_warm_up(struct bench *bench, struct mo_error *error);
 int bench_time_prompt(struct bench *bench, int tokens, struct bench_spread *seconds, struct mo_error *error);
 /* plan->generate steps of `batch` sequences that have `depth` tokens each. */
 int bench_time_decode(struct bench *bench, int batch, int depth, struct bench_decode *result, struct mo_error *error);
+/* GPU: takes the first of those steps apart; `timed`: each kernel is timed. */
+int bench_profile_decode(struct bench *bench, int batch, int depth, bool timed, struct cuda_profile *profile,
+                         struct mo_error *error);
 
 #endif

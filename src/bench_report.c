@@ -35,10 +35,23 @@ static void say_model(const struct bench_report *r) {
     printf(" (moebius " MOEBIUS_VERSION ")\n");
 }
 
-void bench_say_machine(const struct bench_report *r) {
+static void say_opened(const struct bench_report *r) {
     static const char *const compute[] = {"fast", "f32"}, *const cache[] = {"f32", "bf16", "fp8"};
     const struct engine *e = r->engine;
+    printf("opened in %.3f s; tokens: %s; compute %s, cache %s\n\n", e->load_s, bench_tokens_kind(&r->bench.tokens),
+           compute[e->options.compute], cache[e->options.kv - 1]);
+    fflush(stdout);
+}
+
+void bench_say_machine(const struct bench_report *r) {
+    const struct engine *e = r->engine;
     say_model(r);
+    if (r->gpu) {
+        bench_gpu_say_card(r->gpu);
+        bench_gpu_say_load(r->gpu);
+        say_opened(r);
+        return;
+    }
     printf("machine: %s, %d thread%s %.2f GB/s from memory (%.2f to %.2f)\n", cpu_level_name(r->level),
            e->options.threads, e->options.threads > 1 ? "s read" : " reads", r->read_gb_s.median, r->read_gb_s.min,
            r->read_gb_s.max);
@@ -46,9 +59,7 @@ void bench_say_machine(const struct bench_report *r) {
         printf("         and %s %.3f Tera 8-bit operations a second (%.3f to %.3f)\n",
                e->options.threads > 1 ? "do" : "does", r->int8_tops.median, r->int8_tops.min, r->int8_tops.max);
     }
-    printf("opened in %.3f s; tokens: %s; compute %s, cache %s\n\n", e->load_s, bench_tokens_kind(&r->bench.tokens),
-           compute[e->options.compute], cache[e->options.kv - 1]);
-    fflush(stdout);
+    say_opened(r);
 }
 
 double bench_share_of_peak(const struct bench_report *r, int i) {
@@ -57,26 +68,50 @@ double bench_share_of_peak(const struct bench_report *r, int i) {
     return r->int8_tops.median > 0 ? rate / (r->int8_tops.median * 1e12) : 0;
 }
 
+static double prompt_tflops(const struct bench_report *r, int i) {
+    double operations = bench_prompt_operations(&r->engine->model, &r->engine->weights);
+    return r->plan->prompt.values[i] / r->prompt_s[i].median * operations * 1e-12;
+}
+
 void bench_say_prompts(const struct bench_report *r) {
     const struct bench_plan *plan = r->plan;
     printf("prompt, %d times\n%15s  %10s %10s %10s  %11s  %s\n", plan->repeat, "tokens", "tokens/s", "slowest",
-           "fastest", "first token", "of the 8-bit rate");
+           "fastest", "first token", r->gpu ? "matrices, TFLOP/s" : "of the 8-bit rate");
     for (int i = 0; i < plan->prompt.n; i++) {
         const struct bench_spread *s = &r->prompt_s[i];
         int n = plan->prompt.values[i];
-        printf("%15d  %10.2f %10.2f %10.2f  %9.3f s  %7.1f %%%s\n", n, n / s->median, n / s->max, n / s->min, s->median,
-               100 * bench_share_of_peak(r, i), r->mark);
+        printf("%15d  %10.2f %10.2f %10.2f  %9.3f s", n, n / s->median, n / s->max, n / s->min, s->median);
+        if (r->gpu) {
+            printf("  %9.2f%s\n", prompt_tflops(r, i), r->mark);
+        } else {
+            printf("  %7.1f %%%s\n", 100 * bench_share_of_peak(r, i), r->mark);
+        }
     }
     printf("\ndecode, %d steps each; tokens/s of all sequences together\n", plan->generate);
-    printf("%6s %8s  %10s %10s %10s  %9s %8s  %s\n", "batch", "depth", "tokens/s", "slowest", "fastest", "MB/step",
+    printf("%6s %8s  %10s %10s %10s  %9s %8s  %s", "batch", "depth", "tokens/s", "slowest", "fastest", "MB/step",
            "GB/s", "of memory");
+    printf(r->gpu ? "  %8s %8s %8s %8s  %s\n" : "\n", "bytes ms", "kernels", "their ms", "step ms", "step / floor");
     fflush(stdout);
 }
 
+static double step_s(const struct bench_decode *d) {
+    return d->batch / d->tokens_per_s.median;
+}
+
+static struct bench_floor floor_of(const struct bench_report *r, const struct bench_decode *d) {
+    return bench_gpu_floor(r->gpu, d->bytes_per_step, d->read_gb_s, d->kernels);
+}
+
 void bench_say_decode(const struct bench_report *r, const struct bench_decode *d) {
-    printf("%6d %8d  %10.2f %10.2f %10.2f  %9.1f %8.2f  %7.1f %%%s\n", d->batch, d->depth, d->tokens_per_s.median,
+    printf("%6d %8d  %10.2f %10.2f %10.2f  %9.1f %8.2f  %7.1f %%", d->batch, d->depth, d->tokens_per_s.median,
            d->tokens_per_s.min, d->tokens_per_s.max, d->bytes_per_step * 1e-6, d->gb_per_s,
-           100 * d->gb_per_s / d->read_gb_s, r->mark);
+           100 * d->gb_per_s / d->read_gb_s);
+    if (r->gpu) {
+        struct bench_floor floor = floor_of(r, d);
+        printf("  %8.3f %8d %8.3f %8.3f  %8.2f", floor.bytes_s * 1e3, d->kernels, floor.kernels_s * 1e3,
+               step_s(d) * 1e3, step_s(d) / floor.s);
+    }
+    printf("%s\n", r->mark);
     fflush(stdout);
 }
 
@@ -101,19 +136,42 @@ static void say_predictions(const struct bench_report *r) {
 }
 
 void bench_say_end(const struct bench_report *r) {
-    say_predictions(r);
-    printf("\nafterwards the threads read %.2f GB/s from memory (%.2f to %.2f)\n", r->read_after_gb_s.median,
-           r->read_after_gb_s.min, r->read_after_gb_s.max);
+    if (r->gpu) {
+        bench_gpu_say_profile(r->gpu, r->mark);
+    } else {
+        say_predictions(r);
+    }
+    printf("\nafterwards %s %.2f GB/s from memory (%.2f to %.2f)\n", r->gpu ? "the card reads" : "the threads read",
+           r->read_after_gb_s.median, r->read_after_gb_s.min, r->read_after_gb_s.max);
     printf("resident memory: %.2f GiB, mapped files included\n", r->rss_bytes / (1 << 30));
     if (r->guide) bench_say_guide(r);
 }
 
 /* ---- for programs ---- */
 
+/* The three figures of a GPU's step, and how far it is from its floor. */
+static void add_floor(const struct bench_report *r, const struct bench_decode *d, json_t *line) {
+    struct bench_floor floor = floor_of(r, d);
+    json_t *json =
+        json_pack("{si sf sf sf sf sf}", "kernels", d->kernels, "bytes_s", floor.bytes_s, "kernels_s", floor.kernels_s,
+                  "floor_s", floor.s, "step_s", step_s(d), "step_over_floor", step_s(d) / floor.s);
+    json_object_update_new(line, json);
+}
+
 static json_t *decode_json(const struct bench_report *r) {
     json_t *list = json_array();
     for (int i = 0; i < r->n_decode; i++) {
         const struct bench_decode *d = &r->decode[i];
+        if (r->gpu) {
+            json_t *line = json_pack("{si si sf sf sf sf sf sf sf sb}", "batch", d->batch, "depth", d->depth,
+                                     "tokens_per_s", d->tokens_per_s.median, "tokens_per_s_min", d->tokens_per_s.min,
+                                     "tokens_per_s_max", d->tokens_per_s.max, "bytes_per_step", d->bytes_per_step,
+                                     "gb_per_s", d->gb_per_s, "read_gb_s", d->read_gb_s, "share_of_bandwidth",
+                                     d->gb_per_s / d->read_gb_s, "synthetic", *r->made != '\0');
+            add_floor(r, d, line);
+            json_array_append_new(list, line);
+            continue;
+        }
         json_array_append_new(
             list, json_pack("{si si sf sf sf sf sf sf sf sf sb}", "batch", d->batch, "depth", d->depth, "tokens_per_s",
                             d->tokens_per_s.median, "tokens_per_s_min", d->tokens_per_s.min, "tokens_per_s_max",
@@ -126,7 +184,7 @@ static json_t *decode_json(const struct bench_report *r) {
 
 static json_t *prefill_json(const struct bench_report *r) {
     json_t *list = json_array();
-    for (int i = 0; i < r->plan->prompt.n; i++) {
+    for (int i = 0; i < r->n_prompt; i++) {
         const struct bench_spread *s = &r->prompt_s[i];
         int n = r->plan->prompt.values[i];
         json_array_append_new(list,
@@ -139,6 +197,11 @@ static json_t *prefill_json(const struct bench_report *r) {
 }
 
 static json_t *machine_json(const struct bench_report *r) {
+    if (r->gpu) {
+        return json_pack("{ss sf sf sf sf}", "gpu", r->gpu->card.name, "read_gb_s", r->read_gb_s.median,
+                         "read_gb_s_min", r->read_gb_s.min, "read_gb_s_max", r->read_gb_s.max, "read_gb_s_after",
+                         r->read_after_gb_s.median);
+    }
     return json_pack("{sf sf sf sf so si ss}", "read_gb_s", r->read_gb_s.median, "read_gb_s_min", r->read_gb_s.min,
                      "read_gb_s_max", r->read_gb_s.max, "read_gb_s_after", r->read_after_gb_s.median, "int8_tops",
                      r->int8_tops.median > 0 ? json_real(r->int8_tops.median) : json_null(), "threads",
@@ -152,6 +215,17 @@ static json_t *synthetic_json(const struct bench_report *r) {
                      seed ? json_integer((json_int_t)strtoull(seed + strlen("--seed "), NULL, 10)) : json_null());
 }
 
+static void add_gpu(const struct bench_report *r, json_t *root) {
+    const struct cuda_load *l = &r->gpu->load;
+    bool read = !l->generated && l->s > 0;
+    json_object_set_new(root, "gpu", bench_gpu_json(r->gpu));
+    json_object_set_new(root, "load_gb_s", read ? json_real(l->bytes / l->s * 1e-9) : json_null());
+    for (int i = 0; i < r->n_prompt; i++) {
+        json_t *line = json_array_get(json_object_get(root, "prefill"), (size_t)i);
+        json_object_set_new(line, "tflop_per_s", json_real(prompt_tflops(r, i)));
+    }
+}
+
 json_t *bench_report_json(const struct bench_report *r) {
     const struct engine *e = r->engine;
     json_t *root = json_pack("{ss so so sf sI so sf so ss ss? ss}", "model", e->path, "synthetic", synthetic_json(r),
@@ -160,5 +234,16 @@ json_t *bench_report_json(const struct bench_report *r) {
                              "text", bench_tokens_kind(&r->bench.tokens), "model_hash", *r->hash ? r->hash : NULL,
                              "version", MOEBIUS_VERSION);
     if (root && r->guide) json_object_set_new(root, "guide", bench_guide_json(r));
+    if (root && r->gpu) add_gpu(r, root);
     return root;
+}
+
+int bench_report_write(const struct bench_report *r, struct mo_error *error) {
+    char path[4200];
+    if (!r->file) return 0;
+    json_t *root = bench_report_json(r);
+    snprintf(path, sizeof path, "%.4096s.part", r->file);
+    int failed = !root || json_dump_file(root, path, JSON_INDENT(2) | JSON_REAL_PRECISION(9)) || rename(path, r->file);
+    json_decref(root);
+    return failed ? mo_error_set(error, MO_E_IO, "cannot write %s", r->file) : 0;
 }

@@ -4,11 +4,14 @@
 
 #include <jansson.h>
 #include "base/cpu.h"
+#include "bench_gpu.h"
 #include "bench_measure.h"
 
 struct bench_report {
     const struct bench_plan *plan;
     bool json, guide;
+    const char *file;      /* the JSON as well, written anew after every line; NULL: none */
+    struct bench_gpu *gpu; /* NULL: the CPU computes */
     struct engine *engine;
     struct bench bench;
     char hash[65];            /* empty: the weights were made in memory */
@@ -18,6 +21,7 @@ struct bench_report {
     struct bench_spread read_gb_s, read_after_gb_s; /* memory before and after: was the machine quiet? */
     struct bench_spread int8_tops;
     struct bench_spread prompt_s[BENCH_LIST_MAX];
+    int n_prompt;
     struct bench_decode decode[BENCH_LIST_MAX * BENCH_LIST_MAX];
     int n_decode;
     double rss_bytes;
@@ -33,6 +37,9 @@ void bench_say_end(const struct bench_report *report);
 
 /* All of it; NULL without memory. The caller releases it. */
 json_t *bench_report_json(const struct bench_report *report);
+
+/* Writes it to r->file, by way of a file beside it: who reads it never finds half of it. */
+int bench_report_write(const struct bench_report *report, struct mo_error *error);
 
 /* Of the machine's 8-bit operations, for prompt i of the plan; 0 if it has none to compare with. */
 double bench_share_of_peak(const struct bench_report *report, int i);

@@ -11,8 +11,9 @@ enum { DEFAULT_GENERATE = 256, DEFAULT_REPEAT = 3, MAX_BATCH = 4096, MAX_TOKENS 
 
 struct arguments {
     struct bench_plan plan;
+    const char *file;
     const char *prompt, *batch, *depth, *config;
-    bool json, guide;
+    bool json, guide, card;
     bool shapes_given, like_given, config_given, made_given; /* --prompt and such; --layers or --seed */
 };
 
@@ -39,7 +40,8 @@ static int settle_positionals(struct arguments *a, struct engine_options *option
                               struct mo_error *error) {
     int at = 0;
     a->guide = n && !strcmp(positional[0], "guide");
-    if (a->guide) at++;
+    a->card = n && !strcmp(positional[0], "gpu");
+    if (a->guide || a->card) at++;
     if (at < n) options->model = positional[at++];
     if (at < n) return mo_error_set(error, MO_E_INVALID, "\"%.60s\": one MODEL at a time", positional[at]);
     return 0;
@@ -80,9 +82,26 @@ static void settle_batch(const struct arguments *a, struct engine_options *optio
 
 /* ---- the run ---- */
 
+/* The card's own speed was measured before it got its weights. */
+static int note_card(struct bench_report *r) {
+    r->read_gb_s = r->gpu->read_gb_s;
+    r->gpu->load = cuda_backend_load(r->engine->backend);
+    r->bench.looks_apart = true;
+    if (!r->json) bench_say_machine(r);
+    return 0;
+}
+
+/* How fast the memory of who computes is read now. */
+static int read_memory(struct bench_report *r, int passes, struct bench_spread *gb_s, struct mo_error *error) {
+    if (r->gpu) return bench_gpu_read(r->gpu, passes, gb_s, error);
+    *gb_s = bench_reader_measure(r->reader, passes);
+    return 0;
+}
+
 static int measure_machine(struct bench_report *r, struct mo_error *error) {
     int code = cpu_level_get(&r->level, error);
     if (!code && !r->engine->options.like) code = checkpoint_hash(&r->engine->checkpoint, 0, r->hash, error);
+    if (!code && r->gpu) return note_card(r);
     if (!code) code = bench_reader_open(&r->reader, r->engine->options.threads, error);
     if (!code) r->read_gb_s = bench_reader_measure(r->reader, MACHINE_PASSES);
     if (!code) code = bench_measure_int8(r->engine->options.threads, &r->int8_tops, error);
@@ -95,26 +114,46 @@ static int measure_prompts(struct bench_report *r, struct mo_error *error) {
     int code = bench_warm_up(&r->bench, error);
     for (int i = 0; i < prompt->n && !code; i++) {
         code = bench_time_prompt(&r->bench, prompt->values[i], &r->prompt_s[i], error);
+        if (!code) r->n_prompt++;
+        if (!code) code = bench_report_write(r, error);
     }
     if (!code && !r->json) bench_say_prompts(r);
     return code;
 }
 
+/* A GPU's kernels are counted for every line, and timed for the first with one sequence. */
+static int look_at_kernels(struct bench_report *r, struct bench_decode *d, int batch, int depth,
+                           struct mo_error *error) {
+    struct cuda_profile profile;
+    bool timed = batch == 1 && !r->gpu->has_profile;
+    if (r->engine->options.expert_device == 2) return 0; /* a step is not the card's alone */
+    int code = bench_profile_decode(&r->bench, batch, depth, timed, &profile, error);
+    d->kernels = code ? 0 : profile.step_kernels;
+    if (code || !timed) return code;
+    r->gpu->profile = profile;
+    r->gpu->profile_depth = depth;
+    r->gpu->has_profile = true;
+    return 0;
+}
+
 static int measure_decode(struct bench_report *r, struct mo_error *error) {
     const struct bench_plan *plan = r->plan;
-    struct bench_spread before = bench_reader_measure(r->reader, LINE_PASSES);
-    for (int i = 0; i < plan->depth.n * plan->batch.n; i++) {
+    struct bench_spread before, after;
+    int code = read_memory(r, LINE_PASSES, &before, error);
+    for (int i = 0; i < plan->depth.n * plan->batch.n && !code; i++) {
         struct bench_decode *d = &r->decode[r->n_decode];
         int depth = plan->depth.values[i / plan->batch.n], batch = plan->batch.values[i % plan->batch.n];
-        int code = bench_time_decode(&r->bench, batch, depth, d, error);
+        code = bench_time_decode(&r->bench, batch, depth, d, error);
+        if (!code) code = read_memory(r, LINE_PASSES, &after, error);
+        if (!code && r->gpu) code = look_at_kernels(r, d, batch, depth, error);
         if (code) return code;
-        struct bench_spread after = bench_reader_measure(r->reader, LINE_PASSES);
         d->read_gb_s = (before.median + after.median) / 2;
         before = after;
         r->n_decode++;
         if (!r->json) bench_say_decode(r, d);
+        code = bench_report_write(r, error);
     }
-    return 0;
+    return code;
 }
 
 static int print_json(const struct bench_report *r, struct mo_error *error) {
@@ -131,14 +170,45 @@ static int run(struct bench_report *r, struct mo_error *error) {
     if (!code) code = measure_machine(r, error);
     if (!code) code = measure_prompts(r, error);
     if (!code) code = measure_decode(r, error);
+    if (!code) code = read_memory(r, MACHINE_PASSES, &r->read_after_gb_s, error);
     if (code) return code;
-    r->read_after_gb_s = bench_reader_measure(r->reader, MACHINE_PASSES);
     bench_reader_close(r->reader);
     r->reader = NULL;
     r->rss_bytes = memory_resident_bytes();
+    code = bench_report_write(r, error);
+    if (code) return code;
     if (r->json) return print_json(r, error);
     bench_say_end(r);
     return 0;
+}
+
+/* The engine may have chosen otherwise than --device says. */
+static int settle_gpu(struct bench_report *r, struct mo_error *error) {
+    char device[32];
+    if (r->engine->gpu >= 0 && !r->gpu) {
+        snprintf(device, sizeof device, "cuda:%d", r->engine->gpu);
+        return bench_gpu_open(&r->gpu, device, error);
+    }
+    if (r->engine->gpu >= 0) return 0;
+    bench_gpu_close(r->gpu);
+    r->gpu = NULL;
+    return 0;
+}
+
+/* `bench gpu`: the card alone. */
+static int measure_card(const struct arguments *a, const char *device, struct mo_error *error) {
+    struct bench_gpu *gpu;
+    int code = bench_gpu_open(&gpu, device ? device : "cuda", error);
+    if (code) return code;
+    if (!gpu) return mo_error_set(error, MO_E_NOT_FOUND, "no GPU, or --device does not name one as cuda:N");
+    json_t *root = bench_gpu_json(gpu);
+    if (!a->json) bench_gpu_say_card(gpu);
+    if (a->json) code = json_dumpf(root, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
+    if (a->json) putchar('\n');
+    if (!code && a->file) code = json_dump_file(root, a->file, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
+    json_decref(root);
+    bench_gpu_close(gpu);
+    return code ? mo_error_set(error, MO_E_IO, "cannot write the figures") : 0;
 }
 
 static int open_and_run(const struct arguments *a, const struct engine_options *options, struct mo_error *error) {
@@ -147,11 +217,15 @@ static int open_and_run(const struct arguments *a, const struct engine_options *
     report->plan = &a->plan;
     report->json = a->json;
     report->guide = a->guide;
-    int code = engine_open(&report->engine, options, error);
+    report->file = a->file;
+    int code = bench_gpu_open(&report->gpu, options->device, error);
+    if (!code) code = engine_open(&report->engine, options, error);
+    if (!code) code = settle_gpu(report, error);
     if (!code) code = run(report, error);
     bench_close(&report->bench);
     bench_reader_close(report->reader);
     engine_close(report->engine);
+    bench_gpu_close(report->gpu);
     free(report);
     return code;
 }
@@ -166,7 +240,10 @@ static const char about[] =
     "With --like or --config there is no MODEL: random weights of that shape are made in memory (as\n"
     "--quantization says, bf16 if it does not), and every line says that they are synthetic.\n"
     "`bench guide` measures in the shapes of a hosting guide (prompt 1024, 256 tokens, batch 1, 4 and 8;\n"
-    "prompt 8192) and prints its published figures, of one RTX 4090, beside this machine's.";
+    "prompt 8192) and prints its published figures, of one RTX 4090, beside this machine's.\n"
+    "With --device cuda the memory is the card's, weights of --like are made on it, kernels are counted and\n"
+    "timed, and each step stands beside its floor: bytes / read bandwidth + kernels x what starting one costs.\n"
+    "`bench gpu` measures the card alone.";
 
 int cmd_bench(int argc, char **argv) {
     struct arguments a = {.prompt = "1024", .batch = "1,4,8,16", .depth = "0,4096"};
@@ -188,6 +265,8 @@ int cmd_bench(int argc, char **argv) {
         {.names = "--repeat", .type = CLI_INT, .target = &a.plan.repeat, .min = 1, .max = 1000, .value = "N",
          .help = "times that the prompt is computed (default 3)"},
         {.names = "--json", .type = CLI_FLAG, .target = &a.json, .help = "for programs"},
+        {.names = "--report", .type = CLI_STRING, .target = &a.file, .value = "FILE",
+         .help = "the JSON as well, in a file that is written anew after every line:\na run that is cut off leaves what it had"},
         {.names = "Random weights instead of MODEL", .type = CLI_HEADING},
         {.names = "--like", .type = CLI_STRING, .target = &options.like, .value = "NAME", .given = &a.like_given,
          .help = "the shapes of deepseek-coder-v2-lite, deepseek-v2-lite, deepseek-v2,\ndeepseek-v3 or deepseek-r1"},
@@ -202,7 +281,7 @@ int cmd_bench(int argc, char **argv) {
     /* clang-format on */
     const struct cli_command command = {
         .name = "bench",
-        .arguments = "[guide] MODEL|--like NAME [flags]",
+        .arguments = "[guide] MODEL|--like NAME [flags], or gpu [flags]",
         .flags = flags,
         .more = shared,
         .max_positionals = 2,
@@ -210,7 +289,8 @@ int cmd_bench(int argc, char **argv) {
         .examples = "  moebius bench MODEL\n"
                     "  moebius bench MODEL --prompt 512 --generate 64 --batch 1,8 --depth 0 --json > today.json\n"
                     "  moebius bench --like deepseek-coder-v2-lite --quantization int4\n"
-                    "  moebius bench guide MODEL",
+                    "  moebius bench guide MODEL\n"
+                    "  moebius bench --device cuda --like deepseek-coder-v2-lite --quant int4 --depth 1024",
     };
     struct mo_error error = {0};
     const char *positional[2] = {0};
@@ -220,6 +300,6 @@ int cmd_bench(int argc, char **argv) {
     if (!code) code = settle_model(&a, &options, &error);
     if (!code) code = settle_plan(&a, &error);
     if (!code) settle_batch(&a, &options);
-    if (!code) code = open_and_run(&a, &options, &error);
+    if (!code) code = a.card ? measure_card(&a, options.device, &error) : open_and_run(&a, &options, &error);
     return code ? cli_fail("bench", &error) : 0;
 }

@@ -143,15 +143,18 @@ static int open_all(struct engine *engine, struct mo_error *error) {
     if (!code) code = open_text(engine, error);
     if (!code && !engine->options.like) code = open_weights(engine, error);
     if (!code) code = engine_device_choose(engine, error);
+    if (!code) code = engine_settle_weights(engine, error);
     if (!code) code = engine_plan(engine, &backend, error);
     if (!code) code = engine_device_open(engine, &backend, error);
+    weights_end_later(&engine->weights);
     if (!code) code = open_sched(engine, error);
     return code;
 }
 
 int engine_open(struct engine **out, const struct engine_options *options, struct mo_error *error) {
     double start = clock_now_s();
-    if (!options->model && !options->like) return mo_error_set(error, MO_E_INVALID, "no MODEL given (--help shows how)");
+    if (!options->model && !options->like)
+        return mo_error_set(error, MO_E_INVALID, "no MODEL given (--help shows how)");
     struct engine *engine = calloc(1, sizeof *engine);
     if (!engine) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the engine");
     engine->options = *options;

@@ -48,6 +48,11 @@ int engine_check_quantization(const struct model *model, const char *name, struc
         name, names_of(model->quant)[0]);
 }
 
+/* A GPU with all of the weights takes each matrix once; nothing else looks at their bytes then. */
+static bool may_be_later(const struct engine *engine) {
+    return engine->gpu >= 0 && engine->options.expert_device != 2;
+}
+
 static int quantize(struct engine *engine, const char *name, struct mo_error *error) {
     struct recipe recipe;
     struct make_report report;
@@ -60,9 +65,10 @@ static int quantize(struct engine *engine, const char *name, struct mo_error *er
                                      .weights = &engine->weights,
                                      .recipe = &recipe,
                                      .pool = pool};
-        code = quantize_memory(&job, &engine->weights, &report, error);
+        code = may_be_later(engine) ? quantize_later(&job, &engine->weights, error)
+                                    : quantize_memory(&job, &engine->weights, &report, error);
     }
-    pool_destroy(pool);
+    if (!engine->weights.later) pool_destroy(pool);
     return code;
 }
 
@@ -70,7 +76,6 @@ int engine_bind_weights(struct engine *engine, struct mo_error *error) {
     const char *name = engine->options.quantization;
     int code = engine_check_quantization(&engine->model, name, error);
     if (!code) code = weights_bind(&engine->weights, &engine->model, &engine->checkpoint, error);
-    if (!code && !is_as_it_is(&engine->model, name)) code = quantize(engine, name, error);
     if (!code && engine->model.synthetic) {
         log_warn("%s holds random weights (moebius synth): good for measuring only", engine->path);
     }
@@ -82,16 +87,19 @@ static int make_config(const struct engine_options *o, json_t **config, struct m
     return synth_config(config, o->like, o->like_layers, error);
 }
 
-static int make_weights(struct engine *engine, const struct synth *job, struct mo_error *error) {
+static int make_weights(struct engine *engine, const struct synth *job, bool later, struct mo_error *error) {
     struct make_report report;
     int code = synth_model(job, &engine->model, error);
-    if (!code) code = synth_memory(job, &engine->model, &engine->weights, &report, error);
+    if (!code) {
+        code = later ? synth_later(job, &engine->model, &engine->weights, error)
+                     : synth_memory(job, &engine->model, &engine->weights, &report, error);
+    }
     snprintf(engine->path, sizeof engine->path, "%s", job->name);
     engine->checkpoint.is_packed = true; /* one that holds nothing: no file is looked for beside it */
     return code;
 }
 
-int engine_make_weights(struct engine *engine, struct mo_error *error) {
+static int make_like(struct engine *engine, bool later, struct mo_error *error) {
     const struct engine_options *o = &engine->options;
     struct recipe recipe;
     struct pool *pool = NULL;
@@ -103,8 +111,20 @@ int engine_make_weights(struct engine *engine, struct mo_error *error) {
     const char *name = o->like_config ? o->like_config : o->like;
     code = pool_create(&pool, o->threads, error);
     struct synth job = {.config = config, .recipe = &recipe, .pool = pool, .seed = o->like_seed, .name = name};
-    if (!code) code = make_weights(engine, &job, error);
+    if (!code) code = make_weights(engine, &job, later, error);
     pool_destroy(pool);
     json_decref(config);
     return code;
+}
+
+int engine_make_weights(struct engine *engine, struct mo_error *error) {
+    return make_like(engine, true, error);
+}
+
+int engine_settle_weights(struct engine *engine, struct mo_error *error) {
+    const char *name = engine->options.quantization;
+    if (!engine->options.like) return is_as_it_is(&engine->model, name) ? 0 : quantize(engine, name, error);
+    if (may_be_later(engine)) return 0;
+    weights_free(&engine->weights);
+    return make_like(engine, false, error);
 }

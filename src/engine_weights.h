@@ -5,10 +5,13 @@
 
 #include "engine.h"
 
-/* Binds the weights of engine->checkpoint, whose description is in engine->model, and quantises them if the options say so. */
+/* Binds the weights of engine->checkpoint, whose description is in engine->model. */
 int engine_bind_weights(struct engine *engine, struct mo_error *error);
-/* Fills engine->model and engine->weights with a model like options.like; there is no checkpoint and no tokenizer then. */
+/* Describes a model like options.like in engine->model and engine->weights; there is no checkpoint and no tokenizer then. */
 int engine_make_weights(struct engine *engine, struct mo_error *error);
+/* When engine->gpu is known: quantises what was bound, or makes up what was described. For a GPU with all of the weights both
+ * are left to weights.later, so that the host never holds them. */
+int engine_settle_weights(struct engine *engine, struct mo_error *error);
 
 /* Whether --quantization NAME can be had for this model: NULL and "auto" always, its own kind, or one of our recipes. */
 int engine_check_quantization(const struct model *model, const char *name, struct mo_error *error);

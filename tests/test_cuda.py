@@ -20,7 +20,7 @@ SHIM = BUILD / "tests" / "shim"
 GPU = ["--device", "cuda"]
 
 
-# On a machine with a GPU (`make gpu-test`): the program itself, on the first card; what needs the fake driver is left out there.
+# On a machine with a GPU (`make gpu-pytest`): the program itself, on the first card; what needs the fake driver is left out there.
 ON_CARD = bool(os.environ.get("MOEBIUS_GPU"))
 
 

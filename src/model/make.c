@@ -186,25 +186,25 @@ int make_declare(struct pack *pack, const struct maker *maker, const struct slot
     return code;
 }
 
-/* Memory for a batch, kept for the next one: a matrix may be larger than a batch should be. */
-struct buffer {
-    uint8_t *data;
-    size_t size;
-};
-
-static int buffer_grow(struct buffer *buffer, size_t size, struct mo_error *error) {
+/* A matrix may be larger than a batch should be. */
+static int room_grow(struct make_room *buffer, size_t size, struct mo_error *error) {
     if (size <= buffer->size) return 0;
     if (buffer->data) munmap(buffer->data, buffer->size);
     void *data = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    *buffer = (struct buffer){0};
+    *buffer = (struct make_room){0};
     if (data == MAP_FAILED)
         return mo_error_set(error, MO_E_NO_MEMORY, "no memory for a tensor of %.3f GB", (double)size * 1e-9);
-    *buffer = (struct buffer){data, size};
+    *buffer = (struct make_room){data, size};
     return 0;
 }
 
+void make_room_close(struct make_room *room) {
+    if (room->data) munmap(room->data, room->size);
+    *room = (struct make_room){0};
+}
+
 /* Adds matrices from slots[i] on until the batch is full; returns the slot after the last. */
-static int collect(struct batch *batch, struct buffer *buffer, const struct slot *slots, int i, int n,
+static int collect(struct batch *batch, struct make_room *buffer, const struct slot *slots, int i, int n,
                    struct mo_error *error) {
     size_t size = 0;
     batch_clear(batch);
@@ -213,7 +213,7 @@ static int collect(struct batch *batch, struct buffer *buffer, const struct slot
         const struct mat *mat = &batch_add(batch, &slots[i])->mat;
         size += mat->data ? 0 : room_bytes(mat);
     }
-    int code = buffer_grow(buffer, size, error);
+    int code = room_grow(buffer, size, error);
     if (code) return code;
     uint8_t *at = buffer->data;
     for (int k = 0; k < batch->n; k++) {
@@ -258,7 +258,7 @@ int make_file(struct pack *pack, struct pool *pool, const struct maker *maker, c
               const char *label, const char *source, struct make_report *report, struct mo_error *error) {
     struct progress progress;
     struct batch batch;
-    struct buffer buffer = {0};
+    struct make_room buffer = {0};
     *report = (struct make_report){0};
     int code = batch_open(&batch, maker, pool, slots, n, error);
     progress_begin(&progress, label, "GB", 1e-9, total_bytes(maker, slots, n));
@@ -270,7 +270,7 @@ int make_file(struct pack *pack, struct pool *pool, const struct maker *maker, c
         i = next;
     }
     progress_end(&progress);
-    if (buffer.data) munmap(buffer.data, buffer.size);
+    make_room_close(&buffer);
     batch_close(&batch);
     report->bytes = pack_file_bytes(pack);
     return code;
@@ -335,6 +335,21 @@ int make_memory(struct weights *weights, struct pool *pool, const struct maker *
     progress_begin(&progress, label, "GB", 1e-9, total_bytes(maker, slots, n));
     if (!code) code = fill_memory(weights, &batch, pool, slots, n, source, &progress, report, error);
     progress_end(&progress);
+    batch_close(&batch);
+    return code;
+}
+
+/* ---- one by one ---- */
+
+int make_one(const struct maker *maker, struct pool *pool, const struct slot *slot, const char *source,
+             struct make_room *room, struct mat *out, struct mo_error *error) {
+    struct make_report report = {0};
+    struct batch batch;
+    int code = batch_open(&batch, maker, pool, slot, 1, error);
+    if (!code && collect(&batch, room, slot, 0, 1, error) < 0) code = MO_E_NO_MEMORY;
+    if (!code) code = batch_fill(&batch, pool, source, &report, error);
+    if (!code) *out = batch.made[0].mat;
+    if (!code && maker->done) maker->done(maker->context, slot);
     batch_close(&batch);
     return code;
 }

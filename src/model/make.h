@@ -53,4 +53,14 @@ int make_file(struct pack *pack, struct pool *pool, const struct maker *maker, c
 int make_memory(struct weights *weights, struct pool *pool, const struct maker *maker, const struct slot *slots, int n,
                 const char *label, const char *source, struct make_report *report, struct mo_error *error);
 
+/* Memory that is kept from one matrix to the next. */
+struct make_room {
+    uint8_t *data;
+    size_t size;
+};
+/* Makes one matrix in `room`, which grows as it must. */
+int make_one(const struct maker *maker, struct pool *pool, const struct slot *slot, const char *source,
+             struct make_room *room, struct mat *out, struct mo_error *error);
+void make_room_close(struct make_room *room);
+
 #endif

@@ -200,3 +200,110 @@ int quantize_memory(const struct quantize *q, struct weights *weights, struct ma
     arena_destroy(arena);
     return code;
 }
+
+/* ---- one matrix at a time, when it is asked for ---- */
+
+/* A matrix of the weights, and what it is made as. */
+struct order {
+    const struct mat *mat;
+    const struct slot *slot;
+};
+
+struct later {
+    struct weights_later base; /* first: a struct weights_later * is a struct later * */
+    struct arena *arena;
+    struct weights source; /* the checkpoint's matrices; its arena is not its own */
+    struct recipe recipe;
+    struct quantize job;
+    struct maker maker;
+    struct order *orders; /* [n] by address */
+    int n;
+    struct make_room room;
+};
+
+static int compare_orders(const void *a, const void *b) {
+    const struct order *x = a, *y = b;
+    return (x->mat > y->mat) - (x->mat < y->mat);
+}
+
+static int make_later(struct weights_later *base, const struct mat *mat, struct mat *made, struct mo_error *error) {
+    struct later *later = (struct later *)base;
+    const struct order key = {.mat = mat};
+    const struct order *order = bsearch(&key, later->orders, (size_t)later->n, sizeof key, compare_orders);
+    if (!order) return mo_error_set(error, MO_E_INTERNAL, "a matrix that nobody can make");
+    return make_one(&later->maker, later->job.pool, order->slot, later->job.checkpoint->path, &later->room, made,
+                    error);
+}
+
+static void close_later(struct weights_later *base) {
+    struct later *later = (struct later *)base;
+    make_room_close(&later->room);
+    pool_destroy(later->job.pool);
+    arena_destroy(later->arena);
+    free(later);
+}
+
+/* The tree as it is now, whose matrices `weights` is about to lose. */
+static int copy_tree(struct later *later, const struct weights *weights, const struct model *model) {
+    struct layer *layers = arena_alloc_array(later->arena, (size_t)model->layers, sizeof *layers);
+    later->source = *weights;
+    later->source.arena = NULL;
+    later->source.layers = layers;
+    for (int i = 0; layers && i < model->layers; i++) {
+        layers[i] = weights->layers[i];
+        if (!layers[i].experts) continue;
+        size_t n = (size_t)model->experts;
+        layers[i].experts = arena_alloc_array(later->arena, n, sizeof *layers[i].experts);
+        if (!layers[i].experts) return -1;
+        memcpy(layers[i].experts, weights->layers[i].experts, n * sizeof *layers[i].experts);
+    }
+    return layers ? 0 : -1;
+}
+
+/* Fills later->orders and takes the bytes from the matrices that are to be made. */
+static int order_all(struct later *later, struct weights *weights, struct slot *slots) {
+    const struct quantize *q = &later->job;
+    bool tied = q->model->tied_embedding;
+    later->orders = arena_alloc_array(later->arena, (size_t)later->n + 1, sizeof *later->orders);
+    if (!later->orders) return -1;
+    int n = later->n;
+    for (int i = 0; i < n; i++) {
+        struct mat *mat = weights_matrix(weights, slots[i].role, slots[i].layer, slots[i].expert);
+        enum mat_format from = mat->format;
+        recipe_layout(q->recipe, slots[i].role, from, slots[i].rows, slots[i].cols, mat);
+        later->orders[i] = (struct order){mat, &slots[i]};
+        if (tied && slots[i].role == ROLE_EMBED) {
+            weights->head = *mat;
+            later->orders[later->n++] = (struct order){&weights->head, &slots[i]};
+        }
+    }
+    qsort(later->orders, (size_t)later->n, sizeof *later->orders, compare_orders);
+    return 0;
+}
+
+int quantize_later(const struct quantize *q, struct weights *weights, struct mo_error *error) {
+    struct later *later = calloc(1, sizeof *later);
+    struct slot *slots = NULL;
+    if (later) later->arena = arena_create();
+    if (!later || !later->arena) {
+        free(later);
+        return mo_error_set(error, MO_E_NO_MEMORY, "no memory");
+    }
+    later->base = (struct weights_later){.make = make_later, .close = close_later};
+    later->recipe = *q->recipe;
+    later->job = *q;
+    later->job.recipe = &later->recipe;
+    later->job.weights = &later->source;
+    int code = copy_tree(later, weights, q->model) ? mo_error_set(error, MO_E_NO_MEMORY, "no memory") : 0;
+    if (!code) code = slots_list(q->model, later->arena, &slots, &later->n, error);
+    if (!code) later->n = drop_unchanged(&later->job, slots, later->n);
+    if (!code) later->maker = maker_of(&later->job, slots, later->n);
+    if (!code && order_all(later, weights, slots)) code = mo_error_set(error, MO_E_NO_MEMORY, "no memory");
+    if (code) {
+        later->job.pool = NULL; /* still the caller's */
+        close_later(&later->base);
+        return code;
+    }
+    weights->later = &later->base;
+    return 0;
+}

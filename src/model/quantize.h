@@ -23,5 +23,8 @@ int quantize_file(const struct quantize *quantize, const char *path, const char 
 /* Replaces the matrices of `weights` (which is quantize->weights). */
 int quantize_memory(const struct quantize *quantize, struct weights *weights, struct make_report *report,
                     struct mo_error *error);
+/* The same without the memory: the matrices of `weights` become descriptions, and each is made when it is asked for. On success
+ * weights->later owns quantize->pool; model and checkpoint must outlive it. */
+int quantize_later(const struct quantize *quantize, struct weights *weights, struct mo_error *error);
 
 #endif

@@ -43,14 +43,17 @@ static float jitter(uint64_t word) {
 }
 
 /* What the values of a matrix should deviate by: with 1/sqrt(inputs), what goes in is as large as what comes out. */
-static float deviation_of(const struct slot *slot) {
-    if (slot->role == ROLE_EMBED) return 1;
-    float gain = slot->role == ROLE_HEAD ? 2 : 1;
-    return gain / sqrtf((float)slot->cols);
+float synth_deviation(enum role role, int cols) {
+    if (role == ROLE_EMBED) return 1;
+    float gain = role == ROLE_HEAD ? 2 : 1;
+    return gain / sqrtf((float)cols);
 }
 
-/* Root mean square of the values that random bytes stand for. */
-static float root_mean_square(enum mat_format format) {
+static float deviation_of(const struct slot *slot) {
+    return synth_deviation(slot->role, slot->cols);
+}
+
+float synth_root_mean_square(enum mat_format format) {
     double sum = 0;
     int n = 0;
     if (format == MAT_INT4) return sqrtf((15 * 15 + 2 * 15 + 3) / 12.0f); /* of -8 .. 7 */
@@ -71,7 +74,7 @@ static void fill_blocks(const struct made *made, int r0, int n, uint64_t values,
     size_t scale_bytes = (size_t)(BLOCK_COLS / mat->group_size) * BLOCK_ROWS * 2,
            at = (size_t)(r0 / BLOCK_ROWS) * panel;
     size_t end = at + (size_t)((n + BLOCK_ROWS - 1) / BLOCK_ROWS) * panel;
-    float scale = deviation_of(made->slot) / root_mean_square(mat->format);
+    float scale = deviation_of(made->slot) / synth_root_mean_square(mat->format);
     for (uint8_t *data = (uint8_t *)(uintptr_t)mat->data; at < end; at += block) {
         fill_bytes(data + at, block - scale_bytes, values, at);
         if (mat->format == MAT_INT8) { /* -128 is none of its values */
@@ -95,7 +98,7 @@ static void fill_fp8(const struct made *made, int r0, int n, uint64_t values, ui
     for (size_t i = 0; i < size; i++) data[i] = (uint8_t)(data[i] - ((data[i] & 0x7f) == 0x7f)); /* no NaN */
     for (int i = 0; i < mat->scale_stride; i++) {
         uint64_t word = word_at(scales, (uint64_t)r0 * (uint64_t)mat->scale_stride + (uint64_t)i);
-        scale[i] = deviation_of(made->slot) / root_mean_square(MAT_FP8) * jitter(word);
+        scale[i] = deviation_of(made->slot) / synth_root_mean_square(MAT_FP8) * jitter(word);
     }
 }
 
@@ -235,6 +238,33 @@ int synth_memory(const struct synth *synth, const struct model *model, struct we
     int code = slots_list(model, weights->arena, &slots, &n, error);
     if (!code) code = plant(synth, model, weights, slots, n, error);
     if (!code) code = make_memory(weights, synth->pool, &maker, slots, n, "making", synth->name, report, error);
+    if (!code && model->tied_embedding) weights->head = weights->embed;
+    if (code) weights_free(weights);
+    return code;
+}
+
+static void close_later(struct weights_later *later) {
+    free(later);
+}
+
+int synth_later(const struct synth *synth, const struct model *model, struct weights *weights, struct mo_error *error) {
+    struct slot *slots;
+    int n = 0;
+    *weights = (struct weights){.arena = arena_create(), .later = malloc(sizeof *weights->later)};
+    if (!weights->arena || !weights->later) {
+        free(weights->later);
+        arena_destroy(weights->arena);
+        *weights = (struct weights){0};
+        return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the weights");
+    }
+    *weights->later = (struct weights_later){.close = close_later, .seed = synth->seed};
+    int code = slots_list(model, weights->arena, &slots, &n, error);
+    if (!code) code = plant(synth, model, weights, slots, n, error);
+    for (int i = 0; i < n && !code; i++) {
+        if (!slots[i].cols) continue;
+        recipe_layout(synth->recipe, slots[i].role, MAT_F32, slots[i].rows, slots[i].cols,
+                      weights_matrix(weights, slots[i].role, slots[i].layer, slots[i].expert));
+    }
     if (!code && model->tied_embedding) weights->head = weights->embed;
     if (code) weights_free(weights);
     return code;

@@ -29,5 +29,12 @@ int synth_file(const struct synth *synth, const char *path, const char *quant, s
 /* The same in memory: fills `weights`, which weights_free releases. */
 int synth_memory(const struct synth *synth, const struct model *model, struct weights *weights,
                  struct make_report *report, struct mo_error *error);
+/* Only described: vectors, and matrices for weights->later, for a backend that makes its own numbers up. */
+int synth_later(const struct synth *synth, const struct model *model, struct weights *weights, struct mo_error *error);
+
+/* What the values of a matrix should deviate by, and the root mean square of what random bits of a format stand for (BF16 is not
+ * asked for). */
+float synth_deviation(enum role role, int cols);
+float synth_root_mean_square(enum mat_format format);
 
 #endif

@@ -386,7 +386,13 @@ const float **weights_vector(struct weights *weights, enum role role, int index)
     }
 }
 
+void weights_end_later(struct weights *weights) {
+    if (weights->later) weights->later->close(weights->later);
+    weights->later = NULL;
+}
+
 void weights_free(struct weights *weights) {
+    weights_end_later(weights);
     if (weights->made) munmap(weights->made, weights->made_bytes);
     arena_destroy(weights->arena);
     *weights = (struct weights){0};

@@ -31,6 +31,15 @@ struct layer {
     struct mlp *experts;      /* [experts] */
 };
 
+/* How to come by matrices whose bytes are nowhere yet (data NULL), for a backend that wants each of them once. */
+struct weights_later {
+    /* The bytes of `mat`, one of the weights' own, in *made until the next call. NULL: they are random, and made by whoever wants
+     * them, another lot for each seed. */
+    int (*make)(struct weights_later *later, const struct mat *mat, struct mat *made, struct mo_error *error);
+    void (*close)(struct weights_later *later);
+    uint64_t seed;
+};
+
 struct weights {
     struct mat embed, head;  /* [vocab][hidden] */
     const float *final_norm; /* [hidden] */
@@ -38,6 +47,7 @@ struct weights {
     struct arena *arena;     /* owns everything above */
     void *made;              /* [made_bytes] matrices that were made in memory instead (make.h), or NULL */
     size_t made_bytes;
+    struct weights_later *later; /* owned; NULL: every matrix is there */
 };
 
 /* Binds every tensor of the checkpoint, or names the first that is missing, unknown, or of another shape or type than
@@ -45,6 +55,8 @@ struct weights {
 int weights_bind(struct weights *weights, const struct model *model, const struct checkpoint *checkpoint,
                  struct mo_error *error);
 void weights_free(struct weights *weights); /* accepts a zeroed one */
+/* Nobody will ask for matrices any more that are made later. */
+void weights_end_later(struct weights *weights);
 
 /* The place of one matrix or vector by its role; `layer` and `expert` where the role has them. */
 struct mat *weights_matrix(const struct weights *weights, enum role role, int layer, int expert);

@@ -1,6 +1,7 @@
 #include "card_fixture.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "base/arena.h"
@@ -195,8 +196,26 @@ double dot(const float *w, const float *x, int n, double *size) {
     return sum;
 }
 
+static struct cuda_driver driver;
+static struct cuda_card card;
+int driver_open(void **unused) {
+    struct mo_error error = {0};
+    (void)unused;
+    cuda_memory_is_shared = true;
+    int code = cuda_driver_open(&driver, &error);
+    if (!code) code = cuda_card_open(&driver, 0, &card, &error);
+    if (code) fprintf(stderr, "%s\n", error.message);
+    return code;
+}
+int driver_close(void **unused) {
+    (void)unused;
+    cuda_card_close(&driver, &card);
+    cuda_driver_close(&driver);
+    return 0;
+}
+
 void wait_for(struct fixture *f) {
-    f->cuda->driver.stream_wait(f->cuda->stream);
+    if (f->cuda->driver.stream_wait(f->cuda->stream)) fail_msg("the card does not finish");
     if (f->cuda->failure.code) fail_msg("%s", f->cuda->failure.message);
 }
 

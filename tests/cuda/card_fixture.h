@@ -44,7 +44,11 @@ float *decode(const struct fixture *f, const struct mat *mat, int r0, int rows);
 /* sum of w x, and what an error is measured by: the sum of sizes. */
 double dot(const float *w, const float *x, int n, double *size);
 void wait_for(struct fixture *f);
-/* Memory that kernels read and write: the shim's card is this machine. It ends where nothing may be touched. */
+/* Set-up and tear-down of a group: memory of a real card is taken where both sides reach it, and the driver is kept in use, so
+ * that a card is not prepared anew for every fixture. */
+int driver_open(void **unused);
+int driver_close(void **unused);
+/* Memory that kernels read and write, and so do we. On the shim it ends where nothing may be touched. */
 void *card_memory(struct fixture *f, size_t bytes);
 void give_back(struct fixture *f, void *at);
 /* One product of n rows; x is fp32 or (x_kind X_BF16) bf16. */

@@ -1,5 +1,6 @@
-/* The GPU's kernels on the shim's card, one at a time: a model of odd sizes in each weight format is uploaded, and products, routing
- * and attention are compared with double arithmetic over format_decode_rows. A row must have the same bits in every variant. */
+/* The GPU's kernels one at a time, on the shim's card or (make gpu-test) a real one whose memory both sides reach: a model of odd
+ * sizes in each weight format is uploaded, and products, routing and attention are compared with double arithmetic over
+ * format_decode_rows. A row must have the same bits in every variant. */
 #include "card_fixture.h"
 
 #include <math.h>
@@ -450,5 +451,5 @@ int main(int n, char **arguments) {
         cmocka_unit_test(test_routing),           cmocka_unit_test(test_attention),
         cmocka_unit_test(test_rows_of_the_cache), cmocka_unit_test(test_company),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, driver_open, driver_close);
 }

@@ -29,6 +29,7 @@ static struct cuda card;
 
 static void open_card(void) {
     struct mo_error error = {0};
+    cuda_memory_is_shared = true;
     if (cuda_driver_open(&card.driver, &error) || cuda_card_open(&card.driver, 0, &card.card, &error) ||
         cuda_check(&card.driver, card.driver.stream_create(&card.stream, 1), &error, "no stream") ||
         cuda_load_kernels(&card, &error)) {

@@ -263,5 +263,5 @@ int main(int n, char **arguments) {
         cmocka_unit_test(test_expanded),
         cmocka_unit_test(test_large_heads),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, driver_open, driver_close);
 }

@@ -12,6 +12,8 @@ const struct cuda_image cuda_images[] = {
     {"simple", (const unsigned char *)""},
     {"repack", (const unsigned char *)""},
     {"pick", (const unsigned char *)""},
+    {"generate", (const unsigned char *)""},
+    {"probe", (const unsigned char *)""},
     {0},
 };
 const int cuda_images_version = 13000;

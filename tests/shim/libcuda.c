@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <time.h>
 
 enum { OK = 0, INVALID = 1, NO_MEMORY = 2, NO_DEVICE = 100, NO_BINARY = 209, NOT_FOUND = 500, LAUNCH_FAILED = 719 };
 enum { KERNELS_MAX = 128, BLOCKS_MAX = 1024, PAGE = 4096, ALIGN = 16 };
@@ -147,11 +148,18 @@ static int release(struct shim_graph *g) {
 
 /* --- the stream: what was asked for and is not done yet -------------------------------------------------------------- */
 
-enum work_kind { LAUNCH, GRAPH, COPY, FILL };
+/* Reached when so many things have been done since the start; the time of that. */
+struct shim_event {
+    uint64_t after;
+    double ms;
+};
+
+enum work_kind { LAUNCH, GRAPH, COPY, FILL, EVENT };
 struct work {
     enum work_kind kind;
     struct shim_launch launch;
     struct shim_graph *graph;
+    struct shim_event *event;
     void *to;
     const void *from;
     size_t bytes;
@@ -160,6 +168,12 @@ struct work {
 static struct work *queue;
 static size_t n_queued, queue_room;
 static uint64_t n_done;
+
+static double now_ms(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec * 1e3 + (double)now.tv_nsec * 1e-6;
+}
 
 static void run_launch(const struct shim_launch *l) {
     shim_run(l->function->kernel, l->params, l->blocks, l->threads, &seed);
@@ -180,6 +194,9 @@ static void do_work(struct work *work) {
         break;
     case FILL:
         memset(work->to, work->value, work->bytes);
+        break;
+    case EVENT:
+        work->event->ms = now_ms();
     }
 }
 
@@ -226,6 +243,7 @@ int cuDevicePrimaryCtxRelease_v2(int device);
 int cuCtxSetCurrent(void *context);
 int cuMemGetInfo_v2(size_t *free_bytes, size_t *total_bytes);
 int cuMemAlloc_v2(uint64_t *at, size_t bytes);
+int cuMemAllocManaged(uint64_t *at, size_t bytes, unsigned flags);
 int cuMemFree_v2(uint64_t at);
 int cuMemHostAlloc(void **at, size_t bytes, unsigned flags);
 int cuMemFreeHost(void *at);
@@ -235,10 +253,11 @@ int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void *stream
 int cuStreamCreate(void **stream, unsigned flags);
 int cuStreamSynchronize(void *stream);
 int cuStreamDestroy_v2(void *stream);
-int cuEventCreate(uint64_t **event, unsigned flags);
-int cuEventRecord(uint64_t *event, void *stream);
-int cuEventSynchronize(const uint64_t *event);
-int cuEventDestroy_v2(uint64_t *event);
+int cuEventCreate(struct shim_event **event, unsigned flags);
+int cuEventRecord(struct shim_event *event, void *stream);
+int cuEventSynchronize(const struct shim_event *event);
+int cuEventElapsedTime(float *ms, const struct shim_event *first, const struct shim_event *second);
+int cuEventDestroy_v2(struct shim_event *event);
 int cuModuleLoadData(void **module, const void *image);
 int cuModuleUnload(void *module);
 int cuModuleGetFunction(struct shim_function **function, void *module, const char *name);
@@ -344,6 +363,9 @@ API int cuMemAlloc_v2(uint64_t *at, size_t bytes) {
     *at = (uint64_t)(uintptr_t)memory;
     return code;
 }
+API int cuMemAllocManaged(uint64_t *at, size_t bytes, unsigned flags) {
+    return flags == 1 ? cuMemAlloc_v2(at, bytes) : INVALID;
+}
 API int cuMemFree_v2(uint64_t at) {
     work_off();
     return give_back((void *)(uintptr_t)at);
@@ -388,22 +410,27 @@ API int cuStreamDestroy_v2(void *stream) {
     (void)stream;
     return OK;
 }
-API int cuEventCreate(uint64_t **event, unsigned flags) {
+API int cuEventCreate(struct shim_event **event, unsigned flags) {
     (void)flags;
     *event = calloc(1, sizeof **event);
     return *event ? OK : NO_MEMORY;
 }
-/* An event is how much has to be done before it. */
-API int cuEventRecord(uint64_t *event, void *stream) {
+API int cuEventRecord(struct shim_event *event, void *stream) {
     (void)stream;
-    *event = n_done + n_queued;
+    later((struct work){.kind = EVENT, .event = event});
+    event->after = n_done + n_queued;
     return OK;
 }
-API int cuEventSynchronize(const uint64_t *event) {
-    work_until(*event);
+API int cuEventElapsedTime(float *ms, const struct shim_event *first, const struct shim_event *second) {
+    *ms = (float)(second->ms - first->ms);
+    return OK;
+}
+API int cuEventSynchronize(const struct shim_event *event) {
+    work_until(event->after);
     return fails("event") ? LAUNCH_FAILED : OK;
 }
-API int cuEventDestroy_v2(uint64_t *event) {
+API int cuEventDestroy_v2(struct shim_event *event) {
+    work_off();
     free(event);
     return OK;
 }

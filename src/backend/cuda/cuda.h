@@ -5,13 +5,14 @@
  * twice (struct flight), everything on the card once.
  *
  * Engine thread. A failed call is kept and reported by end(), and every step after it fails the same way: a card that lost its
- * memory does not come back. Includes: backend.h, driver.h, params.h. */
+ * memory does not come back. Includes: backend.h, driver.h, params.h, probe.h. */
 #ifndef MOEBIUS_BACKEND_CUDA_CUDA_H
 #define MOEBIUS_BACKEND_CUDA_CUDA_H
 
 #include "backend/backend.h"
 #include "backend/cuda/driver.h"
 #include "backend/cuda/params.h"
+#include "backend/cuda/probe.h"
 #include "base/arena.h"
 
 /* X(enum, image, entry point) */
@@ -45,7 +46,10 @@
     X(PICK, pick, pick)                                                                                                \
     X(REPACK_TILES, repack, repack_tiles)                                                                              \
     X(REPACK_SCALES, repack, repack_scales)                                                                            \
-    X(REPACK_ROWS, repack, repack_rows)
+    X(REPACK_ROWS, repack, repack_rows)                                                                                \
+    X(GENERATE_TILES, generate, generate_tiles)                                                                        \
+    X(GENERATE_SCALES, generate, generate_scales)                                                                      \
+    X(GENERATE_ROWS, generate, generate_rows)
 
 #define CUDA_KERNEL_ENUM(name, image, entry) KERNEL_##name,
 enum cuda_kernel { CUDA_KERNELS(CUDA_KERNEL_ENUM) CUDA_KERNEL_COUNT };
@@ -163,6 +167,16 @@ struct flight {
     struct cuda_event *done;
 };
 
+/* What profile.c looks at: launches of a stage, counted, and which of them happens. */
+struct launch_watch {
+    bool on;
+    int wanted; /* -1: all */
+    int n;
+    const char *kernel; /* the last one that happened */
+    int blocks;
+    double bytes; /* of weights, of all that happened */
+};
+
 /* What routed experts on the CPU need. */
 struct hybrid {
     struct backend *cpu; /* NULL: all experts are on the card */
@@ -209,6 +223,8 @@ struct cuda {
 
     bool no_fold, prefetch; /* MOEBIUS_CUDA_FOLD=0, MOEBIUS_CUDA_PREFETCH=1: see struct absorb_params */
     struct step_recorder recorder;
+    struct launch_watch watch;
+    struct cuda_load load;
     struct hybrid hybrid;
     const char *stage; /* whose launches are under way */
     int fault_row;
@@ -256,6 +272,9 @@ void cuda_graph_flush(struct cuda *cuda); /* makes the step an eager one */
 void cuda_graph_end(struct cuda *cuda);
 /* What every entry of the stage table does: runs `call`, or leaves it to the recording. */
 void cuda_stage(struct cuda *cuda, cuda_stage_call *call, int layer);
+
+/* profile.c: a launch while a step is watched; false: it is left out. */
+bool cuda_watch_launch(struct cuda *cuda, const char *image, const char *entry, int blocks, const void *params);
 
 /* stages.c */
 void cuda_embed(struct backend *backend, int unused);

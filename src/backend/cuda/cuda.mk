@@ -10,7 +10,7 @@ CUDA_DIR   := src/backend/cuda
 CUDA_FLAGS := -std=c++17 -O3 -Xptxas -warn-spills,-warn-lmem-usage -Xfatbin -compress-all
 
 CUDA_KERNELS := $(notdir $(basename $(wildcard $(CUDA_DIR)/kernels/*.cu)))
-CUDA_HEADERS := $(wildcard $(CUDA_DIR)/kernels/*.cuh) $(CUDA_DIR)/params.h
+CUDA_HEADERS := $(wildcard $(CUDA_DIR)/kernels/*.cuh) $(wildcard $(CUDA_DIR)/params*.h)
 
 ifneq ($(CUDA),0)
 ifneq ($(NVCC),)
@@ -43,6 +43,7 @@ $(BUILD)/obj/$(CUDA_DIR)/image.o: CFLAGS_EXTRA += $(if $(CUDA_IMAGES),-DMOEBIUS_
 # The same sources, compiled as C. They are never sanitized: fibres change stacks under the sanitizer's feet.
 
 SHIM      := $(BUILD)/tests/shim
+BUNDLE    := $(BUILD)/gpu-bundle
 SHIM_BASE := -std=gnu11 -D_GNU_SOURCE -O2 -g -fPIC -ffp-contract=off -fvisibility=hidden -Wall -Wextra -Itests/shim -MMD -MP
 SHIM_OBJ  := $(patsubst %,$(SHIM)/%.o,$(CUDA_KERNELS) fibre libcuda)
 
@@ -67,19 +68,17 @@ $(CUDA_TESTS): $(BUILD)/tests/cuda/%: $(BUILD)/obj/tests/cuda/%.o $(BUILD)/obj/t
 	$(CC) $(CFLAGS) $(LDFLAGS_EXTRA) -o $@ $^ -Wl,-rpath,'$$ORIGIN/../shim' $(LIBS) -lcmocka
 
 .PHONY: shim
-shim: $(SHIM)/moebius $(SHIM)/libcuda.so.1 $(CUDA_TESTS)
+shim: $(SHIM)/moebius $(SHIM)/libcuda.so.1 $(CUDA_TESTS) $(BUNDLE)/bin/golden $(BUNDLE)/bin/visit
 
 # --- checks of the kernels -------------------------------------------------------------------------------------------------
 
-.PHONY: cuda-shim-test cuda-gate cuda-gate-full gpu-test
+.PHONY: cuda-shim-test cuda-gate cuda-gate-full gpu-pytest
 cuda-shim-test: shim $(BUILD)/moebius $(VENV)/ready
-	$(BUILD)/tests/cuda/test_kernels
-	$(BUILD)/tests/cuda/test_pick
-	$(BUILD)/tests/cuda/test_prefill
-	MOEBIUS=$(BUILD)/moebius $(VENV)/bin/python -m pytest -q tests/test_cuda.py tests/test_cuda_decode.py
+	set -e; for test in $(CUDA_TESTS); do $$test; done
+	MOEBIUS=$(BUILD)/moebius $(VENV)/bin/python -m pytest -q tests/test_cuda.py tests/test_cuda_decode.py tests/test_gpu_tools.py
 
-# The same numbers on a real card, where there is one.
-gpu-test: $(BUILD)/moebius $(VENV)/ready
+# What these tests can say on a real card; `make gpu-test` (tests/cuda/bundle.mk) says more, without Python.
+gpu-pytest: $(BUILD)/moebius $(VENV)/ready
 	MOEBIUS_GPU=1 MOEBIUS=$(BUILD)/moebius $(VENV)/bin/python -m pytest -q tests/test_cuda.py tests/test_cuda_decode.py \
 		-k "golden or chunks or splits or greedy or look or hosts or clients or (on_the_cpu and not card)"
 
@@ -88,3 +87,5 @@ cuda-gate:
 	@$(GATE) $(if $(CHECK),--check)
 cuda-gate-full:
 	@$(GATE) --full --check
+
+include tests/cuda/bundle.mk

@@ -37,12 +37,23 @@ static int find(const struct cuda_driver *driver, const char *symbol, void *fiel
                         CUDA_OLDEST_DRIVER / 1000, CUDA_OLDEST_DRIVER % 1000 / 10);
 }
 
+bool cuda_memory_is_shared;
+static int (*take_managed)(cuda_address *at, size_t bytes, unsigned flags);
+
+static int take_shared(cuda_address *at, size_t bytes) {
+    return take_managed(at, bytes, 1); /* CU_MEM_ATTACH_GLOBAL */
+}
+
 static int find_all(struct cuda_driver *driver, struct mo_error *error) {
     int code = 0;
 #define CUDA_FIND(name, symbol, arguments)                                                                             \
     if (!code) code = find(driver, #symbol, &driver->name, error);
     CUDA_FUNCTIONS(CUDA_FIND)
 #undef CUDA_FIND
+    if (!code && cuda_memory_is_shared) {
+        code = find(driver, "cuMemAllocManaged", &take_managed, error);
+        driver->memory_take = take_shared;
+    }
     return code;
 }
 

@@ -4,6 +4,7 @@
 #ifndef MOEBIUS_BACKEND_CUDA_DRIVER_H
 #define MOEBIUS_BACKEND_CUDA_DRIVER_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include "base/error.h"
@@ -44,6 +45,7 @@ struct cuda_ready_graph;
     X(event_create, cuEventCreate, (struct cuda_event * *event, unsigned flags))                                       \
     X(event_record, cuEventRecord, (struct cuda_event * event, struct cuda_stream * stream))                           \
     X(event_wait, cuEventSynchronize, (struct cuda_event * event))                                                     \
+    X(event_elapsed, cuEventElapsedTime, (float *ms, struct cuda_event *first, struct cuda_event *second))             \
     X(event_destroy, cuEventDestroy_v2, (struct cuda_event * event))                                                   \
     X(module_load, cuModuleLoadData, (struct cuda_module * *module, const void *image))                                \
     X(module_unload, cuModuleUnload, (struct cuda_module * module))                                                    \
@@ -69,6 +71,10 @@ struct cuda_driver {
     CUDA_FUNCTIONS(CUDA_FIELD)
 #undef CUDA_FIELD
 };
+
+/* For tests on a card, which look at its memory as at their own: it is taken where both sides reach it. Set it before
+ * cuda_driver_open. */
+extern bool cuda_memory_is_shared;
 
 enum {
     CUDA_NO_MEMORY = 2,         /* CUDA_ERROR_OUT_OF_MEMORY */

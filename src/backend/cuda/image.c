@@ -5,7 +5,8 @@
 /* cuda.mk defines MOEBIUS_CUDA_IMAGES, the folder of the fatbins, when there was an nvcc to make them. */
 #ifdef MOEBIUS_CUDA_IMAGES
 #define IMAGES(X)                                                                                                      \
-    X(linear_bf16) X(linear_fp8) X(linear_int4) X(linear_awq) X(linear_int8) X(attn) X(expanded) X(simple) X(repack) X(pick)
+    X(linear_bf16)                                                                                                     \
+    X(linear_fp8) X(linear_int4) X(linear_awq) X(linear_int8) X(attn) X(expanded) X(simple) X(repack) X(pick) X(generate) X(probe)
 
 #define EMBED(name)                                                                                                    \
     extern const unsigned char cuda_image_##name[];                                                                    \

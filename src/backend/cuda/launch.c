@@ -94,6 +94,8 @@ void cuda_launch(struct cuda *cuda, enum cuda_kernel kernel, int blocks, size_t 
     void *arguments[1];
     memcpy(arguments, &params, sizeof params); /* the driver only reads it */
     if (blocks == 0 || cuda->failure.code) return;
+    const struct kernel_name *name = &kernel_names[kernel];
+    if (cuda->watch.on && !cuda_watch_launch(cuda, name->image, name->entry, blocks, params)) return;
     int result = cuda->driver.launch(cuda->kernels[kernel], (unsigned)blocks, 1, 1, BLOCK_THREADS, 1, 1,
                                      (unsigned)shared_bytes, cuda->stream, arguments, NULL);
     cuda_keep(cuda, result, kernel_names[kernel].entry);

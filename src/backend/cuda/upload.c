@@ -1,41 +1,17 @@
 /* backend/cuda/upload.c - weights from the mapped files to the card: the host copies raw bytes into one of two pinned
  * buffers while the other is on its way, and kernels put them in order on the card. So no matrix is ever held twice in host
- * memory, and the processor does nothing but read.
+ * memory, and the processor does nothing but read. A matrix that is made later (weights->later) is made when its turn comes: no more
+ * than one of them is in host memory.
  *
  * The same walk over all matrices first only counts (cuda->weights_at is 0), then brings them. */
 #include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "backend/cuda/cuda.h"
-#include "base/progress.h"
+#include "backend/cuda/upload.h"
+#include "base/clock.h"
 
-enum { BUFFERS = 2, SLICE_BYTES = 32 << 20, SLICE_ROWS = 32, BUFFER_ALIGN = 256 };
-
-/* One pinned buffer and its twin on the card. */
-struct buffer {
-    uint8_t *host;
-    cuda_address card;
-    struct cuda_event *sent; /* after the kernels that read it */
-    bool in_flight;
-};
-
-struct upload {
-    struct cuda *cuda;
-    struct device_region region;
-    bool counting;
-    size_t buffer_bytes; /* of each buffer: slices, and whole matrices that cannot be cut */
-    struct buffer buffers[BUFFERS];
-    int next;
-    cuda_address fault; /* uint32_t: smallest number of a matrix with a NaN in it */
-    uint32_t n;         /* matrices so far */
-    uint32_t wanted;    /* the number that `what` names */
-    char what[64];      /* "layer 3, expert 7, down" */
-    int layer, expert;
-    size_t done_bytes, total_bytes;
-    struct progress progress;
-    struct mo_error *error;
-};
+enum { SLICE_BYTES = 32 << 20, SLICE_ROWS = 32, BUFFER_ALIGN = 256 };
 
 static int log2_of(int n) {
     return 31 - __builtin_clz((unsigned)n);
@@ -150,7 +126,7 @@ static int check(const struct upload *u, int result, const char *what) {
 static int send_slice(struct upload *u, const struct mat *mat, int r0, int rows, struct raw_matrix *raw,
                       struct buffer **used) {
     const struct cuda_driver *d = &u->cuda->driver;
-    struct buffer *b = &u->buffers[u->next++ % BUFFERS];
+    struct buffer *b = &u->buffers[u->next++ % UPLOAD_BUFFERS];
     size_t data = row_bytes(mat, rows), scales = scale_bytes(mat), zeros = zeros_bytes(mat);
     size_t scales_at = align_up(data), zeros_at = scales_at + align_up(scales);
     const uint8_t *from = (const uint8_t *)mat->data + (mat->format == MAT_INT4_AWQ ? 0 : row_bytes(mat, r0));
@@ -158,7 +134,7 @@ static int send_slice(struct upload *u, const struct mat *mat, int r0, int rows,
     int code = b->in_flight ? check(u, d->event_wait(b->sent), "waiting for weights to arrive") : 0;
     if (code) return code;
     assert(zeros_at + zeros <= u->buffer_bytes);
-    memcpy(b->host, from, data);
+    upload_copy(u, b->host, from, data);
     if (scales) memcpy(b->host + scales_at, scale, scales);
     if (zeros) memcpy(b->host + zeros_at, mat->zeros, zeros);
     b->in_flight = true;
@@ -216,6 +192,14 @@ static void repack(struct upload *u, struct repack_params *p) {
     cuda_launch(u->cuda, KERNEL_REPACK_SCALES, (int)((scales + BLOCK_THREADS - 1) / BLOCK_THREADS), 0, p);
 }
 
+/* The matrix with its bytes: itself, or what is made of it now, in `room` until the next one. */
+static int fetch(struct upload *u, const struct mat **mat, struct mat *room) {
+    if ((*mat)->data) return 0;
+    const struct mat *wanted = *mat;
+    *mat = room;
+    return u->weights->later->make(u->weights->later, wanted, room, u->error);
+}
+
 /* Which half of the tiles a matrix fills (params.h), and of which of the matrices behind one another. */
 struct target {
     const struct weight *w;
@@ -223,8 +207,11 @@ struct target {
 };
 
 static int send_matrix(struct upload *u, const struct mat *mat, struct target to, const char *what) {
+    struct mat room;
     if (note(u, mat, what, false)) return 0;
-    int tile_rows = to.halves == 3 ? TILE_ROWS : TILE_ROWS / 2, step = slice_rows(u, mat, false), code = 0;
+    int tile_rows = to.halves == 3 ? TILE_ROWS : TILE_ROWS / 2, step = slice_rows(u, mat, false);
+    if (upload_is_random(u, mat)) return to.halves == 2 ? 0 : upload_random_tiles(u, mat, to.w, to.index, tile_rows);
+    int code = fetch(u, &mat, &room);
     for (int r = 0; r < mat->rows && !code; r += step) {
         int rows = mat->rows - r < step ? mat->rows - r : step;
         struct repack_params p = {.to = to.w->m, .format = (int32_t)to.w->format, .halves = to.halves, .groups = 1};
@@ -297,6 +284,15 @@ static int bring_experts(struct upload *u, const struct layer *layer, struct dev
     return code;
 }
 
+static int random_kv_b(struct upload *u, const struct mat *kv_b, const struct device_layer *out) {
+    int code = 0;
+    for (int head = 0; head < u->cuda->model->heads && !code; head++) {
+        code = upload_random_tiles(u, kv_b, &out->key, head, TILE_ROWS);
+        if (!code) code = upload_random_tiles(u, kv_b, &out->value, head, TILE_ROWS);
+    }
+    return code;
+}
+
 /* kv_b as two sets of matrices, one a head: W_UK turned, so that queries can be absorbed, and W_UV. Both bf16. */
 static int bring_kv_b(struct upload *u, const struct mat *kv_b, struct device_layer *out) {
     const struct model *m = u->cuda->model;
@@ -305,10 +301,13 @@ static int bring_kv_b(struct upload *u, const struct mat *kv_b, struct device_la
     struct buffer *buffer;
     place(u, &out->key, kv_b, WEIGHT_BF16, m->kv_lora, m->nope_dim, TILE_ROWS, m->heads);
     place(u, &out->value, kv_b, WEIGHT_BF16, m->v_dim, m->kv_lora, TILE_ROWS, m->heads);
+    struct mat room;
     if (note(u, kv_b, "kv_b", true)) return 0;
+    if (upload_is_random(u, kv_b)) return random_kv_b(u, kv_b, out);
     p.fault = (uint32_t *)(uintptr_t)u->fault;
     p.number = u->n - 1;
-    int code = send_slice(u, kv_b, 0, kv_b->rows, &p.from, &buffer);
+    int code = fetch(u, &kv_b, &room);
+    if (!code) code = send_slice(u, kv_b, 0, kv_b->rows, &p.from, &buffer);
     if (code) return code;
     p.to = out->key.m;
     p.n_tiles = p.to.row_tiles;
@@ -326,8 +325,10 @@ static int bring_kv_b(struct upload *u, const struct mat *kv_b, struct device_la
 static int bring_rows(struct upload *u, const struct mat *mat, const void **out, bool bf16, const char *what) {
     uint8_t *at = device_take(&u->region, (size_t)mat->rows * (size_t)mat->cols * (bf16 ? 2 : 4));
     *out = at;
+    struct mat room;
     if (note(u, mat, what, false)) return 0;
-    int step = slice_rows(u, mat, false), code = 0;
+    if (upload_is_random(u, mat)) return upload_random_rows(u, mat, at, bf16);
+    int step = slice_rows(u, mat, false), code = fetch(u, &mat, &room);
     for (int r = 0; r < mat->rows && !code; r += step) {
         struct repack_params p = {.to = {.data = at}, .target = bf16 ? REPACK_ROWS_BF16 : REPACK_ROWS_F32};
         struct buffer *buffer;
@@ -401,7 +402,7 @@ static int bring_all(struct upload *u, const struct weights *weights) {
 static int open_buffers(struct upload *u) {
     const struct cuda_driver *d = &u->cuda->driver;
     int code = check(u, d->memory_take(&u->fault, sizeof(uint32_t)), "memory to bring the weights in");
-    for (int i = 0; i < BUFFERS && !code; i++) {
+    for (int i = 0; i < UPLOAD_BUFFERS && !code; i++) {
         struct buffer *b = &u->buffers[i];
         void *host = NULL;
         code = check(u, d->pinned_take(&host, u->buffer_bytes, 0), "pinned memory to bring the weights in");
@@ -416,7 +417,7 @@ static int open_buffers(struct upload *u) {
 static void close_buffers(struct upload *u) {
     const struct cuda_driver *d = &u->cuda->driver;
     d->stream_wait(u->cuda->stream);
-    for (int i = 0; i < BUFFERS; i++) {
+    for (int i = 0; i < UPLOAD_BUFFERS; i++) {
         if (u->buffers[i].host) d->pinned_free(u->buffers[i].host);
         if (u->buffers[i].card) d->memory_free(u->buffers[i].card);
         if (u->buffers[i].sent) d->event_destroy(u->buffers[i].sent);
@@ -439,6 +440,7 @@ static int finish(struct upload *u, const struct weights *weights) {
 int cuda_upload(struct cuda *cuda, const struct weights *weights, struct mo_error *error) {
     struct mo_error ignored;
     struct upload u = {.cuda = cuda,
+                       .weights = weights,
                        .counting = true,
                        .buffer_bytes = SLICE_BYTES,
                        .wanted = UINT32_MAX,
@@ -457,11 +459,17 @@ int cuda_upload(struct cuda *cuda, const struct weights *weights, struct mo_erro
     if (code || !weights_at) return code;
     u.counting = false;
     cuda->stage = "load";
-    progress_begin(&u.progress, "bringing weights to the GPU", "GB", 1e-9, (double)u.total_bytes);
-    code = open_buffers(&u);
+    double start = clock_now_s();
+    bool random = upload_is_random(&u, &weights->head);
+    progress_begin(&u.progress, random ? "making weights on the GPU" : "bringing weights to the GPU", "GB", 1e-9,
+                   (double)u.total_bytes);
+    code = random ? 0 : upload_copy_open(&u);
+    if (!code) code = open_buffers(&u);
     if (!code) code = bring_all(&u, weights);
     if (!code) code = finish(&u, weights);
     close_buffers(&u);
+    upload_copy_close(&u);
     progress_end(&u.progress);
+    cuda->load = (struct cuda_load){.generated = random, .bytes = (double)u.done_bytes, .s = clock_now_s() - start};
     return code;
 }

@@ -1,6 +1,6 @@
 /* A checkpoint's bytes into the kernels' order (params.h), on the device: the host only copies. A thread writes one lane's
  * share of a tile. */
-#include "device.cuh"
+#include "layout.cuh"
 
 DEVICE int awq_shift(int row) {
     int j = row % 8; /* nibble j holds row awq_order[j]: 0 2 4 6 1 3 5 7 */
@@ -103,7 +103,7 @@ DEVICE int tile_row(const struct repack_params *p, int tile, int r) {
 
 /* What a lane stores for (row, k): bits of the target's format; padding is zero in value. */
 DEVICE uint32_t tile_code(const struct repack_params *p, int group, int row, int k) {
-    if (row < 0 || k >= p->to.cols) return p->format == WEIGHT_INT4 ? 8 : p->format == WEIGHT_INT8 ? 128 : 0;
+    if (row < 0 || k >= p->to.cols) return format_zero(p->format);
     int source = group * p->group_rows + p->row_offset + (p->transposed ? k : row), col = p->transposed ? row : k;
     uint32_t code = p->format == WEIGHT_BF16 && p->from.format != RAW_BF16 ? bf16_bits(raw_value(&p->from, source, col))
                                                                            : raw_code(&p->from, source, col);
@@ -113,22 +113,10 @@ DEVICE uint32_t tile_code(const struct repack_params *p, int group, int row, int
     return code;
 }
 
-/* Which value stands at place `slot` of word `word` of a lane's share: step of 16 k, half of the rows, column of the lane's 4. */
-struct origin {
-    int step, half, column;
-};
-DEVICE struct origin origin_of(int word, int slot, int bits) {
-    int words = bits / 4;                                                           /* words of a step */
-    int a = bits == 16 ? word % 4 : bits == 8 ? word % 2 * 2 + slot / 2 : slot % 4; /* a0 .. a3 */
-    int low = bits == 16 ? slot : bits == 8 ? slot % 2 : slot / 4;
-    struct origin out = {word / words, a % 2, a / 2 * 2 + low};
-    return out;
-}
-
 KERNEL(repack_tiles, repack_params) {
     struct place at;
     if (!find_place(&p, &at, p.to.slabs)) return;
-    int bits = p.format == WEIGHT_BF16 ? 16 : p.format == WEIGHT_FP8 || p.format == WEIGHT_INT8 ? 8 : 4;
+    int bits = format_bits(p.format);
     uint8_t *to = (uint8_t *)p.to.data + (size_t)at.group * p.to.data_step;
     to += ((size_t)at.tile * (size_t)p.to.slabs + (size_t)at.slab) * (size_t)(bits * 128) + (size_t)at.lane * 16;
     for (int w = 0; w < bits; w++) {

@@ -1,0 +1,51 @@
+/* backend/cuda/upload.h - what the files that bring weights to the card share: upload.c, upload_random.c, upload_copy.c.
+ * Includes: cuda.h, pool.h, progress.h. */
+#ifndef MOEBIUS_BACKEND_CUDA_UPLOAD_H
+#define MOEBIUS_BACKEND_CUDA_UPLOAD_H
+
+#include "backend/cuda/cuda.h"
+#include "base/pool.h"
+#include "base/progress.h"
+
+enum { UPLOAD_BUFFERS = 2 };
+
+/* One pinned buffer and its twin on the card. */
+struct buffer {
+    uint8_t *host;
+    cuda_address card;
+    struct cuda_event *sent; /* after the kernels that read it */
+    bool in_flight;
+};
+
+struct upload {
+    struct cuda *cuda;
+    const struct weights *weights;
+    struct pool *pool; /* NULL: one thread copies */
+    struct device_region region;
+    bool counting;
+    size_t buffer_bytes; /* of each buffer: slices, and whole matrices that cannot be cut */
+    struct buffer buffers[UPLOAD_BUFFERS];
+    int next;
+    cuda_address fault; /* uint32_t: smallest number of a matrix with a NaN in it */
+    uint32_t n;         /* matrices so far */
+    uint32_t wanted;    /* the number that `what` names */
+    char what[64];      /* "layer 3, expert 7, down" */
+    int layer, expert;
+    size_t done_bytes, total_bytes;
+    struct progress progress;
+    struct mo_error *error;
+};
+
+/* upload_copy.c: bytes of a mapped file, which may still be on the disk, into a pinned buffer, on several threads; what follows
+ * them is asked for. */
+int upload_copy_open(struct upload *u);
+void upload_copy_close(struct upload *u);
+void upload_copy(struct upload *u, void *to, const void *from, size_t bytes);
+
+/* upload_random.c: matrices that are to be made up on the card. */
+bool upload_is_random(const struct upload *u, const struct mat *mat);
+/* Matrix `index` of w's; tile_rows 8: gate and up, which share tiles, at once. */
+int upload_random_tiles(struct upload *u, const struct mat *mat, const struct weight *w, int index, int tile_rows);
+int upload_random_rows(struct upload *u, const struct mat *mat, void *to, bool bf16);
+
+#endif

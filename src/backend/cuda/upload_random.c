@@ -1,0 +1,84 @@
+/* backend/cuda/upload_random.c - weights that nobody has (bench --like): each matrix is made where it belongs, on the card, so
+ * that the host neither holds nor sends a byte of it. */
+#include <math.h>
+#include "backend/cuda/upload.h"
+#include "backend/cuda/params_bench.h"
+#include "model/synth.h"
+
+/* The finaliser of SplitMix64, so that neighbouring numbers are streams far apart. */
+static uint64_t stream_of(const struct upload *u) {
+    uint64_t z = u->weights->later->seed * 0x9e3779b97f4a7c15u + u->n;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+static float deviation_of(const struct upload *u, const struct mat *mat) {
+    enum role role = mat == &u->weights->embed ? ROLE_EMBED : mat == &u->weights->head ? ROLE_HEAD : ROLE_O;
+    return synth_deviation(role, mat->cols);
+}
+
+static uint32_t float_bits_of(float value) {
+    union {
+        float f;
+        uint32_t bits;
+    } u = {value};
+    return u.bits;
+}
+
+/* Scales from 0.75 to 1.25 of what gives the values the wanted deviation, as bits: these are in the same order. */
+static void set_scales(struct generate_params *p, enum weight_format format, float deviation) {
+    static const enum mat_format formats[WEIGHT_FORMATS] = {
+        [WEIGHT_FP8] = MAT_FP8, [WEIGHT_INT4] = MAT_INT4, [WEIGHT_INT8] = MAT_INT8};
+    float scale = deviation / synth_root_mean_square(formats[format]), low = 0.75f * scale, high = 1.25f * scale;
+    p->scale_low = format == WEIGHT_FP8 ? float_bits_of(low) : f32_to_f16(low);
+    p->scale_span = (format == WEIGHT_FP8 ? float_bits_of(high) : f32_to_f16(high)) - p->scale_low + 1;
+}
+
+static struct generate_params params_of(const struct upload *u, const struct mat *mat) {
+    return (struct generate_params){.stream = stream_of(u), .step = deviation_of(u, mat) * sqrtf(3) / 32768};
+}
+
+static int blocks_for(size_t threads) {
+    return (int)((threads + BLOCK_THREADS - 1) / BLOCK_THREADS);
+}
+
+static int finish(struct upload *u, size_t bytes) {
+    u->done_bytes += bytes;
+    progress_update(&u->progress, (double)u->done_bytes);
+    if (u->cuda->failure.code) *u->error = u->cuda->failure;
+    return u->cuda->failure.code;
+}
+
+bool upload_is_random(const struct upload *u, const struct mat *mat) {
+    return !mat->data && u->weights->later && !u->weights->later->make;
+}
+
+int upload_random_tiles(struct upload *u, const struct mat *mat, const struct weight *w, int index, int tile_rows) {
+    struct generate_params p = params_of(u, mat);
+    p.to = w->m;
+    p.to.data += (size_t)index * p.to.data_step;
+    p.to.scale += (size_t)index * p.to.scale_step;
+    p.stream += (uint64_t)index << 40; /* the heads of one matrix */
+    p.format = (int32_t)w->format;
+    p.tile_rows = tile_rows;
+    size_t tiles = (size_t)p.to.row_tiles * (size_t)p.to.slabs;
+    if (w->format != WEIGHT_BF16) {
+        set_scales(&p, w->format, deviation_of(u, mat));
+        size_t scales = (size_t)p.to.row_tiles * (size_t)p.to.scale_groups * TILE_ROWS;
+        cuda_launch(u->cuda, KERNEL_GENERATE_SCALES, blocks_for(scales), 0, &p);
+    }
+    cuda_launch(u->cuda, KERNEL_GENERATE_TILES, blocks_for(tiles * 32), 0, &p);
+    return finish(u, p.to.data_step);
+}
+
+int upload_random_rows(struct upload *u, const struct mat *mat, void *to, bool bf16) {
+    struct generate_params p = params_of(u, mat);
+    p.to.data = to;
+    p.count = (size_t)mat->rows * (size_t)mat->cols;
+    if (!bf16) {
+        return mo_error_set(u->error, MO_E_UNSUPPORTED, "random weights on a GPU: embedding and router in bf16 only");
+    }
+    cuda_launch(u->cuda, KERNEL_GENERATE_ROWS, blocks_for((p.count + 7) / 8), 0, &p);
+    return finish(u, p.count * 2);
+}

@@ -1,0 +1,56 @@
+#!/bin/sh
+# Completes a bundle: tests/cuda/bundle.sh FOLDER "FATBINS". FOLDER/bin has the programs; what they need comes beside them.
+set -eu
+bundle=$1 images=$2
+here=${0%/*}
+most_mib=45
+
+if [ -z "$images" ]; then
+    echo "gpu-bundle: no nvcc was found (or CUDA=0 was given): a bundle without kernels proves nothing" >&2
+    exit 1
+fi
+rm -rf "$bundle/lib" "$bundle/glibc" "$bundle/bin-own-libc" "$bundle/models"
+mkdir -p "$bundle/lib" "$bundle/glibc" "$bundle/bin-own-libc" "$bundle/models"
+
+# The C library stays apart: the machine's own is used, and this one only where that is older (run.sh).
+for program in "$bundle"/bin/*; do ldd "$program"; done | sed -n 's/.*=> \(\/[^ ]*\) .*/\1/p; s/^[[:space:]]*\(\/[^ ]*ld-linux[^ ]*\) .*/\1/p' |
+    sort -u | while read -r library; do
+    case ${library##*/} in
+    libkernels.so) ;;
+    ld-linux* | libc.so.* | libm.so.* | libpthread.so.* | libdl.so.*) cp -L "$library" "$bundle/glibc/" ;;
+    libcuda.so.*) echo "gpu-bundle: a program is linked with the driver" >&2 && exit 1 ;;
+    *) cp -L "$library" "$bundle/lib/" ;;
+    esac
+done
+
+loader=$(basename "$bundle"/glibc/ld-linux*)
+for program in "$bundle"/bin/*; do
+    name=${program##*/}
+    printf '#!/bin/sh\nroot=${0%%/*}/..\nexec "$root/glibc/%s" --library-path "$root/glibc:$root/lib:$root/kernels:${LD_LIBRARY_PATH:-}" "$root/bin/%s" "$@"\n' \
+        "$loader" "$name" >"$bundle/bin-own-libc/$name"
+    chmod +x "$bundle/bin-own-libc/$name"
+done
+
+for set in "$here"/../golden/data/*/manifest.json; do
+    folder=${set%/*}
+    mkdir "$bundle/models/${folder##*/}"
+    for file in "$folder"/*; do
+        case ${file##*/} in
+        long.* | *.hidden.f32 | *.greedy_logits.f32) ;;
+        *) cp "$file" "$bundle/models/${folder##*/}/" ;;
+        esac
+    done
+done
+cp "$here/tiny-shape.json" "$bundle/models/"
+cp "$here/run.sh" "$here/compare.py" "$here/steps-check.json" "$bundle/"
+
+commit=$(git -C "$here" rev-parse HEAD 2>/dev/null || echo unknown)
+[ -z "$(git -C "$here" status --porcelain -uno 2>/dev/null)" ] || commit="$commit, changed"
+sed "1s/{/{\"commit\": \"$commit\",/" "$here/steps.json" >"$bundle/steps.json"
+
+mib=$(du -sm "$bundle" | cut -f1)
+echo "$bundle: $mib MiB; run.sh in it needs a driver and sh"
+if [ "$mib" -ge $most_mib ]; then
+    echo "gpu-bundle: more than $most_mib MiB" >&2
+    exit 1
+fi

@@ -1,0 +1,301 @@
+/* The tiny golden models on a card, without Python: each through `moebius logits`, against DeepSeek's reference code run in
+ * float32 (tests/golden), as test_cuda.py judges it; and whether chunks and recorded steps give the same bits.
+ *
+ *   golden MOEBIUS MODELS [--report FILE] [--sets NAME,NAME] [--cases p17,p200]
+ *
+ * Prints a line a check and `N passed, N failed`. */
+#include <dirent.h>
+#include <jansson.h>
+#include <math.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { SETS_MAX = 32, WORDS_MAX = 32, TOKENS_CHUNKED = 80, GREEDY = 12 };
+static const double AGREE_LEAST = 0.8, MEAN_MOST = 0.05, MAX_MOST = 0.2;
+
+struct golden {
+    const char *moebius, *models, *report, *sets, *cases;
+    char folder[64]; /* for files */
+    json_t *lines;
+    int passed, failed;
+};
+
+/* A set and one of its cases. */
+struct subject {
+    const char *set;
+    char path[4096];
+    json_t *manifest, *item;
+};
+
+static bool is_listed(const char *list, const char *name) {
+    size_t n = strlen(name);
+    for (const char *at = list; at && *at; at = strchr(at, ',') ? strchr(at, ',') + 1 : "") {
+        if (!strncmp(at, name, n) && (at[n] == ',' || !at[n])) return true;
+    }
+    return !list;
+}
+
+static void note(struct golden *g, const struct subject *s, const char *check, bool ok, json_t *figures) {
+    char *text = json_dumps(figures, JSON_COMPACT | JSON_REAL_PRECISION(4));
+    printf("%-7s%s %s %s %s\n", ok ? "ok" : "FAILED", s->set, json_string_value(json_object_get(s->item, "id")), check,
+           text ? text : "");
+    free(text);
+    json_t *line = json_pack("{ss ss ss sb}", "set", s->set, "case", json_string_value(json_object_get(s->item, "id")),
+                             "check", check, "ok", ok);
+    json_object_update_new(line, figures);
+    json_array_append_new(g->lines, line);
+    g->passed += ok;
+    g->failed += !ok;
+    fflush(stdout);
+}
+
+/* The whole file, malloc'd; NULL if there is none. */
+static void *read_whole(const char *path, size_t *bytes) {
+    FILE *file = fopen(path, "rb");
+    if (!file) return NULL;
+    fseek(file, 0, SEEK_END);
+    long size = ftell(file);
+    rewind(file);
+    void *data = malloc((size_t)size + 1);
+    *bytes = data ? fread(data, 1, (size_t)size, file) : 0;
+    fclose(file);
+    return data;
+}
+
+static void path_in(const struct golden *g, char path[256], const char *name) {
+    snprintf(path, 256, "%.64s/%.100s", g->folder, name);
+}
+
+/* moebius logits SET --ids ids.json --device cuda FLAGS...; the results are files of g->folder. */
+static int run(const struct golden *g, const struct subject *s, bool recorded, const char *const *flags) {
+    char ids[256];
+    path_in(g, ids, "ids.json");
+    const char *words[WORDS_MAX] = {g->moebius, "logits", s->path, "--ids", ids, "--device", "cuda"};
+    int n = 7, status = 0;
+    while (*flags && n < WORDS_MAX - 1) words[n++] = *flags++;
+    pid_t pid = fork();
+    if (pid == 0) {
+        char out[256];
+        path_in(g, out, "said");
+        if (!freopen(out, "w", stdout)) _exit(126);
+        if (!recorded) setenv("MOEBIUS_CUDA_GRAPHS", "0", 1);
+        execv(g->moebius, (char *const *)(uintptr_t)words);
+        _exit(127);
+    }
+    if (pid < 0 || waitpid(pid, &status, 0) < 0) return -1;
+    return status;
+}
+
+static bool write_ids(const struct golden *g, const struct subject *s, size_t most) {
+    char path[256];
+    json_t *ids = json_array(), *tokens = json_object_get(s->item, "tokens");
+    for (size_t i = 0; i < json_array_size(tokens) && i < most; i++) json_array_append(ids, json_array_get(tokens, i));
+    path_in(g, path, "ids.json");
+    bool ok = !json_dump_file(ids, path, 0);
+    json_decref(ids);
+    return ok;
+}
+
+static int64_t shape_at(const json_t *entry, size_t i) {
+    return json_integer_value(json_array_get(json_object_get(entry, "shape"), i));
+}
+
+static void *read_entry(const struct subject *s, const json_t *entry, size_t *bytes) {
+    char path[4400];
+    snprintf(path, sizeof path, "%.4096s/%.200s", s->path, json_string_value(json_object_get(entry, "file")));
+    return read_whole(path, bytes);
+}
+
+/* Do the experts of token `row` agree in every layer, in any order? ids are [layers][tokens][k]. */
+static bool same_experts(const int32_t *a, const int32_t *b, int64_t layers, int64_t tokens, int64_t k, int64_t row) {
+    for (int64_t layer = 0; layer < layers; layer++) {
+        const int32_t *x = a + (layer * tokens + row) * k, *y = b + (layer * tokens + row) * k;
+        for (int64_t i = 0; i < k; i++) {
+            int64_t j = 0;
+            while (j < k && y[j] != x[i]) j++;
+            if (j == k) return false;
+        }
+    }
+    return true;
+}
+
+struct difference {
+    double sum, max;
+    int64_t values, rows, agreeing;
+    bool is_nan;
+};
+
+static void add_row(struct difference *d, const float *got, const float *want, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        double error = fabs((double)got[i] - (double)want[i]);
+        d->is_nan |= isnan(error);
+        d->sum += error;
+        d->max = fmax(d->max, error);
+    }
+    d->values += n;
+    d->agreeing++;
+}
+
+/* Rows whose experts are the reference's must be near; of the others there may be few. */
+static struct difference compare(const struct golden *g, const struct subject *s) {
+    const json_t *logits = json_object_get(s->item, "logits"), *routing = json_object_get(s->item, "routing");
+    const json_t *ids_entry = json_object_get(routing, "ids"), *positions = json_object_get(logits, "positions");
+    struct difference d = {.rows = shape_at(logits, 0)};
+    char path[256];
+    size_t want_bytes = 0, got_bytes = 0, want_ids_bytes = 0, got_ids_bytes = 0;
+    int64_t vocab = shape_at(logits, 1), layers = shape_at(ids_entry, 0), tokens = shape_at(ids_entry, 1),
+            k = shape_at(ids_entry, 2);
+    float *want = read_entry(s, logits, &want_bytes);
+    path_in(g, path, "logits");
+    float *got = read_whole(path, &got_bytes);
+    path_in(g, path, "experts");
+    int32_t *got_ids = read_whole(path, &got_ids_bytes), *want_ids = NULL;
+    if (routing) want_ids = read_entry(s, ids_entry, &want_ids_bytes);
+    bool routed = want_ids && got_ids && want_ids_bytes == got_ids_bytes;
+    for (int64_t r = 0; r < d.rows && want && got; r++) {
+        int64_t pos = json_integer_value(json_array_get(positions, (size_t)r));
+        if ((size_t)((pos + 1) * vocab) * sizeof *got > got_bytes) break;
+        if (routed && !same_experts(got_ids, want_ids, layers, tokens, k, pos)) continue;
+        add_row(&d, got + pos * vocab, want + r * vocab, vocab);
+    }
+    free(want);
+    free(got);
+    free(got_ids);
+    free(want_ids);
+    return d;
+}
+
+static void check_reference(struct golden *g, const struct subject *s) {
+    char logits[256], experts[256];
+    path_in(g, logits, "logits");
+    path_in(g, experts, "experts");
+    const char *const flags[] = {"--all", "--out", logits, "--experts", experts, NULL};
+    bool ran = write_ids(g, s, SIZE_MAX) && run(g, s, true, flags) == 0;
+    struct difference d = {0};
+    if (ran) d = compare(g, s);
+    double mean = d.values ? d.sum / (double)d.values : 0;
+    bool ok = ran && d.values && !d.is_nan && (double)d.agreeing >= AGREE_LEAST * (double)d.rows && mean <= MEAN_MOST &&
+              d.max <= MAX_MOST;
+    note(g, s, "reference", ok,
+         json_pack("{sb sI sI sf sf}", "ran", ran, "rows", (json_int_t)d.rows, "rows_agreeing", (json_int_t)d.agreeing,
+                   "mean_error", mean, "max_error", d.max));
+    unlink(logits);
+    unlink(experts);
+}
+
+static bool same_files(const char *a, const char *b) {
+    size_t n = 0, m = 0;
+    void *x = read_whole(a, &n), *y = read_whole(b, &m);
+    bool same = x && y && n && n == m && !memcmp(x, y, n);
+    free(x);
+    free(y);
+    return same;
+}
+
+/* A row has the same bits in every chunk: through the skinny kernels and the wide ones. */
+static void check_chunks(struct golden *g, const struct subject *s) {
+    static const char *const chunks[] = {"5", "13", "64"};
+    char whole[256], part[256];
+    path_in(g, whole, "whole");
+    path_in(g, part, "part");
+    const char *const flags[] = {"--all", "--out", whole, "--chunk", "80", NULL};
+    bool ran = write_ids(g, s, TOKENS_CHUNKED) && run(g, s, true, flags) == 0, same = ran;
+    for (int i = 0; i < 3 && same; i++) {
+        const char *const again[] = {"--all", "--out", part, "--chunk", chunks[i], NULL};
+        same = run(g, s, true, again) == 0 && same_files(whole, part);
+    }
+    note(g, s, "chunks", same, json_pack("{sb}", "same_bits", same));
+}
+
+/* Recorded decode steps give what eager ones give. */
+static void check_recorded(struct golden *g, const struct subject *s) {
+    char recorded[256], eager[256], n[16];
+    path_in(g, recorded, "recorded");
+    path_in(g, eager, "eager");
+    snprintf(n, sizeof n, "%d", GREEDY);
+    const char *const flags[] = {"--greedy", n, "--out", recorded, NULL};
+    const char *const again[] = {"--greedy", n, "--out", eager, NULL};
+    bool same = write_ids(g, s, 17) && run(g, s, true, flags) == 0 && run(g, s, false, again) == 0 &&
+                same_files(recorded, eager);
+    note(g, s, "recorded steps", same, json_pack("{sb}", "same_bits", same));
+}
+
+static void check_set(struct golden *g, const char *set, bool first) {
+    struct subject s = {.set = set};
+    char path[4400];
+    snprintf(s.path, sizeof s.path, "%.3800s/%.200s", g->models, set);
+    snprintf(path, sizeof path, "%s/manifest.json", s.path);
+    s.manifest = json_load_file(path, 0, NULL);
+    const json_t *cases = json_object_get(s.manifest, "cases");
+    for (size_t i = 0; i < json_array_size(cases); i++) {
+        s.item = json_array_get(cases, i);
+        const char *id = json_string_value(json_object_get(s.item, "id"));
+        if (!id || !is_listed(g->cases, id) || !json_object_get(s.item, "tokens")) continue;
+        check_reference(g, &s);
+        if (!strcmp(id, "p200") && (first || strstr(set, "fp8"))) check_chunks(g, &s);
+        if (!strcmp(id, "p17") && (first || strstr(set, "fp8"))) check_recorded(g, &s);
+    }
+    json_decref(s.manifest);
+}
+
+static int compare_names(const void *a, const void *b) {
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+static void check_all(struct golden *g) {
+    char *names[SETS_MAX], path[4400];
+    int n = 0;
+    DIR *folder = opendir(g->models);
+    for (struct dirent *entry; folder && (entry = readdir(folder)) && n < SETS_MAX;) {
+        snprintf(path, sizeof path, "%.3800s/%.256s/manifest.json", g->models, entry->d_name);
+        if (is_listed(g->sets, entry->d_name) && !access(path, R_OK)) names[n++] = strdup(entry->d_name);
+    }
+    if (folder) closedir(folder);
+    qsort(names, (size_t)n, sizeof *names, compare_names);
+    for (int i = 0; i < n; i++) {
+        check_set(g, names[i], i == 0);
+        free(names[i]);
+    }
+}
+
+static void clean(const struct golden *g) {
+    static const char *const files[] = {"ids.json", "said", "logits", "experts", "whole", "part", "recorded", "eager"};
+    char path[256];
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        path_in(g, path, files[i]);
+        unlink(path);
+    }
+    rmdir(g->folder);
+}
+
+int main(int argc, char **argv) {
+    struct golden g = {.cases = "p17,p200", .lines = json_array()};
+    if (argc < 3) {
+        fprintf(stderr, "use: golden MOEBIUS MODELS [--report FILE] [--sets NAME,NAME] [--cases p17,p200]\n");
+        return 2;
+    }
+    g.moebius = argv[1];
+    g.models = argv[2];
+    for (int i = 3; i + 1 < argc; i += 2) {
+        if (!strcmp(argv[i], "--report")) g.report = argv[i + 1];
+        if (!strcmp(argv[i], "--sets")) g.sets = argv[i + 1];
+        if (!strcmp(argv[i], "--cases")) g.cases = argv[i + 1];
+    }
+    const char *temporary = getenv("TMPDIR");
+    snprintf(g.folder, sizeof g.folder, "%.40s/golden-XXXXXX", temporary ? temporary : "/tmp");
+    if (!mkdtemp(g.folder)) {
+        perror(g.folder);
+        return 2;
+    }
+    check_all(&g);
+    clean(&g);
+    if (g.report && json_dump_file(g.lines, g.report, JSON_INDENT(1) | JSON_REAL_PRECISION(6))) perror(g.report);
+    json_decref(g.lines);
+    printf("%d passed, %d failed\n", g.passed, g.failed);
+    return g.failed || !g.passed;
+}
