@@ -4,7 +4,7 @@
  * end of what it was given dies on the spot.
  *
  * MOEBIUS_FAKE_CUDA is a list of NAME=NUMBER, separated by commas:
- *   devices, version, capability, free_mib   what the machine has (default 1, 13000, 89, 8192)
+ *   devices, version, capability, processors, free_mib   what the machine has (default 1, 13000, 89, 3, 8192)
  *   init, alloc, pinned, load, launch, copy, wait, event, prepare, graph   the N-th such call fails (alloc and pinned: out of
  *                                              memory; event: waiting for one)
  *   log                                      1: every call on stderr */
@@ -330,7 +330,7 @@ API int cuDeviceGetAttribute(int *value, int attribute, int device) {
     *value = attribute == 75   ? capability / 10
              : attribute == 76 ? capability % 10
              : attribute == 97 ? SHIM_SHARED_BYTES
-             : attribute == 16 ? 3 /* processors */
+             : attribute == 16 ? (int)option("processors", 3)
                                : 1;
     return OK;
 }
