@@ -247,7 +247,7 @@ DEVICE void absorb_head(const struct linear_params *p, int head, uint16_t *xs, f
 
 /* This block's share of the head's key matrix, while others still work on its queries. */
 DEVICE void prefetch_key(const struct absorb_params *a, int head, int share) {
-    size_t line = 128, each = a->key.w.data_step / (size_t)a->head_tiles / line * line + line;
+    uint32_t line = 128, each = (uint32_t)a->key.w.data_step / (uint32_t)a->head_tiles / line * line + line; /* a head: KiB */
     size_t end = a->key.w.data_step < each * (size_t)(share + 1) ? a->key.w.data_step : each * (size_t)(share + 1);
     const uint8_t *data = a->key.w.data + (size_t)head * a->key.w.data_step;
     for (size_t at = each * (size_t)share + (size_t)THREAD * line; at < end; at += BLOCK_THREADS * line) {
