@@ -53,7 +53,7 @@ Measured on the held-out packages by `{command}` on {machine}, {measured}:
 | bits per byte (bos and up to 2048 tokens of each file) | {bpb:.3f} |
 | ... at the start, from counted pairs alone | {first_bpb} |
 | masked line filled in exactly (greedy, {fim_count} lines) | {fim:.1%} |
-| training loss over the last steps (nats a token) | {loss:.3f} |
+| training loss over the last steps (nats a token; what was cut out for fill in the middle counts {middle:.0f} times) | {loss:.3f} |
 
 ![loss](loss.png)
 
@@ -78,7 +78,8 @@ thought: greedy continuations soon repeat one line, functions do not work, an an
 with the question, and holes are not filled in as they were (see the table). It is real text for real arithmetic - its
 probabilities are far from uniform, so the cost of a coarser weight or cache format can be measured on it - and no more."""
 FAIR = """It writes plausible Python for a few lines: matching brackets, names that were used before, common idioms.
-Longer functions drift, and what it writes seldom does what was asked."""
+Longer functions drift, and what it writes seldom does what was asked. Holes are filled in with lines of the right kind and
+indentation, hardly ever with the one that was there: the text around the hole is not yet copied from (see the table)."""
 
 
 def active_parameters(config, model):
@@ -95,6 +96,7 @@ def main():
     parser.add_argument("--model", type=Path, default=root / "models/demo")
     parser.add_argument("--heldout", type=Path, default=root / "tests/data/heldout")
     parser.add_argument("--fim", type=int, default=200)
+    parser.add_argument("--rows", default="rows of 2048", help="how long the training's rows were, in words")
     parser.add_argument("--machine", default="a VM with 2 Sapphire Rapids cores, beside other work, at the lowest priority")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -114,13 +116,13 @@ def main():
         lora=config["kv_lora_rank"], experts=config["n_routed_experts"], top_k=config["num_experts_per_tok"],
         shared=config["n_shared_experts"], vocab=config["vocab_size"], machine=options.machine,
         megabytes=(options.model / "model.safetensors").stat().st_size / 1e6, tokens=steps[-1]["tokens"] / 1e6,
-        rows="rows of 512, at the end 2048", hours=steps[-1]["seconds"] / 3600, minutes=steps[-1]["seconds"] / 60, date=today, measured=today,
+        rows=options.rows, hours=steps[-1]["seconds"] / 3600, minutes=steps[-1]["seconds"] / 60, date=today, measured=today,
         files=manifest["documents"], corpus_mb=manifest["bytes"] / 1e6, packages=len(used),
         seen=min(100.0, 100 * steps[-1]["tokens"] * 3.46 / manifest["bytes"]), chat=manifest["chat_samples"],
         chat_share=data.CHAT_SHARE, heldout=", ".join(f"{r['package']} {r['version']}" for r in manifest["heldout"]),
         command=f"python tools/train/card.py --fim {options.fim}", bpb=bpb, fim=fim, fim_count=options.fim,
         first_bpb=f"{start[0]['heldout_bits_per_byte']:.3f}" if start else "not measured",
-        loss=sum(r["loss"] for r in steps[-5:]) / len(steps[-5:]), ability=WEAK if bpb > 1.4 else FAIR)
+        middle=data.MIDDLE_WEIGHT, loss=sum(r["loss"] for r in steps[-5:]) / len(steps[-5:]), ability=WEAK if bpb > 1.4 else FAIR)
     (options.model / "MODEL_CARD.md").write_text(text, encoding="utf-8")
     print(f"bits_per_byte {bpb:.4f}, fim_exact_line {fim:.3f} of {options.fim}")
 
