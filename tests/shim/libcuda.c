@@ -243,7 +243,6 @@ int cuDevicePrimaryCtxRelease_v2(int device);
 int cuCtxSetCurrent(void *context);
 int cuMemGetInfo_v2(size_t *free_bytes, size_t *total_bytes);
 int cuMemAlloc_v2(uint64_t *at, size_t bytes);
-int cuMemAllocManaged(uint64_t *at, size_t bytes, unsigned flags);
 int cuMemFree_v2(uint64_t at);
 int cuMemHostAlloc(void **at, size_t bytes, unsigned flags);
 int cuMemFreeHost(void *at);
@@ -363,16 +362,13 @@ API int cuMemAlloc_v2(uint64_t *at, size_t bytes) {
     *at = (uint64_t)(uintptr_t)memory;
     return code;
 }
-API int cuMemAllocManaged(uint64_t *at, size_t bytes, unsigned flags) {
-    return flags == 1 ? cuMemAlloc_v2(at, bytes) : INVALID;
-}
 API int cuMemFree_v2(uint64_t at) {
     work_off();
     return give_back((void *)(uintptr_t)at);
 }
 API int cuMemHostAlloc(void **at, size_t bytes, unsigned flags) {
-    (void)flags;
-    return fails("pinned") ? NO_MEMORY : take(at, bytes, true);
+    bool is_cards = flags & 2; /* kernels are to reach it */
+    return fails(is_cards ? "alloc" : "pinned") ? NO_MEMORY : take(at, bytes, !is_cards);
 }
 API int cuMemFreeHost(void *at) {
     work_off();
