@@ -91,8 +91,9 @@ static int start(struct cuda_driver *driver, struct mo_error *error) {
     return mo_error_set(error, MO_E_NOT_FOUND, "the GPU driver sees no card (CUDA_VISIBLE_DEVICES may hide it)");
 }
 
+/* The driver stays in the process once it is there: it leaves threads and what they do at their end behind. */
 int cuda_driver_open(struct cuda_driver *driver, struct mo_error *error) {
-    *driver = (struct cuda_driver){.library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL)};
+    *driver = (struct cuda_driver){.library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE)};
     if (!driver->library) {
         return mo_error_set(error, MO_E_NOT_FOUND, "no GPU driver: %s", dlerror());
     }
