@@ -17,7 +17,16 @@
 #include <sys/mman.h>
 #include <time.h>
 
-enum { OK = 0, INVALID = 1, NO_MEMORY = 2, NO_DEVICE = 100, NO_CONTEXT = 201, NO_BINARY = 209, NOT_FOUND = 500, LAUNCH_FAILED = 719 };
+enum {
+    OK = 0,
+    INVALID = 1,
+    NO_MEMORY = 2,
+    NO_DEVICE = 100,
+    NO_CONTEXT = 201,
+    NO_BINARY = 209,
+    NOT_FOUND = 500,
+    LAUNCH_FAILED = 719
+};
 enum { KERNELS_MAX = 128, BLOCKS_MAX = 1024, PAGE = 4096, ALIGN = 16 };
 
 /* --- what to do ----------------------------------------------------------------------------------------------------- */
@@ -91,7 +100,8 @@ static int give_back(const void *at) {
 static bool is_inside(const void *at, size_t bytes, bool pinned) {
     for (int i = 0; i < BLOCKS_MAX; i++) {
         const uint8_t *first = blocks[i].at;
-        if (first && blocks[i].pinned == pinned && (const uint8_t *)at >= first && (const uint8_t *)at + bytes <= first + blocks[i].bytes)
+        if (first && blocks[i].pinned == pinned && (const uint8_t *)at >= first &&
+            (const uint8_t *)at + bytes <= first + blocks[i].bytes)
             return true;
     }
     return false;
@@ -272,7 +282,7 @@ int cuLaunchKernel(const struct shim_function *function, unsigned grid_x, unsign
                    unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes, void *stream,
                    void **arguments, void **extra);
 
-static char thing; /* what handles point at */
+static char thing;                     /* what handles point at */
 static _Thread_local bool has_context; /* a thread without one can do nothing that a card has a part in */
 
 API int cuInit(unsigned flags) {
