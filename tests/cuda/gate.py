@@ -28,7 +28,7 @@ COLUMNS = {"kernels.tsv": ["file", "arch", "kernel", "registers", "shared", "sou
            "instructions.tsv": ["file", "arch", "kernel", "loads_v4", "async_copies", "mma", "local", "div64", "atomics", "sources",
                                 "nvcc"]}
 PTX_ARCH = "80"  # the oldest card: its PTX has what all have
-FLAGS = ["-std=c++17", "-O3", "-Xptxas", "-v,-warn-spills,-warn-lmem-usage,-Werror"]
+FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-Xptxas", "-v,-warn-spills,-warn-lmem-usage,-Werror"]
 
 # Kernels that must leave room for a second block of 256 threads beside them, and what all may take of static shared memory (the
 # host leaves 8 KiB for it).
@@ -147,7 +147,7 @@ def unexpected(row):
 def instruction_rows(nvcc, version, file, arch):
     """(rows of instructions.tsv, complaints) of one file."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [nvcc, *FLAGS[:2], "-ptx", f"-arch=compute_{arch}", "-o", f"{folder}/out", str(KERNELS / f"{file}.cu")]
+        command = [nvcc, *FLAGS[:3], "-ptx", f"-arch=compute_{arch}", "-o", f"{folder}/out", str(KERNELS / f"{file}.cu")]
         done = subprocess.run(command, capture_output=True, text=True)
         ptx = Path(folder, "out").read_text() if Path(folder, "out").exists() else ""
     rows, sources = [], hash_of(KERNELS / f"{file}.cu")

@@ -21,7 +21,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { TAIL_BYTES = 24 << 10, WORDS_MAX = 64, LEAST_S = 3, NOT_FOUND = 127, DEFAULT_BUDGET_S = 540 };
+enum { TAIL_BYTES = 24 << 10, WORDS_MAX = 64, LEAST_S = 3, KILLS_MAX = 4, NOT_FOUND = 127, DEFAULT_BUDGET_S = 540 };
 
 struct visit {
     const char *out, *only, *bin;
@@ -112,10 +112,12 @@ static pid_t start(char *const *words, int *output) {
 }
 
 /* Reads what the step says until it ends; after `limit` seconds it is asked to end, and then made to. Its whole group is meant: what
- * it started must not go on beside the next step. Returns whether it was stopped. */
+ * it started must not go on beside the next step. Returns whether it was stopped. A program that hangs in the driver does not even
+ * end when it is made to: it is left behind then. */
 static bool listen_to(pid_t pid, int output, double limit_s, struct tail *tail) {
     double end = now_s() + limit_s;
     bool stopped = false;
+    int asked = 0;
     char text[4096];
     for (;;) {
         struct pollfd wait = {.fd = output, .events = POLLIN};
@@ -128,10 +130,22 @@ static bool listen_to(pid_t pid, int output, double limit_s, struct tail *tail) 
             fwrite(text, 1, (size_t)n, stdout);
             fflush(stdout);
         } else if (now_s() >= end) {
+            if (asked++ == KILLS_MAX) return true;
             kill(-pid, stopped ? SIGKILL : SIGTERM);
             stopped = true;
             end = now_s() + 2;
         }
+    }
+}
+
+/* A step that was stopped may be one that never ends; then it counts as killed. */
+static void wait_for(pid_t pid, int *status, bool stopped) {
+    for (int i = 0; waitpid(pid, status, stopped ? WNOHANG : 0) == 0; i++) {
+        if (i == 20) {
+            *status = SIGKILL;
+            return;
+        }
+        usleep(100000);
     }
 }
 
@@ -173,7 +187,7 @@ static void run_step(struct visit *v, const json_t *step) {
     unlink(v->report);
     pid_t pid = start(words, &output);
     bool stopped = pid > 0 && listen_to(pid, output, limit, &tail);
-    if (pid > 0) waitpid(pid, &status, 0);
+    if (pid > 0) wait_for(pid, &status, stopped);
     if (output >= 0) close(output);
     tail_clean(&tail);
     if (WIFEXITED(status) && WEXITSTATUS(status) == NOT_FOUND && json_is_true(json_object_get(step, "optional"))) {
@@ -201,7 +215,9 @@ static int run_all(struct visit *v, const json_t *plan) {
         if (left_s(v) < LEAST_S) {
             leave_out(v, name, "no time was left");
         } else {
-            run_step(v, step);
+            json_object_set_new(v->result, "running", json_string(name)); /* for who finds a visit that was cut off */
+            if (write_result(v)) run_step(v, step);
+            json_object_del(v->result, "running");
         }
         if (!write_result(v)) {
             fprintf(stderr, "visit: cannot write %s\n", v->out);

@@ -17,7 +17,16 @@
 #include <sys/mman.h>
 #include <time.h>
 
-enum { OK = 0, INVALID = 1, NO_MEMORY = 2, NO_DEVICE = 100, NO_BINARY = 209, NOT_FOUND = 500, LAUNCH_FAILED = 719 };
+enum {
+    OK = 0,
+    INVALID = 1,
+    NO_MEMORY = 2,
+    NO_DEVICE = 100,
+    NO_CONTEXT = 201,
+    NO_BINARY = 209,
+    NOT_FOUND = 500,
+    LAUNCH_FAILED = 719
+};
 enum { KERNELS_MAX = 128, BLOCKS_MAX = 1024, PAGE = 4096, ALIGN = 16 };
 
 /* --- what to do ----------------------------------------------------------------------------------------------------- */
@@ -91,7 +100,8 @@ static int give_back(const void *at) {
 static bool is_inside(const void *at, size_t bytes, bool pinned) {
     for (int i = 0; i < BLOCKS_MAX; i++) {
         const uint8_t *first = blocks[i].at;
-        if (first && blocks[i].pinned == pinned && (const uint8_t *)at >= first && (const uint8_t *)at + bytes <= first + blocks[i].bytes)
+        if (first && blocks[i].pinned == pinned && (const uint8_t *)at >= first &&
+            (const uint8_t *)at + bytes <= first + blocks[i].bytes)
             return true;
     }
     return false;
@@ -243,7 +253,6 @@ int cuDevicePrimaryCtxRelease_v2(int device);
 int cuCtxSetCurrent(void *context);
 int cuMemGetInfo_v2(size_t *free_bytes, size_t *total_bytes);
 int cuMemAlloc_v2(uint64_t *at, size_t bytes);
-int cuMemAllocManaged(uint64_t *at, size_t bytes, unsigned flags);
 int cuMemFree_v2(uint64_t at);
 int cuMemHostAlloc(void **at, size_t bytes, unsigned flags);
 int cuMemFreeHost(void *at);
@@ -273,7 +282,8 @@ int cuLaunchKernel(const struct shim_function *function, unsigned grid_x, unsign
                    unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes, void *stream,
                    void **arguments, void **extra);
 
-static char thing; /* what handles point at */
+static char thing;                     /* what handles point at */
+static _Thread_local bool has_context; /* a thread without one can do nothing that a card has a part in */
 
 API int cuInit(unsigned flags) {
     (void)flags;
@@ -293,6 +303,7 @@ static const struct {
 } errors[] = {{INVALID, "CUDA_ERROR_INVALID_VALUE", "invalid argument"},
               {NO_MEMORY, "CUDA_ERROR_OUT_OF_MEMORY", "out of memory"},
               {NO_DEVICE, "CUDA_ERROR_NO_DEVICE", "no CUDA-capable device is detected"},
+              {NO_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT", "invalid device context"},
               {NO_BINARY, "CUDA_ERROR_NO_BINARY_FOR_GPU", "no kernel image is available for execution on the device"},
               {NOT_FOUND, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
               {LAUNCH_FAILED, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"}};
@@ -350,6 +361,7 @@ API int cuDevicePrimaryCtxRelease_v2(int device) {
     return OK;
 }
 API int cuCtxSetCurrent(void *context) {
+    has_context = context == &thing;
     return context == &thing ? OK : INVALID;
 }
 API int cuMemGetInfo_v2(size_t *free_bytes, size_t *total_bytes) {
@@ -358,41 +370,45 @@ API int cuMemGetInfo_v2(size_t *free_bytes, size_t *total_bytes) {
     return OK;
 }
 API int cuMemAlloc_v2(uint64_t *at, size_t bytes) {
+    if (!has_context) return NO_CONTEXT;
     void *memory = NULL;
     int code = fails("alloc") ? NO_MEMORY : take(&memory, bytes, false);
     *at = (uint64_t)(uintptr_t)memory;
     return code;
 }
-API int cuMemAllocManaged(uint64_t *at, size_t bytes, unsigned flags) {
-    return flags == 1 ? cuMemAlloc_v2(at, bytes) : INVALID;
-}
 API int cuMemFree_v2(uint64_t at) {
+    if (!has_context) return NO_CONTEXT;
     work_off();
     return give_back((void *)(uintptr_t)at);
 }
 API int cuMemHostAlloc(void **at, size_t bytes, unsigned flags) {
-    (void)flags;
-    return fails("pinned") ? NO_MEMORY : take(at, bytes, true);
+    if (!has_context) return NO_CONTEXT;
+    bool is_cards = flags & 2; /* kernels are to reach it */
+    return fails(is_cards ? "alloc" : "pinned") ? NO_MEMORY : take(at, bytes, !is_cards);
 }
 API int cuMemFreeHost(void *at) {
+    if (!has_context) return NO_CONTEXT;
     work_off();
     return give_back(at);
 }
 
 API int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream) {
     (void)stream;
+    if (!has_context) return NO_CONTEXT;
     if (fails("copy")) return LAUNCH_FAILED;
     if (!is_inside((void *)(uintptr_t)to, bytes, false)) return INVALID;
     return copy((void *)(uintptr_t)to, from, from, bytes);
 }
 API int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) {
     (void)stream;
+    if (!has_context) return NO_CONTEXT;
     if (fails("copy")) return LAUNCH_FAILED;
     if (!is_inside((void *)(uintptr_t)from, bytes, false)) return INVALID;
     return copy(to, (void *)(uintptr_t)from, to, bytes);
 }
 API int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void *stream) {
     (void)stream;
+    if (!has_context) return NO_CONTEXT;
     if (!is_inside((void *)(uintptr_t)to, bytes, false)) return INVALID;
     return later((struct work){.kind = FILL, .to = (void *)(uintptr_t)to, .value = value, .bytes = bytes});
 }
@@ -403,6 +419,7 @@ API int cuStreamCreate(void **stream, unsigned flags) {
 }
 API int cuStreamSynchronize(void *stream) {
     (void)stream;
+    if (!has_context) return NO_CONTEXT;
     work_off();
     return fails("wait") ? LAUNCH_FAILED : OK;
 }
@@ -417,6 +434,7 @@ API int cuEventCreate(struct shim_event **event, unsigned flags) {
 }
 API int cuEventRecord(struct shim_event *event, void *stream) {
     (void)stream;
+    if (!has_context) return NO_CONTEXT;
     later((struct work){.kind = EVENT, .event = event});
     event->after = n_done + n_queued;
     return OK;
@@ -426,6 +444,7 @@ API int cuEventElapsedTime(float *ms, const struct shim_event *first, const stru
     return OK;
 }
 API int cuEventSynchronize(const struct shim_event *event) {
+    if (!has_context) return NO_CONTEXT;
     work_until(event->after);
     return fails("event") ? LAUNCH_FAILED : OK;
 }
@@ -470,6 +489,7 @@ API int cuLaunchKernel(const struct shim_function *function, unsigned grid_x, un
                        unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes, void *stream,
                        void **arguments, void **extra) {
     (void)stream;
+    if (!has_context) return NO_CONTEXT;
     if (fails("launch")) return LAUNCH_FAILED;
     bool flat = grid_y == 1 && grid_z == 1 && block_y == 1 && block_z == 1 && !extra;
     if (!flat || !grid_x || (int)shared_bytes > function->shared_bytes) return INVALID;
@@ -500,6 +520,7 @@ API int cuGraphInstantiateWithFlags(struct shim_graph **ready, struct shim_graph
 }
 API int cuGraphLaunch(struct shim_graph *graph, void *stream) {
     (void)stream;
+    if (!has_context) return NO_CONTEXT;
     if (fails("graph")) return LAUNCH_FAILED;
     graph->owners++;
     return later((struct work){.kind = GRAPH, .graph = graph});

@@ -49,6 +49,8 @@ static int blame(struct cuda *cuda, const struct flight *flight, struct mo_error
 
 static int cuda_end(struct backend *backend, struct mo_error *error) {
     struct cuda *cuda = (struct cuda *)backend;
+    cuda->stage = "end"; /* a step that nobody waits for is ended by the thread that closes */
+    cuda_keep(cuda, cuda->driver.context_use(cuda->card.context), "cuCtxSetCurrent");
     cuda_submit(cuda);
     const struct flight *flight = &cuda->flights[cuda->n_ended++ % 2];
     cuda->stage = "end";

@@ -7,7 +7,8 @@ NVCC       ?= $(firstword $(wildcard $(shell command -v nvcc 2>/dev/null) $(CUDA
 CUDA_ARCHS ?= 80 86 89 90 120
 CUDA_PTX   ?= 90
 CUDA_DIR   := src/backend/cuda
-CUDA_FLAGS := -std=c++17 -O3 -Xptxas -warn-spills,-warn-lmem-usage -Xfatbin -compress-all
+# No product and sum becomes one operation unless it is written so (fmaf): two kernels that inline the same lines have the same bits.
+CUDA_FLAGS := -std=c++17 -O3 -fmad=false -Xptxas -warn-spills,-warn-lmem-usage -Xfatbin -compress-all
 
 CUDA_KERNELS := $(notdir $(basename $(wildcard $(CUDA_DIR)/kernels/*.cu)))
 CUDA_HEADERS := $(wildcard $(CUDA_DIR)/kernels/*.cuh) $(wildcard $(CUDA_DIR)/params*.h)

@@ -38,10 +38,27 @@ static int find(const struct cuda_driver *driver, const char *symbol, void *fiel
 }
 
 bool cuda_memory_is_shared;
-static int (*take_managed)(cuda_address *at, size_t bytes, unsigned flags);
+static int (*take_pinned)(void **at, size_t bytes, unsigned flags);
+static int (*free_pinned)(void *at);
 
+/* The machine's memory, which the card reaches at the same address. Not managed memory: a few machines that lend their cards out do
+ * not have it, or hang on it. */
 static int take_shared(cuda_address *at, size_t bytes) {
-    return take_managed(at, bytes, 1); /* CU_MEM_ATTACH_GLOBAL */
+    void *memory = NULL;
+    int result = take_pinned(&memory, bytes, 2); /* CU_MEMHOSTALLOC_DEVICEMAP */
+    *at = (cuda_address)(uintptr_t)memory;
+    return result;
+}
+
+static int free_shared(cuda_address at) {
+    return free_pinned((void *)(uintptr_t)at);
+}
+
+static void share_memory(struct cuda_driver *driver) {
+    take_pinned = driver->pinned_take;
+    free_pinned = driver->pinned_free;
+    driver->memory_take = take_shared;
+    driver->memory_free = free_shared;
 }
 
 static int find_all(struct cuda_driver *driver, struct mo_error *error) {
@@ -50,10 +67,7 @@ static int find_all(struct cuda_driver *driver, struct mo_error *error) {
     if (!code) code = find(driver, #symbol, &driver->name, error);
     CUDA_FUNCTIONS(CUDA_FIND)
 #undef CUDA_FIND
-    if (!code && cuda_memory_is_shared) {
-        code = find(driver, "cuMemAllocManaged", &take_managed, error);
-        driver->memory_take = take_shared;
-    }
+    if (!code && cuda_memory_is_shared) share_memory(driver);
     return code;
 }
 
@@ -77,8 +91,9 @@ static int start(struct cuda_driver *driver, struct mo_error *error) {
     return mo_error_set(error, MO_E_NOT_FOUND, "the GPU driver sees no card (CUDA_VISIBLE_DEVICES may hide it)");
 }
 
+/* The driver stays in the process once it is there: it leaves threads and what they do at their end behind. */
 int cuda_driver_open(struct cuda_driver *driver, struct mo_error *error) {
-    *driver = (struct cuda_driver){.library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL)};
+    *driver = (struct cuda_driver){.library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE)};
     if (!driver->library) {
         return mo_error_set(error, MO_E_NOT_FOUND, "no GPU driver: %s", dlerror());
     }

@@ -72,7 +72,7 @@ struct cuda_driver {
 #undef CUDA_FIELD
 };
 
-/* For tests on a card, which look at its memory as at their own: it is taken where both sides reach it. Set it before
+/* For tests on a card, which look at its memory as at their own: it is taken where both sides reach it, on the host. Set it before
  * cuda_driver_open. */
 extern bool cuda_memory_is_shared;
 

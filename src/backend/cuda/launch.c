@@ -53,6 +53,7 @@ static int allow_shared_memory(const struct cuda *cuda, struct cuda_function *fu
 /* Images for cards without the instruction do not have it: products are then as without the wish. */
 static int no_native(struct cuda *cuda) {
     cuda->fp8_native = false;
+    cuda->kernels[KERNEL_FP8_NATIVE] = NULL;
     log_warn(
         "MOEBIUS_CUDA_FP8_NATIVE: GPU %d (compute capability %d.%d) has no kernels that multiply FP8 by themselves",
         cuda->card.index, cuda->card.capability / 10, cuda->card.capability % 10);

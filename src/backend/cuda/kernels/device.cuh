@@ -80,17 +80,18 @@ DEVICE int is_finite(float value) {
 }
 
 /* The last of `expected` blocks to come here gets 1 (all its threads), and sees what the others wrote. The counter is zero
- * again afterwards. */
+ * again afterwards. The fences stand with the atomic operation, in one thread: so they make it a release and an acquire, and the
+ * barriers on either side pass on what the other threads wrote and are to see. */
 DEVICE int arrive_last(uint32_t *counter, uint32_t expected) {
     SHARED uint32_t last;
-    thread_fence();
     barrier();
     if (THREAD == 0) {
+        thread_fence();
         last = atomic_add_u32(counter, 1) == expected - 1;
         if (last) *counter = 0;
+        thread_fence();
     }
     barrier();
-    thread_fence();
     return (int)last;
 }
 
