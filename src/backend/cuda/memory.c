@@ -85,7 +85,7 @@ struct demand {
 int cuda_check_model(const struct model *m, const struct backend_options *options, struct mo_error *error) {
     const struct demand demands[] = {
         {"kv_lora_rank", m->kv_lora, 16, MAX_KV_LORA},
-        {"qk_rope_head_dim", m->rope_dim, 16, 128},
+        {"qk_rope_head_dim", m->rope_dim, 16, 64},
         {"qk_nope_head_dim", m->nope_dim, 4, 1 << 16},
         {"v_head_dim", m->v_dim, 4, 1 << 16},
         {"hidden_size", m->hidden, 4, 1 << 20},
