@@ -29,7 +29,7 @@ def test_json(server, model):
             # pieces that arrive in one read have no time between them
             assert 0 <= row[name]["p50"] <= row[name]["p95"] <= row[name]["p99"] and row[name]["p99"] > 0, row
         assert 0 < row["forward_ms"] < row["step_ms"] and 0 < row["scheduler_percent"] < 100
-    assert report["run"]["run_token_ms"] > 0 and report["run"]["served_token_ms"] > 0
+    assert report["run"]["run_token_ms"] > 0 and report["run"]["served_token_ms"] >= 0  # a few tokens may come in one read
     # warm-up, two rounds, and the pairs with `run`
     requests = 2 + 8 + report["run"]["pairs"]
     assert after.value("vllm:generation_tokens_total") - before.value("vllm:generation_tokens_total") == 20 * requests
