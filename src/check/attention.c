@@ -11,7 +11,6 @@ static const float unset = -12345.678f;
 struct dots_case {
     float *q, *k;
     int n_q, n_k, dim, q_stride, k_stride, out_stride;
-    struct kern_ahead next;
 };
 
 static struct dots_case make_dots_case(struct check *check, int round) {
@@ -27,7 +26,6 @@ static struct dots_case make_dots_case(struct check *check, int round) {
     c.k = check_floats(check, k_count);
     for (int i = 0; i < q_count; i++) c.q[i] = random_float(random);
     for (int i = 0; i < k_count; i++) c.k[i] = random_float(random);
-    if (round % 2) c.next = (struct kern_ahead){c.k, (size_t)k_count * sizeof *c.k};
     return c;
 }
 
@@ -36,7 +34,7 @@ static void check_dot(struct check *check, const struct dots_case *c, int row, i
     const float *q = c->q + row * c->q_stride, *k = c->k + t * c->k_stride;
     double sum = 0, size = 1e-30;
     float expected;
-    check->ref.dots(q, 1, 1, k, 1, 1, c->dim, &expected, 1, (struct kern_ahead){NULL, 0});
+    check->ref.dots(q, 1, 1, k, 1, 1, c->dim, &expected, 1);
     for (int i = 0; i < c->dim; i++) {
         double product = (double)q[i] * (double)k[i];
         sum += product;
@@ -51,11 +49,11 @@ static void check_dots_case(struct check *check, const struct dots_case *c) {
     float *got = check_floats(check, count), *alone = check_floats(check, count);
     for (int i = 0; i < count; i++) got[i] = alone[i] = unset;
     check->kern.dots(c->q, (size_t)c->q_stride, c->n_q, c->k, (size_t)c->k_stride, c->n_k, c->dim, got,
-                     (size_t)c->out_stride, c->next);
+                     (size_t)c->out_stride);
     for (int i = 0; i < c->n_q; i++) /* a query alone, a key alone */
         for (int t = 0; t < c->n_k; t++)
             check->kern.dots(c->q + i * c->q_stride, 1, 1, c->k + t * c->k_stride, 1, 1, c->dim,
-                             alone + i * c->out_stride + t, 1, c->next);
+                             alone + i * c->out_stride + t, 1);
     for (int i = 0; i < count; i++) { /* between the rows nothing is written */
         check_bits(check, "alone", i, got[i], alone[i]);
         if (i % c->out_stride >= c->n_k) check_bits(check, "between rows", i, got[i], unset);

@@ -7,11 +7,6 @@ void attn_load_page(struct cpu *cpu, int layer, const struct batch_seq *seq, int
     kv_cache_load(cpu, page, n_tokens, cpu->workers[worker].page);
 }
 
-struct kern_ahead attn_page_memory(const struct cpu *cpu, int layer, const struct batch_seq *seq, int page_pos) {
-    const uint8_t *page = kv_cache_page(cpu, layer, seq->pages[page_pos / KV_PAGE_TOKENS]);
-    return (struct kern_ahead){page, KV_PAGE_TOKENS * cpu->row_bytes};
-}
-
 float attn_softmax(struct cpu *cpu, float *score, int visible, int tokens, float *max, float *sum) {
     if (visible > tokens) visible = tokens;
     float keep = cpu->kern.softmax_step(score, visible, cpu->softmax_scale, max, sum);

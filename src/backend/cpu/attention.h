@@ -41,8 +41,6 @@ static inline struct mat f32_matrix(const float *data, int rows, int cols) {
 
 /* Widens a page of the sequence into the worker's memory, [n_tokens][latent]. */
 void attn_load_page(struct cpu *cpu, int layer, const struct batch_seq *seq, int page_pos, int n_tokens, int worker);
-/* Where that page lies. */
-struct kern_ahead attn_page_memory(const struct cpu *cpu, int layer, const struct batch_seq *seq, int page_pos);
 /* One step of the running softmax for a row of scores of which `visible` are looked at, the rest become 0. Returns what
  * earlier sums are to be multiplied by. */
 float attn_softmax(struct cpu *cpu, float *score, int visible, int tokens, float *max, float *sum);

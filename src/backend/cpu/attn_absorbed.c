@@ -189,18 +189,16 @@ static int queries_before(const struct cpu *cpu, const struct query_block *b, in
 }
 
 static void attend_page(struct cpu *cpu, int layer, const struct query_block *b, struct partial *out, int page_pos,
-                        bool is_first, bool is_last, int worker) {
+                        bool is_first, int worker) {
     const struct model *m = cpu->model;
     int latent = model_latent_dim(m), skip = queries_before(cpu, b, page_pos), n = b->n - skip;
     int tokens = smaller(cpu->pos[block_row(b, b->n - 1)] + 1 - page_pos, KV_PAGE_TOKENS);
-    struct kern_ahead next = {NULL, 0};
-    if (!is_last) next = attn_page_memory(cpu, layer, b->seq, page_pos + KV_PAGE_TOKENS);
     attn_load_page(cpu, layer, b->seq, page_pos, tokens, worker);
     struct worker_scratch *scratch = &cpu->workers[worker];
     float keep[ATTENTION_ROWS];
     cpu->kern.dots(q_latent_of(cpu, block_row(b, skip), block_head(b, skip)),
                    b->by_head ? (size_t)latent : q_latent_stride(cpu), n, scratch->page, (size_t)latent, tokens, latent,
-                   scratch->score, KV_PAGE_TOKENS, next);
+                   scratch->score, KV_PAGE_TOKENS);
     for (int i = 0; i < n; i++) {
         keep[i] = attn_softmax(cpu, scratch->score + (size_t)i * KV_PAGE_TOKENS,
                                cpu->pos[block_row(b, skip + i)] - page_pos + 1, tokens, &out->max[skip + i],
@@ -222,9 +220,8 @@ static void attend_chunk(void *context, int index, int worker) {
         out->max[i] = -INFINITY;
         out->sum[i] = 0;
     }
-    int end = smaller(last + 1, start + CHUNK_TOKENS);
-    for (int pos = start; pos < end; pos += KV_PAGE_TOKENS) {
-        attend_page(cpu, wave->layer, b, out, pos, pos == start, pos + KV_PAGE_TOKENS >= end, worker);
+    for (int pos = start; pos <= last && pos < start + CHUNK_TOKENS; pos += KV_PAGE_TOKENS) {
+        attend_page(cpu, wave->layer, b, out, pos, pos == start, worker);
     }
 }
 

@@ -52,7 +52,7 @@ static void attend_block(struct cpu *cpu, int first, int n, int head, int page_p
     int dim = model_q_head_dim(m);
     float keep[ATTENTION_ROWS];
     cpu->kern.dots(q_of(cpu, first, head), q_stride(cpu), n, scratch->key, (size_t)dim, tokens, dim, scratch->score,
-                   KV_PAGE_TOKENS, (struct kern_ahead){NULL, 0});
+                   KV_PAGE_TOKENS);
     for (int i = 0; i < n; i++) {
         size_t state = (size_t)(first + i) * (size_t)m->heads + (size_t)head;
         keep[i] = attn_softmax(cpu, scratch->score + (size_t)i * KV_PAGE_TOKENS, cpu->pos[first + i] - page_pos + 1,

@@ -60,12 +60,6 @@ typedef void kern_gemm(const struct mat *w, int r0, int r1, const float *const *
 typedef void kern_gemm_q8(const struct mat *w, int r0, int r1, const struct q8_row *x, int n, float *const *y,
                           const void *next);
 
-/* Memory that the caller reads after this call, asked for while it computes. bytes 0: none. */
-struct kern_ahead {
-    const void *at;
-    size_t bytes;
-};
-
 struct kern {
     const char *name; /* "ref", "avx2", "avx512", "amx" */
 
@@ -87,7 +81,7 @@ struct kern {
     /* out[i][t] = sum_c k[t][c] * q[i][c]: the score side of attention. fma(k, q, lane) in lanes; tree. i in [0, n_q), t in
      * [0, n_k), c in [0, dim); *_stride in floats. */
     void (*dots)(const float *q, size_t q_stride, int n_q, const float *k, size_t k_stride, int n_k, int dim,
-                 float *out, size_t out_stride, struct kern_ahead next);
+                 float *out, size_t out_stride);
 
     /* acc[i][c] = acc[i][c] * keep[i] + sum_t p[i][t] * v[t][c]: the value side of attention (keep = the
      * softmax correction) and the absorbed projections (keep NULL means 0: acc is overwritten). The product

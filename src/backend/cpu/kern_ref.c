@@ -194,8 +194,7 @@ static void quantize(const float *x, int n, int group, struct q8_row *out) {
 }
 
 static void dots(const float *q, size_t q_stride, int n_q, const float *k, size_t k_stride, int n_k, int dim,
-                 float *out, size_t out_stride, struct kern_ahead next) {
-    (void)next;
+                 float *out, size_t out_stride) {
     for (int i = 0; i < n_q; i++)
         for (int t = 0; t < n_k; t++) {
             float lanes[SUM_LANES] = {0};

@@ -68,26 +68,20 @@ static void quantize(const float *x, int n, int group, struct q8_row *out) {
 enum {
     DOT_KEYS = VL == 16 ? 4 : 2,
     DOT_QUERIES = TILE_TOKENS,
-    CACHE_LINE = 64,
 }; /* keys * queries * LANE_VECS sums fill the registers */
 
 struct dot_args {
     size_t q_stride, k_stride;
     int dim;
-    const char *next; /* what to ask for, a line with every SUM_LANES products */
-    size_t next_lines;
 };
 
 /* sum [keys][queries][LANE_VECS] of one tile, whose first query and key are q and k. */
-INLINE void dot_tile(struct dot_args *args, int keys, int queries, const float *q, const float *k, float *out,
+INLINE void dot_tile(const struct dot_args *args, int keys, int queries, const float *q, const float *k, float *out,
                      size_t out_stride) {
     vec sum[DOT_KEYS * DOT_QUERIES * LANE_VECS];
     UNROLL
     for (int i = 0; i < keys * queries * LANE_VECS; i++) sum[i] = vec_zero();
-    const char *next = args->next;
-    size_t lines = args->next_lines;
     for (int at = 0; at < args->dim; at += SUM_LANES) {
-        if (lines) _mm_prefetch(next, _MM_HINT_T1), next += CACHE_LINE, lines--;
         UNROLL
         for (int lane = 0; lane < LANE_VECS; lane++) {
             const int c = at + lane * VL, left = args->dim - c, whole = left >= VL;
@@ -109,8 +103,6 @@ INLINE void dot_tile(struct dot_args *args, int keys, int queries, const float *
             }
         }
     }
-    args->next = next;
-    args->next_lines = lines;
     UNROLL
     for (int i = 0; i < queries; i++) {
 #if VL == 16
@@ -135,7 +127,7 @@ INLINE void dot_tile(struct dot_args *args, int keys, int queries, const float *
             dot_tile(args, 1, N, q, k, out, out_stride);                                                               \
         break;
 
-INLINE void dot_queries(struct dot_args *args, int keys, int queries, const float *q, const float *k, float *out,
+INLINE void dot_queries(const struct dot_args *args, int keys, int queries, const float *q, const float *k, float *out,
                         size_t out_stride) {
     switch (queries) {
         DOT_CASE(1)
@@ -150,8 +142,8 @@ INLINE void dot_queries(struct dot_args *args, int keys, int queries, const floa
 }
 
 static void dots(const float *q, size_t q_stride, int n_q, const float *k, size_t k_stride, int n_k, int dim,
-                 float *out, size_t out_stride, struct kern_ahead next) {
-    struct dot_args args = {q_stride, k_stride, dim, next.at, (next.bytes + CACHE_LINE - 1) / CACHE_LINE};
+                 float *out, size_t out_stride) {
+    const struct dot_args args = {q_stride, k_stride, dim};
     for (int t = 0; t < n_k;) {
         int keys = n_k - t >= DOT_KEYS ? DOT_KEYS : 1;
         for (int i = 0; i < n_q; i += DOT_QUERIES)
