@@ -62,6 +62,7 @@ int engine_plan(struct engine *engine, struct backend_options *backend, struct m
         .kv = (enum kv_format)(o->kv - 1),
         .compute = (enum compute)o->compute,
         .attention = (enum attention)o->attention,
+        .batch_invariant = o->batch_invariant,
         .take_cache = o->take_cache,
         .cpu_experts = o->expert_device == 2,
     };

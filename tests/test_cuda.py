@@ -331,10 +331,16 @@ def test_a_look_inside_a_recorded_step(tmp_path):
     assert run("--chunk", 1) == run("--chunk", 6) == run("--chunk", 1, env={"MOEBIUS_CUDA_GRAPHS": "0"})
 
 
-def test_recording_fails(tmp_path):
+def test_replay_fails(tmp_path):
     folder = Case("v3-tiny", "p1").folder
-    for kind, what in (("prepare", "preparing a recorded step"), ("graph", "a recorded step")):
-        refused(moebius("logits", folder, "--ids", "1,2", "--greedy", 6, *GPU, env=fake(**{kind: 1})), "GPU 0", what)
+    refused(moebius("logits", folder, "--ids", "1,2", "--greedy", 6, *GPU, env=fake(graph=1)), "GPU 0", "a recorded step")
+
+
+def test_no_memory_for_a_recording(tmp_path):
+    arguments = ["logits", Case("v3-tiny", "p1").folder, "--ids", "1,2", "--greedy", 6, *GPU]
+    eager = succeed(*arguments, env=fake(prepare=1, log=1))
+    assert "no memory for a recorded step" in eager.err and "fake cuda: graph" not in eager.err
+    assert eager.out == succeed(*arguments).out
 
 
 # --- routed experts on the CPU ---------------------------------------------------------------------------------------------

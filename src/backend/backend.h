@@ -62,6 +62,7 @@ struct backend_options {
     enum kv_format kv;
     enum compute compute;
     enum attention attention;
+    bool batch_invariant; /* no arithmetic that depends on how many rows a step has */
     bool cpu_experts; /* CUDA: the routed experts are computed by the CPU, from `weights` where they lie */
     bool take_cache;  /* take the cache's memory at once, so that it cannot be missing later */
 };

@@ -52,6 +52,8 @@ static void note(struct golden *g, const struct subject *s, const char *check, b
     g->passed += ok;
     g->failed += !ok;
     fflush(stdout);
+    /* after every check: a visit's time limit may end this program before its last one */
+    if (g->report && json_dump_file(g->lines, g->report, JSON_INDENT(1) | JSON_REAL_PRECISION(6))) perror(g->report);
 }
 
 /* The whole file, malloc'd; NULL if there is none. */
@@ -299,7 +301,6 @@ int main(int argc, char **argv) {
     }
     check_all(&g);
     clean(&g);
-    if (g.report && json_dump_file(g.lines, g.report, JSON_INDENT(1) | JSON_REAL_PRECISION(6))) perror(g.report);
     json_decref(g.lines);
     printf("%d passed, %d failed\n", g.passed, g.failed);
     return g.failed || !g.passed;

@@ -55,14 +55,17 @@ static int cuda_end(struct backend *backend, struct mo_error *error) {
     const struct flight *flight = &cuda->flights[cuda->n_ended++ % 2];
     cuda->stage = "end";
     if (!cuda->failure.code) cuda_keep(cuda, cuda->driver.event_wait(flight->done), "the kernels of this step");
+    struct backend *cpu = cuda->hybrid.cpu;
+    struct mo_error of_cpu = {0};
+    int code = cpu ? cpu->ops->end(cpu, &of_cpu) : 0; /* every step that began there ends there */
     if (cuda->failure.code) {
         if (error) *error = cuda->failure;
         return cuda->failure.code;
     }
-    if (*flight->fault != ~0ull) return blame(cuda, flight, error);
-    if (!cuda->hybrid.cpu) return 0;
-    int code = cuda->hybrid.cpu->ops->end(cuda->hybrid.cpu, error);
-    if (code) cuda->fault_row = cuda->hybrid.cpu->ops->fault_row(cuda->hybrid.cpu);
+    if (*flight->fault != ~0ull) return blame(cuda, flight, error); /* what the CPU found then came of it */
+    if (!code) return 0;
+    cuda->fault_row = cpu->ops->fault_row(cpu);
+    if (error) *error = of_cpu;
     return code;
 }
 
@@ -279,7 +282,8 @@ static struct cuda *create(const struct model *model, const struct backend_optio
     cuda->prefetch = switch_of("MOEBIUS_CUDA_PREFETCH", false);
     cuda->backend = (struct backend){.ops = &cuda_ops, .picks = picks};
     cuda->backend.runs_ahead = picks && !options->cpu_experts; /* whose CPU part has one step at a time */
-    cuda->fp8_native = switch_of("MOEBIUS_CUDA_FP8_NATIVE", false);
+    /* Only prompts of many rows take it, so the same token gets other bits there than in a decode step. */
+    cuda->fp8_native = switch_of("MOEBIUS_CUDA_FP8_NATIVE", false) && !options->batch_invariant;
     cuda->magnitude = (float)model_rope_magnitude(model);
     cuda->softmax_scale = (float)model_softmax_scale(model);
     return cuda;

@@ -150,7 +150,8 @@ enum { FEW_ROWS = 64 };
 enum { GRAPHS_MAX = 256 };
 enum step_mode { STEP_EAGER, STEP_RECORD, STEP_REPLAY };
 struct step_recorder {
-    bool off; /* MOEBIUS_CUDA_GRAPHS=0: every step is eager */
+    bool off;  /* MOEBIUS_CUDA_GRAPHS=0: every step is eager */
+    bool full; /* no memory on the card for one more recording */
     enum step_mode mode;
     struct stage_call *calls; /* of this step */
     int n_calls;

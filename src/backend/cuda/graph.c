@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "backend/cuda/cuda.h"
+#include "base/log.h"
 
 enum { GRAPH_ROWS = 64, CAPTURE_THREAD_LOCAL = 1 };
 
@@ -40,7 +41,7 @@ void cuda_graph_begin(struct cuda *cuda) {
     if (!r->graph) return;
     if (r->graph->ready) {
         r->mode = STEP_REPLAY;
-    } else if (r->graph->seen++) { /* a shape that is met once is not worth a recording */
+    } else if (!r->full && r->graph->seen++) { /* a shape that is met once is not worth a recording */
         r->mode = STEP_RECORD;
         cuda_keep(cuda, cuda->driver.capture_begin(cuda->stream, CAPTURE_THREAD_LOCAL), "recording a step");
     }
@@ -52,6 +53,13 @@ static struct cuda_graph *stop_recording(struct cuda *cuda) {
     return graph;
 }
 
+/* Runs the stages called so far, which were only noted. */
+static void run_eagerly(struct cuda *cuda) {
+    struct step_recorder *r = &cuda->recorder;
+    r->mode = STEP_EAGER;
+    for (int i = 0; i < r->n_calls; i++) r->calls[i].call(&cuda->backend, r->calls[i].layer);
+}
+
 void cuda_graph_flush(struct cuda *cuda) {
     struct step_recorder *r = &cuda->recorder;
     if (r->mode == STEP_EAGER) return;
@@ -59,17 +67,26 @@ void cuda_graph_flush(struct cuda *cuda) {
         struct cuda_graph *graph = stop_recording(cuda);
         if (graph) cuda->driver.graph_destroy(graph);
     }
-    r->mode = STEP_EAGER;
-    for (int i = 0; i < r->n_calls; i++) r->calls[i].call(&cuda->backend, r->calls[i].layer);
+    run_eagerly(cuda);
 }
 
-/* Makes the recording ready to run. */
+/* Makes the recording ready to run. Without room for it on the card this step and all later ones of new shapes run stage by
+ * stage: slower, with the same result. */
 static void finish_recording(struct cuda *cuda) {
-    struct step_graph *g = cuda->recorder.graph;
+    struct step_recorder *r = &cuda->recorder;
     struct cuda_graph *graph = stop_recording(cuda);
     if (cuda->failure.code || !graph) return;
-    cuda_keep(cuda, cuda->driver.graph_prepare(&g->ready, graph, 0), "preparing a recorded step");
+    int result = cuda->driver.graph_prepare(&r->graph->ready, graph, 0);
     cuda->driver.graph_destroy(graph);
+    if (result == CUDA_NO_MEMORY) {
+        log_warn("GPU %d: no memory for a recorded step; steps of this and other new shapes run kernel by kernel",
+                 cuda->card.index);
+        r->graph->ready = NULL;
+        r->full = true;
+        run_eagerly(cuda);
+    } else {
+        cuda_keep(cuda, result, "preparing a recorded step");
+    }
 }
 
 void cuda_graph_end(struct cuda *cuda) {
