@@ -7,7 +7,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
-#include "backend/cpu/kern.h"
 #include "base/clock.h"
 #include "base/memory.h"
 #include "base/pool.h"
@@ -122,22 +121,22 @@ int bench_measure_read(int threads, struct bench_spread *gb_s, struct mo_error *
     return code;
 }
 
-/* ---- 8-bit operations ---- */
+/* ---- products ---- */
 
-enum { PEAK_ROUNDS = 4000000 }; /* some ten milliseconds */
+enum { PEAK_ROUNDS = 4000000 }; /* some ten milliseconds; of the matrix unit, some hundred */
 
 struct peak_task {
-    const struct kern *kern;
+    double (*peak)(int rounds);
     double *operations; /* [threads] */
 };
 
 static void run_peak(void *context, int index, int worker) {
     (void)worker;
     const struct peak_task *task = context;
-    task->operations[index] = task->kern->int8_peak(PEAK_ROUNDS);
+    task->operations[index] = task->peak(PEAK_ROUNDS);
 }
 
-int bench_measure_int8(int threads, struct bench_spread *tops, struct mo_error *error) {
+int bench_measure_peak(enum kern_peak kind, int threads, struct bench_spread *tops, struct mo_error *error) {
     enum cpu_level level;
     struct kern kern;
     struct pool *pool = NULL;
@@ -147,8 +146,8 @@ int bench_measure_int8(int threads, struct bench_spread *tops, struct mo_error *
     if (!code && !operations) code = mo_error_set(error, MO_E_NO_MEMORY, "no memory to measure the processor");
     if (!code) code = pool_create(&pool, threads, error);
     if (!code) kern_init(&kern, level);
-    if (!code && kern.int8_peak) {
-        struct peak_task task = {&kern, operations};
+    if (!code && kern.peak[kind]) {
+        struct peak_task task = {kern.peak[kind], operations};
         for (int pass = -1; pass < PASSES; pass++) { /* the first one is not counted */
             double start = clock_now_s(), total = 0;
             pool_run(pool, threads, run_peak, &task);

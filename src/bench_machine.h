@@ -2,6 +2,7 @@
 #ifndef MOEBIUS_BENCH_MACHINE_H
 #define MOEBIUS_BENCH_MACHINE_H
 
+#include "backend/cpu/kern.h"
 #include "base/error.h"
 
 /* Median and range of repeated measurements. */
@@ -23,8 +24,8 @@ struct bench_spread bench_reader_measure(struct bench_reader *reader, int passes
 /* Open, measure once, close. */
 int bench_measure_read(int threads, struct bench_spread *gb_s, struct mo_error *error);
 
-/* The most 8-bit operations a second (1e12; a product and a sum are two) that `threads` threads do in registers, at the
+/* The most operations of a kind a second (1e12; a product and a sum are two) that `threads` threads do in registers, at the
  * processor level in use; zeros where it has no such instructions. */
-int bench_measure_int8(int threads, struct bench_spread *tops, struct mo_error *error);
+int bench_measure_peak(enum kern_peak kind, int threads, struct bench_spread *tops, struct mo_error *error);
 
 #endif

@@ -104,7 +104,7 @@ static int measure_machine(struct bench_report *r, struct mo_error *error) {
     if (!code && r->gpu) return note_card(r);
     if (!code) code = bench_reader_open(&r->reader, r->engine->options.threads, error);
     if (!code) r->read_gb_s = bench_reader_measure(r->reader, MACHINE_PASSES);
-    if (!code) code = bench_measure_int8(r->engine->options.threads, &r->int8_tops, error);
+    if (!code) code = bench_measure_peak(PEAK_INT8, r->engine->options.threads, &r->int8_tops, error);
     if (!code && !r->json) bench_say_machine(r);
     return code;
 }

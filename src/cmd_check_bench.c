@@ -14,7 +14,7 @@ struct bench_run {
     enum cpu_level best;
     int threads;
     struct bench_reader *reader;
-    struct bench_spread read_gb_s, int8_tops;
+    struct bench_spread read_gb_s, int8_tops, f32_tops, bf16_tops;
     json_t *machine, *speeds; /* arrays; NULL: for people */
 };
 
@@ -29,13 +29,16 @@ static double share_of_peak(const struct bench_run *run, const struct bench_line
     return run->int8_tops.median > 0 ? line->gop_per_s / (run->int8_tops.median * 1e3) : 0;
 }
 
+static void say_tops(const char *kind, struct bench_spread tops) {
+    if (tops.median > 0) printf(",\n    does %.3f Tera %s operations a second (%.3f to %.3f)", tops.median, kind, tops.min, tops.max);
+}
+
 static void say_machine(const struct bench_run *run) {
     printf("%s%d thread%s: reads %.2f GB/s from memory (%.2f to %.2f)", run->threads > 1 ? "\n" : "", run->threads,
            run->threads > 1 ? "s" : "", run->read_gb_s.median, run->read_gb_s.min, run->read_gb_s.max);
-    if (run->int8_tops.median > 0) {
-        printf(", does %.3f Tera 8-bit operations a second (%.3f to %.3f)", run->int8_tops.median, run->int8_tops.min,
-               run->int8_tops.max);
-    }
+    say_tops("8-bit", run->int8_tops);
+    say_tops("f32", run->f32_tops);
+    say_tops("bf16", run->bf16_tops);
     printf("\n%-7s %-9s %-11s  %24s  %8s  %21s\n", "level", "weights", "activations", "one token: weights, GB/s",
            "of memory", "64 tokens: Gop/s");
     fflush(stdout);
@@ -49,9 +52,14 @@ static void say_line(const struct bench_run *run, const struct bench_line *l) {
     fflush(stdout);
 }
 
+static json_t *tops_json(struct bench_spread tops) {
+    return tops.median > 0 ? json_real(tops.median) : json_null();
+}
+
 static json_t *machine_json(const struct bench_run *run) {
-    return json_pack("{si sf so}", "threads", run->threads, "read_gb_s", run->read_gb_s.median, "int8_tops",
-                     run->int8_tops.median > 0 ? json_real(run->int8_tops.median) : json_null());
+    return json_pack("{si sf so so so}", "threads", run->threads, "read_gb_s", run->read_gb_s.median, "int8_tops",
+                     tops_json(run->int8_tops), "f32_tops", tops_json(run->f32_tops), "bf16_tops",
+                     tops_json(run->bf16_tops));
 }
 
 static json_t *line_json(const struct bench_run *run, const struct bench_line *l) {
@@ -95,7 +103,9 @@ static int time_format(struct bench_run *run, enum mat_format format, struct mo_
 static int time_threads(struct bench_run *run, const char *format, struct mo_error *error) {
     int code = bench_reader_open(&run->reader, run->threads, error);
     if (!code) run->read_gb_s = bench_reader_measure(run->reader, MACHINE_PASSES);
-    if (!code) code = bench_measure_int8(run->threads, &run->int8_tops, error);
+    if (!code) code = bench_measure_peak(PEAK_INT8, run->threads, &run->int8_tops, error);
+    if (!code) code = bench_measure_peak(PEAK_F32, run->threads, &run->f32_tops, error);
+    if (!code) code = bench_measure_peak(PEAK_BF16, run->threads, &run->bf16_tops, error);
     if (!code && run->machine) json_array_append_new(run->machine, machine_json(run));
     if (!code && !run->machine) say_machine(run);
     for (int i = 0; i < MAT_FORMATS && !code; i++) {

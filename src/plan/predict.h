@@ -20,7 +20,7 @@ struct plan_predictor {
     double gflops, gops8;
 };
 
-/* `kv`: the backend's enum kv_format. `int8_tops` as measured (bench_measure_int8); 0: operations cost nothing. */
+/* `kv`: the backend's enum kv_format. `int8_tops` as measured (bench_measure_peak); 0: operations cost nothing. */
 void plan_predictor_init(struct plan_predictor *predictor, const struct model *model, const struct weights *weights,
                          int kv, enum cpu_level level, double int8_tops);
 /* One decode step. `counted_bytes`: what the step really had to read (bench_bytes.h), so that the choice of experts is no

@@ -60,6 +60,9 @@ typedef void kern_gemm(const struct mat *w, int r0, int r1, const float *const *
 typedef void kern_gemm_q8(const struct mat *w, int r0, int r1, const struct q8_row *x, int n, float *const *y,
                           const void *next);
 
+/* Kinds of products: 8-bit integers to 32-bit sums, single precision, pairs of bf16 to single precision. */
+enum kern_peak { PEAK_INT8, PEAK_F32, PEAK_BF16, KERN_PEAKS };
+
 struct kern {
     const char *name; /* "ref", "avx2", "avx512", "amx" */
 
@@ -106,9 +109,10 @@ struct kern {
     /* x[i] = fma(a, y[i], x[i]) */
     void (*add_scaled)(float *x, float a, const float *y, int n);
 
-    /* For measuring: that many rounds of 8-bit products in registers; returns the operations done. NULL: no such
+    /* For measuring: that many rounds of products in registers (the matrix unit's tiles come from the first cache, as they do
+     * in a product of matrices); returns the operations done, where a product and a sum are two. NULL: no such
      * instructions. */
-    double (*int8_peak)(int rounds);
+    double (*peak[KERN_PEAKS])(int rounds);
     /* The same for memory: reads READ_STREAMS streams of `stream_bytes` (a multiple of 64), one after another in memory, a
      * line of each in turn, as a product over as many rows does. Returns a sum over everything. */
     uint64_t (*read_streams)(const char *p, size_t stream_bytes);

@@ -199,10 +199,22 @@ static void gemm_amx(const struct mat *w, int r0, int r1, const struct q8_row *x
     tiles_end();
 }
 
+/* As multiply_tile does it, over operands that stay in the first cache: two loads of weights and six of tokens for six
+ * products. */
+static double tiles_peak(int rounds) {
+    static const _Alignas(64) uint8_t a[TOKEN_TILES * A_TILE], b[2 * A_TILE];
+    tiles_begin();
+    zero_sums();
+    for (int round = 0; round < rounds; round++) multiply_tile(MAT_INT4, TOKEN_TILES, a, b, A_TILE);
+    tiles_end();
+    return 2.0 * TILE_ROWS * 16 * TILE_BYTES * 2 * TOKEN_TILES * rounds;
+}
+
 void kern_init_amx(struct kern *kern) {
     kern->name = "amx";
     gemm_few = kern->gemm_q8[MAT_INT4];
     kern->gemm_q8[MAT_INT4] = gemm_amx;
     kern->gemm_q8[MAT_INT8] = gemm_amx;
+    kern->peak[PEAK_INT8] = tiles_peak;
 }
 #endif

@@ -40,7 +40,8 @@ void kern_init_avx2(struct kern *kern) {
     kern->rms_norm = rms_norm;
     kern->silu_mul = silu_mul;
     kern->add_scaled = add_scaled;
-    kern->int8_peak = int8_peak;
+    kern->peak[PEAK_INT8] = int8_peak;
+    kern->peak[PEAK_F32] = f32_peak;
     kern->read_streams = read_streams;
 }
 #endif

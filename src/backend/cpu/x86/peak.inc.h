@@ -1,6 +1,6 @@
-/* backend/cpu/x86/peak.inc.h - what the level's instructions can do at most, for `bench` to give shares of: 8-bit dot
- * products in registers, enough of them in flight to hide their latency, and reading memory in order. Included after the
- * vector words. */
+/* backend/cpu/x86/peak.inc.h - what the level's instructions can do at most, for `bench` to give shares of: products in
+ * registers, enough of them in flight to hide their latency, and reading memory in order. Included after the vector
+ * words. */
 
 enum { PEAK_SUMS = 12, READ_AHEAD_BYTES = 1024 };
 
@@ -17,6 +17,20 @@ static double int8_peak(int rounds) {
     UNROLL
     for (int i = 0; i < PEAK_SUMS; i++) __asm__ volatile("" : "+v"(sum[i]));
     return 2.0 * 4 * VL * PEAK_SUMS * rounds;
+}
+
+static double f32_peak(int rounds) {
+    vec sum[PEAK_SUMS], a = vec_set1(1e-9f);
+    UNROLL
+    for (int i = 0; i < PEAK_SUMS; i++) sum[i] = vec_zero();
+    for (int round = 0; round < rounds; round++) {
+        __asm__ volatile("" : "+v"(a));
+        UNROLL
+        for (int i = 0; i < PEAK_SUMS; i++) sum[i] = vec_fma(a, a, sum[i]);
+    }
+    UNROLL
+    for (int i = 0; i < PEAK_SUMS; i++) __asm__ volatile("" : "+v"(sum[i]));
+    return 2.0 * VL * PEAK_SUMS * rounds;
 }
 
 static uint64_t read_streams(const char *p, size_t stream_bytes) {
