@@ -331,8 +331,35 @@ INLINE void dense_decode_row(const struct mat *w, enum mat_format format, int r,
         for (int r = r0; r < r1; r++) dense_decode_row(w, FORMAT, r, out + (size_t)(r - r0) * (size_t)w->cols);        \
     }
 DENSE_DECODE(decode_f16, MAT_F16)
-DENSE_DECODE(decode_bf16, MAT_BF16)
 DENSE_DECODE(decode_fp8, MAT_FP8)
+
+enum { DECODE_STREAMS = 4, DECODE_AHEAD_BYTES = 1024 };
+
+/* Pages of the cache come from memory, and one stream of reads does not keep it busy: four parts of the rows at once. */
+static void decode_bf16(const struct mat *w, int r0, int r1, float *out) {
+    const size_t cols = (size_t)w->cols, part = (size_t)((r1 - r0) / DECODE_STREAMS) * cols;
+    const char *from = (const char *)w->data + (size_t)r0 * cols * 2;
+    size_t at = 0;
+    for (; at + 2 * VL <= part; at += 2 * VL) {
+        UNROLL
+        for (size_t s = 0; s < DECODE_STREAMS; s++) {
+            const char *line = from + (s * part + at) * 2;
+            _mm_prefetch(line + DECODE_AHEAD_BYTES, _MM_HINT_T0);
+            struct vec2 v = widen2(MAT_BF16, line, 1);
+            vec_store(out + s * part + at, v.a);
+            vec_store(out + s * part + at + VL, v.b);
+        }
+    }
+    for (size_t s = 0; s < DECODE_STREAMS; s++) {
+        const int left = (int)(part - at);
+        if (left == 0) break;
+        struct vec2 v = widen2_part(MAT_BF16, from + (s * part + at) * 2, left, 1);
+        vec_store_part(out + s * part + at, v.a, left);
+        vec_store_part(out + s * part + at + VL, v.b, left - VL);
+    }
+    for (int r = r0 + (r1 - r0) / DECODE_STREAMS * DECODE_STREAMS; r < r1; r++)
+        dense_decode_row(w, MAT_BF16, r, out + (size_t)(r - r0) * cols);
+}
 
 /* ---- sums of rows ---- */
 

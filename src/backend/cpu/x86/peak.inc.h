@@ -4,18 +4,23 @@
 
 enum { PEAK_SUMS = 12, READ_AHEAD_BYTES = 1024 };
 
+/* What the compiler knows of the sums ends here: equal ones would be computed once, and unused ones not at all. */
+#define HIDE(SUM)                                                                                                      \
+    UNROLL                                                                                                             \
+    for (int i = 0; i < PEAK_SUMS; i++) __asm__ volatile("" : "+v"(SUM[i]));
+
 /* Operations done (a product and a sum are two). */
 static double int8_peak(int rounds) {
     ivec sum[PEAK_SUMS], values = ivec_set1(0x01020304), x4 = ivec_set1(0x05060708);
     UNROLL
     for (int i = 0; i < PEAK_SUMS; i++) sum[i] = ivec_zero();
+    HIDE(sum)
     for (int round = 0; round < rounds; round++) {
         __asm__ volatile("" : "+v"(values)); /* or the compiler would do one round and multiply */
         UNROLL
         for (int i = 0; i < PEAK_SUMS; i++) sum[i] = block_dot(MAT_INT4, sum[i], values, x4);
     }
-    UNROLL
-    for (int i = 0; i < PEAK_SUMS; i++) __asm__ volatile("" : "+v"(sum[i]));
+    HIDE(sum)
     return 2.0 * 4 * VL * PEAK_SUMS * rounds;
 }
 
@@ -23,13 +28,13 @@ static double f32_peak(int rounds) {
     vec sum[PEAK_SUMS], a = vec_set1(1e-9f);
     UNROLL
     for (int i = 0; i < PEAK_SUMS; i++) sum[i] = vec_zero();
+    HIDE(sum)
     for (int round = 0; round < rounds; round++) {
         __asm__ volatile("" : "+v"(a));
         UNROLL
         for (int i = 0; i < PEAK_SUMS; i++) sum[i] = vec_fma(a, a, sum[i]);
     }
-    UNROLL
-    for (int i = 0; i < PEAK_SUMS; i++) __asm__ volatile("" : "+v"(sum[i]));
+    HIDE(sum)
     return 2.0 * VL * PEAK_SUMS * rounds;
 }
 

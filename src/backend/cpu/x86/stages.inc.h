@@ -75,34 +75,41 @@ struct dot_args {
     int dim;
 };
 
-/* sum [keys][queries][LANE_VECS] of one tile, whose first query and key are q and k. */
-INLINE void dot_tile(const struct dot_args *args, int keys, int queries, const float *q, const float *k, float *out,
-                     size_t out_stride) {
-    vec sum[DOT_KEYS * DOT_QUERIES * LANE_VECS];
+/* sum [keys][queries][LANE_VECS] += SUM_LANES elements of every key times those of every query; of the last ones only `left`
+ * exist. */
+INLINE void dot_step(const struct dot_args *args, int keys, int queries, const float *q, const float *k, int whole,
+                     int left, vec *sum) {
     UNROLL
-    for (int i = 0; i < keys * queries * LANE_VECS; i++) sum[i] = vec_zero();
-    for (int at = 0; at < args->dim; at += SUM_LANES) {
+    for (int lane = 0; lane < LANE_VECS; lane++) {
+        const int c = lane * VL;
+        vec key[DOT_KEYS];
         UNROLL
-        for (int lane = 0; lane < LANE_VECS; lane++) {
-            const int c = at + lane * VL, left = args->dim - c, whole = left >= VL;
-            vec key[DOT_KEYS];
+        for (int j = 0; j < keys; j++) {
+            const float *from = k + (size_t)j * args->k_stride + c;
+            key[j] = whole ? vec_load(from) : vec_load_part(from, left - c);
+        }
+        UNROLL
+        for (int i = 0; i < queries; i++) {
+            const float *from = q + (size_t)i * args->q_stride + c;
+            vec query = whole ? vec_load(from) : vec_load_part(from, left - c);
             UNROLL
             for (int j = 0; j < keys; j++) {
-                const float *from = k + (size_t)j * args->k_stride + c;
-                key[j] = whole ? vec_load(from) : vec_load_part(from, left);
-            }
-            UNROLL
-            for (int i = 0; i < queries; i++) {
-                const float *from = q + (size_t)i * args->q_stride + c;
-                vec query = whole ? vec_load(from) : vec_load_part(from, left);
-                UNROLL
-                for (int j = 0; j < keys; j++) {
-                    vec *to = &sum[(j * queries + i) * LANE_VECS + lane];
-                    *to = vec_fma(key[j], query, *to);
-                }
+                vec *to = &sum[(j * queries + i) * LANE_VECS + lane];
+                *to = vec_fma(key[j], query, *to);
             }
         }
     }
+}
+
+/* One tile, whose first query and key are q and k. */
+INLINE void dot_tile(const struct dot_args *args, int keys, int queries, const float *q, const float *k, float *out,
+                     size_t out_stride) {
+    vec sum[DOT_KEYS * DOT_QUERIES * LANE_VECS];
+    int at = 0;
+    UNROLL
+    for (int i = 0; i < keys * queries * LANE_VECS; i++) sum[i] = vec_zero();
+    for (; at + SUM_LANES <= args->dim; at += SUM_LANES) dot_step(args, keys, queries, q + at, k + at, 1, 0, sum);
+    if (at < args->dim) dot_step(args, keys, queries, q + at, k + at, 0, args->dim - at, sum);
     UNROLL
     for (int i = 0; i < queries; i++) {
 #if VL == 16
