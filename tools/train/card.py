@@ -1,6 +1,6 @@
 """Writes MODEL_CARD.md of an exported model from the run's log, the data manifest and measurements made now.
 
-    python tools/train/card.py --run DIR [--model models/demo] [--fim 200] [--machine TEXT]
+    python tools/train/card.py --run DIR [DIR ...] [--model models/demo] [--fim 200] [--machine TEXT]
 """
 
 import argparse
@@ -37,7 +37,7 @@ middle (`<｜fim▁begin｜>` prefix `<｜fim▁hole｜>` suffix `<｜fim▁end�
 bytes are questions and answers in Coder-V2's chat form, made from signatures and docstrings ({chat} of them).
 
 Embeddings and head did not start at random: they were fitted to counted pairs of tokens in about 30 MB of the same text
-(`tools/train/bigram.py`), which is where a model starts that knows the last token only.
+(`tools/train/bigram.py`), which is where a model starts that knows the last token only.{grown}
 
 Held out, as whole packages, and never trained on:
 {heldout}.
@@ -73,6 +73,12 @@ docstrings, has no notion of safety or truth, and may repeat what it was trained
 `tools/train/README.md` says how; `--init models/demo` goes on from these weights.
 """
 
+GROWN = """
+
+After {tokens:.1f} M tokens the model was widened, and an induction circuit was built into the new room
+(`tools/train/grow.py`): heads that find where the last tokens stood before, and copy what came next there. Until then it
+had predicted a text that it had just read no better the second time."""
+
 WEAK = """Very little: it has seen too few tokens. What it writes is made of Python's words and indentation, but holds no
 thought: greedy continuations soon repeat one line, functions do not work, an answer in the chat form has nothing to do
 with the question, and holes are not filled in as they were (see the table). It is real text for real arithmetic - its
@@ -92,7 +98,7 @@ def active_parameters(config, model):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     root = Path(__file__).resolve().parents[2]
-    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--run", type=Path, nargs="+", required=True)
     parser.add_argument("--model", type=Path, default=root / "models/demo")
     parser.add_argument("--heldout", type=Path, default=root / "tests/data/heldout")
     parser.add_argument("--fim", type=int, default=200)
@@ -103,11 +109,12 @@ def main():
     model, tokens = checkpoint.load(options.model), data.Tokens(options.model)
     bpb = evaluate.bits_per_byte(model, tokens, options.heldout)
     fim = evaluate.fim_exact(model, tokens, options.heldout, options.fim)
-    log = data.read_jsonl(options.run / "log.jsonl")
+    log = data.joined_logs(options.run)
     steps = [r for r in log if "loss" in r]
     held = [r for r in log if "heldout_bits_per_byte" in r]
     manifest = json.loads((options.model / "TRAINING_DATA.json").read_text())
     used = [r for r in manifest["packages"] if r["files"]]
+    first_run = [r["tokens"] for r in data.joined_logs(options.run[:-1]) if "tokens" in r]
     config, today = model.config, datetime.date.today().isoformat()
     start = [r for r in held if r["step"] <= 1]
     text = TEXT.format(
@@ -121,6 +128,7 @@ def main():
         seen=min(100.0, 100 * steps[-1]["tokens"] * 3.46 / manifest["bytes"]), chat=manifest["chat_samples"],
         chat_share=data.CHAT_SHARE, heldout=", ".join(f"{r['package']} {r['version']}" for r in manifest["heldout"]),
         command=f"python tools/train/card.py --fim {options.fim}", bpb=bpb, fim=fim, fim_count=options.fim,
+        grown=GROWN.format(tokens=first_run[-1] / 1e6) if first_run else "",
         first_bpb=f"{start[0]['heldout_bits_per_byte']:.3f}" if start else "not measured",
         middle=data.MIDDLE_WEIGHT, loss=sum(r["loss"] for r in steps[-5:]) / len(steps[-5:]), ability=WEAK if bpb > 1.4 else FAIR)
     (options.model / "MODEL_CARD.md").write_text(text, encoding="utf-8")

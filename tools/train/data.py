@@ -24,6 +24,19 @@ def read_jsonl(path):
         return [json.loads(line) for line in lines]
 
 
+def joined_logs(runs):
+    """The logs of runs of which each went on from the one before it, counted through."""
+    rows, past = [], {"step": 0, "tokens": 0, "seconds": 0.0}
+    for run in runs:
+        last = dict(past)
+        for row in read_jsonl(run / "log.jsonl"):
+            row.update({key: row[key] + past[key] for key in past if key in row})
+            last.update({key: row[key] for key in past if key in row})
+            rows.append(row)
+        past = last
+    return rows
+
+
 class Tokens:
     """Encoding of plain text (added tokens are never recognised in it) and the ids of the special tokens."""
 

@@ -1,8 +1,9 @@
 """Writes a checkpoint of train.py as a Hugging Face folder: config, BF16 weights with DeepSeek's names, tokenizer.
 
-    python tools/train/export.py --work DIR --run DIR [--out models/demo]
+    python tools/train/export.py --work DIR --run DIR [DIR ...] [--out models/demo]
 
-Beside them: TRAINING_DATA.json (packages, versions, licences), loss.png and experts.png drawn from the run's log.
+Beside them: TRAINING_DATA.json (packages, versions, licences), loss.png and experts.png drawn from the run's log. Of several
+runs, each of which went on from the one before (grow.py), the last one's weights are taken and all the logs.
 With --random SEED the weights are random instead: for comparing an engine's arithmetic with this model's.
 """
 
@@ -45,21 +46,21 @@ def from_random(seed):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="what prepare.py made")
-    parser.add_argument("--run", type=Path, help="what train.py made")
+    parser.add_argument("--run", type=Path, nargs="+", help="what train.py made")
     parser.add_argument("--random", type=int, metavar="SEED")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[2] / "models/demo")
     options = parser.parse_args()
     if options.random is not None:
         config, state = from_random(options.random)
     else:
-        saved = torch.load(options.run / "checkpoint.pt", map_location="cpu")
+        saved = torch.load(options.run[-1] / "checkpoint.pt", map_location="cpu")
         config, state = saved["config"], saved["model"]
         print(f"step {saved['step']}, {saved['tokens']} tokens, {saved['seconds'] / 60:.1f} minutes")
     write_model(options.out, config, state, options.work / "tokenizer")
     if options.random is None:
         import pictures
         shutil.copyfile(options.work / "manifest.json", options.out / "TRAINING_DATA.json")
-        pictures.draw(data.read_jsonl(options.run / "log.jsonl"), options.out)
+        pictures.draw(data.joined_logs(options.run), options.out)
     for path in sorted(options.out.iterdir()):
         print(f"{path.stat().st_size:>10}  {path.name}")
 

@@ -5,6 +5,7 @@
 
 #include "backend/cpu/x86/vec_avx512.inc.h"
 #include "backend/cpu/x86/dense.inc.h"
+#include "backend/cpu/x86/fp8_table.inc.h"
 #include "backend/cpu/x86/awq.inc.h"
 #include "backend/cpu/x86/block.inc.h"
 #include "backend/cpu/x86/peak.inc.h"
@@ -49,6 +50,11 @@ void kern_init_avx512(struct kern *kern) {
     kern->decode_rows = decode_rows;
     kern->sum_rows[MAT_BF16] = sum_rows_bf16;
     kern->sum_rows[MAT_FP8] = sum_rows_fp8;
+    if (__builtin_cpu_supports("avx512vbmi")) {
+        fp8_fill_table();
+        kern->gemm[MAT_FP8] = gemm_fp8_by_table;
+        kern->sum_rows[MAT_FP8] = sum_rows_fp8_by_table;
+    }
     kern->dots = dots;
     kern->weighted_sum = weighted_sum;
     kern->softmax_step = softmax_step;
