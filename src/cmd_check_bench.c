@@ -30,7 +30,8 @@ static double share_of_peak(const struct bench_run *run, const struct bench_line
 }
 
 static void say_tops(const char *kind, struct bench_spread tops) {
-    if (tops.median > 0) printf(",\n    does %.3f Tera %s operations a second (%.3f to %.3f)", tops.median, kind, tops.min, tops.max);
+    if (tops.median > 0)
+        printf(",\n    does %.3f Tera %s operations a second (%.3f to %.3f)", tops.median, kind, tops.min, tops.max);
 }
 
 static void say_machine(const struct bench_run *run) {

@@ -55,16 +55,16 @@ struct batch {
 struct backend_options {
     int threads;
     bool pin_threads; /* each on a processor of its own */
-    int max_rows;   /* largest n_rows */
-    int max_logits; /* largest n_logits */
-    int max_seqs;   /* largest n_seqs */
-    int n_pages;    /* pages in the pool, each for KV_PAGE_TOKENS tokens of all layers */
+    int max_rows;     /* largest n_rows */
+    int max_logits;   /* largest n_logits */
+    int max_seqs;     /* largest n_seqs */
+    int n_pages;      /* pages in the pool, each for KV_PAGE_TOKENS tokens of all layers */
     enum kv_format kv;
     enum compute compute;
     enum attention attention;
     bool batch_invariant; /* no arithmetic that depends on how many rows a step has */
-    bool cpu_experts; /* CUDA: the routed experts are computed by the CPU, from `weights` where they lie */
-    bool take_cache;  /* take the cache's memory at once, so that it cannot be missing later */
+    bool cpu_experts;     /* CUDA: the routed experts are computed by the CPU, from `weights` where they lie */
+    bool take_cache;      /* take the cache's memory at once, so that it cannot be missing later */
 };
 
 /* Sees the rows x [n][w->cols] that are about to be multiplied by w, a matrix of `weights`, in the thread that calls the

@@ -108,22 +108,18 @@ void kv_cache_store(const struct cpu *cpu, uint8_t *row, const float *latent) {
 
 static void load_fp8(const struct cpu *cpu, const uint8_t *row, float *out) {
     const struct model *model = cpu->model;
-    const uint8_t *scales = row + model->kv_lora;
-    for (int i = 0; i < model->kv_lora; i += KV_SCALE_GROUP, scales += sizeof(float)) {
-        int n = model->kv_lora - i < KV_SCALE_GROUP ? model->kv_lora - i : KV_SCALE_GROUP;
-        float scale;
-        memcpy(&scale, scales, sizeof scale);
-        struct mat group = {.format = MAT_FP8,
-                            .rows = 1,
-                            .cols = n,
-                            .data = row + i,
-                            .scale = &scale,
-                            .scale_rows = 1,
-                            .scale_cols = n,
-                            .scale_stride = 1};
-        cpu->kern.decode_rows(&group, 0, 1, out + i);
-    }
-    struct mat rope = {.format = MAT_BF16, .rows = 1, .cols = model->rope_dim, .data = scales};
+    const int groups = (model->kv_lora + KV_SCALE_GROUP - 1) / KV_SCALE_GROUP;
+    const uint8_t *scales = row + model->kv_lora, *rotated = scales + (size_t)groups * sizeof(float);
+    struct mat latent = {.format = MAT_FP8,
+                         .rows = 1,
+                         .cols = model->kv_lora,
+                         .data = row,
+                         .scale = (const float *)(const void *)scales, /* as little aligned as kv_lora is */
+                         .scale_rows = 1,
+                         .scale_cols = KV_SCALE_GROUP,
+                         .scale_stride = groups};
+    cpu->kern.decode_rows(&latent, 0, 1, out);
+    struct mat rope = {.format = MAT_BF16, .rows = 1, .cols = model->rope_dim, .data = rotated};
     cpu->kern.decode_rows(&rope, 0, 1, out + model->kv_lora);
 }
 

@@ -1,4 +1,4 @@
-/* backend/cpu/x86/fp8_table.inc.h - FP8 matrices times one token, and sums of their rows, where bytes can be looked up in a table of 128
+/* backend/cpu/x86/fp8_table.inc.h - FP8 matrices times one token, sums of their rows, and their decoding, where bytes can be looked up in a table of 128
  * (AVX512_VBMI: Intel since Ice Lake, AMD since Zen 4). An e4m3 value has few enough bits to be a bf16, and both bytes of
  * that are looked up for 64 weights at once, NaN and denormals included: about 18 instructions a line of weights, where
  * conversion by way of fp16 (widen_fp8) takes some 35 and reads at two thirds of the memory's speed.
@@ -34,6 +34,11 @@ VBMI INLINE struct fp8_table fp8_table_load(void) {
                               .order = ivec_load(order)};
 }
 
+/* The first `count` bytes of 64, the rest 0. */
+INLINE ivec fp8_load_part(const char *p, int count) {
+    return _mm512_maskz_loadu_epi8(_bzhi_u64(~0ull, (unsigned)(count < FP8_LINE ? count : FP8_LINE)), p);
+}
+
 /* 64 weights, in order. */
 VBMI INLINE void fp8_look_up(const struct fp8_table *table, ivec bytes, vec out[4]) {
     const ivec upper = ivec_set1((int)0xffff0000), sign = ivec_set1((int)0x80808080);
@@ -59,7 +64,7 @@ VBMI INLINE void fp8_step(const struct fp8_table *table, int rows, const char *p
     for (int i = 0; i < rows; i++) {
         const char *row = p + (size_t)i * pitch;
         vec w[4];
-        fp8_look_up(table, whole ? ivec_load(row) : _mm512_maskz_loadu_epi8(_bzhi_u64(~0ull, (unsigned)count), row), w);
+        fp8_look_up(table, whole ? ivec_load(row) : fp8_load_part(row, count), w);
         UNROLL
         for (int v = 0; v < 4; v++)
             if (whole || count > v * VL) acc[i] = vec_fma(w[v], xv[v], acc[i]);
@@ -127,15 +132,15 @@ VBMI INLINE void fp8_sum_some(const struct fp8_table *table, const struct mat *w
         }
         for (int at = k; at < end; at += FP8_LINE) {
             const int left = end - at;
-            const __mmask64 exists = _bzhi_u64(~0ull, (unsigned)(left < FP8_LINE ? left : FP8_LINE));
             const char *line = from + at;
             vec out[4], value[4];
             UNROLL
-            for (int v = 0; v < 4; v++) out[v] = is_first ? vec_zero() : vec_load_part(sum + at + v * VL, left - v * VL);
+            for (int v = 0; v < 4; v++)
+                out[v] = is_first ? vec_zero() : vec_load_part(sum + at + v * VL, left - v * VL);
             UNROLL
             for (int i = 0; i < rows; i++, line += pitch) {
                 _mm_prefetch(line + SUM_ROWS * pitch, _MM_HINT_T0);
-                fp8_look_up(table, _mm512_maskz_loadu_epi8(exists, line), value);
+                fp8_look_up(table, fp8_load_part(line, left), value);
                 UNROLL
                 for (int v = 0; v < 4; v++)
                     out[v] = vec_fma(factor[i], vec_mul(vec_mul(value[v], restore), scale[i]), out[v]);
@@ -151,4 +156,25 @@ VBMI static void sum_rows_fp8_by_table(const struct mat *w, int r0, int r1, cons
     int r = r0;
     for (; r + SUM_ROWS <= r1; r += SUM_ROWS) fp8_sum_some(&table, w, SUM_ROWS, r, p + (r - r0), r == r0, sum);
     for (; r < r1; r++) fp8_sum_some(&table, w, 1, r, p + (r - r0), r == r0, sum);
+}
+
+/* As dense_decode_row. */
+VBMI static void decode_fp8_by_table(const struct mat *w, int r0, int r1, float *out) {
+    const struct fp8_table table = fp8_table_load();
+    const vec restore = vec_set1(FP8_UNIT);
+    for (int r = r0; r < r1; r++, out += w->cols) {
+        const char *row = (const char *)w->data + (size_t)r * (size_t)w->cols, *scales = fp8_scales(w, r);
+        for (int k = 0, end; k < w->cols; k = end) {
+            end = dense_chunk_end(w, MAT_FP8, k);
+            const vec scale = vec_set1(fp8_scale(scales, k / w->scale_cols));
+            for (int at = k; at < end; at += FP8_LINE) {
+                const int left = end - at;
+                vec value[4];
+                fp8_look_up(&table, fp8_load_part(row + at, left), value);
+                UNROLL
+                for (int v = 0; v < 4; v++)
+                    vec_store_part(out + at + v * VL, vec_mul(vec_mul(value[v], restore), scale), left - v * VL);
+            }
+        }
+    }
 }

@@ -11,10 +11,17 @@
 #include "backend/cpu/x86/peak.inc.h"
 #include "backend/cpu/x86/stages.inc.h"
 
+static bool has_byte_tables;
+
+static void decode_fp8_best(const struct mat *w, int r0, int r1, float *out) {
+    (has_byte_tables ? decode_fp8_by_table : decode_fp8)(w, r0, r1, out);
+}
+
 static void decode_rows(const struct mat *w, int r0, int r1, float *out) {
     static void (*const decode[MAT_FORMATS])(const struct mat *, int, int, float *) = {
-        [MAT_F32] = format_decode_rows, [MAT_F16] = decode_f16,    [MAT_BF16] = decode_bf16,  [MAT_FP8] = decode_fp8,
-        [MAT_INT4_AWQ] = decode_awq,    [MAT_INT4] = decode_block, [MAT_INT8] = decode_block,
+        [MAT_F32] = format_decode_rows, [MAT_F16] = decode_f16,      [MAT_BF16] = decode_bf16,
+        [MAT_FP8] = decode_fp8_best,    [MAT_INT4_AWQ] = decode_awq, [MAT_INT4] = decode_block,
+        [MAT_INT8] = decode_block,
     };
     decode[w->format](w, r0, r1, out);
 }
@@ -50,7 +57,8 @@ void kern_init_avx512(struct kern *kern) {
     kern->decode_rows = decode_rows;
     kern->sum_rows[MAT_BF16] = sum_rows_bf16;
     kern->sum_rows[MAT_FP8] = sum_rows_fp8;
-    if (__builtin_cpu_supports("avx512vbmi")) {
+    has_byte_tables = __builtin_cpu_supports("avx512vbmi");
+    if (has_byte_tables) {
         fp8_fill_table();
         kern->gemm[MAT_FP8] = gemm_fp8_by_table;
         kern->sum_rows[MAT_FP8] = sum_rows_fp8_by_table;
