@@ -1,5 +1,6 @@
 #!/bin/sh
-# Completes a bundle: tests/cuda/bundle.sh FOLDER "FATBINS". FOLDER/bin has the programs; what they need comes beside them.
+# Completes a bundle: tests/cuda/bundle.sh FOLDER "FATBINS". FOLDER/bin has the programs; what they need comes beside them. With
+# BUNDLE_MODELS=0 the tiny models stay out, for a machine that has the source tree too (run.sh --models).
 set -eu
 bundle=$1 images=$2
 here=${0%/*}
@@ -32,6 +33,7 @@ for program in "$bundle"/bin/*; do
 done
 
 for set in "$here"/../golden/data/*/manifest.json; do
+    [ "${BUNDLE_MODELS:-1}" != 0 ] || break
     folder=${set%/*}
     mkdir "$bundle/models/${folder##*/}"
     for file in "$folder"/*; do

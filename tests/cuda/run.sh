@@ -1,22 +1,28 @@
 #!/bin/sh
 # Proves and measures Moebius on this machine's GPU; needs the driver and sh, nothing else. One JSON file holds everything, and is
 # written anew after every step.
-#   run.sh [--budget SECONDS] [--out FILE] [--only NAME,NAME] [--steps FILE]
+#   run.sh [--budget SECONDS] [--out FILE] [--only NAME,NAME] [--steps FILE] [--models DIR]
+# --models: where a bundle that was made without the tiny models finds them (tests/golden/data of a source tree).
 # python3 with torch (and transformers) adds a comparison with another engine; nvidia-smi the clocks; compute-sanitizer its checks.
 set -eu
 root=${0%/*}
 [ "$root" != "$0" ] || root=.
 root=$(cd "$root" && pwd)
-budget=540 out=gpu.json only="" steps=$root/steps.json
+budget=540 out=gpu.json only="" steps=$root/steps.json models=""
 while [ $# -gt 0 ]; do
     case $1 in
     --budget) budget=$2 ;;
     --out) out=$2 ;;
     --only) only=$2 ;;
     --steps) steps=$root/$2 ;;
-    *) echo "use: run.sh [--budget SECONDS] [--out FILE] [--only NAME,NAME] [--steps FILE]" >&2 && exit 2 ;;
+    --models) models=$2 ;;
+    *) echo "use: run.sh [--budget SECONDS] [--out FILE] [--only NAME,NAME] [--steps FILE] [--models DIR]" >&2 && exit 2 ;;
     esac
     shift 2
+done
+for set in ${models:+"$models"/*/}; do
+    set=$(cd "$set" && pwd)
+    ln -sfn "$set" "$root/models/${set##*/}"
 done
 PATH=${PATH:-/usr/bin:/bin}:/usr/local/cuda/bin:/usr/local/cuda/compute-sanitizer
 export PATH
