@@ -24,18 +24,22 @@ static double int8_peak(int rounds) {
     return 2.0 * 4 * VL * PEAK_SUMS * rounds;
 }
 
+/* The same for a word that adds PRODUCTS products to sum[i]: the whole of such a function. */
+#define FLOAT_PEAK(PRODUCTS, WORD)                                                                                     \
+    vec sum[PEAK_SUMS], a = vec_set1(1e-9f);                                                                           \
+    UNROLL                                                                                                             \
+    for (int i = 0; i < PEAK_SUMS; i++) sum[i] = vec_zero();                                                           \
+    HIDE(sum)                                                                                                          \
+    for (int round = 0; round < rounds; round++) {                                                                     \
+        __asm__ volatile("" : "+v"(a));                                                                                \
+        UNROLL                                                                                                         \
+        for (int i = 0; i < PEAK_SUMS; i++) sum[i] = WORD;                                                             \
+    }                                                                                                                  \
+    HIDE(sum)                                                                                                          \
+    return 2.0 * (PRODUCTS)*PEAK_SUMS * rounds;
+
 static double f32_peak(int rounds) {
-    vec sum[PEAK_SUMS], a = vec_set1(1e-9f);
-    UNROLL
-    for (int i = 0; i < PEAK_SUMS; i++) sum[i] = vec_zero();
-    HIDE(sum)
-    for (int round = 0; round < rounds; round++) {
-        __asm__ volatile("" : "+v"(a));
-        UNROLL
-        for (int i = 0; i < PEAK_SUMS; i++) sum[i] = vec_fma(a, a, sum[i]);
-    }
-    HIDE(sum)
-    return 2.0 * VL * PEAK_SUMS * rounds;
+    FLOAT_PEAK(VL, vec_fma(a, a, sum[i]))
 }
 
 static uint64_t read_streams(const char *p, size_t stream_bytes) {
