@@ -83,9 +83,10 @@ WEAK = """Very little: it has seen too few tokens. What it writes is made of Pyt
 thought: greedy continuations soon repeat one line, functions do not work, an answer in the chat form has nothing to do
 with the question, and holes are not filled in as they were (see the table). It is real text for real arithmetic - its
 probabilities are far from uniform, so the cost of a coarser weight or cache format can be measured on it - and no more."""
-FAIR = """It writes plausible Python for a few lines: matching brackets, names that were used before, common idioms.
-Longer functions drift, and what it writes seldom does what was asked. Holes are filled in with lines of the right kind and
-indentation, hardly ever with the one that was there: the text around the hole is not yet copied from (see the table)."""
+FAIR = """It writes plausible Python for a few lines: matching brackets, names that were used before, common idioms; what stood
+in the text before it copies. Longer functions drift, docstrings soon repeat themselves where the likeliest token is always
+taken, and what it writes seldom does what was asked. Holes are filled in with lines of Python, hardly ever with the one that
+was there: it has not learnt to look at the two ends of the hole (see the table)."""
 
 
 def active_parameters(config, model):

@@ -14,9 +14,9 @@ from tokenizer_train import BOS, EOS, FIM_BEGIN, FIM_END, FIM_HOLE
 FIM_SHARE = 0.5
 CHAT_SHARE = 0.04  # of the bytes
 BYTES_A_TOKEN = 3.2  # roughly; only sizes the pieces for FIM
-FIM_PIECE_FROM = 200  # characters
-# What was cut out is a thirtieth of a FIM sample and all that is peculiar to it: its loss counts for more.
-MIDDLE_WEIGHT = 12.0
+FIM_PIECE = 100, 1600  # characters, from and to: short, so that there are many holes
+# What was cut out is a tenth of a FIM sample and all that is peculiar to it: its loss counts for more.
+MIDDLE_WEIGHT = 6.0
 
 
 def read_jsonl(path):
@@ -102,8 +102,8 @@ class Source:
         self.stream, self.weights, self.bytes_seen = [], [], 0
 
     def fim_samples(self, text):
-        most = self.row_tokens * BYTES_A_TOKEN * 0.95
-        size = math.exp(self.rng.uniform(math.log(min(FIM_PIECE_FROM, most)), math.log(most)))
+        least, most = (min(size, self.row_tokens * BYTES_A_TOKEN * 0.95) for size in FIM_PIECE)
+        size = math.exp(self.rng.uniform(math.log(least), math.log(most)))
         for piece in pieces_of(text, size):
             prefix, middle, suffix = cut_for_fim(piece, self.rng)
             prompt, answer = self.tokens.fim_prompt(prefix, suffix), [*self.tokens.encode(middle), self.tokens.eos]
