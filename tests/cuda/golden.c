@@ -40,6 +40,16 @@ static bool is_listed(const char *list, const char *name) {
     return !list;
 }
 
+/* After every check, and beside and renamed: a visit's time limit may end this program at any moment. */
+static void save(const struct golden *g) {
+    char beside[4400];
+    if (!g->report) return;
+    snprintf(beside, sizeof beside, "%.4300s.part", g->report);
+    if (json_dump_file(g->lines, beside, JSON_INDENT(1) | JSON_REAL_PRECISION(6)) || rename(beside, g->report)) {
+        perror(g->report);
+    }
+}
+
 static void note(struct golden *g, const struct subject *s, const char *check, bool ok, json_t *figures) {
     char *text = json_dumps(figures, JSON_COMPACT | JSON_REAL_PRECISION(4));
     printf("%-7s%s %s %s %s\n", ok ? "ok" : "FAILED", s->set, json_string_value(json_object_get(s->item, "id")), check,
@@ -52,8 +62,7 @@ static void note(struct golden *g, const struct subject *s, const char *check, b
     g->passed += ok;
     g->failed += !ok;
     fflush(stdout);
-    /* after every check: a visit's time limit may end this program before its last one */
-    if (g->report && json_dump_file(g->lines, g->report, JSON_INDENT(1) | JSON_REAL_PRECISION(6))) perror(g->report);
+    save(g);
 }
 
 /* The whole file, malloc'd; NULL if there is none. */

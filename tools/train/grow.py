@@ -14,7 +14,8 @@ stands there. Gradients find it only once all of its parts exist, so all of them
     layer 3          a head does the same for two tokens at once: (CODE, LAST) against (LAST, LAST2)
     lm_head          OUT against every token's code
 
-The heads used are those that attend least selectively (those of layer 1 keep the better half of what they did). All else
+The heads of layer 1 looked back already, and keep the better half of what they did; those of layers 2 and 3 attended least
+selectively, and lose it. Numbers of layers and heads are the demo model's of that day. All else
 computes what it did, but for the norms, which now divide by the length of a longer vector: their weights are adapted to
 the average. Training from here on makes of the circuit what it needs.
 """
@@ -185,7 +186,7 @@ class Grown:
         """Attends by position alone: the constant dimension asks for the keys' constant part, turned back."""
         self.halve(1, head)
         angles = places * self.new.frequencies
-        key = self.averages.key.clone()
+        key = self.averages.key
         turned = architecture.rotate(key[None], angles.cos(), -angles.sin())[0]
         # The best score falls by this much one place beside it.
         fall = (key.view(-1, 2).square().sum(1) * (1 - self.new.frequencies.cos())).sum()

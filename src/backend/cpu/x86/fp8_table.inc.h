@@ -1,7 +1,6 @@
-/* backend/cpu/x86/fp8_table.inc.h - FP8 matrices times one token, sums of their rows, and their decoding, where bytes can be looked up in a table of 128
- * (AVX512_VBMI: Intel since Ice Lake, AMD since Zen 4). An e4m3 value has few enough bits to be a bf16, and both bytes of
- * that are looked up for 64 weights at once, NaN and denormals included: about 18 instructions a line of weights, where
- * conversion by way of fp16 (widen_fp8) takes some 35 and reads at two thirds of the memory's speed.
+/* backend/cpu/x86/fp8_table.inc.h - FP8 matrices times one token, sums of their rows, and their decoding, where bytes can be
+ * looked up in a table of 128 (AVX512_VBMI: Intel since Ice Lake, AMD since Zen 4). An e4m3 value has few enough bits to be
+ * a bf16, and both bytes of that are looked up for 64 weights at once, NaN and denormals included.
  *
  * Included by kern_avx512.c after dense.inc.h; the sums are made in the same order, so the bits are the same. */
 #define VBMI __attribute__((target("avx512vbmi")))
@@ -9,29 +8,29 @@
 
 /* [low, high byte][magnitude] of value / FP8_UNIT as bf16 */
 static uint8_t fp8_byte[2][128];
+/* Where the bytes go first, so that what is unpacked and split (fp8_look_up) comes out in order: after unpacking, 128-bit lane
+ * l holds bytes 16 l + j as words; words 2 d and 2 d + 1 of a register become element d of two results 16 weights apart. */
+static uint8_t fp8_order[FP8_LINE];
 
-static void fp8_fill_table(void) {
+static void fp8_fill_tables(void) {
     for (int i = 0; i < 128; i++) {
         uint16_t bits = f32_to_bf16(e4m3_to_f32((uint8_t)i) / FP8_UNIT);
         fp8_byte[0][i] = (uint8_t)bits;
         fp8_byte[1][i] = (uint8_t)(bits >> 8);
     }
+    for (int l = 0; l < 4; l++)
+        for (int j = 0; j < 16; j++) fp8_order[16 * l + j] = (uint8_t)(32 * (j / 8) + 16 * (j % 2) + 4 * l + j % 8 / 2);
 }
 
+/* The same in registers. */
 struct fp8_table {
-    ivec low[2], high[2];
-    ivec order; /* where the bytes go first, so that what is unpacked and split below comes out in order */
+    ivec low[2], high[2], order;
 };
 
 VBMI INLINE struct fp8_table fp8_table_load(void) {
-    uint8_t order[FP8_LINE];
-    /* After unpacking, 128-bit lane l holds bytes 16 l + j as words; words 2 d and 2 d + 1 of a register become element d of
-     * two results 16 weights apart. */
-    for (int l = 0; l < 4; l++)
-        for (int j = 0; j < 16; j++) order[16 * l + j] = (uint8_t)(32 * (j / 8) + 16 * (j % 2) + 4 * l + j % 8 / 2);
     return (struct fp8_table){.low = {ivec_load(fp8_byte[0]), ivec_load(fp8_byte[0] + 64)},
                               .high = {ivec_load(fp8_byte[1]), ivec_load(fp8_byte[1] + 64)},
-                              .order = ivec_load(order)};
+                              .order = ivec_load(fp8_order)};
 }
 
 /* The first `count` bytes of 64, the rest 0. */

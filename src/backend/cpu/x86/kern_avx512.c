@@ -49,7 +49,7 @@ void kern_init_avx512(struct kern *kern) {
     kern->sum_rows[MAT_FP8] = sum_rows_fp8;
     has_byte_tables = __builtin_cpu_supports("avx512vbmi");
     if (has_byte_tables) {
-        fp8_fill_table();
+        fp8_fill_tables();
         kern->gemm[MAT_FP8] = gemm_fp8_by_table;
         kern->sum_rows[MAT_FP8] = sum_rows_fp8_by_table;
     }
