@@ -9,6 +9,7 @@ static float *before_block(float *block, int r0) {
 /* The rows of a task. */
 static int block_rows(const struct mat *w) {
     if (w->format == MAT_INT4_AWQ) return LINEAR_BLOCK_AWQ;
+    if (w->format == MAT_FP8) return LINEAR_BLOCK_FP8;
     return w->format == MAT_INT4 || w->format == MAT_INT8 ? LINEAR_BLOCK_PANELS : LINEAR_BLOCK;
 }
 
