@@ -9,12 +9,13 @@ import threading
 import torch
 from tokenizers import Tokenizer
 
+import functions
 from tokenizer_train import BOS, EOS, FIM_BEGIN, FIM_END, FIM_HOLE
 
 FIM_SHARE = 0.5
 CHAT_SHARE = 0.04  # of the bytes
 BYTES_A_TOKEN = 3.2  # roughly; only sizes the pieces for FIM
-FIM_PIECE = 100, 1600  # characters, from and to: short, so that there are many holes
+FIM_PIECE = 100, 2400  # characters, from and to: short, so that there are many holes
 # What was cut out is a tenth of a FIM sample and all that is peculiar to it: its loss counts for more.
 MIDDLE_WEIGHT = 6.0
 
@@ -99,7 +100,7 @@ class Source:
         self.tokens, self.row_tokens, self.rng = tokens, row_tokens, random.Random(seed)
         self.documents = read_jsonl(f"{work}/corpus.jsonl")
         self.chat = read_jsonl(f"{work}/chat.jsonl")
-        self.stream, self.weights, self.bytes_seen = [], [], 0
+        self.bytes_seen = 0
 
     def fim_samples(self, text):
         least, most = (min(size, self.row_tokens * BYTES_A_TOKEN * 0.95) for size in FIM_PIECE)
@@ -107,7 +108,11 @@ class Source:
         for piece in pieces_of(text, size):
             prefix, middle, suffix = cut_for_fim(piece, self.rng)
             prompt, answer = self.tokens.fim_prompt(prefix, suffix), [*self.tokens.encode(middle), self.tokens.eos]
-            yield prompt + answer, [1.0] * len(prompt) + [MIDDLE_WEIGHT] * len(answer)
+            wanted, weights = prompt + answer, [1.0] * len(prompt) + [MIDDLE_WEIGHT] * len(answer)
+            # The hole's token learns what comes after the prefix, so that the end's token can take it over from there.
+            after_hole = prompt.index(self.tokens.fim_hole) + 1
+            wanted[after_hole], weights[after_hole] = answer[0], MIDDLE_WEIGHT
+            yield prompt + answer, wanted, weights
 
     def chat_sample(self):
         one = self.rng.choice(self.chat)
@@ -116,15 +121,15 @@ class Source:
 
     def whole(self, text):
         ids = [self.tokens.bos, *self.tokens.encode(text), self.tokens.eos]
-        return ids, [1.0] * len(ids)
+        return ids, ids, [1.0] * len(ids)
 
     def samples(self):
-        """Yields (ids, weights): what each id's loss counts for."""
+        """Yields (ids, what is to be predicted in each one's place, what its loss counts for)."""
         chat_due = 0.0
         while True:
             self.rng.shuffle(self.documents)
             for document in self.documents:
-                text = document["text"]
+                text = functions.shaped(document["text"], self.rng)
                 self.bytes_seen += len(text)
                 if self.rng.random() < FIM_SHARE:
                     yield from self.fim_samples(text)
@@ -138,15 +143,16 @@ class Source:
 
     def batches(self, rows):
         """Yields (inputs, targets, weights of the targets), each [rows, row_tokens]."""
-        size = self.row_tokens + 1
-        for ids, weights in self.samples():
-            self.stream += ids
-            self.weights += weights
-            while len(self.stream) >= rows * size:
-                block = torch.tensor(self.stream[:rows * size]).view(rows, size)
-                counts = torch.tensor(self.weights[:rows * size]).view(rows, size)
-                del self.stream[:rows * size], self.weights[:rows * size]
-                yield block[:, :-1].contiguous(), block[:, 1:].contiguous(), counts[:, 1:].contiguous()
+        size = rows * (self.row_tokens + 1)
+        parts = [], [], []  # ids, wanted, weights
+        for sample in self.samples():
+            for part, more in zip(parts, sample):
+                part.extend(more)
+            while len(parts[0]) >= size:
+                ids, wanted, weights = (torch.tensor(part[:size]).view(rows, -1) for part in parts)
+                for part in parts:
+                    del part[:size]
+                yield ids[:, :-1].contiguous(), wanted[:, 1:].contiguous(), weights[:, 1:].contiguous()
 
 
 def in_background(iterator, depth=4):

@@ -6,9 +6,12 @@ Closes with `N passed, N failed`.
 """
 
 import argparse
+import ast
 import json
+import random
 import sys
 import tempfile
+import types
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ import checkpoint
 import corpus
 import data
 import experts
+import functions
 import optim
 from model import Cache, Model
 
@@ -101,9 +105,42 @@ def check_export():
 
 def check_fim():
     """Prefix, middle and suffix put together are the text, whatever is cut."""
-    import random
     rng, text = random.Random(3), "def f(x):\n    y = x + 1\n\n    return y * 2\n\n\nprint(f(3))\n"
     return all("".join(data.cut_for_fim(text, rng)) == text for _ in range(2000))
+
+
+class LetterTokens(data.Tokens):
+    """A token a character, for checks."""
+
+    bos, eos, fim_begin, fim_hole, fim_end = range(1000, 1005)
+
+    def __init__(self):
+        self.encode = lambda text: [ord(c) for c in text]
+
+
+def check_fim_targets():
+    """Behind its hole a sample asks for the middle's first token, everywhere else for what stands there."""
+    tokens = LetterTokens()
+    source = types.SimpleNamespace(row_tokens=1024, rng=random.Random(3), tokens=tokens)
+    text = "".join(f"value_{i} = {i} + 1\n" for i in range(400))
+    good = True
+    for ids, wanted, weights in data.Source.fim_samples(source, text):
+        hole, end = ids.index(tokens.fim_hole), ids.index(tokens.fim_end)
+        same = [a == b for a, b in zip(ids, wanted)]
+        del same[hole + 1]
+        good &= len(ids) == len(wanted) == len(weights) and all(same) and wanted[hole + 1] == ids[end + 1]
+    return good
+
+
+def check_functions():
+    """Docstrings and one-liners go where they may, nothing else does, and what is left is Python."""
+    text = ('def f(x):\n    """Says\n    what."""\n\n    y = x\n    return y\n\n\n@one\ndef g():\n    return 1\n\n\n'
+            "class A:\n    def only(self):\n        pass\n\n    def __len__(self):\n        '''Length.'''\n        return 0\n")
+    bare = "def f(x):\n    y = x\n    return y\n\n\nclass A:\n    def only(self):\n        pass\n"
+    never = types.SimpleNamespace(random=lambda: 0.99)
+    some = [functions.shaped(text, random.Random(seed)) for seed in range(50)]
+    return (functions.shaped(text, never) == bare and functions.shaped("print 1\n", never) == "print 1\n"
+            and len(set(some)) > 5 and all(ast.parse(one) for one in some))
 
 
 def check_windows():
@@ -131,7 +168,8 @@ def main():
     options = parser.parse_args()
     torch.manual_seed(1)
     torch.set_num_threads(1)
-    checks = [check_experts, check_head_loss, check_muon, check_cache, check_export, check_fim, check_windows]
+    checks = [check_experts, check_head_loss, check_muon, check_cache, check_export, check_fim, check_fim_targets,
+              check_functions, check_windows]
     checks.append(lambda: check_golden(options.golden))
     checks[-1].__doc__ = check_golden.__doc__
     failed = 0
