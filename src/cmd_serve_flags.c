@@ -63,6 +63,11 @@ static int own_flags(struct serve_arguments *a, struct cli_flag *out) {
          .target = &a->key_file,
          .value = "FILE",
          .help = "keys, one a line"},
+        {.names = "--no-enable-prefix-caching",
+         .type = CLI_FLAG,
+         .target = &a->no_prefix_caching,
+         .help =
+             "compute every prompt from its start; else what is still in the\ncache, whoever asked for it, is used"},
         {.names = "--max-queue",
          .type = CLI_INT,
          .target = &s->max_queue,
@@ -141,10 +146,7 @@ static int harmless_flags(struct cli_flag *out) {
          .type = CLI_IGNORED_FLAG,
          .help = "nothing to trust: no code of the model is ever run"},
         {.names = "--enable-chunked-prefill", .type = CLI_IGNORED_FLAG, .help = "always on"},
-        {.names = "--enable-prefix-caching",
-         .type = CLI_IGNORED_FLAG,
-         .help = "not there yet: every prompt is computed"},
-        {.names = "--no-enable-prefix-caching", .type = CLI_IGNORED_FLAG, .help = "as it is: every prompt is computed"},
+        {.names = "--enable-prefix-caching", .type = CLI_IGNORED_FLAG, .help = "on unless switched off"},
         {.names = "--enforce-eager", .type = CLI_IGNORED_FLAG, .help = "there are no graphs to capture"},
         {.names = "--disable-log-requests,--no-enable-log-requests",
          .type = CLI_IGNORED_FLAG,
@@ -312,6 +314,7 @@ int serve_arguments_settle(struct serve_arguments *a, struct mo_error *error) {
     if (!e->model) return mo_error_set(error, MO_E_INVALID, "no MODEL given (--help shows how)");
     if (e->kv > 3) e->kv -= 3; /* float32, bfloat16, fp8_e4m3 are f32, bf16, fp8 */
     if (!e->max_num_seqs) e->max_num_seqs = DEFAULT_SEQS;
+    e->prefix_caching = !a->no_prefix_caching;
     e->max_logits = e->max_num_batched_tokens && e->max_num_batched_tokens < PROMPT_LOGITS ? e->max_num_batched_tokens
                                                                                            : PROMPT_LOGITS;
     int code = check_vllm(a, error);

@@ -15,7 +15,7 @@ struct serve_arguments {
     struct server_options server;
     struct cli_list names, keys; /* served names (each perhaps a list with commas), API keys */
     const char *key_file;
-    bool no_chunks;
+    bool no_chunks, no_prefix_caching;
     /* vLLM's */
     const char *tokenizer;
     int tensor_parallel, pipeline_parallel, data_parallel;

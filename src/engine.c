@@ -119,6 +119,7 @@ static int open_sched(struct engine *engine, struct mo_error *error) {
         .max_num_batched_tokens = o->max_num_batched_tokens,
         .max_logits = o->max_logits,
         .n_pages = engine->n_pages,
+        .prefix_caching = o->prefix_caching,
     };
     return sched_create(&engine->sched, &options, error);
 }

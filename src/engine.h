@@ -30,6 +30,7 @@ struct engine_options {
     const char *like_config;  /* ... a config.json; NULL: none */
     int like_layers;          /* 0: all of them */
     uint64_t like_seed;
+    bool prefix_caching;   /* answers share the cache of what their prompts begin with */
     bool take_cache;       /* take the cache's memory at start: a server's promise */
 };
 void engine_options_init(struct engine_options *options);

@@ -4,19 +4,40 @@
 #include <stdlib.h>
 #include "backend/backend.h"
 
+/* ---- free pages ---- */
+
+static void free_push(struct kv_pages *kv, int32_t page, bool is_first) {
+    struct kv_page *p = &kv->pages[page];
+    p->previous = is_first ? -1 : kv->last;
+    p->next = is_first ? kv->first : -1;
+    *(p->previous < 0 ? &kv->first : &kv->pages[p->previous].next) = page;
+    *(p->next < 0 ? &kv->last : &kv->pages[p->next].previous) = page;
+    kv->n_free++;
+}
+
+static void free_remove(struct kv_pages *kv, int32_t page) {
+    struct kv_page *p = &kv->pages[page];
+    *(p->previous < 0 ? &kv->first : &kv->pages[p->previous].next) = p->next;
+    *(p->next < 0 ? &kv->last : &kv->pages[p->next].previous) = p->previous;
+    kv->n_free--;
+}
+
 int kv_pages_init(struct kv_pages *kv, int n_pages, struct mo_error *error) {
     assert(n_pages > 0);
-    *kv = (struct kv_pages){.n_pages = n_pages, .n_free = n_pages};
-    kv->free = malloc((size_t)n_pages * sizeof *kv->free);
-    if (!kv->free) return mo_error_set(error, MO_E_NO_MEMORY, "out of memory for a table of %d pages", n_pages);
-    for (int i = 0; i < n_pages; i++) kv->free[i] = n_pages - 1 - i; /* page 0 leaves first */
-    return 0;
+    *kv = (struct kv_pages){.n_pages = n_pages, .first = -1, .last = -1};
+    kv->pages = calloc((size_t)n_pages, sizeof *kv->pages);
+    if (!kv->pages) return mo_error_set(error, MO_E_NO_MEMORY, "out of memory for a table of %d pages", n_pages);
+    for (int32_t i = 0; i < n_pages; i++) free_push(kv, i, false);
+    return prefix_init(&kv->tree, n_pages, error);
 }
 
 void kv_pages_free(struct kv_pages *kv) {
-    free(kv->free);
+    prefix_free(&kv->tree);
+    free(kv->pages);
     *kv = (struct kv_pages){0};
 }
+
+/* ---- a sequence's pages ---- */
 
 int kv_pages_for(int n_tokens) {
     assert(n_tokens >= 0);
@@ -39,15 +60,73 @@ void kv_seq_free(struct kv_pages *kv, struct kv_seq *seq) {
     *seq = (struct kv_seq){0};
 }
 
+static void leave(struct kv_pages *kv, int32_t page) {
+    assert(kv->pages[page].users > 0);
+    if (--kv->pages[page].users == 0) free_push(kv, page, prefix_serial(&kv->tree, page) == 0);
+}
+
 void kv_seq_release(struct kv_pages *kv, struct kv_seq *seq) {
-    assert(kv->n_free + seq->n_pages <= kv->n_pages);
-    while (seq->n_pages > 0) kv->free[kv->n_free++] = seq->pages[--seq->n_pages];
+    /* The last page first: a page is found by way of those before it, so they have to be there longer. */
+    while (seq->n_pages > 0) leave(kv, seq->pages[--seq->n_pages]);
+    seq->n_known = 0;
+    seq->serial = PREFIX_ROOT;
+}
+
+static void use(struct kv_pages *kv, struct kv_seq *seq, int32_t page) {
+    if (kv->pages[page].users++ == 0) free_remove(kv, page);
+    seq->pages[seq->n_pages++] = page;
 }
 
 int kv_seq_grow(struct kv_pages *kv, struct kv_seq *seq, int n_tokens) {
     int n_pages = kv_pages_for(n_tokens);
     assert(n_pages <= seq->capacity);
     if (n_pages - seq->n_pages > kv->n_free) return MO_E_LIMIT;
-    while (seq->n_pages < n_pages) seq->pages[seq->n_pages++] = kv->free[--kv->n_free];
+    while (seq->n_pages < n_pages) {
+        int32_t page = kv->first;
+        prefix_remove(&kv->tree, page);
+        use(kv, seq, page);
+    }
     return 0;
+}
+
+/* ---- pages found by their tokens ---- */
+
+int kv_find(const struct kv_pages *kv, const int32_t *tokens, int n_tokens, int *n_used) {
+    uint64_t serial = PREFIX_ROOT;
+    int n = 0;
+    for (*n_used = 0; n < n_tokens / KV_PAGE_TOKENS; n++) {
+        int32_t page = prefix_find(&kv->tree, serial, tokens + (size_t)n * KV_PAGE_TOKENS);
+        if (page < 0) break;
+        *n_used += kv->pages[page].users > 0;
+        serial = prefix_serial(&kv->tree, page);
+    }
+    return n;
+}
+
+int kv_seq_share(struct kv_pages *kv, struct kv_seq *seq, const int32_t *tokens, int n_tokens) {
+    assert(seq->n_pages == 0 && n_tokens / KV_PAGE_TOKENS <= seq->capacity);
+    while (seq->n_pages < n_tokens / KV_PAGE_TOKENS) {
+        int32_t page = prefix_find(&kv->tree, seq->serial, tokens + (size_t)seq->n_pages * KV_PAGE_TOKENS);
+        if (page < 0) break;
+        use(kv, seq, page);
+        seq->serial = prefix_serial(&kv->tree, page);
+    }
+    return seq->n_known = seq->n_pages;
+}
+
+/* Counts as just left, if it is free. */
+static void renew(struct kv_pages *kv, int32_t page) {
+    if (kv->pages[page].users > 0) return;
+    free_remove(kv, page);
+    free_push(kv, page, false);
+}
+
+void kv_seq_publish(struct kv_pages *kv, struct kv_seq *seq, const int32_t *tokens, int n_tokens) {
+    for (; seq->n_known < n_tokens / KV_PAGE_TOKENS; seq->n_known++) {
+        const int32_t *own = tokens + (size_t)seq->n_known * KV_PAGE_TOKENS;
+        int32_t same = prefix_find(&kv->tree, seq->serial, own); /* computed twice: the first is the one to find */
+        if (same >= 0) renew(kv, same);
+        seq->serial = same >= 0 ? prefix_serial(&kv->tree, same)
+                                : prefix_add(&kv->tree, seq->pages[seq->n_known], seq->serial, own);
+    }
 }

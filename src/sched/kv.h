@@ -1,14 +1,26 @@
 /* sched/kv.h - who owns which page of the latent cache. A page is KV_PAGE_TOKENS tokens for all layers; the
- * bytes are the backend's, this keeps the numbers. Engine thread only. Includes: base, backend. */
+ * bytes are the backend's, this keeps the numbers.
+ *
+ * A full page never changes, so several sequences may share it, and it can be found by its tokens (prefix.h), also after its
+ * last user has gone, until it is taken for something else: the one that was left longest ago goes first. Engine thread only.
+ * Includes: base, backend. */
 #ifndef MOEBIUS_SCHED_KV_H
 #define MOEBIUS_SCHED_KV_H
 
 #include <stdint.h>
 #include "base/error.h"
+#include "sched/prefix.h"
+
+struct kv_page {
+    int32_t users;          /* sequences that have it; 0: free */
+    int32_t previous, next; /* free pages before and after it in the order of being taken; -1 */
+};
 
 struct kv_pages {
-    int32_t *free; /* [n_pages] stack of free page numbers */
+    struct kv_page *pages; /* [n_pages] */
+    int32_t first, last;   /* free pages, the first to be taken first: those without known tokens, then by age; -1 */
     int n_free, n_pages;
+    struct prefix_tree tree;
 };
 
 int kv_pages_init(struct kv_pages *kv, int n_pages, struct mo_error *error);
@@ -18,6 +30,8 @@ void kv_pages_free(struct kv_pages *kv);
 struct kv_seq {
     int32_t *pages; /* [capacity] */
     int n_pages, capacity;
+    int n_known;     /* leading pages that the tree knows, as these or with the same tokens */
+    uint64_t serial; /* of the last of those in the tree */
 };
 /* `max_tokens` bounds the sequence: its table is allocated once, here. */
 int kv_seq_init(struct kv_seq *seq, int max_tokens, struct mo_error *error);
@@ -27,5 +41,12 @@ void kv_seq_release(struct kv_pages *kv, struct kv_seq *seq);
 /* Takes pages until `n_tokens` fit. Returns 0, or MO_E_LIMIT with nothing changed when too few are free. */
 int kv_seq_grow(struct kv_pages *kv, struct kv_seq *seq, int n_tokens);
 int kv_pages_for(int n_tokens); /* pages that n_tokens need */
+
+/* The leading full pages of tokens [n_tokens] that are still there. Returns how many; *n_used of them are not free. */
+int kv_find(const struct kv_pages *kv, const int32_t *tokens, int n_tokens, int *n_used);
+/* A sequence without pages shares those that kv_find finds. Returns how many. */
+int kv_seq_share(struct kv_pages *kv, struct kv_seq *seq, const int32_t *tokens, int n_tokens);
+/* The first `n_tokens` tokens are computed: the pages that they fill can be found from now on. */
+void kv_seq_publish(struct kv_pages *kv, struct kv_seq *seq, const int32_t *tokens, int n_tokens);
 
 #endif

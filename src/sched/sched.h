@@ -7,8 +7,11 @@
  * A step fills one batch: first one row for every sequence that decodes, then prompt chunks of the oldest
  * sequences within the token budget (a waiting prompt always gets a share, so nobody starves); runs
  * forward(); samples; and tells each request's owner by callback. On exhaustion of pages the youngest
- * sequence goes back to the waiting queue with its tokens kept (they are computed again). Time and randomness
- * come from outside, so that tests can simulate.
+ * sequence goes back to the waiting queue with its tokens kept (what is not in the cache any more is computed again). Time
+ * and randomness come from outside, so that tests can simulate.
+ *
+ * With prefix_caching a sequence begins with the full pages that hold its first tokens, whoever computed them: a page stays
+ * findable until it is needed for something else.
  *
  * Where the backend picks tokens by itself and runs ahead, and every sequence's next token is such a pick, the next step is
  * started before this one's tokens are read. A sequence that ends with this token has a row too many in it: nobody looks at
@@ -86,6 +89,7 @@ struct sched_options {
     int max_num_batched_tokens; /* rows a step, >= max_num_seqs: the backend's max_rows */
     int max_logits;             /* logit rows a step, >= max_num_seqs: the backend's max_logits */
     int n_pages;
+    bool prefix_caching;            /* sequences share the pages of what they have in common from the start */
     double (*clock)(void *context); /* seconds, monotonic; NULL: the system's */
     void *clock_context;
 };
@@ -121,8 +125,9 @@ struct sched_stats {
     int n_running, n_waiting;
     int pages_total, pages_free;
     uint64_t prompt_tokens, generated_tokens, steps, preemptions;
-    uint64_t finished[FINISH_ERROR + 1]; /* by enum finish_reason */
-    double step_s, forward_s;            /* time inside sched_step, and of it starting steps and waiting for them */
+    uint64_t prefix_queried_tokens, prefix_found_tokens; /* of prompts: looked for in the cache, and found */
+    uint64_t finished[FINISH_ERROR + 1];                 /* by enum finish_reason */
+    double step_s, forward_s; /* time inside sched_step, and of it starting steps and waiting for them */
     struct sched_histogram first_token_s, inter_token_s, request_s;
 };
 void sched_stats_get(struct sched *sched, struct sched_stats *stats);

@@ -96,12 +96,29 @@ static int pages_ahead(const struct seq *seq) {
     return pages > seq->kv.n_pages ? pages - seq->kv.n_pages : 0;
 }
 
+/* Leading tokens whose pages a waiting sequence may share: not the last, whose logits are wanted, and none while the prompt
+ * is to be scored. */
+static int tokens_to_share(const struct sched *sched, const struct seq *seq) {
+    bool scores = seq->request.prompt_logprobs && seq->n_scored < seq->request.n_prompt;
+    return sched->options.prefix_caching && !scores ? seq->n_tokens - 1 : 0;
+}
+
 static bool can_admit(const struct sched *sched, const struct seq *seq, const struct room *room) {
     if (sched->n_running == sched->options.max_num_seqs || room->rows < 1 || room->logits < 1) return false;
     if (sched->n_running == 0) return true; /* sched_submit made sure that it fits alone */
-    int pages = pages_ahead(seq);
+    int n_used;
+    kv_find(&sched->kv, seq->tokens, tokens_to_share(sched, seq), &n_used);
+    int pages = pages_ahead(seq) - n_used;
     for (int i = 0; i < sched->n_running; i++) pages += pages_ahead(sched->running[i]);
     return pages <= sched->kv.n_free;
+}
+
+static void share_prefix(struct sched *sched, struct seq *seq) {
+    int n_tokens = tokens_to_share(sched, seq);
+    seq->n_computed = kv_seq_share(&sched->kv, &seq->kv, seq->tokens, n_tokens) * KV_PAGE_TOKENS;
+    if (seq->n_counted > 0) return; /* it was preempted: what it computed before is nobody's gain */
+    seq->n_cached = seq->n_computed;
+    stats_prefix(sched, n_tokens, seq->n_cached);
 }
 
 static void admit(struct sched *sched, struct room *room) {
@@ -111,6 +128,7 @@ static void admit(struct sched *sched, struct room *room) {
         seq->running = true;
         sched->running[sched->n_running++] = seq;
         stats_admit(sched);
+        share_prefix(sched, seq);
         if (seq_decodes(seq)) room->rows--, room->logits--;
         plan_seq(sched, seq, room);
     }

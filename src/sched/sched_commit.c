@@ -11,7 +11,8 @@ static struct sched_event event_of(const struct seq *seq) {
                                 .stop_token = -1,
                                 .text = seq->text,
                                 .n_prompt = seq->request.n_prompt,
-                                .n_generated = seq->n_tokens - seq->request.n_prompt};
+                                .n_generated = seq->n_tokens - seq->request.n_prompt,
+                                .n_cached = seq->n_cached};
 }
 
 /* Adds to the event's text; returns the index of the stop string that this completed, or -1. */
@@ -146,6 +147,7 @@ static bool generate(struct sched *sched, struct seq *seq, const float *logits, 
 static bool seq_commit(struct sched *sched, struct seq *seq, const float *logits, double now_s) {
     int first_pos = seq->n_computed;
     seq->n_computed += seq->n_rows;
+    if (sched->options.prefix_caching) kv_seq_publish(&sched->kv, &seq->kv, seq->tokens, seq->n_computed);
     int known = seq->n_computed < seq->request.n_prompt ? seq->n_computed : seq->request.n_prompt;
     if (known > seq->n_counted) {
         stats_prompt(sched, known - seq->n_counted);

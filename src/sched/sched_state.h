@@ -30,6 +30,7 @@ struct seq {
     int n_computed; /* positions in the cache: tokens[0 .. n_computed) */
     int n_scored;   /* prompt tokens told to the owner (prompt_logprobs) */
     int n_counted;  /* prompt tokens in the statistics: those computed again are not counted again */
+    int n_cached;   /* prompt tokens that others had computed */
     struct kv_seq kv;
     struct token_counts counts;
 
@@ -121,6 +122,7 @@ void stats_token(struct sched *sched, const struct seq *seq, double now_s); /* b
 void stats_prompt(struct sched *sched, int n_tokens);
 void stats_preempt(struct sched *sched);
 void stats_admit(struct sched *sched);
+void stats_prefix(struct sched *sched, int n_tokens, int n_found);
 void stats_step(struct sched *sched, double step_s, double forward_s);
 
 #endif

@@ -53,6 +53,13 @@ void stats_admit(struct sched *sched) {
     pthread_mutex_unlock(&sched->lock);
 }
 
+void stats_prefix(struct sched *sched, int n_tokens, int n_found) {
+    pthread_mutex_lock(&sched->lock);
+    sched->stats.prefix_queried_tokens += (uint64_t)n_tokens;
+    sched->stats.prefix_found_tokens += (uint64_t)n_found;
+    pthread_mutex_unlock(&sched->lock);
+}
+
 void stats_end(struct sched *sched, const struct seq *seq, enum finish_reason reason) {
     struct sched_stats *stats = &sched->stats;
     double now_s = sched_now(sched);

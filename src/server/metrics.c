@@ -74,7 +74,9 @@ void metrics_write(struct buffer *out, const struct sched_stats *s, const char *
     gauge(&m, "vllm:gpu_cache_usage_perc", used, "The same under its older name.");
     gauge(&m, "moebius:kv_pages_total", s->pages_total, "Pages of the cache, 64 tokens each.");
     gauge(&m, "moebius:kv_pages_free", s->pages_free, "Pages not in use.");
-    counter(&m, "vllm:prompt_tokens_total", s->prompt_tokens, "Prompt tokens computed.");
+    counter(&m, "vllm:prompt_tokens_total", s->prompt_tokens, "Prompt tokens computed or found in the cache.");
+    counter(&m, "vllm:prefix_cache_queries_total", s->prefix_queried_tokens, "Prompt tokens looked for in the cache.");
+    counter(&m, "vllm:prefix_cache_hits_total", s->prefix_found_tokens, "Of these, those that were there.");
     counter(&m, "vllm:generation_tokens_total", s->generated_tokens, "Tokens generated.");
     counter(&m, "vllm:num_preemptions_total", s->preemptions,
             "Sequences sent back to wait because the cache was full.");

@@ -27,7 +27,8 @@ struct fake_step {
 struct fake_backend {
     struct backend base;
     int vocab, n_pages, max_rows, max_logits, max_seqs;
-    int32_t *pool; /* [n_pages][KV_PAGE_TOKENS] */
+    int32_t *pool;  /* [n_pages][KV_PAGE_TOKENS] */
+    uint64_t *past; /* [n_pages][KV_PAGE_TOKENS] hash of the tokens up to here, as it was when this one was stored */
     struct fake_step steps[2];
     uint64_t n_begun, n_ended; /* step n is steps[n % 2] */
     uint64_t n_ahead, n_picked;
@@ -99,9 +100,10 @@ static inline void fake_check_batch(struct fake_backend *fake, const struct batc
     }
 }
 
-static inline int32_t *fake_slot(struct fake_backend *fake, const struct batch_seq *seq, int position) {
+/* Where the pages keep a position. */
+static inline size_t fake_slot(const struct batch_seq *seq, int position) {
     int32_t page = seq->pages[position / KV_PAGE_TOKENS];
-    return &fake->pool[(size_t)page * KV_PAGE_TOKENS + (size_t)(position % KV_PAGE_TOKENS)];
+    return (size_t)page * KV_PAGE_TOKENS + (size_t)(position % KV_PAGE_TOKENS);
 }
 
 /* What a token of step n stands for. */
@@ -113,8 +115,11 @@ static inline void fake_store(struct fake_backend *fake, uint64_t n) {
     const struct batch *batch = fake->steps[n % 2].batch;
     for (int s = 0; s < batch->n_seqs; s++) {
         const struct batch_seq *seq = &batch->seqs[s];
+        uint64_t hash = seq->first_pos > 0 ? fake->past[fake_slot(seq, seq->first_pos - 1)] : 0;
         for (int i = 0; i < seq->n_rows; i++) {
-            *fake_slot(fake, seq, seq->first_pos + i) = fake_token(fake, n, batch->token[seq->first_row + i]);
+            size_t slot = fake_slot(seq, seq->first_pos + i);
+            fake->pool[slot] = fake_token(fake, n, batch->token[seq->first_row + i]);
+            fake->past[slot] = hash = fake_hash_add(hash, fake->pool[slot]);
         }
     }
 }
@@ -126,7 +131,9 @@ static inline void fake_compute_logits(struct fake_backend *fake, struct fake_st
         const struct batch_seq *seq = &batch->seqs[s];
         uint64_t hash = 0;
         for (int position = 0; position < seq->first_pos + seq->n_rows && n < batch->n_logits; position++) {
-            hash = fake_hash_add(hash, *fake_slot(fake, seq, position));
+            size_t slot = fake_slot(seq, position);
+            hash = fake_hash_add(hash, fake->pool[slot]);
+            FAKE_EXPECT(fake, fake->past[slot] == hash); /* else it was computed after another beginning */
             if (seq->first_row + position - seq->first_pos != batch->logits_row[n]) continue;
             float *out = &step->out[n++ * fake->vocab];
             fake_logits(hash, fake->vocab, out);
@@ -238,11 +245,13 @@ static inline void fake_open(struct fake_backend *fake, int vocab, int n_pages, 
     fake->max_logits = max_logits;
     fake->max_seqs = max_seqs;
     fake->pool = calloc((size_t)n_pages * KV_PAGE_TOKENS, sizeof *fake->pool);
-    if (!fake->pool || sample_scratch_init(&fake->scratch, vocab, NULL)) abort();
+    fake->past = calloc((size_t)n_pages * KV_PAGE_TOKENS, sizeof *fake->past);
+    if (!fake->pool || !fake->past || sample_scratch_init(&fake->scratch, vocab, NULL)) abort();
 }
 
 static inline void fake_close(struct fake_backend *fake) {
     free(fake->pool);
+    free(fake->past);
     sample_scratch_free(&fake->scratch);
     fake->pool = NULL;
 }

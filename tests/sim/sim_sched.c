@@ -1,14 +1,15 @@
 /* sim_sched [STEPS] [SEED]: drives the scheduler over a fake backend with random requests, cancellations,
  * failures and too few pages, under a clock of its own. In most epochs the backend picks tokens by itself and takes a
  * step before the last one's tokens are read. After each step it checks what must always hold; each
- * answer is compared, token by token, with what the request gives when it runs alone. The same seed gives the
- * same run. */
+ * answer is compared, token by token, with what the request gives when it runs alone. Many prompts begin like others, or like
+ * what others got for an answer, and find their pages in the cache. The same seed gives the same run. */
 #include <inttypes.h>
 #include <math.h>
 #include <stdarg.h>
 #include "fake_backend.h"
 #include "sched/sched_state.h"
 
+enum { TEXTS = 3 }; /* that prompts of an epoch begin with: the same but for their first tokens */
 enum { MAX_PROMPT = 400, MAX_ANSWER = 300, MAX_TEXT = 8 * MAX_ANSWER, MAX_LIVE = 64, EPOCH_STEPS = 4000 };
 
 /* What the simulation knows of one request. */
@@ -17,7 +18,7 @@ struct client {
     uint64_t id;
     struct sched_request request;
     int32_t prompt[MAX_PROMPT], answer[MAX_ANSWER];
-    int n_answer, n_scored, n_total;
+    int n_answer, n_scored, n_total, n_cached;
     uint64_t hash; /* of prompt and answer so far */
     uint64_t prompt_hash;
     char text[MAX_TEXT];
@@ -42,9 +43,10 @@ static struct {
     struct sched_options options;
     struct client clients[MAX_LIVE];
     struct sample_scratch scratch;
-    bool step_failed, long_answers, plain_requests;
+    bool step_failed, long_answers, plain_requests, alike_prompts;
     int step_errors;
-    uint64_t n_ahead, n_picked, held;
+    uint64_t n_ahead, n_picked, held, found;
+    int32_t texts[TEXTS][MAX_PROMPT];
     /* of this epoch */
     uint64_t ended[FINISH_ERROR + 1], answered, tokens, submitted;
 } sim;
@@ -222,6 +224,17 @@ static void on_end(struct client *client, const struct sched_event *event) {
     client->live = false;
 }
 
+/* What was found in the cache: whole pages, and never the last token. */
+static void check_cached(struct client *client, const struct sched_event *event) {
+    int n = event->n_cached;
+    bool good = n >= 0 && n % KV_PAGE_TOKENS == 0 && n < event->n_prompt;
+    if (!sim.options.prefix_caching || client->request.prompt_logprobs) good = n == 0;
+    bool first = client->n_answer + client->n_scored <= 1;
+    check(good && (first || n == client->n_cached), "request %" PRIu64 ": %d of %d tokens cached", event->id, n,
+          event->n_prompt);
+    client->n_cached = n;
+}
+
 static void on_event(const struct sched_event *event) {
     struct client *client = event->context;
     if (!check(client->live && client->id == event->id, "request %" PRIu64 ": event after its end", event->id)) return;
@@ -235,6 +248,7 @@ static void on_event(const struct sched_event *event) {
         memcpy(client->text + client->text_size, event->text, event->text_size);
         client->text_size += event->text_size;
     }
+    check_cached(client, event);
     check_end(client, event);
     if (event->finish != FINISH_NONE)
         on_end(client, event);
@@ -282,13 +296,29 @@ static void make_plain(struct client *client) {
     sampling->presence_penalty = sampling->frequency_penalty = 0;
 }
 
+/* The prompt begins as another text, or as another request and its answer. */
+static void copy_beginning(struct client *client, int n) {
+    const struct client *other = &sim.clients[below(MAX_LIVE)];
+    if (other == client || chance(50)) {
+        memcpy(client->prompt, sim.texts[below(TEXTS)], (size_t)n * sizeof *client->prompt);
+        return;
+    }
+    for (int i = 0; i < n && i < other->request.n_prompt + other->n_answer; i++) {
+        int in_answer = i - other->request.n_prompt;
+        client->prompt[i] = in_answer < 0 ? other->prompt[i] : other->answer[in_answer];
+    }
+}
+
 static void fill_request(struct client *client) {
     static const char *const stops[] = {"abcab", "ab",   "aaab", "xyzx", "\xe4\xb8\xad",
                                         "dabc",  "\n\n", "12",   "bca ", "\xe4\xb8\xadx"};
     struct sched_request *request = &client->request;
     int longest = sim.options.max_model_len < MAX_PROMPT ? sim.options.max_model_len : MAX_PROMPT;
     request->n_prompt = 1 + below(chance(60) ? (longest < 40 ? longest : 40) : longest);
+    bool shares = chance(sim.alike_prompts ? 90 : 30);
+    if (shares) request->n_prompt = 1 + below(longest);
     for (int i = 0; i < request->n_prompt; i++) client->prompt[i] = below(FAKE_VOCAB);
+    if (shares) copy_beginning(client, below(request->n_prompt + 1));
     request->prompt = client->prompt;
     request->max_tokens = chance(5) ? 0 : 1 + below(chance(50) ? 20 : MAX_ANSWER);
     request->min_tokens = chance(20) ? below(30) : 0;
@@ -377,9 +407,11 @@ static void cancel_one(void) {
 
 /* ---- what must hold after each step ---- */
 
-static void count_pages(const struct seq *seq, uint8_t *owners, int *n_owned) {
+static void count_pages(const struct seq *seq, uint8_t *owners) {
     for (int i = 0; i < seq->kv.n_pages; i++) owners[seq->kv.pages[i]]++;
-    *n_owned += seq->kv.n_pages;
+    int n_full = sim.options.prefix_caching ? seq->n_computed / KV_PAGE_TOKENS : 0;
+    check(seq->kv.n_known == n_full, "request %" PRIu64 ": %d of %d full pages are known", seq->id, seq->kv.n_known,
+          n_full);
     bool covered = seq->kv.n_pages >= kv_pages_for(seq->n_computed) && seq->kv.n_pages <= seq->kv.capacity;
     check(covered, "request %" PRIu64 ": %d pages for %d rows", seq->id, seq->kv.n_pages, seq->n_computed);
     check(seq->n_computed < seq->n_tokens, "request %" PRIu64 ": nothing left to compute", seq->id);
@@ -391,29 +423,54 @@ static void check_pages_at_work(const uint8_t *owners) {
     int wrong = 0;
     for (int i = 0; sim.sched->started && i < batch->n_seqs; i++) {
         int n_pages = kv_pages_for(batch->seqs[i].first_pos + batch->seqs[i].n_rows);
-        for (int p = 0; p < n_pages; p++) wrong += owners[batch->seqs[i].pages[p]] != 1;
+        for (int p = 0; p < n_pages; p++) wrong += owners[batch->seqs[i].pages[p]] == 0;
     }
     check(wrong == 0, "%d pages of a step at work have no owner", wrong);
+}
+
+/* Every page has the users it counts; the free ones have none, and stand in their list once. */
+static void check_users(const struct kv_pages *kv, const uint8_t *owners) {
+    int n_free = 0, n_unused = 0, wrong = 0;
+    for (int i = 0; i < kv->n_pages; i++) {
+        wrong += owners[i] != kv->pages[i].users;
+        n_unused += owners[i] == 0;
+        /* only what can be found may be shared */
+        wrong += owners[i] > 1 && prefix_serial(&kv->tree, i) == 0;
+    }
+    for (int32_t i = kv->first; i >= 0 && n_free <= kv->n_pages; i = kv->pages[i].next, n_free++) {
+        wrong += kv->pages[i].users != 0;
+    }
+    check(wrong == 0, "%d pages with other users than they count", wrong);
+    check(n_free == kv->n_free && n_unused == n_free, "%d pages unused, %d in the list, %d counted", n_unused, n_free,
+          kv->n_free);
+}
+
+/* A page that can be found by its tokens holds them. */
+static void check_tree(const struct kv_pages *kv) {
+    int wrong = 0;
+    for (int i = 0; i < kv->n_pages; i++) {
+        size_t at = (size_t)i * KV_PAGE_TOKENS;
+        uint64_t serial = prefix_serial(&kv->tree, i);
+        if (serial == 0) continue;
+        wrong += memcmp(kv->tree.tokens + at, sim.fake.pool + at, KV_PAGE_TOKENS * sizeof(int32_t)) != 0;
+        wrong += prefix_find(&kv->tree, kv->tree.pages[i].parent, kv->tree.tokens + at) != i;
+    }
+    check(wrong == 0, "%d pages hold other tokens than they are known by", wrong);
 }
 
 static void check_pages(void) {
     static uint8_t owners[4096];
     const struct sched *sched = sim.sched;
-    int n_pages = sched->kv.n_pages, n_owned = 0;
-    memset(owners, 0, (size_t)n_pages);
-    for (int i = 0; i < sched->n_running; i++) count_pages(sched->running[i], owners, &n_owned);
+    memset(owners, 0, (size_t)sched->kv.n_pages);
+    for (int i = 0; i < sched->n_running; i++) count_pages(sched->running[i], owners);
     for (int i = 0; i < sched->n_held; i++) {
         for (int p = 0; p < sched->held[i].n_pages; p++) owners[sched->held[i].pages[p]]++;
-        n_owned += sched->held[i].n_pages;
     }
     sim.held += (uint64_t)sched->n_held;
     check(sched->started || sched->n_held == 0, "pages are held, and no step is at work");
     check_pages_at_work(owners);
-    for (int i = 0; i < sched->kv.n_free; i++) owners[sched->kv.free[i]]++;
-    check(n_owned + sched->kv.n_free == n_pages, "%d owned + %d free pages of %d", n_owned, sched->kv.n_free, n_pages);
-    int wrong = 0;
-    for (int i = 0; i < n_pages; i++) wrong += owners[i] != 1;
-    check(wrong == 0, "%d pages with no owner or two", wrong);
+    check_users(&sched->kv, owners);
+    check_tree(&sched->kv);
     for (const struct seq *seq = sched->waiting.first; seq; seq = seq->next) {
         check(seq->kv.n_pages == 0 && seq->n_computed == 0, "request %" PRIu64 " waits with pages", seq->id);
     }
@@ -504,11 +561,12 @@ static void epoch_open(void) {
     static const int32_t eos[] = {FAKE_EOS, -1, FAKE_VOCAB}; /* the last two can never come */
     int seqs = 1 + below(chance(50) ? 4 : 24), rows = seqs + below(chance(50) ? 10 : 300);
     int logits = seqs + below(FAKE_MAX_LOGITS - seqs);
-    int pages = 3 + below(chance(70) ? 9 : 60);
+    int pages = 3 + below(chance(50) ? 9 : 60);
     fake_open(&sim.fake, FAKE_VOCAB, pages, rows, logits, seqs);
     sim.fake.base.picks = chance(75);
     sim.fake.base.runs_ahead = sim.fake.base.picks && chance(90);
-    sim.long_answers = chance(40);
+    sim.alike_prompts = chance(40);
+    sim.long_answers = !sim.alike_prompts && chance(60);
     sim.plain_requests = chance(70);
     sim.options = (struct sched_options){.backend = &sim.fake.base,
                                          .model = &sim.model,
@@ -520,9 +578,14 @@ static void epoch_open(void) {
                                          .max_num_batched_tokens = rows,
                                          .max_logits = logits,
                                          .n_pages = pages,
+                                         .prefix_caching = chance(80),
                                          .clock = sim_clock,
                                          .clock_context = &sim.now_s};
     if (sched_create(&sim.sched, &sim.options, &error)) abort();
+    for (int i = 0; i < MAX_PROMPT; i++) {
+        sim.texts[0][i] = below(FAKE_VOCAB);
+        for (int t = 1; t < TEXTS; t++) sim.texts[t][i] = i < 10 ? below(FAKE_VOCAB) : sim.texts[0][i];
+    }
     memset(sim.ended, 0, sizeof sim.ended);
     memset(sim.clients, 0, sizeof sim.clients); /* ids start again */
     sim.answered = sim.tokens = sim.submitted = 0;
@@ -544,6 +607,8 @@ static void check_statistics(void) {
               stats.inter_token_s.total == sim.tokens - sim.answered &&
               stats.request_s.total == sim.ended[FINISH_STOP] + sim.ended[FINISH_LENGTH],
           "totals of the histograms");
+    check(stats.prefix_found_tokens <= stats.prefix_queried_tokens, "more found than looked for");
+    sim.found += stats.prefix_found_tokens;
     sim.preemptions += stats.preemptions;
     sim.requests += sim.submitted;
 }
@@ -601,10 +666,12 @@ int main(int argc, char **argv) {
     printf("%" PRIu64 " tokens and %" PRIu64 " texts compared, %" PRIu64 " stop strings, %" PRIu64
            " preemptions, %" PRIu64 " failed passes\n",
            sim.tokens_checked, sim.texts_checked, sim.stop_strings, sim.preemptions, sim.errors);
-    printf("%" PRIu64 " steps ahead, %" PRIu64 " picked tokens, %" PRIu64 " rows too many\n", sim.n_ahead, sim.n_picked,
-           sim.held);
+    printf("%" PRIu64 " steps ahead, %" PRIu64 " picked tokens, %" PRIu64 " rows too many, %" PRIu64
+           " prompt tokens found in the cache\n",
+           sim.n_ahead, sim.n_picked, sim.held, sim.found);
     if (n_steps >= 400000) { /* the run met what it is for */
         check(sim.n_ahead > n_steps / 10 && sim.held > 500, "too few steps ahead");
+        check(sim.found > 5000, "too little was found in the cache");
         check(sim.preemptions > 200 && sim.errors > 5 && sim.stop_strings > 100, "too little happened");
     }
     printf("%" PRIu64 " passed, %" PRIu64 " failed\n", sim.passed, sim.failed);

@@ -1,5 +1,5 @@
-/* Parts of the scheduler on their own: who owns which page, and stop strings in a text that comes in pieces.
- */
+/* Parts of the scheduler on their own: who owns which page, which are found again, and stop strings in a text that comes
+ * in pieces. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -44,6 +44,124 @@ static void test_pages(void **state) {
     kv_seq_free(&kv, &b);
     kv_seq_free(&kv, &b); /* a zeroed one */
     assert_int_equal(kv.n_free, 5);
+    kv_pages_free(&kv);
+}
+
+/* ---- pages found by their tokens ---- */
+
+enum { TEXT = 5 * 64 };
+
+static void fill_text(int32_t *tokens, int seed) {
+    for (int i = 0; i < TEXT; i++) tokens[i] = seed + i % 7;
+}
+
+/* A sequence with all of the text computed. */
+static void compute(struct kv_pages *kv, struct kv_seq *seq, const int32_t *tokens, int n_tokens) {
+    assert_int_equal(kv_seq_init(seq, TEXT, NULL), 0);
+    kv_seq_share(kv, seq, tokens, n_tokens - 1);
+    assert_int_equal(kv_seq_grow(kv, seq, n_tokens), 0);
+    kv_seq_publish(kv, seq, tokens, n_tokens);
+}
+
+static int found(const struct kv_pages *kv, const int32_t *tokens, int n_tokens) {
+    int n_used;
+    return kv_find(kv, tokens, n_tokens, &n_used);
+}
+
+static void test_shared_pages(void **state) {
+    (void)state;
+    struct kv_pages kv;
+    struct kv_seq a, b;
+    int32_t text[TEXT];
+    int n_used;
+    fill_text(text, 1);
+    assert_int_equal(kv_pages_init(&kv, 6, NULL), 0);
+    compute(&kv, &a, text, 200);
+    assert_int_equal(found(&kv, text, 200), 3);
+    assert_int_equal(found(&kv, text, 191), 2);     /* full pages only */
+    assert_int_equal(found(&kv, text + 1, 200), 0); /* the same tokens elsewhere are others */
+    compute(&kv, &b, text, 193);
+    assert_int_equal(b.n_known, 3);
+    assert_memory_equal(a.pages, b.pages, 3 * sizeof *a.pages);
+    assert_int_equal(kv.n_free, 1);
+    kv_seq_release(&kv, &a);
+    assert_int_equal(kv.n_free, 2);
+    assert_int_equal(kv_find(&kv, text, 200, &n_used), 3);
+    assert_int_equal(n_used, 3);
+    kv_seq_free(&kv, &b);
+    assert_int_equal(kv_find(&kv, text, 200, &n_used), 3);
+    assert_int_equal(n_used, 0);
+    kv_seq_free(&kv, &a);
+    kv_pages_free(&kv);
+}
+
+/* Pages without known tokens are taken first, then those that were left longest ago, the end of a text before its start. */
+static void test_page_age(void **state) {
+    (void)state;
+    struct kv_pages kv;
+    struct kv_seq a, b, c;
+    int32_t old[TEXT], new[TEXT];
+    fill_text(old, 1);
+    fill_text(new, 100);
+    assert_int_equal(kv_pages_init(&kv, 5, NULL), 0);
+    compute(&kv, &a, old, 128);
+    compute(&kv, &b, new, 128);
+    kv_seq_free(&kv, &a);
+    kv_seq_free(&kv, &b);
+    assert_int_equal(kv_seq_init(&c, TEXT, NULL), 0);
+    assert_int_equal(kv_seq_grow(&kv, &c, 64), 0);
+    assert_int_equal(found(&kv, old, 128) + found(&kv, new, 128), 4);
+    assert_int_equal(kv_seq_grow(&kv, &c, 128), 0);
+    assert_int_equal(found(&kv, old, 128), 1);
+    assert_int_equal(kv_seq_grow(&kv, &c, 192), 0);
+    assert_int_equal(found(&kv, old, 128), 0);
+    assert_int_equal(found(&kv, new, 128), 2);
+    kv_seq_free(&kv, &c);
+    kv_pages_free(&kv);
+}
+
+/* A page whose parent was taken for something else is no child of what stands there now. */
+static void test_lost_parent(void **state) {
+    (void)state;
+    struct kv_pages kv;
+    struct kv_seq a, b;
+    int32_t text[TEXT], other[TEXT];
+    fill_text(text, 1);
+    fill_text(other, 50);
+    memcpy(other + 64, text + 64, 64 * sizeof *other); /* the same second page */
+    assert_int_equal(kv_pages_init(&kv, 4, NULL), 0);
+    compute(&kv, &a, text, 128);
+    prefix_remove(&kv.tree, a.pages[0]);
+    prefix_add(&kv.tree, a.pages[0], PREFIX_ROOT, other);
+    assert_int_equal(found(&kv, other, 128), 1);
+    kv_seq_free(&kv, &a);
+    compute(&kv, &b, other, 129);
+    assert_int_equal(found(&kv, other, 128), 2);
+    kv_seq_free(&kv, &b);
+    kv_pages_free(&kv);
+}
+
+/* Two sequences computed the same at the same time: one of the pages is found, the other is free for anybody. */
+static void test_computed_twice(void **state) {
+    (void)state;
+    struct kv_pages kv;
+    struct kv_seq a, b;
+    int32_t text[TEXT];
+    fill_text(text, 1);
+    assert_int_equal(kv_pages_init(&kv, 4, NULL), 0);
+    assert_int_equal(kv_seq_init(&a, TEXT, NULL), 0);
+    assert_int_equal(kv_seq_init(&b, TEXT, NULL), 0);
+    assert_int_equal(kv_seq_grow(&kv, &a, 128), 0);
+    assert_int_equal(kv_seq_grow(&kv, &b, 128), 0);
+    kv_seq_publish(&kv, &a, text, 128);
+    kv_seq_publish(&kv, &b, text, 128);
+    assert_int_equal(b.n_known, 2);
+    kv_seq_free(&kv, &a);
+    kv_seq_free(&kv, &b);
+    assert_int_equal(found(&kv, text, 128), 2);
+    compute(&kv, &a, text, 128);
+    assert_int_equal(a.pages[0], 0);
+    kv_seq_free(&kv, &a);
     kv_pages_free(&kv);
 }
 
@@ -114,8 +232,9 @@ static void test_stop_every_split(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_pages),
-        cmocka_unit_test(test_stop_every_split),
+        cmocka_unit_test(test_pages),          cmocka_unit_test(test_shared_pages),
+        cmocka_unit_test(test_page_age),       cmocka_unit_test(test_lost_parent),
+        cmocka_unit_test(test_computed_twice), cmocka_unit_test(test_stop_every_split),
     };
     return cmocka_run_group_tests_name("stop", tests, NULL, NULL);
 }
