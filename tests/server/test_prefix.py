@@ -1,0 +1,98 @@
+"""Prompts that begin alike share the cache: nothing but the time and the count of cached tokens tells."""
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from serving import FLAGS
+from words import NO_END, letters, only
+
+PAGE = 64
+GREEDY = {"temperature": 0, "logit_bias": NO_END, "max_tokens": 12, "logprobs": 3}
+
+
+def prompt_of(seed, n):
+    """Token ids that no other test sends."""
+    return random.Random(seed).choices(range(40, 190), k=n)
+
+
+def cached(reply):
+    return reply["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+
+def answer(reply):
+    return reply["choices"][0]["text"], reply["choices"][0]["logprobs"]
+
+
+@pytest.fixture(scope="module")
+def cold(start, model):
+    """The same server, which computes every prompt."""
+    server = start(model, *FLAGS, "--no-enable-prefix-caching")
+    yield server
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize("n, expected", [(PAGE - 1, 0), (PAGE, 0), (PAGE + 1, PAGE), (3 * PAGE, 2 * PAGE),
+                                         (3 * PAGE + 5, 3 * PAGE)])
+def test_second_time(server, cold, n, expected):
+    prompt = prompt_of(n, n)
+    first, second, plain = (s.complete(prompt, **GREEDY) for s in (server, server, cold))
+    assert (cached(first), cached(second), cached(plain)) == (0, expected, 0)
+    assert answer(first) == answer(second) == answer(plain)
+
+
+def test_common_beginning(server, cold):
+    begin = prompt_of(1000, 2 * PAGE + 10)
+    server.complete(begin + prompt_of(1001, 50), **GREEDY)
+    other = begin + prompt_of(1002, 70)
+    reply = server.complete(other, **GREEDY)
+    assert cached(reply) == 2 * PAGE
+    assert answer(reply) == answer(cold.complete(other, **GREEDY))
+
+
+def test_same_tokens_after_another_beginning(server, cold):
+    rest = prompt_of(1100, 3 * PAGE)
+    server.complete(prompt_of(1101, PAGE) + rest, **GREEDY)
+    other = prompt_of(1102, PAGE) + rest
+    reply = server.complete(other, **GREEDY)
+    assert cached(reply) == 0
+    assert answer(reply) == answer(cold.complete(other, **GREEDY))
+
+
+def test_answers_are_found_too(server, engine):
+    """The next turn of a talk begins with the answer to the last one."""
+    prompt, letter = prompt_of(1200, PAGE), letters(engine)["a"]
+    reply = server.complete(prompt, max_tokens=PAGE + 1, logit_bias=only([letter]))
+    assert reply["choices"][0]["text"] == "a" * (PAGE + 1)
+    turn = server.complete(prompt + [letter] * (PAGE + 1) + prompt_of(1201, 9), **GREEDY)
+    assert cached(turn) == 2 * PAGE
+
+
+def test_scored_prompts_are_computed(server):
+    prompt = prompt_of(1300, 2 * PAGE)
+    fields = GREEDY | {"echo": True, "max_tokens": 1}
+    first, second = server.complete(prompt, **fields), server.complete(prompt, **fields)
+    assert cached(first) == cached(second) == 0
+    assert answer(first) == answer(second)
+
+
+def test_at_the_same_time(server, cold):
+    begin = prompt_of(1400, 2 * PAGE)
+    prompts = [begin + prompt_of(1401 + i, 20 + i) for i in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(lambda p: server.complete(p, **GREEDY), prompts))
+    assert [answer(r) for r in together] == [answer(cold.complete(p, **GREEDY)) for p in prompts]
+    assert all(cached(r) in (0, PAGE, 2 * PAGE) for r in together)
+
+
+def test_metrics(server):
+    prompt = prompt_of(1500, 2 * PAGE + 1)
+    names = "vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total", "vllm:prompt_tokens_total"
+    counts = []
+    for _ in range(3):
+        metrics = server.metrics()
+        counts.append([metrics.value(name) for name in names])
+        server.complete(prompt, **GREEDY)
+    steps = [[b - a for a, b in zip(*pair)] for pair in zip(counts, counts[1:])]
+    assert steps == [[2 * PAGE, 0, 2 * PAGE + 1], [2 * PAGE, 2 * PAGE, 2 * PAGE + 1]]
