@@ -124,6 +124,7 @@ void shim_copy(void *to, const void *from) {
     struct fibre *f = &fibres[shim_thread];
     if (!f->copies) f->copies = malloc(COPIES_MAX * sizeof *f->copies);
     if (!f->copies || f->n_copies == COPIES_MAX) give_up("too many copies under way");
+    if ((uintptr_t)to % 16 || (uintptr_t)from % 16) give_up("an asynchronous copy is not aligned");
     struct copy *copy = &f->copies[f->n_copies++];
     copy->to = to;
     copy->group = f->group;
