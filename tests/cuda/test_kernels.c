@@ -168,7 +168,7 @@ static void test_kv_b(void **unused) {
                     float weight = kv_b[(h * (nope + (size_t)m->v_dim) + d) * lora + c];
                     want += (double)bf16_to_f32(f32_to_bf16(weight)) * (double)x[h * nope + d];
                 }
-                if (fabs(want - (double)y[h * lora + c]) > 1e-5)
+                if (!(fabs(want - (double)y[h * lora + c]) <= 3e-5)) /* matrix units cut bits off that C rounds */
                     fail_msg("%s: head %zu, %zu: %g, found %g", styles[i].name, h, c, want, (double)y[h * lora + c]);
             }
         }
