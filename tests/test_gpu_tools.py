@@ -79,7 +79,8 @@ def test_bench_gpu():
     assert report["load"] is None and report["profile"] is None and report["constants"]["barrier_us"] > 0
     report = succeed("bench", "gpu", "--json").json
     assert report["constants"]["barrier_us"] == 0  # the shim's blocks run one after another: the probe gives up waiting
-    refused(moebius("bench", "gpu", env=fake(devices=0)), "no GPU")
+    refused(moebius("bench", "gpu", env=fake(devices=0)), "the GPU driver sees no card")
+    refused(moebius("bench", "gpu", env={"LD_LIBRARY_PATH": ""}), "no GPU driver", "libcuda.so.1")
     refused(moebius("bench", "gpu", "--device", "cpu"), "no GPU")
 
 
