@@ -200,6 +200,7 @@ static int measure_card(const struct arguments *a, const char *device, struct mo
     struct bench_gpu *gpu;
     int code = bench_gpu_open(&gpu, device ? device : "cuda", error);
     if (code) return code;
+    if (!gpu && error->code) return error->code; /* why there is none */
     if (!gpu) return mo_error_set(error, MO_E_NOT_FOUND, "no GPU, or --device does not name one as cuda:N");
     json_t *root = bench_gpu_json(gpu);
     if (!a->json) bench_gpu_say_card(gpu);

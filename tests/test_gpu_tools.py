@@ -79,7 +79,8 @@ def test_bench_gpu():
     assert report["load"] is None and report["profile"] is None and report["constants"]["barrier_us"] > 0
     report = succeed("bench", "gpu", "--json").json
     assert report["constants"]["barrier_us"] == 0  # the shim's blocks run one after another: the probe gives up waiting
-    refused(moebius("bench", "gpu", env=fake(devices=0)), "no GPU")
+    refused(moebius("bench", "gpu", env=fake(devices=0)), "the GPU driver sees no card")
+    refused(moebius("bench", "gpu", env={"LD_LIBRARY_PATH": ""}), "no GPU driver", "libcuda.so.1")
     refused(moebius("bench", "gpu", "--device", "cpu"), "no GPU")
 
 
@@ -199,8 +200,9 @@ def test_the_steps_of_a_visit_are_commands_that_we_have(tmp_path):
 # --- golden models without Python -------------------------------------------------------------------------------------------
 
 
-def golden(models, *flags):
-    return subprocess.run([BIN / "golden", SHIM / "moebius", models, *flags], capture_output=True, text=True, timeout=120)
+def golden(models, *flags, env=None):
+    return subprocess.run([BIN / "golden", SHIM / "moebius", models, *flags], capture_output=True, text=True, timeout=120,
+                          env={**os.environ, **(env or {})})
 
 
 def test_golden_program(tmp_path):
@@ -220,6 +222,12 @@ def test_golden_program_finds_wrong_numbers(tmp_path):
     done = golden(tmp_path, "--cases", "p17")
     assert done.returncode == 1 and "1 passed, 1 failed" in done.stdout, done.stdout + done.stderr
     assert golden(tmp_path / "nothing").returncode == 1
+
+
+def test_golden_program_wants_a_card():
+    done = golden(GOLDEN, "--sets", "v2lite-tiny", "--cases", "p17", env=fake(devices=0))
+    assert done.returncode == 1 and "0 passed, 2 failed" in done.stdout, done.stdout + done.stderr
+    assert "computing on the CPU" in done.stderr
 
 
 # --- the gate ------------------------------------------------------------------------------------------------------------------

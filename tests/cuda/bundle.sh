@@ -24,6 +24,12 @@ for program in "$bundle"/bin/*; do ldd "$program"; done | sed -n 's/.*=> \(\/[^ 
     esac
 done
 
+# The driver and what comes with it ask for the parts that the C library once had: older ones than the rest do not go with it.
+libc=$(ldd "$bundle/bin/visit" | sed -n 's/.*=> \(\/[^ ]*libc\.so[^ ]*\) .*/\1/p')
+for name in libdl.so.2 libpthread.so.0 librt.so.1; do
+    if [ -e "${libc%/*}/$name" ]; then cp -L "${libc%/*}/$name" "$bundle/glibc/"; fi
+done
+
 loader=$(basename "$bundle"/glibc/ld-linux*)
 for program in "$bundle"/bin/*; do
     name=${program##*/}

@@ -157,8 +157,11 @@ def main():
         return 0
     report["torch"] = torch.__version__
     if torch.cuda.is_available():
-        report["layer"] = time_layer(torch, "cuda")
-        print(json.dumps(report["layer"]))
+        try:
+            report["layer"] = time_layer(torch, "cuda")
+        except Exception as error:  # the logits are still to come
+            report["layer"], failed = {"error": f"{type(error).__name__}: {error}"}, True
+        print(json.dumps(report["layer"]), flush=True)
     else:
         print("left out: PyTorch sees no card here: its layer is not timed")
     save()

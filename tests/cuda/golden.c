@@ -82,6 +82,19 @@ static void path_in(const struct golden *g, char path[256], const char *name) {
     snprintf(path, 256, "%.64s/%.100s", g->folder, name);
 }
 
+/* Passes on what the program warned of. Without a card it computes on the CPU, which proves nothing here. */
+static bool was_on_card(const struct golden *g) {
+    char path[256];
+    size_t bytes = 0;
+    path_in(g, path, "warned");
+    char *text = read_whole(path, &bytes);
+    if (text) text[bytes] = '\0';
+    if (text) fputs(text, stderr);
+    bool on_card = text && !strstr(text, "computing on the CPU");
+    free(text);
+    return on_card;
+}
+
 /* moebius logits SET --ids ids.json --device cuda FLAGS...; the results are files of g->folder. */
 static int run(const struct golden *g, const struct subject *s, bool recorded, const char *const *flags) {
     char ids[256];
@@ -91,15 +104,16 @@ static int run(const struct golden *g, const struct subject *s, bool recorded, c
     while (*flags && n < WORDS_MAX - 1) words[n++] = *flags++;
     pid_t pid = fork();
     if (pid == 0) {
-        char out[256];
+        char out[256], err[256];
         path_in(g, out, "said");
-        if (!freopen(out, "w", stdout)) _exit(126);
+        path_in(g, err, "warned");
+        if (!freopen(out, "w", stdout) || !freopen(err, "w", stderr)) _exit(126);
         if (!recorded) setenv("MOEBIUS_CUDA_GRAPHS", "0", 1);
         execv(g->moebius, (char *const *)(uintptr_t)words);
         _exit(127);
     }
     if (pid < 0 || waitpid(pid, &status, 0) < 0) return -1;
-    return status;
+    return was_on_card(g) ? status : -1;
 }
 
 static bool write_ids(const struct golden *g, const struct subject *s, size_t most) {
@@ -280,7 +294,8 @@ static void check_all(struct golden *g) {
 }
 
 static void clean(const struct golden *g) {
-    static const char *const files[] = {"ids.json", "said", "logits", "experts", "whole", "part", "recorded", "eager"};
+    static const char *const files[] = {"ids.json", "said", "warned",   "logits", "experts",
+                                        "whole",    "part", "recorded", "eager"};
     char path[256];
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
         path_in(g, path, files[i]);

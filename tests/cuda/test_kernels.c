@@ -4,6 +4,7 @@
 #include "card_fixture.h"
 
 #include <math.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -167,7 +168,7 @@ static void test_kv_b(void **unused) {
                     float weight = kv_b[(h * (nope + (size_t)m->v_dim) + d) * lora + c];
                     want += (double)bf16_to_f32(f32_to_bf16(weight)) * (double)x[h * nope + d];
                 }
-                if (fabs(want - (double)y[h * lora + c]) > 1e-5)
+                if (!(fabs(want - (double)y[h * lora + c]) <= 3e-5)) /* matrix units cut bits off that C rounds */
                     fail_msg("%s: head %zu, %zu: %g, found %g", styles[i].name, h, c, want, (double)y[h * lora + c]);
             }
         }
@@ -443,13 +444,54 @@ static void test_company(void **unused) {
     check_company(ATTENTION_AUTO);
 }
 
+/* Begins a step and goes, as an engine's thread does that is stopped. */
+struct begun {
+    struct fixture *f;
+    const struct batch *batch;
+};
+static void *begin_and_go(void *context) {
+    const struct begun *b = context;
+    forward_begin(b->f->backend, &b->f->model, b->batch, NULL);
+    return NULL;
+}
+
+/* A step of a shape that comes first, second (it is recorded) and third (replayed) is ended by another thread than began it. */
+static void test_ended_by_another_thread(void **unused) {
+    (void)unused;
+    static const int32_t token[1] = {3}, wanted[1] = {0}, pages[1] = {5};
+    struct fixture f;
+    struct model model = odd_model;
+    model.dense_width = 60;
+    fixture_open(&f, &styles[2], &model, KV_BF16);
+    f.cuda->recorder.off = false;
+    struct batch_seq seq = {0, 1, 0, pages};
+    struct batch batch = {1, token, 1, &seq, 1, wanted, NULL};
+    struct begun begun = {&f, &batch};
+    size_t bytes = (size_t)model.vocab * sizeof(float);
+    float *first = malloc(bytes);
+    for (int i = 0; i < 3; i++) {
+        pthread_t thread;
+        assert_int_equal(pthread_create(&thread, NULL, begin_and_go, &begun), 0);
+        assert_int_equal(pthread_join(thread, NULL), 0);
+        end(&f);
+        if (i == 0) memcpy(first, f.backend->ops->logits(f.backend), bytes);
+        assert_memory_equal(first, f.backend->ops->logits(f.backend), bytes);
+    }
+    free(first);
+    fixture_close(&f);
+}
+
 /* An argument is the name of the one test to run. */
 int main(int n, char **arguments) {
     if (n > 1) cmocka_set_test_filter(arguments[1]);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_products),          cmocka_unit_test(test_kv_b),
-        cmocka_unit_test(test_routing),           cmocka_unit_test(test_attention),
-        cmocka_unit_test(test_rows_of_the_cache), cmocka_unit_test(test_company),
+        cmocka_unit_test(test_products),
+        cmocka_unit_test(test_kv_b),
+        cmocka_unit_test(test_routing),
+        cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_rows_of_the_cache),
+        cmocka_unit_test(test_company),
+        cmocka_unit_test(test_ended_by_another_thread),
     };
     return cmocka_run_group_tests(tests, driver_open, driver_close);
 }

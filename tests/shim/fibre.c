@@ -124,6 +124,7 @@ void shim_copy(void *to, const void *from) {
     struct fibre *f = &fibres[shim_thread];
     if (!f->copies) f->copies = malloc(COPIES_MAX * sizeof *f->copies);
     if (!f->copies || f->n_copies == COPIES_MAX) give_up("too many copies under way");
+    if ((uintptr_t)to % 16 || (uintptr_t)from % 16) give_up("an asynchronous copy is not aligned");
     struct copy *copy = &f->copies[f->n_copies++];
     copy->to = to;
     copy->group = f->group;
@@ -279,13 +280,28 @@ static int count_in(const struct fibre *warp, enum state state) {
     return n;
 }
 
+/* Between two barriers nobody promises an order: warps, and a warp's lanes, take turns from another one on each time, forwards or
+ * backwards. So a barrier that is missing is found out whoever should have waited. */
+struct order {
+    int first, step, n;
+};
+static uint64_t turns;
+static struct order draw_order(int n) {
+    turns = turns * 6364136223846793005u + 1442695040888963407u;
+    return (struct order){(int)((turns >> 33) % (unsigned)n), turns >> 63 ? 1 : n - 1, n};
+}
+static int turn_of(const struct order *order, int i) {
+    return (order->first + i * order->step) % order->n;
+}
+
 /* Runs a warp until each of its lanes is at a barrier or done. */
 static void run_warp(int first) {
     struct fibre *warp = &fibres[first];
     for (;;) {
-        for (int l = 0; l < LANES; l++) {
-            shim_thread = first + l;
-            if (warp[l].state == READY) resume(first + l);
+        const struct order lanes = draw_order(LANES);
+        for (int i = 0; i < LANES; i++) {
+            shim_thread = first + turn_of(&lanes, i);
+            if (fibres[shim_thread].state == READY) resume(shim_thread);
         }
         int waiting = count_in(warp, AT_WARP);
         if (waiting == 0) return;
@@ -304,9 +320,11 @@ static void run_block(int block) {
     }
     for (;;) {
         int waiting = 0;
-        for (int i = 0; i < n_threads; i += LANES) {
-            run_warp(i);
-            waiting += count_in(&fibres[i], AT_BARRIER);
+        const struct order warps = draw_order(n_threads / LANES);
+        for (int i = 0; i < n_threads / LANES; i++) {
+            int warp = turn_of(&warps, i) * LANES;
+            run_warp(warp);
+            waiting += count_in(&fibres[warp], AT_BARRIER);
         }
         if (waiting == 0) return;
         for (int i = 0; i < n_threads; i++) {
@@ -324,6 +342,7 @@ void shim_run(shim_kernel *function, const void *arguments, int blocks, int thre
     params = arguments;
     n_threads = threads;
     shim_blocks = blocks;
+    turns = *seed;
     for (int i = 0; i < blocks; i++) {
         *seed = *seed * 6364136223846793005u + 1442695040888963407u;
         int j = (int)((*seed >> 33) % (unsigned)(i + 1));

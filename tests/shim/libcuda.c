@@ -10,6 +10,7 @@
  *   log                                      1: every call on stderr */
 #include "fibre.h"
 
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -24,8 +25,13 @@ enum {
     NO_DEVICE = 100,
     NO_CONTEXT = 201,
     NO_BINARY = 209,
+    INVALID_HANDLE = 400,
     NOT_FOUND = 500,
-    LAUNCH_FAILED = 719
+    NOT_READY = 600,
+    LAUNCH_FAILED = 719,
+    NOT_WHILE_RECORDING = 900,
+    RECORDING_BROKEN = 901,
+    WRONG_THREAD = 908
 };
 enum { KERNELS_MAX = 128, BLOCKS_MAX = 1024, PAGE = 4096, ALIGN = 16 };
 
@@ -134,6 +140,16 @@ struct shim_graph {
     int n, owners;
 };
 static struct shim_graph *recording;
+static pthread_t recorder; /* the thread that began it */
+static bool is_relaxed, is_broken;
+
+/* For every call but a launch. A card would keep some of them in the recording, and do them again in every replay: with memory that
+ * the host has used for something else by then. Others it forbids to the thread that records. */
+static bool is_recording(void) {
+    bool now = recording && pthread_equal(recorder, pthread_self());
+    is_broken |= now;
+    return now;
+}
 
 static struct shim_launch make_launch(const struct shim_function *function, int n, int threads, const void *params) {
     struct shim_launch launch = {function, n, threads, malloc(function->params_bytes)};
@@ -162,6 +178,8 @@ static int release(struct shim_graph *g) {
 struct shim_event {
     uint64_t after;
     double ms;
+    unsigned flags;
+    bool is_recorded;
 };
 
 enum work_kind { LAUNCH, GRAPH, COPY, FILL, EVENT };
@@ -282,8 +300,18 @@ int cuLaunchKernel(const struct shim_function *function, unsigned grid_x, unsign
                    unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes, void *stream,
                    void **arguments, void **extra);
 
-static char thing;                     /* what handles point at */
-static _Thread_local bool has_context; /* a thread without one can do nothing that a card has a part in */
+static char thing; /* what handles point at */
+
+/* A thread without a context can do nothing that a card has a part in; the context goes with the last one who retained it. */
+static int retained, generation = 1;
+static _Thread_local int used;
+static bool has_context(void) {
+    return retained > 0 && used == generation;
+}
+
+static int ready(void) {
+    return !has_context() ? NO_CONTEXT : is_recording() ? NOT_WHILE_RECORDING : OK;
+}
 
 API int cuInit(unsigned flags) {
     (void)flags;
@@ -300,13 +328,21 @@ API int cuDriverGetVersion(int *version) {
 static const struct {
     int code;
     const char *name, *text;
-} errors[] = {{INVALID, "CUDA_ERROR_INVALID_VALUE", "invalid argument"},
-              {NO_MEMORY, "CUDA_ERROR_OUT_OF_MEMORY", "out of memory"},
-              {NO_DEVICE, "CUDA_ERROR_NO_DEVICE", "no CUDA-capable device is detected"},
-              {NO_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT", "invalid device context"},
-              {NO_BINARY, "CUDA_ERROR_NO_BINARY_FOR_GPU", "no kernel image is available for execution on the device"},
-              {NOT_FOUND, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
-              {LAUNCH_FAILED, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"}};
+} errors[] = {
+    {INVALID, "CUDA_ERROR_INVALID_VALUE", "invalid argument"},
+    {NO_MEMORY, "CUDA_ERROR_OUT_OF_MEMORY", "out of memory"},
+    {NO_DEVICE, "CUDA_ERROR_NO_DEVICE", "no CUDA-capable device is detected"},
+    {NO_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT", "invalid device context"},
+    {NO_BINARY, "CUDA_ERROR_NO_BINARY_FOR_GPU", "no kernel image is available for execution on the device"},
+    {INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"},
+    {NOT_FOUND, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
+    {NOT_READY, "CUDA_ERROR_NOT_READY", "device not ready"},
+    {LAUNCH_FAILED, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"},
+    {NOT_WHILE_RECORDING, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", "operation not permitted when stream is capturing"},
+    {RECORDING_BROKEN, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED",
+     "operation failed due to a previous error during capture"},
+    {WRONG_THREAD, "CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD",
+     "attempt to terminate a thread-local capture sequence from another thread"}};
 
 static int find_error(int code, const char **text, bool name) {
     for (size_t i = 0; i < sizeof errors / sizeof *errors; i++) {
@@ -348,6 +384,7 @@ API int cuDeviceGetAttribute(int *value, int attribute, int device) {
 API int cuDevicePrimaryCtxRetain(void **context, int device) {
     (void)device;
     *context = &thing;
+    retained++;
     return OK;
 }
 API int cuDevicePrimaryCtxRelease_v2(int device) {
@@ -358,11 +395,13 @@ API int cuDevicePrimaryCtxRelease_v2(int device) {
     queue_room = 0;
     if (option("leaks", 0) && bytes_taken())
         fprintf(stderr, "fake cuda: %zu bytes were not given back\n", bytes_taken());
+    if (retained == 0) return INVALID;
+    generation += --retained == 0;
     return OK;
 }
 API int cuCtxSetCurrent(void *context) {
-    has_context = context == &thing;
-    return context == &thing ? OK : INVALID;
+    used = context == &thing && retained ? generation : 0;
+    return used ? OK : INVALID;
 }
 API int cuMemGetInfo_v2(size_t *free_bytes, size_t *total_bytes) {
     *total_bytes = (size_t)option("free_mib", 8192) << 20;
@@ -370,56 +409,65 @@ API int cuMemGetInfo_v2(size_t *free_bytes, size_t *total_bytes) {
     return OK;
 }
 API int cuMemAlloc_v2(uint64_t *at, size_t bytes) {
-    if (!has_context) return NO_CONTEXT;
+    int refusal = ready();
+    if (refusal) return refusal;
     void *memory = NULL;
     int code = fails("alloc") ? NO_MEMORY : take(&memory, bytes, false);
     *at = (uint64_t)(uintptr_t)memory;
     return code;
 }
 API int cuMemFree_v2(uint64_t at) {
-    if (!has_context) return NO_CONTEXT;
+    int refusal = ready();
+    if (refusal) return refusal;
     work_off();
     return give_back((void *)(uintptr_t)at);
 }
 API int cuMemHostAlloc(void **at, size_t bytes, unsigned flags) {
-    if (!has_context) return NO_CONTEXT;
+    int refusal = ready();
+    if (refusal) return refusal;
     bool is_cards = flags & 2; /* kernels are to reach it */
     return fails(is_cards ? "alloc" : "pinned") ? NO_MEMORY : take(at, bytes, !is_cards);
 }
 API int cuMemFreeHost(void *at) {
-    if (!has_context) return NO_CONTEXT;
+    int refusal = ready();
+    if (refusal) return refusal;
     work_off();
     return give_back(at);
 }
 
 API int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream) {
     (void)stream;
-    if (!has_context) return NO_CONTEXT;
+    int refusal = ready();
+    if (refusal) return refusal;
     if (fails("copy")) return LAUNCH_FAILED;
     if (!is_inside((void *)(uintptr_t)to, bytes, false)) return INVALID;
     return copy((void *)(uintptr_t)to, from, from, bytes);
 }
 API int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) {
     (void)stream;
-    if (!has_context) return NO_CONTEXT;
+    int refusal = ready();
+    if (refusal) return refusal;
     if (fails("copy")) return LAUNCH_FAILED;
     if (!is_inside((void *)(uintptr_t)from, bytes, false)) return INVALID;
     return copy(to, (void *)(uintptr_t)from, to, bytes);
 }
 API int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void *stream) {
     (void)stream;
-    if (!has_context) return NO_CONTEXT;
+    int refusal = ready();
+    if (refusal) return refusal;
     if (!is_inside((void *)(uintptr_t)to, bytes, false)) return INVALID;
     return later((struct work){.kind = FILL, .to = (void *)(uintptr_t)to, .value = value, .bytes = bytes});
 }
 API int cuStreamCreate(void **stream, unsigned flags) {
     (void)flags;
+    if (!has_context()) return NO_CONTEXT;
     *stream = &thing;
     return OK;
 }
 API int cuStreamSynchronize(void *stream) {
     (void)stream;
-    if (!has_context) return NO_CONTEXT;
+    int refusal = ready();
+    if (refusal) return refusal;
     work_off();
     return fails("wait") ? LAUNCH_FAILED : OK;
 }
@@ -428,23 +476,30 @@ API int cuStreamDestroy_v2(void *stream) {
     return OK;
 }
 API int cuEventCreate(struct shim_event **event, unsigned flags) {
-    (void)flags;
+    if (!has_context()) return NO_CONTEXT;
     *event = calloc(1, sizeof **event);
+    if (*event) (*event)->flags = flags;
     return *event ? OK : NO_MEMORY;
 }
 API int cuEventRecord(struct shim_event *event, void *stream) {
     (void)stream;
-    if (!has_context) return NO_CONTEXT;
+    int refusal = ready();
+    if (refusal) return refusal;
     later((struct work){.kind = EVENT, .event = event});
     event->after = n_done + n_queued;
+    event->is_recorded = true;
     return OK;
 }
 API int cuEventElapsedTime(float *ms, const struct shim_event *first, const struct shim_event *second) {
+    enum { NO_TIMING = 2 };
+    if (!first->is_recorded || !second->is_recorded || (first->flags | second->flags) & NO_TIMING)
+        return INVALID_HANDLE;
+    if (first->after > n_done || second->after > n_done) return NOT_READY;
     *ms = (float)(second->ms - first->ms);
     return OK;
 }
 API int cuEventSynchronize(const struct shim_event *event) {
-    if (!has_context) return NO_CONTEXT;
+    if (!has_context()) return NO_CONTEXT;
     work_until(event->after);
     return fails("event") ? LAUNCH_FAILED : OK;
 }
@@ -456,6 +511,7 @@ API int cuEventDestroy_v2(struct shim_event *event) {
 API int cuModuleLoadData(void **module, const void *image) {
     (void)image;
     *module = &thing;
+    if (!has_context()) return NO_CONTEXT;
     if (option("version", 13000) < 13000) return NO_BINARY; /* what the kernels are said to be made by (image.c) */
     return fails("load") ? NO_BINARY : OK;
 }
@@ -489,7 +545,7 @@ API int cuLaunchKernel(const struct shim_function *function, unsigned grid_x, un
                        unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes, void *stream,
                        void **arguments, void **extra) {
     (void)stream;
-    if (!has_context) return NO_CONTEXT;
+    if (!has_context()) return NO_CONTEXT;
     if (fails("launch")) return LAUNCH_FAILED;
     bool flat = grid_y == 1 && grid_z == 1 && block_y == 1 && block_z == 1 && !extra;
     if (!flat || !grid_x || (int)shared_bytes > function->shared_bytes) return INVALID;
@@ -501,16 +557,27 @@ API int cuLaunchKernel(const struct shim_function *function, unsigned grid_x, un
 
 API int cuStreamBeginCapture_v2(void *stream, int mode) {
     (void)stream;
-    (void)mode;
+    if (!has_context()) return NO_CONTEXT;
+    if (recording) return INVALID;
     recording = calloc(1, sizeof *recording);
     recording->owners = 1;
+    recorder = pthread_self();
+    is_relaxed = mode == 2;
+    is_broken = false;
     return OK;
 }
 API int cuStreamEndCapture(void *stream, struct shim_graph **graph) {
     (void)stream;
-    *graph = recording;
+    *graph = NULL;
+    if (!recording) return INVALID;
+    if (!is_relaxed && !pthread_equal(recorder, pthread_self())) return WRONG_THREAD;
+    if (is_broken) {
+        release(recording);
+    } else {
+        *graph = recording;
+    }
     recording = NULL;
-    return *graph ? OK : INVALID;
+    return *graph ? OK : RECORDING_BROKEN;
 }
 API int cuGraphInstantiateWithFlags(struct shim_graph **ready, struct shim_graph *graph, unsigned long long flags) {
     (void)flags;
@@ -520,7 +587,8 @@ API int cuGraphInstantiateWithFlags(struct shim_graph **ready, struct shim_graph
 }
 API int cuGraphLaunch(struct shim_graph *graph, void *stream) {
     (void)stream;
-    if (!has_context) return NO_CONTEXT;
+    int refusal = ready();
+    if (refusal) return refusal;
     if (fails("graph")) return LAUNCH_FAILED;
     graph->owners++;
     return later((struct work){.kind = GRAPH, .graph = graph});

@@ -1,7 +1,7 @@
 /* tests/shim/shim.h - what the kernels' words mean on a CPU. A block's threads are fibres: each has a stack of its own and runs
  * until a barrier or a warp operation, where it waits for the others (fibre.c). So the sources that nvcc compiles for a GPU run
  * here unchanged, and what they compute can be compared. Races between blocks and the GPU's memory model are not seen here;
- * blocks run one after another, in an order shuffled by MOEBIUS_SHIM_SEED.
+ * blocks run one after another, and warps and lanes take turns between barriers, in orders shuffled by MOEBIUS_SHIM_SEED.
  *
  * Read before a kernel's file (-include). */
 #ifndef MOEBIUS_TESTS_SHIM_H

@@ -41,16 +41,19 @@ $(BUILD)/obj/$(CUDA_DIR)/image.o: $(CUDA_IMAGES) $(BUILD)/cuda/images
 $(BUILD)/obj/$(CUDA_DIR)/image.o: CFLAGS_EXTRA += $(if $(CUDA_IMAGES),-DMOEBIUS_CUDA_IMAGES='"$(abspath $(BUILD))/cuda"' -DMOEBIUS_CUDA_VERSION=$(CUDA_VERSION))
 
 # --- the kernels on the CPU: tests/shim/libcuda.so.1 is a driver whose card is this machine -------------------------------
-# The same sources, compiled as C. They are never sanitized: fibres change stacks under the sanitizer's feet.
+# The same sources, compiled as C. They are never sanitized: fibres change stacks under the sanitizer's feet. Two checks need no
+# stack: a wide load or store from a place that is no multiple of its size, which ends a kernel on a card, and a shift by too much, which
+# gives something else there, end the program here (illegal instruction).
 
 SHIM      := $(BUILD)/tests/shim
 BUNDLE    := $(BUILD)/gpu-bundle
 SHIM_BASE := -std=gnu11 -D_GNU_SOURCE -O2 -g -fPIC -ffp-contract=off -fvisibility=hidden -Wall -Wextra -Itests/shim -MMD -MP
+SHIM_TRAP := -fsanitize=alignment,shift -fsanitize-undefined-trap-on-error
 SHIM_OBJ  := $(patsubst %,$(SHIM)/%.o,$(CUDA_KERNELS) fibre libcuda)
 
 $(SHIM)/%.o: $(CUDA_DIR)/kernels/%.cu tests/shim/shim.h $(CUDA_HEADERS)
 	@mkdir -p $(@D)
-	$(CC) -x c $(SHIM_BASE) -include tests/shim/shim.h -c -o $@ $<
+	$(CC) -x c $(SHIM_BASE) $(SHIM_TRAP) -include tests/shim/shim.h -c -o $@ $<
 $(SHIM)/%.o: tests/shim/%.c
 	@mkdir -p $(@D)
 	$(CC) $(SHIM_BASE) $(WARN) -c -o $@ $<

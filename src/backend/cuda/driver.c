@@ -38,27 +38,47 @@ static int find(const struct cuda_driver *driver, const char *symbol, void *fiel
 }
 
 bool cuda_memory_is_shared;
-static int (*take_pinned)(void **at, size_t bytes, unsigned flags);
-static int (*free_pinned)(void *at);
+static struct cuda_driver plain; /* the driver's own functions, behind those for shared memory */
 
 /* The machine's memory, which the card reaches at the same address. Not managed memory: a few machines that lend their cards out do
  * not have it, or hang on it. */
 static int take_shared(cuda_address *at, size_t bytes) {
     void *memory = NULL;
-    int result = take_pinned(&memory, bytes, 2); /* CU_MEMHOSTALLOC_DEVICEMAP */
+    int result = plain.pinned_take(&memory, bytes, 2); /* CU_MEMHOSTALLOC_DEVICEMAP */
     *at = (cuda_address)(uintptr_t)memory;
     return result;
 }
 
 static int free_shared(cuda_address at) {
-    return free_pinned((void *)(uintptr_t)at);
+    return plain.pinned_free((void *)(uintptr_t)at);
+}
+
+/* No driver promises to take such memory for the card's in its copies, so these are the machine's own. */
+static int copy_in_shared(cuda_address to, const void *from, size_t bytes, struct cuda_stream *stream) {
+    int result = plain.stream_wait(stream);
+    if (!result) memcpy((void *)(uintptr_t)to, from, bytes);
+    return result;
+}
+
+static int copy_out_shared(void *to, cuda_address from, size_t bytes, struct cuda_stream *stream) {
+    int result = plain.stream_wait(stream);
+    if (!result) memcpy(to, (const void *)(uintptr_t)from, bytes);
+    return result;
+}
+
+static int fill_shared(cuda_address to, unsigned char value, size_t bytes, struct cuda_stream *stream) {
+    int result = plain.stream_wait(stream);
+    if (!result) memset((void *)(uintptr_t)to, value, bytes);
+    return result;
 }
 
 static void share_memory(struct cuda_driver *driver) {
-    take_pinned = driver->pinned_take;
-    free_pinned = driver->pinned_free;
+    plain = *driver;
     driver->memory_take = take_shared;
     driver->memory_free = free_shared;
+    driver->copy_in = copy_in_shared;
+    driver->copy_out = copy_out_shared;
+    driver->fill = fill_shared;
 }
 
 static int find_all(struct cuda_driver *driver, struct mo_error *error) {

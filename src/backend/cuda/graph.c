@@ -10,7 +10,8 @@
 #include "backend/cuda/cuda.h"
 #include "base/log.h"
 
-enum { GRAPH_ROWS = 64, CAPTURE_THREAD_LOCAL = 1 };
+/* Relaxed: a step may be ended by another thread than began it, and with it the recording. */
+enum { GRAPH_ROWS = 64, CAPTURE_RELAXED = 2 };
 
 void cuda_stage(struct cuda *cuda, cuda_stage_call *call, int layer) {
     struct step_recorder *r = &cuda->recorder;
@@ -43,7 +44,7 @@ void cuda_graph_begin(struct cuda *cuda) {
         r->mode = STEP_REPLAY;
     } else if (!r->full && r->graph->seen++) { /* a shape that is met once is not worth a recording */
         r->mode = STEP_RECORD;
-        cuda_keep(cuda, cuda->driver.capture_begin(cuda->stream, CAPTURE_THREAD_LOCAL), "recording a step");
+        cuda_keep(cuda, cuda->driver.capture_begin(cuda->stream, CAPTURE_RELAXED), "recording a step");
     }
 }
 

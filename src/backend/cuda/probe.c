@@ -20,6 +20,7 @@ enum {
     CACHES = 16, /* the buffer is so many times the last cache */
     BLOCKS_A_PROCESSOR = 4,
     READS_A_PASS = 4,
+    WARM_UP_MS = 300, /* a card that had nothing to do takes that long to reach its clocks */
     EMPTY_KERNELS = 400,
     SMALL_KERNELS = 200,
     BOUNDARY_KERNELS = 48,
@@ -47,6 +48,7 @@ struct cuda_probe {
     struct cuda_function *kernels[PROBE_KERNELS];
     cuda_address buffer, words; /* [bytes], and the sink and the counter */
     size_t bytes;
+    bool is_warm;
     void *pinned; /* [COPY_BYTES] while copies are timed */
 };
 
@@ -181,12 +183,25 @@ static int time_reads(struct cuda_probe *p, double *ms) {
     return result ? result : elapsed(p, ms);
 }
 
+/* A pass that is not counted; at first as many as it takes to bring the card's clocks up. */
+static int warm_up(struct cuda_probe *p) {
+    double spent_ms = 0, ms = 0;
+    int result;
+    do {
+        result = time_reads(p, &ms);
+        spent_ms += fmax(ms, 0.01); /* it ends by any clock */
+    } while (!p->is_warm && !result && spent_ms < WARM_UP_MS);
+    p->is_warm = true;
+    return result;
+}
+
 int cuda_probe_read(struct cuda_probe *p, int passes, double *gb_s, struct mo_error *error) {
     int code = check(p, p->driver.context_use(p->card.context), error, "cuCtxSetCurrent");
-    for (int i = -1; i < passes && !code; i++) { /* the first one is not counted */
+    if (!code) code = check(p, warm_up(p), error, "reading its memory");
+    for (int i = 0; i < passes && !code; i++) {
         double ms = 0;
         code = check(p, time_reads(p, &ms), error, "reading its memory");
-        if (i >= 0) gb_s[i] = (double)p->bytes * READS_A_PASS / (ms > 0 ? ms : 1e-6) * 1e-6;
+        gb_s[i] = (double)p->bytes * READS_A_PASS / (ms > 0 ? ms : 1e-6) * 1e-6;
     }
     return code;
 }
