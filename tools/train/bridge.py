@@ -1,13 +1,21 @@
 """Lets a trained model look at the hole when it fills in the middle.
 
-    python tools/train/bridge.py --work DIR --init models/demo --out DIR
+    python tools/train/bridge.py --work DIR --init DIR --out DIR
 
-After 47 M tokens the demo model of 2026-11-22 wrote the first token of a middle as if it knew nothing of what stands
-around the hole: fim_end, after which the middle begins, is far from the hole, and how far differs. What it should do
-has two steps: the hole's token finds out what comes after the prefix (data.py asks it for that), and fim_end takes it
-over. Here the second is put in place: heads of the upper layers attend from fim_end to fim_hole. Training does the rest.
+The demo model of 2026-11-22 wrote the first token of a middle as if it knew nothing of what stands around the hole:
+fim_end, after which the middle begins, is far from the hole, and how far differs. What it should do has two steps: the
+hole's token finds out what comes after the prefix (data.py asks it for that, and a few million tokens teach it), and
+fim_end takes it over. The second was not found by training, and a head that was made to look from fim_end to the hole
+forgot it again: what it brought from there was of no use yet. So here, after the first step is learnt, a head is added
+to every layer, and that of the last one gets all it needs:
 
-The direction in which one token's vectors differ from all others' is found by ridge regression on training text.
+    query    fim_end asks for the hole; every token asks, less loudly, for bos
+    key      the hole and bos answer
+    value    a linear map, fitted on training text, of the hole's latent to what fim_end lacks to become like the hole;
+             bos's latent maps to nothing, so that the head is silent everywhere else
+
+The new heads of the other layers start with no effect. Directions that tell one token's vectors from all others' are found
+by ridge regression.
 """
 
 import argparse
@@ -19,71 +27,123 @@ import torch
 
 import checkpoint
 import data
+import evaluate
 import export
 import model as architecture
 
-HEADS = [(1, 0), (2, 0), (3, 0), (3, 3)]  # (layer, head)
-LOGIT = 20.0  # what the hole's score has over others' at fim_end
-SAMPLE_ROWS, ROW_TOKENS, RIDGE = 48, 1024, 1e-3
+HOLE_LOGIT, BOS_LOGIT = 24.0, 12.0  # what their scores have over others'
+CASES, SIDE_CHARS = 1500, 900
+RIDGE = 3e-3
 
 
-class Inputs:
-    """What enters the projections of each layer's attention: normed stream, normed latent."""
-
-    def __init__(self, model, rows):
-        self.stream, self.latent, hooks = {}, {}, []
-        for i, layer in enumerate(model.layers):
-            hooks.append(layer.self_attn.q_proj.register_forward_hook(self.note(self.stream, i)))
-            hooks.append(layer.self_attn.kv_b_proj.register_forward_hook(self.note(self.latent, i)))
-        with torch.no_grad():
-            model.hidden_states(rows)
-        for hook in hooks:
-            hook.remove()
-
-    @staticmethod
-    def note(where, layer):
-        def hook(_, inputs, __):
-            where[layer] = inputs[0].flatten(0, 1)
-        return hook
+def widen(old):
+    """The same model with one more head in every layer, which writes nothing."""
+    config = dict(old.config) | {"num_attention_heads": old.config["num_attention_heads"] + 1}
+    new = architecture.Model(config)
+    new.initialise(1)
+    state = new.state_dict()
+    for name, tensor in old.state_dict().items():
+        if name.endswith("o_proj.weight"):
+            state[name][:, tensor.shape[1]:] = 0
+        state[name][tuple(slice(0, n) for n in tensor.shape)] = tensor
+    new.load_state_dict(state)
+    return new
 
 
-def direction(vectors, is_token):
-    """d with d . v near 1 for the token's vectors and near 0 for all others; each kind counts as much as the other."""
-    counts = torch.where(is_token, 1.0 / is_token.sum(), 1.0 / (~is_token).sum())
-    weighted = vectors * counts[:, None]
-    square = vectors.t() @ weighted
+class Watch:
+    """What goes through the last layer's attention in one pass: `stream` in, `normed`, `latent`, `mid` after it."""
+
+    def __init__(self, model):
+        layer, attention = model.layers[-1], model.layers[-1].self_attn
+        self.model = model
+        layer.input_layernorm.register_forward_pre_hook(lambda _, inputs: self.keep("stream", inputs[0]))
+        attention.q_proj.register_forward_pre_hook(lambda _, inputs: self.keep("normed", inputs[0]))
+        attention.kv_b_proj.register_forward_pre_hook(lambda _, inputs: self.keep("latent", inputs[0]))
+        attention.o_proj.register_forward_hook(lambda _, __, out: self.keep("mid", self.stream + out[0]))
+
+    def keep(self, name, tensor):
+        setattr(self, name, tensor[0] if tensor.dim() == 3 else tensor)
+
+    def see(self, ids):
+        self.model.hidden_states(torch.tensor([ids]))
+
+
+class Samples:
+    """Vectors of the last layer on FIM prompts: of bos, hole and end by name, of all other tokens together."""
+
+    def __init__(self, model, tokens, prompts):
+        watch = Watch(model)
+        self.normed = {name: [] for name in ("bos", "hole", "end", "rest")}
+        self.latent = {name: [] for name in self.normed}
+        self.lacks = []  # what fim_end would have to add to be like the hole
+        for ids in prompts:
+            watch.see(ids)
+            at = {"bos": [0], "hole": [ids.index(tokens.fim_hole)], "end": [len(ids) - 1]}
+            at["rest"] = random.sample(range(1, len(ids) - 1), 8)
+            for name, places in at.items():
+                self.normed[name].append(watch.normed[places])
+                self.latent[name].append(watch.latent[places])
+            self.lacks.append(watch.mid[at["hole"]] - watch.mid[at["end"]])
+        for kind in (self.normed, self.latent):
+            kind.update({name: torch.cat(rows) for name, rows in kind.items()})
+        self.lacks = torch.cat(self.lacks)
+
+
+def regress(inputs, outputs):
+    """The linear map [in, out] of rows to rows, by ridge regression."""
+    square = inputs.t() @ inputs
     square += RIDGE * square.diagonal().mean() * torch.eye(len(square))
-    d = torch.linalg.solve(square, weighted.t() @ is_token.float())
-    found = vectors @ d
-    print(f"  the token {found[is_token].mean():.2f}, others {found[~is_token].mean():.2f} +- {found[~is_token].std():.2f}")
+    return torch.linalg.solve(square, inputs.t() @ outputs)
+
+
+def direction(kinds, name):
+    """d with d . v near 1 for the vectors of this name and near 0 for the others; each kind counts as much."""
+    scaled = {kind: rows / math.sqrt(len(rows)) for kind, rows in kinds.items()}
+    wanted = {kind: torch.full((len(rows), 1), (kind == name) / math.sqrt(len(rows))) for kind, rows in kinds.items()}
+    d = regress(torch.cat(list(scaled.values())), torch.cat(list(wanted.values())))[:, 0]
+    print(f"  {name}:", ", ".join(f"{kind} {(rows @ d).mean():.2f} +- {(rows @ d).std():.2f}" for kind, rows in kinds.items()))
     return d
 
 
-def bridge(model, inputs, ids, tokens, layer, head):
-    config, attention = model.config, model.layers[layer].self_attn
-    nope, heads = config["qk_nope_head_dim"], config["num_attention_heads"]
-    q_rows = attention.q_proj.weight.view(heads, -1, config["hidden_size"])[head][:nope]
-    k_rows = attention.kv_b_proj.weight.view(heads, -1, config["kv_lora_rank"])[head][:nope]
-    print(f"layer {layer}, head {head}")
-    asks = direction(inputs.stream[layer], ids == tokens.fim_end)
-    answers = direction(inputs.latent[layer], ids == tokens.fim_hole)
-    # Where queries and keys of this head vary least.
-    q, k = inputs.stream[layer] @ q_rows.t(), inputs.latent[layer] @ k_rows.t()
-    spread = q.t() @ q / q.square().sum() + k.t() @ k / k.square().sum()
-    free = torch.linalg.eigh(spread).eigenvectors[:, 0]
-    gain = math.sqrt(LOGIT / architecture.attention_scale(config))
-    q_rows += gain * torch.outer(free, asks)
-    k_rows += gain * torch.outer(free, answers)
+def fitted_values(samples, rank):
+    """(values [rank, latent], out [hidden, rank]): what the hole's latent should become, and bos's nothing."""
+    silent = samples.latent["bos"] * 10  # to be met exactly
+    inputs = torch.cat((samples.latent["hole"], silent))
+    outputs = torch.cat((samples.lacks, torch.zeros(len(silent), samples.lacks.shape[1])))
+    whole = regress(inputs, outputs)
+    right = torch.linalg.svd(samples.latent["hole"] @ whole, full_matrices=False).Vh[:rank]
+    error = samples.lacks - samples.latent["hole"] @ whole @ right.t() @ right
+    spread = samples.lacks - samples.lacks.mean(0)
+    print(f"  values: {1 - (error.square().sum() / spread.square().sum()).item():.0%} of what the end lacks")
+    return (whole @ right.t()).t(), right.t()
 
 
-def sample_rows(work, tokens):
-    source = data.Source(work, tokens, ROW_TOKENS, 5)
-    random.Random(5).shuffle(source.documents)
-    ids = []
-    while len(ids) < SAMPLE_ROWS * ROW_TOKENS:
-        for sample, *_ in source.fim_samples(source.documents.pop()["text"]):
-            ids += sample
-    return torch.tensor(ids[:SAMPLE_ROWS * ROW_TOKENS]).view(SAMPLE_ROWS, ROW_TOKENS)
+def build(model, samples):
+    """Fills the last head of the last layer."""
+    config, attention = model.config, model.layers[-1].self_attn
+    nope, heads, v = config["qk_nope_head_dim"], config["num_attention_heads"], config["v_head_dim"]
+    query = attention.q_proj.weight.view(heads, -1, config["hidden_size"])[-1]
+    both = attention.kv_b_proj.weight.view(heads, -1, config["kv_lora_rank"])[-1]
+    scale = architecture.attention_scale(config)
+    everyone = sum(direction(samples.normed, name) for name in samples.normed)
+    query.zero_()
+    both.zero_()
+    for i, (logit, asks, name) in enumerate(
+            [(HOLE_LOGIT, direction(samples.normed, "end"), "hole"), (BOS_LOGIT, everyone, "bos")]):
+        gain = math.sqrt(logit / scale)
+        query[i], both[i] = gain * asks, gain * direction(samples.latent, name)
+    values, out = fitted_values(samples, v)
+    both[nope:] = values
+    attention.o_proj.weight.view(-1, heads, v)[:, -1] = out
+
+
+def prompts_of(work, tokens):
+    """FIM prompts from the training text, a line missing."""
+    documents = data.read_jsonl(work / "corpus.jsonl")
+    random.Random(5).shuffle(documents)
+    texts = [document["text"] for document in documents[:4000] if len(document["text"]) < 30000]
+    for prefix, _, suffix in evaluate.fim_cases(texts, CASES, 5):
+        yield tokens.fim_prompt(prefix[-SIDE_CHARS:], suffix[:SIDE_CHARS])
 
 
 @torch.no_grad()
@@ -91,14 +151,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="what prepare.py made")
     parser.add_argument("--init", type=Path, required=True, help="exported folder of the model")
-    parser.add_argument("--out", type=Path, required=True, help="where the changed one goes")
+    parser.add_argument("--out", type=Path, required=True, help="where the one with more heads goes")
     options = parser.parse_args()
-    tokens, model = data.Tokens(options.work / "tokenizer"), checkpoint.load(options.init)
-    rows = sample_rows(options.work, tokens)
-    inputs = Inputs(model, rows)
-    for layer, head in HEADS:
-        bridge(model, inputs, rows.flatten(), tokens, layer, head)
-    export.write_model(options.out, model.config, model.state_dict(), options.work / "tokenizer")
+    random.seed(5)
+    tokens, old = data.Tokens(options.work / "tokenizer"), checkpoint.load(options.init)
+    samples = Samples(old, tokens, prompts_of(options.work, tokens))
+    new = widen(old)
+    build(new, samples)
+    export.write_model(options.out, new.config, new.state_dict(), options.work / "tokenizer")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from tokenizer_train import BOS, EOS, FIM_BEGIN, FIM_END, FIM_HOLE
 FIM_SHARE = 0.5
 CHAT_SHARE = 0.04  # of the bytes
 BYTES_A_TOKEN = 3.2  # roughly; only sizes the pieces for FIM
-FIM_PIECE = 100, 2400  # characters, from and to: short, so that there are many holes
+FIM_PIECE = 150, 4800  # characters, from and to: mostly short, so that there are many holes
 # What was cut out is a tenth of a FIM sample and all that is peculiar to it: its loss counts for more.
 MIDDLE_WEIGHT = 6.0
 
@@ -83,9 +83,9 @@ def cut_for_fim(text, rng):
         end -= text[begin:end].endswith("\n")
         indent = len(lines[first]) - len(lines[first].lstrip(" \t"))
         at = rng.random()
-        if at < 0.2:
+        if at < 0.12:
             begin = min(begin + indent, end)
-        elif at < 0.35:
+        elif at < 0.25:
             begin = rng.randint(begin, end)
     else:
         begin, end = sorted((rng.randint(0, len(text)), rng.randint(0, len(text))))

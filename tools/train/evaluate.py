@@ -52,10 +52,10 @@ def greedy(model, ids, most, stop):
     return out
 
 
-def fim_cases(folder, count, seed):
-    """(prefix, line, suffix): a line of at least 8 non-blank characters that occurs once in its file."""
+def fim_cases(texts, count, seed):
+    """(prefix, line, suffix): a line of at least 8 non-blank characters that occurs once in its text."""
     rng, cases = random.Random(seed), []
-    texts = [t for t in heldout_texts(folder) if t.count("\n") > 20]
+    texts = [t for t in texts if t.count("\n") > 20]
     for _ in range(count * 50):
         text = rng.choice(texts)
         lines = text.split("\n")
@@ -71,7 +71,7 @@ def fim_cases(folder, count, seed):
 
 def fim_exact(model, tokens, folder, count, seed=1):
     right = 0
-    for prefix, line, suffix in fim_cases(folder, count, seed):
+    for prefix, line, suffix in fim_cases(heldout_texts(folder), count, seed):
         ids = greedy(model, tokens.fim_prompt(prefix, suffix), 48, tokens.eos)
         right += tokens.tokenizer.decode(ids, skip_special_tokens=False) == line
     return right / count
