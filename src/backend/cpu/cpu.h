@@ -14,6 +14,7 @@ enum {
     LINEAR_BLOCK = 64,         /* weight rows a task: small enough to spread, large enough to stream */
     LINEAR_BLOCK_AWQ = 512,    /* a line of AWQ runs along the rows: 256 bytes of each */
     LINEAR_BLOCK_PANELS = 512, /* sixteen panels of INT4 or INT8: two sets, read eight panels in step */
+    LINEAR_BLOCK_TILES = 512,  /* of BF16 and FP8 in tile order: packing the tokens must be worth it */
     LINEAR_BLOCK_MAX = LINEAR_BLOCK_AWQ,
     ATTENTION_ROWS = 32, /* query rows that share a pass over a page */
 };
