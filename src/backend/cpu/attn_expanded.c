@@ -59,7 +59,7 @@ static void attend_block(struct cpu *cpu, int first, int n, int head, int page_p
     const struct model *m = cpu->model;
     struct worker_scratch *scratch = &cpu->workers[worker];
     int dim = model_q_head_dim(m);
-    float keep[ATTENTION_ROWS];
+    float keep[ATTENTION_ROWS_TILES];
     cpu->kern.dots(q_of(cpu, first, head), q_stride(cpu), n, scratch->key, (size_t)dim, tokens, dim, scratch->score,
                    KV_PAGE_TOKENS);
     for (int i = 0; i < n; i++) {
@@ -74,8 +74,9 @@ static void attend_block(struct cpu *cpu, int first, int n, int head, int page_p
 /* All rows of the sequence that can see the page, in blocks. */
 static void attend_page(struct cpu *cpu, const struct batch_seq *seq, int head, int page_pos, int tokens, int worker) {
     int skip = page_pos > seq->first_pos ? page_pos - seq->first_pos : 0;
-    for (int i = skip; i < seq->n_rows; i += ATTENTION_ROWS) {
-        int n = seq->n_rows - i < ATTENTION_ROWS ? seq->n_rows - i : ATTENTION_ROWS;
+    int most = cpu->kern.tile_order ? ATTENTION_ROWS_TILES : ATTENTION_ROWS;
+    for (int i = skip; i < seq->n_rows; i += most) {
+        int n = seq->n_rows - i < most ? seq->n_rows - i : most;
         attend_block(cpu, seq->first_row + i, n, head, page_pos, tokens, worker);
     }
 }
