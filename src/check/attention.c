@@ -165,6 +165,7 @@ static void check_weighted_sum(struct check *check, bool page) {
     for (int round = 0; round < 150; round++, check->cases++) {
         check_round(check, round);
         struct sum_case c = make_sum_case(check, round);
+        c.page = page;
         check_sum_case(check, &c);
     }
     check_end(check);
