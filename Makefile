@@ -26,6 +26,7 @@ OBJ     := $(SRC:%.c=$(BUILD)/obj/%.o)
 ISA_avx2   := -mavx2 -mfma -mf16c -mbmi2
 ISA_avx512 := $(ISA_avx2) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni
 ISA_amx    := $(ISA_avx512) -mamx-tile -mamx-int8
+ISA_bf16   := $(ISA_amx) -mamx-bf16
 # Never sanitized: clang takes ten minutes for their unrolled loops, and `moebius check` watches their bounds with guard pages.
 KERNEL_FLAGS := -O3 -fno-sanitize=all
 isa = $(ISA_$(lastword $(subst _, ,$(basename $(notdir $(1))))))
@@ -71,17 +72,17 @@ $(BUILD)/obj/src/backend/cpu/x86/%.o: src/backend/cpu/x86/%.c | libraries
 	$(CC) $(BASE) $(CFLAGS) $(KERNEL_FLAGS) $(CFLAGS_EXTRA) $(call isa,$<) -MMD -MP -c -o $@ $<
 
 # The matrix unit's kernels once more, over its instructions in plain C.
-$(BUILD)/obj/tests/check/kern_amx_in_c.o: tests/check/kern_amx_in_c.c | libraries
+$(BUILD)/obj/tiles/%.o: %.c | libraries
 	@mkdir -p $(@D)
-	$(CC) $(BASE) $(CFLAGS) $(KERNEL_FLAGS) $(CFLAGS_EXTRA) $(ISA_avx512) -MMD -MP -c -o $@ $<
+	$(CC) $(BASE) -DMOEBIUS_TILES_IN_C $(CFLAGS) $(KERNEL_FLAGS) $(CFLAGS_EXTRA) $(call isa,$<) -MMD -MP -c -o $@ $<
 
 $(BUILD)/obj/%.o: %.c | libraries
 	@mkdir -p $(@D)
 	$(CC) $(BASE) $(CFLAGS) $(CFLAGS_EXTRA) -MMD -MP -c -o $@ $<
 
 # --- tests: tests/run.py runs them; here they are only built ---------------------------------------------------------
-# A program for each tests/unit/test_*.c, sim/*.c and fuzz/fuzz_*.c (linked with the other files of its folder), and one
-# of tests/check.
+# A program for each tests/unit/test_*.c, sim/*.c and fuzz/fuzz_*.c (linked with the other files of its folder), and moebius
+# once more for a processor whose matrix unit is plain C: what is linked first takes the library's place.
 
 objects  = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 UNIT    := $(wildcard tests/unit/test_*.c)
@@ -89,7 +90,8 @@ SIM     := $(wildcard tests/sim/sim_*.c)
 FUZZ    := $(wildcard tests/fuzz/fuzz_*.c)
 FUZZ_MAIN ?= $(call objects,tests/fuzz/driver.c)
 programs = $(patsubst %.c,$(BUILD)/%,$(1))
-TESTS   := $(call programs,$(UNIT) $(SIM)) $(BUILD)/tests/check/check_tiles
+TESTS   := $(call programs,$(UNIT) $(SIM)) $(BUILD)/tests/moebius_tiles
+TILES   := $(addprefix src/,base/cpu.c backend/cpu/x86/kern_amx.c backend/cpu/x86/kern_amx_bf16.c)
 
 test-programs: $(BUILD)/moebius $(TESTS) shim
 fuzz-programs: $(call programs,$(FUZZ))
@@ -98,7 +100,7 @@ helpers  = $(call objects,$(filter-out $(2),$(wildcard tests/$(1)/*.c))) $(BUILD
 $(call programs,$(UNIT)): $(BUILD)/%: $(BUILD)/obj/%.o $(call helpers,unit,$(UNIT))
 $(call programs,$(SIM)): $(BUILD)/%: $(BUILD)/obj/%.o $(call helpers,sim,$(SIM))
 $(call programs,$(FUZZ)): $(BUILD)/%: $(BUILD)/obj/%.o $(FUZZ_MAIN) $(BUILD)/libmoebius.a
-$(BUILD)/tests/check/check_tiles: $(call objects,$(addprefix tests/check/,check_tiles.c kern_amx_in_c.c)) $(BUILD)/libmoebius.a
+$(BUILD)/tests/moebius_tiles: $(BUILD)/obj/src/main.o $(TILES:%.c=$(BUILD)/obj/tiles/%.o) $(BUILD)/libmoebius.a
 $(TESTS) $(call programs,$(FUZZ)):
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(LDFLAGS_EXTRA) $(if $(filter %/fuzz,$(@D)),$(FUZZ_LINK)) -o $@ $^ $(LIBS) -lcmocka

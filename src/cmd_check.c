@@ -46,7 +46,7 @@ static void watch(struct check *check) {
 
 static void print_line(void *context, const struct check_line *line) {
     (void)context;
-    printf("%-7s %-18s %6d cases  max error %8.2g %s  %s%s\n", line->level, line->kernel, line->cases, line->max_error,
+    printf("%-8s %-18s %6d cases  max error %8.2g %s  %s%s\n", line->level, line->kernel, line->cases, line->max_error,
            line->limit, line->fault ? "FAILED: " : "ok", line->fault ? line->fault : "");
     fflush(stdout);
 }
@@ -77,7 +77,8 @@ static int run_checks(const struct arguments *a, enum cpu_level best, bool *fail
     for (int level = (int)best + 1; !code && level < CPU_LEVELS; level++) {
         const char *name = cpu_level_name((enum cpu_level)level);
         json_array_append_new(left_out, json_string(name));
-        if (!a->json) printf("left out: %s, %s\n", name, "which this machine or MOEBIUS_CPU does not offer");
+        if (!a->json)
+            printf("left out: %s, %s\n", name, "which this machine does not have or MOEBIUS_CPU does not ask for");
     }
     if (!code && a->json) code = print_json(check, lines, left_out, error);
     if (!code && !a->json) printf("%d passed, %d failed\n", check_passed(check), check_failed(check));
@@ -110,7 +111,10 @@ int cmd_check(int argc, char **argv) {
             "(MOEBIUS_CPU=ref|avx2|avx512|amx sets the highest), is compared with plain C, bit for bit, and with\n"
             "sums in double: odd sizes, ragged groups, subnormal and extreme scales, NaN, between pages that may not\n"
             "be touched. With --bench: how fast they read weights for one token, beside what the threads read from\n"
-            "memory in the same seconds, and compute for 64, beside the machine's rate of 8-bit operations.",
+            "memory in the same seconds, and compute for 64, beside the machine's rate of 8-bit operations.\n\n"
+            "MOEBIUS_CPU=amx-bf16 is taken only when asked for, by every command: it adds in an order of its own (and "
+            "is\n"
+            "compared with plain C of that order), and has been run in emulation only, never on hardware.",
         .examples = "  moebius check\n"
                     "  moebius check --bench int4",
     };

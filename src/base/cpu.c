@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const level_names[] = {"ref", "avx2", "avx512", "amx"};
+static const char *const level_names[] = {"ref", "avx2", "avx512", "amx", "amx-bf16"};
 
 const char *cpu_level_name(enum cpu_level level) {
     return level_names[level];
@@ -37,8 +37,17 @@ static int may_use_tiles(void) {
 #endif
 }
 
+/* What there is beside AVX-512, from the processor's flags. A test's build has tiles in plain C (tiles.inc.h). */
+static enum cpu_level detect_tiles(unsigned saved, unsigned flags_edx) {
+    enum { STATE_TILES = 0x60000, TILE_INT8 = 3 << 24, BF16 = 1 << 22 };
+#if defined(MOEBIUS_TILES_IN_C)
+    return CPU_AMX_BF16;
+#endif
+    if (!has_all(saved, STATE_TILES) || !has_all(flags_edx, TILE_INT8) || !may_use_tiles()) return CPU_AVX512;
+    return has_all(flags_edx, BF16) ? CPU_AMX_BF16 : CPU_AMX;
+}
+
 enum cpu_level cpu_detect(void) {
-    enum { STATE_TILES = 0x60000, AMX_TILE_INT8_EDX = 3 << 24 };
     enum { STATE_AVX = 0x06, STATE_AVX512 = 0xe6 };
     const unsigned need_leaf1_ecx = bit_FMA | bit_AVX | bit_F16C | bit_OSXSAVE;
     const unsigned need_avx2_ebx = bit_AVX2 | bit_BMI | bit_BMI2;
@@ -49,8 +58,7 @@ enum cpu_level cpu_detect(void) {
     if (!has_all(saved, STATE_AVX)) return CPU_REF;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !has_all(b, need_avx2_ebx)) return CPU_REF;
     if (!has_all(saved, STATE_AVX512) || !has_all(b, need_avx512_ebx) || !has_all(c, bit_AVX512VNNI)) return CPU_AVX2;
-    if (!has_all(saved, STATE_TILES) || !has_all(d, AMX_TILE_INT8_EDX) || !may_use_tiles()) return CPU_AVX512;
-    return CPU_AMX;
+    return detect_tiles(saved, d);
 }
 #else
 enum cpu_level cpu_detect(void) {
@@ -61,7 +69,7 @@ enum cpu_level cpu_detect(void) {
 int cpu_level_get(enum cpu_level *level, struct mo_error *error) {
     enum cpu_level best = cpu_detect();
     const char *wanted = getenv("MOEBIUS_CPU");
-    *level = best;
+    *level = best > CPU_AMX ? CPU_AMX : best;
     if (!wanted || !*wanted) return 0;
     for (int i = CPU_REF; i < CPU_LEVELS; i++) {
         if (strcmp(wanted, level_names[i]) != 0) continue;
@@ -71,5 +79,6 @@ int cpu_level_get(enum cpu_level *level, struct mo_error *error) {
         *level = (enum cpu_level)i;
         return 0;
     }
-    return mo_error_set(error, MO_E_INVALID, "MOEBIUS_CPU is \"%s\"; expected ref, avx2, avx512 or amx", wanted);
+    return mo_error_set(error, MO_E_INVALID, "MOEBIUS_CPU is \"%s\"; expected ref, avx2, avx512, amx or amx-bf16",
+                        wanted);
 }

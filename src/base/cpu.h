@@ -1,5 +1,6 @@
 /* base/cpu.h - which bundle of instructions kernels may use. Levels are deployable bundles, not single CPUID
- * bits; MOEBIUS_CPU=ref|avx2|avx512|amx lowers the level for tests and bug reports. */
+ * bits; MOEBIUS_CPU=ref|avx2|avx512|amx lowers the level for tests and bug reports, and =amx-bf16 asks for the one level that
+ * is never taken by itself: its sums have bits of their own (kern.h), and it has only been run in emulation. */
 #ifndef MOEBIUS_BASE_CPU_H
 #define MOEBIUS_BASE_CPU_H
 
@@ -10,11 +11,12 @@ enum cpu_level {
     CPU_AVX2,   /* AVX2, FMA, F16C, BMI2: x86-64-v3 */
     CPU_AVX512, /* F, BW, VL, DQ and VNNI */
     CPU_AMX,    /* and the matrix unit: TILE and INT8, with the kernel's leave to use it */
+    CPU_AMX_BF16,
     CPU_LEVELS
 };
 
 enum cpu_level cpu_detect(void); /* what the processor and the kernel offer */
-/* cpu_detect, lowered by MOEBIUS_CPU. An unknown name or a level that this machine lacks is an error. */
+/* CPU_AMX at most, or what MOEBIUS_CPU says. An unknown name or a level that this machine lacks is an error. */
 int cpu_level_get(enum cpu_level *level, struct mo_error *error);
 const char *cpu_level_name(enum cpu_level level);
 

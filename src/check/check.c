@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 /* A case with all its tokens, their 8-bit copies and its results. */
-enum { CHECK_SLOTS = 320, SLOT_BYTES = 1 << 24 };
+enum { CHECK_SLOTS = 384, SLOT_BYTES = 1 << 24 };
 
 /* ---- arrays between pages that fault ---- */
 
@@ -89,6 +89,7 @@ bool check_same_bits(float a, float b) {
 void check_value(struct check *check, const char *what, int index, float got, float expected, double allowed) {
     if (!isfinite(expected) || !isfinite(got)) {
         if (check_same_bits(got, expected)) return;
+        if (check->kern.tile_order && !isfinite(expected) && !isfinite(got)) return; /* as kern.h says */
         check_fault(check, "%s [%d] is %g, expected %g", what, index, (double)got, (double)expected);
         return;
     }
@@ -152,8 +153,17 @@ static void check_name(struct check *check, enum cpu_level level) {
     check_end(check);
 }
 
+/* The table under test, and the plain C that has its bits. */
+static void set_kern(struct check *check, const struct kern *kern) {
+    check->kern = *kern;
+    kern_init(&check->ref, CPU_REF);
+    if (kern->tile_order) kern_init_tile_order(&check->ref);
+}
+
 void check_level(struct check *check, enum cpu_level level) {
-    kern_init(&check->kern, level);
+    struct kern kern;
+    kern_init(&kern, level);
+    set_kern(check, &kern);
     check_name(check, level);
     if (level == CPU_REF) check_float_formats(check);
     check_layouts(check);
@@ -169,7 +179,7 @@ void check_level(struct check *check, enum cpu_level level) {
 }
 
 void check_block_products(struct check *check, const struct kern *kern) {
-    check->kern = *kern;
+    set_kern(check, kern);
     check_gemm(check, MAT_INT4, true);
     check_gemm(check, MAT_INT8, true);
 }

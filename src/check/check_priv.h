@@ -5,10 +5,10 @@
 #include "check/check.h"
 #include "check/random.h"
 
-enum { CHECK_TOKENS_MAX = 50 };
+enum { CHECK_TOKENS_MAX = 70 };
 
 struct check {
-    struct kern ref, kern; /* the plain C, and what is compared with it */
+    struct kern ref, kern; /* the plain C of the same order, and what is compared with it */
     struct check_random random;
 
     char *slots; /* [CHECK_SLOTS] of SLOT_BYTES each, between pages that fault */

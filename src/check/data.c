@@ -141,10 +141,15 @@ struct mat check_make_mat(struct check *check, enum mat_format format, int rows,
     return m;
 }
 
+static float activation_size(struct check_random *random, enum data_kind kind) {
+    if (kind != DATA_TINY) return 2.0f;
+    return random_u32(random) % 8 ? 1e-6f : 1e-39f; /* some subnormal */
+}
+
 void check_make_activations(struct check *check, float **x, int n, int cols, enum data_kind kind) {
     for (int t = 0; t < n; t++) {
         x[t] = check_floats(check, cols);
-        for (int k = 0; k < cols; k++) x[t][k] = random_float(&check->random) * (kind == DATA_TINY ? 1e-6f : 2.0f);
+        for (int k = 0; k < cols; k++) x[t][k] = random_float(&check->random) * activation_size(&check->random, kind);
     }
 }
 

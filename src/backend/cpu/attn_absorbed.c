@@ -204,8 +204,8 @@ static void attend_page(struct cpu *cpu, int layer, const struct query_block *b,
                                cpu->pos[block_row(b, skip + i)] - page_pos + 1, tokens, &out->max[skip + i],
                                &out->sum[skip + i]);
     }
-    cpu->kern.weighted_sum(out->acc + (size_t)skip * (size_t)m->kv_lora, (size_t)m->kv_lora, is_first ? NULL : keep,
-                           scratch->score, KV_PAGE_TOKENS, scratch->page, (size_t)latent, n, tokens, m->kv_lora);
+    cpu->kern.page_sum(out->acc + (size_t)skip * (size_t)m->kv_lora, (size_t)m->kv_lora, is_first ? NULL : keep,
+                       scratch->score, KV_PAGE_TOKENS, scratch->page, (size_t)latent, n, tokens, m->kv_lora);
 }
 
 static void attend_chunk(void *context, int index, int worker) {

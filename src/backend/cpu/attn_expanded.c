@@ -9,36 +9,45 @@ struct expanded_task {
     const int *seqs; /* indices in batch->seqs */
 };
 
-/* y[i] = w x[i] for n <= KV_PAGE_TOKENS rows at fixed strides. */
-static void multiply(const struct kern *kern, const struct mat *w, const float *x, size_t x_stride, float *y,
-                     size_t y_stride, int n) {
+/* kv_b of one head: where in w its W_UK [nope][kv_lora] and W_UV [v][kv_lora] begin. */
+struct head_weight {
+    struct mat w;
+    int key, value;
+};
+
+/* y[i] = rows [first, first + count) of w times x[i], for n <= KV_PAGE_TOKENS rows at fixed strides. */
+static void multiply(const struct kern *kern, const struct mat *w, int first, int count, const float *x,
+                     size_t x_stride, float *y, size_t y_stride, int n) {
     const float *from[KV_PAGE_TOKENS];
     float *to[KV_PAGE_TOKENS];
     for (int i = 0; i < n; i++) {
         from[i] = x + (size_t)i * x_stride;
-        to[i] = y + (size_t)i * y_stride;
+        to[i] = (float *)((uintptr_t)(y + (size_t)i * y_stride) - (uintptr_t)first * sizeof(float)); /* as at row 0 */
     }
-    kern->gemm[MAT_F32](w, 0, w->rows, from, n, to);
+    kern->gemm[w->format](w, first, first + count, from, n, to);
 }
 
-/* kv_b of one head, widened into the worker's memory: W_UK [nope][kv_lora], then W_UV [v][kv_lora]. */
-static void load_weight(const struct cpu *cpu, int layer, int head, int worker, struct mat *key, struct mat *value) {
+/* Straight from the weights where their own kernel takes fp32; else widened into the worker's memory. Widening FP8 once is
+ * dearer than doing it for every page only where the matrix unit would be left idle. */
+static struct head_weight load_weight(const struct cpu *cpu, int layer, int head, int worker) {
     const struct model *m = cpu->model;
-    int rows = m->nope_dim + m->v_dim;
-    float *out = cpu->workers[worker].weight;
-    cpu->kern.decode_rows(&cpu->weights->layers[layer].kv_b, head * rows, (head + 1) * rows, out);
-    *key = f32_matrix(out, m->nope_dim, m->kv_lora);
-    *value = f32_matrix(out + (size_t)m->nope_dim * (size_t)m->kv_lora, m->v_dim, m->kv_lora);
+    const struct mat *kv_b = &cpu->weights->layers[layer].kv_b;
+    int rows = m->nope_dim + m->v_dim, first = head * rows;
+    if (q8_group(kv_b) == 0 && (kv_b->format != MAT_FP8 || cpu->kern.tile_order)) {
+        return (struct head_weight){*kv_b, first, first + m->nope_dim};
+    }
+    cpu->kern.decode_rows(kv_b, first, first + rows, cpu->workers[worker].weight);
+    return (struct head_weight){f32_matrix(cpu->workers[worker].weight, rows, m->kv_lora), 0, m->nope_dim};
 }
 
 /* Keys [W_UK c | r] and values W_UV c of the loaded page for one head. */
-static void expand_page(struct cpu *cpu, const struct mat *key_weight, const struct mat *value_weight, int tokens,
-                        int worker) {
+static void expand_page(struct cpu *cpu, const struct head_weight *weight, int tokens, int worker) {
     const struct model *m = cpu->model;
     struct worker_scratch *scratch = &cpu->workers[worker];
     size_t latent = (size_t)model_latent_dim(m), key_dim = (size_t)model_q_head_dim(m);
-    multiply(&cpu->kern, key_weight, scratch->page, latent, scratch->key, key_dim, tokens);
-    multiply(&cpu->kern, value_weight, scratch->page, latent, scratch->value, (size_t)m->v_dim, tokens);
+    multiply(&cpu->kern, &weight->w, weight->key, m->nope_dim, scratch->page, latent, scratch->key, key_dim, tokens);
+    multiply(&cpu->kern, &weight->w, weight->value, m->v_dim, scratch->page, latent, scratch->value, (size_t)m->v_dim,
+             tokens);
     for (int t = 0; t < tokens; t++) {
         memcpy(scratch->key + (size_t)t * key_dim + m->nope_dim, scratch->page + (size_t)t * latent + m->kv_lora,
                (size_t)m->rope_dim * sizeof(float));
@@ -50,7 +59,7 @@ static void attend_block(struct cpu *cpu, int first, int n, int head, int page_p
     const struct model *m = cpu->model;
     struct worker_scratch *scratch = &cpu->workers[worker];
     int dim = model_q_head_dim(m);
-    float keep[ATTENTION_ROWS];
+    float keep[ATTENTION_ROWS_TILES];
     cpu->kern.dots(q_of(cpu, first, head), q_stride(cpu), n, scratch->key, (size_t)dim, tokens, dim, scratch->score,
                    KV_PAGE_TOKENS);
     for (int i = 0; i < n; i++) {
@@ -58,15 +67,16 @@ static void attend_block(struct cpu *cpu, int first, int n, int head, int page_p
         keep[i] = attn_softmax(cpu, scratch->score + (size_t)i * KV_PAGE_TOKENS, cpu->pos[first + i] - page_pos + 1,
                                tokens, &cpu->max[state], &cpu->sum[state]);
     }
-    cpu->kern.weighted_sum(attended_of(cpu, first, head), attended_stride(cpu), page_pos == 0 ? NULL : keep,
-                           scratch->score, KV_PAGE_TOKENS, scratch->value, (size_t)m->v_dim, n, tokens, m->v_dim);
+    cpu->kern.page_sum(attended_of(cpu, first, head), attended_stride(cpu), page_pos == 0 ? NULL : keep, scratch->score,
+                       KV_PAGE_TOKENS, scratch->value, (size_t)m->v_dim, n, tokens, m->v_dim);
 }
 
 /* All rows of the sequence that can see the page, in blocks. */
 static void attend_page(struct cpu *cpu, const struct batch_seq *seq, int head, int page_pos, int tokens, int worker) {
     int skip = page_pos > seq->first_pos ? page_pos - seq->first_pos : 0;
-    for (int i = skip; i < seq->n_rows; i += ATTENTION_ROWS) {
-        int n = seq->n_rows - i < ATTENTION_ROWS ? seq->n_rows - i : ATTENTION_ROWS;
+    int most = cpu->kern.tile_order ? ATTENTION_ROWS_TILES : ATTENTION_ROWS;
+    for (int i = skip; i < seq->n_rows; i += most) {
+        int n = seq->n_rows - i < most ? seq->n_rows - i : most;
         attend_block(cpu, seq->first_row + i, n, head, page_pos, tokens, worker);
     }
 }
@@ -94,13 +104,12 @@ static void attend(void *context, int index, int worker) {
     int head = index % cpu->model->heads;
     const struct batch_seq *seq = &cpu->batch->seqs[task->seqs[index / cpu->model->heads]];
     int end = seq->first_pos + seq->n_rows;
-    struct mat key, value;
-    load_weight(cpu, task->layer, head, worker, &key, &value);
+    struct head_weight weight = load_weight(cpu, task->layer, head, worker);
     reset_softmax(cpu, seq, head);
     for (int page_pos = 0; page_pos < end; page_pos += KV_PAGE_TOKENS) {
         int tokens = end - page_pos < KV_PAGE_TOKENS ? end - page_pos : KV_PAGE_TOKENS;
         attn_load_page(cpu, task->layer, seq, page_pos, tokens, worker);
-        expand_page(cpu, &key, &value, tokens, worker);
+        expand_page(cpu, &weight, tokens, worker);
         attend_page(cpu, seq, head, page_pos, tokens, worker);
     }
     divide_by_sum(cpu, seq, head);

@@ -205,7 +205,7 @@ static void open_worker(struct cpu *cpu, struct worker_scratch *w, bool *failed)
     w->weight = floats(cpu, (size_t)(m->nope_dim + m->v_dim), kv_lora, 1, failed);
     w->key = floats(cpu, page, (size_t)model_q_head_dim(m), 1, failed);
     w->value = floats(cpu, page, (size_t)m->v_dim, 1, failed);
-    w->score = floats(cpu, ATTENTION_ROWS, page, 1, failed);
+    w->score = floats(cpu, ATTENTION_ROWS_TILES, page, 1, failed);
     w->sum = floats(cpu, (size_t)cpu->options.max_rows, LINEAR_BLOCK_MAX, 1, failed);
 }
 

@@ -15,8 +15,10 @@ enum {
     LINEAR_BLOCK_FP8 = 256,    /* rows are half as long in memory, and what a task's end fetches ahead is wasted */
     LINEAR_BLOCK_AWQ = 512,    /* a line of AWQ runs along the rows: 256 bytes of each */
     LINEAR_BLOCK_PANELS = 512, /* sixteen panels of INT4 or INT8: two sets, read eight panels in step */
+    LINEAR_BLOCK_TILES = 512,  /* of BF16 and FP8 in tile order: packing the tokens must be worth it */
     LINEAR_BLOCK_MAX = LINEAR_BLOCK_AWQ,
-    ATTENTION_ROWS = 32, /* query rows that share a pass over a page */
+    ATTENTION_ROWS = 32,        /* query rows that share a pass over a page */
+    ATTENTION_ROWS_TILES = 128, /* over an expanded page in tile order: packing the keys must be worth it */
 };
 
 /* Memory for one worker thread. */
@@ -25,7 +27,7 @@ struct worker_scratch {
     float *weight; /* [nope + v][kv_lora] kv_b of one head, widened */
     float *key;    /* [KV_PAGE_TOKENS][nope + rope] expanded */
     float *value;  /* [KV_PAGE_TOKENS][v] expanded */
-    float *score;  /* [ATTENTION_ROWS][KV_PAGE_TOKENS] */
+    float *score;  /* [ATTENTION_ROWS_TILES][KV_PAGE_TOKENS] */
     float *sum;    /* [max_rows][LINEAR_BLOCK_MAX] products on their way into an accumulator */
 };
 

@@ -6,6 +6,7 @@ void kern_init(struct kern *kern, enum cpu_level level) {
     if (level >= CPU_AVX2) kern_init_avx2(kern);
     if (level >= CPU_AVX512) kern_init_avx512(kern);
     if (level >= CPU_AMX) kern_init_amx(kern);
+    if (level >= CPU_AMX_BF16) kern_init_amx_bf16(kern);
 #else
     (void)level;
 #endif

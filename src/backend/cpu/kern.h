@@ -10,11 +10,21 @@
  *   tree   the lanes' one sum: lane l += lane l + 8, for l < 8; then the same with 4, 2 and 1.
  *   exp    the polynomial of kern_ref.c; 0 below the smallest normal float.
  *
+ * One level, amx-bf16, adds in another order where the table says `tile_order`: products of BF16 and FP8 weights, dots and
+ * page_sum. It is laid down at these as "in tile order" and written in plain C in kern_tile_order.c. A token's result is the
+ * same bits in any batch here too, but not the other levels' bits.
+ *   parts  a float as a sum of bf16. Three are exact: each is the upper half of what is left. Two leave 2^-17 of it: the same,
+ *          rounded to nearest (halves away from 0).
+ *   step   c += 32 products of parts: those of even k in one sum from 0, those of odd k in another, ascending, by fma; then
+ *          even + odd; then c + that. What lies past the row is 0. Subnormal numbers count as 0, going in and coming out.
+ * Products smaller than 2^-126 are lost, and where Inf should come out, it may be NaN.
+ *
  * No kernel allocates, and none reads or writes outside the arrays it is given. Pointers are 4-byte aligned;
  * weights as format.h says. Includes: base/cpu.h, model/format.h. */
 #ifndef MOEBIUS_BACKEND_CPU_KERN_H
 #define MOEBIUS_BACKEND_CPU_KERN_H
 
+#include <stdbool.h>
 #include "base/cpu.h"
 #include "model/format.h"
 
@@ -50,6 +60,9 @@ static inline int q8_group(const struct mat *w) {
  *                   scale spans the row. In a chunk partial = fma(w / 256, x, partial), in lanes counted from
  *                   its start; then lane = fma(partial, scale * 256, lane); tree at the end. (An e4m3 value's
  *                   bits put into an fp16's places give 2^-8 of it.)
+ *                   In tile order BF16 and FP8 make a sum of steps for each of the three parts of x; at the end
+ *                   (third + second) + first. FP8: each chunk makes a partial sum from 0, of steps from its start, over
+ *                   w / 256; then sum = fma(partial, scale * 256, sum).
  *   INT4_AWQ        no lanes. By steps of AWQ_STEP k: sum = fma((q - z) * u, x, sum), ascending from 0; then
  *                   y = fma(sum, scale / u, y). u = 16^(j % 4), the row being nibble j of its word: so the
  *                   nibble need not be shifted. */
@@ -60,11 +73,19 @@ typedef void kern_gemm(const struct mat *w, int r0, int r1, const float *const *
 typedef void kern_gemm_q8(const struct mat *w, int r0, int r1, const struct q8_row *x, int n, float *const *y,
                           const void *next);
 
+/* acc[i][c] = acc[i][c] * keep[i] + sum_t p[i][t] * v[t][c]: the value side of attention (keep = the
+ * softmax correction) and the absorbed projections (keep NULL means 0: acc is overwritten). The product
+ * with keep first, then an fma for each t, ascending. i in [0, m), t in [0, n_t), c in [0, n_c); *_stride
+ * in floats. */
+typedef void kern_weighted_sum(float *acc, size_t acc_stride, const float *keep, const float *p, size_t p_stride,
+                               const float *v, size_t v_stride, int m, int n_t, int n_c);
+
 /* Kinds of products: 8-bit integers to 32-bit sums, single precision, pairs of bf16 to single precision. */
 enum kern_peak { PEAK_INT8, PEAK_F32, PEAK_BF16, KERN_PEAKS };
 
 struct kern {
-    const char *name; /* "ref", "avx2", "avx512", "amx" */
+    const char *name; /* "ref", "avx2", "avx512", "amx", "amx-bf16" */
+    bool tile_order;  /* see above; such kernels also want many rows at once, as they pack x first */
 
     /* For INT4_AWQ, r0 and r1 are multiples of 8 (or r1 == rows); other formats take any range. */
     kern_gemm *gemm[MAT_FORMATS];
@@ -82,16 +103,15 @@ struct kern {
     void (*sum_rows[MAT_FORMATS])(const struct mat *w, int r0, int r1, const float *p, float *sum);
 
     /* out[i][t] = sum_c k[t][c] * q[i][c]: the score side of attention. fma(k, q, lane) in lanes; tree. i in [0, n_q), t in
-     * [0, n_k), c in [0, dim); *_stride in floats. */
+     * [0, n_k), c in [0, dim); *_stride in floats. In tile order: two parts of each, for every 32 c
+     * one step of first q first k, one of second q first k, one of first q second k. */
     void (*dots)(const float *q, size_t q_stride, int n_q, const float *k, size_t k_stride, int n_k, int dim,
                  float *out, size_t out_stride);
 
-    /* acc[i][c] = acc[i][c] * keep[i] + sum_t p[i][t] * v[t][c]: the value side of attention (keep = the
-     * softmax correction) and the absorbed projections (keep NULL means 0: acc is overwritten). The product
-     * with keep first, then an fma for each t, ascending. i in [0, m), t in [0, n_t), c in [0, n_c); *_stride
-     * in floats. */
-    void (*weighted_sum)(float *acc, size_t acc_stride, const float *keep, const float *p, size_t p_stride,
-                         const float *v, size_t v_stride, int m, int n_t, int n_c);
+    kern_weighted_sum *weighted_sum;
+    /* The same for attention's values. In tile order: the product with keep, then for every 32 t the three steps of dots, of
+     * the parts of p and v. */
+    kern_weighted_sum *page_sum;
 
     /* One online-softmax step over scores s[n], n >= 1: s *= scale; new max = max(*max, max s);
      * s[i] = exp(s[i] - new max); *sum = *sum * keep + sum of s (lanes, tree); returns keep = exp(old max -
@@ -124,5 +144,8 @@ void kern_init_ref(struct kern *kern);
 void kern_init_avx2(struct kern *kern);
 void kern_init_avx512(struct kern *kern);
 void kern_init_amx(struct kern *kern); /* after kern_init_avx512 */
+void kern_init_amx_bf16(struct kern *kern);
+/* What amx-bf16 computes, in plain C, over the plain C table. */
+void kern_init_tile_order(struct kern *kern);
 
 #endif

@@ -291,7 +291,7 @@ void kern_init_ref(struct kern *kern) {
     kern->quantize = quantize;
     kern->decode_rows = format_decode_rows;
     kern->dots = dots;
-    kern->weighted_sum = weighted_sum;
+    kern->weighted_sum = kern->page_sum = weighted_sum;
     kern->softmax_step = softmax_step;
     kern->rms_norm = rms_norm;
     kern->silu_mul = silu_mul;

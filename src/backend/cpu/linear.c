@@ -7,14 +7,15 @@ static float *before_block(float *block, int r0) {
 }
 
 /* The rows of a task. */
-static int block_rows(const struct mat *w) {
+static int block_rows(const struct kern *kern, const struct mat *w) {
     if (w->format == MAT_INT4_AWQ) return LINEAR_BLOCK_AWQ;
+    if (kern->tile_order && (w->format == MAT_BF16 || w->format == MAT_FP8)) return LINEAR_BLOCK_TILES;
     if (w->format == MAT_FP8) return LINEAR_BLOCK_FP8;
     return w->format == MAT_INT4 || w->format == MAT_INT8 ? LINEAR_BLOCK_PANELS : LINEAR_BLOCK;
 }
 
-static int count_blocks(const struct mat *w) {
-    return (w->rows + block_rows(w) - 1) / block_rows(w);
+static int count_blocks(const struct kern *kern, const struct mat *w) {
+    return (w->rows + block_rows(kern, w) - 1) / block_rows(kern, w);
 }
 
 /* Where the weights of rows from r0 on begin, for formats that are told what comes next; else NULL. */
@@ -32,8 +33,9 @@ static void multiply(const struct kern *kern, const struct linear *job, int r0, 
     }
 }
 
-static int block_end(const struct mat *w, int r0) {
-    return r0 + block_rows(w) < w->rows ? r0 + block_rows(w) : w->rows;
+static int block_end(const struct kern *kern, const struct mat *w, int r0) {
+    int rows = block_rows(kern, w);
+    return r0 + rows < w->rows ? r0 + rows : w->rows;
 }
 
 /* Quantising, a row a task. */
@@ -114,7 +116,7 @@ static const void *guess_next(const struct each_task *task, int index) {
     if (index >= task->first[task->n_jobs]) return NULL;
     int which = find_job(task, index);
     const struct mat *w = task->jobs[which].w;
-    return weights_at(w, (index - task->first[which]) * block_rows(w));
+    return weights_at(w, (index - task->first[which]) * block_rows(&task->cpu->kern, w));
 }
 
 static void run_each(void *context, int index, int worker) {
@@ -122,8 +124,9 @@ static void run_each(void *context, int index, int worker) {
     const struct each_task *task = context;
     int which = find_job(task, index);
     const struct linear *job = &task->jobs[which];
-    int r0 = (index - task->first[which]) * block_rows(job->w);
-    multiply(&task->cpu->kern, job, r0, block_end(job->w, r0), job->y, guess_next(task, index));
+    const struct kern *kern = &task->cpu->kern;
+    int r0 = (index - task->first[which]) * block_rows(kern, job->w);
+    multiply(kern, job, r0, block_end(kern, job->w, r0), job->y, guess_next(task, index));
 }
 
 static void show(const struct cpu *cpu, const struct linear *jobs, int n_jobs) {
@@ -135,7 +138,7 @@ void cpu_linear_each(struct cpu *cpu, const struct linear *jobs, int n_jobs) {
     show(cpu, jobs, n_jobs);
     int *first = stage_alloc(cpu, (size_t)(n_jobs + 1) * sizeof *first);
     first[0] = 0;
-    for (int i = 0; i < n_jobs; i++) first[i + 1] = first[i] + count_blocks(jobs[i].w);
+    for (int i = 0; i < n_jobs; i++) first[i + 1] = first[i] + count_blocks(&cpu->kern, jobs[i].w);
     struct each_task task = {cpu, jobs, first, n_jobs};
     pool_run(cpu->pool, first[n_jobs], run_each, &task);
 }
@@ -150,7 +153,8 @@ struct sum_task {
 static void run_sum(void *context, int index, int worker) {
     const struct sum_task *task = context;
     const struct cpu *cpu = task->cpu;
-    int r0 = index * block_rows(task->jobs[0].w), r1 = block_end(task->jobs[0].w, r0);
+    const struct mat *first = task->jobs[0].w;
+    int r0 = index * block_rows(&cpu->kern, first), r1 = block_end(&cpu->kern, first, r0);
     float **block = task->block + (size_t)worker * (size_t)cpu->options.max_rows;
     float *sum = cpu->workers[worker].sum;
     for (int i = 0; i < cpu->batch->n_rows; i++) block[i] = before_block(sum + (size_t)i * LINEAR_BLOCK_MAX, r0);
@@ -168,7 +172,7 @@ void cpu_linear_sum(struct cpu *cpu, const struct linear *jobs, int n_jobs) {
     show(cpu, jobs, n_jobs);
     size_t n = (size_t)pool_threads(cpu->pool) * (size_t)cpu->options.max_rows;
     struct sum_task task = {cpu, jobs, stage_alloc(cpu, n * sizeof(float *)), n_jobs};
-    pool_run(cpu->pool, count_blocks(jobs[0].w), run_sum, &task);
+    pool_run(cpu->pool, count_blocks(&cpu->kern, jobs[0].w), run_sum, &task);
 }
 
 void cpu_linear(struct cpu *cpu, const struct mat *w, float *x, size_t x_stride, float *y, size_t y_stride, int n) {

@@ -14,35 +14,18 @@ enum {
     PREFETCH_BYTES = 1536,
 };
 
-#define FP8_UNIT 256.0f /* widen2 gives FP8 values times 2^-8 */
-
 INLINE int dense_size(enum mat_format format) {
     return format == MAT_F32 ? 4 : format == MAT_FP8 ? 1 : 2;
 }
 
 INLINE int dense_chunk_end(const struct mat *w, enum mat_format format, int k) {
-    int end = k + DENSE_CHUNK;
-    if (format == MAT_FP8 && w->scale_cols < w->cols) {
-        int block_end = (k / w->scale_cols + 1) * w->scale_cols;
-        if (block_end < end) end = block_end;
-    }
-    return end < w->cols ? end : w->cols;
+    if (format == MAT_FP8) return fp8_chunk_end(w, k);
+    return w->cols - k > DENSE_CHUNK ? k + DENSE_CHUNK : w->cols;
 }
 
 /* The tree over lanes. */
 INLINE float lanes_sum(vec low, vec high) {
     return vec_sum(LANE_VECS == 2 ? vec_add(low, high) : low);
-}
-
-/* The scales of a row, and one of them; apart, because divisions are dear beside a block of 128 weights. */
-INLINE const char *fp8_scales(const struct mat *w, int row) {
-    return (const char *)w->scale + (size_t)(row / w->scale_rows) * (size_t)w->scale_stride * sizeof(float);
-}
-
-INLINE float fp8_scale(const char *scales, int block) {
-    float scale;
-    memcpy(&scale, scales + (size_t)block * sizeof scale, sizeof scale); /* as little aligned as the file */
-    return scale;
 }
 
 static int fp8_row_has_nan(const char *p, int n) {
@@ -405,8 +388,7 @@ INLINE void dense_sum_some(const struct mat *w, enum mat_format format, int rows
 #define DENSE_SUM_ROWS(NAME, FORMAT)                                                                                   \
     static void NAME(const struct mat *w, int r0, int r1, const float *p, float *sum) {                                \
         int r = r0;                                                                                                    \
-        for (; r + SUM_ROWS <= r1; r += SUM_ROWS)                                                                      \
-            dense_sum_some(w, FORMAT, SUM_ROWS, r, p + (r - r0), r == r0, sum);                                        \
+        for (; r + SUM_ROWS <= r1; r += SUM_ROWS) dense_sum_some(w, FORMAT, SUM_ROWS, r, p + (r - r0), r == r0, sum);  \
         for (; r < r1; r++) dense_sum_some(w, FORMAT, 1, r, p + (r - r0), r == r0, sum);                               \
     }
 DENSE_SUM_ROWS(sum_rows_bf16, MAT_BF16)

@@ -4,6 +4,7 @@
 #include "backend/cpu/kern.h"
 
 #include "backend/cpu/x86/vec_avx2.inc.h"
+#include "backend/cpu/x86/fp8_scale.inc.h"
 #include "backend/cpu/x86/dense.inc.h"
 #include "backend/cpu/x86/awq.inc.h"
 #include "backend/cpu/x86/block.inc.h"
@@ -35,7 +36,7 @@ void kern_init_avx2(struct kern *kern) {
     kern->sum_rows[MAT_BF16] = sum_rows_bf16;
     kern->sum_rows[MAT_FP8] = sum_rows_fp8;
     kern->dots = dots;
-    kern->weighted_sum = weighted_sum;
+    kern->weighted_sum = kern->page_sum = weighted_sum;
     kern->softmax_step = softmax_step;
     kern->rms_norm = rms_norm;
     kern->silu_mul = silu_mul;

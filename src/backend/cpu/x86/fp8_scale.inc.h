@@ -1,0 +1,23 @@
+/* backend/cpu/x86/fp8_scale.inc.h - where FP8 weights have their scales; included after the vector words. */
+#define FP8_UNIT 256.0f /* widen2 gives FP8 values times 2^-8 */
+
+/* The end of the chunk that begins at k: kern.h. */
+INLINE int fp8_chunk_end(const struct mat *w, int k) {
+    int end = k + FP8_CHUNK;
+    if (w->scale_cols < w->cols) {
+        int block_end = (k / w->scale_cols + 1) * w->scale_cols;
+        if (block_end < end) end = block_end;
+    }
+    return end < w->cols ? end : w->cols;
+}
+
+/* The scales of a row, and one of them; apart, because divisions are dear beside a block of 128 weights. */
+INLINE const char *fp8_scales(const struct mat *w, int row) {
+    return (const char *)w->scale + (size_t)(row / w->scale_rows) * (size_t)w->scale_stride * sizeof(float);
+}
+
+INLINE float fp8_scale(const char *scales, int block) {
+    float scale;
+    memcpy(&scale, scales + (size_t)block * sizeof scale, sizeof scale); /* as little aligned as the file */
+    return scale;
+}
