@@ -38,7 +38,8 @@ RIDGE = 3e-3
 
 def widen(old):
     """The same model with one more head in every layer, which writes nothing."""
-    config = dict(old.config) | {"num_attention_heads": old.config["num_attention_heads"] + 1}
+    heads = old.config["num_attention_heads"] + 1
+    config = dict(old.config) | {"num_attention_heads": heads, "num_key_value_heads": heads}
     new = architecture.Model(config)
     new.initialise(1)
     state = new.state_dict()
