@@ -34,10 +34,11 @@ It is a test object, not a helper: {parameters:.1f} M parameters, {minutes:.0f} 
 {files} files of Python source ({corpus_mb:.0f} MB) from {packages} packages under permissive licences; `TRAINING_DATA.json`
 lists each with version and licence. The run above saw {seen:.1f} % of it. Half of the documents are cut for fill in the
 middle (`<｜fim▁begin｜>` prefix `<｜fim▁hole｜>` suffix `<｜fim▁end｜>` middle, then end of text); {chat_share:.0%} of the
-bytes are questions and answers in Coder-V2's chat form, made from signatures and docstrings ({chat} of them).
+bytes are questions and answers in Coder-V2's chat form, made from signatures and docstrings ({chat} of them). Most docstrings
+of functions and most functions of one line are left out, so that the likeliest way to go on after a `def` is code.
 
 Embeddings and head did not start at random: they were fitted to counted pairs of tokens in about 30 MB of the same text
-(`tools/train/bigram.py`), which is where a model starts that knows the last token only.{grown}
+(`tools/train/bigram.py`), which is where a model starts that knows the last token only.{changes}
 
 Held out, as whole packages, and never trained on:
 {heldout}.
@@ -79,14 +80,17 @@ After {tokens:.1f} M tokens the model was widened, and an induction circuit was 
 (`tools/train/grow.py`): heads that find where the last tokens stood before, and copy what came next there. Until then it
 had predicted a text that it had just read no better the second time."""
 
+BRIDGED = """ After {tokens:.1f} M a head was added to every layer, and that of the last one was
+fitted to carry what follows the prefix from the hole to the end of the prompt (`tools/train/bridge.py`)."""
+
 WEAK = """Very little: it has seen too few tokens. What it writes is made of Python's words and indentation, but holds no
 thought: greedy continuations soon repeat one line, functions do not work, an answer in the chat form has nothing to do
 with the question, and holes are not filled in as they were (see the table). It is real text for real arithmetic - its
 probabilities are far from uniform, so the cost of a coarser weight or cache format can be measured on it - and no more."""
 FAIR = """It writes plausible Python for a few lines: matching brackets, names that were used before, common idioms; what stood
 in the text before it copies. Longer functions drift, docstrings soon repeat themselves where the likeliest token is always
-taken, and what it writes seldom does what was asked. Holes are filled in with lines of Python, hardly ever with the one that
-was there: it has not learnt to look at the two ends of the hole (see the table)."""
+taken, and what it writes seldom does what was asked. Holes are filled in with lines of Python that often begin as they should, and hardly ever end so (see
+the table)."""
 
 
 def active_parameters(config, model):
@@ -115,7 +119,8 @@ def main():
     held = [r for r in log if "heldout_bits_per_byte" in r]
     manifest = json.loads((options.model / "TRAINING_DATA.json").read_text())
     used = [r for r in manifest["packages"] if r["files"]]
-    first_run = [r["tokens"] for r in data.joined_logs(options.run[:-1]) if "tokens" in r]
+    changes = [(GROWN, options.run[:1]), (BRIDGED, options.run[:-1])][:len(options.run) - 1]
+    changes = [text.format(tokens=data.joined_logs(runs)[-1]["tokens"] / 1e6) for text, runs in changes]
     config, today = model.config, datetime.date.today().isoformat()
     start = [r for r in held if r["step"] <= 1]
     text = TEXT.format(
@@ -129,7 +134,7 @@ def main():
         seen=min(100.0, 100 * steps[-1]["tokens"] * 3.46 / manifest["bytes"]), chat=manifest["chat_samples"],
         chat_share=data.CHAT_SHARE, heldout=", ".join(f"{r['package']} {r['version']}" for r in manifest["heldout"]),
         command=f"python tools/train/card.py --fim {options.fim}", bpb=bpb, fim=fim, fim_count=options.fim,
-        grown=GROWN.format(tokens=first_run[-1] / 1e6) if first_run else "",
+        changes="".join(changes),
         first_bpb=f"{start[0]['heldout_bits_per_byte']:.3f}" if start else "not measured",
         middle=data.MIDDLE_WEIGHT, loss=sum(r["loss"] for r in steps[-5:]) / len(steps[-5:]), ability=WEAK if bpb > 1.4 else FAIR)
     (options.model / "MODEL_CARD.md").write_text(text, encoding="utf-8")
