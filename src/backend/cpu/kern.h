@@ -147,5 +147,7 @@ void kern_init_amx(struct kern *kern); /* after kern_init_avx512 */
 void kern_init_amx_bf16(struct kern *kern);
 /* What amx-bf16 computes, in plain C, over the plain C table. */
 void kern_init_tile_order(struct kern *kern);
+/* Where the chunk that begins at k ends (see above), for what is written in plain C. */
+int kern_chunk_end(const struct mat *w, int k);
 
 #endif

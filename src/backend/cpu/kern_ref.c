@@ -28,7 +28,7 @@ static float lanes_sum(const float *lanes) {
 
 /* ---- dense matrices ---- */
 
-static int dense_chunk_end(const struct mat *w, int k) {
+int kern_chunk_end(const struct mat *w, int k) {
     int end = k + FP8_CHUNK;
     if (w->format == MAT_FP8 && w->scale_cols < w->cols) {
         int block_end = (k / w->scale_cols + 1) * w->scale_cols;
@@ -52,7 +52,7 @@ static void dense_row(const struct mat *w, int r, const float *const *x, int n, 
     float lanes[TOKENS][SUM_LANES] = {{0}}, weight[FP8_CHUNK];
     for (int k = 0, end; k < w->cols; k = end) {
         float scale = 0;
-        end = dense_chunk_end(w, k);
+        end = kern_chunk_end(w, k);
         if (w->format == MAT_FP8)
             scale = fp8_decode(w, r, k, end - k, weight);
         else

@@ -59,15 +59,6 @@ static float add_two_parts(float c, const struct two_parts *a, const struct two_
 
 /* ---- products ---- */
 
-static int chunk_end(const struct mat *w, int k) {
-    int end = k + FP8_CHUNK;
-    if (w->format == MAT_FP8 && w->scale_cols < w->cols) {
-        int block_end = (k / w->scale_cols + 1) * w->scale_cols;
-        if (block_end < end) end = block_end;
-    }
-    return end < w->cols ? end : w->cols;
-}
-
 /* Weights of a row and, for FP8, their scale, as the sums want them. */
 static float load_weights(const struct mat *w, int row, int k0, int count, float *out) {
     if (w->format == MAT_BF16) {
@@ -105,7 +96,7 @@ static void gemm_row(const struct mat *w, int r, const float *const *x, int n, f
     float sum[TOKENS][PARTS] = {{0}};
     for (int k = 0, end; k < w->cols; k = end) {
         float weight[FP8_CHUNK + STEP] = {0};
-        end = chunk_end(w, k);
+        end = kern_chunk_end(w, k);
         float scale = load_weights(w, r, k, end - k, weight);
         for (int t = 0; t < n; t++) add_chunk(w, weight, scale, x[t] + k, end - k, sum[t]);
     }
