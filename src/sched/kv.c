@@ -44,8 +44,8 @@ int kv_pages_for(int n_tokens) {
     return n_tokens / KV_PAGE_TOKENS + (n_tokens % KV_PAGE_TOKENS != 0);
 }
 
-int kv_seq_init(struct kv_seq *seq, int max_tokens, struct mo_error *error) {
-    *seq = (struct kv_seq){.capacity = kv_pages_for(max_tokens)};
+int kv_seq_init(struct kv_seq *seq, int max_tokens, uint64_t root, struct mo_error *error) {
+    *seq = (struct kv_seq){.capacity = kv_pages_for(max_tokens), .serial = root, .root = root};
     if (seq->capacity == 0) return 0;
     seq->pages = malloc((size_t)seq->capacity * sizeof *seq->pages);
     if (!seq->pages) {
@@ -69,7 +69,7 @@ void kv_seq_release(struct kv_pages *kv, struct kv_seq *seq) {
     /* The last page first: a page is found by way of those before it, so they have to be there longer. */
     while (seq->n_pages > 0) leave(kv, seq->pages[--seq->n_pages]);
     seq->n_known = 0;
-    seq->serial = PREFIX_ROOT;
+    seq->serial = seq->root;
 }
 
 static void use(struct kv_pages *kv, struct kv_seq *seq, int32_t page) {
@@ -91,8 +91,8 @@ int kv_seq_grow(struct kv_pages *kv, struct kv_seq *seq, int n_tokens) {
 
 /* ---- pages found by their tokens ---- */
 
-int kv_find(const struct kv_pages *kv, const int32_t *tokens, int n_tokens, int *n_used) {
-    uint64_t serial = PREFIX_ROOT;
+int kv_find(const struct kv_pages *kv, uint64_t root, const int32_t *tokens, int n_tokens, int *n_used) {
+    uint64_t serial = root;
     int n = 0;
     for (*n_used = 0; n < n_tokens / KV_PAGE_TOKENS; n++) {
         int32_t page = prefix_find(&kv->tree, serial, tokens + (size_t)n * KV_PAGE_TOKENS);

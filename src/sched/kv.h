@@ -31,10 +31,11 @@ struct kv_seq {
     int32_t *pages; /* [capacity] */
     int n_pages, capacity;
     int n_known;     /* leading pages that the tree knows, as these or with the same tokens */
-    uint64_t serial; /* of the last of those in the tree */
+    uint64_t serial; /* of the last of those in the tree; of none: root */
+    uint64_t root;   /* PREFIX_ROOT, or with PREFIX_SALTED in it */
 };
 /* `max_tokens` bounds the sequence: its table is allocated once, here. */
-int kv_seq_init(struct kv_seq *seq, int max_tokens, struct mo_error *error);
+int kv_seq_init(struct kv_seq *seq, int max_tokens, uint64_t root, struct mo_error *error);
 void kv_seq_free(struct kv_pages *kv, struct kv_seq *seq); /* gives all pages back; accepts a zeroed one */
 /* Gives all pages back and keeps the table: the sequence starts again later. */
 void kv_seq_release(struct kv_pages *kv, struct kv_seq *seq);
@@ -42,8 +43,9 @@ void kv_seq_release(struct kv_pages *kv, struct kv_seq *seq);
 int kv_seq_grow(struct kv_pages *kv, struct kv_seq *seq, int n_tokens);
 int kv_pages_for(int n_tokens); /* pages that n_tokens need */
 
-/* The leading full pages of tokens [n_tokens] that are still there. Returns how many; *n_used of them are not free. */
-int kv_find(const struct kv_pages *kv, const int32_t *tokens, int n_tokens, int *n_used);
+/* The leading full pages of tokens [n_tokens] after `root` that are still there. Returns how many; *n_used of them are not
+ * free. */
+int kv_find(const struct kv_pages *kv, uint64_t root, const int32_t *tokens, int n_tokens, int *n_used);
 /* A sequence without pages shares those that kv_find finds. Returns how many. */
 int kv_seq_share(struct kv_pages *kv, struct kv_seq *seq, const int32_t *tokens, int n_tokens);
 /* The first `n_tokens` tokens are computed: the pages that they fill can be found from now on. */

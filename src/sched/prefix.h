@@ -10,7 +10,9 @@
 #include <stdint.h>
 #include "base/error.h"
 
-enum { PREFIX_ROOT = 0 }; /* the parent of first pages */
+/* The parents of first pages: serials are smaller than all salted roots. Pages of different roots never meet. */
+enum { PREFIX_ROOT = 0 };
+#define PREFIX_SALTED (UINT64_C(1) << 63)
 
 struct prefix_page {
     uint64_t serial, parent; /* serial 0: not in the tree */

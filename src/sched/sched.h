@@ -74,6 +74,7 @@ struct sched_request {
     bool keep_special; /* special tokens show up in the text */
     int n_logprobs;    /* -1: none; 0 .. SCHED_MAX_LOGPROBS: the token's, and the n best */
     bool prompt_logprobs;
+    uint64_t cache_salt; /* 0, or 2^63 and above: pages of the cache are shared only among requests with the same one */
     sched_callback *callback; /* on the engine thread; must not block */
     void *context;
 };

@@ -107,7 +107,7 @@ static bool can_admit(const struct sched *sched, const struct seq *seq, const st
     if (sched->n_running == sched->options.max_num_seqs || room->rows < 1 || room->logits < 1) return false;
     if (sched->n_running == 0) return true; /* sched_submit made sure that it fits alone */
     int n_used;
-    kv_find(&sched->kv, seq->tokens, tokens_to_share(sched, seq), &n_used);
+    kv_find(&sched->kv, seq->kv.root, seq->tokens, tokens_to_share(sched, seq), &n_used);
     int pages = pages_ahead(seq) - n_used;
     for (int i = 0; i < sched->n_running; i++) pages += pages_ahead(sched->running[i]);
     return pages <= sched->kv.n_free;

@@ -48,6 +48,7 @@ static int check_fields(const struct sched *sched, const struct sched_request *r
         return MO_E_INVALID;
     }
     if (check_stop(sched, request, error)) return MO_E_INVALID;
+    assert(request->cache_salt == 0 || request->cache_salt >= PREFIX_SALTED);
     return sampling_check(&request->sampling, vocab, error);
 }
 
@@ -160,7 +161,7 @@ static struct seq *seq_create(const struct sched *sched, const struct sched_requ
         return NULL;
     }
     seq_place(sched, request, &plan, block);
-    if (kv_seq_init(&plan.kv, cached_tokens(sched, request), error)) {
+    if (kv_seq_init(&plan.kv, cached_tokens(sched, request), request->cache_salt, error)) {
         free(block);
         return NULL;
     }

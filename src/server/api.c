@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <xxhash.h>
+#include "sched/prefix.h"
 #include "server/api_parts.h"
 
 /* --- names and limits ---------------------------------------------------------------------------- */
@@ -168,6 +170,15 @@ static void parse_stream(struct api_job *job) {
     job->request->include_usage = fields_bool(&inner, "include_usage", false);
 }
 
+/* vLLM's: who gives the same salt shares the cache, and nobody else. */
+static void parse_cache_salt(struct api_job *job) {
+    const json_t *salt = fields_string(&job->fields, "cache_salt");
+    if (!salt) return;
+    size_t size = json_string_length(salt);
+    if (size == 0) api_error_field(job->fields.error, "cache_salt", "cache_salt: expected a text, found an empty one");
+    job->request->sched.cache_salt = XXH3_64bits(json_string_value(salt), size) | PREFIX_SALTED;
+}
+
 static void parse_n(struct api_job *job) {
     struct fields *f = &job->fields;
     job->request->n = (int)fields_int(f, "n", 1, API_N_MAX, 1);
@@ -226,6 +237,7 @@ static void parse_all(struct api_job *job) {
     refuse_unsupported(&job->fields);
     parse_stream(job);
     parse_n(job);
+    parse_cache_salt(job);
     parse_sampling(job);
     parse_bias(job);
     api_stop_parse(job);

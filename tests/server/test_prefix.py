@@ -86,6 +86,16 @@ def test_at_the_same_time(server, cold):
     assert all(cached(r) in (0, PAGE, 2 * PAGE) for r in together)
 
 
+def test_salt(server):
+    """Who gives the same salt shares the cache; a salt that is no text is an error, not a promise that is not kept."""
+    prompt = prompt_of(1600, 2 * PAGE + 1)
+    found = [cached(server.complete(prompt, **GREEDY, cache_salt=salt)) for salt in ("a", "b", None, "a", "b", None)]
+    assert found == [0, 0, 0] + [2 * PAGE] * 3
+    for salt in ("", 7, ["a"]):
+        reply = server.post("/v1/completions", {"model": server.model, "prompt": prompt, "max_tokens": 1, "cache_salt": salt})
+        assert reply.status == 400 and "cache_salt" in reply.json["error"]["message"], reply
+
+
 def test_metrics(server):
     prompt = prompt_of(1500, 2 * PAGE + 1)
     names = "vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total", "vllm:prompt_tokens_total"

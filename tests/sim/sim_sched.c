@@ -334,6 +334,7 @@ static void fill_request(struct client *client) {
     request->keep_special = chance(30);
     request->n_logprobs = chance(20) ? below(SCHED_MAX_LOGPROBS + 1) : -1;
     request->prompt_logprobs = chance(15);
+    request->cache_salt = chance(10) ? PREFIX_SALTED | (uint64_t)below(2) : 0;
     if (sim.long_answers && chance(90)) { /* sequences that grow together run out of pages */
         request->n_prompt = 1 + below(20);
         request->max_tokens = 150 + below(MAX_ANSWER - 150);

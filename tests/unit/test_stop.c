@@ -20,8 +20,8 @@ static void test_pages(void **state) {
     assert_int_equal(kv_pages_for(64), 1);
     assert_int_equal(kv_pages_for(65), 2);
     assert_int_equal(kv_pages_init(&kv, 5, NULL), 0);
-    assert_int_equal(kv_seq_init(&a, 300, NULL), 0);
-    assert_int_equal(kv_seq_init(&b, 300, NULL), 0);
+    assert_int_equal(kv_seq_init(&a, 300, PREFIX_ROOT, NULL), 0);
+    assert_int_equal(kv_seq_init(&b, 300, PREFIX_ROOT, NULL), 0);
     assert_int_equal(kv_seq_grow(&kv, &a, 65), 0);
     assert_int_equal(kv_seq_grow(&kv, &a, 128), 0);
     assert_int_equal(a.n_pages, 2);
@@ -57,7 +57,7 @@ static void fill_text(int32_t *tokens, int seed) {
 
 /* A sequence with all of the text computed. */
 static void compute(struct kv_pages *kv, struct kv_seq *seq, const int32_t *tokens, int n_tokens) {
-    assert_int_equal(kv_seq_init(seq, TEXT, NULL), 0);
+    assert_int_equal(kv_seq_init(seq, TEXT, PREFIX_ROOT, NULL), 0);
     kv_seq_share(kv, seq, tokens, n_tokens - 1);
     assert_int_equal(kv_seq_grow(kv, seq, n_tokens), 0);
     kv_seq_publish(kv, seq, tokens, n_tokens);
@@ -65,7 +65,7 @@ static void compute(struct kv_pages *kv, struct kv_seq *seq, const int32_t *toke
 
 static int found(const struct kv_pages *kv, const int32_t *tokens, int n_tokens) {
     int n_used;
-    return kv_find(kv, tokens, n_tokens, &n_used);
+    return kv_find(kv, PREFIX_ROOT, tokens, n_tokens, &n_used);
 }
 
 static void test_shared_pages(void **state) {
@@ -86,10 +86,10 @@ static void test_shared_pages(void **state) {
     assert_int_equal(kv.n_free, 1);
     kv_seq_release(&kv, &a);
     assert_int_equal(kv.n_free, 2);
-    assert_int_equal(kv_find(&kv, text, 200, &n_used), 3);
+    assert_int_equal(kv_find(&kv, PREFIX_ROOT, text, 200, &n_used), 3);
     assert_int_equal(n_used, 3);
     kv_seq_free(&kv, &b);
-    assert_int_equal(kv_find(&kv, text, 200, &n_used), 3);
+    assert_int_equal(kv_find(&kv, PREFIX_ROOT, text, 200, &n_used), 3);
     assert_int_equal(n_used, 0);
     kv_seq_free(&kv, &a);
     kv_pages_free(&kv);
@@ -108,7 +108,7 @@ static void test_page_age(void **state) {
     compute(&kv, &b, new, 128);
     kv_seq_free(&kv, &a);
     kv_seq_free(&kv, &b);
-    assert_int_equal(kv_seq_init(&c, TEXT, NULL), 0);
+    assert_int_equal(kv_seq_init(&c, TEXT, PREFIX_ROOT, NULL), 0);
     assert_int_equal(kv_seq_grow(&kv, &c, 64), 0);
     assert_int_equal(found(&kv, old, 128) + found(&kv, new, 128), 4);
     assert_int_equal(kv_seq_grow(&kv, &c, 128), 0);
@@ -141,6 +141,31 @@ static void test_lost_parent(void **state) {
     kv_pages_free(&kv);
 }
 
+/* What was computed under a salt is found under the same salt only. */
+static void test_salts(void **state) {
+    (void)state;
+    static const uint64_t roots[] = {PREFIX_ROOT, PREFIX_SALTED | 5, PREFIX_SALTED | 6};
+    struct kv_pages kv;
+    struct kv_seq seq;
+    int32_t text[TEXT];
+    int n_used;
+    fill_text(text, 1);
+    assert_int_equal(kv_pages_init(&kv, 6, NULL), 0);
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(kv_find(&kv, roots[i], text, 128, &n_used), 0);
+        assert_int_equal(kv_seq_init(&seq, TEXT, roots[i], NULL), 0);
+        for (int again = 0; again < 2; again++) {
+            assert_int_equal(kv_seq_share(&kv, &seq, text, 128), again * 2);
+            assert_int_equal(kv_seq_grow(&kv, &seq, 128), 0);
+            kv_seq_publish(&kv, &seq, text, 128);
+            kv_seq_release(&kv, &seq);
+        }
+        assert_int_equal(kv_find(&kv, roots[i], text, 128, &n_used), 2);
+        kv_seq_free(&kv, &seq);
+    }
+    kv_pages_free(&kv);
+}
+
 /* Two sequences computed the same at the same time: one of the pages is found, the other is free for anybody. */
 static void test_computed_twice(void **state) {
     (void)state;
@@ -149,8 +174,8 @@ static void test_computed_twice(void **state) {
     int32_t text[TEXT];
     fill_text(text, 1);
     assert_int_equal(kv_pages_init(&kv, 4, NULL), 0);
-    assert_int_equal(kv_seq_init(&a, TEXT, NULL), 0);
-    assert_int_equal(kv_seq_init(&b, TEXT, NULL), 0);
+    assert_int_equal(kv_seq_init(&a, TEXT, PREFIX_ROOT, NULL), 0);
+    assert_int_equal(kv_seq_init(&b, TEXT, PREFIX_ROOT, NULL), 0);
     assert_int_equal(kv_seq_grow(&kv, &a, 128), 0);
     assert_int_equal(kv_seq_grow(&kv, &b, 128), 0);
     kv_seq_publish(&kv, &a, text, 128);
@@ -232,9 +257,13 @@ static void test_stop_every_split(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_pages),          cmocka_unit_test(test_shared_pages),
-        cmocka_unit_test(test_page_age),       cmocka_unit_test(test_lost_parent),
-        cmocka_unit_test(test_computed_twice), cmocka_unit_test(test_stop_every_split),
+        cmocka_unit_test(test_pages),
+        cmocka_unit_test(test_shared_pages),
+        cmocka_unit_test(test_page_age),
+        cmocka_unit_test(test_lost_parent),
+        cmocka_unit_test(test_salts),
+        cmocka_unit_test(test_computed_twice),
+        cmocka_unit_test(test_stop_every_split),
     };
     return cmocka_run_group_tests_name("stop", tests, NULL, NULL);
 }
