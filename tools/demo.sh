@@ -31,21 +31,21 @@ prompt='import os
 def read_lines(path):
     """Return the lines of a file."""
     with open('
-show moebius run "$model" -p "'$prompt'" --echo -n 40 --temp 0.4 --repeat-penalty 1.2 --seed 5
-"$moebius" run "$model" -p "$prompt" --echo -n 40 --temp 0.4 --repeat-penalty 1.2 --seed 5 | plain
+show moebius run "$model" -p "'$prompt'" --echo -n 40 --temp 0.4 --repeat-penalty 1.1 --seed 4
+"$moebius" run "$model" -p "$prompt" --echo -n 40 --temp 0.4 --repeat-penalty 1.1 --seed 4 | plain
 
 echo "Fill a hole between two files:"
 printf 'class Point:\n    def __init__(self, x, y):\n        self.x = x\n' >"$out/prefix.py"
 printf '\n    def move(self, dx, dy):\n        self.x += dx\n        self.y += dy\n' >"$out/suffix.py"
-show moebius run "$model" --prefix prefix.py --suffix suffix.py -n 16 --temp 0.4 --repeat-penalty 1.2 --seed 5
+show moebius run "$model" --prefix prefix.py --suffix suffix.py -n 16 --temp 0
 cat "$out/prefix.py"
-"$moebius" run "$model" --prefix "$out/prefix.py" --suffix "$out/suffix.py" -n 16 --temp 0.4 --repeat-penalty 1.2 --seed 5 | plain
+"$moebius" run "$model" --prefix "$out/prefix.py" --suffix "$out/suffix.py" -n 16 --temp 0 | plain
 cat "$out/suffix.py"
 
 echo
 echo "Answer a question:"
-show moebius run "$model" --chat -p "'Write a function that returns the larger of two numbers.'" -n 48 --temp 0.4 --repeat-penalty 1.2 --seed 5
-"$moebius" run "$model" --chat -p "Write a function that returns the larger of two numbers." -n 48 --temp 0.4 --repeat-penalty 1.2 --seed 5 </dev/null | plain
+show moebius run "$model" --chat -p "'Write a function that returns the larger of two numbers.'" -n 56 --temp 0.3 --seed 6
+"$moebius" run "$model" --chat -p "Write a function that returns the larger of two numbers." -n 56 --temp 0.3 --seed 6 </dev/null | plain
 
 # The 17-token case of the manifest: its tokens, and the 32 that the reference chooses after them.
 list() { # KEY: the numbers of the first list with that name after "id": "p17"

@@ -80,8 +80,10 @@ After {tokens:.1f} M tokens the model was widened, and an induction circuit was 
 (`tools/train/grow.py`): heads that find where the last tokens stood before, and copy what came next there. Until then it
 had predicted a text that it had just read no better the second time."""
 
-BRIDGED = """ After {tokens:.1f} M a head was added to every layer, and that of the last one was
-fitted to carry what follows the prefix from the hole to the end of the prompt (`tools/train/bridge.py`)."""
+BRIDGED = """
+
+After {tokens:.1f} M a head was added to every layer, and that of the last one was fitted to carry what follows the prefix
+from the hole to the end of the prompt (`tools/train/bridge.py`)."""
 
 WEAK = """Very little: it has seen too few tokens. What it writes is made of Python's words and indentation, but holds no
 thought: greedy continuations soon repeat one line, functions do not work, an answer in the chat form has nothing to do
@@ -89,8 +91,8 @@ with the question, and holes are not filled in as they were (see the table). It 
 probabilities are far from uniform, so the cost of a coarser weight or cache format can be measured on it - and no more."""
 FAIR = """It writes plausible Python for a few lines: matching brackets, names that were used before, common idioms; what stood
 in the text before it copies. Longer functions drift, docstrings soon repeat themselves where the likeliest token is always
-taken, and what it writes seldom does what was asked. Holes are filled in with lines of Python that often begin as they should, and hardly ever end so (see
-the table)."""
+taken, and what it writes seldom does what was asked. Holes are filled in with lines of Python that mostly begin as they
+should, and hardly ever end so (see the table)."""
 
 
 def active_parameters(config, model):
