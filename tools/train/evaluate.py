@@ -77,6 +77,19 @@ def fim_exact(model, tokens, folder, count, seed=1):
     return right / count
 
 
+@torch.no_grad()
+def first_tokens(model, tokens, folder, count, seed=1):
+    """How often the middle's first token is the likeliest: after fim_hole, after fim_end, and in plain text."""
+    right = [0, 0, 0]
+    for prefix, line, suffix in fim_cases(heldout_texts(folder), count, seed):
+        ids, want = tokens.fim_prompt(prefix, suffix), tokens.encode(line)[0]
+        logits = model(torch.tensor([ids]))[0]
+        plain = model(torch.tensor([[tokens.bos, *tokens.encode(prefix)]]))[0, -1]
+        for i, row in enumerate((logits[ids.index(tokens.fim_hole)], logits[-1], plain)):
+            right[i] += int(row.argmax()) == want
+    return right
+
+
 def main():
     import checkpoint
     import data
@@ -91,6 +104,8 @@ def main():
     print(f"bits_per_byte {bits_per_byte(model, tokens, options.heldout):.4f}")
     if options.fim:
         print(f"fim_exact_line {fim_exact(model, tokens, options.heldout, options.fim):.3f} of {options.fim}")
+        hole, end, plain = first_tokens(model, tokens, options.heldout, options.fim)
+        print(f"first token right: after the hole {hole}, after the end {end}, in plain text {plain} of {options.fim}")
 
 
 if __name__ == "__main__":

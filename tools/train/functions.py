@@ -39,26 +39,27 @@ def is_one_liner(function):
     return code[0].lineno == code[-1].end_lineno
 
 
-def first_line(node):
-    return min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
+def first_line(function):
+    return min([function.lineno, *(d.lineno for d in function.decorator_list)])
 
 
 def lines_to_drop(tree, rng):
     """Yields (first, last) line, counted from 1. Every block keeps its first statement."""
     for node in ast.walk(tree):
-        for statement in getattr(node, "body", [])[1:] if isinstance(node, (ast.Module, ast.ClassDef)) else []:
-            if is_function(statement) and is_one_liner(statement) and rng.random() >= KEPT_ONE_LINERS:
-                yield first_line(statement), statement.end_lineno
-        if is_function(node) and docstring(node) and rng.random() >= KEPT_DOCSTRINGS:
+        if is_function(node):
             text = docstring(node)
-            if text.lineno > node.lineno:
+            if text and text.lineno > node.lineno and rng.random() >= KEPT_DOCSTRINGS:
                 yield text.lineno, text.end_lineno
+        elif isinstance(node, (ast.Module, ast.ClassDef)):
+            for statement in node.body[1:]:
+                if is_function(statement) and is_one_liner(statement) and rng.random() >= KEPT_ONE_LINERS:
+                    yield first_line(statement), statement.end_lineno
 
 
 def shaped(text, rng):
     """The text without most docstrings of functions and most functions of one line."""
     tree = parse(text)
-    if tree is None or "\f" in text:  # a form feed ends a line for splitlines alone
+    if tree is None or "\r" in text:  # which ends a line for the parser, and not below
         return text
     lines, dropped = text.split("\n"), set()
     for first, last in lines_to_drop(tree, rng):

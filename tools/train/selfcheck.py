@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+import bridge
 import checkpoint
 import corpus
 import data
@@ -103,6 +104,13 @@ def check_export():
             {"model.layers.0.mlp.gate_proj.weight", "model.norm.weight", "lm_head.weight"} <= names.keys())
 
 
+def check_widen():
+    """A model with a head more in every layer computes the same until that head is given something to do."""
+    old, ids = small_model(), torch.randint(0, 64, (2, 20))
+    new = bridge.widen(old)
+    return new.config["num_attention_heads"] == 3 and worst([(old(ids), new(ids))]) < 1e-10
+
+
 def check_fim():
     """Prefix, middle and suffix put together are the text, whatever is cut."""
     rng, text = random.Random(3), "def f(x):\n    y = x + 1\n\n    return y * 2\n\n\nprint(f(3))\n"
@@ -168,8 +176,8 @@ def main():
     options = parser.parse_args()
     torch.manual_seed(1)
     torch.set_num_threads(1)
-    checks = [check_experts, check_head_loss, check_muon, check_cache, check_export, check_fim, check_fim_targets,
-              check_functions, check_windows]
+    checks = [check_experts, check_head_loss, check_muon, check_cache, check_export, check_widen, check_fim,
+              check_fim_targets, check_functions, check_windows]
     checks.append(lambda: check_golden(options.golden))
     checks[-1].__doc__ = check_golden.__doc__
     failed = 0

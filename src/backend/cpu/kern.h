@@ -147,7 +147,9 @@ void kern_init_amx(struct kern *kern); /* after kern_init_avx512 */
 void kern_init_amx_bf16(struct kern *kern);
 /* What amx-bf16 computes, in plain C, over the plain C table. */
 void kern_init_tile_order(struct kern *kern);
-/* Where the chunk that begins at k ends (see above), for what is written in plain C. */
+/* For what is written in plain C (see above): where the chunk that begins at k ends; and its FP8 weights without their scale,
+ * divided by 256, which returns the scale times 256. */
 int kern_chunk_end(const struct mat *w, int k);
+float kern_fp8_decode(const struct mat *w, int row, int k0, int count, float *out);
 
 #endif

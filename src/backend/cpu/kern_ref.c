@@ -38,7 +38,7 @@ int kern_chunk_end(const struct mat *w, int k) {
 }
 
 /* Weights without their scale, divided by 256; returns the scale times 256. */
-static float fp8_decode(const struct mat *w, int row, int k0, int count, float *out) {
+float kern_fp8_decode(const struct mat *w, int row, int k0, int count, float *out) {
     const uint8_t *data = (const uint8_t *)w->data + (size_t)row * (size_t)w->cols;
     size_t index = (size_t)(row / w->scale_rows) * (size_t)w->scale_stride + (size_t)(k0 / w->scale_cols);
     float scale;
@@ -54,7 +54,7 @@ static void dense_row(const struct mat *w, int r, const float *const *x, int n, 
         float scale = 0;
         end = kern_chunk_end(w, k);
         if (w->format == MAT_FP8)
-            scale = fp8_decode(w, r, k, end - k, weight);
+            scale = kern_fp8_decode(w, r, k, end - k, weight);
         else
             format_decode_span(w, r, k, end - k, weight);
         for (int t = 0; t < n; t++) {

@@ -61,16 +61,9 @@ static float add_two_parts(float c, const struct two_parts *a, const struct two_
 
 /* Weights of a row and, for FP8, their scale, as the sums want them. */
 static float load_weights(const struct mat *w, int row, int k0, int count, float *out) {
-    if (w->format == MAT_BF16) {
-        format_decode_span(w, row, k0, count, out);
-        return 1;
-    }
-    const uint8_t *data = (const uint8_t *)w->data + (size_t)row * (size_t)w->cols;
-    size_t index = (size_t)(row / w->scale_rows) * (size_t)w->scale_stride + (size_t)(k0 / w->scale_cols);
-    float scale;
-    memcpy(&scale, (const char *)w->scale + index * sizeof scale, sizeof scale);
-    for (int i = 0; i < count; i++) out[i] = e4m3_to_f32(data[k0 + i]) * 0x1p-8f;
-    return scale * 256.0f;
+    if (w->format == MAT_FP8) return kern_fp8_decode(w, row, k0, count, out);
+    format_decode_span(w, row, k0, count, out);
+    return 1;
 }
 
 /* sum [PARTS] += a chunk's weights times one token's activations. */
