@@ -22,14 +22,15 @@ LAYERS = {
     "base": {"base"},
     "model": {"base", "model"},
     "text": {"base", "model", "text"},
+    "grammar": {"base", "text", "grammar"},
     "expert": {"base", "model", "expert"},
     "plan": {"base", "model", "plan"},
     "backend": {"base", "model", "expert", "backend"},
     "check": {"base", "model", "backend", "check"},
     "forward": {"base", "model", "backend", "forward"},
-    "sched": {"base", "model", "text", "expert", "backend", "forward", "sched"},
-    "server": {"base", "model", "text", "sched", "server", "top"},
-    "top": {"base", "model", "text", "expert", "backend", "forward", "sched", "server", "plan", "check", "top", "public"},
+    "sched": {"base", "model", "text", "grammar", "expert", "backend", "forward", "sched"},
+    "server": {"base", "model", "text", "grammar", "sched", "server", "top"},
+    "top": {"base", "model", "text", "grammar", "expert", "backend", "forward", "sched", "server", "plan", "check", "top", "public"},
 }
 DATA = ("tests/golden/data/", "tests/golden/demo/", "tests/data/", "models/")  # not ours to format
 KERNEL_FOLDER = "src/backend/cpu/"

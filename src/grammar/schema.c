@@ -1,0 +1,441 @@
+#include "grammar/schema.h"
+
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "base/json.h"
+#include "text/utf8.h"
+
+int32_t schema_fail(struct schema *s, int code, const char *format, ...) {
+    char message[400];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(message, sizeof message, format, arguments);
+    va_end(arguments);
+    return nodes_fail(s->nodes, code, "%s: %s", s->path, message);
+}
+
+/* --- keywords ------------------------------------------------------------------------------------ */
+
+static bool is_in(const char *word, const char *const *list) {
+    for (; *list; list++) {
+        if (strcmp(word, *list) == 0) return true;
+    }
+    return false;
+}
+
+bool schema_is_annotation(const char *keyword) {
+    static const char *const NAMES[] = {
+        "title",     "description",   "default",      "examples",         "example",         "$schema",    "$comment",
+        "$id",       "$anchor",       "$defs",        "$vocabulary",      "definitions",     "deprecated", "readOnly",
+        "writeOnly", "discriminator", "externalDocs", "contentMediaType", "contentEncoding", NULL};
+    return is_in(keyword, NAMES) || strncmp(keyword, "x-", 2) == 0;
+}
+
+static const char *const KNOWN[] = {"type",
+                                    "properties",
+                                    "required",
+                                    "additionalProperties",
+                                    "propertyNames",
+                                    "patternProperties",
+                                    "minProperties",
+                                    "maxProperties",
+                                    "items",
+                                    "prefixItems",
+                                    "minItems",
+                                    "maxItems",
+                                    "enum",
+                                    "const",
+                                    "anyOf",
+                                    "oneOf",
+                                    "allOf",
+                                    "$ref",
+                                    "minLength",
+                                    "maxLength",
+                                    "pattern",
+                                    "format",
+                                    "minimum",
+                                    "maximum",
+                                    "exclusiveMinimum",
+                                    "exclusiveMaximum",
+                                    NULL};
+
+/* Keywords that are not kept, with a value that asks for nothing. */
+static bool asks_for_nothing(const char *keyword, const json_t *value) {
+    static const char *const SWITCHES[] = {"uniqueItems", "nullable", "unevaluatedProperties", "unevaluatedItems",
+                                           NULL};
+    if (strcmp(keyword, "multipleOf") == 0) return json_is_integer(value) && json_integer_value(value) == 1;
+    return is_in(keyword, SWITCHES) && json_is_false(value);
+}
+
+static bool check_keywords(struct schema *s, const json_t *schema) {
+    const char *keyword;
+    json_t *value;
+    json_object_foreach((json_t *)(uintptr_t)schema, keyword, value) {
+        if (is_in(keyword, KNOWN) || schema_is_annotation(keyword) || asks_for_nothing(keyword, value)) continue;
+        schema_fail(s, MO_E_UNSUPPORTED, "the keyword \"%.60s\" is not supported", keyword);
+        return false;
+    }
+    return true;
+}
+
+const char *schema_other_keyword(const json_t *schema, const char *const *known) {
+    const char *keyword;
+    json_t *value;
+    json_object_foreach((json_t *)(uintptr_t)schema, keyword, value) {
+        if (!is_in(keyword, known) && !schema_is_annotation(keyword) && !asks_for_nothing(keyword, value)) {
+            return keyword;
+        }
+    }
+    return NULL;
+}
+
+int schema_count(struct schema *s, const json_t *schema, const char *keyword, int missing) {
+    const json_t *value = json_object_get(schema, keyword);
+    double count = json_number_value(value);
+    if (!value) return missing;
+    if (!json_is_number(value) || count < 0 || count != floor(count)) {
+        return schema_fail(s, MO_E_INVALID, "%s: expected a count", keyword);
+    }
+    bool is_upper = strncmp(keyword, "max", 3) == 0;
+    if (count > NODES_REPEAT_MAX && !is_upper) {
+        return schema_fail(s, MO_E_INVALID, "%s: at most %d", keyword, NODES_REPEAT_MAX);
+    }
+    return count > NODES_REPEAT_MAX ? NODES_REPEAT_MAX : (int)count;
+}
+
+/* --- strings and numbers ------------------------------------------------------------------------- */
+
+#define HEX "[0-9a-fA-F]"
+#define DATE                                                                                                           \
+    "[0-9]{4}-((01|03|05|07|08|10|12)-(0[1-9]|[12][0-9]|3[01])|(04|06|09|11)-(0[1-9]|[12][0-9]|30)|"                   \
+    "02-(0[1-9]|1[0-9]|2[0-8]))"
+#define TIME "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,6})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
+#define BYTE "(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+#define LABEL "[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
+
+/* Each writes a part of what the format allows: every text of it is a good one (years from 0001, no 29th of February). */
+static const struct {
+    const char *name, *regex;
+} FORMATS[] = {
+    {"date", "(" DATE ")"},
+    {"time", TIME},
+    {"date-time", "(" DATE ")T" TIME},
+    {"duration", "P([0-9]{1,6}D|[0-9]{1,6}W|([0-9]{1,6}D)?T[0-9]{1,6}(H|M|S))"},
+    {"uuid", HEX "{8}-" HEX "{4}-" HEX "{4}-" HEX "{4}-" HEX "{12}"},
+    {"email", "[a-zA-Z0-9_+-]{1,20}(\\.[a-zA-Z0-9_+-]{1,20}){0,2}@" LABEL "(\\." LABEL "){1,3}"},
+    {"hostname", LABEL "(\\." LABEL "){0,3}"},
+    {"ipv4", "(" BYTE "\\.){3}" BYTE},
+    {"ipv6", "(" HEX "{1,4}:){7}" HEX "{1,4}"},
+    {"uri", "https?://" LABEL "(\\." LABEL
+            "){0,4}(:[0-9]{1,4})?(/[a-zA-Z0-9._~-]{0,100}){0,20}(\\?[a-zA-Z0-9=&._~-]{0,500})?"},
+};
+
+static int32_t quoted(struct schema *s, int32_t inner) {
+    int32_t quote = nodes_text(s->nodes, "\"");
+    return nodes_cat(s->nodes, quote, nodes_cat(s->nodes, inner, quote));
+}
+
+static int32_t string_of_format(struct schema *s, const char *format) {
+    for (size_t i = 0; i < sizeof FORMATS / sizeof *FORMATS; i++) {
+        if (strcmp(format, FORMATS[i].name)) continue;
+        return regex_parse(s->nodes, FORMATS[i].regex, strlen(FORMATS[i].regex), REGEX_IN_JSON, false);
+    }
+    return schema_fail(s, MO_E_UNSUPPORTED, "the format \"%.60s\" is not supported", format);
+}
+
+static int32_t string_of_pattern(struct schema *s, const json_t *pattern) {
+    int32_t node = regex_parse(s->nodes, json_string_value(pattern), json_string_length(pattern), REGEX_IN_JSON, true);
+    if (s->nodes->code && strncmp(s->nodes->error->message, "#", 1) != 0) {
+        mo_error_prefix(s->nodes->error, "%s/pattern", s->path);
+    }
+    return node;
+}
+
+static int32_t parse_string(struct schema *s, const json_t *schema) {
+    const json_t *pattern = json_object_get(schema, "pattern"), *format = json_object_get(schema, "format");
+    int min = schema_count(s, schema, "minLength", 0), max = schema_count(s, schema, "maxLength", -1);
+    bool has_length = min > 0 || max >= 0;
+    if ((pattern && !json_is_string(pattern)) || (format && !json_is_string(format))) {
+        return schema_fail(s, MO_E_INVALID, "pattern and format must be strings");
+    }
+    if ((pattern != NULL) + (format != NULL) + has_length > 1) {
+        return schema_fail(s, MO_E_UNSUPPORTED, "only one of pattern, format, and minLength or maxLength is supported");
+    }
+    if (max >= 0 && min > max) return NODES_NEVER;
+    if (pattern) return quoted(s, string_of_pattern(s, pattern));
+    if (format) return quoted(s, string_of_format(s, json_string_value(format)));
+    if (!has_length) return json_string_text(s->nodes, &s->parts);
+    return quoted(s, nodes_repeat(s->nodes, json_character(s->nodes, &s->parts), min, max));
+}
+
+/* A side of a number's range. */
+struct bound {
+    double value;
+    bool given, open; /* open: not this value itself */
+};
+
+/* The stricter of a closed and an open bound; `sign` 1: from above. */
+static struct bound bound_of(struct schema *s, const json_t *schema, const char *closed, const char *open, int sign) {
+    const json_t *a = json_object_get(schema, closed), *b = json_object_get(schema, open);
+    if ((a && !json_is_number(a)) || (b && !json_is_number(b))) {
+        schema_fail(s, MO_E_INVALID, "%s and %s must be numbers", closed, open);
+    }
+    double x = json_number_value(a), y = json_number_value(b);
+    if (b && (!a || y * sign <= x * sign)) return (struct bound){y, true, true};
+    return (struct bound){x, a != NULL, false};
+}
+
+static double clamp(double value, double most) {
+    return value < -most ? -most : value > most ? most : value;
+}
+
+static int32_t parse_integer(struct schema *s, struct bound low, struct bound high) {
+    const double MOST = (double)(INT64_C(1) << 53); /* beyond, bounds that are doubles are not exact */
+    if ((low.given && fabs(low.value) > MOST) || (high.given && fabs(high.value) > MOST)) {
+        return schema_fail(s, MO_E_UNSUPPORTED, "bounds beyond 2^53 are not supported");
+    }
+    int64_t from = -NUMBER_MAX, to = NUMBER_MAX;
+    if (low.given) from = (int64_t)ceil(low.value) + (low.open && low.value == ceil(low.value));
+    if (high.given) to = (int64_t)floor(high.value) - (high.open && high.value == floor(high.value));
+    return number_integer_between(s->nodes, from, to);
+}
+
+static int32_t parse_number(struct schema *s, struct bound low, struct bound high) {
+    const double MOST = (double)NUMBER_REAL_MAX;
+    bool is_whole = low.value == floor(low.value) && high.value == floor(high.value);
+    bool is_small = fabs(low.value) <= MOST && fabs(high.value) <= MOST;
+    if (!is_whole || !is_small) {
+        return schema_fail(s, MO_E_UNSUPPORTED, "the bounds of a number must be whole and within +-%.0f", MOST);
+    }
+    double from = low.given ? low.value : -MOST, to = high.given ? high.value : MOST;
+    return number_between(s->nodes, (int64_t)clamp(from, MOST), low.open, (int64_t)clamp(to, MOST), high.open);
+}
+
+static int32_t parse_numeric(struct schema *s, const json_t *schema, bool integer) {
+    struct bound low = bound_of(s, schema, "minimum", "exclusiveMinimum", -1);
+    struct bound high = bound_of(s, schema, "maximum", "exclusiveMaximum", 1);
+    if (s->nodes->code) return NODES_EMPTY;
+    if (!low.given && !high.given) return json_number(s->nodes, integer);
+    return integer ? parse_integer(s, low, high) : parse_number(s, low, high);
+}
+
+/* --- types --------------------------------------------------------------------------------------- */
+
+static const char *const TYPES[] = {"object", "array", "string", "integer", "number", "boolean", "null"};
+enum { N_TYPES = sizeof TYPES / sizeof *TYPES };
+
+/* Keywords that say something about one type only. Without "type" they are taken to mean that type. */
+static const char *const TYPE_KEYWORDS[N_TYPES][10] = {
+    {"properties", "required", "additionalProperties", "propertyNames", "patternProperties", "minProperties",
+     "maxProperties"},
+    {"items", "prefixItems", "minItems", "maxItems"},
+    {"minLength", "maxLength", "pattern", "format"},
+    {NULL},
+    {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"},
+};
+
+static bool value_has_type(const json_t *value, int type) {
+    double number = json_number_value(value);
+    switch (type) {
+    case 0:
+        return json_is_object(value);
+    case 1:
+        return json_is_array(value);
+    case 2:
+        return json_is_string(value);
+    case 3:
+        return json_is_number(value) && number == floor(number);
+    case 4:
+        return json_is_number(value);
+    case 5:
+        return json_is_boolean(value);
+    default:
+        return json_is_null(value);
+    }
+}
+
+/* One bit a type; 0 if the schema does not say. */
+static unsigned types_of(struct schema *s, const json_t *schema) {
+    const json_t *type = json_object_get(schema, "type");
+    unsigned types = 0;
+    size_t n = json_is_array(type) ? json_array_size(type) : type ? 1 : 0;
+    if (type && n == 0) schema_fail(s, MO_E_INVALID, "type: the list is empty");
+    for (size_t i = 0; i < n; i++) {
+        const char *name = json_string_value(json_is_array(type) ? json_array_get(type, i) : type);
+        int k = 0;
+        while (k < N_TYPES && name && strcmp(name, TYPES[k])) k++;
+        if (k == N_TYPES || !name) schema_fail(s, MO_E_INVALID, "type: \"%.60s\" is no type", name ? name : "?");
+        types |= 1u << k;
+    }
+    for (int k = 0; k < N_TYPES && !type; k++) {
+        for (int i = 0; TYPE_KEYWORDS[k][i]; i++) {
+            if (json_object_get(schema, TYPE_KEYWORDS[k][i])) types |= 1u << k;
+        }
+    }
+    return types;
+}
+
+static int32_t value_of_type(struct schema *s, const json_t *schema, int type) {
+    switch (type) {
+    case 0:
+        return schema_object(s, schema);
+    case 1:
+        return schema_array(s, schema);
+    case 2:
+        return parse_string(s, schema);
+    case 3:
+        return parse_numeric(s, schema, true);
+    case 4:
+        return parse_numeric(s, schema, false);
+    case 5:
+        return nodes_alt(s->nodes, nodes_text(s->nodes, "true"), nodes_text(s->nodes, "false"));
+    default:
+        return nodes_text(s->nodes, "null");
+    }
+}
+
+static int32_t parse_types(struct schema *s, const json_t *schema) {
+    unsigned types = types_of(s, schema);
+    if (!types) return json_any(s->nodes, &s->parts);
+    int32_t any = NODES_NEVER;
+    for (int k = N_TYPES - 1; k >= 0; k--) {
+        if (types >> k & 1) any = nodes_alt(s->nodes, value_of_type(s, schema, k), any);
+    }
+    return any;
+}
+
+/* --- constants and alternatives ------------------------------------------------------------------ */
+
+static int32_t add_constant(struct schema *s, const json_t *value, unsigned types, int32_t any) {
+    bool fits = !types;
+    for (int k = 0; k < N_TYPES; k++) fits = fits || ((types >> k & 1) && value_has_type(value, k));
+    return fits ? nodes_alt(s->nodes, json_constant(s->nodes, value), any) : any;
+}
+
+static bool holds(const json_t *list, const json_t *value) {
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        if (json_equal(json_array_get(list, i), value)) return true;
+    }
+    return false;
+}
+
+static int32_t parse_constants(struct schema *s, const json_t *schema) {
+    static const char *const MAY_STAND_BESIDE[] = {"type", "enum", "const", NULL};
+    const char *other = schema_other_keyword(schema, MAY_STAND_BESIDE);
+    const json_t *one = json_object_get(schema, "const"), *list = json_object_get(schema, "enum");
+    if (other) return schema_fail(s, MO_E_UNSUPPORTED, "\"%.60s\" beside enum or const is not supported", other);
+    if (list && (!json_is_array(list) || json_array_size(list) == 0)) {
+        return schema_fail(s, MO_E_INVALID, "enum: expected a list that is not empty");
+    }
+    unsigned types = types_of(s, schema);
+    if (one) return !list || holds(list, one) ? add_constant(s, one, types, NODES_NEVER) : NODES_NEVER;
+    int32_t any = NODES_NEVER;
+    for (size_t i = json_array_size(list); i-- > 0;) any = add_constant(s, json_array_get(list, i), types, any);
+    return any;
+}
+
+static int32_t parse_alternatives(struct schema *s, const json_t *schema, const char *keyword) {
+    const json_t *list = json_object_get(schema, keyword);
+    const char *const itself[] = {keyword, NULL};
+    const json_t *beside = schema_other_keyword(schema, itself) ? schema_without(s, schema, keyword) : NULL;
+    int32_t any = NODES_NEVER;
+    if (!json_is_array(list) || json_array_size(list) == 0) {
+        return schema_fail(s, MO_E_INVALID, "%s: expected a list that is not empty", keyword);
+    }
+    for (size_t i = json_array_size(list); i-- > 0 && !s->nodes->code;) {
+        const json_t *part = json_array_get(list, i);
+        char index[24];
+        snprintf(index, sizeof index, "%zu", i);
+        if (beside) part = schema_merge(s, part, beside);
+        if (part) any = nodes_alt(s->nodes, schema_value(s, part, keyword, index), any);
+    }
+    return any;
+}
+
+static int32_t parse_schema(struct schema *s, const json_t *schema) {
+    static const char *const REF_ALONE[] = {"$ref", NULL};
+    const json_t *ref = json_object_get(schema, "$ref"), *all = json_object_get(schema, "allOf");
+    if (ref && !json_is_string(ref)) return schema_fail(s, MO_E_INVALID, "$ref: expected a string");
+    if (ref && !schema_other_keyword(schema, REF_ALONE)) return schema_reference(s, json_string_value(ref));
+    const json_t *merged = NULL;
+    if (ref) {
+        merged = schema_merge(s, schema, json_true()); /* follows the reference */
+    } else if (all) {
+        merged = schema_merge_all(s, schema, "allOf", all);
+    }
+    if (ref || all) return merged ? schema_value(s, merged, NULL, NULL) : NODES_EMPTY;
+    if (json_object_get(schema, "anyOf")) return parse_alternatives(s, schema, "anyOf");
+    if (json_object_get(schema, "oneOf")) return parse_alternatives(s, schema, "oneOf");
+    if (json_object_get(schema, "const") || json_object_get(schema, "enum")) return parse_constants(s, schema);
+    return parse_types(s, schema);
+}
+
+/* --- the whole ----------------------------------------------------------------------------------- */
+
+static void path_add(struct schema *s, const char *part) {
+    if (!part) return;
+    int n = snprintf(s->path + s->path_size, sizeof s->path - s->path_size, "/%s", part);
+    size_t room = sizeof s->path - 1 - s->path_size;
+    s->path_size += (size_t)n < room ? (size_t)n : room;
+    s->path_size = utf8_valid_prefix((const uint8_t *)s->path, s->path_size);
+    s->path[s->path_size] = 0;
+}
+
+int32_t schema_value(struct schema *s, const json_t *schema, const char *key, const char *name) {
+    size_t before = s->path_size;
+    int32_t node = NODES_EMPTY;
+    if (s->nodes->code) return NODES_EMPTY;
+    path_add(s, key);
+    path_add(s, name);
+    if (json_is_true(schema)) {
+        node = json_any(s->nodes, &s->parts);
+    } else if (json_is_false(schema)) {
+        node = NODES_NEVER;
+    } else if (!json_is_object(schema)) {
+        schema_fail(s, MO_E_INVALID, "expected a schema: an object, true or false");
+    } else if (s->depth == SCHEMA_DEPTH_MAX) {
+        schema_fail(s, MO_E_INVALID, "schemas nest too deep");
+    } else if (check_keywords(s, schema)) {
+        s->depth++;
+        node = parse_schema(s, schema);
+        s->depth--;
+    }
+    s->path_size = before;
+    s->path[before] = 0;
+    return node;
+}
+
+/* The targets of references are compiled one after the other, and may name others. */
+static void compile_references(struct schema *s) {
+    while (s->n_done < s->n_refs && !s->nodes->code) {
+        struct schema_ref ref = s->refs[s->n_done++];
+        s->path_size = 0;
+        snprintf(s->path, sizeof s->path, "%.*s", (int)sizeof s->path - 1, ref.pointer);
+        s->path_size = utf8_valid_prefix((const uint8_t *)s->path, strlen(s->path));
+        nodes_rule_set(s->nodes, ref.rule, schema_value(s, ref.target, NULL, NULL));
+    }
+}
+
+int32_t schema_parse(struct nodes *nodes, const char *text, size_t size) {
+    struct schema s = {.nodes = nodes};
+    if (json_parse(text, size, "schema", &s.root, nodes->error)) {
+        nodes->code = nodes->error->code;
+        return NODES_EMPTY;
+    }
+    s.refs = calloc(SCHEMA_REFS_MAX, sizeof *s.refs);
+    s.made = json_array();
+    int32_t root = NODES_EMPTY;
+    if (s.refs && s.made) {
+        root = schema_reference(&s, "#");
+        compile_references(&s);
+    } else {
+        nodes_fail(nodes, MO_E_NO_MEMORY, "out of memory for a schema");
+    }
+    free(s.refs);
+    json_decref(s.made);
+    json_decref(s.root);
+    return root;
+}

@@ -1,0 +1,60 @@
+/* grammar/schema.h - what the files of the schema compiler share. Private to src/grammar.
+ *
+ *   schema.c           keywords, alternatives, constants, types, strings and numbers
+ *   schema_compound.c  objects and arrays
+ *   schema_merge.c     $ref, and several schemas that hold at once (allOf, keywords beside $ref or anyOf) as one
+ *
+ * The texts that come out are valid, but not every valid text can come out: properties stand in the schema's order, what
+ * `additionalProperties` does not mention is not added, and numbers have a limited number of digits. */
+#ifndef MOEBIUS_GRAMMAR_SCHEMA_H
+#define MOEBIUS_GRAMMAR_SCHEMA_H
+
+#include "grammar/front.h"
+
+enum { SCHEMA_DEPTH_MAX = 100, SCHEMA_REFS_MAX = 2000, SCHEMA_MERGES_MAX = 2000 };
+
+/* A target of $ref: a rule, so that it may hold itself. */
+struct schema_ref {
+    const json_t *target;
+    const char *pointer; /* how it was named first: for messages */
+    int rule;
+    int32_t node;
+};
+
+struct schema {
+    struct nodes *nodes;
+    struct json_parts parts;
+    json_t *root;
+    json_t *made;            /* an array that keeps what merging made */
+    struct schema_ref *refs; /* [n_refs]; the first n_done have their rules */
+    int n_refs, n_done, n_merges, depth;
+    char path[200]; /* where we are, "#/properties/a", cut if too long */
+    size_t path_size;
+};
+
+/* Keeps the first mistake, with the path; returns NODES_EMPTY. */
+int32_t schema_fail(struct schema *s, int code, const char *format, ...) __attribute__((format(printf, 3, 4)));
+
+/* The texts of a schema. `key` (and `name`, or NULL) is the way to it from where we are. */
+int32_t schema_value(struct schema *s, const json_t *schema, const char *key, const char *name);
+
+/* schema.c: a keyword's value as a count; `missing` if it is absent. */
+int schema_count(struct schema *s, const json_t *schema, const char *keyword, int missing);
+bool schema_is_annotation(const char *keyword);
+/* Whether a keyword is there that restricts, besides those in the list (NULL at its end): its name, or NULL. */
+const char *schema_other_keyword(const json_t *schema, const char *const *known);
+
+/* schema_compound.c */
+int32_t schema_object(struct schema *s, const json_t *schema);
+int32_t schema_array(struct schema *s, const json_t *schema);
+
+/* schema_merge.c: the node of what "$ref" names. */
+int32_t schema_reference(struct schema *s, const char *pointer);
+/* One schema that says what both say; NULL with an error. Owned by `made`. */
+const json_t *schema_merge(struct schema *s, const json_t *a, const json_t *b);
+/* What `schema` says beside `keyword` and what is in each of the list `parts`. */
+const json_t *schema_merge_all(struct schema *s, const json_t *schema, const char *keyword, const json_t *parts);
+/* A copy without `keyword`. */
+const json_t *schema_without(struct schema *s, const json_t *schema, const char *keyword);
+
+#endif
