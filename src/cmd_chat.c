@@ -52,6 +52,7 @@ static int take_turn(struct engine *engine, const struct sched_request *base, js
     struct sched_request request = *base;
     request.prompt = prompt.ids;
     request.n_prompt = (int)prompt.n;
+    request.grammar_after = engine_reasoning_end(engine, &prompt);
     if (!code) code = generate(engine, &request, true, &answer, error);
     if (!code) {
         putchar('\n');

@@ -16,6 +16,7 @@ struct arguments {
     int max_tokens;
     bool has_max_tokens, chat, json, ignore_eos, echo;
     struct cli_list stop;
+    const char *schema, *rules, *rules_file, *regex;
     struct sampling_flags sampling;
 };
 
@@ -78,6 +79,7 @@ static int complete(struct engine *engine, const struct arguments *a, struct sch
     }
     request->prompt = prompt.ids;
     request->n_prompt = (int)prompt.n;
+    request->grammar_after = engine_reasoning_end(engine, &prompt);
     if (!code && a->echo && a->prompt && !a->json) fputs(a->prompt, stdout);
     if (!code) code = generate(engine, request, !a->json, &answer, error);
     if (!code && a->json && print_json(&answer)) code = mo_error_set(error, MO_E_IO, "cannot write to standard output");
@@ -95,6 +97,11 @@ static int check_arguments(const struct arguments *a, struct mo_error *error) {
     if (a->chat && (a->file || a->prefix || a->suffix)) {
         return mo_error_set(error, MO_E_INVALID, "--chat does not go with --file, --prefix or --suffix");
     }
+    if ((a->schema != NULL) + (a->rules || a->rules_file) + (a->regex != NULL) > 1 || (a->rules && a->rules_file)) {
+        return mo_error_set(
+            error, MO_E_INVALID,
+            "give one of --json-schema, --regex, --grammar and --grammar-file: an answer has one shape");
+    }
     if (a->system && !a->chat) return mo_error_set(error, MO_E_INVALID, "--system goes with --chat only");
     if (a->echo && !a->prompt) return mo_error_set(error, MO_E_INVALID, "--echo goes with -p only");
     if (a->chat && a->json) return mo_error_set(error, MO_E_INVALID, "--json does not go with --chat");
@@ -104,17 +111,39 @@ static int check_arguments(const struct arguments *a, struct mo_error *error) {
     return 0;
 }
 
+/* What the answer must look like, if anything was said: the caller's. */
+static int read_grammar(const struct engine *engine, const struct arguments *a, struct grammar **grammar,
+                        struct mo_error *error) {
+    const char *text = a->schema ? a->schema : a->regex ? a->regex : a->rules, *file = a->rules_file;
+    const char *flag = a->schema ? "--json-schema" : a->regex ? "--regex" : file ? "--grammar-file" : "--grammar";
+    enum grammar_kind kind = a->schema ? GRAMMAR_JSON_SCHEMA : a->regex ? GRAMMAR_REGEX : GRAMMAR_GBNF;
+    if (!text && !file) return 0;
+    if (!engine->grammars) return mo_error_set(error, MO_E_UNSUPPORTED, "%s has no tokenizer.json", engine->path);
+    if (a->schema && a->schema[strspn(a->schema, " \t\r\n")] != '{') file = a->schema;
+    char *read = NULL;
+    size_t size = text ? strlen(text) : 0;
+    int code = file ? file_read(file, GRAMMAR_TEXT_MAX, &read, &size, error) : 0;
+    if (!code) code = grammar_cache_get(engine->grammars, kind, read ? read : text, size, grammar, error);
+    if (code) mo_error_prefix(error, "%s", flag);
+    free(read);
+    return code;
+}
+
 static int run(struct engine *engine, struct arguments *a, struct mo_error *error) {
     struct sched_request request = {
         .n_logprobs = -1, .ignore_eos = a->ignore_eos, .stop = a->stop.items, .n_stop = a->stop.n};
     request.max_tokens = a->has_max_tokens ? a->max_tokens : a->chat ? DEFAULT_CHAT_TOKENS : DEFAULT_TOKENS;
     engine_sampling(engine, &request.sampling);
     int code = sampling_flags_apply(&a->sampling, engine->model.vocab, &request.sampling, error);
+    if (!code) code = read_grammar(engine, a, &request.grammar, error);
     if (!code) code = engine_start(engine, error);
-    if (code) return code;
-    generate_catch_interrupt();
-    if (a->chat) return chat_loop(engine, &request, a->system, a->prompt, error);
-    return complete(engine, a, &request, error);
+    if (!code) {
+        generate_catch_interrupt();
+        code =
+            a->chat ? chat_loop(engine, &request, a->system, a->prompt, error) : complete(engine, a, &request, error);
+    }
+    grammar_release(request.grammar);
+    return code;
 }
 
 int cmd_run(int argc, char **argv) {
@@ -138,6 +167,11 @@ int cmd_run(int argc, char **argv) {
         {.names = "--max-tokens,-n", .type = CLI_INT, .target = &a.max_tokens, .given = &a.has_max_tokens, .min = 0, .max = 1 << 26,
          .value = "N", .help = "tokens to generate (default 256; with --chat 2048)"},
         {.names = "--stop", .type = CLI_LIST, .target = &a.stop, .value = "TEXT", .help = "end where this text appears; repeatable"},
+        {.names = "--json-schema,-j", .type = CLI_STRING, .target = &a.schema, .value = "TEXT|FILE",
+         .help = "the answer is JSON that this schema allows"},
+        {.names = "--regex", .type = CLI_STRING, .target = &a.regex, .value = "TEXT", .help = "the answer matches this expression"},
+        {.names = "--grammar", .type = CLI_STRING, .target = &a.rules, .value = "TEXT", .help = "the answer follows these rules (llama.cpp's GBNF)"},
+        {.names = "--grammar-file", .type = CLI_STRING, .target = &a.rules_file, .value = "FILE", .help = "the same from a file"},
         {.names = "--ignore-eos", .type = CLI_FLAG, .target = &a.ignore_eos, .help = "go on past the end-of-text token"},
         {.names = "--echo", .type = CLI_FLAG, .target = &a.echo, .help = "print the prompt before its continuation"},
         {.names = "--json", .type = CLI_FLAG, .target = &a.json, .help = "one JSON object with text and timings instead of a stream"},

@@ -99,6 +99,8 @@ static int open_text(struct engine *engine, struct mo_error *error) {
         return mo_error_set(error, MO_E_INVALID, "%s: tokenizer.json has ids up to %d, config.json a vocab_size of %d",
                             engine->path, tokenizer_size(engine->tokenizer) - 1, engine->model.vocab);
     }
+    code = grammar_cache_create(&engine->grammars, engine->tokenizer, engine->model.vocab, error);
+    if (code) return code;
     struct mo_error unknown;
     code = chat_template_choose(&engine->chat, engine->options.chat_template, engine->tokenizer, &unknown);
     if (!code || code == MO_E_UNSUPPORTED) return 0; /* completions work without a template; a chat will say so */
@@ -193,6 +195,7 @@ void engine_close(struct engine *engine) {
     }
     sched_destroy(engine->sched);
     if (engine->backend) engine->backend->ops->close(engine->backend);
+    grammar_cache_free(engine->grammars);
     tokenizer_free(engine->tokenizer);
     weights_free(&engine->weights);
     checkpoint_close(&engine->checkpoint);
@@ -255,4 +258,19 @@ int engine_encode_chat(const struct engine *engine, const json_t *messages, bool
     }
     chat_prompt_free(&prompt);
     return code;
+}
+
+/* A user's text cannot open it: in a chat it never becomes these tokens. */
+int32_t engine_reasoning_end(const struct engine *engine, const struct token_list *prompt) {
+    if (!engine->tokenizer || prompt->n == 0) return -1;
+    int32_t begin = tokenizer_added_id(engine->tokenizer, "<think>");
+    int32_t end = tokenizer_added_id(engine->tokenizer, "</think>");
+    int32_t turn = tokenizer_added_id(engine->tokenizer, "<｜Assistant｜>");
+    bool opens_itself = engine->chat && chat_template_reasons(engine->chat) && turn >= 0;
+    if (opens_itself && prompt->ids[prompt->n - 1] == turn) return end;
+    for (size_t i = prompt->n; i-- > 0 && begin >= 0;) {
+        if (prompt->ids[i] == begin) return end;
+        if (prompt->ids[i] == end) return -1;
+    }
+    return -1;
 }

@@ -7,6 +7,7 @@
 #include <stdatomic.h>
 #include "backend/backend.h"
 #include "cli.h"
+#include "grammar/cache.h"
 #include "sched/sched.h"
 #include "text/chat.h"
 
@@ -48,6 +49,7 @@ struct engine {
     struct weights weights;
     struct tokenizer *tokenizer;      /* NULL if the folder has none: token ids only */
     const struct chat_template *chat; /* NULL: no chat */
+    struct grammar_cache *grammars;   /* of structured answers; NULL without a tokenizer */
     struct backend *backend;
     struct sched *sched;
     int32_t eos[MODEL_MAX_EOS];
@@ -76,5 +78,7 @@ int engine_encode_prompt(const struct engine *engine, const char *text, size_t s
 /* A chat's prompt by the model's template. Without a known template the error names --chat-template. */
 int engine_encode_chat(const struct engine *engine, const json_t *messages, bool add_generation_prompt,
                        const json_t *kwargs, struct token_list *out, struct mo_error *error);
+/* The token </think> if what follows `prompt` begins with reasoning, which that token ends; else -1. */
+int32_t engine_reasoning_end(const struct engine *engine, const struct token_list *prompt);
 
 #endif

@@ -89,6 +89,25 @@ static float penalised(const struct sampling *s, float logit, int32_t generated,
     return logit;
 }
 
+static bool is_allowed(const uint64_t *allowed, int32_t id) {
+    return allowed[id >> 6] >> (id & 63) & 1;
+}
+
+static void forbid(const uint64_t *allowed, float *value, int vocab) {
+    for (int32_t i = 0; i < vocab; i++) {
+        if (!is_allowed(allowed, i)) value[i] = -INFINITY;
+    }
+}
+
+/* The best of the allowed tokens before anything was added: a bias may have banned all of them. */
+static int32_t best_allowed(const uint64_t *allowed, const float *logits, float *value, int vocab) {
+    memcpy(value, logits, (size_t)vocab * sizeof *value);
+    forbid(allowed, value, vocab);
+    int32_t best = sample_argmax(value, vocab);
+    for (int32_t i = 0; !is_allowed(allowed, best) && i < vocab; i++) best = i;
+    return best;
+}
+
 /* Bias, then penalties, into `value` [vocab]. */
 static void adjust_logits(const struct sampling *sampling, const float *logits, const struct token_counts *counts,
                           float *value, int vocab) {
@@ -289,7 +308,9 @@ int32_t sample_drawn(const struct sampling *sampling, const float *logits, const
     int vocab = scratch->vocab;
     float *value = scratch->value;
     adjust_logits(sampling, logits, counts, value, vocab);
+    if (sampling->allowed) forbid(sampling->allowed, value, vocab);
     int32_t best = sample_argmax(value, vocab);
+    if (sampling->allowed && !isfinite(value[best])) return best_allowed(sampling->allowed, logits, value, vocab);
     if (sampling->temperature == 0 || !isfinite(value[best])) return best;
 
     weigh(value, vocab, value[best], sampling->temperature);

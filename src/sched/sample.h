@@ -1,5 +1,5 @@
-/* sched/sample.h - logits to a token. In this order: logit_bias, penalties (repetition, presence, frequency),
- * temperature, min-p, top-k, top-p; then one draw from a counter-based generator keyed by (seed, choice,
+/* sched/sample.h - logits to a token. In this order: logit_bias, penalties (repetition, presence, frequency), what is
+ * allowed at all, temperature, min-p, top-k, top-p; then one draw from a counter-based generator keyed by (seed, choice,
  * position), so a request's tokens do not depend on what else runs. Greedy (temperature 0) takes the largest,
  * ties to the lowest id. Weights come from IEEE operations in one order and are added up as whole numbers, so a backend
  * that picks by itself (backend.h) can get the very same token. Pure functions: any thread. Includes: base. */
@@ -27,6 +27,7 @@ struct sampling {
     uint64_t seed;
     const struct logit_bias *bias; /* [n_bias], the request's */
     int n_bias;
+    const uint64_t *allowed; /* [vocab] one bit a token, at least one set; NULL: every token */
 };
 
 /* All off, temperature 1. */

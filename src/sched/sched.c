@@ -89,10 +89,11 @@ static bool allocate(struct sched *sched) {
     sched->running = calloc(seqs, sizeof(struct seq *));
     sched->held = calloc(seqs, sizeof *sched->held);
     sched->token_text = calloc(sched->token_text_size + 1, 1);
+    sched->allowed = calloc(((size_t)options->model->vocab + 63) / 64, sizeof *sched->allowed);
     sched->now = &sched->steps[0];
     sched->ahead = &sched->steps[1];
-    return sched->eos && sched->running && sched->held && sched->token_text && allocate_step(options, sched->now) &&
-           allocate_step(options, sched->ahead);
+    return sched->eos && sched->running && sched->held && sched->token_text && sched->allowed &&
+           allocate_step(options, sched->now) && allocate_step(options, sched->ahead);
 }
 
 int sched_create(struct sched **out, const struct sched_options *options, struct mo_error *error) {
@@ -182,6 +183,7 @@ void sched_destroy(struct sched *sched) {
     free_step(&sched->steps[0]);
     free_step(&sched->steps[1]);
     free(sched->token_text);
+    free(sched->allowed);
     pthread_cond_destroy(&sched->wake);
     pthread_mutex_destroy(&sched->lock);
     free(sched);

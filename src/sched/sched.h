@@ -16,11 +16,12 @@
  * Where the backend picks tokens by itself and runs ahead, and every sequence's next token is such a pick, the next step is
  * started before this one's tokens are read. A sequence that ends with this token has a row too many in it: nobody looks at
  * that one, and its pages become free when the step has ended. Whatever else happens (an arrival that can be let in, a
- * cancellation, no free page, a failure) waits until no step is ahead. Includes: base, model, text, backend, forward. */
+ * cancellation, no free page, a failure) waits until no step is ahead. Includes: base, model, text, grammar, backend, forward. */
 #ifndef MOEBIUS_SCHED_SCHED_H
 #define MOEBIUS_SCHED_SCHED_H
 
 #include "backend/backend.h"
+#include "grammar/grammar.h"
 #include "sched/sample.h"
 #include "text/tokenizer.h"
 
@@ -56,7 +57,7 @@ struct sched_event {
 };
 typedef void sched_callback(const struct sched_event *event);
 
-/* Copied by sched_submit. Zero-initialise, then sampling_init(&request.sampling). */
+/* Copied by sched_submit, which keeps a reference of its own to the grammar. Zero-initialise, then sampling_init(&request.sampling). */
 struct sched_request {
     const int32_t *prompt; /* [n_prompt] ids in the vocabulary, n_prompt >= 1 */
     int n_prompt;
@@ -70,9 +71,13 @@ struct sched_request {
     int n_stop_tokens;
     const char *const *stop; /* [n_stop] strings, found across token borders */
     int n_stop;
-    bool include_stop; /* keep the stop string, or the text of the stop token, in the text */
-    bool keep_special; /* special tokens show up in the text */
-    int n_logprobs;    /* -1: none; 0 .. SCHED_MAX_LOGPROBS: the token's, and the n best */
+    struct grammar
+        *grammar; /* what the answer must look like; NULL: anything. What would stop it can only be chosen where
+                                it may end, and it ends by itself (FINISH_STOP) where nothing can follow */
+    int32_t grammar_after; /* with a grammar: it begins behind the first generated token like this; -1: at once */
+    bool include_stop;     /* keep the stop string, or the text of the stop token, in the text */
+    bool keep_special;     /* special tokens show up in the text */
+    int n_logprobs;        /* -1: none; 0 .. SCHED_MAX_LOGPROBS: the token's, and the n best */
     bool prompt_logprobs;
     uint64_t cache_salt; /* 0, or 2^63 and above: pages of the cache are shared only among requests with the same one */
     sched_callback *callback; /* on the engine thread; must not block */

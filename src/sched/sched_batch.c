@@ -143,7 +143,8 @@ static void step_clear(struct step *step) {
 static bool can_pick(const struct sched *sched, const struct seq *seq, int position) {
     const struct sched_request *request = &seq->request;
     return sched->options.backend->picks && request->n_logprobs < 0 && !request->prompt_logprobs && seq->n_bias == 0 &&
-           (seq->n_banned == 0 || position >= request->min_tokens) && !sampling_has_penalties(&request->sampling);
+           !request->grammar && (seq->n_banned == 0 || position >= request->min_tokens) &&
+           !sampling_has_penalties(&request->sampling);
 }
 
 static struct pick pick_of(const struct seq *seq, int position) {

@@ -82,10 +82,12 @@ static void score_prompt(struct sched *sched, struct seq *seq, int first_pos, co
     }
 }
 
-static int32_t choose_token(struct sched *sched, struct seq *seq, const float *logits) {
+/* A token by the logits, or -1 with an error. */
+static int32_t choose_token(struct sched *sched, struct seq *seq, const float *logits, struct mo_error *error) {
     int n_generated = seq->n_tokens - seq->request.n_prompt;
     struct sampling *sampling = &seq->request.sampling;
     sampling->n_bias = seq->n_bias + (n_generated < seq->request.min_tokens ? seq->n_banned : 0);
+    if (seq->request.grammar && seq_grammar_allow(sched, seq, error)) return -1;
     return sample_token(sampling, logits, &seq->counts, seq->request.choice, (uint32_t)n_generated, &sched->scratch);
 }
 
@@ -115,16 +117,23 @@ static void add_token_text(struct sched *sched, struct seq *seq, struct sched_ev
 }
 
 /* The token that the backend picked, or else the one that the logits give. */
-static int32_t next_token(struct sched *sched, struct seq *seq, const float *logits) {
+static int32_t next_token(struct sched *sched, struct seq *seq, const float *logits, struct mo_error *error) {
     struct backend *backend = sched->options.backend;
     const struct pick *pick = sched->now->batch.pick;
-    if (!pick || !pick[seq->first_logit].wanted) return choose_token(sched, seq, logits);
+    if (!pick || !pick[seq->first_logit].wanted) return choose_token(sched, seq, logits, error);
     return backend->ops->picked(backend)[seq->first_logit];
 }
 
 /* Takes the next token and applies the stop rules. Returns false if the sequence ended. */
 static bool generate(struct sched *sched, struct seq *seq, const float *logits, double now_s) {
-    int32_t token = next_token(sched, seq, logits);
+    struct mo_error error = {0};
+    int32_t token = next_token(sched, seq, logits, &error);
+    if (token < 0) {
+        struct sched_event failure = event_of(seq);
+        failure.error = &error;
+        seq_end(sched, seq, FINISH_ERROR, &failure);
+        return false;
+    }
     append_token(sched, seq, token, now_s);
     struct sched_event event = event_of(seq);
     event.token = token;
@@ -136,7 +145,7 @@ static bool generate(struct sched *sched, struct seq *seq, const float *logits, 
 
     enum finish_reason reason = FINISH_NONE;
     if (seq->n_tokens == seq->max_total) reason = FINISH_LENGTH;
-    if (stop || event.stop_string) reason = FINISH_STOP;
+    if (stop || event.stop_string || seq_grammar_ended(seq)) reason = FINISH_STOP;
     if (reason == FINISH_NONE)
         seq->request.callback(&event);
     else

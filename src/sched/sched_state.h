@@ -33,6 +33,8 @@ struct seq {
     int n_cached;   /* prompt tokens that others had computed */
     struct kv_seq kv;
     struct token_counts counts;
+    struct grammar_cursor grammar; /* behind the tokens generated so far, or some of them */
+    int grammar_first;             /* generated tokens before the grammar begins; -1: that is not known yet */
 
     int n_rows;               /* in the batch of the step at hand; 0: none */
     int first_logit;          /* its first row of logits */
@@ -80,7 +82,8 @@ struct sched {
     int n_held;
     struct sample_scratch scratch;
     struct token_logprob top[SCHED_MAX_LOGPROBS];
-    char *token_text; /* [token_text_size] */
+    uint64_t *allowed; /* [vocab] bits: what a grammar allows, and ends with */
+    char *token_text;  /* [token_text_size] */
 
     /* Any thread, under the lock. */
     pthread_mutex_t lock;
@@ -114,6 +117,12 @@ void batch_fail(struct sched *sched, int row, const struct mo_error *error);
 /* Gives the pages back, tells the owner, frees. `event` has what is special about this end; may be NULL. The
  * caller has taken it out of its list. */
 void seq_end(struct sched *sched, struct seq *seq, enum finish_reason reason, struct sched_event *event);
+
+/* sched_grammar.c: what the sequence's next token may be, into sampling.allowed, and whether those that stop it may be
+ * chosen. An error is the sequence's end. */
+int seq_grammar_allow(struct sched *sched, struct seq *seq, struct mo_error *error);
+/* Whether nothing may follow what the sequence has generated. */
+bool seq_grammar_ended(struct seq *seq);
 
 /* sched_stats.c */
 double sched_now(const struct sched *sched);

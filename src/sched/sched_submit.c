@@ -48,6 +48,7 @@ static int check_fields(const struct sched *sched, const struct sched_request *r
         return MO_E_INVALID;
     }
     if (check_stop(sched, request, error)) return MO_E_INVALID;
+    assert(!request->grammar || sched->options.tokenizer);
     assert(request->cache_salt == 0 || request->cache_salt >= PREFIX_SALTED);
     return sampling_check(&request->sampling, vocab, error);
 }
@@ -167,6 +168,8 @@ static struct seq *seq_create(const struct sched *sched, const struct sched_requ
     }
     struct seq *seq = (struct seq *)block;
     *seq = plan;
+    grammar_keep(seq->request.grammar);
+    seq->grammar_first = request->grammar_after < 0 ? 0 : -1;
     seq->request.stop = seq->stop.strings;
     seq->stop.n = request->n_stop;
     seq->stop.include = request->include_stop;
@@ -180,6 +183,7 @@ static struct seq *seq_create(const struct sched *sched, const struct sched_requ
 
 void seq_free(struct sched *sched, struct seq *seq) {
     kv_seq_free(&sched->kv, &seq->kv);
+    grammar_release(seq->request.grammar);
     free(seq);
 }
 

@@ -169,6 +169,7 @@ static int submit_choice(struct answer *answer, int i, struct mo_error *error) {
     sched.prompt = prompt->ids.ids;
     sched.n_prompt = (int)prompt->ids.n;
     sched.choice = (uint32_t)(i % request->n);
+    sched.grammar_after = prompt->grammar_after;
     sched.callback = on_event;
     sched.context = &answer->links[i];
     uint64_t id;
@@ -237,8 +238,11 @@ static bool find_failure(struct answer *answer, enum finish_reason finish) {
     if (lost) {
         api_error_no_memory(&answer->failure);
     } else if (cause.code) {
-        int status = cause.code == MO_E_IO ? 503 : 500; /* the device is gone, and this server with it */
-        api_error_set(&answer->failure, status, NULL, "internal_error", "%s", cause.message);
+        bool is_theirs = cause.code == MO_E_LIMIT; /* a grammar that cannot be followed */
+        int status = is_theirs               ? 400
+                     : cause.code == MO_E_IO ? 503
+                                             : 500; /* the device is gone, and this server with it */
+        api_error_set(&answer->failure, status, NULL, is_theirs ? NULL : "internal_error", "%s", cause.message);
     } else if (finish == FINISH_CANCELLED) {
         api_error_set(&answer->failure, 503, NULL, "cancelled", "the request was cancelled");
     }

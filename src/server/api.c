@@ -50,12 +50,6 @@ static const struct {
     {"tool_choice", "none"},
     {"functions", NULL},
     {"function_call", "none"},
-    {"guided_json", NULL},
-    {"guided_regex", NULL},
-    {"guided_choice", NULL},
-    {"guided_grammar", NULL},
-    {"grammar", NULL},
-    {"structured_outputs", NULL},
     {"structural_tag", NULL},
     {"prompt_logprobs", NULL},
     {"allowed_token_ids", NULL},
@@ -82,12 +76,6 @@ static void refuse_unsupported(struct fields *fields) {
         if (!strcmp(name, "tools") && json_is_string(choice) && !strcmp(json_string_value(choice), "none")) continue;
         api_error_set(fields->error, 400, name, "unsupported_parameter", "%s is not supported yet", name);
         return;
-    }
-    const json_t *format = fields_object(fields, "response_format");
-    const char *type = json_string_value(json_object_get(format, "type"));
-    if (format && (!type || strcmp(type, "text") != 0)) {
-        api_error_set(fields->error, 400, "response_format", "unsupported_parameter",
-                      "response_format: only {\"type\": \"text\"} is supported yet");
     }
 }
 
@@ -241,7 +229,8 @@ static void parse_all(struct api_job *job) {
     parse_sampling(job);
     parse_bias(job);
     api_stop_parse(job);
-    check_sampling(job); /* cheap things first: a long prompt is encoded only for a request that is good */
+    check_sampling(job);
+    api_structured_parse(job); /* cheap things first: a long prompt is encoded only for a request that is good */
     if (fields_failed(&job->fields)) return;
     if (request->kind == API_CHAT)
         api_chat_parse(job);
@@ -251,6 +240,7 @@ static void parse_all(struct api_job *job) {
     if (fields_failed(&job->fields)) return;
     check_context(job);
     api_stop_add_fim(job);
+    api_structured_place(job);
 }
 
 int api_request_parse(struct api_request *request, enum api_kind kind, const struct api_model *model, const char *body,
@@ -270,6 +260,7 @@ void api_request_free(struct api_request *request) {
         free(request->prompts[i].decoded);
     }
     free(request->prompts);
+    grammar_release(request->sched.grammar);
     free(request->bias);
     free(request->stop);
     free(request->stop_tokens);

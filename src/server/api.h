@@ -33,7 +33,8 @@ struct api_prompt {
     const char *text; /* [text_size] what echo repeats: the request's own text, or `decoded` */
     size_t text_size;
     char *decoded;
-    bool is_text; /* given as text, so special tokens in it are text too; false: given as ids */
+    int32_t grammar_after; /* the token that ends the reasoning which the prompt has opened; -1: it has not */
+    bool is_text;          /* given as text, so special tokens in it are text too; false: given as ids */
 };
 
 struct api_request {
@@ -43,7 +44,7 @@ struct api_request {
     int n;
     struct api_prompt *prompts; /* [n_prompts] */
     int n_prompts;
-    /* For every choice the same but for prompt and choice. Points into this struct. */
+    /* For every choice the same but for prompt, choice and grammar_after. Points into this struct; the grammar is kept. */
     struct sched_request sched;
 
     json_t *root;            /* the body: strings above point into it */

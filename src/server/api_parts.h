@@ -26,6 +26,11 @@ void api_stop_parse(struct api_job *job);
 /* api_stop.c: once the prompts are there: a model that fills a hole has its own tokens to stop at. */
 void api_stop_add_fim(struct api_job *job);
 
+/* api_structured.c: response_format, structured_outputs and the older spellings: what an answer must look like. */
+void api_structured_parse(struct api_job *job);
+/* api_structured.c: once the prompts are there: where reasoning comes first, the grammar begins behind it. */
+void api_structured_place(struct api_job *job);
+
 /* Room for `n` prompts; false with an error. */
 bool api_prompts_reserve(struct api_job *job, size_t n);
 /* A text as a completion's prompt: added tokens are recognised, and `bos` puts one in front. */

@@ -60,6 +60,10 @@ const char *chat_template_name(const struct chat_template *chat) {
     return chat->name;
 }
 
+bool chat_template_reasons(const struct chat_template *chat) {
+    return chat->render == chat_render_r1_0528;
+}
+
 const char *chat_template_names(void) {
     return "deepseek-coder-v2, deepseek-v3, deepseek-v3-0324, deepseek-r1, deepseek-r1-0528, deepseek-v3.1";
 }

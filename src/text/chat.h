@@ -17,6 +17,8 @@ const struct chat_template *chat_template_by_name(const char *name);
 /* By the text of a checkpoint's template: ordered markers in one table; NULL if it is none of ours. */
 const struct chat_template *chat_template_detect(const char *jinja);
 const char *chat_template_name(const struct chat_template *chat);
+/* Whether an answer begins with reasoning though the template does not open it: the model writes "<think>" itself. */
+bool chat_template_reasons(const struct chat_template *chat);
 /* "deepseek-coder-v2, deepseek-v3, ...", for messages. */
 const char *chat_template_names(void);
 /* What --chat-template NAME says (NULL: not given), else the checkpoint's own template. If there is none, or

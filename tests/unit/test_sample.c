@@ -500,7 +500,7 @@ static void test_check(void **state) {
     struct sampling s;
     sampling_init(&s);
     assert_int_equal(sampling_check(&s, 100, NULL), 0);
-    s = (struct sampling){100, 1e-6f, 1, -1, 100, -2, 2, 0, NULL, 0};
+    s = (struct sampling){100, 1e-6f, 1, -1, 100, -2, 2, 0, NULL, 0, NULL};
     assert_int_equal(sampling_check(&s, 100, NULL), 0);
     REFUSED(temperature, -0.1f);
     REFUSED(temperature, 100.5f);
