@@ -66,12 +66,11 @@ static bool table_grow(struct automaton *a, struct table *table, int n_entries) 
     return true;
 }
 
-/* The item with counters no larger than the longest token. */
+/* The item with counters cut down: a token never comes to the end of NODES_REPEAT_MAX rounds. */
 static struct step_item near_item(const struct automaton *a, struct step_item item) {
-    int most = a->longest + 1;
     if (item.node >= 0 && nodes_at(a->nodes, item.node)->kind == NODE_REPEAT) {
-        if (item.need > most) item.need = most;
-        if (item.left > most) item.left = most;
+        if (item.need > AUTOMATON_NEAR) item.need = NODES_REPEAT_MAX;
+        if (item.left > AUTOMATON_NEAR) item.left = AUTOMATON_NEAR;
     }
     item.next = a->frames[item.next].near;
     return item;
@@ -260,14 +259,16 @@ static void read_byte(struct automaton *a, int32_t frame, uint8_t byte) {
 
 static void add_row(struct automaton *a, int32_t state) {
     if (!RESERVE(a, rows, rows_capacity, a->n_rows)) return;
-    for (int i = 0; i < 256; i++) a->rows[a->n_rows][i] = AUTOMATON_UNKNOWN;
+    for (int byte = 0; byte < 256; byte++) {
+        bool is_live = byte_set_has(&a->states[state].live, (uint8_t)byte);
+        a->rows[a->n_rows][byte] = is_live ? AUTOMATON_UNKNOWN : AUTOMATON_DEAD;
+    }
     a->states[state].row = a->n_rows++;
     a->n_steps += ROW_STEPS;
 }
 
-/* Works out where a byte leads to. */
-static int32_t make_step(struct automaton *a, int32_t state, uint8_t byte) {
-    if (is_stopped(a)) return AUTOMATON_DEAD;
+int32_t automaton_make_step(struct automaton *a, int32_t state, uint8_t byte) {
+    if (is_stopped(a) || !byte_set_has(&a->states[state].live, byte)) return AUTOMATON_DEAD;
     if (a->keeps_rows && a->states[state].row < 0) add_row(a, state);
     set_begin(a);
     for (int i = 0; i < a->states[state].n; i++) read_byte(a, a->members[a->states[state].first + i], byte);
@@ -275,13 +276,6 @@ static int32_t make_step(struct automaton *a, int32_t state, uint8_t byte) {
     int32_t found = set_state(a);
     if (!is_stopped(a) && a->states[state].row >= 0) a->rows[a->states[state].row][byte] = found;
     return found;
-}
-
-int32_t automaton_step(struct automaton *a, int32_t state, uint8_t byte) {
-    const struct state *s = &a->states[state];
-    if (!byte_set_has(&s->live, byte)) return AUTOMATON_DEAD;
-    int32_t known = s->row < 0 ? AUTOMATON_UNKNOWN : a->rows[s->row][byte];
-    return known == AUTOMATON_UNKNOWN ? make_step(a, state, byte) : known;
 }
 
 int32_t automaton_near(struct automaton *a, int32_t state) {
@@ -297,8 +291,8 @@ int32_t automaton_near(struct automaton *a, int32_t state) {
 
 /* --- life ---------------------------------------------------------------------------------------- */
 
-int automaton_init(struct automaton *a, const struct nodes *nodes, int longest, struct mo_error *error) {
-    *a = (struct automaton){.nodes = nodes, .longest = longest};
+int automaton_init(struct automaton *a, const struct nodes *nodes, struct mo_error *error) {
+    *a = (struct automaton){.nodes = nodes};
     automaton_begin(a, true);
     frame_add(a, (struct step_item){.node = -1}, FRAME_END);
     if (!a->no_memory) {

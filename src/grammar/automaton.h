@@ -5,9 +5,10 @@
  * the grammar has a choice. Frames and states are kept once, so a state is known by its number, and what a byte leads to is
  * remembered beside it (in a row): read again, a byte costs one look into a table.
  *
- * Counters ("at most 500 characters") would make every position another state with another mask. What one token may be does
- * not depend on a limit that is further away than the longest token, so each frame and state has a "near" one, where such
- * counters are cut to that length: masks belong to those. Engine thread only. Private to src/grammar. */
+ * Counters ("at most 500 characters") would make every position another state with another mask. What one token may be hardly
+ * depends on a limit that is far away, so each frame and state has a "near" one, where more than AUTOMATON_NEAR rounds left are
+ * cut to so many, and more that are needed count as never reached: masks belong to those. All that such a mask allows is right;
+ * what it leaves out is tokens of more rounds at once than that. Engine thread only. Private to src/grammar. */
 #ifndef MOEBIUS_GRAMMAR_AUTOMATON_H
 #define MOEBIUS_GRAMMAR_AUTOMATON_H
 
@@ -17,6 +18,7 @@ enum {
     AUTOMATON_DEAD = -1, /* no text of the grammar goes on like that */
     AUTOMATON_UNKNOWN = -2,
     AUTOMATON_START = 0,
+    AUTOMATON_NEAR = 24,
     /* One mask, and one token of a text, may cost this many steps of making states: some ten milliseconds, and one. No usual
      * grammar comes near them. */
     AUTOMATON_MASK_STEPS_MAX = 1 << 20,
@@ -40,7 +42,7 @@ struct state {
     int32_t near;         /* AUTOMATON_UNKNOWN until asked for */
     int32_t row;          /* of `rows`; -1: none yet */
     int32_t mask;         /* mask.c's; -1: none yet */
-    struct byte_set live; /* bytes that do not lead to AUTOMATON_DEAD, and perhaps some that do */
+    struct byte_set live; /* bytes that do not lead to AUTOMATON_DEAD */
     bool may_end;
 };
 
@@ -56,7 +58,6 @@ struct table {      /* of frames or states: heads of chains */
 
 struct automaton {
     const struct nodes *nodes;
-    int longest; /* bytes of a token: see "near" */
     struct frame *frames;
     struct state *states;
     int32_t *members;
@@ -75,7 +76,7 @@ struct automaton {
 };
 
 /* The state AUTOMATON_START is there afterwards. `nodes` are finished and outlive it. */
-int automaton_init(struct automaton *automaton, const struct nodes *nodes, int longest, struct mo_error *error);
+int automaton_init(struct automaton *automaton, const struct nodes *nodes, struct mo_error *error);
 void automaton_free(struct automaton *automaton); /* accepts a zeroed one */
 size_t automaton_bytes(const struct automaton *automaton);
 
@@ -85,8 +86,13 @@ void automaton_begin(struct automaton *automaton, bool for_mask);
 /* Whether all states since automaton_begin could be made: MO_E_LIMIT, MO_E_NO_MEMORY. */
 int automaton_check(const struct automaton *automaton, struct mo_error *error);
 /* The state after one more byte. Once automaton_check fails the answer means nothing. */
-int32_t automaton_step(struct automaton *automaton, int32_t state, uint8_t byte);
-/* The state that has the same mask and counts no further than the longest token. */
+int32_t automaton_make_step(struct automaton *automaton, int32_t state, uint8_t byte); /* one that is not remembered */
+static inline int32_t automaton_step(struct automaton *automaton, int32_t state, uint8_t byte) {
+    int32_t row = automaton->states[state].row;
+    int32_t known = row < 0 ? AUTOMATON_UNKNOWN : automaton->rows[row][byte];
+    return known == AUTOMATON_UNKNOWN ? automaton_make_step(automaton, state, byte) : known;
+}
+/* The state that counts no further than AUTOMATON_NEAR. */
 int32_t automaton_near(struct automaton *automaton, int32_t state);
 
 #endif

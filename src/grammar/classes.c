@@ -150,7 +150,7 @@ int32_t class_nodes_in_json(struct nodes *nodes, struct class *set) {
             if (clip(&part, OPEN[k].low, OPEN[k].high)) class_add(&plain, part.low, part.high);
         }
     }
-    for (uint32_t c = 0; c <= '\\'; c++) {
+    for (uint32_t c = 1; c <= '\\'; c++) { /* \u0000 is never written: see json_character */
         if ((c < 0x20 || c == '"' || c == '\\') && has(set, c)) any = nodes_alt(nodes, any, escaped(nodes, c));
     }
     return nodes_alt(nodes, class_nodes(nodes, &plain), any);

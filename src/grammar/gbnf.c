@@ -5,7 +5,7 @@
 #include "grammar/front.h"
 #include "text/utf8.h"
 
-enum { GBNF_RULES_MAX = 4096, GBNF_DEPTH_MAX = 100 };
+enum { GBNF_RULES_MAX = 1024, GBNF_DEPTH_MAX = 100 };
 
 struct gbnf_rule {
     const char *name; /* [size] in the text */

@@ -59,7 +59,7 @@ static int32_t parse(struct nodes *nodes, enum grammar_kind kind, const char *te
 }
 
 static int states_init(struct grammar *grammar, struct mo_error *error) {
-    int code = automaton_init(&grammar->automaton, &grammar->nodes, grammar->vocabulary->longest, error);
+    int code = automaton_init(&grammar->automaton, &grammar->nodes, error);
     if (!code) code = masks_init(&grammar->masks, grammar->vocabulary, error);
     grammar->generation++;
     return code;

@@ -22,10 +22,15 @@ static int32_t plain_character(struct nodes *nodes) {
     return class_nodes(nodes, &plain);
 }
 
+/* No \u0000, which parsers in C and databases refuse, and surrogates in pairs only. */
+#define HEX "[0-9a-fA-F]"
+#define NOT_NUL "0(00[1-9a-fA-F]|0[1-9a-fA-F]" HEX "|[1-9a-fA-F]" HEX "{2})"
+
 int32_t json_character(struct nodes *nodes, struct json_parts *parts) {
     if (parts->character) return parts->character;
-    int32_t escape = plain_regex(nodes, "\\\\([\"\\\\/bfnrt]|u([0-9a-cA-CeEfF][0-9a-fA-F]{3}|[dD][0-7][0-9a-fA-F]{2}|"
-                                        "[dD][89abAB][0-9a-fA-F]{2}\\\\u[dD][c-fC-F][0-9a-fA-F]{2}))");
+    int32_t escape =
+        plain_regex(nodes, "\\\\([\"\\\\/bfnrt]|u(" NOT_NUL "|[1-9a-cA-CeEfF]" HEX "{3}|[dD][0-7]" HEX "{2}|"
+                           "[dD][89abAB]" HEX "{2}\\\\u[dD][c-fC-F]" HEX "{2}))");
     return parts->character = nodes_alt(nodes, plain_character(nodes), escape);
 }
 
@@ -77,7 +82,7 @@ int32_t json_member(struct nodes *nodes, int32_t name, int32_t value) {
 }
 
 int32_t json_any(struct nodes *nodes, struct json_parts *parts) {
-    if (parts->any) return parts->any;
+    if (parts->any || nodes->code) return parts->any;
     int rule = 0;
     parts->any = nodes_rule(nodes, &rule); /* first: arrays and objects hold it */
     int32_t any = nodes_alt(nodes, json_string_text(nodes, parts), json_any_object(nodes, parts));
@@ -89,7 +94,7 @@ int32_t json_any(struct nodes *nodes, struct json_parts *parts) {
 }
 
 int32_t json_any_object(struct nodes *nodes, struct json_parts *parts) {
-    if (parts->object) return parts->object;
+    if (parts->object || nodes->code) return parts->object;
     int rule = 0;
     parts->object = nodes_rule(nodes, &rule);
     int32_t member = json_member(nodes, json_string_text(nodes, parts), json_any(nodes, parts));

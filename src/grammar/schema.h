@@ -1,6 +1,7 @@
 /* grammar/schema.h - what the files of the schema compiler share. Private to src/grammar.
  *
- *   schema.c           keywords, alternatives, constants, types, strings and numbers
+ *   schema.c           keywords, types, constants, alternatives
+ *   schema_scalar.c    strings and numbers
  *   schema_compound.c  objects and arrays
  *   schema_merge.c     $ref, and several schemas that hold at once (allOf, keywords beside $ref or anyOf) as one
  *
@@ -11,7 +12,7 @@
 
 #include "grammar/front.h"
 
-enum { SCHEMA_DEPTH_MAX = 100, SCHEMA_REFS_MAX = 2000, SCHEMA_MERGES_MAX = 2000 };
+enum { SCHEMA_DEPTH_MAX = 100, SCHEMA_REFS_MAX = 2000, SCHEMA_MERGES_MAX = 500, SCHEMA_PROPERTIES_MAX = 5000 };
 
 /* A target of $ref: a rule, so that it may hold itself. */
 struct schema_ref {
@@ -43,6 +44,10 @@ int schema_count(struct schema *s, const json_t *schema, const char *keyword, in
 bool schema_is_annotation(const char *keyword);
 /* Whether a keyword is there that restricts, besides those in the list (NULL at its end): its name, or NULL. */
 const char *schema_other_keyword(const json_t *schema, const char *const *known);
+
+/* schema_scalar.c */
+int32_t schema_string(struct schema *s, const json_t *schema);
+int32_t schema_numeric(struct schema *s, const json_t *schema, bool integer);
 
 /* schema_compound.c */
 int32_t schema_object(struct schema *s, const json_t *schema);

@@ -46,8 +46,7 @@ static void fill_members(struct schema *s, const json_t *schema, const json_t *e
     json_object_keylen_foreach((json_t *)(uintptr_t)properties, key, key_size, value) {
         json_t *name = json_stringn(key, key_size);
         if (!name) schema_fail(s, MO_E_NO_MEMORY, "out of memory for a schema");
-        if (s->nodes->code) return;
-        add_member(s, members, name, is_required(required, name), value, "properties");
+        if (!s->nodes->code) add_member(s, members, name, is_required(required, name), value, "properties");
         json_decref(name);
     }
     for (size_t i = 0; i < json_array_size(required) && !s->nodes->code; i++) {
@@ -98,6 +97,9 @@ static int32_t fixed_object(struct schema *s, const json_t *schema, const json_t
         json_object_size(json_object_get(schema, "properties")) + json_array_size(json_object_get(schema, "required"));
     struct members members = {.other = NODES_NEVER};
     int32_t node = NODES_EMPTY;
+    if (most > SCHEMA_PROPERTIES_MAX) {
+        return schema_fail(s, MO_E_INVALID, "it is too large: more than %d properties", SCHEMA_PROPERTIES_MAX);
+    }
     members.names = calloc(most + 1, sizeof *members.names);
     members.nodes = calloc(most + 1, sizeof *members.nodes);
     members.required = calloc(most + 1, sizeof *members.required);

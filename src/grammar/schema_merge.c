@@ -3,6 +3,8 @@
 #include <string.h>
 #include "grammar/schema.h"
 
+enum { VALUES_TIMES_VALUES_MAX = 1 << 20 };
+
 /* --- references ---------------------------------------------------------------------------------- */
 
 static int hex_digit(char c) {
@@ -76,6 +78,7 @@ const json_t *schema_without(struct schema *s, const json_t *schema, const char 
 
 /* A list of what is in both (strings or lists; a string is a list of one). "integer" is in "number" too. */
 static json_t *types_in_both(const json_t *a, const json_t *b) {
+    if (json_array_size(a) * json_array_size(b) > VALUES_TIMES_VALUES_MAX) return NULL;
     json_t *both = json_array();
     size_t n_a = json_is_array(a) ? json_array_size(a) : 1, n_b = json_is_array(b) ? json_array_size(b) : 1;
     for (size_t i = 0; both && i < n_a * n_b; i++) {
@@ -92,6 +95,7 @@ static json_t *types_in_both(const json_t *a, const json_t *b) {
 }
 
 static json_t *values_in_both(const json_t *a, const json_t *b) {
+    if (json_array_size(a) * json_array_size(b) > VALUES_TIMES_VALUES_MAX) return NULL;
     json_t *both = json_array();
     for (size_t i = 0; i < json_array_size(a); i++) {
         for (size_t k = 0; k < json_array_size(b); k++) {

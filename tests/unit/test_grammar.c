@@ -136,7 +136,7 @@ static void test_near(void **state) {
         assert_int_equal(grammar_follow(grammar, &cursor, tokens, n, NULL), 0);
         assert_int_equal(grammar_mask(grammar, &cursor, &mask, NULL), 0);
         if (n == 1) far = mask;
-        if (n < 990) assert_ptr_equal(mask, far);
+        if (n < 970) assert_ptr_equal(mask, far);
         if (n > 999) assert_ptr_not_equal(mask, far);
         tokens[n] = 'x';
     }
