@@ -125,7 +125,8 @@ struct rest {
 
 struct except {
     struct nodes *nodes;
-    int32_t any; /* what may follow once the text differs from all names */
+    int32_t any;  /* what may follow once the text differs from all names */
+    int32_t wide; /* a character outside of ASCII: shared, for it takes many nodes */
 };
 
 /* The first character; its length is *length. Texts are valid UTF-8. */
@@ -159,6 +160,7 @@ static int32_t except_behind(struct except *e, const struct rest *names, size_t 
 static int32_t except_names(struct except *e, struct rest *names, size_t n, int depth) {
     struct class other = {{{0, 0x1f}, {'"', '"'}, {'\\', '\\'}}, 3, false};
     int32_t any = NODES_EMPTY;
+    bool is_ascii = true;
     if (depth == EXCEPT_POINTS || e->nodes->code) return NODES_NEVER;
     for (size_t i = 0; i < n; i++) {
         if (names[i].size == 0) any = NODES_NEVER;
@@ -170,14 +172,19 @@ static int32_t except_names(struct except *e, struct rest *names, size_t n, int 
         for (int k = 0; k < other.n; k++) known = known || (c >= other.ranges[k].low && c <= other.ranges[k].high);
         if (known) continue; /* met before, or one that is never written */
         class_add(&other, c, c);
+        is_ascii = is_ascii && c < 0x80;
         any = nodes_alt(e->nodes, any, except_behind(e, names, n, c, depth));
     }
+    if (is_ascii) class_add(&other, 0x80, CODE_POINT_MAX);
     class_invert(&other);
-    return nodes_alt(e->nodes, any, nodes_cat(e->nodes, class_nodes(e->nodes, &other), e->any));
+    int32_t differs = class_nodes(e->nodes, &other);
+    if (is_ascii) differs = nodes_alt(e->nodes, differs, e->wide);
+    return nodes_alt(e->nodes, any, nodes_cat(e->nodes, differs, e->any));
 }
 
 int32_t json_string_except(struct nodes *nodes, const json_t *const *names, size_t n) {
-    struct except e = {nodes, nodes_repeat(nodes, plain_character(nodes), 0, -1)};
+    struct class wide = {{{0x80, CODE_POINT_MAX}}, 1, false};
+    struct except e = {nodes, nodes_repeat(nodes, plain_character(nodes), 0, -1), class_nodes(nodes, &wide)};
     struct rest *rests = calloc(n + 1, sizeof *rests);
     if (!rests) return nodes_fail(nodes, MO_E_NO_MEMORY, "out of memory for a schema");
     for (size_t i = 0; i < n; i++) {

@@ -6,9 +6,11 @@ import json
 import re
 import subprocess
 import threading
+from typing import Literal, Optional
 
 import jsonschema
 import openai
+import pydantic
 import pytest
 
 import make_tiny_text_model
@@ -42,6 +44,24 @@ def test_openai_client(server, client):
                                                 max_tokens=400, temperature=1, seed=seed)
         assert answer.choices[0].finish_reason == "stop"
         check_person(answer.choices[0].message.content)
+
+
+class Address(pydantic.BaseModel):
+    street: str = pydantic.Field(max_length=10)
+    number: int
+
+
+class Order(pydantic.BaseModel):
+    kind: Literal["new", "old"]
+    addresses: list[Address] = pydantic.Field(max_length=2)
+    note: Optional[Address] = None
+
+
+def test_pydantic(server, client):
+    """The client makes the schema from a class, and a value of the class from the answer."""
+    answer = client.chat.completions.parse(model=server.model, messages=TALK, response_format=Order, max_tokens=500,
+                                           temperature=1, seed=2)
+    assert isinstance(answer.choices[0].message.parsed, Order)
 
 
 def test_streams_say_the_same(server, client):
