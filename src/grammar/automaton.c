@@ -5,20 +5,21 @@
 
 enum { ROW_STEPS = 64 }; /* what a new row counts as */
 
-/* Room for one more item; false without memory. */
-static bool reserve(struct automaton *a, void **items, int *capacity, int n, size_t size) {
-    if (n < *capacity) return true;
+/* The array with room for one more item; without memory as it was. */
+static void *reserve(struct automaton *a, void *items, int *capacity, int n, size_t size) {
+    if (n < *capacity) return items;
     int wanted = n < 32 ? 64 : n * 2;
-    void *grown = realloc(*items, (size_t)wanted * size);
+    void *grown = realloc(items, (size_t)wanted * size);
     if (!grown) {
         a->no_memory = true;
-        return false;
+        return items;
     }
-    *items = grown;
     *capacity = wanted;
-    return true;
+    return grown;
 }
-#define RESERVE(a, items, capacity, n) reserve(a, (void **)&(a)->items, &(a)->capacity, n, sizeof *(a)->items)
+/* Whether there is room. */
+#define RESERVE(a, items, capacity, n)                                                                                 \
+    ((a)->items = reserve(a, (a)->items, &(a)->capacity, n, sizeof *(a)->items), (n) < (a)->capacity)
 
 static bool is_stopped(const struct automaton *a) {
     return a->no_memory || a->n_steps > a->steps_max;
