@@ -97,7 +97,8 @@ static int32_t frame_add(struct automaton *a, struct step_item item, int32_t nea
     int32_t *head = &a->frame_table.heads[frame_hash(item) & (a->frame_table.n_heads - 1)];
     int32_t i = a->n_frames++;
     if (near < 0) near = i;
-    a->frames[i] = (struct frame){item.node, item.need, item.left, item.next, near, *head, 0, 0};
+    int32_t depth = item.node < 0 ? 0 : a->frames[item.next].depth + 1;
+    a->frames[i] = (struct frame){item.node, item.need, item.left, item.next, near, depth, *head, 0, 0};
     *head = i;
     a->n_steps++;
     return i;
@@ -138,7 +139,7 @@ static void resume(struct automaton *a, int32_t frame) {
     struct frame *f = &a->frames[frame];
     if (f->resumed == a->set_number) return; /* every way there leads on alike */
     f->resumed = a->set_number;
-    if (frame == FRAME_END)
+    if (f->node < 0)
         set_add(a, frame);
     else
         push(a, (struct step_item){f->node, f->need, f->left, f->next});
@@ -290,12 +291,57 @@ int32_t automaton_near(struct automaton *a, int32_t state) {
     return near;
 }
 
+/* The deepest frame that all of the state's have behind them. */
+static int32_t common_frame(const struct automaton *a, int32_t state) {
+    const struct frame *frames = a->frames;
+    const int32_t *members = a->members + a->states[state].first;
+    int32_t common = frames[members[0]].next;
+    for (int i = 1; i < a->states[state].n; i++) {
+        int32_t other = frames[members[i]].next;
+        while (common != other) {
+            if (frames[common].depth >= frames[other].depth)
+                common = frames[common].next;
+            else
+                other = frames[other].next;
+        }
+    }
+    return common;
+}
+
+static int32_t cut_frame(struct automaton *a, int32_t frame, int32_t common) {
+    struct frame f = a->frames[frame];
+    if (frame == common) return FRAME_OUT;
+    return frame_of(a, (struct step_item){f.node, f.need, f.left, cut_frame(a, f.next, common)});
+}
+
+static int count_live(const struct state *state) {
+    int n = 0;
+    for (int i = 0; i < 4; i++) n += __builtin_popcountll(state->live.bits[i]);
+    return n;
+}
+
+int32_t automaton_cut(struct automaton *a, int32_t state) {
+    enum { LIVE_MIN = 64, DEPTH_MAX = 64 };
+    if (count_live(&a->states[state]) < LIVE_MIN) return state;
+    int32_t common = common_frame(a, state);
+    if (common == FRAME_END || common == FRAME_OUT) return state;
+    set_begin(a);
+    for (int i = 0; i < a->states[state].n; i++) {
+        int32_t frame = a->members[a->states[state].first + i];
+        if (a->frames[frame].depth - a->frames[common].depth > DEPTH_MAX) return state;
+        set_add(a, cut_frame(a, frame, common));
+    }
+    int32_t cut = set_state(a);
+    return cut >= 0 ? cut : state;
+}
+
 /* --- life ---------------------------------------------------------------------------------------- */
 
 int automaton_init(struct automaton *a, const struct nodes *nodes, struct mo_error *error) {
     *a = (struct automaton){.nodes = nodes};
     automaton_begin(a, true);
     frame_add(a, (struct step_item){.node = -1}, FRAME_END);
+    frame_add(a, (struct step_item){.node = -2}, FRAME_OUT);
     if (!a->no_memory) {
         set_begin(a);
         push(a, fresh(a, nodes->root, FRAME_END));

@@ -25,13 +25,17 @@ enum {
     AUTOMATON_TOKEN_STEPS_MAX = 1 << 16,
 };
 
-enum { FRAME_END = 0 }; /* the text may end */
+enum {
+    FRAME_END, /* the text may end */
+    FRAME_OUT, /* in states that automaton_cut makes: what comes now is not known */
+};
 
 struct frame {
     int32_t node;
     int32_t need, left; /* REPEAT: rounds that must, and may (-1: any), still come; LITERAL: need is the bytes read */
     int32_t next;       /* the frame after it */
     int32_t near;
+    int32_t depth;            /* frames behind it */
     int32_t chain;            /* in its bucket */
     uint32_t resumed, listed; /* the last set that it was followed for, and that it is in */
 };
@@ -94,5 +98,11 @@ static inline int32_t automaton_step(struct automaton *automaton, int32_t state,
 }
 /* The state that counts no further than AUTOMATON_NEAR. */
 int32_t automaton_near(struct automaton *automaton, int32_t state);
+/* The state with FRAME_OUT for all that its frames have in common behind them: the inside of a string is the same wherever
+ * the string stands. Itself if they have nothing in common but the end, or if few bytes can follow. */
+int32_t automaton_cut(struct automaton *automaton, int32_t state);
+static inline bool automaton_is_out(const struct automaton *automaton, int32_t state) {
+    return automaton->members[automaton->states[state].first] == FRAME_OUT;
+}
 
 #endif

@@ -1,16 +1,28 @@
 /* grammar/mask.h - the tokens that may come next in a state: the vocabulary's tree is walked with the automaton beside it,
  * and what the automaton refuses is left out with all that begins so. A mask is kept with its state: in a JSON string, or
- * after a key, the same states come again and again. Engine thread only. Private to src/grammar. */
+ * after a key, the same states come again and again.
+ *
+ * Most of the work is the inside of strings, where most tokens may follow. So a state's mask is made from that of its cut
+ * (automaton_cut), which all strings share; only tokens that lead out of it, those with the closing quote, are walked for
+ * each. Engine thread only. Private to src/grammar. */
 #ifndef MOEBIUS_GRAMMAR_MASK_H
 #define MOEBIUS_GRAMMAR_MASK_H
 
 #include "grammar/automaton.h"
 #include "grammar/vocabulary.h"
 
+struct mask {
+    uint64_t *bits; /* [vocabulary_words] */
+    int32_t *
+        outs; /* [n_outs] of a cut: nodes of the vocabulary's tree that lead out; neither they nor what is below in bits */
+    int n_outs, outs_capacity;
+};
+
 struct masks {
     const struct vocabulary *vocabulary;
-    uint64_t **items; /* [n] of [vocabulary_words] */
+    struct mask *items; /* [n] */
     int n, capacity;
+    size_t n_outs; /* of all */
     int32_t *path; /* [longest + 1] states from the root to the node that is looked at */
 };
 

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { NODES_HEADS = 1 << 13 };
+
 int32_t nodes_fail(struct nodes *nodes, int code, const char *format, ...) {
     if (nodes->code) return NODES_EMPTY;
     char message[sizeof nodes->error->message];
@@ -39,15 +41,52 @@ static void *array_add(struct nodes *nodes, struct nodes_array *array, int n, si
     return place;
 }
 
+/* What a BYTES or a LITERAL node stands for: its bytes, and their number. */
+static const void *content_of(const struct nodes *nodes, const struct node *node, size_t *size) {
+    bool is_set = node->kind == NODE_BYTES;
+    *size = is_set ? sizeof(struct byte_set) : node->kind == NODE_LITERAL ? (size_t)node->b : 0;
+    if (is_set) return (const struct byte_set *)nodes->set.items + node->a;
+    return *size ? (const uint8_t *)nodes->bytes.items + node->a : NULL;
+}
+
+static bool is_same(const struct nodes *nodes, const struct node *x, const struct node *y) {
+    size_t size_x, size_y;
+    const void *content_x = content_of(nodes, x, &size_x), *content_y = content_of(nodes, y, &size_y);
+    if (x->kind != y->kind || size_x != size_y) return false;
+    if (content_x) return memcmp(content_x, content_y, size_x) == 0;
+    return x->a == y->a && x->b == y->b && x->min == y->min && x->max == y->max;
+}
+
+static uint32_t hash_of(const struct nodes *nodes, const struct node *node) {
+    size_t size;
+    const int32_t fields[] = {node->a, node->b, node->min, node->max};
+    const void *content = content_of(nodes, node, &size);
+    if (!content) content = fields, size = sizeof fields;
+    uint32_t hash = node->kind;
+    for (size_t i = 0; i < size; i++) hash = (hash ^ ((const uint8_t *)content)[i]) * 0x01000193u;
+    return (hash ^ hash >> 15) % NODES_HEADS;
+}
+
+/* The node, or the one like it that is there. */
 static int32_t add(struct nodes *nodes, struct node node) {
+    int32_t *head = &nodes->heads[hash_of(nodes, &node)];
+    for (int32_t i = *head; i >= 0; i = nodes_at(nodes, i)->chain) {
+        if (is_same(nodes, &node, nodes_at(nodes, i))) return i;
+    }
     struct node *place = array_add(nodes, &nodes->node, 1, sizeof node, NODES_MAX);
     if (!place) return NODES_EMPTY;
+    node.chain = *head;
     *place = node;
-    return nodes->node.n - 1;
+    return *head = nodes->node.n - 1;
 }
 
 int nodes_init(struct nodes *nodes, struct mo_error *error) {
-    *nodes = (struct nodes){.error = error};
+    *nodes = (struct nodes){.error = error, .heads = malloc(NODES_HEADS * sizeof(int32_t))};
+    if (!nodes->heads) {
+        nodes_fail(nodes, MO_E_NO_MEMORY, "out of memory for a grammar");
+        return nodes->code;
+    }
+    memset(nodes->heads, 0xff, NODES_HEADS * sizeof *nodes->heads);
     add(nodes, (struct node){.kind = NODE_EMPTY});
     add(nodes, (struct node){.kind = NODE_NEVER});
     return nodes->code;
@@ -58,6 +97,7 @@ void nodes_free(struct nodes *nodes) {
     free(nodes->set.items);
     free(nodes->bytes.items);
     free(nodes->rule.items);
+    free(nodes->heads);
     *nodes = (struct nodes){0};
 }
 
@@ -65,7 +105,9 @@ int32_t nodes_bytes(struct nodes *nodes, const struct byte_set *set) {
     struct byte_set *place = array_add(nodes, &nodes->set, 1, sizeof *set, NODES_MAX);
     if (!place) return NODES_EMPTY;
     *place = *set;
-    return add(nodes, (struct node){.kind = NODE_BYTES, .a = nodes->set.n - 1});
+    int32_t node = add(nodes, (struct node){.kind = NODE_BYTES, .a = nodes->set.n - 1});
+    if (nodes_at(nodes, node)->a != nodes->set.n - 1) nodes->set.n--; /* it was there */
+    return node;
 }
 
 int32_t nodes_literal(struct nodes *nodes, const char *bytes, size_t size) {
@@ -74,7 +116,10 @@ int32_t nodes_literal(struct nodes *nodes, const char *bytes, size_t size) {
     uint8_t *place = array_add(nodes, &nodes->bytes, (int)size, 1, NODES_BYTES_MAX);
     if (!place) return NODES_EMPTY;
     memcpy(place, bytes, size);
-    return add(nodes, (struct node){.kind = NODE_LITERAL, .a = nodes->bytes.n - (int)size, .b = (int)size});
+    int begin = nodes->bytes.n - (int)size;
+    int32_t node = add(nodes, (struct node){.kind = NODE_LITERAL, .a = begin, .b = (int)size});
+    if (nodes_at(nodes, node)->a != begin) nodes->bytes.n = begin; /* it was there */
+    return node;
 }
 
 int32_t nodes_text(struct nodes *nodes, const char *text) {
@@ -85,12 +130,14 @@ int32_t nodes_cat(struct nodes *nodes, int32_t a, int32_t b) {
     if (a == NODES_NEVER || b == NODES_NEVER) return NODES_NEVER;
     if (a == NODES_EMPTY) return b;
     if (b == NODES_EMPTY) return a;
+    if (nodes->code) return NODES_EMPTY;
     return add(nodes, (struct node){.kind = NODE_CAT, .a = a, .b = b});
 }
 
 int32_t nodes_alt(struct nodes *nodes, int32_t a, int32_t b) {
     if (a == NODES_NEVER || a == b) return b;
     if (b == NODES_NEVER) return a;
+    if (nodes->code) return NODES_EMPTY;
     return add(nodes, (struct node){.kind = NODE_ALT, .a = a, .b = b});
 }
 
@@ -99,6 +146,7 @@ int32_t nodes_repeat(struct nodes *nodes, int32_t a, int min, int max) {
     if (a == NODES_EMPTY || max == 0) return NODES_EMPTY;
     if (a == NODES_NEVER) return min == 0 ? NODES_EMPTY : NODES_NEVER;
     if (min == 1 && max == 1) return a;
+    if (nodes->code) return NODES_EMPTY;
     return add(nodes, (struct node){.kind = NODE_REPEAT, .a = a, .min = min, .max = max});
 }
 

@@ -1,8 +1,9 @@
 /* grammar/nodes.h - a grammar as a small graph of nodes over bytes, which is what every front end writes and the automaton
  * reads. Private to src/grammar.
  *
- * Nodes are named by their number and shared freely. The first mistake (a limit, no memory, or what a front end found) is
- * kept in `error`; from then on constructors return NODES_EMPTY, so a front end writes expressions and looks once. */
+ * Nodes are named by their number and shared freely; equal ones are one, so that what is alike has states and masks in
+ * common. The first mistake (a limit, no memory, or what a front end found) is kept in `error`; from then on constructors
+ * return NODES_EMPTY, so a front end writes expressions and looks once. */
 #ifndef MOEBIUS_GRAMMAR_NODES_H
 #define MOEBIUS_GRAMMAR_NODES_H
 
@@ -45,6 +46,7 @@ struct node {
     bool possible; /* it has a text */
     int32_t a, b;  /* BYTES: a set; LITERAL: bytes [a, a + b); RULE: a rule */
     int32_t min, max;
+    int32_t chain; /* in its bucket of `heads` */
 };
 
 /* An array that grows; `limit` items at most. */
@@ -58,6 +60,7 @@ struct nodes {
     struct nodes_array set;   /* struct byte_set */
     struct nodes_array bytes; /* uint8_t */
     struct nodes_array rule;  /* int32_t node; -1: none yet */
+    int32_t *heads;           /* first node of each bucket; -1 */
     int32_t root;
     struct mo_error *error;
     int code; /* of the first mistake */
