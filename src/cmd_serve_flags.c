@@ -4,9 +4,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/file.h"
+#include "base/json.h"
 #include "base/log.h"
 #include "engine_weights.h"
 #include "model/locate.h"
+#include "sched/draft.h"
 
 enum {
     DEFAULT_SEQS = 8,
@@ -135,6 +137,11 @@ static int vllm_flags(struct serve_arguments *a, struct cli_flag *out) {
          .target = &a->tokenizer,
          .value = "MODEL",
          .help = "only the model's own"},
+        {.names = "--speculative-config",
+         .type = CLI_STRING,
+         .target = &a->speculative,
+         .value = "JSON",
+         .help = "{\"method\": \"ngram\", \"num_speculative_tokens\": N}: as --draft-max N"},
         {.names = "--no-enable-chunked-prefill", .type = CLI_FLAG, .target = &a->no_chunks, .help = "refused"},
     };
     return add_flags(out, flags, sizeof flags);
@@ -222,8 +229,37 @@ static int check_quantization(const struct serve_arguments *a, struct mo_error *
     return code ? code : engine_check_quantization(&model, a->engine.quantization, error);
 }
 
-static int check_vllm(const struct serve_arguments *a, struct mo_error *error) {
+/* vLLM's keys: the method that we have is its "ngram", and how long a match must be is ours to know. */
+static int read_speculative(const json_t *root, int *max_drafts, struct mo_error *error) {
+    static const char where[] = "--speculative-config";
+    const char *method = NULL, *key;
+    json_t *value;
+    json_object_foreach((json_t *)(uintptr_t)root, key, value) {
+        bool known = !strcmp(key, "method") || !strcmp(key, "num_speculative_tokens") ||
+                     !strcmp(key, "prompt_lookup_min") || !strcmp(key, "prompt_lookup_max");
+        if (!known) return mo_error_set(error, MO_E_UNSUPPORTED, "%s: \"%s\" is not supported", where, key);
+    }
+    int code = json_get_string(root, "method", JSON_REQUIRED_KEY, where, &method, error);
+    if (!code && strcmp(method, "ngram") != 0) {
+        return mo_error_set(error, MO_E_UNSUPPORTED, "%s: method \"%s\" is not supported, \"ngram\" is", where, method);
+    }
+    return code ? code
+                : json_get_int(root, "num_speculative_tokens", JSON_REQUIRED_KEY, 1, DRAFT_MAX, where, max_drafts,
+                               error);
+}
+
+static int check_speculative(struct serve_arguments *a, struct mo_error *error) {
+    json_t *root = NULL;
+    if (!a->speculative) return 0;
+    int code = json_parse(a->speculative, strlen(a->speculative), "--speculative-config", &root, error);
+    if (!code) code = read_speculative(root, &a->engine.max_drafts, error);
+    json_decref(root);
+    return code;
+}
+
+static int check_vllm(struct serve_arguments *a, struct mo_error *error) {
     int code = check_devices(a, error);
+    if (!code) code = check_speculative(a, error);
     if (code) return code;
     if (a->tokenizer && strcmp(a->tokenizer, a->engine.model) != 0) {
         return mo_error_set(error, MO_E_UNSUPPORTED, "--tokenizer %s: only the model's own tokenizer is used",

@@ -15,6 +15,7 @@ struct serve_arguments {
     struct server_options server;
     struct cli_list names, keys; /* served names (each perhaps a list with commas), API keys */
     const char *key_file;
+    const char *speculative; /* vLLM's JSON for --draft-max; NULL: not given */
     bool no_chunks, no_prefix_caching;
     /* vLLM's */
     const char *tokenizer;

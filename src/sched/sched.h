@@ -13,7 +13,10 @@
  * With prefix_caching a sequence begins with the full pages that hold its first tokens, whoever computed them: a page stays
  * findable until it is needed for something else.
  *
- * Where the backend picks tokens by itself and runs ahead, and every sequence's next token is such a pick, the next step is
+ * With max_drafts, a sequence that decodes also computes the tokens that it guesses to come (draft.h), and keeps those that
+ * are what it chooses: several tokens a step, the same answer.
+ *
+ * Where the backend picks tokens by itself and runs ahead, nothing is guessed, and every sequence's next token is such a pick, the next step is
  * started before this one's tokens are read. A sequence that ends with this token has a row too many in it: nobody looks at
  * that one, and its pages become free when the step has ended. Whatever else happens (an arrival that can be let in, a
  * cancellation, no free page, a failure) waits until no step is ahead. Includes: base, model, text, backend, forward. */
@@ -90,7 +93,8 @@ struct sched_options {
     int max_num_batched_tokens; /* rows a step, >= max_num_seqs: the backend's max_rows */
     int max_logits;             /* logit rows a step, >= max_num_seqs: the backend's max_logits */
     int n_pages;
-    bool prefix_caching;            /* sequences share the pages of what they have in common from the start */
+    bool prefix_caching; /* sequences share the pages of what they have in common from the start */
+    int max_drafts;      /* 0 .. DRAFT_MAX: tokens to guess a sequence and step, where rows and logits are left over */
     double (*clock)(void *context); /* seconds, monotonic; NULL: the system's */
     void *clock_context;
 };
@@ -127,6 +131,7 @@ struct sched_stats {
     int pages_total, pages_free;
     uint64_t prompt_tokens, generated_tokens, steps, preemptions;
     uint64_t prefix_queried_tokens, prefix_found_tokens; /* of prompts: looked for in the cache, and found */
+    uint64_t drafts, draft_tokens, accepted_tokens;      /* rows of guesses, the guesses, and those that were right */
     uint64_t finished[FINISH_ERROR + 1];                 /* by enum finish_reason */
     double step_s, forward_s; /* time inside sched_step, and of it starting steps and waiting for them */
     struct sched_histogram first_token_s, inter_token_s, request_s;

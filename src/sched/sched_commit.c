@@ -114,17 +114,16 @@ static void add_token_text(struct sched *sched, struct seq *seq, struct sched_ev
     if (found >= 0) event->stop_string = seq->stop.strings[found];
 }
 
-/* The token that the backend picked, or else the one that the logits give. */
-static int32_t next_token(struct sched *sched, struct seq *seq, const float *logits) {
+/* The token that the backend picked after row `row` of logits, or else the one that these give. */
+static int32_t next_token(struct sched *sched, struct seq *seq, int row, const float *logits) {
     struct backend *backend = sched->options.backend;
     const struct pick *pick = sched->now->batch.pick;
-    if (!pick || !pick[seq->first_logit].wanted) return choose_token(sched, seq, logits);
-    return backend->ops->picked(backend)[seq->first_logit];
+    if (!pick || !pick[row].wanted) return choose_token(sched, seq, logits);
+    return backend->ops->picked(backend)[row];
 }
 
 /* Takes the next token and applies the stop rules. Returns false if the sequence ended. */
-static bool generate(struct sched *sched, struct seq *seq, const float *logits, double now_s) {
-    int32_t token = next_token(sched, seq, logits);
+static bool take_token(struct sched *sched, struct seq *seq, int32_t token, const float *logits, double now_s) {
     append_token(sched, seq, token, now_s);
     struct sched_event event = event_of(seq);
     event.token = token;
@@ -144,10 +143,34 @@ static bool generate(struct sched *sched, struct seq *seq, const float *logits, 
     return reason == FINISH_NONE;
 }
 
+/* `n_rows` more tokens are in the cache. */
+static void move_on(struct sched *sched, struct seq *seq, int n_rows) {
+    seq->n_computed += n_rows;
+    if (sched->options.prefix_caching) kv_seq_publish(&sched->kv, &seq->kv, seq->tokens, seq->n_computed);
+}
+
+/* The next token, and as long as it is the one that was guessed, the one after it. False if the sequence ended. */
+static bool generate(struct sched *sched, struct seq *seq, const float *logits, double now_s) {
+    size_t vocab = (size_t)sched->options.model->vocab;
+    int n_drafts = seq->n_drafts, n_right = 0;
+    bool goes_on = true;
+    for (int i = 0; goes_on; i++) {
+        int32_t token = next_token(sched, seq, seq->first_logit + i, logits);
+        bool right = i < n_drafts && token == seq->draft[i];
+        n_right += right;
+        goes_on = take_token(sched, seq, token, logits, now_s);
+        if (!right) break;
+        if (goes_on) move_on(sched, seq, 1);
+        if (logits) logits += vocab;
+    }
+    if (n_drafts > 0) stats_drafts(sched, n_drafts, n_right);
+    if (goes_on && n_drafts > 0) seq->most_drafts = draft_adapt(n_drafts, n_right, sched->options.max_drafts);
+    return goes_on;
+}
+
 static bool seq_commit(struct sched *sched, struct seq *seq, const float *logits, double now_s) {
     int first_pos = seq->n_computed;
-    seq->n_computed += seq->n_rows;
-    if (sched->options.prefix_caching) kv_seq_publish(&sched->kv, &seq->kv, seq->tokens, seq->n_computed);
+    move_on(sched, seq, seq->n_rows - seq->n_drafts);
     int known = seq->n_computed < seq->request.n_prompt ? seq->n_computed : seq->request.n_prompt;
     if (known > seq->n_counted) {
         stats_prompt(sched, known - seq->n_counted);

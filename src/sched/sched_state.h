@@ -9,6 +9,7 @@
 #define MOEBIUS_SCHED_SCHED_STATE_H
 
 #include <pthread.h>
+#include "sched/draft.h"
 #include "sched/kv.h"
 #include "sched/sched.h"
 #include "sched/stop.h"
@@ -35,6 +36,9 @@ struct seq {
     struct token_counts counts;
 
     int n_rows;               /* in the batch of the step at hand; 0: none */
+    int n_drafts;             /* the last of them: guesses at the tokens after tokens[n_tokens - 1] */
+    int most_drafts;          /* of the next step */
+    int32_t draft[DRAFT_MAX]; /* [n_drafts] */
     int first_logit;          /* its first row of logits */
     int n_ahead, logit_ahead; /* the same of the step ahead; 0 or 1 row */
 
@@ -102,8 +106,8 @@ struct seq **registry_find(struct sched *sched, uint64_t id); /* the link that p
 void batch_plan(struct sched *sched);
 /* Fills sched->ahead with the step after `now`, which has begun; false if that one's tokens have to be read first. */
 bool batch_plan_ahead(struct sched *sched);
-/* Whether the logits at `position` are wanted: to score the prompt token after it, or to choose the next
- * token. */
+/* Whether the logits at `position` are wanted: to score the prompt token after it, or to choose the token after it, which for
+ * a guess is the one after the next. */
 bool seq_row_scores(const struct seq *seq, int position);
 bool seq_row_samples(const struct seq *seq, int position);
 
@@ -123,6 +127,7 @@ void stats_prompt(struct sched *sched, int n_tokens);
 void stats_preempt(struct sched *sched);
 void stats_admit(struct sched *sched);
 void stats_prefix(struct sched *sched, int n_tokens, int n_found);
+void stats_drafts(struct sched *sched, int n, int n_right);
 void stats_step(struct sched *sched, double step_s, double forward_s);
 
 #endif

@@ -60,6 +60,14 @@ void stats_prefix(struct sched *sched, int n_tokens, int n_found) {
     pthread_mutex_unlock(&sched->lock);
 }
 
+void stats_drafts(struct sched *sched, int n, int n_right) {
+    pthread_mutex_lock(&sched->lock);
+    sched->stats.drafts++;
+    sched->stats.draft_tokens += (uint64_t)n;
+    sched->stats.accepted_tokens += (uint64_t)n_right;
+    pthread_mutex_unlock(&sched->lock);
+}
+
 void stats_end(struct sched *sched, const struct seq *seq, enum finish_reason reason) {
     struct sched_stats *stats = &sched->stats;
     double now_s = sched_now(sched);

@@ -167,6 +167,7 @@ static struct seq *seq_create(const struct sched *sched, const struct sched_requ
     }
     struct seq *seq = (struct seq *)block;
     *seq = plan;
+    seq->most_drafts = sched->options.max_drafts;
     seq->request.stop = seq->stop.strings;
     seq->stop.n = request->n_stop;
     seq->stop.include = request->include_stop;

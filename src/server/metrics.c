@@ -77,6 +77,9 @@ void metrics_write(struct buffer *out, const struct sched_stats *s, const char *
     counter(&m, "vllm:prompt_tokens_total", s->prompt_tokens, "Prompt tokens computed or found in the cache.");
     counter(&m, "vllm:prefix_cache_queries_total", s->prefix_queried_tokens, "Prompt tokens looked for in the cache.");
     counter(&m, "vllm:prefix_cache_hits_total", s->prefix_found_tokens, "Of these, those that were there.");
+    counter(&m, "vllm:spec_decode_num_drafts_total", s->drafts, "Times that tokens were guessed (--draft-max).");
+    counter(&m, "vllm:spec_decode_num_draft_tokens_total", s->draft_tokens, "Tokens guessed.");
+    counter(&m, "vllm:spec_decode_num_accepted_tokens_total", s->accepted_tokens, "Of these, those that were right.");
     counter(&m, "vllm:generation_tokens_total", s->generated_tokens, "Tokens generated.");
     counter(&m, "vllm:num_preemptions_total", s->preemptions,
             "Sequences sent back to wait because the cache was full.");

@@ -45,7 +45,7 @@ static struct {
     struct sample_scratch scratch;
     bool step_failed, long_answers, plain_requests, alike_prompts;
     int step_errors;
-    uint64_t n_ahead, n_picked, held, found;
+    uint64_t n_ahead, n_picked, held, found, guessed, right;
     int32_t texts[TEXTS][MAX_PROMPT];
     /* of this epoch */
     uint64_t ended[FINISH_ERROR + 1], answered, tokens, submitted;
@@ -93,11 +93,22 @@ static bool is_stop_token(const struct client *client, int32_t token) {
     return false;
 }
 
+static int32_t token_at(const struct client *client, int i) {
+    if (i < 0) return -1;
+    return i < client->request.n_prompt ? client->prompt[i] : client->answer[i - client->request.n_prompt];
+}
+
+/* After `n` tokens, whose hash is given. */
+static void expected_logits(const struct client *client, int n, uint64_t hash, float *logits) {
+    int32_t previous = token_at(client, n - 2), last = token_at(client, n - 1);
+    fake_logits(fake_context(sim.fake.forgetful, hash, previous, last), FAKE_VOCAB, logits);
+}
+
 static int32_t expected_token(struct client *client, float *logits) {
     struct sampling sampling = client->request.sampling;
     struct token_counts counts = {client->generated, client->in_prompt};
     float masked[FAKE_VOCAB];
-    fake_logits(client->hash, FAKE_VOCAB, logits);
+    expected_logits(client, client->request.n_prompt + client->n_answer, client->hash, logits);
     memcpy(masked, logits, sizeof masked);
     for (int i = 0; i < FAKE_VOCAB; i++) {
         if (client->n_answer < client->request.min_tokens && is_stop_token(client, i)) masked[i] = -INFINITY;
@@ -173,7 +184,7 @@ static void on_prompt_token(struct client *client, const struct sched_event *eve
         check(isnan(event->logprob), "request %" PRIu64 ": the first token has a logprob", event->id);
     } else {
         float logits[FAKE_VOCAB];
-        fake_logits(client->prompt_hash, FAKE_VOCAB, logits);
+        expected_logits(client, i, client->prompt_hash, logits);
         check_logprobs(client, event, logits);
     }
     client->prompt_hash = fake_hash_add(client->prompt_hash, event->token);
@@ -566,6 +577,7 @@ static void epoch_open(void) {
     fake_open(&sim.fake, FAKE_VOCAB, pages, rows, logits, seqs);
     sim.fake.base.picks = chance(75);
     sim.fake.base.runs_ahead = sim.fake.base.picks && chance(90);
+    sim.fake.forgetful = chance(30);
     sim.alike_prompts = chance(40);
     sim.long_answers = !sim.alike_prompts && chance(60);
     sim.plain_requests = chance(70);
@@ -580,6 +592,7 @@ static void epoch_open(void) {
                                          .max_logits = logits,
                                          .n_pages = pages,
                                          .prefix_caching = chance(80),
+                                         .max_drafts = chance(40) ? 1 + below(DRAFT_MAX) : 0,
                                          .clock = sim_clock,
                                          .clock_context = &sim.now_s};
     if (sched_create(&sim.sched, &sim.options, &error)) abort();
@@ -610,6 +623,10 @@ static void check_statistics(void) {
           "totals of the histograms");
     check(stats.prefix_found_tokens <= stats.prefix_queried_tokens, "more found than looked for");
     sim.found += stats.prefix_found_tokens;
+    check(stats.accepted_tokens <= stats.draft_tokens && stats.drafts <= stats.draft_tokens, "more right than guessed");
+    check(sim.options.max_drafts > 0 || stats.drafts == 0, "guessed unasked");
+    sim.guessed += stats.draft_tokens;
+    sim.right += stats.accepted_tokens;
     sim.preemptions += stats.preemptions;
     sim.requests += sim.submitted;
 }
@@ -670,7 +687,9 @@ int main(int argc, char **argv) {
     printf("%" PRIu64 " steps ahead, %" PRIu64 " picked tokens, %" PRIu64 " rows too many, %" PRIu64
            " prompt tokens found in the cache\n",
            sim.n_ahead, sim.n_picked, sim.held, sim.found);
+    printf("%" PRIu64 " tokens guessed, %" PRIu64 " right\n", sim.guessed, sim.right);
     if (n_steps >= 400000) { /* the run met what it is for */
+        check(sim.right > 10000 && sim.guessed - sim.right > 10000, "too little was guessed");
         check(sim.n_ahead > n_steps / 10 && sim.held > 500, "too few steps ahead");
         check(sim.found > 5000, "too little was found in the cache");
         check(sim.preemptions > 200 && sim.errors > 5 && sim.stop_strings > 100, "too little happened");
