@@ -237,11 +237,15 @@ static int read_speculative(const json_t *root, int *max_drafts, struct mo_error
     json_object_foreach((json_t *)(uintptr_t)root, key, value) {
         bool known = !strcmp(key, "method") || !strcmp(key, "num_speculative_tokens") ||
                      !strcmp(key, "prompt_lookup_min") || !strcmp(key, "prompt_lookup_max");
-        if (!known) return mo_error_set(error, MO_E_UNSUPPORTED, "%s: \"%s\" is not supported", where, key);
+        if (!known)
+            return mo_error_set(error, MO_E_UNSUPPORTED,
+                                "%s: \"%s\" is not supported: guesses come from the text itself", where, key);
     }
     int code = json_get_string(root, "method", JSON_REQUIRED_KEY, where, &method, error);
     if (!code && strcmp(method, "ngram") != 0) {
-        return mo_error_set(error, MO_E_UNSUPPORTED, "%s: method \"%s\" is not supported, \"ngram\" is", where, method);
+        return mo_error_set(error, MO_E_UNSUPPORTED,
+                            "%s: method \"%s\" is not supported: only \"ngram\", which needs no other model", where,
+                            method);
     }
     return code ? code
                 : json_get_int(root, "num_speculative_tokens", JSON_REQUIRED_KEY, 1, DRAFT_MAX, where, max_drafts,

@@ -23,7 +23,7 @@ REQUESTS = [
 
 @pytest.fixture(scope="module")
 def servers(start):
-    flags = ["--max-model-len", 1024, "--max-num-seqs", 8, "--threads", 2]  # without --batch-invariant: rows are the same anyway
+    flags = [*FLAGS, "--max-model-len", 1024]
     both = start(DEMO, *flags), start(DEMO, *flags, "--draft-max", 8)
     yield both
     for server in both:
