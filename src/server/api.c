@@ -55,6 +55,7 @@ static const struct {
     {"guided_choice", NULL},
     {"guided_grammar", NULL},
     {"grammar", NULL},
+    {"json_schema", NULL},
     {"structured_outputs", NULL},
     {"structural_tag", NULL},
     {"prompt_logprobs", NULL},
@@ -97,10 +98,27 @@ static float number(struct fields *fields, const char *key, float value) {
     return (float)fields_number(fields, key, -1e30, 1e30, (double)value);
 }
 
+/* llama.cpp's have 32 bits, and two that stand for a random one. */
+static void parse_seed(struct api_job *job) {
+    struct fields *f = &job->fields;
+    bool is_llama = api_is_llama(job->request->kind);
+    int64_t seed = fields_int(f, "seed", INT64_MIN, INT64_MAX, 0);
+    uint64_t random = 0;
+    if (!fields_get(f, "seed") || (is_llama && (seed == -1 || seed == UINT32_MAX))) {
+        if (getrandom(&random, sizeof random, 0) != sizeof random) {
+            api_error_set(f->error, 500, NULL, "internal_error", "the system has no random numbers; give a seed");
+        }
+        seed = (int64_t)(is_llama ? random & UINT32_MAX : random);
+    }
+    job->request->sched.sampling.seed = (uint64_t)seed;
+}
+
 static void parse_sampling(struct api_job *job) {
     struct fields *f = &job->fields;
     struct sampling *s = &job->request->sched.sampling;
+    bool is_llama = api_is_llama(job->request->kind);
     engine_sampling(job->model->engine, s);
+    if (is_llama) api_llama_defaults(job->model->engine, s);
     s->temperature = number(f, "temperature", s->temperature);
     s->top_p = number(f, "top_p", s->top_p);
     s->min_p = number(f, "min_p", s->min_p);
@@ -108,11 +126,8 @@ static void parse_sampling(struct api_job *job) {
     s->repetition_penalty = number(f, "repetition_penalty", s->repetition_penalty);
     s->presence_penalty = number(f, "presence_penalty", s->presence_penalty);
     s->frequency_penalty = number(f, "frequency_penalty", s->frequency_penalty);
-    if (fields_get(f, "seed")) {
-        s->seed = (uint64_t)fields_int(f, "seed", INT64_MIN, INT64_MAX, 0);
-    } else if (getrandom(&s->seed, sizeof s->seed, 0) != sizeof s->seed) {
-        api_error_set(f->error, 500, NULL, "internal_error", "the system has no random numbers; give a seed");
-    }
+    parse_seed(job);
+    if (is_llama) api_llama_sampling(job);
 }
 
 /* The id in a key of logit_bias, or -1. */
@@ -160,6 +175,7 @@ static void parse_bias(struct api_job *job) {
 static void parse_stream(struct api_job *job) {
     struct fields *f = &job->fields;
     job->request->stream = fields_bool(f, "stream", false);
+    job->request->timings = fields_bool(f, "timings_per_token", false);
     const json_t *options = fields_object(f, "stream_options");
     if (!options) return;
     if (!job->request->stream) {
@@ -181,7 +197,8 @@ static void parse_cache_salt(struct api_job *job) {
 
 static void parse_n(struct api_job *job) {
     struct fields *f = &job->fields;
-    job->request->n = (int)fields_int(f, "n", 1, API_N_MAX, 1);
+    bool is_llama = api_is_llama(job->request->kind) && fields_get(f, "n_cmpl");
+    job->request->n = (int)fields_int(f, is_llama ? "n_cmpl" : "n", 1, API_N_MAX, 1);
     if (fields_int(f, "best_of", 1, INT_MAX, job->request->n) != job->request->n) {
         api_error_field(f->error, "best_of", "best_of is not supported unless it equals n (%d)", job->request->n);
     }
@@ -212,6 +229,7 @@ static void check_context(struct api_job *job) {
     size_t context = (size_t)job->model->engine->options.max_model_len;
     const char *param = request->kind == API_CHAT ? "messages" : "prompt";
     bool scores_only = request->sched.max_tokens == 0, takes_rest = request->sched.max_tokens < 0;
+    if (api_is_llama(request->kind) && !scores_only) takes_rest = true; /* n_predict is the most, not the least */
     size_t answer = takes_rest ? 1 : (size_t)request->sched.max_tokens;
     for (int i = 0; i < request->n_prompts; i++) {
         size_t n = request->prompts[i].ids.n;
@@ -220,7 +238,7 @@ static void check_context(struct api_job *job) {
                           job->fields.error);
         return;
     }
-    if (takes_rest) request->sched.max_tokens = job->model->engine->options.max_model_len;
+    if (request->sched.max_tokens < 0) request->sched.max_tokens = job->model->engine->options.max_model_len;
 }
 
 static void check_sampling(struct api_job *job) {
@@ -245,8 +263,10 @@ static void parse_all(struct api_job *job) {
     if (fields_failed(&job->fields)) return;
     if (request->kind == API_CHAT)
         api_chat_parse(job);
-    else
+    else if (request->kind == API_COMPLETION)
         api_completion_parse(job);
+    else
+        api_llama_parse(job);
     request->sched.min_tokens = (int)fields_int(&job->fields, "min_tokens", 0, INT_MAX, 0);
     if (fields_failed(&job->fields)) return;
     check_context(job);
@@ -255,7 +275,7 @@ static void parse_all(struct api_job *job) {
 
 int api_request_parse(struct api_request *request, enum api_kind kind, const struct api_model *model, const char *body,
                       size_t size, struct api_error *error) {
-    *request = (struct api_request){.kind = kind};
+    *request = (struct api_request){.kind = kind, .context = model->engine->options.max_model_len};
     *error = (struct api_error){0};
     request->root = fields_parse(body, size, error);
     if (!request->root) return -1;

@@ -17,6 +17,8 @@ enum {
     API_STOP_TOKENS_MAX = 1024,    /* different ones in stop_token_ids */
     API_STOP_IDS_MAX = 100000,     /* entries of stop_token_ids */
     API_BIAS_MAX = 4096,           /* entries of logit_bias */
+    API_EXTRA_MAX = 1024,          /* files in input_extra */
+    API_FIELDS_MAX = 64,           /* names in response_fields */
 };
 
 /* What requests are checked against: read only. */
@@ -26,7 +28,12 @@ struct api_model {
     int n_names;
 };
 
-enum api_kind { API_CHAT, API_COMPLETION };
+/* The last two are llama.cpp's. */
+enum api_kind { API_CHAT, API_COMPLETION, API_LLAMA, API_INFILL };
+
+static inline bool api_is_llama(enum api_kind kind) {
+    return kind == API_LLAMA || kind == API_INFILL;
+}
 
 struct api_prompt {
     struct token_list ids;
@@ -34,17 +41,24 @@ struct api_prompt {
     size_t text_size;
     char *decoded;
     bool is_text; /* given as text, so special tokens in it are text too; false: given as ids */
+    bool is_cut;  /* there was more of it than the context holds */
 };
 
 struct api_request {
     enum api_kind kind;
     const char *model; /* one of api_model.names */
     bool stream, include_usage, echo;
+    bool timings;       /* timings_per_token: every object of the answer says how long it took */
+    bool return_tokens; /* llama.cpp's: the ids too */
     int n;
     struct api_prompt *prompts; /* [n_prompts] */
     int n_prompts;
     /* For every choice the same but for prompt and choice. Points into this struct. */
     struct sched_request sched;
+
+    int n_predict;                 /* llama.cpp's, as asked for: -1 for what the context holds */
+    const json_t *response_fields; /* llama.cpp's: a list of strings, or NULL for all; in `root` */
+    int context;                   /* tokens */
 
     json_t *root;            /* the body: strings above point into it */
     struct logit_bias *bias; /* [sched.sampling.n_bias] */

@@ -63,7 +63,7 @@ static void take_prompt(struct api_job *job, const json_t *value, const json_t *
     }
 }
 
-static void parse_prompt(struct api_job *job) {
+void api_prompts_parse(struct api_job *job) {
     const json_t *prompt = fields_get(&job->fields, "prompt"), *suffix = fields_string(&job->fields, "suffix");
     bool bos = fields_bool(&job->fields, "add_special_tokens", true);
     if (suffix && json_string_length(suffix) == 0) suffix = NULL;
@@ -91,5 +91,5 @@ void api_completion_parse(struct api_job *job) {
     if (!fields_failed(f) && sched->max_tokens == 0 && !job->request->echo) {
         api_error_field(f->error, "max_tokens", "max_tokens must be at least 1 (0 only with echo), found 0");
     }
-    parse_prompt(job);
+    api_prompts_parse(job);
 }

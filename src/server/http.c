@@ -379,12 +379,14 @@ static int open_socket(const struct server_options *options, int *fd, struct mo_
 
 static int start_daemon(struct server *server, int fd, struct mo_error *error) {
     const struct server_options *o = &server->options;
+    int per_address = o->max_connections_per_address ? o->max_connections_per_address : (o->max_connections + 1) / 2;
     unsigned flags = MHD_USE_EPOLL | MHD_USE_INTERNAL_POLLING_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ITC;
     server->daemon = MHD_start_daemon(
         flags, 0, NULL, NULL, on_request, server, MHD_OPTION_LISTEN_SOCKET, fd, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
         (size_t)CONNECTION_MEMORY_BYTES, MHD_OPTION_CONNECTION_LIMIT, (unsigned)o->max_connections,
-        MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)o->request_timeout_s, MHD_OPTION_NOTIFY_COMPLETED, on_completed,
-        server, MHD_OPTION_NOTIFY_CONNECTION, on_connection, server, MHD_OPTION_END);
+        MHD_OPTION_PER_IP_CONNECTION_LIMIT, (unsigned)per_address, MHD_OPTION_CONNECTION_TIMEOUT,
+        (unsigned)o->request_timeout_s, MHD_OPTION_NOTIFY_COMPLETED, on_completed, server, MHD_OPTION_NOTIFY_CONNECTION,
+        on_connection, server, MHD_OPTION_END);
     if (server->daemon) return 0;
     close(fd);
     return mo_error_set(error, MO_E_IO, "cannot start the HTTP server: %s", strerror(errno));

@@ -27,8 +27,9 @@ struct server_options {
     int n_names, n_listed;               /* the first n_listed are shown by /v1/models */
     struct auth auth;
     int max_body_bytes, max_connections;
-    int max_queue;         /* choices that may wait for a place before new requests are sent away */
-    int request_timeout_s; /* that a request may take to arrive, and a client to read on */
+    int max_connections_per_address; /* 0: half of max_connections */
+    int max_queue;                   /* choices that may wait for a place before new requests are sent away */
+    int request_timeout_s;           /* that a request may take to arrive, and a client to read on */
 };
 
 struct server;
