@@ -63,11 +63,23 @@ static int own_flags(struct serve_arguments *a, struct cli_flag *out) {
          .target = &a->key_file,
          .value = "FILE",
          .help = "keys, one a line"},
+        {.names = "--allowed-origins,--cors-origins",
+         .type = CLI_LIST,
+         .target = &a->origins,
+         .value = "A,B",
+         .help = "web pages that may read answers, as http://HOST:PORT; *: all\n(default none: other programs need no "
+                 "leave)"},
         {.names = "--no-enable-prefix-caching",
          .type = CLI_FLAG,
          .target = &a->no_prefix_caching,
          .help =
              "compute every prompt from its start; else what is still in the\ncache, whoever asked for it, is used"},
+    };
+    return add_flags(out, flags, sizeof flags);
+}
+
+static int limit_flags(struct server_options *s, struct cli_flag *out) {
+    const struct cli_flag flags[] = {
         {.names = "--max-queue",
          .type = CLI_INT,
          .target = &s->max_queue,
@@ -88,7 +100,8 @@ static int own_flags(struct serve_arguments *a, struct cli_flag *out) {
          .min = 1,
          .max = 1 << 16,
          .value = "N",
-         .help = "of them, those from one address: more are closed at once\n(default half of --max-connections; all users of a "
+         .help = "of them, those from one address: more are closed at once\n(default half of --max-connections; all "
+                 "users of a "
                  "proxy share\nits address)"},
         {.names = "--max-body-bytes",
          .type = CLI_INT,
@@ -198,6 +211,7 @@ static int engine_flags_widened(struct serve_arguments *a, struct cli_flag *out)
 
 void serve_flags(struct serve_arguments *a, struct cli_flag flags[SERVE_FLAGS_MAX]) {
     int n = own_flags(a, flags);
+    n += limit_flags(&a->server, flags + n);
     n += engine_flags_widened(a, flags + n);
     n += vllm_flags(a, flags + n);
     n += harmless_flags(flags + n);
@@ -284,6 +298,23 @@ static int add_names(struct serve_arguments *a, struct mo_error *error) {
     return code ? code : add_name(&a->server, is_path ? a->engine.model : folder, error);
 }
 
+/* vLLM writes these as a JSON list: its marks are in no origin. */
+static int add_origins(struct serve_arguments *a, struct mo_error *error) {
+    static char lists[CLI_LIST_MAX][1024];
+    for (int i = 0; i < a->origins.n; i++) {
+        char *rest = lists[i], *word;
+        snprintf(lists[i], sizeof lists[i], "%s", a->origins.items[i]);
+        while ((word = strsep(&rest, ",[]\" "))) {
+            if (!*word) continue;
+            if (a->server.n_origins == SERVER_NAMES_MAX) {
+                return mo_error_set(error, MO_E_INVALID, "--allowed-origins: more than %d", SERVER_NAMES_MAX);
+            }
+            a->server.origins[a->server.n_origins++] = word;
+        }
+    }
+    return 0;
+}
+
 static int add_key(struct server_options *s, const char *key, size_t size, const char *where, struct mo_error *error) {
     if (auth_add(&s->auth, key, size)) return 0;
     return mo_error_set(error, MO_E_INVALID, "%s: %s", where, size ? "too many keys" : "the key is empty");
@@ -327,6 +358,7 @@ int serve_arguments_settle(struct serve_arguments *a, struct mo_error *error) {
                                                                                            : PROMPT_LOGITS;
     int code = check_vllm(a, error);
     if (!code) code = add_names(a, error);
+    if (!code) code = add_origins(a, error);
     if (!code) code = add_keys(a, error);
     return code ? code : check_quantization(a, error);
 }

@@ -11,7 +11,8 @@
 /* --- names and limits ---------------------------------------------------------------------------- */
 
 const char *api_model_name(const struct api_model *model, const json_t *field, struct api_error *error) {
-    if (!field || json_is_null(field)) return model->names[0];
+    bool is_empty = json_is_string(field) && json_string_length(field) == 0; /* llama.vscode without a name */
+    if (!field || json_is_null(field) || is_empty) return model->names[0];
     if (!json_is_string(field)) {
         api_error_field(error, "model", "model must be a string, found %s", fields_type_name(field));
         return NULL;
@@ -137,11 +138,47 @@ static int32_t token_of_key(const char *key, int vocab) {
     return id >= 0 && *end == 0 && id < vocab ? (int32_t)id : -1;
 }
 
+/* One entry, if it is good; `shown` stands for a token that is none. */
+static void add_bias(struct api_job *job, int32_t token, const char *shown, const json_t *value) {
+    struct fields *f = &job->fields;
+    struct sampling *s = &job->request->sched.sampling;
+    double bias = json_number_value(value);
+    if (token < 0) {
+        api_error_field(f->error, "logit_bias", "logit_bias: expected token ids from 0 to %d as keys, found \"%.40s\"",
+                        job->model->engine->model.vocab - 1, shown);
+    } else if (!json_is_number(value) || !(bias >= -100 && bias <= 100)) {
+        api_error_field(f->error, "logit_bias", "logit_bias: expected -100 to 100 for token %d", token);
+    }
+    if (!fields_failed(f)) job->request->bias[s->n_bias++] = (struct logit_bias){token, (float)bias};
+}
+
+static void add_bias_object(struct api_job *job, const json_t *object) {
+    const char *key;
+    json_t *value;
+    json_object_foreach((json_t *)(uintptr_t)object, key, value) {
+        if (fields_failed(&job->fields)) return;
+        add_bias(job, token_of_key(key, job->model->engine->model.vocab), key, value);
+    }
+}
+
+/* llama.cpp's: [[id, bias], ...], where false bans. */
+static void add_bias_list(struct api_job *job, const json_t *list) {
+    json_t *ban = json_integer(-100);
+    for (size_t i = 0; i < json_array_size(list) && !fields_failed(&job->fields); i++) {
+        const json_t *entry = json_array_get(list, i), *value = json_array_get(entry, 1);
+        int32_t token =
+            fields_token(&job->fields, json_array_get(entry, 0), "logit_bias", job->model->engine->model.vocab);
+        if (!fields_failed(&job->fields)) add_bias(job, token, "", json_is_false(value) ? ban : value);
+    }
+    json_decref(ban);
+}
+
 static void parse_bias(struct api_job *job) {
     struct fields *f = &job->fields;
-    int vocab = job->model->engine->model.vocab, n = 0;
-    const json_t *object = fields_object(f, "logit_bias");
-    size_t size = json_object_size(object);
+    const json_t *given = fields_get(f, "logit_bias");
+    bool is_list = api_is_llama(job->request->kind) && json_is_array(given);
+    if (!is_list) given = fields_object(f, "logit_bias");
+    size_t size = is_list ? json_array_size(given) : json_object_size(given);
     if (size == 0) return;
     if (size > API_BIAS_MAX) {
         api_error_field(f->error, "logit_bias", "logit_bias: at most %d tokens, found %zu", API_BIAS_MAX, size);
@@ -152,22 +189,11 @@ static void parse_bias(struct api_job *job) {
         api_error_no_memory(f->error);
         return;
     }
-    const char *key;
-    json_t *value;
-    json_object_foreach((json_t *)(uintptr_t)object, key, value) {
-        int32_t token = token_of_key(key, vocab);
-        double bias = json_number_value(value);
-        if (token < 0) {
-            api_error_field(f->error, "logit_bias",
-                            "logit_bias: expected token ids from 0 to %d as keys, found \"%.40s\"", vocab - 1, key);
-        } else if (!json_is_number(value) || !(bias >= -100 && bias <= 100)) {
-            api_error_field(f->error, "logit_bias", "logit_bias: expected -100 to 100 for token %d", token);
-        }
-        if (fields_failed(f)) return;
-        job->request->bias[n++] = (struct logit_bias){token, (float)bias};
-    }
     job->request->sched.sampling.bias = job->request->bias;
-    job->request->sched.sampling.n_bias = n;
+    if (is_list)
+        add_bias_list(job, given);
+    else
+        add_bias_object(job, given);
 }
 
 /* --- the whole ----------------------------------------------------------------------------------- */
@@ -184,6 +210,7 @@ static void parse_stream(struct api_job *job) {
     }
     struct fields inner = {options, f->error};
     job->request->include_usage = fields_bool(&inner, "include_usage", false);
+    job->request->usage_per_chunk = fields_bool(&inner, "continuous_usage_stats", false) && job->request->include_usage;
 }
 
 /* vLLM's: who gives the same salt shares the cache, and nobody else. */

@@ -48,8 +48,10 @@ struct api_request {
     enum api_kind kind;
     const char *model; /* one of api_model.names */
     bool stream, include_usage, echo;
-    bool timings;       /* timings_per_token: every object of the answer says how long it took */
-    bool return_tokens; /* llama.cpp's: the ids too */
+    bool usage_per_chunk; /* vLLM's continuous_usage_stats */
+    bool tokens_as_ids;   /* vLLM's return_tokens_as_token_ids: logprobs name tokens by number */
+    bool timings;         /* timings_per_token: every object of the answer says how long it took */
+    bool return_tokens;   /* llama.cpp's: the ids too */
     int n;
     struct api_prompt *prompts; /* [n_prompts] */
     int n_prompts;

@@ -142,6 +142,7 @@ static void parse_logprobs(struct api_job *job) {
         api_error_field(f->error, "top_logprobs", "top_logprobs may only be given with \"logprobs\": true");
     }
     job->request->sched.n_logprobs = wanted ? (int)top : -1;
+    job->request->tokens_as_ids = fields_bool(f, "return_tokens_as_token_ids", false);
 }
 
 void api_chat_parse(struct api_job *job) {

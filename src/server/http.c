@@ -10,6 +10,7 @@
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
+#include "server/cors.h"
 #include "server/place.h"
 
 enum {
@@ -30,6 +31,7 @@ static enum MHD_Result reply(struct exchange *exchange, int status, const char *
         return MHD_NO;
     }
     MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, content_type);
+    cors_add(exchange, response);
     if (status == 401) MHD_add_response_header(response, MHD_HTTP_HEADER_WWW_AUTHENTICATE, "Bearer");
     if (exchange->error.allow) MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, exchange->error.allow);
     if (retry_after_s > 0) {
@@ -99,6 +101,7 @@ static enum MHD_Result start_stream(struct exchange *exchange, const char *conte
     if (!response) return MHD_NO;
     MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, content_type);
     MHD_add_response_header(response, MHD_HTTP_HEADER_CACHE_CONTROL, "no-cache");
+    cors_add(exchange, response);
     MHD_add_response_header(response, "X-Accel-Buffering", "no"); /* nginx would collect the frames */
     enum MHD_Result result = MHD_queue_response(exchange->connection, MHD_HTTP_OK, response);
     MHD_destroy_response(response);
@@ -217,7 +220,8 @@ static void check_headers(struct exchange *exchange, const char *path, const cha
     const char *tail = NULL;
     check_framing(exchange);
     if (exchange->error.status) return;
-    exchange->route = route_find(path, method, &tail, &exchange->error);
+    exchange->route = cors_preflight(exchange, method);
+    if (!exchange->route) exchange->route = route_find(path, method, &tail, &exchange->error);
     if (!exchange->route) return;
     if (tail) exchange->tail = strdup(tail);
     if (!exchange->route->is_open &&

@@ -46,7 +46,7 @@ static json_t *replaced_bytes(const char *bytes, size_t size) {
 static json_t *token_text(const struct choice *choice, int32_t token) {
     size_t size;
     const char *bytes = token_bytes(choice, token, &size);
-    if (!bytes) return json_sprintf("token_id:%d", token);
+    if (!bytes || choice->request->tokens_as_ids) return json_sprintf("token_id:%d", token);
     if (utf8_valid_prefix((const uint8_t *)bytes, size) == size) return json_stringn(bytes, size);
     return choice->request->kind == API_COMPLETION ? escaped_bytes(bytes, size) : replaced_bytes(bytes, size);
 }

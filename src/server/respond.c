@@ -69,7 +69,8 @@ static json_t *add_timings(const struct respond_head *head, const struct choice 
 }
 
 static json_t *chunk(const struct respond_head *head, const struct choice *choice, json_t *shown) {
-    json_t *usage_json = head->request->include_usage ? json_null() : NULL;
+    bool per_chunk = head->request->usage_per_chunk;
+    json_t *usage_json = per_chunk ? usage(head, choice, 1) : head->request->include_usage ? json_null() : NULL;
     return add_timings(head, choice, object(head, object_name(head, true), json_pack("[o]", shown), usage_json));
 }
 

@@ -22,9 +22,11 @@ enum { SERVER_NAMES_MAX = 64 };
 
 struct server_options {
     const char *host;
-    int port;                            /* 0: any free one */
-    const char *names[SERVER_NAMES_MAX]; /* [n_names] of the model; outlive the server */
-    int n_names, n_listed;               /* the first n_listed are shown by /v1/models */
+    int port;                              /* 0: any free one */
+    const char *names[SERVER_NAMES_MAX];   /* [n_names] of the model; outlive the server */
+    int n_names, n_listed;                 /* the first n_listed are shown by /v1/models */
+    const char *origins[SERVER_NAMES_MAX]; /* [n_origins] of web pages that may read answers; "*": all */
+    int n_origins;
     struct auth auth;
     int max_body_bytes, max_connections;
     int max_connections_per_address; /* 0: half of max_connections */

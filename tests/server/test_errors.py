@@ -126,6 +126,11 @@ def test_bad_bodies(server, path):
             assert reply.error["type"] == "invalid_request_error", (name, reply)
 
 
+def test_empty_model_name(server):
+    """Editors send one when nobody chose: it stands for the one model there is."""
+    assert server.ask("/v1/completions", {"model": "", "prompt": "x", "max_tokens": 1})["model"] == server.model
+
+
 def test_surrogates_in_pairs_are_fine(server, engine):
     body = rb'{"prompt": "\ud83d\ude00", "echo": true, "max_tokens": 1}'
     reply = server.post("/v1/completions", body)

@@ -191,6 +191,13 @@ def test_seeds(server):
     assert content(seed=settings["generation_settings"]["seed"]) == settings["content"]
 
 
+def test_bias_as_a_list(server, engine):
+    letter = letters(engine)
+    assert complete(server, "x", n_predict=3, temperature=0, logit_bias=[[letter["a"], 100]])["content"] == "aaa"
+    bias = [[letter["a"], 100], [letter["b"], 99], [letter["a"], False]]
+    assert complete(server, "x", n_predict=3, temperature=0, logit_bias=bias)["content"] == "bbb"
+
+
 DEFAULTS = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "repeat_penalty": 1, "presence_penalty": 0,
             "frequency_penalty": 0}
 SAMPLERS = [
@@ -404,7 +411,7 @@ BAD = {
     "stop": [5, [5], [""], ["x"] * 200, "y" * 2000], "stream": ["yes"], "cache_prompt": [1], "return_tokens": [1],
     "timings_per_token": ["x"], "id_slot": [-2, "x"], "n_indent": [-1, "x", 1.5], "t_max_predict_ms": ["x", -2, 1e12],
     "t_max_prompt_ms": ["x"], "samplers": [5, {}, ["top_k"] * 100], "response_fields": ["content", [5], ["x"] * 100],
-    "logit_bias": [5, {"x": 1}], "n_cmpl": [0, 1000, "x"], "model": [5], "cache_salt": [5],
+    "logit_bias": [5, {"x": 1}, [5], [[5]], [[5, 200]], [[5, True]], [["a", 1]], [[-1, 1]]], "n_cmpl": [0, 1000, "x"], "model": [5], "cache_salt": [5],
     "dry_multiplier": [0.8, "x"], "xtc_probability": [0.5], "mirostat": [2], "typical_p": [0.5], "dynatemp_range": [0.5],
     "lora": [[{"id": 0, "scale": 1}], "x"], "grammar": ["root ::= x"], "json_schema": [{"type": "object"}],
 }
@@ -533,24 +540,28 @@ def test_openai_answers_tell_times_when_asked(server):
 def test_connections_of_one_address(start, model):
     """One address that opens many leaves room for others; it is told at once, and gets in again when it closes some."""
     server = start(model, *FLAGS, "--max-connections", 20, "--max-connections-per-address", 10)
-    idle = [server.raw() for _ in range(10)]
-    try:
-        for raw in idle:
-            raw.send(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+    idle = []
+
+    def gets_in():
+        raw = server.raw()
+        raw.send(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        try:
             assert raw.reply().status == 200
-        with server.raw() as late:
-            assert late.at_end()
+        except (EOFError, ConnectionError):
+            raw.close()
+            return False
+        idle.append(raw)
+        return True
+
+    try:
+        assert wait_until(lambda: gets_in() and len(idle) == 10), len(idle)  # earlier ones may take a moment to be closed
+        assert not any(gets_in() for _ in range(5))
         idle.pop().close()
-
-        def is_in():
-            try:
-                return server.get("/health").status == 200
-            except (ConnectionError, OSError):
-                return False
-
-        assert wait_until(is_in, 5)
+        assert wait_until(gets_in, 5)
+        assert len(idle) == 10
     finally:
         for raw in idle:
             raw.close()
-    assert wait_until(is_in, 5)
+    assert wait_until(gets_in, 5)
+    idle[-1].close()
     assert server.stop() == 0
