@@ -100,7 +100,8 @@ static int limit_flags(struct server_options *s, struct cli_flag *out) {
          .min = 1,
          .max = 1 << 16,
          .value = "N",
-         .help = "of them, those from one address: more are closed at once\n(default half of --max-connections; all "
+         .help = "of them, those from one address: more are closed at once, and\nbefore that the idle ones\n(default "
+                 "half of --max-connections; all "
                  "users of a "
                  "proxy share\nits address)"},
         {.names = "--max-body-bytes",

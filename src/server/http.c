@@ -338,6 +338,7 @@ static void on_connection(void *context, struct MHD_Connection *connection, void
         int fd = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
         *slot = watch_add(server->watch, fd);
         if (*slot) watch_set_deadline(server->watch, *slot, server->options.request_timeout_s);
+        watch_shed(server->watch, *slot, (3 * server->options.max_connections_per_address + 3) / 4);
     } else if (*slot) {
         watch_remove(server->watch, *slot);
         *slot = NULL;
@@ -383,12 +384,11 @@ static int open_socket(const struct server_options *options, int *fd, struct mo_
 
 static int start_daemon(struct server *server, int fd, struct mo_error *error) {
     const struct server_options *o = &server->options;
-    int per_address = o->max_connections_per_address ? o->max_connections_per_address : (o->max_connections + 1) / 2;
     unsigned flags = MHD_USE_EPOLL | MHD_USE_INTERNAL_POLLING_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ITC;
     server->daemon = MHD_start_daemon(
         flags, 0, NULL, NULL, on_request, server, MHD_OPTION_LISTEN_SOCKET, fd, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
         (size_t)CONNECTION_MEMORY_BYTES, MHD_OPTION_CONNECTION_LIMIT, (unsigned)o->max_connections,
-        MHD_OPTION_PER_IP_CONNECTION_LIMIT, (unsigned)per_address, MHD_OPTION_CONNECTION_TIMEOUT,
+        MHD_OPTION_PER_IP_CONNECTION_LIMIT, (unsigned)o->max_connections_per_address, MHD_OPTION_CONNECTION_TIMEOUT,
         (unsigned)o->request_timeout_s, MHD_OPTION_NOTIFY_COMPLETED, on_completed, server, MHD_OPTION_NOTIFY_CONNECTION,
         on_connection, server, MHD_OPTION_END);
     if (server->daemon) return 0;
@@ -400,6 +400,8 @@ int server_open(struct server **out, const struct server_options *options, struc
     struct server *server = calloc(1, sizeof *server);
     if (!server) return mo_error_set(error, MO_E_NO_MEMORY, "out of memory for the server");
     server->options = *options;
+    int *per_address = &server->options.max_connections_per_address;
+    if (!*per_address) *per_address = (options->max_connections + 1) / 2;
     server->created = time(NULL);
     int fd = -1, code = open_socket(options, &fd, error);
     if (code) goto fail;

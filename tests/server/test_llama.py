@@ -538,30 +538,54 @@ def test_openai_answers_tell_times_when_asked(server):
 
 
 def test_connections_of_one_address(start, model):
-    """One address that opens many leaves room for others; it is told at once, and gets in again when it closes some."""
-    server = start(model, *FLAGS, "--max-connections", 20, "--max-connections-per-address", 10)
-    idle = []
+    """One address that has many at work leaves room for others; it is told at once, and gets in again when it closes some."""
+    server = start(model, *FLAGS, "--max-connections", 40, "--max-connections-per-address", 12)
+    body = {"prompt": PROMPT, "n_predict": 1900, "ignore_eos": True, "stream": True}
+    busy = []
 
     def gets_in():
         raw = server.raw()
-        raw.send(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        raw.send(post_bytes("/completion", body))
         try:
-            assert raw.reply().status == 200
+            assert raw.head()[0] == 200
         except (EOFError, ConnectionError):
             raw.close()
             return False
-        idle.append(raw)
+        busy.append(raw)
         return True
 
     try:
-        assert wait_until(lambda: gets_in() and len(idle) == 10), len(idle)  # earlier ones may take a moment to be closed
-        assert not any(gets_in() for _ in range(5))
-        idle.pop().close()
-        assert wait_until(gets_in, 5)
-        assert len(idle) == 10
+        for _ in range(8):  # they have their first token
+            assert gets_in()
+        for _ in range(4):  # these wait
+            busy.append(server.raw())
+            busy[-1].send(post_bytes("/completion", body))
+        assert wait_until(lambda: not gets_in() or busy.pop().close())
     finally:
-        for raw in idle:
+        for raw in busy:
             raw.close()
-    assert wait_until(gets_in, 5)
-    idle[-1].close()
+    assert wait_until(lambda: gets_in(), 5)
+    busy[-1].close()
+    assert server.stop() == 0
+
+
+def test_idle_connections_starve_nobody(start, model):
+    """The one that was idle longest makes room; one whose answer is on its way does not, however old."""
+    server = start(model, *FLAGS, "--max-connections", 160)  # 80 for an address, 60 before idle ones go
+    busy, idle = server.raw(), []
+    try:
+        busy.send(post_bytes("/completion", {"prompt": PROMPT, "n_predict": 1900, "ignore_eos": True, "stream": True}))
+        assert busy.head()[0] == 200
+        for i in range(300):
+            idle.append(server.raw())
+            if i % 10 == 0:
+                assert server.get("/version").status == 200, i
+        assert idle[0].at_end()
+        idle[-1].send(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert idle[-1].reply().status == 200
+        pieces = b"".join(busy.pieces([("Transfer-Encoding", "chunked")]))
+        assert frames(pieces)[-1]["tokens_predicted"] == 1900
+    finally:
+        for raw in [busy, *idle]:
+            raw.close()
     assert server.stop() == 0
