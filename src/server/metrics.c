@@ -70,6 +70,7 @@ static void write_requests(struct metrics *m, const struct sched_stats *s) {
     histogram(m, "vllm:request_inference_time_seconds", &s->inference_s, "From being let in to the last token.");
     tokens(m, "vllm:request_prompt_tokens", &s->prompt_n, "Tokens of a prompt.");
     tokens(m, "vllm:request_generation_tokens", &s->answer_n, "Tokens of an answer.");
+    tokens(m, "vllm:request_max_num_generation_tokens", &s->answer_n, "The same: each of n answers counts for itself.");
     tokens(m, "vllm:request_params_max_tokens", &s->max_n, "Tokens that an answer was allowed.");
     tokens(m, "vllm:iteration_tokens_total", &s->step_n, "Tokens computed in a step.");
 }
@@ -117,6 +118,9 @@ void metrics_write(struct buffer *out, const struct sched_stats *s, const char *
     gauge(&m, "vllm:num_requests_waiting", s->n_waiting, "Sequences that wait for a place.");
     gauge(&m, "vllm:kv_cache_usage_perc", used, "Share of the cache's pages in use, 0 to 1.");
     gauge(&m, "vllm:gpu_cache_usage_perc", used, "The same under its older name.");
+    head(&m, "vllm:cache_config_info", "gauge", "How the cache is cut up.");
+    buffer_printf(out, "vllm:cache_config_info{%s,block_size=\"%d\",num_gpu_blocks=\"%d\"} 1\n", m.label,
+                  KV_PAGE_TOKENS, s->pages_total);
     gauge(&m, "moebius:kv_pages_total", s->pages_total, "Pages of the cache, 64 tokens each.");
     gauge(&m, "moebius:kv_pages_free", s->pages_free, "Pages not in use.");
     counter(&m, "vllm:prompt_tokens_total", s->prompt_tokens, "Prompt tokens computed or found in the cache.");

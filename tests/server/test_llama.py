@@ -351,6 +351,9 @@ def test_truncation(server):
     reply = infill(server, **EDITOR, input_prefix="", input_suffix=suffix)  # what one needs less, the other gets
     assert reply["truncated"] and reply["tokens_evaluated"] == MAX_MODEL_LEN - EDITOR["n_predict"]
     assert HOLE["prompt"] + FIM_TEXT[1] in reply["prompt"]
+    reply = infill(server, **EDITOR, input_prefix=prefix * 20, input_suffix=suffix * 20)  # too long for the I/O thread
+    long_before, long_after = reply["prompt"].removeprefix(BOS + FIM_TEXT[0]).removesuffix(FIM_TEXT[2]).split(FIM_TEXT[1])
+    assert abs(len(long_before) - len(before)) < 200 and (prefix + HOLE["prompt"]).endswith(long_before) and long_after == after
     reply = infill(server, **{**EDITOR, "n_predict": -1}, input_prefix=prefix, input_suffix="")
     assert reply["truncated"] and reply["tokens_evaluated"] + reply["tokens_predicted"] <= MAX_MODEL_LEN
 
@@ -425,7 +428,7 @@ BAD_HOLES = {
 @pytest.mark.parametrize("path", ["/completion", "/infill"])
 def test_bad_fields(server, path):
     with server.raw() as raw:
-        for key, values in {**BAD, **(BAD_HOLES if path == "/infill" else {"prompt": [None, 5, {}, [], [[]], ""[:0] or [{}]]})}.items():
+        for key, values in {**BAD, **(BAD_HOLES if path == "/infill" else {"prompt": [None, 5, {}, [], [[]], [{}]]})}.items():
             for value in values:
                 body = {**(HOLE if path == "/infill" else {"prompt": PROMPT}), key: value}
                 raw.send(post_bytes(path, body))

@@ -99,6 +99,8 @@ def test_times_and_sizes(server):
     assert 1e3 * rise("llamacpp:prompt_seconds_total") == pytest.approx(sum(r["timings"]["prompt_ms"] for r in replies), abs=0.1)
     assert 1e3 * rise("llamacpp:tokens_predicted_seconds_total") == pytest.approx(
         sum(r["timings"]["predicted_ms"] for r in replies), abs=0.1)
+    pages = int(after.value("moebius:kv_pages_total"))
+    assert after.value("vllm:cache_config_info", block_size="64", num_gpu_blocks=str(pages)) == 1
     for name, kind in LLAMA.items():
         assert after.families[name] == kind
 
