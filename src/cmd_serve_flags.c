@@ -100,10 +100,9 @@ static int limit_flags(struct server_options *s, struct cli_flag *out) {
          .min = 1,
          .max = 1 << 16,
          .value = "N",
-         .help = "of them, those from one address: more are closed at once, and\nbefore that the idle ones\n(default "
-                 "half of --max-connections; all "
-                 "users of a "
-                 "proxy share\nits address)"},
+         .help = "of them, those from one address: more are closed at once, and\nidle ones from three quarters on "
+                 "(default half of\n"
+                 "--max-connections; all users of a proxy share its address)"},
         {.names = "--max-body-bytes",
          .type = CLI_INT,
          .target = &s->max_body_bytes,

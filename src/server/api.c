@@ -224,8 +224,8 @@ static void parse_cache_salt(struct api_job *job) {
 
 static void parse_n(struct api_job *job) {
     struct fields *f = &job->fields;
-    bool is_llama = api_is_llama(job->request->kind) && fields_get(f, "n_cmpl");
-    job->request->n = (int)fields_int(f, is_llama ? "n_cmpl" : "n", 1, API_N_MAX, 1);
+    const char *key = api_is_llama(job->request->kind) && fields_get(f, "n_cmpl") ? "n_cmpl" : "n";
+    job->request->n = (int)fields_int(f, key, 1, API_N_MAX, 1);
     if (fields_int(f, "best_of", 1, INT_MAX, job->request->n) != job->request->n) {
         api_error_field(f->error, "best_of", "best_of is not supported unless it equals n (%d)", job->request->n);
     }
