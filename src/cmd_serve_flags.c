@@ -51,7 +51,7 @@ static int own_flags(struct serve_arguments *a, struct cli_flag *out) {
          .type = CLI_LIST,
          .target = &a->names,
          .value = "A,B",
-         .help = "names that a request's \"model\" may have (default: the folder's\nname, and MODEL as given)"},
+         .help = "names that a request's \"model\" may have, *: any (default: the\nfolder's name, and MODEL as given)"},
         {.names = "--api-key",
          .type = CLI_LIST,
          .target = &a->keys,
@@ -266,9 +266,10 @@ static int check_vllm(const struct serve_arguments *a, struct mo_error *error) {
 
 static int add_name(struct server_options *s, const char *name, struct mo_error *error) {
     if (!*name) return mo_error_set(error, MO_E_INVALID, "--served-model-name: a name is empty");
-    for (int i = 0; i < s->n_names; i++) {
-        if (strcmp(s->names[i], name) == 0) return 0;
-    }
+    bool known = strcmp(name, "*") == 0;
+    s->any_name = s->any_name || known;
+    for (int i = 0; i < s->n_names && !known; i++) known = strcmp(s->names[i], name) == 0;
+    if (known) return 0;
     if (s->n_names == SERVER_NAMES_MAX) {
         return mo_error_set(error, MO_E_INVALID, "--served-model-name: more than %d names", SERVER_NAMES_MAX);
     }
@@ -286,7 +287,7 @@ static int add_names(struct serve_arguments *a, struct mo_error *error) {
         while (!code && (name = strsep(&rest, ","))) code = add_name(&a->server, name, error);
     }
     a->server.n_listed = a->server.n_names;
-    if (code || a->names.n) return code;
+    if (code || a->server.n_names) return code;
     size_t size = strlen(a->engine.model);
     while (size > 1 && a->engine.model[size - 1] == '/') size--;
     size_t start = size;

@@ -20,6 +20,7 @@ const char *api_model_name(const struct api_model *model, const json_t *field, s
     for (int i = 0; i < model->n_names; i++) {
         if (strcmp(json_string_value(field), model->names[i]) == 0) return model->names[i];
     }
+    if (model->any_name) return model->names[0];
     api_error_set(error, 404, "model", "model_not_found", "the model \"%.200s\" does not exist; this server has \"%s\"",
                   json_string_value(field), model->names[0]);
     return NULL;

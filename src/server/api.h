@@ -26,6 +26,7 @@ struct api_model {
     const struct engine *engine; /* open; or only its text side, in tests */
     const char *const *names;    /* [n_names] names that "model" may have; the first is the default */
     int n_names;
+    bool any_name; /* others are taken for the default */
 };
 
 /* The last two are llama.cpp's. */
