@@ -216,6 +216,7 @@ static void run_step(struct sched *sched, bool may_run_ahead, double start_s) {
     struct backend *backend = sched->options.backend;
     struct mo_error error = {0};
     double forward_start_s = sched_now(sched);
+    int n_rows = sched->now->batch.n_rows;
     if (!sched->started) forward_begin(backend, sched->options.model, &sched->now->batch, NULL);
     bool ahead = may_run_ahead && batch_plan_ahead(sched);
     if (ahead) forward_begin(backend, sched->options.model, &sched->ahead->batch, NULL);
@@ -230,7 +231,7 @@ static void run_step(struct sched *sched, bool may_run_ahead, double start_s) {
         batch_commit(sched);
         if (ahead) advance(sched);
     }
-    stats_step(sched, sched_now(sched) - start_s, forward_s);
+    stats_step(sched, n_rows, sched_now(sched) - start_s, forward_s);
 }
 
 bool sched_step(struct sched *sched) {

@@ -126,6 +126,7 @@ static void admit(struct sched *sched, struct room *room) {
         struct seq *seq = sched->waiting.first;
         seq_list_remove(&sched->waiting, seq);
         seq->running = true;
+        if (seq->started_s < 0) seq->started_s = sched_now(sched);
         sched->running[sched->n_running++] = seq;
         stats_admit(sched);
         share_prefix(sched, seq);

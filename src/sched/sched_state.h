@@ -11,6 +11,7 @@
 #include <pthread.h>
 #include "sched/draft.h"
 #include "sched/kv.h"
+#include "sched/lines.h"
 #include "sched/sched.h"
 #include "sched/stop.h"
 
@@ -44,9 +45,11 @@ struct seq {
 
     struct text_stream stream;
     struct stop_matcher stop;
+    struct line_rule lines;
     char *text; /* [longest stop string + sched.token_text_size + 4] what an event carries */
 
-    double submitted_s, last_token_s;
+    double submitted_s;
+    double started_s, prompted_s, last_token_s; /* let in first, its prompt computed, the latest token; -1: not yet */
 };
 
 struct seq_list {
@@ -124,10 +127,11 @@ double sched_now(const struct sched *sched);
 void stats_end(struct sched *sched, const struct seq *seq, enum finish_reason reason);
 void stats_token(struct sched *sched, const struct seq *seq, double now_s); /* before it joins n_tokens */
 void stats_prompt(struct sched *sched, int n_tokens);
+void stats_prompted(struct sched *sched, double prompt_s);
 void stats_preempt(struct sched *sched);
 void stats_admit(struct sched *sched);
 void stats_prefix(struct sched *sched, int n_tokens, int n_found);
 void stats_drafts(struct sched *sched, int n, int n_right);
-void stats_step(struct sched *sched, double step_s, double forward_s);
+void stats_step(struct sched *sched, int n_rows, double step_s, double forward_s);
 
 #endif

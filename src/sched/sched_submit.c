@@ -48,6 +48,9 @@ static int check_fields(const struct sched *sched, const struct sched_request *r
         return MO_E_INVALID;
     }
     if (check_stop(sched, request, error)) return MO_E_INVALID;
+    if ((request->min_indent > 0 || request->line_limit_s > 0) && !sched->options.tokenizer) {
+        return mo_error_set(error, MO_E_INVALID, "limits that look at lines need a tokenizer, and none is loaded");
+    }
     assert(request->cache_salt == 0 || request->cache_salt >= PREFIX_SALTED);
     return sampling_check(&request->sampling, vocab, error);
 }
@@ -171,6 +174,7 @@ static struct seq *seq_create(const struct sched *sched, const struct sched_requ
     seq->request.stop = seq->stop.strings;
     seq->stop.n = request->n_stop;
     seq->stop.include = request->include_stop;
+    seq->lines.min_indent = request->min_indent;
     fill_bias(sched, seq, request);
     fill_tokens(seq, request);
     if (sched->options.tokenizer) {
@@ -198,6 +202,7 @@ int sched_submit(struct sched *sched, const struct sched_request *request, uint6
     struct seq *seq = seq_create(sched, request, error);
     if (!seq) return MO_E_NO_MEMORY;
     seq->submitted_s = sched_now(sched);
+    seq->started_s = seq->prompted_s = seq->last_token_s = -1;
 
     pthread_mutex_lock(&sched->lock);
     seq->id = ++sched->last_id;

@@ -34,7 +34,7 @@ struct client {
 static struct {
     uint64_t random, passed, failed, steps, requests, errors, preemptions;
     uint64_t finished[FINISH_ERROR + 1];
-    uint64_t tokens_checked, texts_checked, stop_strings;
+    uint64_t tokens_checked, texts_checked, stop_strings, outdents;
     double now_s;
     struct fake_backend fake;
     struct model model;
@@ -145,6 +145,17 @@ static const char *find_stop(const struct client *client, const char *text, size
     return NULL;
 }
 
+/* Where a line after the first begins with too few blanks: the place of its first other character, or size. */
+static size_t find_outdent(const struct client *client, const char *text, size_t size) {
+    for (size_t i = 0; i < size; i++) {
+        if (text[i] != '\n') continue;
+        size_t n = 0;
+        while (i + 1 + n < size && (text[i + 1 + n] == ' ' || text[i + 1 + n] == '\t')) n++;
+        if (n < (size_t)client->request.min_indent && i + 1 + n < size) return i + 1 + n;
+    }
+    return size;
+}
+
 static void check_text(const struct client *client, const struct sched_event *event) {
     int n = client->n_answer;
     if (event->stop_token >= 0 && !client->request.include_stop) n--;
@@ -154,22 +165,35 @@ static void check_text(const struct client *client, const struct sched_event *ev
     bool skip = !client->request.keep_special;
     if (tokenizer_decode(sim.tokenizer, client->answer, (size_t)n, skip, &text, &size, &error)) abort();
     const char *found = find_stop(client, text, size, &cut);
+    size_t outdent = find_outdent(client, text, cut);
+    bool outdented = outdent < cut;
+    cut = outdent;
     bool same = cut == client->text_size && memcmp(text, client->text, cut) == 0;
     check(same, "request %" PRIu64 ": text '%.*s', expected '%.*s'", event->id, (int)client->text_size, client->text,
           (int)cut, text);
     free(text);
+    sim.texts_checked++;
+    if (outdented) { /* perhaps while text was held back for a stop string, so later than it could be known */
+        bool by_string = event->finish == FINISH_STOP && event->stop_token < 0;
+        check(!by_string, "request %" PRIu64 ": stopped behind the end of its text", event->id);
+        sim.outdents++;
+        return;
+    }
     if (event->finish == FINISH_STOP && event->stop_token < 0) {
         check(found && event->stop_string && strcmp(found, event->stop_string) == 0, "request %" PRIu64 ": stop string",
               event->id);
         sim.stop_strings++;
     }
-    if (event->finish == FINISH_LENGTH) check(!found, "request %" PRIu64 ": runs past a stop string", event->id);
+    if (event->finish == FINISH_LENGTH) {
+        check(!found, "request %" PRIu64 ": runs past a stop string", event->id);
+        check(client->n_answer == client->n_total - client->request.n_prompt, "request %" PRIu64 ": ends early",
+              event->id);
+    }
     if (n > 0) { /* it did not run on after the stop string */
         if (tokenizer_decode(sim.tokenizer, client->answer, (size_t)n - 1, skip, &text, &size, &error)) abort();
         check(!find_stop(client, text, size, &cut), "request %" PRIu64 ": stopped late", event->id);
         free(text);
     }
-    sim.texts_checked++;
 }
 
 /* ---- events ---- */
@@ -215,7 +239,7 @@ static void check_end(const struct client *client, const struct sched_event *eve
     enum finish_reason finish = event->finish;
     bool good = finish == FINISH_NONE ? event->is_prompt || (!stopped && !full) : true;
     if (finish == FINISH_STOP) good = event->stop_token >= 0 ? stopped && event->stop_token == last : !stopped;
-    if (finish == FINISH_LENGTH) good = full && !stopped;
+    if (finish == FINISH_LENGTH) good = (full || request->min_indent > 0) && !stopped; /* check_text knows more */
     if (finish == FINISH_CANCELLED) good = client->cancelled;
     if (finish == FINISH_ERROR) good = sim.step_failed && event->error && event->error->code == MO_E_NUMERIC;
     check(good, "request %" PRIu64 ": finish %d after %d tokens", event->id, finish, client->n_answer);
@@ -342,6 +366,7 @@ static void fill_request(struct client *client) {
     request->n_stop = chance(40) ? 1 + below(3) : 0;
     for (int i = 0; i < request->n_stop; i++) client->stop[i] = stops[below(sizeof stops / sizeof *stops)];
     request->include_stop = chance(30);
+    request->min_indent = chance(10) ? 1 + below(2) : 0;
     request->keep_special = chance(30);
     request->n_logprobs = chance(20) ? below(SCHED_MAX_LOGPROBS + 1) : -1;
     request->prompt_logprobs = chance(15);
@@ -692,7 +717,8 @@ int main(int argc, char **argv) {
         check(sim.right > 10000 && sim.guessed - sim.right > 10000, "too little was guessed");
         check(sim.n_ahead > n_steps / 10 && sim.held > 500, "too few steps ahead");
         check(sim.found > 5000, "too little was found in the cache");
-        check(sim.preemptions > 200 && sim.errors > 5 && sim.stop_strings > 100, "too little happened");
+        check(sim.preemptions > 200 && sim.errors > 5 && sim.stop_strings > 100 && sim.outdents > 100,
+              "too little happened");
     }
     printf("%" PRIu64 " passed, %" PRIu64 " failed\n", sim.passed, sim.failed);
     tokenizer_free(sim.tokenizer);
