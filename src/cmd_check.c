@@ -128,6 +128,9 @@ int cmd_check(int argc, char **argv) {
     if (!code && a.format && !a.bench) {
         code = mo_error_set(&error, MO_E_INVALID, "\"%.40s\": a format goes with --bench", a.format);
     }
+    if (!code && a.only && a.bench) {
+        code = mo_error_set(&error, MO_E_INVALID, "--only goes without --bench: MOEBIUS_CPU sets what is timed");
+    }
     if (!code) code = cpu_level_get(&best, &error);
     if (!code) {
         code = a.bench ? check_bench(best, a.format, a.threads, a.json, &error) : run_checks(&a, best, &failed, &error);
