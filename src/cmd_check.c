@@ -11,7 +11,7 @@
 #include "cmd.h"
 
 struct arguments {
-    bool bench, json;
+    bool bench, json, only;
     int threads;
     const char *format; /* with --bench: NULL is all */
 };
@@ -73,7 +73,8 @@ static int run_checks(const struct arguments *a, enum cpu_level best, bool *fail
     json_t *lines = json_array(), *left_out = json_array();
     int code = check_open(&check, a->json ? add_line : print_line, lines, error);
     if (!code) watch(check);
-    for (int level = CPU_REF; !code && level <= (int)best; level++) check_level(check, (enum cpu_level)level);
+    for (int level = a->only ? (int)best : CPU_REF; !code && level <= (int)best; level++)
+        check_level(check, (enum cpu_level)level);
     for (int level = (int)best + 1; !code && level < CPU_LEVELS; level++) {
         const char *name = cpu_level_name((enum cpu_level)level);
         json_array_append_new(left_out, json_string(name));
@@ -97,6 +98,7 @@ int cmd_check(int argc, char **argv) {
          .help = "time the kernels instead, of all formats or of one: f32, f16,\nbf16, fp8, int4_awq, int4, int8"},
         {.names = "--threads,-t", .type = CLI_INT, .target = &a.threads, .min = 1, .max = 1024, .value = "N",
          .help = "with --bench: measured with one thread and with so many\n(default: the processors this process may use)"},
+        {.names = "--only", .type = CLI_FLAG, .target = &a.only, .help = "the highest level alone, not those below it"},
         {.names = "--json", .type = CLI_FLAG, .target = &a.json, .help = "for programs"},
         {0},
     };
@@ -125,6 +127,9 @@ int cmd_check(int argc, char **argv) {
     if (code > 0) return 0;
     if (!code && a.format && !a.bench) {
         code = mo_error_set(&error, MO_E_INVALID, "\"%.40s\": a format goes with --bench", a.format);
+    }
+    if (!code && a.only && a.bench) {
+        code = mo_error_set(&error, MO_E_INVALID, "--only goes without --bench: MOEBIUS_CPU sets what is timed");
     }
     if (!code) code = cpu_level_get(&best, &error);
     if (!code) {

@@ -137,8 +137,8 @@ int cmd_serve(int argc, char **argv) {
         .arguments = "MODEL [flags]",
         .about = "Serves the model by the OpenAI API: /v1/chat/completions, /v1/completions (with "
                  "\"suffix\": fill in the middle),\n"
-                 "/v1/models, /tokenize, /health, /metrics. Several requests share each step. SIGTERM lets "
-                 "running answers finish.\n"
+                 "/v1/models, /tokenize, /health, /metrics; and by llama.cpp's for editors: /infill, /completion, /props.\n"
+                 "Several requests share each step. SIGTERM lets running answers finish.\n"
                  "In a vLLM command line, \"moebius serve\" stands for \"vllm serve\" or \"python -m "
                  "vllm.entrypoints.openai.api_server\".",
         .flags = flags,

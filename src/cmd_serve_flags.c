@@ -4,9 +4,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/file.h"
+#include "base/json.h"
 #include "base/log.h"
 #include "engine_weights.h"
 #include "model/locate.h"
+#include "sched/draft.h"
 
 enum {
     DEFAULT_SEQS = 8,
@@ -51,7 +53,7 @@ static int own_flags(struct serve_arguments *a, struct cli_flag *out) {
          .type = CLI_LIST,
          .target = &a->names,
          .value = "A,B",
-         .help = "names that a request's \"model\" may have (default: the folder's\nname, and MODEL as given)"},
+         .help = "names that a request's \"model\" may have, *: any (default: the\nfolder's name, and MODEL as given)"},
         {.names = "--api-key",
          .type = CLI_LIST,
          .target = &a->keys,
@@ -63,11 +65,23 @@ static int own_flags(struct serve_arguments *a, struct cli_flag *out) {
          .target = &a->key_file,
          .value = "FILE",
          .help = "keys, one a line"},
+        {.names = "--allowed-origins,--cors-origins",
+         .type = CLI_LIST,
+         .target = &a->origins,
+         .value = "A,B",
+         .help = "web pages that may read answers, as http://HOST:PORT; *: all\n(default none: other programs need no "
+                 "leave)"},
         {.names = "--no-enable-prefix-caching",
          .type = CLI_FLAG,
          .target = &a->no_prefix_caching,
          .help =
              "compute every prompt from its start; else what is still in the\ncache, whoever asked for it, is used"},
+    };
+    return add_flags(out, flags, sizeof flags);
+}
+
+static int limit_flags(struct server_options *s, struct cli_flag *out) {
+    const struct cli_flag flags[] = {
         {.names = "--max-queue",
          .type = CLI_INT,
          .target = &s->max_queue,
@@ -82,6 +96,15 @@ static int own_flags(struct serve_arguments *a, struct cli_flag *out) {
          .max = 1 << 16,
          .value = "N",
          .help = "connections at once (default 1024)"},
+        {.names = "--max-connections-per-address",
+         .type = CLI_INT,
+         .target = &s->max_connections_per_address,
+         .min = 1,
+         .max = 1 << 16,
+         .value = "N",
+         .help = "of them, those from one address: more are closed at once, and\nidle ones from three quarters on "
+                 "(default half of\n"
+                 "--max-connections; all users of a proxy share its address)"},
         {.names = "--max-body-bytes",
          .type = CLI_INT,
          .target = &s->max_body_bytes,
@@ -135,6 +158,11 @@ static int vllm_flags(struct serve_arguments *a, struct cli_flag *out) {
          .target = &a->tokenizer,
          .value = "MODEL",
          .help = "only the model's own"},
+        {.names = "--speculative-config",
+         .type = CLI_STRING,
+         .target = &a->speculative,
+         .value = "JSON",
+         .help = "{\"method\": \"ngram\", \"num_speculative_tokens\": N}: as --draft-max N"},
         {.names = "--no-enable-chunked-prefill", .type = CLI_FLAG, .target = &a->no_chunks, .help = "refused"},
     };
     return add_flags(out, flags, sizeof flags);
@@ -190,6 +218,7 @@ static int engine_flags_widened(struct serve_arguments *a, struct cli_flag *out)
 
 void serve_flags(struct serve_arguments *a, struct cli_flag flags[SERVE_FLAGS_MAX]) {
     int n = own_flags(a, flags);
+    n += limit_flags(&a->server, flags + n);
     n += engine_flags_widened(a, flags + n);
     n += vllm_flags(a, flags + n);
     n += harmless_flags(flags + n);
@@ -222,8 +251,41 @@ static int check_quantization(const struct serve_arguments *a, struct mo_error *
     return code ? code : engine_check_quantization(&model, a->engine.quantization, error);
 }
 
-static int check_vllm(const struct serve_arguments *a, struct mo_error *error) {
+/* vLLM's keys: the method that we have is its "ngram", and how long a match must be is ours to know. */
+static int read_speculative(const json_t *root, int *max_drafts, struct mo_error *error) {
+    static const char where[] = "--speculative-config";
+    const char *method = NULL, *key;
+    json_t *value;
+    json_object_foreach((json_t *)(uintptr_t)root, key, value) {
+        bool known = !strcmp(key, "method") || !strcmp(key, "num_speculative_tokens") ||
+                     !strcmp(key, "prompt_lookup_min") || !strcmp(key, "prompt_lookup_max");
+        if (!known)
+            return mo_error_set(error, MO_E_UNSUPPORTED,
+                                "%s: \"%s\" is not supported: guesses come from the text itself", where, key);
+    }
+    int code = json_get_string(root, "method", JSON_REQUIRED_KEY, where, &method, error);
+    if (!code && strcmp(method, "ngram") != 0) {
+        return mo_error_set(error, MO_E_UNSUPPORTED,
+                            "%s: method \"%s\" is not supported: only \"ngram\", which needs no other model", where,
+                            method);
+    }
+    return code ? code
+                : json_get_int(root, "num_speculative_tokens", JSON_REQUIRED_KEY, 1, DRAFT_MAX, where, max_drafts,
+                               error);
+}
+
+static int check_speculative(struct serve_arguments *a, struct mo_error *error) {
+    json_t *root = NULL;
+    if (!a->speculative) return 0;
+    int code = json_parse(a->speculative, strlen(a->speculative), "--speculative-config", &root, error);
+    if (!code) code = read_speculative(root, &a->engine.max_drafts, error);
+    json_decref(root);
+    return code;
+}
+
+static int check_vllm(struct serve_arguments *a, struct mo_error *error) {
     int code = check_devices(a, error);
+    if (!code) code = check_speculative(a, error);
     if (code) return code;
     if (a->tokenizer && strcmp(a->tokenizer, a->engine.model) != 0) {
         return mo_error_set(error, MO_E_UNSUPPORTED, "--tokenizer %s: only the model's own tokenizer is used",
@@ -244,9 +306,10 @@ static int check_vllm(const struct serve_arguments *a, struct mo_error *error) {
 
 static int add_name(struct server_options *s, const char *name, struct mo_error *error) {
     if (!*name) return mo_error_set(error, MO_E_INVALID, "--served-model-name: a name is empty");
-    for (int i = 0; i < s->n_names; i++) {
-        if (strcmp(s->names[i], name) == 0) return 0;
-    }
+    bool known = strcmp(name, "*") == 0;
+    s->any_name = s->any_name || known;
+    for (int i = 0; i < s->n_names && !known; i++) known = strcmp(s->names[i], name) == 0;
+    if (known) return 0;
     if (s->n_names == SERVER_NAMES_MAX) {
         return mo_error_set(error, MO_E_INVALID, "--served-model-name: more than %d names", SERVER_NAMES_MAX);
     }
@@ -264,7 +327,7 @@ static int add_names(struct serve_arguments *a, struct mo_error *error) {
         while (!code && (name = strsep(&rest, ","))) code = add_name(&a->server, name, error);
     }
     a->server.n_listed = a->server.n_names;
-    if (code || a->names.n) return code;
+    if (code || a->server.n_names) return code;
     size_t size = strlen(a->engine.model);
     while (size > 1 && a->engine.model[size - 1] == '/') size--;
     size_t start = size;
@@ -274,6 +337,23 @@ static int add_names(struct serve_arguments *a, struct mo_error *error) {
     code = add_name(&a->server, is_path ? folder : a->engine.model, error);
     a->server.n_listed = 1; /* a path is nobody's business */
     return code ? code : add_name(&a->server, is_path ? a->engine.model : folder, error);
+}
+
+/* vLLM writes these as a JSON list: its marks are in no origin. */
+static int add_origins(struct serve_arguments *a, struct mo_error *error) {
+    static char lists[CLI_LIST_MAX][1024];
+    for (int i = 0; i < a->origins.n; i++) {
+        char *rest = lists[i], *word;
+        snprintf(lists[i], sizeof lists[i], "%s", a->origins.items[i]);
+        while ((word = strsep(&rest, ",[]\" "))) {
+            if (!*word) continue;
+            if (a->server.n_origins == SERVER_NAMES_MAX) {
+                return mo_error_set(error, MO_E_INVALID, "--allowed-origins: more than %d", SERVER_NAMES_MAX);
+            }
+            a->server.origins[a->server.n_origins++] = word;
+        }
+    }
+    return 0;
 }
 
 static int add_key(struct server_options *s, const char *key, size_t size, const char *where, struct mo_error *error) {
@@ -319,6 +399,7 @@ int serve_arguments_settle(struct serve_arguments *a, struct mo_error *error) {
                                                                                            : PROMPT_LOGITS;
     int code = check_vllm(a, error);
     if (!code) code = add_names(a, error);
+    if (!code) code = add_origins(a, error);
     if (!code) code = add_keys(a, error);
     return code ? code : check_quantization(a, error);
 }

@@ -13,8 +13,9 @@ enum { SERVE_FLAGS_MAX = ENGINE_FLAGS_MAX + 64 };
 struct serve_arguments {
     struct engine_options engine;
     struct server_options server;
-    struct cli_list names, keys; /* served names (each perhaps a list with commas), API keys */
+    struct cli_list names, keys, origins; /* served names and origins (each perhaps a list with commas), API keys */
     const char *key_file;
+    const char *speculative; /* vLLM's JSON for --draft-max; NULL: not given */
     bool no_chunks, no_prefix_caching;
     /* vLLM's */
     const char *tokenizer;

@@ -11,12 +11,14 @@
 #include "base/log.h"
 #include "base/pool.h"
 #include "model/locate.h"
+#include "sched/draft.h"
 
 enum {
     DEFAULT_BATCHED_TOKENS = 512,
     MAX_BATCHED_TOKENS = 1 << 16,
     MAX_SEQS = 4096,
     MAX_THREADS = 1024,
+    MAX_DRAFT_LOGITS = 64, /* V3's are half a megabyte each */
 };
 
 void engine_options_init(struct engine_options *options) {
@@ -46,6 +48,9 @@ void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_M
          .value = "N", .help = "sequences that run at once; more wait"},
         {.names = "--max-num-batched-tokens", .type = CLI_INT, .target = &o->max_num_batched_tokens, .min = 1,
          .max = MAX_BATCHED_TOKENS, .value = "N", .help = "tokens computed in one step (default 512)"},
+        {.names = "--draft-max,--draft", .type = CLI_INT, .target = &o->max_drafts, .max = DRAFT_MAX, .value = "N",
+         .help = "guess up to N tokens a step where the text repeats itself, and keep\nthose that are right: the same answers, "
+                 "sooner for edits and lists\n(default 0: none)"},
         {.names = "--gpu-memory-utilization,--memory-utilization", .type = CLI_DOUBLE, .target = &o->memory_utilization,
          .min = 0.01, .max = 1, .value = "X",
          .help = "share of the memory that weights and cache may take (default 0.9);\non a CPU, of the machine's"},
@@ -71,12 +76,20 @@ void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_M
     flags[sizeof table / sizeof *table] = (struct cli_flag){0};
 }
 
+/* Rows of logits for the guesses of several sequences: those of the later ones have to wait for room. */
+static int logits_for_drafts(const struct engine_options *o) {
+    int wanted = o->max_num_seqs * (1 + o->max_drafts), most = o->max_num_seqs + MAX_DRAFT_LOGITS;
+    if (wanted > most) wanted = most;
+    return wanted > o->max_logits ? wanted : o->max_logits;
+}
+
 static void settle_options(struct engine_options *o) {
     if (!o->threads) o->threads = pool_default_threads();
     if (!o->max_num_seqs) o->max_num_seqs = 1;
     if (!o->max_num_batched_tokens) o->max_num_batched_tokens = DEFAULT_BATCHED_TOKENS;
     if (o->max_num_batched_tokens < o->max_num_seqs) o->max_num_batched_tokens = o->max_num_seqs;
     if (o->max_logits < o->max_num_seqs) o->max_logits = o->max_num_seqs;
+    if (o->max_drafts > 0) o->max_logits = logits_for_drafts(o);
     if (!o->kv) o->kv = 1 + (o->compute == COMPUTE_F32 ? KV_F32 : KV_BF16);
     if (o->batch_invariant) o->attention = ATTENTION_ABSORBED;
 }
@@ -122,6 +135,7 @@ static int open_sched(struct engine *engine, struct mo_error *error) {
         .max_logits = o->max_logits,
         .n_pages = engine->n_pages,
         .prefix_caching = o->prefix_caching,
+        .max_drafts = o->max_drafts,
     };
     return sched_create(&engine->sched, &options, error);
 }

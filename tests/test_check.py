@@ -42,6 +42,11 @@ def test_everything_is_checked(best):
     assert report["passed"] == len(report["checks"]) and report["failed"] == 0
 
 
+def test_only_the_highest(best):
+    report = succeed("check", "--only", "--json", env={"MOEBIUS_CPU": best}).json
+    assert {check["level"] for check in report["checks"]} == {best} and report["failed"] == 0
+
+
 def test_words():
     result = succeed("check", env={"MOEBIUS_CPU": "ref"})
     lines = result.text.splitlines()
@@ -82,6 +87,7 @@ def test_bench_in_words(best):
     (["int4"], ["int4", "--bench"]),
     (["--bench", "int5"], ["int5", "int4_awq"]),
     (["--bench", "int4", "int8"], ["int8"]),
+    (["--bench", "--only"], ["--only", "--bench"]),
     (["--threads", "0"], ["--threads", "0"]),
 ])
 def test_wrong_usage(arguments, words):

@@ -65,6 +65,14 @@ def test_picked_tokens_are_the_hosts(folder, flags):
     assert text_of(generate(folder, *flags)) == text_of(generate(folder, *flags, env=HOST_CHOOSES))
 
 
+@pytest.mark.parametrize("flags", SAMPLING[:3])
+def test_guessed_tokens_change_nothing(folder, flags):
+    text = ["--prompt", "one two three one two three one two"]  # so that there is something to guess
+    want = text_of(generate(folder, *flags, *text))
+    for env in ({}, HOST_CHOOSES):
+        assert text_of(generate(folder, *flags, *text, "--draft-max", 3, env=env)) == want
+
+
 # --- several clients at once -------------------------------------------------------------------------------------------
 
 REQUESTS = [

@@ -33,6 +33,14 @@ def test_logits_of_the_training_code(name, attention, tmp_path):
     assert np.abs(want).max() > 1  # the comparison is of something
 
 
+@pytest.mark.parametrize("quant", ["auto", "int4", "int8", "fp8"])
+def test_many_threads_give_the_same_bits(quant, tmp_path):
+    """Tasks are cut smaller the more threads there are: one, few and more than the matrices have panels of 32 rows."""
+    case = next(iter(CASES.values()))
+    one, few, many = (run_logits(case, tmp_path, "--quantization", quant, "--threads", n)[1].tobytes() for n in (1, 3, 24))
+    assert one == few and one == many
+
+
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if "greedy" in case])
 def test_greedy_continuation(name, tmp_path):
     case = CASES[name]

@@ -98,6 +98,7 @@ static bool allocate(struct sched *sched) {
 
 int sched_create(struct sched **out, const struct sched_options *options, struct mo_error *error) {
     *out = NULL;
+    assert(options->max_drafts >= 0 && options->max_drafts <= DRAFT_MAX);
     if (check_options(options, error)) return MO_E_INVALID;
     struct sched *sched = calloc(1, sizeof *sched);
     if (!sched) return mo_error_set(error, MO_E_NO_MEMORY, "out of memory for the scheduler");
@@ -217,6 +218,7 @@ static void run_step(struct sched *sched, bool may_run_ahead, double start_s) {
     struct backend *backend = sched->options.backend;
     struct mo_error error = {0};
     double forward_start_s = sched_now(sched);
+    int n_rows = sched->now->batch.n_rows;
     if (!sched->started) forward_begin(backend, sched->options.model, &sched->now->batch, NULL);
     bool ahead = may_run_ahead && batch_plan_ahead(sched);
     if (ahead) forward_begin(backend, sched->options.model, &sched->ahead->batch, NULL);
@@ -231,7 +233,7 @@ static void run_step(struct sched *sched, bool may_run_ahead, double start_s) {
         batch_commit(sched);
         if (ahead) advance(sched);
     }
-    stats_step(sched, sched_now(sched) - start_s, forward_s);
+    stats_step(sched, n_rows, sched_now(sched) - start_s, forward_s);
 }
 
 bool sched_step(struct sched *sched) {

@@ -13,7 +13,10 @@
  * With prefix_caching a sequence begins with the full pages that hold its first tokens, whoever computed them: a page stays
  * findable until it is needed for something else.
  *
- * Where the backend picks tokens by itself and runs ahead, and every sequence's next token is such a pick, the next step is
+ * With max_drafts, a sequence that decodes also computes the tokens that it guesses to come (draft.h), and keeps those that
+ * are what it chooses: several tokens a step, the same answer.
+ *
+ * Where the backend picks tokens by itself and runs ahead, nothing is guessed, and every sequence's next token is such a pick, the next step is
  * started before this one's tokens are read. A sequence that ends with this token has a row too many in it: nobody looks at
  * that one, and its pages become free when the step has ended. Whatever else happens (an arrival that can be let in, a
  * cancellation, no free page, a failure) waits until no step is ahead. Includes: base, model, text, grammar, backend, forward. */
@@ -54,6 +57,7 @@ struct sched_event {
     const struct mo_error *error; /* FINISH_ERROR */
 
     int n_prompt, n_generated, n_cached; /* tokens so far; cached: prompt tokens not computed again */
+    double prompt_s, answer_s; /* from being let in to the first token, and from there to the latest; 0 before */
 };
 typedef void sched_callback(const struct sched_event *event);
 
@@ -71,13 +75,14 @@ struct sched_request {
     int n_stop_tokens;
     const char *const *stop; /* [n_stop] strings, found across token borders */
     int n_stop;
-    struct grammar
-        *grammar; /* what the answer must look like; NULL: anything. What would stop it can only be chosen where
-                                it may end, and it ends by itself (FINISH_STOP) where nothing can follow */
-    int32_t grammar_after; /* with a grammar: it begins behind the first generated token like this; -1: at once */
-    bool include_stop;     /* keep the stop string, or the text of the stop token, in the text */
-    bool keep_special;     /* special tokens show up in the text */
-    int n_logprobs;        /* -1: none; 0 .. SCHED_MAX_LOGPROBS: the token's, and the n best */
+    struct grammar *grammar; /* what the answer must look like; NULL: anything. What would stop it can only be chosen where it
+                                may end, and it ends by itself (FINISH_STOP) where nothing can follow */
+    int32_t grammar_after;   /* with a grammar: it begins behind the first generated token like this; -1: at once */
+    int min_indent; /* > 0: a line after the first that begins with fewer blanks or tabs ends the answer before it, and ... */
+    double line_limit_s; /* > 0: ... so does this time after the first token, once a line has ended: FINISH_LENGTH */
+    bool include_stop;   /* keep the stop string, or the text of the stop token, in the text */
+    bool keep_special;   /* special tokens show up in the text */
+    int n_logprobs;      /* -1: none; 0 .. SCHED_MAX_LOGPROBS: the token's, and the n best */
     bool prompt_logprobs;
     uint64_t cache_salt; /* 0, or 2^63 and above: pages of the cache are shared only among requests with the same one */
     sched_callback *callback; /* on the engine thread; must not block */
@@ -95,7 +100,8 @@ struct sched_options {
     int max_num_batched_tokens; /* rows a step, >= max_num_seqs: the backend's max_rows */
     int max_logits;             /* logit rows a step, >= max_num_seqs: the backend's max_logits */
     int n_pages;
-    bool prefix_caching;            /* sequences share the pages of what they have in common from the start */
+    bool prefix_caching; /* sequences share the pages of what they have in common from the start */
+    int max_drafts;      /* 0 .. DRAFT_MAX: tokens to guess a sequence and step, where rows and logits are left over */
     double (*clock)(void *context); /* seconds, monotonic; NULL: the system's */
     void *clock_context;
 };
@@ -119,12 +125,11 @@ void sched_wake(struct sched *sched);
 /* Buckets of a histogram as /metrics prints it. */
 enum { SCHED_BUCKETS = 24 };
 struct sched_histogram {
-    uint64_t count[SCHED_BUCKETS]; /* count[i]: values <= sched_bucket_s[i], not cumulative; the last is the
-                                      rest */
+    uint64_t count[SCHED_BUCKETS]; /* count[i]: values <= bucket[i], not cumulative; the last is the rest */
     uint64_t total;
     double sum;
 };
-extern const double sched_bucket_s[SCHED_BUCKETS - 1];
+extern const double sched_bucket_s[SCHED_BUCKETS - 1], sched_bucket_n[SCHED_BUCKETS - 1]; /* of seconds, of tokens */
 
 /* Any thread: a consistent copy. */
 struct sched_stats {
@@ -132,9 +137,14 @@ struct sched_stats {
     int pages_total, pages_free;
     uint64_t prompt_tokens, generated_tokens, steps, preemptions;
     uint64_t prefix_queried_tokens, prefix_found_tokens; /* of prompts: looked for in the cache, and found */
+    uint64_t drafts, draft_tokens, accepted_tokens;      /* rows of guesses, the guesses, and those that were right */
     uint64_t finished[FINISH_ERROR + 1];                 /* by enum finish_reason */
     double step_s, forward_s; /* time inside sched_step, and of it starting steps and waiting for them */
+    double prompt_s;          /* from being let in to the first token, of all that came so far */
     struct sched_histogram first_token_s, inter_token_s, request_s;
+    /* Parts of request_s: until let in, until the first token, until the last; and the latter two. */
+    struct sched_histogram queue_s, prefill_s, decode_s, inference_s;
+    struct sched_histogram prompt_n, answer_n, max_n, step_n; /* tokens: a request's, the most it may get, a step's */
 };
 void sched_stats_get(struct sched *sched, struct sched_stats *stats);
 

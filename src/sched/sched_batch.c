@@ -3,7 +3,7 @@
  * Rows: each sequence that decodes has one; prompts share the rest, oldest first. Because a batch has at
  * least max_num_seqs rows, the oldest prompt always gets one. Pages: the oldest sequence comes first and may
  * take the pages of the youngest, so it moves on in every step: nobody starves. The youngest itself, when
- * nothing is left for it, waits with the pages it has.
+ * nothing is left for it, waits with the pages it has. What is left over at the end goes to guesses.
  *
  * A step ahead is only planned when it is the plain one: the sequences of the step at hand, one row each. */
 #include <assert.h>
@@ -32,7 +32,7 @@ bool seq_row_scores(const struct seq *seq, int position) {
 }
 
 bool seq_row_samples(const struct seq *seq, int position) {
-    return position == seq->n_tokens - 1 && seq->max_total > seq->request.n_prompt;
+    return position >= seq->n_tokens - 1 && seq->max_total > seq->request.n_prompt;
 }
 
 static bool row_has_logits(const struct seq *seq, int position) {
@@ -126,11 +126,39 @@ static void admit(struct sched *sched, struct room *room) {
         struct seq *seq = sched->waiting.first;
         seq_list_remove(&sched->waiting, seq);
         seq->running = true;
+        if (seq->started_s < 0) seq->started_s = sched_now(sched);
         sched->running[sched->n_running++] = seq;
         stats_admit(sched);
         share_prefix(sched, seq);
         if (seq_decodes(seq)) room->rows--, room->logits--;
         plan_seq(sched, seq, room);
+    }
+}
+
+/* Guesses are worth no other sequence's pages. */
+static int rows_within_pages(struct sched *sched, struct seq *seq, int n_rows) {
+    if (kv_seq_grow(&sched->kv, &seq->kv, seq->n_computed + n_rows) == 0) return n_rows;
+    return seq->kv.n_pages * KV_PAGE_TOKENS - seq->n_computed;
+}
+
+static void draft_seq(struct sched *sched, struct seq *seq, struct room *room) {
+    int most = seq->max_total - seq->n_tokens - 1; /* the last token needs no row */
+    if (most > seq->most_drafts) most = seq->most_drafts;
+    if (most > room->rows) most = room->rows;
+    if (most > room->logits) most = room->logits;
+    if (most <= 0) return;
+    int n = draft_find(seq->tokens, seq->n_tokens, seq->draft, most);
+    if (n > 0) n = rows_within_pages(sched, seq, 1 + n) - 1;
+    seq->n_drafts = n;
+    seq->n_rows += n;
+    room->rows -= n;
+    room->logits -= n;
+}
+
+static void draft(struct sched *sched, struct room *room) {
+    for (int i = 0; i < sched->n_running && sched->options.max_drafts > 0; i++) {
+        struct seq *seq = sched->running[i];
+        if (seq_decodes(seq) && seq->n_rows == 1) draft_seq(sched, seq, room);
     }
 }
 
@@ -172,11 +200,12 @@ static void fill_seq(struct sched *sched, struct seq *seq) {
     step->seqs[batch->n_seqs++] = (struct batch_seq){batch->n_rows, seq->n_rows, seq->n_computed, seq->kv.pages};
     seq->first_logit = batch->n_logits;
     for (int i = 0; i < seq->n_rows; i++) {
-        int position = seq->n_computed + i, next = seq->n_tokens - seq->request.n_prompt;
+        int position = seq->n_computed + i, next = position + 1 - seq->request.n_prompt,
+            guess = position - seq->n_tokens;
         if (row_has_logits(seq, position)) {
             add_logits(sched, step, seq, batch->n_rows, seq_row_samples(seq, position) ? next : -1);
         }
-        step->token[batch->n_rows++] = seq->tokens[position];
+        step->token[batch->n_rows++] = guess < 0 ? seq->tokens[position] : seq->draft[guess];
     }
 }
 
@@ -196,11 +225,12 @@ static void fill(struct sched *sched) {
 void batch_plan(struct sched *sched) {
     struct room room = {sched->options.max_num_batched_tokens, sched->options.max_logits};
     for (int i = 0; i < sched->n_running; i++) {
-        sched->running[i]->n_rows = 0;
+        sched->running[i]->n_rows = sched->running[i]->n_drafts = 0;
         if (seq_decodes(sched->running[i])) room.rows--, room.logits--;
     }
     for (int i = 0; i < sched->n_running; i++) plan_seq(sched, sched->running[i], &room);
     admit(sched, &room);
+    draft(sched, &room);
     fill(sched);
     assert(sched->now->batch.n_rows > 0 || (sched->n_running == 0 && !sched->waiting.first));
 }
@@ -225,7 +255,8 @@ static bool may_run_ahead(const struct sched *sched) {
         ends = ends || ends_now(sched->running[i]);
     }
     const struct seq *first = sched->waiting.first; /* let in as soon as there is room for it */
-    return options->backend->runs_ahead && !(first && (ends || can_admit(sched, first, &room)));
+    return options->backend->runs_ahead && options->max_drafts == 0 &&
+           !(first && (ends || can_admit(sched, first, &room)));
 }
 
 static void fill_ahead(struct sched *sched, struct seq *seq) {

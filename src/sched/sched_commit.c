@@ -12,22 +12,29 @@ static struct sched_event event_of(const struct seq *seq) {
                                 .text = seq->text,
                                 .n_prompt = seq->request.n_prompt,
                                 .n_generated = seq->n_tokens - seq->request.n_prompt,
-                                .n_cached = seq->n_cached};
+                                .n_cached = seq->n_cached,
+                                .prompt_s = seq->prompted_s < 0 ? 0 : seq->prompted_s - seq->started_s,
+                                .answer_s = seq->last_token_s < 0 ? 0 : seq->last_token_s - seq->prompted_s};
+}
+
+/* Takes into the event's text what stands behind it, `size` bytes, as far as the rules of lines let it. */
+static void event_take_text(struct seq *seq, struct sched_event *event, size_t size) {
+    event->text_size += line_rule_push(&seq->lines, seq->text + event->text_size, size);
 }
 
 /* Adds to the event's text; returns the index of the stop string that this completed, or -1. */
 static int event_add_text(struct seq *seq, struct sched_event *event, const char *text, size_t size) {
     size_t certain;
     int found = stop_matcher_push(&seq->stop, text, size, seq->text + event->text_size, &certain);
-    event->text_size += certain;
-    return found;
+    event_take_text(seq, event, certain);
+    return seq->lines.ended ? -1 : found; /* a string behind the end of the text does not count */
 }
 
 /* The text ends here: half code points and what may have become a stop string come out. */
 static int event_flush_text(struct seq *seq, struct sched_event *event) {
     char tail[4];
     int found = event_add_text(seq, event, tail, text_stream_finish(&seq->stream, tail));
-    if (found < 0) event->text_size += stop_matcher_finish(&seq->stop, seq->text + event->text_size);
+    if (found < 0) event_take_text(seq, event, stop_matcher_finish(&seq->stop, seq->text + event->text_size));
     return found;
 }
 
@@ -102,6 +109,13 @@ static bool is_stop_token(const struct sched *sched, const struct seq *seq, int3
     return false;
 }
 
+/* The prompt is computed: what comes now is the answer's time. */
+static void end_prompt(struct sched *sched, struct seq *seq, double now_s) {
+    if (seq->prompted_s >= 0) return;
+    seq->prompted_s = now_s;
+    stats_prompted(sched, now_s - seq->started_s);
+}
+
 static void append_token(struct sched *sched, struct seq *seq, int32_t token, double now_s) {
     stats_token(sched, seq, now_s);
     seq->last_token_s = now_s;
@@ -116,24 +130,22 @@ static void add_token_text(struct sched *sched, struct seq *seq, struct sched_ev
     if (found >= 0) event->stop_string = seq->stop.strings[found];
 }
 
-/* The token that the backend picked, or else the one that the logits give. */
-static int32_t next_token(struct sched *sched, struct seq *seq, const float *logits, struct mo_error *error) {
+/* The token that the backend picked after row `row` of logits, or else the one that these give. */
+static int32_t next_token(struct sched *sched, struct seq *seq, int row, const float *logits,
+                          struct mo_error *error) {
     struct backend *backend = sched->options.backend;
     const struct pick *pick = sched->now->batch.pick;
-    if (!pick || !pick[seq->first_logit].wanted) return choose_token(sched, seq, logits, error);
-    return backend->ops->picked(backend)[seq->first_logit];
+    if (!pick || !pick[row].wanted) return choose_token(sched, seq, logits, error);
+    return backend->ops->picked(backend)[row];
+}
+
+static bool is_late(const struct seq *seq, double now_s) {
+    double limit_s = seq->request.line_limit_s;
+    return limit_s > 0 && seq->lines.has_break && now_s - seq->prompted_s > limit_s;
 }
 
 /* Takes the next token and applies the stop rules. Returns false if the sequence ended. */
-static bool generate(struct sched *sched, struct seq *seq, const float *logits, double now_s) {
-    struct mo_error error = {0};
-    int32_t token = next_token(sched, seq, logits, &error);
-    if (token < 0) {
-        struct sched_event failure = event_of(seq);
-        failure.error = &error;
-        seq_end(sched, seq, FINISH_ERROR, &failure);
-        return false;
-    }
+static bool take_token(struct sched *sched, struct seq *seq, int32_t token, const float *logits, double now_s) {
     append_token(sched, seq, token, now_s);
     struct sched_event event = event_of(seq);
     event.token = token;
@@ -144,7 +156,7 @@ static bool generate(struct sched *sched, struct seq *seq, const float *logits, 
     if (stop) event.stop_token = token, event.stop_string = NULL;
 
     enum finish_reason reason = FINISH_NONE;
-    if (seq->n_tokens == seq->max_total) reason = FINISH_LENGTH;
+    if (seq->n_tokens == seq->max_total || seq->lines.ended || is_late(seq, now_s)) reason = FINISH_LENGTH;
     if (stop || event.stop_string || seq_grammar_ended(seq)) reason = FINISH_STOP;
     if (reason == FINISH_NONE)
         seq->request.callback(&event);
@@ -153,10 +165,43 @@ static bool generate(struct sched *sched, struct seq *seq, const float *logits, 
     return reason == FINISH_NONE;
 }
 
+/* `n_rows` more tokens are in the cache. */
+static void move_on(struct sched *sched, struct seq *seq, int n_rows) {
+    seq->n_computed += n_rows;
+    if (sched->options.prefix_caching) kv_seq_publish(&sched->kv, &seq->kv, seq->tokens, seq->n_computed);
+}
+
+static bool end_failed(struct sched *sched, struct seq *seq, const struct mo_error *error) {
+    struct sched_event event = event_of(seq);
+    event.error = error;
+    seq_end(sched, seq, FINISH_ERROR, &event);
+    return false;
+}
+
+/* The next token, and as long as it is the one that was guessed, the one after it. False if the sequence ended. */
+static bool generate(struct sched *sched, struct seq *seq, const float *logits, double now_s) {
+    size_t vocab = (size_t)sched->options.model->vocab;
+    int n_drafts = seq->n_drafts, n_right = 0;
+    struct mo_error error = {0};
+    bool goes_on = true;
+    for (int i = 0; goes_on; i++) {
+        int32_t token = next_token(sched, seq, seq->first_logit + i, logits, &error);
+        if (token < 0) return end_failed(sched, seq, &error);
+        bool right = i < n_drafts && token == seq->draft[i];
+        n_right += right;
+        goes_on = take_token(sched, seq, token, logits, now_s);
+        if (!right) break;
+        if (goes_on) move_on(sched, seq, 1);
+        if (logits) logits += vocab;
+    }
+    if (n_drafts > 0) stats_drafts(sched, n_drafts, n_right);
+    if (goes_on && n_drafts > 0) seq->most_drafts = draft_adapt(n_drafts, n_right, sched->options.max_drafts);
+    return goes_on;
+}
+
 static bool seq_commit(struct sched *sched, struct seq *seq, const float *logits, double now_s) {
     int first_pos = seq->n_computed;
-    seq->n_computed += seq->n_rows;
-    if (sched->options.prefix_caching) kv_seq_publish(&sched->kv, &seq->kv, seq->tokens, seq->n_computed);
+    move_on(sched, seq, seq->n_rows - seq->n_drafts);
     int known = seq->n_computed < seq->request.n_prompt ? seq->n_computed : seq->request.n_prompt;
     if (known > seq->n_counted) {
         stats_prompt(sched, known - seq->n_counted);
@@ -164,6 +209,7 @@ static bool seq_commit(struct sched *sched, struct seq *seq, const float *logits
     }
     score_prompt(sched, seq, first_pos, &logits);
     if (seq->n_computed < seq->n_tokens) return true;
+    end_prompt(sched, seq, now_s);
     if (seq_row_samples(seq, seq->n_tokens - 1)) return generate(sched, seq, logits, now_s);
     seq_end(sched, seq, FINISH_LENGTH, NULL); /* max_tokens 0 */
     return false;

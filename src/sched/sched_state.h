@@ -9,7 +9,9 @@
 #define MOEBIUS_SCHED_SCHED_STATE_H
 
 #include <pthread.h>
+#include "sched/draft.h"
 #include "sched/kv.h"
+#include "sched/lines.h"
 #include "sched/sched.h"
 #include "sched/stop.h"
 
@@ -37,14 +39,19 @@ struct seq {
     int grammar_first;             /* generated tokens before the grammar begins; -1: that is not known yet */
 
     int n_rows;               /* in the batch of the step at hand; 0: none */
+    int n_drafts;             /* the last of them: guesses at the tokens after tokens[n_tokens - 1] */
+    int most_drafts;          /* of the next step */
+    int32_t draft[DRAFT_MAX]; /* [n_drafts] */
     int first_logit;          /* its first row of logits */
     int n_ahead, logit_ahead; /* the same of the step ahead; 0 or 1 row */
 
     struct text_stream stream;
     struct stop_matcher stop;
+    struct line_rule lines;
     char *text; /* [longest stop string + sched.token_text_size + 4] what an event carries */
 
-    double submitted_s, last_token_s;
+    double submitted_s;
+    double started_s, prompted_s, last_token_s; /* let in first, its prompt computed, the latest token; -1: not yet */
 };
 
 struct seq_list {
@@ -105,8 +112,8 @@ struct seq **registry_find(struct sched *sched, uint64_t id); /* the link that p
 void batch_plan(struct sched *sched);
 /* Fills sched->ahead with the step after `now`, which has begun; false if that one's tokens have to be read first. */
 bool batch_plan_ahead(struct sched *sched);
-/* Whether the logits at `position` are wanted: to score the prompt token after it, or to choose the next
- * token. */
+/* Whether the logits at `position` are wanted: to score the prompt token after it, or to choose the token after it, which for
+ * a guess is the one after the next. */
 bool seq_row_scores(const struct seq *seq, int position);
 bool seq_row_samples(const struct seq *seq, int position);
 
@@ -129,9 +136,11 @@ double sched_now(const struct sched *sched);
 void stats_end(struct sched *sched, const struct seq *seq, enum finish_reason reason);
 void stats_token(struct sched *sched, const struct seq *seq, double now_s); /* before it joins n_tokens */
 void stats_prompt(struct sched *sched, int n_tokens);
+void stats_prompted(struct sched *sched, double prompt_s);
 void stats_preempt(struct sched *sched);
 void stats_admit(struct sched *sched);
 void stats_prefix(struct sched *sched, int n_tokens, int n_found);
-void stats_step(struct sched *sched, double step_s, double forward_s);
+void stats_drafts(struct sched *sched, int n, int n_right);
+void stats_step(struct sched *sched, int n_rows, double step_s, double forward_s);
 
 #endif

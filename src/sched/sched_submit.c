@@ -49,6 +49,9 @@ static int check_fields(const struct sched *sched, const struct sched_request *r
     }
     if (check_stop(sched, request, error)) return MO_E_INVALID;
     assert(!request->grammar || sched->options.tokenizer);
+    if ((request->min_indent > 0 || request->line_limit_s > 0) && !sched->options.tokenizer) {
+        return mo_error_set(error, MO_E_INVALID, "limits that look at lines need a tokenizer, and none is loaded");
+    }
     assert(request->cache_salt == 0 || request->cache_salt >= PREFIX_SALTED);
     return sampling_check(&request->sampling, vocab, error);
 }
@@ -170,9 +173,11 @@ static struct seq *seq_create(const struct sched *sched, const struct sched_requ
     *seq = plan;
     grammar_keep(seq->request.grammar);
     seq->grammar_first = request->grammar_after < 0 ? 0 : -1;
+    seq->most_drafts = sched->options.max_drafts;
     seq->request.stop = seq->stop.strings;
     seq->stop.n = request->n_stop;
     seq->stop.include = request->include_stop;
+    seq->lines.min_indent = request->min_indent;
     fill_bias(sched, seq, request);
     fill_tokens(seq, request);
     if (sched->options.tokenizer) {
@@ -201,6 +206,7 @@ int sched_submit(struct sched *sched, const struct sched_request *request, uint6
     struct seq *seq = seq_create(sched, request, error);
     if (!seq) return MO_E_NO_MEMORY;
     seq->submitted_s = sched_now(sched);
+    seq->started_s = seq->prompted_s = seq->last_token_s = -1;
 
     pthread_mutex_lock(&sched->lock);
     seq->id = ++sched->last_id;

@@ -11,7 +11,8 @@
 /* --- names and limits ---------------------------------------------------------------------------- */
 
 const char *api_model_name(const struct api_model *model, const json_t *field, struct api_error *error) {
-    if (!field || json_is_null(field)) return model->names[0];
+    bool is_empty = json_is_string(field) && json_string_length(field) == 0; /* llama.vscode without a name */
+    if (!field || json_is_null(field) || is_empty) return model->names[0];
     if (!json_is_string(field)) {
         api_error_field(error, "model", "model must be a string, found %s", fields_type_name(field));
         return NULL;
@@ -19,6 +20,7 @@ const char *api_model_name(const struct api_model *model, const json_t *field, s
     for (int i = 0; i < model->n_names; i++) {
         if (strcmp(json_string_value(field), model->names[i]) == 0) return model->names[i];
     }
+    if (model->any_name) return model->names[0];
     api_error_set(error, 404, "model", "model_not_found", "the model \"%.200s\" does not exist; this server has \"%s\"",
                   json_string_value(field), model->names[0]);
     return NULL;
@@ -85,10 +87,27 @@ static float number(struct fields *fields, const char *key, float value) {
     return (float)fields_number(fields, key, -1e30, 1e30, (double)value);
 }
 
+/* llama.cpp's have 32 bits, and two that stand for a random one. */
+static void parse_seed(struct api_job *job) {
+    struct fields *f = &job->fields;
+    bool is_llama = api_is_llama(job->request->kind);
+    int64_t seed = fields_int(f, "seed", INT64_MIN, INT64_MAX, 0);
+    uint64_t random = 0;
+    if (!fields_get(f, "seed") || (is_llama && (seed == -1 || seed == UINT32_MAX))) {
+        if (getrandom(&random, sizeof random, 0) != sizeof random) {
+            api_error_set(f->error, 500, NULL, "internal_error", "the system has no random numbers; give a seed");
+        }
+        seed = (int64_t)(is_llama ? random & UINT32_MAX : random);
+    }
+    job->request->sched.sampling.seed = (uint64_t)seed;
+}
+
 static void parse_sampling(struct api_job *job) {
     struct fields *f = &job->fields;
     struct sampling *s = &job->request->sched.sampling;
+    bool is_llama = api_is_llama(job->request->kind);
     engine_sampling(job->model->engine, s);
+    if (is_llama) api_llama_defaults(job->model->engine, s);
     s->temperature = number(f, "temperature", s->temperature);
     s->top_p = number(f, "top_p", s->top_p);
     s->min_p = number(f, "min_p", s->min_p);
@@ -96,11 +115,8 @@ static void parse_sampling(struct api_job *job) {
     s->repetition_penalty = number(f, "repetition_penalty", s->repetition_penalty);
     s->presence_penalty = number(f, "presence_penalty", s->presence_penalty);
     s->frequency_penalty = number(f, "frequency_penalty", s->frequency_penalty);
-    if (fields_get(f, "seed")) {
-        s->seed = (uint64_t)fields_int(f, "seed", INT64_MIN, INT64_MAX, 0);
-    } else if (getrandom(&s->seed, sizeof s->seed, 0) != sizeof s->seed) {
-        api_error_set(f->error, 500, NULL, "internal_error", "the system has no random numbers; give a seed");
-    }
+    parse_seed(job);
+    if (is_llama) api_llama_sampling(job);
 }
 
 /* The id in a key of logit_bias, or -1. */
@@ -110,11 +126,47 @@ static int32_t token_of_key(const char *key, int vocab) {
     return id >= 0 && *end == 0 && id < vocab ? (int32_t)id : -1;
 }
 
+/* One entry, if it is good; `shown` stands for a token that is none. */
+static void add_bias(struct api_job *job, int32_t token, const char *shown, const json_t *value) {
+    struct fields *f = &job->fields;
+    struct sampling *s = &job->request->sched.sampling;
+    double bias = json_number_value(value);
+    if (token < 0) {
+        api_error_field(f->error, "logit_bias", "logit_bias: expected token ids from 0 to %d as keys, found \"%.40s\"",
+                        job->model->engine->model.vocab - 1, shown);
+    } else if (!json_is_number(value) || !(bias >= -100 && bias <= 100)) {
+        api_error_field(f->error, "logit_bias", "logit_bias: expected -100 to 100 for token %d", token);
+    }
+    if (!fields_failed(f)) job->request->bias[s->n_bias++] = (struct logit_bias){token, (float)bias};
+}
+
+static void add_bias_object(struct api_job *job, const json_t *object) {
+    const char *key;
+    json_t *value;
+    json_object_foreach((json_t *)(uintptr_t)object, key, value) {
+        if (fields_failed(&job->fields)) return;
+        add_bias(job, token_of_key(key, job->model->engine->model.vocab), key, value);
+    }
+}
+
+/* llama.cpp's: [[id, bias], ...], where false bans. */
+static void add_bias_list(struct api_job *job, const json_t *list) {
+    json_t *ban = json_integer(-100);
+    for (size_t i = 0; i < json_array_size(list) && !fields_failed(&job->fields); i++) {
+        const json_t *entry = json_array_get(list, i), *value = json_array_get(entry, 1);
+        int32_t token =
+            fields_token(&job->fields, json_array_get(entry, 0), "logit_bias", job->model->engine->model.vocab);
+        if (!fields_failed(&job->fields)) add_bias(job, token, "", json_is_false(value) ? ban : value);
+    }
+    json_decref(ban);
+}
+
 static void parse_bias(struct api_job *job) {
     struct fields *f = &job->fields;
-    int vocab = job->model->engine->model.vocab, n = 0;
-    const json_t *object = fields_object(f, "logit_bias");
-    size_t size = json_object_size(object);
+    const json_t *given = fields_get(f, "logit_bias");
+    bool is_list = api_is_llama(job->request->kind) && json_is_array(given);
+    if (!is_list) given = fields_object(f, "logit_bias");
+    size_t size = is_list ? json_array_size(given) : json_object_size(given);
     if (size == 0) return;
     if (size > API_BIAS_MAX) {
         api_error_field(f->error, "logit_bias", "logit_bias: at most %d tokens, found %zu", API_BIAS_MAX, size);
@@ -125,22 +177,11 @@ static void parse_bias(struct api_job *job) {
         api_error_no_memory(f->error);
         return;
     }
-    const char *key;
-    json_t *value;
-    json_object_foreach((json_t *)(uintptr_t)object, key, value) {
-        int32_t token = token_of_key(key, vocab);
-        double bias = json_number_value(value);
-        if (token < 0) {
-            api_error_field(f->error, "logit_bias",
-                            "logit_bias: expected token ids from 0 to %d as keys, found \"%.40s\"", vocab - 1, key);
-        } else if (!json_is_number(value) || !(bias >= -100 && bias <= 100)) {
-            api_error_field(f->error, "logit_bias", "logit_bias: expected -100 to 100 for token %d", token);
-        }
-        if (fields_failed(f)) return;
-        job->request->bias[n++] = (struct logit_bias){token, (float)bias};
-    }
     job->request->sched.sampling.bias = job->request->bias;
-    job->request->sched.sampling.n_bias = n;
+    if (is_list)
+        add_bias_list(job, given);
+    else
+        add_bias_object(job, given);
 }
 
 /* --- the whole ----------------------------------------------------------------------------------- */
@@ -148,6 +189,7 @@ static void parse_bias(struct api_job *job) {
 static void parse_stream(struct api_job *job) {
     struct fields *f = &job->fields;
     job->request->stream = fields_bool(f, "stream", false);
+    job->request->timings = fields_bool(f, "timings_per_token", false);
     const json_t *options = fields_object(f, "stream_options");
     if (!options) return;
     if (!job->request->stream) {
@@ -156,6 +198,7 @@ static void parse_stream(struct api_job *job) {
     }
     struct fields inner = {options, f->error};
     job->request->include_usage = fields_bool(&inner, "include_usage", false);
+    job->request->usage_per_chunk = fields_bool(&inner, "continuous_usage_stats", false) && job->request->include_usage;
 }
 
 /* vLLM's: who gives the same salt shares the cache, and nobody else. */
@@ -169,7 +212,8 @@ static void parse_cache_salt(struct api_job *job) {
 
 static void parse_n(struct api_job *job) {
     struct fields *f = &job->fields;
-    job->request->n = (int)fields_int(f, "n", 1, API_N_MAX, 1);
+    const char *key = api_is_llama(job->request->kind) && fields_get(f, "n_cmpl") ? "n_cmpl" : "n";
+    job->request->n = (int)fields_int(f, key, 1, API_N_MAX, 1);
     if (fields_int(f, "best_of", 1, INT_MAX, job->request->n) != job->request->n) {
         api_error_field(f->error, "best_of", "best_of is not supported unless it equals n (%d)", job->request->n);
     }
@@ -200,6 +244,7 @@ static void check_context(struct api_job *job) {
     size_t context = (size_t)job->model->engine->options.max_model_len;
     const char *param = request->kind == API_CHAT ? "messages" : "prompt";
     bool scores_only = request->sched.max_tokens == 0, takes_rest = request->sched.max_tokens < 0;
+    if (api_is_llama(request->kind) && !scores_only) takes_rest = true; /* n_predict is the most, not the least */
     size_t answer = takes_rest ? 1 : (size_t)request->sched.max_tokens;
     for (int i = 0; i < request->n_prompts; i++) {
         size_t n = request->prompts[i].ids.n;
@@ -208,7 +253,7 @@ static void check_context(struct api_job *job) {
                           job->fields.error);
         return;
     }
-    if (takes_rest) request->sched.max_tokens = job->model->engine->options.max_model_len;
+    if (request->sched.max_tokens < 0) request->sched.max_tokens = job->model->engine->options.max_model_len;
 }
 
 static void check_sampling(struct api_job *job) {
@@ -234,8 +279,10 @@ static void parse_all(struct api_job *job) {
     if (fields_failed(&job->fields)) return;
     if (request->kind == API_CHAT)
         api_chat_parse(job);
-    else
+    else if (request->kind == API_COMPLETION)
         api_completion_parse(job);
+    else
+        api_llama_parse(job);
     request->sched.min_tokens = (int)fields_int(&job->fields, "min_tokens", 0, INT_MAX, 0);
     if (fields_failed(&job->fields)) return;
     check_context(job);
@@ -245,7 +292,7 @@ static void parse_all(struct api_job *job) {
 
 int api_request_parse(struct api_request *request, enum api_kind kind, const struct api_model *model, const char *body,
                       size_t size, struct api_error *error) {
-    *request = (struct api_request){.kind = kind};
+    *request = (struct api_request){.kind = kind, .context = model->engine->options.max_model_len};
     *error = (struct api_error){0};
     request->root = fields_parse(body, size, error);
     if (!request->root) return -1;

@@ -17,6 +17,8 @@ enum {
     API_STOP_TOKENS_MAX = 1024,    /* different ones in stop_token_ids */
     API_STOP_IDS_MAX = 100000,     /* entries of stop_token_ids */
     API_BIAS_MAX = 4096,           /* entries of logit_bias */
+    API_EXTRA_MAX = 1024,          /* files in input_extra */
+    API_FIELDS_MAX = 64,           /* names in response_fields */
 };
 
 /* What requests are checked against: read only. */
@@ -24,9 +26,15 @@ struct api_model {
     const struct engine *engine; /* open; or only its text side, in tests */
     const char *const *names;    /* [n_names] names that "model" may have; the first is the default */
     int n_names;
+    bool any_name; /* others are taken for the default */
 };
 
-enum api_kind { API_CHAT, API_COMPLETION };
+/* The last two are llama.cpp's. */
+enum api_kind { API_CHAT, API_COMPLETION, API_LLAMA, API_INFILL };
+
+static inline bool api_is_llama(enum api_kind kind) {
+    return kind == API_LLAMA || kind == API_INFILL;
+}
 
 struct api_prompt {
     struct token_list ids;
@@ -34,18 +42,27 @@ struct api_prompt {
     size_t text_size;
     char *decoded;
     int32_t grammar_after; /* the token that ends the reasoning which the prompt has opened; -1: it has not */
-    bool is_text;          /* given as text, so special tokens in it are text too; false: given as ids */
+    bool is_text; /* given as text, so special tokens in it are text too; false: given as ids */
+    bool is_cut;  /* there was more of it than the context holds */
 };
 
 struct api_request {
     enum api_kind kind;
     const char *model; /* one of api_model.names */
     bool stream, include_usage, echo;
+    bool usage_per_chunk; /* vLLM's continuous_usage_stats */
+    bool tokens_as_ids;   /* vLLM's return_tokens_as_token_ids: logprobs name tokens by number */
+    bool timings;         /* timings_per_token: every object of the answer says how long it took */
+    bool return_tokens;   /* llama.cpp's: the ids too */
     int n;
     struct api_prompt *prompts; /* [n_prompts] */
     int n_prompts;
     /* For every choice the same but for prompt, choice and grammar_after. Points into this struct; the grammar is kept. */
     struct sched_request sched;
+
+    int n_predict;                 /* llama.cpp's, as asked for: -1 for what the context holds */
+    const json_t *response_fields; /* llama.cpp's: a list of strings, or NULL for all; in `root` */
+    int context;                   /* tokens */
 
     json_t *root;            /* the body: strings above point into it */
     struct logit_bias *bias; /* [sched.sampling.n_bias] */

@@ -104,17 +104,35 @@ static void open_last(struct api_job *job, struct token_list *ids) {
     }
 }
 
+/* The template's variables, with DeepSeek's "thinking": {"type": "enabled"} among them. A new reference; NULL for none, or an
+ * error. */
+static json_t *template_variables(struct api_job *job) {
+    struct fields *f = &job->fields;
+    const json_t *kwargs = fields_object(f, "chat_template_kwargs"), *thinking = fields_object(f, "thinking");
+    struct fields inner = {thinking, f->error};
+    const json_t *type = thinking ? fields_string(&inner, "type") : NULL;
+    bool on = type && !strcmp(json_string_value(type), "enabled");
+    if (type && !on && strcmp(json_string_value(type), "disabled") != 0) {
+        api_error_field(f->error, "thinking", "thinking: type must be \"enabled\" or \"disabled\"");
+    }
+    if (fields_failed(f) || !type) return fields_failed(f) ? NULL : json_incref((json_t *)(uintptr_t)kwargs);
+    json_t *copy = kwargs ? json_copy((json_t *)(uintptr_t)kwargs) : json_object();
+    if (!json_object_get(copy, "thinking")) json_object_set_new(copy, "thinking", json_boolean(on));
+    if (!copy) api_error_no_memory(f->error);
+    return copy;
+}
+
 static void encode_messages(struct api_job *job, const json_t *messages) {
     struct api_prompt *prompt = &job->request->prompts[0];
     struct mo_error cause = {0};
-    const json_t *kwargs = fields_object(&job->fields, "chat_template_kwargs");
     bool continues = continues_last(job, messages);
     bool generation = fields_bool(&job->fields, "add_generation_prompt", true) && !continues;
-    if (fields_failed(&job->fields)) return;
-    json_t *copy = api_messages_copy(messages, job->fields.error);
-    if (!copy) return;
-    int code = engine_encode_chat(job->model->engine, copy, generation, kwargs, &prompt->ids, &cause);
+    json_t *kwargs = template_variables(job);
+    json_t *copy = fields_failed(&job->fields) ? NULL : api_messages_copy(messages, job->fields.error);
+    int code = copy ? engine_encode_chat(job->model->engine, copy, generation, kwargs, &prompt->ids, &cause) : 0;
     json_decref(copy);
+    json_decref(kwargs);
+    if (!copy) return;
     if (code) {
         api_error_from(job->fields.error, &cause, "messages");
     } else if (continues) {
@@ -142,6 +160,7 @@ static void parse_logprobs(struct api_job *job) {
         api_error_field(f->error, "top_logprobs", "top_logprobs may only be given with \"logprobs\": true");
     }
     job->request->sched.n_logprobs = wanted ? (int)top : -1;
+    job->request->tokens_as_ids = fields_bool(f, "return_tokens_as_token_ids", false);
 }
 
 void api_chat_parse(struct api_job *job) {

@@ -63,7 +63,7 @@ static void take_prompt(struct api_job *job, const json_t *value, const json_t *
     }
 }
 
-static void parse_prompt(struct api_job *job) {
+void api_prompts_parse(struct api_job *job) {
     const json_t *prompt = fields_get(&job->fields, "prompt"), *suffix = fields_string(&job->fields, "suffix");
     bool bos = fields_bool(&job->fields, "add_special_tokens", true);
     if (suffix && json_string_length(suffix) == 0) suffix = NULL;
@@ -85,11 +85,12 @@ void api_completion_parse(struct api_job *job) {
     struct fields *f = &job->fields;
     struct sched_request *sched = &job->request->sched;
     job->request->echo = fields_bool(f, "echo", false);
+    job->request->tokens_as_ids = fields_bool(f, "return_tokens_as_token_ids", false);
     sched->n_logprobs = (int)fields_int(f, "logprobs", 0, SCHED_MAX_LOGPROBS, -1);
     sched->prompt_logprobs = job->request->echo && sched->n_logprobs >= 0;
     sched->max_tokens = (int)fields_int(f, "max_tokens", 0, INT_MAX, 16);
     if (!fields_failed(f) && sched->max_tokens == 0 && !job->request->echo) {
         api_error_field(f->error, "max_tokens", "max_tokens must be at least 1 (0 only with echo), found 0");
     }
-    parse_prompt(job);
+    api_prompts_parse(job);
 }

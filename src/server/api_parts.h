@@ -15,6 +15,14 @@ struct api_job {
 
 /* api_completions.c: prompt, suffix, echo, logprobs, max_tokens. */
 void api_completion_parse(struct api_job *job);
+/* api_completions.c: of them, prompt and suffix. */
+void api_prompts_parse(struct api_job *job);
+/* api_llama.c: what llama.cpp's own endpoints call by other names, and what only they have. */
+void api_llama_parse(struct api_job *job);
+void api_llama_defaults(const struct engine *engine, struct sampling *sampling);
+void api_llama_sampling(struct api_job *job);
+/* api_infill.c: input_prefix, input_suffix, input_extra and prompt to a hole's prompt. */
+void api_infill_parse(struct api_job *job);
 /* api_chat.c: messages, logprobs, max_tokens. */
 void api_chat_parse(struct api_job *job);
 /* api_chat.c: the messages as the templates know them: parts joined, "developer" a system. The caller's; NULL

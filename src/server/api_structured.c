@@ -16,9 +16,13 @@ static const struct {
     const char *inside, *flat; /* in structured_outputs; in the body itself */
     enum grammar_kind kind;
 } SPELLINGS[] = {
-    {"json", "guided_json", GRAMMAR_JSON_SCHEMA}, {"regex", "guided_regex", GRAMMAR_REGEX},
-    {"choice", "guided_choice", GRAMMAR_CHOICE},  {"grammar", "guided_grammar", GRAMMAR_GBNF},
-    {"json_object", NULL, GRAMMAR_JSON_OBJECT},   {NULL, "grammar", GRAMMAR_GBNF},
+    {"json", "guided_json", GRAMMAR_JSON_SCHEMA},
+    {"regex", "guided_regex", GRAMMAR_REGEX},
+    {"choice", "guided_choice", GRAMMAR_CHOICE},
+    {"grammar", "guided_grammar", GRAMMAR_GBNF},
+    {NULL, "json_schema", GRAMMAR_JSON_SCHEMA},
+    {"json_object", NULL, GRAMMAR_JSON_OBJECT},
+    {NULL, "grammar", GRAMMAR_GBNF},
 };
 enum { N_SPELLINGS = sizeof SPELLINGS / sizeof *SPELLINGS };
 
@@ -90,7 +94,8 @@ static void parse_flat(struct fields *f, struct wish *wish) {
     for (int k = 0; k < N_SPELLINGS; k++) {
         const char *name = SPELLINGS[k].flat;
         const json_t *value = name ? fields_get(f, name) : NULL;
-        if (value) set_wish(f, wish, (struct wish){name, name, SPELLINGS[k].kind, value});
+        bool is_empty = json_is_string(value) && json_string_length(value) == 0; /* llama.cpp's default */
+        if (value && !is_empty) set_wish(f, wish, (struct wish){name, name, SPELLINGS[k].kind, value});
     }
     if (fields_get(f, "guided_whitespace_pattern")) {
         api_error_set(f->error, 400, "guided_whitespace_pattern", "unsupported_parameter",

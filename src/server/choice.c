@@ -1,5 +1,7 @@
 #include "server/choice.h"
 
+#include <string.h>
+
 void choice_init(struct choice *choice, int index, const struct api_request *request, const struct api_prompt *prompt,
                  const struct tokenizer *tokenizer) {
     *choice = (struct choice){.index = index,
@@ -15,6 +17,12 @@ void choice_init(struct choice *choice, int index, const struct api_request *req
 void choice_free(struct choice *choice) {
     buffer_free(&choice->text);
     json_decref(choice->logprobs);
+    json_decref(choice->tokens);
+}
+
+static int add_token(struct choice *choice, int32_t token) {
+    if (!choice->tokens) choice->tokens = json_array();
+    return json_array_append_new(choice->tokens, json_integer(token));
 }
 
 int choice_take(struct choice *choice, const struct token_event *event) {
@@ -25,10 +33,15 @@ int choice_take(struct choice *choice, const struct token_event *event) {
     buffer_add(&choice->text, event->text, event->text_size);
     choice->n_generated = event->n_generated;
     choice->n_cached = event->n_cached;
+    choice->prompt_s = event->prompt_s;
+    choice->answer_s = event->answer_s;
+    choice->has_break = choice->has_break || memchr(event->text, '\n', event->text_size);
     choice->finish = event->finish;
     choice->stop_index = event->stop_index;
     choice->stop_token = event->stop_token;
     if (choice->text.failed) return -1;
+    bool is_new = event->token >= 0 && !event->is_prompt;
+    if (is_new && choice->request->return_tokens && add_token(choice, event->token)) return -1;
     if (choice->request->sched.n_logprobs < 0 || event->token < 0) return 0;
     return choice_add_logprobs(choice, event);
 }
@@ -43,4 +56,19 @@ json_t *choice_take_logprobs(struct choice *choice) {
     json_t *logprobs = choice->logprobs ? choice->logprobs : json_null();
     choice->logprobs = NULL;
     return logprobs;
+}
+
+json_t *choice_take_tokens(struct choice *choice) {
+    json_t *tokens = choice->tokens ? choice->tokens : json_array();
+    choice->tokens = NULL;
+    return tokens;
+}
+
+const char *choice_stop_string(const struct choice *choice) {
+    const struct api_request *request = choice->request;
+    if (choice->stop_index >= 0) return request->stop[choice->stop_index];
+    for (int i = 0; choice->stop_token >= 0 && choice->tokenizer && i < request->sched.n_stop; i++) {
+        if (tokenizer_added_id(choice->tokenizer, request->stop[i]) == choice->stop_token) return request->stop[i];
+    }
+    return NULL;
 }

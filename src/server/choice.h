@@ -15,6 +15,7 @@ struct choice {
 
     struct buffer text; /* not yet taken */
     json_t *logprobs;   /* not yet taken; NULL if none */
+    json_t *tokens;     /* ids, not yet taken; NULL if none, or nobody wants them */
     bool started;       /* an event came */
     bool role_sent;     /* streamed chats */
 
@@ -26,6 +27,8 @@ struct choice {
     int stop_index;
     int32_t stop_token;
     int n_prompt, n_generated, n_cached;
+    double prompt_s, answer_s; /* as in struct sched_event */
+    bool has_break;            /* the text so far has a line end */
 };
 
 void choice_init(struct choice *choice, int index, const struct api_request *request, const struct api_prompt *prompt,
@@ -38,6 +41,10 @@ int choice_take(struct choice *choice, const struct token_event *event);
 json_t *choice_take_text(struct choice *choice);
 /* The logprobs so far, or JSON null. */
 json_t *choice_take_logprobs(struct choice *choice);
+/* The ids so far: a list, perhaps empty. */
+json_t *choice_take_tokens(struct choice *choice);
+/* The string of the request's `stop` that ended it, as text or as the token that it spells; NULL if none did. */
+const char *choice_stop_string(const struct choice *choice);
 
 /* logprobs.c: adds the event's token in the shape of the request's kind. -1 without memory. */
 int choice_add_logprobs(struct choice *choice, const struct token_event *event);

@@ -10,6 +10,7 @@
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
+#include "server/cors.h"
 #include "server/place.h"
 
 enum {
@@ -30,6 +31,7 @@ static enum MHD_Result reply(struct exchange *exchange, int status, const char *
         return MHD_NO;
     }
     MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, content_type);
+    cors_add(exchange, response);
     if (status == 401) MHD_add_response_header(response, MHD_HTTP_HEADER_WWW_AUTHENTICATE, "Bearer");
     if (exchange->error.allow) MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, exchange->error.allow);
     if (retry_after_s > 0) {
@@ -99,6 +101,7 @@ static enum MHD_Result start_stream(struct exchange *exchange, const char *conte
     if (!response) return MHD_NO;
     MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, content_type);
     MHD_add_response_header(response, MHD_HTTP_HEADER_CACHE_CONTROL, "no-cache");
+    cors_add(exchange, response);
     MHD_add_response_header(response, "X-Accel-Buffering", "no"); /* nginx would collect the frames */
     enum MHD_Result result = MHD_queue_response(exchange->connection, MHD_HTTP_OK, response);
     MHD_destroy_response(response);
@@ -217,7 +220,8 @@ static void check_headers(struct exchange *exchange, const char *path, const cha
     const char *tail = NULL;
     check_framing(exchange);
     if (exchange->error.status) return;
-    exchange->route = route_find(path, method, &tail, &exchange->error);
+    exchange->route = cors_preflight(exchange, method);
+    if (!exchange->route) exchange->route = route_find(path, method, &tail, &exchange->error);
     if (!exchange->route) return;
     if (tail) exchange->tail = strdup(tail);
     if (!exchange->route->is_open &&
@@ -334,6 +338,7 @@ static void on_connection(void *context, struct MHD_Connection *connection, void
         int fd = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
         *slot = watch_add(server->watch, fd);
         if (*slot) watch_set_deadline(server->watch, *slot, server->options.request_timeout_s);
+        watch_shed(server->watch, *slot, (3 * server->options.max_connections_per_address + 3) / 4);
     } else if (*slot) {
         watch_remove(server->watch, *slot);
         *slot = NULL;
@@ -383,8 +388,9 @@ static int start_daemon(struct server *server, int fd, struct mo_error *error) {
     server->daemon = MHD_start_daemon(
         flags, 0, NULL, NULL, on_request, server, MHD_OPTION_LISTEN_SOCKET, fd, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
         (size_t)CONNECTION_MEMORY_BYTES, MHD_OPTION_CONNECTION_LIMIT, (unsigned)o->max_connections,
-        MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)o->request_timeout_s, MHD_OPTION_NOTIFY_COMPLETED, on_completed,
-        server, MHD_OPTION_NOTIFY_CONNECTION, on_connection, server, MHD_OPTION_END);
+        MHD_OPTION_PER_IP_CONNECTION_LIMIT, (unsigned)o->max_connections_per_address, MHD_OPTION_CONNECTION_TIMEOUT,
+        (unsigned)o->request_timeout_s, MHD_OPTION_NOTIFY_COMPLETED, on_completed, server, MHD_OPTION_NOTIFY_CONNECTION,
+        on_connection, server, MHD_OPTION_END);
     if (server->daemon) return 0;
     close(fd);
     return mo_error_set(error, MO_E_IO, "cannot start the HTTP server: %s", strerror(errno));
@@ -394,6 +400,8 @@ int server_open(struct server **out, const struct server_options *options, struc
     struct server *server = calloc(1, sizeof *server);
     if (!server) return mo_error_set(error, MO_E_NO_MEMORY, "out of memory for the server");
     server->options = *options;
+    int *per_address = &server->options.max_connections_per_address;
+    if (!*per_address) *per_address = (options->max_connections + 1) / 2;
     server->created = time(NULL);
     int fd = -1, code = open_socket(options, &fd, error);
     if (code) goto fail;

@@ -46,9 +46,9 @@ static json_t *replaced_bytes(const char *bytes, size_t size) {
 static json_t *token_text(const struct choice *choice, int32_t token) {
     size_t size;
     const char *bytes = token_bytes(choice, token, &size);
-    if (!bytes) return json_sprintf("token_id:%d", token);
+    if (!bytes || choice->request->tokens_as_ids) return json_sprintf("token_id:%d", token);
     if (utf8_valid_prefix((const uint8_t *)bytes, size) == size) return json_stringn(bytes, size);
-    return choice->request->kind == API_CHAT ? replaced_bytes(bytes, size) : escaped_bytes(bytes, size);
+    return choice->request->kind == API_COMPLETION ? escaped_bytes(bytes, size) : replaced_bytes(bytes, size);
 }
 
 /* --- chats --------------------------------------------------------------------------------------- */
@@ -71,6 +71,25 @@ static int add_chat(struct choice *choice, const struct token_event *event) {
     int code = json_object_set_new(entry, "top_logprobs", top);
     if (code) json_decref(entry);
     return code ? code : json_array_append_new(json_object_get(choice->logprobs, "content"), entry);
+}
+
+/* --- llama.cpp's ----------------------------------------------------------------------------------- */
+
+static json_t *llama_entry(const struct choice *choice, int32_t token, float logprob) {
+    json_t *entry = chat_entry(choice, token, logprob);
+    if (entry) json_object_set_new(entry, "id", json_integer(token));
+    return entry;
+}
+
+static int add_llama(struct choice *choice, const struct token_event *event) {
+    if (!choice->logprobs) choice->logprobs = json_array();
+    json_t *entry = llama_entry(choice, event->token, event->logprob), *top = json_array();
+    for (int i = 0; i < event->n_top; i++) {
+        json_array_append_new(top, llama_entry(choice, event->top[i].token, event->top[i].logprob));
+    }
+    int code = json_object_set_new(entry, "top_logprobs", top);
+    if (code) json_decref(entry);
+    return code ? code : json_array_append_new(choice->logprobs, entry);
 }
 
 /* --- completions --------------------------------------------------------------------------------- */
@@ -129,5 +148,6 @@ static int add_completion(struct choice *choice, const struct token_event *event
 }
 
 int choice_add_logprobs(struct choice *choice, const struct token_event *event) {
+    if (api_is_llama(choice->request->kind)) return add_llama(choice, event);
     return choice->request->kind == API_CHAT ? add_chat(choice, event) : add_completion(choice, event);
 }

@@ -1,4 +1,4 @@
-/* server/metrics.h - /metrics in the Prometheus text format 0.0.4, by vLLM's names. Includes: sched,
+/* server/metrics.h - /metrics in the Prometheus text format 0.0.4, by vLLM's names and llama.cpp's. Includes: sched,
  * server/buffer.h. */
 #ifndef MOEBIUS_SERVER_METRICS_H
 #define MOEBIUS_SERVER_METRICS_H

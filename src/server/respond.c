@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
+#include "server/respond_llama.h"
 
 void respond_head_init(struct respond_head *head, const struct api_request *request, const char *fingerprint) {
     uint64_t random[2] = {0};
@@ -21,12 +22,8 @@ static json_t *finish_reason(const struct choice *choice) {
 /* What stopped it, if the request named it: a string, or an id of stop_token_ids. */
 static json_t *stop_reason(const struct choice *choice) {
     const struct api_request *request = choice->request;
-    if (choice->stop_index >= 0) return json_string(request->stop[choice->stop_index]);
-    for (int i = 0; choice->stop_token >= 0 && i < request->sched.n_stop; i++) {
-        if (choice->tokenizer && tokenizer_added_id(choice->tokenizer, request->stop[i]) == choice->stop_token) {
-            return json_string(request->stop[i]);
-        }
-    }
+    const char *stop = choice_stop_string(choice);
+    if (stop) return json_string(stop);
     for (int i = 0; i < request->n_named_stop_tokens; i++) {
         if (request->stop_tokens[i] == choice->stop_token) return json_integer(choice->stop_token);
     }
@@ -65,9 +62,16 @@ static const char *object_name(const struct respond_head *head, bool is_chunk) {
     return is_chunk ? "chat.completion.chunk" : "chat.completion";
 }
 
-static json_t *chunk(const struct respond_head *head, json_t *choice) {
-    json_t *usage_json = head->request->include_usage ? json_null() : NULL;
-    return object(head, object_name(head, true), json_pack("[o]", choice), usage_json);
+/* llama.cpp's, for those who ask. */
+static json_t *add_timings(const struct respond_head *head, const struct choice *choice, json_t *json) {
+    if (json && head->request->timings) json_object_set_new(json, "timings", respond_timings(choice));
+    return json;
+}
+
+static json_t *chunk(const struct respond_head *head, const struct choice *choice, json_t *shown) {
+    bool per_chunk = head->request->usage_per_chunk;
+    json_t *usage_json = per_chunk ? usage(head, choice, 1) : head->request->include_usage ? json_null() : NULL;
+    return add_timings(head, choice, object(head, object_name(head, true), json_pack("[o]", shown), usage_json));
 }
 
 static json_t *completion_choice(struct choice *choice) {
@@ -83,6 +87,7 @@ static json_t *chat_choice(struct choice *choice) {
 }
 
 json_t *respond_whole(const struct respond_head *head, struct choice *choices, int n_choices) {
+    if (api_is_llama(head->request->kind)) return respond_llama_whole(head, choices, n_choices);
     json_t *list = json_array();
     for (int i = 0; i < n_choices; i++) {
         json_array_append_new(list, head->request->kind == API_CHAT ? chat_choice(&choices[i])
@@ -92,27 +97,30 @@ json_t *respond_whole(const struct respond_head *head, struct choice *choices, i
         json_decref(list);
         return NULL;
     }
-    return object(head, object_name(head, false), list, usage(head, choices, n_choices));
+    return add_timings(head, choices, object(head, object_name(head, false), list, usage(head, choices, n_choices)));
 }
 
 json_t *respond_chunk(const struct respond_head *head, struct choice *choice) {
-    return chunk(head, completion_choice(choice));
+    return chunk(head, choice, completion_choice(choice));
 }
 
 json_t *respond_chat_role(const struct respond_head *head, const struct choice *choice) {
-    return chunk(head, json_pack("{s:i, s:{s:s, s:s}, s:n, s:n}", "index", choice->index, "delta", "role", "assistant",
-                                 "content", "", "logprobs", "finish_reason"));
+    return chunk(head, choice,
+                 json_pack("{s:i, s:{s:s, s:s}, s:n, s:n}", "index", choice->index, "delta", "role", "assistant",
+                           "content", "", "logprobs", "finish_reason"));
 }
 
 json_t *respond_chat_content(const struct respond_head *head, struct choice *choice) {
-    return chunk(head, json_pack("{s:i, s:{s:o}, s:o, s:n}", "index", choice->index, "delta", "content",
-                                 choice_take_text(choice), "logprobs", choice_take_logprobs(choice), "finish_reason"));
+    return chunk(head, choice,
+                 json_pack("{s:i, s:{s:o}, s:o, s:n}", "index", choice->index, "delta", "content",
+                           choice_take_text(choice), "logprobs", choice_take_logprobs(choice), "finish_reason"));
 }
 
 json_t *respond_chat_end(const struct respond_head *head, struct choice *choice) {
-    return chunk(head, json_pack("{s:i, s:{}, s:o, s:o, s:o}", "index", choice->index, "delta", "logprobs",
-                                 choice_take_logprobs(choice), "finish_reason", finish_reason(choice), "stop_reason",
-                                 stop_reason(choice)));
+    return chunk(head, choice,
+                 json_pack("{s:i, s:{}, s:o, s:o, s:o}", "index", choice->index, "delta", "logprobs",
+                           choice_take_logprobs(choice), "finish_reason", finish_reason(choice), "stop_reason",
+                           stop_reason(choice)));
 }
 
 json_t *respond_usage_chunk(const struct respond_head *head, const struct choice *choices, int n_choices) {

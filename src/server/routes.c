@@ -4,6 +4,7 @@
 #include "server/http.h"
 #include "server/metrics.h"
 #include "server/place.h"
+#include "server/props.h"
 #include "text/fim.h"
 
 static const char *model_name(const struct exchange *exchange) {
@@ -12,7 +13,8 @@ static const char *model_name(const struct exchange *exchange) {
 
 static struct api_model api_model_of(const struct exchange *exchange) {
     const struct server *server = exchange->server;
-    return (struct api_model){atomic_load(&server->engine), server->options.names, server->options.n_names};
+    return (struct api_model){atomic_load(&server->engine), server->options.names, server->options.n_names,
+                              server->options.any_name};
 }
 
 /* --- answers ------------------------------------------------------------------------------------- */
@@ -32,6 +34,15 @@ static enum MHD_Result handle_chat(struct exchange *exchange) {
 
 static enum MHD_Result handle_completion(struct exchange *exchange) {
     return handle_generation(exchange, API_COMPLETION);
+}
+
+/* llama.cpp's */
+static enum MHD_Result handle_llama(struct exchange *exchange) {
+    return handle_generation(exchange, API_LLAMA);
+}
+
+static enum MHD_Result handle_infill(struct exchange *exchange) {
+    return handle_generation(exchange, API_INFILL);
 }
 
 /* --- models -------------------------------------------------------------------------------------- */
@@ -77,6 +88,20 @@ static enum MHD_Result handle_version(struct exchange *exchange) {
     return http_reply_json(exchange, 200, json_pack("{s:s}", "version", MOEBIUS_VERSION));
 }
 
+static enum MHD_Result handle_props(struct exchange *exchange) {
+    return http_reply_json(exchange, 200, props_json(exchange->server));
+}
+
+static enum MHD_Result handle_slots(struct exchange *exchange) {
+    const char *must = MHD_lookup_connection_value(exchange->connection, MHD_GET_ARGUMENT_KIND, "fail_on_no_slot");
+    struct api_error error = {0};
+    if (!must || strcmp(must, "1") != 0 || slots_idle(exchange->server) > 0) {
+        return http_reply_json(exchange, 200, slots_json(exchange->server));
+    }
+    api_error_set(&error, 503, NULL, "no_slot", "as many answers run as may");
+    return http_reply_error(exchange, &error);
+}
+
 static enum MHD_Result handle_metrics(struct exchange *exchange) {
     const struct engine *engine = atomic_load(&exchange->server->engine);
     struct sched_stats stats = {0};
@@ -103,6 +128,10 @@ static enum MHD_Result handle_detokenize(struct exchange *exchange) {
     return handle_text(exchange, text_api_detokenize);
 }
 
+static enum MHD_Result handle_apply_template(struct exchange *exchange) {
+    return handle_text(exchange, text_api_apply_template);
+}
+
 /* --- the table ----------------------------------------------------------------------------------- */
 
 static const struct route ROUTES[] = {
@@ -112,13 +141,19 @@ static const struct route ROUTES[] = {
     {"/v1/completions", HTTP_POST, false, true, handle_completion},
     {"/completions", HTTP_POST, false, true, handle_completion},
     {"/beta/completions", HTTP_POST, false, true, handle_completion},
+    {"/completion", HTTP_POST, false, true, handle_llama},
+    {"/infill", HTTP_POST, false, true, handle_infill},
     {"/v1/models", HTTP_GET, false, true, handle_models},
     {"/v1/models/", HTTP_GET, false, true, handle_model},
     {"/models", HTTP_GET, false, true, handle_models},
     {"/models/", HTTP_GET, false, true, handle_model},
     {"/tokenize", HTTP_POST, false, true, handle_tokenize},
     {"/detokenize", HTTP_POST, false, true, handle_detokenize},
+    {"/apply-template", HTTP_POST, false, true, handle_apply_template},
+    {"/props", HTTP_GET, false, true, handle_props},
+    {"/slots", HTTP_GET, false, true, handle_slots},
     {"/health", HTTP_GET, true, false, handle_health},
+    {"/v1/health", HTTP_GET, true, false, handle_health},
     {"/ping", HTTP_GET, true, false, handle_health},
     {"/version", HTTP_GET, true, false, handle_version},
     {"/metrics", HTTP_GET, false, false, handle_metrics},

@@ -22,13 +22,17 @@ enum { SERVER_NAMES_MAX = 64 };
 
 struct server_options {
     const char *host;
-    int port;                            /* 0: any free one */
-    const char *names[SERVER_NAMES_MAX]; /* [n_names] of the model; outlive the server */
-    int n_names, n_listed;               /* the first n_listed are shown by /v1/models */
+    int port;                              /* 0: any free one */
+    const char *names[SERVER_NAMES_MAX];   /* [n_names] of the model; outlive the server */
+    int n_names, n_listed;                 /* the first n_listed are shown by /v1/models */
+    bool any_name;                         /* others are taken for the first */
+    const char *origins[SERVER_NAMES_MAX]; /* [n_origins] of web pages that may read answers; "*": all */
+    int n_origins;
     struct auth auth;
     int max_body_bytes, max_connections;
-    int max_queue;         /* choices that may wait for a place before new requests are sent away */
-    int request_timeout_s; /* that a request may take to arrive, and a client to read on */
+    int max_connections_per_address; /* 0: half of max_connections */
+    int max_queue;                   /* choices that may wait for a place before new requests are sent away */
+    int request_timeout_s;           /* that a request may take to arrive, and a client to read on */
 };
 
 struct server;

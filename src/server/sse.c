@@ -1,4 +1,5 @@
 #include "server/sse.h"
+#include "server/respond_llama.h"
 
 /* Takes `json` over. */
 static int add_frame(struct buffer *out, json_t *json) {
@@ -24,11 +25,19 @@ static int add_chat(struct buffer *out, const struct respond_head *head, struct 
     return code;
 }
 
+/* llama.cpp's: pieces, then an end without text. */
+static int add_llama(struct buffer *out, const struct respond_head *head, struct choice *choice) {
+    int code = choice->text.size > 0 ? add_frame(out, respond_llama_piece(head, choice)) : 0;
+    if (!code && choice->finish != FINISH_NONE) code = add_frame(out, respond_llama_end(head, choice));
+    return code;
+}
+
 int sse_add_event(struct buffer *out, const struct respond_head *head, struct choice *choice,
                   const struct token_event *event) {
     int code = choice_take(choice, event);
     if (code || event->is_prompt) return code; /* an echoed prompt goes out with the first token */
     if (head->request->kind == API_CHAT) return add_chat(out, head, choice);
+    if (api_is_llama(head->request->kind)) return add_llama(out, head, choice);
     if (choice->text.size == 0 && !choice->logprobs && choice->finish == FINISH_NONE) return 0;
     return add_frame(out, respond_chunk(head, choice));
 }
@@ -36,7 +45,7 @@ int sse_add_event(struct buffer *out, const struct respond_head *head, struct ch
 int sse_add_end(struct buffer *out, const struct respond_head *head, const struct choice *choices, int n_choices) {
     int code = 0;
     if (head->request->include_usage) code = add_frame(out, respond_usage_chunk(head, choices, n_choices));
-    buffer_add_text(out, "data: [DONE]\n\n");
+    if (!api_is_llama(head->request->kind)) buffer_add_text(out, "data: [DONE]\n\n");
     return out->failed ? -1 : code;
 }
 

@@ -90,20 +90,6 @@ static json_t *tokenize(struct fields *f, const struct api_model *model, struct 
     return content && !messages ? llama_shape(model, ids, pieces) : vllm_shape(model, ids, strings);
 }
 
-json_t *text_api_tokenize(const struct api_model *model, const char *body, size_t size, struct api_error *error) {
-    if (need_tokenizer(model, error)) return NULL;
-    json_t *root = fields_parse(body, size, error);
-    if (!root) return NULL;
-    struct fields fields = {root, error};
-    struct token_list ids = {0};
-    json_t *answer = NULL;
-    if (api_model_name(model, fields_get(&fields, "model"), error)) answer = tokenize(&fields, model, &ids);
-    if (!answer && !error->status) api_error_no_memory(error);
-    token_list_free(&ids);
-    json_decref(root);
-    return answer;
-}
-
 static json_t *detokenize(struct fields *f, const struct api_model *model, struct token_list *ids) {
     const json_t *tokens = fields_array(f, "tokens");
     struct mo_error cause = {0};
@@ -126,15 +112,55 @@ static json_t *detokenize(struct fields *f, const struct api_model *model, struc
     return answer;
 }
 
-json_t *text_api_detokenize(const struct api_model *model, const char *body, size_t size, struct api_error *error) {
+/* The chat's prompt as text, which reads back as the same tokens. */
+static json_t *apply_template(struct fields *f, const struct api_model *model, struct token_list *ids) {
+    const json_t *messages = fields_array(f, "messages");
+    struct mo_error cause = {0};
+    char *text = NULL;
+    size_t size = 0;
+    if (json_array_size(messages) == 0 && !fields_failed(f)) {
+        api_error_field(f->error, "messages", messages ? "messages is empty" : "messages is missing");
+    }
+    if (fields_failed(f)) return NULL;
+    int code = encode_messages(f, model->engine, messages, ids, &cause);
+    if (fields_failed(f)) return NULL;
+    if (!code) code = tokenizer_decode(model->engine->tokenizer, ids->ids, ids->n, false, &text, &size, &cause);
+    if (code) {
+        api_error_from(f->error, &cause, "messages");
+        return NULL;
+    }
+    json_t *answer = json_pack("{s:o}", "prompt", json_stringn(text, size));
+    free(text);
+    return answer;
+}
+
+/* --- a body to an answer ------------------------------------------------------------------------- */
+
+typedef json_t *text_function(struct fields *f, const struct api_model *model, struct token_list *ids);
+
+static json_t *answer_body(text_function *function, const struct api_model *model, const char *body, size_t size,
+                           struct api_error *error) {
     if (need_tokenizer(model, error)) return NULL;
     json_t *root = fields_parse(body, size, error);
     if (!root) return NULL;
     struct fields fields = {root, error};
     struct token_list ids = {0};
-    json_t *answer = detokenize(&fields, model, &ids);
+    json_t *answer = NULL;
+    if (api_model_name(model, fields_get(&fields, "model"), error)) answer = function(&fields, model, &ids);
     if (!answer && !error->status) api_error_no_memory(error);
     token_list_free(&ids);
     json_decref(root);
     return answer;
+}
+
+json_t *text_api_tokenize(const struct api_model *model, const char *body, size_t size, struct api_error *error) {
+    return answer_body(tokenize, model, body, size, error);
+}
+
+json_t *text_api_detokenize(const struct api_model *model, const char *body, size_t size, struct api_error *error) {
+    return answer_body(detokenize, model, body, size, error);
+}
+
+json_t *text_api_apply_template(const struct api_model *model, const char *body, size_t size, struct api_error *error) {
+    return answer_body(apply_template, model, body, size, error);
 }

@@ -29,6 +29,8 @@ struct token_event *token_event_copy(const struct sched_event *event, int choice
         .n_prompt = event->n_prompt,
         .n_generated = event->n_generated,
         .n_cached = event->n_cached,
+        .prompt_s = event->prompt_s,
+        .answer_s = event->answer_s,
         .n_top = event->n_top,
         .text_size = event->text_size,
         .bytes = bytes,

@@ -15,6 +15,7 @@ struct token_event {
     int stop_index; /* which of the request's stop strings ended it, or -1 */
     int32_t stop_token;
     int n_prompt, n_generated, n_cached;
+    double prompt_s, answer_s;
     int n_top;
     size_t text_size, bytes;         /* bytes: of this allocation */
     const struct token_logprob *top; /* [n_top] */

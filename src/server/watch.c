@@ -31,6 +31,7 @@ struct watch {
     bool started;
     pthread_mutex_t lock;
     struct watched *first;
+    int n; /* of them */
     uint64_t last_id;
 };
 
@@ -118,12 +119,14 @@ struct watched *watch_add(struct watch *watch, int socket) {
     *watched = (struct watched){.next = watch->first, .id = ++watch->last_id, .socket = socket};
     if (watch->first) watch->first->previous = watched;
     watch->first = watched;
+    watch->n++;
     pthread_mutex_unlock(&watch->lock);
     return watched;
 }
 
 void watch_remove(struct watch *watch, struct watched *watched) {
     pthread_mutex_lock(&watch->lock);
+    watch->n--;
     *(watched->previous ? &watched->previous->next : &watch->first) = watched->next;
     if (watched->next) watched->next->previous = watched->previous;
     pthread_mutex_unlock(&watch->lock);
@@ -133,6 +136,20 @@ void watch_remove(struct watch *watch, struct watched *watched) {
 void watch_set_deadline(struct watch *watch, struct watched *watched, double seconds) {
     pthread_mutex_lock(&watch->lock);
     watched->deadline_s = seconds > 0 ? clock_now_s() + seconds : 0;
+    pthread_mutex_unlock(&watch->lock);
+}
+
+void watch_shed(struct watch *watch, const struct watched *newest, int most) {
+    struct watched *oldest = NULL;
+    pthread_mutex_lock(&watch->lock);
+    for (struct watched *w = watch->n > most ? watch->first : NULL; w; w = w->next) {
+        bool is_idle = w->deadline_s > 0 && w != newest;
+        if (is_idle && (!oldest || w->deadline_s < oldest->deadline_s)) oldest = w;
+    }
+    if (oldest) {
+        shutdown(oldest->socket, SHUT_RDWR);
+        oldest->deadline_s = 0; /* the next one is another */
+    }
     pthread_mutex_unlock(&watch->lock);
 }
 

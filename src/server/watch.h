@@ -24,6 +24,10 @@ void watch_remove(struct watch *watch, struct watched *watched);
 /* Closes the connection after so many seconds, unless it is told otherwise before. 0: never. */
 void watch_set_deadline(struct watch *watch, struct watched *watched, double seconds);
 
+/* A new connection: if more than `most` are open, another is closed for it, the one that has waited longest for its client.
+ * Those that wait for an answer stay. */
+void watch_shed(struct watch *watch, const struct watched *newest, int most);
+
 /* Between these two, the connection waits for `answer`, which lives. */
 void watch_begin(struct watch *watch, struct watched *watched, struct answer *answer);
 void watch_end(struct watch *watch, struct watched *watched);

@@ -1,6 +1,6 @@
 /* tests/fuzz/fuzz_request.c - a request's body is refused with an error that can be sent, or becomes prompts
- * and settings that the scheduler may have. Every body is read as a chat, a completion, and for /tokenize and
- * /detokenize; the tokenizer is a tiny one made here. */
+ * and settings that the scheduler may have. Every body is read as a chat, a completion, by llama.cpp's two, and for
+ * /tokenize, /detokenize and /apply-template; the tokenizer is a tiny one made here. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -46,14 +46,19 @@ static void check_request(const struct api_request *request, const struct api_mo
     require(request->model == model->names[0] || request->model == model->names[1]);
     require(request->n >= 1 && request->n_prompts >= 1 && request->n * request->n_prompts <= API_CHOICES_MAX);
     require(sampling_check(&s->sampling, VOCAB, &error) == 0);
-    require(s->max_tokens >= 0 && (s->max_tokens > 0 || request->echo) && s->min_tokens >= 0);
+    require(s->max_tokens >= 0 && s->min_tokens >= 0 && s->min_indent >= 0 && s->line_limit_s >= 0);
+    require(s->max_tokens > 0 || request->echo || api_is_llama(request->kind));
+    require(s->cache_salt == 0 || s->cache_salt >> 63);
+    for (size_t i = 0; i < json_array_size(request->response_fields); i++) {
+        require(json_is_string(json_array_get(request->response_fields, i)));
+    }
     require(s->n_logprobs >= -1 && s->n_logprobs <= SCHED_MAX_LOGPROBS);
     require(s->n_stop <= API_STOP_MAX && (request->stream || !request->include_usage));
     for (int i = 0; i < s->n_stop; i++) require(s->stop[i][0] != 0);
     for (int i = 0; i < s->n_stop_tokens; i++) require(s->stop_tokens[i] >= 0 && s->stop_tokens[i] < VOCAB);
     for (int p = 0; p < request->n_prompts; p++) {
         const struct token_list *ids = &request->prompts[p].ids;
-        require(ids->n >= 1 && ids->n <= CONTEXT);
+        require(ids->n >= 1 && ids->n + (s->max_tokens > 0) <= CONTEXT);
         for (size_t i = 0; i < ids->n; i++) require(ids->ids[i] >= 0 && ids->ids[i] < VOCAB);
     }
 }
@@ -80,12 +85,15 @@ static void try_text(const struct api_model *model, text_api_function *function,
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     static const char *const names[] = {"model", "alias"};
-    const struct api_model model = {make_engine(), names, 2};
+    const struct api_model model = {make_engine(), names, 2, false};
     const char *body = (const char *)data;
     log_set_level(LOG_ERROR); /* look-alikes of special tokens are warned of */
     try_request(&model, API_CHAT, body, size);
     try_request(&model, API_COMPLETION, body, size);
+    try_request(&model, API_LLAMA, body, size);
+    try_request(&model, API_INFILL, body, size);
     try_text(&model, text_api_tokenize, body, size);
     try_text(&model, text_api_detokenize, body, size);
+    try_text(&model, text_api_apply_template, body, size);
     return 0;
 }

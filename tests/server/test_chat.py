@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from serving import BOS, EOS, EOS_ID, FIM_TEXT
+from serving import BOS, EOS, EOS_ID, FIM_TEXT, FLAGS
 from words import NO_END, letters, only
 
 GREEDY = {"temperature": 0, "logit_bias": NO_END}
@@ -186,4 +186,23 @@ def test_model_without_a_template(start, model, tmp_path):
     assert server.stop() == 0
     server = start(folder, "--max-model-len", 512, "--chat-template", "deepseek-coder-v2")
     assert server.chat("hello", max_tokens=2)["usage"]["completion_tokens"] == 2
+    assert server.stop() == 0
+
+
+def test_thinking(start, model):
+    """DeepSeek's own field stands for the template's variable, which goes first."""
+    server = start(model, *FLAGS, "--chat-template", "deepseek-v3.1")
+
+    def n_prompt(**fields):
+        return server.chat("the people", max_tokens=1, **fields)["usage"]["prompt_tokens"]
+
+    on, off = (n_prompt(chat_template_kwargs={"thinking": value}) for value in (True, False))
+    assert on == off - 1  # <think> or </think>, letter by letter in this tokenizer
+    assert n_prompt(thinking={"type": "enabled"}) == on
+    assert n_prompt(thinking={"type": "disabled"}) == n_prompt(thinking={}) == n_prompt() == off
+    assert n_prompt(thinking={"type": "enabled"}, chat_template_kwargs={"thinking": False}) == off
+    assert n_prompt(thinking={"type": "enabled"}, chat_template_kwargs={"other": 1}) == on
+    for bad in ("enabled", 1, {"type": "much"}, {"type": 1}):
+        reply = server.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "thinking": bad})
+        assert reply.status == 400 and reply.error["param"] in ("thinking", "type"), reply
     assert server.stop() == 0

@@ -126,6 +126,20 @@ def test_bad_bodies(server, path):
             assert reply.error["type"] == "invalid_request_error", (name, reply)
 
 
+def test_empty_model_name(server):
+    """Editors send one when nobody chose: it stands for the one model there is."""
+    assert server.ask("/v1/completions", {"model": "", "prompt": "x", "max_tokens": 1})["model"] == server.model
+
+
+@pytest.mark.parametrize("names, shown", [("*", "tiny"), ("mine,*", "mine")])
+def test_any_model_name(start, model, names, shown):
+    server = start(model, "--max-model-len", 512, "--served-model-name", names)
+    assert [m["id"] for m in server.get("/v1/models").json["data"]] == [shown]
+    for name in ("gpt-4", shown, "*"):
+        assert server.ask("/v1/completions", {"model": name, "prompt": "x", "max_tokens": 1})["model"] == shown
+    assert server.stop() == 0
+
+
 def test_surrogates_in_pairs_are_fine(server, engine):
     body = rb'{"prompt": "\ud83d\ude00", "echo": true, "max_tokens": 1}'
     reply = server.post("/v1/completions", body)

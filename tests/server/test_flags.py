@@ -65,6 +65,13 @@ def test_harmless_flags(start, model):
 REFUSED = [
     (["--tensor-parallel-size", "2"], ["--tensor-parallel-size", "1"]),
     (["--pipeline-parallel-size", "4"], ["--pipeline-parallel-size"]),
+    (["--speculative-config", "{"], ["--speculative-config"]),
+    (["--speculative-config", "[]"], ["--speculative-config"]),
+    (["--speculative-config", '{"method": "eagle", "num_speculative_tokens": 4}'], ["eagle", "ngram"]),
+    (["--speculative-config", '{"method": "ngram"}'], ["num_speculative_tokens"]),
+    (["--speculative-config", '{"method": "ngram", "num_speculative_tokens": 400}'], ["num_speculative_tokens", "16", "400"]),
+    (["--speculative-config", '{"method": "ngram", "model": "x"}'], ["model"]),
+    (["--draft-max", "17"], ["--draft-max", "16"]),
     (["--quantization", "bitsandbytes"], ["--quantization", "bitsandbytes"]),
     (["--quantization", "awq"], ["--quantization"]),  # the checkpoint is BF16
     (["--kv-cache-dtype", "int4"], ["--kv-cache-dtype", "int4"]),

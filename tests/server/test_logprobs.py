@@ -57,6 +57,17 @@ def test_most_logprobs(server):
         assert sum(math.exp(value) for value in top.values()) <= 1 + 1e-6
 
 
+def test_tokens_as_ids(server, engine):
+    """vLLM's return_tokens_as_token_ids: what has no text of its own stays distinct."""
+    fields = {"max_tokens": 3, "temperature": 0, "return_tokens_as_token_ids": True}
+    a = letters(engine)["a"]
+    logprobs = server.complete(PROMPT, logit_bias=only([a]), logprobs=2, **fields)["choices"][0]["logprobs"]
+    assert logprobs["tokens"] == [f"token_id:{a}"] * 3
+    assert all(key.startswith("token_id:") for top in logprobs["top_logprobs"] for key in top)
+    content = server.chat(PROMPT, logit_bias=only([a]), logprobs=True, **fields)["choices"][0]["logprobs"]["content"]
+    assert [(e["token"], e["bytes"]) for e in content] == [(f"token_id:{a}", [97])] * 3
+
+
 def test_echo(server, engine):
     reply = server.complete(PROMPT, max_tokens=5, temperature=0, logit_bias=NO_END, echo=True)
     plain = server.complete(PROMPT, max_tokens=5, temperature=0, logit_bias=NO_END)

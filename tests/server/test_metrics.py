@@ -12,6 +12,11 @@ from serving import FLAGS, MAX_MODEL_LEN, MAX_NUM_SEQS, post_bytes, wait_until
 from words import NO_END, PROMPT, only
 
 GAUGES = ["vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"]
+LLAMA = {"llamacpp:prompt_tokens_total": "counter", "llamacpp:prompt_seconds_total": "counter",
+         "llamacpp:tokens_predicted_total": "counter", "llamacpp:tokens_predicted_seconds_total": "counter",
+         "llamacpp:prompt_tokens_seconds": "gauge", "llamacpp:predicted_tokens_seconds": "gauge",
+         "llamacpp:kv_cache_usage_ratio": "gauge", "llamacpp:kv_cache_tokens": "gauge", "llamacpp:requests_processing": "gauge",
+         "llamacpp:requests_deferred": "gauge", "llamacpp:n_decode_total": "counter"}
 COUNTERS = ["vllm:prompt_tokens_total", "vllm:generation_tokens_total", "vllm:request_success_total",
             "vllm:num_preemptions_total"]
 HISTOGRAMS = ["vllm:time_to_first_token_seconds", "vllm:inter_token_latency_seconds", "vllm:e2e_request_latency_seconds"]
@@ -63,6 +68,41 @@ def test_counters_are_the_sum_of_usage(server):
     assert rise("vllm:inter_token_latency_seconds_count") == rise("vllm:generation_tokens_total") - answers
     assert rise("vllm:e2e_request_latency_seconds_count") == answers + 1
     assert rise("vllm:e2e_request_latency_seconds_sum") > 0
+
+
+def test_times_and_sizes(server):
+    """What the parts of a request took, and llama.cpp's names for it."""
+    before = server.metrics()
+    replies = [server.post("/completion", {"prompt": PROMPT + " made" * i, "n_predict": 5 + i, "ignore_eos": True}).json
+               for i in range(4)]
+    rows = sum(r["timings"]["prompt_n"] + r["tokens_predicted"] - 1 for r in replies)
+    name = "vllm:iteration_tokens_total_sum"  # a step is counted when its answers are out already
+    assert wait_until(lambda: server.metrics().value(name) - before.value(name) == rows)
+    after = server.metrics()
+
+    def rise(name):
+        return after.value(name) - before.value(name)
+
+    for name in ("queue_time_seconds", "prefill_time_seconds", "decode_time_seconds", "inference_time_seconds", "prompt_tokens",
+                 "generation_tokens", "params_max_tokens"):
+        assert rise(f"vllm:request_{name}_count") == 4, name
+    assert rise("vllm:request_prompt_tokens_sum") == sum(r["tokens_evaluated"] for r in replies)
+    assert rise("vllm:request_generation_tokens_sum") == rise("vllm:request_params_max_tokens_sum") == 5 + 6 + 7 + 8
+    assert rise("vllm:iteration_tokens_total_count") == rise("llamacpp:n_decode_total")
+    parts = rise("vllm:request_prefill_time_seconds_sum") + rise("vllm:request_decode_time_seconds_sum")
+    assert rise("vllm:request_inference_time_seconds_sum") == pytest.approx(parts, abs=1e-4)
+    total = rise("vllm:request_inference_time_seconds_sum") + rise("vllm:request_queue_time_seconds_sum")
+    assert rise("vllm:e2e_request_latency_seconds_sum") == pytest.approx(total, abs=1e-4)
+
+    assert rise("llamacpp:prompt_tokens_total") == sum(r["timings"]["prompt_n"] for r in replies)
+    assert rise("llamacpp:tokens_predicted_total") == sum(r["tokens_predicted"] for r in replies)
+    assert 1e3 * rise("llamacpp:prompt_seconds_total") == pytest.approx(sum(r["timings"]["prompt_ms"] for r in replies), abs=0.1)
+    assert 1e3 * rise("llamacpp:tokens_predicted_seconds_total") == pytest.approx(
+        sum(r["timings"]["predicted_ms"] for r in replies), abs=0.1)
+    pages = int(after.value("moebius:kv_pages_total"))
+    assert after.value("vllm:cache_config_info", block_size="64", num_gpu_blocks=str(pages)) == 1
+    for name, kind in LLAMA.items():
+        assert after.families[name] == kind
 
 
 def test_refused_requests_count_nothing(server):

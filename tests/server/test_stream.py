@@ -74,6 +74,18 @@ def test_include_usage(server, chat):
         assert len(chunk["choices"]) == 1 and chunk["usage"] is None
 
 
+@pytest.mark.parametrize("chat", [False, True])
+def test_continuous_usage(server, chat):
+    ask = server.chat if chat else server.complete
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = ask(PROMPT, stream=True, stream_options=options, max_tokens=5, **GREEDY)
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert counts == sorted(counts) and counts[-1] == 5 and len(set(counts)) > 3
+    assert {chunk["usage"]["prompt_tokens"] for chunk in chunks} == {chunks[-1]["usage"]["prompt_tokens"]}
+    chunks = ask(PROMPT, stream=True, stream_options={"continuous_usage_stats": True}, max_tokens=5, **GREEDY)
+    assert all("usage" not in chunk for chunk in chunks)
+
+
 def test_include_usage_false(server):
     chunks = server.complete(PROMPT, stream=True, stream_options={"include_usage": False}, max_tokens=5, **GREEDY)
     assert all(len(c["choices"]) == 1 for c in chunks)

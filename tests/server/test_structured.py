@@ -152,6 +152,26 @@ def test_prompts_and_penalties(server):
         check_person(choice["text"].removeprefix("the" if choice["index"] < 2 else "a b"))
 
 
+def test_llama_cpps_fields(server):
+    fields = {"prompt": "the", "n_predict": 400, "temperature": 1, "seed": 3}
+    check_person(server.post("/completion", {**fields, "json_schema": PERSON}).json["content"])
+    reply = server.post("/completion", {**fields, "grammar": 'root ::= "a" | "b"'}).json
+    assert reply["content"] in "ab" and reply["stop_type"] == "eos"
+
+
+def test_guessed_tokens(server, start, model):
+    """Guesses are kept where the grammar agrees, and change nothing."""
+    guessing = start(model, *FLAGS, "--draft-max", 8)
+    rules = "(abab,){20}[a-z]{5}"
+    for seed in range(3):
+        for shape, check in (({"guided_json": PERSON}, check_person), ({"guided_regex": rules}, lambda text: re.fullmatch(rules, text).group())):
+            fields = {"max_tokens": 400, "temperature": 1, "seed": seed, **shape}
+            text = guessing.complete("abab,abab,abab,", **fields)["choices"][0]["text"]
+            check(text)
+            assert text == server.complete("abab,abab,abab,", **fields)["choices"][0]["text"]
+    assert guessing.stop() == 0
+
+
 def test_stop_string_ends_it_earlier(server):
     choice = server.complete("the", max_tokens=400, guided_json=PERSON, stop=['"likes"'])["choices"][0]
     assert choice["finish_reason"] == "stop" and choice["text"].startswith("{") and '"likes"' not in choice["text"]

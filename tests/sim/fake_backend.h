@@ -36,6 +36,7 @@ struct fake_backend {
     struct sample_scratch scratch;
     const int32_t *script; /* [n_script] if set: the token that follows position i is script[i] */
     int n_script;
+    bool forgetful; /* the model looks at the last two tokens only, so that texts soon repeat themselves */
     bool fail_next;
     int fault_row; /* of the failure; -1: the whole batch */
     int n_faults;  /* broken promises of the batch */
@@ -50,6 +51,11 @@ static inline uint64_t fake_mix(uint64_t x) {
 
 static inline uint64_t fake_hash_add(uint64_t hash, int32_t token) {
     return (hash ^ (uint64_t)(token + 1)) * 0x100000001B3u + 0x9E37;
+}
+
+/* What the logits after `last` depend on. */
+static inline uint64_t fake_context(bool forgetful, uint64_t hash, int32_t previous, int32_t last) {
+    return forgetful ? fake_hash_add(fake_hash_add(0, previous), last) : hash;
 }
 
 static inline void fake_logits(uint64_t hash, int vocab, float *out) {
@@ -130,13 +136,15 @@ static inline void fake_compute_logits(struct fake_backend *fake, struct fake_st
     for (int s = 0; s < batch->n_seqs && n < batch->n_logits; s++) {
         const struct batch_seq *seq = &batch->seqs[s];
         uint64_t hash = 0;
+        int32_t previous = -1, last = -1;
         for (int position = 0; position < seq->first_pos + seq->n_rows && n < batch->n_logits; position++) {
             size_t slot = fake_slot(seq, position);
+            previous = last, last = fake->pool[slot];
             hash = fake_hash_add(hash, fake->pool[slot]);
             FAKE_EXPECT(fake, fake->past[slot] == hash); /* else it was computed after another beginning */
             if (seq->first_row + position - seq->first_pos != batch->logits_row[n]) continue;
             float *out = &step->out[n++ * fake->vocab];
-            fake_logits(hash, fake->vocab, out);
+            fake_logits(fake_context(fake->forgetful, hash, previous, last), fake->vocab, out);
             if (position < fake->n_script) out[fake->script[position]] = 50;
         }
     }

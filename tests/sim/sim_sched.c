@@ -34,7 +34,7 @@ struct client {
 static struct {
     uint64_t random, passed, failed, steps, requests, errors, preemptions;
     uint64_t finished[FINISH_ERROR + 1];
-    uint64_t tokens_checked, texts_checked, stop_strings;
+    uint64_t tokens_checked, texts_checked, stop_strings, outdents;
     double now_s;
     struct fake_backend fake;
     struct model model;
@@ -45,7 +45,7 @@ static struct {
     struct sample_scratch scratch;
     bool step_failed, long_answers, plain_requests, alike_prompts;
     int step_errors;
-    uint64_t n_ahead, n_picked, held, found;
+    uint64_t n_ahead, n_picked, held, found, guessed, right;
     int32_t texts[TEXTS][MAX_PROMPT];
     /* of this epoch */
     uint64_t ended[FINISH_ERROR + 1], answered, tokens, submitted;
@@ -93,11 +93,22 @@ static bool is_stop_token(const struct client *client, int32_t token) {
     return false;
 }
 
+static int32_t token_at(const struct client *client, int i) {
+    if (i < 0) return -1;
+    return i < client->request.n_prompt ? client->prompt[i] : client->answer[i - client->request.n_prompt];
+}
+
+/* After `n` tokens, whose hash is given. */
+static void expected_logits(const struct client *client, int n, uint64_t hash, float *logits) {
+    int32_t previous = token_at(client, n - 2), last = token_at(client, n - 1);
+    fake_logits(fake_context(sim.fake.forgetful, hash, previous, last), FAKE_VOCAB, logits);
+}
+
 static int32_t expected_token(struct client *client, float *logits) {
     struct sampling sampling = client->request.sampling;
     struct token_counts counts = {client->generated, client->in_prompt};
     float masked[FAKE_VOCAB];
-    fake_logits(client->hash, FAKE_VOCAB, logits);
+    expected_logits(client, client->request.n_prompt + client->n_answer, client->hash, logits);
     memcpy(masked, logits, sizeof masked);
     for (int i = 0; i < FAKE_VOCAB; i++) {
         if (client->n_answer < client->request.min_tokens && is_stop_token(client, i)) masked[i] = -INFINITY;
@@ -134,6 +145,17 @@ static const char *find_stop(const struct client *client, const char *text, size
     return NULL;
 }
 
+/* Where a line after the first begins with too few blanks: the place of its first other character, or size. */
+static size_t find_outdent(const struct client *client, const char *text, size_t size) {
+    for (size_t i = 0; i < size; i++) {
+        if (text[i] != '\n') continue;
+        size_t n = 0;
+        while (i + 1 + n < size && (text[i + 1 + n] == ' ' || text[i + 1 + n] == '\t')) n++;
+        if (n < (size_t)client->request.min_indent && i + 1 + n < size) return i + 1 + n;
+    }
+    return size;
+}
+
 static void check_text(const struct client *client, const struct sched_event *event) {
     int n = client->n_answer;
     if (event->stop_token >= 0 && !client->request.include_stop) n--;
@@ -143,22 +165,35 @@ static void check_text(const struct client *client, const struct sched_event *ev
     bool skip = !client->request.keep_special;
     if (tokenizer_decode(sim.tokenizer, client->answer, (size_t)n, skip, &text, &size, &error)) abort();
     const char *found = find_stop(client, text, size, &cut);
+    size_t outdent = find_outdent(client, text, cut);
+    bool outdented = outdent < cut;
+    cut = outdent;
     bool same = cut == client->text_size && memcmp(text, client->text, cut) == 0;
     check(same, "request %" PRIu64 ": text '%.*s', expected '%.*s'", event->id, (int)client->text_size, client->text,
           (int)cut, text);
     free(text);
+    sim.texts_checked++;
+    if (outdented) { /* perhaps while text was held back for a stop string, so later than it could be known */
+        bool by_string = event->finish == FINISH_STOP && event->stop_token < 0;
+        check(!by_string, "request %" PRIu64 ": stopped behind the end of its text", event->id);
+        sim.outdents++;
+        return;
+    }
     if (event->finish == FINISH_STOP && event->stop_token < 0) {
         check(found && event->stop_string && strcmp(found, event->stop_string) == 0, "request %" PRIu64 ": stop string",
               event->id);
         sim.stop_strings++;
     }
-    if (event->finish == FINISH_LENGTH) check(!found, "request %" PRIu64 ": runs past a stop string", event->id);
+    if (event->finish == FINISH_LENGTH) {
+        check(!found, "request %" PRIu64 ": runs past a stop string", event->id);
+        check(client->n_answer == client->n_total - client->request.n_prompt, "request %" PRIu64 ": ends early",
+              event->id);
+    }
     if (n > 0) { /* it did not run on after the stop string */
         if (tokenizer_decode(sim.tokenizer, client->answer, (size_t)n - 1, skip, &text, &size, &error)) abort();
         check(!find_stop(client, text, size, &cut), "request %" PRIu64 ": stopped late", event->id);
         free(text);
     }
-    sim.texts_checked++;
 }
 
 /* ---- events ---- */
@@ -173,7 +208,7 @@ static void on_prompt_token(struct client *client, const struct sched_event *eve
         check(isnan(event->logprob), "request %" PRIu64 ": the first token has a logprob", event->id);
     } else {
         float logits[FAKE_VOCAB];
-        fake_logits(client->prompt_hash, FAKE_VOCAB, logits);
+        expected_logits(client, i, client->prompt_hash, logits);
         check_logprobs(client, event, logits);
     }
     client->prompt_hash = fake_hash_add(client->prompt_hash, event->token);
@@ -204,7 +239,7 @@ static void check_end(const struct client *client, const struct sched_event *eve
     enum finish_reason finish = event->finish;
     bool good = finish == FINISH_NONE ? event->is_prompt || (!stopped && !full) : true;
     if (finish == FINISH_STOP) good = event->stop_token >= 0 ? stopped && event->stop_token == last : !stopped;
-    if (finish == FINISH_LENGTH) good = full && !stopped;
+    if (finish == FINISH_LENGTH) good = (full || request->min_indent > 0) && !stopped; /* check_text knows more */
     if (finish == FINISH_CANCELLED) good = client->cancelled;
     if (finish == FINISH_ERROR) good = sim.step_failed && event->error && event->error->code == MO_E_NUMERIC;
     check(good, "request %" PRIu64 ": finish %d after %d tokens", event->id, finish, client->n_answer);
@@ -331,6 +366,7 @@ static void fill_request(struct client *client) {
     request->n_stop = chance(40) ? 1 + below(3) : 0;
     for (int i = 0; i < request->n_stop; i++) client->stop[i] = stops[below(sizeof stops / sizeof *stops)];
     request->include_stop = chance(30);
+    request->min_indent = chance(10) ? 1 + below(2) : 0;
     request->keep_special = chance(30);
     request->n_logprobs = chance(20) ? below(SCHED_MAX_LOGPROBS + 1) : -1;
     request->prompt_logprobs = chance(15);
@@ -566,6 +602,7 @@ static void epoch_open(void) {
     fake_open(&sim.fake, FAKE_VOCAB, pages, rows, logits, seqs);
     sim.fake.base.picks = chance(75);
     sim.fake.base.runs_ahead = sim.fake.base.picks && chance(90);
+    sim.fake.forgetful = chance(30);
     sim.alike_prompts = chance(40);
     sim.long_answers = !sim.alike_prompts && chance(60);
     sim.plain_requests = chance(70);
@@ -580,6 +617,7 @@ static void epoch_open(void) {
                                          .max_logits = logits,
                                          .n_pages = pages,
                                          .prefix_caching = chance(80),
+                                         .max_drafts = chance(40) ? 1 + below(DRAFT_MAX) : 0,
                                          .clock = sim_clock,
                                          .clock_context = &sim.now_s};
     if (sched_create(&sim.sched, &sim.options, &error)) abort();
@@ -610,6 +648,10 @@ static void check_statistics(void) {
           "totals of the histograms");
     check(stats.prefix_found_tokens <= stats.prefix_queried_tokens, "more found than looked for");
     sim.found += stats.prefix_found_tokens;
+    check(stats.accepted_tokens <= stats.draft_tokens && stats.drafts <= stats.draft_tokens, "more right than guessed");
+    check(sim.options.max_drafts > 0 || stats.drafts == 0, "guessed unasked");
+    sim.guessed += stats.draft_tokens;
+    sim.right += stats.accepted_tokens;
     sim.preemptions += stats.preemptions;
     sim.requests += sim.submitted;
 }
@@ -670,10 +712,13 @@ int main(int argc, char **argv) {
     printf("%" PRIu64 " steps ahead, %" PRIu64 " picked tokens, %" PRIu64 " rows too many, %" PRIu64
            " prompt tokens found in the cache\n",
            sim.n_ahead, sim.n_picked, sim.held, sim.found);
+    printf("%" PRIu64 " tokens guessed, %" PRIu64 " right\n", sim.guessed, sim.right);
     if (n_steps >= 400000) { /* the run met what it is for */
+        check(sim.right > 10000 && sim.guessed - sim.right > 10000, "too little was guessed");
         check(sim.n_ahead > n_steps / 10 && sim.held > 500, "too few steps ahead");
         check(sim.found > 5000, "too little was found in the cache");
-        check(sim.preemptions > 200 && sim.errors > 5 && sim.stop_strings > 100, "too little happened");
+        check(sim.preemptions > 200 && sim.errors > 5 && sim.stop_strings > 100 && sim.outdents > 100,
+              "too little happened");
     }
     printf("%" PRIu64 " passed, %" PRIu64 " failed\n", sim.passed, sim.failed);
     tokenizer_free(sim.tokenizer);

@@ -17,6 +17,7 @@ struct owner {
     int32_t tokens[MAX_EVENTS], prompt[MAX_EVENTS];
     float logprobs[MAX_EVENTS], prompt_logprobs[MAX_EVENTS];
     int n_tokens, n_prompt, n_ends;
+    double prompt_s, answer_s;
     char text[4096], last_text[256];
     size_t text_size;
     enum finish_reason finish;
@@ -60,6 +61,8 @@ static inline void on_event(const struct sched_event *event) {
     owner->n_ends++;
     owner->finish = event->finish;
     owner->stop_token = event->stop_token;
+    owner->prompt_s = event->prompt_s;
+    owner->answer_s = event->answer_s;
     if (event->stop_string) snprintf(owner->stop_string, sizeof owner->stop_string, "%s", event->stop_string);
     if (event->error) snprintf(owner->error, sizeof owner->error, "%s", event->error->message);
 }

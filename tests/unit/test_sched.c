@@ -196,6 +196,91 @@ static void test_stop_strings(void **state) {
     assert_string_equal(owner.last_text, "bc");
 }
 
+enum { BLANK = 24, BREAK = 25 };
+
+static void indent_two(struct sched_request *request) {
+    request->min_indent = 2;
+}
+static void indent_two_stop_at_bcd(struct sched_request *request) {
+    stop_at_bcd(request);
+    request->min_indent = 2;
+}
+static void limit_45_ms(struct sched_request *request) {
+    request->line_limit_s = 0.045; /* a step takes 10 ms */
+}
+static void limit_45_ms_stop_at_bcd(struct sched_request *request) {
+    limit_45_ms(request);
+    stop_at_bcd(request);
+}
+
+static void test_indentation(void **state) {
+    (void)state;
+    struct owner owner;
+    const int32_t script[] = {29, BREAK, BLANK, BLANK, 2, BREAK, BLANK, 3, 4, 5};
+    run_script(&owner, script, 10, indent_two); /* x / two blanks a / one blank: b is cut, and nothing comes after it */
+    assert_int_equal(owner.finish, FINISH_LENGTH);
+    assert_int_equal(owner.n_tokens, 8);
+    assert_string_equal(owner.text, "x\n  a\n ");
+    run_script(&owner, script, 9,
+               indent_two_stop_at_bcd); /* held for a stop string, let go at the end, and cut there */
+    assert_int_equal(owner.finish, FINISH_LENGTH);
+    assert_int_equal(owner.n_tokens, 9);
+    assert_string_equal(owner.text, "x\n  a\n ");
+    run_script(&owner, script, 10, indent_two_stop_at_bcd);
+    assert_int_equal(owner.finish, FINISH_STOP);
+    assert_string_equal(owner.text, "x\n  a\n ");
+    run_script(&owner, (int32_t[]){29, BREAK, 29, 3, 4, 5}, 6,
+               indent_two_stop_at_bcd); /* the cut comes before the stop */
+    assert_int_equal(owner.finish, FINISH_LENGTH);
+    assert_string_equal(owner.stop_string, "");
+    assert_string_equal(owner.text, "x\n");
+    run_script(&owner, script, 9, NULL);
+    assert_string_equal(owner.text, "x\n  a\n bc");
+}
+
+static void test_line_limit(void **state) {
+    (void)state;
+    struct owner owner;
+    run_script(&owner, (int32_t[]){2, 2, BREAK, 2, 2, 2, 2, 2, 2}, 9, limit_45_ms);
+    assert_int_equal(owner.finish, FINISH_LENGTH);
+    assert_int_equal(owner.n_tokens, 6); /* the first is at 0 ms, the sixth at 50 */
+    run_script(&owner, (int32_t[]){2, 2, 2, 2, 2, 2, 2, BREAK, 2}, 9,
+               limit_45_ms); /* late, and waits for the line's end */
+    assert_int_equal(owner.n_tokens, 8);
+    run_script(&owner, (int32_t[]){2, 2, 2, 2, 2, 2, 2, 2, 2}, 9, limit_45_ms);
+    assert_int_equal(owner.n_tokens, 9);
+    run_script(&owner, (int32_t[]){BREAK, 2, 2, 2, 11, 11, 2}, 7, limit_45_ms_stop_at_bcd); /* held back, then let go */
+    assert_int_equal(owner.n_tokens, 6);
+    assert_string_equal(owner.text, "\naaaabcabc");
+}
+
+static void test_times(void **state) {
+    (void)state;
+    struct world world;
+    struct owner owner;
+    int32_t prompt[40];
+    fill_prompt(prompt, 40, 9);
+    world_open(&world, world_options()); /* 16 rows a step: a prompt of 40 takes three */
+    world.now_s = 7;
+    struct sched_request request = request_of(&world, &owner, prompt, 40, 5);
+    request.ignore_eos = true;
+    submit(&world, &request);
+    world.now_s = 8; /* it waits for a second */
+    run(&world);
+    struct sched_stats stats = stats_of(&world);
+    assert_float_equal(owner.prompt_s, 0.02, 1e-9);
+    assert_float_equal(owner.answer_s, 0.04, 1e-9);
+    assert_float_equal(stats.prompt_s, 0.02, 1e-9);
+    assert_float_equal(stats.queue_s.sum, 1, 1e-9);
+    assert_float_equal(stats.prefill_s.sum, 0.02, 1e-9);
+    assert_float_equal(stats.decode_s.sum, 0.04, 1e-9);
+    assert_float_equal(stats.inference_s.sum, 0.06, 1e-9);
+    assert_true(stats.prompt_n.total == 1 && stats.prompt_n.sum == 40);
+    assert_true(stats.answer_n.sum == 5 && stats.max_n.sum == 5);
+    assert_true(stats.step_n.total == stats.steps && stats.step_n.sum == 44); /* the last token has no row */
+    world_close(&world);
+}
+
 static void test_code_points(void **state) {
     (void)state;
     struct owner owner;
@@ -589,6 +674,8 @@ int main(void) {
         cmocka_unit_test(test_cancel),        cmocka_unit_test(test_failed_pass),
         cmocka_unit_test(test_failed_row),    cmocka_unit_test(test_histograms),
         cmocka_unit_test(test_threads),       cmocka_unit_test(test_callback_submits),
+        cmocka_unit_test(test_indentation),   cmocka_unit_test(test_line_limit),
+        cmocka_unit_test(test_times),
     };
     return cmocka_run_group_tests_name("sched", tests, NULL, NULL);
 }

@@ -1,5 +1,5 @@
-/* Parts of the scheduler on their own: who owns which page, which are found again, and stop strings in a text that comes
- * in pieces. */
+/* Parts of the scheduler on their own: who owns which page, which are found again, and stop strings and rules of lines
+ * in a text that comes in pieces. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -7,6 +7,7 @@
 #include <string.h>
 #include <cmocka.h>
 #include "sched/kv.h"
+#include "sched/lines.h"
 #include "sched/stop.h"
 
 /* ---- pages ---- */
@@ -255,6 +256,48 @@ static void test_stop_every_split(void **state) {
     }
 }
 
+/* ---- lines ---- */
+
+static const struct {
+    const char *text;
+    int min_indent;
+    const char *kept;
+    bool ended;
+} line_cases[] = {
+    {"  a\n  b", 2, "  a\n  b", false},
+    {"a\n  b\n c\n  d", 2, "a\n  b\n ", true}, /* the first line may begin anywhere; blanks before the end stay */
+    {"a\n\tb\n\n\tc", 1, "a\n\tb\n", true},    /* an empty line begins too early */
+    {"\n\nb", 0, "\n\nb", false},
+    {"a\n   ", 4, "a\n   ", false}, /* nothing can be said yet */
+    {"a\n    \n    b", 4, "a\n    \n    b", false},
+    {"a\nb", 1, "a\n", true},
+    {"a b c", 9, "a b c", false},
+};
+
+static void test_lines_every_split(void **state) {
+    (void)state;
+    for (size_t c = 0; c < sizeof line_cases / sizeof *line_cases; c++) {
+        const char *text = line_cases[c].text, *kept = line_cases[c].kept;
+        size_t size = strlen(text);
+        for (unsigned cuts = 0; cuts < 1u << size; cuts++) {
+            struct line_rule rule = {.min_indent = line_cases[c].min_indent};
+            char out[64];
+            size_t n_out = 0, begin = 0;
+            for (size_t i = 0; i < size; i++) {
+                if (!(cuts >> i & 1) && i + 1 < size) continue;
+                size_t n = line_rule_push(&rule, text + begin, i + 1 - begin);
+                memcpy(out + n_out, text + begin, n);
+                n_out += n;
+                begin = i + 1;
+            }
+            assert_int_equal(n_out, strlen(kept));
+            assert_memory_equal(out, kept, n_out);
+            assert_int_equal(rule.ended, line_cases[c].ended);
+            assert_int_equal(rule.has_break, strchr(kept, '\n') != NULL);
+        }
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_pages),
@@ -264,6 +307,7 @@ int main(void) {
         cmocka_unit_test(test_salts),
         cmocka_unit_test(test_computed_twice),
         cmocka_unit_test(test_stop_every_split),
+        cmocka_unit_test(test_lines_every_split),
     };
     return cmocka_run_group_tests_name("stop", tests, NULL, NULL);
 }

@@ -78,6 +78,17 @@ def fim_exact(model, tokens, folder, count, seed=1):
 
 
 @torch.no_grad()
+def line_bits(model, tokens, folder, count, seed=1):
+    """The surprise of each masked line in bits, ascending: greedy writes one only if no other is likelier, so seldom above 3."""
+    bits = []
+    for prefix, line, suffix in fim_cases(heldout_texts(folder), count, seed):
+        ids, want = tokens.fim_prompt(prefix, suffix), tokens.encode(line)
+        rows = model(torch.tensor([ids + want]))[0, len(ids) - 1:-1].log_softmax(-1)
+        bits.append(-rows[range(len(want)), want].sum().item() / math.log(2))
+    return sorted(bits)
+
+
+@torch.no_grad()
 def first_tokens(model, tokens, folder, count, seed=1):
     """How often the middle's first token is the likeliest: after fim_hole, after fim_end, and in plain text."""
     right = [0, 0, 0]
@@ -106,6 +117,9 @@ def main():
         print(f"fim_exact_line {fim_exact(model, tokens, options.heldout, options.fim):.3f} of {options.fim}")
         hole, end, plain = first_tokens(model, tokens, options.heldout, options.fim)
         print(f"first token right: after the hole {hole}, after the end {end}, in plain text {plain} of {options.fim}")
+        bits = line_bits(model, tokens, options.heldout, options.fim)
+        print("bits of a line: median {:.1f}, least {:.1f}; at most 3: {}, at most 8: {}".format(
+            bits[len(bits) // 2], bits[0], *(sum(b <= most for b in bits) for most in (3, 8))))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ enum {
     LINEAR_BLOCK_PANELS = 512, /* sixteen panels of INT4 or INT8: two sets, read eight panels in step */
     LINEAR_BLOCK_TILES = 512,  /* of BF16 and FP8 in tile order: packing the tokens must be worth it */
     LINEAR_BLOCK_MAX = LINEAR_BLOCK_AWQ,
+    LINEAR_BLOCK_MIN = 32,      /* a panel; where many threads want something to do */
     ATTENTION_ROWS = 32,        /* query rows that share a pass over a page */
     ATTENTION_ROWS_TILES = 128, /* over an expanded page in tile order: packing the keys must be worth it */
 };

@@ -1,21 +1,41 @@
 #include "backend/cpu/cpu.h"
 
+enum { TASKS_A_THREAD = 2 }; /* so that one that is late does not keep all others waiting for long */
+
 /* The kernels write y[t][r] for r in [r0, r1). Into a block that starts at r0 they are handed a pointer r0 floats
  * before it; only the block itself is touched. */
 static float *before_block(float *block, int r0) {
     return (float *)((uintptr_t)block - (uintptr_t)r0 * sizeof(float));
 }
 
-/* The rows of a task. */
-static int block_rows(const struct kern *kern, const struct mat *w) {
+/* The rows of a task, where there are few threads. */
+static int largest_block_rows(const struct kern *kern, const struct mat *w) {
     if (w->format == MAT_INT4_AWQ) return LINEAR_BLOCK_AWQ;
     if (kern->tile_order && (w->format == MAT_BF16 || w->format == MAT_FP8)) return LINEAR_BLOCK_TILES;
     if (w->format == MAT_FP8) return LINEAR_BLOCK_FP8;
     return w->format == MAT_INT4 || w->format == MAT_INT8 ? LINEAR_BLOCK_PANELS : LINEAR_BLOCK;
 }
 
-static int count_blocks(const struct kern *kern, const struct mat *w) {
-    return (w->rows + block_rows(kern, w) - 1) / block_rows(kern, w);
+/* ... where they are `halvings` times halved. */
+static int block_rows(const struct kern *kern, const struct mat *w, int halvings) {
+    int rows = largest_block_rows(kern, w) >> halvings;
+    return rows > LINEAR_BLOCK_MIN ? rows : LINEAR_BLOCK_MIN;
+}
+
+static int count_blocks(const struct kern *kern, const struct mat *w, int halvings) {
+    int rows = block_rows(kern, w, halvings);
+    return (w->rows + rows - 1) / rows;
+}
+
+/* Many threads want small tasks: halves them until every thread has two. */
+static int choose_halvings(const struct cpu *cpu, const struct linear *jobs, int n_jobs) {
+    int halvings = 0, wanted = TASKS_A_THREAD * pool_threads(cpu->pool);
+    for (; LINEAR_BLOCK_MAX >> halvings > LINEAR_BLOCK_MIN; halvings++) {
+        int tasks = 0;
+        for (int i = 0; i < n_jobs; i++) tasks += count_blocks(&cpu->kern, jobs[i].w, halvings);
+        if (tasks >= wanted) break;
+    }
+    return halvings;
 }
 
 /* Where the weights of rows from r0 on begin, for formats that are told what comes next; else NULL. */
@@ -33,8 +53,7 @@ static void multiply(const struct kern *kern, const struct linear *job, int r0, 
     }
 }
 
-static int block_end(const struct kern *kern, const struct mat *w, int r0) {
-    int rows = block_rows(kern, w);
+static int block_end(const struct mat *w, int r0, int rows) {
     return r0 + rows < w->rows ? r0 + rows : w->rows;
 }
 
@@ -93,7 +112,7 @@ struct each_task {
     const struct cpu *cpu;
     const struct linear *jobs;
     const int *first; /* [n_jobs + 1] index of each job's first block */
-    int n_jobs;
+    int n_jobs, halvings;
 };
 
 /* The job that block `index` belongs to. */
@@ -116,7 +135,7 @@ static const void *guess_next(const struct each_task *task, int index) {
     if (index >= task->first[task->n_jobs]) return NULL;
     int which = find_job(task, index);
     const struct mat *w = task->jobs[which].w;
-    return weights_at(w, (index - task->first[which]) * block_rows(&task->cpu->kern, w));
+    return weights_at(w, (index - task->first[which]) * block_rows(&task->cpu->kern, w, task->halvings));
 }
 
 static void run_each(void *context, int index, int worker) {
@@ -125,8 +144,8 @@ static void run_each(void *context, int index, int worker) {
     int which = find_job(task, index);
     const struct linear *job = &task->jobs[which];
     const struct kern *kern = &task->cpu->kern;
-    int r0 = (index - task->first[which]) * block_rows(kern, job->w);
-    multiply(kern, job, r0, block_end(kern, job->w, r0), job->y, guess_next(task, index));
+    int rows = block_rows(kern, job->w, task->halvings), r0 = (index - task->first[which]) * rows;
+    multiply(kern, job, r0, block_end(job->w, r0, rows), job->y, guess_next(task, index));
 }
 
 static void show(const struct cpu *cpu, const struct linear *jobs, int n_jobs) {
@@ -136,10 +155,10 @@ static void show(const struct cpu *cpu, const struct linear *jobs, int n_jobs) {
 
 void cpu_linear_each(struct cpu *cpu, const struct linear *jobs, int n_jobs) {
     show(cpu, jobs, n_jobs);
-    int *first = stage_alloc(cpu, (size_t)(n_jobs + 1) * sizeof *first);
+    int *first = stage_alloc(cpu, (size_t)(n_jobs + 1) * sizeof *first), halvings = choose_halvings(cpu, jobs, n_jobs);
     first[0] = 0;
-    for (int i = 0; i < n_jobs; i++) first[i + 1] = first[i] + count_blocks(&cpu->kern, jobs[i].w);
-    struct each_task task = {cpu, jobs, first, n_jobs};
+    for (int i = 0; i < n_jobs; i++) first[i + 1] = first[i] + count_blocks(&cpu->kern, jobs[i].w, halvings);
+    struct each_task task = {cpu, jobs, first, n_jobs, halvings};
     pool_run(cpu->pool, first[n_jobs], run_each, &task);
 }
 
@@ -147,14 +166,13 @@ struct sum_task {
     const struct cpu *cpu;
     const struct linear *jobs;
     float **block; /* [threads][max_rows] pointers into the worker's block */
-    int n_jobs;
+    int n_jobs, rows;
 };
 
 static void run_sum(void *context, int index, int worker) {
     const struct sum_task *task = context;
     const struct cpu *cpu = task->cpu;
-    const struct mat *first = task->jobs[0].w;
-    int r0 = index * block_rows(&cpu->kern, first), r1 = block_end(&cpu->kern, first, r0);
+    int r0 = index * task->rows, r1 = block_end(task->jobs[0].w, r0, task->rows);
     float **block = task->block + (size_t)worker * (size_t)cpu->options.max_rows;
     float *sum = cpu->workers[worker].sum;
     for (int i = 0; i < cpu->batch->n_rows; i++) block[i] = before_block(sum + (size_t)i * LINEAR_BLOCK_MAX, r0);
@@ -171,8 +189,9 @@ static void run_sum(void *context, int index, int worker) {
 void cpu_linear_sum(struct cpu *cpu, const struct linear *jobs, int n_jobs) {
     show(cpu, jobs, n_jobs);
     size_t n = (size_t)pool_threads(cpu->pool) * (size_t)cpu->options.max_rows;
-    struct sum_task task = {cpu, jobs, stage_alloc(cpu, n * sizeof(float *)), n_jobs};
-    pool_run(cpu->pool, count_blocks(&cpu->kern, jobs[0].w), run_sum, &task);
+    int halvings = choose_halvings(cpu, jobs, 1), rows = block_rows(&cpu->kern, jobs[0].w, halvings);
+    struct sum_task task = {cpu, jobs, stage_alloc(cpu, n * sizeof(float *)), n_jobs, rows};
+    pool_run(cpu->pool, count_blocks(&cpu->kern, jobs[0].w, halvings), run_sum, &task);
 }
 
 void cpu_linear(struct cpu *cpu, const struct mat *w, float *x, size_t x_stride, float *y, size_t y_stride, int n) {

@@ -94,6 +94,8 @@ static inline void tiles_begin(void) {
         config.row_bytes[i] = TILE_BYTES;
         config.rows[i] = TILE_ROWS;
     }
+    /* gcc 12 and others say that the instruction reads eight bytes, and may leave out what fills the other 56. */
+    __asm__ volatile("" : : "r"(&config) : "memory");
     _tile_loadconfig(&config);
 }
 
