@@ -75,9 +75,10 @@ struct sched_request {
     int n_stop_tokens;
     const char *const *stop; /* [n_stop] strings, found across token borders */
     int n_stop;
-    struct grammar *grammar; /* what the answer must look like; NULL: anything. What would stop it can only be chosen where it
-                                may end, and it ends by itself (FINISH_STOP) where nothing can follow */
-    int32_t grammar_after;   /* with a grammar: it begins behind the first generated token like this; -1: at once */
+    /* What the answer must look like; NULL: anything. What would stop it can only be chosen where it may end, and it ends by
+     * itself (FINISH_STOP) where nothing can follow. */
+    struct grammar *grammar;
+    int32_t grammar_after; /* with a grammar: it begins behind the first generated token like this; -1: at once */
     int min_indent; /* > 0: a line after the first that begins with fewer blanks or tabs ends the answer before it, and ... */
     double line_limit_s; /* > 0: ... so does this time after the first token, once a line has ended: FINISH_LENGTH */
     bool include_stop;   /* keep the stop string, or the text of the stop token, in the text */

@@ -131,8 +131,7 @@ static void add_token_text(struct sched *sched, struct seq *seq, struct sched_ev
 }
 
 /* The token that the backend picked after row `row` of logits, or else the one that these give. */
-static int32_t next_token(struct sched *sched, struct seq *seq, int row, const float *logits,
-                          struct mo_error *error) {
+static int32_t next_token(struct sched *sched, struct seq *seq, int row, const float *logits, struct mo_error *error) {
     struct backend *backend = sched->options.backend;
     const struct pick *pick = sched->now->batch.pick;
     if (!pick || !pick[row].wanted) return choose_token(sched, seq, logits, error);

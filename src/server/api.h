@@ -42,8 +42,8 @@ struct api_prompt {
     size_t text_size;
     char *decoded;
     int32_t grammar_after; /* the token that ends the reasoning which the prompt has opened; -1: it has not */
-    bool is_text; /* given as text, so special tokens in it are text too; false: given as ids */
-    bool is_cut;  /* there was more of it than the context holds */
+    bool is_text;          /* given as text, so special tokens in it are text too; false: given as ids */
+    bool is_cut;           /* there was more of it than the context holds */
 };
 
 struct api_request {
