@@ -23,7 +23,7 @@ CUTS = {
     "57 by 52": (57, 52, []),
     "27 by 27": (27, 27, ["--kv-cache-dtype", "fp8"]),
 }
-ELSEWHERE = re.compile(r"probe_|generate_|pick$|attn_expanded$")  # tests/race, test_generated, test_pick, test_prefill
+ELSEWHERE = re.compile(r"probe_|generate_|pick$|attn_expanded$")  # tests/race, test_generated, test_pick, test_prefill (make test)
 
 
 @pytest.fixture(scope="module")
