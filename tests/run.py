@@ -108,8 +108,10 @@ def fuzz_targets():
 
 def all_suites():
     yield Suite("tree", [sys.executable, ROOT / "tests/tree/check.py"])
-    for folder in ("unit", "sim", "cuda"):
+    for folder in ("unit", "sim", "cuda", "race"):
         yield from c_programs(BUILD, "", folder)
+    for name in ("generated", "pick", "prefill", "route"):  # the rest: make cuda-race-test
+        yield Suite(f"races cuda/test_{name}", [BUILD / f"tests/cuda/test_{name}"], {"LD_LIBRARY_PATH": str(BUILD / "tests/race")})
     yield Suite("check", [BUILD / "moebius", "check"])
     for file in sorted((ROOT / "tests").glob("test_*.py")):
         yield pytest(file.stem, [file], BUILD)

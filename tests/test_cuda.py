@@ -1,5 +1,6 @@
 """The CUDA backend without a GPU: tests/shim is a driver whose card is this machine, and whose kernels are the very sources that
-nvcc compiles, run by fibres. So numbers, work lists, uploads and error paths are tested; speed and memory order are not.
+nvcc compiles, run by fibres. So numbers, work lists, uploads and error paths are tested; speed is not, and memory order
+in test_cuda_races.py.
 
 The golden sets are judged as test_golden.py judges the default path: bf16 activations and a bf16 cache.
 """
@@ -17,6 +18,7 @@ from test_golden import SHORT, Case, with_routing
 
 BUILD = Path(os.environ.get("MOEBIUS", conftest.ROOT / "build" / "moebius")).resolve().parent
 SHIM = BUILD / "tests" / "shim"
+DRIVER = BUILD / "tests" / "race" if os.environ.get("MOEBIUS_CUDA_RACES") else SHIM  # make cuda-race-test
 GPU = ["--device", "cuda"]
 
 
@@ -29,9 +31,9 @@ def shim(monkeypatch):
     """The program with the shim's kernels, and the shim's driver where the loader looks first."""
     if ON_CARD:
         return
-    assert (SHIM / "libcuda.so.1").exists(), f"{SHIM} is not built (make shim)"
+    assert (DRIVER / "libcuda.so.1").exists(), f"{DRIVER} is not built (make shim)"
     monkeypatch.setattr(conftest, "PROGRAM", str(SHIM / "moebius"))
-    monkeypatch.setenv("LD_LIBRARY_PATH", str(SHIM))
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(DRIVER))
 
 
 def fake(**options):

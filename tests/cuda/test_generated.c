@@ -193,7 +193,7 @@ static void check_profile(const char *quant, int most_kernels) {
     close_made_up(&m);
 }
 
-/* Also of experts in two formats, which are two launches that count their blocks together. */
+/* Also of experts in two formats, which are two launches. */
 static void test_profile(void **unused) {
     (void)unused;
     check_profile("fp8", 8);

@@ -256,14 +256,78 @@ static void test_native(void **unused) {
     }
 }
 
+static void multiply_normed(struct fixture *f, const struct weight *w, const float *x, const float *gain, float *y,
+                            int n) {
+    struct linear_params p = cuda_linear_begin(f->cuda);
+    *cuda_linear_add(&p, w, n, 1) = (struct linear_job){.w = w->m,
+                                                        .x_kind = X_F32,
+                                                        .x = x,
+                                                        .x_stride = (size_t)w->m.cols,
+                                                        .gain = gain,
+                                                        .y = y,
+                                                        .y_stride = (size_t)w->m.rows,
+                                                        .n = n,
+                                                        .groups = 1,
+                                                        .fault_key = 1};
+    cuda_linear_run(f->cuda, &p, &w, n);
+    wait_for(f);
+}
+
+static void check_normed_row(struct fixture *f, const float *weight, const float *x, const float *gain,
+                             const float *y) {
+    const struct weight *w = &f->cuda->weights.layers[0].down;
+    float scaled[4096];
+    double squares = 0, size;
+    for (int k = 0; k < w->m.cols; k++) {
+        squares += (double)x[k] * (double)x[k];
+        scaled[k] = bf16_to_f32(f32_to_bf16(x[k] * gain[k]));
+    }
+    double factor = 1 / sqrt(squares / w->m.cols + f->model.norm_eps);
+    for (int r = 0; r < w->m.rows; r++) {
+        double want = dot(weight + (size_t)r * (size_t)w->m.cols, scaled, w->m.cols, &size) * factor;
+        if (!(fabs(want - (double)y[r]) <= 4e-6 * size * factor + 1e-30))
+            fail_msg("row %d: expected %.9g, found %.9g", r, want, (double)y[r]);
+    }
+}
+
+/* A norm over rows that no variant has in shared memory at once, as those of V2 and V3 are: their squares are added up piece by
+ * piece, and all variants give the same bits. */
+static void test_long_norms(void **unused) {
+    (void)unused;
+    static const int row_counts[] = {70, 1, 8, 13, 64};
+    struct fixture f;
+    fixture_open(&f, &styles[2], &odd_model, KV_BF16);
+    const struct weight *w = &f.cuda->weights.layers[0].down;
+    size_t cols = (size_t)w->m.cols, rows = (size_t)w->m.rows, packed = f.cuda->packed_bytes;
+    uint8_t *room = f.cuda->scratch.packed;
+    float *x = card_memory(&f, 70 * cols * sizeof *x), *gain = card_memory(&f, cols * sizeof *gain);
+    float *y = card_memory(&f, 70 * rows * sizeof *y), *first = calloc(70 * rows, sizeof *first);
+    float *weight = decode(&f, &f.layers[0].dense.down, 0, w->m.rows);
+    f.cuda->packed_bytes = (size_t)(70 * w->m.slabs * SLAB_COLS * 2);
+    f.cuda->scratch.packed = card_memory(&f, f.cuda->packed_bytes);
+    for (size_t i = 0; i < 70 * cols; i++) x[i] = uniform(-2, 2) * (float)(1 + i / cols % 3);
+    for (size_t k = 0; k < cols; k++) gain[k] = uniform(0.5f, 1.5f);
+    for (size_t c = 0; c < sizeof row_counts / sizeof *row_counts; c++) {
+        int n = row_counts[c];
+        multiply_normed(&f, w, x, gain, y, n);
+        if (c == 0) memcpy(first, y, 70 * rows * sizeof *y);
+        if (memcmp(first, y, (size_t)n * rows * sizeof *y)) fail_msg("%d rows: other bits than with 70", n);
+    }
+    for (size_t t = 0; t < 70; t += 23) check_normed_row(&f, weight, x + t * cols, gain, first + t * rows);
+    free(first);
+    void *const all[] = {x, gain, y, f.cuda->scratch.packed};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) give_back(&f, all[i]);
+    f.cuda->scratch.packed = room;
+    f.cuda->packed_bytes = packed;
+    fixture_close(&f);
+}
+
 /* An argument is the name of the one test to run. */
 int main(int n, char **arguments) {
     if (n > 1) cmocka_set_test_filter(arguments[1]);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_lists),
-        cmocka_unit_test(test_native),
-        cmocka_unit_test(test_expanded),
-        cmocka_unit_test(test_large_heads),
+        cmocka_unit_test(test_lists),       cmocka_unit_test(test_native),     cmocka_unit_test(test_expanded),
+        cmocka_unit_test(test_large_heads), cmocka_unit_test(test_long_norms),
     };
     return cmocka_run_group_tests(tests, driver_open, driver_close);
 }

@@ -1,6 +1,7 @@
 /* tests/shim/fibre.c - runs a block of a kernel: its threads as fibres, warp operations as meetings of 32 of them. */
 #include "shim.h"
 #include "fibre.h"
+#include "race.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +16,7 @@ enum state { READY, AT_BARRIER, AT_WARP, DONE };
 
 struct copy {
     void *to;
+    const void *from, *pc;
     uint8_t bytes[16];
     int group;
 };
@@ -23,6 +25,7 @@ struct fibre {
     enum state state;
     enum shim_op op;
     struct shim_lane *lane;
+    const void *pc;      /* of the warp operation */
     struct copy *copies; /* [COPIES_MAX] */
     int n_copies, group;
 #if defined(__x86_64__)
@@ -104,6 +107,7 @@ static void open_stacks(void) {
     stacks = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (stacks == MAP_FAILED) give_up("no memory for stacks");
     madvise(stacks, bytes, MADV_NOHUGEPAGE);
+    race_stacks(stacks, bytes);
     for (int i = 0; i < THREADS_MAX; i++) mprotect(stacks + (size_t)i * STACK_BYTES, 4096, PROT_NONE);
 }
 
@@ -117,6 +121,7 @@ void shim_warp(enum shim_op op, struct shim_lane *lane) {
     f->state = AT_WARP;
     f->op = op;
     f->lane = lane;
+    f->pc = __builtin_return_address(0);
     shim_yield();
 }
 
@@ -127,7 +132,10 @@ void shim_copy(void *to, const void *from) {
     if ((uintptr_t)to % 16 || (uintptr_t)from % 16) give_up("an asynchronous copy is not aligned");
     struct copy *copy = &f->copies[f->n_copies++];
     copy->to = to;
+    copy->from = from;
+    copy->pc = __builtin_return_address(0);
     copy->group = f->group;
+    race_copy_begins(to, from, copy->pc);
     memcpy(copy->bytes, from, sizeof copy->bytes);
     memset(to, 0xff, sizeof copy->bytes); /* NaN until it is waited for */
 }
@@ -143,11 +151,50 @@ void shim_copy_wait(int groups_left) {
         struct copy *copy = &f->copies[i];
         if (copy->group < f->group - groups_left) {
             memcpy(copy->to, copy->bytes, sizeof copy->bytes);
+            race_copy_arrives(copy->to, copy->from, copy->pc);
         } else {
             f->copies[kept++] = *copy;
         }
     }
     f->n_copies = kept;
+}
+
+void shim_fence(void) {
+    race_fence();
+}
+
+uint32_t shim_add_u32(uint32_t *at, uint32_t value) {
+    uint32_t old = *at;
+    race_atomic(at, sizeof *at, __builtin_return_address(0));
+    *at += value;
+    return old;
+}
+void shim_add_u64(unsigned long long *at, unsigned long long value) {
+    race_atomic(at, sizeof *at, __builtin_return_address(0));
+    *at += value;
+}
+void shim_min_u32(uint32_t *at, uint32_t value) {
+    race_atomic(at, sizeof *at, __builtin_return_address(0));
+    if (value < *at) *at = value;
+}
+void shim_min_u64(unsigned long long *at, unsigned long long value) {
+    race_atomic(at, sizeof *at, __builtin_return_address(0));
+    if (value < *at) *at = value;
+}
+
+uint32_t shim_load_now(const uint32_t *at) {
+    race_acquire(at, sizeof *at, __builtin_return_address(0));
+    return *(const volatile uint32_t *)at;
+}
+
+int shim_thread_of_fibre(void) {
+    return shim_thread;
+}
+int shim_block_of_fibre(void) {
+    return shim_block;
+}
+int shim_blocks_of_launch(void) {
+    return shim_blocks;
 }
 
 static float bf16(uint32_t pair, int half) {
@@ -260,6 +307,7 @@ static void run_op(struct fibre *warp) {
         break;
     case SHIM_TILES:
     case SHIM_TILES_TURNED:
+        for (int l = 0; l < LANES; l++) race_tile_row((int)(warp - fibres) + l, lanes[l]->row, warp[l].pc);
         warp_tiles(lanes, op == SHIM_TILES_TURNED);
         break;
     case SHIM_TURN:
@@ -270,6 +318,7 @@ static void run_op(struct fibre *warp) {
         warp_shuffle(lanes, op);
         break;
     case SHIM_WARP_BARRIER:
+        race_warp_barrier((int)(warp - fibres) / LANES);
         break;
     }
 }
@@ -313,6 +362,8 @@ static void run_warp(int first) {
 static void run_block(int block) {
     shim_block = block;
     memset(shim_shared, 0xff, sizeof shim_shared); /* NaN, to be seen if it is read before it is written */
+    memset(shim_own_first, 0xff, (size_t)(shim_own_end - shim_own_first));
+    race_block(block);
     for (int i = 0; i < n_threads; i++) {
         fibres[i].state = READY;
         fibres[i].n_copies = fibres[i].group = 0;
@@ -327,6 +378,7 @@ static void run_block(int block) {
             waiting += count_in(&fibres[warp], AT_BARRIER);
         }
         if (waiting == 0) return;
+        race_barrier();
         for (int i = 0; i < n_threads; i++) {
             if (fibres[i].state == AT_BARRIER) fibres[i].state = READY;
             if (fibres[i].state == DONE) give_up("a barrier that some threads do not come to");

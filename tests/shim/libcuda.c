@@ -9,6 +9,7 @@
  *                                              memory; event: waiting for one)
  *   log                                      1: every call on stderr */
 #include "fibre.h"
+#include "race.h"
 
 #include <pthread.h>
 #include <stdarg.h>
@@ -204,6 +205,7 @@ static double now_ms(void) {
 }
 
 static void run_launch(const struct shim_launch *l) {
+    race_launch(l->function->name, l->params, l->function->params_bytes, l->blocks);
     shim_run(l->function->kernel, l->params, l->blocks, l->threads, &seed);
 }
 

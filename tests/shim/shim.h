@@ -1,6 +1,6 @@
 /* tests/shim/shim.h - what the kernels' words mean on a CPU. A block's threads are fibres: each has a stack of its own and runs
  * until a barrier or a warp operation, where it waits for the others (fibre.c). So the sources that nvcc compiles for a GPU run
- * here unchanged, and what they compute can be compared. Races between blocks and the GPU's memory model are not seen here;
+ * here unchanged, and what they compute can be compared. Races are found by the same sources compiled once more (race.c);
  * blocks run one after another, and warps and lanes take turns between barriers, in orders shuffled by MOEBIUS_SHIM_SEED.
  *
  * Read before a kernel's file (-include). */
@@ -29,15 +29,24 @@ void shim_register(const char *name, shim_kernel *kernel, size_t params_bytes);
     static void name(struct type p)
 #define KERNEL_TWICE(name, type) KERNEL(name, type)
 #define DEVICE static inline __attribute__((unused))
-#define SHARED static
+#define SHARED static __attribute__((section("shim_own")))
 #define UNROLL
+#ifdef SHIM_RACES /* these are no memory of the kernel's */
+#define THREAD shim_thread_of_fibre()
+#define BLOCK shim_block_of_fibre()
+#define BLOCKS shim_blocks_of_launch()
+#else
 #define THREAD shim_thread
 #define BLOCK shim_block
 #define BLOCKS shim_blocks
+#endif
 #define DYNAMIC_SHARED(type, name) type *name = (type *)shim_shared
 
 extern int shim_thread, shim_block, shim_blocks; /* who runs now */
 extern unsigned char shim_shared[];              /* the block's dynamic shared memory */
+int shim_thread_of_fibre(void) __attribute__((const));
+int shim_block_of_fibre(void) __attribute__((const));
+int shim_blocks_of_launch(void) __attribute__((const));
 
 enum shim_op {
     SHIM_MMA,
@@ -145,24 +154,29 @@ static inline int shuffle_up_i32(int value, int lanes) {
     shim_warp(SHIM_SHUFFLE_UP, &lane);
     return (int)lane.value;
 }
+void shim_fence(void);
+uint32_t shim_add_u32(uint32_t *at, uint32_t value);
+void shim_add_u64(unsigned long long *at, unsigned long long value);
+void shim_min_u32(uint32_t *at, uint32_t value);
+void shim_min_u64(unsigned long long *at, unsigned long long value);
+uint32_t shim_load_now(const uint32_t *at); /* an acquire */
 static inline void thread_fence(void) {
+    shim_fence();
 }
 static inline void prefetch(const void *at) {
     (void)at;
 }
 static inline uint32_t atomic_add_u32(uint32_t *at, uint32_t value) {
-    uint32_t old = *at;
-    *at += value;
-    return old;
+    return shim_add_u32(at, value);
 }
 static inline void atomic_add_u64(unsigned long long *at, unsigned long long value) {
-    *at += value;
+    shim_add_u64(at, value);
 }
 static inline void atomic_min_u32(uint32_t *at, uint32_t value) {
-    if (value < *at) *at = value;
+    shim_min_u32(at, value);
 }
 static inline void atomic_min_u64(unsigned long long *at, unsigned long long value) {
-    if (value < *at) *at = value;
+    shim_min_u64(at, value);
 }
 static inline float times(float a, float b) {
     return a * b;
@@ -203,6 +217,11 @@ static inline uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t pick) {
     return out;
 }
 
-#define load_once(at) (*(const struct quad *)(at))
+#ifdef SHIM_RACES
+const void *shim_constant(const void *at); /* complains about what this kernel has written */
+#else
+#define shim_constant(at) (at)
+#endif
+#define load_once(at) (*(const struct quad *)shim_constant(at))
 
 #endif

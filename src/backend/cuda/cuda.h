@@ -243,7 +243,7 @@ void *device_take(struct device_region *region, size_t bytes);
 void cuda_place_scratch(struct cuda *cuda, struct device_region *region);
 /* What the model must be like for these kernels; else MO_E_UNSUPPORTED. */
 int cuda_check_model(const struct model *model, const struct backend_options *options, struct mo_error *error);
-/* Of last blocks; they start at zero, and are zero between launches. */
+/* Of last blocks; they start at zero, and are zero between launches. The last of them is nobody's: always zero. */
 size_t cuda_counters(const struct cuda *cuda);
 int cuda_take_memory(struct cuda *cuda, struct mo_error *error);
 

@@ -65,21 +65,54 @@ $(SHIM)/moebius: $(BUILD)/obj/src/main.o $(SHIM)/image.o $(BUILD)/libmoebius.a
 	$(CC) $(CFLAGS) $(LDFLAGS_EXTRA) -o $@ $^ $(LIBS)
 -include $(wildcard $(SHIM)/*.d)
 
+# The same once more with a call before each access to memory: race.c sees which of them nothing puts in order. Programs take this
+# libcuda.so.1 by LD_LIBRARY_PATH. Always by clang: gcc 12 leaves out some stores of structures that inlined functions return. What it
+# makes of copies of structures is called by other names, not to be the C library's.
+RACE_CC   ?= clang
+RACE      := $(BUILD)/tests/race
+RACE_BASE := $(SHIM_BASE) -DSHIM_RACES
+RACE_OBJ  := $(patsubst %,$(RACE)/%.o,$(CUDA_KERNELS) planted fibre libcuda race race_hooks race_order race_report)
+RACE_KERNEL = $(RACE_CC) -x c $(RACE_BASE) -fsanitize=thread -Isrc -include tests/shim/shim.h -c -o $@ $< && \
+	objcopy --redefine-sym memcpy=shim_memcpy --redefine-sym memset=shim_memset $@
+
+$(RACE)/%.o: $(CUDA_DIR)/kernels/%.cu tests/shim/shim.h $(CUDA_HEADERS)
+	@mkdir -p $(@D)
+	$(RACE_KERNEL)
+$(RACE)/%.o: tests/race/%.cu tests/shim/shim.h $(CUDA_HEADERS)
+	@mkdir -p $(@D)
+	$(RACE_KERNEL)
+$(RACE)/%.o: tests/shim/%.c
+	@mkdir -p $(@D)
+	$(CC) $(RACE_BASE) $(WARN) -c -o $@ $<
+$(RACE)/libcuda.so.1: $(RACE_OBJ)
+	$(CC) -shared -Wl,-soname,libcuda.so.1 -o $@ $^ -lm -ldl
+$(RACE)/test_races: $(BUILD)/obj/tests/race/test_races.o $(RACE)/libcuda.so.1
+	$(CC) $(CFLAGS) $(LDFLAGS_EXTRA) -o $@ $^ -Wl,-rpath,'$$ORIGIN' -lcmocka
+-include $(wildcard $(RACE)/*.d)
+
 # dlopen gives the shim's driver to a program that is linked with it already.
 CUDA_TESTS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/cuda/test_*.c))
 $(CUDA_TESTS): $(BUILD)/tests/cuda/%: $(BUILD)/obj/tests/cuda/%.o $(BUILD)/obj/tests/cuda/card_fixture.o $(SHIM)/image.o $(BUILD)/libmoebius.a $(SHIM)/libcuda.so.1
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(LDFLAGS_EXTRA) -o $@ $^ -Wl,-rpath,'$$ORIGIN/../shim' $(LIBS) -lcmocka
 
-.PHONY: shim
+.PHONY: shim race
+race: $(RACE)/test_races
 shim: $(SHIM)/moebius $(SHIM)/libcuda.so.1 $(CUDA_TESTS) $(BUNDLE)/bin/golden $(BUNDLE)/bin/visit
 
 # --- checks of the kernels -------------------------------------------------------------------------------------------------
 
-.PHONY: cuda-shim-test cuda-gate cuda-gate-full gpu-pytest
+.PHONY: cuda-shim-test cuda-race-test cuda-gate cuda-gate-full gpu-pytest
 cuda-shim-test: shim $(BUILD)/moebius $(VENV)/ready
 	set -e; for test in $(CUDA_TESTS); do $$test; done
 	MOEBIUS=$(BUILD)/moebius $(VENV)/bin/python -m pytest -q tests/test_cuda.py tests/test_cuda_decode.py tests/test_gpu_tools.py
+
+# All of the kernels' tests on the shim that looks for races. `make test` has the shorter ones of these.
+cuda-race-test: shim race $(BUILD)/moebius $(VENV)/ready
+	$(RACE)/test_races
+	set -e; for test in $(CUDA_TESTS); do LD_LIBRARY_PATH=$(RACE) $$test; done
+	MOEBIUS=$(BUILD)/moebius $(VENV)/bin/python -m pytest -q tests/test_cuda_races.py
+	MOEBIUS_CUDA_RACES=1 MOEBIUS=$(BUILD)/moebius $(VENV)/bin/python -m pytest -q tests/test_cuda.py tests/test_cuda_decode.py
 
 # What these tests can say on a real card; `make gpu-test` (tests/cuda/bundle.mk) says more, without Python.
 gpu-pytest: $(BUILD)/moebius $(VENV)/ready

@@ -255,6 +255,9 @@ void cuda_linear_run(struct cuda *cuda, struct linear_params *p, const struct we
     second.job[0] = p->job[1];
     second.n_jobs = p->n_jobs = 1;
     second.route.blocks = second.rope.blocks = 0;
+    /* The first launch is over when the second begins, so blocks of the second alone are counted. */
+    second.sum.n_items = (const int32_t *)cuda->scratch.arrived + cuda_counters(cuda) - 1;
+    p->sum.arrived = NULL;
     run_jobs(cuda, p, w[0]->format, columns, false);
     run_jobs(cuda, &second, w[1]->format, columns, false);
 }

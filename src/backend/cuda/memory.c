@@ -19,7 +19,7 @@ static size_t largest(size_t a, size_t b) {
 
 size_t cuda_counters(const struct cuda *cuda) {
     const struct model *m = cuda->model;
-    return (size_t)m->hidden / TILE_ROWS + 2 + (size_t)cuda->options.max_logits + (size_t)m->heads + 1;
+    return (size_t)m->hidden / TILE_ROWS + 2 + (size_t)cuda->options.max_logits + (size_t)m->heads + 2;
 }
 
 /* Bytes that packing the widest activations takes; bf16 ones are packed only where their rows are no multiple of 16 bytes. */

@@ -151,13 +151,6 @@ static void count_launches(struct profiler *p, const struct watched_stage *stage
     if (stages[FFN_DENSE].n_layers) out->dense_layer_kernels = attention + p->launches[FFN_DENSE];
 }
 
-/* Two launches that count their blocks together (experts of one format, shared ones of another) were each timed without the other:
- * blocks of one launch then come before and after the count is full, and may be lost. */
-static void clear_counters(struct cuda *cuda) {
-    size_t bytes = cuda_counters(cuda) * sizeof *cuda->scratch.arrived;
-    keep(cuda, cuda->driver.fill((cuda_address)(uintptr_t)cuda->scratch.arrived, 0, bytes, cuda->stream));
-}
-
 int cuda_profile_step(struct backend *backend, const struct batch *batch, bool timed, struct cuda_profile *out,
                       struct mo_error *error) {
     struct cuda *cuda = (struct cuda *)backend;
@@ -181,7 +174,6 @@ int cuda_profile_step(struct backend *backend, const struct batch *batch, bool t
         if (p.launches[s]) time_stage(&p, &stages[s], p.launches[s]);
     }
     cuda->watch.on = false;
-    clear_counters(cuda);
     if (p.first) cuda->driver.event_destroy(p.first);
     if (p.second) cuda->driver.event_destroy(p.second);
     int code = backend->ops->end(backend, error);

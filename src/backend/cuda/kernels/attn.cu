@@ -127,6 +127,7 @@ DEVICE void softmax_tile(const struct attn_block *b, int t0) {
         float weight = max == -INFINITY ? 0.0f : expf(s - max), keep = old == max ? 1.0f : expf(old - max);
         float sum = warp_sum(weight);
         b->weight[q * WEIGHT_STRIDE + LANE] = bf16_bits(weight);
+        warp_barrier(); /* all lanes have read the old maximum: shuffles do not promise that */
         if (LANE) continue;
         b->keep[q] = keep;
         b->max[q] = max;

@@ -13,7 +13,7 @@ DEVICE uint32_t load_now(const uint32_t *at) {
 }
 #else
 DEVICE uint32_t load_now(const uint32_t *at) {
-    return *(const volatile uint32_t *)at;
+    return shim_load_now(at);
 }
 #endif
 
@@ -54,7 +54,7 @@ KERNEL(probe_barrier, probe_params) {
             while (load_now(p.counter) < wanted && ++spins < SPINS_MAX) {
             }
             gave_up = spins == SPINS_MAX;
-            if (gave_up) *p.sink = 1;
+            if (gave_up) atomic_add_u32(p.sink, 1);
             thread_fence();
         }
         barrier();

@@ -1,0 +1,73 @@
+"""Tiny models end to end on the shim whose driver looks for data races (tests/shim/race.c): a race ends the program with status 66.
+Prompts are cut so that every kernel of a step runs; what measures or makes up weights, tests/race and test_generated.c run."""
+
+import re
+
+import pytest
+
+import conftest
+from conftest import GOLDEN, TESTS, succeed
+from test_cuda import BUILD, GPU, SHIM, fake
+
+# A model in each weight format.
+MODELS = {
+    "bf16": ["v2lite-tiny"],
+    "fp8": ["v3-tiny-fp8"],
+    "awq": ["v2lite-tiny-awq"],
+    "int4": ["v2-tiny", "--quantization", "int4"],
+    "int8": ["v2-tiny", "--quantization", "int8"],
+}
+# Rows, and how they are cut: for prompts and 16 columns; 64 columns and 8; 32.
+CUTS = {
+    "82 by 70": (82, 70, ["--kv-cache-dtype", "fp8"]),
+    "57 by 52": (57, 52, []),
+    "27 by 27": (27, 27, ["--kv-cache-dtype", "fp8"]),
+}
+ELSEWHERE = re.compile(r"probe_|generate_|pick$|attn_expanded$")  # tests/race, test_generated, test_pick, test_prefill (make test)
+
+
+@pytest.fixture(scope="module")
+def seen():
+    """Kernels that ran."""
+    return set()
+
+
+@pytest.fixture
+def run(monkeypatch, seen):
+    monkeypatch.setattr(conftest, "PROGRAM", str(SHIM / "moebius"))
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(BUILD / "tests" / "race"))
+
+    def run(model, rows, chunk, *flags):
+        ids = ",".join(str(7 * i % 97 + 3) for i in range(rows))
+        result = succeed("logits", GOLDEN / model[0], *model[1:], "--ids", ids, "--chunk", chunk, *GPU, *flags, env=fake(log=1))
+        kernels = set(re.findall(r"^fake cuda: (\w+) \d+ x 256", result.err, re.M))
+        assert len(kernels) > 5
+        seen.update(kernels)
+
+    return run
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("name", MODELS)
+def test_prompts(name, cut, run):
+    rows, chunk, flags = CUTS[cut]
+    run(MODELS[name], rows, chunk, *flags)
+
+
+@pytest.mark.parametrize("form, rows, chunk", [("absorbed", 260, 258), ("expanded", 140, 70)])
+def test_splits_and_windows(form, rows, chunk, run, monkeypatch):
+    """Several splits of the cache, one after the other and apart, or several windows."""
+    monkeypatch.setenv("MOEBIUS_CUDA_WINDOW", "64")
+    run(MODELS["bf16"], rows, chunk, "--attention", form)
+
+
+def test_other_paths(run, monkeypatch):
+    run(MODELS["bf16"], 20, 4, "--expert-device", "cpu")
+    monkeypatch.setenv("MOEBIUS_CUDA_FP8_NATIVE", "1")
+    run(MODELS["fp8"], 70, 70)
+
+
+def test_every_kernel_ran(seen):
+    table = (TESTS / "cuda" / "kernels.tsv").read_text().splitlines()[1:]
+    kernels = {line.split("|")[2] for line in table}
+    assert {name for name in kernels - seen if not ELSEWHERE.match(name)} == set()
