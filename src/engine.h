@@ -15,6 +15,7 @@ struct engine_options {
     const char *model, *revision, *chat_template;
     int expert_device;  /* 0 auto and 1 gpu: with the rest; 2 cpu: routed experts on the CPU */
     const char *device; /* NULL or "auto", "cpu", "cuda", "cuda:N" */
+    const char *expert_cache; /* NULL or "auto", or GiB that routed experts may take; "0": as they lie in the file */
     int threads;
     int cpu_strict; /* 1: each thread on a processor of its own */
     int max_model_len, max_num_seqs, max_num_batched_tokens;
@@ -48,6 +49,8 @@ struct engine {
     struct weights weights;
     struct tokenizer *tokenizer;      /* NULL if the folder has none: token ids only */
     const struct chat_template *chat; /* NULL: no chat */
+    struct store *store; /* routed experts that are read when they are needed; NULL: they are used where they lie */
+    double expert_bytes; /* for them; 0: what the rest leaves */
     struct backend *backend;
     struct sched *sched;
     int32_t eos[MODEL_MAX_EOS];

@@ -28,7 +28,7 @@ LAYERS = {
     "check": {"base", "model", "backend", "check"},
     "forward": {"base", "model", "backend", "forward"},
     "sched": {"base", "model", "text", "expert", "backend", "forward", "sched"},
-    "server": {"base", "model", "text", "sched", "server", "top"},
+    "server": {"base", "model", "text", "expert", "sched", "server", "top"},
     "top": {"base", "model", "text", "expert", "backend", "forward", "sched", "server", "plan", "check", "top", "public"},
 }
 DATA = ("tests/golden/data/", "tests/golden/demo/", "tests/data/", "models/")  # not ours to format

@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 enum { STAGE_ALIGN = 64 };
 
@@ -61,6 +62,7 @@ static void cpu_begin(struct backend *backend, const struct batch *batch) {
     assert(batch->n_rows >= 1 && batch->n_rows <= cpu->options.max_rows);
     assert(batch->n_seqs <= cpu->options.max_seqs && batch->n_logits <= cpu->options.max_logits);
     cpu->batch = batch;
+    cpu->failure.code = 0;
     atomic_store(&cpu->fault.seen, 0);
     for (int s = 0; s < batch->n_seqs; s++) {
         const struct batch_seq *seq = &batch->seqs[s];
@@ -91,6 +93,7 @@ static void cpu_head(struct backend *backend) {
     const struct model *m = cpu->model;
     size_t hidden = (size_t)m->hidden;
     int n = cpu->batch->n_logits;
+    if (cpu->failure.code) return;
     stage_begin(cpu);
     for (int i = 0; i < n; i++) {
         int row = cpu->batch->logits_row[i];
@@ -109,6 +112,8 @@ static void cpu_head(struct backend *backend) {
 static int cpu_end(struct backend *backend, struct mo_error *error) {
     struct cpu *cpu = (struct cpu *)backend;
     const struct numeric_fault *fault = &cpu->fault;
+    if (cpu->failure.code && error) *error = cpu->failure;
+    if (cpu->failure.code) return cpu->failure.code;
     if (!atomic_load(&cpu->fault.seen)) return 0;
     int row = fault->row, token = cpu->batch->token[row];
     char where[32];
@@ -119,7 +124,8 @@ static int cpu_end(struct backend *backend, struct mo_error *error) {
 }
 
 static int cpu_fault_row(struct backend *backend) {
-    return ((struct cpu *)backend)->fault.row;
+    const struct cpu *cpu = (struct cpu *)backend;
+    return cpu->failure.code ? -1 : cpu->fault.row;
 }
 
 static const float *cpu_logits(struct backend *backend) {
@@ -298,6 +304,8 @@ int cpu_backend_open(struct backend **backend, const struct model *model, const 
     cpu->magnitude = (float)model_rope_magnitude(model);
     cpu->softmax_scale = (float)model_softmax_scale(model);
     cpu->expanded_from = attention_expanded_rows(model, options->attention);
+    const char *prefetch = getenv("MOEBIUS_EXPERT_PREFETCH");
+    cpu->predicts = options->predict_experts && !(prefetch && !strcmp(prefetch, "0"));
     cpu->arena = arena_create();
     code = cpu->arena ? open_memory(cpu, error) : mo_error_set(error, MO_E_NO_MEMORY, "no memory for the CPU backend");
     if (!code) code = kv_cache_open(cpu, error);

@@ -90,6 +90,8 @@ struct cpu {
     struct worker_scratch *workers; /* [threads] */
     struct stage_scratch stage;
     struct numeric_fault fault;
+    struct mo_error failure; /* code: experts of this step could not be read, and what is left of it is skipped */
+    bool predicts;           /* experts are read ahead */
 };
 
 /* cpu.c */
