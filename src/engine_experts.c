@@ -15,7 +15,8 @@ static int parse_size(const char *text, double *bytes, struct mo_error *error) {
     char *end;
     double gib = strtod(text, &end);
     if (end == text || *end || !(gib >= 0 && gib <= 1 << 20)) {
-        return mo_error_set(error, MO_E_INVALID, "--expert-cache: expected auto or a number of GiB, found \"%s\"", text);
+        return mo_error_set(error, MO_E_INVALID, "--expert-cache: expected auto or a number of GiB, found \"%s\"",
+                            text);
     }
     *bytes = gib * GIB;
     return 0;

@@ -31,13 +31,19 @@ struct resident {
     struct mlp mlp; /* data: in the slot */
 };
 
+/* Of one layer, counted, and as a record's weight counts them. */
+struct visits {
+    uint32_t n;
+    float weight;
+};
+
 struct store {
     const struct model *model;
     const struct checkpoint *checkpoint;
     struct records records;
     struct resident *residents; /* [records.n] */
     uint64_t n_visits;
-    uint32_t *visits;       /* [layers] of each layer */
+    struct visits *visits;  /* [layers] */
     float fade[STORE_FADE]; /* [n]: what n visits leave of a weight */
 
     struct slot *slots;  /* [n_slots] */
@@ -63,8 +69,14 @@ static int layer_of(const struct store *store, int record) {
 
 static float weight_now(const struct store *store, int record) {
     const struct resident *r = &store->residents[record];
-    uint32_t visits = store->visits[layer_of(store, record)] - r->visit;
+    uint32_t visits = store->visits[layer_of(store, record)].n - r->visit;
     return visits < STORE_FADE ? r->weight * store->fade[visits] : 0;
+}
+
+/* 1 for a record that every visit needed, exactly: so prompts find equals. */
+static float share_now(const struct store *store, int record) {
+    float weight = weight_now(store, record);
+    return weight > 0 ? weight / store->visits[layer_of(store, record)].weight : 0;
 }
 
 /* Layers from `layer` until this record's turn comes again. */
@@ -83,7 +95,7 @@ static int rank_of(const struct store *store, const struct slot *slot) {
 
 /* Whether a goes before b, which has the same rank; `layer` is at work. */
 static bool is_lighter(const struct store *store, const struct slot *a, const struct slot *b, int layer) {
-    float x = weight_now(store, a->record), y = weight_now(store, b->record);
+    float x = share_now(store, a->record), y = share_now(store, b->record);
     int ahead = distance(store, a->record, layer) - distance(store, b->record, layer);
     return x != y ? x < y : ahead ? ahead > 0 : a->record > b->record;
 }
@@ -187,12 +199,13 @@ static void end_predictions(struct store *store, int layer) {
 
 int store_visit(struct store *store, int layer, const int *experts, int n) {
     store->n_visits++;
-    store->visits[layer]++;
+    struct visits *visits = &store->visits[layer];
+    *visits = (struct visits){visits->n + 1, 1 + visits->weight * store->fade[1]};
     for (int i = 0; i < n; i++) {
         int record = record_of(store, layer, experts[i]);
         struct resident *r = &store->residents[record];
         r->weight = 1 + weight_now(store, record);
-        r->visit = store->visits[layer];
+        r->visit = visits->n;
         r->needed_at = store->n_visits;
     }
     end_predictions(store, layer);

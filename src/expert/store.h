@@ -5,10 +5,11 @@
  * slots of the largest record. Who computes a layer says which experts it needs (store_visit), pins as many as the slots
  * allow (store_ask; twice the answer of store_visit at once), waits for those that are on their way, computes, and releases.
  *
- * What stays. Each record has a weight: one for every visit that needed it, halved every STORE_HALF_LIFE visits of its layer. The
- * slot with the lightest record is taken first; of equals, the one whose layer comes last again. So frequency counts and
- * fades, and a prompt that needs all experts in turn does not push out what it will need again: most of a cache that is too small
- * stays as it is. On the routing of models/demo this finds two to six of a hundred more than the least recently used.
+ * What stays. Each record has a weight: one for every visit of its layer that needed it, halved every STORE_HALF_LIFE visits; its
+ * share is that of what a record has that every visit needed. The slot with the smallest share is taken first; of equals, the one
+ * whose layer comes last again. So frequency counts and fades, and a prompt that needs all experts in turn does not push out what
+ * it will need again: most of a cache that is too small stays as it is. On the routing of models/demo this finds two to six of a
+ * hundred more than forgetting the least recently used does.
  *
  * store_predict reads ahead what the next layer will probably need, with what the disk has to spare.
  *

@@ -8,7 +8,6 @@
 #include "backend/cpu/moe.h"
 
 enum {
-    PREDICTED_ROWS = 8,        /* for steps of that many rows at most: more want too many different experts */
     PROMPT_SHARE_PERCENT = 75, /* a layer that wanted so many of its experts: the next one will want all of them */
 };
 
@@ -85,10 +84,48 @@ static void release(struct cpu *cpu, int layer, const int *experts, int from, in
     for (int i = from; i < to; i++) store_release(cpu->options.store, layer, experts[i]);
 }
 
+/* ---- what the next layer will want ---- */
+
+/* By its own router, on a residual stream that lacks its attention. Whether the numbers are finite is asked by those who
+ * compute with them. */
+static void predict_rows(struct cpu *cpu, int layer) {
+    const struct model *m = cpu->model;
+    const struct layer *w = &cpu->weights->layers[layer];
+    size_t hidden = (size_t)m->hidden, experts = (size_t)m->experts;
+    int n = cpu->batch->n_rows;
+    float *normed = stage_alloc(cpu, (size_t)n * hidden * sizeof *normed);
+    int32_t *ids = stage_alloc(cpu, (size_t)m->top_k * sizeof *ids);
+    float *weights = stage_alloc(cpu, (size_t)m->top_k * sizeof *weights);
+    for (int i = 0; i < n; i++) {
+        cpu->kern.rms_norm(cpu->x + (size_t)i * hidden, w->ffn_norm, m->hidden, (float)m->norm_eps,
+                           normed + (size_t)i * hidden);
+    }
+    cpu_linear(cpu, &w->router, normed, hidden, cpu->score, experts, n);
+    for (int i = 0; i < n; i++) {
+        cpu_choose_experts(m, w->router_bias, cpu->score + (size_t)i * experts, ids, weights);
+        for (int k = 0; k < m->top_k; k++) store_predict(cpu->options.store, layer, ids[k]);
+    }
+}
+
+static void predict(struct cpu *cpu, int layer, int n_wanted) {
+    const struct model *m = cpu->model;
+    size_t mark = cpu->stage.used;
+    if (layer >= m->layers) return;
+    if (cpu->batch->n_rows <= PREDICTED_ROWS) {
+        predict_rows(cpu, layer);
+    } else if (n_wanted * 100 >= m->experts * PROMPT_SHARE_PERCENT) {
+        for (int e = 0; e < m->experts; e++) store_predict(cpu->options.store, layer, e);
+    }
+    cpu->stage.used = mark;
+}
+
+/* ---- a layer ---- */
+
 static int compute_waves(struct moe *moe, const int *experts, int n, int layer, struct mo_error *error) {
     struct cpu *cpu = moe->cpu;
     int code = 0, wave = store_visit(cpu->options.store, layer, experts, n), asked = smaller(wave, n);
     ask(cpu, layer, experts, 0, asked);
+    if (cpu->predicts==2) predict(cpu, layer + 1, n);
     for (int from = 0; from < n && !code; from += wave) {
         int to = smaller(from + wave, n), next = smaller(to + wave, n);
         ask(cpu, layer, experts, to, next);
@@ -107,38 +144,6 @@ static void compute_shared_down(const struct moe *moe) {
     if (moe_list_shared_down(moe, residual, &job)) cpu_linear_sum(cpu, &job, 1);
 }
 
-/* ---- what the next layer will want ---- */
-
-/* By its own router, on a residual stream that lacks its attention. Whether the numbers are finite is asked by those who
- * compute with them. */
-static void predict_rows(struct cpu *cpu, int layer) {
-    const struct model *m = cpu->model;
-    const struct layer *w = &cpu->weights->layers[layer];
-    size_t hidden = (size_t)m->hidden, experts = (size_t)m->experts;
-    int n = cpu->batch->n_rows;
-    int32_t *ids = stage_alloc(cpu, (size_t)m->top_k * sizeof *ids);
-    float *weights = stage_alloc(cpu, (size_t)m->top_k * sizeof *weights);
-    for (int i = 0; i < n; i++) {
-        cpu->kern.rms_norm(cpu->x + (size_t)i * hidden, w->ffn_norm, m->hidden, (float)m->norm_eps,
-                           cpu->normed + (size_t)i * hidden);
-    }
-    cpu_linear(cpu, &w->router, cpu->normed, hidden, cpu->score, experts, n);
-    for (int i = 0; i < n; i++) {
-        cpu_choose_experts(m, w->router_bias, cpu->score + (size_t)i * experts, ids, weights);
-        for (int k = 0; k < m->top_k; k++) store_predict(cpu->options.store, layer, ids[k]);
-    }
-}
-
-static void predict(struct cpu *cpu, int layer, int n_wanted) {
-    const struct model *m = cpu->model;
-    if (!cpu->predicts || layer >= m->layers) return;
-    if (cpu->batch->n_rows <= PREDICTED_ROWS) {
-        predict_rows(cpu, layer);
-    } else if (n_wanted * 100 >= m->experts * PROMPT_SHARE_PERCENT) {
-        for (int e = 0; e < m->experts; e++) store_predict(cpu->options.store, layer, e);
-    }
-}
-
 void moe_compute_from_store(struct cpu *cpu, int layer) {
     struct moe moe = moe_begin(cpu, layer);
     int *experts = stage_alloc(cpu, (size_t)cpu->model->experts * sizeof *experts), n = 0;
@@ -147,6 +152,5 @@ void moe_compute_from_store(struct cpu *cpu, int layer) {
     }
     if (compute_waves(&moe, experts, n, layer, &cpu->failure)) return;
     compute_shared_down(&moe);
-    stage_begin(cpu);
-    predict(cpu, layer + 1, n);
+    if (cpu->predicts==1) predict(cpu, layer + 1, n);
 }
