@@ -91,6 +91,10 @@ int engine_experts_start(struct engine *engine, struct backend_options *backend,
     double bytes = engine->expert_bytes ? engine->expert_bytes : free_bytes(engine, backend);
     double all = (double)store_records(store) * (double)store_slot_bytes(store);
     if (bytes > all) bytes = all;
+    if (bytes > memory_bytes(engine)) {
+        return mo_error_set(error, MO_E_NO_MEMORY, "--expert-cache: %.2f GiB are more than the %.2f GiB that there are",
+                            bytes / GIB, memory_bytes(engine) / GIB);
+    }
     int code = store_start(store, (size_t)bytes, backend->take_cache, NULL, error);
     if (code) return code;
     if (engine->gpu < 0) store_touch_rest(store);
