@@ -66,14 +66,14 @@ int engine_experts_choose(struct engine *engine, struct mo_error *error) {
 
 int engine_experts_leave(const struct engine *engine, double scratch, double *bytes, struct mo_error *error) {
     double room = memory_bytes(engine) - rest_bytes(engine) - scratch, least = least_bytes(engine);
-    double wanted = engine->expert_bytes ? engine->expert_bytes : least;
+    double wanted = engine->expert_bytes > 0 ? engine->expert_bytes : least;
     if (room < wanted) {
         return mo_error_set(error, MO_E_NO_MEMORY,
                             "--expert-cache: %.2f GiB do not fit beside %.2f GiB of other weights and %.2f GiB of "
                             "scratch: %.2f GiB are left",
                             wanted / GIB, rest_bytes(engine) / GIB, scratch / GIB, room > 0 ? room / GIB : 0);
     }
-    *bytes = engine->expert_bytes || engine->options.max_model_len ? room - wanted : room / 4;
+    *bytes = engine->expert_bytes > 0 || engine->options.max_model_len ? room - wanted : room / 4;
     return 0;
 }
 
@@ -88,7 +88,7 @@ static double free_bytes(const struct engine *engine, const struct backend_optio
 int engine_experts_start(struct engine *engine, struct backend_options *backend, struct mo_error *error) {
     struct store *store = engine->store;
     if (!store) return 0;
-    double bytes = engine->expert_bytes ? engine->expert_bytes : free_bytes(engine, backend);
+    double bytes = engine->expert_bytes > 0 ? engine->expert_bytes : free_bytes(engine, backend);
     double all = (double)store_records(store) * (double)store_slot_bytes(store);
     if (bytes > all) bytes = all;
     if (bytes > memory_bytes(engine)) {

@@ -24,9 +24,10 @@ struct slot {
 
 /* What is known of a record besides its place in the file. */
 struct resident {
-    int slot;           /* or NOWHERE */
-    uint64_t needed_at; /* the visit that needs it; 0: none, or it has been released */
-    float weight;       /* as of its layer's visit `visit` */
+    int slot; /* or NOWHERE */
+    uint64_t
+        needed_at; /* the visit that needs it, or during which it was predicted; 0: none, or it has been released */
+    float weight;  /* as of its layer's visit `visit` */
     uint32_t visit;
     struct mlp mlp; /* data: in the slot */
 };
@@ -85,7 +86,7 @@ static int distance(const struct store *store, int record, int layer) {
     return ahead > 0 ? ahead : ahead + layers;
 }
 
-/* How gladly a slot is given away, the highest first. */
+/* How gladly a slot is given away, the highest first. What is needed by this visit or the next is spared. */
 static int rank_of(const struct store *store, const struct slot *slot) {
     if (slot->state == SLOT_EMPTY) return 4;
     if (slot->pins) return 0;
@@ -266,9 +267,7 @@ void store_release(struct store *store, int layer, int expert) {
     store->residents[record].needed_at = 0;
 }
 
-/* Predictions take a quarter of the slots at most, and none that the layers at work need. */
-void store_predict(struct store *store, int layer, int expert) {
-    int record = record_of(store, layer, expert);
+static void read_ahead(struct store *store, int layer, int record) {
     if (slot_of(store, record) || store->n_predicted >= store->n_slots / 4) return;
     struct slot *slot = free_slot(store, layer - 1, 3);
     if (!slot) return;
@@ -276,6 +275,11 @@ void store_predict(struct store *store, int layer, int expert) {
     slot->is_predicted = true;
     store->n_predicted++;
     count(&store->predicted, 1);
+}
+
+void store_predict(struct store *store, int layer, const int32_t *experts, int n) {
+    for (int i = 0; i < n; i++) store->residents[record_of(store, layer, experts[i])].needed_at = store->n_visits;
+    for (int i = 0; i < n; i++) read_ahead(store, layer, record_of(store, layer, experts[i]));
 }
 
 /* ---- numbers ---- */

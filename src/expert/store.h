@@ -65,8 +65,9 @@ int store_wait(struct store *store, int layer, int expert, struct mo_error *erro
 const struct mlp *store_expert(const struct store *store, int layer, int expert);
 void store_release(struct store *store, int layer, int expert);
 
-/* Reads ahead one that will probably be needed, if there is a slot to spare. */
-void store_predict(struct store *store, int layer, int expert);
+/* The next layer will probably need these: those that are there are spared until its turn, the others are read ahead as far as
+ * there are slots for it, a quarter of all. An expert may be there twice. */
+void store_predict(struct store *store, int layer, const int32_t *experts, int n);
 
 void store_stats_get(struct store *store, struct store_stats *stats);
 

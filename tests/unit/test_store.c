@@ -140,6 +140,11 @@ static int choose(int *experts, int most) {
     return n;
 }
 
+static void predict(struct world *w, int layer, int n) {
+    int32_t experts[] = {random_below(EXPERTS), random_below(EXPERTS), random_below(EXPERTS)};
+    if (layer < LAYERS) store_predict(w->store, layer, experts, n);
+}
+
 /* ---- bytes ---- */
 
 static void test_every_size(void **state) {
@@ -152,9 +157,7 @@ static void test_every_size(void **state) {
             for (int i = 0; i < 60; i++) {
                 int layer = DENSE + i % (LAYERS - DENSE), n = choose(experts, EXPERTS);
                 assert_int_equal(visit(w, layer, experts, n, &error), 0);
-                for (int k = 0; k < predicted && layer + 1 < LAYERS; k++) {
-                    store_predict(w->store, layer + 1, random_below(EXPERTS));
-                }
+                predict(w, layer + 1, predicted);
             }
         }
     }
@@ -284,14 +287,15 @@ static void test_predictions(void **state) {
     struct world *w = *state;
     struct store_stats stats;
     start(w, 16, NULL);
-    for (int e = 0; e < EXPERTS; e++) store_predict(w->store, 1, e); /* a quarter of the slots: four */
     static const int first[] = {0, 1}, second[] = {0, 1, 2, 3};
+    static const int32_t all[] = {0, 1, 2, 2, 1, 3, 4, 5, 6, 7}, one[] = {0};
+    store_predict(w->store, 1, all, 10); /* a quarter of the slots: four */
     assert_int_equal(visit(w, 1, first, 2, NULL), 0);
     store_stats_get(w->store, &stats);
     assert_int_equal(stats.predicted, 4);
     assert_int_equal(stats.used, 2);
     assert_int_equal(stats.wasted, 2);
-    store_predict(w->store, 2, 0); /* it has time to come */
+    store_predict(w->store, 2, one, 1); /* it has time to come */
     usleep(50000);
     assert_int_equal(visit(w, 2, second, 4, NULL), 0);
     store_stats_get(w->store, &stats);
@@ -320,7 +324,7 @@ static void test_broken_disk(void **state) {
             atomic_store(&g_is_broken, i % 4 == 1);
             int layer = DENSE + i % (LAYERS - DENSE);
             int code = visit(w, layer, experts, choose(experts, EXPERTS), &error);
-            for (int k = 0; k < 3 && layer + 1 < LAYERS; k++) store_predict(w->store, layer + 1, random_below(EXPERTS));
+            predict(w, layer + 1, 3);
             if (!code) continue;
             assert_int_equal(code, MO_E_IO);
             assert_non_null(strstr(error.message, strerror(EIO)));

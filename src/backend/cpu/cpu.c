@@ -261,7 +261,7 @@ static size_t stage_bytes(const struct cpu *cpu) {
     size_t rows = larger((size_t)cpu->options.max_rows, (size_t)cpu->options.max_logits);
     size_t pairs = rows * (size_t)m->top_k, threads = (size_t)cpu->options.threads;
     size_t lists = (8 * rows + 8 * pairs + threads * rows) * sizeof(void *) + pairs * sizeof(struct q8_row);
-    size_t predicted = cpu->options.predict_experts ? PREDICTED_ROWS * (size_t)(m->hidden + 2 * m->top_k) * 4 : 0;
+    size_t ahead = cpu->options.predict_experts ? PREDICTED_ROWS * (size_t)(m->hidden + m->top_k) * 4 : 0;
     size_t jobs = (2 * (size_t)m->experts + 8) * (sizeof(struct linear) + 4 * sizeof(int)) + pairs * 2 * sizeof(int);
     int n = (int)rows, width = m->dense_width > m->hidden ? m->dense_width : m->hidden;
     int attended = m->heads * m->v_dim;
@@ -269,7 +269,7 @@ static size_t stage_bytes(const struct cpu *cpu) {
                        cpu_quantized_bytes(n, attended) + cpu_quantized_bytes(n, m->q_lora + 1) +
                        cpu_quantized_bytes((int)pairs, m->expert_width + 1) +
                        cpu_quantized_bytes(n, m->shared_experts * m->expert_width + 1);
-    return lists + jobs + predicted + quantized + attn_absorbed_stage_bytes(m, &cpu->options) + 64 * STAGE_ALIGN;
+    return lists + jobs + ahead + quantized + attn_absorbed_stage_bytes(m, &cpu->options) + 64 * STAGE_ALIGN;
 }
 
 static int open_memory(struct cpu *cpu, struct mo_error *error) {
@@ -306,7 +306,7 @@ int cpu_backend_open(struct backend **backend, const struct model *model, const 
     cpu->softmax_scale = (float)model_softmax_scale(model);
     cpu->expanded_from = attention_expanded_rows(model, options->attention);
     const char *prefetch = getenv("MOEBIUS_EXPERT_PREFETCH");
-    cpu->predicts = options->predict_experts ? prefetch ? atoi(prefetch) : 1 : 0;
+    cpu->predicts = options->predict_experts && !(prefetch && !strcmp(prefetch, "0"));
     cpu->arena = arena_create();
     code = cpu->arena ? open_memory(cpu, error) : mo_error_set(error, MO_E_NO_MEMORY, "no memory for the CPU backend");
     if (!code) code = kv_cache_open(cpu, error);

@@ -19,7 +19,7 @@ enum {
     LINEAR_BLOCK_MAX = LINEAR_BLOCK_AWQ,
     ATTENTION_ROWS = 32,        /* query rows that share a pass over a page */
     ATTENTION_ROWS_TILES = 128, /* over an expanded page in tile order: packing the keys must be worth it */
-    PREDICTED_ROWS = 8, /* with experts on disk: steps of more rows want too many different ones to foresee */
+    PREDICTED_ROWS = 8,         /* with experts on disk: steps of more rows want too many different ones to foresee */
 };
 
 /* Memory for one worker thread. */
@@ -92,7 +92,7 @@ struct cpu {
     struct stage_scratch stage;
     struct numeric_fault fault;
     struct mo_error failure; /* code: experts of this step could not be read, and what is left of it is skipped */
-    int predicts;            /* experts are read ahead */
+    bool predicts;           /* experts are read ahead */
 };
 
 /* cpu.c */

@@ -2,8 +2,7 @@
  *
  * The experts of a step are taken in ascending order, in waves that fit the slots. Within a wave gate and up of those that are
  * there are computed while the others are read, then of the others as they come, then down of all in ascending order; the next
- * wave is on its way meanwhile. Then the next layer's router says, on the residual stream as it is now, which experts to
- * read ahead. */
+ * wave is on its way meanwhile. Behind them stand those that the next layer will probably want. */
 #include <string.h>
 #include "backend/cpu/moe.h"
 
@@ -86,36 +85,36 @@ static void release(struct cpu *cpu, int layer, const int *experts, int from, in
 
 /* ---- what the next layer will want ---- */
 
-/* By its own router, on a residual stream that lacks its attention. Whether the numbers are finite is asked by those who
- * compute with them. */
-static void predict_rows(struct cpu *cpu, int layer) {
+/* By its own router, on a residual stream that lacks this layer's experts and its own attention: the earlier it is asked, the more
+ * of the reading is hidden. Whether the numbers are finite is asked by those who compute with them. */
+static int choose_by_router(struct cpu *cpu, int layer, int32_t *ids) {
     const struct model *m = cpu->model;
     const struct layer *w = &cpu->weights->layers[layer];
-    size_t hidden = (size_t)m->hidden, experts = (size_t)m->experts;
+    size_t hidden = (size_t)m->hidden, experts = (size_t)m->experts, k = (size_t)m->top_k;
     int n = cpu->batch->n_rows;
     float *normed = stage_alloc(cpu, (size_t)n * hidden * sizeof *normed);
-    int32_t *ids = stage_alloc(cpu, (size_t)m->top_k * sizeof *ids);
-    float *weights = stage_alloc(cpu, (size_t)m->top_k * sizeof *weights);
-    for (int i = 0; i < n; i++) {
-        cpu->kern.rms_norm(cpu->x + (size_t)i * hidden, w->ffn_norm, m->hidden, (float)m->norm_eps,
-                           normed + (size_t)i * hidden);
+    float *weights = stage_alloc(cpu, k * sizeof *weights);
+    for (size_t i = 0; i < (size_t)n; i++) {
+        cpu->kern.rms_norm(cpu->x + i * hidden, w->ffn_norm, m->hidden, (float)m->norm_eps, normed + i * hidden);
     }
     cpu_linear(cpu, &w->router, normed, hidden, cpu->score, experts, n);
-    for (int i = 0; i < n; i++) {
-        cpu_choose_experts(m, w->router_bias, cpu->score + (size_t)i * experts, ids, weights);
-        for (int k = 0; k < m->top_k; k++) store_predict(cpu->options.store, layer, ids[k]);
+    for (size_t i = 0; i < (size_t)n; i++) {
+        cpu_choose_experts(m, w->router_bias, cpu->score + i * experts, ids + i * k, weights);
     }
+    return n * m->top_k;
 }
 
 static void predict(struct cpu *cpu, int layer, int n_wanted) {
     const struct model *m = cpu->model;
+    bool is_short = cpu->batch->n_rows <= PREDICTED_ROWS;
+    if (!cpu->predicts || layer >= m->layers) return;
+    if (!is_short && n_wanted * 100 < m->experts * PROMPT_SHARE_PERCENT) return;
     size_t mark = cpu->stage.used;
-    if (layer >= m->layers) return;
-    if (cpu->batch->n_rows <= PREDICTED_ROWS) {
-        predict_rows(cpu, layer);
-    } else if (n_wanted * 100 >= m->experts * PROMPT_SHARE_PERCENT) {
-        for (int e = 0; e < m->experts; e++) store_predict(cpu->options.store, layer, e);
-    }
+    int n = is_short ? PREDICTED_ROWS * m->top_k : m->experts;
+    int32_t *ids = stage_alloc(cpu, (size_t)n * sizeof *ids);
+    if (is_short) n = choose_by_router(cpu, layer, ids);
+    for (int e = 0; !is_short && e < n; e++) ids[e] = e;
+    store_predict(cpu->options.store, layer, ids, n);
     cpu->stage.used = mark;
 }
 
@@ -125,7 +124,7 @@ static int compute_waves(struct moe *moe, const int *experts, int n, int layer, 
     struct cpu *cpu = moe->cpu;
     int code = 0, wave = store_visit(cpu->options.store, layer, experts, n), asked = smaller(wave, n);
     ask(cpu, layer, experts, 0, asked);
-    if (cpu->predicts==2) predict(cpu, layer + 1, n);
+    predict(cpu, layer + 1, n);
     for (int from = 0; from < n && !code; from += wave) {
         int to = smaller(from + wave, n), next = smaller(to + wave, n);
         ask(cpu, layer, experts, to, next);
@@ -152,5 +151,4 @@ void moe_compute_from_store(struct cpu *cpu, int layer) {
     }
     if (compute_waves(&moe, experts, n, layer, &cpu->failure)) return;
     compute_shared_down(&moe);
-    if (cpu->predicts==1) predict(cpu, layer + 1, n);
 }
