@@ -32,10 +32,13 @@ struct resident {
     struct mlp mlp; /* data: in the slot */
 };
 
-/* Of one layer, counted, and as a record's weight counts them. */
-struct visits {
-    uint32_t n;
+/* A layer: its visits, counted, and as a record's weight counts them; and the slot that it would give away first. Between two
+ * visits the order of its records stays as it is, so that slot is looked for when something has changed, not for every read. */
+struct turn {
+    uint32_t visits;
     float weight;
+    bool is_known;
+    struct slot *lightest; /* NULL: none of rank 3 */
 };
 
 struct store {
@@ -44,12 +47,14 @@ struct store {
     struct records records;
     struct resident *residents; /* [records.n] */
     uint64_t n_visits;
-    struct visits *visits;  /* [layers] */
+    struct turn *turns;     /* [layers] */
+    int last_layer;         /* that was visited */
     float fade[STORE_FADE]; /* [n]: what n visits leave of a weight */
 
     struct slot *slots;  /* [n_slots] */
     int n_slots, n_used; /* slots that ever held something: the others come first */
-    uint8_t *memory;     /* [n_slots][records.slot_bytes] */
+    int n_empty;
+    uint8_t *memory; /* [n_slots][records.slot_bytes] */
     struct stream *stream;
     int n_predicted; /* slots that are_predicted */
 
@@ -70,14 +75,14 @@ static int layer_of(const struct store *store, int record) {
 
 static float weight_now(const struct store *store, int record) {
     const struct resident *r = &store->residents[record];
-    uint32_t visits = store->visits[layer_of(store, record)].n - r->visit;
+    uint32_t visits = store->turns[layer_of(store, record)].visits - r->visit;
     return visits < STORE_FADE ? r->weight * store->fade[visits] : 0;
 }
 
 /* 1 for a record that every visit needed, exactly: so prompts find equals. */
 static float share_now(const struct store *store, int record) {
     float weight = weight_now(store, record);
-    return weight > 0 ? weight / store->visits[layer_of(store, record)].weight : 0;
+    return weight > 0 ? weight / store->turns[layer_of(store, record)].weight : 0;
 }
 
 /* Layers from `layer` until this record's turn comes again. */
@@ -101,7 +106,17 @@ static bool is_lighter(const struct store *store, const struct slot *a, const st
     return x != y ? x < y : ahead ? ahead > 0 : a->record > b->record;
 }
 
+/* A record of this layer came, went, is needed, or no longer. */
+static void note_change(struct store *store, int layer) {
+    if (layer < store->model->layers) store->turns[layer].is_known = false;
+}
+
 /* ---- slots ---- */
+
+static struct slot *slot_of(struct store *store, int record) {
+    int slot = store->residents[record].slot;
+    return slot == NOWHERE ? NULL : &store->slots[slot];
+}
 
 static void count(_Atomic uint64_t *counter, uint64_t n) {
     atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
@@ -111,20 +126,25 @@ static void end_prediction(struct store *store, struct slot *slot, bool used) {
     if (!slot->is_predicted) return;
     slot->is_predicted = false;
     store->n_predicted--;
+    note_change(store, layer_of(store, slot->record));
     count(used ? &store->used : &store->wasted, 1);
 }
 
 static void empty(struct store *store, struct slot *slot) {
     assert(!slot->pins);
+    if (slot->state == SLOT_EMPTY) return;
     end_prediction(store, slot, false);
-    if (slot->state != SLOT_EMPTY) store->residents[slot->record].slot = NOWHERE;
+    store->residents[slot->record].slot = NOWHERE;
     slot->state = SLOT_EMPTY;
+    store->n_empty++;
+    note_change(store, layer_of(store, slot->record));
 }
 
 /* Waits for a slot's read. After a failure it stays as it is. */
 static int settle(struct store *store, struct slot *slot, struct mo_error *error) {
     int code = stream_wait(store->stream, &slot->read, error);
     if (!code) slot->state = SLOT_READY;
+    note_change(store, layer_of(store, slot->record));
     return code;
 }
 
@@ -134,12 +154,39 @@ static void refresh(struct store *store, struct slot *slot) {
     if (settle(store, slot, NULL)) empty(store, slot);
 }
 
-/* The slot to use next, or NULL where none has `least` rank. Looks at all of them: ten thousand take as long as reading a
- * hundredth of a record. */
+static struct slot *find_lightest(struct store *store, int layer) {
+    struct slot *best = NULL;
+    int first = record_of(store, layer, 0);
+    for (int i = first; i < first + store->model->experts; i++) {
+        struct slot *slot = slot_of(store, i);
+        if (slot) refresh(store, slot);
+        if (!slot || rank_of(store, slot) != 3) continue;
+        if (!best || is_lighter(store, slot, best, layer)) best = slot;
+    }
+    return best;
+}
+
+/* Of rank 3, while `layer` is at work; or NULL. */
+static struct slot *choose_lightest(struct store *store, int layer) {
+    struct slot *best = NULL;
+    for (int l = store->model->dense_layers; l < store->model->layers; l++) {
+        struct turn *turn = &store->turns[l];
+        if (!turn->is_known) turn->lightest = find_lightest(store, l);
+        turn->is_known = true;
+        if (!turn->lightest) continue;
+        assert(rank_of(store, turn->lightest) == 3);
+        if (!best || is_lighter(store, turn->lightest, best, layer)) best = turn->lightest;
+    }
+    return best;
+}
+
+/* The slot to use next, or NULL where none has `least` rank. */
 static struct slot *choose_slot(struct store *store, int layer, int least) {
     struct slot *best = NULL;
     int best_rank = least - 1;
     if (store->n_used < store->n_slots) return &store->slots[store->n_used++];
+    if (store->n_empty == 0) best = choose_lightest(store, layer);
+    if (best || (store->n_empty == 0 && least == 3)) return best;
     for (int i = 0; i < store->n_slots; i++) {
         struct slot *slot = &store->slots[i];
         refresh(store, slot);
@@ -169,6 +216,7 @@ static void begin_read(struct store *store, struct slot *slot, int record, enum 
     uint8_t *to = store->memory + (size_t)(slot - store->slots) * store->records.slot_bytes;
     slot->state = SLOT_READING;
     slot->record = record;
+    store->n_empty--;
     store->residents[record].slot = (int)(slot - store->slots);
     records_place(&store->records, record, to + r->offset % STREAM_ALIGN, &store->residents[record].mlp);
     slot->read = (struct stream_read){.offset = r->offset,
@@ -177,11 +225,6 @@ static void begin_read(struct store *store, struct slot *slot, int record, enum 
                                       .layer = layer_of(store, record),
                                       .expert = record % store->model->experts};
     stream_begin(store->stream, &slot->read, need);
-}
-
-static struct slot *slot_of(struct store *store, int record) {
-    int slot = store->residents[record].slot;
-    return slot == NOWHERE ? NULL : &store->slots[slot];
 }
 
 /* ---- a visit ---- */
@@ -199,14 +242,17 @@ static void end_predictions(struct store *store, int layer) {
 }
 
 int store_visit(struct store *store, int layer, const int *experts, int n) {
+    struct turn *turn = &store->turns[layer];
+    note_change(store, store->last_layer); /* what was needed there, and predicted for the next, is no longer */
+    note_change(store, store->last_layer + 1);
+    *turn = (struct turn){.visits = turn->visits + 1, .weight = 1 + turn->weight * store->fade[1]};
+    store->last_layer = layer;
     store->n_visits++;
-    struct visits *visits = &store->visits[layer];
-    *visits = (struct visits){visits->n + 1, 1 + visits->weight * store->fade[1]};
     for (int i = 0; i < n; i++) {
         int record = record_of(store, layer, experts[i]);
         struct resident *r = &store->residents[record];
         r->weight = 1 + weight_now(store, record);
-        r->visit = visits->n;
+        r->visit = turn->visits;
         r->needed_at = store->n_visits;
     }
     end_predictions(store, layer);
@@ -233,6 +279,7 @@ void store_ask(struct store *store, int layer, int expert) {
     }
     end_prediction(store, slot, true);
     slot->pins++;
+    note_change(store, layer);
     count(slot->state == SLOT_READY ? &store->hits : &store->misses, 1);
 }
 
@@ -265,6 +312,7 @@ void store_release(struct store *store, int layer, int expert) {
     assert(slot && slot->pins);
     slot->pins--;
     store->residents[record].needed_at = 0;
+    note_change(store, layer);
 }
 
 static void read_ahead(struct store *store, int layer, int record) {
@@ -279,6 +327,7 @@ static void read_ahead(struct store *store, int layer, int record) {
 
 void store_predict(struct store *store, int layer, const int32_t *experts, int n) {
     for (int i = 0; i < n; i++) store->residents[record_of(store, layer, experts[i])].needed_at = store->n_visits;
+    note_change(store, layer);
     for (int i = 0; i < n; i++) read_ahead(store, layer, record_of(store, layer, experts[i]));
 }
 
@@ -353,14 +402,15 @@ static int open_slots(struct store *store, size_t bytes, struct mo_error *error)
     bytes = (size_t)store->n_slots * store->records.slot_bytes;
     store->slots = calloc((size_t)store->n_slots, sizeof *store->slots);
     store->residents = calloc(records, sizeof *store->residents);
-    store->visits = calloc((size_t)store->model->layers, sizeof *store->visits);
+    store->turns = calloc((size_t)store->model->layers, sizeof *store->turns);
     void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory != MAP_FAILED) store->memory = memory;
-    if (!store->slots || !store->residents || !store->visits || !store->memory) {
+    if (!store->slots || !store->residents || !store->turns || !store->memory) {
         return mo_error_set(error, MO_E_NO_MEMORY, "--expert-cache: no memory for %.2f GiB", (double)bytes / (1 << 30));
     }
     madvise(memory, bytes, MADV_HUGEPAGE); /* what cannot be had as such is had in small pages */
     for (size_t i = 0; i < records; i++) store->residents[i].slot = NOWHERE;
+    store->n_empty = store->n_slots;
     return 0;
 }
 
@@ -398,6 +448,6 @@ void store_close(struct store *store) {
     records_free(&store->records);
     free(store->slots);
     free(store->residents);
-    free(store->visits);
+    free(store->turns);
     free(store);
 }

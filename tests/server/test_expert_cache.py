@@ -48,7 +48,7 @@ def test_same_answers(start, file, two_experts):
     expected = answers(server)
     assert "moebius:expert_cache_hits_total" not in server.metrics().families
     assert server.stop() == 0
-    server = start(file, *FLAGS, "--expert-cache", 3 * two_experts)
+    server = start(file, *FLAGS, "--expert-cache", 8 * two_experts)
     assert answers(server) == expected
     metrics = server.metrics()
     for name in ("hits_total", "misses_total", "read_bytes_total", "wait_seconds_total", "predicted_total"):
