@@ -171,14 +171,17 @@ int bench_warm_up(struct bench *bench, struct mo_error *error) {
     return code;
 }
 
-int bench_time_prompt(struct bench *bench, int tokens, struct bench_spread *seconds, struct mo_error *error) {
+int bench_time_prompt(struct bench *bench, int tokens, struct bench_spread *seconds, struct bench_experts *experts,
+                      struct mo_error *error) {
     const struct bench_plan *plan = bench->plan;
+    bench_experts_begin(experts, bench->engine);
     for (int i = 0; i < plan->repeat; i++) {
         double start = clock_now_s();
         int code = compute(bench, 0, bench->page, 0, tokens, true, "prompt", error);
         if (code) return code;
         bench->samples[i] = clock_now_s() - start;
     }
+    bench_experts_end(experts, bench->engine, (double)tokens * plan->repeat);
     note_filled(bench, tokens);
     *seconds = bench_spread_of(bench->samples, plan->repeat);
     return 0;
@@ -193,7 +196,8 @@ static void lay_out_pages(struct bench *b, int batch, int depth) {
         int32_t *table = b->table + (size_t)s * (size_t)(shared + own);
         for (int i = 0; i < shared; i++) table[i] = i;
         for (int i = 0; i < own; i++) table[shared + i] = b->first_own_page + s * own + i;
-        for (int i = 0; i < 2; i++) b->steps[i].seqs[s] = (struct batch_seq){.first_row = s, .n_rows = 1, .pages = table};
+        for (int i = 0; i < 2; i++)
+            b->steps[i].seqs[s] = (struct batch_seq){.first_row = s, .n_rows = 1, .pages = table};
     }
 }
 
@@ -300,7 +304,9 @@ int bench_time_decode(struct bench *bench, int batch, int depth, struct bench_de
         code = decode_step(bench, batch, depth + i, !bench->looks_apart, error);
     }
     if (!code && bench->looks_apart) code = look_into_steps(bench, result, error);
+    bench_experts_begin(&result->experts, bench->engine);
     if (!code) code = time_steps(bench, result, error);
+    bench_experts_end(&result->experts, bench->engine, (double)batch * steps);
     if (code) return code;
     result->tokens_per_s = bench_spread_of(bench->samples, steps);
     result->gb_per_s = result->bytes_per_step * result->tokens_per_s.median / batch * 1e-9;

@@ -10,6 +10,7 @@
 
 #include "backend/cuda/probe.h"
 #include "bench_bytes.h"
+#include "bench_experts.h"
 #include "bench_machine.h"
 #include "bench_tokens.h"
 #include "engine.h"
@@ -55,6 +56,7 @@ struct bench_decode {
     double bytes_per_step, gb_per_s;
     double read_gb_s; /* what the memory gave just before and after */
     int kernels;      /* a GPU's, in a step; 0: not known */
+    struct bench_experts experts;
 };
 
 /* Refuses what does not fit in the engine's context, cache or batch, naming the flags. */
@@ -64,7 +66,8 @@ void bench_close(struct bench *bench); /* accepts a zeroed one */
 /* Brings weights and scratch into memory. */
 int bench_warm_up(struct bench *bench, struct mo_error *error);
 /* Seconds from a prompt of that many tokens to its first token. */
-int bench_time_prompt(struct bench *bench, int tokens, struct bench_spread *seconds, struct mo_error *error);
+int bench_time_prompt(struct bench *bench, int tokens, struct bench_spread *seconds, struct bench_experts *experts,
+                      struct mo_error *error);
 /* plan->generate steps of `batch` sequences that have `depth` tokens each. */
 int bench_time_decode(struct bench *bench, int batch, int depth, struct bench_decode *result, struct mo_error *error);
 /* GPU: takes the first of those steps apart; `timed`: each kernel is timed. */

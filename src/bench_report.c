@@ -59,6 +59,10 @@ void bench_say_machine(const struct bench_report *r) {
         printf("         and %s %.3f Tera 8-bit operations a second (%.3f to %.3f)\n",
                e->options.threads > 1 ? "do" : "does", r->int8_tops.median, r->int8_tops.min, r->int8_tops.max);
     }
+    if (r->engine->store) {
+        printf("         its disk gives %.2f GB/s of the model's file, and %d of %d experts have a place\n",
+               r->disk_gb_s, store_slots(r->engine->store), store_records(r->engine->store));
+    }
     say_opened(r);
 }
 
@@ -86,6 +90,7 @@ void bench_say_prompts(const struct bench_report *r) {
         } else {
             printf("  %7.1f %%%s\n", 100 * bench_share_of_peak(r, i), r->mark);
         }
+        bench_experts_say(&r->prompt_experts[i], r->disk_gb_s);
     }
     printf("\ndecode, %d steps each; tokens/s of all sequences together\n", plan->generate);
     printf("%6s %8s  %10s %10s %10s  %9s %8s  %s", "batch", "depth", "tokens/s", "slowest", "fastest", "MB/step",
@@ -112,6 +117,7 @@ void bench_say_decode(const struct bench_report *r, const struct bench_decode *d
                step_s(d) * 1e3, step_s(d) / floor.s);
     }
     printf("%s\n", r->mark);
+    bench_experts_say(&d->experts, r->disk_gb_s);
     fflush(stdout);
 }
 
@@ -168,16 +174,18 @@ static json_t *decode_json(const struct bench_report *r) {
                                      "tokens_per_s_max", d->tokens_per_s.max, "bytes_per_step", d->bytes_per_step,
                                      "gb_per_s", d->gb_per_s, "read_gb_s", d->read_gb_s, "share_of_bandwidth",
                                      d->gb_per_s / d->read_gb_s, "synthetic", *r->made != '\0');
+            json_object_set_new(line, "expert_cache", bench_experts_json(&d->experts, r->disk_gb_s));
             add_floor(r, d, line);
             json_array_append_new(list, line);
             continue;
         }
         json_array_append_new(
-            list, json_pack("{si si sf sf sf sf sf sf sf sf sb}", "batch", d->batch, "depth", d->depth, "tokens_per_s",
-                            d->tokens_per_s.median, "tokens_per_s_min", d->tokens_per_s.min, "tokens_per_s_max",
-                            d->tokens_per_s.max, "predicted_tokens_per_s", predicted_tokens_per_s(r, d),
-                            "bytes_per_step", d->bytes_per_step, "gb_per_s", d->gb_per_s, "read_gb_s", d->read_gb_s,
-                            "share_of_bandwidth", d->gb_per_s / d->read_gb_s, "synthetic", *r->made != '\0'));
+            list, json_pack("{si si sf sf sf sf sf sf sf sf sb so}", "batch", d->batch, "depth", d->depth,
+                            "tokens_per_s", d->tokens_per_s.median, "tokens_per_s_min", d->tokens_per_s.min,
+                            "tokens_per_s_max", d->tokens_per_s.max, "predicted_tokens_per_s",
+                            predicted_tokens_per_s(r, d), "bytes_per_step", d->bytes_per_step, "gb_per_s", d->gb_per_s,
+                            "read_gb_s", d->read_gb_s, "share_of_bandwidth", d->gb_per_s / d->read_gb_s, "synthetic",
+                            *r->made != '\0', "expert_cache", bench_experts_json(&d->experts, r->disk_gb_s)));
     }
     return list;
 }
@@ -188,10 +196,11 @@ static json_t *prefill_json(const struct bench_report *r) {
         const struct bench_spread *s = &r->prompt_s[i];
         int n = r->plan->prompt.values[i];
         json_array_append_new(list,
-                              json_pack("{si sf sf sf so sf sb}", "prompt", n, "tokens_per_s", n / s->median,
+                              json_pack("{si sf sf sf so sf sb so}", "prompt", n, "tokens_per_s", n / s->median,
                                         "tokens_per_s_min", n / s->max, "tokens_per_s_max", n / s->min, "share_of_peak",
                                         r->int8_tops.median > 0 ? json_real(bench_share_of_peak(r, i)) : json_null(),
-                                        "ttft_s", s->median, "synthetic", *r->made != '\0'));
+                                        "ttft_s", s->median, "synthetic", *r->made != '\0', "expert_cache",
+                                        bench_experts_json(&r->prompt_experts[i], r->disk_gb_s)));
     }
     return list;
 }

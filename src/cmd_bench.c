@@ -101,6 +101,7 @@ static int read_memory(struct bench_report *r, int passes, struct bench_spread *
 static int measure_machine(struct bench_report *r, struct mo_error *error) {
     int code = cpu_level_get(&r->level, error);
     if (!code && !r->engine->options.like) code = checkpoint_hash(&r->engine->checkpoint, 0, r->hash, error);
+    if (!code && r->engine->store) code = bench_experts_read_disk(r->engine, &r->disk_gb_s, error);
     if (!code && r->gpu) return note_card(r);
     if (!code) code = bench_reader_open(&r->reader, r->engine->options.threads, error);
     if (!code) r->read_gb_s = bench_reader_measure(r->reader, MACHINE_PASSES);
@@ -113,7 +114,7 @@ static int measure_prompts(struct bench_report *r, struct mo_error *error) {
     const struct bench_list *prompt = &r->plan->prompt;
     int code = bench_warm_up(&r->bench, error);
     for (int i = 0; i < prompt->n && !code; i++) {
-        code = bench_time_prompt(&r->bench, prompt->values[i], &r->prompt_s[i], error);
+        code = bench_time_prompt(&r->bench, prompt->values[i], &r->prompt_s[i], &r->prompt_experts[i], error);
         if (!code) r->n_prompt++;
         if (!code) code = bench_report_write(r, error);
     }

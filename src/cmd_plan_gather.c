@@ -18,7 +18,6 @@ const char *plan_report_not_here(const struct plan_report *report) {
     if (!report->input.arch.runs_here) return "this model is here for comparison: the engine does not run it";
     if (m->nodes > 1) return "the engine does not work on several machines yet";
     if (m->gpu.count > 1) return "the engine does not use several cards yet";
-    if (report->memory.held < 1) return "the engine does not read experts from NVMe as they are needed yet";
     if (m->gpu.count) return "the engine's GPU code has not been run on a GPU yet";
     return NULL;
 }

@@ -84,8 +84,10 @@ static void say_fit(const struct plan_report *r) {
     say_room(m->gpu.need_bytes > 0 ? "RAM" : "each machine's RAM", &m->ram);
     printf("  %-24s %10.3f GB%s\n", m->fits ? "headroom" : "short of", fabs(m->headroom_bytes) / GB,
            m->fits && m->headroom_bytes == 0 && m->held < 1 ? " (what RAM cannot hold is on disk)" : "");
-    if (m->held < 1)
-        printf("  %-24s %10.1f %%; hit rate %.2f\n", "experts in RAM", m->held * 100, plan_hit_rate(&r->input, m));
+    if (m->held < 1) {
+        printf("  %-24s %10.1f %%; hit rate %.2f (the others are read when they are needed: --expert-cache)\n",
+               "experts in RAM", m->held * 100, plan_hit_rate(&r->input, m));
+    }
 }
 
 static void say_largest(const struct plan_report *r) {

@@ -56,6 +56,7 @@ static int calibrate(struct source *s, const struct arguments *a, struct mo_erro
 static int open_engine(struct source *s, const struct arguments *a, struct mo_error *error) {
     struct engine_options options;
     engine_options_init(&options);
+    options.expert_cache = "0"; /* what is observed are the matrices where they lie */
     options.model = a->model;
     options.revision = a->revision;
     options.device = "cpu";

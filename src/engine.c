@@ -1,6 +1,7 @@
 #include "engine.h"
 
 #include "engine_device.h"
+#include "engine_experts.h"
 #include "engine_plan.h"
 #include "engine_weights.h"
 
@@ -38,6 +39,9 @@ void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_M
         {.names = "--expert-device,--experts", .type = CLI_CHOICE, .target = &o->expert_device, .choices = "auto|gpu|cpu",
          .help = "with --device cuda, where routed experts are computed; cpu: from\nthe machine's memory, where they lie "
                  "(default auto: on the GPU)"},
+        {.names = "--expert-cache", .type = CLI_STRING, .target = &o->expert_cache, .value = "GIB",
+         .help = "memory for routed experts, the others are read from the packed\nfile when they are needed; 0: they are mapped "
+                 "(default auto: 0 if the\nmodel fits into memory, else all that is left)"},
         {.names = "--threads,-t", .type = CLI_INT, .target = &o->threads, .min = 1, .max = MAX_THREADS, .value = "N",
          .help = "threads (default: the processors this process may use)"},
         {.names = "--cpu-strict", .type = CLI_INT, .target = &o->cpu_strict, .max = 1, .value = "0|1",
@@ -161,7 +165,9 @@ static int open_all(struct engine *engine, struct mo_error *error) {
     if (!code && !engine->options.like) code = open_weights(engine, error);
     if (!code) code = engine_device_choose(engine, error);
     if (!code) code = engine_settle_weights(engine, error);
+    if (!code) code = engine_experts_choose(engine, error);
     if (!code) code = engine_plan(engine, &backend, error);
+    if (!code) code = engine_experts_start(engine, &backend, error);
     if (!code) code = engine_device_open(engine, &backend, error);
     weights_end_later(&engine->weights);
     if (!code) code = open_sched(engine, error);
@@ -210,6 +216,7 @@ void engine_close(struct engine *engine) {
     sched_destroy(engine->sched);
     if (engine->backend) engine->backend->ops->close(engine->backend);
     grammar_cache_free(engine->grammars);
+    store_close(engine->store);
     tokenizer_free(engine->tokenizer);
     weights_free(&engine->weights);
     checkpoint_close(&engine->checkpoint);

@@ -14,8 +14,9 @@
 /* From the command line; 0 or NULL means "choose". */
 struct engine_options {
     const char *model, *revision, *chat_template;
-    int expert_device;  /* 0 auto and 1 gpu: with the rest; 2 cpu: routed experts on the CPU */
-    const char *device; /* NULL or "auto", "cpu", "cuda", "cuda:N" */
+    int expert_device;        /* 0 auto and 1 gpu: with the rest; 2 cpu: routed experts on the CPU */
+    const char *device;       /* NULL or "auto", "cpu", "cuda", "cuda:N" */
+    const char *expert_cache; /* NULL or "auto", or GiB that routed experts may take; "0": as they lie in the file */
     int threads;
     int cpu_strict; /* 1: each thread on a processor of its own */
     int max_model_len, max_num_seqs, max_num_batched_tokens;
@@ -24,16 +25,16 @@ struct engine_options {
     int compute;               /* enum compute */
     int attention;             /* enum attention */
     bool batch_invariant;
-    int generation_config; /* 0 auto: the model's sampling defaults; 1 none (vLLM's word: "vllm") */
-    int max_logits;        /* logit rows a step; 0: max_num_seqs */
-    int max_drafts;        /* tokens to guess a sequence and step; 0: none */
+    int generation_config;    /* 0 auto: the model's sampling defaults; 1 none (vLLM's word: "vllm") */
+    int max_logits;           /* logit rows a step; 0: max_num_seqs */
+    int max_drafts;           /* tokens to guess a sequence and step; 0: none */
     const char *quantization; /* NULL or "auto": as the weights are; else what to make of them on the way in */
     const char *like;         /* not a MODEL but random weights in memory: a name of synth.h, or of ... */
     const char *like_config;  /* ... a config.json; NULL: none */
     int like_layers;          /* 0: all of them */
     uint64_t like_seed;
-    bool prefix_caching;   /* answers share the cache of what their prompts begin with */
-    bool take_cache;       /* take the cache's memory at start: a server's promise */
+    bool prefix_caching; /* answers share the cache of what their prompts begin with */
+    bool take_cache;     /* take the cache's memory at start: a server's promise */
 };
 void engine_options_init(struct engine_options *options);
 
@@ -51,6 +52,8 @@ struct engine {
     struct tokenizer *tokenizer;      /* NULL if the folder has none: token ids only */
     const struct chat_template *chat; /* NULL: no chat */
     struct grammar_cache *grammars;   /* of structured answers; NULL without a tokenizer */
+    struct store *store; /* routed experts that are read when they are needed; NULL: they are used where they lie */
+    double expert_bytes; /* for them; 0: what the rest leaves */
     struct backend *backend;
     struct sched *sched;
     int32_t eos[MODEL_MAX_EOS];

@@ -2,6 +2,7 @@
 
 #include "base/memory.h"
 #include "engine_device.h"
+#include "engine_experts.h"
 #include "plan/memory.h"
 
 static const double GIB = 1 << 30;
@@ -48,7 +49,8 @@ static int cache_bytes_left(const struct engine *engine, struct backend_options 
     }
     double scratch = (double)cpu_backend_scratch_bytes(&engine->model, backend);
     *bytes = cache_budget(engine, scratch);
-    return check_scratch(engine, scratch, error);
+    int code = check_scratch(engine, scratch, error);
+    return code || !engine->store ? code : engine_experts_leave(engine, scratch, bytes, error);
 }
 
 int engine_plan(struct engine *engine, struct backend_options *backend, struct mo_error *error) {

@@ -372,3 +372,15 @@ def test_experts_on_the_cpu_are_not_on_the_card(tmp_path):
     flags = ["--expert-device", "cpu"]
     refused(info(*GPU, *flags, event=count_of("event", *flags)), "GPU 0", "unspecified launch failure")
     refused(info(*GPU, *flags, event=count_of("event", *flags) - 1), "GPU 0", "unspecified launch failure")
+
+
+def test_experts_on_the_cpu_from_disk(tmp_path):
+    """Beside a card they are read when they are needed as they are without one."""
+    file, ids = tmp_path / "packed", ",".join(map(str, range(40)))
+    succeed("quantize", Case("v3-tiny", "p1").folder, "--quant", "int4", "-o", file)
+    flags = ["logits", file, "--ids", ids, "--all", "--chunk", 9, *GPU, "--expert-device", "cpu", "--out"]
+    succeed(*flags, tmp_path / "there")
+    result = succeed(*flags, tmp_path / "read", "--expert-cache", 0.0001)
+    assert "experts fit into" in result.err
+    assert (tmp_path / "there").read_bytes() == (tmp_path / "read").read_bytes()
+    refused(moebius("logits", file, "--ids", "1", *GPU, "--expert-cache", 1), "--expert-cache", "--expert-device cpu")

@@ -3,17 +3,18 @@
  *
  * Contract: stages are called by one thread (the engine's); they never allocate, never fail for reasons of shape after
  * backend_open succeeded, are deterministic, and give a row the same result whatever else is in its batch (for one
- * form of attention). They may be asynchronous until end(). Errors (a NaN, a lost device) are kept and reported by end().
+ * form of attention). They may be asynchronous until end(). Errors (a NaN, a lost device, a failed read) are kept and reported by end().
  *
  * A backend that `runs_ahead` takes one more begin() before the end() of the step at work, so that it need not wait for the
  * host between two steps: see struct batch. end() is then always that of the older step.
- * Includes: base, model. */
+ * Includes: base, model, expert. */
 #ifndef MOEBIUS_BACKEND_BACKEND_H
 #define MOEBIUS_BACKEND_BACKEND_H
 
 #include <stdbool.h>
 #include <stdint.h>
 #include "base/error.h"
+#include "expert/store.h"
 #include "model/cache_row.h"
 #include "model/model.h"
 #include "model/weights.h"
@@ -64,6 +65,8 @@ struct backend_options {
     enum attention attention;
     bool batch_invariant; /* no arithmetic that depends on how many rows a step has */
     bool cpu_experts;     /* CUDA: the routed experts are computed by the CPU, from `weights` where they lie */
+    struct store *store;  /* CPU: routed experts are read into it when they are needed; NULL: they lie in `weights` */
+    bool predict_experts; /* with a store: reads ahead what the next layer will probably need */
     bool take_cache;      /* take the cache's memory at once, so that it cannot be missing later */
 };
 

@@ -110,7 +110,17 @@ static void write_finished(struct metrics *m, const struct sched_stats *stats) {
     }
 }
 
-void metrics_write(struct buffer *out, const struct sched_stats *s, const char *model_name) {
+static void write_experts(struct metrics *m, const struct store_stats *s) {
+    counter(m, "moebius:expert_cache_hits_total", s->hits, "Experts that were in memory when they were needed.");
+    counter(m, "moebius:expert_cache_misses_total", s->misses, "Experts that had to be read, or to be waited for.");
+    counter(m, "moebius:expert_cache_read_bytes_total", s->read_bytes, "Bytes read from the model's file.");
+    counter(m, "moebius:expert_cache_predicted_total", s->predicted, "Experts read ahead.");
+    counter(m, "moebius:expert_cache_predicted_used_total", s->used, "Of these, those that were needed.");
+    seconds(m, "moebius:expert_cache_wait_seconds_total", s->wait_s, "Time that steps waited for experts.");
+}
+
+void metrics_write(struct buffer *out, const struct sched_stats *s, const struct store_stats *experts,
+                   const char *model_name) {
     struct metrics m = {.out = out};
     write_label(m.label, sizeof m.label, model_name);
     double used = s->pages_total ? (double)(s->pages_total - s->pages_free) / s->pages_total : 0;
@@ -136,6 +146,7 @@ void metrics_write(struct buffer *out, const struct sched_stats *s, const char *
     counter(&m, "moebius:steps_total", s->steps, "Batches computed.");
     seconds(&m, "moebius:step_seconds_total", s->step_s, "Time inside the scheduler's steps.");
     seconds(&m, "moebius:forward_seconds_total", s->forward_s, "Of it, time inside the model's forward pass.");
+    if (experts) write_experts(&m, experts);
     write_requests(&m, s);
     write_llama(&m, s);
 }

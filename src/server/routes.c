@@ -106,8 +106,11 @@ static enum MHD_Result handle_metrics(struct exchange *exchange) {
     const struct engine *engine = atomic_load(&exchange->server->engine);
     struct sched_stats stats = {0};
     struct buffer text = {0};
+    struct store_stats experts = {0};
+    bool has_store = engine && engine->store;
     if (engine) sched_stats_get(engine->sched, &stats);
-    metrics_write(&text, &stats, model_name(exchange));
+    if (has_store) store_stats_get(engine->store, &experts);
+    metrics_write(&text, &stats, has_store ? &experts : NULL, model_name(exchange));
     return http_reply_text(exchange, 200, METRICS_CONTENT_TYPE, &text);
 }
 

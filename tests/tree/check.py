@@ -29,7 +29,7 @@ LAYERS = {
     "check": {"base", "model", "backend", "check"},
     "forward": {"base", "model", "backend", "forward"},
     "sched": {"base", "model", "text", "grammar", "expert", "backend", "forward", "sched"},
-    "server": {"base", "model", "text", "grammar", "sched", "server", "top"},
+    "server": {"base", "model", "text", "grammar", "expert", "sched", "server", "top"},
     "top": {"base", "model", "text", "grammar", "expert", "backend", "forward", "sched", "server", "plan", "check", "top", "public"},
 }
 DATA = ("tests/golden/data/", "tests/golden/demo/", "tests/data/", "models/")  # not ours to format

@@ -59,6 +59,7 @@ void cpu_attn_in(struct backend *backend, int layer) {
     const struct layer *w = &cpu->weights->layers[layer];
     struct finish_task task = {cpu, layer};
     int n = cpu->batch->n_rows;
+    if (cpu->failure.code) return;
     stage_begin(cpu);
     cpu_norm_rows(cpu, cpu->x, m->hidden, (size_t)m->hidden, w->attn_norm, cpu->normed, n, layer - 1,
                   layer == 0 ? "embed" : "feed-forward");
@@ -73,6 +74,7 @@ void cpu_attn_in(struct backend *backend, int layer) {
 
 void cpu_attn(struct backend *backend, int layer) {
     struct cpu *cpu = (struct cpu *)backend;
+    if (cpu->failure.code) return;
     stage_begin(cpu);
     attn_absorbed(cpu, layer);
     attn_expanded(cpu, layer);
@@ -82,6 +84,7 @@ void cpu_attn_out(struct backend *backend, int layer) {
     struct cpu *cpu = (struct cpu *)backend;
     int n = cpu->batch->n_rows;
     const struct mat *o = &cpu->weights->layers[layer].o;
+    if (cpu->failure.code) return;
     stage_begin(cpu);
     const float *const *x = (const float *const *)cpu_row_pointers(cpu, cpu->attended, attended_stride(cpu), n);
     struct linear job = {.w = o, .x = x, .n = n, .y = cpu_row_pointers(cpu, cpu->x, (size_t)cpu->model->hidden, n)};

@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 enum { STAGE_ALIGN = 64 };
 
@@ -61,6 +62,7 @@ static void cpu_begin(struct backend *backend, const struct batch *batch) {
     assert(batch->n_rows >= 1 && batch->n_rows <= cpu->options.max_rows);
     assert(batch->n_seqs <= cpu->options.max_seqs && batch->n_logits <= cpu->options.max_logits);
     cpu->batch = batch;
+    cpu->failure.code = 0;
     atomic_store(&cpu->fault.seen, 0);
     for (int s = 0; s < batch->n_seqs; s++) {
         const struct batch_seq *seq = &batch->seqs[s];
@@ -91,6 +93,7 @@ static void cpu_head(struct backend *backend) {
     const struct model *m = cpu->model;
     size_t hidden = (size_t)m->hidden;
     int n = cpu->batch->n_logits;
+    if (cpu->failure.code) return;
     stage_begin(cpu);
     for (int i = 0; i < n; i++) {
         int row = cpu->batch->logits_row[i];
@@ -109,6 +112,8 @@ static void cpu_head(struct backend *backend) {
 static int cpu_end(struct backend *backend, struct mo_error *error) {
     struct cpu *cpu = (struct cpu *)backend;
     const struct numeric_fault *fault = &cpu->fault;
+    if (cpu->failure.code && error) *error = cpu->failure;
+    if (cpu->failure.code) return cpu->failure.code;
     if (!atomic_load(&cpu->fault.seen)) return 0;
     int row = fault->row, token = cpu->batch->token[row];
     char where[32];
@@ -119,7 +124,8 @@ static int cpu_end(struct backend *backend, struct mo_error *error) {
 }
 
 static int cpu_fault_row(struct backend *backend) {
-    return ((struct cpu *)backend)->fault.row;
+    const struct cpu *cpu = (struct cpu *)backend;
+    return cpu->failure.code ? -1 : cpu->fault.row;
 }
 
 static const float *cpu_logits(struct backend *backend) {
@@ -255,6 +261,7 @@ static size_t stage_bytes(const struct cpu *cpu) {
     size_t rows = larger((size_t)cpu->options.max_rows, (size_t)cpu->options.max_logits);
     size_t pairs = rows * (size_t)m->top_k, threads = (size_t)cpu->options.threads;
     size_t lists = (8 * rows + 8 * pairs + threads * rows) * sizeof(void *) + pairs * sizeof(struct q8_row);
+    size_t ahead = cpu->options.predict_experts ? PREDICTED_ROWS * (size_t)(m->hidden + m->top_k) * 4 : 0;
     size_t jobs = (2 * (size_t)m->experts + 8) * (sizeof(struct linear) + 4 * sizeof(int)) + pairs * 2 * sizeof(int);
     int n = (int)rows, width = m->dense_width > m->hidden ? m->dense_width : m->hidden;
     int attended = m->heads * m->v_dim;
@@ -262,7 +269,7 @@ static size_t stage_bytes(const struct cpu *cpu) {
                        cpu_quantized_bytes(n, attended) + cpu_quantized_bytes(n, m->q_lora + 1) +
                        cpu_quantized_bytes((int)pairs, m->expert_width + 1) +
                        cpu_quantized_bytes(n, m->shared_experts * m->expert_width + 1);
-    return lists + jobs + quantized + attn_absorbed_stage_bytes(m, &cpu->options) + 64 * STAGE_ALIGN;
+    return lists + jobs + ahead + quantized + attn_absorbed_stage_bytes(m, &cpu->options) + 64 * STAGE_ALIGN;
 }
 
 static int open_memory(struct cpu *cpu, struct mo_error *error) {
@@ -298,6 +305,8 @@ int cpu_backend_open(struct backend **backend, const struct model *model, const 
     cpu->magnitude = (float)model_rope_magnitude(model);
     cpu->softmax_scale = (float)model_softmax_scale(model);
     cpu->expanded_from = attention_expanded_rows(model, options->attention);
+    const char *prefetch = getenv("MOEBIUS_EXPERT_PREFETCH");
+    cpu->predicts = options->predict_experts && !(prefetch && !strcmp(prefetch, "0"));
     cpu->arena = arena_create();
     code = cpu->arena ? open_memory(cpu, error) : mo_error_set(error, MO_E_NO_MEMORY, "no memory for the CPU backend");
     if (!code) code = kv_cache_open(cpu, error);

@@ -20,6 +20,7 @@ enum {
     LINEAR_BLOCK_MIN = 32,      /* a panel; where many threads want something to do */
     ATTENTION_ROWS = 32,        /* query rows that share a pass over a page */
     ATTENTION_ROWS_TILES = 128, /* over an expanded page in tile order: packing the keys must be worth it */
+    PREDICTED_ROWS = 8,         /* with experts on disk: steps of more rows want too many different ones to foresee */
 };
 
 /* Memory for one worker thread. */
@@ -91,6 +92,8 @@ struct cpu {
     struct worker_scratch *workers; /* [threads] */
     struct stage_scratch stage;
     struct numeric_fault fault;
+    struct mo_error failure; /* code: experts of this step could not be read, and what is left of it is skipped */
+    bool predicts;           /* experts are read ahead */
 };
 
 /* cpu.c */

@@ -1,7 +1,7 @@
 #include <assert.h>
 #include <math.h>
 #include <string.h>
-#include "backend/cpu/cpu.h"
+#include "backend/cpu/moe.h"
 
 /* SiLU(gate) * up, a row a task. */
 struct silu_task {
@@ -27,6 +27,7 @@ void cpu_ffn_dense(struct backend *backend, int layer) {
     const struct layer *w = &cpu->weights->layers[layer];
     size_t hidden = (size_t)cpu->model->hidden, width = (size_t)cpu->model->dense_width;
     int n = cpu->batch->n_rows;
+    if (cpu->failure.code) return;
     stage_begin(cpu);
     cpu_norm_rows(cpu, cpu->x, (int)hidden, hidden, w->ffn_norm, cpu->normed, n, layer, "attention");
     const float *const *x = (const float *const *)cpu_row_pointers(cpu, cpu->normed, hidden, n);
@@ -134,18 +135,12 @@ void cpu_route(struct backend *backend, int layer) {
     const struct model *m = cpu->model;
     int n = cpu->batch->n_rows;
     struct route_task task = {cpu, layer};
+    if (cpu->failure.code) return;
     stage_begin(cpu);
     cpu_norm_rows(cpu, cpu->x, m->hidden, (size_t)m->hidden, w->ffn_norm, cpu->normed, n, layer, "attention");
     cpu_linear(cpu, &w->router, cpu->normed, (size_t)m->hidden, cpu->score, (size_t)m->experts, n);
     pool_run(cpu->pool, n, route_row, &task);
 }
-
-/* The batch's (row, expert) pairs sorted by expert: pair i of the sorted list is row row[i], slot slot[i]. */
-struct assignment {
-    int *first;    /* [experts + 1] */
-    int *row;      /* [n_rows * top_k] */
-    float *weight; /* [n_rows * top_k] */
-};
 
 static struct assignment assign(struct cpu *cpu) {
     const struct model *m = cpu->model;
@@ -167,89 +162,134 @@ static struct assignment assign(struct cpu *cpu) {
     return a;
 }
 
+struct moe moe_begin(struct cpu *cpu, int layer) {
+    const struct model *m = cpu->model;
+    int n_rows = cpu->batch->n_rows, pairs = n_rows * m->top_k;
+    struct moe moe = {.cpu = cpu, .w = &cpu->weights->layers[layer], .assignment = assign(cpu)};
+    moe.x = (const float *const *)cpu_row_pointers(cpu, cpu->normed, (size_t)m->hidden, n_rows);
+    moe.q = cpu_quantize(cpu, &moe.w->experts[0].gate, moe.x, n_rows);
+    moe.pair_x = stage_alloc(cpu, (size_t)pairs * sizeof *moe.pair_x);
+    moe.pair_q = moe.q ? stage_alloc(cpu, (size_t)pairs * sizeof *moe.pair_q) : NULL;
+    for (int i = 0; i < pairs; i++) {
+        moe.pair_x[i] = moe.x[moe.assignment.row[i]];
+        if (moe.q) moe.pair_q[i] = moe.q[moe.assignment.row[i]];
+    }
+    moe.gate = cpu_row_pointers(cpu, cpu->gate, (size_t)m->expert_width, pairs);
+    moe.up = cpu_row_pointers(cpu, cpu->up, (size_t)m->expert_width, pairs);
+    return moe;
+}
+
+int moe_rows(const struct moe *moe, int expert) {
+    return moe->assignment.first[expert + 1] - moe->assignment.first[expert];
+}
+
 /* Experts of one layer may differ in format: what is quantised for one serves all that want the same groups, and the rest
  * takes fp32. */
 static const struct q8_row *if_it_serves(const struct q8_row *q, const struct mat *made_for, const struct mat *w) {
     return q8_group(made_for) == q8_group(w) ? q : NULL;
 }
 
-/* Gate and up of every expert that has rows, and of the shared one. Returns how many jobs were written. */
-static int list_gate_up(struct cpu *cpu, const struct layer *w, const struct assignment *a, struct linear *jobs,
-                        const float *const *x, const struct q8_row *q) {
-    const struct model *m = cpu->model;
-    int n_rows = cpu->batch->n_rows, pairs = n_rows * m->top_k, n = 0;
-    size_t width = (size_t)m->expert_width;
-    const float **pair_x = stage_alloc(cpu, (size_t)pairs * sizeof *pair_x);
-    struct q8_row *pair_q = q ? stage_alloc(cpu, (size_t)pairs * sizeof *pair_q) : NULL;
-    for (int i = 0; i < pairs; i++) {
-        pair_x[i] = x[a->row[i]];
-        if (q) pair_q[i] = q[a->row[i]];
-    }
-    float **gate = cpu_row_pointers(cpu, cpu->gate, width, pairs), **up = cpu_row_pointers(cpu, cpu->up, width, pairs);
-    for (int e = 0; e < m->experts; e++) {
-        int at = a->first[e], rows = a->first[e + 1] - at;
-        if (!rows) continue;
-        const struct mlp *expert = &w->experts[e];
-        const struct q8_row *rows_q = q ? pair_q + at : NULL;
-        jobs[n++] = (struct linear){.w = &expert->gate, .x = pair_x + at, .y = gate + at, .n = rows};
-        jobs[n++] = (struct linear){.w = &expert->up, .x = pair_x + at, .y = up + at, .n = rows};
-        jobs[n - 2].q = if_it_serves(rows_q, &w->experts[0].gate, &expert->gate);
-        jobs[n - 1].q = if_it_serves(rows_q, &w->experts[0].gate, &expert->up);
-    }
-    if (!m->shared_experts) return n;
-    size_t shared = width * (size_t)m->shared_experts;
-    struct linear *job = &jobs[n];
-    job[0] = (struct linear){.w = &w->shared.gate, .x = x, .n = n_rows};
-    job[0].y = cpu_row_pointers(cpu, cpu->shared_gate, shared, n_rows);
-    job[0].q = q8_group(job->w) == q8_group(&w->experts[0].gate) ? q : cpu_quantize(cpu, job->w, x, n_rows);
-    job[1] = (struct linear){.w = &w->shared.up, .x = x, .n = n_rows};
-    job[1].y = cpu_row_pointers(cpu, cpu->shared_up, shared, n_rows);
-    job[1].q = cpu_quantize_like(cpu, &job[0], job[1].w, x, n_rows);
-    return n + 2;
+void moe_list_gate_up(const struct moe *moe, int e, const struct mlp *expert, struct linear jobs[2]) {
+    int at = moe->assignment.first[e], rows = moe_rows(moe, e);
+    const struct q8_row *rows_q = moe->q ? moe->pair_q + at : NULL;
+    jobs[0] = (struct linear){.w = &expert->gate, .x = moe->pair_x + at, .y = moe->gate + at, .n = rows};
+    jobs[1] = (struct linear){.w = &expert->up, .x = moe->pair_x + at, .y = moe->up + at, .n = rows};
+    jobs[0].q = if_it_serves(rows_q, &moe->w->experts[0].gate, &expert->gate);
+    jobs[1].q = if_it_serves(rows_q, &moe->w->experts[0].gate, &expert->up);
 }
 
-/* Down of the same, into the residual stream: for every row in ascending order of expert, then the shared one. */
-static int list_down(struct cpu *cpu, const struct layer *w, const struct assignment *a, struct linear *jobs) {
-    const struct model *m = cpu->model;
-    int n_rows = cpu->batch->n_rows, pairs = n_rows * m->top_k, n = 0;
-    const float *const *x = (const float *const *)cpu_row_pointers(cpu, cpu->gate, (size_t)m->expert_width, pairs);
-    const struct q8_row *q = cpu_quantize(cpu, &w->experts[0].down, x, pairs);
-    float **residual = cpu_row_pointers(cpu, cpu->x, (size_t)m->hidden, n_rows);
-    float **y = stage_alloc(cpu, (size_t)pairs * sizeof *y);
-    for (int i = 0; i < pairs; i++) y[i] = residual[a->row[i]];
-    for (int e = 0; e < m->experts; e++) {
-        int at = a->first[e], rows = a->first[e + 1] - at;
-        if (!rows) continue;
-        jobs[n++] = (struct linear){.w = &w->experts[e].down,
-                                    .x = x + at,
-                                    .q = if_it_serves(q ? q + at : NULL, &w->experts[0].down, &w->experts[e].down),
-                                    .y = y + at,
-                                    .scale = a->weight + at,
-                                    .n = rows};
+int moe_list_shared_gate_up(const struct moe *moe, struct linear jobs[2]) {
+    struct cpu *cpu = moe->cpu;
+    const struct layer *w = moe->w;
+    int n_rows = cpu->batch->n_rows;
+    size_t width = (size_t)cpu->model->expert_width * (size_t)cpu->model->shared_experts;
+    if (!width) return 0;
+    jobs[0] = (struct linear){.w = &w->shared.gate, .x = moe->x, .n = n_rows};
+    jobs[0].y = cpu_row_pointers(cpu, cpu->shared_gate, width, n_rows);
+    bool serves = q8_group(jobs->w) == q8_group(&w->experts[0].gate);
+    jobs[0].q = serves ? moe->q : cpu_quantize(cpu, jobs->w, moe->x, n_rows);
+    jobs[1] = (struct linear){.w = &w->shared.up, .x = moe->x, .n = n_rows};
+    jobs[1].y = cpu_row_pointers(cpu, cpu->shared_up, width, n_rows);
+    jobs[1].q = cpu_quantize_like(cpu, &jobs[0], jobs[1].w, moe->x, n_rows);
+    return 2;
+}
+
+void moe_silu(const struct moe *moe, int from, int to) {
+    size_t at = (size_t)from * (size_t)moe->cpu->model->expert_width;
+    silu_rows(moe->cpu, moe->cpu->gate + at, moe->cpu->up + at, moe->cpu->model->expert_width, to - from);
+}
+
+void moe_shared_silu(const struct moe *moe) {
+    const struct model *m = moe->cpu->model;
+    if (!m->shared_experts) return;
+    silu_rows(moe->cpu, moe->cpu->shared_gate, moe->cpu->shared_up, m->expert_width * m->shared_experts,
+              moe->cpu->batch->n_rows);
+}
+
+struct moe_down moe_begin_down(const struct moe *moe, int from, int to) {
+    struct cpu *cpu = moe->cpu;
+    struct moe_down down = {.from = from, .x = (const float *const *)moe->gate + from};
+    down.q = cpu_quantize(cpu, &moe->w->experts[0].down, down.x, to - from);
+    down.residual = cpu_row_pointers(cpu, cpu->x, (size_t)cpu->model->hidden, cpu->batch->n_rows);
+    down.y = stage_alloc(cpu, (size_t)(to - from) * sizeof *down.y);
+    for (int i = from; i < to; i++) down.y[i - from] = down.residual[moe->assignment.row[i]];
+    return down;
+}
+
+void moe_list_down(const struct moe *moe, const struct moe_down *down, int e, const struct mlp *expert,
+                   struct linear *job) {
+    int at = moe->assignment.first[e] - down->from;
+    *job = (struct linear){.w = &expert->down,
+                           .x = down->x + at,
+                           .q = if_it_serves(down->q ? down->q + at : NULL, &moe->w->experts[0].down, &expert->down),
+                           .y = down->y + at,
+                           .scale = moe->assignment.weight + moe->assignment.first[e],
+                           .n = moe_rows(moe, e)};
+}
+
+int moe_list_shared_down(const struct moe *moe, float *const *residual, struct linear *job) {
+    struct cpu *cpu = moe->cpu;
+    int n_rows = cpu->batch->n_rows;
+    size_t width = (size_t)cpu->model->expert_width * (size_t)cpu->model->shared_experts;
+    if (!width) return 0;
+    *job = (struct linear){.w = &moe->w->shared.down, .y = residual, .n = n_rows};
+    job->x = (const float *const *)cpu_row_pointers(cpu, cpu->shared_gate, width, n_rows);
+    job->q = cpu_quantize(cpu, job->w, job->x, n_rows);
+    return 1;
+}
+
+/* Gate and up of every expert that has rows, and of the shared one; then down of the same, into the residual stream: for
+ * every row in ascending order of expert, then the shared one. */
+static void compute_resident(struct cpu *cpu, int layer) {
+    int experts = cpu->model->experts, n = 0;
+    struct moe moe = moe_begin(cpu, layer);
+    struct linear *jobs = stage_alloc(cpu, (size_t)(2 * experts + 2) * sizeof *jobs);
+    for (int e = 0; e < experts; e++) {
+        if (!moe_rows(&moe, e)) continue;
+        moe_list_gate_up(&moe, e, &moe.w->experts[e], jobs + n);
+        n += 2;
     }
-    if (!m->shared_experts) return n;
-    size_t shared = (size_t)m->expert_width * (size_t)m->shared_experts;
-    struct linear job = {.w = &w->shared.down, .y = residual, .n = n_rows};
-    job.x = (const float *const *)cpu_row_pointers(cpu, cpu->shared_gate, shared, n_rows);
-    job.q = cpu_quantize(cpu, job.w, job.x, n_rows);
-    jobs[n++] = job;
-    return n;
+    n += moe_list_shared_gate_up(&moe, jobs + n);
+    cpu_linear_each(cpu, jobs, n);
+    int pairs = cpu->batch->n_rows * cpu->model->top_k;
+    moe_silu(&moe, 0, pairs);
+    moe_shared_silu(&moe);
+    struct moe_down down = moe_begin_down(&moe, 0, pairs);
+    n = 0;
+    for (int e = 0; e < experts; e++) {
+        if (moe_rows(&moe, e)) moe_list_down(&moe, &down, e, &moe.w->experts[e], &jobs[n++]);
+    }
+    n += moe_list_shared_down(&moe, down.residual, &jobs[n]);
+    cpu_linear_sum(cpu, jobs, n);
 }
 
 void cpu_experts(struct backend *backend, int layer) {
     struct cpu *cpu = (struct cpu *)backend;
-    const struct layer *w = &cpu->weights->layers[layer];
-    const struct model *m = cpu->model;
-    int n_rows = cpu->batch->n_rows;
+    if (cpu->failure.code) return;
     stage_begin(cpu);
-    struct assignment a = assign(cpu);
-    struct linear *jobs = stage_alloc(cpu, (size_t)(2 * m->experts + 2) * sizeof *jobs);
-    const float *const *x = (const float *const *)cpu_row_pointers(cpu, cpu->normed, (size_t)m->hidden, n_rows);
-    const struct q8_row *q = cpu_quantize(cpu, &w->experts[0].gate, x, n_rows);
-    cpu_linear_each(cpu, jobs, list_gate_up(cpu, w, &a, jobs, x, q));
-    silu_rows(cpu, cpu->gate, cpu->up, m->expert_width, n_rows * m->top_k);
-    if (m->shared_experts) {
-        silu_rows(cpu, cpu->shared_gate, cpu->shared_up, m->expert_width * m->shared_experts, n_rows);
+    if (cpu->options.store) {
+        moe_compute_from_store(cpu, layer);
+    } else {
+        compute_resident(cpu, layer);
     }
-    cpu_linear_sum(cpu, jobs, list_down(cpu, w, &a, jobs));
 }

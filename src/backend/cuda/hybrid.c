@@ -52,6 +52,7 @@ int cuda_hybrid_open(struct cuda *cuda, const struct weights *weights, struct mo
     options.max_logits = 1;
     options.kv = KV_F32;
     options.take_cache = false;
+    options.predict_experts = false; /* its residual stream is not the model's when a layer ends */
     cuda->hybrid.model = *cuda->model;
     cuda->hybrid.model.shared_experts = 0; /* these are the card's */
     return cpu_backend_open(&cuda->hybrid.cpu, &cuda->hybrid.model, weights, &options, error);

@@ -1,0 +1,114 @@
+#include "bench_experts.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include "base/clock.h"
+
+enum { DISK_READS = 8, DISK_READ_BYTES = 8 << 20 };
+static const double DISK_S = 1;
+
+void bench_experts_begin(struct bench_experts *e, const struct engine *engine) {
+    *e = (struct bench_experts){.is_on = engine->store, .s = -clock_now_s()};
+    if (e->is_on) store_stats_get(engine->store, &e->sum);
+}
+
+void bench_experts_end(struct bench_experts *e, const struct engine *engine, double tokens) {
+    struct store_stats now, *sum = &e->sum;
+    e->s += clock_now_s();
+    e->tokens = tokens;
+    if (!e->is_on) return;
+    store_stats_get(engine->store, &now);
+    *sum = (struct store_stats){.hits = now.hits - sum->hits,
+                                .misses = now.misses - sum->misses,
+                                .read_bytes = now.read_bytes - sum->read_bytes,
+                                .predicted = now.predicted - sum->predicted,
+                                .used = now.used - sum->used,
+                                .wasted = now.wasted - sum->wasted,
+                                .wait_s = now.wait_s - sum->wait_s,
+                                .read_s = now.read_s - sum->read_s,
+                                .is_direct = now.is_direct};
+}
+
+/* ---- the disk alone ---- */
+
+struct disk {
+    struct stream *stream;
+    struct stream_read reads[DISK_READS];
+    uint8_t *memory; /* [DISK_READS][DISK_READ_BYTES] */
+    int64_t at, size;
+};
+
+/* On from where the last one ended; at the file's end from its start. */
+static void begin_read(struct disk *disk, int i) {
+    if (disk->at + DISK_READ_BYTES > disk->size) disk->at = 0;
+    int64_t left = disk->size - disk->at;
+    disk->reads[i] = (struct stream_read){.offset = disk->at,
+                                          .bytes = left < DISK_READ_BYTES ? (size_t)left : DISK_READ_BYTES,
+                                          .to = disk->memory + (size_t)i * DISK_READ_BYTES};
+    disk->at += (int64_t)disk->reads[i].bytes;
+    stream_begin(disk->stream, &disk->reads[i], STREAM_NOW);
+}
+
+static int read_for_a_while(struct disk *disk, double *gb_s, struct mo_error *error) {
+    double start = clock_now_s(), bytes = 0;
+    int code = 0;
+    for (int i = 0; i < DISK_READS; i++) begin_read(disk, i);
+    for (int i = 0; !code && clock_now_s() - start < DISK_S; i = (i + 1) % DISK_READS) {
+        code = stream_wait(disk->stream, &disk->reads[i], error);
+        bytes += (double)disk->reads[i].bytes;
+        *gb_s = bytes * 1e-9 / (clock_now_s() - start);
+        if (!code) begin_read(disk, i);
+    }
+    return code;
+}
+
+int bench_experts_read_disk(const struct engine *engine, double *gb_s, struct mo_error *error) {
+    struct stream_options options = {.path = engine->checkpoint.shards[0].path};
+    struct disk disk = {.size = (int64_t)engine->checkpoint.shards[0].map.size};
+    disk.at = disk.size / 2;
+    disk.memory = aligned_alloc(STREAM_ALIGN, (size_t)DISK_READS * DISK_READ_BYTES);
+    int code = disk.memory ? 0 : mo_error_set(error, MO_E_NO_MEMORY, "no memory for measuring the disk");
+    if (!code) code = stream_open(&disk.stream, &options, error);
+    if (!code) code = read_for_a_while(&disk, gb_s, error);
+    stream_close(disk.stream);
+    free(disk.memory);
+    return code;
+}
+
+/* ---- in words ---- */
+
+static double hit_rate(const struct store_stats *s) {
+    uint64_t all = s->hits + s->misses;
+    return all ? (double)s->hits / (double)all : 0;
+}
+
+static double gb_s(const struct store_stats *s) {
+    return s->read_s > 0 ? (double)s->read_bytes * 1e-9 / s->read_s : 0;
+}
+
+void bench_experts_say(const struct bench_experts *e, double disk_gb_s) {
+    const struct store_stats *s = &e->sum;
+    if (!e->is_on) return;
+    printf("       experts: %.1f %% were there; %.1f MB a token read at %.2f GB/s (%.0f %% of the disk's %.2f); waited "
+           "%.0f "
+           "%% of the time",
+           100 * hit_rate(s), (double)s->read_bytes * 1e-6 / e->tokens, gb_s(s), 100 * gb_s(s) / disk_gb_s, disk_gb_s,
+           100 * s->wait_s / e->s);
+    if (s->predicted) {
+        printf("; %.0f %% of %.1f read ahead a token were wanted", 100 * (double)s->used / (double)s->predicted,
+               (double)s->predicted / e->tokens);
+    }
+    putchar('\n');
+    fflush(stdout);
+}
+
+json_t *bench_experts_json(const struct bench_experts *e, double disk_gb_s) {
+    const struct store_stats *s = &e->sum;
+    if (!e->is_on) return json_null();
+    return json_pack("{sI sI sf sI sf sf sf sf sf sI sI sI sb}", "hits", (json_int_t)s->hits, "misses",
+                     (json_int_t)s->misses, "hit_rate", hit_rate(s), "read_bytes", (json_int_t)s->read_bytes,
+                     "read_bytes_per_token", (double)s->read_bytes / e->tokens, "read_gb_s", gb_s(s), "disk_gb_s",
+                     disk_gb_s, "wait_s", s->wait_s, "wait_share", s->wait_s / e->s, "predicted",
+                     (json_int_t)s->predicted, "predicted_used", (json_int_t)s->used, "predicted_wasted",
+                     (json_int_t)s->wasted, "direct_io", s->is_direct);
+}

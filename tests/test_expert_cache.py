@@ -1,0 +1,125 @@
+"""--expert-cache: routed experts in less memory than they take, the rest read from the packed file when it is needed. Every
+number must have the very bits of the model that is in memory; what cannot be read is an error, never a wrong number."""
+
+import functools
+import json
+import re
+
+import numpy as np
+import pytest
+
+from conftest import GOLDEN, ROOT, moebius, read_f32, refused, succeed
+
+MODELS = {  # name: set, --quant
+    "v3-int4": ("v3-tiny", "int4"),
+    "v3-mixed": ("v3-tiny", "int4,routed=int8,head=bf16"),
+    "v2-fp8": ("v2-tiny", "fp8"),
+    "v2lite-bf16": ("v2lite-tiny", "bf16"),
+}
+ALONE = ["--threads", 1]  # two threads have nothing to win at this size
+IDS = ",".join(str(7 * i % 250) for i in range(90))
+PLACES = re.compile(r"moebius: (\d+) of (\d+) experts fit into ")
+
+
+@pytest.fixture(scope="session")
+def packed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("packed")
+    for name, (source, quant) in MODELS.items():
+        succeed("quantize", GOLDEN / source, "--quant", quant, "-o", folder / name)
+    return folder
+
+
+@functools.cache
+def smallest_gib(model):
+    """The program says what the smallest cache is."""
+    message = refused(moebius("logits", model, "--ids", "1", "--expert-cache", "1e-9"), "room for 2 experts of ")
+    return 2 * float(re.search(r"experts of (\S+) GiB", message).group(1)) * 1.05  # it is said in seven digits
+
+
+def logits(model, tmp_path, *flags, **options):
+    out = tmp_path / "logits.f32"
+    out.unlink(missing_ok=True)
+    result = succeed("logits", model, "--ids", IDS, "--all", "--out", out, *flags, **options)
+    return read_f32(out, -1), result
+
+
+# --- the same bits ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk", [1, 6, 90])
+@pytest.mark.parametrize("name", MODELS)
+def test_same_bits(name, chunk, packed, tmp_path):
+    """Token by token, a few rows a step, and a prompt that wants every expert; the fewest slots, and some."""
+    model, flags = packed / name, ["--chunk", chunk, *ALONE]
+    expected, _ = logits(model, tmp_path, *flags)
+    least = smallest_gib(model)
+    for slots, prefetch in ((2, "1"), (9, "0"), (9, "1")):
+        got, result = logits(model, tmp_path, *flags, "--expert-cache", slots / 2 * least,
+                             env={"MOEBIUS_EXPERT_PREFETCH": prefetch})
+        places, experts = map(int, PLACES.search(result.err).groups())
+        assert slots <= places <= 1.1 * slots and places < experts
+        assert np.array_equal(got.view(np.int32), expected.view(np.int32)), (slots, prefetch)
+
+
+def test_same_bits_on_more_threads_and_in_f32(packed, tmp_path):
+    model = packed / "v3-int4"
+    for flags in (["--threads", 3], ["--compute", "f32"]):
+        expected, _ = logits(model, tmp_path, *flags)
+        got, _ = logits(model, tmp_path, *flags, "--expert-cache", 3 * smallest_gib(model))
+        assert np.array_equal(got.view(np.int32), expected.view(np.int32)), flags
+
+
+# --- numbers that it tells -------------------------------------------------------------------------------------------
+
+
+def test_bench_tells_of_it(packed):
+    model = packed / "v3-int4"
+    result = succeed("bench", model, "--json", "--prompt", 20, "--repeat", 1, "--generate", 20, "--batch", "1,3", "--depth", 0,
+                     "--max-model-len", 256, *ALONE, "--expert-cache", 2 * smallest_gib(model),
+                     env={"MOEBIUS_EXPERT_PREFETCH": "0"}).json
+    for line in result["decode"] + result["prefill"]:
+        told = line["expert_cache"]
+        assert 0 <= told["hit_rate"] < 1 and told["misses"] > 0 and told["predicted"] == 0
+        assert told["read_bytes"] > 0 and told["disk_gb_s"] > 0 and told["wait_s"] > 0
+
+
+# --- what is chosen, and what is refused -----------------------------------------------------------------------------
+
+
+def test_chosen_by_itself(packed, tmp_path):
+    """A model that fits is left alone; one that does not gets what the rest leaves."""
+    model = ROOT / "models" / "demo"
+    file = tmp_path / "demo.safetensors"
+    succeed("quantize", model, "--quant", "bf16", "-o", file)
+    flags = ["--chunk", 16, *ALONE]
+    expected, result = logits(file, tmp_path, *flags)
+    assert not PLACES.search(result.err)
+    for more in ([], ["--max-model-len", 512]):
+        got, result = logits(file, tmp_path, *flags, *more, env={"MOEBIUS_MEMORY": "0.024"})
+        places, experts = map(int, PLACES.search(result.err).groups())
+        assert 2 < places < experts
+        assert np.array_equal(got.view(np.int32), expected.view(np.int32))
+    off, result = logits(file, tmp_path, *flags, "--expert-cache", 0, env={"MOEBIUS_MEMORY": "0.024"})
+    assert not PLACES.search(result.err) and np.array_equal(off, expected)
+    refused(moebius("logits", file, "--ids", "1", *flags, env={"MOEBIUS_MEMORY": "0.005"}), "do not fit", "GiB are left")
+    refused(moebius("logits", file, "--ids", "1", "--expert-cache", 4, *flags, env={"MOEBIUS_MEMORY": "0.1"}), "4.00 GiB", "are left")
+
+
+@pytest.mark.parametrize("size", ["much", "-1", "nan", "4GiB", ""])
+def test_not_a_size(size, packed):
+    refused(moebius("logits", packed / "v3-int4", "--ids", "1", f"--expert-cache={size}"), "--expert-cache", "auto or a number")
+
+
+def test_folders_are_refused(packed):
+    refused(moebius("logits", GOLDEN / "v3-tiny", "--ids", "1", "--expert-cache", 1), "--expert-cache", "moebius quantize")
+    made = moebius("logits", packed / "v2lite-bf16", "--quantization", "int4", "--ids", "1", "--expert-cache", 1)
+    refused(made, "--expert-cache", "moebius quantize")
+
+
+def test_dense_models_are_refused(packed, tmp_path):
+    config = json.loads((GOLDEN / "v2lite-tiny" / "config.json").read_text())
+    config["first_k_dense_replace"] = config["num_hidden_layers"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    succeed("synth", "--config", tmp_path / "config.json", "--quant", "int4", "-o", tmp_path / "dense")
+    result = moebius("logits", tmp_path / "dense", "--ids", "1", "--expert-cache", 1)
+    assert result.code == 1 and "the model has no experts" in result.err, str(result)
