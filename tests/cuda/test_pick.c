@@ -1,13 +1,8 @@
 /* Picking tokens on the shim's card against sched/sample.c: the same token for the same logits and the same draw, always. */
-#include <stdarg.h>
-#include <stddef.h>
-#include <setjmp.h>
-#include <stdint.h>
-#include <cmocka.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include "backend/cuda/cuda.h"
+#include "bare_card.h"
 #include "sched/sample.h"
 
 enum { ROWS = 4, MAX_VOCAB = 33000 };
@@ -24,25 +19,7 @@ static float uniform(float low, float high) {
     return low + (high - low) * (float)(draw() >> 8) * 0x1p-24f;
 }
 
-/* A card with kernels, and no model. */
 static struct cuda card;
-
-static void open_card(void) {
-    struct mo_error error = {0};
-    cuda_memory_is_shared = true;
-    if (cuda_driver_open(&card.driver, &error) || cuda_card_open(&card.driver, 0, &card.card, &error) ||
-        cuda_check(&card.driver, card.driver.stream_create(&card.stream, 1), &error, "no stream") ||
-        cuda_load_kernels(&card, &error)) {
-        fail_msg("%s", error.message);
-    }
-    card.stage = "pick";
-}
-
-static void *card_memory(size_t bytes) {
-    cuda_address at;
-    if (card.driver.memory_take(&at, bytes)) fail_msg("no memory");
-    return (void *)(uintptr_t)at;
-}
 
 static void give_back(const void *at) {
     card.driver.memory_free((cuda_address)(uintptr_t)at);
@@ -110,11 +87,11 @@ static void check(struct pick_params *p, const struct pick_row *rows, const floa
 }
 
 static struct pick_params open_params(int vocab) {
-    struct pick_params p = {.logits = card_memory(ROWS * (size_t)vocab * sizeof(float)),
-                            .row = card_memory(ROWS * sizeof(struct pick_row)),
-                            .best = card_memory(ROWS * PICK_BLOCKS * sizeof(struct pick_best)),
-                            .picked = card_memory(ROWS * sizeof(int32_t)),
-                            .arrived = card_memory(ROWS * sizeof(uint32_t)),
+    struct pick_params p = {.logits = bare_card_memory(&card, ROWS * (size_t)vocab * sizeof(float)),
+                            .row = bare_card_memory(&card, ROWS * sizeof(struct pick_row)),
+                            .best = bare_card_memory(&card, ROWS * PICK_BLOCKS * sizeof(struct pick_best)),
+                            .picked = bare_card_memory(&card, ROWS * sizeof(int32_t)),
+                            .arrived = bare_card_memory(&card, ROWS * sizeof(uint32_t)),
                             .vocab = vocab};
     memset(p.arrived, 0, ROWS * sizeof *p.arrived);
     return p;
@@ -171,7 +148,7 @@ static void test_large_vocabulary(void **unused) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_picks), cmocka_unit_test(test_large_vocabulary)};
-    open_card();
+    bare_card_open(&card, "pick");
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     cuda_card_close(&card.driver, &card.card);
     cuda_driver_close(&card.driver);

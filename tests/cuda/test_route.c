@@ -1,15 +1,10 @@
 /* Routing with as many experts as the published models have (the other tests' models have 16 at most): the choice beside the CPU's,
  * and the work lists beside plain sorting. A step's way, where the last block chooses and lists, and a prompt's. */
-#include <stdarg.h>
-#include <stddef.h>
-#include <setjmp.h>
-#include <stdint.h>
-#include <cmocka.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include "backend/cpu/cpu.h"
-#include "backend/cuda/cuda.h"
+#include "bare_card.h"
 
 enum { HIDDEN = 16, STEP_ROWS = 8, PROMPT_ROWS = 70 };
 
@@ -29,23 +24,10 @@ enum { SHAPES = sizeof shapes / sizeof *shapes };
 
 static struct cuda card;
 
-static void open_card(void) {
-    struct mo_error error = {0};
-    cuda_memory_is_shared = true;
-    if (cuda_driver_open(&card.driver, &error) || cuda_card_open(&card.driver, 0, &card.card, &error) ||
-        cuda_check(&card.driver, card.driver.stream_create(&card.stream, 1), &error, "no stream") ||
-        cuda_load_kernels(&card, &error)) {
-        fail_msg("%s", error.message);
-    }
-    card.stage = "route";
-}
-
 static void *taken[16];
 static int n_taken;
 static void *take(size_t bytes) {
-    cuda_address at;
-    if (card.driver.memory_take(&at, bytes)) fail_msg("no memory");
-    return memset(taken[n_taken++] = (void *)(uintptr_t)at, 0, bytes);
+    return memset(taken[n_taken++] = bare_card_memory(&card, bytes), 0, bytes);
 }
 
 /* Logits that are well apart: a place in a shuffled row of numbers from -3 to 3. */
@@ -171,7 +153,7 @@ static void test_prompts(void **unused) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_steps), cmocka_unit_test(test_prompts)};
-    open_card();
+    bare_card_open(&card, "route");
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     cuda_card_close(&card.driver, &card.card);
     cuda_driver_close(&card.driver);
