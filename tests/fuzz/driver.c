@@ -30,7 +30,7 @@ static struct input g_seeds[MAX_SEEDS];
 static int g_n_seeds;
 static uint64_t g_random;
 static const char *g_target;
-static struct input g_current; /* what the target is reading */
+static struct input g_current; /* what the target is reading; data NULL: nothing */
 static long g_run;
 
 /* xorshift64*: good enough, and the same everywhere. */
@@ -49,6 +49,7 @@ static size_t random_below(size_t n) {
 
 static void save_current(void) {
     char path[4096];
+    if (!g_current.data) return; /* at the end: a leak, which the sanitizer tells */
     snprintf(path, sizeof path, "%s.crash", g_target);
     FILE *file = fopen(path, "wb");
     if (file) {
@@ -85,6 +86,7 @@ static void run_one(const uint8_t *data, size_t size) {
     alarm(HANG_S);
     LLVMFuzzerTestOneInput(g_current.data, size);
     free(g_current.data);
+    g_current = (struct input){0};
     g_run++;
 }
 
