@@ -333,7 +333,7 @@ static int add_names(struct serve_arguments *a, struct mo_error *error) {
     size_t start = size;
     while (start > 0 && a->engine.model[start - 1] != '/') start--;
     snprintf(folder, sizeof folder, "%.*s", (int)(size - start), a->engine.model + start);
-    bool is_path = file_is_directory(a->engine.model);
+    bool is_path = file_exists(a->engine.model);
     code = add_name(&a->server, is_path ? folder : a->engine.model, error);
     a->server.n_listed = 1; /* a path is nobody's business */
     return code ? code : add_name(&a->server, is_path ? a->engine.model : folder, error);

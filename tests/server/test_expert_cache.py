@@ -46,6 +46,7 @@ def answers(server):
 def test_same_answers(start, file, two_experts):
     server = start(file, *FLAGS)
     expected = answers(server)
+    assert [one["id"] for one in server.get("/v1/models").json["data"]] == [file.name]  # where it lies is nobody's business
     assert "moebius:expert_cache_hits_total" not in server.metrics().families
     assert server.stop() == 0
     server = start(file, *FLAGS, "--expert-cache", 8 * two_experts)
