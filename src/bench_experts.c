@@ -89,9 +89,8 @@ static double gb_s(const struct store_stats *s) {
 void bench_experts_say(const struct bench_experts *e, double disk_gb_s) {
     const struct store_stats *s = &e->sum;
     if (!e->is_on) return;
-    printf("       experts: %.1f %% were there; %.1f MB a token read at %.2f GB/s (%.0f %% of the disk's %.2f); waited "
-           "%.0f "
-           "%% of the time",
+    printf("       experts: %.1f %% were there; %.1f MB a token read at %.2f GB/s (%.0f %% of the disk's %.2f); "
+           "waited %.0f %% of the time",
            100 * hit_rate(s), (double)s->read_bytes * 1e-6 / e->tokens, gb_s(s), 100 * gb_s(s) / disk_gb_s, disk_gb_s,
            100 * s->wait_s / e->s);
     if (s->predicted) {

@@ -252,11 +252,11 @@ static int check_quantization(const struct serve_arguments *a, struct mo_error *
 }
 
 /* vLLM's keys: the method that we have is its "ngram", and how long a match must be is ours to know. */
-static int read_speculative(const json_t *root, int *max_drafts, struct mo_error *error) {
+static int read_speculative(json_t *root, int *max_drafts, struct mo_error *error) {
     static const char where[] = "--speculative-config";
     const char *method = NULL, *key;
     json_t *value;
-    json_object_foreach((json_t *)(uintptr_t)root, key, value) {
+    json_object_foreach(root, key, value) {
         bool known = !strcmp(key, "method") || !strcmp(key, "num_speculative_tokens") ||
                      !strcmp(key, "prompt_lookup_min") || !strcmp(key, "prompt_lookup_max");
         if (!known)

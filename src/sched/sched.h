@@ -16,10 +16,11 @@
  * With max_drafts, a sequence that decodes also computes the tokens that it guesses to come (draft.h), and keeps those that
  * are what it chooses: several tokens a step, the same answer.
  *
- * Where the backend picks tokens by itself and runs ahead, nothing is guessed, and every sequence's next token is such a pick, the next step is
- * started before this one's tokens are read. A sequence that ends with this token has a row too many in it: nobody looks at
+ * Where the backend picks tokens by itself and runs ahead, nothing is guessed, and every sequence's next token is such a pick,
+ * the next step is started before this one's tokens are read. A sequence that ends with this token has a row too many in it: nobody looks at
  * that one, and its pages become free when the step has ended. Whatever else happens (an arrival that can be let in, a
- * cancellation, no free page, a failure) waits until no step is ahead. Includes: base, model, text, grammar, backend, forward. */
+ * cancellation, no free page, a failure) waits until no step is ahead.
+ * Includes: base, model, text, grammar, backend, forward. */
 #ifndef MOEBIUS_SCHED_SCHED_H
 #define MOEBIUS_SCHED_SCHED_H
 
@@ -61,7 +62,8 @@ struct sched_event {
 };
 typedef void sched_callback(const struct sched_event *event);
 
-/* Copied by sched_submit, which keeps a reference of its own to the grammar. Zero-initialise, then sampling_init(&request.sampling). */
+/* Copied by sched_submit, which keeps a reference of its own to the grammar. Zero-initialise, then
+ * sampling_init(&request.sampling). */
 struct sched_request {
     const int32_t *prompt; /* [n_prompt] ids in the vocabulary, n_prompt >= 1 */
     int n_prompt;

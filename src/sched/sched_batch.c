@@ -156,7 +156,7 @@ static void draft_seq(struct sched *sched, struct seq *seq, struct room *room) {
 }
 
 static void draft(struct sched *sched, struct room *room) {
-    for (int i = 0; i < sched->n_running && sched->options.max_drafts > 0; i++) {
+    for (int i = 0; i < sched->n_running; i++) {
         struct seq *seq = sched->running[i];
         if (seq_decodes(seq) && seq->n_rows == 1) draft_seq(sched, seq, room);
     }

@@ -228,6 +228,13 @@ static struct token_event *dequeue_all_locked(struct answer *answer) {
     return events;
 }
 
+/* What ended a sequence: a grammar that cannot be followed is the client's, a card or a disk that is gone may come back. */
+static void tell_cause(struct api_error *failure, const struct mo_error *cause) {
+    bool is_theirs = cause->code == MO_E_LIMIT;
+    int status = is_theirs ? 400 : cause->code == MO_E_IO ? 503 : 500;
+    api_error_set(failure, status, NULL, is_theirs ? NULL : "internal_error", "%s", cause->message);
+}
+
 /* Why there will be no good end, or false. */
 static bool find_failure(struct answer *answer, enum finish_reason finish) {
     if (answer->failure.status) return true;
@@ -238,11 +245,7 @@ static bool find_failure(struct answer *answer, enum finish_reason finish) {
     if (lost) {
         api_error_no_memory(&answer->failure);
     } else if (cause.code) {
-        bool is_theirs = cause.code == MO_E_LIMIT; /* a grammar that cannot be followed */
-        int status = is_theirs               ? 400
-                     : cause.code == MO_E_IO ? 503
-                                             : 500; /* the device is gone, and this server with it */
-        api_error_set(&answer->failure, status, NULL, is_theirs ? NULL : "internal_error", "%s", cause.message);
+        tell_cause(&answer->failure, &cause);
     } else if (finish == FINISH_CANCELLED) {
         api_error_set(&answer->failure, 503, NULL, "cancelled", "the request was cancelled");
     }

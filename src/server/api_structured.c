@@ -157,7 +157,7 @@ void api_structured_parse(struct api_job *job) {
 
 void api_structured_place(struct api_job *job) {
     struct api_request *request = job->request;
-    for (int i = 0; i < request->n_prompts; i++) {
+    for (int i = 0; request->sched.grammar && i < request->n_prompts; i++) {
         struct api_prompt *prompt = &request->prompts[i];
         prompt->grammar_after = engine_reasoning_end(job->model->engine, &prompt->ids);
     }
