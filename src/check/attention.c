@@ -28,6 +28,8 @@ static float factor_size(int round) {
 struct dots_case {
     float *q, *k;
     int n_q, n_k, dim, q_stride, k_stride, out_stride;
+    const void *next; /* asking for memory changes no sum, whatever lies there */
+    size_t next_bytes;
 };
 
 static struct dots_case make_dots_case(struct check *check, int round) {
@@ -39,9 +41,11 @@ static struct dots_case make_dots_case(struct check *check, int round) {
     c.q_stride = c.dim + random_int(random, 0, 3);
     c.k_stride = c.dim + random_int(random, 0, 64);
     c.out_stride = c.n_k + random_int(random, 0, 3);
+    c.next_bytes = (size_t)random_int(random, 0, 1 << 16);
     int q_count = (c.n_q - 1) * c.q_stride + c.dim, k_count = (c.n_k - 1) * c.k_stride + c.dim;
     c.q = check_floats(check, q_count);
     c.k = check_floats(check, k_count);
+    if (random_int(random, 0, 1)) c.next = c.k;
     for (int i = 0; i < q_count; i++) c.q[i] = random_float(random) * factor_size(round);
     for (int i = 0; i < k_count; i++) c.k[i] = random_float(random);
     return c;
@@ -52,7 +56,7 @@ static void check_dot(struct check *check, const struct dots_case *c, int row, i
     const float *q = c->q + row * c->q_stride, *k = c->k + t * c->k_stride;
     double sum = 0, size = 1e-30;
     float expected;
-    check->ref.dots(q, 1, 1, k, 1, 1, c->dim, &expected, 1);
+    check->ref.dots(&(struct kern_dots){.q = q, .n_q = 1, .k = k, .n_k = 1, .dim = c->dim, .out = &expected});
     for (int i = 0; i < c->dim; i++) {
         double product = (double)q[i] * (double)k[i];
         sum += product;
@@ -67,12 +71,25 @@ static void check_dots_case(struct check *check, const struct dots_case *c) {
     int count = (c->n_q - 1) * c->out_stride + c->n_k;
     float *got = check_floats(check, count), *alone = check_floats(check, count);
     for (int i = 0; i < count; i++) got[i] = alone[i] = unset;
-    check->kern.dots(c->q, (size_t)c->q_stride, c->n_q, c->k, (size_t)c->k_stride, c->n_k, c->dim, got,
-                     (size_t)c->out_stride);
+    check->kern.dots(&(struct kern_dots){.q = c->q,
+                                         .q_stride = (size_t)c->q_stride,
+                                         .n_q = c->n_q,
+                                         .k = c->k,
+                                         .k_stride = (size_t)c->k_stride,
+                                         .n_k = c->n_k,
+                                         .dim = c->dim,
+                                         .out = got,
+                                         .out_stride = (size_t)c->out_stride,
+                                         .next = c->next,
+                                         .next_bytes = c->next_bytes});
     for (int i = 0; i < c->n_q; i++) /* a query alone, a key alone */
         for (int t = 0; t < c->n_k; t++)
-            check->kern.dots(c->q + i * c->q_stride, 1, 1, c->k + t * c->k_stride, 1, 1, c->dim,
-                             alone + i * c->out_stride + t, 1);
+            check->kern.dots(&(struct kern_dots){.q = c->q + i * c->q_stride,
+                                                 .n_q = 1,
+                                                 .k = c->k + t * c->k_stride,
+                                                 .n_k = 1,
+                                                 .dim = c->dim,
+                                                 .out = alone + i * c->out_stride + t});
     for (int i = 0; i < count; i++) { /* between the rows nothing is written */
         check_bits(check, "alone", i, got[i], alone[i]);
         if (i % c->out_stride >= c->n_k) check_bits(check, "between rows", i, got[i], unset);

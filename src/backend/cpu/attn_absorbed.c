@@ -7,6 +7,7 @@ enum {
     CHUNK_TOKENS = 256, /* fixed, never from the number of threads or sequences */
     HEADS_LEAST = 4,    /* that share a pass over a page: fewer, and reading the page is what it costs */
     ABSORB_ROWS = 16,   /* of W_UK at a time: they stay in the nearest cache while they are used */
+    KEYS_TOGETHER = 4,  /* widened at once: the queries of 16 heads fill most of the nearest cache */
 };
 
 /* ---- q_latent ---- */
@@ -188,17 +189,44 @@ static int queries_before(const struct cpu *cpu, const struct query_block *b, in
     return n;
 }
 
+/* NULL: the block sees nothing there. */
+static const uint8_t *cached_row(const struct cpu *cpu, int layer, const struct query_block *b, int pos) {
+    if (pos > cpu->pos[block_row(b, b->n - 1)]) return NULL;
+    const uint8_t *page = kv_cache_page(cpu, layer, b->seq->pages[pos / KV_PAGE_TOKENS]);
+    return page + (size_t)(pos % KV_PAGE_TOKENS) * cpu->row_bytes;
+}
+
+/* Widens a page, and multiplies its keys by the queries from `skip` on: a few keys at a time, so that they are in the nearest
+ * cache when they are used, and the next ones are on their way from memory meanwhile. */
+static void score_page(struct cpu *cpu, int layer, const struct query_block *b, int skip, int page_pos, int tokens,
+                       int worker) {
+    const int latent = model_latent_dim(cpu->model), most = cpu->kern.tile_order ? KV_PAGE_TOKENS : KEYS_TOGETHER;
+    struct kern_dots job = {.q = q_latent_of(cpu, block_row(b, skip), block_head(b, skip)),
+                            .q_stride = b->by_head ? (size_t)latent : q_latent_stride(cpu),
+                            .n_q = b->n - skip,
+                            .k_stride = (size_t)latent,
+                            .dim = latent,
+                            .out_stride = KV_PAGE_TOKENS};
+    for (int t = 0; t < tokens; t += most) {
+        float *keys = cpu->workers[worker].page + (size_t)t * (size_t)latent;
+        job.k = keys;
+        job.n_k = smaller(tokens - t, most);
+        job.out = cpu->workers[worker].score + t;
+        job.next = cached_row(cpu, layer, b, page_pos + t + most);
+        job.next_bytes = (size_t)most * cpu->row_bytes;
+        kv_cache_load(cpu, cached_row(cpu, layer, b, page_pos + t), job.n_k, keys);
+        cpu->kern.dots(&job);
+    }
+}
+
 static void attend_page(struct cpu *cpu, int layer, const struct query_block *b, struct partial *out, int page_pos,
                         bool is_first, int worker) {
     const struct model *m = cpu->model;
     int latent = model_latent_dim(m), skip = queries_before(cpu, b, page_pos), n = b->n - skip;
     int tokens = smaller(cpu->pos[block_row(b, b->n - 1)] + 1 - page_pos, KV_PAGE_TOKENS);
-    attn_load_page(cpu, layer, b->seq, page_pos, tokens, worker);
     struct worker_scratch *scratch = &cpu->workers[worker];
     float keep[ATTENTION_ROWS];
-    cpu->kern.dots(q_latent_of(cpu, block_row(b, skip), block_head(b, skip)),
-                   b->by_head ? (size_t)latent : q_latent_stride(cpu), n, scratch->page, (size_t)latent, tokens, latent,
-                   scratch->score, KV_PAGE_TOKENS);
+    score_page(cpu, layer, b, skip, page_pos, tokens, worker);
     for (int i = 0; i < n; i++) {
         keep[i] = attn_softmax(cpu, scratch->score + (size_t)i * KV_PAGE_TOKENS,
                                cpu->pos[block_row(b, skip + i)] - page_pos + 1, tokens, &out->max[skip + i],

@@ -60,8 +60,16 @@ static void attend_block(struct cpu *cpu, int first, int n, int head, int page_p
     struct worker_scratch *scratch = &cpu->workers[worker];
     int dim = model_q_head_dim(m);
     float keep[ATTENTION_ROWS_TILES];
-    cpu->kern.dots(q_of(cpu, first, head), q_stride(cpu), n, scratch->key, (size_t)dim, tokens, dim, scratch->score,
-                   KV_PAGE_TOKENS);
+    const struct kern_dots scores = {.q = q_of(cpu, first, head),
+                                     .q_stride = q_stride(cpu),
+                                     .n_q = n,
+                                     .k = scratch->key,
+                                     .k_stride = (size_t)dim,
+                                     .n_k = tokens,
+                                     .dim = dim,
+                                     .out = scratch->score,
+                                     .out_stride = KV_PAGE_TOKENS};
+    cpu->kern.dots(&scores);
     for (int i = 0; i < n; i++) {
         size_t state = (size_t)(first + i) * (size_t)m->heads + (size_t)head;
         keep[i] = attn_softmax(cpu, scratch->score + (size_t)i * KV_PAGE_TOKENS, cpu->pos[first + i] - page_pos + 1,

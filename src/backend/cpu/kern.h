@@ -73,6 +73,19 @@ typedef void kern_gemm(const struct mat *w, int r0, int r1, const float *const *
 typedef void kern_gemm_q8(const struct mat *w, int r0, int r1, const struct q8_row *x, int n, float *const *y,
                           const void *next);
 
+/* out[i][t] = sum_c k[t][c] * q[i][c]: the score side of attention. fma(k, q, lane) in lanes; tree. i in [0, n_q), t in
+ * [0, n_k), c in [0, dim); *_stride in floats. In tile order: two parts of each, for every 32 c one step of first q first k,
+ * one of second q first k, one of first q second k. */
+struct kern_dots {
+    const float *q, *k;
+    float *out;
+    size_t q_stride, k_stride, out_stride;
+    int n_q, n_k, dim;
+    const void
+        *next; /* what will be read after this call: asked for bit by bit while the sums are made. NULL: nothing */
+    size_t next_bytes;
+};
+
 /* acc[i][c] = acc[i][c] * keep[i] + sum_t p[i][t] * v[t][c]: the value side of attention (keep = the
  * softmax correction) and the absorbed projections (keep NULL means 0: acc is overwritten). The product
  * with keep first, then an fma for each t, ascending. i in [0, m), t in [0, n_t), c in [0, n_c); *_stride
@@ -102,11 +115,7 @@ struct kern {
      * for one row of weights p. NULL: there is nothing better than these two. */
     void (*sum_rows[MAT_FORMATS])(const struct mat *w, int r0, int r1, const float *p, float *sum);
 
-    /* out[i][t] = sum_c k[t][c] * q[i][c]: the score side of attention. fma(k, q, lane) in lanes; tree. i in [0, n_q), t in
-     * [0, n_k), c in [0, dim); *_stride in floats. In tile order: two parts of each, for every 32 c
-     * one step of first q first k, one of second q first k, one of first q second k. */
-    void (*dots)(const float *q, size_t q_stride, int n_q, const float *k, size_t k_stride, int n_k, int dim,
-                 float *out, size_t out_stride);
+    void (*dots)(const struct kern_dots *job);
 
     kern_weighted_sum *weighted_sum;
     /* The same for attention's values. In tile order: the product with keep, then for every 32 t the three steps of dots, of

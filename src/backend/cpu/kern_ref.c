@@ -193,13 +193,12 @@ static void quantize(const float *x, int n, int group, struct q8_row *out) {
     }
 }
 
-static void dots(const float *q, size_t q_stride, int n_q, const float *k, size_t k_stride, int n_k, int dim,
-                 float *out, size_t out_stride) {
-    for (int i = 0; i < n_q; i++)
-        for (int t = 0; t < n_k; t++) {
+static void dots(const struct kern_dots *job) {
+    for (int i = 0; i < job->n_q; i++)
+        for (int t = 0; t < job->n_k; t++) {
             float lanes[SUM_LANES] = {0};
-            lanes_add_products(lanes, k + (size_t)t * k_stride, q + (size_t)i * q_stride, dim);
-            out[(size_t)i * out_stride + (size_t)t] = lanes_sum(lanes);
+            lanes_add_products(lanes, job->k + (size_t)t * job->k_stride, job->q + (size_t)i * job->q_stride, job->dim);
+            job->out[(size_t)i * job->out_stride + (size_t)t] = lanes_sum(lanes);
         }
 }
 

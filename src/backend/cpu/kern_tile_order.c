@@ -103,18 +103,20 @@ static void gemm(const struct mat *w, int r0, int r1, const float *const *x, int
 
 /* ---- attention ---- */
 
-static void dots(const float *q, size_t q_stride, int n_q, const float *k, size_t k_stride, int n_k, int dim,
-                 float *out, size_t out_stride) {
-    for (int i = 0; i < n_q; i++)
-        for (int t = 0; t < n_k; t++) {
-            float sum = 0;
-            for (int c = 0; c < dim; c += STEP) {
-                struct two_parts a = cut_in_two(q + (size_t)i * q_stride + c, 1, step_count(c, dim));
-                struct two_parts b = cut_in_two(k + (size_t)t * k_stride + c, 1, step_count(c, dim));
-                sum = add_two_parts(sum, &a, &b);
-            }
-            out[(size_t)i * out_stride + (size_t)t] = sum;
-        }
+static float dot(const float *q, const float *k, int dim) {
+    float sum = 0;
+    for (int c = 0; c < dim; c += STEP) {
+        struct two_parts a = cut_in_two(q + c, 1, step_count(c, dim)), b = cut_in_two(k + c, 1, step_count(c, dim));
+        sum = add_two_parts(sum, &a, &b);
+    }
+    return sum;
+}
+
+static void dots(const struct kern_dots *job) {
+    for (int i = 0; i < job->n_q; i++)
+        for (int t = 0; t < job->n_k; t++)
+            job->out[(size_t)i * job->out_stride + (size_t)t] =
+                dot(job->q + (size_t)i * job->q_stride, job->k + (size_t)t * job->k_stride, job->dim);
 }
 
 static void page_sum(float *acc, size_t acc_stride, const float *keep, const float *p, size_t p_stride, const float *v,

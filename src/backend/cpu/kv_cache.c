@@ -49,7 +49,9 @@ int kv_cache_open(struct cpu *cpu, struct mo_error *error) {
     }
     cpu->cache = cache;
     cpu->cache_bytes = bytes;
-    return cpu->options.take_cache ? take_all(cpu->cache, bytes, error) : 0;
+    if (!cpu->options.take_cache) return 0;
+    madvise(cache, bytes, MADV_HUGEPAGE); /* fewer misses of the address cache; where it is refused, nothing is lost */
+    return take_all(cpu->cache, bytes, error);
 }
 
 void kv_cache_close(struct cpu *cpu) {

@@ -294,28 +294,25 @@ static void dots_wide(const uint8_t *a, const uint8_t *b, int steps, bool is_fir
             vec_store_part(out + (size_t)i * out_stride + t, vec_load(sums + i * WIDE + t), n_k - t);
 }
 
-/* `dim` of the columns, DIM_CHUNK at most. */
-static void dots_chunk(const float *q, size_t q_stride, int n_q, const float *k, size_t k_stride, int n_k, int dim,
-                       bool is_first, float *out, size_t out_stride) {
+/* DIM_CHUNK columns from c0. `next` is not asked for: the products are few beside packing, which reads all the time. */
+static void dots_chunk(const struct kern_dots *job, int c0) {
+    const int dim = job->dim - c0 < DIM_CHUNK ? job->dim - c0 : DIM_CHUNK;
     _Alignas(64) uint8_t a[DIM_CHUNK / STEP * ROWS_STEP], b[DIM_CHUNK / STEP * WIDE_STEP];
-    for (int t = 0; t < n_k; t += WIDE) {
-        pack_keys(k + (size_t)t * k_stride, k_stride, n_k - t, dim, b);
-        for (int i = 0; i < n_q; i += 16) {
-            const float *from = q + (size_t)i * q_stride;
+    for (int t = 0; t < job->n_k; t += WIDE) {
+        pack_keys(job->k + (size_t)t * job->k_stride + c0, job->k_stride, job->n_k - t, dim, b);
+        for (int i = 0; i < job->n_q; i += 16) {
+            const float *from = job->q + (size_t)i * job->q_stride + c0;
             for (int c = 0; c < dim; c += STEP)
-                pack_rows(from + c, q_stride, n_q - i, dim - c, a + (size_t)(c / STEP) * ROWS_STEP);
-            dots_wide(a, b, (dim + STEP - 1) / STEP, is_first, n_q - i, n_k - t, out + (size_t)i * out_stride + t,
-                      out_stride);
+                pack_rows(from + c, job->q_stride, job->n_q - i, dim - c, a + (size_t)(c / STEP) * ROWS_STEP);
+            dots_wide(a, b, (dim + STEP - 1) / STEP, c0 == 0, job->n_q - i, job->n_k - t,
+                      job->out + (size_t)i * job->out_stride + t, job->out_stride);
         }
     }
 }
 
-static void dots(const float *q, size_t q_stride, int n_q, const float *k, size_t k_stride, int n_k, int dim,
-                 float *out, size_t out_stride) {
+static void dots(const struct kern_dots *job) {
     tiles_begin();
-    for (int c = 0; c < dim; c += DIM_CHUNK)
-        dots_chunk(q + c, q_stride, n_q, k + c, k_stride, n_k, dim - c < DIM_CHUNK ? dim - c : DIM_CHUNK, c == 0, out,
-                   out_stride);
+    for (int c = 0; c < job->dim; c += DIM_CHUNK) dots_chunk(job, c);
     tiles_end();
 }
 

@@ -70,14 +70,20 @@ enum {
     DOT_QUERIES = TILE_TOKENS,
 }; /* keys * queries * LANE_VECS sums fill the registers */
 
-struct dot_args {
-    size_t q_stride, k_stride;
-    int dim;
+/* What is asked for meanwhile, a line a step: a burst of them would stand in the way of the sums' own reads. */
+struct dot_ask {
+    const char *next, *end;
 };
+
+INLINE const char *dot_ask(const struct dot_ask *ask, const char *next) {
+    if (next >= ask->end) return next;
+    _mm_prefetch(next, _MM_HINT_T1);
+    return next + 64;
+}
 
 /* sum [keys][queries][LANE_VECS] += SUM_LANES elements of every key times those of every query; of the last ones only `left`
  * exist. */
-INLINE void dot_step(const struct dot_args *args, int keys, int queries, const float *q, const float *k, int whole,
+INLINE void dot_step(const struct kern_dots *job, int keys, int queries, const float *q, const float *k, int whole,
                      int left, vec *sum) {
     UNROLL
     for (int lane = 0; lane < LANE_VECS; lane++) {
@@ -85,12 +91,12 @@ INLINE void dot_step(const struct dot_args *args, int keys, int queries, const f
         vec key[DOT_KEYS];
         UNROLL
         for (int j = 0; j < keys; j++) {
-            const float *from = k + (size_t)j * args->k_stride + c;
+            const float *from = k + (size_t)j * job->k_stride + c;
             key[j] = whole ? vec_load(from) : vec_load_part(from, left - c);
         }
         UNROLL
         for (int i = 0; i < queries; i++) {
-            const float *from = q + (size_t)i * args->q_stride + c;
+            const float *from = q + (size_t)i * job->q_stride + c;
             vec query = whole ? vec_load(from) : vec_load_part(from, left - c);
             UNROLL
             for (int j = 0; j < keys; j++) {
@@ -101,27 +107,33 @@ INLINE void dot_step(const struct dot_args *args, int keys, int queries, const f
     }
 }
 
-/* One tile, whose first query and key are q and k. */
-INLINE void dot_tile(const struct dot_args *args, int keys, int queries, const float *q, const float *k, float *out,
-                     size_t out_stride) {
+/* Queries from i and keys from t. */
+INLINE void dot_tile(const struct kern_dots *job, struct dot_ask *ask, int keys, int queries, int i, int t) {
+    const float *q = job->q + (size_t)i * job->q_stride, *k = job->k + (size_t)t * job->k_stride;
+    const char *next = ask->next;
+    float *out = job->out + (size_t)i * job->out_stride + t;
     vec sum[DOT_KEYS * DOT_QUERIES * LANE_VECS];
     int at = 0;
     UNROLL
-    for (int i = 0; i < keys * queries * LANE_VECS; i++) sum[i] = vec_zero();
-    for (; at + SUM_LANES <= args->dim; at += SUM_LANES) dot_step(args, keys, queries, q + at, k + at, 1, 0, sum);
-    if (at < args->dim) dot_step(args, keys, queries, q + at, k + at, 0, args->dim - at, sum);
+    for (int n = 0; n < keys * queries * LANE_VECS; n++) sum[n] = vec_zero();
+    for (; at + SUM_LANES <= job->dim; at += SUM_LANES) {
+        next = dot_ask(ask, next);
+        dot_step(job, keys, queries, q + at, k + at, 1, 0, sum);
+    }
+    ask->next = next;
+    if (at < job->dim) dot_step(job, keys, queries, q + at, k + at, 0, job->dim - at, sum);
     UNROLL
-    for (int i = 0; i < queries; i++) {
+    for (int n = 0; n < queries; n++) {
 #if VL == 16
         if (keys == 4) {
-            vec_sum4(&sum[i], queries, out + (size_t)i * out_stride);
+            vec_sum4(&sum[n], queries, out + (size_t)n * job->out_stride);
             continue;
         }
 #endif
         UNROLL
         for (int j = 0; j < keys; j++) {
-            const vec *from = &sum[(j * queries + i) * LANE_VECS];
-            out[(size_t)i * out_stride + (size_t)j] = lanes_sum(from[0], from[LANE_VECS - 1]);
+            const vec *from = &sum[(j * queries + n) * LANE_VECS];
+            out[(size_t)n * job->out_stride + (size_t)j] = lanes_sum(from[0], from[LANE_VECS - 1]);
         }
     }
 }
@@ -129,13 +141,12 @@ INLINE void dot_tile(const struct dot_args *args, int keys, int queries, const f
 #define DOT_CASE(N)                                                                                                    \
     case N:                                                                                                            \
         if (keys == DOT_KEYS)                                                                                          \
-            dot_tile(args, DOT_KEYS, N, q, k, out, out_stride);                                                        \
+            dot_tile(job, ask, DOT_KEYS, N, i, t);                                                                     \
         else                                                                                                           \
-            dot_tile(args, 1, N, q, k, out, out_stride);                                                               \
+            dot_tile(job, ask, 1, N, i, t);                                                                            \
         break;
 
-INLINE void dot_queries(const struct dot_args *args, int keys, int queries, const float *q, const float *k, float *out,
-                        size_t out_stride) {
+INLINE void dot_queries(const struct kern_dots *job, struct dot_ask *ask, int keys, int queries, int i, int t) {
     switch (queries) {
         DOT_CASE(1)
         DOT_CASE(2)
@@ -148,14 +159,13 @@ INLINE void dot_queries(const struct dot_args *args, int keys, int queries, cons
     }
 }
 
-static void dots(const float *q, size_t q_stride, int n_q, const float *k, size_t k_stride, int n_k, int dim,
-                 float *out, size_t out_stride) {
-    const struct dot_args args = {q_stride, k_stride, dim};
-    for (int t = 0; t < n_k;) {
-        int keys = n_k - t >= DOT_KEYS ? DOT_KEYS : 1;
-        for (int i = 0; i < n_q; i += DOT_QUERIES)
-            dot_queries(&args, keys, n_q - i < DOT_QUERIES ? n_q - i : DOT_QUERIES, q + (size_t)i * q_stride,
-                        k + (size_t)t * k_stride, out + (size_t)i * out_stride + t, out_stride);
+static void dots(const struct kern_dots *job) {
+    const char *next = job->next;
+    struct dot_ask ask = {next, next ? next + job->next_bytes : next};
+    for (int t = 0; t < job->n_k;) {
+        int keys = job->n_k - t >= DOT_KEYS ? DOT_KEYS : 1;
+        for (int i = 0; i < job->n_q; i += DOT_QUERIES)
+            dot_queries(job, &ask, keys, job->n_q - i < DOT_QUERIES ? job->n_q - i : DOT_QUERIES, i, t);
         t += keys;
     }
 }
@@ -225,14 +235,6 @@ static void weighted_sum(float *acc, size_t acc_stride, const float *keep, const
 }
 
 /* ---- softmax, norm, activation ---- */
-
-INLINE float vec_hmax(vec v) {
-    float lanes[VL], top;
-    vec_store(lanes, v);
-    top = lanes[0];
-    for (int i = 1; i < VL; i++) top = lanes[i] > top ? lanes[i] : top;
-    return top;
-}
 
 /* Scores times scale, in place; the new maximum. A NaN score stays out of it and shows in the sum instead. */
 static float softmax_scale(float *s, int n, float scale, float max) {

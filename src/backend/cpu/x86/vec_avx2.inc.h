@@ -85,6 +85,13 @@ INLINE vec vec_min(vec a, vec b) {
     return _mm256_min_ps(a, b);
 }
 
+/* Of numbers, not NaN; 0 or -0 where both are the largest. */
+INLINE float vec_hmax(vec v) {
+    __m128 x = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+}
+
 INLINE vec vec_round(vec v) {
     return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }

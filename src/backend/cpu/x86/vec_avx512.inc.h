@@ -87,6 +87,11 @@ INLINE vec vec_min(vec a, vec b) {
     return _mm512_min_ps(a, b);
 }
 
+/* Of numbers, not NaN; 0 or -0 where both are the largest. */
+INLINE float vec_hmax(vec v) {
+    return _mm512_reduce_max_ps(v);
+}
+
 INLINE vec vec_round(vec v) {
     return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
