@@ -24,7 +24,7 @@ struct block_walk {
 
 /* Bytes of the values of 16 rows x 64 k. */
 INLINE int block_tile_bytes(enum mat_format format) {
-    return 16 * BLOCK_TILE / (format == MAT_INT4 ? 2 : 1);
+    return 16 * BLOCK_TILE / (format != MAT_INT8 ? 2 : 1);
 }
 
 /* Four activations of a token in every lane. */
@@ -38,7 +38,7 @@ INLINE ivec block_activations(const int8_t *q) {
 INLINE ivec block_line(enum mat_format format, const uint8_t *p, size_t panel, ptrdiff_t ahead, int high, int j) {
     const int half = 2 * block_tile_bytes(format);
     p += (size_t)(j / PANEL_VECS) * panel + j / LINE_VECS % 2 * half + j % LINE_VECS * (BLOCK_LINE / LINE_VECS);
-    if (j % LINE_VECS == 0 && !(format == MAT_INT4 && high)) _mm_prefetch(p + ahead, _MM_HINT_T0);
+    if (j % LINE_VECS == 0 && !(format != MAT_INT8 && high)) _mm_prefetch(p + ahead, _MM_HINT_T0);
     return block_values(format, ivec_load(p), high);
 }
 
@@ -81,11 +81,22 @@ INLINE void block_quarter(enum mat_format format, int tokens, int panels, const 
     for (int i = 0; i < tokens * vecs; i++) sum[i] = block_run_end(format, sum[i], run[i]);
 }
 
-/* The end of a group: f = fma((float)(sum of q * x), wscale * xscale, f), and the sums start again from 0. */
-INLINE void block_add_group(enum mat_format format, int tokens, int panels, const uint8_t *scales, size_t panel,
-                            ptrdiff_t ahead, const struct q8_row *x, int group, ivec *sum, vec *f) {
+/* The sums of q * x of a group begin with what the weights' zero point makes of it: -zero * sum of x. */
+INLINE void block_begin_group(enum mat_format format, int tokens, int panels, const struct q8_row *x, int group,
+                              ivec *sum) {
+    const int vecs = panels * PANEL_VECS, zero = format != MAT_INT8 ? 8 : BYTE_ZERO;
+    UNROLL
+    for (int t = 0; t < tokens; t++) {
+        ivec begin = ivec_set1(-zero * x[t].sum[group]);
+        UNROLL
+        for (int j = 0; j < vecs; j++) sum[t * vecs + j] = begin;
+    }
+}
+
+/* The end of a group: f = fma((float)(sum of q * x), wscale * xscale, f). */
+INLINE void block_add_group(int tokens, int panels, const uint8_t *scales, size_t panel, ptrdiff_t ahead,
+                            const struct q8_row *x, int group, const ivec *sum, vec *f) {
     const int vecs = panels * PANEL_VECS;
-    const ivec zero = ivec_set1(format == MAT_INT4 ? 8 : BYTE_ZERO);
     UNROLL
     for (int j = 0; j < vecs; j++) {
         const uint8_t *from = scales + (size_t)(j / PANEL_VECS) * panel + j % PANEL_VECS * VL * 2;
@@ -94,9 +105,7 @@ INLINE void block_add_group(enum mat_format format, int tokens, int panels, cons
         UNROLL
         for (int t = 0; t < tokens; t++) {
             int i = t * vecs + j;
-            ivec exact = block_exact(sum[i], zero, ivec_set1(-x[t].sum[group]));
-            f[i] = vec_fma(vec_from_int(exact), vec_mul(scale, vec_set1(x[t].scale[group])), f[i]);
-            sum[i] = ivec_zero();
+            f[i] = vec_fma(vec_from_int(sum[i]), vec_mul(scale, vec_set1(x[t].scale[group])), f[i]);
         }
     }
 }
@@ -110,10 +119,7 @@ INLINE void block_panels(enum mat_format format, int tokens, int panels, const s
     const int8_t *q[BLOCK_TOKENS];
     ivec sum[BLOCK_SUMS];
     UNROLL
-    for (int i = 0; i < n; i++) {
-        sum[i] = ivec_zero();
-        f[i] = vec_zero();
-    }
+    for (int i = 0; i < n; i++) f[i] = vec_zero();
     UNROLL
     for (int t = 0; t < tokens; t++) q[t] = x[t].q;
     for (int b = 0, group = 0; b < walk->blocks; b++, p += walk->block) {
@@ -124,9 +130,10 @@ INLINE void block_panels(enum mat_format format, int tokens, int panels, const s
         for (int tile = 0; tile < 2; tile++) {
             UNROLL
             for (int high = 0; high < 2; high++) {
+                if (!((2 * tile + high) & quarters_mask)) block_begin_group(format, tokens, panels, x, group, sum);
                 block_quarter(format, tokens, panels, p + tile * tile_bytes, walk->panel, ahead, high, q, sum);
                 if ((2 * tile + high + 1) & quarters_mask) continue;
-                block_add_group(format, tokens, panels, scales, walk->panel, ahead, x, group++, sum, f);
+                block_add_group(tokens, panels, scales, walk->panel, ahead, x, group++, sum, f);
                 scales += BLOCK_ROWS * 2;
             }
             UNROLL
@@ -169,34 +176,34 @@ struct block_job {
 
 typedef void block_set(const struct block_job *job);
 
-/* Sets by tokens and panels; sizes that a level leaves out are made of smaller ones. */
+/* Sets by tokens and panels; sizes that a level leaves out are made of smaller ones. INT4_AFFINE is for so many tokens that the
+ * products are what takes the time. */
+/* clang-format off */
 #if VL == 16
-BLOCK_SETS(1, 1)
-BLOCK_SETS(1, 2)
-BLOCK_SETS(1, 4)
-BLOCK_SETS(1, 8)
-BLOCK_SETS(2, 1)
-BLOCK_SETS(2, 2) BLOCK_SETS(2, 4) BLOCK_SETS(3, 1) BLOCK_SETS(3, 2) BLOCK_SETS(3, 4) BLOCK_SETS(4, 1) BLOCK_SETS(4, 2)
-    BLOCK_SETS(5, 1) BLOCK_SETS(5, 2) BLOCK_SETS(6, 1) BLOCK_SETS(6, 2) enum {
-        PANEL_STEPS = 4
-    };
-#define BLOCK_TABLE(N)                                                                                                 \
-    {                                                                                                                  \
-        {N##_1x1, N##_1x2, N##_1x4, N##_1x8}, {N##_2x1, N##_2x2, N##_2x4}, {N##_3x1, N##_3x2, N##_3x4},                \
-            {N##_4x1, N##_4x2}, {N##_5x1, N##_5x2}, {                                                                  \
-            N##_6x1, N##_6x2                                                                                           \
-        }                                                                                                              \
-    }
+enum { PANEL_STEPS = 4 };
+BLOCK_SETS(1, 1) BLOCK_SETS(1, 2) BLOCK_SETS(1, 4) BLOCK_SETS(1, 8)
+BLOCK_SETS(2, 1) BLOCK_SETS(2, 2) BLOCK_SETS(2, 4)
+BLOCK_SETS(3, 1) BLOCK_SETS(3, 2) BLOCK_SETS(3, 4)
+BLOCK_SETS(4, 1) BLOCK_SETS(4, 2)
+BLOCK_SETS(5, 1) BLOCK_SETS(5, 2)
+BLOCK_SETS(6, 1) BLOCK_SETS(6, 2)
+BLOCK_SET(INT4_AFFINE, affine, 3, 1) BLOCK_SET(INT4_AFFINE, affine, 3, 2) BLOCK_SET(INT4_AFFINE, affine, 3, 4)
+BLOCK_SET(INT4_AFFINE, affine, 4, 1) BLOCK_SET(INT4_AFFINE, affine, 4, 2)
+BLOCK_SET(INT4_AFFINE, affine, 5, 1) BLOCK_SET(INT4_AFFINE, affine, 5, 2)
+BLOCK_SET(INT4_AFFINE, affine, 6, 1) BLOCK_SET(INT4_AFFINE, affine, 6, 2)
+#define BLOCK_TABLE(FEW, N) {                                                                                          \
+    {FEW##_1x1, FEW##_1x2, FEW##_1x4, FEW##_1x8}, {FEW##_2x1, FEW##_2x2, FEW##_2x4}, {N##_3x1, N##_3x2, N##_3x4},      \
+    {N##_4x1, N##_4x2}, {N##_5x1, N##_5x2}, {N##_6x1, N##_6x2} }
+static block_set *const affine_sets[BLOCK_TOKENS][PANEL_STEPS] = BLOCK_TABLE(int4, affine);
 #else
-BLOCK_SETS(1, 1) BLOCK_SETS(1, 2) BLOCK_SETS(2, 1) BLOCK_SETS(3, 1) enum { PANEL_STEPS = 2 };
-#define BLOCK_TABLE(N)                                                                                                 \
-    {                                                                                                                  \
-        {N##_1x1, N##_1x2}, {N##_2x1}, {                                                                               \
-            N##_3x1                                                                                                    \
-        }                                                                                                              \
-    }
+enum { PANEL_STEPS = 2 };
+BLOCK_SETS(1, 1) BLOCK_SETS(1, 2) BLOCK_SETS(2, 1) BLOCK_SETS(3, 1)
+#define BLOCK_TABLE(FEW, N) { {FEW##_1x1, FEW##_1x2}, {N##_2x1}, {N##_3x1} }
 #endif
-static block_set *const block_sets[2][BLOCK_TOKENS][PANEL_STEPS] = {BLOCK_TABLE(int4), BLOCK_TABLE(int8)};
+/* clang-format on */
+static block_set *const int4_sets[BLOCK_TOKENS][PANEL_STEPS] = BLOCK_TABLE(int4, int4);
+static block_set *const int8_sets[BLOCK_TOKENS][PANEL_STEPS] = BLOCK_TABLE(int8, int8);
+static block_set *const (*best_int4_sets)[PANEL_STEPS] = int4_sets; /* once this processor is known */
 
 /* log2 of the panels that the next set takes. */
 static int block_step(block_set *const *sets, int panels_left) {
@@ -226,7 +233,7 @@ static void block_tokens(block_set *const (*sets)[PANEL_STEPS], int step, struct
 static void gemm_block_q8(const struct mat *w, int r0, int r1, const struct q8_row *x, int n, float *const *y,
                           const void *next) {
 
-    block_set *const(*sets)[PANEL_STEPS] = block_sets[w->format == MAT_INT8];
+    block_set *const(*sets)[PANEL_STEPS] = w->format == MAT_INT8 ? int8_sets : best_int4_sets;
     struct block_walk walk = {
         .block = block_bytes(w->format, w->group_size),
         .panel = block_panel_bytes(w),

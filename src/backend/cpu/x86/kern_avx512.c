@@ -48,6 +48,7 @@ void kern_init_avx512(struct kern *kern) {
     kern->decode_rows = decode_rows;
     kern->sum_rows[MAT_BF16] = sum_rows_bf16;
     kern->sum_rows[MAT_FP8] = sum_rows_fp8;
+    if (__builtin_cpu_supports("gfni")) best_int4_sets = affine_sets;
     has_byte_tables = __builtin_cpu_supports("avx512vbmi");
     if (has_byte_tables) {
         fp8_fill_tables();

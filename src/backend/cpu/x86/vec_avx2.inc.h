@@ -309,8 +309,3 @@ INLINE ivec block_dot(enum mat_format format, ivec run, ivec values, ivec x4) {
     ivec pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(values), _mm256_sign_epi8(x4, values));
     return _mm256_add_epi32(run, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
-
-/* sum + zero * minus_qsum: both factors fit 16 bits. */
-INLINE ivec block_exact(ivec sum, ivec zero, ivec minus_qsum) {
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(zero, minus_qsum));
-}
