@@ -272,7 +272,9 @@ INLINE void q8_spread(const ivec v[4], ivec u[8]) {
 /* acc += the lane's four products, as two 16-bit sums: over 32 k they stay within 8 * 2 * 15 * 128 = 30720.
  * The running form of acc is this level's own until q8_sum. */
 INLINE ivec q8_dot(ivec acc, ivec nibbles, ivec x) {
-    return _mm256_add_epi16(acc, _mm256_maddubs_epi16(nibbles, x));
+    ivec pairs = _mm256_maddubs_epi16(nibbles, x);
+    __asm__("vpaddw %1, %0, %0" : "+x"(acc) : "x"(pairs));
+    return acc;
 }
 
 /* sum of nibble * q over 32 k, plus zero * minus_qsum: both factors fit 16 bits. */
@@ -307,5 +309,7 @@ INLINE ivec block_run_end(enum mat_format format, ivec sum, ivec run) {
 INLINE ivec block_dot(enum mat_format format, ivec run, ivec values, ivec x4) {
     if (format == MAT_INT4) return q8_dot(run, values, x4);
     ivec pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(values), _mm256_sign_epi8(x4, values));
-    return _mm256_add_epi32(run, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    pairs = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    __asm__("vpaddd %1, %0, %0" : "+x"(run) : "x"(pairs));
+    return run;
 }
