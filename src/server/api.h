@@ -6,6 +6,7 @@
 
 #include "engine.h"
 #include "server/api_error.h"
+#include "server/message.h"
 
 enum {
     API_N_MAX = 128,        /* n */
@@ -36,6 +37,11 @@ static inline bool api_is_llama(enum api_kind kind) {
     return kind == API_LLAMA || kind == API_INFILL;
 }
 
+/* Its prompt is made of messages, and its answer is one. */
+static inline bool api_is_chat(enum api_kind kind) {
+    return kind == API_CHAT;
+}
+
 struct api_prompt {
     struct token_list ids;
     const char *text; /* [text_size] what echo repeats: the request's own text, or `decoded` */
@@ -59,6 +65,7 @@ struct api_request {
     int n_prompts;
     /* For every choice the same but for prompt, choice and grammar_after. Points into this struct; the grammar is kept. */
     struct sched_request sched;
+    struct message_rules message; /* of a chat: how its answer is read. Points into this struct */
 
     int n_predict;                 /* llama.cpp's, as asked for: -1 for what the context holds */
     const json_t *response_fields; /* llama.cpp's: a list of strings, or NULL for all; in `root` */
