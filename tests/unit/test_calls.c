@@ -12,14 +12,15 @@
 #include "text_fixture.h"
 
 enum { REFUSED = -1, GOES_ON, MAY_END, MUST_END };
-enum { N_MARKS = 5 };
+enum { N_MARKS = 7 };
 
 static struct tokenizer *plain, *marked;
 static struct vocabulary *without_marks, *with_marks;
 
 /* The fixture, and the marks of calls as tokens. */
 static struct tokenizer *load_marked(void) {
-    static const char *const MARKS[N_MARKS] = {CALLS_BEGIN, CALLS_END, CALL_BEGIN, CALL_SEPARATOR, CALL_END};
+    static const char *const MARKS[N_MARKS] = {CALLS_BEGIN, CALLS_END,   CALL_BEGIN, CALL_SEPARATOR,
+                                               CALL_END,    THINK_BEGIN, THINK_END};
     json_t *root = fixture_json();
     for (int i = 0; i < N_MARKS; i++) {
         json_array_append_new(json_object_get(root, "added_tokens"),
@@ -101,7 +102,7 @@ static void expect(const struct vocabulary *vocabulary, const char *rules, const
 
 static void test_bare(void **state) {
     (void)state;
-    EXPECT(with_marks, TOOLS("2", ", \"many\": true"), {"", MAY_END}, {"the </think> < <｜tool▁", MAY_END},
+    EXPECT(with_marks, TOOLS("2", ", \"many\": true"), {"", MAY_END}, {"the </thin> < <｜tool▁", MAY_END},
            {"hell" CALLS_BEGIN, GOES_ON}, {CALL_BEGIN, REFUSED}, {"a" CALLS_BEGIN CALL_BEGIN "g", GOES_ON},
            {CALLS_BEGIN CALL_BEGIN "gf", REFUSED}, {CALLS_BEGIN BARE_F, GOES_ON}, {CALLS_BEGIN "\n" BARE_F, REFUSED},
            {CALLS_BEGIN BARE_F CALLS_END, MUST_END}, {CALLS_BEGIN BARE_F CALLS_END "a", REFUSED},
@@ -165,6 +166,17 @@ static void test_masks(void **state) {
     grammar_release(grammar);
 }
 
+/* Where the template lets it think without saying so: first of all, and as tokens. */
+static void test_thought(void **state) {
+    (void)state;
+    EXPECT(with_marks, TOOLS("2", ", \"must\": true, \"thinks\": true"), {THINK_BEGIN "the\n", GOES_ON},
+           {THINK_BEGIN "a" THINK_END "\n\n" CALLS_BEGIN BARE_F CALLS_END, MUST_END}, {THINK_END, REFUSED},
+           {CALLS_BEGIN BARE_F CALLS_END, MUST_END}, {THINK_BEGIN CALLS_BEGIN, REFUSED}, );
+    EXPECT(with_marks, TOOLS("2", ", \"thinks\": true"), {THINK_BEGIN, GOES_ON}, {"a" THINK_BEGIN, REFUSED},
+           {THINK_BEGIN THINK_END, MAY_END}, );
+    EXPECT(with_marks, TOOLS("2", ""), {THINK_BEGIN, REFUSED}, );
+}
+
 static void test_content(void **state) {
     (void)state;
     EXPECT(with_marks, TOOLS("2", ", \"content\": {\"type\": \"integer\"}"), {"12", MAY_END}, {"a", REFUSED},
@@ -212,7 +224,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bare),    cmocka_unit_test(test_fenced),  cmocka_unit_test(test_plain),
         cmocka_unit_test(test_must),    cmocka_unit_test(test_spelled), cmocka_unit_test(test_masks),
-        cmocka_unit_test(test_content), cmocka_unit_test(test_lenient),
+        cmocka_unit_test(test_content), cmocka_unit_test(test_thought), cmocka_unit_test(test_lenient),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
