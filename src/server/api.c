@@ -69,13 +69,12 @@ static bool asks_for_nothing(const json_t *value, const char *neutral) {
     return neutral && json_is_string(value) && strcmp(json_string_value(value), neutral) == 0;
 }
 
-static void refuse_unsupported(struct fields *fields) {
+static void refuse_unsupported(struct fields *fields, enum api_kind kind) {
     for (size_t i = 0; i < sizeof UNSUPPORTED / sizeof *UNSUPPORTED; i++) {
         const char *name = UNSUPPORTED[i].name;
         const json_t *value = fields_get(fields, name);
         if (!value || asks_for_nothing(value, UNSUPPORTED[i].neutral)) continue;
-        const json_t *choice = json_object_get(fields->object, "tool_choice");
-        if (!strcmp(name, "tools") && json_is_string(choice) && !strcmp(json_string_value(choice), "none")) continue;
+        if (api_is_chat(kind) && !strncmp(name, "tool", 4)) continue; /* api_tools.c */
         api_error_set(fields->error, 400, name, "unsupported_parameter", "%s is not supported yet", name);
         return;
     }
@@ -242,7 +241,7 @@ int api_text_encode(const struct engine *engine, const char *text, size_t size, 
 static void check_context(struct api_job *job) {
     struct api_request *request = job->request;
     size_t context = (size_t)job->model->engine->options.max_model_len;
-    const char *param = request->kind == API_CHAT ? "messages" : "prompt";
+    const char *param = api_is_chat(request->kind) ? "messages" : "prompt";
     bool scores_only = request->sched.max_tokens == 0, takes_rest = request->sched.max_tokens < 0;
     if (api_is_llama(request->kind) && !scores_only) takes_rest = true; /* n_predict is the most, not the least */
     size_t answer = takes_rest ? 1 : (size_t)request->sched.max_tokens;
@@ -267,7 +266,7 @@ static void check_sampling(struct api_job *job) {
 static void parse_all(struct api_job *job) {
     struct api_request *request = job->request;
     request->model = api_model_name(job->model, fields_get(&job->fields, "model"), job->fields.error);
-    refuse_unsupported(&job->fields);
+    refuse_unsupported(&job->fields, request->kind);
     parse_stream(job);
     parse_n(job);
     parse_cache_salt(job);
@@ -275,9 +274,10 @@ static void parse_all(struct api_job *job) {
     parse_bias(job);
     api_stop_parse(job);
     check_sampling(job);
+    if (api_is_chat(request->kind)) api_tools_parse(job);
     api_structured_parse(job); /* cheap things first: a long prompt is encoded only for a request that is good */
     if (fields_failed(&job->fields)) return;
-    if (request->kind == API_CHAT)
+    if (api_is_chat(request->kind))
         api_chat_parse(job);
     else if (request->kind == API_COMPLETION)
         api_completion_parse(job);
@@ -296,7 +296,7 @@ int api_request_parse(struct api_request *request, enum api_kind kind, const str
     *error = (struct api_error){0};
     request->root = fields_parse(body, size, error);
     if (!request->root) return -1;
-    struct api_job job = {model, request, {request->root, error}};
+    struct api_job job = {.model = model, .request = request, .fields = {request->root, error}};
     parse_all(&job);
     return error->status ? -1 : 0;
 }

@@ -6,6 +6,7 @@
 
 #include "engine.h"
 #include "server/api_error.h"
+#include "server/message.h"
 
 enum {
     API_N_MAX = 128,        /* n */
@@ -26,7 +27,8 @@ struct api_model {
     const struct engine *engine; /* open; or only its text side, in tests */
     const char *const *names;    /* [n_names] names that "model" may have; the first is the default */
     int n_names;
-    bool any_name; /* others are taken for the default */
+    bool any_name;       /* others are taken for the default */
+    bool keeps_thoughts; /* answers are not split into thought and content, unless a request asks for it */
 };
 
 /* The last two are llama.cpp's. */
@@ -34,6 +36,11 @@ enum api_kind { API_CHAT, API_COMPLETION, API_LLAMA, API_INFILL };
 
 static inline bool api_is_llama(enum api_kind kind) {
     return kind == API_LLAMA || kind == API_INFILL;
+}
+
+/* Its prompt is made of messages, and its answer is one. */
+static inline bool api_is_chat(enum api_kind kind) {
+    return kind == API_CHAT;
 }
 
 struct api_prompt {
@@ -59,6 +66,7 @@ struct api_request {
     int n_prompts;
     /* For every choice the same but for prompt, choice and grammar_after. Points into this struct; the grammar is kept. */
     struct sched_request sched;
+    struct message_rules message; /* of a chat: how its answer is read. Points into this struct */
 
     int n_predict;                 /* llama.cpp's, as asked for: -1 for what the context holds */
     const json_t *response_fields; /* llama.cpp's: a list of strings, or NULL for all; in `root` */

@@ -1,5 +1,6 @@
 #include "server/sse.h"
 #include "server/respond_llama.h"
+#include "server/respond_message.h"
 
 /* Takes `json` over. */
 static int add_frame(struct buffer *out, json_t *json) {
@@ -13,14 +14,27 @@ static int add_frame(struct buffer *out, json_t *json) {
     return out->failed ? -1 : 0;
 }
 
+/* Its pieces; logprobs go with the first. */
+static int add_pieces(struct buffer *out, const struct respond_head *head, struct choice *choice, bool *added) {
+    int code = 0;
+    for (int i = 0; !code && i < message_count(&choice->message); i++) {
+        struct message_piece piece = message_at(&choice->message, i);
+        if (!respond_has_delta(&piece)) continue;
+        code = add_frame(out, respond_chat_piece(head, choice, &piece));
+        *added = true;
+    }
+    message_clear(&choice->message);
+    return code;
+}
+
 static int add_chat(struct buffer *out, const struct respond_head *head, struct choice *choice) {
     int code = 0;
+    bool ends = choice->finish != FINISH_NONE, added = false;
     if (!choice->role_sent) code = add_frame(out, respond_chat_role(head, choice));
     choice->role_sent = true;
-    bool ends = choice->finish != FINISH_NONE;
-    /* a token without text (its end, or half a character) leaves its logprobs to the chunk that ends */
-    bool has_content = choice->text.size > 0 || (choice->logprobs && !ends);
-    if (!code && has_content) code = add_frame(out, respond_chat_content(head, choice));
+    if (!code) code = add_pieces(out, head, choice, &added);
+    /* a token without text (its end, a mark, or half a character) leaves its logprobs to the chunk that ends */
+    if (!code && !added && choice->logprobs && !ends) code = add_frame(out, respond_chat_logprobs(head, choice));
     if (!code && ends) code = add_frame(out, respond_chat_end(head, choice));
     return code;
 }

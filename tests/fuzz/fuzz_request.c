@@ -1,6 +1,7 @@
 /* tests/fuzz/fuzz_request.c - a request's body is refused with an error that can be sent, or becomes prompts
  * and settings that the scheduler may have. Every body is read as a chat, a completion, by llama.cpp's two, and for
- * /tokenize, /detokenize and /apply-template; the tokenizer is a tiny one made here. */
+ * /tokenize, /detokenize and /apply-template; the tokenizer is a tiny one made here, the chat template
+ * one of ours by the body's length. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,12 +20,14 @@ static void require(bool condition) {
 }
 
 /* The text side of an engine: all that parsing looks at. */
-static const struct engine *make_engine(void) {
+static const struct engine *make_engine(size_t size) {
+    static const char *const TEMPLATES[] = {"deepseek-coder-v2", "deepseek-v3",      "deepseek-v3-0324",
+                                            "deepseek-r1",       "deepseek-r1-0528", "deepseek-v3.1"};
     static struct engine engine;
+    engine.chat = chat_template_by_name(TEMPLATES[size % 6]);
     if (engine.tokenizer) return &engine;
     engine.tokenizer = byte_tokenizer();
     if (grammar_cache_create(&engine.grammars, engine.tokenizer, VOCAB, NULL)) abort();
-    engine.chat = chat_template_by_name("deepseek-coder-v2");
     engine.model.vocab = VOCAB;
     engine.options.max_model_len = CONTEXT;
     engine.options.generation_config = 1;
@@ -85,7 +88,7 @@ static void try_text(const struct api_model *model, text_api_function *function,
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     static const char *const names[] = {"model", "alias"};
-    const struct api_model model = {make_engine(), names, 2, false};
+    const struct api_model model = {make_engine(size), names, 2, false, false};
     const char *body = (const char *)data;
     log_set_level(LOG_ERROR); /* look-alikes of special tokens are warned of */
     try_request(&model, API_CHAT, body, size);
