@@ -155,6 +155,21 @@ void api_structured_parse(struct api_job *job) {
     if (wish.param && !fields_failed(&job->fields)) compile(job, &wish);
 }
 
+void api_structured_format(struct api_job *job) {
+    const json_t *format = fields_get(&job->fields, "format");
+    struct wish wish = {"format", "format", GRAMMAR_JSON_SCHEMA, format};
+    bool is_text = json_is_string(format);
+    if (!format || (is_text && json_string_length(format) == 0)) return;
+    if (is_text && !strcmp(json_string_value(format), "json")) {
+        wish.kind = GRAMMAR_JSON_OBJECT;
+    } else if (!json_is_object(format)) {
+        api_error_field(job->fields.error, "format", "format must be \"json\" or a JSON schema, found %s",
+                        is_text ? "another string" : fields_type_name(format));
+        return;
+    }
+    compile(job, &wish);
+}
+
 void api_structured_place(struct api_job *job) {
     struct api_request *request = job->request;
     for (int i = 0; request->sched.grammar && i < request->n_prompts; i++) {
