@@ -78,13 +78,12 @@ static bool asks_for_nothing(const json_t *value, const char *neutral) {
     return neutral && json_is_string(value) && strcmp(json_string_value(value), neutral) == 0;
 }
 
-static void refuse_unsupported(struct fields *fields) {
+static void refuse_unsupported(struct fields *fields, enum api_kind kind) {
     for (size_t i = 0; i < sizeof UNSUPPORTED / sizeof *UNSUPPORTED; i++) {
         const char *name = UNSUPPORTED[i].name;
         const json_t *value = fields_get(fields, name);
         if (!value || asks_for_nothing(value, UNSUPPORTED[i].neutral)) continue;
-        const json_t *choice = json_object_get(fields->object, "tool_choice");
-        if (!strcmp(name, "tools") && json_is_string(choice) && !strcmp(json_string_value(choice), "none")) continue;
+        if (api_is_chat(kind) && !strncmp(name, "tool", 4)) continue; /* api_tools.c */
         api_error_set(fields->error, 400, name, "unsupported_parameter", "%s is not supported yet", name);
         return;
     }
@@ -254,7 +253,7 @@ int api_text_encode(const struct engine *engine, const char *text, size_t size, 
 static void check_context(struct api_job *job) {
     struct api_request *request = job->request;
     size_t context = (size_t)job->model->engine->options.max_model_len;
-    const char *param = request->kind == API_CHAT ? "messages" : "prompt";
+    const char *param = api_is_chat(request->kind) ? "messages" : "prompt";
     bool scores_only = request->sched.max_tokens == 0, takes_rest = request->sched.max_tokens < 0;
     bool is_most = api_is_llama(request->kind) || api_is_ollama(request->kind); /* n_predict: the most, not the least */
     if (is_most && !scores_only) takes_rest = true;
@@ -286,10 +285,11 @@ void api_settings_parse(struct api_job *job) {
 }
 
 static void parse_settings(struct api_job *job) {
-    refuse_unsupported(&job->fields);
+    refuse_unsupported(&job->fields, job->request->kind);
     parse_stream(job);
     parse_n(job);
     api_settings_parse(job);
+    if (api_is_chat(job->request->kind)) api_tools_parse(job);
     api_structured_parse(job);
 }
 
@@ -301,7 +301,7 @@ static void parse_all(struct api_job *job) {
     if (fields_failed(&job->fields)) return;
     if (is_ollama)
         api_ollama_parse(job);
-    else if (request->kind == API_CHAT)
+    else if (api_is_chat(request->kind))
         api_chat_parse(job);
     else if (request->kind == API_COMPLETION)
         api_completion_parse(job);
@@ -320,7 +320,7 @@ int api_request_parse(struct api_request *request, enum api_kind kind, const str
     *error = (struct api_error){0};
     request->root = fields_parse(body, size, error);
     if (!request->root) return -1;
-    struct api_job job = {model, request, {request->root, error}};
+    struct api_job job = {.model = model, .request = request, .fields = {request->root, error}};
     parse_all(&job);
     return error->status ? -1 : 0;
 }

@@ -6,6 +6,7 @@
 
 #include "engine.h"
 #include "server/api_error.h"
+#include "server/message.h"
 
 enum {
     API_N_MAX = 128,        /* n */
@@ -26,7 +27,8 @@ struct api_model {
     const struct engine *engine; /* open; or only its text side, in tests */
     const char *const *names;    /* [n_names] names that "model" may have; the first is the default */
     int n_names;
-    bool any_name; /* others are taken for the default */
+    bool any_name;       /* others are taken for the default */
+    bool keeps_thoughts; /* answers are not split into thought and content, unless a request asks for it */
 };
 
 /* After the first two: two of llama.cpp's and two of Ollama's. */
@@ -37,6 +39,15 @@ static inline bool api_is_llama(enum api_kind kind) {
 }
 static inline bool api_is_ollama(enum api_kind kind) {
     return kind == API_OLLAMA_GENERATE || kind == API_OLLAMA_CHAT;
+}
+
+/* Its prompt is made of messages, and its answer is one. */
+static inline bool api_is_chat(enum api_kind kind) {
+    return kind == API_CHAT || kind == API_OLLAMA_CHAT;
+}
+/* Its answer is read as a message: Ollama's prompts may be one, too. */
+static inline bool api_has_message(enum api_kind kind) {
+    return api_is_chat(kind) || kind == API_OLLAMA_GENERATE;
 }
 
 struct api_prompt {
@@ -63,6 +74,7 @@ struct api_request {
     int n_prompts;
     /* For every choice the same but for prompt, choice and grammar_after. Points into this struct; the grammar is kept. */
     struct sched_request sched;
+    struct message_rules message; /* of a chat: how its answer is read. Points into this struct */
 
     int n_predict;                 /* llama.cpp's, as asked for: -1 for what the context holds */
     const json_t *response_fields; /* llama.cpp's: a list of strings, or NULL for all; in `root` */

@@ -68,7 +68,8 @@ static void make_whole(json_t *options) {
 static void parse_options(struct api_job *job) {
     json_t *options = (json_t *)(uintptr_t)fields_object(&job->fields, "options");
     make_whole(options);
-    struct api_job inner = {job->model, job->request, {options, job->fields.error}};
+    struct api_job inner = *job;
+    inner.fields.object = options;
     struct fields *f = &inner.fields;
     api_settings_parse(&inner);
     refuse_samplers(f);
@@ -120,26 +121,43 @@ static int parse_think(struct fields *f) {
     return -1;
 }
 
-/* The body is a chat's by now. */
+/* The body is a chat's by now. A model that thinks whatever it is told has its thoughts left out where none are wanted. */
 static void parse_as_chat(struct api_job *job, int think) {
-    const struct engine *engine = job->model->engine;
     if (think >= 0) set(job, "chat_template_kwargs", json_pack("{s:b}", "thinking", think));
+    if (think == 0) set(job, "include_reasoning", json_false());
     if (fields_failed(&job->fields)) return;
     api_chat_parse(job);
-    if (think != 1 || fields_failed(&job->fields)) return;
-    if (engine_reasoning_end(engine, &job->request->prompts[0].ids) >= 0) return;
+    bool thinks = job->request->message.thought != MESSAGE_NO_THOUGHT || job->model->keeps_thoughts;
+    if (think != 1 || thinks || fields_failed(&job->fields)) return;
     api_error_field(job->fields.error, "think", "\"%s\" does not support thinking", job->request->model);
 }
 
-/* Ollama takes a message without a content for an empty one, and writes no tool calls as null. */
+/* Ollama takes a message without a content for an empty one, writes no tool calls as null, and has an empty content beside
+ * those that there are. */
 static void settle_message(struct fields *f, json_t *message, size_t index) {
-    const json_t *images = json_object_get(message, "images"), *calls = json_object_get(message, "tool_calls");
     const json_t *content = json_object_get(message, "content");
-    if (json_array_size(images) > 0) {
+    bool calls = json_array_size(json_object_get(message, "tool_calls")) > 0;
+    if (json_array_size(json_object_get(message, "images")) > 0) {
         api_error_field(f->error, "messages", "messages[%zu]: this model takes no images", index);
     }
-    if (!content || json_is_null(content)) json_object_set_new(message, "content", json_string(""));
-    if (json_array_size(calls) == 0) json_object_del(message, "tool_calls");
+    if (calls && json_is_string(content) && json_string_length(content) == 0) {
+        json_object_set_new(message, "content", json_null());
+    } else if (!calls && (!content || json_is_null(content))) {
+        json_object_set_new(message, "content", json_string(""));
+    }
+}
+
+/* The caller's; NULL without memory. */
+static json_t *settled(struct fields *f, const json_t *messages) {
+    json_t *list = json_array();
+    for (size_t i = 0; i < json_array_size(messages); i++) {
+        json_t *message = json_copy(json_array_get(messages, i));
+        settle_message(f, message, i);
+        if (json_array_append_new(list, message) == 0) continue;
+        json_decref(list);
+        return NULL;
+    }
+    return list;
 }
 
 static void parse_chat(struct api_job *job) {
@@ -149,13 +167,11 @@ static void parse_chat(struct api_job *job) {
     size_t n = json_array_size(messages);
     job->request->only_loads = n == 0;
     if (fields_failed(f) || n == 0) return;
-    json_t *copy = api_messages_copy(messages, f->error);
-    if (!copy) return;
-    for (size_t i = 0; i < n; i++) settle_message(f, json_array_get(copy, i), i);
-    const char *last = json_string_value(json_object_get(json_array_get(copy, n - 1), "role"));
-    bool continues = last && !strcmp(last, "assistant"); /* Ollama goes on with an assistant's message that is last */
-    set(job, "messages", copy);
-    set(job, "continue_final_message", json_boolean(continues));
+    const json_t *last = json_array_get(messages, n - 1);
+    const char *role = json_string_value(json_object_get(last, "role"));
+    bool is_answer = role && !strcmp(role, "assistant") && json_array_size(json_object_get(last, "tool_calls")) == 0;
+    set(job, "continue_final_message", json_boolean(is_answer)); /* Ollama goes on with an answer that is last */
+    set(job, "messages", settled(f, messages));
     parse_as_chat(job, think);
 }
 
@@ -243,13 +259,17 @@ static void parse_generate(struct api_job *job) {
 
 void api_ollama_parse(struct api_job *job) {
     static const char *const NOT_OURS[] = {"max_tokens", "max_completion_tokens", "chat_template_kwargs", "thinking",
-                                           "continue_final_message", "add_generation_prompt", "add_special_tokens"};
+                                           "continue_final_message", "add_generation_prompt", "add_special_tokens",
+                                           "include_reasoning", "reasoning_format"};
     struct fields *f = &job->fields;
     struct api_request *request = job->request;
     for (size_t i = 0; i < sizeof NOT_OURS / sizeof *NOT_OURS; i++) json_object_del(request->root, NOT_OURS[i]);
     if (!json_is_true(json_object_get(request->root, "logprobs"))) json_object_del(request->root, "top_logprobs");
     refuse(f, "images", "this model takes no images");
-    refuse(f, "tools", "tools are not supported yet");
+    if (request->kind == API_OLLAMA_CHAT)
+        api_tools_parse(job);
+    else
+        refuse(f, "tools", "only chats have tools");
     pass_keep_alive(f);
     request->n = 1;
     request->stream = fields_bool(f, "stream", true);

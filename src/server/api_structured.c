@@ -147,27 +147,59 @@ static void compile(struct api_job *job, const struct wish *wish) {
     api_error_from(f->error, &cause, wish->param);
 }
 
+/* Beside tools: the schema of what is said instead of a call. A new reference; NULL with an error. */
+static json_t *content_schema(struct fields *f, const struct wish *wish) {
+    json_t *schema = NULL;
+    if (wish->kind == GRAMMAR_JSON_OBJECT) {
+        schema = json_pack("{s:s}", "type", "object");
+    } else if (wish->kind == GRAMMAR_JSON_SCHEMA && json_is_string(wish->value)) {
+        schema = json_loads(json_string_value(wish->value), JSON_DECODE_ANY, NULL);
+    } else if (wish->kind == GRAMMAR_JSON_SCHEMA) {
+        schema = json_incref((json_t *)(uintptr_t)wish->value);
+    }
+    if (!schema) {
+        api_error_field(f->error, wish->param, "%s beside tools must be a JSON schema, or \"json_object\"",
+                        wish->where);
+    }
+    return schema;
+}
+
+static void compile_beside_tools(struct api_job *job, const struct wish *wish) {
+    json_t *content = wish->param ? content_schema(&job->fields, wish) : NULL;
+    if (!fields_failed(&job->fields)) api_tools_compile(job, content);
+    json_decref(content);
+}
+
+static void compile_wish(struct api_job *job, const struct wish *wish) {
+    if (fields_failed(&job->fields)) return;
+    if (job->request->message.tools) {
+        compile_beside_tools(job, wish);
+    } else if (wish->param) {
+        compile(job, wish);
+    }
+}
+
 void api_structured_parse(struct api_job *job) {
     struct wish wish = {0};
     parse_format(&job->fields, &wish);
     parse_structured(&job->fields, &wish);
     parse_flat(&job->fields, &wish);
-    if (wish.param && !fields_failed(&job->fields)) compile(job, &wish);
+    compile_wish(job, &wish);
 }
 
 void api_structured_format(struct api_job *job) {
     const json_t *format = fields_get(&job->fields, "format");
     struct wish wish = {"format", "format", GRAMMAR_JSON_SCHEMA, format};
     bool is_text = json_is_string(format);
-    if (!format || (is_text && json_string_length(format) == 0)) return;
-    if (is_text && !strcmp(json_string_value(format), "json")) {
+    if (!format || (is_text && json_string_length(format) == 0)) {
+        wish = (struct wish){0};
+    } else if (is_text && !strcmp(json_string_value(format), "json")) {
         wish.kind = GRAMMAR_JSON_OBJECT;
     } else if (!json_is_object(format)) {
         api_error_field(job->fields.error, "format", "format must be \"json\" or a JSON schema, found %s",
                         is_text ? "another string" : fields_type_name(format));
-        return;
     }
-    compile(job, &wish);
+    compile_wish(job, &wish);
 }
 
 void api_structured_place(struct api_job *job) {

@@ -11,10 +11,12 @@ void choice_init(struct choice *choice, int index, const struct api_request *req
                               .stop_index = -1,
                               .stop_token = -1,
                               .n_prompt = (int)prompt->ids.n};
+    message_init(&choice->message, &request->message);
     if (tokenizer) text_stream_init(&choice->offsets, tokenizer, false);
 }
 
 void choice_free(struct choice *choice) {
+    message_free(&choice->message);
     buffer_free(&choice->text);
     json_decref(choice->logprobs);
     json_decref(choice->tokens);
@@ -25,12 +27,25 @@ static int add_token(struct choice *choice, int32_t token) {
     return json_array_append_new(choice->tokens, json_integer(token));
 }
 
+static int add_text(struct choice *choice, const struct token_event *event) {
+    struct message *message = &choice->message;
+    if (!api_has_message(choice->request->kind)) {
+        buffer_add(&choice->text, event->text, event->text_size);
+        return choice->text.failed ? -1 : 0;
+    }
+    bool is_thought = message_is_thinking(message);
+    if (message_push(message, event->text, event->text_size)) return -1;
+    if (is_thought)
+        choice->n_reasoning = message_is_thinking(message) || message_has_thought(message) ? event->n_generated : 0;
+    return event->finish == FINISH_NONE ? 0 : message_finish(message);
+}
+
 int choice_take(struct choice *choice, const struct token_event *event) {
     if (!choice->started && choice->request->echo) {
         buffer_add(&choice->text, choice->prompt->text, choice->prompt->text_size);
     }
     choice->started = true;
-    buffer_add(&choice->text, event->text, event->text_size);
+    int code = add_text(choice, event);
     choice->n_generated = event->n_generated;
     choice->n_cached = event->n_cached;
     choice->prompt_s = event->prompt_s;
@@ -39,7 +54,7 @@ int choice_take(struct choice *choice, const struct token_event *event) {
     choice->finish = event->finish;
     choice->stop_index = event->stop_index;
     choice->stop_token = event->stop_token;
-    if (choice->text.failed) return -1;
+    if (code) return -1;
     bool is_new = event->token >= 0 && !event->is_prompt;
     if (is_new && choice->request->return_tokens && add_token(choice, event->token)) return -1;
     if (choice->request->sched.n_logprobs < 0 || event->token < 0) return 0;

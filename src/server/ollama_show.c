@@ -116,8 +116,10 @@ static bool thinks(const struct engine *engine) {
     struct token_list ids = {0};
     json_t *messages = json_pack("[{s:s, s:s}]", "role", "user", "content", "x");
     json_t *kwargs = json_pack("{s:b}", "thinking", 1);
+    bool opens_itself = engine->chat && (chat_template_reasons(engine->chat) ||
+                                         chat_template_by_name("deepseek-r1") == engine->chat);
     bool yes = engine->chat && messages && kwargs && !engine_encode_chat(engine, messages, true, kwargs, &ids, NULL) &&
-               engine_reasoning_end(engine, &ids) >= 0;
+               (opens_itself || engine_reasoning_end(engine, &ids) >= 0);
     token_list_free(&ids);
     json_decref(messages);
     json_decref(kwargs);
@@ -127,6 +129,7 @@ static bool thinks(const struct engine *engine) {
 static json_t *capabilities_json(const struct engine *engine) {
     json_t *list = json_pack("[s]", "completion");
     if (engine->tokenizer && fim_supported(engine->tokenizer)) json_array_append_new(list, json_string("insert"));
+    if (engine->chat && engine->grammars) json_array_append_new(list, json_string("tools"));
     if (thinks(engine)) json_array_append_new(list, json_string("thinking"));
     return list;
 }

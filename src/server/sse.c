@@ -1,5 +1,6 @@
 #include "server/sse.h"
 #include "server/respond_llama.h"
+#include "server/respond_message.h"
 #include "server/respond_ollama.h"
 
 /* Takes `json` over. */
@@ -25,14 +26,27 @@ static int add_line(struct buffer *out, json_t *json) {
     return out->failed ? -1 : 0;
 }
 
+/* Its pieces; logprobs go with the first. */
+static int add_pieces(struct buffer *out, const struct respond_head *head, struct choice *choice, bool *added) {
+    int code = 0;
+    for (int i = 0; !code && i < message_count(&choice->message); i++) {
+        struct message_piece piece = message_at(&choice->message, i);
+        if (!respond_has_delta(&piece)) continue;
+        code = add_frame(out, respond_chat_piece(head, choice, &piece));
+        *added = true;
+    }
+    message_clear(&choice->message);
+    return code;
+}
+
 static int add_chat(struct buffer *out, const struct respond_head *head, struct choice *choice) {
     int code = 0;
+    bool ends = choice->finish != FINISH_NONE, added = false;
     if (!choice->role_sent) code = add_frame(out, respond_chat_role(head, choice));
     choice->role_sent = true;
-    bool ends = choice->finish != FINISH_NONE;
-    /* a token without text (its end, or half a character) leaves its logprobs to the chunk that ends */
-    bool has_content = choice->text.size > 0 || (choice->logprobs && !ends);
-    if (!code && has_content) code = add_frame(out, respond_chat_content(head, choice));
+    if (!code) code = add_pieces(out, head, choice, &added);
+    /* a token without text (its end, a mark, or half a character) leaves its logprobs to the chunk that ends */
+    if (!code && !added && choice->logprobs && !ends) code = add_frame(out, respond_chat_logprobs(head, choice));
     if (!code && ends) code = add_frame(out, respond_chat_end(head, choice));
     return code;
 }
@@ -44,9 +58,10 @@ static int add_llama(struct buffer *out, const struct respond_head *head, struct
     return code;
 }
 
+/* A call is one object: it waits until it is whole. */
 static int add_ollama(struct buffer *out, const struct respond_head *head, struct choice *choice) {
     bool ends = choice->finish != FINISH_NONE;
-    bool has_content = choice->text.size > 0 || (choice->logprobs && !ends);
+    bool has_content = respond_ollama_has_piece(choice) || (choice->logprobs && !ends);
     int code = has_content ? add_line(out, respond_ollama_piece(head, choice)) : 0;
     if (!code && ends) code = add_line(out, respond_ollama_end(head, choice));
     return code;

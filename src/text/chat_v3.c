@@ -2,27 +2,23 @@
  * all the same, since the models were trained on them: each function follows its original line by line, with
  * the names of its flags. The end of sentence stands in these templates as text, not as eos_token. */
 #include <string.h>
+#include "text/calls.h"
 #include "text/chat_priv.h"
 
 #define USER "<｜User｜>"
 #define ASSISTANT "<｜Assistant｜>"
 #define END_OF_SENTENCE "<｜end▁of▁sentence｜>"
-#define CALLS_BEGIN "<｜tool▁calls▁begin｜>"
-#define CALLS_END "<｜tool▁calls▁end｜>"
-#define CALL_BEGIN "<｜tool▁call▁begin｜>"
-#define CALL_END "<｜tool▁call▁end｜>"
 #define OUTPUTS_BEGIN "<｜tool▁outputs▁begin｜>"
 #define OUTPUTS_END "<｜tool▁outputs▁end｜>"
 #define OUTPUT_BEGIN "<｜tool▁output▁begin｜>"
 #define OUTPUT_END "<｜tool▁output▁end｜>"
-#define SEPARATOR "<｜tool▁sep｜>"
 
 enum { ROLES = CHAT_SYSTEM | CHAT_USER | CHAT_ASSISTANT | CHAT_TOOL };
 
-static const char END_OF_THOUGHT[] = "</think>";
+static const char END_OF_THOUGHT[] = THINK_END;
 
-/* BOS, then all system messages, wherever they stand. */
-static void system_render(struct chat_job *job) {
+/* BOS, then all system messages, wherever they stand, then the functions. */
+static void system_render(struct chat_job *job, enum chat_calls form) {
     bool first = true;
     chat_own(job, job->bos);
     for (size_t i = 0; i < json_array_size(job->messages) && !job->code; i++) {
@@ -32,6 +28,9 @@ static void system_render(struct chat_job *job) {
         chat_put(job, chat_content(job, &message));
         first = false;
     }
+    if (!chat_has_tools(job)) return;
+    chat_own(job, "\n\n");
+    chat_put_tools(job, form);
 }
 
 /* The message's tool calls as an array, NULL if the key is absent; `null_is_absent` as the template has it.
@@ -68,11 +67,11 @@ static void put_arguments(struct chat_job *job, const struct chat_message *messa
 static void put_call(struct chat_job *job, const struct chat_message *message, const json_t *call) {
     chat_own(job, CALL_BEGIN);
     put_member(job, message, call, "type", "expected the \"type\" of every tool call to be a string");
-    chat_own(job, SEPARATOR);
+    chat_own(job, CALL_SEPARATOR);
     put_name(job, message, call);
-    chat_own(job, "\n```json\n");
+    chat_own(job, FENCED_OPEN);
     put_arguments(job, message, call);
-    chat_own(job, "\n```" CALL_END);
+    chat_own(job, FENCED_CLOSE CALL_END);
 }
 
 static void put_wrapped(struct chat_job *job, const char *before, struct chat_string content, const char *after) {
@@ -146,7 +145,7 @@ static void v3_message(struct chat_job *job, struct state *ns, const struct chat
 
 void chat_render_v3(struct chat_job *job) {
     struct state ns = {.is_output_first = true};
-    system_render(job);
+    system_render(job, CHAT_CALLS_FENCED);
     for (size_t i = 0; i < json_array_size(job->messages) && !job->code; i++) {
         struct chat_message message = chat_message_at(job, i, ROLES);
         v3_message(job, &ns, &message);
@@ -199,7 +198,7 @@ static void r1_message(struct chat_job *job, struct state *ns, const struct chat
 
 void chat_render_r1(struct chat_job *job) {
     struct state ns = {.is_output_first = true};
-    system_render(job);
+    system_render(job, CHAT_CALLS_FENCED);
     for (size_t i = 0; i < json_array_size(job->messages) && !job->code; i++) {
         struct chat_message message = chat_message_at(job, i, ROLES);
         r1_message(job, &ns, &message);
@@ -246,7 +245,7 @@ static void update_assistant(struct chat_job *job, struct state *ns, const struc
 
 static void update_render(struct chat_job *job, bool thoughts_cut) {
     struct state ns = {.is_output_first = true};
-    system_render(job);
+    system_render(job, CHAT_CALLS_FENCED);
     for (size_t i = 0; i < json_array_size(job->messages) && !job->code; i++) {
         struct chat_message message = chat_message_at(job, i, ROLES);
         if (message.role == CHAT_USER) {
@@ -280,7 +279,7 @@ static void v3_1_calls(struct chat_job *job, struct state *ns, const struct chat
         if (i == 0 && !chat_content_is_null(message)) chat_put(job, chat_content(job, message));
         chat_own(job, i == 0 ? CALLS_BEGIN CALL_BEGIN : CALL_BEGIN);
         put_name(job, message, call);
-        chat_own(job, SEPARATOR);
+        chat_own(job, CALL_SEPARATOR);
         put_arguments(job, message, call);
         chat_own(job, CALL_END);
     }
@@ -320,7 +319,7 @@ static void v3_1_message(struct chat_job *job, struct state *ns, const struct ch
 void chat_render_v3_1(struct chat_job *job) {
     bool thinking = chat_truth(json_object_get(job->kwargs, "thinking"));
     struct state ns = {0};
-    system_render(job);
+    system_render(job, CHAT_CALLS_BARE);
     for (size_t i = 0; i < json_array_size(job->messages) && !job->code; i++) {
         struct chat_message message = chat_message_at(job, i, ROLES);
         v3_1_message(job, &ns, &message, thinking);

@@ -10,6 +10,7 @@ import ollama
 import pytest
 
 import make_tiny_text_model
+import tool_model
 from serving import BOS, EOS_ID, FIM_IDS, FIM_TEXT, FLAGS, GOLDEN, MAX_MODEL_LEN, post_bytes, wait_until
 from words import NO_END, PROMPT, letters, only
 
@@ -318,6 +319,111 @@ def test_logprobs(server):
     assert "logprobs" not in generate(server, PROMPT, {"num_predict": 1}, raw=True, top_logprobs=3)
 
 
+# --- thoughts and functions ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def thinker(start, tmp_path_factory):
+    """(V3.1, R1, mark -> id): the tiny model with their marks and templates."""
+    folder = tmp_path_factory.mktemp("thinker") / "m"
+    ids = tool_model.make(folder)
+    servers = [start(folder, *FLAGS, "--chat-template", name) for name in ("deepseek-v3.1", "deepseek-r1")]
+    yield *servers, ids
+    for server in servers:
+        assert server.becomes_idle() and server.stop() == 0
+
+
+def in_turn(*ids):
+    """Each of these tokens once, in this order: none of them is in the prompt."""
+    return {"num_predict": len(ids), "temperature": 0, "repeat_penalty": 2, "repeat_last_n": -1,
+            "logit_bias": {str(id): 100 - 8 * i for i, id in enumerate(ids)}}
+
+
+def test_thinking(thinker, engine):
+    """V3.1 thinks when it is asked to; its thought is not the content, streamed or not."""
+    v3, _, marks = thinker
+    letter = letters(engine, "qwz")
+    options = in_turn(letter["q"], letter["w"], marks["</think>"], letter["z"])
+    for think in (True, "high"):
+        body = {"messages": TALK, "options": options, "think": think}
+        assert ask(v3, "/api/chat", body)["message"] == {"role": "assistant", "content": "z", "thinking": "qw"}
+        pieces = [piece["message"] for piece in lines(v3, "/api/chat", body)]
+        assert [(p.get("thinking", ""), p["content"]) for p in pieces] == [("q", ""), ("w", ""), ("", "z"), ("", "")]
+        answer = generate(v3, "the people", options, think=think, system="Be kind.")
+        assert (answer["thinking"], answer["response"]) == ("qw", "z")
+        pieces = lines(v3, "/api/generate", {"prompt": "x", "options": options, "think": think})
+        assert [(p.get("thinking", ""), p["response"]) for p in pieces] == [("q", ""), ("w", ""), ("", "z"), ("", "")]
+    for think in (None, False):
+        answer = chat(v3, TALK, in_turn(letter["q"], letter["w"]), think=think)
+        assert answer["message"] == {"role": "assistant", "content": "qw"}
+    assert server_thinks(v3)
+
+
+def server_thinks(server):
+    return "thinking" in server.post("/api/show", {"model": server.model}).json["capabilities"]
+
+
+def test_a_model_that_always_thinks(thinker, engine):
+    """R1 cannot be told not to: then its thought is left out."""
+    _, r1, marks = thinker
+    letter = letters(engine, "qw")
+    options = in_turn(letter["q"], marks["</think>"], letter["w"])
+    for think, message in ((None, {"content": "w", "thinking": "q"}), (True, {"content": "w", "thinking": "q"}), (False, {"content": "w"})):
+        assert chat(r1, TALK, options, think=think)["message"] == {"role": "assistant", **message}
+        pieces = [p["message"] for p in lines(r1, "/api/chat", {"messages": TALK, "options": options, "think": think})]
+        assert "".join(p["content"] for p in pieces) == "w" and "".join(p.get("thinking", "") for p in pieces) == message.get("thinking", "")
+    assert server_thinks(r1)
+
+
+WEATHER = {"type": "function", "function": {"name": "get_weather", "description": "The weather of a day.", "parameters": {
+    "type": "object", "properties": {"city": {"type": "string", "enum": ["Paris", "Rome"]}, "day": {"type": "integer", "minimum": 1, "maximum": 31}},
+    "required": ["city", "day"], "additionalProperties": False}}}
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "get_weather", "arguments": {"city": "Rome", "day": 2}}}]}
+
+
+def check_calls(calls):
+    assert calls
+    for i, call in enumerate(calls):
+        assert set(call) == {"id", "function"} and call["function"]["index"] == i and call["function"]["name"] == "get_weather"
+        jsonschema.validate(call["function"]["arguments"], WEATHER["function"]["parameters"])
+
+
+@pytest.mark.parametrize("which", ["coder", "v3.1", "r1"])
+def test_tools(server, thinker, which):
+    """A call has its arguments as an object, and comes in one piece."""
+    server = {"coder": server, "v3.1": thinker[0], "r1": thinker[1]}[which]
+    for seed in range(4):
+        body = {"messages": TALK, "tools": [WEATHER], "tool_choice": "required",
+                "options": {"temperature": 1, "seed": seed, "num_predict": 600, "repeat_penalty": 1}}
+        answer = ask(server, "/api/chat", body)
+        if answer["done_reason"] == "length":
+            continue
+        calls = answer["message"]["tool_calls"]
+        check_calls(calls)
+        pieces = [piece["message"] for piece in lines(server, "/api/chat", body)]
+        strip = lambda calls: [call["function"] for call in calls]  # ids are new ones
+        assert strip(sum((p.get("tool_calls", []) for p in pieces), [])) == strip(calls)
+        for key in ("content", "thinking"):
+            assert "".join(p.get(key, "") for p in pieces) == answer["message"].get(key, "")
+        break
+    else:
+        raise AssertionError("no call was made")
+    cut = ask(server, "/api/chat", {**body, "options": {**body["options"], "num_predict": answer["eval_count"] - 35}})
+    assert cut["done_reason"] == "length" and len(cut["message"].get("tool_calls", [])) < len(calls)
+    assert "tools" in server.post("/api/show", {"model": server.model}).json["capabilities"]
+
+
+def test_what_functions_returned(server, thinker):
+    """The history that Ollama's clients keep is the prompt that OpenAI's make."""
+    result = {"content": "sunny", "role": "tool"}
+    theirs = [{"role": "assistant", "content": None, "tool_calls": [{"id": "call_1", "type": "function", "function": {
+        "name": "get_weather", "arguments": '{"city": "Rome", "day": 2}'}}]}, {**result, "tool_call_id": "call_1"}]
+    for server in (server, thinker[0]):
+        ours = chat(server, [*TALK, CALL, {**result, "tool_name": "get_weather"}], {"num_predict": 1}, tools=[WEATHER])
+        assert ours["prompt_eval_count"] == server.chat([*TALK, *theirs], max_tokens=1, tools=[WEATHER])["usage"]["prompt_tokens"]
+    assert "tool" in refused(server, "/api/chat", {"messages": [{"role": "tool", "content": "x"}]})
+
+
 # --- what is wrong ---------------------------------------------------------------------------------------------------
 
 BAD_OPTIONS = {
@@ -333,7 +439,8 @@ BAD = {
 BAD_GENERATE = {"prompt": [5, ["x"], [1, 2], {}], "suffix": [5, []], "system": [5], "raw": ["x", 1], "context": ["x", [-1], [10**6], ["x"]],
                 "template": ["{{ .Prompt }}", 5], "tools": [[{"type": "function"}]]}
 BAD_CHAT = {"messages": [5, "x", [5], [{"content": "x"}], [{"role": "nobody", "content": "x"}], [{"role": "user", "content": 5}],
-                         [{"role": "user", "content": "x", "images": ["aGk="]}]]}
+                         [{"role": "user", "content": "x", "images": ["aGk="]}]],
+            "tools": ["x", [5], [{"type": "function"}], [WEATHER, WEATHER]]}
 
 
 @pytest.mark.parametrize("path, body, bad", [("/api/generate", {"prompt": PROMPT}, BAD_GENERATE), ("/api/chat", {"messages": TALK}, BAD_CHAT)],
@@ -423,7 +530,7 @@ def test_tags_and_ps(server):
 def test_show(server, key):
     shown = server.post("/api/show", {key: server.model, "verbose": False}).json
     assert set(shown) == {"modelfile", "parameters", "template", "details", "model_info", "capabilities", "modified_at"}
-    assert shown["capabilities"] == ["completion", "insert"]
+    assert shown["capabilities"] == ["completion", "insert", "tools"]
     check_details(shown["details"])
     info = shown["model_info"]
     assert info["general.architecture"] == "deepseek2" and info["general.basename"] == server.model
@@ -507,13 +614,19 @@ def test_package_chats(server, package):
     pieces = package.chat(model=server.model, messages=[ollama.Message(**m) for m in TALK], format=PERSON, options=options, stream=True)
     assert "".join(piece.message.content for piece in pieces) == answer.message.content
 
+    def get_weather(city: str, day: int) -> str:
+        """The weather of a day."""
+
+    messages = [*TALK, ollama.Message(**CALL), ollama.Message(role="tool", content="sunny", tool_name="get_weather"), TALK[1]]
+    assert package.chat(model=server.model, messages=messages, tools=[get_weather], options={"num_predict": 2}).eval_count <= 2
+
 
 def test_package_asks_about_the_model(server, package):
     assert [m.model for m in package.list().models] == [server.model + ":latest"]
     running = package.ps().models[0]
     assert running.context_length == MAX_MODEL_LEN and running.expires_at > datetime.datetime.now(datetime.timezone.utc)
     shown = package.show(server.model)
-    assert shown.capabilities == ["completion", "insert"] and shown.modelinfo["general.architecture"] == "deepseek2"
+    assert shown.capabilities == ["completion", "insert", "tools"] and shown.modelinfo["general.architecture"] == "deepseek2"
     assert package.pull(server.model).status == "success"
     assert [p.status for p in package.pull(server.model, stream=True)] == ["success"]
     for call in (lambda: package.embed(model=server.model, input="x"), lambda: package.delete(server.model),
