@@ -258,9 +258,9 @@ static void parse_generate(struct api_job *job) {
 }
 
 void api_ollama_parse(struct api_job *job) {
-    static const char *const NOT_OURS[] = {"max_tokens", "max_completion_tokens", "chat_template_kwargs", "thinking",
-                                           "continue_final_message", "add_generation_prompt", "add_special_tokens",
-                                           "include_reasoning", "reasoning_format"};
+    static const char *const NOT_OURS[] = {"max_tokens",         "max_completion_tokens",  "chat_template_kwargs",
+                                           "thinking",           "continue_final_message", "add_generation_prompt",
+                                           "add_special_tokens", "include_reasoning",      "reasoning_format"};
     struct fields *f = &job->fields;
     struct api_request *request = job->request;
     for (size_t i = 0; i < sizeof NOT_OURS / sizeof *NOT_OURS; i++) json_object_del(request->root, NOT_OURS[i]);

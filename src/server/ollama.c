@@ -64,8 +64,8 @@ static json_int_t gpu_bytes(const struct engine *engine) {
 
 static json_t *loaded(const struct server *server) {
     const struct engine *engine = atomic_load(&server->engine);
-    return json_pack("{s:o, s:I, s:i}", "expires_at", time_json(time(NULL) + FOREVER_S), "size_vram",
-                     gpu_bytes(engine), "context_length", engine->options.max_model_len);
+    return json_pack("{s:o, s:I, s:i}", "expires_at", time_json(time(NULL) + FOREVER_S), "size_vram", gpu_bytes(engine),
+                     "context_length", engine->options.max_model_len);
 }
 
 enum MHD_Result ollama_handle_ps(struct exchange *exchange) {

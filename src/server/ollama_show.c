@@ -29,7 +29,8 @@ static json_t *level_json(const struct engine *engine) {
     const struct layer *last = &engine->weights.layers[model->layers - 1];
     bool is_dense = model_layer_is_dense(model, model->layers - 1);
     char name[32];
-    snprintf(name, sizeof name, "%s", mat_format_name(is_dense ? last->dense.gate.format : last->experts[0].gate.format));
+    snprintf(name, sizeof name, "%s",
+             mat_format_name(is_dense ? last->dense.gate.format : last->experts[0].gate.format));
     for (char *c = name; *c; c++) *c = (char)toupper((unsigned char)*c);
     return json_string(name);
 }
@@ -51,20 +52,20 @@ static json_t *info_json(const struct engine *engine, const char *name) {
     model_count_params(m, &params);
     const char *jinja = engine->tokenizer ? tokenizer_chat_template(engine->tokenizer) : NULL;
     int bos = engine->tokenizer ? tokenizer_bos(engine->tokenizer) : m->bos;
-    return json_pack("{s:s, s:s, s:o, s:I, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:i, s:s, "
-                     "s:i, s:i, s:s*}",
-                     "general.architecture", FAMILY, "general.type", "model", "general.basename",
-                     json_stringn(name, strcspn(name, ":")), "general.parameter_count", (json_int_t)params.total,
-                     FAMILY ".block_count", m->layers, FAMILY ".context_length", engine->options.max_model_len,
-                     FAMILY ".embedding_length", m->hidden, FAMILY ".feed_forward_length", m->dense_width,
-                     FAMILY ".attention.head_count", m->heads, FAMILY ".attention.kv_lora_rank", m->kv_lora,
-                     FAMILY ".attention.layer_norm_rms_epsilon", m->norm_eps, FAMILY ".expert_count", m->experts,
-                     FAMILY ".expert_used_count", m->top_k, FAMILY ".expert_shared_count", m->shared_experts,
-                     FAMILY ".expert_feed_forward_length", m->expert_width, FAMILY ".leading_dense_block_count",
-                     m->dense_layers, FAMILY ".rope.dimension_count", m->rope_dim, FAMILY ".rope.freq_base",
-                     m->rope.theta, FAMILY ".vocab_size", m->vocab, "tokenizer.ggml.model", "gpt2",
-                     "tokenizer.ggml.bos_token_id", bos, "tokenizer.ggml.eos_token_id",
-                     engine->n_eos > 0 ? (int)engine->eos[0] : -1, "tokenizer.chat_template", jinja);
+    return json_pack(
+        "{s:s, s:s, s:o, s:I, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:i, s:s, "
+        "s:i, s:i, s:s*}",
+        "general.architecture", FAMILY, "general.type", "model", "general.basename",
+        json_stringn(name, strcspn(name, ":")), "general.parameter_count", (json_int_t)params.total,
+        FAMILY ".block_count", m->layers, FAMILY ".context_length", engine->options.max_model_len,
+        FAMILY ".embedding_length", m->hidden, FAMILY ".feed_forward_length", m->dense_width,
+        FAMILY ".attention.head_count", m->heads, FAMILY ".attention.kv_lora_rank", m->kv_lora,
+        FAMILY ".attention.layer_norm_rms_epsilon", m->norm_eps, FAMILY ".expert_count", m->experts,
+        FAMILY ".expert_used_count", m->top_k, FAMILY ".expert_shared_count", m->shared_experts,
+        FAMILY ".expert_feed_forward_length", m->expert_width, FAMILY ".leading_dense_block_count", m->dense_layers,
+        FAMILY ".rope.dimension_count", m->rope_dim, FAMILY ".rope.freq_base", m->rope.theta, FAMILY ".vocab_size",
+        m->vocab, "tokenizer.ggml.model", "gpt2", "tokenizer.ggml.bos_token_id", bos, "tokenizer.ggml.eos_token_id",
+        engine->n_eos > 0 ? (int)engine->eos[0] : -1, "tokenizer.chat_template", jinja);
 }
 
 /* --- the template -------------------------------------------------------------------------------- */
@@ -116,8 +117,8 @@ static bool thinks(const struct engine *engine) {
     struct token_list ids = {0};
     json_t *messages = json_pack("[{s:s, s:s}]", "role", "user", "content", "x");
     json_t *kwargs = json_pack("{s:b}", "thinking", 1);
-    bool opens_itself = engine->chat && (chat_template_reasons(engine->chat) ||
-                                         chat_template_by_name("deepseek-r1") == engine->chat);
+    bool opens_itself =
+        engine->chat && (chat_template_reasons(engine->chat) || chat_template_by_name("deepseek-r1") == engine->chat);
     bool yes = engine->chat && messages && kwargs && !engine_encode_chat(engine, messages, true, kwargs, &ids, NULL) &&
                (opens_itself || engine_reasoning_end(engine, &ids) >= 0);
     token_list_free(&ids);

@@ -303,6 +303,7 @@ static void fill_sampling(struct client *client) {
     if (chance(30)) sampling->top_k = 1 + below(20);
     if (chance(20)) sampling->min_p = between(0, 0.3f);
     if (chance(15)) sampling->repetition_penalty = between(0.8f, 1.5f);
+    if (chance(30)) sampling->repetition_last_n = 1 + below(20);
     if (chance(15)) sampling->presence_penalty = between(-1, 1);
     if (chance(15)) sampling->frequency_penalty = between(-1, 1);
     sampling->seed = fake_mix(sim.random++);

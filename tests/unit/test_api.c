@@ -57,9 +57,10 @@ static void test_lines_of_json(void **state) {
         const char *end = memchr(out.data, '\n', out.size), *text = NULL;
         assert_ptr_equal(end, out.data + out.size - 1);
         json_t *ping = json_loadb(out.data, out.size, 0, NULL);
-        int code = i == 0 ? json_unpack(ping, "{s:s, s:s, s:b}", "model", &(const char *){NULL}, "response", &text, "done",
-                                        &(int){1})
-                          : json_unpack(ping, "{s:{s:s, s:s}}", "message", "role", &(const char *){NULL}, "content", &text);
+        int code =
+            i == 0 ? json_unpack(ping, "{s:s, s:s, s:b}", "model", &(const char *){NULL}, "response", &text, "done",
+                                 &(int){1})
+                   : json_unpack(ping, "{s:{s:s, s:s}}", "message", "role", &(const char *){NULL}, "content", &text);
         assert_int_equal(code, 0);
         assert_string_equal(text, "");
         assert_true(json_is_false(json_object_get(ping, "done")));
