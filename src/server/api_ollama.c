@@ -274,7 +274,7 @@ void api_ollama_parse(struct api_job *job) {
     request->n = 1;
     request->stream = fields_bool(f, "stream", true);
     parse_options(job);
-    api_structured_format(job);
+    api_structured_parse(job);
     if (fields_failed(f)) return;
     if (request->kind == API_OLLAMA_CHAT)
         parse_chat(job);

@@ -61,6 +61,21 @@ static void parse_format(struct fields *f, struct wish *wish) {
     set_wish(f, wish, found);
 }
 
+/* Ollama's: "json", a schema, or nothing. */
+static void parse_plain_format(struct fields *f, struct wish *wish) {
+    const json_t *format = fields_get(f, "format");
+    bool is_text = json_is_string(format);
+    bool is_word = is_text && !strcmp(json_string_value(format), "json");
+    if (!format || (is_text && json_string_length(format) == 0)) return;
+    if (is_word || json_is_object(format)) {
+        set_wish(f, wish,
+                 (struct wish){"format", "format", is_word ? GRAMMAR_JSON_OBJECT : GRAMMAR_JSON_SCHEMA, format});
+    } else {
+        api_error_field(f->error, "format", "format must be \"json\" or a JSON schema, found %s",
+                        is_text ? "another string" : fields_type_name(format));
+    }
+}
+
 /* Keys of structured_outputs that change nothing here. */
 static bool is_harmless(const char *key, const json_t *value) {
     static const char *const NAMES[] = {"disable_fallback", "disable_additional_properties", "_backend",
@@ -164,48 +179,43 @@ static json_t *content_schema(struct fields *f, const struct wish *wish) {
     return schema;
 }
 
-static void compile_beside_tools(struct api_job *job, const struct wish *wish) {
-    json_t *content = wish->param ? content_schema(&job->fields, wish) : NULL;
+static void parse_wish(struct api_job *job, struct wish *wish) {
+    struct fields *f = &job->fields;
+    if (api_is_ollama(job->request->kind)) {
+        parse_plain_format(f, wish);
+        return;
+    }
+    parse_format(f, wish);
+    parse_structured(f, wish);
+    parse_flat(f, wish);
+}
+
+/* Beside tools that waits until it is known how the prompt ends (api_structured_place). */
+void api_structured_parse(struct api_job *job) {
+    struct wish wish = {0};
+    parse_wish(job, &wish);
+    if (!wish.param || fields_failed(&job->fields)) return;
+    if (job->request->message.tools)
+        json_decref(content_schema(&job->fields, &wish));
+    else
+        compile(job, &wish);
+}
+
+static void compile_beside_tools(struct api_job *job) {
+    struct wish wish = {0};
+    parse_wish(job, &wish);
+    json_t *content = wish.param ? content_schema(&job->fields, &wish) : NULL;
     if (!fields_failed(&job->fields)) api_tools_compile(job, content);
     json_decref(content);
 }
 
-static void compile_wish(struct api_job *job, const struct wish *wish) {
-    if (fields_failed(&job->fields)) return;
-    if (job->request->message.tools) {
-        compile_beside_tools(job, wish);
-    } else if (wish->param) {
-        compile(job, wish);
-    }
-}
-
-void api_structured_parse(struct api_job *job) {
-    struct wish wish = {0};
-    parse_format(&job->fields, &wish);
-    parse_structured(&job->fields, &wish);
-    parse_flat(&job->fields, &wish);
-    compile_wish(job, &wish);
-}
-
-void api_structured_format(struct api_job *job) {
-    const json_t *format = fields_get(&job->fields, "format");
-    struct wish wish = {"format", "format", GRAMMAR_JSON_SCHEMA, format};
-    bool is_text = json_is_string(format);
-    if (!format || (is_text && json_string_length(format) == 0)) {
-        wish = (struct wish){0};
-    } else if (is_text && !strcmp(json_string_value(format), "json")) {
-        wish.kind = GRAMMAR_JSON_OBJECT;
-    } else if (!json_is_object(format)) {
-        api_error_field(job->fields.error, "format", "format must be \"json\" or a JSON schema, found %s",
-                        is_text ? "another string" : fields_type_name(format));
-    }
-    compile_wish(job, &wish);
-}
-
 void api_structured_place(struct api_job *job) {
     struct api_request *request = job->request;
+    const struct message_rules *rules = &request->message;
+    bool has_thought_in_it = rules->tools && rules->thought == MESSAGE_MAYBE_THOUGHT;
+    if (rules->tools) compile_beside_tools(job);
     for (int i = 0; request->sched.grammar && i < request->n_prompts; i++) {
         struct api_prompt *prompt = &request->prompts[i];
-        prompt->grammar_after = engine_reasoning_end(job->model->engine, &prompt->ids);
+        prompt->grammar_after = has_thought_in_it ? -1 : engine_reasoning_end(job->model->engine, &prompt->ids);
     }
 }

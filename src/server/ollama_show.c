@@ -117,10 +117,8 @@ static bool thinks(const struct engine *engine) {
     struct token_list ids = {0};
     json_t *messages = json_pack("[{s:s, s:s}]", "role", "user", "content", "x");
     json_t *kwargs = json_pack("{s:b}", "thinking", 1);
-    bool opens_itself =
-        engine->chat && (chat_template_reasons(engine->chat) || chat_template_by_name("deepseek-r1") == engine->chat);
     bool yes = engine->chat && messages && kwargs && !engine_encode_chat(engine, messages, true, kwargs, &ids, NULL) &&
-               (opens_itself || engine_reasoning_end(engine, &ids) >= 0);
+               (chat_template_may_reason(engine->chat) || engine_reasoning_end(engine, &ids) >= 0);
     token_list_free(&ids);
     json_decref(messages);
     json_decref(kwargs);
