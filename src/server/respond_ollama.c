@@ -118,11 +118,11 @@ static json_t *begin(const struct respond_head *head, struct message *message, b
     char created[OLLAMA_TIME_BYTES];
     clock_gettime(CLOCK_REALTIME, &now);
     json_t *object = said_take(&said, message) ? NULL
-                                               : json_pack("{s:o, s:s, s:b}", "model", model_name(head->request),
-                                                           "created_at", ollama_time(created, &now), "done", ends);
+                                               : json_pack("{s:o, s:s}", "model", model_name(head->request),
+                                                           "created_at", ollama_time(created, &now));
     object = with(object, object ? shape(head, &said) : NULL);
     said_free(&said);
-    return object;
+    return with(object, json_pack("{s:b}", "done", ends));
 }
 
 static json_t *add_logprobs(struct choice *choice, json_t *object) {
