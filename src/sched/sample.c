@@ -42,6 +42,10 @@ int sampling_check(const struct sampling *sampling, int vocab, struct mo_error *
         return mo_error_set(error, MO_E_INVALID, "repetition_penalty must be above 0 and at most 100, found %g",
                             (double)s->repetition_penalty);
     }
+    if (s->repetition_last_n < 0) {
+        return mo_error_set(error, MO_E_INVALID, "repetition_last_n must be at least 0, found %d",
+                            s->repetition_last_n);
+    }
     if (check_range("presence_penalty", s->presence_penalty, -2, 2, error)) return MO_E_INVALID;
     if (check_range("frequency_penalty", s->frequency_penalty, -2, 2, error)) return MO_E_INVALID;
     return check_bias(sampling, vocab, error);
@@ -82,7 +86,7 @@ int32_t sample_argmax(const float *logits, int vocab) {
 }
 
 static float penalised(const struct sampling *s, float logit, int32_t generated, bool in_prompt) {
-    if (generated > 0 || in_prompt) {
+    if ((generated > 0 && s->repetition_last_n == 0) || in_prompt) {
         logit = logit > 0 ? logit / s->repetition_penalty : logit * s->repetition_penalty;
     }
     if (generated > 0) logit -= s->presence_penalty + s->frequency_penalty * (float)generated;

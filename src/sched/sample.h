@@ -21,7 +21,8 @@ struct sampling {
     float top_p;              /* 1: off */
     float min_p;              /* 0: off */
     int top_k;                /* 0 or -1: off */
-    float repetition_penalty; /* 1: off; over prompt and generated tokens */
+    float repetition_penalty; /* 1: off; over prompt and generated tokens, or ... */
+    int repetition_last_n;    /* > 0: ... over that many of them, the latest */
     float presence_penalty;   /* 0: off; over generated tokens */
     float frequency_penalty;  /* 0: off; over generated tokens */
     uint64_t seed;
@@ -33,7 +34,7 @@ struct sampling {
 /* All off, temperature 1. */
 void sampling_init(struct sampling *sampling);
 /* Ranges: 0 <= temperature <= 100, 0 < top_p <= 1, 0 <= min_p <= 1, top_k >= -1, 0 < repetition <= 100,
- * presence and frequency -2 to 2, bias tokens in the vocabulary. The message names the field as the API does.
+ * repetition_last_n >= 0, presence and frequency -2 to 2, bias tokens in the vocabulary. The message names the field as the API does.
  */
 int sampling_check(const struct sampling *sampling, int vocab, struct mo_error *error);
 
@@ -43,7 +44,7 @@ bool sampling_has_penalties(const struct sampling *sampling);
 /* What a sequence has seen: sparse counts for the penalties. */
 struct token_counts {
     int32_t *generated; /* [vocab] times generated; NULL while no penalty is on */
-    uint8_t *prompt;    /* [vocab] 1 if in the prompt; NULL likewise */
+    uint8_t *prompt;    /* [vocab] 1 if in the prompt, or with repetition_last_n among the latest; NULL likewise */
 };
 
 struct token_logprob {

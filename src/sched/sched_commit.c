@@ -89,13 +89,26 @@ static void score_prompt(struct sched *sched, struct seq *seq, int first_pos, co
     }
 }
 
+/* The latest tokens, where the penalty of repetition looks at no others. */
+static void mark_latest(struct seq *seq, uint8_t mark) {
+    int n = seq->request.sampling.repetition_last_n;
+    if (n > seq->n_tokens) n = seq->n_tokens;
+    for (int i = seq->n_tokens - n; seq->counts.prompt && i < seq->n_tokens; i++) {
+        seq->counts.prompt[seq->tokens[i]] = mark;
+    }
+}
+
 /* A token by the logits, or -1 with an error. */
 static int32_t choose_token(struct sched *sched, struct seq *seq, const float *logits, struct mo_error *error) {
     int n_generated = seq->n_tokens - seq->request.n_prompt;
     struct sampling *sampling = &seq->request.sampling;
     sampling->n_bias = seq->n_bias + (n_generated < seq->request.min_tokens ? seq->n_banned : 0);
     if (seq->request.grammar && seq_grammar_allow(sched, seq, error)) return -1;
-    return sample_token(sampling, logits, &seq->counts, seq->request.choice, (uint32_t)n_generated, &sched->scratch);
+    mark_latest(seq, 1);
+    int32_t token =
+        sample_token(sampling, logits, &seq->counts, seq->request.choice, (uint32_t)n_generated, &sched->scratch);
+    mark_latest(seq, 0);
+    return token;
 }
 
 static bool is_stop_token(const struct sched *sched, const struct seq *seq, int32_t token) {

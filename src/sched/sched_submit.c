@@ -151,7 +151,8 @@ static void fill_tokens(struct seq *seq, const struct sched_request *request) {
         memcpy((int32_t *)(uintptr_t)seq->request.stop_tokens, request->stop_tokens,
                (size_t)request->n_stop_tokens * sizeof(int32_t));
     }
-    for (int i = 0; seq->counts.prompt && i < request->n_prompt; i++) seq->counts.prompt[request->prompt[i]] = 1;
+    bool counts = seq->counts.prompt && request->sampling.repetition_last_n == 0;
+    for (int i = 0; counts && i < request->n_prompt; i++) seq->counts.prompt[request->prompt[i]] = 1;
 }
 
 static struct seq *seq_create(const struct sched *sched, const struct sched_request *request, struct mo_error *error) {

@@ -147,8 +147,8 @@ static struct answer *answer_create(struct api_request *request, const struct en
     pthread_mutex_init(&answer->lock, NULL);
     respond_head_init(&answer->head, &answer->request, fingerprint);
     int n = answer->request.n_prompts * answer->request.n;
-    answer->links = calloc((size_t)n, sizeof *answer->links);
-    answer->choices = calloc((size_t)n, sizeof *answer->choices);
+    answer->links = calloc((size_t)n + 1, sizeof *answer->links); /* there may be none: api_request.only_loads */
+    answer->choices = calloc((size_t)n + 1, sizeof *answer->choices);
     if (!answer->links || !answer->choices) {
         answer_free(answer);
         return NULL;
@@ -292,6 +292,7 @@ json_t *answer_take(struct answer *answer, struct api_error *error) {
 static void fill_whole(struct answer *answer) {
     struct api_error error = {0};
     json_t *json = answer_take(answer, &error);
+    if (!json && api_is_ollama(answer->request.kind)) json = api_error_json_plain(&error);
     if (!json) json = api_error_json(&error);
     char *text = json ? json_dumps(json, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
     json_decref(json);
@@ -314,8 +315,9 @@ static bool fill_out(struct answer *answer) {
     pthread_mutex_unlock(&answer->lock);
     if (sleeps) return false;
 
-    if (ping && !events) buffer_add_text(&answer->out, streams ? SSE_PING : "\n");
+    if (ping && !events && streams && sse_add_ping(&answer->out, &answer->head)) answer->out.failed = true;
     if (!streams) {
+        if (ping) buffer_add_text(&answer->out, "\n");
         if (done) fill_whole(answer);
         return true;
     }
@@ -323,7 +325,7 @@ static bool fill_out(struct answer *answer) {
     bool failed = find_failure(answer, FINISH_NONE);
     if (!failed && answer->n_open > 0) return true;
     answer->written = true;
-    int code = failed ? sse_add_error(&answer->out, &answer->failure)
+    int code = failed ? sse_add_error(&answer->out, &answer->head, &answer->failure)
                       : sse_add_end(&answer->out, &answer->head, answer->choices, answer->n_choices);
     if (code) answer->out.failed = true;
     return true;

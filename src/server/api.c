@@ -10,6 +10,15 @@
 
 /* --- names and limits ---------------------------------------------------------------------------- */
 
+/* A name without a tag is that name with the tag "latest", as Ollama has it; its clients add it. */
+static bool is_same_model(const char *asked, const char *served) {
+    static const char LATEST[] = ":latest";
+    size_t n = strlen(asked) < strlen(served) ? strlen(asked) : strlen(served);
+    if (strncmp(asked, served, n) != 0) return false;
+    const char *rest = asked[n] ? asked + n : served + n;
+    return *rest == 0 || strcmp(rest, LATEST) == 0;
+}
+
 const char *api_model_name(const struct api_model *model, const json_t *field, struct api_error *error) {
     bool is_empty = json_is_string(field) && json_string_length(field) == 0; /* llama.vscode without a name */
     if (!field || json_is_null(field) || is_empty) return model->names[0];
@@ -18,7 +27,7 @@ const char *api_model_name(const struct api_model *model, const json_t *field, s
         return NULL;
     }
     for (int i = 0; i < model->n_names; i++) {
-        if (strcmp(json_string_value(field), model->names[i]) == 0) return model->names[i];
+        if (is_same_model(json_string_value(field), model->names[i])) return model->names[i];
     }
     if (model->any_name) return model->names[0];
     api_error_set(error, 404, "model", "model_not_found", "the model \"%.200s\" does not exist; this server has \"%s\"",
@@ -86,13 +95,14 @@ static float number(struct fields *fields, const char *key, float value) {
     return (float)fields_number(fields, key, -1e30, 1e30, (double)value);
 }
 
-/* llama.cpp's have 32 bits, and two that stand for a random one. */
+/* llama.cpp's have 32 bits, and two that stand for a random one; Ollama's too have -1. */
 static void parse_seed(struct api_job *job) {
     struct fields *f = &job->fields;
     bool is_llama = api_is_llama(job->request->kind);
     int64_t seed = fields_int(f, "seed", INT64_MIN, INT64_MAX, 0);
     uint64_t random = 0;
-    if (!fields_get(f, "seed") || (is_llama && (seed == -1 || seed == UINT32_MAX))) {
+    bool is_none = (is_llama && (seed == -1 || seed == UINT32_MAX)) || (api_is_ollama(job->request->kind) && seed < 0);
+    if (!fields_get(f, "seed") || is_none) {
         if (getrandom(&random, sizeof random, 0) != sizeof random) {
             api_error_set(f->error, 500, NULL, "internal_error", "the system has no random numbers; give a seed");
         }
@@ -107,6 +117,7 @@ static void parse_sampling(struct api_job *job) {
     bool is_llama = api_is_llama(job->request->kind);
     engine_sampling(job->model->engine, s);
     if (is_llama) api_llama_defaults(job->model->engine, s);
+    if (api_is_ollama(job->request->kind)) api_ollama_defaults(job->model->engine, s);
     s->temperature = number(f, "temperature", s->temperature);
     s->top_p = number(f, "top_p", s->top_p);
     s->min_p = number(f, "min_p", s->min_p);
@@ -116,6 +127,7 @@ static void parse_sampling(struct api_job *job) {
     s->frequency_penalty = number(f, "frequency_penalty", s->frequency_penalty);
     parse_seed(job);
     if (is_llama) api_llama_sampling(job);
+    if (api_is_ollama(job->request->kind)) api_ollama_sampling(job);
 }
 
 /* The id in a key of logit_bias, or -1. */
@@ -243,7 +255,8 @@ static void check_context(struct api_job *job) {
     size_t context = (size_t)job->model->engine->options.max_model_len;
     const char *param = api_is_chat(request->kind) ? "messages" : "prompt";
     bool scores_only = request->sched.max_tokens == 0, takes_rest = request->sched.max_tokens < 0;
-    if (api_is_llama(request->kind) && !scores_only) takes_rest = true; /* n_predict is the most, not the least */
+    bool is_most = api_is_llama(request->kind) || api_is_ollama(request->kind); /* n_predict: the most, not the least */
+    if (is_most && !scores_only) takes_rest = true;
     size_t answer = takes_rest ? 1 : (size_t)request->sched.max_tokens;
     for (int i = 0; i < request->n_prompts; i++) {
         size_t n = request->prompts[i].ids.n;
@@ -263,21 +276,32 @@ static void check_sampling(struct api_job *job) {
     }
 }
 
-static void parse_all(struct api_job *job) {
-    struct api_request *request = job->request;
-    request->model = api_model_name(job->model, fields_get(&job->fields, "model"), job->fields.error);
-    refuse_unsupported(&job->fields, request->kind);
-    parse_stream(job);
-    parse_n(job);
+void api_settings_parse(struct api_job *job) {
     parse_cache_salt(job);
     parse_sampling(job);
     parse_bias(job);
     api_stop_parse(job);
     check_sampling(job);
-    if (api_is_chat(request->kind)) api_tools_parse(job);
-    api_structured_parse(job); /* cheap things first: a long prompt is encoded only for a request that is good */
+}
+
+static void parse_settings(struct api_job *job) {
+    refuse_unsupported(&job->fields, job->request->kind);
+    parse_stream(job);
+    parse_n(job);
+    api_settings_parse(job);
+    if (api_is_chat(job->request->kind)) api_tools_parse(job);
+    api_structured_parse(job);
+}
+
+static void parse_all(struct api_job *job) {
+    struct api_request *request = job->request;
+    bool is_ollama = api_is_ollama(request->kind);
+    request->model = api_model_name(job->model, fields_get(&job->fields, "model"), job->fields.error);
+    if (!is_ollama) parse_settings(job); /* cheap things first: a long prompt is encoded only for a good request */
     if (fields_failed(&job->fields)) return;
-    if (api_is_chat(request->kind))
+    if (is_ollama)
+        api_ollama_parse(job);
+    else if (api_is_chat(request->kind))
         api_chat_parse(job);
     else if (request->kind == API_COMPLETION)
         api_completion_parse(job);

@@ -31,16 +31,23 @@ struct api_model {
     bool keeps_thoughts; /* answers are not split into thought and content, unless a request asks for it */
 };
 
-/* The last two are llama.cpp's. */
-enum api_kind { API_CHAT, API_COMPLETION, API_LLAMA, API_INFILL };
+/* After the first two: two of llama.cpp's and two of Ollama's. */
+enum api_kind { API_CHAT, API_COMPLETION, API_LLAMA, API_INFILL, API_OLLAMA_GENERATE, API_OLLAMA_CHAT };
 
 static inline bool api_is_llama(enum api_kind kind) {
     return kind == API_LLAMA || kind == API_INFILL;
 }
+static inline bool api_is_ollama(enum api_kind kind) {
+    return kind == API_OLLAMA_GENERATE || kind == API_OLLAMA_CHAT;
+}
 
 /* Its prompt is made of messages, and its answer is one. */
 static inline bool api_is_chat(enum api_kind kind) {
-    return kind == API_CHAT;
+    return kind == API_CHAT || kind == API_OLLAMA_CHAT;
+}
+/* Its answer is read as a message: Ollama's prompts may be one, too. */
+static inline bool api_has_message(enum api_kind kind) {
+    return api_is_chat(kind) || kind == API_OLLAMA_GENERATE;
 }
 
 struct api_prompt {
@@ -60,7 +67,8 @@ struct api_request {
     bool usage_per_chunk; /* vLLM's continuous_usage_stats */
     bool tokens_as_ids;   /* vLLM's return_tokens_as_token_ids: logprobs name tokens by number */
     bool timings;         /* timings_per_token: every object of the answer says how long it took */
-    bool return_tokens;   /* llama.cpp's: the ids too */
+    bool return_tokens;   /* llama.cpp's: the ids too; Ollama's: prompt and answer as its context */
+    bool only_loads;      /* Ollama's: there are no prompts, only the question whether the model is there */
     int n;
     struct api_prompt *prompts; /* [n_prompts] */
     int n_prompts;

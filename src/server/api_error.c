@@ -93,3 +93,7 @@ json_t *api_error_json(const struct api_error *error) {
     return json_pack("{s:{s:s, s:s, s:s?, s:s?}}", "error", "message", error->message, "type", type_of(error->status),
                      "param", error->param[0] ? error->param : NULL, "code", error->code);
 }
+
+json_t *api_error_json_plain(const struct api_error *error) {
+    return json_pack("{s:s}", "error", error->message);
+}

@@ -29,5 +29,7 @@ int api_error_no_memory(struct api_error *error);
 
 /* {"error": {message, type, param, code}}; the caller's. NULL without memory. */
 json_t *api_error_json(const struct api_error *error);
+/* Ollama's: {"error": message}. */
+json_t *api_error_json_plain(const struct api_error *error);
 
 #endif

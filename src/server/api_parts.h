@@ -25,6 +25,12 @@ void api_prompts_parse(struct api_job *job);
 void api_llama_parse(struct api_job *job);
 void api_llama_defaults(const struct engine *engine, struct sampling *sampling);
 void api_llama_sampling(struct api_job *job);
+/* api_ollama.c: Ollama's whole body; its names and defaults of sampling. */
+void api_ollama_parse(struct api_job *job);
+void api_ollama_defaults(const struct engine *engine, struct sampling *sampling);
+void api_ollama_sampling(struct api_job *job);
+/* api.c: of them all, what steers the choice of tokens and where it ends: `fields` may be an object in the body. */
+void api_settings_parse(struct api_job *job);
 /* api_infill.c: input_prefix, input_suffix, input_extra and prompt to a hole's prompt. */
 void api_infill_parse(struct api_job *job);
 /* api_chat.c: messages, logprobs, max_tokens. */
@@ -48,7 +54,8 @@ void api_stop_parse(struct api_job *job);
 /* api_stop.c: once the prompts are there: a model that fills a hole has its own tokens to stop at. */
 void api_stop_add_fim(struct api_job *job);
 
-/* api_structured.c: response_format, structured_outputs and the older spellings: what an answer must look like. */
+/* api_structured.c: response_format, structured_outputs and the older spellings, or Ollama's format: what an answer must look
+ * like. */
 void api_structured_parse(struct api_job *job);
 /* api_structured.c: once the prompts are there: where reasoning comes first, the grammar begins behind it; and one for tools is
  * made. */

@@ -61,6 +61,21 @@ static void parse_format(struct fields *f, struct wish *wish) {
     set_wish(f, wish, found);
 }
 
+/* Ollama's: "json", a schema, or nothing. */
+static void parse_plain_format(struct fields *f, struct wish *wish) {
+    const json_t *format = fields_get(f, "format");
+    bool is_text = json_is_string(format);
+    bool is_word = is_text && !strcmp(json_string_value(format), "json");
+    if (!format || (is_text && json_string_length(format) == 0)) return;
+    if (is_word || json_is_object(format)) {
+        set_wish(f, wish,
+                 (struct wish){"format", "format", is_word ? GRAMMAR_JSON_OBJECT : GRAMMAR_JSON_SCHEMA, format});
+    } else {
+        api_error_field(f->error, "format", "format must be \"json\" or a JSON schema, found %s",
+                        is_text ? "another string" : fields_type_name(format));
+    }
+}
+
 /* Keys of structured_outputs that change nothing here. */
 static bool is_harmless(const char *key, const json_t *value) {
     static const char *const NAMES[] = {"disable_fallback", "disable_additional_properties", "_backend",
@@ -164,7 +179,12 @@ static json_t *content_schema(struct fields *f, const struct wish *wish) {
     return schema;
 }
 
-static void parse_wish(struct fields *f, struct wish *wish) {
+static void parse_wish(struct api_job *job, struct wish *wish) {
+    struct fields *f = &job->fields;
+    if (api_is_ollama(job->request->kind)) {
+        parse_plain_format(f, wish);
+        return;
+    }
     parse_format(f, wish);
     parse_structured(f, wish);
     parse_flat(f, wish);
@@ -173,7 +193,7 @@ static void parse_wish(struct fields *f, struct wish *wish) {
 /* Beside tools that waits until it is known how the prompt ends (api_structured_place). */
 void api_structured_parse(struct api_job *job) {
     struct wish wish = {0};
-    parse_wish(&job->fields, &wish);
+    parse_wish(job, &wish);
     if (!wish.param || fields_failed(&job->fields)) return;
     if (job->request->message.tools)
         json_decref(content_schema(&job->fields, &wish));
@@ -183,7 +203,7 @@ void api_structured_parse(struct api_job *job) {
 
 static void compile_beside_tools(struct api_job *job) {
     struct wish wish = {0};
-    parse_wish(&job->fields, &wish);
+    parse_wish(job, &wish);
     json_t *content = wish.param ? content_schema(&job->fields, &wish) : NULL;
     if (!fields_failed(&job->fields)) api_tools_compile(job, content);
     json_decref(content);

@@ -29,7 +29,7 @@ static int add_token(struct choice *choice, int32_t token) {
 
 static int add_text(struct choice *choice, const struct token_event *event) {
     struct message *message = &choice->message;
-    if (!api_is_chat(choice->request->kind)) {
+    if (!api_has_message(choice->request->kind)) {
         buffer_add(&choice->text, event->text, event->text_size);
         return choice->text.failed ? -1 : 0;
     }

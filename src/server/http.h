@@ -35,13 +35,14 @@ struct exchange {
     struct buffer body;
     struct api_error error; /* found before the body was read */
     bool is_ambiguous;      /* where its body ends, so the connection is closed */
+    bool is_ollama;         /* by its path: errors have Ollama's shape */
     bool has_place;         /* is one of server.n_answers */
     struct prepare_job job; /* what is done with the body */
     bool is_preparing;      /* on the other thread */
     struct answer *answer;  /* NULL until one is submitted */
 };
 
-enum http_method { HTTP_GET, HTTP_POST };
+enum http_method { HTTP_GET, HTTP_POST, HTTP_DELETE };
 
 struct route {
     const char *path; /* ends with "/": everything below it */

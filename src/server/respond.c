@@ -4,13 +4,16 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
+#include "base/clock.h"
 #include "server/respond_llama.h"
 #include "server/respond_message.h"
+#include "server/respond_ollama.h"
 
 void respond_head_init(struct respond_head *head, const struct api_request *request, const char *fingerprint) {
     uint64_t random[2] = {0};
     if (getrandom(random, sizeof random, 0) < 0) random[0] = (uint64_t)(uintptr_t)head; /* ids need not be secret */
-    *head = (struct respond_head){.created = time(NULL), .fingerprint = fingerprint, .request = request};
+    *head = (struct respond_head){
+        .created = time(NULL), .started_s = clock_now_s(), .fingerprint = fingerprint, .request = request};
     snprintf(head->id, sizeof head->id, "%s-%016" PRIx64 "%016" PRIx64, request->kind == API_CHAT ? "chatcmpl" : "cmpl",
              random[0], random[1]);
 }
@@ -94,6 +97,7 @@ static json_t *chat_choice(struct choice *choice) {
 
 json_t *respond_whole(const struct respond_head *head, struct choice *choices, int n_choices) {
     if (api_is_llama(head->request->kind)) return respond_llama_whole(head, choices, n_choices);
+    if (api_is_ollama(head->request->kind)) return respond_ollama_whole(head, choices);
     json_t *list = json_array();
     for (int i = 0; i < n_choices; i++) {
         json_array_append_new(list, head->request->kind == API_CHAT ? chat_choice(&choices[i])

@@ -10,6 +10,7 @@
 struct respond_head {
     char id[48]; /* "chatcmpl-..." */
     time_t created;
+    double started_s; /* of the clock */
     const char *fingerprint;
     const struct api_request *request;
 };

@@ -3,6 +3,7 @@
 #include <string.h>
 #include "server/http.h"
 #include "server/metrics.h"
+#include "server/ollama.h"
 #include "server/place.h"
 #include "server/props.h"
 #include "text/fim.h"
@@ -43,6 +44,14 @@ static enum MHD_Result handle_llama(struct exchange *exchange) {
 
 static enum MHD_Result handle_infill(struct exchange *exchange) {
     return handle_generation(exchange, API_INFILL);
+}
+
+static enum MHD_Result handle_ollama_generate(struct exchange *exchange) {
+    return handle_generation(exchange, API_OLLAMA_GENERATE);
+}
+
+static enum MHD_Result handle_ollama_chat(struct exchange *exchange) {
+    return handle_generation(exchange, API_OLLAMA_CHAT);
 }
 
 /* --- models -------------------------------------------------------------------------------------- */
@@ -160,11 +169,27 @@ static const struct route ROUTES[] = {
     {"/ping", HTTP_GET, true, false, handle_health},
     {"/version", HTTP_GET, true, false, handle_version},
     {"/metrics", HTTP_GET, false, false, handle_metrics},
+    {"/", HTTP_GET, true, false, ollama_handle_root},
+    {"/api/generate", HTTP_POST, false, true, handle_ollama_generate},
+    {"/api/chat", HTTP_POST, false, true, handle_ollama_chat},
+    {"/api/tags", HTTP_GET, false, true, ollama_handle_tags},
+    {"/api/ps", HTTP_GET, false, true, ollama_handle_ps},
+    {"/api/show", HTTP_POST, false, true, ollama_handle_show},
+    {"/api/pull", HTTP_POST, false, true, ollama_handle_pull},
+    {"/api/version", HTTP_GET, true, false, ollama_handle_version},
+    {"/api/embed", HTTP_POST, false, false, ollama_handle_missing},
+    {"/api/embeddings", HTTP_POST, false, false, ollama_handle_missing},
+    {"/api/create", HTTP_POST, false, false, ollama_handle_missing},
+    {"/api/copy", HTTP_POST, false, false, ollama_handle_missing},
+    {"/api/push", HTTP_POST, false, false, ollama_handle_missing},
+    {"/api/delete", HTTP_DELETE, false, false, ollama_handle_missing},
 };
+
+static const char *const ALLOW[] = {[HTTP_GET] = "GET, HEAD", [HTTP_POST] = "POST", [HTTP_DELETE] = "DELETE"};
 
 static bool is_at(const struct route *route, const char *path, const char **tail) {
     size_t n = strlen(route->path);
-    bool is_prefix = route->path[n - 1] == '/';
+    bool is_prefix = n > 1 && route->path[n - 1] == '/';
     if (!is_prefix) return strcmp(path, route->path) == 0;
     if (strncmp(path, route->path, n) != 0 || path[n] == 0) return false;
     *tail = path + n;
@@ -172,14 +197,16 @@ static bool is_at(const struct route *route, const char *path, const char **tail
 }
 
 const struct route *route_find(const char *path, const char *method, const char **tail, struct api_error *error) {
-    bool is_get = !strcmp(method, "GET") || !strcmp(method, "HEAD"), is_post = !strcmp(method, "POST");
+    if (!strcmp(method, "HEAD")) method = "GET";
     for (size_t i = 0; i < sizeof ROUTES / sizeof *ROUTES; i++) {
         const struct route *route = &ROUTES[i];
         if (!is_at(route, path, tail)) continue;
-        if (route->method == HTTP_GET ? is_get : is_post) return route;
-        api_error_set(error, 405, NULL, "method_not_allowed", "%s takes %s, not %.20s", route->path,
-                      route->method == HTTP_GET ? "GET" : "POST", method);
-        error->allow = route->method == HTTP_GET ? "GET, HEAD" : "POST";
+        const char *allow = ALLOW[route->method];
+        size_t n = strcspn(allow, ",");
+        if (strlen(method) == n && strncmp(allow, method, n) == 0) return route;
+        api_error_set(error, 405, NULL, "method_not_allowed", "%s takes %.*s, not %.20s", route->path, (int)n, allow,
+                      method);
+        error->allow = allow;
         return NULL;
     }
     api_error_set(error, 404, NULL, "not_found", "there is nothing at %.200s", path);

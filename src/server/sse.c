@@ -1,6 +1,7 @@
 #include "server/sse.h"
 #include "server/respond_llama.h"
 #include "server/respond_message.h"
+#include "server/respond_ollama.h"
 
 /* Takes `json` over. */
 static int add_frame(struct buffer *out, json_t *json) {
@@ -10,6 +11,17 @@ static int add_frame(struct buffer *out, json_t *json) {
     buffer_add_text(out, "data: ");
     buffer_add_text(out, text);
     buffer_add_text(out, "\n\n");
+    free(text);
+    return out->failed ? -1 : 0;
+}
+
+/* Takes `json` over: Ollama's frame is a line. */
+static int add_line(struct buffer *out, json_t *json) {
+    char *text = json ? json_dumps(json, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
+    json_decref(json);
+    if (!text) return -1;
+    buffer_add_text(out, text);
+    buffer_add_text(out, "\n");
     free(text);
     return out->failed ? -1 : 0;
 }
@@ -46,23 +58,41 @@ static int add_llama(struct buffer *out, const struct respond_head *head, struct
     return code;
 }
 
+/* A call is one object: it waits until it is whole. */
+static int add_ollama(struct buffer *out, const struct respond_head *head, struct choice *choice) {
+    bool ends = choice->finish != FINISH_NONE;
+    bool has_content = respond_ollama_has_piece(choice) || (choice->logprobs && !ends);
+    int code = has_content ? add_line(out, respond_ollama_piece(head, choice)) : 0;
+    if (!code && ends) code = add_line(out, respond_ollama_end(head, choice));
+    return code;
+}
+
 int sse_add_event(struct buffer *out, const struct respond_head *head, struct choice *choice,
                   const struct token_event *event) {
     int code = choice_take(choice, event);
     if (code || event->is_prompt) return code; /* an echoed prompt goes out with the first token */
     if (head->request->kind == API_CHAT) return add_chat(out, head, choice);
     if (api_is_llama(head->request->kind)) return add_llama(out, head, choice);
+    if (api_is_ollama(head->request->kind)) return add_ollama(out, head, choice);
     if (choice->text.size == 0 && !choice->logprobs && choice->finish == FINISH_NONE) return 0;
     return add_frame(out, respond_chunk(head, choice));
 }
 
 int sse_add_end(struct buffer *out, const struct respond_head *head, const struct choice *choices, int n_choices) {
     int code = 0;
+    if (api_is_ollama(head->request->kind)) return 0;
     if (head->request->include_usage) code = add_frame(out, respond_usage_chunk(head, choices, n_choices));
     if (!api_is_llama(head->request->kind)) buffer_add_text(out, "data: [DONE]\n\n");
     return out->failed ? -1 : code;
 }
 
-int sse_add_error(struct buffer *out, const struct api_error *error) {
+int sse_add_error(struct buffer *out, const struct respond_head *head, const struct api_error *error) {
+    if (api_is_ollama(head->request->kind)) return add_line(out, api_error_json_plain(error));
     return add_frame(out, api_error_json(error));
+}
+
+int sse_add_ping(struct buffer *out, const struct respond_head *head) {
+    if (api_is_ollama(head->request->kind)) return add_line(out, respond_ollama_ping(head));
+    buffer_add_text(out, ": ping\n\n");
+    return out->failed ? -1 : 0;
 }

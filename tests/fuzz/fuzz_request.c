@@ -1,6 +1,6 @@
 /* tests/fuzz/fuzz_request.c - a request's body is refused with an error that can be sent, or becomes prompts
- * and settings that the scheduler may have. Every body is read as a chat, a completion, by llama.cpp's two, and for
- * /tokenize, /detokenize and /apply-template; the tokenizer is a tiny one made here, the chat template
+ * and settings that the scheduler may have. Every body is read as a chat, a completion, by llama.cpp's two and Ollama's
+ * two, and for /tokenize, /detokenize and /apply-template; the tokenizer is a tiny one made here, the chat template
  * one of ours by the body's length. */
 #include <stdint.h>
 #include <stdio.h>
@@ -34,20 +34,26 @@ static const struct engine *make_engine(size_t size) {
     return &engine;
 }
 
-static void check_error(const struct api_error *error) {
-    require(error->status >= 400 && error->status < 600 && error->message[0]);
-    json_t *json = api_error_json(error);
+static void check_json(json_t *json) {
     char *text = json ? json_dumps(json, 0) : NULL;
     require(text != NULL); /* whatever the client sent, the answer is valid UTF-8 */
     free(text);
     json_decref(json);
 }
 
+static void check_error(const struct api_error *error) {
+    require(error->status >= 400 && error->status < 600 && error->message[0]);
+    check_json(api_error_json(error));
+    check_json(api_error_json_plain(error));
+}
+
 static void check_request(const struct api_request *request, const struct api_model *model) {
     const struct sched_request *s = &request->sched;
     struct mo_error error = {0};
     require(request->model == model->names[0] || request->model == model->names[1]);
-    require(request->n >= 1 && request->n_prompts >= 1 && request->n * request->n_prompts <= API_CHOICES_MAX);
+    if (request->only_loads) require(api_is_ollama(request->kind) && request->n_prompts == 0 && !request->stream);
+    require(request->n >= 1 && (request->n_prompts >= 1 || request->only_loads));
+    require(request->n * request->n_prompts <= API_CHOICES_MAX);
     require(sampling_check(&s->sampling, VOCAB, &error) == 0);
     require(s->max_tokens >= 0 && s->min_tokens >= 0 && s->min_indent >= 0 && s->line_limit_s >= 0);
     require(s->max_tokens > 0 || request->echo || api_is_llama(request->kind));
@@ -95,6 +101,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     try_request(&model, API_COMPLETION, body, size);
     try_request(&model, API_LLAMA, body, size);
     try_request(&model, API_INFILL, body, size);
+    try_request(&model, API_OLLAMA_GENERATE, body, size);
+    try_request(&model, API_OLLAMA_CHAT, body, size);
     try_text(&model, text_api_tokenize, body, size);
     try_text(&model, text_api_detokenize, body, size);
     try_text(&model, text_api_apply_template, body, size);

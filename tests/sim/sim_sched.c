@@ -106,9 +106,15 @@ static void expected_logits(const struct client *client, int n, uint64_t hash, f
 
 static int32_t expected_token(struct client *client, float *logits) {
     struct sampling sampling = client->request.sampling;
-    struct token_counts counts = {client->generated, client->in_prompt};
+    uint8_t latest[FAKE_VOCAB] = {0};
+    int n = client->request.n_prompt + client->n_answer;
+    bool is_part = sampling.repetition_last_n > 0;
+    for (int i = n - sampling.repetition_last_n; is_part && i < n; i++) {
+        if (i >= 0) latest[token_at(client, i)] = 1;
+    }
+    struct token_counts counts = {client->generated, is_part ? latest : client->in_prompt};
     float masked[FAKE_VOCAB];
-    expected_logits(client, client->request.n_prompt + client->n_answer, client->hash, logits);
+    expected_logits(client, n, client->hash, logits);
     memcpy(masked, logits, sizeof masked);
     for (int i = 0; i < FAKE_VOCAB; i++) {
         if (client->n_answer < client->request.min_tokens && is_stop_token(client, i)) masked[i] = -INFINITY;
@@ -303,6 +309,7 @@ static void fill_sampling(struct client *client) {
     if (chance(30)) sampling->top_k = 1 + below(20);
     if (chance(20)) sampling->min_p = between(0, 0.3f);
     if (chance(15)) sampling->repetition_penalty = between(0.8f, 1.5f);
+    if (chance(30)) sampling->repetition_last_n = 1 + below(20);
     if (chance(15)) sampling->presence_penalty = between(-1, 1);
     if (chance(15)) sampling->frequency_penalty = between(-1, 1);
     sampling->seed = fake_mix(sim.random++);

@@ -1,4 +1,5 @@
-/* Limits of a request that a small model's vocabulary cannot reach. */
+/* What the server's tests cannot reach: limits that a small model's vocabulary does not know, and what streams say after a long
+ * silence. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -6,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
-#include "server/api.h"
+#include "server/sse.h"
 
 enum { VOCAB = 5000 };
 
@@ -42,7 +43,45 @@ static void test_stop_tokens(void **state) {
     api_request_free(&request);
 }
 
+/* Clients of Ollama read line by line: what keeps a stream alive, and what ends it badly, is JSON like the rest. */
+static void test_lines_of_json(void **state) {
+    (void)state;
+    const enum api_kind kinds[] = {API_OLLAMA_GENERATE, API_OLLAMA_CHAT};
+    for (int i = 0; i < 2; i++) {
+        struct api_request request = {.kind = kinds[i], .model = "tiny"};
+        struct respond_head head;
+        struct buffer out = {0};
+        struct api_error error = {.status = 500, .message = "why"};
+        respond_head_init(&head, &request, "x");
+        assert_int_equal(sse_add_ping(&out, &head), 0);
+        const char *end = memchr(out.data, '\n', out.size), *text = NULL;
+        assert_ptr_equal(end, out.data + out.size - 1);
+        json_t *ping = json_loadb(out.data, out.size, 0, NULL);
+        int code =
+            i == 0 ? json_unpack(ping, "{s:s, s:s, s:b}", "model", &(const char *){NULL}, "response", &text, "done",
+                                 &(int){1})
+                   : json_unpack(ping, "{s:{s:s, s:s}}", "message", "role", &(const char *){NULL}, "content", &text);
+        assert_int_equal(code, 0);
+        assert_string_equal(text, "");
+        assert_true(json_is_false(json_object_get(ping, "done")));
+        json_decref(ping);
+        buffer_consume(&out, out.size);
+        assert_int_equal(sse_add_error(&out, &head, &error), 0);
+        buffer_add(&out, "", 1);
+        assert_string_equal(out.data, "{\"error\":\"why\"}\n");
+        buffer_free(&out);
+    }
+    struct api_request request = {.kind = API_CHAT, .model = "tiny"};
+    struct respond_head head;
+    struct buffer out = {0};
+    respond_head_init(&head, &request, "x");
+    assert_int_equal(sse_add_ping(&out, &head), 0);
+    buffer_add(&out, "", 1);
+    assert_string_equal(out.data, ": ping\n\n");
+    buffer_free(&out);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_stop_tokens)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_stop_tokens), cmocka_unit_test(test_lines_of_json)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -64,7 +64,7 @@ static void reference_adjust(const struct sampling *s, const struct token_counts
     for (int i = 0; i < s->n_bias; i++) value[s->bias[i].token] += s->bias[i].bias;
     for (int i = 0; counts && counts->generated && i < vocab; i++) {
         bool seen = counts->generated[i] > 0;
-        if (seen || counts->prompt[i]) {
+        if ((seen && !s->repetition_last_n) || counts->prompt[i]) {
             if (value[i] > 0)
                 value[i] = value[i] / s->repetition_penalty;
             else
@@ -147,6 +147,7 @@ static void random_sampling(struct sampling *s, struct fixture *f, int vocab) {
     if (random_below(3) == 0) s->min_p = random_below(8) ? random_float(0, 0.5f) : 1;
     if (random_below(2)) s->top_k = 1 + random_below(random_below(2) ? 20 : vocab + 5);
     if (random_below(4) == 0) s->repetition_penalty = random_float(0.5f, 2);
+    if (random_below(4) == 0) s->repetition_last_n = 1 + random_below(64);
     if (random_below(4) == 0) s->presence_penalty = random_float(-2, 2);
     if (random_below(4) == 0) s->frequency_penalty = random_float(-2, 2);
     s->seed = test_random();
@@ -286,6 +287,9 @@ static void test_penalties(void **state) {
     assert_int_equal(support(&s, (float[]){3, 2.8f, 1.45f}, &counts, 3), 1 << 0);
     assert_int_equal(support(&s, (float[]){-1, -1, -1.9f}, &counts, 3), 1 << 2);
     assert_int_equal(support(&s, (float[]){-1, -1, -2.1f}, &counts, 3), 1 << 0);
+    s.repetition_last_n = 5; /* only those that are marked as the latest */
+    assert_int_equal(support(&s, (float[]){3, 2.8f, 1.6f}, &counts, 3), 1 << 1);
+    s.repetition_last_n = 0;
     s.repetition_penalty = 1;
     s.presence_penalty = 0.5f; /* generated only, once */
     assert_int_equal(support(&s, (float[]){2, 2.4f, 0}, &counts, 3), 1 << 0);
@@ -500,7 +504,7 @@ static void test_check(void **state) {
     struct sampling s;
     sampling_init(&s);
     assert_int_equal(sampling_check(&s, 100, NULL), 0);
-    s = (struct sampling){100, 1e-6f, 1, -1, 100, -2, 2, 0, NULL, 0, NULL};
+    s = (struct sampling){100, 1e-6f, 1, -1, 100, INT32_MAX, -2, 2, 0, NULL, 0, NULL};
     assert_int_equal(sampling_check(&s, 100, NULL), 0);
     REFUSED(temperature, -0.1f);
     REFUSED(temperature, 100.5f);
@@ -513,6 +517,7 @@ static void test_check(void **state) {
     REFUSED(top_k, -2);
     REFUSED(repetition_penalty, 0);
     REFUSED(repetition_penalty, INFINITY);
+    REFUSED(repetition_last_n, -1);
     REFUSED(presence_penalty, 2.5f);
     REFUSED(frequency_penalty, -2.5f);
     for (int i = 0; i < 4; i++) {

@@ -1,0 +1,194 @@
+#include "server/respond_ollama.h"
+
+#include <stdio.h>
+#include "base/clock.h"
+
+const char *ollama_time(char *text, const struct timespec *time) {
+    struct tm tm;
+    gmtime_r(&time->tv_sec, &tm);
+    size_t n = strftime(text, OLLAMA_TIME_BYTES, "%Y-%m-%dT%H:%M:%S", &tm);
+    snprintf(text + n, OLLAMA_TIME_BYTES - n, ".%06ldZ", time->tv_nsec / 1000);
+    return text;
+}
+
+/* The model as the client calls it. */
+static json_t *model_name(const struct api_request *request) {
+    json_t *asked = json_object_get(request->root, "model");
+    return json_string_length(asked) > 0 ? json_incref(asked) : json_string(request->model);
+}
+
+/* --- what was said ------------------------------------------------------------------------------- */
+
+struct said {
+    struct buffer thought, content;
+    json_t *calls; /* list; NULL without memory */
+    struct buffer name, arguments;
+    char id[40];
+};
+
+/* A call that is whole. One that was cut off is left out: its arguments are no object. */
+static int add_call(struct said *said, int index) {
+    json_t *arguments = json_loadb(said->arguments.data ? said->arguments.data : "", said->arguments.size, 0, NULL);
+    if (!json_is_object(arguments)) {
+        json_decref(arguments);
+        return 0;
+    }
+    json_t *name = json_stringn(said->name.data ? said->name.data : "", said->name.size);
+    return json_array_append_new(said->calls, json_pack("{s:s, s:{s:i, s:o, s:o}}", "id", said->id, "function", "index",
+                                                        index, "name", name, "arguments", arguments));
+}
+
+static int add_piece(struct said *said, const struct message_piece *piece) {
+    switch (piece->kind) {
+    case MESSAGE_REASONING:
+        buffer_add(&said->thought, piece->text, piece->size);
+        return 0;
+    case MESSAGE_CONTENT:
+        buffer_add(&said->content, piece->text, piece->size);
+        return 0;
+    case MESSAGE_CALL:
+        said->name.size = said->arguments.size = 0;
+        buffer_add(&said->name, piece->text, piece->size);
+        snprintf(said->id, sizeof said->id, "%s", piece->id);
+        return 0;
+    case MESSAGE_ARGUMENTS:
+        buffer_add(&said->arguments, piece->text, piece->size);
+        return 0;
+    case MESSAGE_CALL_END:
+        return add_call(said, piece->call);
+    }
+    return 0;
+}
+
+static void said_free(struct said *said) {
+    buffer_free(&said->thought);
+    buffer_free(&said->content);
+    buffer_free(&said->name);
+    buffer_free(&said->arguments);
+    json_decref(said->calls);
+}
+
+/* The pieces of a message, which are then gone; `message` may be NULL. -1 without memory. */
+static int said_take(struct said *said, struct message *message) {
+    *said = (struct said){.calls = json_array()};
+    int code = said->calls ? 0 : -1;
+    for (int i = 0; message && !code && i < message_count(message); i++) {
+        struct message_piece piece = message_at(message, i);
+        code = add_piece(said, &piece);
+    }
+    if (message) message_clear(message);
+    bool failed = said->thought.failed || said->content.failed || said->name.failed || said->arguments.failed;
+    return failed ? -1 : code;
+}
+
+/* --- objects ------------------------------------------------------------------------------------- */
+
+static json_t *text_of(const struct buffer *text) {
+    return json_stringn(text->data ? text->data : "", text->size);
+}
+
+/* "message", or what of it a prompt's answer has. */
+static json_t *shape(const struct respond_head *head, const struct said *said) {
+    bool is_chat = head->request->kind == API_OLLAMA_CHAT;
+    json_t *text = json_pack("{s:o}", is_chat ? "content" : "response", text_of(&said->content));
+    int code = text ? 0 : -1;
+    if (!code && said->thought.size > 0) code = json_object_set_new(text, "thinking", text_of(&said->thought));
+    if (!code && json_array_size(said->calls) > 0) code = json_object_set(text, "tool_calls", said->calls);
+    if (!code && is_chat) code = json_object_set_new(text, "role", json_string("assistant"));
+    if (code) {
+        json_decref(text);
+        return NULL;
+    }
+    return is_chat ? json_pack("{s:o}", "message", text) : text;
+}
+
+/* `more` is taken over. */
+static json_t *with(json_t *object, json_t *more) {
+    int code = object && more ? json_object_update(object, more) : -1;
+    json_decref(more);
+    if (!code) return object;
+    json_decref(object);
+    return NULL;
+}
+
+/* What every object begins with. The message's pieces are taken; it may be NULL. */
+static json_t *begin(const struct respond_head *head, struct message *message, bool ends) {
+    struct timespec now;
+    struct said said;
+    char created[OLLAMA_TIME_BYTES];
+    clock_gettime(CLOCK_REALTIME, &now);
+    json_t *object = said_take(&said, message) ? NULL
+                                               : json_pack("{s:o, s:s}", "model", model_name(head->request),
+                                                           "created_at", ollama_time(created, &now));
+    object = with(object, object ? shape(head, &said) : NULL);
+    said_free(&said);
+    return with(object, json_pack("{s:b}", "done", ends));
+}
+
+static json_t *add_logprobs(struct choice *choice, json_t *object) {
+    if (!choice->logprobs) return object;
+    json_t *all = choice_take_logprobs(choice);
+    json_t *more = json_pack("{s:O}", "logprobs", json_object_get(all, "content"));
+    json_decref(all);
+    return with(object, more);
+}
+
+/* A call is shown when it is whole. */
+bool respond_ollama_has_piece(const struct choice *choice) {
+    int n = message_count(&choice->message);
+    enum message_kind last = n > 0 ? message_at(&choice->message, n - 1).kind : MESSAGE_CALL;
+    bool is_open = last == MESSAGE_CALL || last == MESSAGE_ARGUMENTS;
+    return n > 0 && (!is_open || choice->finish != FINISH_NONE);
+}
+
+json_t *respond_ollama_piece(const struct respond_head *head, struct choice *choice) {
+    bool has_piece = respond_ollama_has_piece(choice); /* else it is about logprobs alone */
+    return add_logprobs(choice, begin(head, has_piece ? &choice->message : NULL, false));
+}
+
+json_t *respond_ollama_ping(const struct respond_head *head) {
+    return begin(head, NULL, false);
+}
+
+/* At least one where there is something to divide by it. */
+static json_int_t nanoseconds(double seconds, int n) {
+    json_int_t ns = (json_int_t)(1e9 * seconds);
+    return ns < 1 && n > 0 ? 1 : ns < 0 ? 0 : ns;
+}
+
+/* "loading" is all that is neither prompt nor answer: the wait for a place. */
+static json_t *metrics(const struct respond_head *head, const struct choice *choice) {
+    double total_s = clock_now_s() - head->started_s;
+    double load_s = total_s - choice->prompt_s - choice->answer_s;
+    return json_pack("{s:I, s:I, s:i, s:I, s:i, s:I}", "total_duration", nanoseconds(total_s, 1), "load_duration",
+                     nanoseconds(load_s, 0), "prompt_eval_count", choice->n_prompt, "prompt_eval_duration",
+                     nanoseconds(choice->prompt_s, choice->n_prompt), "eval_count", choice->n_generated,
+                     "eval_duration", nanoseconds(choice->answer_s, choice->n_generated));
+}
+
+/* Ids of the prompt and of what was generated: the next request's `context`. */
+static json_t *context(struct choice *choice) {
+    const struct token_list *prompt = &choice->prompt->ids;
+    json_t *list = json_array(), *answer = choice_take_tokens(choice);
+    int code = list && answer ? 0 : -1;
+    for (size_t i = 0; i < prompt->n && !code; i++) code = json_array_append_new(list, json_integer(prompt->ids[i]));
+    if (!code) code = json_array_extend(list, answer);
+    json_decref(answer);
+    if (!code) return list;
+    json_decref(list);
+    return NULL;
+}
+
+json_t *respond_ollama_end(const struct respond_head *head, struct choice *choice) {
+    const char *reason = choice->finish == FINISH_LENGTH ? "length" : "stop";
+    json_t *object = begin(head, &choice->message, true);
+    object = add_logprobs(choice, with(object, json_pack("{s:s}", "done_reason", reason)));
+    bool has_context = head->request->kind == API_OLLAMA_GENERATE && head->request->return_tokens;
+    if (has_context) object = with(object, json_pack("{s:o}", "context", context(choice)));
+    return with(object, metrics(head, choice));
+}
+
+json_t *respond_ollama_whole(const struct respond_head *head, struct choice *choices) {
+    if (!head->request->only_loads) return respond_ollama_end(head, choices);
+    return with(begin(head, NULL, true), json_pack("{s:s}", "done_reason", "load"));
+}
