@@ -6,6 +6,7 @@
 #include <sys/random.h>
 #include <xxhash.h>
 #include "sched/prefix.h"
+#include "server/api_agents.h"
 #include "server/api_parts.h"
 
 /* --- names and limits ---------------------------------------------------------------------------- */
@@ -242,9 +243,10 @@ int api_text_encode(const struct engine *engine, const char *text, size_t size, 
 static void check_context(struct api_job *job) {
     struct api_request *request = job->request;
     size_t context = (size_t)job->model->engine->options.max_model_len;
-    const char *param = request->kind == API_CHAT ? "messages" : "prompt";
+    const char *param = request->kind == API_RESPONSES ? "input" : api_is_chat(request->kind) ? "messages" : "prompt";
     bool scores_only = request->sched.max_tokens == 0, takes_rest = request->sched.max_tokens < 0;
-    if (api_is_llama(request->kind) && !scores_only) takes_rest = true; /* n_predict is the most, not the least */
+    bool is_most = api_is_llama(request->kind) || api_is_translated(request->kind); /* max_tokens, not the least */
+    if (is_most && !scores_only) takes_rest = true;
     size_t answer = takes_rest ? 1 : (size_t)request->sched.max_tokens;
     for (int i = 0; i < request->n_prompts; i++) {
         size_t n = request->prompts[i].ids.n;
@@ -277,7 +279,7 @@ static void parse_all(struct api_job *job) {
     check_sampling(job);
     api_structured_parse(job); /* cheap things first: a long prompt is encoded only for a request that is good */
     if (fields_failed(&job->fields)) return;
-    if (request->kind == API_CHAT)
+    if (api_is_chat(request->kind))
         api_chat_parse(job);
     else if (request->kind == API_COMPLETION)
         api_completion_parse(job);
@@ -285,16 +287,28 @@ static void parse_all(struct api_job *job) {
         api_llama_parse(job);
     request->sched.min_tokens = (int)fields_int(&job->fields, "min_tokens", 0, INT_MAX, 0);
     if (fields_failed(&job->fields)) return;
-    check_context(job);
+    if (request->kind != API_COUNT) check_context(job);
     api_stop_add_fim(job);
     api_structured_place(job);
+}
+
+/* The body, or its translation; `given` keeps what was translated. */
+static void parse_body(struct api_request *request, const char *body, size_t size, struct api_error *error) {
+    json_t *root = fields_parse(body, size, error);
+    if (!root || !api_is_translated(request->kind)) {
+        request->root = root;
+        return;
+    }
+    request->given = root;
+    request->root = request->kind == API_RESPONSES ? api_responses_to_chat(root, error)
+                                                   : api_messages_to_chat(root, request->kind == API_COUNT, error);
 }
 
 int api_request_parse(struct api_request *request, enum api_kind kind, const struct api_model *model, const char *body,
                       size_t size, struct api_error *error) {
     *request = (struct api_request){.kind = kind, .context = model->engine->options.max_model_len};
     *error = (struct api_error){0};
-    request->root = fields_parse(body, size, error);
+    parse_body(request, body, size, error);
     if (!request->root) return -1;
     struct api_job job = {model, request, {request->root, error}};
     parse_all(&job);
@@ -312,5 +326,6 @@ void api_request_free(struct api_request *request) {
     free(request->stop);
     free(request->stop_tokens);
     json_decref(request->root);
+    json_decref(request->given);
     *request = (struct api_request){0};
 }

@@ -29,11 +29,19 @@ struct api_model {
     bool any_name; /* others are taken for the default */
 };
 
-/* The last two are llama.cpp's. */
-enum api_kind { API_CHAT, API_COMPLETION, API_LLAMA, API_INFILL };
+/* Two are llama.cpp's. Then chats in other words: Anthropic's messages, the same only to be counted, OpenAI's responses. */
+enum api_kind { API_CHAT, API_COMPLETION, API_LLAMA, API_INFILL, API_MESSAGES, API_COUNT, API_RESPONSES };
 
 static inline bool api_is_llama(enum api_kind kind) {
     return kind == API_LLAMA || kind == API_INFILL;
+}
+
+static inline bool api_is_translated(enum api_kind kind) {
+    return kind == API_MESSAGES || kind == API_COUNT || kind == API_RESPONSES;
+}
+
+static inline bool api_is_chat(enum api_kind kind) {
+    return kind == API_CHAT || api_is_translated(kind);
 }
 
 struct api_prompt {
@@ -65,6 +73,7 @@ struct api_request {
     int context;                   /* tokens */
 
     json_t *root;            /* the body: strings above point into it */
+    json_t *given;           /* as it came, where `root` is its translation into a chat's; else NULL */
     struct logit_bias *bias; /* [sched.sampling.n_bias] */
     const char **stop;       /* [sched.n_stop] */
     int32_t *stop_tokens;    /* [sched.n_stop_tokens]: the request's first, then what `stop` and FIM add */

@@ -93,3 +93,19 @@ json_t *api_error_json(const struct api_error *error) {
     return json_pack("{s:{s:s, s:s, s:s?, s:s?}}", "error", "message", error->message, "type", type_of(error->status),
                      "param", error->param[0] ? error->param : NULL, "code", error->code);
 }
+
+static const char *anthropic_type_of(int status) {
+    switch (status) {
+    case 413:
+        return "request_too_large";
+    case 503:
+        return "overloaded_error";
+    default:
+        return status >= 500 ? "api_error" : type_of(status);
+    }
+}
+
+json_t *api_error_anthropic(const struct api_error *error) {
+    return json_pack("{s:s, s:{s:s, s:s}}", "type", "error", "error", "type", anthropic_type_of(error->status),
+                     "message", error->message);
+}

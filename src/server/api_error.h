@@ -29,5 +29,7 @@ int api_error_no_memory(struct api_error *error);
 
 /* {"error": {message, type, param, code}}; the caller's. NULL without memory. */
 json_t *api_error_json(const struct api_error *error);
+/* As Anthropic's API says it: {"type": "error", "error": {type, message}}. */
+json_t *api_error_anthropic(const struct api_error *error);
 
 #endif

@@ -105,7 +105,7 @@ void api_stop_add_fim(struct api_job *job) {
     int32_t ids[FIM_IDS];
     int n = job->model->engine->tokenizer ? fim_ids(job->model->engine->tokenizer, ids) : 0;
     bool is_fim = false;
-    if (request->kind == API_CHAT || request->sched.ignore_eos) return;
+    if (api_is_chat(request->kind) || request->sched.ignore_eos) return;
     for (int p = 0; p < request->n_prompts; p++) {
         const struct token_list *prompt = &request->prompts[p].ids;
         for (size_t i = 0; n && i < prompt->n && !is_fim; i++) is_fim = prompt->ids[i] == ids[1];

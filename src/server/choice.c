@@ -16,6 +16,7 @@ void choice_init(struct choice *choice, int index, const struct api_request *req
 
 void choice_free(struct choice *choice) {
     buffer_free(&choice->text);
+    parts_free(&choice->parts);
     json_decref(choice->logprobs);
     json_decref(choice->tokens);
 }
@@ -50,6 +51,12 @@ json_t *choice_take_text(struct choice *choice) {
     json_t *text = json_stringn(choice->text.data ? choice->text.data : "", choice->text.size);
     choice->text.size = 0;
     return text;
+}
+
+int choice_take_parts(struct choice *choice, const struct parts_writer *writer) {
+    int code = parts_add(&choice->parts, writer, PART_TEXT, choice->text.data, choice->text.size);
+    choice->text.size = 0;
+    return code;
 }
 
 json_t *choice_take_logprobs(struct choice *choice) {

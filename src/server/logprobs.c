@@ -149,5 +149,5 @@ static int add_completion(struct choice *choice, const struct token_event *event
 
 int choice_add_logprobs(struct choice *choice, const struct token_event *event) {
     if (api_is_llama(choice->request->kind)) return add_llama(choice, event);
-    return choice->request->kind == API_CHAT ? add_chat(choice, event) : add_completion(choice, event);
+    return api_is_chat(choice->request->kind) ? add_chat(choice, event) : add_completion(choice, event);
 }

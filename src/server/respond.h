@@ -23,6 +23,8 @@ json_t *respond_chunk(const struct respond_head *head, struct choice *choice);
 json_t *respond_chat_role(const struct respond_head *head, const struct choice *choice);
 json_t *respond_chat_content(const struct respond_head *head, struct choice *choice);
 json_t *respond_chat_end(const struct respond_head *head, struct choice *choice);
+/* Why there is no answer. */
+json_t *respond_error(const struct respond_head *head, const struct api_error *error);
 /* The extra last chunk of stream_options.include_usage. */
 json_t *respond_usage_chunk(const struct respond_head *head, const struct choice *choices, int n_choices);
 

@@ -1,0 +1,31 @@
+/* server/api_agents.h - the request bodies of two more APIs, translated into a chat's: Anthropic's Messages and OpenAI's
+ * Responses. What comes out goes the way of every chat; fields that a chat knows and these do not (seed, min_p, ...) pass.
+ * Pure; any thread. Includes: server/api_fields.h. */
+#ifndef MOEBIUS_SERVER_API_AGENTS_H
+#define MOEBIUS_SERVER_API_AGENTS_H
+
+#include "server/api_fields.h"
+
+/* api_messages.c, api_responses.c: the body of POST /v1/chat/completions that asks for the same. The caller's; NULL with
+ * `error`. Shares values with `body`. */
+json_t *api_messages_to_chat(const json_t *body, bool only_counts, struct api_error *error);
+json_t *api_responses_to_chat(const json_t *body, struct api_error *error);
+
+/* api_turns.c: a chat's messages on their way. */
+struct turns {
+    json_t *messages;  /* NULL once memory ran out */
+    json_t *assistant; /* the last one, while it may still get text and calls; else NULL: in `messages` */
+};
+void turns_add(struct turns *turns, const char *role, json_t *content); /* takes `content` over */
+/* To the assistant's message that is last, or a new one. */
+void turns_add_answer(struct turns *turns, json_t *content);
+void turns_add_call(struct turns *turns, const char *id, const char *name,
+                    json_t *arguments); /* a string; taken over */
+void turns_add_result(struct turns *turns, const char *id, json_t *content);
+
+/* {"type": "function", "function": {...}} of its parts; description and strict may be NULL or absent. */
+json_t *turns_tool(const json_t *name, const json_t *description, const json_t *parameters, const json_t *strict);
+/* tool_choice for one function. */
+json_t *turns_choice(const json_t *name);
+
+#endif
