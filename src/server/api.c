@@ -6,7 +6,7 @@
 #include <sys/random.h>
 #include <xxhash.h>
 #include "sched/prefix.h"
-#include "server/api_agents.h"
+#include "server/api_translate.h"
 #include "server/api_parts.h"
 
 /* --- names and limits ---------------------------------------------------------------------------- */
@@ -301,7 +301,7 @@ static void parse_body(struct api_request *request, const char *body, size_t siz
     }
     request->given = root;
     request->root = request->kind == API_RESPONSES ? api_responses_to_chat(root, error)
-                                                   : api_messages_to_chat(root, request->kind == API_COUNT, error);
+                                                   : api_anthropic_to_chat(root, request->kind == API_COUNT, error);
 }
 
 int api_request_parse(struct api_request *request, enum api_kind kind, const struct api_model *model, const char *body,

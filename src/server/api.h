@@ -6,6 +6,7 @@
 
 #include "engine.h"
 #include "server/api_error.h"
+#include "server/message.h"
 
 enum {
     API_N_MAX = 128,        /* n */
@@ -40,6 +41,7 @@ static inline bool api_is_translated(enum api_kind kind) {
     return kind == API_MESSAGES || kind == API_COUNT || kind == API_RESPONSES;
 }
 
+/* Its prompt is made of messages, and its answer is one. */
 static inline bool api_is_chat(enum api_kind kind) {
     return kind == API_CHAT || api_is_translated(kind);
 }
@@ -67,6 +69,7 @@ struct api_request {
     int n_prompts;
     /* For every choice the same but for prompt, choice and grammar_after. Points into this struct; the grammar is kept. */
     struct sched_request sched;
+    struct message_rules message; /* of a chat: how its answer is read. Points into this struct */
 
     int n_predict;                 /* llama.cpp's, as asked for: -1 for what the context holds */
     const json_t *response_fields; /* llama.cpp's: a list of strings, or NULL for all; in `root` */

@@ -1,7 +1,7 @@
 /* server/api_responses.c - OpenAI's POST /v1/responses as a chat's request. */
 #include <stdio.h>
 #include <string.h>
-#include "server/api_agents.h"
+#include "server/api_translate.h"
 #include "server/put.h"
 
 static const char *type_of(const json_t *item) {

@@ -1,6 +1,6 @@
 /* server/api_turns.c - a chat's messages from protocols that cut them otherwise: there, an answer and its calls are pieces in a
  * row; here, they are one message. */
-#include "server/api_agents.h"
+#include "server/api_translate.h"
 #include "server/put.h"
 
 static void add(struct turns *turns, json_t *message) {

@@ -1,5 +1,5 @@
 /* server/choice.h - one answer among the choices of a request: events go in, text and logprobs collect, until
- * a chunk or the whole answer takes them out. I/O thread. Includes: base, text, server/api.h. */
+ * a chunk or the whole answer takes them out. I/O thread. Includes: base, text, server/api.h, server/message.h. */
 #ifndef MOEBIUS_SERVER_CHOICE_H
 #define MOEBIUS_SERVER_CHOICE_H
 
@@ -14,12 +14,13 @@ struct choice {
     const struct api_prompt *prompt;
     const struct tokenizer *tokenizer; /* or NULL */
 
-    struct buffer text; /* not yet taken */
-    json_t *logprobs;   /* not yet taken; NULL if none */
-    json_t *tokens;     /* ids, not yet taken; NULL if none, or nobody wants them */
-    bool started;       /* an event came */
-    bool role_sent;     /* streamed chats */
-    struct parts parts; /* what was taken, for protocols that tell of parts */
+    struct message message; /* of a chat: pieces not yet taken */
+    struct buffer text;     /* of anything else: not yet taken */
+    json_t *logprobs;       /* not yet taken; NULL if none */
+    json_t *tokens;         /* ids, not yet taken; NULL if none, or nobody wants them */
+    bool started;           /* an event came */
+    bool role_sent;         /* streamed chats */
+    struct parts parts;     /* pieces that were taken, for protocols that tell of parts */
 
     struct text_stream offsets; /* decodes once more, for text_offset */
     int64_t text_offset;        /* code points of the text before the next token */
@@ -29,6 +30,7 @@ struct choice {
     int stop_index;
     int32_t stop_token;
     int n_prompt, n_generated, n_cached;
+    int n_reasoning;           /* of n_generated: tokens of thought, its end included */
     double prompt_s, answer_s; /* as in struct sched_event */
     bool has_break;            /* the text so far has a line end */
 };
@@ -39,9 +41,9 @@ void choice_free(struct choice *choice);
 
 /* Adds what the event brings. -1 without memory. */
 int choice_take(struct choice *choice, const struct token_event *event);
-/* The text so far, which is then empty. The caller's; NULL without memory. */
+/* The text so far, which is then empty: not a chat's, whose pieces are in `message`. The caller's; NULL without memory. */
 json_t *choice_take_text(struct choice *choice);
-/* The same, into its parts. -1 without memory. */
+/* A chat's pieces so far, into its parts. -1 without memory. */
 int choice_take_parts(struct choice *choice, const struct parts_writer *writer);
 /* The logprobs so far, or JSON null. */
 json_t *choice_take_logprobs(struct choice *choice);

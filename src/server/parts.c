@@ -44,8 +44,9 @@ int parts_add(struct parts *parts, const struct parts_writer *writer, enum part_
     return parts->out ? writer->grow(writer->context, parts, part, text, size) : 0;
 }
 
-int parts_add_call(struct parts *parts, const struct parts_writer *writer, const char *id, const char *name) {
-    struct part part = {.kind = PART_CALL, .call_id = strdup(id), .name = strdup(name)};
+int parts_add_call(struct parts *parts, const struct parts_writer *writer, const char *id, const char *name,
+                   size_t name_size) {
+    struct part part = {.kind = PART_CALL, .call_id = strdup(id), .name = strndup(name, name_size)};
     int code = part.call_id && part.name ? parts_end(parts, writer) : -1;
     int n = parts->n;
     if (!code) code = part_begin(parts, writer, &part);
@@ -60,13 +61,6 @@ int parts_finish(struct parts *parts, const struct parts_writer *writer) {
     int code = parts->n == 0 ? part_begin(parts, writer, &(struct part){.kind = PART_TEXT}) : 0;
     parts->is_over = true;
     return code ? code : parts_end(parts, writer);
-}
-
-bool parts_have_call(const struct parts *parts) {
-    for (int i = 0; i < parts->n; i++) {
-        if (parts->list[i].kind == PART_CALL) return true;
-    }
-    return false;
 }
 
 int parts_index(const struct parts *parts, const struct part *part) {

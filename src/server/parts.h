@@ -1,4 +1,4 @@
-/* server/parts.h - an answer as a list of parts, one after the other: reasoning, text, calls. The protocols that agents speak
+/* server/parts.h - an answer as a list of parts, one after the other: reasoning, text, calls. The protocols of coding tools
  * tell of each part when it begins, as it grows and when it ends; a whole answer is the same list at its end, so the two
  * cannot differ. I/O thread. Includes: server/buffer.h. */
 #ifndef MOEBIUS_SERVER_PARTS_H
@@ -38,12 +38,12 @@ struct parts_writer {
 int parts_add(struct parts *parts, const struct parts_writer *writer, enum part_kind kind, const char *text,
               size_t size);
 /* A call begins; its arguments come by parts_add. */
-int parts_add_call(struct parts *parts, const struct parts_writer *writer, const char *id, const char *name);
+int parts_add_call(struct parts *parts, const struct parts_writer *writer, const char *id, const char *name,
+                   size_t name_size);
 /* Ends the open part, if there is one. */
 int parts_end(struct parts *parts, const struct parts_writer *writer);
 /* The answer is over: one without parts gets a text, since many clients read the first without a look. */
 int parts_finish(struct parts *parts, const struct parts_writer *writer);
-bool parts_have_call(const struct parts *parts);
 int parts_index(const struct parts *parts, const struct part *part);
 void parts_free(struct parts *parts);
 

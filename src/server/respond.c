@@ -5,7 +5,8 @@
 #include <string.h>
 #include <sys/random.h>
 #include "server/respond_llama.h"
-#include "server/respond_messages.h"
+#include "server/respond_message.h"
+#include "server/respond_anthropic.h"
 #include "server/respond_responses.h"
 
 static const char *id_prefix(enum api_kind kind) {
@@ -23,7 +24,8 @@ void respond_head_init(struct respond_head *head, const struct api_request *requ
 
 static json_t *finish_reason(const struct choice *choice) {
     if (choice->finish == FINISH_NONE) return json_null();
-    return json_string(choice->finish == FINISH_LENGTH ? "length" : "stop");
+    if (choice->finish == FINISH_LENGTH) return json_string("length");
+    return json_string(message_has_called(&choice->message) ? "tool_calls" : "stop");
 }
 
 /* What stopped it, if the request named it: a string, or an id of stop_token_ids. */
@@ -38,17 +40,18 @@ static json_t *stop_reason(const struct choice *choice) {
 }
 
 static json_t *usage(const struct respond_head *head, const struct choice *choices, int n_choices) {
-    json_int_t prompt = 0, answer = 0, cached = 0;
+    json_int_t prompt = 0, answer = 0, cached = 0, reasoning = 0;
     for (int i = 0; i < n_choices; i++) {
         answer += choices[i].n_generated;
+        reasoning += choices[i].n_reasoning;
         if (i % head->request->n) continue; /* the choices of a prompt share it */
         prompt += choices[i].n_prompt;
         cached += choices[i].n_cached;
     }
-    return json_pack("{s:I, s:I, s:I, s:{s:I}, s:I, s:I, s:{s:i}}", "prompt_tokens", prompt, "completion_tokens",
+    return json_pack("{s:I, s:I, s:I, s:{s:I}, s:I, s:I, s:{s:I}}", "prompt_tokens", prompt, "completion_tokens",
                      answer, "total_tokens", prompt + answer, "prompt_tokens_details", "cached_tokens", cached,
                      "prompt_cache_hit_tokens", cached, "prompt_cache_miss_tokens", prompt - cached,
-                     "completion_tokens_details", "reasoning_tokens", 0);
+                     "completion_tokens_details", "reasoning_tokens", reasoning);
 }
 
 /* `choices` and `usage_json` (may be NULL: the key is left out) are taken over. */
@@ -88,14 +91,17 @@ static json_t *completion_choice(struct choice *choice) {
 }
 
 static json_t *chat_choice(struct choice *choice) {
-    return json_pack("{s:i, s:{s:s, s:o}, s:o, s:o, s:o}", "index", choice->index, "message", "role", "assistant",
-                     "content", choice_take_text(choice), "logprobs", choice_take_logprobs(choice), "finish_reason",
-                     finish_reason(choice), "stop_reason", stop_reason(choice));
+    json_t *message = respond_message(&choice->message);
+    message_clear(&choice->message);
+    if (!message) return NULL;
+    return json_pack("{s:i, s:o, s:o, s:o, s:o}", "index", choice->index, "message", message, "logprobs",
+                     choice_take_logprobs(choice), "finish_reason", finish_reason(choice), "stop_reason",
+                     stop_reason(choice));
 }
 
 json_t *respond_whole(const struct respond_head *head, struct choice *choices, int n_choices) {
     if (api_is_llama(head->request->kind)) return respond_llama_whole(head, choices, n_choices);
-    if (head->request->kind == API_MESSAGES) return respond_messages_whole(head, choices);
+    if (head->request->kind == API_MESSAGES) return respond_anthropic_whole(head, choices);
     if (head->request->kind == API_RESPONSES) return respond_responses_whole(head, choices);
     json_t *list = json_array();
     for (int i = 0; i < n_choices; i++) {
@@ -119,10 +125,19 @@ json_t *respond_chat_role(const struct respond_head *head, const struct choice *
                            "content", "", "logprobs", "finish_reason"));
 }
 
-json_t *respond_chat_content(const struct respond_head *head, struct choice *choice) {
+/* `delta` is taken over. */
+static json_t *delta_chunk(const struct respond_head *head, struct choice *choice, json_t *delta) {
     return chunk(head, choice,
-                 json_pack("{s:i, s:{s:o}, s:o, s:n}", "index", choice->index, "delta", "content",
-                           choice_take_text(choice), "logprobs", choice_take_logprobs(choice), "finish_reason"));
+                 json_pack("{s:i, s:o, s:o, s:n}", "index", choice->index, "delta", delta, "logprobs",
+                           choice_take_logprobs(choice), "finish_reason"));
+}
+
+json_t *respond_chat_piece(const struct respond_head *head, struct choice *choice, const struct message_piece *piece) {
+    return delta_chunk(head, choice, respond_delta(piece));
+}
+
+json_t *respond_chat_logprobs(const struct respond_head *head, struct choice *choice) {
+    return delta_chunk(head, choice, json_pack("{s:s}", "content", ""));
 }
 
 json_t *respond_chat_end(const struct respond_head *head, struct choice *choice) {

@@ -15,13 +15,14 @@ struct respond_head {
 };
 void respond_head_init(struct respond_head *head, const struct api_request *request, const char *fingerprint);
 
-/* The caller's; NULL without memory. The choices' texts and logprobs are taken. */
+/* The caller's; NULL without memory. The choices' texts, messages and logprobs are taken. */
 json_t *respond_whole(const struct respond_head *head, struct choice *choices, int n_choices);
 /* A completion's chunk: text, logprobs and the end all in one. */
 json_t *respond_chunk(const struct respond_head *head, struct choice *choice);
-/* A chat's chunks: the role, some content, the end. */
+/* A chat's chunks: the role, a piece of the message that is shown, logprobs without text, the end. */
 json_t *respond_chat_role(const struct respond_head *head, const struct choice *choice);
-json_t *respond_chat_content(const struct respond_head *head, struct choice *choice);
+json_t *respond_chat_piece(const struct respond_head *head, struct choice *choice, const struct message_piece *piece);
+json_t *respond_chat_logprobs(const struct respond_head *head, struct choice *choice);
 json_t *respond_chat_end(const struct respond_head *head, struct choice *choice);
 /* Why there is no answer. */
 json_t *respond_error(const struct respond_head *head, const struct api_error *error);

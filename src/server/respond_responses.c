@@ -79,7 +79,7 @@ static json_t *usage(const struct choice *choice) {
     json_int_t prompt = choice->n_prompt, answer = choice->n_generated;
     return json_pack("{s:I, s:{s:i, s:i}, s:I, s:{s:i}, s:I}", "input_tokens", prompt, "input_tokens_details",
                      "cached_tokens", choice->n_cached, "cache_write_tokens", 0, "output_tokens", answer,
-                     "output_tokens_details", "reasoning_tokens", 0, "total_tokens", prompt + answer);
+                     "output_tokens_details", "reasoning_tokens", choice->n_reasoning, "total_tokens", prompt + answer);
 }
 
 /* What the request said, or what stands for its saying nothing; `otherwise` is taken over. */

@@ -1,7 +1,8 @@
 #include "server/sse.h"
 #include "server/frame.h"
 #include "server/respond_llama.h"
-#include "server/respond_messages.h"
+#include "server/respond_message.h"
+#include "server/respond_anthropic.h"
 #include "server/respond_responses.h"
 
 /* Takes `json` over. */
@@ -9,14 +10,27 @@ static int add_frame(struct buffer *out, json_t *json) {
     return frame_add(out, NULL, json);
 }
 
+/* Its pieces; logprobs go with the first. */
+static int add_pieces(struct buffer *out, const struct respond_head *head, struct choice *choice, bool *added) {
+    int code = 0;
+    for (int i = 0; !code && i < message_count(&choice->message); i++) {
+        struct message_piece piece = message_at(&choice->message, i);
+        if (!respond_has_delta(&piece)) continue;
+        code = add_frame(out, respond_chat_piece(head, choice, &piece));
+        *added = true;
+    }
+    message_clear(&choice->message);
+    return code;
+}
+
 static int add_chat(struct buffer *out, const struct respond_head *head, struct choice *choice) {
     int code = 0;
+    bool ends = choice->finish != FINISH_NONE, added = false;
     if (!choice->role_sent) code = add_frame(out, respond_chat_role(head, choice));
     choice->role_sent = true;
-    bool ends = choice->finish != FINISH_NONE;
-    /* a token without text (its end, or half a character) leaves its logprobs to the chunk that ends */
-    bool has_content = choice->text.size > 0 || (choice->logprobs && !ends);
-    if (!code && has_content) code = add_frame(out, respond_chat_content(head, choice));
+    if (!code) code = add_pieces(out, head, choice, &added);
+    /* a token without text (its end, a mark, or half a character) leaves its logprobs to the chunk that ends */
+    if (!code && !added && choice->logprobs && !ends) code = add_frame(out, respond_chat_logprobs(head, choice));
     if (!code && ends) code = add_frame(out, respond_chat_end(head, choice));
     return code;
 }
@@ -34,7 +48,7 @@ int sse_add_event(struct buffer *out, const struct respond_head *head, struct ch
     if (code || event->is_prompt) return code; /* an echoed prompt goes out with the first token */
     if (head->request->kind == API_CHAT) return add_chat(out, head, choice);
     if (api_is_llama(head->request->kind)) return add_llama(out, head, choice);
-    if (head->request->kind == API_MESSAGES) return respond_messages_stream(out, head, choice);
+    if (head->request->kind == API_MESSAGES) return respond_anthropic_stream(out, head, choice);
     if (head->request->kind == API_RESPONSES) return respond_responses_stream(out, head, choice);
     if (choice->text.size == 0 && !choice->logprobs && choice->finish == FINISH_NONE) return 0;
     return add_frame(out, respond_chunk(head, choice));
@@ -50,13 +64,13 @@ int sse_add_end(struct buffer *out, const struct respond_head *head, const struc
 
 int sse_add_error(struct buffer *out, const struct respond_head *head, struct choice *choices,
                   const struct api_error *error) {
-    if (head->request->kind == API_MESSAGES) return respond_messages_error(out, error);
+    if (head->request->kind == API_MESSAGES) return respond_anthropic_error(out, error);
     if (head->request->kind == API_RESPONSES) return respond_responses_error(out, head, choices, error);
     return add_frame(out, api_error_json(error));
 }
 
 int sse_add_ping(struct buffer *out, const struct respond_head *head) {
-    if (head->request->kind == API_MESSAGES) return respond_messages_ping(out);
+    if (head->request->kind == API_MESSAGES) return respond_anthropic_ping(out);
     buffer_add_text(out, ": ping\n\n");
     return out->failed ? -1 : 0;
 }

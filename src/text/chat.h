@@ -19,6 +19,13 @@ const struct chat_template *chat_template_detect(const char *jinja);
 const char *chat_template_name(const struct chat_template *chat);
 /* Whether an answer begins with reasoning though the template does not open it: the model writes "<think>" itself. */
 bool chat_template_reasons(const struct chat_template *chat);
+/* How a model writes that it calls a function; messages' tool_calls are written the same way. */
+enum chat_calls {
+    CHAT_CALLS_PLAIN, /* <tool_call>, {"name": ..., "arguments": {...}}, </tool_call>, a line each: models without own tokens */
+    CHAT_CALLS_FENCED, /* V3, R1: <｜tool▁call▁begin｜>function<｜tool▁sep｜>NAME, the arguments in a block of ```json */
+    CHAT_CALLS_BARE, /* V3.1: <｜tool▁call▁begin｜>NAME<｜tool▁sep｜>ARGUMENTS */
+};
+enum chat_calls chat_template_calls(const struct chat_template *chat);
 /* "deepseek-coder-v2, deepseek-v3, ...", for messages. */
 const char *chat_template_names(void);
 /* What --chat-template NAME says (NULL: not given), else the checkpoint's own template. If there is none, or

@@ -2,24 +2,20 @@
  * all the same, since the models were trained on them: each function follows its original line by line, with
  * the names of its flags. The end of sentence stands in these templates as text, not as eos_token. */
 #include <string.h>
+#include "text/calls.h"
 #include "text/chat_priv.h"
 
 #define USER "<｜User｜>"
 #define ASSISTANT "<｜Assistant｜>"
 #define END_OF_SENTENCE "<｜end▁of▁sentence｜>"
-#define CALLS_BEGIN "<｜tool▁calls▁begin｜>"
-#define CALLS_END "<｜tool▁calls▁end｜>"
-#define CALL_BEGIN "<｜tool▁call▁begin｜>"
-#define CALL_END "<｜tool▁call▁end｜>"
 #define OUTPUTS_BEGIN "<｜tool▁outputs▁begin｜>"
 #define OUTPUTS_END "<｜tool▁outputs▁end｜>"
 #define OUTPUT_BEGIN "<｜tool▁output▁begin｜>"
 #define OUTPUT_END "<｜tool▁output▁end｜>"
-#define SEPARATOR "<｜tool▁sep｜>"
 
 enum { ROLES = CHAT_SYSTEM | CHAT_USER | CHAT_ASSISTANT | CHAT_TOOL };
 
-static const char END_OF_THOUGHT[] = "</think>";
+static const char END_OF_THOUGHT[] = THINK_END;
 
 /* BOS, then all system messages, wherever they stand. */
 static void system_render(struct chat_job *job) {
@@ -68,11 +64,11 @@ static void put_arguments(struct chat_job *job, const struct chat_message *messa
 static void put_call(struct chat_job *job, const struct chat_message *message, const json_t *call) {
     chat_own(job, CALL_BEGIN);
     put_member(job, message, call, "type", "expected the \"type\" of every tool call to be a string");
-    chat_own(job, SEPARATOR);
+    chat_own(job, CALL_SEPARATOR);
     put_name(job, message, call);
-    chat_own(job, "\n```json\n");
+    chat_own(job, FENCED_OPEN);
     put_arguments(job, message, call);
-    chat_own(job, "\n```" CALL_END);
+    chat_own(job, FENCED_CLOSE CALL_END);
 }
 
 static void put_wrapped(struct chat_job *job, const char *before, struct chat_string content, const char *after) {
@@ -280,7 +276,7 @@ static void v3_1_calls(struct chat_job *job, struct state *ns, const struct chat
         if (i == 0 && !chat_content_is_null(message)) chat_put(job, chat_content(job, message));
         chat_own(job, i == 0 ? CALLS_BEGIN CALL_BEGIN : CALL_BEGIN);
         put_name(job, message, call);
-        chat_own(job, SEPARATOR);
+        chat_own(job, CALL_SEPARATOR);
         put_arguments(job, message, call);
         chat_own(job, CALL_END);
     }

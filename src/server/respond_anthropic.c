@@ -1,4 +1,4 @@
-#include "server/respond_messages.h"
+#include "server/respond_anthropic.h"
 
 #include <string.h>
 #include "server/frame.h"
@@ -13,6 +13,7 @@ static json_t *usage(const struct choice *choice) {
     put(&json, "cache_creation_input_tokens", json_integer(0));
     put(&json, "cache_read_input_tokens", json_integer(choice->n_cached));
     put(&json, "output_tokens", json_integer(choice->n_generated));
+    put(&json, "output_tokens_details", json_pack("{s:i}", "thinking_tokens", choice->n_reasoning));
     return json;
 }
 
@@ -23,7 +24,7 @@ static const char *stop_reason(const struct choice *choice) {
         return is_full && choice->n_generated < request->sched.max_tokens ? "model_context_window_exceeded"
                                                                           : "max_tokens";
     }
-    if (parts_have_call(&choice->parts)) return "tool_use";
+    if (message_has_called(&choice->message)) return "tool_use";
     return choice_stop_string(choice) ? "stop_sequence" : "end_turn";
 }
 
@@ -111,7 +112,7 @@ static const struct parts_writer WRITER = {block_begin, block_grow, block_end, N
 
 /* --- whole, and streamed ------------------------------------------------------------------------- */
 
-json_t *respond_messages_whole(const struct respond_head *head, struct choice *choice) {
+json_t *respond_anthropic_whole(const struct respond_head *head, struct choice *choice) {
     struct parts *parts = &choice->parts;
     json_t *content = json_array();
     int code = choice_take_parts(choice, &WRITER);
@@ -138,7 +139,7 @@ static int end(struct parts *parts, const struct choice *choice) {
     return code ? code : add(parts, "message_stop", json_pack("{s:s}", "type", "message_stop"));
 }
 
-int respond_messages_stream(struct buffer *out, const struct respond_head *head, struct choice *choice) {
+int respond_anthropic_stream(struct buffer *out, const struct respond_head *head, struct choice *choice) {
     struct parts *parts = &choice->parts;
     parts->out = out;
     int code = parts->has_begun ? 0 : begin(parts, head, choice);
@@ -148,10 +149,10 @@ int respond_messages_stream(struct buffer *out, const struct respond_head *head,
     return code ? code : end(parts, choice);
 }
 
-int respond_messages_ping(struct buffer *out) {
+int respond_anthropic_ping(struct buffer *out) {
     return frame_add(out, "ping", json_pack("{s:s}", "type", "ping"));
 }
 
-int respond_messages_error(struct buffer *out, const struct api_error *error) {
+int respond_anthropic_error(struct buffer *out, const struct api_error *error) {
     return frame_add(out, "error", api_error_anthropic(error));
 }

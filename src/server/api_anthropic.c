@@ -1,8 +1,8 @@
-/* server/api_messages.c - Anthropic's POST /v1/messages as a chat's request. */
+/* server/api_anthropic.c - Anthropic's POST /v1/messages as a chat's request. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "server/api_agents.h"
+#include "server/api_translate.h"
 #include "server/put.h"
 
 /* Lines that change with every request, put in front of the instructions by a client for its maker's books: the model has no
@@ -285,7 +285,7 @@ static void drop_keys(json_t *chat, const char *const *names, size_t n) {
     for (size_t i = 0; chat && i < n; i++) json_object_del(chat, names[i]);
 }
 
-json_t *api_messages_to_chat(const json_t *body, bool only_counts, struct api_error *error) {
+json_t *api_anthropic_to_chat(const json_t *body, bool only_counts, struct api_error *error) {
     static const char *const UNCOUNTED[] = {"max_tokens", "stream"};
     struct fields f = {body, error};
     json_t *chat = json_copy((json_t *)(uintptr_t)body);

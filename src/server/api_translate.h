@@ -1,14 +1,14 @@
-/* server/api_agents.h - the request bodies of two more APIs, translated into a chat's: Anthropic's Messages and OpenAI's
+/* server/api_translate.h - the request bodies of two more APIs, translated into a chat's: Anthropic's Messages and OpenAI's
  * Responses. What comes out goes the way of every chat; fields that a chat knows and these do not (seed, min_p, ...) pass.
  * Pure; any thread. Includes: server/api_fields.h. */
-#ifndef MOEBIUS_SERVER_API_AGENTS_H
-#define MOEBIUS_SERVER_API_AGENTS_H
+#ifndef MOEBIUS_SERVER_API_TRANSLATE_H
+#define MOEBIUS_SERVER_API_TRANSLATE_H
 
 #include "server/api_fields.h"
 
-/* api_messages.c, api_responses.c: the body of POST /v1/chat/completions that asks for the same. The caller's; NULL with
+/* api_anthropic.c, api_responses.c: the body of POST /v1/chat/completions that asks for the same. The caller's; NULL with
  * `error`. Shares values with `body`. */
-json_t *api_messages_to_chat(const json_t *body, bool only_counts, struct api_error *error);
+json_t *api_anthropic_to_chat(const json_t *body, bool only_counts, struct api_error *error);
 json_t *api_responses_to_chat(const json_t *body, struct api_error *error);
 
 /* api_turns.c: a chat's messages on their way. */
