@@ -1,6 +1,6 @@
 /* tests/fuzz/fuzz_request.c - a request's body is refused with an error that can be sent, or becomes prompts
- * and settings that the scheduler may have. Every body is read as a chat, a completion, by llama.cpp's two, and for
- * /tokenize, /detokenize and /apply-template; the tokenizer is a tiny one made here. */
+ * and settings that the scheduler may have. Every body is read as a chat, a completion, by llama.cpp's two, as
+ * Anthropic's messages and OpenAI's responses, and for /tokenize, /detokenize, /apply-template and count_tokens; the tokenizer is a tiny one made here. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,11 +33,13 @@ static const struct engine *make_engine(void) {
 
 static void check_error(const struct api_error *error) {
     require(error->status >= 400 && error->status < 600 && error->message[0]);
-    json_t *json = api_error_json(error);
-    char *text = json ? json_dumps(json, 0) : NULL;
-    require(text != NULL); /* whatever the client sent, the answer is valid UTF-8 */
-    free(text);
-    json_decref(json);
+    json_t *shapes[] = {api_error_json(error), api_error_anthropic(error)};
+    for (int i = 0; i < 2; i++) {
+        char *text = shapes[i] ? json_dumps(shapes[i], 0) : NULL;
+        require(text != NULL); /* whatever the client sent, the answer is valid UTF-8 */
+        free(text);
+        json_decref(shapes[i]);
+    }
 }
 
 static void check_request(const struct api_request *request, const struct api_model *model) {
@@ -92,8 +94,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     try_request(&model, API_COMPLETION, body, size);
     try_request(&model, API_LLAMA, body, size);
     try_request(&model, API_INFILL, body, size);
+    try_request(&model, API_MESSAGES, body, size);
+    try_request(&model, API_RESPONSES, body, size);
     try_text(&model, text_api_tokenize, body, size);
     try_text(&model, text_api_detokenize, body, size);
     try_text(&model, text_api_apply_template, body, size);
+    try_text(&model, text_api_count, body, size);
     return 0;
 }
