@@ -71,6 +71,11 @@ static int own_flags(struct serve_arguments *a, struct cli_flag *out) {
          .value = "A,B",
          .help = "web pages that may read answers, as http://HOST:PORT; *: all\n(default none: other programs need no "
                  "leave)"},
+        {.names = "--reasoning-format",
+         .type = CLI_CHOICE,
+         .target = &a->reasoning_format,
+         .choices = "auto|deepseek|none",
+         .help = "none: thoughts stay in the content, as the model wrote them\n(default auto: apart, in reasoning_content)"},
         {.names = "--no-enable-prefix-caching",
          .type = CLI_FLAG,
          .target = &a->no_prefix_caching,
@@ -181,12 +186,11 @@ static int harmless_flags(struct cli_flag *out) {
          .help = "requests are never logged"},
         {.names = "--disable-log-stats", .type = CLI_IGNORED_FLAG, .help = "numbers are at /metrics only"},
         {.names = "--disable-custom-all-reduce", .type = CLI_IGNORED_FLAG, .help = "one device, nothing to reduce"},
-        {.names = "--enable-auto-tool-choice",
-         .type = CLI_IGNORED_FLAG,
-         .help = "not there yet: requests with tools get 400"},
+        {.names = "--enable-auto-tool-choice", .type = CLI_IGNORED_FLAG, .help = "always on"},
         {.names = "--enable-expert-parallel", .type = CLI_IGNORED_FLAG, .help = "one device holds all experts"},
-        {.names = "--tool-call-parser", .type = CLI_IGNORED, .help = "not there yet: requests with tools get 400"},
-        {.names = "--reasoning-parser", .type = CLI_IGNORED, .help = "not there yet: thoughts stay in the text"},
+        {.names = "--tool-call-parser", .type = CLI_IGNORED, .help = "calls are read as the chat template's family writes them"},
+        {.names = "--reasoning-parser", .type = CLI_IGNORED, .help = "thoughts are split off where the chat template has them"},
+        {.names = "--enable-reasoning", .type = CLI_IGNORED_FLAG, .help = "on where the chat template has thoughts"},
         {.names = "--swap-space",
          .type = CLI_IGNORED,
          .help = "no swap: a sequence that has to wait is computed again"},
@@ -395,6 +399,7 @@ int serve_arguments_settle(struct serve_arguments *a, struct mo_error *error) {
     if (e->kv > 3) e->kv -= 3; /* float32, bfloat16, fp8_e4m3 are f32, bf16, fp8 */
     if (!e->max_num_seqs) e->max_num_seqs = DEFAULT_SEQS;
     e->prefix_caching = !a->no_prefix_caching;
+    a->server.keeps_thoughts = a->reasoning_format == 2;
     e->max_logits = e->max_num_batched_tokens && e->max_num_batched_tokens < PROMPT_LOGITS ? e->max_num_batched_tokens
                                                                                            : PROMPT_LOGITS;
     int code = check_vllm(a, error);

@@ -17,6 +17,7 @@ struct serve_arguments {
     const char *key_file;
     const char *speculative; /* vLLM's JSON for --draft-max; NULL: not given */
     bool no_chunks, no_prefix_caching;
+    int reasoning_format; /* llama.cpp's: 0 auto, 1 deepseek, 2 none */
     /* vLLM's */
     const char *tokenizer;
     int tensor_parallel, pipeline_parallel, data_parallel;

@@ -8,11 +8,19 @@
 
 /* schema.c: a JSON schema; json_text.c: any JSON object. */
 int32_t schema_parse(struct nodes *nodes, const char *text, size_t size);
+int32_t schema_parse_json(struct nodes *nodes, const json_t *schema);
 
 /* How the characters that an expression matches are spelled in the answer. */
 enum regex_spelling { REGEX_PLAIN, REGEX_IN_JSON /* between the quotes of a JSON string, escaped as there */ };
 /* regex.c: the whole text matches. With `search`, a part of it is enough where ^ and $ do not say otherwise. */
 int32_t regex_parse(struct nodes *nodes, const char *text, size_t size, enum regex_spelling spelling, bool search);
+
+/* calls.c: an answer that may call functions. */
+struct vocabulary;
+int32_t calls_parse(struct nodes *nodes, const char *text, size_t size, const struct vocabulary *vocabulary);
+/* schema.c: the schema of a call's arguments, which are an object. Unless it is `strict`, what cannot be kept of it is left out
+ * where it stands, and not refused. */
+int32_t schema_arguments(struct nodes *nodes, const json_t *schema, bool strict);
 
 /* gbnf.c: llama.cpp's rules. */
 int32_t gbnf_parse(struct nodes *nodes, const char *text, size_t size);

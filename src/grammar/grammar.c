@@ -41,7 +41,8 @@ static int32_t parse_choice(struct nodes *nodes, const char *text, size_t size) 
     return any;
 }
 
-static int32_t parse(struct nodes *nodes, enum grammar_kind kind, const char *text, size_t size) {
+static int32_t parse(struct nodes *nodes, enum grammar_kind kind, const char *text, size_t size,
+                     const struct vocabulary *vocabulary) {
     struct json_parts parts = {0};
     switch (kind) {
     case GRAMMAR_JSON_SCHEMA:
@@ -54,6 +55,8 @@ static int32_t parse(struct nodes *nodes, enum grammar_kind kind, const char *te
         return parse_choice(nodes, text, size);
     case GRAMMAR_GBNF:
         return gbnf_parse(nodes, text, size);
+    case GRAMMAR_CALLS:
+        return calls_parse(nodes, text, size, vocabulary);
     }
     return NODES_NEVER;
 }
@@ -80,7 +83,7 @@ int grammar_compile(struct grammar **out, enum grammar_kind kind, const char *te
     atomic_init(&grammar->references, 1);
     grammar->vocabulary = vocabulary;
     int code = nodes_init(&grammar->nodes, error);
-    if (!code) code = nodes_finish(&grammar->nodes, parse(&grammar->nodes, kind, text, size));
+    if (!code) code = nodes_finish(&grammar->nodes, parse(&grammar->nodes, kind, text, size, vocabulary));
     if (!code) code = states_init(grammar, error);
     const uint64_t *mask; /* made here and not by the engine thread; shows as well whether the beginning is too much */
     if (!code) code = masks_get(&grammar->masks, &grammar->automaton, AUTOMATON_START, &mask, error);
@@ -114,7 +117,7 @@ void grammar_release(struct grammar *grammar) {
 
 static int take_token(struct grammar *grammar, struct grammar_cursor *cursor, int32_t token, struct mo_error *error) {
     size_t size;
-    const char *bytes = tokenizer_token_bytes(grammar->vocabulary->tokenizer, token, &size);
+    const char *bytes = vocabulary_bytes(grammar->vocabulary, token, &size);
     int32_t state = cursor->state;
     automaton_begin(&grammar->automaton, false);
     for (size_t i = 0; i < size && state >= 0; i++)

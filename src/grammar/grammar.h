@@ -1,6 +1,7 @@
 /* grammar/grammar.h - what an answer must look like, and which tokens may come next.
  *
  *   schema.c, regex.c, gbnf.c   a JSON schema, a regular expression, rules  ->  nodes (nodes.h)
+ *   calls.c                     free text, and calls of functions in it  ->  nodes
  *   automaton.c                 nodes  ->  states over bytes, each made when it is first met
  *   mask.c                      a state and the vocabulary  ->  one bit a token
  *
@@ -22,6 +23,7 @@ enum grammar_kind {
     GRAMMAR_REGEX,       /* text: a regular expression that the whole answer matches */
     GRAMMAR_CHOICE,      /* text: a JSON array of strings, one of which is the answer */
     GRAMMAR_GBNF,        /* text: rules, the first of which to look at is "root" */
+    GRAMMAR_CALLS,       /* text: functions that may be called, as JSON: see calls.c */
 };
 
 enum { GRAMMAR_TEXT_MAX = 256 << 10 }; /* bytes of a schema, an expression, rules */

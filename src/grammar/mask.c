@@ -76,7 +76,7 @@ static void walk_below(struct masks *masks, struct automaton *automaton, int32_t
     int with_token = node, depth = v->nodes[node].depth;
     size_t size;
     while (v->nodes[with_token].token < 0) with_token++;
-    const char *bytes = tokenizer_token_bytes(v->tokenizer, v->nodes[with_token].token, &size);
+    const char *bytes = vocabulary_bytes(v, v->nodes[with_token].token, &size);
     masks->path[0] = state;
     for (int i = 0; i < depth - 1; i++) {
         masks->path[i + 1] = automaton_step(automaton, masks->path[i], (uint8_t)bytes[i]);

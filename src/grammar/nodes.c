@@ -23,6 +23,7 @@ int32_t nodes_fail(struct nodes *nodes, int code, const char *format, ...) {
 static void *array_add(struct nodes *nodes, struct nodes_array *array, int n, size_t size, int limit) {
     if (nodes->code) return NULL;
     if (n > limit - array->n) {
+        nodes->is_full = true;
         nodes_fail(nodes, MO_E_INVALID, "it is too large (more than %d parts)", limit);
         return NULL;
     }
@@ -30,6 +31,7 @@ static void *array_add(struct nodes *nodes, struct nodes_array *array, int n, si
         int capacity = (array->n + n) * 2 < 64 ? 64 : (array->n + n) * 2;
         void *grown = realloc(array->items, (size_t)capacity * size);
         if (!grown) {
+            nodes->is_full = true;
             nodes_fail(nodes, MO_E_NO_MEMORY, "out of memory for a grammar");
             return NULL;
         }
@@ -112,6 +114,7 @@ int32_t nodes_bytes(struct nodes *nodes, const struct byte_set *set) {
 
 int32_t nodes_literal(struct nodes *nodes, const char *bytes, size_t size) {
     if (size == 0) return NODES_EMPTY;
+    nodes->is_full = nodes->is_full || size > NODES_BYTES_MAX;
     if (size > NODES_BYTES_MAX) return nodes_fail(nodes, MO_E_INVALID, "it is too large: a text of %zu bytes", size);
     uint8_t *place = array_add(nodes, &nodes->bytes, (int)size, 1, NODES_BYTES_MAX);
     if (!place) return NODES_EMPTY;

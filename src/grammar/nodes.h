@@ -63,7 +63,8 @@ struct nodes {
     int32_t *heads;           /* first node of each bucket; -1 */
     int32_t root;
     struct mo_error *error;
-    int code; /* of the first mistake */
+    int code;     /* of the first mistake */
+    bool is_full; /* it was a limit, or no memory: no more nodes */
 };
 
 int nodes_init(struct nodes *nodes, struct mo_error *error);

@@ -75,6 +75,7 @@ static bool check_keywords(struct schema *s, const json_t *schema) {
     json_t *value;
     json_object_foreach((json_t *)(uintptr_t)schema, keyword, value) {
         if (is_in(keyword, KNOWN) || schema_is_annotation(keyword) || asks_for_nothing(keyword, value)) continue;
+        if (s->is_lenient) continue;
         schema_fail(s, MO_E_UNSUPPORTED, "the keyword \"%.60s\" is not supported", keyword);
         return false;
     }
@@ -210,7 +211,8 @@ static int32_t parse_constants(struct schema *s, const json_t *schema) {
     static const char *const MAY_STAND_BESIDE[] = {"type", "enum", "const", NULL};
     const char *other = schema_other_keyword(schema, MAY_STAND_BESIDE);
     const json_t *one = json_object_get(schema, "const"), *list = json_object_get(schema, "enum");
-    if (other) return schema_fail(s, MO_E_UNSUPPORTED, "\"%.60s\" beside enum or const is not supported", other);
+    if (other && !s->is_lenient)
+        return schema_fail(s, MO_E_UNSUPPORTED, "\"%.60s\" beside enum or const is not supported", other);
     if (list && (!json_is_array(list) || json_array_size(list) == 0)) {
         return schema_fail(s, MO_E_INVALID, "enum: expected a list that is not empty");
     }
@@ -268,6 +270,22 @@ static void path_add(struct schema *s, const char *part) {
     s->path[s->path_size] = 0;
 }
 
+/* Instead of what could not be kept: any value of the type, as far as that can be told. */
+static int32_t any_of_type(struct schema *s, const json_t *schema) {
+    const json_t *type = json_object_get(schema, "type");
+    s->nodes->code = 0;
+    if (json_is_string(type)) {
+        for (int k = 0; k < N_TYPES; k++) {
+            json_t *alone = !strcmp(json_string_value(type), TYPES[k]) ? json_pack("{s:s}", "type", TYPES[k]) : NULL;
+            if (!alone) continue;
+            int32_t node = value_of_type(s, alone, k);
+            json_decref(alone);
+            return node;
+        }
+    }
+    return json_any(s->nodes, &s->parts);
+}
+
 int32_t schema_value(struct schema *s, const json_t *schema, const char *key, const char *name) {
     size_t before = s->path_size;
     int32_t node = NODES_EMPTY;
@@ -287,6 +305,8 @@ int32_t schema_value(struct schema *s, const json_t *schema, const char *key, co
         node = parse_schema(s, schema);
         s->depth--;
     }
+    bool is_refused = s->nodes->code == MO_E_UNSUPPORTED || s->nodes->code == MO_E_INVALID;
+    if (s->is_lenient && is_refused && !s->nodes->is_full) node = any_of_type(s, schema);
     s->path_size = before;
     s->path[before] = 0;
     return node;
@@ -303,23 +323,47 @@ static void compile_references(struct schema *s) {
     }
 }
 
+static int32_t compile(struct schema *s) {
+    int32_t root = NODES_EMPTY;
+    s->refs = calloc(SCHEMA_REFS_MAX, sizeof *s->refs);
+    s->made = json_array();
+    if (s->refs && s->made) {
+        root = schema_reference(s, "#");
+        compile_references(s);
+    } else {
+        nodes_fail(s->nodes, MO_E_NO_MEMORY, "out of memory for a schema");
+    }
+    free(s->refs);
+    json_decref(s->made);
+    return root;
+}
+
 int32_t schema_parse(struct nodes *nodes, const char *text, size_t size) {
     struct schema s = {.nodes = nodes};
     if (json_parse(text, size, "schema", &s.root, nodes->error)) {
         nodes->code = nodes->error->code;
         return NODES_EMPTY;
     }
-    s.refs = calloc(SCHEMA_REFS_MAX, sizeof *s.refs);
-    s.made = json_array();
-    int32_t root = NODES_EMPTY;
-    if (s.refs && s.made) {
-        root = schema_reference(&s, "#");
-        compile_references(&s);
-    } else {
+    int32_t root = compile(&s);
+    json_decref(s.root);
+    return root;
+}
+
+int32_t schema_parse_json(struct nodes *nodes, const json_t *schema) {
+    struct schema s = {.nodes = nodes, .root = (json_t *)(uintptr_t)schema};
+    return compile(&s);
+}
+
+int32_t schema_arguments(struct nodes *nodes, const json_t *schema, bool strict) {
+    struct schema s = {.nodes = nodes, .is_lenient = !strict, .root = json_copy((json_t *)(uintptr_t)schema)};
+    const json_t *type = json_object_get(s.root, "type");
+    bool is_object = json_is_string(type) && !strcmp(json_string_value(type), "object");
+    if (strict && type && !is_object)
+        nodes_fail(nodes, MO_E_INVALID, "#: arguments are an object: \"type\" must say so");
+    if (!s.root || json_object_set_new(s.root, "type", json_string("object"))) {
         nodes_fail(nodes, MO_E_NO_MEMORY, "out of memory for a schema");
     }
-    free(s.refs);
-    json_decref(s.made);
+    int32_t root = nodes->code ? NODES_EMPTY : compile(&s);
     json_decref(s.root);
     return root;
 }

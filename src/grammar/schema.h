@@ -29,7 +29,8 @@ struct schema {
     json_t *made;            /* an array that keeps what merging made */
     struct schema_ref *refs; /* [n_refs]; the first n_done have their rules */
     int n_refs, n_done, n_merges, depth;
-    char path[200]; /* where we are, "#/properties/a", cut if too long */
+    bool is_lenient; /* what cannot be kept is left out */
+    char path[200];  /* where we are, "#/properties/a", cut if too long */
     size_t path_size;
 };
 

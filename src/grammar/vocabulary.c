@@ -2,6 +2,10 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include "text/calls.h"
+
+static const char *const MARKS[VOCABULARY_MARKS] = {CALLS_BEGIN, CALLS_END, CALL_BEGIN, CALL_SEPARATOR, CALL_END};
+static const char MARK_BYTES[VOCABULARY_MARKS] = {'\xf8', '\xf9', '\xfa', '\xfb', '\xfc'};
 
 /* A token and its bytes, for sorting. */
 struct entry {
@@ -19,16 +23,35 @@ static int compare(const void *left, const void *right) {
     return a->id < b->id ? -1 : 1;
 }
 
-static int collect(const struct tokenizer *tokenizer, int n_tokens, struct entry *entries) {
-    int n = 0, known = tokenizer_size(tokenizer) < n_tokens ? tokenizer_size(tokenizer) : n_tokens;
+/* Bytes that stand for marks are no text's. */
+static bool is_text(const char *bytes, size_t size) {
+    for (size_t i = 0; i < size; i++) {
+        if ((uint8_t)bytes[i] >= VOCABULARY_FIRST_MARK) return false;
+    }
+    return size > 0 && size <= UINT16_MAX;
+}
+
+static int collect(const struct vocabulary *v, struct entry *entries) {
+    const struct tokenizer *tokenizer = v->tokenizer;
+    int n = 0, known = tokenizer_size(tokenizer) < v->n_tokens ? tokenizer_size(tokenizer) : v->n_tokens;
     for (int32_t id = 0; id < known; id++) {
         struct entry entry = {.id = id};
         entry.bytes = tokenizer_token_bytes(tokenizer, id, &entry.size);
-        bool is_text = entry.size > 0 && entry.size <= UINT16_MAX && !tokenizer_is_special(tokenizer, id);
-        if (is_text && tokenizer_added_id(tokenizer, entry.bytes) != id) entries[n++] = entry;
+        bool is_plain = is_text(entry.bytes, entry.size) && !tokenizer_is_special(tokenizer, id);
+        if (is_plain && tokenizer_added_id(tokenizer, entry.bytes) != id) entries[n++] = entry;
+    }
+    for (int k = 0; k < VOCABULARY_MARKS; k++) {
+        if (v->marks[k] >= 0) entries[n++] = (struct entry){&MARK_BYTES[k], 1, v->marks[k]};
     }
     qsort(entries, (size_t)n, sizeof *entries, compare);
     return n;
+}
+
+static void find_marks(struct vocabulary *v) {
+    for (int k = 0; k < VOCABULARY_MARKS; k++) {
+        int32_t id = tokenizer_added_id(v->tokenizer, MARKS[k]);
+        v->marks[k] = id < v->n_tokens ? id : -1;
+    }
 }
 
 static size_t shared_prefix(const struct entry *a, const struct entry *b) {
@@ -67,11 +90,12 @@ static bool build(struct vocabulary *v, const struct entry *entries, int n) {
 
 int vocabulary_create(struct vocabulary **out, const struct tokenizer *tokenizer, int n_tokens,
                       struct mo_error *error) {
-    struct entry *entries = calloc((size_t)n_tokens + 1, sizeof *entries);
+    struct entry *entries = calloc((size_t)n_tokens + VOCABULARY_MARKS, sizeof *entries);
     struct vocabulary *v = calloc(1, sizeof *v);
     if (!entries || !v) goto fail;
     *v = (struct vocabulary){.tokenizer = tokenizer, .n_tokens = n_tokens};
-    if (!build(v, entries, collect(tokenizer, n_tokens, entries))) goto fail;
+    find_marks(v);
+    if (!build(v, entries, collect(v, entries))) goto fail;
     free(entries);
     *out = v;
     return 0;
@@ -84,4 +108,20 @@ fail:
 void vocabulary_free(struct vocabulary *vocabulary) {
     if (vocabulary) free(vocabulary->nodes);
     free(vocabulary);
+}
+
+const char *vocabulary_bytes(const struct vocabulary *v, int32_t token, size_t *size) {
+    for (int k = 0; k < VOCABULARY_MARKS; k++) {
+        if (v->marks[k] != token) continue;
+        *size = 1;
+        return &MARK_BYTES[k];
+    }
+    return tokenizer_token_bytes(v->tokenizer, token, size);
+}
+
+uint8_t vocabulary_mark(const struct vocabulary *v, const char *mark) {
+    for (int k = 0; k < VOCABULARY_MARKS; k++) {
+        if (strcmp(mark, MARKS[k]) == 0 && v->marks[k] >= 0) return (uint8_t)MARK_BYTES[k];
+    }
+    return 0;
 }

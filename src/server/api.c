@@ -70,13 +70,12 @@ static bool asks_for_nothing(const json_t *value, const char *neutral) {
     return neutral && json_is_string(value) && strcmp(json_string_value(value), neutral) == 0;
 }
 
-static void refuse_unsupported(struct fields *fields) {
+static void refuse_unsupported(struct fields *fields, enum api_kind kind) {
     for (size_t i = 0; i < sizeof UNSUPPORTED / sizeof *UNSUPPORTED; i++) {
         const char *name = UNSUPPORTED[i].name;
         const json_t *value = fields_get(fields, name);
         if (!value || asks_for_nothing(value, UNSUPPORTED[i].neutral)) continue;
-        const json_t *choice = json_object_get(fields->object, "tool_choice");
-        if (!strcmp(name, "tools") && json_is_string(choice) && !strcmp(json_string_value(choice), "none")) continue;
+        if (api_is_chat(kind) && !strncmp(name, "tool", 4)) continue; /* api_tools.c */
         api_error_set(fields->error, 400, name, "unsupported_parameter", "%s is not supported yet", name);
         return;
     }
@@ -269,7 +268,7 @@ static void check_sampling(struct api_job *job) {
 static void parse_all(struct api_job *job) {
     struct api_request *request = job->request;
     request->model = api_model_name(job->model, fields_get(&job->fields, "model"), job->fields.error);
-    refuse_unsupported(&job->fields);
+    refuse_unsupported(&job->fields, request->kind);
     parse_stream(job);
     parse_n(job);
     parse_cache_salt(job);
@@ -277,6 +276,7 @@ static void parse_all(struct api_job *job) {
     parse_bias(job);
     api_stop_parse(job);
     check_sampling(job);
+    if (api_is_chat(request->kind)) api_tools_parse(job);
     api_structured_parse(job); /* cheap things first: a long prompt is encoded only for a request that is good */
     if (fields_failed(&job->fields)) return;
     if (api_is_chat(request->kind))
@@ -310,7 +310,7 @@ int api_request_parse(struct api_request *request, enum api_kind kind, const str
     *error = (struct api_error){0};
     parse_body(request, body, size, error);
     if (!request->root) return -1;
-    struct api_job job = {model, request, {request->root, error}};
+    struct api_job job = {.model = model, .request = request, .fields = {request->root, error}};
     parse_all(&job);
     return error->status ? -1 : 0;
 }

@@ -27,7 +27,8 @@ struct api_model {
     const struct engine *engine; /* open; or only its text side, in tests */
     const char *const *names;    /* [n_names] names that "model" may have; the first is the default */
     int n_names;
-    bool any_name; /* others are taken for the default */
+    bool any_name;       /* others are taken for the default */
+    bool keeps_thoughts; /* answers are not split into thought and content, unless a request asks for it */
 };
 
 /* Two are llama.cpp's. Then chats in other words: Anthropic's messages, the same only to be counted, OpenAI's responses. */

@@ -4,6 +4,8 @@
 #include <string.h>
 #include "server/api_parts.h"
 #include "server/buffer.h"
+#include "text/calls.h"
+#include "text/chat_tools.h"
 
 /* --- messages ------------------------------------------------------------------------------------ */
 
@@ -52,7 +54,7 @@ static json_t *message_copy(const json_t *message, size_t index, struct api_erro
     return NULL;
 }
 
-json_t *api_messages_copy(const json_t *messages, struct api_error *error) {
+static json_t *copy_messages(const json_t *messages, struct api_error *error) {
     json_t *copies = json_array();
     if (!copies) api_error_no_memory(error);
     for (size_t i = 0; copies && i < json_array_size(messages); i++) {
@@ -63,6 +65,15 @@ json_t *api_messages_copy(const json_t *messages, struct api_error *error) {
         return NULL;
     }
     return copies;
+}
+
+json_t *api_messages_copy(const json_t *messages, const struct chat_template *chat, struct api_error *error) {
+    struct mo_error cause = {0};
+    json_t *copies = copy_messages(messages, error);
+    if (!copies || chat_settle_calls(chat, copies, &cause) == 0) return copies;
+    api_error_from(error, &cause, "messages");
+    json_decref(copies);
+    return NULL;
 }
 
 /* --- the prompt ---------------------------------------------------------------------------------- */
@@ -104,40 +115,107 @@ static void open_last(struct api_job *job, struct token_list *ids) {
     }
 }
 
-/* The template's variables, with DeepSeek's "thinking": {"type": "enabled"} among them. A new reference; NULL for none, or an
- * error. */
-static json_t *template_variables(struct api_job *job) {
-    struct fields *f = &job->fields;
-    const json_t *kwargs = fields_object(f, "chat_template_kwargs"), *thinking = fields_object(f, "thinking");
+/* DeepSeek's "thinking": {"type": "enabled"}, as a template's variable. */
+static void add_thinking(struct fields *f, json_t *variables) {
+    const json_t *thinking = fields_object(f, "thinking");
     struct fields inner = {thinking, f->error};
     const json_t *type = thinking ? fields_string(&inner, "type") : NULL;
     bool on = type && !strcmp(json_string_value(type), "enabled");
     if (type && !on && strcmp(json_string_value(type), "disabled") != 0) {
         api_error_field(f->error, "thinking", "thinking: type must be \"enabled\" or \"disabled\"");
     }
-    if (fields_failed(f) || !type) return fields_failed(f) ? NULL : json_incref((json_t *)(uintptr_t)kwargs);
-    json_t *copy = kwargs ? json_copy((json_t *)(uintptr_t)kwargs) : json_object();
-    if (!json_object_get(copy, "thinking")) json_object_set_new(copy, "thinking", json_boolean(on));
-    if (!copy) api_error_no_memory(f->error);
-    return copy;
+    if (type && !json_object_get(variables, "thinking")) json_object_set_new(variables, "thinking", json_boolean(on));
+}
+
+json_t *api_template_variables(struct fields *f, const json_t *tools) {
+    const json_t *kwargs = fields_object(f, "chat_template_kwargs");
+    json_t *variables = kwargs ? json_copy((json_t *)(uintptr_t)kwargs) : json_object();
+    if (!variables) api_error_no_memory(f->error);
+    json_object_del(variables, "tools"); /* only those that were checked */
+    if (tools) json_object_set(variables, "tools", (json_t *)(uintptr_t)tools);
+    add_thinking(f, variables);
+    if (!fields_failed(f)) return variables;
+    json_decref(variables);
+    return NULL;
+}
+
+/* --- how the answer is read ---------------------------------------------------------------------- */
+
+/* Where a grammar waits for the end of a thought that the model opens by itself, that is done for it: it cannot be left out. */
+static void open_thought(struct api_job *job, struct token_list *ids) {
+    const struct engine *engine = job->model->engine;
+    struct mo_error cause = {0};
+    int32_t begin = tokenizer_added_id(engine->tokenizer, THINK_BEGIN);
+    if (!job->request->sched.grammar || !chat_template_reasons(engine->chat) || begin < 0) return;
+    if (engine_reasoning_end(engine, ids) < 0) return;
+    if (token_list_push(ids, begin, &cause)) api_error_from(job->fields.error, &cause, NULL);
+}
+
+static enum message_thought thought_of(const struct engine *engine, const struct token_list *ids) {
+    int32_t begin = tokenizer_added_id(engine->tokenizer, THINK_BEGIN);
+    bool is_r1 = chat_template_by_name("deepseek-r1") == engine->chat,
+         opens_itself = chat_template_reasons(engine->chat);
+    bool is_open = engine_reasoning_end(engine, ids) >= 0;
+    if (is_open && (!opens_itself || ids->ids[ids->n - 1] == begin)) return MESSAGE_THOUGHT_FIRST;
+    return is_r1 || opens_itself ? MESSAGE_MAYBE_THOUGHT : MESSAGE_NO_THOUGHT;
+}
+
+/* A tokenizer may call its marks special: then they have to be asked for. */
+static bool hides_marks(const struct tokenizer *tokenizer) {
+    static const char *const MARKS[] = {THINK_BEGIN,    THINK_END, CALLS_BEGIN, CALL_BEGIN,
+                                        CALL_SEPARATOR, CALL_END,  CALLS_END};
+    bool hides = false;
+    for (size_t i = 0; i < sizeof MARKS / sizeof *MARKS; i++) {
+        int32_t id = tokenizer_added_id(tokenizer, MARKS[i]);
+        hides = hides || (id >= 0 && tokenizer_is_special(tokenizer, id));
+    }
+    return hides;
+}
+
+/* llama.cpp's reasoning_format: "none" leaves thoughts in the text. Calls are only looked for behind them, so with tools they are
+ * split off all the same. */
+static bool splits_thoughts(struct api_job *job) {
+    const json_t *format = fields_string(&job->fields, "reasoning_format");
+    const char *word = json_string_value(format);
+    bool is_none = word && !strcmp(word, "none");
+    if (word && !is_none && strcmp(word, "auto") && strcmp(word, "deepseek") && strcmp(word, "deepseek-legacy")) {
+        api_error_field(job->fields.error, "reasoning_format",
+                        "reasoning_format must be \"auto\", \"deepseek\" or \"none\"");
+    }
+    if (!word) is_none = job->model->keeps_thoughts;
+    return !is_none || job->request->message.tools;
+}
+
+static void set_rules(struct api_job *job, const struct token_list *ids) {
+    const struct engine *engine = job->model->engine;
+    struct message_rules *rules = &job->request->message;
+    bool splits = splits_thoughts(job);
+    rules->hides_thought = !fields_bool(&job->fields, "include_reasoning", true);
+    rules->thought = splits ? thought_of(engine, ids) : MESSAGE_NO_THOUGHT;
+    bool has_marks = rules->thought != MESSAGE_NO_THOUGHT || rules->tools;
+    if (has_marks && hides_marks(engine->tokenizer)) job->request->sched.keep_special = true;
 }
 
 static void encode_messages(struct api_job *job, const json_t *messages) {
+    const struct engine *engine = job->model->engine;
     struct api_prompt *prompt = &job->request->prompts[0];
     struct mo_error cause = {0};
     bool continues = continues_last(job, messages);
     bool generation = fields_bool(&job->fields, "add_generation_prompt", true) && !continues;
-    json_t *kwargs = template_variables(job);
-    json_t *copy = fields_failed(&job->fields) ? NULL : api_messages_copy(messages, job->fields.error);
-    int code = copy ? engine_encode_chat(job->model->engine, copy, generation, kwargs, &prompt->ids, &cause) : 0;
+    json_t *variables = api_template_variables(&job->fields, job->request->message.tools);
+    json_t *copy = variables ? api_messages_copy(messages, engine->chat, job->fields.error) : NULL;
+    int code = copy ? engine_encode_chat(engine, copy, generation, variables, &prompt->ids, &cause) : 0;
     json_decref(copy);
-    json_decref(kwargs);
+    json_decref(variables);
     if (!copy) return;
     if (code) {
         api_error_from(job->fields.error, &cause, "messages");
     } else if (continues) {
         open_last(job, &prompt->ids);
+    } else {
+        open_thought(job, &prompt->ids);
     }
+    if (!fields_failed(&job->fields)) set_rules(job, &prompt->ids);
 }
 
 static void parse_messages(struct api_job *job) {

@@ -11,6 +11,10 @@ struct api_job {
     const struct api_model *model;
     struct api_request *request;
     struct fields fields;
+
+    /* of the tools in request->message (api_tools.c) */
+    const json_t *named_tool; /* the one to call; NULL: any */
+    bool must_call, many_calls;
 };
 
 /* api_completions.c: prompt, suffix, echo, logprobs, max_tokens. */
@@ -25,9 +29,19 @@ void api_llama_sampling(struct api_job *job);
 void api_infill_parse(struct api_job *job);
 /* api_chat.c: messages, logprobs, max_tokens. */
 void api_chat_parse(struct api_job *job);
-/* api_chat.c: the messages as the templates know them: parts joined, "developer" a system. The caller's; NULL
- * with `error`. */
-json_t *api_messages_copy(const json_t *messages, struct api_error *error);
+/* api_chat.c: the messages as the template (or NULL) knows them: parts joined, "developer" a system, calls settled. The
+ * caller's; NULL with `error`. */
+json_t *api_messages_copy(const json_t *messages, const struct chat_template *chat, struct api_error *error);
+/* api_chat.c: the template's variables: chat_template_kwargs, thinking, and the tools or NULL. The caller's; NULL for none, or
+ * an error. */
+json_t *api_template_variables(struct fields *f, const json_t *tools);
+
+/* api_tools.c: "tools", checked; NULL for none, or an error. */
+const json_t *api_tools_read(struct fields *f);
+/* api_tools.c: what may be called, into the request's message rules. */
+void api_tools_parse(struct api_job *job);
+/* api_tools.c: the grammar of an answer that calls, or is of the schema `content` (NULL: any text). */
+void api_tools_compile(struct api_job *job, const json_t *content);
 
 /* api_stop.c: stop, stop_token_ids, ignore_eos and what goes with them. */
 void api_stop_parse(struct api_job *job);

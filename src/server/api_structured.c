@@ -147,12 +147,40 @@ static void compile(struct api_job *job, const struct wish *wish) {
     api_error_from(f->error, &cause, wish->param);
 }
 
+/* Beside tools: the schema of what is said instead of a call. A new reference; NULL with an error. */
+static json_t *content_schema(struct fields *f, const struct wish *wish) {
+    json_t *schema = NULL;
+    if (wish->kind == GRAMMAR_JSON_OBJECT) {
+        schema = json_pack("{s:s}", "type", "object");
+    } else if (wish->kind == GRAMMAR_JSON_SCHEMA && json_is_string(wish->value)) {
+        schema = json_loads(json_string_value(wish->value), JSON_DECODE_ANY, NULL);
+    } else if (wish->kind == GRAMMAR_JSON_SCHEMA) {
+        schema = json_incref((json_t *)(uintptr_t)wish->value);
+    }
+    if (!schema) {
+        api_error_field(f->error, wish->param, "%s beside tools must be a JSON schema, or \"json_object\"",
+                        wish->where);
+    }
+    return schema;
+}
+
+static void compile_beside_tools(struct api_job *job, const struct wish *wish) {
+    json_t *content = wish->param ? content_schema(&job->fields, wish) : NULL;
+    if (!fields_failed(&job->fields)) api_tools_compile(job, content);
+    json_decref(content);
+}
+
 void api_structured_parse(struct api_job *job) {
     struct wish wish = {0};
     parse_format(&job->fields, &wish);
     parse_structured(&job->fields, &wish);
     parse_flat(&job->fields, &wish);
-    if (wish.param && !fields_failed(&job->fields)) compile(job, &wish);
+    if (fields_failed(&job->fields)) return;
+    if (job->request->message.tools) {
+        compile_beside_tools(job, &wish);
+    } else if (wish.param) {
+        compile(job, &wish);
+    }
 }
 
 void api_structured_place(struct api_job *job) {

@@ -53,11 +53,12 @@ static json_t *llama_shape(const struct api_model *model, const struct token_lis
 
 static int encode_messages(struct fields *f, const struct engine *engine, const json_t *messages,
                            struct token_list *ids, struct mo_error *cause) {
-    const json_t *kwargs = fields_object(f, "chat_template_kwargs");
+    json_t *variables = api_template_variables(f, api_tools_read(f));
     bool generation = fields_bool(f, "add_generation_prompt", true);
-    json_t *copy = fields_failed(f) ? NULL : api_messages_copy(messages, f->error);
-    int code = copy ? engine_encode_chat(engine, copy, generation, kwargs, ids, cause) : 0;
+    json_t *copy = fields_failed(f) ? NULL : api_messages_copy(messages, engine->chat, f->error);
+    int code = copy ? engine_encode_chat(engine, copy, generation, variables, ids, cause) : 0;
     json_decref(copy);
+    json_decref(variables);
     return code;
 }
 

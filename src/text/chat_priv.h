@@ -47,6 +47,11 @@ void chat_put(struct chat_job *job, struct chat_string string);
 /* Jinja's truth of a value: not null, false, 0, "" or empty. */
 bool chat_truth(const json_t *value);
 
+/* chat_tools.c: the variable "tools", a list of functions; and how they are told to the model, for the place of the system's
+ * message. */
+bool chat_has_tools(const struct chat_job *job);
+void chat_put_tools(struct chat_job *job, enum chat_calls form);
+
 void chat_render_coder_v2(struct chat_job *job);
 void chat_render_v3(struct chat_job *job);
 void chat_render_v3_0324(struct chat_job *job);

@@ -17,8 +17,8 @@ enum { ROLES = CHAT_SYSTEM | CHAT_USER | CHAT_ASSISTANT | CHAT_TOOL };
 
 static const char END_OF_THOUGHT[] = THINK_END;
 
-/* BOS, then all system messages, wherever they stand. */
-static void system_render(struct chat_job *job) {
+/* BOS, then all system messages, wherever they stand, then the functions. */
+static void system_render(struct chat_job *job, enum chat_calls form) {
     bool first = true;
     chat_own(job, job->bos);
     for (size_t i = 0; i < json_array_size(job->messages) && !job->code; i++) {
@@ -28,6 +28,9 @@ static void system_render(struct chat_job *job) {
         chat_put(job, chat_content(job, &message));
         first = false;
     }
+    if (!chat_has_tools(job)) return;
+    chat_own(job, "\n\n");
+    chat_put_tools(job, form);
 }
 
 /* The message's tool calls as an array, NULL if the key is absent; `null_is_absent` as the template has it.
@@ -142,7 +145,7 @@ static void v3_message(struct chat_job *job, struct state *ns, const struct chat
 
 void chat_render_v3(struct chat_job *job) {
     struct state ns = {.is_output_first = true};
-    system_render(job);
+    system_render(job, CHAT_CALLS_FENCED);
     for (size_t i = 0; i < json_array_size(job->messages) && !job->code; i++) {
         struct chat_message message = chat_message_at(job, i, ROLES);
         v3_message(job, &ns, &message);
@@ -195,7 +198,7 @@ static void r1_message(struct chat_job *job, struct state *ns, const struct chat
 
 void chat_render_r1(struct chat_job *job) {
     struct state ns = {.is_output_first = true};
-    system_render(job);
+    system_render(job, CHAT_CALLS_FENCED);
     for (size_t i = 0; i < json_array_size(job->messages) && !job->code; i++) {
         struct chat_message message = chat_message_at(job, i, ROLES);
         r1_message(job, &ns, &message);
@@ -242,7 +245,7 @@ static void update_assistant(struct chat_job *job, struct state *ns, const struc
 
 static void update_render(struct chat_job *job, bool thoughts_cut) {
     struct state ns = {.is_output_first = true};
-    system_render(job);
+    system_render(job, CHAT_CALLS_FENCED);
     for (size_t i = 0; i < json_array_size(job->messages) && !job->code; i++) {
         struct chat_message message = chat_message_at(job, i, ROLES);
         if (message.role == CHAT_USER) {
@@ -316,7 +319,7 @@ static void v3_1_message(struct chat_job *job, struct state *ns, const struct ch
 void chat_render_v3_1(struct chat_job *job) {
     bool thinking = chat_truth(json_object_get(job->kwargs, "thinking"));
     struct state ns = {0};
-    system_render(job);
+    system_render(job, CHAT_CALLS_BARE);
     for (size_t i = 0; i < json_array_size(job->messages) && !job->code; i++) {
         struct chat_message message = chat_message_at(job, i, ROLES);
         v3_1_message(job, &ns, &message, thinking);

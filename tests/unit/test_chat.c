@@ -82,7 +82,6 @@ static const struct {
     {EVERY_TEMPLATE, "[{\"role\": \"user\"}]", "messages[0]: \"content\" is missing"},
     {EVERY_TEMPLATE, "[{\"role\": \"user\", \"content\": null}]", "messages[0]: expected \"content\""},
     {EVERY_TEMPLATE, "[{\"role\": \"system\", \"content\": [\"x\"]}]", "messages[0]: expected \"content\""},
-    {1, "[{\"role\": \"tool\", \"content\": \"x\"}]", "messages[0]: role \"tool\""},
     {V3_FAMILY, "[{\"role\": \"assistant\", \"content\": null, \"tool_calls\": [{\"type\": \"function\"}]}]",
      "messages[0]"},
     {V3_FAMILY & ~16,

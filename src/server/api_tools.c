@@ -1,0 +1,148 @@
+/* server/api_tools.c - tools, tool_choice and parallel_tool_calls: what may be called, and the grammar that holds the answer to it. */
+#include <stdlib.h>
+#include <string.h>
+#include "server/api_parts.h"
+#include "text/calls.h"
+#include "text/chat_tools.h"
+
+enum { TOOLS_MAX = 1024 };
+
+/* --- the list ------------------------------------------------------------------------------------ */
+
+static bool is_name(const json_t *value) {
+    static const char LETTERS[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.:/";
+    const char *name = json_string_value(value);
+    size_t size = json_string_length(value);
+    return name && size > 0 && size <= CALL_NAME_MAX && strspn(name, LETTERS) == size;
+}
+
+static const json_t *function_of(const json_t *tool) {
+    return json_object_get(tool, "function");
+}
+
+static const json_t *find_tool(const json_t *tools, size_t n, const json_t *name) {
+    for (size_t i = 0; i < n; i++) {
+        if (json_equal(json_object_get(function_of(json_array_get(tools, i)), "name"), name))
+            return json_array_get(tools, i);
+    }
+    return NULL;
+}
+
+static bool is_absent_or(const json_t *value, bool is_good) {
+    return !value || json_is_null(value) || is_good;
+}
+
+/* What is wrong with a tool, or NULL. */
+static const char *tool_mistake(const json_t *tool) {
+    const json_t *type = json_object_get(tool, "type"), *function = function_of(tool);
+    const json_t *description = json_object_get(function, "description");
+    const json_t *parameters = json_object_get(function, "parameters"), *strict = json_object_get(function, "strict");
+    bool is_function = !type || (json_is_string(type) && !strcmp(json_string_value(type), "function"));
+    if (!json_is_object(tool) || !is_function) return "expected {\"type\": \"function\", \"function\": {...}}";
+    if (!json_is_object(function)) return "\"function\" is missing or no object";
+    if (!is_name(json_object_get(function, "name"))) {
+        return "\"function.name\" must be a string of 1 to 128 letters, digits and _ - . : /";
+    }
+    if (!is_absent_or(description, json_is_string(description))) return "\"function.description\" must be a string";
+    if (!is_absent_or(parameters, json_is_object(parameters))) {
+        return "\"function.parameters\" must be a JSON schema, an object";
+    }
+    return is_absent_or(strict, json_is_boolean(strict)) ? NULL : "\"function.strict\" must be true or false";
+}
+
+const json_t *api_tools_read(struct fields *f) {
+    const json_t *tools = fields_array(f, "tools");
+    size_t n = json_array_size(tools);
+    if (n > TOOLS_MAX) api_error_field(f->error, "tools", "tools: at most %d, found %zu", TOOLS_MAX, n);
+    for (size_t i = 0; i < n && !fields_failed(f); i++) {
+        const json_t *tool = json_array_get(tools, i), *name = json_object_get(function_of(tool), "name");
+        const char *mistake = tool_mistake(tool);
+        if (mistake) {
+            api_error_field(f->error, "tools", "tools[%zu]: %s", i, mistake);
+        } else if (find_tool(tools, i, name)) {
+            api_error_field(f->error, "tools", "tools[%zu]: a second function \"%s\"", i, json_string_value(name));
+        }
+    }
+    return n > 0 && !fields_failed(f) ? tools : NULL;
+}
+
+/* --- which of them ------------------------------------------------------------------------------- */
+
+static void parse_named(struct api_job *job, const json_t *choice, const json_t *tools) {
+    const char *type = json_string_value(json_object_get(choice, "type"));
+    const json_t *name = json_object_get(function_of(choice), "name");
+    if (!type || strcmp(type, "function") != 0 || !json_is_string(name)) {
+        api_error_field(job->fields.error, "tool_choice",
+                        "tool_choice: expected \"none\", \"auto\", \"required\" or "
+                        "{\"type\": \"function\", \"function\": {\"name\": ...}}");
+        return;
+    }
+    job->named_tool = find_tool(tools, json_array_size(tools), name);
+    job->must_call = true;
+    if (job->named_tool) return;
+    api_error_field(job->fields.error, "tool_choice", "tool_choice: there is no function \"%.128s\" in tools",
+                    json_string_value(name));
+}
+
+void api_tools_parse(struct api_job *job) {
+    struct fields *f = &job->fields;
+    const json_t *choice = fields_get(f, "tool_choice"), *tools = api_tools_read(f);
+    const char *word = json_string_value(choice);
+    bool is_none = word && !strcmp(word, "none"), is_auto = !choice || (word && !strcmp(word, "auto"));
+    job->many_calls = fields_bool(f, "parallel_tool_calls", true);
+    if (fields_failed(f)) return;
+    if (word && !strcmp(word, "required")) {
+        job->must_call = true;
+    } else if (!is_none && !is_auto) {
+        parse_named(job, choice, tools);
+    }
+    if (job->must_call && !tools && !fields_failed(f)) {
+        api_error_field(f->error, "tool_choice", "tool_choice asks for a call, but there are no tools");
+    }
+    if (!is_none) job->request->message.tools = tools;
+}
+
+/* --- to a grammar -------------------------------------------------------------------------------- */
+
+static json_t *function_for_grammar(const json_t *tool) {
+    const json_t *function = function_of(tool), *parameters = json_object_get(function, "parameters");
+    json_t *schema = json_is_object(parameters)
+                         ? json_incref((json_t *)(uintptr_t)parameters)
+                         : json_pack("{s:s, s:{}}", "type", "object", "properties"); /* OpenAI's meaning of none */
+    return json_pack("{s:O, s:o, s:b}", "name", json_object_get(function, "name"), "parameters", schema, "strict",
+                     json_is_true(json_object_get(function, "strict")));
+}
+
+/* The text of a GRAMMAR_CALLS. malloc'd; NULL without memory. */
+static char *grammar_text(const struct api_job *job, const json_t *content) {
+    const struct message_rules *rules = &job->request->message;
+    json_t *functions = json_array();
+    for (size_t i = 0; i < json_array_size(rules->tools); i++) {
+        const json_t *tool = json_array_get(rules->tools, i);
+        bool is_meant = !job->named_tool || job->named_tool == tool;
+        if (is_meant) json_array_append_new(functions, function_for_grammar(tool));
+    }
+    json_t *root = json_pack("{s:i, s:b, s:b, s:o, s:O*}", "form", (int)rules->form, "must", job->must_call, "many",
+                             job->many_calls && !job->named_tool, "tools", functions, "content", content);
+    char *text = root ? json_dumps(root, JSON_COMPACT) : NULL;
+    json_decref(root);
+    return text;
+}
+
+void api_tools_compile(struct api_job *job, const json_t *content) {
+    const struct engine *engine = job->model->engine;
+    struct mo_error cause = {0};
+    if (!engine->chat || !engine->grammars) return; /* refused with the messages */
+    job->request->message.form = chat_template_calls(engine->chat);
+    char *text = grammar_text(job, content);
+    if (!text) {
+        api_error_no_memory(job->fields.error);
+        return;
+    }
+    int code =
+        grammar_cache_get(engine->grammars, GRAMMAR_CALLS, text, strlen(text), &job->request->sched.grammar, &cause);
+    free(text);
+    if (!code) return;
+    mo_error_prefix(&cause, "tools");
+    api_error_from(job->fields.error, &cause, "tools");
+}

@@ -1,0 +1,172 @@
+#include "text/chat_tools.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include "text/calls.h"
+#include "text/chat_priv.h"
+
+/* --- the list of functions: no released template prints it, so these are the forms that others use ------------------ */
+
+static void put_json(struct chat_job *job, const json_t *value) {
+    char *text = value ? json_dumps(value, JSON_ENCODE_ANY) : strdup("{}");
+    if (text) chat_put(job, (struct chat_string){text, strlen(text)});
+    if (!text) job->code = mo_error_set(job->error, MO_E_NO_MEMORY, "out of memory for the prompt");
+    free(text);
+}
+
+static void put_text(struct chat_job *job, const json_t *text) {
+    if (json_is_string(text)) {
+        chat_put(job, (struct chat_string){json_string_value(text), json_string_length(text)});
+    }
+}
+
+/* V3.1's model card. */
+static void put_bare(struct chat_job *job, const json_t *tools) {
+    chat_own(job, "## Tools\nYou have access to the following tools:\n");
+    for (size_t i = 0; i < json_array_size(tools); i++) {
+        const json_t *function = json_object_get(json_array_get(tools, i), "function");
+        chat_own(job, "\n### ");
+        put_text(job, json_object_get(function, "name"));
+        chat_own(job, "\nDescription: ");
+        put_text(job, json_object_get(function, "description"));
+        chat_own(job, "\n\nParameters: ");
+        put_json(job, json_object_get(function, "parameters"));
+        chat_own(job, "\n");
+    }
+    chat_own(job, "\nIMPORTANT: ALWAYS adhere to this exact format for tool use:\n" CALLS_BEGIN CALL_BEGIN
+                  "tool_call_name" CALL_SEPARATOR "tool_call_arguments" CALL_END "{additional_tool_calls}" CALLS_END
+                  "\n\nWhere:\n"
+                  "- `tool_call_name` must be an exact match to one of the available tools\n"
+                  "- `tool_call_arguments` must be valid JSON that strictly follows the tool's Parameters Schema\n"
+                  "- For multiple tool calls, chain them directly without separators or spaces\n");
+}
+
+/* vLLM's for V3-0324; what the plain form begins with is the same. */
+static void put_signatures(struct chat_job *job, const json_t *tools) {
+    chat_own(job, "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+                  "You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n");
+    for (size_t i = 0; i < json_array_size(tools); i++) {
+        put_json(job, json_array_get(tools, i));
+        chat_own(job, "\n");
+    }
+    chat_own(job, "</tools>\n\n");
+}
+
+void chat_put_tools(struct chat_job *job, enum chat_calls form) {
+    const json_t *tools = json_object_get(job->kwargs, "tools");
+    if (form == CHAT_CALLS_BARE) {
+        put_bare(job, tools);
+        return;
+    }
+    put_signatures(job, tools);
+    if (form == CHAT_CALLS_PLAIN) {
+        chat_own(job, "For each function call, return a json object with function name and arguments within "
+                      "<tool_call></tool_call> XML tags:\n" PLAIN_BEGIN
+                      "\n{\"name\": <function-name>, \"arguments\": <args-json-object>}\n" PLAIN_END);
+    } else {
+        chat_own(job, "For function call returns, you should first print " CALLS_BEGIN "\n\n"
+                      "For each function call, you should return object like:\n" CALL_BEGIN FENCED_KIND CALL_SEPARATOR
+                      "<function_name>" FENCED_OPEN "<function_arguments_in_json_format>" FENCED_CLOSE CALL_END "\n\n"
+                      "At the end of function call returns, you should print " CALLS_END "<｜end▁of▁sentence｜>");
+    }
+}
+
+bool chat_has_tools(const struct chat_job *job) {
+    return json_array_size(json_object_get(job->kwargs, "tools")) > 0;
+}
+
+/* --- messages with calls ------------------------------------------------------------------------- */
+
+static int refuse(struct mo_error *error, size_t index, const char *what) {
+    return mo_error_set(error, MO_E_INVALID, "messages[%zu]: %s", index, what);
+}
+
+static int no_memory(struct mo_error *error) {
+    return mo_error_set(error, MO_E_NO_MEMORY, "out of memory for the messages");
+}
+
+/* Arguments as a text of JSON, which some send as JSON. */
+static int settle_arguments(json_t *function, size_t index, struct mo_error *error) {
+    const json_t *arguments = json_object_get(function, "arguments");
+    if (json_is_string(arguments)) return 0;
+    bool is_none = !arguments || json_is_null(arguments);
+    if (!is_none && !json_is_object(arguments)) {
+        return refuse(error, index, "expected the \"function.arguments\" of a tool call to be a string of JSON");
+    }
+    char *text = is_none ? strdup("{}") : json_dumps(arguments, 0);
+    int code = text ? json_object_set_new(function, "arguments", json_string(text)) : -1;
+    free(text);
+    return code ? no_memory(error) : 0;
+}
+
+static int settle_call(json_t *call, size_t index, struct mo_error *error) {
+    json_t *function = json_object_get(call, "function");
+    const json_t *type = json_object_get(call, "type");
+    if (!json_is_object(function) || !json_is_string(json_object_get(function, "name"))) {
+        return refuse(error, index,
+                      "expected every tool call to be {\"id\": ..., \"type\": \"function\", \"function\": "
+                      "{\"name\": ..., \"arguments\": ...}}");
+    }
+    if (!type || json_is_null(type)) {
+        if (json_object_set_new(call, "type", json_string("function"))) return no_memory(error);
+    } else if (!json_is_string(type) || strcmp(json_string_value(type), "function") != 0) {
+        return refuse(error, index, "expected the \"type\" of every tool call to be \"function\"");
+    }
+    return settle_arguments(function, index, error);
+}
+
+/* V3's first template prints calls only where the content is null, and R1-0528's cannot have null. */
+static int settle_content(const struct chat_template *chat, json_t *message, bool calls, struct mo_error *error) {
+    bool is_first = chat && chat_template_by_name("deepseek-v3") == chat;
+    bool is_0528 = chat && chat_template_by_name("deepseek-r1-0528") == chat;
+    const json_t *content = json_object_get(message, "content");
+    bool is_null = !content || json_is_null(content);
+    int code = 0;
+    if (calls && (is_first || (is_null && !is_0528))) {
+        code = json_object_set_new(message, "content", json_null());
+    } else if (is_null) {
+        code = json_object_set_new(message, "content", json_string(""));
+    }
+    return code ? no_memory(error) : 0;
+}
+
+/* The list of calls is the message's own from here on. */
+static int settle_assistant(const struct chat_template *chat, json_t *message, size_t index, struct mo_error *error) {
+    const json_t *given = json_object_get(message, "tool_calls");
+    size_t n = json_array_size(given);
+    if (given && !json_is_null(given) && !json_is_array(given)) {
+        return refuse(error, index, "expected \"tool_calls\" to be an array");
+    }
+    if (n == 0) {
+        json_object_del(message, "tool_calls");
+        bool has_role_only = !json_object_get(message, "content") && !given;
+        return has_role_only ? 0 : settle_content(chat, message, false, error);
+    }
+    json_t *calls = json_deep_copy(given);
+    if (!calls || json_object_set_new(message, "tool_calls", calls)) return no_memory(error);
+    for (size_t i = 0; i < n; i++) {
+        int code = settle_call(json_array_get(calls, i), index, error);
+        if (code) return code;
+    }
+    return settle_content(chat, message, true, error);
+}
+
+int chat_settle_calls(const struct chat_template *chat, json_t *messages, struct mo_error *error) {
+    bool may_have_result = false;
+    for (size_t i = 0; i < json_array_size(messages); i++) {
+        json_t *message = json_array_get(messages, i);
+        const char *role = json_string_value(json_object_get(message, "role"));
+        bool is_tool = role && strcmp(role, "tool") == 0;
+        if (is_tool && !may_have_result) {
+            return refuse(error, i, "a tool's result must come behind the message that called it");
+        }
+        if (!role || strcmp(role, "assistant") != 0) {
+            may_have_result = is_tool;
+            continue;
+        }
+        int code = settle_assistant(chat, message, i, error);
+        if (code) return code;
+        may_have_result = json_object_get(message, "tool_calls") != NULL;
+    }
+    return 0;
+}
