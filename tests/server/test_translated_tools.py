@@ -188,6 +188,42 @@ def test_text_before_a_call(server):
     assert server.post("/v1/responses", body).json["usage"]["input_tokens"] == expected
 
 
+# --- whole requests --------------------------------------------------------------------------------------------------
+
+READ = {"$schema": "https://json-schema.org/draft/2020-12/schema", "type": "object", "required": ["file_path"], "additionalProperties": False,
+        "properties": {"file_path": {"type": "string", "description": "an absolute path", "minLength": 1},
+                       "url": {"type": "string", "format": "uri"}, "pages": {"type": "string", "pattern": "^[0-9-]+$"},
+                       "limit": {"type": "integer", "exclusiveMinimum": 0, "maximum": 9007199254740991, "default": 10},
+                       "env": {"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": {}},
+                       "todos": {"type": "array", "minItems": 1, "items": {"type": "object", "properties": {"status": {"enum": ["a", "b"]}}}},
+                       "either": {"anyOf": [{"type": "string"}, {"type": "null"}]}}}
+
+
+def test_all_that_a_coding_tool_sends(server):
+    """Fields that ask for nothing here, schemas with words that no grammar keeps, and a first turn of several blocks."""
+    cached = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
+    body = {"model": server.model, "max_tokens": 32000, "temperature": 1, "stream": True, "ignore_eos": False, "stop_sequences": ["e"],
+            "metadata": {"user_id": "user_1_account__session_2"}, "thinking": {"type": "adaptive"}, "output_config": {"effort": "high"},
+            "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+            "system": [{"type": "text", "text": "You write code.", **cached}, {"type": "text", "text": "In this folder.", **cached}],
+            "messages": [{"role": "user", "content": [{"type": "text", "text": "<system-reminder>be brief</system-reminder>"},
+                                                      {"type": "text", "text": "list the files", **cached}]}],
+            "tools": [{"name": "Read", "description": "reads", "input_schema": READ, "eager_input_streaming": True, **cached}],
+            "tool_choice": {"type": "auto"}}
+    reply = server.post("/v1/messages?beta=true", body, {"anthropic-beta": "claude-code-20250219,interleaved-thinking-2025-05-14"})
+    assert reply.status == 200 and parse_named_events(reply.body)[-1] == {"type": "message_stop"}, reply
+    counted = {k: body[k] for k in ("model", "system", "messages", "tools", "tool_choice", "thinking")}
+    assert server.post("/v1/messages/count_tokens?beta=true", counted).json["input_tokens"] > 100
+    text = [{"type": "input_text", "text": "list the files"}]
+    body = {"model": server.model, "instructions": "You write code.", "stream": True, "store": False, "tool_choice": "auto",
+            "input": [{"type": "message", "role": "developer", "content": text}, {"type": "message", "role": "user", "content": text}],
+            "tools": [{"type": "function", "name": "exec_command", "description": "runs", "strict": False, "parameters": READ}],
+            "parallel_tool_calls": False, "reasoning": None, "include": [], "service_tier": None, "prompt_cache_key": "k",
+            "text": {"verbosity": "low"}, "client_metadata": {"a": "b"}, "stop": "e"}
+    reply = server.post("/v1/responses", body, {"accept": "text/event-stream"})
+    assert reply.status == 200 and parse_named_events(reply.body)[-1]["type"] == "response.completed", reply
+
+
 # --- streams ---------------------------------------------------------------------------------------------------------
 
 
