@@ -35,6 +35,14 @@ static int refuse_block(struct api_error *error, const char *param, const char *
                            type_of(block));
 }
 
+/* A text block, or what stands for one: the name of a tool that was found. A new reference; NULL for another block. */
+static json_t *text_part(const json_t *block) {
+    const json_t *name = json_object_get(block, "tool_name");
+    if (is_text(block)) return put_share(block);
+    if (strcmp(type_of(block), "tool_reference") != 0 || !json_is_string(name)) return NULL;
+    return json_pack("{s:s, s:O}", "type", "text", "text", name);
+}
+
 /* A string, or a list of text blocks: the same as a chat's content. NULL with an error. */
 static json_t *text_content(const json_t *content, const char *param, const char *where, struct api_error *error) {
     if (json_is_string(content)) return put_share(content);
@@ -46,12 +54,16 @@ static json_t *text_content(const json_t *content, const char *param, const char
     json_t *list = json_array();
     for (size_t i = 0; i < json_array_size(content); i++) {
         const json_t *block = json_array_get(content, i);
-        if (!is_text(block)) {
+        json_t *part = text_part(block);
+        if (!part) {
             refuse_block(error, param, where, block);
             json_decref(list);
             return NULL;
         }
-        if (!is_bookkeeping(json_object_get(block, "text"))) put_last(&list, put_share(block));
+        if (!is_bookkeeping(json_object_get(block, "text")))
+            put_last(&list, part);
+        else
+            json_decref(part);
     }
     if (!list) api_error_no_memory(error);
     return list;
@@ -62,24 +74,9 @@ static json_t *text_content(const json_t *content, const char *param, const char
 struct reader {
     struct turns turns;
     struct api_error *error;
-    json_t *texts;  /* of the message that is being read, not yet in `turns`; NULL if none */
+    json_t *found;  /* an object with the names of tools that results refer to */
     char where[64]; /* "messages[3].content[1]" */
 };
-
-static void flush_texts(struct reader *reader, const char *role) {
-    if (reader->texts) turns_add(&reader->turns, role, reader->texts);
-    reader->texts = NULL;
-}
-
-static void take_text(struct reader *reader, const char *role, const json_t *block) {
-    if (!strcmp(role, "assistant")) {
-        turns_add_answer(&reader->turns, put_share(json_object_get(block, "text")));
-        return;
-    }
-    if (!reader->texts) reader->texts = json_array();
-    put_last(&reader->texts, put_share(block));
-    if (!reader->texts) api_error_no_memory(reader->error);
-}
 
 /* The chat's form has arguments as text: spaced as models write them, so that the next turn finds them in the cache. */
 static void take_call(struct reader *reader, const json_t *block) {
@@ -97,7 +94,15 @@ static void take_call(struct reader *reader, const json_t *block) {
     free(text);
 }
 
-static void take_result(struct reader *reader, const char *role, const json_t *block) {
+/* Tools that wait until they are looked for are there from now on. */
+static void note_found(struct reader *reader, const json_t *content) {
+    for (size_t i = 0; i < json_array_size(content); i++) {
+        const char *name = json_string_value(json_object_get(json_array_get(content, i), "tool_name"));
+        if (name) put(&reader->found, name, json_true());
+    }
+}
+
+static void take_result(struct reader *reader, const json_t *block) {
     const char *id = json_string_value(json_object_get(block, "tool_use_id"));
     const json_t *content = json_object_get(block, "content");
     if (!id) {
@@ -107,19 +112,20 @@ static void take_result(struct reader *reader, const char *role, const json_t *b
     }
     bool is_empty = !content || json_is_null(content);
     json_t *text = is_empty ? json_string("") : text_content(content, "messages", reader->where, reader->error);
-    if (!reader->error->status) flush_texts(reader, role);
-    if (!reader->error->status) turns_add_result(&reader->turns, id, text);
+    if (reader->error->status) return;
+    turns_add_result(&reader->turns, id, text);
+    note_found(reader, content);
 }
 
 static void take_block(struct reader *reader, const char *role, const json_t *block) {
     const char *type = type_of(block);
     bool is_answer = !strcmp(role, "assistant"), is_user = !strcmp(role, "user");
     if (is_text(block)) {
-        take_text(reader, role, block);
+        turns_add(&reader->turns, role, put_share(json_object_get(block, "text")));
     } else if (is_answer && !strcmp(type, "tool_use")) {
         take_call(reader, block);
     } else if (is_user && !strcmp(type, "tool_result")) {
-        take_result(reader, role, block);
+        take_result(reader, block);
     } else if (!is_answer || (strcmp(type, "thinking") != 0 && strcmp(type, "redacted_thinking") != 0)) {
         refuse_block(reader->error, "messages", reader->where, block); /* earlier thoughts: templates leave them out */
     }
@@ -141,10 +147,7 @@ static void take_message(struct reader *reader, const json_t *message, size_t in
     const json_t *content = json_object_get(message, "content");
     if (!role) return;
     if (json_is_string(content)) {
-        if (!strcmp(role, "assistant"))
-            turns_add_answer(&reader->turns, put_share(content));
-        else
-            turns_add(&reader->turns, role, put_share(content));
+        turns_add(&reader->turns, role, put_share(content));
         return;
     }
     if (!json_is_array(content) || json_array_size(content) == 0) {
@@ -156,38 +159,41 @@ static void take_message(struct reader *reader, const json_t *message, size_t in
         snprintf(reader->where, sizeof reader->where, "messages[%zu].content[%zu]", index, i);
         take_block(reader, role, json_array_get(content, i));
     }
-    flush_texts(reader, role);
 }
 
-/* Instructions come first. An empty list of messages stays one, which is refused where every chat's is. */
-static json_t *read_messages(struct fields *f) {
-    struct reader reader = {.turns = {.messages = json_array()}, .error = f->error};
-    const json_t *system = fields_get(f, "system"), *messages = fields_array(f, "messages");
-    if (messages && json_array_size(messages) == 0) api_error_field(f->error, "messages", "messages is empty");
-    if (!messages && !fields_failed(f)) api_error_field(f->error, "messages", "messages is missing");
-    if (system && !fields_failed(f) && !is_bookkeeping(system)) {
-        json_t *content = text_content(system, "system", "system", f->error);
-        if (!fields_failed(f) && json_is_array(content) && json_array_size(content) == 0) {
-            json_decref(content);
-        } else if (!fields_failed(f)) {
-            turns_add(&reader.turns, "system", content);
-        }
+/* Instructions come first. */
+static void read_system(struct reader *reader, const json_t *system) {
+    if (!system || is_bookkeeping(system)) return;
+    json_t *content = text_content(system, "system", "system", reader->error);
+    bool is_empty = json_is_array(content) && json_array_size(content) == 0;
+    if (reader->error->status || is_empty) {
+        json_decref(content);
+        return;
     }
+    turns_add(&reader->turns, "system", content);
+}
+
+static void read_messages(struct reader *reader, struct fields *f) {
+    const json_t *messages = fields_array(f, "messages");
+    if (json_array_size(messages) == 0 && !fields_failed(f)) {
+        api_error_field(f->error, "messages", messages ? "messages is empty" : "messages is missing");
+    }
+    read_system(reader, fields_get(f, "system"));
     for (size_t i = 0; i < json_array_size(messages) && !fields_failed(f); i++) {
-        take_message(&reader, json_array_get(messages, i), i);
+        take_message(reader, json_array_get(messages, i), i);
     }
-    json_decref(reader.texts);
-    /* an answer that was begun goes on */
-    if (reader.turns.assistant && !json_object_get(reader.turns.assistant, "tool_calls")) {
-        json_object_set_new(reader.turns.assistant, "prefix", json_true());
-    }
-    if (!reader.turns.messages && !fields_failed(f)) api_error_no_memory(f->error);
-    return reader.turns.messages;
+    turns_go_on(&reader->turns);
+    if (!(reader->turns.messages && reader->found) && !fields_failed(f)) api_error_no_memory(f->error);
 }
 
 /* --- tools --------------------------------------------------------------------------------------- */
 
-static json_t *read_tools(struct fields *f, const json_t *tools) {
+static bool waits(const json_t *tool, const json_t *found) {
+    const char *name = json_string_value(json_object_get(tool, "name"));
+    return json_is_true(json_object_get(tool, "defer_loading")) && !(name && json_object_get(found, name));
+}
+
+static json_t *read_tools(struct fields *f, const json_t *tools, const json_t *found) {
     json_t *list = json_array();
     for (size_t i = 0; i < json_array_size(tools) && !fields_failed(f); i++) {
         struct fields tool = {json_array_get(tools, i), f->error};
@@ -202,7 +208,7 @@ static json_t *read_tools(struct fields *f, const json_t *tools) {
                 api_error_field(f->error, "tools", "tools[%zu]: expected name (a string) and input_schema (an object)",
                                 i);
             }
-        } else {
+        } else if (!waits(tool.object, found)) {
             put_last(&list, turns_tool(fields_get(&tool, "name"), fields_string(&tool, "description"),
                                        fields_get(&tool, "input_schema"), fields_get(&tool, "strict")));
         }
@@ -222,9 +228,9 @@ static json_t *read_choice(struct fields *f, const json_t *choice) {
     return NULL;
 }
 
-static void put_tools(struct fields *f, json_t **chat) {
+static void put_tools(struct fields *f, const json_t *found, json_t **chat) {
     const json_t *tools = fields_array(f, "tools"), *choice = fields_object(f, "tool_choice");
-    if (tools) put(chat, "tools", read_tools(f, tools));
+    if (tools) put(chat, "tools", read_tools(f, tools, found));
     if (choice && !fields_failed(f)) {
         put(chat, "tool_choice", read_choice(f, choice));
         struct fields inner = {choice, f->error};
@@ -296,9 +302,12 @@ json_t *api_anthropic_to_chat(const json_t *body, bool only_counts, struct api_e
     drop_keys(chat, OURS, sizeof OURS / sizeof *OURS);
     if (only_counts) drop_keys(chat, UNCOUNTED, sizeof UNCOUNTED / sizeof *UNCOUNTED);
     refuse_rest(&f);
-    put(&chat, "messages", read_messages(&f));
+    struct reader reader = {.turns = {.messages = json_array()}, .error = error, .found = json_object()};
+    read_messages(&reader, &f);
+    put(&chat, "messages", reader.turns.messages);
     if (stops) put(&chat, "stop", put_share(stops));
-    put_tools(&f, &chat);
+    put_tools(&f, reader.found, &chat);
+    json_decref(reader.found);
     put_thinking(&f, &chat);
     put_format(&f, &chat);
     if (!chat && !fields_failed(&f)) api_error_no_memory(error);

@@ -60,11 +60,7 @@ static void take_message(struct turns *turns, const json_t *item, const char *wh
         return;
     }
     json_t *content = text_content(json_object_get(item, "content"), where, error);
-    if (error->status) return;
-    if (!strcmp(role, "assistant"))
-        turns_add_answer(turns, content);
-    else
-        turns_add(turns, role, content);
+    if (!error->status) turns_add(turns, role, content);
 }
 
 static void take_call(struct turns *turns, const json_t *item, const char *where, struct api_error *error) {

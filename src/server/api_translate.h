@@ -13,15 +13,18 @@ json_t *api_responses_to_chat(const json_t *body, struct api_error *error);
 
 /* api_turns.c: a chat's messages on their way. */
 struct turns {
-    json_t *messages;  /* NULL once memory ran out */
-    json_t *assistant; /* the last one, while it may still get text and calls; else NULL: in `messages` */
+    json_t *messages;    /* NULL once memory ran out */
+    json_t *open;        /* the last one, while more that the same side says belongs to it; else NULL: in `messages` */
+    const char *speaker; /* "user", "assistant": of `open` */
+    bool has_begun;      /* something was said that is no instruction */
 };
-void turns_add(struct turns *turns, const char *role, json_t *content); /* takes `content` over */
-/* To the assistant's message that is last, or a new one. */
-void turns_add_answer(struct turns *turns, json_t *content);
+/* More that "system" (or "developer"), "user" or "assistant" say. Takes `content` over: a string, or a list of text parts. */
+void turns_add(struct turns *turns, const char *role, json_t *content);
 void turns_add_call(struct turns *turns, const char *id, const char *name,
                     json_t *arguments); /* a string; taken over */
 void turns_add_result(struct turns *turns, const char *id, json_t *content);
+/* The last message is an answer that was begun, without calls: it goes on. */
+void turns_go_on(struct turns *turns);
 
 /* {"type": "function", "function": {...}} of its parts; description and strict may be NULL or absent. */
 json_t *turns_tool(const json_t *name, const json_t *description, const json_t *parameters, const json_t *strict);

@@ -1,36 +1,31 @@
-/* server/api_turns.c - a chat's messages from protocols that cut them otherwise: there, an answer and its calls are pieces in a
- * row; here, they are one message. */
+/* server/api_turns.c - a chat's messages from protocols that cut them otherwise: there, what one side says comes in pieces;
+ * here, it is one message. */
+#include <string.h>
 #include "server/api_translate.h"
 #include "server/put.h"
-
-static void add(struct turns *turns, json_t *message) {
-    turns->assistant = NULL;
-    put_last(&turns->messages, message);
-}
-
-void turns_add(struct turns *turns, const char *role, json_t *content) {
-    json_t *message = json_object();
-    put(&message, "role", json_string(role));
-    put(&message, "content", content);
-    add(turns, message);
-}
-
-/* Its content is null until there is some, as templates tell a bare call. */
-static json_t *open_answer(struct turns *turns) {
-    if (turns->assistant) return turns->assistant;
-    turns_add(turns, "assistant", json_null());
-    if (turns->messages) turns->assistant = json_array_get(turns->messages, json_array_size(turns->messages) - 1);
-    return turns->assistant;
-}
 
 static void fail(struct turns *turns) {
     json_decref(turns->messages);
     *turns = (struct turns){0};
 }
 
+/* A new last message, or NULL. */
+static json_t *add_message(struct turns *turns, const char *role) {
+    turns->open = NULL;
+    put_last(&turns->messages, json_pack("{s:s, s:n}", "role", role, "content"));
+    return turns->messages ? json_array_get(turns->messages, json_array_size(turns->messages) - 1) : NULL;
+}
+
+/* The message that `role` is speaking. Its content is null until there is some, as templates tell a bare call. */
+static json_t *open_message(struct turns *turns, const char *role) {
+    if (turns->open && !strcmp(turns->speaker, role)) return turns->open;
+    turns->open = add_message(turns, role);
+    turns->speaker = role;
+    return turns->open;
+}
+
 /* Texts are kept as a list of parts, which the chat joins. */
-void turns_add_answer(struct turns *turns, json_t *content) {
-    json_t *message = open_answer(turns);
+static void add_content(struct turns *turns, json_t *message, json_t *content) {
     json_t *list = json_object_get(message, "content");
     int code = message && content ? 0 : -1;
     if (!code && !json_is_array(list)) {
@@ -46,13 +41,27 @@ void turns_add_answer(struct turns *turns, json_t *content) {
     if (code) fail(turns);
 }
 
+/* Templates gather instructions at the front. One that comes later is said where it stands, to the user's side: in front, it
+ * would push all that the cache holds out of its place. */
+void turns_add(struct turns *turns, const char *role, json_t *content) {
+    bool is_answer = !strcmp(role, "assistant");
+    bool is_instruction = !is_answer && strcmp(role, "user") != 0;
+    if (is_instruction && !turns->has_begun) {
+        add_content(turns, add_message(turns, "system"), content);
+        return;
+    }
+    turns->has_begun = true;
+    add_content(turns, open_message(turns, is_answer ? "assistant" : "user"), content);
+}
+
 void turns_add_call(struct turns *turns, const char *id, const char *name, json_t *arguments) {
-    json_t *message = open_answer(turns);
+    json_t *message = open_message(turns, "assistant");
     json_t *list = json_object_get(message, "tool_calls");
     json_t *call = arguments ? json_pack("{s:s, s:s, s:{s:s, s:O}}", "id", id, "type", "function", "function", "name",
                                          name, "arguments", arguments)
                              : NULL;
     json_decref(arguments);
+    turns->has_begun = true;
     int code = message ? 0 : -1;
     if (!code && !list) {
         list = json_array();
@@ -67,11 +76,16 @@ void turns_add_call(struct turns *turns, const char *id, const char *name, json_
 }
 
 void turns_add_result(struct turns *turns, const char *id, json_t *content) {
-    json_t *message = json_object();
-    put(&message, "role", json_string("tool"));
-    put(&message, "tool_call_id", json_string(id));
-    put(&message, "content", content);
-    add(turns, message);
+    json_t *message = add_message(turns, "tool");
+    turns->has_begun = true;
+    if (message && json_object_set_new(message, "tool_call_id", json_string(id))) message = NULL;
+    add_content(turns, message, content);
+}
+
+void turns_go_on(struct turns *turns) {
+    bool is_answer = turns->open && !strcmp(turns->speaker, "assistant");
+    if (!is_answer || json_object_get(turns->open, "tool_calls")) return;
+    if (json_object_set_new(turns->open, "prefix", json_true())) fail(turns);
 }
 
 json_t *turns_tool(const json_t *name, const json_t *description, const json_t *parameters, const json_t *strict) {

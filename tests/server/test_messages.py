@@ -85,6 +85,13 @@ def test_bookkeeping_is_left_out(claude, server):
     assert text_of(message) == chat_text(server, "hello", max_tokens=8, **GREEDY)
 
 
+def test_what_one_side_says_in_a_row(claude, server):
+    """It is one turn; instructions that come late are said where they stand, not moved to the front."""
+    late = [{"role": "system", "content": "be good"}, *TALK, {"role": "user", "content": "or weeks?"}, {"role": "system", "content": "think"}]
+    same = [*CHAT_TALK[:-1], {"role": "user", "content": CHAT_TALK[-1]["content"] + "\nor weeks?\nthink"}]
+    assert text_of(create(claude, server, late)) == chat_text(server, same, max_tokens=8, **GREEDY)
+
+
 def test_answer_that_was_begun(claude, server):
     talk = [TALK[0], {"role": "assistant", "content": "three"}]
     message = create(claude, server, talk)

@@ -62,6 +62,13 @@ def test_same_as_a_chat(client, server):
     assert 0 <= again.usage.input_tokens_details.cached_tokens <= again.usage.input_tokens
 
 
+def test_what_one_side_says_in_a_row(client, server):
+    """It is one turn; instructions that come late are said where they stand, not moved to the front."""
+    late = [{"role": "developer", "content": "be good"}, *TALK, {"role": "user", "content": "or weeks?"}, {"role": "developer", "content": "think"}]
+    same = [*CHAT_TALK[:-1], {"role": "user", "content": CHAT_TALK[-1]["content"] + "\nor weeks?\nthink"}]
+    assert create(client, server, late).output_text == chat_text(server, same, max_tokens=8, **GREEDY)
+
+
 def test_its_own_output_as_input(client, server):
     first = create(client, server)
     second = create(client, server, [{"role": "user", "content": "hello"}, *first.output, {"role": "user", "content": "go on"}])

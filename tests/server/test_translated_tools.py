@@ -188,6 +188,21 @@ def test_text_before_a_call(server):
     assert server.post("/v1/responses", body).json["usage"]["input_tokens"] == expected
 
 
+def test_tools_that_wait(server):
+    """They are told of once a result has named them."""
+    def count(messages, tools):
+        body = {"model": server.model, "messages": messages, **({"tools": tools} if tools else {})}
+        return server.post("/v1/messages/count_tokens", body).json["input_tokens"]
+
+    waiting = [CLAUDE_TOOLS[1], {**CLAUDE_TOOLS[0], "defer_loading": True}]
+    assert count(USER, waiting) == count(USER, CLAUDE_TOOLS[1:])
+    assert count(USER, waiting[1:]) == count(USER, None)
+    talk = [*USER, {"role": "assistant", "content": [{"type": "tool_use", "id": "c1", "name": "stop", "input": {}}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": [{"type": "tool_reference", "tool_name": "get_weather"}]}]}]
+    named = [*talk[:2], {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": "get_weather"}]}]
+    assert count(talk, waiting) == count(named, [CLAUDE_TOOLS[1], CLAUDE_TOOLS[0]]) > count(named, waiting)
+
+
 # --- whole requests --------------------------------------------------------------------------------------------------
 
 READ = {"$schema": "https://json-schema.org/draft/2020-12/schema", "type": "object", "required": ["file_path"], "additionalProperties": False,
