@@ -9,6 +9,11 @@ static const char *type_of(const json_t *item) {
     return type ? type : "";
 }
 
+json_t *api_responses_name(const json_t *space, const json_t *name) {
+    if (!json_is_string(space) || json_string_length(space) == 0) return put_share(name);
+    return json_sprintf("%s.%s", json_string_value(space), json_string_value(name));
+}
+
 static bool is_one_of(const char *name, const char *const *names) {
     while (*names && strcmp(name, *names) != 0) names++;
     return *names != NULL;
@@ -72,7 +77,9 @@ static void take_call(struct turns *turns, const json_t *item, const char *where
                         where);
         return;
     }
-    turns_add_call(turns, id, name, put_share(arguments));
+    json_t *whole = api_responses_name(json_object_get(item, "namespace"), json_object_get(item, "name"));
+    turns_add_call(turns, id, whole ? json_string_value(whole) : "", put_share(arguments));
+    json_decref(whole);
 }
 
 static void take_output(struct turns *turns, const json_t *item, const char *where, struct api_error *error) {
@@ -123,19 +130,49 @@ static json_t *read_input(struct fields *f) {
 
 /* --- tools --------------------------------------------------------------------------------------- */
 
+static bool is_function(struct fields *tool, const char *where) {
+    const char *type = type_of(tool->object);
+    if (strcmp(type, "function") != 0) {
+        api_error_set(
+            tool->error, 400, "tools", "unsupported_parameter",
+            "%s: tools of type \"%.60s\" are not supported: only \"function\" is, alone or in a \"namespace\"", where,
+            type);
+    } else if (!fields_string(tool, "name") && !fields_failed(tool)) {
+        api_error_field(tool->error, "tools", "%s: name is missing", where);
+    }
+    return !fields_failed(tool);
+}
+
+/* `space`: the namespace that it is in, or NULL. */
+static void add_function(struct fields *f, json_t **list, const json_t *object, const json_t *space,
+                         const char *where) {
+    struct fields tool = {object, f->error};
+    if (!is_function(&tool, where)) return;
+    json_t *name = api_responses_name(space, fields_get(&tool, "name"));
+    put_last(list, turns_tool(name, fields_string(&tool, "description"), fields_object(&tool, "parameters"),
+                              fields_get(&tool, "strict")));
+    json_decref(name);
+}
+
+static void add_namespace(struct fields *f, json_t **list, const json_t *object, const char *where) {
+    struct fields space = {object, f->error};
+    const json_t *name = fields_string(&space, "name"), *tools = fields_array(&space, "tools");
+    if (!name && !fields_failed(f)) api_error_field(f->error, "tools", "%s: name is missing", where);
+    for (size_t i = 0; i < json_array_size(tools) && !fields_failed(f); i++) {
+        add_function(f, list, json_array_get(tools, i), name, where);
+    }
+}
+
 static json_t *read_tools(struct fields *f, const json_t *tools) {
     json_t *list = json_array();
     for (size_t i = 0; i < json_array_size(tools) && !fields_failed(f); i++) {
-        struct fields tool = {json_array_get(tools, i), f->error};
-        const char *type = type_of(tool.object);
-        if (strcmp(type, "function") != 0) {
-            api_error_set(f->error, 400, "tools", "unsupported_parameter",
-                          "tools[%zu]: tools of type \"%.60s\" are not supported: only \"function\" is", i, type);
-        } else if (!fields_string(&tool, "name")) {
-            if (!fields_failed(f)) api_error_field(f->error, "tools", "tools[%zu]: name is missing", i);
+        const json_t *tool = json_array_get(tools, i);
+        char where[48];
+        snprintf(where, sizeof where, "tools[%zu]", i);
+        if (!strcmp(type_of(tool), "namespace")) {
+            add_namespace(f, &list, tool, where);
         } else {
-            put_last(&list, turns_tool(fields_get(&tool, "name"), fields_string(&tool, "description"),
-                                       fields_object(&tool, "parameters"), fields_get(&tool, "strict")));
+            add_function(f, &list, tool, NULL, where);
         }
     }
     return list;

@@ -47,6 +47,23 @@ static json_t *content(const struct part *part, bool is_new) {
     return json;
 }
 
+/* A function's name goes back as it was given: alone, or with its namespace. */
+static void put_name(json_t **json, const struct respond_head *head, const char *name) {
+    const json_t *tools = json_object_get(head->request->given, "tools");
+    const char *dot = strchr(name, '.');
+    for (size_t i = 0; dot && i < json_array_size(tools); i++) {
+        const json_t *tool = json_array_get(tools, i), *space = json_object_get(tool, "name");
+        size_t n = json_string_length(space);
+        bool is_in = json_is_array(json_object_get(tool, "tools")) && json_is_string(space) && strlen(name) > n &&
+                     name[n] == '.' && !strncmp(name, json_string_value(space), n);
+        if (!is_in) continue;
+        put(json, "namespace", put_share(space));
+        name += n + 1;
+        break;
+    }
+    put(json, "name", json_string(name));
+}
+
 static json_t *item(const struct view *view, const struct part *part) {
     static const char *const TYPES[] = {
         [PART_REASONING] = "reasoning", [PART_TEXT] = "message", [PART_CALL] = "function_call"};
@@ -56,7 +73,7 @@ static json_t *item(const struct view *view, const struct part *part) {
     put(&json, "status", json_string(item_status(view, part)));
     if (part->kind == PART_CALL) {
         put(&json, "call_id", json_string(part->call_id));
-        put(&json, "name", json_string(part->name));
+        put_name(&json, view->head, part->name);
         put(&json, "arguments", part_text(part));
         return json;
     }
@@ -188,7 +205,7 @@ static int item_end(void *context, struct parts *parts, const struct part *part)
                                         [PART_CALL] = "response.function_call_arguments.done"};
     json_t *json = at_part(context, part);
     put(&json, part->kind == PART_CALL ? "arguments" : "text", part_text(part));
-    if (part->kind == PART_CALL) put(&json, "name", json_string(part->name));
+    if (part->kind == PART_CALL) put_name(&json, ((const struct view *)context)->head, part->name);
     if (part->kind == PART_TEXT) put(&json, "logprobs", json_array());
     int code = add(parts, TYPES[part->kind], json);
     if (!code && part->kind != PART_CALL) {

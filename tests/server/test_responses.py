@@ -178,6 +178,8 @@ def test_events(server):
     ({"previous_response_id": "resp_1"}, "previous_response_id", "not kept"), ({"conversation": "x"}, "conversation", "not kept"),
     ({"background": True}, "background", "not kept"), ({"prompt": {"id": "x"}}, "prompt", "stored"), ({"store": 1}, "store", "true"),
     ({"tools": [{"type": "web_search"}]}, "tools", "web_search"), ({"tools": [{"type": "function"}]}, "tools", "name"),
+    ({"tools": [{"type": "namespace", "name": "n", "tools": [{"type": "custom", "name": "c"}]}]}, "tools", "custom"),
+    ({"tools": [{"type": "namespace", "tools": []}]}, "tools", "name"), ({"tools": [{"type": "namespace", "name": "n", "tools": 1}]}, "tools", "tools"),
     ({"tool_choice": {"type": "mcp"}}, "tool_choice", "tool_choice"), ({"text": {"format": {"type": "xml"}}}, "text", "json_schema"),
     ({"top_logprobs": 3}, "top_logprobs", "top_logprobs"), ({"include": ["message.output_text.logprobs"]}, "include", "logprobs"),
     ({"metadata": 1}, "metadata", "object"), ({"stream": "x"}, "stream", "stream"), ({"temperature": -1}, "temperature", "temperature"),

@@ -203,6 +203,27 @@ def test_tools_that_wait(server):
     assert count(talk, waiting) == count(named, [CLAUDE_TOOLS[1], CLAUDE_TOOLS[0]]) > count(named, waiting)
 
 
+def test_namespaces(client, server):
+    """A function in one is called space.name in the chat, and answers by both."""
+    tools = [FLAT_TOOLS[1], {"type": "namespace", "name": "sky", "description": "above", "tools": [FLAT_TOOLS[0]]}]
+    same = [CHAT_TOOLS[1], {"type": "function", "function": {**CHAT_TOOLS[0]["function"], "name": "sky.get_weather"}}]
+    choice = {"type": "function", "name": "sky.get_weather"}
+    expected, _, usage = chat(server, tools=same, tool_choice={"type": "function", "function": {"name": "sky.get_weather"}})
+    response = ask_responses(client, server, tools=tools, tool_choice=choice)
+    call = next(item for item in response.output if item.type == "function_call")
+    assert (call.namespace, call.name) == ("sky", "get_weather") and response.usage.input_tokens == usage["prompt_tokens"]
+    assert parse(call.arguments) == calls_of(expected)[0][1]
+    body = {"model": server.model, "input": USER, "tools": tools, "tool_choice": choice, "stream": True, **FIELDS}
+    events = parse_named_events(server.post("/v1/responses", body).body)
+    (done,) = (e["item"] for e in events if e["type"] == "response.output_item.done" and e["item"]["type"] == "function_call")
+    assert (done["namespace"], done["name"], done["arguments"]) == ("sky", "get_weather", call.arguments)
+    talk = [*USER, call, {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}]
+    second = ask_responses(client, server, talk, tools=tools, tool_choice="auto", max_output_tokens=1)
+    calls = [{"id": "c", "type": "function", "function": {"name": "sky.get_weather", "arguments": call.arguments}}]
+    same_talk = [*USER, {"role": "assistant", "content": None, "tool_calls": calls}, {"role": "tool", "tool_call_id": "c", "content": "rain"}]
+    assert second.usage.input_tokens == chat(server, same_talk, tools=same, tool_choice="auto", max_tokens=1)[2]["prompt_tokens"]
+
+
 # --- whole requests --------------------------------------------------------------------------------------------------
 
 READ = {"$schema": "https://json-schema.org/draft/2020-12/schema", "type": "object", "required": ["file_path"], "additionalProperties": False,
