@@ -3,7 +3,8 @@
  *
  *   {"form": 0, 1, 2 (enum chat_calls), "must": true, "many": true,
  *    "tools": [{"name": "f", "parameters": schema, "strict": false}, ...],
- *    "content": schema}     the answer is one of these, or calls; without it any text
+ *    "content": schema,     the answer is one of these, or calls; without it any text
+ *    "thinks": true}        it may begin with a thought, whose marks are tokens
  *
  * Where the tokenizer has the marks as tokens, only these begin a call, and the same letters cannot be spelled. */
 #include <stdlib.h>
@@ -150,6 +151,18 @@ static int32_t whole_answer(struct calls *c, bool must, const json_t *content, i
     return text_until(c->nodes, SPELLED, join(c, rest, calls), NODES_NEVER);
 }
 
+/* A thought in front, if the model likes. */
+static int32_t thought_first(struct calls *c, int32_t answer) {
+    struct byte_set any = {0};
+    bool has_marks = vocabulary_mark(c->vocabulary, THINK_BEGIN) && vocabulary_mark(c->vocabulary, THINK_END);
+    if (!has_marks) return answer;
+    for (int byte = 0; byte < VOCABULARY_FIRST_MARK; byte++) byte_set_add(&any, (uint8_t)byte);
+    int32_t text = nodes_repeat(c->nodes, nodes_bytes(c->nodes, &any), 0, -1);
+    int32_t thought = join(c, mark(c, THINK_BEGIN), join(c, text, mark(c, THINK_END)));
+    int32_t gap = nodes_repeat(c->nodes, nodes_text(c->nodes, "\n"), 0, 2);
+    return nodes_alt(c->nodes, join(c, thought, join(c, gap, answer)), answer);
+}
+
 int32_t calls_parse(struct nodes *nodes, const char *text, size_t size, const struct vocabulary *vocabulary) {
     json_t *root;
     if (json_parse(text, size, "tools", &root, nodes->error)) {
@@ -163,6 +176,7 @@ int32_t calls_parse(struct nodes *nodes, const char *text, size_t size, const st
     int32_t calls = all_calls(&c, json_is_true(json_object_get(root, "many")));
     int32_t answer =
         whole_answer(&c, json_is_true(json_object_get(root, "must")), json_object_get(root, "content"), calls);
+    if (json_is_true(json_object_get(root, "thinks"))) answer = thought_first(&c, answer);
     json_decref(root);
     return answer;
 }

@@ -1,6 +1,6 @@
 /* grammar/vocabulary.h - a tokenizer's tokens as a tree of bytes, so that all tokens with one beginning are looked at, or
- * left out, together. Added tokens ("<｜end▁of▁sentence｜>", "<think>") are not in it: they are no text. The marks of
- * calls ("<｜tool▁call▁begin｜>") are, each as one byte that no text has, so that a grammar can ask for the very token and
+ * left out, together. Added tokens ("<｜end▁of▁sentence｜>") are not in it: they are no text. The marks of thoughts
+ * and calls ("<think>", "<｜tool▁call▁begin｜>") are, each as one byte that no text has, so that a grammar can ask for the very token and
  * strings cannot hold it. Immutable: any thread. Includes: base, text. */
 #ifndef MOEBIUS_GRAMMAR_VOCABULARY_H
 #define MOEBIUS_GRAMMAR_VOCABULARY_H
@@ -16,7 +16,7 @@ struct vocabulary_node {
     uint8_t byte;
 };
 
-enum { VOCABULARY_MARKS = 5, VOCABULARY_FIRST_MARK = 0xf8 /* the byte of the first; UTF-8 has none of these */ };
+enum { VOCABULARY_MARKS = 7, VOCABULARY_FIRST_MARK = 0xf8 /* the byte of the first; UTF-8 has none of these */ };
 
 struct vocabulary {
     const struct tokenizer *tokenizer;

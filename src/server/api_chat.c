@@ -141,7 +141,8 @@ json_t *api_template_variables(struct fields *f, const json_t *tools) {
 
 /* --- how the answer is read ---------------------------------------------------------------------- */
 
-/* Where a grammar waits for the end of a thought that the model opens by itself, that is done for it: it cannot be left out. */
+/* Where a grammar waits for the end of a thought that the model opens by itself, that is done for it: it cannot be left out. (The
+ * grammar of tools has the thought in it.) */
 static void open_thought(struct api_job *job, struct token_list *ids) {
     const struct engine *engine = job->model->engine;
     struct mo_error cause = {0};
@@ -153,11 +154,9 @@ static void open_thought(struct api_job *job, struct token_list *ids) {
 
 static enum message_thought thought_of(const struct engine *engine, const struct token_list *ids) {
     int32_t begin = tokenizer_added_id(engine->tokenizer, THINK_BEGIN);
-    bool is_r1 = chat_template_by_name("deepseek-r1") == engine->chat,
-         opens_itself = chat_template_reasons(engine->chat);
-    bool is_open = engine_reasoning_end(engine, ids) >= 0;
+    bool opens_itself = chat_template_reasons(engine->chat), is_open = engine_reasoning_end(engine, ids) >= 0;
     if (is_open && (!opens_itself || ids->ids[ids->n - 1] == begin)) return MESSAGE_THOUGHT_FIRST;
-    return is_r1 || opens_itself ? MESSAGE_MAYBE_THOUGHT : MESSAGE_NO_THOUGHT;
+    return chat_template_may_reason(engine->chat) ? MESSAGE_MAYBE_THOUGHT : MESSAGE_NO_THOUGHT;
 }
 
 /* A tokenizer may call its marks special: then they have to be asked for. */
@@ -190,6 +189,7 @@ static void set_rules(struct api_job *job, const struct token_list *ids) {
     const struct engine *engine = job->model->engine;
     struct message_rules *rules = &job->request->message;
     bool splits = splits_thoughts(job);
+    rules->form = chat_template_calls(engine->chat);
     rules->hides_thought = !fields_bool(&job->fields, "include_reasoning", true);
     rules->thought = splits ? thought_of(engine, ids) : MESSAGE_NO_THOUGHT;
     bool has_marks = rules->thought != MESSAGE_NO_THOUGHT || rules->tools;

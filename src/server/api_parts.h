@@ -50,7 +50,8 @@ void api_stop_add_fim(struct api_job *job);
 
 /* api_structured.c: response_format, structured_outputs and the older spellings: what an answer must look like. */
 void api_structured_parse(struct api_job *job);
-/* api_structured.c: once the prompts are there: where reasoning comes first, the grammar begins behind it. */
+/* api_structured.c: once the prompts are there: where reasoning comes first, the grammar begins behind it; and one for tools is
+ * made. */
 void api_structured_place(struct api_job *job);
 
 /* Room for `n` prompts; false with an error. */

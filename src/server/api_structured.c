@@ -164,29 +164,38 @@ static json_t *content_schema(struct fields *f, const struct wish *wish) {
     return schema;
 }
 
-static void compile_beside_tools(struct api_job *job, const struct wish *wish) {
-    json_t *content = wish->param ? content_schema(&job->fields, wish) : NULL;
+static void parse_wish(struct fields *f, struct wish *wish) {
+    parse_format(f, wish);
+    parse_structured(f, wish);
+    parse_flat(f, wish);
+}
+
+/* Beside tools that waits until it is known how the prompt ends (api_structured_place). */
+void api_structured_parse(struct api_job *job) {
+    struct wish wish = {0};
+    parse_wish(&job->fields, &wish);
+    if (!wish.param || fields_failed(&job->fields)) return;
+    if (job->request->message.tools)
+        json_decref(content_schema(&job->fields, &wish));
+    else
+        compile(job, &wish);
+}
+
+static void compile_beside_tools(struct api_job *job) {
+    struct wish wish = {0};
+    parse_wish(&job->fields, &wish);
+    json_t *content = wish.param ? content_schema(&job->fields, &wish) : NULL;
     if (!fields_failed(&job->fields)) api_tools_compile(job, content);
     json_decref(content);
 }
 
-void api_structured_parse(struct api_job *job) {
-    struct wish wish = {0};
-    parse_format(&job->fields, &wish);
-    parse_structured(&job->fields, &wish);
-    parse_flat(&job->fields, &wish);
-    if (fields_failed(&job->fields)) return;
-    if (job->request->message.tools) {
-        compile_beside_tools(job, &wish);
-    } else if (wish.param) {
-        compile(job, &wish);
-    }
-}
-
 void api_structured_place(struct api_job *job) {
     struct api_request *request = job->request;
+    const struct message_rules *rules = &request->message;
+    bool has_thought_in_it = rules->tools && rules->thought == MESSAGE_MAYBE_THOUGHT;
+    if (rules->tools) compile_beside_tools(job);
     for (int i = 0; request->sched.grammar && i < request->n_prompts; i++) {
         struct api_prompt *prompt = &request->prompts[i];
-        prompt->grammar_after = engine_reasoning_end(job->model->engine, &prompt->ids);
+        prompt->grammar_after = has_thought_in_it ? -1 : engine_reasoning_end(job->model->engine, &prompt->ids);
     }
 }

@@ -122,8 +122,9 @@ static char *grammar_text(const struct api_job *job, const json_t *content) {
         bool is_meant = !job->named_tool || job->named_tool == tool;
         if (is_meant) json_array_append_new(functions, function_for_grammar(tool));
     }
-    json_t *root = json_pack("{s:i, s:b, s:b, s:o, s:O*}", "form", (int)rules->form, "must", job->must_call, "many",
-                             job->many_calls && !job->named_tool, "tools", functions, "content", content);
+    json_t *root = json_pack("{s:i, s:b, s:b, s:b, s:o, s:O*}", "form", (int)rules->form, "must", job->must_call,
+                             "many", job->many_calls && !job->named_tool, "thinks",
+                             rules->thought == MESSAGE_MAYBE_THOUGHT, "tools", functions, "content", content);
     char *text = root ? json_dumps(root, JSON_COMPACT) : NULL;
     json_decref(root);
     return text;
@@ -132,8 +133,10 @@ static char *grammar_text(const struct api_job *job, const json_t *content) {
 void api_tools_compile(struct api_job *job, const json_t *content) {
     const struct engine *engine = job->model->engine;
     struct mo_error cause = {0};
-    if (!engine->chat || !engine->grammars) return; /* refused with the messages */
-    job->request->message.form = chat_template_calls(engine->chat);
+    if (!engine->grammars) {
+        api_error_field(job->fields.error, "tools", "tools need a tokenizer, and this model has none");
+        return;
+    }
     char *text = grammar_text(job, content);
     if (!text) {
         api_error_no_memory(job->fields.error);

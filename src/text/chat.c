@@ -64,6 +64,10 @@ bool chat_template_reasons(const struct chat_template *chat) {
     return chat->render == chat_render_r1_0528;
 }
 
+bool chat_template_may_reason(const struct chat_template *chat) {
+    return chat->render == chat_render_r1 || chat->render == chat_render_r1_0528;
+}
+
 enum chat_calls chat_template_calls(const struct chat_template *chat) {
     if (chat->render == chat_render_coder_v2) return CHAT_CALLS_PLAIN;
     return chat->render == chat_render_v3_1 ? CHAT_CALLS_BARE : CHAT_CALLS_FENCED;

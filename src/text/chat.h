@@ -19,6 +19,8 @@ const struct chat_template *chat_template_detect(const char *jinja);
 const char *chat_template_name(const struct chat_template *chat);
 /* Whether an answer begins with reasoning though the template does not open it: the model writes "<think>" itself. */
 bool chat_template_reasons(const struct chat_template *chat);
+/* Whether it may begin with thought where nothing says so, as behind a tool's result. */
+bool chat_template_may_reason(const struct chat_template *chat);
 /* How a model writes that it calls a function; messages' tool_calls are written the same way. */
 enum chat_calls {
     CHAT_CALLS_PLAIN, /* <tool_call>, {"name": ..., "arguments": {...}}, </tool_call>, a line each: models without own tokens */

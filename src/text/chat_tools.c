@@ -151,6 +151,48 @@ static int settle_assistant(const struct chat_template *chat, json_t *message, s
     return settle_content(chat, message, true, error);
 }
 
+/* --- results in the order of their calls: the templates do not say which is whose -------------------------------------- */
+
+static size_t count_results(const json_t *messages, size_t from) {
+    size_t n = 0;
+    const char *role;
+    while ((role = json_string_value(json_object_get(json_array_get(messages, from + n), "role"))) &&
+           !strcmp(role, "tool"))
+        n++;
+    return n;
+}
+
+/* Which of the results [n] from `from` on is the call's; n: none. */
+static size_t result_of(const json_t *messages, size_t from, size_t n, const json_t *call) {
+    const json_t *id = json_object_get(call, "id");
+    size_t k = 0;
+    while (k < n &&
+           !(json_is_string(id) && json_equal(json_object_get(json_array_get(messages, from + k), "tool_call_id"), id)))
+        k++;
+    return k;
+}
+
+/* Nothing happens unless each result is that of another call. */
+static int sort_results(json_t *messages, size_t from, const json_t *calls) {
+    size_t n = count_results(messages, from), n_sorted = 0;
+    json_t *sorted = json_array();
+    bool *taken = calloc(n + 1, sizeof *taken);
+    int code = sorted && taken ? 0 : -1;
+    for (size_t i = 0; i < json_array_size(calls) && !code; i++) {
+        size_t k = result_of(messages, from, n, json_array_get(calls, i));
+        if (k == n || taken[k]) continue;
+        taken[k] = true;
+        code = json_array_append(sorted, json_array_get(messages, from + k));
+        n_sorted++;
+    }
+    for (size_t i = 0; n_sorted == n && i < n && !code; i++) {
+        code = json_array_set(messages, from + i, json_array_get(sorted, i));
+    }
+    json_decref(sorted);
+    free(taken);
+    return code;
+}
+
 int chat_settle_calls(const struct chat_template *chat, json_t *messages, struct mo_error *error) {
     bool may_have_result = false;
     for (size_t i = 0; i < json_array_size(messages); i++) {
@@ -166,7 +208,9 @@ int chat_settle_calls(const struct chat_template *chat, json_t *messages, struct
         }
         int code = settle_assistant(chat, message, i, error);
         if (code) return code;
-        may_have_result = json_object_get(message, "tool_calls") != NULL;
+        const json_t *calls = json_object_get(message, "tool_calls");
+        may_have_result = calls != NULL;
+        if (calls && sort_results(messages, i + 1, calls)) return no_memory(error);
     }
     return 0;
 }

@@ -6,7 +6,8 @@
 #include "text/chat.h"
 
 /* Changes messages [n], which are the caller's own, to what the template can say: a call's arguments become a text, its type
- * "function"; the content beside calls is what the template wants there. Refuses calls that are none, and results that no call
+ * "function"; the content beside calls is what the template wants there; results come in the order of their
+ * calls, where they name them. Refuses calls that are none, and results that no call
  * comes before: MO_E_INVALID names messages[i]. */
 int chat_settle_calls(const struct chat_template *chat, json_t *messages, struct mo_error *error);
 

@@ -1,4 +1,4 @@
-/* tests/fuzz/fuzz_grammar.c - a schema, an expression, a list of choices or rules (the first byte says which) is refused with
+/* tests/fuzz/fuzz_grammar.c - a schema, an expression, a list of choices, rules or functions (the first byte says which) is refused with
  * a message, or allows tokens that it can then read, and nothing else; JSON that has come to its end is JSON. */
 #include <stdint.h>
 #include "byte_tokenizer.h"
@@ -6,7 +6,7 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-enum { VOCAB = 300, WALKS = 3, TOKENS_MAX = 80, N_KINDS = 5 };
+enum { VOCAB = 300, WALKS = 3, TOKENS_MAX = 80, N_KINDS = 6 };
 
 static const struct vocabulary *vocabulary;
 

@@ -114,7 +114,7 @@ static void take_walks(struct grammar *grammar, const struct vocabulary *vocabul
 }
 
 static json_t *answer_of(const struct vocabulary *vocabulary, const json_t *request) {
-    static const char *const KINDS[] = {"json_schema", "json_object", "regex", "choice", "gbnf"};
+    static const char *const KINDS[] = {"json_schema", "json_object", "regex", "choice", "gbnf", "calls"};
     const json_t *text = json_object_get(request, "text"), *tries = json_object_get(request, "try");
     json_t *answer = json_object();
     struct grammar *grammar;

@@ -65,7 +65,10 @@ static void test_vocabulary(void **state) {
         assert_memory_equal(bytes, path, size);
         seen[node->token]++;
     }
-    for (int id = 0; id < FIXTURE_SIZE; id++) assert_int_equal(seen[id], id < FIXTURE_ADDED);
+    for (int id = 0; id < FIXTURE_SIZE; id++) { /* bytes that no text has stand for marks, which are no tokens here */
+        bool is_text = id < VOCABULARY_FIRST_MARK || (id >= 256 && id < FIXTURE_ADDED);
+        assert_int_equal(seen[id], is_text);
+    }
 }
 
 /* --- masks --------------------------------------------------------------------------------------- */
