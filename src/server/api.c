@@ -238,6 +238,12 @@ int api_text_encode(const struct engine *engine, const char *text, size_t size, 
     return tokenizer_encode(engine->tokenizer, text, size, true, out, error);
 }
 
+/* In the words that Anthropic's clients look for: they shorten the conversation then. */
+static void prompt_too_long(struct api_job *job, size_t n, size_t context) {
+    api_error_set(job->fields.error, 400, "messages", "context_length_exceeded",
+                  "prompt is too long: %zu tokens > %zu maximum", n, context - 1);
+}
+
 /* Every prompt and its answer must fit; without max_tokens a chat's answer takes what is left. */
 static void check_context(struct api_job *job) {
     struct api_request *request = job->request;
@@ -250,6 +256,10 @@ static void check_context(struct api_job *job) {
     for (int i = 0; i < request->n_prompts; i++) {
         size_t n = request->prompts[i].ids.n;
         if (n + answer <= context) continue;
+        if (request->kind == API_MESSAGES) {
+            prompt_too_long(job, n, context);
+            return;
+        }
         api_context_error(job->model, n, takes_rest || scores_only ? 0 : request->sched.max_tokens, param,
                           job->fields.error);
         return;

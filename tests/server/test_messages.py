@@ -169,8 +169,10 @@ def test_count_tokens(claude, server, options):
 def test_count_what_does_not_fit(claude, server):
     messages = [{"role": "user", "content": "a" * 3 * MAX_MODEL_LEN}]
     assert claude.messages.count_tokens(model=server.model, messages=messages).input_tokens > MAX_MODEL_LEN
-    with pytest.raises(anthropic.BadRequestError, match="context"):
+    with pytest.raises(anthropic.BadRequestError) as caught:
         create(claude, server, messages)
+    message = caught.value.body["error"]["message"]  # clients look for these words
+    assert re.fullmatch(rf"prompt is too long: \d+ tokens > {MAX_MODEL_LEN - 1} maximum", message)
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
