@@ -188,6 +188,7 @@ static int harmless_flags(struct cli_flag *out) {
         {.names = "--disable-custom-all-reduce", .type = CLI_IGNORED_FLAG, .help = "one device, nothing to reduce"},
         {.names = "--enable-auto-tool-choice", .type = CLI_IGNORED_FLAG, .help = "always on"},
         {.names = "--enable-expert-parallel", .type = CLI_IGNORED_FLAG, .help = "one device holds all experts"},
+        {.names = "--jinja", .type = CLI_IGNORED_FLAG, .help = "chat templates are known here, functions included"},
         {.names = "--tool-call-parser", .type = CLI_IGNORED, .help = "calls are read as the chat template's family writes them"},
         {.names = "--reasoning-parser", .type = CLI_IGNORED, .help = "thoughts are split off where the chat template has them"},
         {.names = "--enable-reasoning", .type = CLI_IGNORED_FLAG, .help = "on where the chat template has thoughts"},

@@ -2,8 +2,10 @@
 the same, and results that go back in. The weights are random, so a call is forced, or made likely by a bias."""
 
 import json
+import os
 import re
 import threading
+from pathlib import Path
 
 import jsonschema
 import openai
@@ -11,6 +13,7 @@ import pytest
 import tool_model
 from serving import FLAGS, parse_events
 
+SHARED = Path(os.environ.get("MOEBIUS_TEST_DATA", Path(__file__).resolve().parents[3] / "shared"))
 TALK = [{"role": "user", "content": "hello"}]
 WEATHER = {
     "type": "object",
@@ -299,6 +302,25 @@ def test_conversation(family):
     counted = family.server.post("/tokenize", {"messages": [*TALK, {"role": "assistant", "tool_calls": [CALL]},
                                                             {"role": "tool", "content": "fine, that"}], "tools": TOOLS})
     assert answered["usage"]["prompt_tokens"] == counted.json["count"]
+
+
+def test_released_conversations(family):
+    """What Jinja renders from the released templates comes out of the server too, once it is what a client may send."""
+    path = SHARED / "chat-templates" / "vectors.jsonl"
+    if not path.exists():
+        pytest.skip(f"left out: chat-templates/vectors.jsonl is not in {os.path.relpath(SHARED)} (set MOEBIUS_TEST_DATA)")
+    vectors = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    n = 0
+    for vector in vectors:
+        calling = [message for message in vector["messages"] if message.get("tool_calls")]
+        both = any(message.get("content") is not None for message in calling)  # V3's first template would drop the calls
+        if vector["template"] != family.template or not calling or (both and family.template == "deepseek-v3"):
+            continue
+        prompt = prompt_of(family.server, vector["messages"], chat_template_kwargs=vector["kwargs"],
+                           add_generation_prompt=vector["add_generation_prompt"])
+        assert prompt == vector["expected"], vector["id"]
+        n += 1
+    assert n >= 4 or family.template == "deepseek-coder-v2", n
 
 
 def test_order_of_results(newest):
