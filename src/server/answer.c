@@ -292,8 +292,7 @@ json_t *answer_take(struct answer *answer, struct api_error *error) {
 static void fill_whole(struct answer *answer) {
     struct api_error error = {0};
     json_t *json = answer_take(answer, &error);
-    if (!json && api_is_ollama(answer->request.kind)) json = api_error_json_plain(&error);
-    if (!json) json = api_error_json(&error);
+    if (!json) json = respond_error(&answer->head, &error);
     char *text = json ? json_dumps(json, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
     json_decref(json);
     if (text) buffer_add_text(&answer->out, text);
@@ -325,7 +324,7 @@ static bool fill_out(struct answer *answer) {
     bool failed = find_failure(answer, FINISH_NONE);
     if (!failed && answer->n_open > 0) return true;
     answer->written = true;
-    int code = failed ? sse_add_error(&answer->out, &answer->head, &answer->failure)
+    int code = failed ? sse_add_error(&answer->out, &answer->head, answer->choices, &answer->failure)
                       : sse_add_end(&answer->out, &answer->head, answer->choices, answer->n_choices);
     if (code) answer->out.failed = true;
     return true;

@@ -6,6 +6,7 @@
 #include <sys/random.h>
 #include <xxhash.h>
 #include "sched/prefix.h"
+#include "server/api_translate.h"
 #include "server/api_parts.h"
 
 /* --- names and limits ---------------------------------------------------------------------------- */
@@ -249,18 +250,30 @@ int api_text_encode(const struct engine *engine, const char *text, size_t size, 
     return tokenizer_encode(engine->tokenizer, text, size, true, out, error);
 }
 
+/* In the words that Anthropic's clients look for: they shorten the conversation then. */
+static void prompt_too_long(struct api_job *job, size_t n, size_t context) {
+    api_error_set(job->fields.error, 400, "messages", "context_length_exceeded",
+                  "prompt is too long: %zu tokens > %zu maximum", n, context - 1);
+}
+
 /* Every prompt and its answer must fit; without max_tokens a chat's answer takes what is left. */
 static void check_context(struct api_job *job) {
     struct api_request *request = job->request;
     size_t context = (size_t)job->model->engine->options.max_model_len;
-    const char *param = api_is_chat(request->kind) ? "messages" : "prompt";
+    const char *param = request->kind == API_RESPONSES ? "input" : api_is_chat(request->kind) ? "messages" : "prompt";
     bool scores_only = request->sched.max_tokens == 0, takes_rest = request->sched.max_tokens < 0;
-    bool is_most = api_is_llama(request->kind) || api_is_ollama(request->kind); /* n_predict: the most, not the least */
+    /* n_predict, and the max_tokens of the translated, are the most, not the least. */
+    bool is_most =
+        api_is_llama(request->kind) || api_is_ollama(request->kind) || api_is_translated(request->kind);
     if (is_most && !scores_only) takes_rest = true;
     size_t answer = takes_rest ? 1 : (size_t)request->sched.max_tokens;
     for (int i = 0; i < request->n_prompts; i++) {
         size_t n = request->prompts[i].ids.n;
         if (n + answer <= context) continue;
+        if (request->kind == API_MESSAGES) {
+            prompt_too_long(job, n, context);
+            return;
+        }
         api_context_error(job->model, n, takes_rest || scores_only ? 0 : request->sched.max_tokens, param,
                           job->fields.error);
         return;
@@ -309,16 +322,28 @@ static void parse_all(struct api_job *job) {
         api_llama_parse(job);
     request->sched.min_tokens = (int)fields_int(&job->fields, "min_tokens", 0, INT_MAX, 0);
     if (fields_failed(&job->fields)) return;
-    check_context(job);
+    if (request->kind != API_COUNT) check_context(job);
     api_stop_add_fim(job);
     api_structured_place(job);
+}
+
+/* The body, or its translation; `given` keeps what was translated. */
+static void parse_body(struct api_request *request, const char *body, size_t size, struct api_error *error) {
+    json_t *root = fields_parse(body, size, error);
+    if (!root || !api_is_translated(request->kind)) {
+        request->root = root;
+        return;
+    }
+    request->given = root;
+    request->root = request->kind == API_RESPONSES ? api_responses_to_chat(root, error)
+                                                   : api_anthropic_to_chat(root, request->kind == API_COUNT, error);
 }
 
 int api_request_parse(struct api_request *request, enum api_kind kind, const struct api_model *model, const char *body,
                       size_t size, struct api_error *error) {
     *request = (struct api_request){.kind = kind, .context = model->engine->options.max_model_len};
     *error = (struct api_error){0};
-    request->root = fields_parse(body, size, error);
+    parse_body(request, body, size, error);
     if (!request->root) return -1;
     struct api_job job = {.model = model, .request = request, .fields = {request->root, error}};
     parse_all(&job);
@@ -336,5 +361,6 @@ void api_request_free(struct api_request *request) {
     free(request->stop);
     free(request->stop_tokens);
     json_decref(request->root);
+    json_decref(request->given);
     *request = (struct api_request){0};
 }

@@ -31,8 +31,19 @@ struct api_model {
     bool keeps_thoughts; /* answers are not split into thought and content, unless a request asks for it */
 };
 
-/* After the first two: two of llama.cpp's and two of Ollama's. */
-enum api_kind { API_CHAT, API_COMPLETION, API_LLAMA, API_INFILL, API_OLLAMA_GENERATE, API_OLLAMA_CHAT };
+/* After the first two: two of llama.cpp's and two of Ollama's; then chats in other words: Anthropic's messages, the same only to
+ * be counted, OpenAI's responses. */
+enum api_kind {
+    API_CHAT,
+    API_COMPLETION,
+    API_LLAMA,
+    API_INFILL,
+    API_OLLAMA_GENERATE,
+    API_OLLAMA_CHAT,
+    API_MESSAGES,
+    API_COUNT,
+    API_RESPONSES
+};
 
 static inline bool api_is_llama(enum api_kind kind) {
     return kind == API_LLAMA || kind == API_INFILL;
@@ -41,10 +52,15 @@ static inline bool api_is_ollama(enum api_kind kind) {
     return kind == API_OLLAMA_GENERATE || kind == API_OLLAMA_CHAT;
 }
 
+static inline bool api_is_translated(enum api_kind kind) {
+    return kind == API_MESSAGES || kind == API_COUNT || kind == API_RESPONSES;
+}
+
 /* Its prompt is made of messages, and its answer is one. */
 static inline bool api_is_chat(enum api_kind kind) {
-    return kind == API_CHAT || kind == API_OLLAMA_CHAT;
+    return kind == API_CHAT || kind == API_OLLAMA_CHAT || api_is_translated(kind);
 }
+
 /* Its answer is read as a message: Ollama's prompts may be one, too. */
 static inline bool api_has_message(enum api_kind kind) {
     return api_is_chat(kind) || kind == API_OLLAMA_GENERATE;
@@ -81,6 +97,7 @@ struct api_request {
     int context;                   /* tokens */
 
     json_t *root;            /* the body: strings above point into it */
+    json_t *given;           /* as it came, where `root` is its translation into a chat's; else NULL */
     struct logit_bias *bias; /* [sched.sampling.n_bias] */
     const char **stop;       /* [sched.n_stop] */
     int32_t *stop_tokens;    /* [sched.n_stop_tokens]: the request's first, then what `stop` and FIM add */

@@ -97,3 +97,19 @@ json_t *api_error_json(const struct api_error *error) {
 json_t *api_error_json_plain(const struct api_error *error) {
     return json_pack("{s:s}", "error", error->message);
 }
+
+static const char *anthropic_type_of(int status) {
+    switch (status) {
+    case 413:
+        return "request_too_large";
+    case 503:
+        return "overloaded_error";
+    default:
+        return status >= 500 ? "api_error" : type_of(status);
+    }
+}
+
+json_t *api_error_anthropic(const struct api_error *error) {
+    return json_pack("{s:s, s:{s:s, s:s}}", "type", "error", "error", "type", anthropic_type_of(error->status),
+                     "message", error->message);
+}

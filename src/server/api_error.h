@@ -31,5 +31,7 @@ int api_error_no_memory(struct api_error *error);
 json_t *api_error_json(const struct api_error *error);
 /* Ollama's: {"error": message}. */
 json_t *api_error_json_plain(const struct api_error *error);
+/* As Anthropic's API says it: {"type": "error", "error": {type, message}}. */
+json_t *api_error_anthropic(const struct api_error *error);
 
 #endif

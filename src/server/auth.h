@@ -18,5 +18,7 @@ struct auth {
 bool auth_add(struct auth *auth, const char *key, size_t size);
 /* `header` is the request's Authorization, or NULL. */
 bool auth_allows(const struct auth *auth, const char *header);
+/* `key` alone, as other headers have it, or NULL. */
+bool auth_allows_key(const struct auth *auth, const char *key);
 
 #endif

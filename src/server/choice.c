@@ -18,6 +18,7 @@ void choice_init(struct choice *choice, int index, const struct api_request *req
 void choice_free(struct choice *choice) {
     message_free(&choice->message);
     buffer_free(&choice->text);
+    parts_free(&choice->parts);
     json_decref(choice->logprobs);
     json_decref(choice->tokens);
 }
@@ -65,6 +66,32 @@ json_t *choice_take_text(struct choice *choice) {
     json_t *text = json_stringn(choice->text.data ? choice->text.data : "", choice->text.size);
     choice->text.size = 0;
     return text;
+}
+
+static int add_piece(struct parts *parts, const struct parts_writer *writer, const struct message_piece *piece) {
+    switch (piece->kind) {
+    case MESSAGE_REASONING:
+        return parts_add(parts, writer, PART_REASONING, piece->text, piece->size);
+    case MESSAGE_CONTENT:
+        return parts_add(parts, writer, PART_TEXT, piece->text, piece->size);
+    case MESSAGE_CALL:
+        return parts_add_call(parts, writer, piece->id, piece->text, piece->size);
+    case MESSAGE_ARGUMENTS:
+        return parts_add(parts, writer, PART_CALL, piece->text, piece->size);
+    case MESSAGE_CALL_END:
+        return parts_end(parts, writer);
+    }
+    return 0;
+}
+
+int choice_take_parts(struct choice *choice, const struct parts_writer *writer) {
+    int code = 0;
+    for (int i = 0; i < message_count(&choice->message) && !code; i++) {
+        struct message_piece piece = message_at(&choice->message, i);
+        code = add_piece(&choice->parts, writer, &piece);
+    }
+    message_clear(&choice->message);
+    return code;
 }
 
 json_t *choice_take_logprobs(struct choice *choice) {

@@ -5,6 +5,7 @@
 
 #include "server/api.h"
 #include "server/buffer.h"
+#include "server/parts.h"
 #include "server/token_event.h"
 
 struct choice {
@@ -19,6 +20,7 @@ struct choice {
     json_t *tokens;         /* ids, not yet taken; NULL if none, or nobody wants them */
     bool started;           /* an event came */
     bool role_sent;         /* streamed chats */
+    struct parts parts;     /* pieces that were taken, for protocols that tell of parts */
 
     struct text_stream offsets; /* decodes once more, for text_offset */
     int64_t text_offset;        /* code points of the text before the next token */
@@ -41,6 +43,8 @@ void choice_free(struct choice *choice);
 int choice_take(struct choice *choice, const struct token_event *event);
 /* The text so far, which is then empty: not a chat's, whose pieces are in `message`. The caller's; NULL without memory. */
 json_t *choice_take_text(struct choice *choice);
+/* A chat's pieces so far, into its parts. -1 without memory. */
+int choice_take_parts(struct choice *choice, const struct parts_writer *writer);
 /* The logprobs so far, or JSON null. */
 json_t *choice_take_logprobs(struct choice *choice);
 /* The ids so far: a list, perhaps empty. */

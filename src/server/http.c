@@ -55,7 +55,9 @@ static enum MHD_Result reply_json(struct exchange *exchange, int status, json_t 
 }
 
 enum MHD_Result http_reply_error(struct exchange *exchange, const struct api_error *error) {
-    json_t *json = exchange->is_ollama ? api_error_json_plain(error) : api_error_json(error);
+    json_t *json = exchange->is_ollama      ? api_error_json_plain(error)
+                   : exchange->is_anthropic ? api_error_anthropic(error)
+                                            : api_error_json(error);
     return reply_json(exchange, error->status, json, error->retry_after_s);
 }
 
@@ -220,6 +222,7 @@ static void check_framing(struct exchange *exchange) {
 static void check_headers(struct exchange *exchange, const char *path, const char *method) {
     struct server *server = exchange->server;
     const char *tail = NULL;
+    exchange->is_anthropic = route_is_anthropic(path);
     check_framing(exchange);
     if (exchange->error.status) return;
     exchange->route = cors_preflight(exchange, method);
@@ -227,9 +230,10 @@ static void check_headers(struct exchange *exchange, const char *path, const cha
     if (!exchange->route) return;
     if (tail) exchange->tail = strdup(tail);
     if (!exchange->route->is_open &&
-        !auth_allows(&server->options.auth, header(exchange->connection, MHD_HTTP_HEADER_AUTHORIZATION))) {
+        !auth_allows(&server->options.auth, header(exchange->connection, MHD_HTTP_HEADER_AUTHORIZATION)) &&
+        !auth_allows_key(&server->options.auth, header(exchange->connection, "x-api-key"))) {
         api_error_set(&exchange->error, 401, NULL, "invalid_api_key",
-                      "a valid API key is needed in the header \"Authorization: Bearer KEY\"");
+                      "a valid API key is needed in the header \"Authorization: Bearer KEY\", or \"x-api-key: KEY\"");
     } else if (exchange->length > (unsigned long long)server->options.max_body_bytes) {
         body_too_large(exchange);
     }

@@ -34,6 +34,7 @@ struct exchange {
     size_t received;           /* of it, so far */
     struct buffer body;
     struct api_error error; /* found before the body was read */
+    bool is_anthropic;      /* how errors look */
     bool is_ambiguous;      /* where its body ends, so the connection is closed */
     bool is_ollama;         /* by its path: errors have Ollama's shape */
     bool has_place;         /* is one of server.n_answers */
@@ -42,7 +43,7 @@ struct exchange {
     struct answer *answer;  /* NULL until one is submitted */
 };
 
-enum http_method { HTTP_GET, HTTP_POST, HTTP_DELETE };
+enum http_method { HTTP_GET, HTTP_POST, HTTP_DELETE, HTTP_ANY };
 
 struct route {
     const char *path; /* ends with "/": everything below it */
@@ -54,6 +55,8 @@ struct route {
 
 /* routes.c: the route of a request, or NULL with 404 or 405 in `error`. */
 const struct route *route_find(const char *path, const char *method, const char **tail, struct api_error *error);
+/* Whether Anthropic's API is what is spoken there. */
+bool route_is_anthropic(const char *path);
 
 /* Replies take `json`, `body` over. NULL becomes an error of memory. */
 enum MHD_Result http_reply_json(struct exchange *exchange, int status, json_t *json);

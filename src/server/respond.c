@@ -8,14 +8,21 @@
 #include "server/respond_llama.h"
 #include "server/respond_message.h"
 #include "server/respond_ollama.h"
+#include "server/respond_anthropic.h"
+#include "server/respond_responses.h"
+
+static const char *id_prefix(enum api_kind kind) {
+    if (kind == API_MESSAGES) return "msg_";
+    if (kind == API_RESPONSES) return "resp_";
+    return kind == API_CHAT ? "chatcmpl-" : "cmpl-";
+}
 
 void respond_head_init(struct respond_head *head, const struct api_request *request, const char *fingerprint) {
     uint64_t random[2] = {0};
     if (getrandom(random, sizeof random, 0) < 0) random[0] = (uint64_t)(uintptr_t)head; /* ids need not be secret */
     *head = (struct respond_head){
         .created = time(NULL), .started_s = clock_now_s(), .fingerprint = fingerprint, .request = request};
-    snprintf(head->id, sizeof head->id, "%s-%016" PRIx64 "%016" PRIx64, request->kind == API_CHAT ? "chatcmpl" : "cmpl",
-             random[0], random[1]);
+    snprintf(head->id, sizeof head->id, "%s%016" PRIx64 "%016" PRIx64, id_prefix(request->kind), random[0], random[1]);
 }
 
 static json_t *finish_reason(const struct choice *choice) {
@@ -98,6 +105,8 @@ static json_t *chat_choice(struct choice *choice) {
 json_t *respond_whole(const struct respond_head *head, struct choice *choices, int n_choices) {
     if (api_is_llama(head->request->kind)) return respond_llama_whole(head, choices, n_choices);
     if (api_is_ollama(head->request->kind)) return respond_ollama_whole(head, choices);
+    if (head->request->kind == API_MESSAGES) return respond_anthropic_whole(head, choices);
+    if (head->request->kind == API_RESPONSES) return respond_responses_whole(head, choices);
     json_t *list = json_array();
     for (int i = 0; i < n_choices; i++) {
         json_array_append_new(list, head->request->kind == API_CHAT ? chat_choice(&choices[i])
@@ -140,6 +149,11 @@ json_t *respond_chat_end(const struct respond_head *head, struct choice *choice)
                  json_pack("{s:i, s:{}, s:o, s:o, s:o}", "index", choice->index, "delta", "logprobs",
                            choice_take_logprobs(choice), "finish_reason", finish_reason(choice), "stop_reason",
                            stop_reason(choice)));
+}
+
+json_t *respond_error(const struct respond_head *head, const struct api_error *error) {
+    if (api_is_ollama(head->request->kind)) return api_error_json_plain(error);
+    return head->request->kind == API_MESSAGES ? api_error_anthropic(error) : api_error_json(error);
 }
 
 json_t *respond_usage_chunk(const struct respond_head *head, const struct choice *choices, int n_choices) {

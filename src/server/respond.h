@@ -25,6 +25,8 @@ json_t *respond_chat_role(const struct respond_head *head, const struct choice *
 json_t *respond_chat_piece(const struct respond_head *head, struct choice *choice, const struct message_piece *piece);
 json_t *respond_chat_logprobs(const struct respond_head *head, struct choice *choice);
 json_t *respond_chat_end(const struct respond_head *head, struct choice *choice);
+/* Why there is no answer. */
+json_t *respond_error(const struct respond_head *head, const struct api_error *error);
 /* The extra last chunk of stream_options.include_usage. */
 json_t *respond_usage_chunk(const struct respond_head *head, const struct choice *choices, int n_choices);
 

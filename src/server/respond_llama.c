@@ -2,14 +2,7 @@
 
 #include <stdlib.h>
 #include <string.h>
-
-/* Objects are built key by key: a value without memory makes the whole fail at its end, not a key go missing. */
-static void put(json_t **object, const char *key, json_t *value) {
-    if (*object && value && json_object_set_new(*object, key, value) == 0) return;
-    if (!*object || !value) json_decref(value);
-    json_decref(*object);
-    *object = NULL;
-}
+#include "server/put.h"
 
 /* --- times --------------------------------------------------------------------------------------- */
 

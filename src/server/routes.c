@@ -54,6 +54,23 @@ static enum MHD_Result handle_ollama_chat(struct exchange *exchange) {
     return handle_generation(exchange, API_OLLAMA_CHAT);
 }
 
+/* Anthropic's */
+static enum MHD_Result handle_messages(struct exchange *exchange) {
+    return handle_generation(exchange, API_MESSAGES);
+}
+
+static enum MHD_Result handle_responses(struct exchange *exchange) {
+    return handle_generation(exchange, API_RESPONSES);
+}
+
+/* One that was given before, which is not kept. */
+static enum MHD_Result handle_response(struct exchange *exchange) {
+    struct api_error error = {0};
+    api_error_set(&error, 404, NULL, "not_found", "there is no response \"%.100s\": answers are not kept here",
+                  exchange->tail);
+    return http_reply_error(exchange, &error);
+}
+
 /* --- models -------------------------------------------------------------------------------------- */
 
 static json_t *model_json(const struct exchange *exchange, const char *name) {
@@ -144,6 +161,10 @@ static enum MHD_Result handle_apply_template(struct exchange *exchange) {
     return handle_text(exchange, text_api_apply_template);
 }
 
+static enum MHD_Result handle_count(struct exchange *exchange) {
+    return handle_text(exchange, text_api_count);
+}
+
 /* --- the table ----------------------------------------------------------------------------------- */
 
 static const struct route ROUTES[] = {
@@ -155,6 +176,11 @@ static const struct route ROUTES[] = {
     {"/beta/completions", HTTP_POST, false, true, handle_completion},
     {"/completion", HTTP_POST, false, true, handle_llama},
     {"/infill", HTTP_POST, false, true, handle_infill},
+    {"/v1/messages", HTTP_POST, false, true, handle_messages},
+    {"/v1/messages/count_tokens", HTTP_POST, false, true, handle_count},
+    {"/v1/responses", HTTP_POST, false, true, handle_responses},
+    {"/responses", HTTP_POST, false, true, handle_responses},
+    {"/v1/responses/", HTTP_ANY, false, false, handle_response},
     {"/v1/models", HTTP_GET, false, true, handle_models},
     {"/v1/models/", HTTP_GET, false, true, handle_model},
     {"/models", HTTP_GET, false, true, handle_models},
@@ -201,6 +227,7 @@ const struct route *route_find(const char *path, const char *method, const char 
     for (size_t i = 0; i < sizeof ROUTES / sizeof *ROUTES; i++) {
         const struct route *route = &ROUTES[i];
         if (!is_at(route, path, tail)) continue;
+        if (route->method == HTTP_ANY) return route;
         const char *allow = ALLOW[route->method];
         size_t n = strcspn(allow, ",");
         if (strlen(method) == n && strncmp(allow, method, n) == 0) return route;
@@ -211,4 +238,10 @@ const struct route *route_find(const char *path, const char *method, const char 
     }
     api_error_set(error, 404, NULL, "not_found", "there is nothing at %.200s", path);
     return NULL;
+}
+
+bool route_is_anthropic(const char *path) {
+    static const char FRONT[] = "/v1/messages";
+    char next = strncmp(path, FRONT, sizeof FRONT - 1) ? 'x' : path[sizeof FRONT - 1];
+    return next == 0 || next == '/';
 }

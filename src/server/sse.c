@@ -1,18 +1,14 @@
 #include "server/sse.h"
+#include "server/frame.h"
 #include "server/respond_llama.h"
 #include "server/respond_message.h"
 #include "server/respond_ollama.h"
+#include "server/respond_anthropic.h"
+#include "server/respond_responses.h"
 
 /* Takes `json` over. */
 static int add_frame(struct buffer *out, json_t *json) {
-    char *text = json ? json_dumps(json, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
-    json_decref(json);
-    if (!text) return -1;
-    buffer_add_text(out, "data: ");
-    buffer_add_text(out, text);
-    buffer_add_text(out, "\n\n");
-    free(text);
-    return out->failed ? -1 : 0;
+    return frame_add(out, NULL, json);
 }
 
 /* Takes `json` over: Ollama's frame is a line. */
@@ -74,6 +70,8 @@ int sse_add_event(struct buffer *out, const struct respond_head *head, struct ch
     if (head->request->kind == API_CHAT) return add_chat(out, head, choice);
     if (api_is_llama(head->request->kind)) return add_llama(out, head, choice);
     if (api_is_ollama(head->request->kind)) return add_ollama(out, head, choice);
+    if (head->request->kind == API_MESSAGES) return respond_anthropic_stream(out, head, choice);
+    if (head->request->kind == API_RESPONSES) return respond_responses_stream(out, head, choice);
     if (choice->text.size == 0 && !choice->logprobs && choice->finish == FINISH_NONE) return 0;
     return add_frame(out, respond_chunk(head, choice));
 }
@@ -82,17 +80,22 @@ int sse_add_end(struct buffer *out, const struct respond_head *head, const struc
     int code = 0;
     if (api_is_ollama(head->request->kind)) return 0;
     if (head->request->include_usage) code = add_frame(out, respond_usage_chunk(head, choices, n_choices));
-    if (!api_is_llama(head->request->kind)) buffer_add_text(out, "data: [DONE]\n\n");
+    bool says_done = !api_is_llama(head->request->kind) && !api_is_translated(head->request->kind);
+    if (says_done) buffer_add_text(out, "data: [DONE]\n\n");
     return out->failed ? -1 : code;
 }
 
-int sse_add_error(struct buffer *out, const struct respond_head *head, const struct api_error *error) {
+int sse_add_error(struct buffer *out, const struct respond_head *head, struct choice *choices,
+                  const struct api_error *error) {
     if (api_is_ollama(head->request->kind)) return add_line(out, api_error_json_plain(error));
+    if (head->request->kind == API_MESSAGES) return respond_anthropic_error(out, error);
+    if (head->request->kind == API_RESPONSES) return respond_responses_error(out, head, choices, error);
     return add_frame(out, api_error_json(error));
 }
 
 int sse_add_ping(struct buffer *out, const struct respond_head *head) {
     if (api_is_ollama(head->request->kind)) return add_line(out, respond_ollama_ping(head));
+    if (head->request->kind == API_MESSAGES) return respond_anthropic_ping(out);
     buffer_add_text(out, ": ping\n\n");
     return out->failed ? -1 : 0;
 }

@@ -10,8 +10,9 @@ int sse_add_event(struct buffer *out, const struct respond_head *head, struct ch
                   const struct token_event *event);
 /* The usage, if asked for, and [DONE]; Ollama's last object has said all. */
 int sse_add_end(struct buffer *out, const struct respond_head *head, const struct choice *choices, int n_choices);
-int sse_add_error(struct buffer *out, const struct respond_head *head, const struct api_error *error);
-/* A comment, or an object without text: keeps proxies from giving up, and shows whether the client still listens. */
+int sse_add_error(struct buffer *out, const struct respond_head *head, struct choice *choices,
+                  const struct api_error *error);
+/* A comment, or what the API has for it: keeps proxies from giving up, and shows whether the client still listens. */
 int sse_add_ping(struct buffer *out, const struct respond_head *head);
 
 #endif

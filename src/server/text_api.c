@@ -165,3 +165,13 @@ json_t *text_api_detokenize(const struct api_model *model, const char *body, siz
 json_t *text_api_apply_template(const struct api_model *model, const char *body, size_t size, struct api_error *error) {
     return answer_body(apply_template, model, body, size, error);
 }
+
+/* Parsed as the request that it may become, so that what is counted is what will be computed. */
+json_t *text_api_count(const struct api_model *model, const char *body, size_t size, struct api_error *error) {
+    struct api_request request;
+    int code = api_request_parse(&request, API_COUNT, model, body, size, error);
+    json_t *answer = code ? NULL : json_pack("{s:I}", "input_tokens", (json_int_t)request.prompts[0].ids.n);
+    if (!code && !answer) api_error_no_memory(error);
+    api_request_free(&request);
+    return answer;
+}

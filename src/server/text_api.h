@@ -1,4 +1,4 @@
-/* server/text_api.h - POST /tokenize, /detokenize and /apply-template. The fields used choose the shape of the answer: vLLM's
+/* server/text_api.h - POST /tokenize, /detokenize, /apply-template, and Anthropic's count_tokens. The fields used choose the shape of the answer: vLLM's
  * (`prompt` or `messages`) or llama.cpp's (`content`). Includes: server/api.h. */
 #ifndef MOEBIUS_SERVER_TEXT_API_H
 #define MOEBIUS_SERVER_TEXT_API_H
@@ -8,6 +8,6 @@
 /* The answer, the caller's; NULL with `error`. */
 typedef json_t *text_api_function(const struct api_model *model, const char *body, size_t size,
                                   struct api_error *error);
-text_api_function text_api_tokenize, text_api_detokenize, text_api_apply_template;
+text_api_function text_api_tokenize, text_api_detokenize, text_api_apply_template, text_api_count;
 
 #endif

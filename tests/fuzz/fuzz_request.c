@@ -1,7 +1,7 @@
 /* tests/fuzz/fuzz_request.c - a request's body is refused with an error that can be sent, or becomes prompts
  * and settings that the scheduler may have. Every body is read as a chat, a completion, by llama.cpp's two and Ollama's
- * two, and for /tokenize, /detokenize and /apply-template; the tokenizer is a tiny one made here, the chat template
- * one of ours by the body's length. */
+ * two, as Anthropic's messages and OpenAI's responses, and for /tokenize, /detokenize, /apply-template and count_tokens;
+ * the tokenizer is a tiny one made here, the chat template one of ours by the body's length. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -45,6 +45,7 @@ static void check_error(const struct api_error *error) {
     require(error->status >= 400 && error->status < 600 && error->message[0]);
     check_json(api_error_json(error));
     check_json(api_error_json_plain(error));
+    check_json(api_error_anthropic(error));
 }
 
 static void check_request(const struct api_request *request, const struct api_model *model) {
@@ -103,8 +104,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     try_request(&model, API_INFILL, body, size);
     try_request(&model, API_OLLAMA_GENERATE, body, size);
     try_request(&model, API_OLLAMA_CHAT, body, size);
+    try_request(&model, API_MESSAGES, body, size);
+    try_request(&model, API_RESPONSES, body, size);
     try_text(&model, text_api_tokenize, body, size);
     try_text(&model, text_api_detokenize, body, size);
     try_text(&model, text_api_apply_template, body, size);
+    try_text(&model, text_api_count, body, size);
     return 0;
 }

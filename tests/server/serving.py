@@ -211,6 +211,20 @@ def parse_events(body):
     return chunks
 
 
+def parse_named_events(body):
+    """The objects of an SSE body whose events have names, each the same as its object's type; no [DONE]."""
+    assert body.endswith(b"\n\n"), body[-200:]
+    objects = []
+    for frame in body.decode("utf-8")[:-2].split("\n\n"):
+        if frame.startswith(":"):
+            continue
+        name, data = frame.split("\n")
+        assert name.startswith("event: ") and data.startswith("data: "), frame
+        objects.append(json.loads(data.removeprefix("data: ")))
+        assert objects[-1]["type"] == name.removeprefix("event: "), frame
+    return objects
+
+
 def texts_of(chunks):
     """index -> text, from chunks of either endpoint."""
     texts = {}

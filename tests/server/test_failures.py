@@ -3,6 +3,7 @@ with the place; the server goes on."""
 
 import json
 
+import anthropic
 import numpy as np
 import openai
 import pytest
@@ -66,6 +67,21 @@ def test_the_client_raises(server):
             for _ in stream:
                 pass
     assert "layer" in caught.value.message
+
+
+def test_messages_and_responses(server):
+    """Each API has its own last event."""
+    fields = {"temperature": 0, "logit_bias": {str(POISON): 100}}
+    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as client, pytest.raises(anthropic.APIStatusError) as caught:
+        with client.messages.stream(model=server.model, max_tokens=20, messages=[{"role": "user", "content": PROMPT}],
+                                    extra_body=fields) as stream:
+            for _ in stream:
+                pass
+    assert caught.value.body["error"]["type"] == "api_error" and "layer" in caught.value.body["error"]["message"]
+    with server.client() as client, client.responses.stream(model=server.model, input=PROMPT, extra_body=fields) as stream:
+        last = list(stream)[-1]
+    assert last.type == "response.failed" and last.response.status == "failed"
+    assert last.response.error.code == "server_error" and "layer" in last.response.error.message
 
 
 def test_it_is_counted(server):

@@ -66,7 +66,7 @@ static void test_lines_of_json(void **state) {
         assert_true(json_is_false(json_object_get(ping, "done")));
         json_decref(ping);
         buffer_consume(&out, out.size);
-        assert_int_equal(sse_add_error(&out, &head, &error), 0);
+        assert_int_equal(sse_add_error(&out, &head, NULL, &error), 0);
         buffer_add(&out, "", 1);
         assert_string_equal(out.data, "{\"error\":\"why\"}\n");
         buffer_free(&out);
