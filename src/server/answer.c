@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "server/sse.h"
 #include "base/clock.h"
 
 /* What the engine thread knows a choice by. */
@@ -260,8 +259,9 @@ static int take_event(struct answer *answer, const struct token_event *event) {
         find_failure(answer, event->finish);
         return 0;
     }
-    if (answer->request.stream) return sse_add_event(&answer->out, &answer->head, choice, event);
-    return choice_take(choice, event);
+    int code = choice_take(choice, event);
+    if (code || !answer->request.stream || event->is_prompt) return code; /* an echo goes out with the first token */
+    return answer->head.dialect->stream(&answer->out, &answer->head, choice);
 }
 
 static void take_events(struct answer *answer, struct token_event *events) {
@@ -280,7 +280,7 @@ json_t *answer_take(struct answer *answer, struct api_error *error) {
     take_events(answer, events);
     json_t *json = NULL;
     if (!find_failure(answer, FINISH_NONE)) {
-        json = respond_whole(&answer->head, answer->choices, answer->n_choices);
+        json = answer->head.dialect->whole(&answer->head, answer->choices, answer->n_choices);
         if (!json) api_error_no_memory(&answer->failure);
     }
     if (!json) *error = answer->failure;
@@ -292,13 +292,21 @@ json_t *answer_take(struct answer *answer, struct api_error *error) {
 static void fill_whole(struct answer *answer) {
     struct api_error error = {0};
     json_t *json = answer_take(answer, &error);
-    if (!json) json = respond_error(&answer->head, &error);
+    if (!json) json = answer->head.dialect->error(&error);
     char *text = json ? json_dumps(json, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
     json_decref(json);
     if (text) buffer_add_text(&answer->out, text);
     if (!text) answer->out.failed = true;
     free(text);
     answer->written = true;
+}
+
+static int stream_end(struct answer *answer, bool failed) {
+    const struct dialect *dialect = answer->head.dialect;
+    answer->written = true;
+    if (failed) return dialect->stream_error(&answer->out, &answer->head, answer->choices, &answer->failure);
+    if (!dialect->stream_end) return 0;
+    return dialect->stream_end(&answer->out, &answer->head, answer->choices, answer->n_choices);
 }
 
 /* Appends what the queue holds to `out`, or goes to sleep if that is nothing. False: asleep, and perhaps
@@ -314,7 +322,9 @@ static bool fill_out(struct answer *answer) {
     pthread_mutex_unlock(&answer->lock);
     if (sleeps) return false;
 
-    if (ping && !events && streams && sse_add_ping(&answer->out, &answer->head)) answer->out.failed = true;
+    if (ping && !events && streams && answer->head.dialect->stream_ping(&answer->out, &answer->head)) {
+        answer->out.failed = true;
+    }
     if (!streams) {
         if (ping) buffer_add_text(&answer->out, "\n");
         if (done) fill_whole(answer);
@@ -323,10 +333,7 @@ static bool fill_out(struct answer *answer) {
     take_events(answer, events);
     bool failed = find_failure(answer, FINISH_NONE);
     if (!failed && answer->n_open > 0) return true;
-    answer->written = true;
-    int code = failed ? sse_add_error(&answer->out, &answer->head, answer->choices, &answer->failure)
-                      : sse_add_end(&answer->out, &answer->head, answer->choices, answer->n_choices);
-    if (code) answer->out.failed = true;
+    if (stream_end(answer, failed)) answer->out.failed = true;
     return true;
 }
 

@@ -4,12 +4,12 @@
  * Threads: all functions are the I/O thread's but answer_cancel, answer_ping, answer_is_stalled and
  * answer_silent_s, which the watcher calls too. Lifetime: the owner's reference ends with answer_release;
  * each submitted choice holds another until its last event, so the memory outlives a client that goes away.
- * Includes: base, sched, server/respond.h. */
+ * Includes: base, sched, server/dialect.h. */
 #ifndef MOEBIUS_SERVER_ANSWER_H
 #define MOEBIUS_SERVER_ANSWER_H
 
 #include <sys/types.h>
-#include "server/respond.h"
+#include "server/dialect.h"
 
 /* How the reader of an answer sleeps and is woken: both are called under the answer's lock, in turns, sleep
  * first. Wake may come from any thread. */

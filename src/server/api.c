@@ -263,8 +263,7 @@ static void check_context(struct api_job *job) {
     const char *param = request->kind == API_RESPONSES ? "input" : api_is_chat(request->kind) ? "messages" : "prompt";
     bool scores_only = request->sched.max_tokens == 0, takes_rest = request->sched.max_tokens < 0;
     /* n_predict, and the max_tokens of the translated, are the most, not the least. */
-    bool is_most =
-        api_is_llama(request->kind) || api_is_ollama(request->kind) || api_is_translated(request->kind);
+    bool is_most = api_is_llama(request->kind) || api_is_ollama(request->kind) || api_is_translated(request->kind);
     if (is_most && !scores_only) takes_rest = true;
     size_t answer = takes_rest ? 1 : (size_t)request->sched.max_tokens;
     for (int i = 0; i < request->n_prompts; i++) {

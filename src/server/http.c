@@ -55,10 +55,7 @@ static enum MHD_Result reply_json(struct exchange *exchange, int status, json_t 
 }
 
 enum MHD_Result http_reply_error(struct exchange *exchange, const struct api_error *error) {
-    json_t *json = exchange->is_ollama      ? api_error_json_plain(error)
-                   : exchange->is_anthropic ? api_error_anthropic(error)
-                                            : api_error_json(error);
-    return reply_json(exchange, error->status, json, error->retry_after_s);
+    return reply_json(exchange, error->status, exchange->dialect->error(error), error->retry_after_s);
 }
 
 enum MHD_Result http_reply_json(struct exchange *exchange, int status, json_t *json) {
@@ -141,8 +138,8 @@ static enum MHD_Result start_answer(struct exchange *exchange) {
     prepare_job_free(&exchange->job);
     if (code) return http_reply_error(exchange, &exchange->job.error);
     watch_begin(exchange->server->watch, exchange->watched, exchange->answer);
-    const char *content_type = exchange->is_ollama ? "application/x-ndjson" : "text/event-stream";
-    return answer_is_stream(exchange->answer) ? start_stream(exchange, content_type) : finish_answer(exchange);
+    return answer_is_stream(exchange->answer) ? start_stream(exchange, exchange->dialect->stream_type)
+                                              : finish_answer(exchange);
 }
 
 static enum MHD_Result reply_text(struct exchange *exchange) {
@@ -222,7 +219,6 @@ static void check_framing(struct exchange *exchange) {
 static void check_headers(struct exchange *exchange, const char *path, const char *method) {
     struct server *server = exchange->server;
     const char *tail = NULL;
-    exchange->is_anthropic = route_is_anthropic(path);
     check_framing(exchange);
     if (exchange->error.status) return;
     exchange->route = cors_preflight(exchange, method);
@@ -245,7 +241,7 @@ static struct exchange *exchange_create(struct server *server, struct MHD_Connec
     if (!exchange) return NULL;
     exchange->server = server;
     exchange->connection = connection;
-    exchange->is_ollama = !strncmp(path, "/api/", strlen("/api/"));
+    exchange->dialect = dialect_at(path);
     const char *length = header(connection, MHD_HTTP_HEADER_CONTENT_LENGTH);
     exchange->length = length ? strtoull(length, NULL, 10) : 0;
     exchange->watched = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT)->socket_context;

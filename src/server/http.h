@@ -28,15 +28,14 @@ struct exchange {
     struct server *server;
     struct MHD_Connection *connection;
     struct watched *watched;
-    const struct route *route; /* NULL: `error` says why */
-    char *tail;                /* what follows a route's prefix, or NULL */
-    unsigned long long length; /* of the body, by its header; 0 if it does not say */
-    size_t received;           /* of it, so far */
+    const struct dialect *dialect; /* of errors that come before an answer */
+    const struct route *route;     /* NULL: `error` says why */
+    char *tail;                    /* what follows a route's prefix, or NULL */
+    unsigned long long length;     /* of the body, by its header; 0 if it does not say */
+    size_t received;               /* of it, so far */
     struct buffer body;
     struct api_error error; /* found before the body was read */
-    bool is_anthropic;      /* how errors look */
     bool is_ambiguous;      /* where its body ends, so the connection is closed */
-    bool is_ollama;         /* by its path: errors have Ollama's shape */
     bool has_place;         /* is one of server.n_answers */
     struct prepare_job job; /* what is done with the body */
     bool is_preparing;      /* on the other thread */
@@ -55,8 +54,6 @@ struct route {
 
 /* routes.c: the route of a request, or NULL with 404 or 405 in `error`. */
 const struct route *route_find(const char *path, const char *method, const char **tail, struct api_error *error);
-/* Whether Anthropic's API is what is spoken there. */
-bool route_is_anthropic(const char *path);
 
 /* Replies take `json`, `body` over. NULL becomes an error of memory. */
 enum MHD_Result http_reply_json(struct exchange *exchange, int status, json_t *json);

@@ -1,6 +1,6 @@
-#include "server/respond_anthropic.h"
-
+/* Answers as Anthropic's POST /v1/messages gives them: a message of blocks, whole or told block by block. */
 #include <string.h>
+#include "server/dialect.h"
 #include "server/frame.h"
 #include "server/put.h"
 
@@ -112,7 +112,8 @@ static const struct parts_writer WRITER = {block_begin, block_grow, block_end, N
 
 /* --- whole, and streamed ------------------------------------------------------------------------- */
 
-json_t *respond_anthropic_whole(const struct respond_head *head, struct choice *choice) {
+static json_t *messages_whole(const struct respond_head *head, struct choice *choice, int n_choices) {
+    (void)n_choices; /* one */
     struct parts *parts = &choice->parts;
     json_t *content = json_array();
     int code = choice_take_parts(choice, &WRITER);
@@ -139,7 +140,7 @@ static int end(struct parts *parts, const struct choice *choice) {
     return code ? code : add(parts, "message_stop", json_pack("{s:s}", "type", "message_stop"));
 }
 
-int respond_anthropic_stream(struct buffer *out, const struct respond_head *head, struct choice *choice) {
+static int messages_stream(struct buffer *out, const struct respond_head *head, struct choice *choice) {
     struct parts *parts = &choice->parts;
     parts->out = out;
     int code = parts->has_begun ? 0 : begin(parts, head, choice);
@@ -149,10 +150,23 @@ int respond_anthropic_stream(struct buffer *out, const struct respond_head *head
     return code ? code : end(parts, choice);
 }
 
-int respond_anthropic_ping(struct buffer *out) {
+static int messages_stream_error(struct buffer *out, const struct respond_head *head, struct choice *choices,
+                                 const struct api_error *error) {
+    (void)head, (void)choices;
+    return frame_add(out, "error", api_error_anthropic(error));
+}
+
+static int messages_stream_ping(struct buffer *out, const struct respond_head *head) {
+    (void)head;
     return frame_add(out, "ping", json_pack("{s:s}", "type", "ping"));
 }
 
-int respond_anthropic_error(struct buffer *out, const struct api_error *error) {
-    return frame_add(out, "error", api_error_anthropic(error));
-}
+const struct dialect dialect_messages = {
+    .id_prefix = "msg_",
+    .stream_type = "text/event-stream",
+    .error = api_error_anthropic,
+    .whole = messages_whole,
+    .stream = messages_stream,
+    .stream_error = messages_stream_error,
+    .stream_ping = messages_stream_ping,
+};

@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include "server/frame.h"
 #include "server/put.h"
 
 /* --- times --------------------------------------------------------------------------------------- */
@@ -146,13 +147,13 @@ static json_t *begin(struct choice *choice, bool ends) {
     return object;
 }
 
-json_t *respond_llama_piece(const struct respond_head *head, struct choice *choice) {
+static json_t *piece(const struct respond_head *head, struct choice *choice) {
     json_t *object = begin(choice, false);
     if (head->request->timings) put(&object, "timings", respond_timings(choice));
     return object;
 }
 
-json_t *respond_llama_end(const struct respond_head *head, struct choice *choice) {
+static json_t *end(const struct respond_head *head, struct choice *choice) {
     const struct api_request *request = head->request;
     const char *word = choice_stop_string(choice);
     json_t *object = begin(choice, true);
@@ -168,13 +169,41 @@ json_t *respond_llama_end(const struct respond_head *head, struct choice *choice
     return only_wanted(request, object);
 }
 
-json_t *respond_llama_whole(const struct respond_head *head, struct choice *choices, int n_choices) {
-    if (n_choices == 1) return respond_llama_end(head, choices);
+static json_t *llama_whole(const struct respond_head *head, struct choice *choices, int n_choices) {
+    if (n_choices == 1) return end(head, choices);
     json_t *list = json_array();
     for (int i = 0; i < n_choices; i++) {
-        if (json_array_append_new(list, respond_llama_end(head, &choices[i])) == 0) continue;
+        if (json_array_append_new(list, end(head, &choices[i])) == 0) continue;
         json_decref(list);
         return NULL;
     }
     return list;
 }
+
+/* Pieces, then an end without text. */
+static int llama_stream(struct buffer *out, const struct respond_head *head, struct choice *choice) {
+    int code = choice->text.size > 0 ? frame_add(out, NULL, piece(head, choice)) : 0;
+    if (!code && choice->finish != FINISH_NONE) code = frame_add(out, NULL, end(head, choice));
+    return code;
+}
+
+static int llama_stream_error(struct buffer *out, const struct respond_head *head, struct choice *choices,
+                              const struct api_error *error) {
+    (void)head, (void)choices;
+    return frame_add(out, NULL, api_error_json(error));
+}
+
+static int llama_stream_ping(struct buffer *out, const struct respond_head *head) {
+    (void)head;
+    return frame_add_comment(out);
+}
+
+const struct dialect dialect_llama = {
+    .id_prefix = "cmpl-",
+    .stream_type = "text/event-stream",
+    .error = api_error_json,
+    .whole = llama_whole,
+    .stream = llama_stream,
+    .stream_error = llama_stream_error,
+    .stream_ping = llama_stream_ping,
+};

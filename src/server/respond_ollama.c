@@ -2,6 +2,7 @@
 
 #include <stdio.h>
 #include "base/clock.h"
+#include "server/frame.h"
 
 const char *ollama_time(char *text, const struct timespec *time) {
     struct tm tm;
@@ -134,20 +135,16 @@ static json_t *add_logprobs(struct choice *choice, json_t *object) {
 }
 
 /* A call is shown when it is whole. */
-bool respond_ollama_has_piece(const struct choice *choice) {
+static bool has_piece(const struct choice *choice) {
     int n = message_count(&choice->message);
     enum message_kind last = n > 0 ? message_at(&choice->message, n - 1).kind : MESSAGE_CALL;
     bool is_open = last == MESSAGE_CALL || last == MESSAGE_ARGUMENTS;
     return n > 0 && (!is_open || choice->finish != FINISH_NONE);
 }
 
-json_t *respond_ollama_piece(const struct respond_head *head, struct choice *choice) {
-    bool has_piece = respond_ollama_has_piece(choice); /* else it is about logprobs alone */
-    return add_logprobs(choice, begin(head, has_piece ? &choice->message : NULL, false));
-}
-
-json_t *respond_ollama_ping(const struct respond_head *head) {
-    return begin(head, NULL, false);
+static json_t *piece(const struct respond_head *head, struct choice *choice) {
+    const bool is_logprobs_alone = !has_piece(choice);
+    return add_logprobs(choice, begin(head, is_logprobs_alone ? NULL : &choice->message, false));
 }
 
 /* At least one where there is something to divide by it. */
@@ -179,7 +176,7 @@ static json_t *context(struct choice *choice) {
     return NULL;
 }
 
-json_t *respond_ollama_end(const struct respond_head *head, struct choice *choice) {
+static json_t *end(const struct respond_head *head, struct choice *choice) {
     const char *reason = choice->finish == FINISH_LENGTH ? "length" : "stop";
     json_t *object = begin(head, &choice->message, true);
     object = add_logprobs(choice, with(object, json_pack("{s:s}", "done_reason", reason)));
@@ -188,7 +185,37 @@ json_t *respond_ollama_end(const struct respond_head *head, struct choice *choic
     return with(object, metrics(head, choice));
 }
 
-json_t *respond_ollama_whole(const struct respond_head *head, struct choice *choices) {
-    if (!head->request->only_loads) return respond_ollama_end(head, choices);
+static json_t *ollama_whole(const struct respond_head *head, struct choice *choices, int n_choices) {
+    (void)n_choices; /* one, or none */
+    if (!head->request->only_loads) return end(head, choices);
     return with(begin(head, NULL, true), json_pack("{s:s}", "done_reason", "load"));
 }
+
+/* A call is one object: it waits until it is whole. */
+static int ollama_stream(struct buffer *out, const struct respond_head *head, struct choice *choice) {
+    bool ends = choice->finish != FINISH_NONE, shows = has_piece(choice) || (choice->logprobs && !ends);
+    int code = shows ? frame_add_line(out, piece(head, choice)) : 0;
+    if (!code && ends) code = frame_add_line(out, end(head, choice));
+    return code;
+}
+
+static int ollama_stream_error(struct buffer *out, const struct respond_head *head, struct choice *choices,
+                               const struct api_error *error) {
+    (void)head, (void)choices;
+    return frame_add_line(out, api_error_json_plain(error));
+}
+
+/* A piece without text: something that every client understands. */
+static int ollama_stream_ping(struct buffer *out, const struct respond_head *head) {
+    return frame_add_line(out, begin(head, NULL, false));
+}
+
+const struct dialect dialect_ollama = {
+    .id_prefix = "cmpl-",
+    .stream_type = "application/x-ndjson",
+    .error = api_error_json_plain,
+    .whole = ollama_whole,
+    .stream = ollama_stream,
+    .stream_error = ollama_stream_error,
+    .stream_ping = ollama_stream_ping,
+};

@@ -1,8 +1,8 @@
-#include "server/respond_responses.h"
-
+/* Answers as OpenAI's POST /v1/responses gives them: a response with a list of items, whole or in numbered events. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
+#include "server/dialect.h"
 #include "server/frame.h"
 #include "server/put.h"
 
@@ -227,7 +227,8 @@ static int begin(const struct view *view, struct parts *parts) {
     return code ? code : add_response(view, parts, "response.in_progress", "in_progress", NULL);
 }
 
-json_t *respond_responses_whole(const struct respond_head *head, struct choice *choice) {
+static json_t *responses_whole(const struct respond_head *head, struct choice *choice, int n_choices) {
+    (void)n_choices; /* one */
     struct view view = {head, choice};
     const struct parts_writer writer = {item_begin, item_grow, item_end, &view};
     int code = choice_take_parts(choice, &writer);
@@ -235,7 +236,7 @@ json_t *respond_responses_whole(const struct respond_head *head, struct choice *
     return code ? NULL : response(&view, end_status(choice), NULL);
 }
 
-int respond_responses_stream(struct buffer *out, const struct respond_head *head, struct choice *choice) {
+static int responses_stream(struct buffer *out, const struct respond_head *head, struct choice *choice) {
     struct view view = {head, choice};
     const struct parts_writer writer = {item_begin, item_grow, item_end, &view};
     struct parts *parts = &choice->parts;
@@ -250,11 +251,27 @@ int respond_responses_stream(struct buffer *out, const struct respond_head *head
                         NULL);
 }
 
-int respond_responses_error(struct buffer *out, const struct respond_head *head, struct choice *choice,
-                            const struct api_error *error) {
+/* The response fails: the last event. */
+static int responses_stream_error(struct buffer *out, const struct respond_head *head, struct choice *choice,
+                                  const struct api_error *error) {
     struct view view = {head, choice};
     struct parts *parts = &choice->parts;
     parts->out = out;
     int code = parts->has_begun ? 0 : begin(&view, parts);
     return code ? code : add_response(&view, parts, "response.failed", "failed", error);
 }
+
+static int responses_stream_ping(struct buffer *out, const struct respond_head *head) {
+    (void)head;
+    return frame_add_comment(out);
+}
+
+const struct dialect dialect_responses = {
+    .id_prefix = "resp_",
+    .stream_type = "text/event-stream",
+    .error = api_error_json,
+    .whole = responses_whole,
+    .stream = responses_stream,
+    .stream_error = responses_stream_error,
+    .stream_ping = responses_stream_ping,
+};

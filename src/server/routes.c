@@ -239,9 +239,3 @@ const struct route *route_find(const char *path, const char *method, const char 
     api_error_set(error, 404, NULL, "not_found", "there is nothing at %.200s", path);
     return NULL;
 }
-
-bool route_is_anthropic(const char *path) {
-    static const char FRONT[] = "/v1/messages";
-    char next = strncmp(path, FRONT, sizeof FRONT - 1) ? 'x' : path[sizeof FRONT - 1];
-    return next == 0 || next == '/';
-}

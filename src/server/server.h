@@ -9,7 +9,7 @@
  *   routes.c  path -> handler
  *   api.c     JSON -> prompts, sampling, limits
  *   answer.c  submit; events come back from the engine thread
- *   sse.c     events -> frames of a stream;  respond.c  events -> JSON objects
+ *   respond_*.c  events -> one API's objects, whole or as frames of a stream (dialect.h)
  *
  * Includes: base, text, sched, model, engine.h; libmicrohttpd in http.c and routes.c only. */
 #ifndef MOEBIUS_SERVER_SERVER_H

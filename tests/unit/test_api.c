@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
-#include "server/sse.h"
+#include "server/dialect.h"
 
 enum { VOCAB = 5000 };
 
@@ -53,7 +53,7 @@ static void test_lines_of_json(void **state) {
         struct buffer out = {0};
         struct api_error error = {.status = 500, .message = "why"};
         respond_head_init(&head, &request, "x");
-        assert_int_equal(sse_add_ping(&out, &head), 0);
+        assert_int_equal(head.dialect->stream_ping(&out, &head), 0);
         const char *end = memchr(out.data, '\n', out.size), *text = NULL;
         assert_ptr_equal(end, out.data + out.size - 1);
         json_t *ping = json_loadb(out.data, out.size, 0, NULL);
@@ -66,7 +66,7 @@ static void test_lines_of_json(void **state) {
         assert_true(json_is_false(json_object_get(ping, "done")));
         json_decref(ping);
         buffer_consume(&out, out.size);
-        assert_int_equal(sse_add_error(&out, &head, NULL, &error), 0);
+        assert_int_equal(head.dialect->stream_error(&out, &head, NULL, &error), 0);
         buffer_add(&out, "", 1);
         assert_string_equal(out.data, "{\"error\":\"why\"}\n");
         buffer_free(&out);
@@ -75,7 +75,7 @@ static void test_lines_of_json(void **state) {
     struct respond_head head;
     struct buffer out = {0};
     respond_head_init(&head, &request, "x");
-    assert_int_equal(sse_add_ping(&out, &head), 0);
+    assert_int_equal(head.dialect->stream_ping(&out, &head), 0);
     buffer_add(&out, "", 1);
     assert_string_equal(out.data, ": ping\n\n");
     buffer_free(&out);

@@ -6,7 +6,7 @@
 #include <cmocka.h>
 #include <string.h>
 #include "server/parts.h"
-#include "server/sse.h"
+#include "server/dialect.h"
 
 static int note_begin(void *context, struct parts *parts, const struct part *part) {
     static const char *const NAMES[] = {"reasoning", "text", "call"};
@@ -90,9 +90,9 @@ static void test_pings(void **state) {
                  {API_MESSAGES, "event: ping\ndata: {\"type\":\"ping\"}\n\n"}};
     for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
         struct api_request request = {.kind = CASES[i].kind};
-        struct respond_head head = {.request = &request};
+        struct respond_head head = {.request = &request, .dialect = dialect_of(request.kind)};
         struct buffer out = {0};
-        assert_int_equal(sse_add_ping(&out, &head), 0);
+        assert_int_equal(head.dialect->stream_ping(&out, &head), 0);
         buffer_add(&out, "", 1);
         assert_string_equal(out.data, CASES[i].frame);
         buffer_free(&out);

@@ -1,29 +1,8 @@
-#include "server/respond.h"
-
-#include <inttypes.h>
-#include <stdio.h>
-#include <string.h>
-#include <sys/random.h>
-#include "base/clock.h"
+/* OpenAI's chats and completions. */
+#include "server/dialect.h"
+#include "server/frame.h"
 #include "server/respond_llama.h"
 #include "server/respond_message.h"
-#include "server/respond_ollama.h"
-#include "server/respond_anthropic.h"
-#include "server/respond_responses.h"
-
-static const char *id_prefix(enum api_kind kind) {
-    if (kind == API_MESSAGES) return "msg_";
-    if (kind == API_RESPONSES) return "resp_";
-    return kind == API_CHAT ? "chatcmpl-" : "cmpl-";
-}
-
-void respond_head_init(struct respond_head *head, const struct api_request *request, const char *fingerprint) {
-    uint64_t random[2] = {0};
-    if (getrandom(random, sizeof random, 0) < 0) random[0] = (uint64_t)(uintptr_t)head; /* ids need not be secret */
-    *head = (struct respond_head){
-        .created = time(NULL), .started_s = clock_now_s(), .fingerprint = fingerprint, .request = request};
-    snprintf(head->id, sizeof head->id, "%s%016" PRIx64 "%016" PRIx64, id_prefix(request->kind), random[0], random[1]);
-}
 
 static json_t *finish_reason(const struct choice *choice) {
     if (choice->finish == FINISH_NONE) return json_null();
@@ -102,11 +81,7 @@ static json_t *chat_choice(struct choice *choice) {
                      stop_reason(choice));
 }
 
-json_t *respond_whole(const struct respond_head *head, struct choice *choices, int n_choices) {
-    if (api_is_llama(head->request->kind)) return respond_llama_whole(head, choices, n_choices);
-    if (api_is_ollama(head->request->kind)) return respond_ollama_whole(head, choices);
-    if (head->request->kind == API_MESSAGES) return respond_anthropic_whole(head, choices);
-    if (head->request->kind == API_RESPONSES) return respond_responses_whole(head, choices);
+static json_t *openai_whole(const struct respond_head *head, struct choice *choices, int n_choices) {
     json_t *list = json_array();
     for (int i = 0; i < n_choices; i++) {
         json_array_append_new(list, head->request->kind == API_CHAT ? chat_choice(&choices[i])
@@ -119,11 +94,9 @@ json_t *respond_whole(const struct respond_head *head, struct choice *choices, i
     return add_timings(head, choices, object(head, object_name(head, false), list, usage(head, choices, n_choices)));
 }
 
-json_t *respond_chunk(const struct respond_head *head, struct choice *choice) {
-    return chunk(head, choice, completion_choice(choice));
-}
+/* --- streams: a chat's chunks are the role, pieces of the message, logprobs without text, the end -- */
 
-json_t *respond_chat_role(const struct respond_head *head, const struct choice *choice) {
+static json_t *role_chunk(const struct respond_head *head, const struct choice *choice) {
     return chunk(head, choice,
                  json_pack("{s:i, s:{s:s, s:s}, s:n, s:n}", "index", choice->index, "delta", "role", "assistant",
                            "content", "", "logprobs", "finish_reason"));
@@ -136,26 +109,93 @@ static json_t *delta_chunk(const struct respond_head *head, struct choice *choic
                            choice_take_logprobs(choice), "finish_reason"));
 }
 
-json_t *respond_chat_piece(const struct respond_head *head, struct choice *choice, const struct message_piece *piece) {
+static json_t *piece_chunk(const struct respond_head *head, struct choice *choice, const struct message_piece *piece) {
     return delta_chunk(head, choice, respond_delta(piece));
 }
 
-json_t *respond_chat_logprobs(const struct respond_head *head, struct choice *choice) {
+static json_t *logprobs_chunk(const struct respond_head *head, struct choice *choice) {
     return delta_chunk(head, choice, json_pack("{s:s}", "content", ""));
 }
 
-json_t *respond_chat_end(const struct respond_head *head, struct choice *choice) {
+static json_t *end_chunk(const struct respond_head *head, struct choice *choice) {
     return chunk(head, choice,
                  json_pack("{s:i, s:{}, s:o, s:o, s:o}", "index", choice->index, "delta", "logprobs",
                            choice_take_logprobs(choice), "finish_reason", finish_reason(choice), "stop_reason",
                            stop_reason(choice)));
 }
 
-json_t *respond_error(const struct respond_head *head, const struct api_error *error) {
-    if (api_is_ollama(head->request->kind)) return api_error_json_plain(error);
-    return head->request->kind == API_MESSAGES ? api_error_anthropic(error) : api_error_json(error);
-}
-
-json_t *respond_usage_chunk(const struct respond_head *head, const struct choice *choices, int n_choices) {
+static json_t *usage_chunk(const struct respond_head *head, const struct choice *choices, int n_choices) {
     return object(head, object_name(head, true), json_array(), usage(head, choices, n_choices));
 }
+
+/* Its pieces; logprobs go with the first. */
+static int add_pieces(struct buffer *out, const struct respond_head *head, struct choice *choice, bool *added) {
+    int code = 0;
+    for (int i = 0; !code && i < message_count(&choice->message); i++) {
+        struct message_piece piece = message_at(&choice->message, i);
+        if (!respond_has_delta(&piece)) continue;
+        code = frame_add(out, NULL, piece_chunk(head, choice, &piece));
+        *added = true;
+    }
+    message_clear(&choice->message);
+    return code;
+}
+
+static int chat_stream(struct buffer *out, const struct respond_head *head, struct choice *choice) {
+    int code = 0;
+    bool ends = choice->finish != FINISH_NONE, added = false;
+    if (!choice->role_sent) code = frame_add(out, NULL, role_chunk(head, choice));
+    choice->role_sent = true;
+    if (!code) code = add_pieces(out, head, choice, &added);
+    /* a token without text (its end, a mark, or half a character) leaves its logprobs to the chunk that ends */
+    if (!code && !added && choice->logprobs && !ends) code = frame_add(out, NULL, logprobs_chunk(head, choice));
+    if (!code && ends) code = frame_add(out, NULL, end_chunk(head, choice));
+    return code;
+}
+
+/* Text, logprobs and the end all in one. */
+static int completion_stream(struct buffer *out, const struct respond_head *head, struct choice *choice) {
+    if (choice->text.size == 0 && !choice->logprobs && choice->finish == FINISH_NONE) return 0;
+    return frame_add(out, NULL, chunk(head, choice, completion_choice(choice)));
+}
+
+/* The usage, if asked for, and [DONE]. */
+static int openai_stream_end(struct buffer *out, const struct respond_head *head, const struct choice *choices,
+                             int n_choices) {
+    int code = head->request->include_usage ? frame_add(out, NULL, usage_chunk(head, choices, n_choices)) : 0;
+    buffer_add_text(out, "data: [DONE]\n\n");
+    return out->failed ? -1 : code;
+}
+
+static int openai_stream_error(struct buffer *out, const struct respond_head *head, struct choice *choices,
+                               const struct api_error *error) {
+    (void)head, (void)choices;
+    return frame_add(out, NULL, api_error_json(error));
+}
+
+static int openai_stream_ping(struct buffer *out, const struct respond_head *head) {
+    (void)head;
+    return frame_add_comment(out);
+}
+
+const struct dialect dialect_chat = {
+    .id_prefix = "chatcmpl-",
+    .stream_type = "text/event-stream",
+    .error = api_error_json,
+    .whole = openai_whole,
+    .stream = chat_stream,
+    .stream_end = openai_stream_end,
+    .stream_error = openai_stream_error,
+    .stream_ping = openai_stream_ping,
+};
+
+const struct dialect dialect_completion = {
+    .id_prefix = "cmpl-",
+    .stream_type = "text/event-stream",
+    .error = api_error_json,
+    .whole = openai_whole,
+    .stream = completion_stream,
+    .stream_end = openai_stream_end,
+    .stream_error = openai_stream_error,
+    .stream_ping = openai_stream_ping,
+};
