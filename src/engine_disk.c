@@ -1,5 +1,6 @@
 #include "engine_disk.h"
 
+#include <assert.h>
 #include <openssl/sha.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,6 +25,7 @@ static void make_key(const struct engine *engine, const char *hash, struct page_
                         o->expert_device, level == CPU_AMX_BF16 ? "amx-bf16" : "any", native ? native : "0", o->kv,
                         o->compute, o->attention, o->batch_invariant, engine->model.layers,
                         kv_row_bytes(&engine->model, (enum kv_format)(o->kv - 1)), KV_PAGE_TOKENS);
+    assert(size > 0 && (size_t)size < sizeof text);
     SHA256((const unsigned char *)text, (size_t)size, key->bytes);
 }
 
