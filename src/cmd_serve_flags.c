@@ -81,8 +81,9 @@ static int own_flags(struct serve_arguments *a, struct cli_flag *out) {
          .type = CLI_STRING,
          .target = &a->engine.cache_folder,
          .value = "DIR",
-         .help = "keep what was computed there too: a server that starts again, or\nwhose memory was too small, reads it "
-                 "instead of computing it (holds\nusers' texts as tokens; default: memory alone)"},
+         .help =
+             "keep what was computed there too: a server that starts again, or\nwhose memory was too small, reads it "
+             "instead of computing it (holds\nusers' texts as tokens; default: memory alone)"},
         {.names = "--prefix-cache-disk",
          .type = CLI_DOUBLE,
          .target = &a->engine.cache_disk_gib,
@@ -413,8 +414,8 @@ int serve_arguments_settle(struct serve_arguments *a, struct mo_error *error) {
                                                                                            : PROMPT_LOGITS;
     int code = check_vllm(a, error);
     if (!code && e->cache_folder && a->no_prefix_caching) {
-        code = mo_error_set(error, MO_E_INVALID,
-                            "--prefix-cache-dir and --no-enable-prefix-caching exclude each other");
+        code =
+            mo_error_set(error, MO_E_INVALID, "--prefix-cache-dir and --no-enable-prefix-caching exclude each other");
     }
     if (!code) code = add_names(a, error);
     if (!code) code = add_origins(a, error);

@@ -33,10 +33,10 @@ struct engine_options {
     const char *like_config;  /* ... a config.json; NULL: none */
     int like_layers;          /* 0: all of them */
     uint64_t like_seed;
-    bool prefix_caching; /* answers share the cache of what their prompts begin with */
+    bool prefix_caching;      /* answers share the cache of what their prompts begin with */
     const char *cache_folder; /* pages that outlive the engine go there; NULL: they do not */
     double cache_disk_gib;    /* that they may take */
-    bool take_cache;     /* take the cache's memory at start: a server's promise */
+    bool take_cache;          /* take the cache's memory at start: a server's promise */
 };
 void engine_options_init(struct engine_options *options);
 

@@ -28,7 +28,7 @@ struct disk {
     struct disk_options options;
     struct disk_folder folder; /* the cache's thread */
     double next_list_s;
-    bool told; /* that nothing can be written */
+    bool told;       /* that nothing can be written */
     int32_t stamped; /* entries before it have been looked at */
     uint8_t *memory; /* of all slots */
 

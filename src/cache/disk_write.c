@@ -8,9 +8,9 @@
 #include "cache/disk_priv.h"
 
 enum {
-    SILENT_S = 60,       /* after an error nothing is written for so long */
-    STAMPS = 64,         /* files a call */
-    LOOKED_AT = 4096,    /* entries a call */
+    SILENT_S = 60,              /* after an error nothing is written for so long */
+    STAMPS = 64,                /* files a call */
+    LOOKED_AT = 4096,           /* entries a call */
     USED_APART_NS = 1000000000, /* a file's time that is so much later than ours: somebody else used it */
 };
 
@@ -142,7 +142,8 @@ static bool write_page(struct disk *disk, const struct disk_slot *slot, double b
         return false;
     }
     int code = write_file(disk, slot, &error);
-    if (code && code != MO_E_NOT_FOUND) tell(disk, error.message); /* not found: somebody cleaned up; the next one will do */
+    if (code && code != MO_E_NOT_FOUND)
+        tell(disk, error.message); /* not found: somebody cleaned up; the next one will do */
     if (!code) disk->told = false;
     return code == 0;
 }
@@ -269,7 +270,8 @@ int disk_list(struct disk *disk, struct mo_error *error) {
         for (int few = 0; few < STAMPS && i < l.n; few++) l.failed |= !merge_file(&disk->index, &l.files[i++]);
         pthread_mutex_unlock(&disk->lock);
     }
-    if (!code && l.failed) code = mo_error_set(error, MO_E_NO_MEMORY, "no memory for the list of %s", disk->folder.path);
+    if (!code && l.failed)
+        code = mo_error_set(error, MO_E_NO_MEMORY, "no memory for the list of %s", disk->folder.path);
     if (!code) sweep(disk, true);
     while (!code && bytes_kept(disk) > disk->options.limit_bytes) remove_oldest(disk);
     free(l.files);

@@ -106,8 +106,8 @@ static int check_numbers(const uint8_t *header, size_t bytes, const char *path, 
     return 0;
 }
 
-int page_header_read(const uint8_t *header, size_t size, const struct page_address *key, size_t bytes,
-                     const char *path, struct page_id *id, uint64_t *checksum, struct mo_error *error) {
+int page_header_read(const uint8_t *header, size_t size, const struct page_address *key, size_t bytes, const char *path,
+                     struct page_id *id, uint64_t *checksum, struct mo_error *error) {
     if (size < PAGE_HEADER_BYTES) {
         return mo_error_set(error, MO_E_CORRUPT, "%s: %zu bytes, its header alone has %d", path, size,
                             PAGE_HEADER_BYTES);

@@ -44,8 +44,8 @@ void page_header_write(const struct page_address *key, const struct page_id *id,
                        uint8_t header[PAGE_HEADER_BYTES]);
 /* Whether the header [size] is whole and describes `bytes` of payload made with `key`: MO_E_CORRUPT or MO_E_UNSUPPORTED says why
  * not. `path` is for the message. */
-int page_header_read(const uint8_t *header, size_t size, const struct page_address *key, size_t bytes,
-                     const char *path, struct page_id *id, uint64_t *checksum, struct mo_error *error);
+int page_header_read(const uint8_t *header, size_t size, const struct page_address *key, size_t bytes, const char *path,
+                     struct page_id *id, uint64_t *checksum, struct mo_error *error);
 /* The same for one page that is wanted, and its payload too. */
 int page_check(const uint8_t header[PAGE_HEADER_BYTES], const void *payload, const struct page_address *key,
                size_t bytes, const struct page_id *wanted, const char *path, struct mo_error *error);

@@ -244,6 +244,7 @@ static void run_step(struct sched *sched, bool may_run_ahead, double start_s) {
         if (ahead) advance(sched);
     }
     note_speed(sched, n_rows, forward_s);
+    sched->last_rows = n_rows;
     stats_step(sched, n_rows, sched_now(sched) - start_s, forward_s);
 }
 

@@ -148,11 +148,13 @@ struct sched_stats {
     int pages_total, pages_free;
     uint64_t prompt_tokens, generated_tokens, steps, preemptions;
     uint64_t prefix_queried_tokens, prefix_found_tokens; /* of prompts: looked for in the cache, and found */
-    uint64_t disk_queried_tokens, disk_found_tokens;     /* of prompts, not in memory: the latter also count as found above */
+    uint64_t disk_queried_tokens,
+        disk_found_tokens;         /* of prompts, not in memory: the latter also count as found above */
+    uint64_t disk_forgotten_pages; /* gone from memory before the disk had room for them */
     bool has_disk;
     struct disk_stats disk;
-    uint64_t drafts, draft_tokens, accepted_tokens;      /* rows of guesses, the guesses, and those that were right */
-    uint64_t finished[FINISH_ERROR + 1];                 /* by enum finish_reason */
+    uint64_t drafts, draft_tokens, accepted_tokens; /* rows of guesses, the guesses, and those that were right */
+    uint64_t finished[FINISH_ERROR + 1];            /* by enum finish_reason */
     double step_s, forward_s; /* time inside sched_step, and of it starting steps and waiting for them */
     double prompt_s;          /* from being let in to the first token, of all that came so far */
     struct sched_histogram first_token_s, inter_token_s, request_s;

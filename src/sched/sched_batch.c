@@ -79,7 +79,7 @@ static int take_pages(struct sched *sched, struct seq *seq, int n_rows, struct r
 }
 
 static void plan_seq(struct sched *sched, struct seq *seq, struct room *room) {
-    if (seq->load) return; /* its pages are on their way */
+    if (seq->load) return;  /* its pages are on their way */
     if (seq_decodes(seq)) { /* its row was set aside */
         seq->n_rows = take_pages(sched, seq, 1, room);
         return;
@@ -278,7 +278,8 @@ bool batch_plan_ahead(struct sched *sched) {
     if (!may_run_ahead(sched)) return false;
     for (int i = 0; i < sched->n_running; i++) {
         struct seq *seq = sched->running[i];
-        if (!seq->load && !ends_now(seq) && kv_seq_grow(&sched->kv, &seq->kv, seq->n_computed + seq->n_rows + 1) != 0) return false;
+        if (!seq->load && !ends_now(seq) && kv_seq_grow(&sched->kv, &seq->kv, seq->n_computed + seq->n_rows + 1) != 0)
+            return false;
     }
     step_clear(sched->ahead);
     for (int i = 0; i < sched->n_running; i++) {

@@ -1,7 +1,8 @@
 /* sched/sched_disk.c - pages between the memory and the cache on disk (cache/disk.h).
  *
- * Out: a page that has been computed is noted, and copied into a slot for the disk's thread with one of the next steps, one a
- * step, all that are left when nothing else is to do. A page that is needed for something else before its turn is forgotten.
+ * Out: a page that has been computed is noted, and copied into a slot for the disk's thread with one of the next steps: one a
+ * step, or as many as a step of many rows could fill, which took far longer than copying them. A page that is needed for something else
+ * before its turn is forgotten.
  *
  * In: a sequence that is let in shares what is in memory. If the disk has more, and reading is quicker than computing, its pages
  * are read while others compute: it runs, without rows, and each page that has come is copied in and known from then on as
@@ -88,8 +89,10 @@ static int32_t next_unsaved(struct sched *sched) {
     while (sched->unsaved_first >= 0) {
         int32_t page = sched->unsaved_first;
         const struct unsaved *u = &sched->unsaved[page];
-        bool there = prefix_serial(&sched->kv.tree, page) == u->serial;
-        if (there && !disk_has(sched->options.disk, &u->address)) return page;
+        bool there = prefix_serial(&sched->kv.tree, page) == u->serial,
+             saved = disk_has(sched->options.disk, &u->address);
+        if (there && !saved) return page;
+        if (!saved) stats_forgotten(sched);
         unsaved_remove(sched, page);
     }
     return -1;
@@ -190,5 +193,7 @@ bool sched_move_pages(struct sched *sched) {
     for (int i = 0; i < sched->n_running && sched->n_loads > 0; i++) {
         if (sched->running[i]->load) moved |= take_pages(sched, sched->running[i]);
     }
-    return save_one(sched) || moved;
+    int n_saved = 0, most = sched->last_rows / KV_PAGE_TOKENS;
+    while (n_saved < (most > 1 ? most : 1) && save_one(sched)) n_saved++;
+    return n_saved > 0 || moved;
 }

@@ -37,7 +37,7 @@ struct seq {
     struct kv_seq kv;
     struct page_address *addresses; /* [0]: of the root, [1 + i]: of page i, for the disk; NULL: it does not go there */
     int n_addresses;                /* pages whose address is known */
-    struct disk_load *load;     /* pages are on their way from the disk: no rows until then. NULL: none */
+    struct disk_load *load;         /* pages are on their way from the disk: no rows until then. NULL: none */
     double load_until_s;
     struct token_counts counts;
     struct grammar_cursor grammar; /* behind the tokens generated so far, or some of them */
@@ -107,9 +107,10 @@ struct sched {
     int32_t unsaved_first, unsaved_last; /* -1 */
     int n_loads;                         /* running sequences with pages on their way from the disk */
     bool disk_failed;                    /* pages cannot be copied any more */
+    int last_rows;                       /* of the latest step */
     double row_s;                        /* to compute a row of a prompt, of late; 0: not known */
-    uint64_t *allowed; /* [vocab] bits: what a grammar allows, and ends with */
-    char *token_text;  /* [token_text_size] */
+    uint64_t *allowed;                   /* [vocab] bits: what a grammar allows, and ends with */
+    char *token_text;                    /* [token_text_size] */
 
     /* Any thread, under the lock. */
     pthread_mutex_t lock;
@@ -175,6 +176,7 @@ void stats_admit(struct sched *sched);
 void stats_prefix(struct sched *sched, int n_tokens, int n_found);
 void stats_disk(struct sched *sched, int n_tokens, int n_found);
 void stats_drafts(struct sched *sched, int n, int n_right);
+void stats_forgotten(struct sched *sched);
 void stats_pages(struct sched *sched);
 void stats_step(struct sched *sched, int n_rows, double step_s, double forward_s);
 

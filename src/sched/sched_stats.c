@@ -114,6 +114,12 @@ void stats_end(struct sched *sched, const struct seq *seq, enum finish_reason re
     pthread_mutex_unlock(&sched->lock);
 }
 
+void stats_forgotten(struct sched *sched) {
+    pthread_mutex_lock(&sched->lock);
+    sched->stats.disk_forgotten_pages++;
+    pthread_mutex_unlock(&sched->lock);
+}
+
 void stats_pages(struct sched *sched) {
     pthread_mutex_lock(&sched->lock);
     sched->stats.pages_free = sched->kv.n_free;

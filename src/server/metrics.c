@@ -123,7 +123,8 @@ static void write_disk(struct metrics *m, const struct sched_stats *s) {
     counter(m, "moebius:disk_cache_written_bytes_total", d->written_bytes, "Bytes written there.");
     counter(m, "moebius:disk_cache_removed_total", d->removed, "Pages removed to stay below the limit.");
     counter(m, "moebius:disk_cache_refused_total", d->refused, "Files removed because they were damaged.");
-    counter(m, "moebius:disk_cache_forgotten_total", d->forgotten, "Pages that could not be written.");
+    counter(m, "moebius:disk_cache_forgotten_total", d->forgotten + s->disk_forgotten_pages,
+            "Pages that could not be written, or not in time.");
     seconds(m, "moebius:disk_cache_read_seconds_total", d->read_s, "Time that reading took.");
 }
 

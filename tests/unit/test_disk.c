@@ -671,24 +671,15 @@ static void test_many_files(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_header),
-        cmocka_unit_test(test_names),
-        cmocka_unit_test(test_addresses),
-        WITH_FOLDER(test_comes_back),
-        WITH_FOLDER(test_what_is_written),
-        WITH_FOLDER(test_damage),
-        WITH_FOLDER(test_not_ours),
-        WITH_FOLDER(test_leftovers),
-        WITH_FOLDER(test_limit),
-        WITH_FOLDER(test_longer_than_the_limit),
-        WITH_FOLDER(test_random),
-        WITH_FOLDER(test_two_servers),
-        WITH_FOLDER(test_many_processes),
-        WITH_FOLDER(test_kill),
-        WITH_FOLDER(test_thread),
-        WITH_FOLDER(test_no_large_files),
-        WITH_FOLDER(test_full_disk),
-        WITH_FOLDER(test_no_folder),
+        cmocka_unit_test(test_header),     cmocka_unit_test(test_names),
+        cmocka_unit_test(test_addresses),  WITH_FOLDER(test_comes_back),
+        WITH_FOLDER(test_what_is_written), WITH_FOLDER(test_damage),
+        WITH_FOLDER(test_not_ours),        WITH_FOLDER(test_leftovers),
+        WITH_FOLDER(test_limit),           WITH_FOLDER(test_longer_than_the_limit),
+        WITH_FOLDER(test_random),          WITH_FOLDER(test_two_servers),
+        WITH_FOLDER(test_many_processes),  WITH_FOLDER(test_kill),
+        WITH_FOLDER(test_thread),          WITH_FOLDER(test_no_large_files),
+        WITH_FOLDER(test_full_disk),       WITH_FOLDER(test_no_folder),
         WITH_FOLDER(test_many_files),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

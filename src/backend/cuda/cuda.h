@@ -216,12 +216,12 @@ struct cuda {
     struct step_data step;     /* its addresses on the card */
     struct flight flights[2];  /* step n is flights[n % 2] */
     unsigned n_begun, n_submitted, n_ended;
-    uint8_t *pinned; /* what the flights point to */
-    uint8_t *page;   /* pinned, one page on its way; NULL: no pages are copied */
+    uint8_t *pinned;                 /* what the flights point to */
+    uint8_t *page;                   /* pinned, one page on its way; NULL: no pages are copied */
     struct cuda_stream *page_stream; /* beside the step at work */
-    float *logits;   /* pinned [max_logits][vocab] */
-    float *residual; /* [max_rows][hidden], for the tap */
-    int32_t *id;     /* [max_rows][top_k], for the tap */
+    float *logits;                   /* pinned [max_logits][vocab] */
+    float *residual;                 /* [max_rows][hidden], for the tap */
+    int32_t *id;                     /* [max_rows][top_k], for the tap */
     float *weight;
 
     bool no_fold, prefetch; /* MOEBIUS_CUDA_FOLD=0, MOEBIUS_CUDA_PREFETCH=1: see struct absorb_params */

@@ -41,7 +41,8 @@ static int copy_layers(struct cuda *cuda, int32_t page, bool out) {
         result = out ? d->copy_out(here, there, bytes, cuda->page_stream)
                      : d->copy_in(there, here, bytes, cuda->page_stream);
     }
-    int waited = d->stream_wait(cuda->page_stream); /* what has begun is waited for in any case: the memory is used again */
+    int waited =
+        d->stream_wait(cuda->page_stream); /* what has begun is waited for in any case: the memory is used again */
     return result ? result : waited;
 }
 
