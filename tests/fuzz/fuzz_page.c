@@ -38,6 +38,7 @@ static void check_name(const uint8_t *data, size_t size) {
     if (size >= sizeof name) size = sizeof name - 1;
     memcpy(name, data, size);
     name[size] = 0;
+    name[strcspn(name, "\n")] = 0;
     if (!page_name_read(name, &address, &depth)) return;
     page_name_write(&address, depth, again);
     if (strcmp(name, again) != 0) abort();

@@ -4,13 +4,11 @@
  * answer is compared, token by token, with what the request gives when it runs alone. Many prompts begin like others, or like
  * what others got for an answer, and find their pages in the cache. In half of the epochs there is a disk below it, which goes
  * on from epoch to epoch, works now and then, and whose files are damaged. The same seed gives the same run. */
-#include <fcntl.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdarg.h>
-#include <unistd.h>
 #include "base/log.h"
-#include "cache/disk_priv.h"
+#include "broken_disk.h"
 #include "fake_backend.h"
 #include "sched/sched_state.h"
 
@@ -52,10 +50,8 @@ static struct {
     int step_errors;
     uint64_t n_ahead, n_picked, held, found, guessed, right;
     int32_t texts[TEXTS][MAX_PROMPT];
-    struct disk *disk;
-    char disk_folder[64];
-    int disk_epochs, disk_busy; /* epochs that this disk still has; percent of its chances to work that it takes */
-    uint64_t loads_timed, damaged, refused, removed, disk_found;
+    struct broken_disk broken;
+    uint64_t load_steps, disk_found;
     /* of this epoch */
     uint64_t ended[FINISH_ERROR + 1], answered, tokens, submitted;
 } sim;
@@ -572,95 +568,12 @@ static bool is_loading(uint64_t id) {
     return false;
 }
 
-/* ---- the disk ---- */
-
-static const char *page_path(const struct disk_entry *entry) {
-    static char path[PAGE_NAME_MAX + sizeof sim.disk_folder + 1];
-    char name[PAGE_NAME_MAX];
-    page_name_write(&entry->address, entry->depth, name);
-    snprintf(path, sizeof path, "%s/%s", sim.disk_folder, name);
-    return path;
-}
-
-static void disk_leave(void) {
-    if (!sim.disk) return;
-    struct disk_stats stats;
-    disk_stats_get(sim.disk, &stats);
-    sim.refused += stats.refused;
-    sim.removed += stats.removed;
-    for (int i = 0; i < sim.disk->index.capacity; i++) {
-        if (sim.disk->index.entries[i].is_used) unlink(page_path(&sim.disk->index.entries[i]));
-    }
-    disk_close(sim.disk);
-    check(rmdir(sim.disk_folder) == 0, "a file is left that the disk does not know");
-    sim.disk = NULL;
-}
-
-/* The disk of the epochs to come; NULL: they have none. */
-static struct disk *disk_take(void) {
-    struct mo_error error;
-    if (chance(50)) return NULL;
-    if (sim.disk_epochs-- <= 0) disk_leave();
-    if (!sim.disk) {
-        struct disk_options options = {.folder = sim.disk_folder, .page_bytes = FAKE_PAGE_BYTES, .no_sync = true};
-        bool has_memory = access("/dev/shm", W_OK) == 0;
-        snprintf(sim.disk_folder, sizeof sim.disk_folder, "%s/moebius-sim-XXXXXX", has_memory ? "/dev/shm" : "/tmp");
-        if (!mkdtemp(sim.disk_folder)) abort();
-        options.limit_bytes = 4096 * (chance(50) ? 5 + below(30) : 2000);
-        if (disk_open(&sim.disk, &options, &error)) abort();
-        sim.disk_epochs = 1 + below(6);
-    }
-    sim.disk_busy = chance(15) ? 1 : 30 + below(70);
-    return sim.disk;
-}
-
-/* A page that is on its way, if there is one, or any other. */
-static const struct disk_entry *any_file(void) {
-    const struct disk_index *index = &sim.disk->index;
-    const struct disk_load *load = sim.disk->loads;
-    int32_t at = index->capacity > 0 ? below(index->capacity) : -1;
-    if (load && load->n_read < load->n) at = disk_index_find(index, &load->ids[load->n_read].address);
-    return at >= 0 && index->entries[at].is_used ? &index->entries[at] : NULL;
-}
-
-static void damage(void) {
-    const struct disk_entry *entry = any_file();
-    uint8_t byte;
-    int size = PAGE_HEADER_BYTES + FAKE_PAGE_BYTES, at = below(size);
-    if (!entry) return;
-    sim.damaged++;
-    if (chance(30)) {
-        unlink(page_path(entry));
-        return;
-    }
-    int file = open(page_path(entry), O_RDWR);
-    if (file < 0) return; /* removed before */
-    if (chance(30)) {
-        check(ftruncate(file, at) == 0, "ftruncate");
-    } else if (pread(file, &byte, 1, at) == 1) {
-        byte = (uint8_t)(byte ^ (1 << below(8)));
-        check(pwrite(file, &byte, 1, at) == 1, "pwrite");
-    }
-    close(file);
-}
-
-static void disk_step(void) {
-    struct disk_stats stats;
-    if (!sim.options.disk) return;
-    while (chance(sim.disk_busy) && disk_work(sim.disk)) {
-    }
-    if (below(sim.disk->loads ? 5 : 100) == 0) damage();
-    disk_stats_get(sim.disk, &stats);
-    check(stats.bytes <= stats.limit_bytes && stats.bytes == 4096 * stats.files, "the disk has %" PRIu64 " bytes",
-          stats.bytes);
-}
-
 /* Waiting for the disk is nobody's fault. */
 static void excuse_loads(void) {
     int n = 0;
     for (int i = 0; i < sim.sched->n_running; i++) n += sim.sched->running[i]->load != NULL;
     check(n == sim.sched->n_loads, "%d loads, %d counted", n, sim.sched->n_loads);
-    sim.loads_timed += n > 0;
+    sim.load_steps += n > 0;
     for (int i = 0; i < MAX_LIVE && n > 0; i++) sim.clients[i].deadline_step++;
 }
 
@@ -682,7 +595,7 @@ static void step(void) {
     sim.errors += sim.step_failed;
     sim.step_errors = 0;
     sim.steps++;
-    disk_step();
+    if (sim.options.disk) check(broken_disk_step(&sim.broken), "the disk is larger than it may be, or says");
     bool worked = sched_step(sim.sched);
     sim.now_s += between(0, 0.1f);
     check(worked || oldest == 0 || sim.sched->n_loads > 0, "no step although requests wait");
@@ -731,7 +644,7 @@ static void epoch_open(void) {
                                          .max_drafts = chance(40) ? 1 + below(DRAFT_MAX) : 0,
                                          .clock = sim_clock,
                                          .clock_context = &sim.now_s};
-    sim.options.disk = sim.options.prefix_caching ? disk_take() : NULL;
+    sim.options.disk = sim.options.prefix_caching && chance(50) ? broken_disk_take(&sim.broken) : NULL;
     sim.fake.fail_copies = chance(5);
     if (sched_create(&sim.sched, &sim.options, &error)) abort();
     for (int i = 0; i < MAX_PROMPT; i++) {
@@ -776,7 +689,7 @@ static void check_statistics(void) {
 static void save_all(void) {
     if (!sim.options.disk || sim.fake.fail_copies) return;
     for (int i = 0; i <= sim.options.n_pages; i++) {
-        while (disk_work(sim.disk)) {
+        while (disk_work(sim.options.disk)) {
         }
         step();
     }
@@ -819,6 +732,7 @@ int main(int argc, char **argv) {
     uint64_t seed = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
     struct mo_error error = {0};
     sim.random = fake_mix(seed);
+    sim.broken.below = below;
     log_set_level(LOG_ERROR); /* damaged files are told */
     sim.model = fake_model(FAKE_VOCAB);
     const char *json = FAKE_TOKENIZER_JSON;
@@ -842,15 +756,16 @@ int main(int argc, char **argv) {
            " prompt tokens found in the cache\n",
            sim.n_ahead, sim.n_picked, sim.held, sim.found);
     printf("%" PRIu64 " tokens guessed, %" PRIu64 " right\n", sim.guessed, sim.right);
-    disk_leave();
+    check(broken_disk_leave(&sim.broken), "a file is left that the disk does not know");
     printf("%" PRIu64 " prompt tokens found on disk, %" PRIu64 " steps with pages on their way, %" PRIu64
            " files damaged, %" PRIu64 " of them met, %" PRIu64 " files removed for others\n",
-           sim.disk_found, sim.loads_timed, sim.damaged, sim.refused, sim.removed);
+           sim.disk_found, sim.load_steps, sim.broken.n_damaged, sim.broken.n_refused, sim.broken.n_removed);
     if (n_steps >= 400000) { /* the run met what it is for */
         check(sim.right > 5000 && sim.guessed - sim.right > 5000, "too little was guessed");
         check(sim.n_ahead > n_steps / 16 && sim.held > 500, "too few steps ahead");
         check(sim.found > 5000, "too little was found in the cache");
-        check(sim.disk_found > 2000 && sim.refused > 10 && sim.removed > 500, "too little was found on disk");
+        check(sim.disk_found > 2000 && sim.broken.n_refused > 10 && sim.broken.n_removed > 500,
+              "too little was found on disk");
         check(sim.preemptions > 200 && sim.errors > 5 && sim.stop_strings > 100 && sim.outdents > 100,
               "too little happened");
     }
