@@ -63,6 +63,9 @@ int disk_find(struct disk *disk, const struct page_address *pages, int n);
 /* They are used now: what has not been used for longer goes first. */
 void disk_use(struct disk *disk, const struct page_address *pages, int n);
 
+/* Whether a page should be put: it is not there, and the one before it is, or was put. */
+bool disk_wants(struct disk *disk, const struct page_address *address, const struct page_address *parent,
+                uint32_t depth);
 /* Room for a page [page_bytes], to be filled and put; NULL while all slots are on their way. */
 void *disk_put_begin(struct disk *disk);
 void disk_put_end(struct disk *disk, const struct page_id *id); /* NULL: never mind */

@@ -150,7 +150,10 @@ int disk_folder_write(struct disk_folder *folder, const char *name, const uint8_
                       const void *payload, size_t bytes, struct mo_error *error) {
     char beside[PAGE_NAME_MAX];
     int fd = create_new(folder, beside);
-    if (fd < 0) return fail(error, folder, beside, "cannot be made");
+    if (fd < 0) {
+        fail(error, folder, beside, "cannot be made");
+        return MO_E_IO; /* also when the folder is gone */
+    }
     int failed = write_all(fd, header, payload, bytes);
     if (!failed && !folder->no_sync) failed = fdatasync(fd);
     if (!failed) failed = renameat(folder->fd, beside, folder->fd, name);

@@ -33,6 +33,7 @@ void disk_folder_close(struct disk_folder *folder); /* accepts one that was not 
 int disk_folder_clean(const struct disk_folder *folder);
 /* Every page, in any order. Other files are left alone. */
 int disk_folder_list(const struct disk_folder *folder, disk_file_found *found, void *context, struct mo_error *error);
+/* MO_E_NOT_FOUND: somebody removed the file before it had its name. */
 int disk_folder_write(struct disk_folder *folder, const char *name, const uint8_t header[PAGE_HEADER_BYTES],
                       const void *payload, size_t bytes, struct mo_error *error);
 /* MO_E_NOT_FOUND; MO_E_CORRUPT if it has another size. */

@@ -16,6 +16,24 @@ enum {
 
 /* ---- the engine's thread ---- */
 
+/* Under the lock: on disk, or on the way there. */
+static bool is_there(const struct disk *disk, const struct page_address *address) {
+    bool there = disk_index_find(&disk->index, address) >= 0;
+    for (int i = 0; i < disk->n_writes && !there; i++) {
+        const struct disk_slot *slot = &disk->writes[(disk->write_first + i) % DISK_WRITE_SLOTS];
+        there = page_address_equal(&slot->id.address, address);
+    }
+    return there;
+}
+
+bool disk_wants(struct disk *disk, const struct page_address *address, const struct page_address *parent,
+                uint32_t depth) {
+    pthread_mutex_lock(&disk->lock);
+    bool wants = !is_there(disk, address) && (depth == 0 || is_there(disk, parent));
+    pthread_mutex_unlock(&disk->lock);
+    return wants;
+}
+
 void *disk_put_begin(struct disk *disk) {
     pthread_mutex_lock(&disk->lock);
     void *page = NULL;

@@ -84,15 +84,15 @@ static void give_up(struct sched *sched, const struct mo_error *error) {
     sched->disk_failed = true;
 }
 
-/* A page that is still there and not on disk; -1: none. */
+/* A page that is still there and that the disk wants; -1: none. */
 static int32_t next_unsaved(struct sched *sched) {
     while (sched->unsaved_first >= 0) {
         int32_t page = sched->unsaved_first;
         const struct unsaved *u = &sched->unsaved[page];
-        bool there = prefix_serial(&sched->kv.tree, page) == u->serial,
-             saved = disk_has(sched->options.disk, &u->address);
-        if (there && !saved) return page;
-        if (!saved) stats_forgotten(sched);
+        bool there = prefix_serial(&sched->kv.tree, page) == u->serial;
+        bool wanted = disk_wants(sched->options.disk, &u->address, &u->parent, u->depth);
+        if (there && wanted) return page;
+        if (wanted) stats_forgotten(sched);
         unsaved_remove(sched, page);
     }
     return -1;

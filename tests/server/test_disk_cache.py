@@ -214,6 +214,7 @@ def test_folder_goes_away(start, model, folder):
     folder.rmdir()
     replies = [server.complete(prompt_of(71), **GREEDY) for _ in range(2)]
     assert [cached(r) for r in replies] == [0, CACHED]
+    assert wait_until(lambda: server.log.count("no pages are added to the prefix cache until that changes") == 1)
     assert server.stop() == 0
 
 
