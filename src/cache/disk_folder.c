@@ -11,6 +11,7 @@
 #include <sys/statvfs.h>
 #include <sys/uio.h>
 #include <unistd.h>
+#include "base/log.h"
 
 enum { BLOCK_BYTES = 4096, NS = 1000000000, NAMES_TRIED = 100 };
 
@@ -69,6 +70,10 @@ int disk_folder_open(struct disk_folder *folder, const char *path, struct mo_err
     if (make_folders(folder->path)) return fail(error, folder, "", "the folder cannot be made");
     folder->fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (folder->fd < 0) return fail(error, folder, "", "the folder cannot be opened");
+    struct stat status;
+    if (fstat(folder->fd, &status) == 0 && (status.st_mode & (S_IWGRP | S_IWOTH))) {
+        log_warn("%s: others may write to this folder, and so into the answers of this server", path);
+    }
     int code = try_writing(folder, error);
     if (code) disk_folder_close(folder);
     return code;

@@ -136,6 +136,8 @@ static void begin(struct sched *sched, struct seq *seq, int first, int n) {
     double compute_s = sched->row_s * n * KV_PAGE_TOKENS;
     seq->load = disk_load_begin(sched->options.disk, seq->addresses + 1, seq->tokens, seq->kv.root, first, n);
     seq->load_until_s = sched_now(sched) + LOAD_LEAST_S + (compute_s > 0 ? compute_s : LOAD_UNKNOWN_S);
+    seq->load_next = first;
+    seq->load_tokens = (first + n) * KV_PAGE_TOKENS;
     sched->n_loads += seq->load != NULL;
 }
 
@@ -156,11 +158,21 @@ void seq_load_end(struct sched *sched, struct seq *seq) {
     sched->n_loads--;
 }
 
-/* The next page of the sequence is `from`: false if there is no room for it. */
+/* What another sequence has brought in the meantime, or computed, is there only once. */
+static void share_more(struct sched *sched, struct seq *seq) {
+    int n_known = seq->n_computed;
+    seq->n_computed = kv_seq_share(&sched->kv, &seq->kv, seq->tokens, seq->load_tokens) * KV_PAGE_TOKENS;
+    if (seq->n_counted > 0) return;
+    seq->n_cached += seq->n_computed - n_known;
+    stats_prefix(sched, 0, seq->n_computed - n_known);
+}
+
+/* A page of the load is `from`: false if there is no room for it. */
 static bool take_page(struct sched *sched, struct seq *seq, const void *from) {
     struct backend *backend = sched->options.backend;
     struct mo_error error = {0};
     int index = seq->n_computed / KV_PAGE_TOKENS;
+    if (seq->load_next++ < index) return true;
     if (kv_seq_grow(&sched->kv, &seq->kv, seq->n_computed + KV_PAGE_TOKENS)) return false;
     if (backend->ops->page_in(backend, seq->kv.pages[index], from, &error)) {
         give_up(sched, &error);
@@ -178,12 +190,14 @@ static bool take_page(struct sched *sched, struct seq *seq, const void *from) {
 static bool take_pages(struct sched *sched, struct seq *seq) {
     const void *page = NULL;
     bool moved = false, good = true;
+    share_more(sched, seq);
     for (int i = 0; i < DISK_READ_SLOTS && good && (page = disk_load_page(seq->load)); i++) {
         good = take_page(sched, seq, page);
         if (good) disk_load_take(seq->load);
         moved = true;
     }
-    if (good && !disk_load_ended(seq->load) && sched_now(sched) < seq->load_until_s) return moved;
+    bool waits = seq->n_computed < seq->load_tokens && !disk_load_ended(seq->load);
+    if (good && waits && sched_now(sched) < seq->load_until_s) return moved;
     seq_load_end(sched, seq);
     return true;
 }

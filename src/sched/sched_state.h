@@ -38,6 +38,7 @@ struct seq {
     struct page_address *addresses; /* [0]: of the root, [1 + i]: of page i, for the disk; NULL: it does not go there */
     int n_addresses;                /* pages whose address is known */
     struct disk_load *load;         /* pages are on their way from the disk: no rows until then. NULL: none */
+    int load_next, load_tokens;     /* the page that comes next; tokens when all have come */
     double load_until_s;
     struct token_counts counts;
     struct grammar_cursor grammar; /* behind the tokens generated so far, or some of them */

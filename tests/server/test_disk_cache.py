@@ -204,6 +204,14 @@ def test_folder_that_cannot_be_used(start, model, tmp_path):
     assert server.stop() == 0
 
 
+def test_folder_that_others_may_write_to(start, model, folder):
+    folder.mkdir(parents=True, mode=0o700)
+    folder.chmod(0o777)
+    server = start(model, *FLAGS, "--prefix-cache-dir", folder)
+    assert server.log.count("others may write to this folder") == 1
+    assert server.stop() == 0
+
+
 def test_folder_goes_away(start, model, folder):
     """In the middle of its life: a line, and no harm."""
     server = start(model, *FLAGS, "--prefix-cache-dir", folder)

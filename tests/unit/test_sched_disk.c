@@ -145,6 +145,36 @@ static void test_others_go_on(void **state) {
     check_others_go_on(true);
 }
 
+/* Two that want the same pages have them once. */
+static void test_same_pages(void **state) {
+    (void)state;
+    static struct world world;
+    static struct owner owners[2];
+    int32_t prompt[PROMPT];
+    fill_prompt(prompt, PROMPT, 1);
+    struct disk *disk = open_disk();
+    ask(disk, prompt, PROMPT, 0, false);
+    open_world(&world, disk);
+    for (int i = 0; i < 2; i++) {
+        struct sched_request request = request_of(&world, &owners[i], prompt, PROMPT, 20);
+        request.ignore_eos = true;
+        submit(&world, &request);
+    }
+    for (int i = 0; i < 20; i++) {
+        if (i % 2) disk_work(disk);
+        sched_step(world.sched);
+    }
+    assert_int_equal(world.sched->n_loads, 0);
+    assert_int_equal(world.sched->n_running, 2);
+    assert_int_equal(stats_of(&world).pages_free, world.options.n_pages - 3 - 2); /* and each the page that it fills */
+    assert_int_equal(stats_of(&world).prefix_found_tokens, 2 * FOUND);
+    assert_in_range(stats_of(&world).disk.read_pages, 3, 4); /* what one has brought the other does not wait for */
+    run_both(&world, disk);
+    for (int i = 0; i < 2; i++) expect_greedy(&owners[i], prompt, PROMPT);
+    world_close(&world);
+    disk_close(disk);
+}
+
 /* Nothing comes: after a while it is computed; cancelled while it waits, it leaves nothing behind. */
 static void test_silent_disk(void **state) {
     (void)state;
@@ -336,9 +366,9 @@ static void test_threads(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        WITH_FOLDER(test_restart),       WITH_FOLDER(test_salt_and_no_file), WITH_FOLDER(test_others_go_on),
-        WITH_FOLDER(test_silent_disk),   WITH_FOLDER(test_slow_disk),        WITH_FOLDER(test_copies_fail),
-        WITH_FOLDER(test_written_again), WITH_FOLDER(test_threads),
+        WITH_FOLDER(test_restart),     WITH_FOLDER(test_salt_and_no_file), WITH_FOLDER(test_others_go_on),
+        WITH_FOLDER(test_same_pages),  WITH_FOLDER(test_silent_disk),      WITH_FOLDER(test_slow_disk),
+        WITH_FOLDER(test_copies_fail), WITH_FOLDER(test_written_again),    WITH_FOLDER(test_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
