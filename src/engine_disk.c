@@ -11,6 +11,13 @@
 
 static const double GIB = 1 << 30, SAVE_S = 5;
 
+/* The matrix units of another generation of cards may add in another order; 0: the CPU, whose bits are the same everywhere. */
+static int card_generation(const struct engine *engine) {
+    struct cuda_card_info card = {0};
+    if (engine->gpu >= 0) cuda_backend_probe(engine->gpu, &card, NULL);
+    return card.capability;
+}
+
 /* Everything but tokens that has a say in a page's bits. Kernels of one version agree in every bit, those of another may not. */
 static void make_key(const struct engine *engine, const char *hash, struct page_address *key) {
     const struct engine_options *o = &engine->options;
@@ -18,13 +25,14 @@ static void make_key(const struct engine *engine, const char *hash, struct page_
     enum cpu_level level = CPU_REF;
     char text[1024];
     cpu_level_get(&level, NULL);
-    int size = snprintf(text, sizeof text,
-                        "moebius %s; model %s; quantization %s; %s; experts %d; level %s; native fp8 %s; cache %d; "
-                        "compute %d; attention %d; batch invariant %d; layers %d; row %zu; page %d",
-                        MOEBIUS_VERSION, hash, o->quantization ? o->quantization : "auto", engine->backend->ops->name,
-                        o->expert_device, level == CPU_AMX_BF16 ? "amx-bf16" : "any", native ? native : "0", o->kv,
-                        o->compute, o->attention, o->batch_invariant, engine->model.layers,
-                        kv_row_bytes(&engine->model, (enum kv_format)(o->kv - 1)), KV_PAGE_TOKENS);
+    int size =
+        snprintf(text, sizeof text,
+                 "moebius %s; model %s; quantization %s; %s %d; experts %d; level %s; native fp8 %s; cache %d; "
+                 "compute %d; attention %d; batch invariant %d; layers %d; row %zu; page %d",
+                 MOEBIUS_VERSION, hash, o->quantization ? o->quantization : "auto", engine->backend->ops->name,
+                 card_generation(engine), o->expert_device, level == CPU_AMX_BF16 ? "amx-bf16" : "any",
+                 native ? native : "0", o->kv, o->compute, o->attention, o->batch_invariant, engine->model.layers,
+                 kv_row_bytes(&engine->model, (enum kv_format)(o->kv - 1)), KV_PAGE_TOKENS);
     assert(size > 0 && (size_t)size < sizeof text);
     SHA256((const unsigned char *)text, (size_t)size, key->bytes);
 }
