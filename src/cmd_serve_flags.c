@@ -19,6 +19,7 @@ enum {
 void serve_arguments_init(struct serve_arguments *a) {
     *a = (struct serve_arguments){.tensor_parallel = 1, .pipeline_parallel = 1, .data_parallel = 1};
     engine_options_init(&a->engine);
+    a->engine.cache_disk_gib = 16;
     a->server = (struct server_options){.host = "127.0.0.1",
                                         .port = 8000,
                                         .max_body_bytes = 32 << 20,
@@ -82,6 +83,20 @@ static int own_flags(struct serve_arguments *a, struct cli_flag *out) {
          .target = &a->no_prefix_caching,
          .help =
              "compute every prompt from its start; else what is still in the\ncache, whoever asked for it, is used"},
+        {.names = "--prefix-cache-dir",
+         .type = CLI_STRING,
+         .target = &a->engine.cache_folder,
+         .value = "DIR",
+         .help =
+             "keep what was computed there too: a server that starts again, or\nwhose memory was too small, reads it "
+             "instead of computing it (holds\nusers' texts as tokens; default: memory alone)"},
+        {.names = "--prefix-cache-disk",
+         .type = CLI_DOUBLE,
+         .target = &a->engine.cache_disk_gib,
+         .min = 0.001,
+         .max = 1 << 20,
+         .value = "GIB",
+         .help = "most that DIR may take (default 16; a twentieth of the disk, up to\n8 GiB, stays free in any case)"},
     };
     return add_flags(out, flags, sizeof flags);
 }
@@ -409,6 +424,10 @@ int serve_arguments_settle(struct serve_arguments *a, struct mo_error *error) {
     e->max_logits = e->max_num_batched_tokens && e->max_num_batched_tokens < PROMPT_LOGITS ? e->max_num_batched_tokens
                                                                                            : PROMPT_LOGITS;
     int code = check_vllm(a, error);
+    if (!code && e->cache_folder && a->no_prefix_caching) {
+        code =
+            mo_error_set(error, MO_E_INVALID, "--prefix-cache-dir and --no-enable-prefix-caching exclude each other");
+    }
     if (!code) code = add_names(a, error);
     if (!code) code = add_origins(a, error);
     if (!code) code = add_keys(a, error);

@@ -1,6 +1,7 @@
 #include "engine.h"
 
 #include "engine_device.h"
+#include "engine_disk.h"
 #include "engine_experts.h"
 #include "engine_plan.h"
 #include "engine_weights.h"
@@ -139,6 +140,7 @@ static int open_sched(struct engine *engine, struct mo_error *error) {
         .max_logits = o->max_logits,
         .n_pages = engine->n_pages,
         .prefix_caching = o->prefix_caching,
+        .disk = engine->disk,
         .max_drafts = o->max_drafts,
     };
     return sched_create(&engine->sched, &options, error);
@@ -170,7 +172,9 @@ static int open_all(struct engine *engine, struct mo_error *error) {
     if (!code) code = engine_experts_start(engine, &backend, error);
     if (!code) code = engine_device_open(engine, &backend, error);
     weights_end_later(&engine->weights);
+    if (!code) code = engine_disk_open(engine, error);
     if (!code) code = open_sched(engine, error);
+    if (!code) code = engine_disk_start(engine, error);
     return code;
 }
 
@@ -213,7 +217,9 @@ void engine_close(struct engine *engine) {
         sched_wake(engine->sched);
         pthread_join(engine->thread, NULL);
     }
+    engine_disk_stop(engine);
     sched_destroy(engine->sched);
+    disk_close(engine->disk);
     if (engine->backend) engine->backend->ops->close(engine->backend);
     grammar_cache_free(engine->grammars);
     store_close(engine->store);

@@ -33,8 +33,10 @@ struct engine_options {
     const char *like_config;  /* ... a config.json; NULL: none */
     int like_layers;          /* 0: all of them */
     uint64_t like_seed;
-    bool prefix_caching; /* answers share the cache of what their prompts begin with */
-    bool take_cache;     /* take the cache's memory at start: a server's promise */
+    bool prefix_caching;      /* answers share the cache of what their prompts begin with */
+    const char *cache_folder; /* pages that outlive the engine go there; NULL: they do not */
+    double cache_disk_gib;    /* that they may take */
+    bool take_cache;          /* take the cache's memory at start: a server's promise */
 };
 void engine_options_init(struct engine_options *options);
 
@@ -55,6 +57,7 @@ struct engine {
     struct store *store; /* routed experts that are read when they are needed; NULL: they are used where they lie */
     double expert_bytes; /* for them; 0: what the rest leaves */
     struct backend *backend;
+    struct disk *disk; /* pages below those in memory; NULL: none */
     struct sched *sched;
     int32_t eos[MODEL_MAX_EOS];
     int n_eos, n_pages;

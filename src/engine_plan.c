@@ -66,6 +66,7 @@ int engine_plan(struct engine *engine, struct backend_options *backend, struct m
         .attention = (enum attention)o->attention,
         .batch_invariant = o->batch_invariant,
         .take_cache = o->take_cache,
+        .copies_pages = o->cache_folder != NULL,
         .cpu_experts = o->expert_device == 2,
     };
     double page_bytes = (double)kv_pool_bytes(&engine->model, backend->kv, 1), left;

@@ -193,3 +193,21 @@ def test_last_blocks_absorb(name, tmp_path):
     layers = json.loads((case.folder / "config.json").read_text())["num_hidden_layers"]
     assert seen["0"][0] == seen["1"][0]
     assert ON_CARD or seen["0"][1] - seen["1"][1] == 4 * layers
+
+
+def test_prefix_cache_on_disk(serve, tmp_path):
+    """Pages from the card to a file and back: a server that starts again answers as if it had computed them, with a step ahead at
+    work beside the copies too."""
+    flags = ["--batch-invariant", "--prefix-cache-dir", tmp_path / "pages"]
+    prompt = [40 + i * 7 % 150 for i in range(150)]
+    request = {"prompt": prompt, "temperature": 0, "max_tokens": 8, "ignore_eos": True}
+    seen = []
+    for _ in range(2):
+        server = serve(*flags)
+        with ThreadPoolExecutor(2) as pool:
+            other = pool.submit(server.complete, [50, 60], temperature=0, max_tokens=30, ignore_eos=True)
+            reply = server.complete(**request)
+            seen.append((reply["choices"][0]["text"], other.result()["choices"][0]["text"]))
+        assert server.stop() == 0
+    assert reply["usage"]["prompt_tokens_details"]["cached_tokens"] == 128
+    assert seen[0] == seen[1]

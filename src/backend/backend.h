@@ -68,6 +68,7 @@ struct backend_options {
     struct store *store;  /* CPU: routed experts are read into it when they are needed; NULL: they lie in `weights` */
     bool predict_experts; /* with a store: reads ahead what the next layer will probably need */
     bool take_cache;      /* take the cache's memory at once, so that it cannot be missing later */
+    bool copies_pages;    /* page_out and page_in will be called */
 };
 
 /* Sees the rows x [n][w->cols] that are about to be multiplied by w, a matrix of `weights`, in the thread that calls the
@@ -104,6 +105,11 @@ struct backend_ops {
     const float *(*residual)(struct backend *backend); /* [n_rows][hidden], as of the last stage */
     /* The last route(): ids and weights [n_rows][top_k], in falling order of the score they were chosen by. */
     void (*routing)(struct backend *backend, const int32_t **ids, const float **weights);
+
+    /* Copies a page of the cache, [layers][KV_PAGE_TOKENS] rows as they lie, also while a step is at work: out one that no step at
+     * work writes, in one that none knows. NULL where it cannot. */
+    int (*page_out)(struct backend *backend, int32_t page, void *to, struct mo_error *error);
+    int (*page_in)(struct backend *backend, int32_t page, const void *from, struct mo_error *error);
 
     /* From now on shows every linear stage's input; NULL: no longer. The observer outlives that. NULL where it cannot. */
     void (*observe)(struct backend *backend, const struct linear_observer *observer);

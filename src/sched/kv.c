@@ -104,7 +104,7 @@ int kv_find(const struct kv_pages *kv, uint64_t root, const int32_t *tokens, int
 }
 
 int kv_seq_share(struct kv_pages *kv, struct kv_seq *seq, const int32_t *tokens, int n_tokens) {
-    assert(seq->n_pages == 0 && n_tokens / KV_PAGE_TOKENS <= seq->capacity);
+    assert(seq->n_pages == seq->n_known && n_tokens / KV_PAGE_TOKENS <= seq->capacity);
     while (seq->n_pages < n_tokens / KV_PAGE_TOKENS) {
         int32_t page = prefix_find(&kv->tree, seq->serial, tokens + (size_t)seq->n_pages * KV_PAGE_TOKENS);
         if (page < 0) break;

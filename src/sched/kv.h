@@ -46,7 +46,7 @@ int kv_pages_for(int n_tokens); /* pages that n_tokens need */
 /* The leading full pages of tokens [n_tokens] after `root` that are still there. Returns how many; *n_used of them are not
  * free. */
 int kv_find(const struct kv_pages *kv, uint64_t root, const int32_t *tokens, int n_tokens, int *n_used);
-/* A sequence without pages shares those that kv_find finds. Returns how many. */
+/* A sequence whose pages are all known, or that has none, shares those that follow. Returns how many it has. */
 int kv_seq_share(struct kv_pages *kv, struct kv_seq *seq, const int32_t *tokens, int n_tokens);
 /* The first `n_tokens` tokens are computed: the pages that they fill can be found from now on. */
 void kv_seq_publish(struct kv_pages *kv, struct kv_seq *seq, const int32_t *tokens, int n_tokens);

@@ -2,6 +2,7 @@
 
 #include <assert.h>
 #include <stdlib.h>
+#include <time.h>
 #include "forward.h"
 
 void seq_list_push_back(struct seq_list *list, struct seq *seq) {
@@ -114,6 +115,7 @@ int sched_create(struct sched **out, const struct sched_options *options, struct
     code = kv_pages_init(&sched->kv, options->n_pages, error);
     if (code) goto fail;
     code = sample_scratch_init(&sched->scratch, options->model->vocab, error);
+    if (!code) code = sched_disk_open(sched, error);
     if (code) goto fail;
     sched->stats.pages_total = sched->stats.pages_free = options->n_pages;
     *out = sched;
@@ -181,6 +183,7 @@ void sched_destroy(struct sched *sched) {
     free(sched->eos);
     free(sched->running);
     free(sched->held);
+    free(sched->unsaved);
     free_step(&sched->steps[0]);
     free_step(&sched->steps[1]);
     free(sched->token_text);
@@ -213,6 +216,13 @@ static void fail_step(struct sched *sched, bool ahead, const struct mo_error *er
     batch_fail(sched, row, error);
 }
 
+/* How long a row of a prompt takes: steps of many rows say it, the latest a fifth of it. */
+static void note_speed(struct sched *sched, int n_rows, double step_s) {
+    if (n_rows < KV_PAGE_TOKENS || step_s <= 0) return;
+    double row_s = step_s / n_rows;
+    sched->row_s = sched->row_s > 0 ? sched->row_s + 0.2 * (row_s - sched->row_s) : row_s;
+}
+
 /* Begins the step at hand, unless it is at work already, and then the one ahead if that can be; waits for the first. */
 static void run_step(struct sched *sched, bool may_run_ahead, double start_s) {
     struct backend *backend = sched->options.backend;
@@ -233,27 +243,45 @@ static void run_step(struct sched *sched, bool may_run_ahead, double start_s) {
         batch_commit(sched);
         if (ahead) advance(sched);
     }
+    note_speed(sched, n_rows, forward_s);
+    sched->last_rows = n_rows;
     stats_step(sched, n_rows, sched_now(sched) - start_s, forward_s);
 }
 
 bool sched_step(struct sched *sched) {
     double start_s = sched_now(sched);
     int n_cancels = take_inbox(sched);
+    bool moved = sched->options.disk && sched_move_pages(sched);
     if (!sched->started) {
         if (n_cancels > 0) cancel_seqs(sched, false);
         batch_plan(sched);
-        if (sched->now->batch.n_rows == 0) return n_cancels > 0;
+        if (sched->now->batch.n_rows == 0) {
+            stats_pages(sched);
+            return n_cancels > 0 || moved;
+        }
         n_cancels = 0;
     }
     run_step(sched, n_cancels == 0, start_s);
     return true;
 }
 
+/* Sleeps, with pages on their way for a tenth of a second at most: a disk that says nothing more is not waited for. */
+static bool sleep_on(struct sched *sched) {
+    struct timespec until;
+    if (sched->n_loads == 0) return pthread_cond_wait(&sched->wake, &sched->lock) == 0;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += 100000000;
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    return pthread_cond_timedwait(&sched->wake, &sched->lock, &until) == 0;
+}
+
 void sched_wait(struct sched *sched) {
-    if (sched->n_running > 0 || sched->waiting.first || sched->started) return;
+    bool waits = sched->n_running > sched->n_loads || (sched->waiting.first && sched->n_loads == 0);
+    if (waits || sched->started) return;
     pthread_mutex_lock(&sched->lock);
     while (!sched->woken && !sched->inbox.first && sched->n_cancels == 0) {
-        pthread_cond_wait(&sched->wake, &sched->lock);
+        if (!sleep_on(sched)) break;
     }
     sched->woken = false;
     pthread_mutex_unlock(&sched->lock);

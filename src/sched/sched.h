@@ -13,6 +13,9 @@
  * With prefix_caching a sequence begins with the full pages that hold its first tokens, whoever computed them: a page stays
  * findable until it is needed for something else.
  *
+ * With a disk (cache/disk.h) computed pages are copied there, and a sequence whose beginning it has waits for it while others
+ * compute, if reading is quicker than computing.
+ *
  * With max_drafts, a sequence that decodes also computes the tokens that it guesses to come (draft.h), and keeps those that
  * are what it chooses: several tokens a step, the same answer.
  *
@@ -20,11 +23,12 @@
  * the next step is started before this one's tokens are read. A sequence that ends with this token has a row too many in it: nobody looks at
  * that one, and its pages become free when the step has ended. Whatever else happens (an arrival that can be let in, a
  * cancellation, no free page, a failure) waits until no step is ahead.
- * Includes: base, model, text, grammar, backend, forward. */
+ * Includes: base, cache, model, text, grammar, backend, forward. */
 #ifndef MOEBIUS_SCHED_SCHED_H
 #define MOEBIUS_SCHED_SCHED_H
 
 #include "backend/backend.h"
+#include "cache/disk.h"
 #include "grammar/grammar.h"
 #include "sched/sample.h"
 #include "text/tokenizer.h"
@@ -87,6 +91,7 @@ struct sched_request {
     bool keep_special;   /* special tokens show up in the text */
     int n_logprobs;      /* -1: none; 0 .. SCHED_MAX_LOGPROBS: the token's, and the n best */
     bool prompt_logprobs;
+    bool leaves_no_file; /* its pages stay in memory */
     uint64_t cache_salt; /* 0, or 2^63 and above: pages of the cache are shared only among requests with the same one */
     sched_callback *callback; /* on the engine thread; must not block */
     void *context;
@@ -104,6 +109,7 @@ struct sched_options {
     int max_logits;             /* logit rows a step, >= max_num_seqs: the backend's max_logits */
     int n_pages;
     bool prefix_caching; /* sequences share the pages of what they have in common from the start */
+    struct disk *disk;   /* NULL: none. Wants prefix_caching, and a backend that copies pages; outlives the scheduler */
     int max_drafts;      /* 0 .. DRAFT_MAX: tokens to guess a sequence and step, where rows and logits are left over */
     double (*clock)(void *context); /* seconds, monotonic; NULL: the system's */
     void *clock_context;
@@ -121,6 +127,8 @@ void sched_cancel(struct sched *sched, uint64_t id);
 
 /* Engine thread: takes notes from the inbox and runs one step. Returns whether there was anything to do. */
 bool sched_step(struct sched *sched);
+/* Engine thread, or when it has ended: leaves what the disk does not have yet to the disk's thread, for up to limit_s. */
+void sched_save(struct sched *sched, double limit_s);
 /* Engine thread: sleeps until there is something to do or sched_wake is called (any thread). */
 void sched_wait(struct sched *sched);
 void sched_wake(struct sched *sched);
@@ -140,8 +148,13 @@ struct sched_stats {
     int pages_total, pages_free;
     uint64_t prompt_tokens, generated_tokens, steps, preemptions;
     uint64_t prefix_queried_tokens, prefix_found_tokens; /* of prompts: looked for in the cache, and found */
-    uint64_t drafts, draft_tokens, accepted_tokens;      /* rows of guesses, the guesses, and those that were right */
-    uint64_t finished[FINISH_ERROR + 1];                 /* by enum finish_reason */
+    uint64_t disk_queried_tokens,
+        disk_found_tokens;         /* of prompts, not in memory: the latter also count as found above */
+    uint64_t disk_forgotten_pages; /* gone from memory before the disk had room for them */
+    bool has_disk;
+    struct disk_stats disk;
+    uint64_t drafts, draft_tokens, accepted_tokens; /* rows of guesses, the guesses, and those that were right */
+    uint64_t finished[FINISH_ERROR + 1];            /* by enum finish_reason */
     double step_s, forward_s; /* time inside sched_step, and of it starting steps and waiting for them */
     double prompt_s;          /* from being let in to the first token, of all that came so far */
     struct sched_histogram first_token_s, inter_token_s, request_s;

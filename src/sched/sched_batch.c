@@ -23,7 +23,7 @@ static int seq_pending(const struct seq *seq) {
 }
 
 static bool seq_decodes(const struct seq *seq) {
-    return seq_pending(seq) == 1;
+    return !seq->load && seq_pending(seq) == 1;
 }
 
 bool seq_row_scores(const struct seq *seq, int position) {
@@ -57,6 +57,7 @@ static int rows_within_logits(const struct seq *seq, int n_rows, int n_logits) {
 static void preempt_youngest(struct sched *sched, struct room *room) {
     struct seq *seq = sched->running[--sched->n_running];
     if (seq_decodes(seq)) room->rows++, room->logits++;
+    seq_load_end(sched, seq);
     kv_seq_release(&sched->kv, &seq->kv);
     seq->n_computed = 0;
     seq->n_rows = 0;
@@ -78,6 +79,7 @@ static int take_pages(struct sched *sched, struct seq *seq, int n_rows, struct r
 }
 
 static void plan_seq(struct sched *sched, struct seq *seq, struct room *room) {
+    if (seq->load) return;  /* its pages are on their way */
     if (seq_decodes(seq)) { /* its row was set aside */
         seq->n_rows = take_pages(sched, seq, 1, room);
         return;
@@ -116,6 +118,7 @@ static bool can_admit(const struct sched *sched, const struct seq *seq, const st
 static void share_prefix(struct sched *sched, struct seq *seq) {
     int n_tokens = tokens_to_share(sched, seq);
     seq->n_computed = kv_seq_share(&sched->kv, &seq->kv, seq->tokens, n_tokens) * KV_PAGE_TOKENS;
+    seq_load_begin(sched, seq, n_tokens);
     if (seq->n_counted > 0) return; /* it was preempted: what it computed before is nobody's gain */
     seq->n_cached = seq->n_computed;
     stats_prefix(sched, n_tokens, seq->n_cached);
@@ -232,7 +235,7 @@ void batch_plan(struct sched *sched) {
     admit(sched, &room);
     draft(sched, &room);
     fill(sched);
-    assert(sched->now->batch.n_rows > 0 || (sched->n_running == 0 && !sched->waiting.first));
+    assert(sched->now->batch.n_rows > 0 || sched->n_loads > 0 || (sched->n_running == 0 && !sched->waiting.first));
 }
 
 /* Whether the step at hand picks the sequence's next token. */
@@ -251,6 +254,7 @@ static bool may_run_ahead(const struct sched *sched) {
     struct room room = {options->max_num_batched_tokens - sched->n_running, options->max_logits - sched->n_running};
     bool ends = false;
     for (int i = 0; i < sched->n_running; i++) {
+        if (sched->running[i]->load) continue;
         if (!picks_next(sched, sched->running[i])) return false;
         ends = ends || ends_now(sched->running[i]);
     }
@@ -274,11 +278,12 @@ bool batch_plan_ahead(struct sched *sched) {
     if (!may_run_ahead(sched)) return false;
     for (int i = 0; i < sched->n_running; i++) {
         struct seq *seq = sched->running[i];
-        if (!ends_now(seq) && kv_seq_grow(&sched->kv, &seq->kv, seq->n_computed + seq->n_rows + 1) != 0) return false;
+        if (!seq->load && !ends_now(seq) && kv_seq_grow(&sched->kv, &seq->kv, seq->n_computed + seq->n_rows + 1) != 0)
+            return false;
     }
     step_clear(sched->ahead);
     for (int i = 0; i < sched->n_running; i++) {
-        if (!ends_now(sched->running[i])) fill_ahead(sched, sched->running[i]);
+        if (!sched->running[i]->load && !ends_now(sched->running[i])) fill_ahead(sched, sched->running[i]);
     }
     return sched->ahead->batch.n_rows > 0;
 }

@@ -48,6 +48,8 @@ void seq_end(struct sched *sched, struct seq *seq, enum finish_reason reason, st
             event->stop_string = seq->stop.strings[found];
         }
     }
+    seq_load_end(sched, seq);
+    seq_use_pages(sched, seq);
     if (seq->n_ahead > 0) { /* a row of the step ahead still reads and writes there */
         sched->held[sched->n_held++] = seq->kv;
         seq->kv = (struct kv_seq){0};
@@ -180,7 +182,9 @@ static bool take_token(struct sched *sched, struct seq *seq, int32_t token, cons
 /* `n_rows` more tokens are in the cache. */
 static void move_on(struct sched *sched, struct seq *seq, int n_rows) {
     seq->n_computed += n_rows;
+    int n_known = seq->kv.n_known;
     if (sched->options.prefix_caching) kv_seq_publish(&sched->kv, &seq->kv, seq->tokens, seq->n_computed);
+    if (seq->kv.n_known > n_known) seq_note_pages(sched, seq);
 }
 
 static bool end_failed(struct sched *sched, struct seq *seq, const struct mo_error *error) {

@@ -9,6 +9,7 @@
 #define MOEBIUS_SCHED_SCHED_STATE_H
 
 #include <pthread.h>
+#include "cache/disk.h"
 #include "sched/draft.h"
 #include "sched/kv.h"
 #include "sched/lines.h"
@@ -34,6 +35,11 @@ struct seq {
     int n_counted;  /* prompt tokens in the statistics: those computed again are not counted again */
     int n_cached;   /* prompt tokens that others had computed */
     struct kv_seq kv;
+    struct page_address *addresses; /* [0]: of the root, [1 + i]: of page i, for the disk; NULL: it does not go there */
+    int n_addresses;                /* pages whose address is known */
+    struct disk_load *load;         /* pages are on their way from the disk: no rows until then. NULL: none */
+    int load_next, load_tokens;     /* the page that comes next; tokens when all have come */
+    double load_until_s;
     struct token_counts counts;
     struct grammar_cursor grammar; /* behind the tokens generated so far, or some of them */
     int grammar_first;             /* generated tokens before the grammar begins; -1: that is not known yet */
@@ -70,6 +76,15 @@ struct step {
     struct pick *pick;      /* [max_logits] */
 };
 
+/* A page that is known, and not on disk yet. */
+struct unsaved {
+    bool listed;
+    int32_t previous, next; /* in the order of being computed; -1 */
+    uint32_t depth;
+    uint64_t serial, root; /* the page's, when it was listed: it has gone if it has another one */
+    struct page_address parent, address;
+};
+
 enum { REGISTRY_BUCKETS = 1024 };
 
 struct sched {
@@ -89,8 +104,14 @@ struct sched {
     int n_held;
     struct sample_scratch scratch;
     struct token_logprob top[SCHED_MAX_LOGPROBS];
-    uint64_t *allowed; /* [vocab] bits: what a grammar allows, and ends with */
-    char *token_text;  /* [token_text_size] */
+    struct unsaved *unsaved;             /* [n_pages]; NULL without a disk */
+    int32_t unsaved_first, unsaved_last; /* -1 */
+    int n_loads;                         /* running sequences with pages on their way from the disk */
+    bool disk_failed;                    /* pages cannot be copied any more */
+    int last_rows;                       /* of the latest step */
+    double row_s;                        /* to compute a row of a prompt, of late; 0: not known */
+    uint64_t *allowed;                   /* [vocab] bits: what a grammar allows, and ends with */
+    char *token_text;                    /* [token_text_size] */
 
     /* Any thread, under the lock. */
     pthread_mutex_t lock;
@@ -125,6 +146,20 @@ void batch_fail(struct sched *sched, int row, const struct mo_error *error);
  * caller has taken it out of its list. */
 void seq_end(struct sched *sched, struct seq *seq, enum finish_reason reason, struct sched_event *event);
 
+/* sched_disk.c: what follows does nothing without a disk. */
+int sched_disk_open(struct sched *sched, struct mo_error *error);
+/* The addresses of the first n_pages; whoever owns the sequence. */
+void seq_addresses_grow(struct seq *seq, int n_pages);
+/* Its pages are used now, and stay on disk longer than others. */
+void seq_use_pages(struct sched *sched, const struct seq *seq);
+/* More of its pages are known: the disk should have them. */
+void seq_note_pages(struct sched *sched, struct seq *seq);
+/* It has been let in and has the pages that are in memory: has the disk more of the first n_tokens? */
+void seq_load_begin(struct sched *sched, struct seq *seq, int n_tokens);
+void seq_load_end(struct sched *sched, struct seq *seq); /* ignores one without a load */
+/* What has come from the disk, and a page for it. Whether anything moved. */
+bool sched_move_pages(struct sched *sched);
+
 /* sched_grammar.c: what the sequence's next token may be, into sampling.allowed, and whether those that stop it may be
  * chosen. An error is the sequence's end. */
 int seq_grammar_allow(struct sched *sched, struct seq *seq, struct mo_error *error);
@@ -140,7 +175,10 @@ void stats_prompted(struct sched *sched, double prompt_s);
 void stats_preempt(struct sched *sched);
 void stats_admit(struct sched *sched);
 void stats_prefix(struct sched *sched, int n_tokens, int n_found);
+void stats_disk(struct sched *sched, int n_tokens, int n_found);
 void stats_drafts(struct sched *sched, int n, int n_right);
+void stats_forgotten(struct sched *sched);
+void stats_pages(struct sched *sched);
 void stats_step(struct sched *sched, int n_rows, double step_s, double forward_s);
 
 #endif

@@ -73,6 +73,14 @@ void stats_prefix(struct sched *sched, int n_tokens, int n_found) {
     pthread_mutex_unlock(&sched->lock);
 }
 
+void stats_disk(struct sched *sched, int n_tokens, int n_found) {
+    pthread_mutex_lock(&sched->lock);
+    sched->stats.disk_queried_tokens += (uint64_t)n_tokens;
+    sched->stats.disk_found_tokens += (uint64_t)n_found;
+    sched->stats.prefix_found_tokens += (uint64_t)n_found;
+    pthread_mutex_unlock(&sched->lock);
+}
+
 void stats_drafts(struct sched *sched, int n, int n_right) {
     pthread_mutex_lock(&sched->lock);
     sched->stats.drafts++;
@@ -106,6 +114,18 @@ void stats_end(struct sched *sched, const struct seq *seq, enum finish_reason re
     pthread_mutex_unlock(&sched->lock);
 }
 
+void stats_forgotten(struct sched *sched) {
+    pthread_mutex_lock(&sched->lock);
+    sched->stats.disk_forgotten_pages++;
+    pthread_mutex_unlock(&sched->lock);
+}
+
+void stats_pages(struct sched *sched) {
+    pthread_mutex_lock(&sched->lock);
+    sched->stats.pages_free = sched->kv.n_free;
+    pthread_mutex_unlock(&sched->lock);
+}
+
 void stats_step(struct sched *sched, int n_rows, double step_s, double forward_s) {
     pthread_mutex_lock(&sched->lock);
     sched->stats.steps++;
@@ -120,4 +140,6 @@ void sched_stats_get(struct sched *sched, struct sched_stats *stats) {
     pthread_mutex_lock(&sched->lock);
     *stats = sched->stats;
     pthread_mutex_unlock(&sched->lock);
+    stats->has_disk = sched->options.disk != NULL;
+    if (stats->has_disk) disk_stats_get(sched->options.disk, &stats->disk);
 }

@@ -111,6 +111,10 @@ static size_t seq_place(const struct sched *sched, const struct sched_request *r
     size_t vocab = (size_t)sched->options.model->vocab, longest = longest_stop(request);
     carve(&carver, 1, sizeof *seq);
     seq->tokens = carve(&carver, (size_t)seq->max_total, sizeof *seq->tokens);
+    if (sched->options.disk && !request->leaves_no_file) {
+        int n_pages = 1 + cached_tokens(sched, request) / KV_PAGE_TOKENS;
+        seq->addresses = carve(&carver, (size_t)n_pages, sizeof *seq->addresses);
+    }
     seq->bias = carve(&carver, (size_t)(seq->n_bias + seq->n_banned), sizeof *seq->bias);
     seq->request.stop_tokens = carve(&carver, (size_t)request->n_stop_tokens, sizeof(int32_t));
     if (sampling_has_penalties(&request->sampling)) {
@@ -181,6 +185,10 @@ static struct seq *seq_create(const struct sched *sched, const struct sched_requ
     seq->lines.min_indent = request->min_indent;
     fill_bias(sched, seq, request);
     fill_tokens(seq, request);
+    if (seq->addresses) {
+        seq->addresses[0] = page_address_root(disk_key(sched->options.disk), request->cache_salt);
+        seq_addresses_grow(seq, (request->n_prompt - 1) / KV_PAGE_TOKENS); /* here rather than in the engine's thread */
+    }
     if (sched->options.tokenizer) {
         text_stream_init(&seq->stream, sched->options.tokenizer, !request->keep_special);
     }

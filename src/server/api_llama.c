@@ -115,6 +115,7 @@ static void parse_cache(struct api_job *job) {
         return;
     }
     job->request->sched.cache_salt = salt | PREFIX_SALTED;
+    job->request->sched.leaves_no_file = true;
 }
 
 static void parse_limits(struct api_job *job) {

@@ -110,6 +110,24 @@ static void write_finished(struct metrics *m, const struct sched_stats *stats) {
     }
 }
 
+/* Queries and hits under the names that vLLM has for caches behind the one in memory. */
+static void write_disk(struct metrics *m, const struct sched_stats *s) {
+    const struct disk_stats *d = &s->disk;
+    counter(m, "vllm:external_prefix_cache_queries_total", s->disk_queried_tokens,
+            "Prompt tokens looked for on disk: not in memory.");
+    counter(m, "vllm:external_prefix_cache_hits_total", s->disk_found_tokens, "Of these, those that came from there.");
+    gauge(m, "moebius:disk_cache_files", (double)d->files, "Pages of the cache on disk, 64 tokens each.");
+    gauge(m, "moebius:disk_cache_bytes", (double)d->bytes, "Bytes that they take.");
+    gauge(m, "moebius:disk_cache_limit_bytes", (double)d->limit_bytes, "Bytes that they may take.");
+    counter(m, "moebius:disk_cache_read_bytes_total", d->read_bytes, "Bytes read from there.");
+    counter(m, "moebius:disk_cache_written_bytes_total", d->written_bytes, "Bytes written there.");
+    counter(m, "moebius:disk_cache_removed_total", d->removed, "Pages removed to stay below the limit.");
+    counter(m, "moebius:disk_cache_refused_total", d->refused, "Files removed because they were damaged.");
+    counter(m, "moebius:disk_cache_forgotten_total", d->forgotten + s->disk_forgotten_pages,
+            "Pages that could not be written, or not in time.");
+    seconds(m, "moebius:disk_cache_read_seconds_total", d->read_s, "Time that reading took.");
+}
+
 static void write_experts(struct metrics *m, const struct store_stats *s) {
     counter(m, "moebius:expert_cache_hits_total", s->hits, "Experts that were in memory when they were needed.");
     counter(m, "moebius:expert_cache_misses_total", s->misses, "Experts that had to be read, or to be waited for.");
@@ -147,6 +165,7 @@ void metrics_write(struct buffer *out, const struct sched_stats *s, const struct
     seconds(&m, "moebius:step_seconds_total", s->step_s, "Time inside the scheduler's steps.");
     seconds(&m, "moebius:forward_seconds_total", s->forward_s, "Of it, time inside the model's forward pass.");
     if (experts) write_experts(&m, experts);
+    if (s->has_disk) write_disk(&m, s);
     write_requests(&m, s);
     write_llama(&m, s);
 }

@@ -147,8 +147,13 @@ static void make_layer(struct fixture *f, const struct style *style, struct laye
 }
 
 static void open_card(struct fixture *f, enum kv_format kv, enum attention attention) {
-    struct backend_options options = {
-        .max_rows = MAX_ROWS, .max_logits = 4, .max_seqs = 4, .n_pages = 24, .kv = kv, .attention = attention};
+    struct backend_options options = {.max_rows = MAX_ROWS,
+                                      .max_logits = 4,
+                                      .max_seqs = 4,
+                                      .n_pages = 24,
+                                      .kv = kv,
+                                      .attention = attention,
+                                      .copies_pages = true};
     struct mo_error error = {0};
     setenv("MOEBIUS_CUDA_FP8_NATIVE", "1", 1); /* so that the kernel is there; a test switches it on when it wants it */
     if (cuda_backend_open(&f->backend, &f->model, &f->weights, &options, 0, &error)) fail_msg("%s", error.message);

@@ -481,17 +481,57 @@ static void test_ended_by_another_thread(void **unused) {
     fixture_close(&f);
 }
 
+static uint8_t *page_at(const struct fixture *f, uint8_t *cache, int layer, int page) {
+    size_t bytes = KV_PAGE_TOKENS * f->cuda->row_bytes;
+    return cache + ((size_t)layer * (size_t)f->cuda->options.n_pages + (size_t)page) * bytes;
+}
+
+/* Pages go out and in while a step on another page is at work: each lands where it should, and nothing else changes. */
+static void check_page_copies(enum kv_format kv) {
+    enum { FROM = 3, TO = 9, AT_WORK = 5 };
+    static const int32_t token[1] = {3}, pages[1] = {AT_WORK};
+    struct fixture f;
+    struct model model = odd_model;
+    struct mo_error error;
+    model.dense_width = 60;
+    fixture_open(&f, &styles[2], &model, kv);
+    fill_cache(&f);
+    uint8_t *cache = (uint8_t *)(uintptr_t)f.cuda->cache_at, *want = malloc(f.cuda->cache_bytes);
+    size_t layer_bytes = KV_PAGE_TOKENS * f.cuda->row_bytes, page_bytes = kv_pool_bytes(&model, kv, 1);
+    uint8_t *page = malloc(page_bytes);
+    memcpy(want, cache, f.cuda->cache_bytes);
+    struct batch_seq seq = {0, 1, 0, pages};
+    struct batch batch = {1, token, 1, &seq, 0, NULL, NULL};
+    forward_begin(f.backend, &model, &batch, NULL);
+    cuda_submit(f.cuda);
+    assert_int_equal(f.backend->ops->page_out(f.backend, FROM, page, &error), 0);
+    assert_int_equal(f.backend->ops->page_in(f.backend, TO, page, &error), 0);
+    end(&f);
+    for (int layer = 0; layer < model.layers; layer++) {
+        assert_memory_equal(page + (size_t)layer * layer_bytes, page_at(&f, want, layer, FROM), layer_bytes);
+        memcpy(page_at(&f, want, layer, TO), page_at(&f, want, layer, FROM), layer_bytes);
+        memcpy(page_at(&f, want, layer, AT_WORK), page_at(&f, cache, layer, AT_WORK), f.cuda->row_bytes); /* its row */
+    }
+    assert_memory_equal(cache, want, f.cuda->cache_bytes);
+    free(page);
+    free(want);
+    fixture_close(&f);
+}
+
+static void test_page_copies(void **unused) {
+    (void)unused;
+    check_page_copies(KV_BF16);
+    check_page_copies(KV_FP8);
+}
+
 /* An argument is the name of the one test to run. */
 int main(int n, char **arguments) {
     if (n > 1) cmocka_set_test_filter(arguments[1]);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_products),
-        cmocka_unit_test(test_kv_b),
-        cmocka_unit_test(test_routing),
-        cmocka_unit_test(test_attention),
-        cmocka_unit_test(test_rows_of_the_cache),
-        cmocka_unit_test(test_company),
-        cmocka_unit_test(test_ended_by_another_thread),
+        cmocka_unit_test(test_products),          cmocka_unit_test(test_kv_b),
+        cmocka_unit_test(test_routing),           cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_rows_of_the_cache), cmocka_unit_test(test_company),
+        cmocka_unit_test(test_page_copies),       cmocka_unit_test(test_ended_by_another_thread),
     };
     return cmocka_run_group_tests(tests, driver_open, driver_close);
 }

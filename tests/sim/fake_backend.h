@@ -37,7 +37,7 @@ struct fake_backend {
     const int32_t *script; /* [n_script] if set: the token that follows position i is script[i] */
     int n_script;
     bool forgetful; /* the model looks at the last two tokens only, so that texts soon repeat themselves */
-    bool fail_next;
+    bool fail_next, fail_copies;
     int fault_row; /* of the failure; -1: the whole batch */
     int n_faults;  /* broken promises of the batch */
 };
@@ -225,6 +225,44 @@ static const int32_t *fake_get_picked(struct backend *backend) {
     return fake->steps[(fake->n_ended - 1) % 2].picked;
 }
 
+/* A page as bytes: tokens, then hashes. */
+enum { FAKE_PAGE_BYTES = KV_PAGE_TOKENS * (4 + 8) };
+
+/* A step at work does not write to the page that is read, and does not know the one that is written. */
+static inline void fake_check_copy(struct fake_backend *fake, int32_t page, bool in) {
+    for (uint64_t n = fake->n_ended; n < fake->n_begun; n++) {
+        const struct batch *batch = fake->steps[n % 2].batch;
+        for (int s = 0; s < batch->n_seqs; s++) {
+            const struct batch_seq *seq = &batch->seqs[s];
+            int end = seq->first_pos + seq->n_rows;
+            for (int p = in ? 0 : seq->first_pos / KV_PAGE_TOKENS; p * KV_PAGE_TOKENS < end; p++) {
+                FAKE_EXPECT(fake, seq->pages[p] != page);
+            }
+        }
+    }
+    FAKE_EXPECT(fake, page >= 0 && page < fake->n_pages);
+}
+
+static int fake_page_out(struct backend *backend, int32_t page, void *to, struct mo_error *error) {
+    struct fake_backend *fake = (struct fake_backend *)backend;
+    size_t at = (size_t)page * KV_PAGE_TOKENS;
+    fake_check_copy(fake, page, false);
+    if (fake->fail_copies) return mo_error_set(error, MO_E_INTERNAL, "reading a page of the cache");
+    memcpy(to, fake->pool + at, KV_PAGE_TOKENS * 4);
+    memcpy((char *)to + KV_PAGE_TOKENS * 4, fake->past + at, KV_PAGE_TOKENS * 8);
+    return 0;
+}
+
+static int fake_page_in(struct backend *backend, int32_t page, const void *from, struct mo_error *error) {
+    struct fake_backend *fake = (struct fake_backend *)backend;
+    size_t at = (size_t)page * KV_PAGE_TOKENS;
+    fake_check_copy(fake, page, true);
+    if (fake->fail_copies) return mo_error_set(error, MO_E_INTERNAL, "sending a page of the cache");
+    memcpy(fake->pool + at, from, KV_PAGE_TOKENS * 4);
+    memcpy(fake->past + at, (const char *)from + KV_PAGE_TOKENS * 4, KV_PAGE_TOKENS * 8);
+    return 0;
+}
+
 static const struct backend_ops fake_ops = {
     .name = "fake",
     .begin = fake_begin,
@@ -239,6 +277,8 @@ static const struct backend_ops fake_ops = {
     .fault_row = fake_fault_row,
     .logits = fake_get_logits,
     .picked = fake_get_picked,
+    .page_out = fake_page_out,
+    .page_in = fake_page_in,
 };
 
 static inline void fake_open(struct fake_backend *fake, int vocab, int n_pages, int max_rows, int max_logits,

@@ -20,6 +20,7 @@ LONG_FUNCTIONS = {}
 # Who may include whom. "forward" is src/forward.[ch]; "top" is the rest of src/*.[ch] (main, subcommands, engine).
 LAYERS = {
     "base": {"base"},
+    "cache": {"base", "cache"},
     "model": {"base", "model"},
     "text": {"base", "model", "text"},
     "grammar": {"base", "text", "grammar"},
@@ -28,9 +29,9 @@ LAYERS = {
     "backend": {"base", "model", "expert", "backend"},
     "check": {"base", "model", "backend", "check"},
     "forward": {"base", "model", "backend", "forward"},
-    "sched": {"base", "model", "text", "grammar", "expert", "backend", "forward", "sched"},
+    "sched": {"base", "cache", "model", "text", "grammar", "expert", "backend", "forward", "sched"},
     "server": {"base", "model", "text", "grammar", "expert", "sched", "server", "top"},
-    "top": {"base", "model", "text", "grammar", "expert", "backend", "forward", "sched", "server", "plan", "check", "top", "public"},
+    "top": {"base", "cache", "model", "text", "grammar", "expert", "backend", "forward", "sched", "server", "plan", "check", "top", "public"},
 }
 DATA = ("tests/golden/data/", "tests/golden/demo/", "tests/data/", "models/")  # not ours to format
 KERNEL_FOLDER = "src/backend/cpu/"

@@ -170,6 +170,8 @@ static const struct backend_ops cpu_ops = {
     .logits = cpu_logits,
     .residual = cpu_residual,
     .routing = cpu_routing,
+    .page_out = cpu_page_out,
+    .page_in = cpu_page_in,
     .observe = cpu_observe,
 };
 

@@ -138,6 +138,8 @@ void cpu_rope_apply(const struct cpu *cpu, int row, float *pairs /* [rope] */);
 int kv_cache_open(struct cpu *cpu, struct mo_error *error);
 void kv_cache_close(struct cpu *cpu);
 uint8_t *kv_cache_page(const struct cpu *cpu, int layer, int page);
+int cpu_page_out(struct backend *backend, int32_t page, void *to, struct mo_error *error);
+int cpu_page_in(struct backend *backend, int32_t page, const void *from, struct mo_error *error);
 void kv_cache_store(const struct cpu *cpu, uint8_t *row, const float *latent /* [latent] */);
 /* The first n_tokens of a page, widened: out [n_tokens][latent]. */
 void kv_cache_load(const struct cpu *cpu, const uint8_t *page, int n_tokens, float *out);

@@ -63,6 +63,26 @@ uint8_t *kv_cache_page(const struct cpu *cpu, int layer, int page) {
     return cpu->cache + index * KV_PAGE_TOKENS * cpu->row_bytes;
 }
 
+int cpu_page_out(struct backend *backend, int32_t page, void *to, struct mo_error *error) {
+    const struct cpu *cpu = (struct cpu *)backend;
+    size_t bytes = KV_PAGE_TOKENS * cpu->row_bytes;
+    (void)error;
+    for (int layer = 0; layer < cpu->model->layers; layer++) {
+        memcpy((uint8_t *)to + (size_t)layer * bytes, kv_cache_page(cpu, layer, page), bytes);
+    }
+    return 0;
+}
+
+int cpu_page_in(struct backend *backend, int32_t page, const void *from, struct mo_error *error) {
+    const struct cpu *cpu = (struct cpu *)backend;
+    size_t bytes = KV_PAGE_TOKENS * cpu->row_bytes;
+    (void)error;
+    for (int layer = 0; layer < cpu->model->layers; layer++) {
+        memcpy(kv_cache_page(cpu, layer, page), (const uint8_t *)from + (size_t)layer * bytes, bytes);
+    }
+    return 0;
+}
+
 static void store_bf16(uint8_t *out, const float *values, int n) {
     for (int i = 0; i < n; i++) {
         uint16_t bits = f32_to_bf16(values[i]);

@@ -111,6 +111,7 @@ static void close_card(struct cuda *cuda) {
     d->context_use(cuda->card.context);
     if (cuda->stream) d->stream_wait(cuda->stream);
     cuda_graph_close(cuda);
+    cuda_pages_close(cuda);
     if (cuda->pinned) d->pinned_free(cuda->pinned);
     if (cuda->logits) d->pinned_free(cuda->logits);
     for (int i = 0; i < 2; i++) {
@@ -176,6 +177,8 @@ static const struct backend_ops cuda_ops = {
     .picked = cuda_picked,
     .residual = cuda_residual,
     .routing = cuda_routing,
+    .page_out = cuda_page_out,
+    .page_in = cuda_page_in,
 };
 
 static int take_pinned(struct cuda *cuda, size_t bytes, const char *what, void *at, struct mo_error *error) {
@@ -258,6 +261,7 @@ static int open_all(struct cuda *cuda, const struct weights *weights, int device
     if (!code) code = cuda_take_memory(cuda, error);
     if (!code && cuda->options.cpu_experts) code = cuda_hybrid_open(cuda, weights, error);
     if (!code) code = take_host_memory(cuda, error);
+    if (!code) code = cuda_pages_open(cuda, error);
     if (!code) code = cuda_graph_open(cuda, error);
     if (!code) code = clear_counters(cuda, error);
     return code ? code : cuda_upload(cuda, weights, error);

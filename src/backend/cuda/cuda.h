@@ -216,10 +216,12 @@ struct cuda {
     struct step_data step;     /* its addresses on the card */
     struct flight flights[2];  /* step n is flights[n % 2] */
     unsigned n_begun, n_submitted, n_ended;
-    uint8_t *pinned; /* what the flights point to */
-    float *logits;   /* pinned [max_logits][vocab] */
-    float *residual; /* [max_rows][hidden], for the tap */
-    int32_t *id;     /* [max_rows][top_k], for the tap */
+    uint8_t *pinned;                 /* what the flights point to */
+    uint8_t *page;                   /* pinned, one page on its way; NULL: no pages are copied */
+    struct cuda_stream *page_stream; /* beside the step at work */
+    float *logits;                   /* pinned [max_logits][vocab] */
+    float *residual;                 /* [max_rows][hidden], for the tap */
+    int32_t *id;                     /* [max_rows][top_k], for the tap */
     float *weight;
 
     bool no_fold, prefetch; /* MOEBIUS_CUDA_FOLD=0, MOEBIUS_CUDA_PREFETCH=1: see struct absorb_params */
@@ -271,6 +273,11 @@ void cuda_graph_close(struct cuda *cuda);
 void cuda_graph_begin(struct cuda *cuda); /* after the step's data is on its way */
 void cuda_graph_flush(struct cuda *cuda); /* makes the step an eager one */
 void cuda_graph_end(struct cuda *cuda);
+/* pages.c: pages between the card and the host. */
+int cuda_pages_open(struct cuda *cuda, struct mo_error *error);
+void cuda_pages_close(struct cuda *cuda);
+int cuda_page_out(struct backend *backend, int32_t page, void *to, struct mo_error *error);
+int cuda_page_in(struct backend *backend, int32_t page, const void *from, struct mo_error *error);
 /* What every entry of the stage table does: runs `call`, or leaves it to the recording. */
 void cuda_stage(struct cuda *cuda, cuda_stage_call *call, int layer);
 

@@ -1,0 +1,74 @@
+#include "engine_disk.h"
+
+#include <assert.h>
+#include <openssl/sha.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "base/clock.h"
+#include "base/cpu.h"
+#include "base/log.h"
+
+static const double GIB = 1 << 30, SAVE_S = 5;
+
+/* The matrix units of another generation of cards may add in another order; 0: the CPU, whose bits are the same everywhere. */
+static int card_generation(const struct engine *engine) {
+    struct cuda_card_info card = {0};
+    if (engine->gpu >= 0) cuda_backend_probe(engine->gpu, &card, NULL);
+    return card.capability;
+}
+
+/* Everything but tokens that has a say in a page's bits. Kernels of one version agree in every bit, those of another may not. */
+static void make_key(const struct engine *engine, const char *hash, struct page_address *key) {
+    const struct engine_options *o = &engine->options;
+    const char *native = getenv("MOEBIUS_CUDA_FP8_NATIVE");
+    enum cpu_level level = CPU_REF;
+    char text[1024];
+    cpu_level_get(&level, NULL);
+    int size =
+        snprintf(text, sizeof text,
+                 "moebius %s; model %s; quantization %s; %s %d; experts %d; level %s; native fp8 %s; cache %d; "
+                 "compute %d; attention %d; batch invariant %d; layers %d; row %zu; page %d",
+                 MOEBIUS_VERSION, hash, o->quantization ? o->quantization : "auto", engine->backend->ops->name,
+                 card_generation(engine), o->expert_device, level == CPU_AMX_BF16 ? "amx-bf16" : "any",
+                 native ? native : "0", o->kv, o->compute, o->attention, o->batch_invariant, engine->model.layers,
+                 kv_row_bytes(&engine->model, (enum kv_format)(o->kv - 1)), KV_PAGE_TOKENS);
+    assert(size > 0 && (size_t)size < sizeof text);
+    SHA256((const unsigned char *)text, (size_t)size, key->bytes);
+}
+
+int engine_disk_open(struct engine *engine, struct mo_error *error) {
+    const struct engine_options *o = &engine->options;
+    struct disk_options options = {.folder = o->cache_folder, .limit_bytes = o->cache_disk_gib * GIB};
+    struct mo_error reason = {0};
+    struct disk_stats stats;
+    char hash[65];
+    if (!o->cache_folder || !engine->backend->ops->page_out) return 0;
+    int code = checkpoint_hash(&engine->checkpoint, 0, hash, error);
+    if (code) return code;
+    make_key(engine, hash, &options.key);
+    options.page_bytes = kv_pool_bytes(&engine->model, (enum kv_format)(o->kv - 1), 1);
+    double start_s = clock_now_s();
+    if (disk_open(&engine->disk, &options, &reason)) {
+        log_warn("--prefix-cache-dir: %s; going on without it", reason.message);
+        return 0;
+    }
+    disk_stats_get(engine->disk, &stats);
+    log_info("prefix cache in %s: %llu pages, %.2f of %.2f GiB, listed in %.2f s", o->cache_folder,
+             (unsigned long long)stats.files, (double)stats.bytes / GIB, o->cache_disk_gib, clock_now_s() - start_s);
+    return 0;
+}
+
+static void wake(void *context) {
+    sched_wake(context);
+}
+
+int engine_disk_start(struct engine *engine, struct mo_error *error) {
+    return engine->disk ? disk_start(engine->disk, wake, engine->sched, error) : 0;
+}
+
+void engine_disk_stop(struct engine *engine) {
+    if (!engine->disk) return;
+    if (engine->sched) sched_save(engine->sched, SAVE_S);
+    disk_stop(engine->disk);
+}
