@@ -96,7 +96,8 @@ static void say_ranks(const struct bench_experts *e) {
     const struct ranks_stats *s = &e->ranks;
     if (!e->has_ranks || !s->exchanges) return;
     double n = (double)s->exchanges;
-    printf("       ranks: %.1f KB to and %.1f KB from the others an exchange; waited %.1f us for each, %.0f %% of the time\n",
+    printf("       ranks: %.1f KB to and %.1f KB from the others an exchange; waited %.1f us for each, %.0f %% of the "
+           "time\n",
            (double)s->sent_bytes * 1e-3 / n, (double)s->received_bytes * 1e-3 / n, s->wait_s * 1e6 / n,
            100 * s->wait_s / e->s);
     fflush(stdout);
@@ -122,7 +123,8 @@ json_t *bench_ranks_json(const struct bench_experts *e) {
     const struct ranks_stats *s = &e->ranks;
     if (!e->has_ranks) return json_null();
     return json_pack("{sI sI sI sf sf}", "exchanges", (json_int_t)s->exchanges, "sent_bytes", (json_int_t)s->sent_bytes,
-                     "received_bytes", (json_int_t)s->received_bytes, "wait_s", s->wait_s, "wait_share", s->wait_s / e->s);
+                     "received_bytes", (json_int_t)s->received_bytes, "wait_s", s->wait_s, "wait_share",
+                     s->wait_s / e->s);
 }
 
 json_t *bench_experts_json(const struct bench_experts *e, double disk_gb_s) {

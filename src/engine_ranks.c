@@ -76,20 +76,22 @@ int engine_ranks_check(const struct engine_options *o, struct mo_error *error) {
     if (ranks_count() == 1) {
         return mo_error_set(error, MO_E_INVALID, "--expert-shares is for several processes: mpirun -n 2 moebius ...");
     }
-    const char *what = o->like                                                  ? "--like"
-                       : o->quantization && strcmp(o->quantization, "auto")      ? "--quantization"
-                       : has_cache                                              ? "--expert-cache"
-                                                                                : NULL;
+    const char *what = o->like                                              ? "--like"
+                       : o->quantization && strcmp(o->quantization, "auto") ? "--quantization"
+                       : has_cache                                          ? "--expert-cache"
+                                                                            : NULL;
     if (what) {
-        return mo_error_set(error, MO_E_UNSUPPORTED,
-                            "%s: with several processes experts are used where they lie in a file that each of them has "
-                            "(`moebius quantize` or `moebius synth` makes one)",
-                            what);
+        return mo_error_set(
+            error, MO_E_UNSUPPORTED,
+            "%s: with several processes experts are used where they lie in a file that each of them has "
+            "(`moebius quantize` or `moebius synth` makes one)",
+            what);
     }
     if (is_on_gpu) {
-        return mo_error_set(error, MO_E_UNSUPPORTED,
-                            "--device %s: with several processes routed experts are computed by CPUs: add --expert-device cpu",
-                            o->device);
+        return mo_error_set(
+            error, MO_E_UNSUPPORTED,
+            "--device %s: with several processes routed experts are computed by CPUs: add --expert-device cpu",
+            o->device);
     }
     return o->expert_shares ? parse_shares(o->expert_shares, shares, error) : 0;
 }
@@ -131,7 +133,8 @@ static int not_the_same(int rank, const char *what, const char *theirs, const ch
     return mo_error_set(error, MO_E_INVALID, "%s has another %s: %s, here %s", ranks_name(rank), what, theirs, ours);
 }
 
-static int check_hello(int rank, const struct wire_hello *theirs, const struct wire_hello *ours, struct mo_error *error) {
+static int check_hello(int rank, const struct wire_hello *theirs, const struct wire_hello *ours,
+                       struct mo_error *error) {
     if (theirs->wire_version != ours->wire_version || strcmp(theirs->version, ours->version)) {
         char text[2][48];
         snprintf(text[0], sizeof text[0], "%.31s (messages %d)", theirs->version, theirs->wire_version);
@@ -162,8 +165,8 @@ static int hear_hellos(struct wire_hello *hellos, struct mo_error *error) {
         int rank, code = hear(&rank, &m, error);
         if (code) return code;
         if (m.head.kind != WIRE_HELLO) {
-            return mo_error_set(error, MO_E_CORRUPT, "%s has sent a message of kind %u before it was ready", ranks_name(rank),
-                                m.head.kind);
+            return mo_error_set(error, MO_E_CORRUPT, "%s has sent a message of kind %u before it was ready",
+                                ranks_name(rank), m.head.kind);
         }
         hellos[rank] = m.hello;
         hellos[rank].version[sizeof m.hello.version - 1] = hellos[rank].hash[64] = '\0';
@@ -187,8 +190,8 @@ static void look_at_binding(const struct wire_hello *hellos) {
         const struct wire_hello *h = &hellos[r];
         int fair = h->machine_processors / ranks_of_host(hellos, h->host);
         if (h->processors >= fair || h->threads < h->processors) continue;
-        log_warn("%s may use %d of %d processors: mpirun binds processes unless it is told --bind-to none", ranks_name(r),
-                 h->processors, h->machine_processors);
+        log_warn("%s may use %d of %d processors: mpirun binds processes unless it is told --bind-to none",
+                 ranks_name(r), h->processors, h->machine_processors);
     }
 }
 
@@ -206,7 +209,8 @@ static int split_experts(struct engine *engine, const struct wire_hello *hellos,
     memory_of_each(engine, hellos, memory);
     for (int r = 0; r < n; r++) room += memory[r] > 0 ? memory[r] : 0;
     if (room < all) {
-        log_warn("the routed experts take %.2f GiB, and %d processes have room for %.2f: they will be read from the disk again "
+        log_warn("the routed experts take %.2f GiB, and %d processes have room for %.2f: they will be read from the "
+                 "disk again "
                  "and again",
                  all / GIB, n, room / GIB);
     }
@@ -238,8 +242,8 @@ int engine_ranks_meet(struct engine *engine, struct mo_error *error) {
     struct wire_hello hellos[RANKS_MAX];
     if (ranks_count() == 1) return 0;
     if (!engine->model.experts || engine->model.layers <= engine->model.dense_layers) {
-        return mo_error_set(error, MO_E_UNSUPPORTED, "%s: the model has no routed experts that several processes could share",
-                            engine->path);
+        return mo_error_set(error, MO_E_UNSUPPORTED,
+                            "%s: the model has no routed experts that several processes could share", engine->path);
     }
     int code = engine_ranks_hello(engine, &hellos[0], error);
     if (!code) ranks_set_host(0, hellos[0].host);

@@ -86,8 +86,8 @@ static int hear_plan(struct engine *engine, struct wire_plan *plan, struct mo_er
     if (plan->head.kind != WIRE_PLAN || bytes != sizeof *plan) {
         return mo_error_set(error, MO_E_CORRUPT, "expected a plan, found a message of kind %u", plan->head.kind);
     }
-    engine->split = (struct ranks_split){
-        .count = ranks_count(), .self = ranks_self(), .piece_pairs = plan->piece_pairs};
+    engine->split =
+        (struct ranks_split){.count = ranks_count(), .self = ranks_self(), .piece_pairs = plan->piece_pairs};
     memcpy(engine->split.owner, plan->owner, sizeof plan->owner);
     return 0;
 }

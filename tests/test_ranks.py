@@ -18,6 +18,7 @@ import pytest
 from conftest import GOLDEN, PROGRAM, ROOT, Result, moebius, refused, succeed
 
 MPIRUN = shutil.which("mpirun")
+SHIM = Path(PROGRAM).resolve().parent / "tests" / "shim"
 PLUGIN = Path(PROGRAM).resolve().parent / "moebius-mpi.so"
 needs_mpi = pytest.mark.skipif(not (MPIRUN and PLUGIN.exists()),
                                reason="left out: no mpirun and moebius-mpi.so here (an MPI with mpicc, as Debian's libopenmpi-dev)")
@@ -121,6 +122,21 @@ def test_shares(n, shares, counts, packed, tmp_path):
     """Rank 0 may hold none; there may be more processes than experts."""
     result = Case(packed["v3-int4"], tmp_path, "--compute", "f32").same(n, *(["--expert-shares", shares] if shares else []))
     assert held(result) == counts, str(result)
+
+
+@needs_mpi
+@pytest.mark.skipif(not (SHIM / "moebius").exists(), reason="left out: the shim is not built (make shim)")
+def test_with_a_gpu(tmp_path):
+    """Rank 0 has a card (tests/shim's), and its processor and the other rank the experts."""
+    for path in (SHIM / "moebius", PLUGIN):
+        shutil.copy(path, tmp_path)
+    flags = ["logits", GOLDEN / "v3-tiny", "--ids", IDS, "--all", "--device", "cuda", "--expert-device", "cpu", *ALONE, "--out"]
+    env = {"LD_LIBRARY_PATH": str(SHIM)}
+    alone = [tmp_path / "moebius", *map(str, flags), tmp_path / "alone.f32"]
+    subprocess.run(alone, check=True, env={**os.environ, **env})
+    result = run_parts((2, [tmp_path / "moebius", *flags, tmp_path / "ranks.f32"]), env=env)
+    assert result.code == 0 and held(result) == [8, 8], str(result)
+    assert (tmp_path / "ranks.f32").read_bytes() == (tmp_path / "alone.f32").read_bytes()
 
 
 @needs_mpi

@@ -68,8 +68,9 @@ struct backend_options {
     bool cpu_experts;     /* CUDA: the routed experts are computed by the CPU, from `weights` where they lie */
     struct store *store;  /* CPU: routed experts are read into it when they are needed; NULL: they lie in `weights` */
     bool predict_experts; /* with a store: reads ahead what the next layer will probably need */
-    const struct ranks_split *ranks; /* CPU: routed experts are shared with other processes; NULL: all of them are our own */
-    bool take_cache;      /* take the cache's memory at once, so that it cannot be missing later */
+    const struct ranks_split
+        *ranks;      /* CPU: routed experts are shared with other processes; NULL: all of them are our own */
+    bool take_cache; /* take the cache's memory at once, so that it cannot be missing later */
 };
 
 /* Sees the rows x [n][w->cols] that are about to be multiplied by w, a matrix of `weights`, in the thread that calls the

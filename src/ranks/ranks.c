@@ -55,10 +55,11 @@ static int load_plugin(struct mo_error *error) {
     if (!slash) return mo_error_set(error, MO_E_IO, "cannot tell where this program lies");
     strcpy(slash + 1, PLUGIN);
     if (access(path, R_OK)) {
-        return mo_error_set(error, MO_E_NOT_FOUND,
-                            "started as one of several processes, but there is no %s: build it with an MPI that has mpicc "
-                            "(Debian: libopenmpi-dev), or set MOEBIUS_MPI=0 for processes that know nothing of each other",
-                            path);
+        return mo_error_set(
+            error, MO_E_NOT_FOUND,
+            "started as one of several processes, but there is no %s: build it with an MPI that has mpicc "
+            "(Debian: libopenmpi-dev), or set MOEBIUS_MPI=0 for processes that know nothing of each other",
+            path);
     }
     /* For all to see: MPIs load parts of their own, which look for the rest of it. */
     void *library = dlopen(path, RTLD_NOW | RTLD_GLOBAL | RTLD_NODELETE);
@@ -98,7 +99,8 @@ static void *watch_main(void *argument) {
 }
 
 static int meet(struct mo_error *error) {
-    struct watch watch = {.lock = PTHREAD_MUTEX_INITIALIZER, .met = PTHREAD_COND_INITIALIZER, .timeout_s = ranks.timeout_s};
+    struct watch watch = {
+        .lock = PTHREAD_MUTEX_INITIALIZER, .met = PTHREAD_COND_INITIALIZER, .timeout_s = ranks.timeout_s};
     pthread_t thread;
     char text[RANKS_TEXT] = "";
     bool is_watched = !pthread_create(&thread, NULL, watch_main, &watch);
@@ -172,7 +174,8 @@ struct ranks_stats *ranks_stats(void) {
 }
 
 void ranks_give_up(const struct mo_error *why) {
-    log_error("%s%s%s; all processes end", ranks.self ? ranks.name[ranks.self] : "", ranks.self ? ": " : "", why->message);
+    log_error("%s%s%s; all processes end", ranks.self ? ranks.name[ranks.self] : "", ranks.self ? ": " : "",
+              why->message);
     if (ranks.transport) ranks.transport->abort(1);
     _exit(1);
 }
@@ -188,12 +191,13 @@ static void pause_after(double waited_s) {
     }
     if (!is_precise) prctl(PR_SET_TIMERSLACK, 1000); /* ns; else a short sleep takes 50 us longer */
     is_precise = true;
-    long pause_us = waited_s < 0.5 ? 20 : waited_s < 10 ? 200 : 2000;
+    long pause_us = waited_s < 0.5 ? 20 : waited_s < 10 ? 200 : 5000;
     nanosleep(&(struct timespec){.tv_nsec = pause_us * 1000}, NULL);
 }
 
 static int broken(int rank, const char *text, struct mo_error *error) {
-    return mo_error_set(error, MO_E_IO, "the connection with %s failed: %s", rank < 0 ? "the others" : ranks.name[rank], text);
+    return mo_error_set(error, MO_E_IO, "the connection with %s failed: %s", rank < 0 ? "the others" : ranks.name[rank],
+                        text);
 }
 
 static int silent(int rank, double patience_s, struct mo_error *error) {
@@ -296,8 +300,8 @@ static int check_message(int rank, const struct wire_head *head, size_t bytes, s
 /* Of one that probe has seen. */
 static int take(int rank, void *to, size_t room, size_t bytes, struct mo_error *error) {
     if (bytes > room) {
-        return mo_error_set(error, MO_E_CORRUPT, "%s has sent %zu bytes where at most %zu were expected", ranks.name[rank],
-                            bytes, room);
+        return mo_error_set(error, MO_E_CORRUPT, "%s has sent %zu bytes where at most %zu were expected",
+                            ranks.name[rank], bytes, room);
     }
     int code = ranks_begin_receive(rank, to, room, error);
     if (!code) code = ranks_wait_received(rank, &bytes, error);

@@ -46,10 +46,10 @@ struct wire_hello {
     int32_t wire_version;
     char version[32]; /* of the program */
     char host[WIRE_HOST];
-    char hash[72];     /* of the model: checkpoint_hash */
-    int32_t has_tiles; /* sums of its own bits (kern.h, tile order) */
+    char hash[72];                                   /* of the model: checkpoint_hash */
+    int32_t has_tiles;                               /* sums of its own bits (kern.h, tile order) */
     int32_t threads, processors, machine_processors; /* it computes with, it may use, there are */
-    double memory_bytes; /* that it may take */
+    double memory_bytes;                             /* that it may take */
 };
 
 struct wire_plan {

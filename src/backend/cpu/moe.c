@@ -166,8 +166,7 @@ struct moe moe_begin_pairs(struct cpu *cpu, int layer, struct assignment assignm
                            const struct q8_row *q) {
     const struct model *m = cpu->model;
     int pairs = assignment.first[m->experts];
-    struct moe moe = {
-        .cpu = cpu, .w = &cpu->weights->layers[layer], .assignment = assignment, .x = x, .q = q};
+    struct moe moe = {.cpu = cpu, .w = &cpu->weights->layers[layer], .assignment = assignment, .x = x, .q = q};
     moe.pair_x = stage_alloc(cpu, (size_t)pairs * sizeof *moe.pair_x);
     moe.pair_q = moe.q ? stage_alloc(cpu, (size_t)pairs * sizeof *moe.pair_q) : NULL;
     for (int i = 0; i < pairs; i++) {

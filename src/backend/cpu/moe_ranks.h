@@ -9,9 +9,10 @@
 
 /* All messages of a piece share one area, since its pairs are shared out among them. */
 struct exchange {
-    uint8_t *request;  /* to each rank, one behind the other; on the others: the one that came */
-    uint8_t *reply[2]; /* outputs of each rank, rank 0's own among them; two: while one piece is added, the next is on its way */
-    float *shared;     /* [max_rows][hidden] of the shared experts */
+    uint8_t *request; /* to each rank, one behind the other; on the others: the one that came */
+    uint8_t *reply
+        [2]; /* outputs of each rank, rank 0's own among them; two: while one piece is added, the next is on its way */
+    float *shared; /* [max_rows][hidden] of the shared experts */
     size_t request_bytes, reply_bytes;
 };
 struct exchange exchange_of(const struct cpu *cpu);

@@ -21,8 +21,8 @@ static int check_request(const struct cpu *cpu, struct wire_request *request, si
         bool is_ours = parts.expert[i] >= before && parts.expert[i] < m->experts &&
                        cpu->options.ranks->owner[parts.expert[i]] == cpu->options.ranks->self;
         if (!is_ours || parts.row[i] < 0 || parts.row[i] >= rows) {
-            return mo_error_set(error, MO_E_CORRUPT, "a request for expert %d, row %d of %d", parts.expert[i], parts.row[i],
-                                rows);
+            return mo_error_set(error, MO_E_CORRUPT, "a request for expert %d, row %d of %d", parts.expert[i],
+                                parts.row[i], rows);
         }
         before = parts.expert[i];
     }
@@ -54,8 +54,8 @@ static int answer(struct cpu *cpu, struct wire_request *request, struct mo_error
     struct moe moe = moe_begin_pairs(cpu, request->layer, assign(cpu, &parts, request->n_pairs), x, q);
     moe_compute_pairs(&moe, (float *)(reply + 1));
     cpu->batch = NULL;
-    *reply = (struct wire_reply){
-        .head = {WIRE_MAGIC, WIRE_REPLY}, .n_pairs = request->n_pairs, .serial = request->serial};
+    *reply =
+        (struct wire_reply){.head = {WIRE_MAGIC, WIRE_REPLY}, .n_pairs = request->n_pairs, .serial = request->serial};
     return ranks_send(0, reply, reply_message_bytes(request->n_pairs, m->hidden), error);
 }
 
