@@ -67,6 +67,12 @@ static int parse_shares(const char *text, double *shares, struct mo_error *error
                         ranks_count(), text);
 }
 
+static int experts_on_gpu(const char *device, struct mo_error *error) {
+    return mo_error_set(
+        error, MO_E_UNSUPPORTED,
+        "--device %s: with several processes routed experts are computed by CPUs: add --expert-device cpu", device);
+}
+
 int engine_ranks_check(const struct engine_options *o, struct mo_error *error) {
     double shares[RANKS_MAX];
     char *end = NULL;
@@ -87,12 +93,7 @@ int engine_ranks_check(const struct engine_options *o, struct mo_error *error) {
             "(`moebius quantize` or `moebius synth` makes one)",
             what);
     }
-    if (is_on_gpu) {
-        return mo_error_set(
-            error, MO_E_UNSUPPORTED,
-            "--device %s: with several processes routed experts are computed by CPUs: add --expert-device cpu",
-            o->device);
-    }
+    if (is_on_gpu) return experts_on_gpu(o->device, error);
     return o->expert_shares ? parse_shares(o->expert_shares, shares, error) : 0;
 }
 
@@ -245,6 +246,7 @@ int engine_ranks_meet(struct engine *engine, struct mo_error *error) {
         return mo_error_set(error, MO_E_UNSUPPORTED,
                             "%s: the model has no routed experts that several processes could share", engine->path);
     }
+    if (engine->gpu >= 0 && engine->options.expert_device != 2) return experts_on_gpu("auto", error);
     int code = engine_ranks_hello(engine, &hellos[0], error);
     if (!code) ranks_set_host(0, hellos[0].host);
     if (!code) code = hear_hellos(hellos, error);
@@ -271,7 +273,7 @@ static int hear_ready(struct mo_error *error) {
         }
         for (int r = 1; r < ranks_count(); r++) {
             if (is_ready[r] || heard_s[rank] - heard_s[r] < patience_s) continue;
-            return mo_error_set(error, MO_E_IO, "%s has said nothing for %.0f s (MOEBIUS_RANK_TIMEOUT)", ranks_name(r),
+            return mo_error_set(error, MO_E_IO, "%s has said nothing for %g s (MOEBIUS_RANK_TIMEOUT)", ranks_name(r),
                                 patience_s);
         }
     }

@@ -87,11 +87,13 @@ static void *watch_main(void *argument) {
     struct watch *watch = argument;
     struct timespec until;
     clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_sec += (time_t)watch->timeout_s + 1;
+    long ns = until.tv_nsec + (long)((watch->timeout_s - (double)(time_t)watch->timeout_s) * 1e9);
+    until.tv_sec += (time_t)watch->timeout_s + ns / 1000000000;
+    until.tv_nsec = ns % 1000000000;
     pthread_mutex_lock(&watch->lock);
     while (!watch->is_met) {
         if (pthread_cond_timedwait(&watch->met, &watch->lock, &until) != ETIMEDOUT || watch->is_met) continue;
-        log_error("not all processes have come within %.0f s (MOEBIUS_RANK_TIMEOUT)", watch->timeout_s);
+        log_error("not all processes have come within %g s (MOEBIUS_RANK_TIMEOUT)", watch->timeout_s);
         _exit(1);
     }
     pthread_mutex_unlock(&watch->lock);
@@ -201,7 +203,7 @@ static int broken(int rank, const char *text, struct mo_error *error) {
 }
 
 static int silent(int rank, double patience_s, struct mo_error *error) {
-    return mo_error_set(error, MO_E_IO, "%s has said nothing for %.0f s (MOEBIUS_RANK_TIMEOUT)",
+    return mo_error_set(error, MO_E_IO, "%s has said nothing for %g s (MOEBIUS_RANK_TIMEOUT)",
                         rank < 0 ? "one of the others" : ranks.name[rank], patience_s);
 }
 
