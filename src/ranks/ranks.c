@@ -130,21 +130,25 @@ static void settle_others(void) {
     log_set_level(LOG_ERROR); /* rank 0 has said all else */
 }
 
-int ranks_start(struct mo_error *error) {
-    if (!are_several()) return 0;
+int ranks_start_with(const struct ranks_transport *transport, struct mo_error *error) {
     const char *timeout = getenv("MOEBIUS_RANK_TIMEOUT");
     ranks.timeout_s = timeout ? strtod(timeout, NULL) : DEFAULT_TIMEOUT_S;
     ranks.parent = getppid();
     if (!(ranks.timeout_s > 0 && ranks.timeout_s < 1e6)) {
         return mo_error_set(error, MO_E_INVALID, "MOEBIUS_RANK_TIMEOUT: expected seconds, found \"%s\"", timeout);
     }
-    int code = load_plugin(error);
+    ranks.transport = transport;
+    int code = transport ? 0 : load_plugin(error);
     if (!code) code = meet(error);
     if (code) return code;
     for (int i = 0; i < RANKS_MAX; i++) snprintf(ranks.name[i], sizeof ranks.name[i], "rank %d", i);
     settle_others();
     if (ranks.count <= RANKS_MAX) return 0;
     return mo_error_set(error, MO_E_LIMIT, "expected at most %d processes, found %d", RANKS_MAX, ranks.count);
+}
+
+int ranks_start(struct mo_error *error) {
+    return are_several() ? ranks_start_with(NULL, error) : 0;
 }
 
 int ranks_count(void) {
@@ -366,4 +370,7 @@ void ranks_end(void) {
     if (code) ranks_give_up(&error);
     ranks.transport->finish(text);
     ranks.transport = NULL;
+    ranks.ended = false;
+    ranks.self = 0;
+    ranks.count = 1;
 }

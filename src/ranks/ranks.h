@@ -21,6 +21,8 @@
 
 /* At the beginning of a command that can be several processes. */
 int ranks_start(struct mo_error *error);
+/* The same over another transport, for tests; NULL: the plug-in. */
+int ranks_start_with(const struct ranks_transport *transport, struct mo_error *error);
 /* At its end, whatever happened: rank 0 sends the others home. */
 void ranks_end(void);
 
