@@ -232,9 +232,24 @@ def test_one_that_never_comes():
 
 
 def children(pid):
-    """The program's processes under a launcher."""
-    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True).stdout
-    return sorted(int(line.split()[0]) for line in listed.splitlines() if PROGRAM in line)
+    """The program's processes below a launcher: rank 0 was started first."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rsplit(")", 1)[1].split()[1])
+        except OSError:
+            pass  # it has ended
+
+    def is_below(child):
+        return child in parents and (parents[child] == pid or is_below(parents[child]))
+
+    def runs_program(child):
+        try:
+            return os.readlink(f"/proc/{child}/exe") == str(Path(PROGRAM).resolve())
+        except OSError:
+            return False
+
+    return sorted(child for child in parents if is_below(child) and runs_program(child))
 
 
 def free_port():
