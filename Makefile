@@ -19,7 +19,7 @@ BASE    += $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 LIBS    := $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lm -pthread
 
 MAIN    := src/main.c
-SRC     := $(filter-out $(MAIN),$(sort $(wildcard src/*.c src/*/*.c src/*/*/*.c src/*/*/*/*.c)))
+SRC     := $(filter-out $(MAIN) src/ranks/mpi/%,$(sort $(wildcard src/*.c src/*/*.c src/*/*/*.c src/*/*/*/*.c)))
 OBJ     := $(SRC:%.c=$(BUILD)/obj/%.o)
 
 # Only the kernels of an instruction set are compiled for it: one binary runs everywhere.
@@ -31,8 +31,16 @@ ISA_bf16   := $(ISA_amx) -mamx-bf16
 KERNEL_FLAGS := -O3 -fno-sanitize=all
 isa = $(ISA_$(lastword $(subst _, ,$(basename $(notdir $(1))))))
 
+# The one part that needs an MPI, and belongs to the one it was compiled with; the program looks for it only where it is started as one
+# of several processes. MPI=0, or no mpicc: it is left out.
+MPI     ?= 1
+MPICC   ?= $(shell command -v mpicc 2>/dev/null)
+comma   := ,
+PLUGIN  := $(if $(filter-out 0,$(MPI)),$(if $(MPICC),$(BUILD)/moebius-mpi.so))
+
 .PHONY: all lib help setup libraries demo test test-programs debug fuzz fuzz-programs format clean
-all: $(BUILD)/moebius
+all: $(BUILD)/moebius $(PLUGIN)
+	@$(if $(PLUGIN),:,echo "moebius-mpi.so is left out ($(if $(MPICC),MPI=0,no mpicc)): one process$(comma) one machine")
 lib: $(BUILD)/libmoebius.a
 
 help:
@@ -64,6 +72,10 @@ demo:
 $(BUILD)/moebius: $(BUILD)/obj/src/main.o $(BUILD)/libmoebius.a
 	$(CC) $(CFLAGS) $(LDFLAGS_EXTRA) -o $@ $^ $(LIBS)
 
+$(BUILD)/moebius-mpi.so: src/ranks/mpi/transport_mpi.c src/ranks/transport.h
+	@mkdir -p $(@D)
+	OMPI_CC=$(CC) MPICH_CC=$(CC) $(MPICC) -std=gnu11 $(WARN) -Isrc -D_GNU_SOURCE -O2 -g -fPIC -shared -o $@ $<
+
 $(BUILD)/libmoebius.a: $(OBJ)
 	@rm -f $@
 	ar rcs $@ $^
@@ -94,7 +106,7 @@ programs = $(patsubst %.c,$(BUILD)/%,$(1))
 TESTS   := $(call programs,$(UNIT) $(SIM)) $(BUILD)/tests/moebius_tiles
 TILES   := $(addprefix src/,base/cpu.c backend/cpu/x86/kern_amx.c backend/cpu/x86/kern_amx_bf16.c)
 
-test-programs: $(BUILD)/moebius $(TESTS) shim $(if $(findstring -fsanitize,$(CFLAGS)),,race)
+test-programs: $(BUILD)/moebius $(PLUGIN) $(TESTS) shim $(if $(findstring -fsanitize,$(CFLAGS)),,race)
 fuzz-programs: $(call programs,$(FUZZ))
 
 helpers  = $(call objects,$(filter-out $(2),$(wildcard tests/$(1)/*.c))) $(BUILD)/libmoebius.a

@@ -8,7 +8,8 @@ enum { DISK_READS = 8, DISK_READ_BYTES = 8 << 20 };
 static const double DISK_S = 1;
 
 void bench_experts_begin(struct bench_experts *e, const struct engine *engine) {
-    *e = (struct bench_experts){.is_on = engine->store, .s = -clock_now_s()};
+    *e = (struct bench_experts){.is_on = engine->store, .has_ranks = engine->has_ranks, .s = -clock_now_s()};
+    e->ranks = *ranks_stats();
     if (e->is_on) store_stats_get(engine->store, &e->sum);
 }
 
@@ -16,6 +17,11 @@ void bench_experts_end(struct bench_experts *e, const struct engine *engine, dou
     struct store_stats now, *sum = &e->sum;
     e->s += clock_now_s();
     e->tokens = tokens;
+    const struct ranks_stats *ranks = ranks_stats();
+    e->ranks = (struct ranks_stats){.exchanges = ranks->exchanges - e->ranks.exchanges,
+                                    .sent_bytes = ranks->sent_bytes - e->ranks.sent_bytes,
+                                    .received_bytes = ranks->received_bytes - e->ranks.received_bytes,
+                                    .wait_s = ranks->wait_s - e->ranks.wait_s};
     if (!e->is_on) return;
     store_stats_get(engine->store, &now);
     *sum = (struct store_stats){.hits = now.hits - sum->hits,
@@ -86,8 +92,20 @@ static double gb_s(const struct store_stats *s) {
     return s->read_s > 0 ? (double)s->read_bytes * 1e-9 / s->read_s : 0;
 }
 
+static void say_ranks(const struct bench_experts *e) {
+    const struct ranks_stats *s = &e->ranks;
+    if (!e->has_ranks || !s->exchanges) return;
+    double n = (double)s->exchanges;
+    printf("       ranks: %.1f KB to and %.1f KB from the others an exchange; waited %.1f us for each, %.0f %% of the "
+           "time\n",
+           (double)s->sent_bytes * 1e-3 / n, (double)s->received_bytes * 1e-3 / n, s->wait_s * 1e6 / n,
+           100 * s->wait_s / e->s);
+    fflush(stdout);
+}
+
 void bench_experts_say(const struct bench_experts *e, double disk_gb_s) {
     const struct store_stats *s = &e->sum;
+    say_ranks(e);
     if (!e->is_on) return;
     printf("       experts: %.1f %% were there; %.1f MB a token read at %.2f GB/s (%.0f %% of the disk's %.2f); "
            "waited %.0f %% of the time",
@@ -99,6 +117,14 @@ void bench_experts_say(const struct bench_experts *e, double disk_gb_s) {
     }
     putchar('\n');
     fflush(stdout);
+}
+
+json_t *bench_ranks_json(const struct bench_experts *e) {
+    const struct ranks_stats *s = &e->ranks;
+    if (!e->has_ranks) return json_null();
+    return json_pack("{sI sI sI sf sf}", "exchanges", (json_int_t)s->exchanges, "sent_bytes", (json_int_t)s->sent_bytes,
+                     "received_bytes", (json_int_t)s->received_bytes, "wait_s", s->wait_s, "wait_share",
+                     s->wait_s / e->s);
 }
 
 json_t *bench_experts_json(const struct bench_experts *e, double disk_gb_s) {

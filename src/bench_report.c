@@ -186,6 +186,7 @@ static json_t *decode_json(const struct bench_report *r) {
                             predicted_tokens_per_s(r, d), "bytes_per_step", d->bytes_per_step, "gb_per_s", d->gb_per_s,
                             "read_gb_s", d->read_gb_s, "share_of_bandwidth", d->gb_per_s / d->read_gb_s, "synthetic",
                             *r->made != '\0', "expert_cache", bench_experts_json(&d->experts, r->disk_gb_s)));
+        if (d->experts.has_ranks) json_object_set_new(json_array_get(list, i), "ranks", bench_ranks_json(&d->experts));
     }
     return list;
 }

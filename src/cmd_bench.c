@@ -220,7 +220,7 @@ static int open_and_run(const struct arguments *a, const struct engine_options *
     report->json = a->json;
     report->guide = a->guide;
     report->file = a->file;
-    int code = bench_gpu_open(&report->gpu, options->device, error);
+    int code = ranks_self() > 0 ? 0 : bench_gpu_open(&report->gpu, options->device, error);
     if (!code) code = engine_open(&report->engine, options, error);
     if (!code) code = settle_gpu(report, error);
     if (!code) code = run(report, error);
@@ -302,6 +302,7 @@ int cmd_bench(int argc, char **argv) {
     if (!code) code = settle_model(&a, &options, &error);
     if (!code) code = settle_plan(&a, &error);
     if (!code) settle_batch(&a, &options);
+    if (!code && !a.card) code = ranks_start(&error);
     if (!code) code = a.card ? measure_card(&a, options.device, &error) : open_and_run(&a, &options, &error);
-    return code ? cli_fail("bench", &error) : 0;
+    return code < 0 ? cli_fail("bench", &error) : 0;
 }

@@ -225,6 +225,7 @@ static int run_row(struct session *s, int index, struct mo_error *error) {
     if (s->arguments->plan.answers) s->results[index].answers = json_array();
     eval_setting_apply(&s->arguments->settings[index], &options);
     int code = engine_open(&engine, &options, error);
+    if (code > 0) return 0; /* of several processes another one measures */
     if (!code) code = measure(s, engine, &s->results[index], error);
     if (!code) code = report(s, engine, &s->results[index], error);
     engine_close(engine);
@@ -233,8 +234,10 @@ static int run_row(struct session *s, int index, struct mo_error *error) {
 
 static int run(struct session *s, struct mo_error *error) {
     s->rows = json_array();
-    int code = read_texts(s, error);
+    bool measures = ranks_self() == 0;
+    int code = measures ? read_texts(s, error) : 0;
     for (int i = 0; i < s->arguments->n_settings && !code; i++) code = run_row(s, i, error);
+    if (!measures) return code;
     if (!code && s->arguments->plan.answers) code = write_answers(s, error);
     if (code) return code;
     if (!s->arguments->json) {
@@ -347,6 +350,7 @@ int cmd_eval(int argc, char **argv) {
     if (n_positionals) options.model = positional;
     if (!code) code = settle_settings(&a, &error);
     if (!code) code = plan->text ? check_text_arguments(&a, &error) : check_heldout_arguments(&a, &error);
+    if (!code) code = ranks_start(&error);
     if (!code) code = open_and_run(&a, &options, &error);
-    return code ? cli_fail("eval", &error) : 0;
+    return code < 0 ? cli_fail("eval", &error) : 0;
 }

@@ -248,8 +248,9 @@ int cmd_logits(int argc, char **argv) {
     options.max_num_batched_tokens = a.chunk;
     options.max_logits = a.all ? a.chunk : 1;
     if (!code && !a.ids) code = mo_error_set(&error, MO_E_INVALID, "--ids is missing");
+    if (!code) code = ranks_start(&error);
     if (!code) code = engine_open(&s.engine, &options, &error);
     if (!code) code = run(&s, &error);
     session_free(&s);
-    return code ? cli_fail("logits", &error) : 0;
+    return code < 0 ? cli_fail("logits", &error) : 0;
 }

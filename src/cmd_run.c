@@ -197,9 +197,10 @@ int cmd_run(int argc, char **argv) {
     if (code > 0) return 0;
     if (n_positionals) options.model = positional;
     if (!code) code = check_arguments(&a, &error);
+    if (!code) code = ranks_start(&error);
     if (!code) code = engine_open(&engine, &options, &error);
     if (!code) code = run(engine, &a, &error);
     engine_close(engine);
-    if (code) return cli_fail("run", &error);
+    if (code < 0) return cli_fail("run", &error);
     return generate_was_interrupted() && !a.chat ? 130 : 0;
 }

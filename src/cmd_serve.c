@@ -159,14 +159,17 @@ int cmd_serve(int argc, char **argv) {
     if (n && !a.engine.model) a.engine.model = positional;
     a.engine.take_cache = true;
     if (!code) code = serve_arguments_settle(&a, &error);
-    if (!code) {
+    if (!code) code = ranks_start(&error);
+    if (!code && ranks_self() > 0) {
+        code = engine_open(&loading.engine, &a.engine, &error);
+    } else if (!code) {
         raise_descriptor_limit(a.server.max_connections);
         block_signals();
         loading.options = a.engine;
         code = serve(&a, &loading, &error);
         engine_close(loading.engine);
     }
-    if (!code) return 0;
+    if (code >= 0) return 0;
     cli_fail(command.name, &error);
     return error.code == MO_E_INVALID ? 2 : 1;
 }

@@ -4,6 +4,7 @@
 #include "engine_disk.h"
 #include "engine_experts.h"
 #include "engine_plan.h"
+#include "engine_ranks.h"
 #include "engine_weights.h"
 
 #include <stdio.h>
@@ -40,6 +41,9 @@ void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_M
         {.names = "--expert-device,--experts", .type = CLI_CHOICE, .target = &o->expert_device, .choices = "auto|gpu|cpu",
          .help = "with --device cuda, where routed experts are computed; cpu: from\nthe machine's memory, where they lie "
                  "(default auto: on the GPU)"},
+        {.names = "--expert-shares", .type = CLI_STRING, .target = &o->expert_shares, .value = "N,N,...",
+         .help = "with mpirun -n, how many routed experts each process holds, one to\nanother (default: as many as each other, or "
+                 "what there is room for)"},
         {.names = "--expert-cache", .type = CLI_STRING, .target = &o->expert_cache, .value = "GIB",
          .help = "memory for routed experts, the others are read from the packed\nfile when they are needed; 0: they are mapped "
                  "(default auto: 0 if the\nmodel fits into memory, else all that is left)"},
@@ -158,6 +162,12 @@ static int open_weights(struct engine *engine, struct mo_error *error) {
     return code ? code : engine_bind_weights(engine, error);
 }
 
+int engine_open_weights(struct engine *engine, struct mo_error *error) {
+    settle_options(&engine->options);
+    int code = open_checkpoint(engine, error);
+    return code ? code : open_weights(engine, error);
+}
+
 static int open_all(struct engine *engine, struct mo_error *error) {
     struct backend_options backend;
     settle_options(&engine->options);
@@ -167,9 +177,11 @@ static int open_all(struct engine *engine, struct mo_error *error) {
     if (!code && !engine->options.like) code = open_weights(engine, error);
     if (!code) code = engine_device_choose(engine, error);
     if (!code) code = engine_settle_weights(engine, error);
+    if (!code) code = engine_ranks_meet(engine, error);
     if (!code) code = engine_experts_choose(engine, error);
     if (!code) code = engine_plan(engine, &backend, error);
     if (!code) code = engine_experts_start(engine, &backend, error);
+    if (!code) code = engine_ranks_begin(engine, &backend, error);
     if (!code) code = engine_device_open(engine, &backend, error);
     weights_end_later(&engine->weights);
     if (!code) code = engine_disk_open(engine, error);
@@ -182,10 +194,13 @@ int engine_open(struct engine **out, const struct engine_options *options, struc
     double start = clock_now_s();
     if (!options->model && !options->like)
         return mo_error_set(error, MO_E_INVALID, "no MODEL given (--help shows how)");
+    if (ranks_self() > 0) return engine_ranks_work(options, error);
+    int code = engine_ranks_check(options, error);
+    if (code) return code;
     struct engine *engine = calloc(1, sizeof *engine);
     if (!engine) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the engine");
     engine->options = *options;
-    int code = open_all(engine, error);
+    code = open_all(engine, error);
     if (code) {
         engine_close(engine);
         return code;
@@ -220,6 +235,7 @@ void engine_close(struct engine *engine) {
     engine_disk_stop(engine);
     sched_destroy(engine->sched);
     disk_close(engine->disk);
+    engine_ranks_close(engine);
     if (engine->backend) engine->backend->ops->close(engine->backend);
     grammar_cache_free(engine->grammars);
     store_close(engine->store);

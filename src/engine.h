@@ -14,9 +14,10 @@
 /* From the command line; 0 or NULL means "choose". */
 struct engine_options {
     const char *model, *revision, *chat_template;
-    int expert_device;        /* 0 auto and 1 gpu: with the rest; 2 cpu: routed experts on the CPU */
-    const char *device;       /* NULL or "auto", "cpu", "cuda", "cuda:N" */
-    const char *expert_cache; /* NULL or "auto", or GiB that routed experts may take; "0": as they lie in the file */
+    int expert_device;         /* 0 auto and 1 gpu: with the rest; 2 cpu: routed experts on the CPU */
+    const char *device;        /* NULL or "auto", "cpu", "cuda", "cuda:N" */
+    const char *expert_shares; /* of each process; NULL: what they have room for (engine_ranks.h) */
+    const char *expert_cache;  /* NULL or "auto", or GiB that routed experts may take; "0": as they lie in the file */
     int threads;
     int cpu_strict; /* 1: each thread on a processor of its own */
     int max_model_len, max_num_seqs, max_num_batched_tokens;
@@ -56,6 +57,9 @@ struct engine {
     struct grammar_cache *grammars;   /* of structured answers; NULL without a tokenizer */
     struct store *store; /* routed experts that are read when they are needed; NULL: they are used where they lie */
     double expert_bytes; /* for them; 0: what the rest leaves */
+    struct ranks_split split; /* of routed experts among processes, where there are several */
+    double ranks_bytes;       /* of experts that other processes hold */
+    bool has_ranks;           /* they wait for requests */
     struct backend *backend;
     struct disk *disk; /* pages below those in memory; NULL: none */
     struct sched *sched;
@@ -70,8 +74,11 @@ struct engine {
     atomic_bool stop;
 };
 
-/* Opens everything or nothing. */
+/* Opens everything or nothing. In a process that is not the first of several: computes experts for that one until it closes its
+ * engine, and returns 1. */
 int engine_open(struct engine **engine, const struct engine_options *options, struct mo_error *error);
+/* The model and its weights alone, with options settled. */
+int engine_open_weights(struct engine *engine, struct mo_error *error);
 /* Starts the engine thread; from here on only sched_submit, sched_cancel and sched_stats_get may be called. */
 int engine_start(struct engine *engine, struct mo_error *error);
 void engine_close(struct engine *engine); /* stops the thread, cancels what runs; accepts NULL and half-built ones */

@@ -50,6 +50,7 @@ static void choose_freely(struct engine *engine) {
 }
 
 int engine_experts_choose(struct engine *engine, struct mo_error *error) {
+    if (ranks_count() > 1) return 0; /* those that are ours are mapped */
     if (is_auto(&engine->options)) {
         choose_freely(engine);
         return 0;

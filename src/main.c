@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 #include "cmd.h"
+#include "ranks/ranks.h"
 
 static const struct {
     const char *name;
@@ -71,7 +72,10 @@ int main(int argc, char **argv) {
         return finish_output(0);
     }
     for (int i = 0; i < N_COMMANDS; i++) {
-        if (!strcmp(argv[1], commands[i].name)) return finish_output(commands[i].run(argc - 1, argv + 1));
+        if (strcmp(argv[1], commands[i].name)) continue;
+        int status = finish_output(commands[i].run(argc - 1, argv + 1));
+        ranks_end();
+        return status;
     }
     fprintf(stderr, "moebius: unknown command \"%s\" (moebius --help lists them)\n", argv[1]);
     return 2;

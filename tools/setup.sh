@@ -41,6 +41,8 @@ for set in $sets; do
         need libcmocka-dev has_library cmocka
         need clang has_command clang
         need libclang-rt-dev has_sanitizers
+        need openmpi-bin has_command mpirun
+        need libopenmpi-dev has_command mpicc
         need python3-venv python3 -c 'import ensurepip, venv' 2>/dev/null
         ;;
     *)

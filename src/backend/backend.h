@@ -7,7 +7,7 @@
  *
  * A backend that `runs_ahead` takes one more begin() before the end() of the step at work, so that it need not wait for the
  * host between two steps: see struct batch. end() is then always that of the older step.
- * Includes: base, model, expert. */
+ * Includes: base, model, expert, ranks. */
 #ifndef MOEBIUS_BACKEND_BACKEND_H
 #define MOEBIUS_BACKEND_BACKEND_H
 
@@ -18,6 +18,7 @@
 #include "model/cache_row.h"
 #include "model/model.h"
 #include "model/weights.h"
+#include "ranks/ranks.h"
 
 enum { KV_PAGE_TOKENS = 64 };
 
@@ -67,8 +68,10 @@ struct backend_options {
     bool cpu_experts;     /* CUDA: the routed experts are computed by the CPU, from `weights` where they lie */
     struct store *store;  /* CPU: routed experts are read into it when they are needed; NULL: they lie in `weights` */
     bool predict_experts; /* with a store: reads ahead what the next layer will probably need */
-    bool take_cache;      /* take the cache's memory at once, so that it cannot be missing later */
-    bool copies_pages;    /* page_out and page_in will be called */
+    const struct ranks_split
+        *ranks;        /* CPU: routed experts are shared with other processes; NULL: all of them are our own */
+    bool take_cache;   /* take the cache's memory at once, so that it cannot be missing later */
+    bool copies_pages; /* page_out and page_in will be called */
 };
 
 /* Sees the rows x [n][w->cols] that are about to be multiplied by w, a matrix of `weights`, in the thread that calls the
@@ -135,6 +138,10 @@ size_t cpu_backend_scratch_bytes(const struct model *model, const struct backend
 /* `model` and `weights` must outlive the backend. */
 int cpu_backend_open(struct backend **backend, const struct model *model, const struct weights *weights,
                      const struct backend_options *options, struct mo_error *error);
+
+/* On a rank that is not the first (options.ranks): computes experts for rank 0 until that closes its engine. MO_E_CANCELLED: until
+ * it has ended the program. */
+int cpu_backend_work(struct backend *backend, struct mo_error *error);
 
 /* One GPU, as its driver describes it. */
 struct cuda_card_info {

@@ -25,13 +25,14 @@ LAYERS = {
     "text": {"base", "model", "text"},
     "grammar": {"base", "text", "grammar"},
     "expert": {"base", "model", "expert"},
+    "ranks": {"base", "ranks"},
     "plan": {"base", "model", "plan"},
-    "backend": {"base", "model", "expert", "backend"},
+    "backend": {"base", "model", "expert", "ranks", "backend"},
     "check": {"base", "model", "backend", "check"},
     "forward": {"base", "model", "backend", "forward"},
-    "sched": {"base", "cache", "model", "text", "grammar", "expert", "backend", "forward", "sched"},
+    "sched": {"base", "cache", "model", "text", "grammar", "expert", "ranks", "backend", "forward", "sched"},
     "server": {"base", "model", "text", "grammar", "expert", "sched", "server", "top"},
-    "top": {"base", "cache", "model", "text", "grammar", "expert", "backend", "forward", "sched", "server", "plan", "check", "top", "public"},
+    "top": {"base", "cache", "model", "text", "grammar", "expert", "ranks", "backend", "forward", "sched", "server", "plan", "check", "top", "public"},
 }
 DATA = ("tests/golden/data/", "tests/golden/demo/", "tests/data/", "models/")  # not ours to format
 KERNEL_FOLDER = "src/backend/cpu/"

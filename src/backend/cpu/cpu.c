@@ -271,7 +271,8 @@ static size_t stage_bytes(const struct cpu *cpu) {
                        cpu_quantized_bytes(n, attended) + cpu_quantized_bytes(n, m->q_lora + 1) +
                        cpu_quantized_bytes((int)pairs, m->expert_width + 1) +
                        cpu_quantized_bytes(n, m->shared_experts * m->expert_width + 1);
-    return lists + jobs + ahead + quantized + attn_absorbed_stage_bytes(m, &cpu->options) + 64 * STAGE_ALIGN;
+    size_t exchange = cpu->options.ranks ? exchange_stage_bytes(m, &cpu->options) : 0;
+    return lists + jobs + ahead + exchange + quantized + attn_absorbed_stage_bytes(m, &cpu->options) + 64 * STAGE_ALIGN;
 }
 
 static int open_memory(struct cpu *cpu, struct mo_error *error) {
@@ -282,6 +283,7 @@ static int open_memory(struct cpu *cpu, struct mo_error *error) {
     cpu->expanded = take(cpu, (size_t)cpu->options.max_seqs * sizeof *cpu->expanded, &failed);
     cpu->stage.size = stage_bytes(cpu);
     cpu->stage.base = take(cpu, cpu->stage.size, &failed);
+    if (cpu->options.ranks) cpu->exchange = take(cpu, exchange_bytes(cpu->model, &cpu->options), &failed);
     open_workers(cpu, &failed);
     open_activations(cpu, &failed);
     if (!failed) return 0;

@@ -1,5 +1,5 @@
 /* backend/cpu/cpu.h - the CPU backend's state, shared by its files: cpu.c (open, close, simple stages), linear.c
- * (matrix products over the thread pool), attention.c, rope.c, kv_cache.c, moe.c. Engine thread, except inside pool tasks.
+ * (matrix products over the thread pool), attention.c, rope.c, kv_cache.c, moe*.c. Engine thread, except inside pool tasks.
  * Includes: backend.h, kern.h, base. */
 #ifndef MOEBIUS_BACKEND_CPU_CPU_H
 #define MOEBIUS_BACKEND_CPU_CPU_H
@@ -89,6 +89,9 @@ struct cpu {
 
     float *logits; /* [max_logits][vocab] */
 
+    uint8_t *exchange; /* [exchange_bytes] with options.ranks */
+    uint32_t serial;   /* of exchanges */
+
     struct worker_scratch *workers; /* [threads] */
     struct stage_scratch stage;
     struct numeric_fault fault;
@@ -153,6 +156,9 @@ void cpu_attn_out(struct backend *backend, int layer);
 void cpu_ffn_dense(struct backend *backend, int layer);
 void cpu_route(struct backend *backend, int layer);
 void cpu_experts(struct backend *backend, int layer);
+/* moe_ranks.c: what it takes for messages, and of stage memory. */
+size_t exchange_bytes(const struct model *model, const struct backend_options *options);
+size_t exchange_stage_bytes(const struct model *model, const struct backend_options *options);
 /* One token's choice: scores [experts] (logits in, scores out), ids and weights [top_k]. */
 void cpu_choose_experts(const struct model *model, const float *bias, float *scores, int32_t *ids, float *weights);
 

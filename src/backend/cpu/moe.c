@@ -162,12 +162,11 @@ static struct assignment assign(struct cpu *cpu) {
     return a;
 }
 
-struct moe moe_begin(struct cpu *cpu, int layer) {
+struct moe moe_begin_pairs(struct cpu *cpu, int layer, struct assignment assignment, const float *const *x,
+                           const struct q8_row *q) {
     const struct model *m = cpu->model;
-    int n_rows = cpu->batch->n_rows, pairs = n_rows * m->top_k;
-    struct moe moe = {.cpu = cpu, .w = &cpu->weights->layers[layer], .assignment = assign(cpu)};
-    moe.x = (const float *const *)cpu_row_pointers(cpu, cpu->normed, (size_t)m->hidden, n_rows);
-    moe.q = cpu_quantize(cpu, &moe.w->experts[0].gate, moe.x, n_rows);
+    int pairs = assignment.first[m->experts];
+    struct moe moe = {.cpu = cpu, .w = &cpu->weights->layers[layer], .assignment = assignment, .x = x, .q = q};
     moe.pair_x = stage_alloc(cpu, (size_t)pairs * sizeof *moe.pair_x);
     moe.pair_q = moe.q ? stage_alloc(cpu, (size_t)pairs * sizeof *moe.pair_q) : NULL;
     for (int i = 0; i < pairs; i++) {
@@ -177,6 +176,14 @@ struct moe moe_begin(struct cpu *cpu, int layer) {
     moe.gate = cpu_row_pointers(cpu, cpu->gate, (size_t)m->expert_width, pairs);
     moe.up = cpu_row_pointers(cpu, cpu->up, (size_t)m->expert_width, pairs);
     return moe;
+}
+
+struct moe moe_begin(struct cpu *cpu, int layer) {
+    int n_rows = cpu->batch->n_rows;
+    float **x = cpu_row_pointers(cpu, cpu->normed, (size_t)cpu->model->hidden, n_rows);
+    const float *const *rows = (const float *const *)x;
+    const struct q8_row *q = cpu_quantize(cpu, &cpu->weights->layers[layer].experts[0].gate, rows, n_rows);
+    return moe_begin_pairs(cpu, layer, assign(cpu), rows, q);
 }
 
 int moe_rows(const struct moe *moe, int expert) {
@@ -243,7 +250,7 @@ void moe_list_down(const struct moe *moe, const struct moe_down *down, int e, co
                            .x = down->x + at,
                            .q = if_it_serves(down->q ? down->q + at : NULL, &moe->w->experts[0].down, &expert->down),
                            .y = down->y + at,
-                           .scale = moe->assignment.weight + moe->assignment.first[e],
+                           .scale = moe->assignment.weight ? moe->assignment.weight + moe->assignment.first[e] : NULL,
                            .n = moe_rows(moe, e)};
 }
 
@@ -256,6 +263,27 @@ int moe_list_shared_down(const struct moe *moe, float *const *residual, struct l
     job->x = (const float *const *)cpu_row_pointers(cpu, cpu->shared_gate, width, n_rows);
     job->q = cpu_quantize(cpu, job->w, job->x, n_rows);
     return 1;
+}
+
+void moe_compute_pairs(const struct moe *moe, float *y) {
+    struct cpu *cpu = moe->cpu;
+    int experts = cpu->model->experts, pairs = moe->assignment.first[experts], n = 0;
+    if (!pairs) return;
+    struct linear *jobs = stage_alloc(cpu, (size_t)(2 * experts) * sizeof *jobs);
+    for (int e = 0; e < experts; e++) {
+        if (!moe_rows(moe, e)) continue;
+        moe_list_gate_up(moe, e, &moe->w->experts[e], jobs + n);
+        n += 2;
+    }
+    cpu_linear_each(cpu, jobs, n);
+    moe_silu(moe, 0, pairs);
+    struct moe_down down = moe_begin_down(moe, 0, pairs);
+    for (int i = 0; i < pairs; i++) down.y[i] = y + (size_t)i * (size_t)cpu->model->hidden;
+    n = 0;
+    for (int e = 0; e < experts; e++) {
+        if (moe_rows(moe, e)) moe_list_down(moe, &down, e, &moe->w->experts[e], &jobs[n++]);
+    }
+    cpu_linear_each(cpu, jobs, n);
 }
 
 /* Gate and up of every expert that has rows, and of the shared one; then down of the same, into the residual stream: for
@@ -287,7 +315,9 @@ void cpu_experts(struct backend *backend, int layer) {
     struct cpu *cpu = (struct cpu *)backend;
     if (cpu->failure.code) return;
     stage_begin(cpu);
-    if (cpu->options.store) {
+    if (cpu->options.ranks) {
+        moe_compute_with_ranks(cpu, layer);
+    } else if (cpu->options.store) {
         moe_compute_from_store(cpu, layer);
     } else {
         compute_resident(cpu, layer);

@@ -1,5 +1,5 @@
-/* backend/cpu/moe.h - the parts of an expert layer, for moe.c (all experts in memory) and moe_store.c (some of them at a time).
- * Both add up a row's experts in ascending order, so they give the same bits. Includes: cpu.h. */
+/* backend/cpu/moe.h - the parts of an expert layer, for moe.c (all experts in memory), moe_store.c (some of them at a time) and
+ * moe_ranks.c (some of them in other processes). All add up a row's experts in ascending order, so they give the same bits. Includes: cpu.h. */
 #ifndef MOEBIUS_BACKEND_CPU_MOE_H
 #define MOEBIUS_BACKEND_CPU_MOE_H
 
@@ -34,6 +34,11 @@ struct moe_down {
 };
 
 struct moe moe_begin(struct cpu *cpu, int layer);
+/* The same for some pairs alone, their rows being those of x [n_rows], q its 8 bits. */
+struct moe moe_begin_pairs(struct cpu *cpu, int layer, struct assignment assignment, const float *const *x,
+                           const struct q8_row *q);
+/* The output of each pair as it is, not yet weighed and added: y [pairs][hidden]. */
+void moe_compute_pairs(const struct moe *moe, float *y);
 int moe_rows(const struct moe *moe, int expert); /* that were sent to it */
 void moe_list_gate_up(const struct moe *moe, int e, const struct mlp *expert, struct linear jobs[2]);
 int moe_list_shared_gate_up(const struct moe *moe, struct linear jobs[2]); /* how many: 0 or 2 */
@@ -46,5 +51,7 @@ int moe_list_shared_down(const struct moe *moe, float *const *residual, struct l
 
 /* moe_store.c: cpu_experts with options.store. */
 void moe_compute_from_store(struct cpu *cpu, int layer);
+/* moe_ranks.c: with options.ranks. */
+void moe_compute_with_ranks(struct cpu *cpu, int layer);
 
 #endif

@@ -1,0 +1,289 @@
+/* Two ranks of which one is this test: what the engine does when the other is another version, fails a request, or asks for
+ * nonsense. The transport is a queue in memory; what real ranks compute is tests/test_ranks.py's. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "engine_ranks.h"
+#include "forward.h"
+
+static const char MODEL[] = "tests/golden/data/v3-tiny";
+enum { QUEUE = 16 };
+
+/* The other side. */
+static struct {
+    int self; /* the rank that is not played by the test */
+    void (*answer)(const uint8_t *message, size_t bytes);
+    uint8_t *message[QUEUE]; /* on their way to the program */
+    size_t bytes[QUEUE];
+    int first, n;
+    void *to[RANKS_SLOTS]; /* receives that wait */
+    int seen[WIRE_BYE + 1];
+    uint32_t failures; /* requests to fail before the first that is answered */
+    struct wire_hello hello;
+} world;
+
+static void push(const void *message, size_t bytes) {
+    int at = (world.first + world.n++) % QUEUE;
+    assert_true(world.n <= QUEUE);
+    world.message[at] = memcpy(calloc(1, bytes), message, bytes);
+    world.bytes[at] = bytes;
+}
+
+static void push_kind(enum wire_kind kind) {
+    const struct wire_head head = {WIRE_MAGIC, kind};
+    push(&head, sizeof head);
+}
+
+static int fake_start(int *self, int *count, char *text) {
+    (void)text;
+    *self = world.self;
+    *count = 2;
+    return 0;
+}
+
+static int fake_send(int slot, int rank, const void *data, size_t bytes, char *text) {
+    const struct wire_head *head = data;
+    (void)slot, (void)text;
+    assert_int_equal(rank, 1 - world.self);
+    assert_true(head->magic == WIRE_MAGIC && head->kind >= WIRE_HELLO && head->kind <= WIRE_BYE);
+    world.seen[head->kind]++;
+    world.answer(data, bytes);
+    return 0;
+}
+
+static int fake_receive(int slot, int rank, void *data, size_t bytes, char *text) {
+    (void)rank, (void)bytes, (void)text;
+    world.to[slot] = data;
+    return 0;
+}
+
+static int fake_test(int slot, int *done, size_t *bytes, char *text) {
+    (void)text;
+    *done = slot < RANKS_MAX || world.n > 0;
+    if (slot < RANKS_MAX || !world.n) return 0;
+    *bytes = world.bytes[world.first];
+    memcpy(world.to[slot], world.message[world.first], *bytes);
+    free(world.message[world.first]);
+    world.first = (world.first + 1) % QUEUE;
+    world.n--;
+    return 0;
+}
+
+static int fake_probe(int *rank, size_t *bytes, char *text) {
+    (void)text;
+    *rank = world.n ? 1 - world.self : -1;
+    *bytes = world.n ? world.bytes[world.first] : 0;
+    return 0;
+}
+
+static int fake_finish(char *text) {
+    (void)text;
+    return 0;
+}
+
+static void fake_abort(int status) {
+    fail_msg("everything was ended with %d", status);
+}
+
+static const struct ranks_transport fake = {
+    RANKS_TRANSPORT_VERSION, fake_start, fake_send, fake_receive, fake_test, fake_probe, fake_finish, fake_abort};
+
+static void begin(int self, void (*answer)(const uint8_t *, size_t)) {
+    struct mo_error error = {0};
+    memset(&world, 0, sizeof world);
+    world.self = self;
+    world.answer = answer;
+    if (ranks_start_with(&fake, &error)) fail_msg("%s", error.message);
+}
+
+static void options_of(struct engine_options *options) {
+    engine_options_init(options);
+    options->model = MODEL;
+    options->threads = 1;
+    options->max_model_len = 64;
+    options->max_num_batched_tokens = 8;
+    options->max_logits = 8;
+}
+
+/* ---- the other one is rank 1 ---- */
+
+static void fill_hello(struct wire_hello *hello) {
+    struct checkpoint checkpoint;
+    struct mo_error error = {0};
+    *hello = (struct wire_hello){.head = {WIRE_MAGIC, WIRE_HELLO},
+                                 .wire_version = WIRE_VERSION,
+                                 .version = MOEBIUS_VERSION,
+                                 .host = "elsewhere",
+                                 .memory_bytes = 1e12};
+    int code = checkpoint_open(&checkpoint, MODEL, &error);
+    if (!code) code = checkpoint_hash(&checkpoint, 0, hello->hash, &error);
+    if (code) fail_msg("%s", error.message);
+    checkpoint_close(&checkpoint);
+}
+
+/* Outputs are all zero, or the request fails. */
+static void answer_request(const struct wire_request *request, int hidden) {
+    size_t bytes = sizeof(struct wire_reply) + (size_t)request->n_pairs * (size_t)hidden * 4;
+    const struct wire_failed failed = {
+        .head = {WIRE_MAGIC, WIRE_FAILED}, .code = MO_E_IO, .text = "the disk is on fire"};
+    if (world.failures) {
+        world.failures--;
+        push(&failed, sizeof failed);
+        return;
+    }
+    struct wire_reply *reply = calloc(1, bytes);
+    assert_non_null(reply);
+    *reply =
+        (struct wire_reply){.head = {WIRE_MAGIC, WIRE_REPLY}, .n_pairs = request->n_pairs, .serial = request->serial};
+    push(reply, bytes);
+    free(reply);
+}
+
+static int hidden_of_model;
+
+static void act_as_rank_1(const uint8_t *message, size_t bytes) {
+    (void)bytes;
+    switch ((enum wire_kind)((const struct wire_head *)message)->kind) {
+    case WIRE_PLAN:
+        push_kind(WIRE_ALIVE);
+        push_kind(WIRE_READY);
+        break;
+    case WIRE_REQUEST:
+        answer_request((const struct wire_request *)message, hidden_of_model);
+        break;
+    case WIRE_END:
+        push_kind(WIRE_BYE);
+        break;
+    default:
+        break;
+    }
+}
+
+static void test_same_version_and_model(void **state) {
+    (void)state;
+    struct engine_options options;
+    struct engine *engine = NULL;
+    struct mo_error error = {0};
+    options_of(&options);
+    begin(0, act_as_rank_1);
+    fill_hello(&world.hello);
+    strcpy(world.hello.version, "9.9.9");
+    push(&world.hello, sizeof world.hello);
+    assert_int_equal(engine_open(&engine, &options, &error), MO_E_INVALID);
+    assert_non_null(strstr(error.message, "rank 1 (elsewhere)"));
+    assert_non_null(strstr(error.message, "9.9.9"));
+    assert_non_null(strstr(error.message, MOEBIUS_VERSION));
+    fill_hello(&world.hello);
+    world.hello.hash[3] ^= 1;
+    push(&world.hello, sizeof world.hello);
+    assert_int_equal(engine_open(&engine, &options, &error), MO_E_INVALID);
+    assert_non_null(strstr(error.message, world.hello.hash));
+    ranks_end();
+    assert_true(world.seen[WIRE_END] == 1 && world.seen[WIRE_PLAN] == 0);
+}
+
+/* Rows of one step. */
+static int compute(struct engine *engine, struct mo_error *error) {
+    int32_t token[5] = {1, 2, 3, 4, 5}, wanted = 4, page = 0;
+    struct batch_seq seq = {0, 5, 0, &page};
+    struct batch batch = {5, token, 1, &seq, 1, &wanted, NULL};
+    return forward(engine->backend, &engine->model, &batch, NULL, error);
+}
+
+static void test_a_failed_request_fails_its_step(void **state) {
+    (void)state;
+    struct engine_options options;
+    struct engine *engine = NULL;
+    struct mo_error error = {0};
+    options_of(&options);
+    begin(0, act_as_rank_1);
+    fill_hello(&world.hello);
+    push(&world.hello, sizeof world.hello);
+    if (engine_open(&engine, &options, &error)) fail_msg("%s", error.message);
+    hidden_of_model = engine->model.hidden;
+    int layers = engine->model.layers - engine->model.dense_layers;
+    world.failures = 1;
+    assert_int_equal(compute(engine, &error), MO_E_IO);
+    assert_non_null(strstr(error.message, "rank 1 (elsewhere): the disk is on fire"));
+    assert_int_equal(world.seen[WIRE_REQUEST], 1); /* the layers after it are not asked for */
+    if (compute(engine, &error)) fail_msg("%s", error.message);
+    assert_int_equal(world.seen[WIRE_REQUEST], 1 + layers);
+    assert_int_equal(world.n, 0);
+    engine_close(engine);
+    assert_int_equal(world.seen[WIRE_CLOSE], 1);
+    ranks_end();
+}
+
+/* ---- the other one is rank 0 ---- */
+
+static struct wire_request *request_of(int layer, int row, int expert, size_t *bytes, int hidden) {
+    *bytes = sizeof(struct wire_request) + 64 + (size_t)hidden * 4;
+    struct wire_request *request = calloc(1, *bytes);
+    assert_non_null(request);
+    *request = (struct wire_request){
+        .head = {WIRE_MAGIC, WIRE_REQUEST}, .layer = layer, .n_rows = 1, .n_pairs = 1, .serial = 7};
+    int32_t *pair = (int32_t *)(request + 1);
+    pair[0] = row;
+    pair[1] = expert;
+    return request;
+}
+
+static void push_request(int layer, int row, int expert, size_t cut) {
+    size_t bytes;
+    struct wire_request *request = request_of(layer, row, expert, &bytes, hidden_of_model);
+    push(request, bytes - cut);
+    free(request);
+}
+
+static void act_as_rank_0(const uint8_t *message, size_t bytes) {
+    enum wire_kind kind = ((const struct wire_head *)message)->kind;
+    struct wire_plan plan = {.head = {WIRE_MAGIC, WIRE_PLAN}, .max_rows = 8, .piece_pairs = 8};
+    for (int e = 0; e < WIRE_MAX_EXPERTS; e++) plan.owner[e] = e & 1;
+    if (kind == WIRE_HELLO) push(&plan, sizeof plan);
+    if (kind == WIRE_READY) {
+        push_request(0, 0, 1, 0);   /* a dense layer */
+        push_request(999, 0, 1, 0); /* no layer */
+        push_request(2, 1, 1, 0);   /* a row that did not come */
+        push_request(2, 0, 2, 0);   /* rank 0's own expert */
+        push_request(2, 0, -1, 0);
+        push_request(2, 0, 1, 4); /* cut off */
+        push_request(2, 0, 1, 0); /* as it should be */
+        push_kind(WIRE_CLOSE);
+    }
+    if (kind == WIRE_REPLY) {
+        const struct wire_reply *reply = (const struct wire_reply *)message;
+        assert_true(reply->n_pairs == 1 && reply->serial == 7);
+        assert_int_equal(bytes, sizeof *reply + (size_t)hidden_of_model * 4);
+    }
+}
+
+static void test_nonsense_is_refused(void **state) {
+    (void)state;
+    struct engine_options options;
+    struct engine *engine = NULL;
+    struct mo_error error = {0};
+    options_of(&options);
+    begin(1, act_as_rank_0);
+    assert_true(hidden_of_model > 0);
+    assert_int_equal(engine_open(&engine, &options, &error), 1);
+    assert_null(engine);
+    assert_int_equal(world.seen[WIRE_FAILED], 6);
+    assert_int_equal(world.seen[WIRE_REPLY], 1);
+    push_kind(WIRE_END);
+    ranks_end();
+    assert_int_equal(world.seen[WIRE_BYE], 1);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_same_version_and_model),
+        cmocka_unit_test(test_a_failed_request_fails_its_step),
+        cmocka_unit_test(test_nonsense_is_refused),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
