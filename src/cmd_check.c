@@ -73,10 +73,12 @@ static int run_checks(const struct arguments *a, enum cpu_level best, bool *fail
     json_t *lines = json_array(), *left_out = json_array();
     int code = check_open(&check, a->json ? add_line : print_line, lines, error);
     if (!code) watch(check);
-    for (int level = a->only ? (int)best : CPU_REF; !code && level <= (int)best; level++)
-        check_level(check, (enum cpu_level)level);
-    for (int level = (int)best + 1; !code && level < CPU_LEVELS; level++) {
+    for (int level = a->only ? (int)best : CPU_REF; !code && level <= (int)best; level++) {
+        if (cpu_offers((enum cpu_level)level)) check_level(check, (enum cpu_level)level);
+    }
+    for (int level = a->only ? (int)best : CPU_REF; !code && level < CPU_LEVELS; level++) {
         const char *name = cpu_level_name((enum cpu_level)level);
+        if (level <= (int)best && cpu_offers((enum cpu_level)level)) continue;
         json_array_append_new(left_out, json_string(name));
         if (!a->json)
             printf("left out: %s, %s\n", name, "which this machine does not have or MOEBIUS_CPU does not ask for");
@@ -110,7 +112,7 @@ int cmd_check(int argc, char **argv) {
         .max_positionals = 1,
         .about =
             "Does this processor compute what it should? Every kernel, at every level of instructions that there is\n"
-            "(MOEBIUS_CPU=ref|avx2|avx512|amx sets the highest), is compared with plain C, bit for bit, and with\n"
+            "(MOEBIUS_CPU=ref|avx2|avx-vnni|avx512|amx sets the highest), is compared with plain C, bit for bit, and\n"
             "sums in double: odd sizes, ragged groups, subnormal and extreme scales, NaN, between pages that may not\n"
             "be touched. With --bench: how fast they read weights for one token, beside what the threads read from\n"
             "memory in the same seconds, and compute for 64, beside the machine's rate of 8-bit operations.\n\n"

@@ -93,7 +93,7 @@ static int time_format(struct bench_run *run, enum mat_format format, struct mo_
     if (code) return code;
     for (int quantized = 0; quantized < 2; quantized++) {
         for (int level = first; level <= (int)run->best; level++) {
-            if (speed_has(speed, (enum cpu_level)level, quantized))
+            if (cpu_offers((enum cpu_level)level) && speed_has(speed, (enum cpu_level)level, quantized))
                 time_line(run, speed, format, (enum cpu_level)level, quantized);
         }
     }

@@ -57,7 +57,7 @@ def test_structure(reports, name):
     report = reports[name]
     assert set(report) == {"model", "synthetic", "machine", "load_s", "rss_bytes", "prefill", "ttft_s", "decode", "text",
                            "model_hash", "version"}
-    assert report["machine"]["level"] in ("ref", "avx2", "avx512", "amx") and report["machine"]["threads"] >= 1
+    assert report["machine"]["level"] in ("ref", "avx2", "avx-vnni", "avx512", "amx") and report["machine"]["threads"] >= 1
     assert 0 < report["machine"]["read_gb_s_min"] <= report["machine"]["read_gb_s"] <= report["machine"]["read_gb_s_max"]
     assert report["machine"]["read_gb_s_after"] > 0
     tops = report["machine"]["int8_tops"]

@@ -43,12 +43,12 @@ static void read_processor_name(struct plan_host *host) {
 
 /* Multiply-adds a core does in a clock, as operations: two units of 4, 8 or 16 lanes. */
 static double ops_a_clock(enum cpu_level level) {
-    return level >= CPU_AVX512 ? 64 : level == CPU_AVX2 ? 32 : 16;
+    return level >= CPU_AVX512 ? 64 : level >= CPU_AVX2 ? 32 : 16;
 }
 
 /* The matrix unit does 16 x 16 x 64 in 16 clocks; VNNI four to a lane; AVX2 two in 16 bits. */
 double plan_cpu_bytes_factor(enum cpu_level level) {
-    return level >= CPU_AMX ? 32 : level == CPU_AVX512 ? 4 : level == CPU_AVX2 ? 2 : 1;
+    return level >= CPU_AMX ? 32 : level >= CPU_AVX_VNNI ? 4 : level == CPU_AVX2 ? 2 : 1;
 }
 
 static void read_speed(struct plan_host *host) {
