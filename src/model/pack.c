@@ -53,7 +53,9 @@ static void watch_signals(const char *partial) {
     assert(!g_is_writing);
     snprintf(g_partial, sizeof g_partial, "%s", partial);
     g_is_writing = 1;
-    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) signal(ends[i], on_signal);
+    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
+        if (signal(ends[i], on_signal) == SIG_IGN) signal(ends[i], SIG_IGN); /* nohup: who started us wants it so */
+    }
     signal(SIGXFSZ, SIG_IGN); /* a file that may not grow is an error of write(), not the end of the program */
 }
 
