@@ -599,3 +599,12 @@ def test_weights_are_a_folder(model):
 
 def test_folder_is_empty(tmp_path):
     refused(open_model(tmp_path), "config.json")
+
+
+def test_more_weights_than_can_be_counted(model):
+    """Sizes that are within bounds, one by one: `info` reads no tensor, and counted below zero."""
+    change_config(model, num_hidden_layers=1024, hidden_size=1 << 20, n_routed_experts=4096, moe_intermediate_size=1 << 20)
+    for arguments in (["info", model], ["run", model, "-p", "x"], ["synth", "--config", model / "config.json", "-o", model / "x"]):
+        result = moebius(*arguments)
+        refused(result, "config.json", "1e15")
+        assert result.code == 1, "a wrong file is no wrong usage"
