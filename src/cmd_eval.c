@@ -3,6 +3,7 @@
 #include <string.h>
 #include "base/clock.h"
 #include "base/file.h"
+#include "base/json.h"
 #include "cmd.h"
 #include "eval_heldout.h"
 #include "eval_report.h"
@@ -241,9 +242,7 @@ static int run(struct session *s, struct mo_error *error) {
         eval_report_print_reasons(&s->results[0]);
         return 0;
     }
-    int failed = json_dumpf(s->rows, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
-    putchar('\n');
-    return failed ? mo_error_set(error, MO_E_IO, "cannot write to standard output") : 0;
+    return json_print(json_incref(s->rows), error);
 }
 
 static int open_and_run(const struct arguments *a, const struct engine_options *options, struct mo_error *error) {

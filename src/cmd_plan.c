@@ -71,8 +71,7 @@ static int run_plan(const struct plan_arguments *arguments, bool *fits, struct m
     struct plan_report *report = calloc(1, sizeof *report);
     if (!report) return mo_error_set(error, MO_E_NO_MEMORY, "no memory");
     int code = plan_gather(report, arguments, error);
-    if (!code && arguments->json && plan_print_json(report))
-        code = mo_error_set(error, MO_E_IO, "cannot write to standard output");
+    if (!code && arguments->json) code = plan_print_json(report, error);
     if (!code && !arguments->json) plan_print_text(report);
     *fits = report->memory.fits;
     free(report);

@@ -96,10 +96,7 @@ static int quantize(const struct arguments *a, const struct recipe *recipe, stru
     source_close(s);
     if (code) return code;
     if (seen) log_info("calibrated with %d tokens of %s", seen, a->calibrate);
-    if (recipe_print_report(&report, recipe, a->out, clock_now_s() - start, a->json)) {
-        code = mo_error_set(error, MO_E_IO, "cannot write to standard output");
-    }
-    return code;
+    return recipe_print_report(&report, recipe, a->out, clock_now_s() - start, a->json, error);
 }
 
 int cmd_quantize(int argc, char **argv) {

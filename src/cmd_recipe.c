@@ -3,6 +3,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
+#include "base/json.h"
 
 void recipe_flags(struct recipe_arguments *a, struct cli_flag flags[RECIPE_FLAGS_MAX]) {
     /* clang-format off */
@@ -49,23 +50,21 @@ static double relative(const struct make_error *sum) {
     return sum->total > 0 ? sqrt(sum->error / sum->total) : 0;
 }
 
-static int print_json(const struct make_report *report, const struct recipe *recipe, const char *path, double seconds) {
+static int print_json(const struct make_report *report, const struct recipe *recipe, const char *path, double seconds,
+                      struct mo_error *error) {
     json_t *errors = json_object();
     for (int i = 0; i < TENSOR_GROUPS; i++) {
         if (report->groups[i].total <= 0) continue;
         json_object_set_new(errors, tensor_group_name((enum tensor_group)i), json_real(relative(&report->groups[i])));
     }
-    json_t *root = json_pack("{ss sI sf so so}", "file", path, "bytes", (json_int_t)report->bytes, "seconds", seconds,
-                             "formats", recipe_json(recipe), "relative_error", errors);
-    int failed = !root || json_dumpf(root, stdout, JSON_INDENT(2));
-    putchar('\n');
-    json_decref(root);
-    return failed;
+    json_t *root = json_pack("{so sI sf so so}", "file", json_lossy(path), "bytes", (json_int_t)report->bytes,
+                             "seconds", seconds, "formats", recipe_json(recipe), "relative_error", errors);
+    return json_print(root, error);
 }
 
 int recipe_print_report(const struct make_report *report, const struct recipe *recipe, const char *path, double seconds,
-                        bool json) {
-    if (json) return print_json(report, recipe, path, seconds);
+                        bool json, struct mo_error *error) {
+    if (json) return print_json(report, recipe, path, seconds, error);
     printf("%s: %.3f GB in %.1f s (%.2f GB/s)\n", path, (double)report->bytes * 1e-9, seconds,
            (double)report->bytes * 1e-9 / seconds);
     for (int i = 0; i < TENSOR_GROUPS; i++) {

@@ -55,14 +55,14 @@ static const char *finish_name(enum finish_reason finish) {
     return names[finish];
 }
 
-static int print_json(const struct generation *g) {
+static int print_json(const struct generation *g, struct mo_error *error) {
     json_t *root = json_pack("{so ss si si sf sf}", "text", json_stringn(g->text ? g->text : "", g->text_size),
                              "finish_reason", finish_name(g->finish), "prompt_tokens", g->n_prompt, "completion_tokens",
                              g->n_generated, "first_token_s", g->first_token_s, "total_s", g->total_s);
-    int failed = !root || json_dumpf(root, stdout, 0);
+    int failed = !root || (json_dumpf(root, stdout, 0) && !ferror(stdout)); /* main looks at the stream */
     putchar('\n');
     json_decref(root);
-    return failed;
+    return failed ? mo_error_set(error, MO_E_NO_MEMORY, "no memory for the answer in JSON") : 0;
 }
 
 static int complete(struct engine *engine, const struct arguments *a, struct sched_request *request,
@@ -82,7 +82,7 @@ static int complete(struct engine *engine, const struct arguments *a, struct sch
     request->grammar_after = engine_reasoning_end(engine, &prompt);
     if (!code && a->echo && a->prompt && !a->json) fputs(a->prompt, stdout);
     if (!code) code = generate(engine, request, !a->json, &answer, error);
-    if (!code && a->json && print_json(&answer)) code = mo_error_set(error, MO_E_IO, "cannot write to standard output");
+    if (!code && a->json) code = print_json(&answer, error);
     if (!code && !a->json) {
         putchar('\n');
         generation_print_timings(&answer);

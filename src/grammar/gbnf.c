@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "grammar/front.h"
-#include "text/utf8.h"
+#include "base/utf8.h"
 
 enum { GBNF_RULES_MAX = 1024, GBNF_DEPTH_MAX = 100 };
 

@@ -3,7 +3,7 @@
  * repetitions are the same set of texts as greedy ones. */
 #include <string.h>
 #include "grammar/front.h"
-#include "text/utf8.h"
+#include "base/utf8.h"
 
 enum { REGEX_DEPTH_MAX = 100 };
 

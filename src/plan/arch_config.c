@@ -41,7 +41,7 @@ void plan_arch_from_model(struct plan_arch *arch, const struct model *m, const c
         .top_k = m->top_k,
         .shared_experts = m->shared_experts,
     };
-    snprintf(arch->name, sizeof arch->name, "%.127s", name);
+    plan_arch_set_name(arch, name);
     snprintf(arch->published, sizeof arch->published, "%s", published_recipe(m));
 }
 
@@ -130,6 +130,6 @@ int plan_arch_parse(struct plan_arch *arch, const char *json, size_t size, const
         if (!code) plan_arch_from_model(arch, &model, where);
     }
     if (!code) code = check_size(arch, where, error);
-    if (!code) snprintf(arch->name, sizeof arch->name, "%.127s", where);
+    if (!code) plan_arch_set_name(arch, where);
     return code;
 }

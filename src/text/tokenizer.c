@@ -6,7 +6,7 @@
 #include <string.h>
 #include "model/checkpoint.h"
 #include "text/tokenizer_priv.h"
-#include "text/utf8.h"
+#include "base/utf8.h"
 
 enum {
     TOKENIZER_JSON_BYTES_MAX = 256 << 20,

@@ -177,11 +177,49 @@ static void test_errors(void **state) {
     assert_string_equal(mo_code_text(MO_E_CORRUPT), "damaged file");
 }
 
+/* Whatever a file or a tensor is called, a message is UTF-8 that a terminal only shows; cut, it ends with a whole character. */
+static void test_messages_are_clean(void **state) {
+    (void)state;
+    struct mo_error error;
+    char longer[2 * sizeof error.message];
+    mo_error_set(&error, MO_E_IO, "%s",
+                 "a\xff"
+                 "b\x1b[31m\n\x7f\xc2\x9b \xe2\x82\xac caf\xc3");
+    assert_string_equal(error.message, "a?b?[31m????"
+                                       " \xe2\x82\xac caf");
+    mo_error_prefix(&error, "%s", "\x07\xc0\xaf");
+    assert_string_equal(error.message, "???: a?b?[31m????"
+                                       " \xe2\x82\xac caf");
+    for (size_t i = 0; i + 3 < sizeof longer; i += 3) memcpy(longer + i, "\xe2\x82\xac", 4);
+    mo_error_set(&error, MO_E_IO, "%s", longer);
+    assert_int_equal(strlen(error.message), (sizeof error.message - 1) / 3 * 3);
+}
+
+static void test_json_output(void **state) {
+    (void)state;
+    struct mo_error error;
+    json_t *name = json_lossy("mod\xff"
+                              "el \xc3\xa9 \xe2\x82"),
+           *none = json_finite(1.0 / 0.0), *one = json_finite(1);
+    assert_string_equal(json_string_value(name), "mod\xef\xbf\xbd"
+                                                 "el \xc3\xa9 ");
+    assert_true(json_is_null(none) && json_is_real(one));
+    assert_int_equal(json_print(NULL, &error), MO_E_NO_MEMORY);
+    json_decref(name);
+    json_decref(none);
+    json_decref(one);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_arena), cmocka_unit_test(test_pool),
-        cmocka_unit_test(test_files), cmocka_unit_test(test_cut_while_mapped),
-        cmocka_unit_test(test_json),  cmocka_unit_test(test_errors),
+        cmocka_unit_test(test_arena),
+        cmocka_unit_test(test_pool),
+        cmocka_unit_test(test_files),
+        cmocka_unit_test(test_cut_while_mapped),
+        cmocka_unit_test(test_json),
+        cmocka_unit_test(test_errors),
+        cmocka_unit_test(test_messages_are_clean),
+        cmocka_unit_test(test_json_output),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

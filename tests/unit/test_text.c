@@ -11,7 +11,7 @@
 #include <unistd.h>
 #include "text/fim.h"
 #include "text/pretokenize.h"
-#include "text/utf8.h"
+#include "base/utf8.h"
 #include "text_fixture.h"
 
 #define EXPECT(tokenizer, text, special, ...)                                                                          \
