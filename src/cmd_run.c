@@ -196,6 +196,7 @@ int cmd_run(int argc, char **argv) {
     int n_positionals, code = cli_parse(&command, argc, argv, &positional, &n_positionals, &error);
     if (code > 0) return 0;
     if (n_positionals) options.model = positional;
+    options.max_grammars = a.schema || a.regex || a.rules || a.rules_file;
     if (!code) code = check_arguments(&a, &error);
     if (!code) code = engine_open(&engine, &options, &error);
     if (!code) code = run(engine, &a, &error);

@@ -35,6 +35,7 @@ struct engine_options {
     uint64_t like_seed;
     bool prefix_caching; /* answers share the cache of what their prompts begin with */
     bool take_cache;     /* take the cache's memory at start: a server's promise */
+    int max_grammars;    /* that answers may have, GRAMMAR_CACHE_MAX at most: memory is left for them */
 };
 void engine_options_init(struct engine_options *options);
 

@@ -8,7 +8,6 @@
 
 /* States and masks of one grammar: when they have grown beyond this all are forgotten, and made again where they are needed.
  * No usual grammar comes near it. */
-enum { STATES_BYTES_MAX = 64 << 20, STATES_BYTES_IDLE = 8 << 20 };
 
 struct grammar {
     atomic_int references;
@@ -143,14 +142,14 @@ static int states_renew(struct grammar *grammar, struct mo_error *error) {
 int grammar_follow(struct grammar *grammar, struct grammar_cursor *cursor, const int32_t *tokens, int n_tokens,
                    struct mo_error *error) {
     int code = 0;
-    bool is_full = states_bytes(grammar) > STATES_BYTES_MAX;
+    bool is_full = states_bytes(grammar) > GRAMMAR_STATES_MAX;
     if (is_full || grammar->automaton.no_memory) code = states_renew(grammar, error);
     if (cursor->generation != grammar->generation) {
         *cursor = (struct grammar_cursor){grammar->generation, AUTOMATON_START, 0};
     }
     while (!code && cursor->n_taken < n_tokens) {
         code = take_token(grammar, cursor, tokens[cursor->n_taken], error);
-        if (!code && is_full && states_bytes(grammar) > STATES_BYTES_MAX) { /* by this text alone: it would never end */
+        if (!code && is_full && states_bytes(grammar) > GRAMMAR_STATES_MAX) { /* by this text alone: it would never end */
             code = mo_error_set(error, MO_E_LIMIT, "the answer is too long for what its grammar counts or nests");
         }
     }
@@ -164,7 +163,7 @@ int grammar_mask(struct grammar *grammar, const struct grammar_cursor *cursor, c
 
 void grammar_trim(struct grammar *grammar) {
     bool is_idle = atomic_load(&grammar->references) == 1;
-    if (is_idle && states_bytes(grammar) > STATES_BYTES_IDLE) states_renew(grammar, NULL);
+    if (is_idle && states_bytes(grammar) > GRAMMAR_STATES_IDLE) states_renew(grammar, NULL);
 }
 
 bool grammar_may_end(const struct grammar *grammar, const struct grammar_cursor *cursor) {

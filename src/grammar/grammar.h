@@ -24,7 +24,11 @@ enum grammar_kind {
     GRAMMAR_GBNF,        /* text: rules, the first of which to look at is "root" */
 };
 
-enum { GRAMMAR_TEXT_MAX = 256 << 10 }; /* bytes of a schema, an expression, rules */
+enum {
+    GRAMMAR_TEXT_MAX = 256 << 10,  /* bytes of a schema, an expression, rules */
+    GRAMMAR_STATES_MAX = 64 << 20, /* bytes of states and masks: beyond these they are made anew */
+    GRAMMAR_STATES_IDLE = 8 << 20, /* the same while nobody uses the grammar, after grammar_trim */
+};
 
 struct grammar;
 

@@ -301,6 +301,9 @@ static void test_cache(void **state) {
     grammar_release(again);
     grammar_release(other);
     grammar_cache_free(cache);
+    assert_int_equal(grammar_cache_bytes(0, 8), 0);
+    assert_int_equal(grammar_cache_bytes(1, 8), GRAMMAR_STATES_MAX);
+    assert_int_equal(grammar_cache_bytes(16, 8), 8 * (GRAMMAR_STATES_MAX + GRAMMAR_STATES_IDLE));
 }
 
 int main(int argc, char **argv) {
