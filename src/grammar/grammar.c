@@ -6,9 +6,6 @@
 #include "grammar/front.h"
 #include "grammar/mask.h"
 
-/* States and masks of one grammar: when they have grown beyond this all are forgotten, and made again where they are needed.
- * No usual grammar comes near it. */
-
 struct grammar {
     atomic_int references;
     struct nodes nodes;
@@ -57,9 +54,10 @@ static int32_t parse(struct nodes *nodes, enum grammar_kind kind, const char *te
     return NODES_NEVER;
 }
 
+/* Masks first: they know their vocabulary even where there is no memory for the rest, and are asked for their size then. */
 static int states_init(struct grammar *grammar, struct mo_error *error) {
-    int code = automaton_init(&grammar->automaton, &grammar->nodes, error);
-    if (!code) code = masks_init(&grammar->masks, grammar->vocabulary, error);
+    int code = masks_init(&grammar->masks, grammar->vocabulary, error);
+    if (!code) code = automaton_init(&grammar->automaton, &grammar->nodes, error);
     grammar->generation++;
     return code;
 }
@@ -149,7 +147,8 @@ int grammar_follow(struct grammar *grammar, struct grammar_cursor *cursor, const
     }
     while (!code && cursor->n_taken < n_tokens) {
         code = take_token(grammar, cursor, tokens[cursor->n_taken], error);
-        if (!code && is_full && states_bytes(grammar) > GRAMMAR_STATES_MAX) { /* by this text alone: it would never end */
+        if (!code && is_full &&
+            states_bytes(grammar) > GRAMMAR_STATES_MAX) { /* by this text alone: it would never end */
             code = mo_error_set(error, MO_E_LIMIT, "the answer is too long for what its grammar counts or nests");
         }
     }
