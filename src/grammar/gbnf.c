@@ -228,7 +228,7 @@ static void parse_rule(struct gbnf *g) {
     size_t size = name_size(g, g->at);
     struct gbnf_rule *rule = rule_of(g, g->text + g->at, size);
     g->at += size;
-    while (peek(g) != ':') g->at++;
+    while (g->text[g->at] != ':') g->at++; /* at_rule has seen it; peek() sees nothing after an error */
     g->at += 3;
     if (rule->defined) wrong(g, "this rule was there before");
     rule->defined = true;

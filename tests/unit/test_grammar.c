@@ -241,6 +241,11 @@ static void test_limits(void **state) {
     refused(GRAMMAR_REGEX, text, "too large");
     free(text);
     refused(GRAMMAR_REGEX, "((((a?){0,1000}){0,1000}){0,1000}){1,1000}b", "too many ways");
+    size_t size = 0, most = 64 << 10;
+    text = malloc(most);
+    for (int i = 0; i < 1100; i++) size += (size_t)snprintf(text + size, most - size, "r%d ::= \"x\"\n", i);
+    refused(GRAMMAR_GBNF, text, "too many rules"); /* it went on for ever */
+    free(text);
 
     struct grammar *grammar = compile(GRAMMAR_REGEX, "((a|aa){0,1000}){0,1000}b");
     struct grammar_cursor cursor = {0};
