@@ -260,17 +260,13 @@ static int open_and_run(const struct arguments *a, const struct engine_options *
     return code;
 }
 
-/* The engine's flags, but for those that eval has its own of, or has no use for. */
+/* The engine's flags, but for those that eval has no use for. */
 static void shared_flags(struct engine_options *options, struct cli_flag flags[ENGINE_FLAGS_MAX]) {
-    static const char *const own[] = {
-        "--quantization,--quant,-q", "--kv-cache-dtype,--kv", "--compute",        "--attention",
-        "--chat-template",           "--generation-config",   "--batch-invariant"};
+    static const char *const useless[] = {"--chat-template", "--generation-config", "--batch-invariant", NULL};
     int n = 0;
     engine_flags(options, flags);
     for (int i = 0; flags[i].names; i++) {
-        bool is_own = false;
-        for (size_t j = 0; j < sizeof own / sizeof *own; j++) is_own |= !strcmp(flags[i].names, own[j]);
-        if (!is_own) flags[n++] = flags[i];
+        if (find_word(useless, flags[i].names, strlen(flags[i].names)) < 0) flags[n++] = flags[i];
     }
     flags[n] = (struct cli_flag){0};
 }

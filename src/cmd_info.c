@@ -224,7 +224,7 @@ int cmd_info(int argc, char **argv) {
     struct depth depth = {0};
     /* clang-format off */
     const struct cli_flag flags[] = {
-        {.names = "--model", .type = CLI_STRING, .target = &model, .value = "MODEL", .help = "the model, if not given as MODEL"},
+        {.names = "--model,-m", .type = CLI_STRING, .target = &model, .value = "MODEL", .help = "the model, if not given as MODEL"},
         {.names = "--revision", .type = CLI_STRING, .target = &revision, .value = "REV", .help = "branch, tag or commit in the Hugging Face cache"},
         {.names = "--full-hash", .type = CLI_FLAG, .target = &depth.full_hash, .help = "hash every byte instead of samples (reads the whole model)"},
         {.names = "--verify", .type = CLI_FLAG, .target = &depth.verify, .help = "compare every tensor with its checksum, and look for scales that are not\nfinite (files of quantize and synth; reads the whole file)"},

@@ -20,7 +20,7 @@ static void fill_flags(struct command_line *c, struct cli_flag flags[FLAGS_MAX])
     struct plan_arguments *a = &c->plan;
     /* clang-format off */
     const struct cli_flag table[] = {
-        {.names = "--model", .type = CLI_STRING, .target = &a->model, .value = "MODEL", .help = "the model, if not given as MODEL"},
+        {.names = "--model,-m", .type = CLI_STRING, .target = &a->model, .value = "MODEL", .help = "the model, if not given as MODEL"},
         {.names = "--revision", .type = CLI_STRING, .target = &a->revision, .value = "REV", .help = "branch, tag or commit in the Hugging Face cache"},
         {.names = "--quantization,--quant", .type = CLI_STRING, .target = &a->quant, .value = "RECIPE",
          .help = "f32, bf16, f16, int8, fp8, int4, awq, awq-g64 or awq-g32, and groups that differ:\nint4,head=bf16,routed=2.4 (bits); "

@@ -107,7 +107,7 @@ int cmd_quantize(int argc, char **argv) {
     /* clang-format off */
     const struct cli_flag flags[] = {
         {.names = "--output,-o", .type = CLI_STRING, .target = &a.out, .value = "FILE", .help = "the file to write: the whole model in one"},
-        {.names = "--model", .type = CLI_STRING, .target = &a.model, .value = "MODEL", .help = "the model, if not given as MODEL"},
+        {.names = "--model,-m", .type = CLI_STRING, .target = &a.model, .value = "MODEL", .help = "the model, if not given as MODEL"},
         {.names = "--revision", .type = CLI_STRING, .target = &a.revision, .value = "REV", .help = "branch, tag or commit in the Hugging Face cache"},
         {.names = "--calibrate", .type = CLI_STRING, .target = &a.calibrate, .value = "TEXT",
          .help = "run the model over this file first, and keep small the error of what\nit computes there instead of that of the weights"},

@@ -164,7 +164,7 @@ int cmd_run(int argc, char **argv) {
         {.names = "--suffix", .type = CLI_STRING, .target = &a.suffix, .value = "FILE", .help = "fill in the middle: what comes after it"},
         {.names = "--chat", .type = CLI_FLAG, .target = &a.chat, .help = "talk; ctrl-C stops an answer"},
         {.names = "--system", .type = CLI_STRING, .target = &a.system, .value = "TEXT", .help = "the system message of --chat"},
-        {.names = "--max-tokens,-n", .type = CLI_INT, .target = &a.max_tokens, .given = &a.has_max_tokens, .min = 0, .max = 1 << 26,
+        {.names = "--max-tokens,--predict,--n-predict,-n", .type = CLI_INT, .target = &a.max_tokens, .given = &a.has_max_tokens, .min = 0, .max = 1 << 26,
          .value = "N", .help = "tokens to generate (default 256; with --chat 2048)"},
         {.names = "--stop", .type = CLI_LIST, .target = &a.stop, .value = "TEXT", .help = "end where this text appears; repeatable"},
         {.names = "--json-schema,-j", .type = CLI_STRING, .target = &a.schema, .value = "TEXT|FILE",

@@ -69,6 +69,18 @@ def test_help_lists_the_flags(command, flags):
     assert not missing, text
 
 
+@pytest.mark.parametrize("command", re.findall(r"^  (\w+)  ", moebius("--help").text, re.M))
+def test_help_says_each_name_once(command):
+    """What a command has of its own is not also said to be the engine's: logits --experts is a file."""
+    names = [name for line in re.findall(r"^  ((?:-[^ ,]+(?:, )?)+)", moebius(command, "--help").text, re.M) for name in line.split(", ")]
+    assert len(names) >= 2 and len(set(names)) == len(names), sorted(names)
+
+
+def test_names_that_llama_cpp_has(talker):
+    result = moebius("run", "-m", talker, "-p", "Hello", "--predict", 3, "--ctx-size", 64, "-b", 16, "-np", 1, "--json")
+    assert result.json["completion_tokens"] <= 3, str(result)
+
+
 def test_no_command():
     result = moebius()
     assert result.code == 2 and "Usage: moebius COMMAND" in result.err
