@@ -113,7 +113,7 @@ static int open_text(struct engine *engine, struct mo_error *error) {
     if (code) return code;
     add_eos(engine, tokenizer_eos(engine->tokenizer));
     if (tokenizer_size(engine->tokenizer) > engine->model.vocab) {
-        return mo_error_set(error, MO_E_INVALID, "%s: tokenizer.json has ids up to %d, config.json a vocab_size of %d",
+        return mo_error_set(error, MO_E_CORRUPT, "%s: tokenizer.json has ids up to %d, config.json a vocab_size of %d",
                             engine->path, tokenizer_size(engine->tokenizer) - 1, engine->model.vocab);
     }
     code = grammar_cache_create(&engine->grammars, engine->tokenizer, engine->model.vocab, error);

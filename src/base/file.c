@@ -78,7 +78,7 @@ int file_map_open(struct file_map *map, const char *path, struct mo_error *error
     if (fstat(fd, &info)) {
         code = mo_error_set(error, MO_E_IO, "%s: cannot stat: %s", path, strerror(errno));
     } else if (!S_ISREG(info.st_mode)) {
-        code = mo_error_set(error, MO_E_INVALID, "%s: not a regular file", path);
+        code = mo_error_set(error, MO_E_IO, "%s: not a regular file", path);
     } else if (info.st_size > 0) {
         void *data = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_SHARED, fd, 0);
         if (data == MAP_FAILED) {

@@ -55,6 +55,12 @@ json_t *json_finite(double number) {
     return isfinite(number) ? json_real(number) : json_null();
 }
 
+int json_damage(int code, struct mo_error *error) {
+    if (code != MO_E_INVALID) return code;
+    if (error) error->code = MO_E_CORRUPT;
+    return MO_E_CORRUPT;
+}
+
 static int dump(json_t *root, char **text, struct mo_error *error) {
     *text = root ? json_dumps(root, JSON_INDENT(2) | JSON_REAL_PRECISION(9)) : NULL;
     json_decref(root);

@@ -23,6 +23,10 @@ json_t *json_finite(double number);
 int json_print(json_t *root, struct mo_error *error);
 int json_write(json_t *root, const char *path, struct mo_error *error);
 
+/* For readers of a checkpoint's files: MO_E_INVALID becomes MO_E_CORRUPT, in `error` too. A wrong value in a file is damage;
+ * wrong usage is what a command line says. */
+int json_damage(int code, struct mo_error *error);
+
 /* Typed lookups. A missing or null key: MO_E_NOT_FOUND when `required`, else *out stays as it is. A number out
  * of [min, max], or of the wrong type, is MO_E_INVALID. */
 enum json_need { JSON_OPTIONAL_KEY, JSON_REQUIRED_KEY };

@@ -371,22 +371,15 @@ static int read_all(const struct reader *r, struct model *model) {
     return code;
 }
 
-/* A wrong value in a file is damage, whoever reads it: wrong usage is what a command line says. */
-static int as_damage(int code, struct mo_error *error) {
-    if (code != MO_E_INVALID) return code;
-    if (error) error->code = MO_E_CORRUPT;
-    return MO_E_CORRUPT;
-}
-
 int model_parse(struct model *model, const char *json, size_t size, const char *where, struct mo_error *error) {
     *model = (struct model){.bos = -1};
     json_t *root;
     int code = json_parse(json, size, where, &root, error);
-    if (code) return as_damage(code, error);
+    if (code) return json_damage(code, error);
     struct reader reader = {root, where, error};
     code = read_all(&reader, model);
     json_decref(root);
-    return as_damage(code, error);
+    return json_damage(code, error);
 }
 
 int model_load(struct model *model, const struct checkpoint *checkpoint, struct mo_error *error) {
@@ -421,7 +414,7 @@ int model_load_generation(struct model *model, const struct checkpoint *checkpoi
     if (code) return code;
     code = json_parse(text, size, path, &root, error);
     free(text);
-    if (code) return as_damage(code, error);
+    if (code) return json_damage(code, error);
     struct reader r = {root, path, error};
     bool sample = true; /* do_sample false: greedy, whatever the temperature says */
     code = may_bool(&r, "do_sample", &sample);
@@ -433,5 +426,5 @@ int model_load_generation(struct model *model, const struct checkpoint *checkpoi
     if (!code && !sample) defaults->temperature = 0;
     if (!code) code = read_ends(&r, model);
     json_decref(root);
-    return as_damage(code, error);
+    return json_damage(code, error);
 }

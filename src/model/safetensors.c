@@ -173,8 +173,7 @@ int safetensors_parse(const uint8_t *data, size_t size, const char *path, int sh
     int code = json_parse((const char *)data + 8, (size_t)length, path, &root, error);
     if (code) {
         mo_error_prefix(error, "safetensors header");
-        if (error) error->code = MO_E_CORRUPT;
-        return MO_E_CORRUPT;
+        return json_damage(code, error);
     }
     struct header h = {data + 8 + length, size - 8 - (size_t)length, path, shard, arena, error};
     code = read_entries(&h, root, out);

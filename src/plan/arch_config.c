@@ -122,7 +122,7 @@ int plan_arch_parse(struct plan_arch *arch, const char *json, size_t size, const
     struct model model;
     bool is_ours = false;
     int code = json_parse(json, size, where, &root, error);
-    if (code) return code;
+    if (code) return json_damage(code, error);
     code = parse_root(root, where, arch, &is_ours, error);
     json_decref(root);
     if (!code && is_ours) {
@@ -131,5 +131,5 @@ int plan_arch_parse(struct plan_arch *arch, const char *json, size_t size, const
     }
     if (!code) code = check_size(arch, where, error);
     if (!code) plan_arch_set_name(arch, where);
-    return code;
+    return json_damage(code, error);
 }

@@ -35,7 +35,7 @@ static int read_header(FILE *file, const char *path, json_t **header, struct mo_
     code = read_bytes(file, path, text, (size_t)size, error);
     if (!code) code = json_parse(text, (size_t)size, path, header, error);
     free(text);
-    if (code || json_is_object(*header)) return code;
+    if (code || json_is_object(*header)) return json_damage(code, error);
     json_decref(*header);
     return mo_error_set(error, MO_E_CORRUPT, "%s: its safetensors header is not a JSON object", path);
 }

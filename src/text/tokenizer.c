@@ -141,7 +141,7 @@ int tokenizer_load(struct tokenizer **tokenizer, const struct checkpoint *checkp
         tokenizer_free(*tokenizer);
         *tokenizer = NULL;
     }
-    return code;
+    return json_damage(code, error);
 }
 
 void tokenizer_free(struct tokenizer *tokenizer) {

@@ -103,7 +103,7 @@ static void test_files(void **state) {
     assert_int_equal(file_write(missing, "x", 1, &error), MO_E_IO);
     assert_non_null(strstr(error.message, missing));
     struct file_map map;
-    assert_int_equal(file_map_open(&map, folder, &error), MO_E_INVALID);
+    assert_int_equal(file_map_open(&map, folder, &error), MO_E_IO);
     assert_int_equal(file_map_open(&map, file, &error), 0);
     assert_memory_equal(map.data, "second", 6);
     file_map_close(&map);
