@@ -167,7 +167,5 @@ int cmd_serve(int argc, char **argv) {
         code = serve(&a, &loading, &error);
         engine_close(loading.engine);
     }
-    if (!code) return 0;
-    cli_fail(command.name, &error);
-    return error.code == MO_E_INVALID ? 2 : 1;
+    return code ? cli_fail(command.name, &error) : 0;
 }

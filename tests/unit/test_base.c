@@ -14,6 +14,7 @@
 #include "base/arena.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "base/memory.h"
 #include "base/pool.h"
 
 enum { MANY = 1000 };
@@ -110,6 +111,40 @@ static void test_files(void **state) {
     unlink(link);
     unlink(file);
     rmdir(folder);
+}
+
+static void put_number(const char *folder, const char *name, const char *text) {
+    char path[128];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    assert_int_equal(file_write(path, text, strlen(text), NULL), 0);
+}
+
+/* Limits of control groups: what others in the group use is gone, pages of files are not. */
+static void test_groups(void **state) {
+    (void)state;
+    char root[] = "/tmp/moebius-test-XXXXXX", inner[64], command[96];
+    assert_non_null(mkdtemp(root));
+    snprintf(inner, sizeof inner, "%s/a", root);
+    mkdir(inner, 0777);
+    assert_true(memory_group_left_bytes(root, "/a\n", false, 7) == 7);
+    put_number(root, "memory.max", "max\n");
+    put_number(root, "memory.current", "4900\n");
+    put_number(inner, "memory.max", "1000\n");
+    assert_true(memory_group_left_bytes(root, "/a\n", false, 5000) == 1000);
+    put_number(inner, "memory.current", "700\n");
+    put_number(inner, "memory.stat", "anon 1\ninactive_file 250\nactive_file 150\n");
+    assert_true(memory_group_left_bytes(root, "/a\n", false, 5000) == 700);
+    put_number(root, "memory.max", "800\n"); /* the group around it */
+    put_number(root, "memory.current", "400\n");
+    assert_true(memory_group_left_bytes(root, "/a\n", false, 5000) == 400);
+    assert_true(memory_group_left_bytes(root, "/not/here\n", false, 5000) == 400);
+    put_number(root, "memory.current", "900\n");
+    assert_true(memory_group_left_bytes(root, "", false, 5000) == 0);
+    put_number(root, "memory.limit_in_bytes", "600");
+    put_number(root, "memory.usage_in_bytes", "100");
+    assert_true(memory_group_left_bytes(root, "/a", true, 5000) == 500);
+    snprintf(command, sizeof command, "rm -r %s", root);
+    assert_int_equal(system(command), 0);
 }
 
 /* A map whose file is cut short says so and ends the program, instead of a bare signal. */
@@ -212,13 +247,10 @@ static void test_json_output(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_arena),
-        cmocka_unit_test(test_pool),
-        cmocka_unit_test(test_files),
-        cmocka_unit_test(test_cut_while_mapped),
-        cmocka_unit_test(test_json),
-        cmocka_unit_test(test_errors),
-        cmocka_unit_test(test_messages_are_clean),
+        cmocka_unit_test(test_arena),       cmocka_unit_test(test_pool),
+        cmocka_unit_test(test_files),       cmocka_unit_test(test_cut_while_mapped),
+        cmocka_unit_test(test_groups),      cmocka_unit_test(test_json),
+        cmocka_unit_test(test_errors),      cmocka_unit_test(test_messages_are_clean),
         cmocka_unit_test(test_json_output),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
