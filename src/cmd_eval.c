@@ -82,19 +82,18 @@ static int split_recipes(struct arguments *a, const char *out[SETTINGS_MAX], str
     if ((size_t)snprintf(a->recipes, sizeof a->recipes, "%s", a->quantization) >= sizeof a->recipes) {
         return mo_error_set(error, MO_E_INVALID, "--quantization: more than %zu characters", sizeof a->recipes - 1);
     }
-    for (char *at = a->recipes; at; at = strchr(at, ',')) {
-        bool is_first = at == a->recipes;
-        char *word = is_first ? at : at + 1;
+    for (char *comma = NULL, *word = a->recipes;; word = comma + 1) {
         size_t size = strcspn(word, ",");
-        if (!is_first && memchr(word, '=', size)) {
-            at = word;
-            continue;
-        }
-        if (n == SETTINGS_MAX) return mo_error_set(error, MO_E_INVALID, "--quantization: more than %d", SETTINGS_MAX);
-        if (!is_first) *at = 0;
-        out[n++] = at = word;
+        bool belongs = comma && memchr(word, '=', size);
+        if (size == 0)
+            return mo_error_set(error, MO_E_INVALID, "--quantization: an empty word in \"%s\"", a->quantization);
+        if (!belongs && n == SETTINGS_MAX)
+            return mo_error_set(error, MO_E_INVALID, "--quantization: more than %d", SETTINGS_MAX);
+        if (!belongs && comma) *comma = 0;
+        if (!belongs) out[n++] = word;
+        comma = word + size;
+        if (!*comma) return n;
     }
-    return n;
 }
 
 /* All weights with every cache and every way to compute. */

@@ -33,7 +33,9 @@ int recipe_from_arguments(struct recipe *recipe, struct recipe_arguments *a, str
     if (!a->quant) return mo_error_set(error, MO_E_INVALID, "no --quant given: int4, int8, fp8 or bf16");
     int n = snprintf(a->text, sizeof a->text, "%s", a->quant);
     int code = n < 0 || (size_t)n >= sizeof a->text / 2 ? mo_error_set(error, MO_E_INVALID, "--quant: too long") : 0;
-    if (!code) code = recipe_parse(recipe, a->quant, a->group_size ? a->group_size : 128, error);
+    if (!code && (code = recipe_parse(recipe, a->quant, a->group_size ? a->group_size : 128, error))) {
+        mo_error_prefix(error, a->group_size ? "--quant, --group" : "--quant");
+    }
     for (int i = 0; i < TENSOR_GROUPS && !code; i++) {
         if (!a->groups[i]) continue;
         code = recipe_set(recipe, (enum tensor_group)i, a->groups[i], error);

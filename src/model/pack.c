@@ -66,6 +66,7 @@ static int no_memory(const struct pack *pack, struct mo_error *error) {
 /* A link's file is replaced, not the link. */
 static int settle_path(struct pack *pack, const char *path, struct mo_error *error) {
     struct stat info;
+    if (!*path) return mo_error_set(error, MO_E_INVALID, "expected the name of a file to be written, found \"\"");
     if (stat(path, &info) == 0 && !S_ISREG(info.st_mode)) {
         return mo_error_set(error, MO_E_INVALID, "%s: expected a file to be written, found %s", path,
                             S_ISDIR(info.st_mode) ? "a folder" : "something else");
