@@ -83,8 +83,7 @@ static struct gbnf_rule *rule_of(struct gbnf *g, const char *name, size_t size) 
 static uint32_t take_hex(struct gbnf *g, int n) {
     uint32_t value = 0;
     for (int i = 0; i < n; i++) {
-        char c = peek(g), small = (char)(c | 0x20);
-        int digit = c >= '0' && c <= '9' ? c - '0' : small >= 'a' && small <= 'f' ? small - 'a' + 10 : -1;
+        int digit = hex_digit(peek(g));
         if (digit < 0) return (uint32_t)wrong(g, "too few hexadecimal digits");
         value = value * 16 + (uint32_t)digit;
         g->at++;

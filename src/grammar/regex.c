@@ -87,12 +87,6 @@ static bool add_named(struct class *set, char letter) {
     return true;
 }
 
-static int hex_digit(char c) {
-    if (c >= '0' && c <= '9') return c - '0';
-    c |= 0x20;
-    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
-}
-
 /* Exactly `n` hexadecimal digits. */
 static uint32_t take_hex(struct regex *r, int n) {
     uint32_t value = 0;
