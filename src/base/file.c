@@ -170,6 +170,8 @@ static int write_and_rename(const char *path, const char *beside, const void *da
                             struct mo_error *error) {
     int fd = open(beside, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (fd < 0) return mo_error_set(error, MO_E_IO, "%s: cannot create: %s", beside, strerror(errno));
+    struct stat old;
+    if (stat(path, &old) == 0) fchmod(fd, old.st_mode & 07777); /* what others may not read stays so */
     bool failed = write_all(fd, data, size) != 0 || fsync(fd) != 0;
     int reason = errno;
     if (close(fd) != 0 && !failed) {

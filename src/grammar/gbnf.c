@@ -2,8 +2,8 @@
  * next one begins. The answer is what "root" describes. */
 #include <stdlib.h>
 #include <string.h>
-#include "grammar/front.h"
 #include "base/utf8.h"
+#include "grammar/front.h"
 
 enum { GBNF_RULES_MAX = 1024, GBNF_DEPTH_MAX = 100 };
 

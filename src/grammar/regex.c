@@ -2,8 +2,8 @@
  * counted and other repetitions. What looks around or back is no regular language and is refused, and so are flags. Lazy
  * repetitions are the same set of texts as greedy ones. */
 #include <string.h>
-#include "grammar/front.h"
 #include "base/utf8.h"
+#include "grammar/front.h"
 
 enum { REGEX_DEPTH_MAX = 100 };
 

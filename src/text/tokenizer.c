@@ -4,9 +4,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "base/utf8.h"
 #include "model/checkpoint.h"
 #include "text/tokenizer_priv.h"
-#include "base/utf8.h"
 
 enum {
     TOKENIZER_JSON_BYTES_MAX = 256 << 20,

@@ -92,8 +92,11 @@ static void test_files(void **state) {
     snprintf(missing, sizeof missing, "%s/none/c", folder);
     assert_int_equal(file_write(file, "one", 3, &error), 0);
     assert_int_equal(symlink(file, link), 0);
-    assert_int_equal(file_write(link, "second", 6, &error), 0);
     struct stat info;
+    assert_int_equal(chmod(file, 0600), 0);
+    assert_int_equal(file_write(link, "second", 6, &error), 0);
+    assert_int_equal(stat(file, &info), 0);
+    assert_int_equal(info.st_mode & 0777, 0600);
     assert_int_equal(lstat(link, &info), 0);
     assert_true(S_ISLNK(info.st_mode)); /* the link is still one */
     assert_int_equal(file_read(file, 100, &text, &size, &error), 0);
