@@ -132,6 +132,15 @@ def test_shape_that_is_none(model, shape):
     refused(open_model(model), "model.safetensors", Q)
 
 
+@pytest.mark.parametrize("shape", [[0, 2**63 - 1, 2**63 - 1, 2**63 - 1], [2**63 - 1, 0, 2**63 - 1, 2**63 - 1], [0] * 4])
+def test_shape_of_many_digits(model, shape):
+    """No elements, so that nothing overflows, and dimensions as long as they get: they ran over the end of a message's buffer."""
+    change_entry(model, Q, shape=shape)
+    refused(open_model(model), "model.safetensors", Q, f"{shape} does not take")
+    change_entry(model, NORM, shape=shape)
+    refused(moebius("info", model), "model.safetensors", "does not take")
+
+
 @pytest.mark.parametrize("dtype", ["F7", "bf16", "", None, 3])
 def test_unknown_dtype(model, dtype):
     change_entry(model, Q, dtype=dtype)

@@ -9,13 +9,11 @@
 
 enum { MAX_SHARDS = 4096, MAX_INDEX_BYTES = 256 << 20 };
 
-const char *tensor_shape_text(const struct tensor *tensor, char *text) {
-    int n = snprintf(text, 64, "[");
-    for (int i = 0; i < tensor->n_dims; i++) {
-        n += snprintf(text + n, (size_t)(64 - n), "%s%lld", i ? ", " : "", (long long)tensor->shape[i]);
-        if (n > 48) break;
-    }
-    snprintf(text + n, (size_t)(64 - n), "]");
+const char *tensor_shape_text(const struct tensor *tensor, char text[TENSOR_SHAPE_BYTES]) {
+    char *at = text;
+    *at++ = '[';
+    for (int i = 0; i < tensor->n_dims; i++) at += sprintf(at, "%s%lld", i ? ", " : "", (long long)tensor->shape[i]);
+    strcpy(at, "]");
     return text;
 }
 
