@@ -64,13 +64,13 @@ static int dimension(const json_t *header, const char *tensor, size_t index) {
 static int count_experts(const json_t *header) {
     const char *name;
     json_t *entry;
-    int highest = -1;
+    long highest = -1;
     json_object_foreach((json_t *)header, name, entry) {
         const char *at = strstr(name, ".experts.");
-        int expert = at ? atoi(at + strlen(".experts.")) : -1;
+        long expert = at ? strtol(at + strlen(".experts."), NULL, 10) : -1;
         if (expert > highest && expert < INT32_MAX) highest = expert;
     }
-    return highest + 1;
+    return (int)highest + 1;
 }
 
 /* A norm of the residual has its width, in every shard that holds a layer's end or beginning. */
