@@ -167,5 +167,7 @@ int cmd_serve(int argc, char **argv) {
         code = serve(&a, &loading, &error);
         engine_close(loading.engine);
     }
-    return code ? cli_fail(command.name, &error) : 0;
+    if (!code) return 0;
+    cli_fail(command.name, &error);
+    return error.code == MO_E_INVALID ? 2 : 1;
 }
