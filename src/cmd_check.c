@@ -1,10 +1,10 @@
 #include "cmd_check.h"
 
-#include <jansson.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
+#include "base/json.h"
 #include "base/pool.h"
 #include "check/check.h"
 #include "cli.h"
@@ -52,18 +52,15 @@ static void print_line(void *context, const struct check_line *line) {
 }
 
 static void add_line(void *context, const struct check_line *line) {
-    json_array_append_new(context, json_pack("{ss ss si sf ss sb ss?}", "level", line->level, "kernel", line->kernel,
-                                             "cases", line->cases, "max_error", line->max_error, "limit", line->limit,
-                                             "passed", !line->fault, "fault", line->fault));
+    json_array_append_new(context, json_pack("{ss ss si so ss sb ss?}", "level", line->level, "kernel", line->kernel,
+                                             "cases", line->cases, "max_error", json_finite(line->max_error), "limit",
+                                             line->limit, "passed", !line->fault, "fault", line->fault));
 }
 
 static int print_json(const struct check *check, json_t *lines, json_t *left_out, struct mo_error *error) {
     json_t *root = json_pack("{ss sO sO si si}", "version", MOEBIUS_VERSION, "checks", lines, "left_out", left_out,
                              "passed", check_passed(check), "failed", check_failed(check));
-    int failed = !root || json_dumpf(root, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
-    putchar('\n');
-    json_decref(root);
-    return failed ? mo_error_set(error, MO_E_IO, "cannot write to standard output") : 0;
+    return json_print(root, error);
 }
 
 /* ---- the run ---- */

@@ -7,6 +7,12 @@
 
 static const double GIB = 1 << 30;
 
+double engine_plan_scratch(const struct engine *engine, const struct backend_options *backend) {
+    const struct engine_options *o = &engine->options;
+    size_t grammars = engine->grammars ? grammar_cache_bytes(o->max_grammars, o->max_num_seqs) : 0;
+    return (double)cpu_backend_scratch_bytes(&engine->model, backend) + (double)grammars;
+}
+
 /* What weights and scratch leave for the cache. */
 static double cache_budget(const struct engine *engine, double scratch) {
     double mapped = engine->weights.made ? 0 : (double)engine->checkpoint.total_bytes; /* what was made is taken already */
@@ -48,9 +54,9 @@ static int cache_bytes_left(const struct engine *engine, struct backend_options 
         backend->n_pages = 1 << 16; /* the lists of a step grow with it: rather too many than too few */
         return engine_device_left(engine, backend, bytes, error);
     }
-    double scratch = (double)cpu_backend_scratch_bytes(&engine->model, backend);
+    double scratch = engine_plan_scratch(engine, backend);
     *bytes = cache_budget(engine, scratch);
-    int code = check_scratch(engine, scratch, error);
+    int code = check_scratch(engine, (double)cpu_backend_scratch_bytes(&engine->model, backend), error);
     return code || !engine->store ? code : engine_experts_leave(engine, scratch, bytes, error);
 }
 

@@ -8,4 +8,7 @@
  * is an error with the numbers and the flag that would help. */
 int engine_plan(struct engine *engine, struct backend_options *backend, struct mo_error *error);
 
+/* Of the host's memory, what is neither weights nor cache: the backend's scratch, and states and masks of grammars. */
+double engine_plan_scratch(const struct engine *engine, const struct backend_options *backend);
+
 #endif

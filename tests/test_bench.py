@@ -350,3 +350,12 @@ def test_many_depths_in_any_order(model):
 
 def test_a_folder_that_is_no_model(tmp_path):
     refused(moebius("bench", tmp_path), str(tmp_path))
+
+
+def test_report_through_a_link(tmp_path):
+    """What --report names is written to, never replaced: as root, /dev/null would be gone."""
+    target, link = tmp_path / "target", tmp_path / "link"
+    link.symlink_to(target)
+    succeed("bench", GOLDEN / "v2lite-tiny", *SMALL, "--report", link)
+    assert link.is_symlink() and json.loads(target.read_text())["decode"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "target"]

@@ -284,7 +284,9 @@ def test_config_alone(tmp_path, config, name):
 ])
 def test_wrong_config(model, changes, words):
     change_config(model, **changes)
-    refused(moebius("plan", model, *NO_CARD), "config.json", *words)
+    result = moebius("plan", model, *NO_CARD)
+    refused(result, "config.json", *words)
+    assert result.code == 1
 
 
 @pytest.mark.parametrize("damage, word", [

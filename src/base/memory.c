@@ -19,29 +19,42 @@ static double read_number(const char *path, const char *label, double fallback) 
     return found ? number : fallback;
 }
 
-/* The smallest limit of a control group and those around it: `root` is where their folders are, `path` where ours is below it
- * ("/a/b", or something that a container does not see: then its root counts). */
-static double group_limit(const char *root, const char *path, const char *file, double fallback) {
-    char name[4096];
+/* Of one group, whose folder this is: the limit less what is in use and cannot be taken back, as pages of files can. */
+static double left_in(const char *folder, bool is_v1, double fallback) {
+    char path[4200];
+    snprintf(path, sizeof path, "%s/memory.%s", folder, is_v1 ? "limit_in_bytes" : "max");
+    double limit = read_number(path, "", -1); /* "max" is no number */
+    if (limit < 0) return fallback;
+    snprintf(path, sizeof path, "%s/memory.%s", folder, is_v1 ? "usage_in_bytes" : "current");
+    double used = read_number(path, "", 0);
+    snprintf(path, sizeof path, "%s/memory.stat", folder);
+    used -= read_number(path, "\ninactive_file ", 0) + read_number(path, "\nactive_file ", 0);
+    return used > 0 ? fmax(limit - used, 0) : limit;
+}
+
+/* A container does not see the path that its group has outside: then the root counts. */
+double memory_group_left_bytes(const char *root, const char *path, bool is_v1, double fallback) {
+    char folder[4096];
     double least = fallback;
     for (size_t n = strcspn(path, "\n");; n--) {
-        snprintf(name, sizeof name, "%s%.*s/%s", root, (int)n, path, file);
-        double limit = read_number(name, "", fallback);
-        least = limit < least ? limit : least;
+        snprintf(folder, sizeof folder, "%s%.*s", root, (int)n, path);
+        least = fmin(least, left_in(folder, is_v1, fallback));
         while (n > 0 && path[n - 1] != '/') n--;
         if (n == 0) return least;
     }
 }
 
 /* Both versions of control groups may be there. */
-static double group_limits(double fallback) {
+static double groups_left(double fallback) {
     char *text, *at;
     size_t size;
-    double least = group_limit("/sys/fs/cgroup", "", "memory.max", fallback);
+    double least = memory_group_left_bytes("/sys/fs/cgroup", "", false, fallback);
     if (file_read("/proc/self/cgroup", 1 << 16, &text, &size, NULL)) return least;
-    if ((at = strstr(text, "0::"))) least = fmin(least, group_limit("/sys/fs/cgroup", at + 3, "memory.max", fallback));
+    if ((at = strstr(text, "0::"))) {
+        least = fmin(least, memory_group_left_bytes("/sys/fs/cgroup", at + 3, false, fallback));
+    }
     if ((at = strstr(text, ":memory:"))) {
-        least = fmin(least, group_limit("/sys/fs/cgroup/memory", at + 8, "memory.limit_in_bytes", fallback));
+        least = fmin(least, memory_group_left_bytes("/sys/fs/cgroup/memory", at + 8, true, fallback));
     }
     free(text);
     return least;
@@ -50,7 +63,7 @@ static double group_limits(double fallback) {
 double memory_available_bytes(void) {
     const char *said = getenv("MOEBIUS_MEMORY");
     double system = read_number("/proc/meminfo", "MemAvailable:", 0) * 1024;
-    double least = fmin(system, group_limits(system)), most = said ? strtod(said, NULL) * (1 << 30) : 0;
+    double least = fmin(system, groups_left(system)), most = said ? strtod(said, NULL) * (1 << 30) : 0;
     return most > 0 && most < least ? most : least;
 }
 

@@ -7,7 +7,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
+#include <unistd.h>
 #include "base/affinity.h"
 
 enum {
@@ -54,7 +54,8 @@ struct pool {
 int pool_default_threads(void) {
     cpu_set_t set;
     if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
-    return 1;
+    long n = sysconf(_SC_NPROCESSORS_ONLN); /* more processors than a cpu_set_t counts */
+    return n > 0 ? (int)n : 1;
 }
 
 static void pause_briefly(void) {

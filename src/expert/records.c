@@ -9,11 +9,6 @@
 
 static const char HOW_TO[] = "`moebius quantize` makes a file whose experts can be read one by one";
 
-/* Bytes of the weights alone: FP8 scales were copied when the tensors were bound. */
-static size_t data_bytes(const struct mat *mat) {
-    return mat->format == MAT_FP8 ? (size_t)mat->rows * (size_t)mat->cols : mat_bytes(mat);
-}
-
 static const struct mlp *mlp_of(const struct records *records, int record) {
     int experts = records->model->experts;
     return &records->weights->layers[records->model->dense_layers + record / experts].experts[record % experts];
@@ -39,10 +34,10 @@ static int find_record(const struct records *records, int index, struct record *
     for (int i = 0; i < 3; i++) {
         const uint8_t *data = mats[i]->data;
         if (mats[i]->format == MAT_INT4_AWQ) return refuse(records, index, "weights and scales together", error);
-        if (data < at || data + data_bytes(mats[i]) > map->data + map->size) {
+        if (data < at || data + mat_data_bytes(mats[i]) > map->data + map->size) {
             return refuse(records, index, "gate, up and down one after the other", error);
         }
-        at = data + data_bytes(mats[i]);
+        at = data + mat_data_bytes(mats[i]);
         most += mat_bytes(mats[i]);
     }
     *record = (struct record){.offset = (const uint8_t *)mlp->gate.data - map->data,

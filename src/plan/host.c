@@ -35,9 +35,8 @@ static double read_number(const char *path, const char *label, double fallback) 
 static void read_processor_name(struct plan_host *host) {
     char *text = read_small("/proc/cpuinfo"), *at = text ? strstr(text, "model name") : NULL;
     if (at) at = strchr(at, ':');
-    if (at)
-        snprintf(host->processor, sizeof host->processor, "%.*s", (int)fmin((double)strcspn(at + 2, "\n"), 120.0),
-                 at + 2);
+    if (at) at += strspn(at, ": \t");
+    if (at) snprintf(host->processor, sizeof host->processor, "%.*s", (int)strcspn(at, "\n"), at);
     free(text);
 }
 
