@@ -13,6 +13,7 @@
 #include <unistd.h>
 #include "base/arena.h"
 #include "base/file.h"
+#include "base/group.h"
 #include "base/json.h"
 #include "base/memory.h"
 #include "base/pool.h"
@@ -129,23 +130,36 @@ static void test_groups(void **state) {
     assert_non_null(mkdtemp(root));
     snprintf(inner, sizeof inner, "%s/a", root);
     mkdir(inner, 0777);
-    assert_true(memory_group_left_bytes(root, "/a\n", false, 7) == 7);
+    assert_true(group_least_at(root, "/a\n", false, group_memory_left, 7) == 7);
     put_number(root, "memory.max", "max\n");
     put_number(root, "memory.current", "4900\n");
     put_number(inner, "memory.max", "1000\n");
-    assert_true(memory_group_left_bytes(root, "/a\n", false, 5000) == 1000);
+    assert_true(group_least_at(root, "/a\n", false, group_memory_left, 5000) == 1000);
     put_number(inner, "memory.current", "700\n");
     put_number(inner, "memory.stat", "anon 1\ninactive_file 250\nactive_file 150\n");
-    assert_true(memory_group_left_bytes(root, "/a\n", false, 5000) == 700);
+    assert_true(group_least_at(root, "/a\n", false, group_memory_left, 5000) == 700);
     put_number(root, "memory.max", "800\n"); /* the group around it */
     put_number(root, "memory.current", "400\n");
-    assert_true(memory_group_left_bytes(root, "/a\n", false, 5000) == 400);
-    assert_true(memory_group_left_bytes(root, "/not/here\n", false, 5000) == 400);
+    assert_true(group_least_at(root, "/a\n", false, group_memory_left, 5000) == 400);
+    assert_true(group_least_at(root, "/not/here\n", false, group_memory_left, 5000) == 400);
     put_number(root, "memory.current", "900\n");
-    assert_true(memory_group_left_bytes(root, "", false, 5000) == 0);
+    assert_true(group_least_at(root, "", false, group_memory_left, 5000) == 0);
     put_number(root, "memory.limit_in_bytes", "600");
     put_number(root, "memory.usage_in_bytes", "100");
-    assert_true(memory_group_left_bytes(root, "/a", true, 5000) == 500);
+    assert_true(group_least_at(root, "/a", true, group_memory_left, 5000) == 500);
+    assert_true(group_least_at(root, "/a\n", false, group_processors, 64) == 64);
+    put_number(root, "cpu.max", "max 100000\n");
+    assert_true(group_least_at(root, "/a\n", false, group_processors, 64) == 64);
+    put_number(inner, "cpu.max", "250000 100000\n");
+    assert_true(group_least_at(root, "/a\n", false, group_processors, 64) == 2.5);
+    put_number(root, "cpu.max", "100000 200000\n");
+    assert_true(group_least_at(root, "/a\n", false, group_processors, 64) == 0.5);
+    put_number(root, "cpu.cfs_quota_us", "-1\n");
+    put_number(root, "cpu.cfs_period_us", "100000\n");
+    assert_true(group_least_at(root, "", true, group_processors, 64) == 64);
+    put_number(inner, "cpu.cfs_quota_us", "400000\n");
+    put_number(inner, "cpu.cfs_period_us", "100000\n");
+    assert_true(group_least_at(root, "/a\n", true, group_processors, 64) == 4);
     snprintf(command, sizeof command, "rm -r %s", root);
     assert_int_equal(system(command), 0);
 }
