@@ -32,7 +32,7 @@ static double memory_bytes(const struct engine *engine) {
 
 /* What the host holds besides experts, cache and scratch. */
 static double rest_bytes(const struct engine *engine) {
-    return engine->gpu < 0 ? (double)engine->checkpoint.total_bytes - (double)store_record_bytes(engine->store) : 0;
+    return engine->gpu < 0 ? (double)store_rest_bytes(engine->store) : 0;
 }
 
 static double least_bytes(const struct engine *engine) {
@@ -99,7 +99,7 @@ int engine_experts_start(struct engine *engine, struct backend_options *backend,
     int code = store_start(store, (size_t)bytes, backend->take_cache, NULL, error);
     if (code) return code;
     if (engine->gpu < 0) store_touch_rest(store);
-    log_info("%d of %d experts fit into %.2f of %.2f GiB; the others are read from the file when they are needed "
+    log_info("%d of %d experts fit into %.2f of %.2f GiB; the others are read from disk when they are needed "
              "(--expert-cache)",
              store_slots(store), store_records(store),
              (double)store_slots(store) * (double)store_slot_bytes(store) / GIB,

@@ -1,4 +1,4 @@
-/* engine_experts.h - --expert-cache: whether routed experts are read from the file when they are needed, and into how much
+/* engine_experts.h - --expert-cache: whether routed experts are read from disk when they are needed, and into how much
  * memory (expert/store.h). */
 #ifndef MOEBIUS_ENGINE_EXPERTS_H
 #define MOEBIUS_ENGINE_EXPERTS_H
