@@ -49,6 +49,16 @@ static void choose_freely(struct engine *engine) {
     }
 }
 
+int engine_experts_check_made(const struct engine_options *options, struct mo_error *error) {
+    double bytes;
+    if (is_auto(options)) return 0;
+    int code = parse_size(options->expert_cache, &bytes, error);
+    if (code || bytes == 0) return code;
+    return mo_error_set(error, MO_E_UNSUPPORTED,
+                        "--expert-cache: with --quantization or --like the weights are made in memory: no file has "
+                        "experts that could be read one by one; `moebius quantize` makes one");
+}
+
 int engine_experts_choose(struct engine *engine, struct mo_error *error) {
     if (ranks_count() > 1) return 0; /* those that are ours are mapped */
     if (is_auto(&engine->options)) {

@@ -5,6 +5,9 @@
 
 #include "engine.h"
 
+/* Weights are going to be made, which takes its time, and is in vain where experts are to be read from a file. */
+int engine_experts_check_made(const struct engine_options *options, struct mo_error *error);
+
 /* Settles engine->store (NULL: experts are used where they lie) and engine->expert_bytes from options.expert_cache. Needs the
  * weights and the device. */
 int engine_experts_choose(struct engine *engine, struct mo_error *error);

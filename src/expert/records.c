@@ -194,9 +194,7 @@ int records_find(struct records *records, const struct model *model, const struc
         return mo_error_set(error, MO_E_UNSUPPORTED, "%s: the model has no experts", checkpoint->path);
     }
     if (weights->made || weights->later) {
-        return mo_error_set(error, MO_E_UNSUPPORTED,
-                            "with --quantization or --like the weights are made in memory: no file has experts that "
-                            "could be read one by one; `moebius quantize` makes one");
+        return mo_error_set(error, MO_E_UNSUPPORTED, "the weights were made in memory: no file has the experts");
     }
     records->n = (model->layers - model->dense_layers) * model->experts;
     records->list = calloc((size_t)records->n, sizeof *records->list);

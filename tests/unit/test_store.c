@@ -461,7 +461,7 @@ static void test_refused(void **state) {
     expect_refusal(w, "in the model's files");
     *mlp = good;
     w->weights.made = w->bytes;
-    expect_refusal(w, "moebius quantize");
+    expect_refusal(w, "made in memory");
     w->weights.made = NULL;
     w->model.experts = 0;
     expect_refusal(w, "no experts");
