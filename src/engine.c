@@ -45,8 +45,8 @@ void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_M
          .help = "with mpirun -n, how many routed experts each process holds, one to\nanother (default: as many as each other, or "
                  "what there is room for)"},
         {.names = "--expert-cache", .type = CLI_STRING, .target = &o->expert_cache, .value = "GIB",
-         .help = "memory for routed experts, the others are read from the packed\nfile when they are needed; 0: they are mapped "
-                 "(default auto: 0 if the\nmodel fits into memory, else all that is left)"},
+         .help = "memory for routed experts, the others are read from disk when\nthey are needed; 0: they are mapped "
+                 "(default auto: 0 if the model fits\ninto memory, else all that is left)"},
         {.names = "--threads,-t", .type = CLI_INT, .target = &o->threads, .min = 1, .max = MAX_THREADS, .value = "N",
          .help = "threads (default: the processors this process may use)"},
         {.names = "--cpu-strict", .type = CLI_INT, .target = &o->cpu_strict, .max = 1, .value = "0|1",

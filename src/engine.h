@@ -17,7 +17,7 @@ struct engine_options {
     int expert_device;         /* 0 auto and 1 gpu: with the rest; 2 cpu: routed experts on the CPU */
     const char *device;        /* NULL or "auto", "cpu", "cuda", "cuda:N" */
     const char *expert_shares; /* of each process; NULL: what they have room for (engine_ranks.h) */
-    const char *expert_cache;  /* NULL or "auto", or GiB that routed experts may take; "0": as they lie in the file */
+    const char *expert_cache;  /* NULL or "auto", or GiB that routed experts may take; "0": as they lie in the files */
     int threads;
     int cpu_strict; /* 1: each thread on a processor of its own */
     int max_model_len, max_num_seqs, max_num_batched_tokens;
