@@ -8,14 +8,14 @@
 #include <stdint.h>
 #include "server/api_error.h"
 
-enum { API_JSON_DEPTH_MAX = 64 };
+enum { API_JSON_DEPTH_MAX = 64, API_JSON_BRACKETS_MAX = 1 << 18 }; /* objects and arrays: some 300 bytes each */
 
 struct fields {
     const json_t *object;
     struct api_error *error;
 };
 
-/* A body to an object: 400 for what is no JSON, no object, or nested deeper than API_JSON_DEPTH_MAX. The
+/* A body to an object: 400 for what is no JSON, no object, or nests or holds more than the limits above. The
  * caller's. */
 json_t *fields_parse(const char *body, size_t size, struct api_error *error);
 

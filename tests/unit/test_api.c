@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
+#include "server/api_fields.h"
 #include "server/dialect.h"
 
 enum { VOCAB = 5000 };
@@ -81,7 +82,32 @@ static void test_lines_of_json(void **state) {
     buffer_free(&out);
 }
 
+/* {"a": [{}, {}, ...]} with n brackets that open. */
+static json_t *parse_brackets(size_t n, struct api_error *error) {
+    struct buffer body = {0};
+    buffer_add_text(&body, "{\"a\":[{}");
+    for (size_t i = 3; i < n; i++) buffer_add_text(&body, ",{}");
+    buffer_add_text(&body, "],\"b\":\"[[{{\"}");
+    *error = (struct api_error){0};
+    json_t *root = fields_parse(body.data, body.size, error);
+    buffer_free(&body);
+    return root;
+}
+
+/* Small in a body, large in memory. */
+static void test_many_brackets(void **state) {
+    (void)state;
+    struct api_error error;
+    json_t *root = parse_brackets(API_JSON_BRACKETS_MAX, &error);
+    assert_int_equal(json_array_size(json_object_get(root, "a")), API_JSON_BRACKETS_MAX - 2);
+    json_decref(root);
+    assert_null(parse_brackets(API_JSON_BRACKETS_MAX + 1, &error));
+    assert_int_equal(error.status, 400);
+    assert_non_null(strstr(error.message, "objects and arrays"));
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_stop_tokens), cmocka_unit_test(test_lines_of_json)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_stop_tokens), cmocka_unit_test(test_lines_of_json),
+                                       cmocka_unit_test(test_many_brackets)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
