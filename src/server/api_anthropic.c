@@ -43,8 +43,9 @@ static json_t *text_part(const json_t *block) {
     return json_pack("{s:s, s:O}", "type", "text", "text", name);
 }
 
-/* A string, or a list of text blocks: the same as a chat's content. NULL with an error. */
+/* A string, or a list of text blocks: the same as a chat's content; instructions without bookkeeping. NULL with an error. */
 static json_t *text_content(const json_t *content, const char *param, const char *where, struct api_error *error) {
+    bool is_instruction = !strcmp(param, "system");
     if (json_is_string(content)) return put_share(content);
     if (!json_is_array(content)) {
         api_error_field(error, param, "%s must be a string or a list of blocks, found %s", where,
@@ -60,7 +61,7 @@ static json_t *text_content(const json_t *content, const char *param, const char
             json_decref(list);
             return NULL;
         }
-        if (!is_bookkeeping(json_object_get(block, "text")))
+        if (!is_instruction || !is_bookkeeping(json_object_get(block, "text")))
             put_last(&list, part);
         else
             json_decref(part);
@@ -283,9 +284,10 @@ static void refuse_rest(struct fields *f) {
 }
 
 /* Names that a chat has too, for something else or of another type. */
-static const char *const OURS[] = {"messages", "system",       "stop_sequences", "metadata",       "thinking",
-                                   "tools",    "tool_choice",  "output_config",  "stream_options", "n",
-                                   "logprobs", "top_logprobs", "mcp_servers",    "container"};
+static const char *const OURS[] = {
+    "messages", "system",       "stop_sequences", "metadata",       "thinking",
+    "tools",    "tool_choice",  "output_config",  "stream_options", "n",
+    "logprobs", "top_logprobs", "mcp_servers",    "container",      "max_completion_tokens"};
 
 static void drop_keys(json_t *chat, const char *const *names, size_t n) {
     for (size_t i = 0; chat && i < n; i++) json_object_del(chat, names[i]);
