@@ -30,7 +30,7 @@ const char *api_model_name(const struct api_model *model, const json_t *field, s
     for (int i = 0; i < model->n_names; i++) {
         if (is_same_model(json_string_value(field), model->names[i])) return model->names[i];
     }
-    if (model->any_name) return model->names[0];
+    if (model->any_name && json_string_length(field) <= API_NAME_BYTES_MAX) return model->names[0];
     api_error_set(error, 404, "model", "model_not_found", "the model \"%.200s\" does not exist; this server has \"%s\"",
                   json_string_value(field), model->names[0]);
     return NULL;
