@@ -47,21 +47,26 @@ static json_t *content(const struct part *part, bool is_new) {
     return json;
 }
 
+/* The namespace that has the function of this name in the chat, and what it is called there; or NULL. */
+static const json_t *find_space(const json_t *tools, const char *name, const json_t **inner) {
+    for (size_t i = 0; i < json_array_size(tools); i++) {
+        const json_t *tool = json_array_get(tools, i), *space = json_object_get(tool, "name");
+        const json_t *members = json_object_get(tool, "tools");
+        size_t n = json_string_length(space);
+        bool may_be = n > 0 && !strncmp(name, json_string_value(space), n) && name[n] == '.';
+        for (size_t k = 0; may_be && k < json_array_size(members); k++) {
+            *inner = json_object_get(json_array_get(members, k), "name");
+            if (json_is_string(*inner) && !strcmp(name + n + 1, json_string_value(*inner))) return space;
+        }
+    }
+    return NULL;
+}
+
 /* A function's name goes back as it was given: alone, or with its namespace. */
 static void put_name(json_t **json, const struct respond_head *head, const char *name) {
-    const json_t *tools = json_object_get(head->request->given, "tools");
-    const char *dot = strchr(name, '.');
-    for (size_t i = 0; dot && i < json_array_size(tools); i++) {
-        const json_t *tool = json_array_get(tools, i), *space = json_object_get(tool, "name");
-        size_t n = json_string_length(space);
-        bool is_in = json_is_array(json_object_get(tool, "tools")) && json_is_string(space) && strlen(name) > n &&
-                     name[n] == '.' && !strncmp(name, json_string_value(space), n);
-        if (!is_in) continue;
-        put(json, "namespace", put_share(space));
-        name += n + 1;
-        break;
-    }
-    put(json, "name", json_string(name));
+    const json_t *inner, *space = find_space(json_object_get(head->request->given, "tools"), name, &inner);
+    if (space) put(json, "namespace", put_share(space));
+    put(json, "name", space ? put_share(inner) : json_string(name));
 }
 
 static json_t *item(const struct view *view, const struct part *part) {

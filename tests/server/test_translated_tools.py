@@ -224,6 +224,15 @@ def test_namespaces(client, server):
     assert second.usage.input_tokens == chat(server, same_talk, tools=same, tool_choice="auto", max_tokens=1)[2]["prompt_tokens"]
 
 
+def test_name_like_a_namespace(client, server):
+    """A function whose own name has a dot, beside a namespace that is called like its beginning."""
+    own = {**FLAT_TOOLS[1], "name": "sky.stop"}
+    tools = [{"type": "namespace", "name": "sky", "tools": [FLAT_TOOLS[0]]}, own]
+    response = ask_responses(client, server, tools=tools, tool_choice={"type": "function", "name": "sky.stop"})
+    call = next(item for item in response.output if item.type == "function_call")
+    assert call.name == "sky.stop" and getattr(call, "namespace", None) is None
+
+
 # --- whole requests --------------------------------------------------------------------------------------------------
 
 READ = {"$schema": "https://json-schema.org/draft/2020-12/schema", "type": "object", "required": ["file_path"], "additionalProperties": False,
