@@ -1,11 +1,11 @@
 #include "server/frame.h"
 
 #include <stdlib.h>
+#include "server/put.h"
 
 /* Takes `json` over. */
 static int add_json(struct buffer *out, json_t *json, const char *end) {
-    char *text = json ? json_dumps(json, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
-    json_decref(json);
+    char *text = put_dump(json);
     if (!text) return -1;
     buffer_add_text(out, text);
     buffer_add_text(out, end);

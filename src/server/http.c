@@ -12,6 +12,7 @@
 #include <unistd.h>
 #include "server/cors.h"
 #include "server/place.h"
+#include "server/put.h"
 
 enum {
     CONNECTION_MEMORY_BYTES = 64 << 10, /* headers, and a block of body or answer */
@@ -48,8 +49,7 @@ static enum MHD_Result reply(struct exchange *exchange, int status, const char *
 }
 
 static enum MHD_Result reply_json(struct exchange *exchange, int status, json_t *json, int retry_after_s) {
-    char *text = json ? json_dumps(json, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
-    json_decref(json);
+    char *text = put_dump(json);
     if (!text) return MHD_NO; /* no memory even to say so: the connection ends */
     return reply(exchange, status, "application/json", text, strlen(text), retry_after_s);
 }

@@ -4,12 +4,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include "server/choice.h"
+#include "server/put.h"
 #include "text/utf8.h"
 
 /* JSON has no infinity; a token that was banned has one. */
 static json_t *json_logprob(float logprob) {
     if (isnan(logprob)) return json_null();
-    return json_real(logprob < -9999 ? -9999.0 : (double)logprob);
+    return put_number(logprob < -9999 ? -9999.0 : (double)logprob);
 }
 
 static const char *token_bytes(const struct choice *choice, int32_t token, size_t *size) {

@@ -167,17 +167,6 @@ static int openai_stream_end(struct buffer *out, const struct respond_head *head
     return out->failed ? -1 : code;
 }
 
-static int openai_stream_error(struct buffer *out, const struct respond_head *head, struct choice *choices,
-                               const struct api_error *error) {
-    (void)head, (void)choices;
-    return frame_add(out, NULL, api_error_json(error));
-}
-
-static int openai_stream_ping(struct buffer *out, const struct respond_head *head) {
-    (void)head;
-    return frame_add_comment(out);
-}
-
 const struct dialect dialect_chat = {
     .id_prefix = "chatcmpl-",
     .stream_type = "text/event-stream",
@@ -185,8 +174,8 @@ const struct dialect dialect_chat = {
     .whole = openai_whole,
     .stream = chat_stream,
     .stream_end = openai_stream_end,
-    .stream_error = openai_stream_error,
-    .stream_ping = openai_stream_ping,
+    .stream_error = dialect_stream_error,
+    .stream_ping = dialect_stream_ping,
 };
 
 const struct dialect dialect_completion = {
@@ -196,6 +185,6 @@ const struct dialect dialect_completion = {
     .whole = openai_whole,
     .stream = completion_stream,
     .stream_end = openai_stream_end,
-    .stream_error = openai_stream_error,
-    .stream_ping = openai_stream_ping,
+    .stream_error = dialect_stream_error,
+    .stream_ping = dialect_stream_ping,
 };

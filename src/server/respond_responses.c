@@ -39,7 +39,7 @@ static const char *item_status(const struct view *view, const struct part *part)
 static json_t *content(const struct part *part, bool is_new) {
     json_t *json = json_object();
     put(&json, "type", json_string(part->kind == PART_REASONING ? "reasoning_text" : "output_text"));
-    put(&json, "text", is_new ? json_string("") : part_text(part));
+    put(&json, "text", is_new ? json_string("") : put_text(&part->text));
     if (part->kind == PART_TEXT) {
         put(&json, "annotations", json_array());
         put(&json, "logprobs", json_array());
@@ -79,7 +79,7 @@ static json_t *item(const struct view *view, const struct part *part) {
     if (part->kind == PART_CALL) {
         put(&json, "call_id", json_string(part->call_id));
         put_name(&json, view->head, part->name);
-        put(&json, "arguments", part_text(part));
+        put(&json, "arguments", put_text(&part->text));
         return json;
     }
     if (part->kind == PART_REASONING) put(&json, "summary", json_array());
@@ -209,7 +209,7 @@ static int item_end(void *context, struct parts *parts, const struct part *part)
                                         [PART_TEXT] = "response.output_text.done",
                                         [PART_CALL] = "response.function_call_arguments.done"};
     json_t *json = at_part(context, part);
-    put(&json, part->kind == PART_CALL ? "arguments" : "text", part_text(part));
+    put(&json, part->kind == PART_CALL ? "arguments" : "text", put_text(&part->text));
     if (part->kind == PART_CALL) put_name(&json, ((const struct view *)context)->head, part->name);
     if (part->kind == PART_TEXT) put(&json, "logprobs", json_array());
     int code = add(parts, TYPES[part->kind], json);
@@ -266,11 +266,6 @@ static int responses_stream_error(struct buffer *out, const struct respond_head 
     return code ? code : add_response(&view, parts, "response.failed", "failed", error);
 }
 
-static int responses_stream_ping(struct buffer *out, const struct respond_head *head) {
-    (void)head;
-    return frame_add_comment(out);
-}
-
 const struct dialect dialect_responses = {
     .id_prefix = "resp_",
     .stream_type = "text/event-stream",
@@ -278,5 +273,5 @@ const struct dialect dialect_responses = {
     .whole = responses_whole,
     .stream = responses_stream,
     .stream_error = responses_stream_error,
-    .stream_ping = responses_stream_ping,
+    .stream_ping = dialect_stream_ping,
 };

@@ -9,6 +9,7 @@
 #include <cmocka.h>
 #include "server/api_fields.h"
 #include "server/dialect.h"
+#include "server/put.h"
 
 enum { VOCAB = 5000 };
 
@@ -106,8 +107,38 @@ static void test_many_brackets(void **state) {
     assert_non_null(strstr(error.message, "objects and arrays"));
 }
 
+/* What a model may write as a call's arguments, and what a client gets that wants them as JSON. */
+static void test_arguments(void **state) {
+    (void)state;
+    static const struct {
+        const char *written, *told; /* NULL: no arguments */
+    } CASES[] = {
+        {"{\"a\": 48.85661234567, \"b\": [0.1, -3]}", "{\"a\":48.85661234567,\"b\":[0.1,-3]}"},
+        {"{\"a\":\"x\\u0000y\"}", "{\"a\":\"x\\u0000y\"}"},
+        {"{\"a\":123456789012345678901234567890}", "{\"a\":1.23456789012346e29}"},
+        {"{\"a\":1e999}", NULL},
+        {"{\"a\":", NULL},
+        {"[1]", NULL},
+        {"", NULL},
+    };
+    for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
+        struct buffer text = {0};
+        buffer_add_text(&text, CASES[i].written);
+        json_t *json = put_arguments(&text);
+        buffer_free(&text);
+        assert_int_equal(json != NULL, CASES[i].told != NULL);
+        if (!json) continue;
+        char *told = put_dump(json);
+        assert_string_equal(told, CASES[i].told);
+        free(told);
+    }
+    char *number = put_dump(json_pack("[o, o]", put_number((double)0.1f), put_number(1.0 / 3)));
+    assert_string_equal(number, "[0.100000001,0.333333333]"); /* what a float is good for */
+    free(number);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_stop_tokens), cmocka_unit_test(test_lines_of_json),
-                                       cmocka_unit_test(test_many_brackets)};
+                                       cmocka_unit_test(test_many_brackets), cmocka_unit_test(test_arguments)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
