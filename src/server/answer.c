@@ -294,10 +294,7 @@ static void fill_whole(struct answer *answer) {
     struct api_error error = {0};
     json_t *json = answer_take(answer, &error);
     if (!json) json = answer->head.dialect->error(&error);
-    char *text = put_dump(json);
-    if (text) buffer_add_text(&answer->out, text);
-    if (!text) answer->out.failed = true;
-    free(text);
+    if (put_dump(&answer->out, json)) answer->out.failed = true;
     answer->written = true;
 }
 

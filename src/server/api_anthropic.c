@@ -35,12 +35,18 @@ static int refuse_block(struct api_error *error, const char *param, const char *
                            type_of(block));
 }
 
-/* A text block, or what stands for one: the name of a tool that was found. A new reference; NULL for another block. */
-static json_t *text_part(const json_t *block) {
+/* A text block, or what stands for one: the name of a tool that was found. A new reference; NULL with an error. */
+static json_t *text_part(const json_t *block, const char *param, const char *where, struct api_error *error) {
     const json_t *name = json_object_get(block, "tool_name");
+    bool is_reference = !strcmp(type_of(block), "tool_reference") && json_is_string(name);
     if (is_text(block)) return put_share(block);
-    if (strcmp(type_of(block), "tool_reference") != 0 || !json_is_string(name)) return NULL;
-    return json_pack("{s:s, s:O}", "type", "text", "text", name);
+    json_t *part = is_reference ? json_pack("{s:s, s:O}", "type", "text", "text", name) : NULL;
+    if (!is_reference) {
+        refuse_block(error, param, where, block);
+    } else if (!part) {
+        api_error_no_memory(error);
+    }
+    return part;
 }
 
 /* A string, or a list of text blocks: the same as a chat's content; instructions without bookkeeping. NULL with an error. */
@@ -55,9 +61,8 @@ static json_t *text_content(const json_t *content, const char *param, const char
     json_t *list = json_array();
     for (size_t i = 0; i < json_array_size(content); i++) {
         const json_t *block = json_array_get(content, i);
-        json_t *part = text_part(block);
+        json_t *part = text_part(block, param, where, error);
         if (!part) {
-            refuse_block(error, param, where, block);
             json_decref(list);
             return NULL;
         }
@@ -296,7 +301,7 @@ static void drop_keys(json_t *chat, const char *const *names, size_t n) {
 json_t *api_anthropic_to_chat(const json_t *body, bool only_counts, struct api_error *error) {
     static const char *const UNCOUNTED[] = {"max_tokens", "stream"};
     struct fields f = {body, error};
-    json_t *chat = json_copy((json_t *)(uintptr_t)body);
+    json_t *chat = put_copy(body);
     if (!only_counts && !fields_get(&f, "max_tokens")) {
         api_error_field(error, "max_tokens", "max_tokens is missing: how many tokens the answer may have");
     }

@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 #include "server/api_parts.h"
+#include "server/put.h"
 #include "text/fim.h"
 
 /* --- options ------------------------------------------------------------------------------------- */
@@ -151,11 +152,9 @@ static void settle_message(struct fields *f, json_t *message, size_t index) {
 static json_t *settled(struct fields *f, const json_t *messages) {
     json_t *list = json_array();
     for (size_t i = 0; i < json_array_size(messages); i++) {
-        json_t *message = json_copy(json_array_get(messages, i));
+        json_t *message = put_copy(json_array_get(messages, i));
         settle_message(f, message, i);
-        if (json_array_append_new(list, message) == 0) continue;
-        json_decref(list);
-        return NULL;
+        put_last(&list, message);
     }
     return list;
 }
@@ -213,9 +212,9 @@ static void put_context(struct api_job *job) {
 static void parse_templated(struct api_job *job, const json_t *prompt, const json_t *system, int think) {
     json_t *messages = json_array();
     if (json_string_length(system) > 0) {
-        json_array_append_new(messages, json_pack("{s:s, s:O}", "role", "system", "content", system));
+        put_last(&messages, json_pack("{s:s, s:O}", "role", "system", "content", system));
     }
-    json_array_append_new(messages, json_pack("{s:s, s:O}", "role", "user", "content", prompt));
+    put_last(&messages, json_pack("{s:s, s:O}", "role", "user", "content", prompt));
     set(job, "messages", messages);
     parse_as_chat(job, think);
 }

@@ -78,7 +78,10 @@ static void take_call(struct turns *turns, const json_t *item, const char *where
         return;
     }
     json_t *whole = api_responses_name(json_object_get(item, "namespace"), json_object_get(item, "name"));
-    turns_add_call(turns, id, whole ? json_string_value(whole) : "", put_share(arguments));
+    if (whole)
+        turns_add_call(turns, id, json_string_value(whole), put_share(arguments));
+    else
+        api_error_no_memory(error);
     json_decref(whole);
 }
 
@@ -264,7 +267,7 @@ json_t *api_responses_to_chat(const json_t *body, struct api_error *error) {
                                        "messages",
                                        "previous_response_id"};
     struct fields f = {body, error};
-    json_t *chat = json_copy((json_t *)(uintptr_t)body);
+    json_t *chat = put_copy(body);
     for (size_t i = 0; chat && i < sizeof OURS / sizeof *OURS; i++) json_object_del(chat, OURS[i]);
     refuse_rest(&f);
     put(&chat, "messages", read_input(&f));

@@ -49,9 +49,12 @@ static enum MHD_Result reply(struct exchange *exchange, int status, const char *
 }
 
 static enum MHD_Result reply_json(struct exchange *exchange, int status, json_t *json, int retry_after_s) {
-    char *text = put_dump(json);
-    if (!text) return MHD_NO; /* no memory even to say so: the connection ends */
-    return reply(exchange, status, "application/json", text, strlen(text), retry_after_s);
+    struct buffer text = {0};
+    if (put_dump(&text, json)) { /* no memory even to say so: the connection ends */
+        buffer_free(&text);
+        return MHD_NO;
+    }
+    return reply(exchange, status, "application/json", text.data, text.size, retry_after_s);
 }
 
 enum MHD_Result http_reply_error(struct exchange *exchange, const struct api_error *error) {

@@ -23,8 +23,13 @@ json_t *put_arguments(const struct buffer *text) {
     return NULL;
 }
 
-char *put_dump(json_t *json) {
-    char *text = json ? json_dumps(json, JSON_COMPACT | JSON_REAL_PRECISION(15)) : NULL;
+static int append(const char *text, size_t size, void *out) {
+    buffer_add(out, text, size);
+    return ((struct buffer *)out)->failed ? -1 : 0;
+}
+
+int put_dump(struct buffer *out, json_t *json) {
+    int code = json ? json_dump_callback(json, append, out, JSON_COMPACT | JSON_REAL_PRECISION(15)) : -1;
     json_decref(json);
-    return text;
+    return code;
 }

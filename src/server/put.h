@@ -22,6 +22,14 @@ static inline void put_last(json_t **list, json_t *value) {
     *list = NULL;
 }
 
+/* An object with the same values, the caller's; NULL without memory. (json_copy leaves out what it has none for.) */
+static inline json_t *put_copy(const json_t *object) {
+    json_t *copy = json_copy((json_t *)(uintptr_t)object);
+    if (!copy || json_object_size(copy) == json_object_size(object)) return copy;
+    json_decref(copy);
+    return NULL;
+}
+
 /* Another reference to what others own. */
 static inline json_t *put_share(const json_t *value) {
     return json_incref((json_t *)(uintptr_t)value);
@@ -34,7 +42,7 @@ json_t *put_number(double value);
 /* What a call was given, if it is a whole object; else NULL. Numbers keep 15 digits, and all of them their size. */
 json_t *put_arguments(const struct buffer *text);
 
-/* What goes to clients, whole or in frames: the text of `json`, which is taken over. malloc'd; NULL without memory. */
-char *put_dump(json_t *json);
+/* What goes to clients, whole or in frames: appends the text of `json`, which is taken over. -1 without memory. */
+int put_dump(struct buffer *out, json_t *json);
 
 #endif

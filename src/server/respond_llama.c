@@ -29,18 +29,18 @@ json_t *respond_timings(const struct choice *choice) {
 
 static json_t *stop_list(const struct sched_request *sched) {
     json_t *list = json_array();
-    for (int i = 0; i < sched->n_stop; i++) json_array_append_new(list, json_string(sched->stop[i]));
+    for (int i = 0; i < sched->n_stop; i++) put_last(&list, json_string(sched->stop[i]));
     return list;
 }
 
 /* Those that change something. */
 static json_t *samplers(const struct sampling *s) {
     json_t *list = json_array();
-    if (sampling_has_penalties(s)) json_array_append_new(list, json_string("penalties"));
-    if (s->min_p > 0) json_array_append_new(list, json_string("min_p"));
-    if (s->top_k > 0) json_array_append_new(list, json_string("top_k"));
-    if (s->top_p < 1) json_array_append_new(list, json_string("top_p"));
-    json_array_append_new(list, json_string("temperature"));
+    if (sampling_has_penalties(s)) put_last(&list, json_string("penalties"));
+    if (s->min_p > 0) put_last(&list, json_string("min_p"));
+    if (s->top_k > 0) put_last(&list, json_string("top_k"));
+    if (s->top_p < 1) put_last(&list, json_string("top_p"));
+    put_last(&list, json_string("temperature"));
     return list;
 }
 
@@ -172,11 +172,7 @@ static json_t *end(const struct respond_head *head, struct choice *choice) {
 static json_t *llama_whole(const struct respond_head *head, struct choice *choices, int n_choices) {
     if (n_choices == 1) return end(head, choices);
     json_t *list = json_array();
-    for (int i = 0; i < n_choices; i++) {
-        if (json_array_append_new(list, end(head, &choices[i])) == 0) continue;
-        json_decref(list);
-        return NULL;
-    }
+    for (int i = 0; i < n_choices; i++) put_last(&list, end(head, &choices[i]));
     return list;
 }
 
