@@ -38,7 +38,7 @@ void api_llama_sampling(struct api_job *job);
 void api_ollama_parse(struct api_job *job);
 void api_ollama_defaults(const struct engine *engine, struct sampling *sampling);
 void api_ollama_sampling(struct api_job *job);
-/* api.c: of them all, what steers the choice of tokens and where it ends: `fields` may be an object in the body. */
+/* api_sampling.c: of them all, what steers the choice of tokens and where it ends: `fields` may be an object in the body. */
 void api_settings_parse(struct api_job *job);
 /* api_infill.c: input_prefix, input_suffix, input_extra and prompt to a hole's prompt. */
 void api_infill_parse(struct api_job *job);
