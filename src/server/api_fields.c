@@ -136,6 +136,23 @@ const json_t *fields_array(struct fields *fields, const char *key) {
     return of_type(fields, key, JSON_ARRAY, "an array");
 }
 
+void fields_refuse(struct fields *fields, const char *key, const char *why) {
+    const json_t *value = fields_get(fields, key);
+    bool is_empty = (json_is_array(value) && json_array_size(value) == 0) ||
+                    (json_is_string(value) && json_string_length(value) == 0);
+    if (!value || json_is_false(value) || is_empty) return;
+    api_error_set(fields->error, 400, key, "unsupported_parameter", "%s is not supported: %s", key, why);
+}
+
+void fields_drop(json_t *object, const char *const *names, size_t n) {
+    for (size_t i = 0; object && i < n; i++) json_object_del(object, names[i]);
+}
+
+const char *fields_type_of(const json_t *object) {
+    const char *type = json_string_value(json_object_get(object, "type"));
+    return type ? type : "";
+}
+
 int32_t fields_token(struct fields *fields, const json_t *value, const char *param, int vocab) {
     if (!json_is_integer(value)) {
         api_error_field(fields->error, param, "%s: expected token ids, found %s", param, fields_type_name(value));

@@ -31,6 +31,13 @@ const json_t *fields_string(struct fields *fields, const char *key);
 const json_t *fields_object(struct fields *fields, const char *key);
 const json_t *fields_array(struct fields *fields, const char *key);
 
+/* 400 for a field that asks for what is not there; false, nothing and an empty list or text ask for nothing. */
+void fields_refuse(struct fields *fields, const char *key, const char *why);
+/* Takes keys away: names that mean something else, or nothing, where the object goes. Accepts NULL. */
+void fields_drop(json_t *object, const char *const *names, size_t n);
+/* "type" of an object, "" if it has none that is a text. */
+const char *fields_type_of(const json_t *object);
+
 /* A token id in an array: not an integer, or outside the vocabulary, is an error that names `param`. */
 int32_t fields_token(struct fields *fields, const json_t *value, const char *param, int vocab);
 
