@@ -69,7 +69,7 @@ bool disk_wants(struct disk *disk, const struct page_address *address, const str
 /* Room for a page [page_bytes], to be filled and put; NULL while all slots are on their way. */
 void *disk_put_begin(struct disk *disk);
 void disk_put_end(struct disk *disk, const struct page_id *id); /* NULL: never mind */
-/* Waits up to `limit_s` for a slot: whether there is one. */
+/* Waits up to `limit_s` for a slot: whether there is one, and the disk takes pages at all. */
 bool disk_put_wait(struct disk *disk, double limit_s);
 
 /* Pages of one sequence on their way into memory, one after the other. */

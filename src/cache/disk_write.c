@@ -34,11 +34,15 @@ bool disk_wants(struct disk *disk, const struct page_address *address, const str
     return wants;
 }
 
+static bool has_room_locked(const struct disk *disk) {
+    bool silent = disk->silent_until_s > 0 && clock_now_s() < disk->silent_until_s;
+    return disk->n_writes < DISK_WRITE_SLOTS && !silent;
+}
+
 void *disk_put_begin(struct disk *disk) {
     pthread_mutex_lock(&disk->lock);
     void *page = NULL;
-    bool silent = disk->silent_until_s > 0 && clock_now_s() < disk->silent_until_s;
-    if (disk->n_writes < DISK_WRITE_SLOTS && !silent) {
+    if (has_room_locked(disk)) {
         page = disk->writes[(disk->write_first + disk->n_writes) % DISK_WRITE_SLOTS].payload;
     }
     pthread_mutex_unlock(&disk->lock);
@@ -63,7 +67,7 @@ bool disk_put_wait(struct disk *disk, double limit_s) {
     while (disk->n_writes == DISK_WRITE_SLOTS && disk->started && reason == 0) {
         reason = pthread_cond_timedwait(&disk->room, &disk->lock, &until);
     }
-    bool room = disk->n_writes < DISK_WRITE_SLOTS;
+    bool room = has_room_locked(disk);
     pthread_mutex_unlock(&disk->lock);
     return room;
 }

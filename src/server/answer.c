@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/clock.h"
+#include "server/put.h"
 
 /* What the engine thread knows a choice by. */
 struct choice_link {
@@ -293,11 +294,7 @@ static void fill_whole(struct answer *answer) {
     struct api_error error = {0};
     json_t *json = answer_take(answer, &error);
     if (!json) json = answer->head.dialect->error(&error);
-    char *text = json ? json_dumps(json, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
-    json_decref(json);
-    if (text) buffer_add_text(&answer->out, text);
-    if (!text) answer->out.failed = true;
-    free(text);
+    if (put_dump(&answer->out, json)) answer->out.failed = true;
     answer->written = true;
 }
 

@@ -20,6 +20,7 @@ enum {
     API_BIAS_MAX = 4096,           /* entries of logit_bias */
     API_EXTRA_MAX = 1024,          /* files in input_extra */
     API_FIELDS_MAX = 64,           /* names in response_fields */
+    API_NAME_BYTES_MAX = 256,      /* of a model's name that is not served but taken for it: streams repeat it */
 };
 
 /* What requests are checked against: read only. */

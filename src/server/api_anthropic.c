@@ -11,13 +11,8 @@ static const char BOOKKEEPING[] = "x-anthropic-billing-header:";
 
 /* --- blocks -------------------------------------------------------------------------------------- */
 
-static const char *type_of(const json_t *block) {
-    const char *type = json_string_value(json_object_get(block, "type"));
-    return type ? type : "";
-}
-
 static bool is_text(const json_t *block) {
-    return !strcmp(type_of(block), "text") && json_is_string(json_object_get(block, "text"));
+    return !strcmp(fields_type_of(block), "text") && json_is_string(json_object_get(block, "text"));
 }
 
 static bool is_bookkeeping(const json_t *text) {
@@ -26,25 +21,32 @@ static bool is_bookkeeping(const json_t *text) {
 }
 
 static int refuse_block(struct api_error *error, const char *param, const char *where, const json_t *block) {
-    if (!json_is_object(block) || !type_of(block)[0]) {
+    if (!json_is_object(block) || !fields_type_of(block)[0]) {
         return api_error_field(error, param, "%s: expected a block with a type, found %s", where,
                                fields_type_name(block));
     }
     return api_error_field(error, param,
                            "%s: a block of type \"%.40s\" cannot be read here: this model takes text only", where,
-                           type_of(block));
+                           fields_type_of(block));
 }
 
-/* A text block, or what stands for one: the name of a tool that was found. A new reference; NULL for another block. */
-static json_t *text_part(const json_t *block) {
+/* A text block, or what stands for one: the name of a tool that was found. A new reference; NULL with an error. */
+static json_t *text_part(const json_t *block, const char *param, const char *where, struct api_error *error) {
     const json_t *name = json_object_get(block, "tool_name");
+    bool is_reference = !strcmp(fields_type_of(block), "tool_reference") && json_is_string(name);
     if (is_text(block)) return put_share(block);
-    if (strcmp(type_of(block), "tool_reference") != 0 || !json_is_string(name)) return NULL;
-    return json_pack("{s:s, s:O}", "type", "text", "text", name);
+    json_t *part = is_reference ? json_pack("{s:s, s:O}", "type", "text", "text", name) : NULL;
+    if (!is_reference) {
+        refuse_block(error, param, where, block);
+    } else if (!part) {
+        api_error_no_memory(error);
+    }
+    return part;
 }
 
-/* A string, or a list of text blocks: the same as a chat's content. NULL with an error. */
+/* A string, or a list of text blocks: the same as a chat's content; instructions without bookkeeping. NULL with an error. */
 static json_t *text_content(const json_t *content, const char *param, const char *where, struct api_error *error) {
+    bool is_instruction = !strcmp(param, "system");
     if (json_is_string(content)) return put_share(content);
     if (!json_is_array(content)) {
         api_error_field(error, param, "%s must be a string or a list of blocks, found %s", where,
@@ -54,13 +56,12 @@ static json_t *text_content(const json_t *content, const char *param, const char
     json_t *list = json_array();
     for (size_t i = 0; i < json_array_size(content); i++) {
         const json_t *block = json_array_get(content, i);
-        json_t *part = text_part(block);
+        json_t *part = text_part(block, param, where, error);
         if (!part) {
-            refuse_block(error, param, where, block);
             json_decref(list);
             return NULL;
         }
-        if (!is_bookkeeping(json_object_get(block, "text")))
+        if (!is_instruction || !is_bookkeeping(json_object_get(block, "text")))
             put_last(&list, part);
         else
             json_decref(part);
@@ -118,7 +119,7 @@ static void take_result(struct reader *reader, const json_t *block) {
 }
 
 static void take_block(struct reader *reader, const char *role, const json_t *block) {
-    const char *type = type_of(block);
+    const char *type = fields_type_of(block);
     bool is_answer = !strcmp(role, "assistant"), is_user = !strcmp(role, "user");
     if (is_text(block)) {
         turns_add(&reader->turns, role, put_share(json_object_get(block, "text")));
@@ -197,7 +198,7 @@ static json_t *read_tools(struct fields *f, const json_t *tools, const json_t *f
     json_t *list = json_array();
     for (size_t i = 0; i < json_array_size(tools) && !fields_failed(f); i++) {
         struct fields tool = {json_array_get(tools, i), f->error};
-        const char *type = type_of(tool.object);
+        const char *type = fields_type_of(tool.object);
         if (type[0] && strcmp(type, "custom") != 0) {
             api_error_set(f->error, 400, "tools", "unsupported_parameter",
                           "tools[%zu]: a tool of type \"%.60s\" is run by a server, and not by this one: only tools "
@@ -217,7 +218,7 @@ static json_t *read_tools(struct fields *f, const json_t *tools, const json_t *f
 }
 
 static json_t *read_choice(struct fields *f, const json_t *choice) {
-    const char *type = type_of(choice);
+    const char *type = fields_type_of(choice);
     if (!strcmp(type, "auto") || !strcmp(type, "none")) return json_string(type);
     if (!strcmp(type, "any")) return json_string("required");
     if (!strcmp(type, "tool") && json_is_string(json_object_get(choice, "name"))) {
@@ -247,7 +248,7 @@ static void put_thinking(struct fields *f, json_t **chat) {
     const json_t *thinking = fields_object(f, "thinking");
     if (!thinking) return;
     struct fields inner = {thinking, f->error};
-    const char *type = type_of(thinking);
+    const char *type = fields_type_of(thinking);
     bool is_on = !strcmp(type, "enabled") || !strcmp(type, "adaptive");
     fields_int(&inner, "budget_tokens", 0, INT32_MAX, 0);
     if (!is_on && strcmp(type, "disabled") != 0) {
@@ -261,7 +262,7 @@ static void put_format(struct fields *f, json_t **chat) {
     const json_t *format = json_object_get(fields_object(f, "output_config"), "format");
     const json_t *schema = json_object_get(format, "schema");
     if (!format || json_is_null(format)) return;
-    if (strcmp(type_of(format), "json_schema") != 0 || !json_is_object(schema)) {
+    if (strcmp(fields_type_of(format), "json_schema") != 0 || !json_is_object(schema)) {
         api_error_field(f->error, "output_config",
                         "output_config.format: expected {\"type\": \"json_schema\", \"schema\": {...}}");
         return;
@@ -272,35 +273,28 @@ static void put_format(struct fields *f, json_t **chat) {
 
 /* What would be lost if it were passed over. */
 static void refuse_rest(struct fields *f) {
-    static const char *const NAMES[] = {"mcp_servers", "container"};
-    for (size_t i = 0; i < sizeof NAMES / sizeof *NAMES; i++) {
-        const json_t *value = fields_get(f, NAMES[i]);
-        if (!value || (json_is_array(value) && json_array_size(value) == 0)) continue;
-        api_error_set(f->error, 400, NAMES[i], "unsupported_parameter", "%s is not supported", NAMES[i]);
-    }
+    fields_refuse(f, "mcp_servers", "tools are run by the client here");
+    fields_refuse(f, "container", "tools are run by the client here");
     fields_int(f, "n", 1, 1, 1);
     fields_object(f, "metadata");
 }
 
 /* Names that a chat has too, for something else or of another type. */
-static const char *const OURS[] = {"messages", "system",       "stop_sequences", "metadata",       "thinking",
-                                   "tools",    "tool_choice",  "output_config",  "stream_options", "n",
-                                   "logprobs", "top_logprobs", "mcp_servers",    "container"};
-
-static void drop_keys(json_t *chat, const char *const *names, size_t n) {
-    for (size_t i = 0; chat && i < n; i++) json_object_del(chat, names[i]);
-}
+static const char *const OURS[] = {
+    "messages", "system",       "stop_sequences", "metadata",       "thinking",
+    "tools",    "tool_choice",  "output_config",  "stream_options", "n",
+    "logprobs", "top_logprobs", "mcp_servers",    "container",      "max_completion_tokens"};
 
 json_t *api_anthropic_to_chat(const json_t *body, bool only_counts, struct api_error *error) {
     static const char *const UNCOUNTED[] = {"max_tokens", "stream"};
     struct fields f = {body, error};
-    json_t *chat = json_copy((json_t *)(uintptr_t)body);
+    json_t *chat = put_copy(body);
     if (!only_counts && !fields_get(&f, "max_tokens")) {
         api_error_field(error, "max_tokens", "max_tokens is missing: how many tokens the answer may have");
     }
     const json_t *stops = fields_array(&f, "stop_sequences");
-    drop_keys(chat, OURS, sizeof OURS / sizeof *OURS);
-    if (only_counts) drop_keys(chat, UNCOUNTED, sizeof UNCOUNTED / sizeof *UNCOUNTED);
+    fields_drop(chat, OURS, sizeof OURS / sizeof *OURS);
+    if (only_counts) fields_drop(chat, UNCOUNTED, sizeof UNCOUNTED / sizeof *UNCOUNTED);
     refuse_rest(&f);
     struct reader reader = {.turns = {.messages = json_array()}, .error = error, .found = json_object()};
     read_messages(&reader, &f);

@@ -4,6 +4,7 @@
 #include <string.h>
 #include "server/api_parts.h"
 #include "server/buffer.h"
+#include "server/put.h"
 #include "text/calls.h"
 #include "text/chat_tools.h"
 
@@ -25,7 +26,7 @@ static json_t *join_parts(const json_t *parts, size_t message, struct api_error 
         if (i) buffer_add_text(&text, "\n");
         buffer_add(&text, json_string_value(piece), json_string_length(piece));
     }
-    json_t *joined = text.failed ? NULL : json_stringn(text.data ? text.data : "", text.size);
+    json_t *joined = put_text(&text);
     if (!joined) api_error_no_memory(error);
     buffer_free(&text);
     return joined;
@@ -39,7 +40,7 @@ static json_t *message_copy(const json_t *message, size_t index, struct api_erro
                         fields_type_name(message));
         return NULL;
     }
-    json_t *copy = json_copy((json_t *)(uintptr_t)message);
+    json_t *copy = put_copy(message);
     int code = copy ? 0 : -1;
     if (!code && role && strcmp(role, "developer") == 0) {
         code = json_object_set_new(copy, "role", json_string("system"));
@@ -116,7 +117,7 @@ static void open_last(struct api_job *job, struct token_list *ids) {
 }
 
 /* DeepSeek's "thinking": {"type": "enabled"}, as a template's variable. */
-static void add_thinking(struct fields *f, json_t *variables) {
+static void add_thinking(struct fields *f, json_t **variables) {
     const json_t *thinking = fields_object(f, "thinking");
     struct fields inner = {thinking, f->error};
     const json_t *type = thinking ? fields_string(&inner, "type") : NULL;
@@ -124,16 +125,16 @@ static void add_thinking(struct fields *f, json_t *variables) {
     if (type && !on && strcmp(json_string_value(type), "disabled") != 0) {
         api_error_field(f->error, "thinking", "thinking: type must be \"enabled\" or \"disabled\"");
     }
-    if (type && !json_object_get(variables, "thinking")) json_object_set_new(variables, "thinking", json_boolean(on));
+    if (type && !json_object_get(*variables, "thinking")) put(variables, "thinking", json_boolean(on));
 }
 
 json_t *api_template_variables(struct fields *f, const json_t *tools) {
     const json_t *kwargs = fields_object(f, "chat_template_kwargs");
-    json_t *variables = kwargs ? json_copy((json_t *)(uintptr_t)kwargs) : json_object();
-    if (!variables) api_error_no_memory(f->error);
+    json_t *variables = kwargs ? put_copy(kwargs) : json_object();
     json_object_del(variables, "tools"); /* only those that were checked */
-    if (tools) json_object_set(variables, "tools", (json_t *)(uintptr_t)tools);
-    add_thinking(f, variables);
+    if (tools) put(&variables, "tools", put_share(tools));
+    add_thinking(f, &variables);
+    if (!variables && !fields_failed(f)) api_error_no_memory(f->error);
     if (!fields_failed(f)) return variables;
     json_decref(variables);
     return NULL;

@@ -22,9 +22,16 @@ const char *fields_type_name(const json_t *value) {
     }
 }
 
-/* How deep brackets nest outside of strings: jansson's parser recurses, this loop does not. */
-static int nesting_depth(const char *text, size_t size) {
-    int depth = 0, deepest = 0;
+struct brackets {
+    int deepest;
+    size_t n;
+};
+
+/* Brackets outside of strings: jansson's parser recurses, this loop does not; and it takes a hundred times the bytes of an empty
+ * object. */
+static struct brackets count_brackets(const char *text, size_t size) {
+    struct brackets brackets = {0};
+    int depth = 0;
     bool in_string = false;
     for (size_t i = 0; i < size; i++) {
         char c = text[i];
@@ -33,21 +40,26 @@ static int nesting_depth(const char *text, size_t size) {
             if (c == '"') in_string = false;
             continue;
         }
+        bool opens = c == '[' || c == '{';
         if (c == '"') in_string = true;
-        if (c == '[' || c == '{') depth++;
+        if (opens) depth++;
         if (c == ']' || c == '}') depth--;
-        if (depth > deepest) deepest = depth;
+        brackets.n += opens;
+        if (depth > brackets.deepest) brackets.deepest = depth;
     }
-    return deepest;
+    return brackets;
 }
 
 json_t *fields_parse(const char *body, size_t size, struct api_error *error) {
     struct mo_error cause = {0};
     json_t *root = NULL;
+    struct brackets brackets = count_brackets(body, size);
     if (size == 0) {
         api_error_field(error, NULL, "the request has no body: expected a JSON object");
-    } else if (nesting_depth(body, size) > API_JSON_DEPTH_MAX) {
+    } else if (brackets.deepest > API_JSON_DEPTH_MAX) {
         api_error_field(error, NULL, "the body nests deeper than %d levels", API_JSON_DEPTH_MAX);
+    } else if (brackets.n > API_JSON_BRACKETS_MAX) {
+        api_error_field(error, NULL, "the body has more than %d objects and arrays", API_JSON_BRACKETS_MAX);
     } else if (json_parse(body, size, "body", &root, &cause)) {
         api_error_field(error, NULL, "%s", cause.message);
     } else if (!json_is_object(root)) {
@@ -122,6 +134,23 @@ const json_t *fields_object(struct fields *fields, const char *key) {
 
 const json_t *fields_array(struct fields *fields, const char *key) {
     return of_type(fields, key, JSON_ARRAY, "an array");
+}
+
+void fields_refuse(struct fields *fields, const char *key, const char *why) {
+    const json_t *value = fields_get(fields, key);
+    bool is_empty = (json_is_array(value) && json_array_size(value) == 0) ||
+                    (json_is_string(value) && json_string_length(value) == 0);
+    if (!value || json_is_false(value) || is_empty) return;
+    api_error_set(fields->error, 400, key, "unsupported_parameter", "%s is not supported: %s", key, why);
+}
+
+void fields_drop(json_t *object, const char *const *names, size_t n) {
+    for (size_t i = 0; object && i < n; i++) json_object_del(object, names[i]);
+}
+
+const char *fields_type_of(const json_t *object) {
+    const char *type = json_string_value(json_object_get(object, "type"));
+    return type ? type : "";
 }
 
 int32_t fields_token(struct fields *fields, const json_t *value, const char *param, int vocab) {

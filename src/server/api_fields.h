@@ -8,14 +8,14 @@
 #include <stdint.h>
 #include "server/api_error.h"
 
-enum { API_JSON_DEPTH_MAX = 64 };
+enum { API_JSON_DEPTH_MAX = 64, API_JSON_BRACKETS_MAX = 1 << 18 }; /* objects and arrays: some 300 bytes each */
 
 struct fields {
     const json_t *object;
     struct api_error *error;
 };
 
-/* A body to an object: 400 for what is no JSON, no object, or nested deeper than API_JSON_DEPTH_MAX. The
+/* A body to an object: 400 for what is no JSON, no object, or nests or holds more than the limits above. The
  * caller's. */
 json_t *fields_parse(const char *body, size_t size, struct api_error *error);
 
@@ -30,6 +30,13 @@ double fields_number(struct fields *fields, const char *key, double min, double 
 const json_t *fields_string(struct fields *fields, const char *key);
 const json_t *fields_object(struct fields *fields, const char *key);
 const json_t *fields_array(struct fields *fields, const char *key);
+
+/* 400 for a field that asks for what is not there; false, nothing and an empty list or text ask for nothing. */
+void fields_refuse(struct fields *fields, const char *key, const char *why);
+/* Takes keys away: names that mean something else, or nothing, where the object goes. Accepts NULL. */
+void fields_drop(json_t *object, const char *const *names, size_t n);
+/* "type" of an object, "" if it has none that is a text. */
+const char *fields_type_of(const json_t *object);
 
 /* A token id in an array: not an integer, or outside the vocabulary, is an error that names `param`. */
 int32_t fields_token(struct fields *fields, const json_t *value, const char *param, int vocab);

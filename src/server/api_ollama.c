@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 #include "server/api_parts.h"
+#include "server/put.h"
 #include "text/fim.h"
 
 /* --- options ------------------------------------------------------------------------------------- */
@@ -78,14 +79,7 @@ static void parse_options(struct api_job *job) {
     job->request->n_predict = n <= 0 ? -1 : (int)n; /* 0 is no limit either */
 }
 
-/* --- what is not there --------------------------------------------------------------------------- */
-
-static void refuse(struct fields *f, const char *key, const char *why) {
-    const json_t *value = fields_get(f, key);
-    bool is_nothing = !value || json_is_false(value) || (json_is_array(value) && json_array_size(value) == 0) ||
-                      (json_is_string(value) && json_string_length(value) == 0);
-    if (!is_nothing) api_error_set(f->error, 400, key, "unsupported_parameter", "%s: %s", key, why);
-}
+/* --- fields of both ------------------------------------------------------------------------------- */
 
 /* The model stays loaded whatever is said. */
 static void pass_keep_alive(struct fields *f) {
@@ -151,11 +145,9 @@ static void settle_message(struct fields *f, json_t *message, size_t index) {
 static json_t *settled(struct fields *f, const json_t *messages) {
     json_t *list = json_array();
     for (size_t i = 0; i < json_array_size(messages); i++) {
-        json_t *message = json_copy(json_array_get(messages, i));
+        json_t *message = put_copy(json_array_get(messages, i));
         settle_message(f, message, i);
-        if (json_array_append_new(list, message) == 0) continue;
-        json_decref(list);
-        return NULL;
+        put_last(&list, message);
     }
     return list;
 }
@@ -213,9 +205,9 @@ static void put_context(struct api_job *job) {
 static void parse_templated(struct api_job *job, const json_t *prompt, const json_t *system, int think) {
     json_t *messages = json_array();
     if (json_string_length(system) > 0) {
-        json_array_append_new(messages, json_pack("{s:s, s:O}", "role", "system", "content", system));
+        put_last(&messages, json_pack("{s:s, s:O}", "role", "system", "content", system));
     }
-    json_array_append_new(messages, json_pack("{s:s, s:O}", "role", "user", "content", prompt));
+    put_last(&messages, json_pack("{s:s, s:O}", "role", "user", "content", prompt));
     set(job, "messages", messages);
     parse_as_chat(job, think);
 }
@@ -241,7 +233,7 @@ static void parse_generate(struct api_job *job) {
     const json_t *system = fields_string(f, "system");
     bool is_raw = fields_bool(f, "raw", false), fills = json_string_length(suffix) > 0;
     int think = parse_think(f);
-    refuse(f, "template", "the model's own is used");
+    fields_refuse(f, "template", "the model's own is used");
     if (is_raw && (json_string_length(system) > 0 || json_array_size(fields_array(f, "context")) > 0)) {
         api_error_field(f->error, "raw", "raw mode does not support template, system, or context");
     }
@@ -263,13 +255,13 @@ void api_ollama_parse(struct api_job *job) {
                                            "add_special_tokens", "include_reasoning",      "reasoning_format"};
     struct fields *f = &job->fields;
     struct api_request *request = job->request;
-    for (size_t i = 0; i < sizeof NOT_OURS / sizeof *NOT_OURS; i++) json_object_del(request->root, NOT_OURS[i]);
+    fields_drop(request->root, NOT_OURS, sizeof NOT_OURS / sizeof *NOT_OURS);
     if (!json_is_true(json_object_get(request->root, "logprobs"))) json_object_del(request->root, "top_logprobs");
-    refuse(f, "images", "this model takes no images");
+    fields_refuse(f, "images", "this model takes no images");
     if (request->kind == API_OLLAMA_CHAT)
         api_tools_parse(job);
     else
-        refuse(f, "tools", "only chats have tools");
+        fields_refuse(f, "tools", "only chats have tools");
     pass_keep_alive(f);
     request->n = 1;
     request->stream = fields_bool(f, "stream", true);

@@ -6,6 +6,14 @@
 #include "server/api.h"
 #include "server/api_fields.h"
 
+/* What an answer must look like: nothing while `param` is NULL. Points into the request's body. */
+struct api_wish {
+    const char *param; /* the field */
+    const char *where; /* in it: for messages */
+    enum grammar_kind kind;
+    const json_t *value;
+};
+
 /* A request on its way. */
 struct api_job {
     const struct api_model *model;
@@ -15,6 +23,7 @@ struct api_job {
     /* of the tools in request->message (api_tools.c) */
     const json_t *named_tool; /* the one to call; NULL: any */
     bool must_call, many_calls;
+    struct api_wish wish; /* api_structured.c */
 };
 
 /* api_completions.c: prompt, suffix, echo, logprobs, max_tokens. */
@@ -29,7 +38,7 @@ void api_llama_sampling(struct api_job *job);
 void api_ollama_parse(struct api_job *job);
 void api_ollama_defaults(const struct engine *engine, struct sampling *sampling);
 void api_ollama_sampling(struct api_job *job);
-/* api.c: of them all, what steers the choice of tokens and where it ends: `fields` may be an object in the body. */
+/* api_sampling.c: of them all, what steers the choice of tokens and where it ends: `fields` may be an object in the body. */
 void api_settings_parse(struct api_job *job);
 /* api_infill.c: input_prefix, input_suffix, input_extra and prompt to a hole's prompt. */
 void api_infill_parse(struct api_job *job);

@@ -4,11 +4,6 @@
 #include "server/api_translate.h"
 #include "server/put.h"
 
-static const char *type_of(const json_t *item) {
-    const char *type = json_string_value(json_object_get(item, "type"));
-    return type ? type : "";
-}
-
 json_t *api_responses_name(const json_t *space, const json_t *name) {
     if (!json_is_string(space) || json_string_length(space) == 0) return put_share(name);
     return json_sprintf("%s.%s", json_string_value(space), json_string_value(name));
@@ -24,7 +19,7 @@ static bool is_one_of(const char *name, const char *const *names) {
 /* A part as a chat's text part, or NULL with an error. */
 static json_t *text_part(const json_t *part, const char *where, struct api_error *error) {
     static const char *const TEXTS[] = {"input_text", "output_text", "text", NULL};
-    const char *type = type_of(part);
+    const char *type = fields_type_of(part);
     const json_t *text = json_object_get(part, !strcmp(type, "refusal") ? "refusal" : "text");
     bool is_text = is_one_of(type, TEXTS) || !strcmp(type, "refusal");
     if (is_text && json_is_string(text)) return json_pack("{s:s, s:O}", "type", "text", "text", text);
@@ -78,7 +73,10 @@ static void take_call(struct turns *turns, const json_t *item, const char *where
         return;
     }
     json_t *whole = api_responses_name(json_object_get(item, "namespace"), json_object_get(item, "name"));
-    turns_add_call(turns, id, whole ? json_string_value(whole) : "", put_share(arguments));
+    if (whole)
+        turns_add_call(turns, id, json_string_value(whole), put_share(arguments));
+    else
+        api_error_no_memory(error);
     json_decref(whole);
 }
 
@@ -93,7 +91,7 @@ static void take_output(struct turns *turns, const json_t *item, const char *whe
 }
 
 static void take_item(struct turns *turns, const json_t *item, size_t index, struct api_error *error) {
-    const char *type = type_of(item);
+    const char *type = fields_type_of(item);
     char where[48];
     snprintf(where, sizeof where, "input[%zu]", index);
     if (!json_is_object(item)) {
@@ -131,7 +129,7 @@ static json_t *read_input(struct fields *f) {
 /* --- tools --------------------------------------------------------------------------------------- */
 
 static bool is_function(struct fields *tool, const char *where) {
-    const char *type = type_of(tool->object);
+    const char *type = fields_type_of(tool->object);
     if (strcmp(type, "function") != 0) {
         api_error_set(
             tool->error, 400, "tools", "unsupported_parameter",
@@ -169,7 +167,7 @@ static json_t *read_tools(struct fields *f, const json_t *tools) {
         const json_t *tool = json_array_get(tools, i);
         char where[48];
         snprintf(where, sizeof where, "tools[%zu]", i);
-        if (!strcmp(type_of(tool), "namespace")) {
+        if (!strcmp(fields_type_of(tool), "namespace")) {
             add_namespace(f, &list, tool, where);
         } else {
             add_function(f, &list, tool, NULL, where);
@@ -182,7 +180,7 @@ static json_t *read_choice(struct fields *f, const json_t *choice) {
     static const char *const MODES[] = {"auto", "none", "required", NULL};
     const char *mode = json_string_value(choice);
     if (mode && is_one_of(mode, MODES)) return json_string(mode);
-    if (!strcmp(type_of(choice), "function") && json_is_string(json_object_get(choice, "name"))) {
+    if (!strcmp(fields_type_of(choice), "function") && json_is_string(json_object_get(choice, "name"))) {
         return turns_choice(json_object_get(choice, "name"));
     }
     api_error_field(f->error, "tool_choice",
@@ -195,7 +193,7 @@ static json_t *read_choice(struct fields *f, const json_t *choice) {
 static void put_format(struct fields *f, json_t **chat) {
     const json_t *text = fields_object(f, "text"), *format = json_object_get(text, "format");
     const json_t *name = json_object_get(format, "name"), *schema = json_object_get(format, "schema");
-    const char *type = type_of(format);
+    const char *type = fields_type_of(format);
     if (!format || json_is_null(format) || !strcmp(type, "text")) return;
     if (!strcmp(type, "json_object")) {
         put(chat, "response_format", json_pack("{s:s}", "type", type));
@@ -219,18 +217,12 @@ static void put_reasoning(struct fields *f, json_t **chat) {
     put(chat, "thinking", json_pack("{s:s}", "type", type));
 }
 
-static void refuse(struct fields *f, const char *name, const char *why) {
-    const json_t *value = fields_get(f, name);
-    if (!value || json_is_false(value)) return;
-    api_error_set(f->error, 400, name, "unsupported_parameter", "%s is not supported: %s", name, why);
-}
-
 /* What would be lost if it were passed over. */
 static void refuse_rest(struct fields *f) {
-    refuse(f, "previous_response_id", "answers are not kept here; send the whole conversation as input");
-    refuse(f, "conversation", "conversations are not kept here; send the whole of it as input");
-    refuse(f, "prompt", "there are no stored prompts here");
-    refuse(f, "background", "answers are not kept here");
+    fields_refuse(f, "previous_response_id", "answers are not kept here; send the whole conversation as input");
+    fields_refuse(f, "conversation", "conversations are not kept here; send the whole of it as input");
+    fields_refuse(f, "prompt", "there are no stored prompts here");
+    fields_refuse(f, "background", "answers are not kept here");
     const json_t *include = fields_array(f, "include");
     for (size_t i = 0; i < json_array_size(include); i++) {
         const char *name = json_string_value(json_array_get(include, i));
@@ -264,8 +256,8 @@ json_t *api_responses_to_chat(const json_t *body, struct api_error *error) {
                                        "messages",
                                        "previous_response_id"};
     struct fields f = {body, error};
-    json_t *chat = json_copy((json_t *)(uintptr_t)body);
-    for (size_t i = 0; chat && i < sizeof OURS / sizeof *OURS; i++) json_object_del(chat, OURS[i]);
+    json_t *chat = put_copy(body);
+    fields_drop(chat, OURS, sizeof OURS / sizeof *OURS);
     refuse_rest(&f);
     put(&chat, "messages", read_input(&f));
     int64_t most = fields_int(&f, "max_output_tokens", 1, INT32_MAX, 0);

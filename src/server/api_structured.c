@@ -4,14 +4,6 @@
 #include <string.h>
 #include "server/api_parts.h"
 
-/* What was asked for: nothing while `param` is NULL. */
-struct wish {
-    const char *param; /* the field */
-    const char *where; /* in it: for messages */
-    enum grammar_kind kind;
-    const json_t *value;
-};
-
 static const struct {
     const char *inside, *flat; /* in structured_outputs; in the body itself */
     enum grammar_kind kind;
@@ -26,7 +18,7 @@ static const struct {
 };
 enum { N_SPELLINGS = sizeof SPELLINGS / sizeof *SPELLINGS };
 
-static void set_wish(struct fields *f, struct wish *wish, struct wish found) {
+static void set_wish(struct fields *f, struct api_wish *wish, struct api_wish found) {
     if (wish->param) {
         api_error_field(f->error, found.param, "%s and %s cannot be combined: an answer has one shape", wish->where,
                         found.where);
@@ -36,11 +28,11 @@ static void set_wish(struct fields *f, struct wish *wish, struct wish found) {
 
 /* --- the fields ---------------------------------------------------------------------------------- */
 
-static void parse_format(struct fields *f, struct wish *wish) {
+static void parse_format(struct fields *f, struct api_wish *wish) {
     const json_t *format = fields_object(f, "response_format");
     const char *type = json_string_value(json_object_get(format, "type"));
     if (!format || (type && !strcmp(type, "text"))) return;
-    struct wish found = {"response_format", "response_format", GRAMMAR_JSON_OBJECT, NULL};
+    struct api_wish found = {"response_format", "response_format", GRAMMAR_JSON_OBJECT, NULL};
     const json_t *outer = json_object_get(format, "json_schema"), *schema = json_object_get(format, "schema");
     if (type && !strcmp(type, "json_schema")) {
         found.where = "response_format.json_schema";
@@ -62,14 +54,14 @@ static void parse_format(struct fields *f, struct wish *wish) {
 }
 
 /* Ollama's: "json", a schema, or nothing. */
-static void parse_plain_format(struct fields *f, struct wish *wish) {
+static void parse_plain_format(struct fields *f, struct api_wish *wish) {
     const json_t *format = fields_get(f, "format");
     bool is_text = json_is_string(format);
     bool is_word = is_text && !strcmp(json_string_value(format), "json");
     if (!format || (is_text && json_string_length(format) == 0)) return;
     if (is_word || json_is_object(format)) {
         set_wish(f, wish,
-                 (struct wish){"format", "format", is_word ? GRAMMAR_JSON_OBJECT : GRAMMAR_JSON_SCHEMA, format});
+                 (struct api_wish){"format", "format", is_word ? GRAMMAR_JSON_OBJECT : GRAMMAR_JSON_SCHEMA, format});
     } else {
         api_error_field(f->error, "format", "format must be \"json\" or a JSON schema, found %s",
                         is_text ? "another string" : fields_type_name(format));
@@ -87,7 +79,7 @@ static bool is_harmless(const char *key, const json_t *value) {
     return false;
 }
 
-static void parse_structured(struct fields *f, struct wish *wish) {
+static void parse_structured(struct fields *f, struct api_wish *wish) {
     const json_t *object = fields_object(f, "structured_outputs");
     const char *key;
     json_t *value;
@@ -101,16 +93,16 @@ static void parse_structured(struct fields *f, struct wish *wish) {
         }
         if (fields_failed(f)) return;
         if (k == N_SPELLINGS || json_is_null(value) || json_is_false(value)) continue;
-        set_wish(f, wish, (struct wish){"structured_outputs", "structured_outputs", SPELLINGS[k].kind, value});
+        set_wish(f, wish, (struct api_wish){"structured_outputs", "structured_outputs", SPELLINGS[k].kind, value});
     }
 }
 
-static void parse_flat(struct fields *f, struct wish *wish) {
+static void parse_flat(struct fields *f, struct api_wish *wish) {
     for (int k = 0; k < N_SPELLINGS; k++) {
         const char *name = SPELLINGS[k].flat;
         const json_t *value = name ? fields_get(f, name) : NULL;
         bool is_empty = json_is_string(value) && json_string_length(value) == 0; /* llama.cpp's default */
-        if (value && !is_empty) set_wish(f, wish, (struct wish){name, name, SPELLINGS[k].kind, value});
+        if (value && !is_empty) set_wish(f, wish, (struct api_wish){name, name, SPELLINGS[k].kind, value});
     }
     if (fields_get(f, "guided_whitespace_pattern")) {
         api_error_set(f->error, 400, "guided_whitespace_pattern", "unsupported_parameter",
@@ -121,7 +113,7 @@ static void parse_flat(struct fields *f, struct wish *wish) {
 /* --- to a grammar -------------------------------------------------------------------------------- */
 
 /* A schema may be JSON or a text that holds it, and lists are JSON; the rest is text. malloc'd; NULL with an error. */
-static char *wish_text(struct fields *f, const struct wish *wish, size_t *size) {
+static char *wish_text(struct fields *f, const struct api_wish *wish, size_t *size) {
     bool takes_json = wish->kind == GRAMMAR_JSON_SCHEMA || wish->kind == GRAMMAR_CHOICE;
     if (!json_is_string(wish->value) && !takes_json && wish->kind != GRAMMAR_JSON_OBJECT) {
         api_error_field(f->error, wish->param, "%s must be a string, found %s", wish->where,
@@ -144,7 +136,7 @@ static char *wish_text(struct fields *f, const struct wish *wish, size_t *size) 
     return text;
 }
 
-static void compile(struct api_job *job, const struct wish *wish) {
+static void compile(struct api_job *job, const struct api_wish *wish) {
     struct fields *f = &job->fields;
     struct mo_error cause = {0};
     size_t size;
@@ -163,7 +155,7 @@ static void compile(struct api_job *job, const struct wish *wish) {
 }
 
 /* Beside tools: the schema of what is said instead of a call. A new reference; NULL with an error. */
-static json_t *content_schema(struct fields *f, const struct wish *wish) {
+static json_t *content_schema(struct fields *f, const struct api_wish *wish) {
     json_t *schema = NULL;
     if (wish->kind == GRAMMAR_JSON_OBJECT) {
         schema = json_pack("{s:s}", "type", "object");
@@ -179,7 +171,7 @@ static json_t *content_schema(struct fields *f, const struct wish *wish) {
     return schema;
 }
 
-static void parse_wish(struct api_job *job, struct wish *wish) {
+static void parse_wish(struct api_job *job, struct api_wish *wish) {
     struct fields *f = &job->fields;
     if (api_is_ollama(job->request->kind)) {
         parse_plain_format(f, wish);
@@ -190,21 +182,15 @@ static void parse_wish(struct api_job *job, struct wish *wish) {
     parse_flat(f, wish);
 }
 
-/* Beside tools that waits until it is known how the prompt ends (api_structured_place). */
+/* Beside tools its grammar waits until it is known how the prompt ends (api_structured_place). */
 void api_structured_parse(struct api_job *job) {
-    struct wish wish = {0};
-    parse_wish(job, &wish);
-    if (!wish.param || fields_failed(&job->fields)) return;
-    if (job->request->message.tools)
-        json_decref(content_schema(&job->fields, &wish));
-    else
-        compile(job, &wish);
+    parse_wish(job, &job->wish);
+    bool is_now = job->wish.param && !job->request->message.tools;
+    if (is_now && !fields_failed(&job->fields)) compile(job, &job->wish);
 }
 
 static void compile_beside_tools(struct api_job *job) {
-    struct wish wish = {0};
-    parse_wish(job, &wish);
-    json_t *content = wish.param ? content_schema(&job->fields, &wish) : NULL;
+    json_t *content = job->wish.param ? content_schema(&job->fields, &job->wish) : NULL;
     if (!fields_failed(&job->fields)) api_tools_compile(job, content);
     json_decref(content);
 }

@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "server/api_parts.h"
+#include "server/put.h"
 #include "text/calls.h"
 #include "text/chat_tools.h"
 
@@ -107,7 +108,7 @@ void api_tools_parse(struct api_job *job) {
 static json_t *function_for_grammar(const json_t *tool) {
     const json_t *function = function_of(tool), *parameters = json_object_get(function, "parameters");
     json_t *schema = json_is_object(parameters)
-                         ? json_incref((json_t *)(uintptr_t)parameters)
+                         ? put_share(parameters)
                          : json_pack("{s:s, s:{}}", "type", "object", "properties"); /* OpenAI's meaning of none */
     return json_pack("{s:O, s:o, s:b}", "name", json_object_get(function, "name"), "parameters", schema, "strict",
                      json_is_true(json_object_get(function, "strict")));
@@ -120,7 +121,7 @@ static char *grammar_text(const struct api_job *job, const json_t *content) {
     for (size_t i = 0; i < json_array_size(rules->tools); i++) {
         const json_t *tool = json_array_get(rules->tools, i);
         bool is_meant = !job->named_tool || job->named_tool == tool;
-        if (is_meant) json_array_append_new(functions, function_for_grammar(tool));
+        if (is_meant) put_last(&functions, function_for_grammar(tool));
     }
     json_t *root = json_pack("{s:i, s:b, s:b, s:b, s:o, s:O*}", "form", (int)rules->form, "must", job->must_call,
                              "many", job->many_calls && !job->named_tool, "thinks",

@@ -1,6 +1,7 @@
 #include "server/choice.h"
 
 #include <string.h>
+#include "server/put.h"
 
 void choice_init(struct choice *choice, int index, const struct api_request *request, const struct api_prompt *prompt,
                  const struct tokenizer *tokenizer) {
@@ -63,7 +64,7 @@ int choice_take(struct choice *choice, const struct token_event *event) {
 }
 
 json_t *choice_take_text(struct choice *choice) {
-    json_t *text = json_stringn(choice->text.data ? choice->text.data : "", choice->text.size);
+    json_t *text = put_text(&choice->text);
     choice->text.size = 0;
     return text;
 }

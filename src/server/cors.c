@@ -35,7 +35,7 @@ void cors_add(const struct exchange *exchange, struct MHD_Response *response) {
     MHD_add_response_header(response, "Access-Control-Allow-Origin", origin);
     MHD_add_response_header(response, MHD_HTTP_HEADER_VARY, MHD_HTTP_HEADER_ORIGIN);
     if (exchange->route != &PREFLIGHT) return;
-    MHD_add_response_header(response, "Access-Control-Allow-Methods", "GET, HEAD, POST");
+    MHD_add_response_header(response, "Access-Control-Allow-Methods", "GET, HEAD, POST, DELETE");
     MHD_add_response_header(response, "Access-Control-Max-Age", "86400");
     if (wanted) MHD_add_response_header(response, "Access-Control-Allow-Headers", wanted);
 }

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/random.h>
 #include "base/clock.h"
+#include "server/frame.h"
 
 const struct dialect *dialect_of(enum api_kind kind) {
     static const struct dialect *const DIALECTS[] = {
@@ -25,6 +26,17 @@ static bool is_below(const char *path, const char *front) {
 const struct dialect *dialect_at(const char *path) {
     if (is_below(path, "/api")) return &dialect_ollama;
     return is_below(path, "/v1/messages") ? &dialect_messages : &dialect_chat;
+}
+
+int dialect_stream_error(struct buffer *out, const struct respond_head *head, struct choice *choices,
+                         const struct api_error *error) {
+    (void)head, (void)choices;
+    return frame_add(out, NULL, api_error_json(error));
+}
+
+int dialect_stream_ping(struct buffer *out, const struct respond_head *head) {
+    (void)head;
+    return frame_add_comment(out);
 }
 
 void respond_head_init(struct respond_head *head, const struct api_request *request, const char *fingerprint) {

@@ -40,6 +40,11 @@ struct dialect {
 extern const struct dialect dialect_chat, dialect_completion, dialect_llama, dialect_ollama, dialect_messages,
     dialect_responses;
 
+/* For those without words of their own: OpenAI's error object as a frame, and a comment. */
+int dialect_stream_error(struct buffer *out, const struct respond_head *head, struct choice *choices,
+                         const struct api_error *error);
+int dialect_stream_ping(struct buffer *out, const struct respond_head *head);
+
 /* Of a kind of request, and of a path, for errors that come before there is a request. */
 const struct dialect *dialect_of(enum api_kind kind);
 const struct dialect *dialect_at(const char *path);

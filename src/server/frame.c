@@ -1,30 +1,30 @@
 #include "server/frame.h"
 
-#include <stdlib.h>
+#include "server/put.h"
 
-/* Takes `json` over. */
-static int add_json(struct buffer *out, json_t *json, const char *end) {
-    char *text = json ? json_dumps(json, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
-    json_decref(json);
-    if (!text) return -1;
-    buffer_add_text(out, text);
-    buffer_add_text(out, end);
-    free(text);
-    return out->failed ? -1 : 0;
+/* Takes `json` over. A frame without all of it is none. */
+static int end_frame(struct buffer *out, size_t before, json_t *json, const char *end) {
+    int code = put_dump(out, json);
+    if (code)
+        out->size = before;
+    else
+        buffer_add_text(out, end);
+    return out->failed ? -1 : code;
 }
 
 int frame_add(struct buffer *out, const char *event, json_t *json) {
+    size_t before = out->size;
     if (event) {
         buffer_add_text(out, "event: ");
         buffer_add_text(out, event);
         buffer_add_text(out, "\n");
     }
     buffer_add_text(out, "data: ");
-    return add_json(out, json, "\n\n");
+    return end_frame(out, before, json, "\n\n");
 }
 
 int frame_add_line(struct buffer *out, json_t *json) {
-    return add_json(out, json, "\n");
+    return end_frame(out, out->size, json, "\n");
 }
 
 int frame_add_comment(struct buffer *out) {

@@ -52,6 +52,9 @@ struct route {
     enum MHD_Result (*handle)(struct exchange *exchange);
 };
 
+/* Takes connections from the socket `fd`, and requests from them: server->daemon. */
+int http_start(struct server *server, int fd, struct mo_error *error);
+
 /* routes.c: the route of a request, or NULL with 404 or 405 in `error`. */
 const struct route *route_find(const char *path, const char *method, const char **tail, struct api_error *error);
 

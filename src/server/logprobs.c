@@ -3,13 +3,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "server/choice.h"
 #include "base/utf8.h"
+#include "server/choice.h"
+#include "server/put.h"
 
 /* JSON has no infinity; a token that was banned has one. */
 static json_t *json_logprob(float logprob) {
     if (isnan(logprob)) return json_null();
-    return json_real(logprob < -9999 ? -9999.0 : (double)logprob);
+    return put_number(logprob < -9999 ? -9999.0 : (double)logprob);
 }
 
 static const char *token_bytes(const struct choice *choice, int32_t token, size_t *size) {
@@ -57,7 +58,7 @@ static json_t *chat_entry(const struct choice *choice, int32_t token, float logp
     size_t size;
     const char *bytes = token_bytes(choice, token, &size);
     json_t *list = json_array();
-    for (size_t i = 0; i < size; i++) json_array_append_new(list, json_integer((unsigned char)bytes[i]));
+    for (size_t i = 0; i < size; i++) put_last(&list, json_integer((unsigned char)bytes[i]));
     return json_pack("{s:o, s:o, s:o}", "token", token_text(choice, token), "logprob", json_logprob(logprob), "bytes",
                      list);
 }
@@ -66,7 +67,7 @@ static int add_chat(struct choice *choice, const struct token_event *event) {
     if (!choice->logprobs) choice->logprobs = json_pack("{s:[], s:n}", "content", "refusal");
     json_t *entry = chat_entry(choice, event->token, event->logprob), *top = json_array();
     for (int i = 0; i < event->n_top; i++) {
-        json_array_append_new(top, chat_entry(choice, event->top[i].token, event->top[i].logprob));
+        put_last(&top, chat_entry(choice, event->top[i].token, event->top[i].logprob));
     }
     int code = json_object_set_new(entry, "top_logprobs", top);
     if (code) json_decref(entry);
@@ -77,7 +78,7 @@ static int add_chat(struct choice *choice, const struct token_event *event) {
 
 static json_t *llama_entry(const struct choice *choice, int32_t token, float logprob) {
     json_t *entry = chat_entry(choice, token, logprob);
-    if (entry) json_object_set_new(entry, "id", json_integer(token));
+    put(&entry, "id", json_integer(token));
     return entry;
 }
 
@@ -85,7 +86,7 @@ static int add_llama(struct choice *choice, const struct token_event *event) {
     if (!choice->logprobs) choice->logprobs = json_array();
     json_t *entry = llama_entry(choice, event->token, event->logprob), *top = json_array();
     for (int i = 0; i < event->n_top; i++) {
-        json_array_append_new(top, llama_entry(choice, event->top[i].token, event->top[i].logprob));
+        put_last(&top, llama_entry(choice, event->top[i].token, event->top[i].logprob));
     }
     int code = json_object_set_new(entry, "top_logprobs", top);
     if (code) json_decref(entry);
@@ -116,10 +117,13 @@ static int64_t count_points(struct choice *choice, const struct token_event *eve
     return n;
 }
 
-static void set_top(json_t *object, json_t *text, float logprob) {
+static void put_top(json_t **object, json_t *text, float logprob) {
     const char *key = json_string_value(text);
-    bool is_key = key && strlen(key) == json_string_length(text) && !json_object_get(object, key);
-    if (is_key) json_object_set_new(object, key, json_logprob(logprob));
+    bool is_key = key && strlen(key) == json_string_length(text);
+    if (!key)
+        put(object, "", NULL); /* nothing without it */
+    else if (is_key && !json_object_get(*object, key))
+        put(object, key, json_logprob(logprob));
     json_decref(text);
 }
 
@@ -127,8 +131,9 @@ static void set_top(json_t *object, json_t *text, float logprob) {
 static json_t *completion_top(const struct choice *choice, const struct token_event *event) {
     if (isnan(event->logprob)) return json_null();
     json_t *top = json_object();
-    for (int i = 0; i < event->n_top; i++) set_top(top, token_text(choice, event->top[i].token), event->top[i].logprob);
-    set_top(top, token_text(choice, event->token), event->logprob);
+    for (int i = 0; i < event->n_top; i++)
+        put_top(&top, token_text(choice, event->top[i].token), event->top[i].logprob);
+    put_top(&top, token_text(choice, event->token), event->logprob);
     return top;
 }
 

@@ -76,7 +76,3 @@ void parts_free(struct parts *parts) {
     free(parts->list);
     *parts = (struct parts){0};
 }
-
-json_t *part_text(const struct part *part) {
-    return json_stringn(part->text.data ? part->text.data : "", part->text.size);
-}

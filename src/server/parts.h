@@ -4,7 +4,6 @@
 #ifndef MOEBIUS_SERVER_PARTS_H
 #define MOEBIUS_SERVER_PARTS_H
 
-#include <jansson.h>
 #include "server/buffer.h"
 
 enum part_kind { PART_REASONING, PART_TEXT, PART_CALL };
@@ -46,8 +45,5 @@ int parts_end(struct parts *parts, const struct parts_writer *writer);
 int parts_finish(struct parts *parts, const struct parts_writer *writer);
 int parts_index(const struct parts *parts, const struct part *part);
 void parts_free(struct parts *parts);
-
-/* Text as JSON; NULL without memory. */
-json_t *part_text(const struct part *part);
 
 #endif

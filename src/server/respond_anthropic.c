@@ -52,7 +52,7 @@ static json_t *message(const struct respond_head *head, const struct choice *cho
 
 /* Arguments that the end cut off are no JSON: the call is shown without any. */
 static json_t *call_input(const struct part *part) {
-    json_t *input = part->text.size > 0 ? json_loadb(part->text.data, part->text.size, JSON_ALLOW_NUL, NULL) : NULL;
+    json_t *input = put_arguments(&part->text);
     return input ? input : json_object();
 }
 
@@ -69,7 +69,7 @@ static json_t *block(const struct part *part, bool is_new) {
     bool is_thought = part->kind == PART_REASONING;
     const char *type = is_thought ? "thinking" : "text";
     put(&json, "type", json_string(type));
-    put(&json, type, is_new ? json_string("") : part_text(part));
+    put(&json, type, is_new ? json_string("") : put_text(&part->text));
     if (is_thought) put(&json, "signature", json_string(""));
     return json;
 }

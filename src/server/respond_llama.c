@@ -8,8 +8,8 @@
 /* --- times --------------------------------------------------------------------------------------- */
 
 static void put_rate(json_t **object, const char *per_token, const char *per_second, int n, double seconds) {
-    put(object, per_token, json_real(n > 0 ? 1e3 * seconds / n : 0));
-    put(object, per_second, json_real(seconds > 0 ? n / seconds : 0));
+    put(object, per_token, put_number(n > 0 ? 1e3 * seconds / n : 0));
+    put(object, per_second, put_number(seconds > 0 ? n / seconds : 0));
 }
 
 json_t *respond_timings(const struct choice *choice) {
@@ -17,10 +17,10 @@ json_t *respond_timings(const struct choice *choice) {
     int n_computed = choice->n_prompt - choice->n_cached;
     put(&timings, "cache_n", json_integer(choice->n_cached));
     put(&timings, "prompt_n", json_integer(n_computed));
-    put(&timings, "prompt_ms", json_real(1e3 * choice->prompt_s));
+    put(&timings, "prompt_ms", put_number(1e3 * choice->prompt_s));
     put_rate(&timings, "prompt_per_token_ms", "prompt_per_second", n_computed, choice->prompt_s);
     put(&timings, "predicted_n", json_integer(choice->n_generated));
-    put(&timings, "predicted_ms", json_real(1e3 * choice->answer_s));
+    put(&timings, "predicted_ms", put_number(1e3 * choice->answer_s));
     put_rate(&timings, "predicted_per_token_ms", "predicted_per_second", choice->n_generated, choice->answer_s);
     return timings;
 }
@@ -29,18 +29,18 @@ json_t *respond_timings(const struct choice *choice) {
 
 static json_t *stop_list(const struct sched_request *sched) {
     json_t *list = json_array();
-    for (int i = 0; i < sched->n_stop; i++) json_array_append_new(list, json_string(sched->stop[i]));
+    for (int i = 0; i < sched->n_stop; i++) put_last(&list, json_string(sched->stop[i]));
     return list;
 }
 
 /* Those that change something. */
 static json_t *samplers(const struct sampling *s) {
     json_t *list = json_array();
-    if (sampling_has_penalties(s)) json_array_append_new(list, json_string("penalties"));
-    if (s->min_p > 0) json_array_append_new(list, json_string("min_p"));
-    if (s->top_k > 0) json_array_append_new(list, json_string("top_k"));
-    if (s->top_p < 1) json_array_append_new(list, json_string("top_p"));
-    json_array_append_new(list, json_string("temperature"));
+    if (sampling_has_penalties(s)) put_last(&list, json_string("penalties"));
+    if (s->min_p > 0) put_last(&list, json_string("min_p"));
+    if (s->top_k > 0) put_last(&list, json_string("top_k"));
+    if (s->top_p < 1) put_last(&list, json_string("top_p"));
+    put_last(&list, json_string("temperature"));
     return list;
 }
 
@@ -53,20 +53,20 @@ json_t *respond_llama_settings(const struct api_request *request) {
     put(&settings, "n_predict", json_integer(request->n_predict));
     put(&settings, "max_tokens", json_integer(request->n_predict));
     put(&settings, "seed", json_integer((json_int_t)s->seed));
-    put(&settings, "temperature", json_real((double)s->temperature));
+    put(&settings, "temperature", put_number((double)s->temperature));
     put(&settings, "top_k", json_integer(s->top_k));
-    put(&settings, "top_p", json_real((double)s->top_p));
-    put(&settings, "min_p", json_real((double)s->min_p));
-    put(&settings, "repeat_penalty", json_real((double)s->repetition_penalty));
-    put(&settings, "presence_penalty", json_real((double)s->presence_penalty));
-    put(&settings, "frequency_penalty", json_real((double)s->frequency_penalty));
+    put(&settings, "top_p", put_number((double)s->top_p));
+    put(&settings, "min_p", put_number((double)s->min_p));
+    put(&settings, "repeat_penalty", put_number((double)s->repetition_penalty));
+    put(&settings, "presence_penalty", put_number((double)s->presence_penalty));
+    put(&settings, "frequency_penalty", put_number((double)s->frequency_penalty));
     put(&settings, "samplers", samplers(s));
     put(&settings, "stop", stop_list(sched));
     put(&settings, "ignore_eos", json_boolean(sched->ignore_eos));
     put(&settings, "stream", json_boolean(request->stream));
     put(&settings, "n_probs", json_integer(sched->n_logprobs > 0 ? sched->n_logprobs : 0));
     put(&settings, "n_indent", json_integer(sched->min_indent));
-    put(&settings, "t_max_predict_ms", json_real(1e3 * sched->line_limit_s));
+    put(&settings, "t_max_predict_ms", put_number(1e3 * sched->line_limit_s));
     put(&settings, "timings_per_token", json_boolean(request->timings));
     return settings;
 }
@@ -172,11 +172,7 @@ static json_t *end(const struct respond_head *head, struct choice *choice) {
 static json_t *llama_whole(const struct respond_head *head, struct choice *choices, int n_choices) {
     if (n_choices == 1) return end(head, choices);
     json_t *list = json_array();
-    for (int i = 0; i < n_choices; i++) {
-        if (json_array_append_new(list, end(head, &choices[i])) == 0) continue;
-        json_decref(list);
-        return NULL;
-    }
+    for (int i = 0; i < n_choices; i++) put_last(&list, end(head, &choices[i]));
     return list;
 }
 
@@ -187,23 +183,12 @@ static int llama_stream(struct buffer *out, const struct respond_head *head, str
     return code;
 }
 
-static int llama_stream_error(struct buffer *out, const struct respond_head *head, struct choice *choices,
-                              const struct api_error *error) {
-    (void)head, (void)choices;
-    return frame_add(out, NULL, api_error_json(error));
-}
-
-static int llama_stream_ping(struct buffer *out, const struct respond_head *head) {
-    (void)head;
-    return frame_add_comment(out);
-}
-
 const struct dialect dialect_llama = {
     .id_prefix = "cmpl-",
     .stream_type = "text/event-stream",
     .error = api_error_json,
     .whole = llama_whole,
     .stream = llama_stream,
-    .stream_error = llama_stream_error,
-    .stream_ping = llama_stream_ping,
+    .stream_error = dialect_stream_error,
+    .stream_ping = dialect_stream_ping,
 };

@@ -1,13 +1,15 @@
 #include "server/respond_message.h"
 
+#include "server/put.h"
+
 static json_t *text_of(const struct message_piece *piece) {
     return json_stringn(piece->text, piece->size);
 }
 
 /* vLLM's newer name, which other programs look for, beside DeepSeek's. */
 static json_t *reasoning(json_t *object, json_t *text) {
-    json_object_set(object, "reasoning_content", text);
-    json_object_set_new(object, "reasoning", text);
+    put(&object, "reasoning_content", text ? json_incref(text) : NULL);
+    put(&object, "reasoning", text);
     return object;
 }
 
@@ -65,10 +67,6 @@ static int add_piece(const struct message_piece *piece, struct buffer *thought, 
     }
 }
 
-static json_t *text_json(const struct buffer *text) {
-    return json_stringn(text->data ? text->data : "", text->size);
-}
-
 json_t *respond_message(const struct message *message) {
     struct buffer thought = {0}, content = {0};
     json_t *calls = json_array(), *json = NULL;
@@ -79,10 +77,12 @@ json_t *respond_message(const struct message *message) {
     }
     bool is_null = json_array_size(calls) > 0 && content.size == 0;
     if (!code) {
-        json = json_pack("{s:s, s:o}", "role", "assistant", "content", is_null ? json_null() : text_json(&content));
+        json = json_pack("{s:s, s:o}", "role", "assistant", "content", is_null ? json_null() : put_text(&content));
     }
-    if (json && message_has_thought(message) && !message->rules.hides_thought) reasoning(json, text_json(&thought));
-    if (json && json_array_size(calls) > 0) json_object_set(json, "tool_calls", calls);
+    if (json && message_has_thought(message) && !message->rules.hides_thought) {
+        json = reasoning(json, put_text(&thought));
+    }
+    if (json && json_array_size(calls) > 0) put(&json, "tool_calls", json_incref(calls));
     json_decref(calls);
     buffer_free(&thought);
     buffer_free(&content);

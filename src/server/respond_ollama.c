@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include "base/clock.h"
 #include "server/frame.h"
+#include "server/put.h"
 
 const char *ollama_time(char *text, const struct timespec *time) {
     struct tm tm;
@@ -29,14 +30,10 @@ struct said {
 
 /* A call that is whole. One that was cut off is left out: its arguments are no object. */
 static int add_call(struct said *said, int index) {
-    json_t *arguments = json_loadb(said->arguments.data ? said->arguments.data : "", said->arguments.size, 0, NULL);
-    if (!json_is_object(arguments)) {
-        json_decref(arguments);
-        return 0;
-    }
-    json_t *name = json_stringn(said->name.data ? said->name.data : "", said->name.size);
+    json_t *arguments = put_arguments(&said->arguments);
+    if (!arguments) return 0;
     return json_array_append_new(said->calls, json_pack("{s:s, s:{s:i, s:o, s:o}}", "id", said->id, "function", "index",
-                                                        index, "name", name, "arguments", arguments));
+                                                        index, "name", put_text(&said->name), "arguments", arguments));
 }
 
 static int add_piece(struct said *said, const struct message_piece *piece) {
@@ -84,32 +81,16 @@ static int said_take(struct said *said, struct message *message) {
 
 /* --- objects ------------------------------------------------------------------------------------- */
 
-static json_t *text_of(const struct buffer *text) {
-    return json_stringn(text->data ? text->data : "", text->size);
-}
-
-/* "message", or what of it a prompt's answer has. */
-static json_t *shape(const struct respond_head *head, const struct said *said) {
+/* "message", or what of it a prompt's answer has: into `object`. */
+static void put_said(json_t **object, const struct respond_head *head, const struct said *said) {
     bool is_chat = head->request->kind == API_OLLAMA_CHAT;
-    json_t *text = json_pack("{s:o}", is_chat ? "content" : "response", text_of(&said->content));
-    int code = text ? 0 : -1;
-    if (!code && said->thought.size > 0) code = json_object_set_new(text, "thinking", text_of(&said->thought));
-    if (!code && json_array_size(said->calls) > 0) code = json_object_set(text, "tool_calls", said->calls);
-    if (!code && is_chat) code = json_object_set_new(text, "role", json_string("assistant"));
-    if (code) {
-        json_decref(text);
-        return NULL;
-    }
-    return is_chat ? json_pack("{s:o}", "message", text) : text;
-}
-
-/* `more` is taken over. */
-static json_t *with(json_t *object, json_t *more) {
-    int code = object && more ? json_object_update(object, more) : -1;
-    json_decref(more);
-    if (!code) return object;
-    json_decref(object);
-    return NULL;
+    json_t *message = is_chat ? json_object() : NULL, **into = is_chat ? &message : object;
+    put(into, is_chat ? "content" : "response", put_text(&said->content));
+    if (said->thought.size > 0) put(into, "thinking", put_text(&said->thought));
+    if (json_array_size(said->calls) > 0) put(into, "tool_calls", json_incref(said->calls));
+    if (!is_chat) return;
+    put(into, "role", json_string("assistant"));
+    put(object, "message", message);
 }
 
 /* What every object begins with. The message's pieces are taken; it may be NULL. */
@@ -118,20 +99,20 @@ static json_t *begin(const struct respond_head *head, struct message *message, b
     struct said said;
     char created[OLLAMA_TIME_BYTES];
     clock_gettime(CLOCK_REALTIME, &now);
-    json_t *object = said_take(&said, message) ? NULL
-                                               : json_pack("{s:o, s:s}", "model", model_name(head->request),
-                                                           "created_at", ollama_time(created, &now));
-    object = with(object, object ? shape(head, &said) : NULL);
+    json_t *object = said_take(&said, message) ? NULL : json_object();
+    put(&object, "model", model_name(head->request));
+    put(&object, "created_at", json_string(ollama_time(created, &now)));
+    put_said(&object, head, &said);
     said_free(&said);
-    return with(object, json_pack("{s:b}", "done", ends));
+    put(&object, "done", json_boolean(ends));
+    return object;
 }
 
-static json_t *add_logprobs(struct choice *choice, json_t *object) {
-    if (!choice->logprobs) return object;
+static void put_logprobs(json_t **object, struct choice *choice) {
+    if (!choice->logprobs) return;
     json_t *all = choice_take_logprobs(choice);
-    json_t *more = json_pack("{s:O}", "logprobs", json_object_get(all, "content"));
+    put(object, "logprobs", put_share(json_object_get(all, "content")));
     json_decref(all);
-    return with(object, more);
 }
 
 /* A call is shown when it is whole. */
@@ -143,8 +124,9 @@ static bool has_piece(const struct choice *choice) {
 }
 
 static json_t *piece(const struct respond_head *head, struct choice *choice) {
-    const bool is_logprobs_alone = !has_piece(choice);
-    return add_logprobs(choice, begin(head, is_logprobs_alone ? NULL : &choice->message, false));
+    json_t *object = begin(head, has_piece(choice) ? &choice->message : NULL, false);
+    put_logprobs(&object, choice);
+    return object;
 }
 
 /* At least one where there is something to divide by it. */
@@ -154,22 +136,23 @@ static json_int_t nanoseconds(double seconds, int n) {
 }
 
 /* "loading" is all that is neither prompt nor answer: the wait for a place. */
-static json_t *metrics(const struct respond_head *head, const struct choice *choice) {
+static void put_metrics(json_t **object, const struct respond_head *head, const struct choice *choice) {
     double total_s = clock_now_s() - head->started_s;
     double load_s = total_s - choice->prompt_s - choice->answer_s;
-    return json_pack("{s:I, s:I, s:i, s:I, s:i, s:I}", "total_duration", nanoseconds(total_s, 1), "load_duration",
-                     nanoseconds(load_s, 0), "prompt_eval_count", choice->n_prompt, "prompt_eval_duration",
-                     nanoseconds(choice->prompt_s, choice->n_prompt), "eval_count", choice->n_generated,
-                     "eval_duration", nanoseconds(choice->answer_s, choice->n_generated));
+    put(object, "total_duration", json_integer(nanoseconds(total_s, 1)));
+    put(object, "load_duration", json_integer(nanoseconds(load_s, 0)));
+    put(object, "prompt_eval_count", json_integer(choice->n_prompt));
+    put(object, "prompt_eval_duration", json_integer(nanoseconds(choice->prompt_s, choice->n_prompt)));
+    put(object, "eval_count", json_integer(choice->n_generated));
+    put(object, "eval_duration", json_integer(nanoseconds(choice->answer_s, choice->n_generated)));
 }
 
 /* Ids of the prompt and of what was generated: the next request's `context`. */
 static json_t *context(struct choice *choice) {
     const struct token_list *prompt = &choice->prompt->ids;
     json_t *list = json_array(), *answer = choice_take_tokens(choice);
-    int code = list && answer ? 0 : -1;
-    for (size_t i = 0; i < prompt->n && !code; i++) code = json_array_append_new(list, json_integer(prompt->ids[i]));
-    if (!code) code = json_array_extend(list, answer);
+    for (size_t i = 0; i < prompt->n && list; i++) put_last(&list, json_integer(prompt->ids[i]));
+    int code = list && answer ? json_array_extend(list, answer) : -1;
     json_decref(answer);
     if (!code) return list;
     json_decref(list);
@@ -177,18 +160,21 @@ static json_t *context(struct choice *choice) {
 }
 
 static json_t *end(const struct respond_head *head, struct choice *choice) {
-    const char *reason = choice->finish == FINISH_LENGTH ? "length" : "stop";
     json_t *object = begin(head, &choice->message, true);
-    object = add_logprobs(choice, with(object, json_pack("{s:s}", "done_reason", reason)));
+    put(&object, "done_reason", json_string(choice->finish == FINISH_LENGTH ? "length" : "stop"));
+    put_logprobs(&object, choice);
     bool has_context = head->request->kind == API_OLLAMA_GENERATE && head->request->return_tokens;
-    if (has_context) object = with(object, json_pack("{s:o}", "context", context(choice)));
-    return with(object, metrics(head, choice));
+    if (has_context) put(&object, "context", context(choice));
+    put_metrics(&object, head, choice);
+    return object;
 }
 
 static json_t *ollama_whole(const struct respond_head *head, struct choice *choices, int n_choices) {
     (void)n_choices; /* one, or none */
     if (!head->request->only_loads) return end(head, choices);
-    return with(begin(head, NULL, true), json_pack("{s:s}", "done_reason", "load"));
+    json_t *object = begin(head, NULL, true);
+    put(&object, "done_reason", json_string("load"));
+    return object;
 }
 
 /* A call is one object: it waits until it is whole. */

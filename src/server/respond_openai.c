@@ -1,6 +1,7 @@
 /* OpenAI's chats and completions. */
 #include "server/dialect.h"
 #include "server/frame.h"
+#include "server/put.h"
 #include "server/respond_llama.h"
 #include "server/respond_message.h"
 
@@ -36,16 +37,13 @@ static json_t *usage(const struct respond_head *head, const struct choice *choic
                      "completion_tokens_details", "reasoning_tokens", reasoning);
 }
 
-/* `choices` and `usage_json` (may be NULL: the key is left out) are taken over. */
-static json_t *object(const struct respond_head *head, const char *kind, json_t *choices, json_t *usage_json) {
+/* `choices` and, if it has one, `usage_json` are taken over. */
+static json_t *object(const struct respond_head *head, const char *kind, json_t *choices, bool has_usage,
+                      json_t *usage_json) {
     json_t *json = json_pack("{s:s, s:s, s:I, s:s, s:s, s:o}", "id", head->id, "object", kind, "created",
                              (json_int_t)head->created, "model", head->request->model, "system_fingerprint",
                              head->fingerprint, "choices", choices);
-    if (json && usage_json) {
-        json_object_set_new(json, "usage", usage_json);
-    } else {
-        json_decref(usage_json);
-    }
+    if (has_usage) put(&json, "usage", usage_json);
     return json;
 }
 
@@ -56,14 +54,15 @@ static const char *object_name(const struct respond_head *head, bool is_chunk) {
 
 /* llama.cpp's, for those who ask. */
 static json_t *add_timings(const struct respond_head *head, const struct choice *choice, json_t *json) {
-    if (json && head->request->timings) json_object_set_new(json, "timings", respond_timings(choice));
+    if (head->request->timings) put(&json, "timings", respond_timings(choice));
     return json;
 }
 
 static json_t *chunk(const struct respond_head *head, const struct choice *choice, json_t *shown) {
-    bool per_chunk = head->request->usage_per_chunk;
-    json_t *usage_json = per_chunk ? usage(head, choice, 1) : head->request->include_usage ? json_null() : NULL;
-    return add_timings(head, choice, object(head, object_name(head, true), json_pack("[o]", shown), usage_json));
+    bool per_chunk = head->request->usage_per_chunk, has_usage = per_chunk || head->request->include_usage;
+    json_t *usage_json = per_chunk ? usage(head, choice, 1) : json_null();
+    return add_timings(head, choice,
+                       object(head, object_name(head, true), json_pack("[o]", shown), has_usage, usage_json));
 }
 
 static json_t *completion_choice(struct choice *choice) {
@@ -84,14 +83,10 @@ static json_t *chat_choice(struct choice *choice) {
 static json_t *openai_whole(const struct respond_head *head, struct choice *choices, int n_choices) {
     json_t *list = json_array();
     for (int i = 0; i < n_choices; i++) {
-        json_array_append_new(list, head->request->kind == API_CHAT ? chat_choice(&choices[i])
-                                                                    : completion_choice(&choices[i]));
+        put_last(&list, head->request->kind == API_CHAT ? chat_choice(&choices[i]) : completion_choice(&choices[i]));
     }
-    if (list && json_array_size(list) != (size_t)n_choices) {
-        json_decref(list);
-        return NULL;
-    }
-    return add_timings(head, choices, object(head, object_name(head, false), list, usage(head, choices, n_choices)));
+    return add_timings(head, choices,
+                       object(head, object_name(head, false), list, true, usage(head, choices, n_choices)));
 }
 
 /* --- streams: a chat's chunks are the role, pieces of the message, logprobs without text, the end -- */
@@ -125,7 +120,7 @@ static json_t *end_chunk(const struct respond_head *head, struct choice *choice)
 }
 
 static json_t *usage_chunk(const struct respond_head *head, const struct choice *choices, int n_choices) {
-    return object(head, object_name(head, true), json_array(), usage(head, choices, n_choices));
+    return object(head, object_name(head, true), json_array(), true, usage(head, choices, n_choices));
 }
 
 /* Its pieces; logprobs go with the first. */
@@ -167,17 +162,6 @@ static int openai_stream_end(struct buffer *out, const struct respond_head *head
     return out->failed ? -1 : code;
 }
 
-static int openai_stream_error(struct buffer *out, const struct respond_head *head, struct choice *choices,
-                               const struct api_error *error) {
-    (void)head, (void)choices;
-    return frame_add(out, NULL, api_error_json(error));
-}
-
-static int openai_stream_ping(struct buffer *out, const struct respond_head *head) {
-    (void)head;
-    return frame_add_comment(out);
-}
-
 const struct dialect dialect_chat = {
     .id_prefix = "chatcmpl-",
     .stream_type = "text/event-stream",
@@ -185,8 +169,8 @@ const struct dialect dialect_chat = {
     .whole = openai_whole,
     .stream = chat_stream,
     .stream_end = openai_stream_end,
-    .stream_error = openai_stream_error,
-    .stream_ping = openai_stream_ping,
+    .stream_error = dialect_stream_error,
+    .stream_ping = dialect_stream_ping,
 };
 
 const struct dialect dialect_completion = {
@@ -196,6 +180,6 @@ const struct dialect dialect_completion = {
     .whole = openai_whole,
     .stream = completion_stream,
     .stream_end = openai_stream_end,
-    .stream_error = openai_stream_error,
-    .stream_ping = openai_stream_ping,
+    .stream_error = dialect_stream_error,
+    .stream_ping = dialect_stream_ping,
 };

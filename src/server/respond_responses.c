@@ -39,7 +39,7 @@ static const char *item_status(const struct view *view, const struct part *part)
 static json_t *content(const struct part *part, bool is_new) {
     json_t *json = json_object();
     put(&json, "type", json_string(part->kind == PART_REASONING ? "reasoning_text" : "output_text"));
-    put(&json, "text", is_new ? json_string("") : part_text(part));
+    put(&json, "text", is_new ? json_string("") : put_text(&part->text));
     if (part->kind == PART_TEXT) {
         put(&json, "annotations", json_array());
         put(&json, "logprobs", json_array());
@@ -47,21 +47,26 @@ static json_t *content(const struct part *part, bool is_new) {
     return json;
 }
 
+/* The namespace that has the function of this name in the chat, and what it is called there; or NULL. */
+static const json_t *find_space(const json_t *tools, const char *name, const json_t **inner) {
+    for (size_t i = 0; i < json_array_size(tools); i++) {
+        const json_t *tool = json_array_get(tools, i), *space = json_object_get(tool, "name");
+        const json_t *members = json_object_get(tool, "tools");
+        size_t n = json_string_length(space);
+        bool may_be = n > 0 && !strncmp(name, json_string_value(space), n) && name[n] == '.';
+        for (size_t k = 0; may_be && k < json_array_size(members); k++) {
+            *inner = json_object_get(json_array_get(members, k), "name");
+            if (json_is_string(*inner) && !strcmp(name + n + 1, json_string_value(*inner))) return space;
+        }
+    }
+    return NULL;
+}
+
 /* A function's name goes back as it was given: alone, or with its namespace. */
 static void put_name(json_t **json, const struct respond_head *head, const char *name) {
-    const json_t *tools = json_object_get(head->request->given, "tools");
-    const char *dot = strchr(name, '.');
-    for (size_t i = 0; dot && i < json_array_size(tools); i++) {
-        const json_t *tool = json_array_get(tools, i), *space = json_object_get(tool, "name");
-        size_t n = json_string_length(space);
-        bool is_in = json_is_array(json_object_get(tool, "tools")) && json_is_string(space) && strlen(name) > n &&
-                     name[n] == '.' && !strncmp(name, json_string_value(space), n);
-        if (!is_in) continue;
-        put(json, "namespace", put_share(space));
-        name += n + 1;
-        break;
-    }
-    put(json, "name", json_string(name));
+    const json_t *inner, *space = find_space(json_object_get(head->request->given, "tools"), name, &inner);
+    if (space) put(json, "namespace", put_share(space));
+    put(json, "name", space ? put_share(inner) : json_string(name));
 }
 
 static json_t *item(const struct view *view, const struct part *part) {
@@ -74,7 +79,7 @@ static json_t *item(const struct view *view, const struct part *part) {
     if (part->kind == PART_CALL) {
         put(&json, "call_id", json_string(part->call_id));
         put_name(&json, view->head, part->name);
-        put(&json, "arguments", part_text(part));
+        put(&json, "arguments", put_text(&part->text));
         return json;
     }
     if (part->kind == PART_REASONING) put(&json, "summary", json_array());
@@ -204,7 +209,7 @@ static int item_end(void *context, struct parts *parts, const struct part *part)
                                         [PART_TEXT] = "response.output_text.done",
                                         [PART_CALL] = "response.function_call_arguments.done"};
     json_t *json = at_part(context, part);
-    put(&json, part->kind == PART_CALL ? "arguments" : "text", part_text(part));
+    put(&json, part->kind == PART_CALL ? "arguments" : "text", put_text(&part->text));
     if (part->kind == PART_CALL) put_name(&json, ((const struct view *)context)->head, part->name);
     if (part->kind == PART_TEXT) put(&json, "logprobs", json_array());
     int code = add(parts, TYPES[part->kind], json);
@@ -261,11 +266,6 @@ static int responses_stream_error(struct buffer *out, const struct respond_head 
     return code ? code : add_response(&view, parts, "response.failed", "failed", error);
 }
 
-static int responses_stream_ping(struct buffer *out, const struct respond_head *head) {
-    (void)head;
-    return frame_add_comment(out);
-}
-
 const struct dialect dialect_responses = {
     .id_prefix = "resp_",
     .stream_type = "text/event-stream",
@@ -273,5 +273,5 @@ const struct dialect dialect_responses = {
     .whole = responses_whole,
     .stream = responses_stream,
     .stream_error = responses_stream_error,
-    .stream_ping = responses_stream_ping,
+    .stream_ping = dialect_stream_ping,
 };

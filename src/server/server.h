@@ -1,7 +1,7 @@
 /* server/server.h - the OpenAI-compatible HTTP server, as `moebius serve` sees it.
  *
  * Order of life: server_open (listens at once, answers 503 until there is an engine), server_ready,
- * server_drain (no new work), server_close. Threads: libmicrohttpd's for all HTTP; the watcher for
+ * server_drain (no new work), server_close (all in server.c). Threads: libmicrohttpd's for all HTTP; the watcher for
  * connections that wait (watch.h); one that parses long requests (prepare.h); and the engine's, which only
  * leaves copies of events. A request walks
  *
@@ -11,7 +11,7 @@
  *   answer.c  submit; events come back from the engine thread
  *   respond_*.c  events -> one API's objects, whole or as frames of a stream (dialect.h)
  *
- * Includes: base, text, sched, model, engine.h; libmicrohttpd in http.c and routes.c only. */
+ * Includes: base, text, sched, model, engine.h; libmicrohttpd in http.c, routes.c and server.c only. */
 #ifndef MOEBIUS_SERVER_SERVER_H
 #define MOEBIUS_SERVER_SERVER_H
 

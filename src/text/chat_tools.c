@@ -162,24 +162,35 @@ static size_t count_results(const json_t *messages, size_t from) {
     return n;
 }
 
-/* Which of the results [n] from `from` on is the call's; n: none. */
-static size_t result_of(const json_t *messages, size_t from, size_t n, const json_t *call) {
-    const json_t *id = json_object_get(call, "id");
-    size_t k = 0;
-    while (k < n &&
-           !(json_is_string(id) && json_equal(json_object_get(json_array_get(messages, from + k), "tool_call_id"), id)))
-        k++;
-    return k;
+/* The results [n] from `from` on by the ids of their calls: {"id": number}, of the same ids the first. The caller's; NULL without
+ * memory. */
+static json_t *index_results(const json_t *messages, size_t from, size_t n) {
+    json_t *index = json_object();
+    for (size_t i = 0; i < n && index; i++) {
+        const char *id = json_string_value(json_object_get(json_array_get(messages, from + i), "tool_call_id"));
+        if (!id || json_object_get(index, id) || json_object_set_new(index, id, json_integer((json_int_t)i)) == 0)
+            continue;
+        json_decref(index);
+        return NULL;
+    }
+    return index;
+}
+
+/* Which of the results [n] is the call's; n: none. */
+static size_t result_of(const json_t *index, size_t n, const json_t *call) {
+    const char *id = json_string_value(json_object_get(call, "id"));
+    const json_t *number = id ? json_object_get(index, id) : NULL;
+    return number ? (size_t)json_integer_value(number) : n;
 }
 
 /* Nothing happens unless each result is that of another call. */
 static int sort_results(json_t *messages, size_t from, const json_t *calls) {
     size_t n = count_results(messages, from), n_sorted = 0;
-    json_t *sorted = json_array();
+    json_t *sorted = json_array(), *index = index_results(messages, from, n);
     bool *taken = calloc(n + 1, sizeof *taken);
-    int code = sorted && taken ? 0 : -1;
+    int code = sorted && index && taken ? 0 : -1;
     for (size_t i = 0; i < json_array_size(calls) && !code; i++) {
-        size_t k = result_of(messages, from, n, json_array_get(calls, i));
+        size_t k = result_of(index, n, json_array_get(calls, i));
         if (k == n || taken[k]) continue;
         taken[k] = true;
         code = json_array_append(sorted, json_array_get(messages, from + k));
@@ -189,6 +200,7 @@ static int sort_results(json_t *messages, size_t from, const json_t *calls) {
         code = json_array_set(messages, from + i, json_array_get(sorted, i));
     }
     json_decref(sorted);
+    json_decref(index);
     free(taken);
     return code;
 }

@@ -137,6 +137,8 @@ def test_any_model_name(start, model, names, shown):
     assert [m["id"] for m in server.get("/v1/models").json["data"]] == [shown]
     for name in ("gpt-4", shown, "*"):
         assert server.ask("/v1/completions", {"model": name, "prompt": "x", "max_tokens": 1})["model"] == shown
+    for path in ("/v1/completions", "/api/generate"):  # Ollama's streams repeat it in every line
+        assert server.post(path, {"model": "m" * 1000, "prompt": "x"}).status == 404
     assert server.stop() == 0
 
 

@@ -85,6 +85,23 @@ def test_bookkeeping_is_left_out(claude, server):
     assert text_of(message) == chat_text(server, "hello", max_tokens=8, **GREEDY)
 
 
+def test_bookkeeping_in_a_result_is_kept(server):
+    """Only instructions have such lines; what a tool found in a file is the tool's."""
+    def count(text):
+        blocks = [{"type": "text", "text": line} for line in text]
+        talk = [{"role": "user", "content": "look"}, {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "f", "input": {}}]},
+                {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", "content": blocks}]}]
+        return post(server, {"messages": talk}, "/v1/messages/count_tokens").json["input_tokens"]
+
+    assert count(["x-anthropic-billing-header: cch=9;", "more"]) == count(["y-anthropic-billing-header: cch=9;", "more"])
+
+
+def test_max_tokens_is_this_apis(server):
+    """A chat's newer name for it says nothing here."""
+    body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 3, "max_completion_tokens": 9, **GREEDY}
+    assert post(server, body).json["usage"]["output_tokens"] == 3
+
+
 def test_what_one_side_says_in_a_row(claude, server):
     """It is one turn; instructions that come late are said where they stand, not moved to the front."""
     late = [{"role": "system", "content": "be good"}, *TALK, {"role": "user", "content": "or weeks?"}, {"role": "system", "content": "think"}]

@@ -26,7 +26,7 @@ def server(request, start, tmp_path_factory):
     folder = tmp_path_factory.mktemp("caller") / "tiny"
     marks = tool_model.make(folder)
     server = start(folder, *FLAGS, "--chat-template", request.param)
-    server.marks, server.thinks = marks, request.param == "deepseek-v3.1"
+    server.marks, server.thinks, server.template = marks, request.param == "deepseek-v3.1", request.param
     yield server
     assert server.becomes_idle()
     assert server.stop() == 0
@@ -222,6 +222,30 @@ def test_namespaces(client, server):
     calls = [{"id": "c", "type": "function", "function": {"name": "sky.get_weather", "arguments": call.arguments}}]
     same_talk = [*USER, {"role": "assistant", "content": None, "tool_calls": calls}, {"role": "tool", "tool_call_id": "c", "content": "rain"}]
     assert second.usage.input_tokens == chat(server, same_talk, tools=same, tool_choice="auto", max_tokens=1)[2]["prompt_tokens"]
+
+
+def test_name_like_a_namespace(client, server):
+    """A function whose own name has a dot, beside a namespace that is called like its beginning."""
+    own = {**FLAT_TOOLS[1], "name": "sky.stop"}
+    tools = [{"type": "namespace", "name": "sky", "tools": [FLAT_TOOLS[0]]}, own]
+    response = ask_responses(client, server, tools=tools, tool_choice={"type": "function", "name": "sky.stop"})
+    call = next(item for item in response.output if item.type == "function_call")
+    assert call.name == "sky.stop" and getattr(call, "namespace", None) is None
+
+
+def test_numbers_keep_their_digits(claude, server):
+    """Arguments that are told as JSON say what the model wrote, whole and in a stream."""
+    schema = {"type": "object", "properties": {"at": {"enum": [48.85661234567]}}, "required": ["at"], "additionalProperties": False}
+    tools = [{"type": "function", "function": {"name": "go", "parameters": schema}}]
+    written = json.loads(chat(server, tools=tools)[0]["tool_calls"][0]["function"]["arguments"])
+    assert written == {"at": 48.85661234567}
+    assert uses_of(ask_claude(claude, server, tools=[{"name": "go", "input_schema": schema}]))[0] == ("go", written)
+    options = {"num_predict": 200, "temperature": 1, "logit_bias": {str(server.marks["<｜tool▁calls▁begin｜>"]): 100}}
+    for stream in (False, True):
+        reply = server.post("/api/chat", {"messages": USER, "tools": tools, "stream": stream, "options": options}).body
+        calls = [call for line in reply.splitlines() for call in json.loads(line)["message"].get("tool_calls", [])]
+        assert all(call["function"]["arguments"] == written for call in calls)
+        assert calls or server.template == "deepseek-coder-v2"  # there the mark is no token that a bias could name
 
 
 # --- whole requests --------------------------------------------------------------------------------------------------

@@ -7,7 +7,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
+#include "server/api_fields.h"
 #include "server/dialect.h"
+#include "server/put.h"
 
 enum { VOCAB = 5000 };
 
@@ -81,7 +83,67 @@ static void test_lines_of_json(void **state) {
     buffer_free(&out);
 }
 
+/* {"a": [{}, {}, ...]} with n brackets that open. */
+static json_t *parse_brackets(size_t n, struct api_error *error) {
+    struct buffer body = {0};
+    buffer_add_text(&body, "{\"a\":[{}");
+    for (size_t i = 3; i < n; i++) buffer_add_text(&body, ",{}");
+    buffer_add_text(&body, "],\"b\":\"[[{{\"}");
+    *error = (struct api_error){0};
+    json_t *root = fields_parse(body.data, body.size, error);
+    buffer_free(&body);
+    return root;
+}
+
+/* Small in a body, large in memory. */
+static void test_many_brackets(void **state) {
+    (void)state;
+    struct api_error error;
+    json_t *root = parse_brackets(API_JSON_BRACKETS_MAX, &error);
+    assert_int_equal(json_array_size(json_object_get(root, "a")), API_JSON_BRACKETS_MAX - 2);
+    json_decref(root);
+    assert_null(parse_brackets(API_JSON_BRACKETS_MAX + 1, &error));
+    assert_int_equal(error.status, 400);
+    assert_non_null(strstr(error.message, "objects and arrays"));
+}
+
+static void expect_dump(json_t *json, const char *expected) {
+    struct buffer text = {0};
+    assert_int_equal(put_dump(&text, json), 0);
+    buffer_add(&text, "", 1);
+    assert_string_equal(text.data, expected);
+    buffer_free(&text);
+}
+
+/* What a model may write as a call's arguments, and what a client gets that wants them as JSON. */
+static void test_arguments(void **state) {
+    (void)state;
+    static const struct {
+        const char *written, *told; /* NULL: no arguments */
+    } CASES[] = {
+        {"{\"a\": 48.85661234567, \"b\": [0.1, -3]}", "{\"a\":48.85661234567,\"b\":[0.1,-3]}"},
+        {"{\"a\":\"x\\u0000y\"}", "{\"a\":\"x\\u0000y\"}"},
+        {"{\"a\":123456789012345678901234567890}", "{\"a\":1.23456789012346e29}"},
+        {"{\"a\":1e999}", NULL},
+        {"{\"a\":", NULL},
+        {"[1]", NULL},
+        {"", NULL},
+    };
+    for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
+        struct buffer text = {0};
+        buffer_add_text(&text, CASES[i].written);
+        json_t *json = put_arguments(&text);
+        buffer_free(&text);
+        assert_int_equal(json != NULL, CASES[i].told != NULL);
+        if (!json) continue;
+        expect_dump(json, CASES[i].told);
+    }
+    json_t *numbers = json_pack("[o, o]", put_number((double)0.1f), put_number(1.0 / 3));
+    expect_dump(numbers, "[0.100000001,0.333333333]"); /* what a float is good for */
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_stop_tokens), cmocka_unit_test(test_lines_of_json)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_stop_tokens), cmocka_unit_test(test_lines_of_json),
+                                       cmocka_unit_test(test_many_brackets), cmocka_unit_test(test_arguments)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -8,7 +8,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include "text/chat.h"
+#include "text/chat_tools.h"
 #include "text_fixture.h"
 
 #define BOS "<｜begin▁of▁sentence｜>"
@@ -254,11 +256,38 @@ static void test_choose(void **state) {
     }
 }
 
+/* {"role": "tool", ...} with this number for its call */
+static json_t *result_for(int number) {
+    return json_pack("{s:s, s:o, s:s}", "role", "tool", "tool_call_id", json_sprintf("c%d", number), "content", "x");
+}
+
+/* Results in the order of their calls: of very many calls too, whose client may be up to no good. */
+static void test_many_results(void **state) {
+    (void)state;
+    enum { N = 60000, SECONDS = 4 };
+    json_t *messages = json_array(), *calls = json_array();
+    for (int i = 0; i < N; i++) {
+        json_array_append_new(calls, json_pack("{s:o, s:{s:s, s:s}}", "id", json_sprintf("c%d", i), "function", "name",
+                                               "f", "arguments", "{}"));
+    }
+    json_array_append_new(messages, json_pack("{s:s, s:o}", "role", "assistant", "tool_calls", calls));
+    for (int i = N; i-- > 0;) json_array_append_new(messages, result_for(i));
+    clock_t begin = clock();
+    assert_int_equal(chat_settle_calls(chat_template_by_name("deepseek-v3.1"), messages, NULL), 0);
+    assert_true(clock() - begin < SECONDS * CLOCKS_PER_SEC);
+    for (int i = 0; i < N; i++) {
+        json_t *expected = result_for(i);
+        assert_true(json_equal(json_array_get(messages, (size_t)i + 1), expected));
+        json_decref(expected);
+    }
+    json_decref(messages);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_prompts),      cmocka_unit_test(test_refused),          cmocka_unit_test(test_ranges),
         cmocka_unit_test(test_typed_tokens), cmocka_unit_test(test_content_with_nul), cmocka_unit_test(test_names),
-        cmocka_unit_test(test_choose),
+        cmocka_unit_test(test_choose),       cmocka_unit_test(test_many_results),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -7,6 +7,7 @@
 #include <string.h>
 #include "server/parts.h"
 #include "server/dialect.h"
+#include "server/put.h"
 
 static int note_begin(void *context, struct parts *parts, const struct part *part) {
     static const char *const NAMES[] = {"reasoning", "text", "call"};
@@ -57,7 +58,7 @@ static void test_order(void **state) {
     assert_int_equal(whole.n, 7);
     assert_int_equal(streamed.n, whole.n);
     for (int i = 0; i < whole.n; i++) {
-        json_t *one = part_text(&whole.list[i]), *other = part_text(&streamed.list[i]);
+        json_t *one = put_text(&whole.list[i].text), *other = put_text(&streamed.list[i].text);
         assert_true(json_equal(one, other));
         json_decref(one);
         json_decref(other);
