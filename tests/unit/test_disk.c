@@ -523,7 +523,8 @@ static void nothing(void *context) {
     (void)context;
 }
 
-/* Written by the thread, killed at any moment: every file that has a name is whole, and nothing else stays. */
+/* Written by the thread, killed at any moment behind so many files, however long these take: every file that has a name is whole,
+ * and nothing else stays. */
 static void test_kill(void **state) {
     (void)state;
     int n_found = 0;
@@ -541,8 +542,10 @@ static void test_kill(void **state) {
             }
             pause();
         }
-        struct timespec wait = {.tv_nsec = (long)(draw() % 4000000)};
-        nanosleep(&wait, NULL);
+        int n_files = (int)(draw() % (CHAIN / 2));
+        struct timespec wait = {.tv_nsec = (long)(draw() % 200000)};
+        while (each_file(NULL) < n_files || nanosleep(&wait, NULL)) {
+        }
         kill(child, SIGKILL);
         waitpid(child, NULL, 0);
         struct disk *disk = disk_of(options_of(MB));
