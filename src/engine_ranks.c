@@ -19,6 +19,7 @@ union message {
     struct wire_head head;
     struct wire_hello hello;
     struct wire_failed failed;
+    uint8_t room[8192]; /* another version's may be longer, and is told so */
 };
 
 /* ---- who gets what ---- */

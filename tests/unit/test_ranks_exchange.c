@@ -178,6 +178,11 @@ static void test_same_version_and_model(void **state) {
     assert_non_null(strstr(error.message, "rank 1 (elsewhere)"));
     assert_non_null(strstr(error.message, "9.9.9"));
     assert_non_null(strstr(error.message, MOEBIUS_VERSION));
+    uint8_t longer[sizeof world.hello + 999] = {0}; /* as a version may say that comes after this one */
+    memcpy(longer, &world.hello, sizeof world.hello);
+    push(longer, sizeof longer);
+    assert_int_equal(engine_open(&engine, &options, &error), MO_E_INVALID);
+    assert_non_null(strstr(error.message, "9.9.9"));
     fill_hello(&world.hello);
     world.hello.hash[3] ^= 1;
     push(&world.hello, sizeof world.hello);
