@@ -1,6 +1,7 @@
 #include "engine_plan.h"
 
 #include "base/memory.h"
+#include "cache/disk.h"
 #include "engine_device.h"
 #include "engine_experts.h"
 #include "plan/memory.h"
@@ -9,9 +10,16 @@ static const double GIB = 1 << 30;
 
 /* What weights and scratch leave for the cache. */
 static double cache_budget(const struct engine *engine, double scratch) {
-    double mapped = engine->weights.made ? 0 : (double)engine->checkpoint.total_bytes; /* what was made is taken already */
-    mapped -= engine->ranks_bytes; /* other processes have these */
+    double mapped =
+        engine->weights.made ? 0 : (double)engine->checkpoint.total_bytes; /* what was made is taken already */
+    mapped -= engine->ranks_bytes;                                         /* other processes have these */
     return plan_cache_budget(memory_available_bytes(), engine->options.memory_utilization, mapped, scratch);
+}
+
+double engine_plan_scratch(const struct engine *engine, const struct backend_options *backend) {
+    size_t page_bytes = kv_pool_bytes(&engine->model, backend->kv, 1);
+    size_t slots = engine->options.cache_folder ? disk_memory_bytes(page_bytes) : 0;
+    return (double)cpu_backend_scratch_bytes(&engine->model, backend) + (double)slots;
 }
 
 static int check_scratch(const struct engine *engine, double scratch, struct mo_error *error) {
@@ -48,9 +56,9 @@ static int cache_bytes_left(const struct engine *engine, struct backend_options 
         backend->n_pages = 1 << 16; /* the lists of a step grow with it: rather too many than too few */
         return engine_device_left(engine, backend, bytes, error);
     }
-    double scratch = (double)cpu_backend_scratch_bytes(&engine->model, backend);
+    double scratch = engine_plan_scratch(engine, backend);
     *bytes = cache_budget(engine, scratch);
-    int code = check_scratch(engine, scratch, error);
+    int code = check_scratch(engine, (double)cpu_backend_scratch_bytes(&engine->model, backend), error);
     return code || !engine->store ? code : engine_experts_leave(engine, scratch, bytes, error);
 }
 
@@ -69,6 +77,7 @@ int engine_plan(struct engine *engine, struct backend_options *backend, struct m
         .take_cache = o->take_cache,
         .copies_pages = o->cache_folder != NULL,
         .cpu_experts = o->expert_device == 2,
+        .ranks = engine->split.count > 1 ? &engine->split : NULL,
     };
     double page_bytes = (double)kv_pool_bytes(&engine->model, backend->kv, 1), left;
     int code = cache_bytes_left(engine, backend, &left, error);
