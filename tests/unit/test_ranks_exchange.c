@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "base/clock.h"
 #include "engine_ranks.h"
 #include "forward.h"
 
@@ -25,6 +26,9 @@ static struct {
     int seen[WIRE_BYE + 1];
     uint32_t failures; /* requests to fail before the first that is answered */
     struct wire_hello hello;
+    double start_s; /* looks for messages are counted from there ... */
+    int n_looks[2]; /* ... after 5 ms, after half a second */
+    double last_s;
 } world;
 
 static void push(const void *message, size_t bytes) {
@@ -76,6 +80,9 @@ static int fake_test(int slot, int *done, size_t *bytes, char *text) {
 
 static int fake_probe(int *rank, size_t *bytes, char *text) {
     (void)text;
+    world.last_s = clock_now_s() - world.start_s;
+    world.n_looks[0] += world.last_s > 0.005;
+    world.n_looks[1] += world.last_s > 0.51;
     *rank = world.n ? 1 - world.self : -1;
     *bytes = world.n ? world.bytes[world.first] : 0;
     return 0;
@@ -192,6 +199,42 @@ static void test_same_version_and_model(void **state) {
     assert_true(world.seen[WIRE_END] == 1 && world.seen[WIRE_PLAN] == 0);
 }
 
+static void test_flags_that_do_not_go_together(void **state) {
+    (void)state;
+    struct engine_options options;
+    struct engine *engine = NULL;
+    struct mo_error error = {0};
+    begin(0, act_as_rank_1);
+    options_of(&options);
+    options.expert_shares = "1,2,3";
+    assert_int_equal(engine_open(&engine, &options, &error), MO_E_INVALID);
+    assert_non_null(strstr(error.message, "--expert-shares: expected a number for each of 2 processes"));
+    options_of(&options);
+    options.device = "cuda";
+    assert_int_equal(engine_open(&engine, &options, &error), MO_E_UNSUPPORTED);
+    assert_non_null(strstr(error.message, "--device cuda"));
+    assert_non_null(strstr(error.message, "--expert-device cpu"));
+    ranks_end();
+    assert_int_equal(world.seen[WIRE_END], 1);
+}
+
+/* Whoever waits sleeps between looks, however busy the machine is: no more looks than there is time for. */
+static void test_waiting_sleeps(void **state) {
+    (void)state;
+    const double patience_s = 0.6;
+    struct mo_error error = {0};
+    struct wire_head head;
+    size_t bytes;
+    int rank = 1;
+    begin(0, act_as_rank_1);
+    world.start_s = clock_now_s();
+    assert_int_equal(ranks_receive(&rank, &head, sizeof head, &bytes, patience_s, &error), MO_E_IO);
+    assert_non_null(strstr(error.message, "rank 1 has said nothing for 0.6 s"));
+    assert_true(world.n_looks[0] <= world.last_s / 20e-6);
+    assert_true(world.n_looks[1] <= (world.last_s - 0.5) / 200e-6 + 1);
+    ranks_end();
+}
+
 /* Rows of one step. */
 static int compute(struct engine *engine, struct mo_error *error) {
     int32_t token[5] = {1, 2, 3, 4, 5}, wanted = 4, page = 0;
@@ -286,8 +329,8 @@ static void test_nonsense_is_refused(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_same_version_and_model),
-        cmocka_unit_test(test_a_failed_request_fails_its_step),
+        cmocka_unit_test(test_same_version_and_model), cmocka_unit_test(test_flags_that_do_not_go_together),
+        cmocka_unit_test(test_waiting_sleeps),         cmocka_unit_test(test_a_failed_request_fails_its_step),
         cmocka_unit_test(test_nonsense_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
