@@ -14,7 +14,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 
-static const double DEFAULT_TIMEOUT_S = 60, LEAVE_S = 10;
+static const double DEFAULT_TIMEOUT_S = 60;
 static const double RANKS_SPIN_S = 0.002; /* longer than what lies between two layers of a step */
 static const double STOP_S = 1;
 static const char PLUGIN[] = "moebius-mpi.so";
@@ -339,7 +339,7 @@ static int dismiss_all(struct mo_error *error) {
     while (left > 0 && !code) {
         int rank = -1;
         size_t bytes;
-        code = ranks_receive(&rank, message, sizeof message, &bytes, LEAVE_S, error);
+        code = ranks_receive(&rank, message, sizeof message, &bytes, 0, error);
         if (!code && ((struct wire_head *)message)->kind == WIRE_BYE) left--;
     }
     return code;
