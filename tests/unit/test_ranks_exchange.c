@@ -25,6 +25,8 @@ static struct {
     void *to[RANKS_SLOTS]; /* receives that wait */
     int seen[WIRE_BYE + 1];
     uint32_t failures; /* requests to fail before the first that is answered */
+    int32_t code;      /* with this */
+    int32_t n_pairs;   /* of the plan */
     struct wire_hello hello;
     double start_s; /* looks for messages are counted from there ... */
     int n_looks[2]; /* ... after 5 ms, after half a second */
@@ -137,7 +139,7 @@ static void fill_hello(struct wire_hello *hello) {
 static void answer_request(const struct wire_request *request, int hidden) {
     size_t bytes = sizeof(struct wire_reply) + (size_t)request->n_pairs * (size_t)hidden * 4;
     const struct wire_failed failed = {
-        .head = {WIRE_MAGIC, WIRE_FAILED}, .code = MO_E_IO, .text = "the disk is on fire"};
+        .head = {WIRE_MAGIC, WIRE_FAILED}, .code = world.code, .text = "the disk is on fire"};
     if (world.failures) {
         world.failures--;
         push(&failed, sizeof failed);
@@ -256,6 +258,11 @@ static void test_a_failed_request_fails_its_step(void **state) {
     hidden_of_model = engine->model.hidden;
     int layers = engine->model.layers - engine->model.dense_layers;
     world.failures = 1;
+    world.code = 0; /* which means that all is well */
+    assert_int_equal(compute(engine, &error), MO_E_CORRUPT);
+    world.seen[WIRE_REQUEST] = 0;
+    world.failures = 1;
+    world.code = MO_E_IO;
     assert_int_equal(compute(engine, &error), MO_E_IO);
     assert_non_null(strstr(error.message, "rank 1 (elsewhere): the disk is on fire"));
     assert_int_equal(world.seen[WIRE_REQUEST], 1); /* the layers after it are not asked for */
@@ -290,7 +297,7 @@ static void push_request(int layer, int row, int expert, size_t cut) {
 
 static void act_as_rank_0(const uint8_t *message, size_t bytes) {
     enum wire_kind kind = ((const struct wire_head *)message)->kind;
-    struct wire_plan plan = {.head = {WIRE_MAGIC, WIRE_PLAN}, .max_rows = 8, .piece_pairs = 8};
+    struct wire_plan plan = {.head = {WIRE_MAGIC, WIRE_PLAN}, .max_rows = 8, .piece_pairs = world.n_pairs};
     for (int e = 0; e < WIRE_MAX_EXPERTS; e++) plan.owner[e] = e & 1;
     if (kind == WIRE_HELLO) push(&plan, sizeof plan);
     if (kind == WIRE_READY) {
@@ -318,6 +325,11 @@ static void test_nonsense_is_refused(void **state) {
     options_of(&options);
     begin(1, act_as_rank_0);
     assert_true(hidden_of_model > 0);
+    world.n_pairs = -8;
+    assert_int_equal(engine_open(&engine, &options, &error), 1);
+    assert_true(world.seen[WIRE_FAILED] == 1 && world.seen[WIRE_READY] == 0);
+    world.seen[WIRE_FAILED] = 0;
+    world.n_pairs = 8;
     assert_int_equal(engine_open(&engine, &options, &error), 1);
     assert_null(engine);
     assert_int_equal(world.seen[WIRE_FAILED], 6);
