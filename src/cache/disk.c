@@ -34,6 +34,14 @@ static int take_slots(struct disk *disk, struct mo_error *error) {
     return 0;
 }
 
+/* It would empty the folder for nothing. */
+static int check_limit(const struct disk_options *options, struct mo_error *error) {
+    double page = (double)disk_file_bytes(PAGE_HEADER_BYTES + options->page_bytes);
+    if (options->limit_bytes >= page) return 0;
+    return mo_error_set(error, MO_E_LIMIT, "%s: a page takes %.1f KiB, and the limit is %.1f KiB", options->folder,
+                        page / 1024, options->limit_bytes / 1024);
+}
+
 int disk_open(struct disk **out, const struct disk_options *options, struct mo_error *error) {
     struct disk *disk = calloc(1, sizeof *disk);
     *out = NULL;
@@ -44,7 +52,8 @@ int disk_open(struct disk **out, const struct disk_options *options, struct mo_e
     pthread_mutex_init(&disk->lock, NULL);
     clock_cond_init(&disk->work);
     clock_cond_init(&disk->room);
-    int code = disk_folder_open(&disk->folder, options->folder, error);
+    int code = check_limit(options, error);
+    if (!code) code = disk_folder_open(&disk->folder, options->folder, error);
     disk->folder.no_sync = options->no_sync;
     if (!code) disk_folder_clean(&disk->folder);
     if (!code) code = disk_list(disk, error);

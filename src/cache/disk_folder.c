@@ -153,7 +153,8 @@ static int write_all(int fd, const uint8_t *header, const void *payload, size_t 
         first->iov_len -= skipped;
         ssize_t n = writev(fd, first, in_payload ? 1 : 2);
         if (n < 0 && errno == EINTR) continue;
-        if (n < 0) return -1;
+        if (n == 0) errno = EIO; /* else this would be for ever */
+        if (n <= 0) return -1;
         done += (size_t)n;
     }
     return 0;

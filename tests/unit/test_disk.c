@@ -426,11 +426,6 @@ static void test_longer_than_the_limit(void **state) {
     assert_int_equal(find(disk, &g_text), 10);
     assert_int_equal(stats_of(disk).written_pages, 20);
     disk_close(disk);
-    disk = disk_of(options_of(BLOCK - 1)); /* less than a page: nothing, and no harm */
-    write_pages(disk, &g_text, 0, 1);
-    assert_int_equal(stats_of(disk).files, 0);
-    assert_null(disk_put_begin(disk));
-    disk_close(disk);
 }
 
 /* Random texts with common beginnings, under a limit: files, index and bytes agree, and what is found can be read. */

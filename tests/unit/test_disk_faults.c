@@ -30,6 +30,8 @@ enum { BYTES = 3000, BLOCK = 4096, CHAIN = 10, MB = 1 << 20 };
 
 static struct {
     int read_error, sync_error; /* errno; 0: as ever */
+    int writes;                 /* so many more do what they should, then none writes anything; 0: as ever */
+    size_t most;                /* bytes that one read or write moves; 0: as ever */
     bool hangs;                 /* fdatasync waits */
     sem_t hanging, go_on;
     bool has_space; /* fstatvfs says: */
@@ -37,10 +39,27 @@ static struct {
     int space_error;
 } world;
 
+/* Of the first part, every other time after a signal. */
+static ssize_t move_some(long call, int fd, const struct iovec *parts, int n) {
+    static bool interrupted;
+    struct iovec part = parts[0];
+    if (!world.most) return syscall(call, fd, parts, n);
+    interrupted = !interrupted;
+    errno = EINTR;
+    if (interrupted) return -1;
+    if (part.iov_len > world.most) part.iov_len = world.most;
+    return syscall(call, fd, &part, 1);
+}
+
 ssize_t readv(int fd, const struct iovec *parts, int n) {
-    if (!world.read_error) return syscall(SYS_readv, fd, parts, n);
+    if (!world.read_error) return move_some(SYS_readv, fd, parts, n);
     errno = world.read_error;
     return -1;
+}
+
+ssize_t writev(int fd, const struct iovec *parts, int n) {
+    if (world.writes && --world.writes == 0) return world.writes++;
+    return move_some(SYS_writev, fd, parts, n);
 }
 
 int fdatasync(int fd) {
@@ -241,6 +260,43 @@ static void test_space_that_nobody_knows(void **state) {
     disk_close(disk);
 }
 
+/* A few bytes at a time, with signals between: the same files. */
+static void test_little_by_little(void **state) {
+    (void)state;
+    struct disk *disk = disk_of(MB);
+    world.most = 333;
+    write_pages(disk, 0, CHAIN);
+    assert_int_equal(read_pages(disk, 0, CHAIN), CHAIN);
+    disk_close(disk);
+}
+
+static void test_a_write_that_writes_nothing(void **state) {
+    (void)state;
+    struct disk *disk = disk_of(MB);
+    world.writes = 1;
+    alarm(60);
+    write_pages(disk, 0, 1);
+    alarm(0);
+    assert_int_equal(find(disk, 0), 0);
+    assert_int_equal(stats_of(disk).forgotten, 1);
+    disk_close(disk);
+}
+
+/* A limit below one page is refused, and takes nobody else's pages. */
+static void test_a_limit_without_a_page(void **state) {
+    (void)state;
+    struct disk_options options = options_of(BLOCK - 1);
+    struct disk *disk = disk_of(MB);
+    struct mo_error error;
+    write_pages(disk, 0, CHAIN);
+    disk_close(disk);
+    assert_int_equal(disk_open(&disk, &options, &error), MO_E_LIMIT);
+    assert_non_null(strstr(error.message, "a page takes 4.0 KiB"));
+    disk = disk_of(MB);
+    assert_int_equal(find(disk, 0), CHAIN);
+    disk_close(disk);
+}
+
 /* After an error nobody waits for room: there is plenty, and nothing is taken. */
 static void test_no_waiting_after_an_error(void **state) {
     (void)state;
@@ -341,6 +397,9 @@ int main(void) {
         WITH_FOLDER(test_space_that_is_counted_late),
         WITH_FOLDER(test_space_that_nobody_knows),
         WITH_FOLDER(test_no_waiting_after_an_error),
+        WITH_FOLDER(test_little_by_little),
+        WITH_FOLDER(test_a_write_that_writes_nothing),
+        WITH_FOLDER(test_a_limit_without_a_page),
         WITH_FOLDER(test_strange_leftovers),
         WITH_FOLDER(test_any_year),
         WITH_FOLDER(test_found_while_idle),
