@@ -24,6 +24,7 @@ OBJ     := $(SRC:%.c=$(BUILD)/obj/%.o)
 
 # Only the kernels of an instruction set are compiled for it: one binary runs everywhere.
 ISA_avx2   := -mavx2 -mfma -mf16c -mbmi2
+ISA_vnni   := $(ISA_avx2) -mavxvnni
 ISA_avx512 := $(ISA_avx2) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni
 ISA_amx    := $(ISA_avx512) -mamx-tile -mamx-int8
 ISA_bf16   := $(ISA_amx) -mamx-bf16

@@ -40,6 +40,7 @@ void bench_experts_end(struct bench_experts *e, const struct engine *engine, dou
 struct disk {
     struct stream *stream;
     struct stream_read reads[DISK_READS];
+    struct stream_part parts[DISK_READS];
     uint8_t *memory; /* [DISK_READS][DISK_READ_BYTES] */
     int64_t at, size;
 };
@@ -48,10 +49,11 @@ struct disk {
 static void begin_read(struct disk *disk, int i) {
     if (disk->at + DISK_READ_BYTES > disk->size) disk->at = 0;
     int64_t left = disk->size - disk->at;
-    disk->reads[i] = (struct stream_read){.offset = disk->at,
-                                          .bytes = left < DISK_READ_BYTES ? (size_t)left : DISK_READ_BYTES,
-                                          .to = disk->memory + (size_t)i * DISK_READ_BYTES};
-    disk->at += (int64_t)disk->reads[i].bytes;
+    disk->parts[i] =
+        (struct stream_part){.offset = disk->at, .bytes = left < DISK_READ_BYTES ? (size_t)left : DISK_READ_BYTES};
+    disk->reads[i] =
+        (struct stream_read){.parts = &disk->parts[i], .n_parts = 1, .to = disk->memory + (size_t)i * DISK_READ_BYTES};
+    disk->at += (int64_t)disk->parts[i].bytes;
     stream_begin(disk->stream, &disk->reads[i], STREAM_NOW);
 }
 
@@ -61,17 +63,26 @@ static int read_for_a_while(struct disk *disk, double *gb_s, struct mo_error *er
     for (int i = 0; i < DISK_READS; i++) begin_read(disk, i);
     for (int i = 0; !code && clock_now_s() - start < DISK_S; i = (i + 1) % DISK_READS) {
         code = stream_wait(disk->stream, &disk->reads[i], error);
-        bytes += (double)disk->reads[i].bytes;
+        bytes += (double)disk->parts[i].bytes;
         *gb_s = bytes * 1e-9 / (clock_now_s() - start);
         if (!code) begin_read(disk, i);
     }
     return code;
 }
 
+static const struct shard *largest_shard(const struct checkpoint *checkpoint) {
+    const struct shard *largest = checkpoint->shards;
+    for (int i = 1; i < checkpoint->n_shards; i++) {
+        if (checkpoint->shards[i].map.size > largest->map.size) largest = &checkpoint->shards[i];
+    }
+    return largest;
+}
+
 int bench_experts_read_disk(const struct engine *engine, double *gb_s, struct mo_error *error) {
-    struct stream_options options = {.path = engine->checkpoint.shards[0].path};
-    struct disk disk = {.size = (int64_t)engine->checkpoint.shards[0].map.size};
-    disk.at = disk.size / 2;
+    const struct shard *shard = largest_shard(&engine->checkpoint);
+    struct stream_options options = {.paths = &shard->path, .n_paths = 1};
+    struct disk disk = {.size = (int64_t)shard->map.size};
+    disk.at = disk.size / 2 / STREAM_ALIGN * STREAM_ALIGN;
     disk.memory = aligned_alloc(STREAM_ALIGN, (size_t)DISK_READS * DISK_READ_BYTES);
     int code = disk.memory ? 0 : mo_error_set(error, MO_E_NO_MEMORY, "no memory for measuring the disk");
     if (!code) code = stream_open(&disk.stream, &options, error);

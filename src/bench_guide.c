@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include "base/json.h"
 
 #define GUIDE_SOURCE "gigagpu.com, \"RTX 4090 24GB for DeepSeek-Coder-V2-Lite\""
 #define GUIDE_MACHINE "one RTX 4090 (24 GB), vLLM 0.6.3"
@@ -45,7 +46,7 @@ static struct here find_decode(const struct bench_report *r, int batch) {
 }
 
 static struct here find_prompt(const struct bench_report *r, int tokens, enum row_kind kind) {
-    for (int i = 0; i < r->plan->prompt.n; i++) {
+    for (int i = 0; i < r->n_prompt; i++) {
         if (r->plan->prompt.values[i] != tokens) continue;
         double s = r->prompt_s[i].median, share = r->int8_tops.median > 0 ? bench_share_of_peak(r, i) : NAN;
         return (struct here){kind == ROW_FIRST_TOKEN ? s * 1e3 : tokens / s, share};
@@ -84,10 +85,10 @@ json_t *bench_guide_json(const struct bench_report *r) {
     json_t *list = json_array();
     for (int i = 0; i < N_ROWS; i++) {
         struct here here = find_here(r, &rows[i]);
-        json_array_append_new(list, json_pack("{ss ss s{sf sf} sf so sb}", "what", rows[i].what, "unit", rows[i].unit,
-                                              "published", "fp8", rows[i].fp8, "awq", rows[i].awq, "here", here.value,
-                                              "share", isnan(here.share) ? json_null() : json_real(here.share),
-                                              "synthetic", *r->made != '\0'));
+        json_array_append_new(list, json_pack("{ss ss s{sf sf} so so sb}", "what", rows[i].what, "unit", rows[i].unit,
+                                              "published", "fp8", rows[i].fp8, "awq", rows[i].awq, "here",
+                                              json_finite(here.value), "share", json_finite(here.share), "synthetic",
+                                              *r->made != '\0'));
     }
     return json_pack("{ss ss sb so}", "source", GUIDE_SOURCE, "machine", GUIDE_MACHINE, "same_shape",
                      is_of_guide(&r->engine->model), "rows", list);

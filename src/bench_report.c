@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "base/json.h"
 #include "bench_guide.h"
 #include "model/pack.h"
 #include "plan/predict.h"
@@ -221,7 +222,7 @@ static json_t *machine_json(const struct bench_report *r) {
 static json_t *synthetic_json(const struct bench_report *r) {
     const char *seed = strstr(r->made, "--seed ");
     if (!*r->made) return json_null();
-    return json_pack("{ss so}", "made", r->made, "seed",
+    return json_pack("{so so}", "made", json_lossy(r->made), "seed",
                      seed ? json_integer((json_int_t)strtoull(seed + strlen("--seed "), NULL, 10)) : json_null());
 }
 
@@ -238,22 +239,16 @@ static void add_gpu(const struct bench_report *r, json_t *root) {
 
 json_t *bench_report_json(const struct bench_report *r) {
     const struct engine *e = r->engine;
-    json_t *root = json_pack("{ss so so sf sI so sf so ss ss? ss}", "model", e->path, "synthetic", synthetic_json(r),
-                             "machine", machine_json(r), "load_s", e->load_s, "rss_bytes", (json_int_t)r->rss_bytes,
-                             "prefill", prefill_json(r), "ttft_s", r->prompt_s[0].median, "decode", decode_json(r),
-                             "text", bench_tokens_kind(&r->bench.tokens), "model_hash", *r->hash ? r->hash : NULL,
-                             "version", MOEBIUS_VERSION);
+    json_t *root = json_pack("{so so so sf sI so sf so ss ss? ss}", "model", json_lossy(e->path), "synthetic",
+                             synthetic_json(r), "machine", machine_json(r), "load_s", e->load_s, "rss_bytes",
+                             (json_int_t)r->rss_bytes, "prefill", prefill_json(r), "ttft_s", r->prompt_s[0].median,
+                             "decode", decode_json(r), "text", bench_tokens_kind(&r->bench.tokens), "model_hash",
+                             *r->hash ? r->hash : NULL, "version", MOEBIUS_VERSION);
     if (root && r->guide) json_object_set_new(root, "guide", bench_guide_json(r));
     if (root && r->gpu) add_gpu(r, root);
     return root;
 }
 
 int bench_report_write(const struct bench_report *r, struct mo_error *error) {
-    char path[4200];
-    if (!r->file) return 0;
-    json_t *root = bench_report_json(r);
-    snprintf(path, sizeof path, "%.4096s.part", r->file);
-    int failed = !root || json_dump_file(root, path, JSON_INDENT(2) | JSON_REAL_PRECISION(9)) || rename(path, r->file);
-    json_decref(root);
-    return failed ? mo_error_set(error, MO_E_IO, "cannot write %s", r->file) : 0;
+    return r->file ? json_write(bench_report_json(r), r->file, error) : 0;
 }

@@ -156,7 +156,8 @@ static int set_flag(const struct cli_flag *flag, const char *name, const char *v
     return 0;
 }
 
-static void print_flag(const struct cli_flag *flag) {
+/* Names that an earlier table has taken are not this flag's. */
+static void print_flag(const struct cli_command *command, const struct cli_flag *flag) {
     if (flag->type == CLI_HEADING) {
         printf("\n%s:\n", flag->names);
         return;
@@ -165,9 +166,11 @@ static void print_flag(const struct cli_flag *flag) {
     int n = snprintf(left, sizeof left, "  ");
     for (const char *at = flag->names; *at && n < (int)sizeof left - 4;) {
         size_t size = strcspn(at, ",");
-        n += snprintf(left + n, sizeof left - (size_t)n, "%s%.*s", n > 2 ? ", " : "", (int)size, at);
+        if (find_flag(command, at, size) == flag)
+            n += snprintf(left + n, sizeof left - (size_t)n, "%s%.*s", n > 2 ? ", " : "", (int)size, at);
         at += size + (at[size] == ',');
     }
+    if (n == 2) return;
     if (takes_value(flag) && n < (int)sizeof left) {
         snprintf(left + n, sizeof left - (size_t)n, " %s",
                  flag->choices ? flag->choices
@@ -189,7 +192,7 @@ static void print_help(const struct cli_command *command) {
     const struct cli_flag *tables[2] = {command->flags, command->more};
     if (command->flags && command->flags->names && command->flags->type != CLI_HEADING) printf("\nFlags:\n");
     for (int i = 0; i < 2; i++) {
-        for (const struct cli_flag *flag = tables[i]; flag && flag->names; flag++) print_flag(flag);
+        for (const struct cli_flag *flag = tables[i]; flag && flag->names; flag++) print_flag(command, flag);
     }
     if (command->examples) printf("\nExamples:\n%s\n", command->examples);
 }

@@ -44,7 +44,7 @@ struct cli_command {
     const char *about;            /* a paragraph for --help */
     const char *examples;         /* lines for --help, or NULL */
     const struct cli_flag *flags; /* up to names == NULL; several tables chain through `more` */
-    const struct cli_flag *more;  /* a second table or NULL */
+    const struct cli_flag *more;  /* a second table or NULL; names that are in both are the first one's */
     int max_positionals;
 };
 

@@ -1,6 +1,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "base/json.h"
 #include "base/memory.h"
 #include "bench_guide.h"
 #include "bench_report.h"
@@ -157,14 +158,6 @@ static int measure_decode(struct bench_report *r, struct mo_error *error) {
     return code;
 }
 
-static int print_json(const struct bench_report *r, struct mo_error *error) {
-    json_t *root = bench_report_json(r);
-    int failed = !root || json_dumpf(root, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
-    putchar('\n');
-    json_decref(root);
-    return failed ? mo_error_set(error, MO_E_IO, "cannot write to standard output") : 0;
-}
-
 static int run(struct bench_report *r, struct mo_error *error) {
     int code = bench_open(&r->bench, r->plan, r->engine, error);
     bench_report_mark(r);
@@ -178,7 +171,7 @@ static int run(struct bench_report *r, struct mo_error *error) {
     r->rss_bytes = memory_resident_bytes();
     code = bench_report_write(r, error);
     if (code) return code;
-    if (r->json) return print_json(r, error);
+    if (r->json) return json_print(bench_report_json(r), error);
     bench_say_end(r);
     return 0;
 }
@@ -203,14 +196,11 @@ static int measure_card(const struct arguments *a, const char *device, struct mo
     if (code) return code;
     if (!gpu && error->code) return error->code; /* why there is none */
     if (!gpu) return mo_error_set(error, MO_E_NOT_FOUND, "no GPU, or --device does not name one as cuda:N");
-    json_t *root = bench_gpu_json(gpu);
     if (!a->json) bench_gpu_say_card(gpu);
-    if (a->json) code = json_dumpf(root, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
-    if (a->json) putchar('\n');
-    if (!code && a->file) code = json_dump_file(root, a->file, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
-    json_decref(root);
+    if (a->json) code = json_print(bench_gpu_json(gpu), error);
+    if (!code && a->file) code = json_write(bench_gpu_json(gpu), a->file, error);
     bench_gpu_close(gpu);
-    return code ? mo_error_set(error, MO_E_IO, "cannot write the figures") : 0;
+    return code;
 }
 
 static int open_and_run(const struct arguments *a, const struct engine_options *options, struct mo_error *error) {

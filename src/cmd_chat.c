@@ -66,33 +66,34 @@ static int take_turn(struct engine *engine, const struct sched_request *base, js
     return code;
 }
 
-static json_t *start_conversation(const char *system) {
-    json_t *messages = json_array();
-    if (system) json_array_append_new(messages, json_pack("{ss ss}", "role", "system", "content", system));
-    return messages;
+/* Nothing but the system message, if there is one. */
+static int start_conversation(json_t *messages, const char *system, struct mo_error *error) {
+    json_array_clear(messages);
+    int code = system ? add_message(messages, "system", system, strlen(system), error) : 0;
+    return code ? mo_error_prefix(error, "--system") : 0;
 }
 
 /* Returns what take_turn returned last when input is not a terminal (a script wants to know), else 0. */
 static int converse(struct engine *engine, const struct sched_request *request, const char *system, const char *first,
                     bool terminal, struct mo_error *error) {
-    json_t *messages = start_conversation(system);
-    int code = 0;
-    char *line = first ? strdup(first) : read_line(terminal);
+    json_t *messages = json_array();
+    int code = start_conversation(messages, system, error);
+    bool failed = code != 0;
+    char *line = failed ? NULL : first ? strdup(first) : read_line(terminal);
     for (; line; free(line), line = read_line(terminal)) {
         if (!strcmp(line, "/exit") || !strcmp(line, "/quit")) break;
         if (!strcmp(line, "/clear")) {
-            json_decref(messages);
-            messages = start_conversation(system);
+            start_conversation(messages, system, error);
             continue;
         }
         if (!*line) continue;
         code = take_turn(engine, request, messages, line, error);
-        if (code && !terminal) break;
+        if ((code && !terminal) || ferror(stdout)) break; /* nobody reads: main says so */
         if (code) fprintf(stderr, "moebius run: %s\n", error->message);
     }
     free(line);
     json_decref(messages);
-    return terminal ? 0 : code;
+    return terminal && !failed ? 0 : code;
 }
 
 int chat_loop(struct engine *engine, const struct sched_request *request, const char *system, const char *first,

@@ -1,10 +1,10 @@
 #include "cmd_check.h"
 
-#include <jansson.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
+#include "base/json.h"
 #include "base/pool.h"
 #include "check/check.h"
 #include "cli.h"
@@ -52,18 +52,15 @@ static void print_line(void *context, const struct check_line *line) {
 }
 
 static void add_line(void *context, const struct check_line *line) {
-    json_array_append_new(context, json_pack("{ss ss si sf ss sb ss?}", "level", line->level, "kernel", line->kernel,
-                                             "cases", line->cases, "max_error", line->max_error, "limit", line->limit,
-                                             "passed", !line->fault, "fault", line->fault));
+    json_array_append_new(context, json_pack("{ss ss si so ss sb ss?}", "level", line->level, "kernel", line->kernel,
+                                             "cases", line->cases, "max_error", json_finite(line->max_error), "limit",
+                                             line->limit, "passed", !line->fault, "fault", line->fault));
 }
 
 static int print_json(const struct check *check, json_t *lines, json_t *left_out, struct mo_error *error) {
     json_t *root = json_pack("{ss sO sO si si}", "version", MOEBIUS_VERSION, "checks", lines, "left_out", left_out,
                              "passed", check_passed(check), "failed", check_failed(check));
-    int failed = !root || json_dumpf(root, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
-    putchar('\n');
-    json_decref(root);
-    return failed ? mo_error_set(error, MO_E_IO, "cannot write to standard output") : 0;
+    return json_print(root, error);
 }
 
 /* ---- the run ---- */
@@ -73,10 +70,12 @@ static int run_checks(const struct arguments *a, enum cpu_level best, bool *fail
     json_t *lines = json_array(), *left_out = json_array();
     int code = check_open(&check, a->json ? add_line : print_line, lines, error);
     if (!code) watch(check);
-    for (int level = a->only ? (int)best : CPU_REF; !code && level <= (int)best; level++)
-        check_level(check, (enum cpu_level)level);
-    for (int level = (int)best + 1; !code && level < CPU_LEVELS; level++) {
+    for (int level = a->only ? (int)best : CPU_REF; !code && level <= (int)best; level++) {
+        if (cpu_offers((enum cpu_level)level)) check_level(check, (enum cpu_level)level);
+    }
+    for (int level = a->only ? (int)best : CPU_REF; !code && level < CPU_LEVELS; level++) {
         const char *name = cpu_level_name((enum cpu_level)level);
+        if (level <= (int)best && cpu_offers((enum cpu_level)level)) continue;
         json_array_append_new(left_out, json_string(name));
         if (!a->json)
             printf("left out: %s, %s\n", name, "which this machine does not have or MOEBIUS_CPU does not ask for");
@@ -110,7 +109,7 @@ int cmd_check(int argc, char **argv) {
         .max_positionals = 1,
         .about =
             "Does this processor compute what it should? Every kernel, at every level of instructions that there is\n"
-            "(MOEBIUS_CPU=ref|avx2|avx512|amx sets the highest), is compared with plain C, bit for bit, and with\n"
+            "(MOEBIUS_CPU=ref|avx2|avx-vnni|avx512|amx sets the highest), is compared with plain C, bit for bit, and\n"
             "sums in double: odd sizes, ragged groups, subnormal and extreme scales, NaN, between pages that may not\n"
             "be touched. With --bench: how fast they read weights for one token, beside what the threads read from\n"
             "memory in the same seconds, and compute for 64, beside the machine's rate of 8-bit operations.\n\n"

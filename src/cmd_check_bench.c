@@ -1,8 +1,8 @@
 #include "cmd_check.h"
 
-#include <jansson.h>
 #include <stdio.h>
 #include <string.h>
+#include "base/json.h"
 #include "base/pool.h"
 #include "bench_machine.h"
 #include "check/speed.h"
@@ -93,7 +93,7 @@ static int time_format(struct bench_run *run, enum mat_format format, struct mo_
     if (code) return code;
     for (int quantized = 0; quantized < 2; quantized++) {
         for (int level = first; level <= (int)run->best; level++) {
-            if (speed_has(speed, (enum cpu_level)level, quantized))
+            if (cpu_offers((enum cpu_level)level) && speed_has(speed, (enum cpu_level)level, quantized))
                 time_line(run, speed, format, (enum cpu_level)level, quantized);
         }
     }
@@ -121,10 +121,7 @@ static int time_threads(struct bench_run *run, const char *format, struct mo_err
 static int print_json(const struct bench_run *run, struct mo_error *error) {
     json_t *root = json_pack("{ss ss sO sO}", "version", MOEBIUS_VERSION, "level", cpu_level_name(run->best), "machine",
                              run->machine, "speeds", run->speeds);
-    int failed = !root || json_dumpf(root, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
-    putchar('\n');
-    json_decref(root);
-    return failed ? mo_error_set(error, MO_E_IO, "cannot write to standard output") : 0;
+    return json_print(root, error);
 }
 
 static int check_format(const char *format, struct mo_error *error) {

@@ -1,10 +1,10 @@
-#include <jansson.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "base/file.h"
+#include "base/json.h"
 #include "bench_machine.h"
 #include "cli.h"
 #include "cmd.h"
@@ -179,7 +179,7 @@ static json_t *cards_json(const struct plan_cuda *cuda) {
     json_t *list = json_array();
     for (int i = 0; i < cuda->n; i++) {
         const struct plan_gpu *g = &cuda->cards[i];
-        json_array_append_new(list, json_pack("{ss sI sf sf si}", "name", g->name, "memory_bytes",
+        json_array_append_new(list, json_pack("{so sI sf sf si}", "name", json_lossy(g->name), "memory_bytes",
                                               (json_int_t)g->memory_bytes, "gb_s", g->gb_s, "tflops", g->tflops,
                                               "capability", cuda->capability[i]));
     }
@@ -188,13 +188,13 @@ static json_t *cards_json(const struct plan_cuda *cuda) {
 
 static json_t *disk_json(const struct checkup *c) {
     if (c->disk.gb_s > 0) {
-        return json_pack("{sf sb sI ss sb}", "gb_s", c->disk.gb_s, "direct", c->disk.direct, "bytes",
-                         (json_int_t)c->disk.bytes, "file", c->disk.file, "own_file", c->disk.is_own);
+        return json_pack("{sf sb sI so sb}", "gb_s", c->disk.gb_s, "direct", c->disk.direct, "bytes",
+                         (json_int_t)c->disk.bytes, "file", json_lossy(c->disk.file), "own_file", c->disk.is_own);
     }
     return c->quick ? json_null() : json_pack("{ss}", "why_not", c->disk_error.message);
 }
 
-static int print_json(const struct checkup *c) {
+static int print_json(const struct checkup *c, struct mo_error *error) {
     const struct plan_host *h = &c->host;
     json_t *root = json_pack("{s{ss ss si sf sf sf si} s{sI sI sI sI} s{so so so ss si} so so sO}", "processor", "name",
                              h->processor, "level", cpu_level_name(h->level), "threads", h->threads, "cores", h->cores,
@@ -207,10 +207,7 @@ static int print_json(const struct checkup *c) {
     if (root && !c->quick)
         json_object_set_new(json_object_get(root, "memory"), "read_gb_s", json_real(c->read_gb_s.median));
     if (root && !c->cuda.n) json_object_set_new(root, "no_card", json_string(c->cuda.why_not));
-    int failed = !root || json_dumpf(root, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
-    putchar('\n');
-    json_decref(root);
-    return failed;
+    return json_print(root, error);
 }
 
 static int run(struct checkup *c, bool json, struct mo_error *error) {
@@ -224,8 +221,7 @@ static int run(struct checkup *c, bool json, struct mo_error *error) {
     check_cards(c, json);
     check_disk(c, json);
     check_limits(c, json);
-    if (json && print_json(c)) return mo_error_set(error, MO_E_IO, "cannot write to standard output");
-    return 0;
+    return json ? print_json(c, error) : 0;
 }
 
 int cmd_doctor(int argc, char **argv) {

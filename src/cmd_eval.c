@@ -3,6 +3,7 @@
 #include <string.h>
 #include "base/clock.h"
 #include "base/file.h"
+#include "base/json.h"
 #include "cmd.h"
 #include "eval_heldout.h"
 #include "eval_report.h"
@@ -81,19 +82,18 @@ static int split_recipes(struct arguments *a, const char *out[SETTINGS_MAX], str
     if ((size_t)snprintf(a->recipes, sizeof a->recipes, "%s", a->quantization) >= sizeof a->recipes) {
         return mo_error_set(error, MO_E_INVALID, "--quantization: more than %zu characters", sizeof a->recipes - 1);
     }
-    for (char *at = a->recipes; at; at = strchr(at, ',')) {
-        bool is_first = at == a->recipes;
-        char *word = is_first ? at : at + 1;
+    for (char *comma = NULL, *word = a->recipes;; word = comma + 1) {
         size_t size = strcspn(word, ",");
-        if (!is_first && memchr(word, '=', size)) {
-            at = word;
-            continue;
-        }
-        if (n == SETTINGS_MAX) return mo_error_set(error, MO_E_INVALID, "--quantization: more than %d", SETTINGS_MAX);
-        if (!is_first) *at = 0;
-        out[n++] = at = word;
+        bool belongs = comma && memchr(word, '=', size);
+        if (size == 0)
+            return mo_error_set(error, MO_E_INVALID, "--quantization: an empty word in \"%s\"", a->quantization);
+        if (!belongs && n == SETTINGS_MAX)
+            return mo_error_set(error, MO_E_INVALID, "--quantization: more than %d", SETTINGS_MAX);
+        if (!belongs && comma) *comma = 0;
+        if (!belongs) out[n++] = word;
+        comma = word + size;
+        if (!*comma) return n;
     }
-    return n;
 }
 
 /* All weights with every cache and every way to compute. */
@@ -244,9 +244,7 @@ static int run(struct session *s, struct mo_error *error) {
         eval_report_print_reasons(&s->results[0]);
         return 0;
     }
-    int failed = json_dumpf(s->rows, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
-    putchar('\n');
-    return failed ? mo_error_set(error, MO_E_IO, "cannot write to standard output") : 0;
+    return json_print(json_incref(s->rows), error);
 }
 
 static int open_and_run(const struct arguments *a, const struct engine_options *options, struct mo_error *error) {
@@ -264,17 +262,13 @@ static int open_and_run(const struct arguments *a, const struct engine_options *
     return code;
 }
 
-/* The engine's flags, but for those that eval has its own of, or has no use for. */
+/* The engine's flags, but for those that eval has no use for. */
 static void shared_flags(struct engine_options *options, struct cli_flag flags[ENGINE_FLAGS_MAX]) {
-    static const char *const own[] = {
-        "--quantization,--quant,-q", "--kv-cache-dtype,--kv", "--compute",        "--attention",
-        "--chat-template",           "--generation-config",   "--batch-invariant"};
+    static const char *const useless[] = {"--chat-template", "--generation-config", "--batch-invariant", NULL};
     int n = 0;
     engine_flags(options, flags);
     for (int i = 0; flags[i].names; i++) {
-        bool is_own = false;
-        for (size_t j = 0; j < sizeof own / sizeof *own; j++) is_own |= !strcmp(flags[i].names, own[j]);
-        if (!is_own) flags[n++] = flags[i];
+        if (find_word(useless, flags[i].names, strlen(flags[i].names)) < 0) flags[n++] = flags[i];
     }
     flags[n] = (struct cli_flag){0};
 }

@@ -115,7 +115,7 @@ static void follow(struct engine *engine, struct mailbox *box, uint64_t id, bool
         }
         if (print) print_news(box);
         if (!print) box->taken = box->size;
-        if (g_interrupted && !cancelled) {
+        if ((g_interrupted || ferror(stdout)) && !cancelled) { /* or nobody reads it any more */
             cancelled = true;
             sched_cancel(engine->sched, id);
         }

@@ -1,9 +1,10 @@
 #include <ctype.h>
-#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "backend/backend.h"
+#include "base/json.h"
+#include "base/utf8.h"
 #include "cli.h"
 #include "cmd.h"
 #include "model/locate.h"
@@ -81,7 +82,7 @@ static int licence_from_file(const struct checkpoint *checkpoint, const char *na
     char *text = read_text(checkpoint, name);
     if (!text) return 0;
     const char *at = text;
-    while (*at && !isalpha((unsigned char)*at)) at++;
+    while (*at && !isalpha((unsigned char)*at) && (unsigned char)*at < 0x80) at++; /* other scripts have letters too */
     snprintf(out, size, "%.*s", (int)strcspn(at, "\r\n"), at);
     free(text);
     return out[0] != 0;
@@ -116,6 +117,7 @@ static int gather(struct facts *f, const char *model, const char *revision, cons
         *sum += (int64_t)tensor->bytes;
     }
     find_licence(f);
+    utf8_clean(f->licence);
     return 0;
 }
 
@@ -157,7 +159,7 @@ static void print_packed(const struct facts *f) {
     if (f->model.synthetic) printf("SYNTHETIC: random weights, for measuring only\n");
 }
 
-static int print_json(const struct facts *f) {
+static int print_json(const struct facts *f, struct mo_error *error) {
     json_t *formats = json_object();
     for (int i = 0; i < STORED_KINDS; i++) {
         if (f->bytes[i]) json_object_set_new(formats, stored_name(i), json_integer(f->bytes[i]));
@@ -169,10 +171,7 @@ static int print_json(const struct facts *f) {
                              f->licence, "hash", f->hash);
     json_object_set_new(root, "synthetic", json_boolean(f->model.synthetic));
     json_object_set_new(root, "packed", f->checkpoint.is_packed ? packed_json(f) : json_null());
-    int failed = !root || json_dumpf(root, stdout, JSON_INDENT(2));
-    putchar('\n');
-    json_decref(root);
-    return failed;
+    return json_print(root, error);
 }
 
 static void print_count(const char *name, int64_t n) {
@@ -225,7 +224,7 @@ int cmd_info(int argc, char **argv) {
     struct depth depth = {0};
     /* clang-format off */
     const struct cli_flag flags[] = {
-        {.names = "--model", .type = CLI_STRING, .target = &model, .value = "MODEL", .help = "the model, if not given as MODEL"},
+        {.names = "--model,-m", .type = CLI_STRING, .target = &model, .value = "MODEL", .help = "the model, if not given as MODEL"},
         {.names = "--revision", .type = CLI_STRING, .target = &revision, .value = "REV", .help = "branch, tag or commit in the Hugging Face cache"},
         {.names = "--full-hash", .type = CLI_FLAG, .target = &depth.full_hash, .help = "hash every byte instead of samples (reads the whole model)"},
         {.names = "--verify", .type = CLI_FLAG, .target = &depth.verify, .help = "compare every tensor with its checksum, and look for scales that are not\nfinite (files of quantize and synth; reads the whole file)"},
@@ -254,7 +253,7 @@ int cmd_info(int argc, char **argv) {
     if (!code && !facts) code = mo_error_set(&error, MO_E_NO_MEMORY, "no memory");
     if (!code && !model) code = mo_error_set(&error, MO_E_INVALID, "no MODEL given (--help shows how)");
     if (!code) code = gather(facts, model, revision, &depth, &error);
-    if (!code && json && print_json(facts)) code = mo_error_set(&error, MO_E_IO, "cannot write to standard output");
+    if (!code && json) code = print_json(facts, &error);
     if (!code && !json) print_text(facts);
     if (facts) checkpoint_close(&facts->checkpoint);
     free(facts);

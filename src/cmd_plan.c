@@ -20,7 +20,7 @@ static void fill_flags(struct command_line *c, struct cli_flag flags[FLAGS_MAX])
     struct plan_arguments *a = &c->plan;
     /* clang-format off */
     const struct cli_flag table[] = {
-        {.names = "--model", .type = CLI_STRING, .target = &a->model, .value = "MODEL", .help = "the model, if not given as MODEL"},
+        {.names = "--model,-m", .type = CLI_STRING, .target = &a->model, .value = "MODEL", .help = "the model, if not given as MODEL"},
         {.names = "--revision", .type = CLI_STRING, .target = &a->revision, .value = "REV", .help = "branch, tag or commit in the Hugging Face cache"},
         {.names = "--quantization,--quant", .type = CLI_STRING, .target = &a->quant, .value = "RECIPE",
          .help = "f32, bf16, f16, int8, fp8, int4, awq, awq-g64 or awq-g32, and groups that differ:\nint4,head=bf16,routed=2.4 (bits); "
@@ -71,8 +71,7 @@ static int run_plan(const struct plan_arguments *arguments, bool *fits, struct m
     struct plan_report *report = calloc(1, sizeof *report);
     if (!report) return mo_error_set(error, MO_E_NO_MEMORY, "no memory");
     int code = plan_gather(report, arguments, error);
-    if (!code && arguments->json && plan_print_json(report))
-        code = mo_error_set(error, MO_E_IO, "cannot write to standard output");
+    if (!code && arguments->json) code = plan_print_json(report, error);
     if (!code && !arguments->json) plan_print_text(report);
     *fits = report->memory.fits;
     free(report);

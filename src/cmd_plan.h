@@ -35,7 +35,7 @@ struct plan_report {
 int plan_gather(struct plan_report *report, const struct plan_arguments *arguments, struct mo_error *error);
 
 void plan_print_text(const struct plan_report *report);
-int plan_print_json(const struct plan_report *report);
+int plan_print_json(const struct plan_report *report, struct mo_error *error);
 
 /* Why this engine, as it is, cannot run what was planned; NULL: it can. */
 const char *plan_report_not_here(const struct plan_report *report);

@@ -1,7 +1,7 @@
 /* cmd_plan_check.c - whether a published figure can be true: a token of one sequence needs every active weight once. */
-#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include "base/json.h"
 #include "cmd_plan.h"
 
 /* "14.8B", "350M" */
@@ -54,8 +54,5 @@ int plan_run_check(const struct plan_check *check, bool *possible, struct mo_err
     }
     json_t *root = json_pack("{sb sf sf sf sf}", "possible", *possible, "limit_tokens_per_s", limit,
                              "practical_tokens_per_s", practical, "share", share, "bytes_per_token", bytes);
-    int failed = !root || json_dumpf(root, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
-    putchar('\n');
-    json_decref(root);
-    return failed ? mo_error_set(error, MO_E_IO, "cannot write to standard output") : 0;
+    return json_print(root, error);
 }

@@ -1,6 +1,5 @@
 /* cmd_plan_json.c - one plan for programs. */
-#include <jansson.h>
-#include <stdio.h>
+#include "base/json.h"
 #include "cmd_plan.h"
 
 static json_t *groups_json(const struct plan_weights *w) {
@@ -99,15 +98,12 @@ static json_t *memory_json(const struct plan_report *r) {
     return root;
 }
 
-int plan_print_json(const struct plan_report *r) {
+int plan_print_json(const struct plan_report *r, struct mo_error *error) {
     json_t *root = memory_json(r);
     json_object_set_new(root, "machine", machine_json(r));
     json_object_set_new(root, "decode", speeds_json(r, r->decode, r->n_decode, true));
     json_object_set_new(root, "prefill", speeds_json(r, r->prefill, r->n_prefill, false));
     json_object_set_new(root, "nearest", nearest_json(r));
     if (r->arguments->explain) json_object_set_new(root, "constants", constants_json());
-    int failed = !root || json_dumpf(root, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
-    putchar('\n');
-    json_decref(root);
-    return failed;
+    return json_print(root, error);
 }

@@ -96,10 +96,7 @@ static int quantize(const struct arguments *a, const struct recipe *recipe, stru
     source_close(s);
     if (code) return code;
     if (seen) log_info("calibrated with %d tokens of %s", seen, a->calibrate);
-    if (recipe_print_report(&report, recipe, a->out, clock_now_s() - start, a->json)) {
-        code = mo_error_set(error, MO_E_IO, "cannot write to standard output");
-    }
-    return code;
+    return recipe_print_report(&report, recipe, a->out, clock_now_s() - start, a->json, error);
 }
 
 int cmd_quantize(int argc, char **argv) {
@@ -110,7 +107,7 @@ int cmd_quantize(int argc, char **argv) {
     /* clang-format off */
     const struct cli_flag flags[] = {
         {.names = "--output,-o", .type = CLI_STRING, .target = &a.out, .value = "FILE", .help = "the file to write: the whole model in one"},
-        {.names = "--model", .type = CLI_STRING, .target = &a.model, .value = "MODEL", .help = "the model, if not given as MODEL"},
+        {.names = "--model,-m", .type = CLI_STRING, .target = &a.model, .value = "MODEL", .help = "the model, if not given as MODEL"},
         {.names = "--revision", .type = CLI_STRING, .target = &a.revision, .value = "REV", .help = "branch, tag or commit in the Hugging Face cache"},
         {.names = "--calibrate", .type = CLI_STRING, .target = &a.calibrate, .value = "TEXT",
          .help = "run the model over this file first, and keep small the error of what\nit computes there instead of that of the weights"},

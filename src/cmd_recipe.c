@@ -3,6 +3,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
+#include "base/json.h"
 
 void recipe_flags(struct recipe_arguments *a, struct cli_flag flags[RECIPE_FLAGS_MAX]) {
     /* clang-format off */
@@ -32,7 +33,9 @@ int recipe_from_arguments(struct recipe *recipe, struct recipe_arguments *a, str
     if (!a->quant) return mo_error_set(error, MO_E_INVALID, "no --quant given: int4, int8, fp8 or bf16");
     int n = snprintf(a->text, sizeof a->text, "%s", a->quant);
     int code = n < 0 || (size_t)n >= sizeof a->text / 2 ? mo_error_set(error, MO_E_INVALID, "--quant: too long") : 0;
-    if (!code) code = recipe_parse(recipe, a->quant, a->group_size ? a->group_size : 128, error);
+    if (!code && (code = recipe_parse(recipe, a->quant, a->group_size ? a->group_size : 128, error))) {
+        mo_error_prefix(error, a->group_size ? "--quant, --group" : "--quant");
+    }
     for (int i = 0; i < TENSOR_GROUPS && !code; i++) {
         if (!a->groups[i]) continue;
         code = recipe_set(recipe, (enum tensor_group)i, a->groups[i], error);
@@ -49,23 +52,21 @@ static double relative(const struct make_error *sum) {
     return sum->total > 0 ? sqrt(sum->error / sum->total) : 0;
 }
 
-static int print_json(const struct make_report *report, const struct recipe *recipe, const char *path, double seconds) {
+static int print_json(const struct make_report *report, const struct recipe *recipe, const char *path, double seconds,
+                      struct mo_error *error) {
     json_t *errors = json_object();
     for (int i = 0; i < TENSOR_GROUPS; i++) {
         if (report->groups[i].total <= 0) continue;
         json_object_set_new(errors, tensor_group_name((enum tensor_group)i), json_real(relative(&report->groups[i])));
     }
-    json_t *root = json_pack("{ss sI sf so so}", "file", path, "bytes", (json_int_t)report->bytes, "seconds", seconds,
-                             "formats", recipe_json(recipe), "relative_error", errors);
-    int failed = !root || json_dumpf(root, stdout, JSON_INDENT(2));
-    putchar('\n');
-    json_decref(root);
-    return failed;
+    json_t *root = json_pack("{so sI sf so so}", "file", json_lossy(path), "bytes", (json_int_t)report->bytes,
+                             "seconds", seconds, "formats", recipe_json(recipe), "relative_error", errors);
+    return json_print(root, error);
 }
 
 int recipe_print_report(const struct make_report *report, const struct recipe *recipe, const char *path, double seconds,
-                        bool json) {
-    if (json) return print_json(report, recipe, path, seconds);
+                        bool json, struct mo_error *error) {
+    if (json) return print_json(report, recipe, path, seconds, error);
     printf("%s: %.3f GB in %.1f s (%.2f GB/s)\n", path, (double)report->bytes * 1e-9, seconds,
            (double)report->bytes * 1e-9 / seconds);
     for (int i = 0; i < TENSOR_GROUPS; i++) {

@@ -19,6 +19,6 @@ int recipe_from_arguments(struct recipe *recipe, struct recipe_arguments *argume
 
 /* What was written, for people or for programs. Returns non-zero if it cannot be printed. */
 int recipe_print_report(const struct make_report *report, const struct recipe *recipe, const char *path, double seconds,
-                        bool json);
+                        bool json, struct mo_error *error);
 
 #endif

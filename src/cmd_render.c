@@ -88,7 +88,7 @@ int cmd_render(int argc, char **argv) {
          .target = &options.json,
          .help = "print {\"text\": ..., \"ids\": [...]}: the ids are those that the\nengine gets, with no "
                  "special token out of a message's text"},
-        {.names = "--model",
+        {.names = "--model,-m",
          .type = CLI_STRING,
          .target = &options.model,
          .value = "MODEL",

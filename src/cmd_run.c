@@ -55,14 +55,14 @@ static const char *finish_name(enum finish_reason finish) {
     return names[finish];
 }
 
-static int print_json(const struct generation *g) {
+static int print_json(const struct generation *g, struct mo_error *error) {
     json_t *root = json_pack("{so ss si si sf sf}", "text", json_stringn(g->text ? g->text : "", g->text_size),
                              "finish_reason", finish_name(g->finish), "prompt_tokens", g->n_prompt, "completion_tokens",
                              g->n_generated, "first_token_s", g->first_token_s, "total_s", g->total_s);
-    int failed = !root || json_dumpf(root, stdout, 0);
+    int failed = !root || (json_dumpf(root, stdout, 0) && !ferror(stdout)); /* main looks at the stream */
     putchar('\n');
     json_decref(root);
-    return failed;
+    return failed ? mo_error_set(error, MO_E_NO_MEMORY, "no memory for the answer in JSON") : 0;
 }
 
 static int complete(struct engine *engine, const struct arguments *a, struct sched_request *request,
@@ -82,7 +82,7 @@ static int complete(struct engine *engine, const struct arguments *a, struct sch
     request->grammar_after = engine_reasoning_end(engine, &prompt);
     if (!code && a->echo && a->prompt && !a->json) fputs(a->prompt, stdout);
     if (!code) code = generate(engine, request, !a->json, &answer, error);
-    if (!code && a->json && print_json(&answer)) code = mo_error_set(error, MO_E_IO, "cannot write to standard output");
+    if (!code && a->json) code = print_json(&answer, error);
     if (!code && !a->json) {
         putchar('\n');
         generation_print_timings(&answer);
@@ -164,7 +164,7 @@ int cmd_run(int argc, char **argv) {
         {.names = "--suffix", .type = CLI_STRING, .target = &a.suffix, .value = "FILE", .help = "fill in the middle: what comes after it"},
         {.names = "--chat", .type = CLI_FLAG, .target = &a.chat, .help = "talk; ctrl-C stops an answer"},
         {.names = "--system", .type = CLI_STRING, .target = &a.system, .value = "TEXT", .help = "the system message of --chat"},
-        {.names = "--max-tokens,-n", .type = CLI_INT, .target = &a.max_tokens, .given = &a.has_max_tokens, .min = 0, .max = 1 << 26,
+        {.names = "--max-tokens,--predict,--n-predict,-n", .type = CLI_INT, .target = &a.max_tokens, .given = &a.has_max_tokens, .min = 0, .max = 1 << 26,
          .value = "N", .help = "tokens to generate (default 256; with --chat 2048)"},
         {.names = "--stop", .type = CLI_LIST, .target = &a.stop, .value = "TEXT", .help = "end where this text appears; repeatable"},
         {.names = "--json-schema,-j", .type = CLI_STRING, .target = &a.schema, .value = "TEXT|FILE",
@@ -196,6 +196,7 @@ int cmd_run(int argc, char **argv) {
     int n_positionals, code = cli_parse(&command, argc, argv, &positional, &n_positionals, &error);
     if (code > 0) return 0;
     if (n_positionals) options.model = positional;
+    options.max_grammars = a.schema || a.regex || a.rules || a.rules_file;
     if (!code) code = check_arguments(&a, &error);
     if (!code) code = ranks_start(&error);
     if (!code) code = engine_open(&engine, &options, &error);

@@ -158,6 +158,7 @@ int cmd_serve(int argc, char **argv) {
     }
     if (n && !a.engine.model) a.engine.model = positional;
     a.engine.take_cache = true;
+    a.engine.max_grammars = GRAMMAR_CACHE_MAX;
     if (!code) code = serve_arguments_settle(&a, &error);
     if (!code) code = ranks_start(&error);
     if (!code && ranks_self() > 0) {

@@ -29,10 +29,7 @@ static int synthesize(struct arguments *a, const struct recipe *recipe, struct m
     if (!code) code = synth_file(&job, a->out, a->recipe.text, &report, error);
     pool_destroy(pool);
     json_decref(config);
-    if (!code && recipe_print_report(&report, recipe, a->out, clock_now_s() - start, a->json)) {
-        code = mo_error_set(error, MO_E_IO, "cannot write to standard output");
-    }
-    return code;
+    return code ? code : recipe_print_report(&report, recipe, a->out, clock_now_s() - start, a->json, error);
 }
 
 int cmd_synth(int argc, char **argv) {

@@ -77,7 +77,7 @@ int cmd_text_lines(const struct cli_command *command, int argc, char **argv, cmd
     int n = 0;
     struct mo_error error = {0};
     const struct cli_flag flags[] = {
-        {.names = "--model",
+        {.names = "--model,-m",
          .type = CLI_STRING,
          .target = &model,
          .value = "MODEL",

@@ -32,7 +32,7 @@ void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_M
     /* clang-format off */
     const struct cli_flag table[] = {
         {.names = "Engine", .type = CLI_HEADING},
-        {.names = "--model", .type = CLI_STRING, .target = &o->model, .value = "MODEL",
+        {.names = "--model,-m", .type = CLI_STRING, .target = &o->model, .value = "MODEL",
          .help = "the model, if not given as MODEL: a folder, or org/name in the\nHugging Face cache"},
         {.names = "--revision", .type = CLI_STRING, .target = &o->revision, .value = "REV",
          .help = "branch, tag or commit in the Hugging Face cache (default main)"},
@@ -45,17 +45,17 @@ void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_M
          .help = "with mpirun -n, how many routed experts each process holds, one to\nanother (default: as many as each other, or "
                  "what there is room for)"},
         {.names = "--expert-cache", .type = CLI_STRING, .target = &o->expert_cache, .value = "GIB",
-         .help = "memory for routed experts, the others are read from the packed\nfile when they are needed; 0: they are mapped "
-                 "(default auto: 0 if the\nmodel fits into memory, else all that is left)"},
+         .help = "memory for routed experts, the others are read from disk when\nthey are needed; 0: they are mapped "
+                 "(default auto: 0 if the model fits\ninto memory, else all that is left)"},
         {.names = "--threads,-t", .type = CLI_INT, .target = &o->threads, .min = 1, .max = MAX_THREADS, .value = "N",
          .help = "threads (default: the processors this process may use)"},
         {.names = "--cpu-strict", .type = CLI_INT, .target = &o->cpu_strict, .max = 1, .value = "0|1",
          .help = "1: each thread stays on a processor of its own, one a core first\n(default 0; other programs then delay every step)"},
-        {.names = "--max-model-len,--context,-c", .type = CLI_INT, .target = &o->max_model_len, .min = 1,
+        {.names = "--max-model-len,--context,--ctx-size,-c", .type = CLI_INT, .target = &o->max_model_len, .min = 1,
          .max = 1 << 26, .value = "N", .help = "longest sequence, prompt and answer\n(default: the model's, or what fits)"},
-        {.names = "--max-num-seqs,--seqs", .type = CLI_INT, .target = &o->max_num_seqs, .min = 1, .max = MAX_SEQS,
-         .value = "N", .help = "sequences that run at once; more wait"},
-        {.names = "--max-num-batched-tokens", .type = CLI_INT, .target = &o->max_num_batched_tokens, .min = 1,
+        {.names = "--max-num-seqs,--seqs,--parallel,-np", .type = CLI_INT, .target = &o->max_num_seqs, .min = 1, .max = MAX_SEQS,
+         .value = "N", .help = "sequences that run at once; more wait (default: serve 8, eval 16,\nbench its largest --batch)"},
+        {.names = "--max-num-batched-tokens,--batch-size,-b", .type = CLI_INT, .target = &o->max_num_batched_tokens, .min = 1,
          .max = MAX_BATCHED_TOKENS, .value = "N", .help = "tokens computed in one step (default 512)"},
         {.names = "--draft-max,--draft", .type = CLI_INT, .target = &o->max_drafts, .max = DRAFT_MAX, .value = "N",
          .help = "guess up to N tokens a step where the text repeats itself, and keep\nthose that are right: the same answers, "
@@ -69,7 +69,7 @@ void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_M
          .help = "int4, int8, fp8 or bf16: quantize while loading (`moebius quantize`\ndoes it once and for all); "
                  "default auto: as the weights are"},
         {.names = "--compute", .type = CLI_CHOICE, .target = &o->compute, .choices = "fast|f32",
-         .help = "fast (default): 8-bit activations for 4-bit weights;\nf32: everything in single precision, the yardstick"},
+         .help = "fast (default): 8-bit activations for INT4, INT8 and AWQ weights;\nf32: everything in single precision, the yardstick"},
         {.names = "--attention", .type = CLI_CHOICE, .target = &o->attention, .choices = "auto|absorbed|expanded",
          .help = "form of latent attention (default auto: by chunk length)"},
         {.names = "--batch-invariant", .type = CLI_FLAG, .target = &o->batch_invariant,
@@ -118,7 +118,7 @@ static int open_text(struct engine *engine, struct mo_error *error) {
     if (code) return code;
     add_eos(engine, tokenizer_eos(engine->tokenizer));
     if (tokenizer_size(engine->tokenizer) > engine->model.vocab) {
-        return mo_error_set(error, MO_E_INVALID, "%s: tokenizer.json has ids up to %d, config.json a vocab_size of %d",
+        return mo_error_set(error, MO_E_CORRUPT, "%s: tokenizer.json has ids up to %d, config.json a vocab_size of %d",
                             engine->path, tokenizer_size(engine->tokenizer) - 1, engine->model.vocab);
     }
     code = grammar_cache_create(&engine->grammars, engine->tokenizer, engine->model.vocab, error);

@@ -17,7 +17,7 @@ struct engine_options {
     int expert_device;         /* 0 auto and 1 gpu: with the rest; 2 cpu: routed experts on the CPU */
     const char *device;        /* NULL or "auto", "cpu", "cuda", "cuda:N" */
     const char *expert_shares; /* of each process; NULL: what they have room for (engine_ranks.h) */
-    const char *expert_cache;  /* NULL or "auto", or GiB that routed experts may take; "0": as they lie in the file */
+    const char *expert_cache;  /* NULL or "auto", or GiB that routed experts may take; "0": as they lie in the files */
     int threads;
     int cpu_strict; /* 1: each thread on a processor of its own */
     int max_model_len, max_num_seqs, max_num_batched_tokens;
@@ -29,6 +29,7 @@ struct engine_options {
     int generation_config;    /* 0 auto: the model's sampling defaults; 1 none (vLLM's word: "vllm") */
     int max_logits;           /* logit rows a step; 0: max_num_seqs */
     int max_drafts;           /* tokens to guess a sequence and step; 0: none */
+    int max_grammars;         /* that answers may have, GRAMMAR_CACHE_MAX at most: memory is left for them */
     const char *quantization; /* NULL or "auto": as the weights are; else what to make of them on the way in */
     const char *like;         /* not a MODEL but random weights in memory: a name of synth.h, or of ... */
     const char *like_config;  /* ... a config.json; NULL: none */

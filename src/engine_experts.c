@@ -33,7 +33,7 @@ static double memory_bytes(const struct engine *engine) {
 
 /* What the host holds besides experts, cache and scratch. */
 static double rest_bytes(const struct engine *engine) {
-    return engine->gpu < 0 ? (double)engine->checkpoint.total_bytes - (double)store_record_bytes(engine->store) : 0;
+    return engine->gpu < 0 ? (double)store_rest_bytes(engine->store) : 0;
 }
 
 static double least_bytes(const struct engine *engine) {
@@ -48,6 +48,16 @@ static void choose_freely(struct engine *engine) {
     if (store_open(&engine->store, &engine->model, &engine->weights, &engine->checkpoint, &reason)) {
         log_warn("the weights do not fit into memory, and their experts cannot be cached: %s", reason.message);
     }
+}
+
+int engine_experts_check_made(const struct engine_options *options, struct mo_error *error) {
+    double bytes;
+    if (is_auto(options)) return 0;
+    int code = parse_size(options->expert_cache, &bytes, error);
+    if (code || bytes == 0) return code;
+    return mo_error_set(error, MO_E_UNSUPPORTED,
+                        "--expert-cache: with --quantization or --like the weights are made in memory: no file has "
+                        "experts that could be read one by one; `moebius quantize` makes one");
 }
 
 int engine_experts_choose(struct engine *engine, struct mo_error *error) {
@@ -100,7 +110,7 @@ int engine_experts_start(struct engine *engine, struct backend_options *backend,
     int code = store_start(store, (size_t)bytes, backend->take_cache, NULL, error);
     if (code) return code;
     if (engine->gpu < 0) store_touch_rest(store);
-    log_info("%d of %d experts fit into %.2f of %.2f GiB; the others are read from the file when they are needed "
+    log_info("%d of %d experts fit into %.2f of %.2f GiB; the others are read from disk when they are needed "
              "(--expert-cache)",
              store_slots(store), store_records(store),
              (double)store_slots(store) * (double)store_slot_bytes(store) / GIB,

@@ -1,9 +1,12 @@
-/* engine_experts.h - --expert-cache: whether routed experts are read from the file when they are needed, and into how much
+/* engine_experts.h - --expert-cache: whether routed experts are read from disk when they are needed, and into how much
  * memory (expert/store.h). */
 #ifndef MOEBIUS_ENGINE_EXPERTS_H
 #define MOEBIUS_ENGINE_EXPERTS_H
 
 #include "engine.h"
+
+/* Weights are going to be made, which takes its time, and is in vain where experts are to be read from a file. */
+int engine_experts_check_made(const struct engine_options *options, struct mo_error *error);
 
 /* Settles engine->store (NULL: experts are used where they lie) and engine->expert_bytes from options.expert_cache. Needs the
  * weights and the device. */

@@ -4,6 +4,7 @@
 #include <string.h>
 #include "base/log.h"
 #include "base/pool.h"
+#include "engine_experts.h"
 #include "model/quantize.h"
 #include "model/synth.h"
 
@@ -123,7 +124,10 @@ int engine_make_weights(struct engine *engine, struct mo_error *error) {
 
 int engine_settle_weights(struct engine *engine, struct mo_error *error) {
     const char *name = engine->options.quantization;
-    if (!engine->options.like) return is_as_it_is(&engine->model, name) ? 0 : quantize(engine, name, error);
+    if (!engine->options.like && is_as_it_is(&engine->model, name)) return 0;
+    int code = engine_experts_check_made(&engine->options, error);
+    if (code) return code;
+    if (!engine->options.like) return quantize(engine, name, error);
     if (may_be_later(engine)) return 0;
     weights_free(&engine->weights);
     return make_like(engine, false, error);

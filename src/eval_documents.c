@@ -9,7 +9,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include "base/file.h"
-#include "text/utf8.h"
+#include "base/utf8.h"
 
 enum { MAX_DOCUMENT_BYTES = 64 << 20, MAX_PATH_BYTES = 4096, MAX_DEPTH = 32 };
 

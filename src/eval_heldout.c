@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include "base/json.h"
 #include "eval_answers.h"
 #include "eval_cases.h"
 #include "eval_python.h"
@@ -114,8 +115,8 @@ static int note_answers(const struct task *task, const char *kind, json_t *notes
     for (int i = 0; i < task->n_answers && notes; i++) {
         const struct eval_answer *answer = &task->answers[i];
         const struct eval_case *one = task->asked[i];
-        json_t *note = json_pack("{ss ss si si ss% ss% sb sb}", "kind", kind, "file", one->document->name, "line",
-                                 line_number(one), "prompt_tokens", (int)answer->prompt.n, "asked",
+        json_t *note = json_pack("{ss so si si ss% ss% sb sb}", "kind", kind, "file", json_lossy(one->document->name),
+                                 "line", line_number(one), "prompt_tokens", (int)answer->prompt.n, "asked",
                                  one->document->text + one->begin, one->end - one->begin, "answer",
                                  answer->text ? answer->text : "", answer->size, "ended", answer->is_ended, "right",
                                  task->is_right[i]);

@@ -16,16 +16,8 @@ enum { VERSION = 1 };
 _Static_assert(sizeof(struct eval_logits_header) == 64, "the header is what the file begins with");
 
 uint16_t eval_f32_to_f16(float value) {
-    const double largest = 65504, least_normal = 0x1p-14;
-    double size = fabs((double)value);
-    uint16_t sign = signbit(value) ? 0x8000 : 0;
-    if (size > largest) size = largest; /* NaN compares false; the engine refuses it before */
-    if (size < least_normal) return sign | (uint16_t)nearbyint(size * 0x1p24);
-    int exponent;
-    double fraction = frexp(size, &exponent); /* 0.5 <= fraction < 1 */
-    int mantissa = (int)nearbyint(fraction * 2048) - 1024;
-    int bits = ((exponent + 14) << 10) + mantissa; /* a mantissa of 1024 carries into the exponent */
-    return sign | (uint16_t)(bits < 0x7BFF ? bits : 0x7BFF);
+    const float largest = 65504;
+    return f32_to_f16(value > largest ? largest : value < -largest ? -largest : value);
 }
 
 /* ---- out ---- */

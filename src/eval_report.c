@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include "base/json.h"
 
 static double top1(const struct eval_sums *sums) {
     return (double)sums->right / (double)sums->tokens;
@@ -24,30 +25,31 @@ static json_t *reason_json(const struct eval_share *share) {
 /* What every row has. */
 static json_t *common_json(const struct engine *engine, const struct eval_result *r, const struct eval_result *first) {
     double bits = eval_bits_per_byte(&r->text);
-    return json_pack("{ss ss ss sf sf sf sI sI sI si sf ss ss ss}", "weights", r->weights, "kv", r->kv, "compute",
-                     r->compute, "bits_per_byte", bits, "bits_per_byte_change", bits - eval_bits_per_byte(&first->text),
-                     "top1", top1(&r->text), "tokens", (json_int_t)r->text.tokens, "bytes", (json_int_t)r->text.bytes,
-                     "top1_right", (json_int_t)r->text.right, "window_tokens", r->window, "seconds", r->seconds,
-                     "model", engine->path, "model_hash", r->hash, "version", MOEBIUS_VERSION);
+    return json_pack("{ss ss ss so so sf sI sI sI si sf so ss ss}", "weights", r->weights, "kv", r->kv, "compute",
+                     r->compute, "bits_per_byte", json_finite(bits), "bits_per_byte_change",
+                     json_finite(bits - eval_bits_per_byte(&first->text)), "top1", top1(&r->text), "tokens",
+                     (json_int_t)r->text.tokens, "bytes", (json_int_t)r->text.bytes, "top1_right",
+                     (json_int_t)r->text.right, "window_tokens", r->window, "seconds", r->seconds, "model",
+                     json_lossy(engine->path), "model_hash", r->hash, "version", MOEBIUS_VERSION);
 }
 
 static json_t *heldout_json(const struct eval_plan *plan, const struct eval_result *r) {
-    return json_pack("{so so so so si si si si ss? si sI ss}", "fim_exact_line", share_json(&r->lines), "fim_reason",
+    return json_pack("{so so so so si si si si ss? si sI so}", "fim_exact_line", share_json(&r->lines), "fim_reason",
                      reason_json(&r->lines), "parseable", share_json(&r->functions), "parseable_reason",
                      reason_json(&r->functions), "fim_tried", r->lines.tried, "fim_right", r->lines.right,
                      "parseable_tried", r->functions.tried, "parseable_right", r->functions.right, "python",
                      r->python[0] ? r->python : NULL, "documents", r->n_documents, "seed", (json_int_t)plan->seed,
-                     "heldout", plan->heldout);
+                     "heldout", json_lossy(plan->heldout));
 }
 
 static json_t *text_json(const struct eval_plan *plan, const struct eval_result *r) {
     const struct eval_divergence *d = &r->divergence;
-    json_t *root = json_pack("{ss si sf sf}", "text", plan->text, "windows", r->n_windows, "nats_per_token",
-                             nats_per_token(&r->text), "perplexity", exp(nats_per_token(&r->text)));
+    json_t *root = json_pack("{so si sf so}", "text", json_lossy(plan->text), "windows", r->n_windows, "nats_per_token",
+                             nats_per_token(&r->text), "perplexity", json_finite(exp(nats_per_token(&r->text))));
     if (!root || !plan->reference) return root;
-    json_t *reference =
-        json_pack("{ss sf sf sf sf sf}", "file", plan->reference, "kl_mean", d->mean, "kl_p99", d->p99, "kl_max",
-                  d->max, "top1_agreement", d->top1_agreement, "perplexity", exp(d->reference_nats));
+    json_t *reference = json_pack("{so sf sf sf sf so}", "file", json_lossy(plan->reference), "kl_mean", d->mean,
+                                  "kl_p99", d->p99, "kl_max", d->max, "top1_agreement", d->top1_agreement, "perplexity",
+                                  json_finite(exp(d->reference_nats)));
     if (json_object_set_new(root, "reference", reference) == 0) return root;
     json_decref(root);
     return NULL;

@@ -28,17 +28,17 @@ static const struct {
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
 static void print_help(FILE *out) {
-    fprintf(out,
-            "Moebius " MOEBIUS_VERSION
-            " runs DeepSeek's mixture-of-experts models (V2-Lite, Coder-V2-Lite, V2, V3, R1).\n"
-            "\n"
-            "Usage: moebius COMMAND MODEL [flags]\n"
-            "\n"
-            "MODEL is a folder with config.json, *.safetensors and tokenizer.json as published on Hugging Face,\n"
-            "or org/name if it is in the Hugging Face cache, or one file of `moebius quantize`. Weights are read as they\n"
-            "are: F32, F16, BF16, FP8, AWQ, and our own INT8 and INT4.\n"
-            "\n"
-            "Commands:\n");
+    fprintf(
+        out,
+        "Moebius " MOEBIUS_VERSION " runs DeepSeek's mixture-of-experts models (V2-Lite, Coder-V2-Lite, V2, V3, R1).\n"
+        "\n"
+        "Usage: moebius COMMAND MODEL [flags]\n"
+        "\n"
+        "MODEL is a folder with config.json, *.safetensors and tokenizer.json as published on Hugging Face,\n"
+        "or org/name if it is in the Hugging Face cache (HF_HUB_CACHE, HF_HOME, ~/.cache/huggingface), or one file of\n"
+        "`moebius quantize`. Weights are read as they are: F32, F16, BF16, FP8, AWQ, and our own INT8 and INT4.\n"
+        "\n"
+        "Commands:\n");
     for (int i = 0; i < N_COMMANDS; i++) fprintf(out, "  %-12s %s\n", commands[i].name, commands[i].about);
     fprintf(out, "\n"
                  "Try:\n"

@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import struct
 from pathlib import Path
 
@@ -70,3 +71,32 @@ def bf16_from(values):
 
 def bf16_to(raw):
     return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
+
+
+def scatter(source, folder, seed=1, shards=3, shard_of=None):
+    """The checkpoint `source` with its tensors shuffled over other files, as far as alignment allows: those of one byte an item
+    at odd offsets. `shard_of(name)`: the file of a tensor, or None for any of the others."""
+    source, folder, mix = Path(source), Path(folder), random.Random(seed)
+    folder.mkdir()
+    for path in source.iterdir():
+        if not path.name.startswith("model") and path.suffix == ".json" or path.name == "config.json":
+            (folder / path.name).write_bytes(path.read_bytes())
+    files = [{} for _ in range(shards)]
+    kept = shards - 1 if shard_of else shards
+    for path in sorted(source.glob("*.safetensors")):
+        file = File(path)
+        for name, entry in file.tensors().items():
+            chosen = shard_of(name) if shard_of else None
+            index = mix.randrange(kept) if chosen is None else chosen
+            files[index][name] = (entry["dtype"], entry["shape"], file.bytes_of(name))
+    weight_map = {}
+    for index, tensors in enumerate(files):
+        names = list(tensors)
+        mix.shuffle(names)
+        odd = f"model.layers.{index}.self_attn.rotary_emb.inv_freq"  # ignored
+        tensors[odd] = ("U8", [1], b"\0")
+        names = sorted([odd] + names, key=lambda name: -ITEM_BYTES[tensors[name][0]])
+        file = f"model-{index + 1:05}-of-{shards:05}.safetensors"
+        (folder / file).write_bytes(pack(*build({name: tensors[name] for name in names})))
+        weight_map.update(dict.fromkeys(names, file))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))

@@ -1,8 +1,9 @@
 """Damaged and unsupported input: each ends in one message that names the file and the tensor or key, and exit status 1
-or 2; never in a crash, a hang or a silent default. Runs under the sanitizers too."""
+(2, wrong usage, is for what the command line says); never in a crash, a hang or a silent default. Runs under the sanitizers too."""
 
 import json
 import os
+import re
 import struct
 
 import numpy as np
@@ -10,12 +11,20 @@ import pytest
 
 import st
 import tiny_tokenizer
-from conftest import DELETE, change_config, copy_set, moebius, refused, succeed
+import conftest
+from conftest import DELETE, change_config, copy_set, moebius, succeed
 
 Q = "model.layers.1.self_attn.q_proj.weight"
 NORM = "model.layers.1.input_layernorm.weight"
 SHARD_1, SHARD_2 = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 INDEX = "model.safetensors.index.json"
+
+
+def refused(result, *words):
+    message = conftest.refused(result, *words)
+    in_the_model = re.search(r"(config|tokenizer|index)\.json|\.safetensors", message)  # not a file that --ids names
+    assert result.code == 1 or not in_the_model, str(result)
+    return message
 
 
 def open_model(folder, ids="1,2,3", *flags):
@@ -121,6 +130,15 @@ def test_bytes_after_the_last_tensor(model):
 def test_shape_that_is_none(model, shape):
     change_entry(model, Q, shape=shape)
     refused(open_model(model), "model.safetensors", Q)
+
+
+@pytest.mark.parametrize("shape", [[0, 2**63 - 1, 2**63 - 1, 2**63 - 1], [2**63 - 1, 0, 2**63 - 1, 2**63 - 1], [0] * 4])
+def test_shape_of_many_digits(model, shape):
+    """No elements, so that nothing overflows, and dimensions as long as they get: they ran over the end of a message's buffer."""
+    change_entry(model, Q, shape=shape)
+    refused(open_model(model), "model.safetensors", Q, f"{shape} does not take")
+    change_entry(model, NORM, shape=shape)
+    refused(moebius("info", model), "model.safetensors", "does not take")
 
 
 @pytest.mark.parametrize("dtype", ["F7", "bf16", "", None, 3])
@@ -599,3 +617,11 @@ def test_weights_are_a_folder(model):
 
 def test_folder_is_empty(tmp_path):
     refused(open_model(tmp_path), "config.json")
+
+
+def test_more_weights_than_can_be_counted(model):
+    """Sizes that are within bounds, one by one: `info` reads no tensor, and counted below zero."""
+    change_config(model, num_hidden_layers=1024, hidden_size=1 << 20, n_routed_experts=4096, moe_intermediate_size=1 << 20)
+    for arguments in (["info", model], ["run", model, "-p", "x"], ["synth", "--config", model / "config.json", "-o", model / "x"]):
+        result = moebius(*arguments)
+        refused(result, "config.json", "1e15")

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -13,10 +14,11 @@ import pytest
 
 import st
 import tiny_tokenizer
-from conftest import GOLDEN, PROGRAM, SETS, change_config, copy_set, moebius, refused, succeed
+from conftest import GOLDEN, PROGRAM, ROOT, SETS, change_config, copy_set, moebius, refused, succeed
 
 COMMANDS = ["run", "info", "logits", "tokenize", "detokenize", "render"]
 LITE = GOLDEN / "v2lite-tiny"
+DEMO = ROOT / "models" / "demo"
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,18 @@ def test_help_lists_the_flags(command, flags):
     text = succeed(command, "--help").text
     missing = [flag for flag in flags if not re.search(rf"(^|[\s,]){flag}([\s,]|$)", text, re.M)]
     assert not missing, text
+
+
+@pytest.mark.parametrize("command", re.findall(r"^  (\w+)  ", moebius("--help").text, re.M))
+def test_help_says_each_name_once(command):
+    """What a command has of its own is not also said to be the engine's: logits --experts is a file."""
+    names = [name for line in re.findall(r"^  ((?:-[^ ,]+(?:, )?)+)", moebius(command, "--help").text, re.M) for name in line.split(", ")]
+    assert len(names) >= 2 and len(set(names)) == len(names), sorted(names)
+
+
+def test_names_that_llama_cpp_has(talker):
+    result = moebius("run", "-m", talker, "-p", "Hello", "--predict", 3, "--ctx-size", 64, "-b", 16, "-np", 1, "--json")
+    assert result.json["completion_tokens"] <= 3, str(result)
 
 
 def test_no_command():
@@ -500,3 +514,43 @@ def test_run_interrupted_by_ctrl_c(talker):
     process.communicate(timeout=30)
     assert time.monotonic() - start < 10
     assert process.returncode in (0, 130, -signal.SIGINT)
+
+
+def test_run_ends_when_nobody_reads(talker):
+    """`run ... | head`: the rest would be computed for nobody."""
+    process = subprocess.Popen([PROGRAM, "run", str(talker), "-p", "Hello", "-n", "100000", "--ignore-eos", "--temperature", "1"],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.read(1)
+    process.stdout.close()
+    said = process.stderr.read().decode()
+    process.stderr.close()
+    assert process.wait(30) == 1 and "cannot write to standard output" in said, said
+    assert int(re.search(r"(\d+) tokens", said.split("first token")[1]).group(1)) < 10000, said
+
+
+# --- names that are not UTF-8 ----------------------------------------------------------------------------------------
+
+
+def test_json_of_a_model_with_an_odd_name(tmp_path):
+    """The end of a long measurement is no time to stumble over a byte in a name."""
+    odd = os.fsdecode(bytes(tmp_path) + b"/mod\xffel")
+    shutil.copytree(DEMO, odd)
+    card = "--gpu", "none", "--ram", "64@50"
+    assert succeed("plan", odd, *card, "--json").json["model"].endswith("mod?el")
+    few = "--prompt", 16, "--generate", 2, "--batch", 1, "--depth", 0, "--repeat", 1
+    assert succeed("bench", odd, *few, "--json").json["model"].endswith("mod\ufffdel")
+    made = succeed("quantize", DEMO, "--quant", "int4", "-o", odd + ".safetensors", "--json").json
+    assert made["file"].endswith("mod\ufffdel.safetensors")
+
+
+@pytest.mark.parametrize("title", [b"Lizenz f\xfcr alle", "é".encode() * 200, b"Licence \x1b[31mof nobody"], ids=["latin", "long", "red"])
+def test_info_with_an_odd_licence(tmp_path, title):
+    folder = tmp_path / "m"
+    shutil.copytree(LITE, folder)
+    (folder / "LICENSE").write_bytes(title + b"\nText\n")
+    licence = info(folder)["licence"]
+    assert len(licence) > 10 and "\x1b" not in licence and licence in succeed("info", folder).text
+
+
+def test_chat_refuses_a_system_message_that_is_no_text():
+    refused(moebius("run", DEMO, "--chat", "--system", os.fsdecode(b"\xff"), stdin=b"hello\n"), "--system", "UTF-8")

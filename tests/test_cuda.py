@@ -374,10 +374,14 @@ def test_experts_on_the_cpu_are_not_on_the_card(tmp_path):
     refused(info(*GPU, *flags, event=count_of("event", *flags) - 1), "GPU 0", "unspecified launch failure")
 
 
-def test_experts_on_the_cpu_from_disk(tmp_path):
+@pytest.mark.parametrize("name", ["packed", "v3-tiny-fp8", "v2lite-tiny-awq"])
+def test_experts_on_the_cpu_from_disk(name, tmp_path):
     """Beside a card they are read when they are needed as they are without one."""
     file, ids = tmp_path / "packed", ",".join(map(str, range(40)))
-    succeed("quantize", Case("v3-tiny", "p1").folder, "--quant", "int4", "-o", file)
+    if name == "packed":
+        succeed("quantize", Case("v3-tiny", "p1").folder, "--quant", "int4", "-o", file)
+    else:
+        file = Case(name, "p1").folder
     flags = ["logits", file, "--ids", ids, "--all", "--chunk", 9, *GPU, "--expert-device", "cpu", "--out"]
     succeed(*flags, tmp_path / "there")
     result = succeed(*flags, tmp_path / "read", "--expert-cache", 0.0001)

@@ -36,12 +36,16 @@ def seen():
 def run(monkeypatch, seen):
     monkeypatch.setattr(conftest, "PROGRAM", str(SHIM / "moebius"))
     monkeypatch.setenv("LD_LIBRARY_PATH", str(BUILD / "tests" / "race"))
+    monkeypatch.setenv("MOEBIUS_CUDA_EARLY", "1")  # the same rules, and one more
 
     def run(model, rows, chunk, *flags):
         ids = ",".join(str(7 * i % 97 + 3) for i in range(rows))
-        result = succeed("logits", GOLDEN / model[0], *model[1:], "--ids", ids, "--chunk", chunk, *GPU, *flags, env=fake(log=1))
-        kernels = set(re.findall(r"^fake cuda: (\w+) \d+ x 256", result.err, re.M))
+        result = succeed("logits", GOLDEN / model[0], *model[1:], "--ids", ids, "--chunk", chunk, *GPU, *flags,
+                         env=fake(log=1, capability=120))
+        launches = re.findall(r"^fake cuda: (\w+) \d+ x 256, \d+ bytes(.*)$", result.err, re.M)
+        kernels = {name for name, _ in launches}
         assert len(kernels) > 5
+        assert all(early == ", may begin early" or name.startswith("repack_") for name, early in launches)
         seen.update(kernels)
 
     return run

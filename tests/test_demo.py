@@ -2,11 +2,13 @@
 tools/train/golden.py), and its quality is what its card says."""
 
 import json
+import os
+import subprocess
 
 import numpy as np
 import pytest
 
-from conftest import ROOT, TESTS, succeed
+from conftest import PROGRAM, ROOT, TESTS, succeed
 
 MODEL = ROOT / "models" / "demo"
 GOLD = TESTS / "golden" / "demo"
@@ -57,3 +59,12 @@ def test_quality_is_what_the_card_says():
                      "--heldout", TESTS / "data" / "heldout", timeout=600).json
     assert row["bits_per_byte"] == pytest.approx(said, abs=0.002)
     assert row["top1"] > 0.3
+
+
+@pytest.mark.parametrize("failing", ["info", "run", "logits", None])
+def test_demo_script_ends_where_the_program_fails(tmp_path, failing):
+    program = tmp_path / "moebius"
+    program.write_text(f'#!/bin/sh\n[ "$1" != "{failing}" ] || exit 7\nexec "{PROGRAM}" "$@"\n')
+    program.chmod(0o755)
+    done = subprocess.run([ROOT / "tools" / "demo.sh"], env={**os.environ, "BUILD": str(tmp_path)}, capture_output=True, text=True)
+    assert (done.returncode == 0) == (failing is None) == ("All 32 tokens" in done.stdout), done.stdout + done.stderr

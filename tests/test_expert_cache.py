@@ -1,5 +1,5 @@
-"""--expert-cache: routed experts in less memory than they take, the rest read from the packed file when it is needed. Every
-number must have the very bits of the model that is in memory; what cannot be read is an error, never a wrong number."""
+"""--expert-cache: routed experts in less memory than they take, the rest read from disk when it is needed, from a packed file
+or from the shards of a checkpoint as it is published. Every number must have the very bits of the model that is in memory; what cannot be read is an error, never a wrong number."""
 
 import functools
 import json
@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 
+import st
 from conftest import GOLDEN, ROOT, moebius, read_f32, refused, succeed
 
 MODELS = {  # name: set, --quant
@@ -16,6 +17,8 @@ MODELS = {  # name: set, --quant
     "v2-fp8": ("v2-tiny", "fp8"),
     "v2lite-bf16": ("v2lite-tiny", "bf16"),
 }
+PLAIN = ["v3-tiny-fp8", "v2-tiny", "v2lite-tiny-awq", "v2lite-tiny-ct-fp8", "v2lite-tiny-fp8-tensor"]  # two in two shards
+SCATTERED = ["v3-tiny-fp8", "v2lite-tiny-awq"]  # and in three, in any order, FP8 at odd offsets
 ALONE = ["--threads", 1]  # two threads have nothing to win at this size
 IDS = ",".join(str(7 * i % 250) for i in range(90))
 PLACES = re.compile(r"moebius: (\d+) of (\d+) experts fit into ")
@@ -26,6 +29,16 @@ def packed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("packed")
     for name, (source, quant) in MODELS.items():
         succeed("quantize", GOLDEN / source, "--quant", quant, "-o", folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session", params=PLAIN + [f"{name} scattered" for name in SCATTERED])
+def plain(request, tmp_path_factory):
+    name, *scattered = request.param.split()
+    if not scattered:
+        return GOLDEN / name
+    folder = tmp_path_factory.mktemp("scattered") / name
+    st.scatter(GOLDEN / name, folder)
     return folder
 
 
@@ -69,6 +82,35 @@ def test_same_bits_on_more_threads_and_in_f32(packed, tmp_path):
         assert np.array_equal(got.view(np.int32), expected.view(np.int32)), flags
 
 
+@pytest.mark.parametrize("chunk", [1, 90])
+def test_same_bits_of_plain_checkpoints(chunk, plain, tmp_path):
+    flags = ["--chunk", chunk, *ALONE]
+    expected, _ = logits(plain, tmp_path, *flags)
+    for slots, prefetch in ((2, "0"), (5, "1")):
+        got, result = logits(plain, tmp_path, *flags, "--expert-cache", slots / 2 * smallest_gib(plain),
+                             env={"MOEBIUS_EXPERT_PREFETCH": prefetch})
+        places, experts = map(int, PLACES.search(result.err).groups())
+        assert slots <= places <= 1.1 * slots and places < experts
+        assert np.array_equal(got.view(np.int32), expected.view(np.int32)), (slots, prefetch)
+
+
+def test_same_bits_of_wide_items(tmp_path):
+    """F16 and F32, which nobody publishes and everybody may have."""
+    for dtype, widen in (("F32", lambda words: words.astype("<u4") << 16),
+                         ("F16", lambda words: (words.astype("<u4") << 16).view("<f4").astype("<f2"))):
+        folder = tmp_path / dtype
+        folder.mkdir()
+        for path in (GOLDEN / "v2lite-tiny").glob("*.json"):
+            (folder / path.name).write_bytes(path.read_bytes())
+        file = st.File(GOLDEN / "v2lite-tiny" / "model.safetensors")
+        header, data = st.build({name: (dtype, entry["shape"], widen(np.frombuffer(file.bytes_of(name), "<u2")).tobytes())
+                                 for name, entry in file.tensors().items()})
+        (folder / "model.safetensors").write_bytes(st.pack(header, data))
+        expected, _ = logits(folder, tmp_path, *ALONE)
+        got, _ = logits(folder, tmp_path, *ALONE, "--expert-cache", 3 * smallest_gib(folder))
+        assert np.array_equal(got.view(np.int32), expected.view(np.int32)), dtype
+
+
 # --- numbers that it tells -------------------------------------------------------------------------------------------
 
 
@@ -86,11 +128,13 @@ def test_bench_tells_of_it(packed):
 # --- what is chosen, and what is refused -----------------------------------------------------------------------------
 
 
-def test_chosen_by_itself(packed, tmp_path):
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_chosen_by_itself(is_packed, tmp_path):
     """A model that fits is left alone; one that does not gets what the rest leaves."""
-    model = ROOT / "models" / "demo"
-    file = tmp_path / "demo.safetensors"
-    succeed("quantize", model, "--quant", "bf16", "-o", file)
+    file = ROOT / "models" / "demo"
+    if is_packed:
+        succeed("quantize", file, "--quant", "bf16", "-o", tmp_path / "demo.safetensors")
+        file = tmp_path / "demo.safetensors"
     flags = ["--chunk", 16, *ALONE]
     expected, result = logits(file, tmp_path, *flags)
     assert not PLACES.search(result.err)
@@ -110,10 +154,10 @@ def test_not_a_size(size, packed):
     refused(moebius("logits", packed / "v3-int4", "--ids", "1", f"--expert-cache={size}"), "--expert-cache", "auto or a number")
 
 
-def test_folders_are_refused(packed):
-    refused(moebius("logits", GOLDEN / "v3-tiny", "--ids", "1", "--expert-cache", 1), "--expert-cache", "moebius quantize")
-    made = moebius("logits", packed / "v2lite-bf16", "--quantization", "int4", "--ids", "1", "--expert-cache", 1)
-    refused(made, "--expert-cache", "moebius quantize")
+def test_made_weights_are_refused(packed):
+    for model in (packed / "v2lite-bf16", GOLDEN / "v3-tiny-fp8"):
+        made = moebius("logits", model, "--quantization", "int4", "--ids", "1", "--expert-cache", 1)
+        refused(made, "--expert-cache", "--quantization", "`moebius quantize`")
 
 
 def test_dense_models_are_refused(packed, tmp_path):

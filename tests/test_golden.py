@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from conftest import GOLDEN, SETS, read_f32, read_i32, succeed
+from conftest import GOLDEN, SETS, moebius, read_f32, read_i32, succeed
 
 LONG_SETS = [name for name in SETS if (GOLDEN / name / "long.tokens.i32").exists()]
 FORMS = ["absorbed", "expanded"]
@@ -217,6 +217,8 @@ def check_levels(case, tmp_path, *flags):
 
     plain = run({"MOEBIUS_CPU": "ref"})
     assert run({"MOEBIUS_CPU": "avx2"}) == plain
+    if "which this machine lacks" not in moebius("check", "no-bench", "--bench", env={"MOEBIUS_CPU": "avx-vnni"}).err:
+        assert run({"MOEBIUS_CPU": "avx-vnni"}) == plain
     assert run({}) == plain
 
 

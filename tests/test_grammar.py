@@ -310,3 +310,14 @@ def test_large_vocabulary():
     print(f"compiled in {answer['compile_ms']:.2f} ms; a mask takes {medians[0]:.4f} ms (median; {largest[0]:.1f} ms at most) in the "
           f"first answer, {medians[1]:.4f} ms ({largest[1]:.1f}) later")
     assert answer["compile_ms"] < 50 and medians[1] < 1
+
+
+def test_memory_is_left_for_grammars():
+    """States and masks of one grammar may take 64 MiB; what the cache may take is so much less."""
+    def left(*flags):
+        wanted = "--max-model-len", 163840, "--kv-cache-dtype", "f32", "-p", "x"
+        result = conftest.moebius("run", conftest.ROOT / "models" / "demo", *wanted, *flags, env={"MOEBIUS_MEMORY": "0.4"})
+        message = conftest.refused(result, "are left beside the weights")
+        return float(re.search(r"([0-9.]+) GiB are left", message)[1])
+
+    assert left() - left("--regex", "a+") == pytest.approx(64 / 1024, abs=0.011)

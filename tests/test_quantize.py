@@ -344,7 +344,9 @@ def test_wrong_usage(tmp_path):
     refused(moebius("quantize", source, "-o", out), "--quant")
     refused(moebius("quantize", source, "--quant", "int4"), "-o")
     refused(moebius("quantize", "--quant", "int4", "-o", out), "MODEL")
-    refused(moebius("quantize", source, "--quant", "int5", "-o", out), "int5")
+    refused(moebius("quantize", source, "--quant", "int5", "-o", out), "--quant", "int5")
+    refused(moebius("quantize", source, "--quant", "int4,tail=int8", "-o", out), "--quant", "tail=int8")
+    refused(moebius("quantize", source, "--quant", "int4", "-o", ""), "name of a file")
     refused(moebius("quantize", source, "--quant", "int4", "--group", 48, "-o", out), "48")
     refused(moebius("quantize", source, "--quant", "int4", "--head", "q6", "-o", out), "head", "q6")
     refused(moebius("quantize", source, "--quant", "int4", "-o", tmp_path), "folder")
@@ -383,10 +385,10 @@ def test_full_disk(tmp_path):
 class Writing:
     """A synth of some size that is stopped in the middle."""
 
-    def __init__(self, out):
+    def __init__(self, out, before=None):
         self.partial = out.with_name(out.name + ".partial")
         self.process = subprocess.Popen([PROGRAM, "synth", "--like", "deepseek-coder-v2-lite", "--layers", "1", "--quant",
-                                         "int4", "-o", out], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                                         "int4", "-o", out], stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=before)
         deadline = time.monotonic() + 30
         while not self.is_locked():
             assert time.monotonic() < deadline and self.process.poll() is None, "it wrote nothing, or too fast"
@@ -417,6 +419,13 @@ def test_interrupted(number, tmp_path):
     writing = Writing(tmp_path / "m")
     assert writing.end(number, signal.SIGCONT) == -number
     assert not list(tmp_path.iterdir())
+
+
+def test_nohup(tmp_path):
+    """What whoever started it wants ignored stays ignored: the file is finished after the terminal has gone."""
+    writing = Writing(tmp_path / "m", before=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    assert writing.end(signal.SIGHUP, signal.SIGCONT) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
 def test_killed(tmp_path):

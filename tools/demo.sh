@@ -14,9 +14,10 @@ show() {
     echo
     echo "\$ $*"
 }
-# What a small model writes may hold control characters; a terminal should not get them.
-plain() {
-    LC_ALL=C tr -d '\000-\011\013-\037\177'
+# What a small model writes may hold control characters; a terminal should not get them. No pipe: a failure must end this.
+run() {
+    "$moebius" run "$@" >"$out/answer.txt"
+    LC_ALL=C tr -d '\000-\011\013-\037\177' <"$out/answer.txt"
     echo
 }
 
@@ -32,20 +33,20 @@ def read_lines(path):
     """Return the lines of a file."""
     with open('
 show moebius run "$model" -p "'$prompt'" --echo -n 40 --temp 0.4 --repeat-penalty 1.1 --seed 4
-"$moebius" run "$model" -p "$prompt" --echo -n 40 --temp 0.4 --repeat-penalty 1.1 --seed 4 | plain
+run "$model" -p "$prompt" --echo -n 40 --temp 0.4 --repeat-penalty 1.1 --seed 4
 
 echo "Fill a hole between two files:"
 printf 'class Point:\n    def __init__(self, x, y):\n        self.x = x\n' >"$out/prefix.py"
 printf '\n    def move(self, dx, dy):\n        self.x += dx\n        self.y += dy\n' >"$out/suffix.py"
 show moebius run "$model" --prefix prefix.py --suffix suffix.py -n 16 --temp 0
 cat "$out/prefix.py"
-"$moebius" run "$model" --prefix "$out/prefix.py" --suffix "$out/suffix.py" -n 16 --temp 0 | plain
+run "$model" --prefix "$out/prefix.py" --suffix "$out/suffix.py" -n 16 --temp 0
 cat "$out/suffix.py"
 
 echo
 echo "Answer a question:"
 show moebius run "$model" --chat -p "'Write a function that returns the larger of two numbers.'" -n 56 --temp 0.3 --seed 6
-"$moebius" run "$model" --chat -p "Write a function that returns the larger of two numbers." -n 56 --temp 0.3 --seed 6 </dev/null | plain
+run "$model" --chat -p "Write a function that returns the larger of two numbers." -n 56 --temp 0.3 --seed 6 </dev/null
 
 # The 17-token case of the manifest: its tokens, and the 32 that the reference chooses after them.
 list() { # KEY: the numbers of the first list with that name after "id": "p17"

@@ -77,11 +77,11 @@ else
     exit 1
 fi
 echo "Installing: $missing"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
 if ! { $as_root apt-get -q update && $as_root env DEBIAN_FRONTEND=noninteractive apt-get -qy install $missing; } \
-    >"${TMPDIR:-/tmp}/moebius-setup.$$" 2>&1; then
-    cat "${TMPDIR:-/tmp}/moebius-setup.$$" >&2
-    rm -f "${TMPDIR:-/tmp}/moebius-setup.$$"
+    >"$log" 2>&1; then
+    cat "$log" >&2
     echo "setup.sh: the installation failed; the line was: $line" >&2
     exit 1
 fi
-rm -f "${TMPDIR:-/tmp}/moebius-setup.$$"

@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const level_names[] = {"ref", "avx2", "avx512", "amx", "amx-bf16"};
+static const char *const level_names[] = {"ref", "avx2", "avx-vnni", "avx512", "amx", "amx-bf16"};
 
 const char *cpu_level_name(enum cpu_level level) {
     return level_names[level];
@@ -47,6 +47,11 @@ static enum cpu_level detect_tiles(unsigned saved, unsigned flags_edx) {
     return has_all(flags_edx, BF16) ? CPU_AMX_BF16 : CPU_AMX;
 }
 
+static bool has_avx_vnni(void) {
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+}
+
 enum cpu_level cpu_detect(void) {
     enum { STATE_AVX = 0x06, STATE_AVX512 = 0xe6 };
     const unsigned need_leaf1_ecx = bit_FMA | bit_AVX | bit_F16C | bit_OSXSAVE;
@@ -57,14 +62,23 @@ enum cpu_level cpu_detect(void) {
     unsigned saved = saved_state();
     if (!has_all(saved, STATE_AVX)) return CPU_REF;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !has_all(b, need_avx2_ebx)) return CPU_REF;
-    if (!has_all(saved, STATE_AVX512) || !has_all(b, need_avx512_ebx) || !has_all(c, bit_AVX512VNNI)) return CPU_AVX2;
+    bool has_avx512 = has_all(saved, STATE_AVX512) && has_all(b, need_avx512_ebx) && has_all(c, bit_AVX512VNNI);
+    if (!has_avx512) return has_avx_vnni() ? CPU_AVX_VNNI : CPU_AVX2;
     return detect_tiles(saved, d);
 }
 #else
+static bool has_avx_vnni(void) {
+    return false;
+}
+
 enum cpu_level cpu_detect(void) {
     return CPU_REF;
 }
 #endif
+
+bool cpu_offers(enum cpu_level level) {
+    return level <= cpu_detect() && (level != CPU_AVX_VNNI || has_avx_vnni());
+}
 
 int cpu_level_get(enum cpu_level *level, struct mo_error *error) {
     enum cpu_level best = cpu_detect();
@@ -73,12 +87,13 @@ int cpu_level_get(enum cpu_level *level, struct mo_error *error) {
     if (!wanted || !*wanted) return 0;
     for (int i = CPU_REF; i < CPU_LEVELS; i++) {
         if (strcmp(wanted, level_names[i]) != 0) continue;
-        if (i > (int)best)
-            return mo_error_set(error, MO_E_UNSUPPORTED, "MOEBIUS_CPU asks for %s, but this machine offers only %s",
-                                wanted, cpu_level_name(best));
+        if (!cpu_offers((enum cpu_level)i))
+            return mo_error_set(error, MO_E_UNSUPPORTED,
+                                "MOEBIUS_CPU asks for %s, which this machine lacks; its best is %s", wanted,
+                                cpu_level_name(best));
         *level = (enum cpu_level)i;
         return 0;
     }
-    return mo_error_set(error, MO_E_INVALID, "MOEBIUS_CPU is \"%s\"; expected ref, avx2, avx512, amx or amx-bf16",
-                        wanted);
+    return mo_error_set(error, MO_E_INVALID,
+                        "MOEBIUS_CPU is \"%s\"; expected ref, avx2, avx-vnni, avx512, amx or amx-bf16", wanted);
 }

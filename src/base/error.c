@@ -3,6 +3,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include "base/utf8.h"
 
 int mo_error_set(struct mo_error *error, int code, const char *format, ...) {
     if (!error) return code;
@@ -10,6 +11,7 @@ int mo_error_set(struct mo_error *error, int code, const char *format, ...) {
     va_start(arguments, format);
     vsnprintf(error->message, sizeof error->message, format, arguments);
     va_end(arguments);
+    utf8_clean(error->message); /* names of files and tensors are anybody's bytes */
     error->code = code;
     return code;
 }
@@ -25,6 +27,7 @@ int mo_error_prefix(struct mo_error *error, const char *format, ...) {
     strncat(message, ": ", sizeof message - 1 - n);
     n = strlen(message);
     strncat(message, error->message, sizeof message - 1 - n);
+    utf8_clean(message);
     memcpy(error->message, message, sizeof message);
     return error->code;
 }

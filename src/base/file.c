@@ -78,7 +78,7 @@ int file_map_open(struct file_map *map, const char *path, struct mo_error *error
     if (fstat(fd, &info)) {
         code = mo_error_set(error, MO_E_IO, "%s: cannot stat: %s", path, strerror(errno));
     } else if (!S_ISREG(info.st_mode)) {
-        code = mo_error_set(error, MO_E_INVALID, "%s: not a regular file", path);
+        code = mo_error_set(error, MO_E_IO, "%s: not a regular file", path);
     } else if (info.st_size > 0) {
         void *data = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_SHARED, fd, 0);
         if (data == MAP_FAILED) {
@@ -170,6 +170,8 @@ static int write_and_rename(const char *path, const char *beside, const void *da
                             struct mo_error *error) {
     int fd = open(beside, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (fd < 0) return mo_error_set(error, MO_E_IO, "%s: cannot create: %s", beside, strerror(errno));
+    struct stat old;
+    if (stat(path, &old) == 0) fchmod(fd, old.st_mode & 07777); /* what others may not read stays so */
     bool failed = write_all(fd, data, size) != 0 || fsync(fd) != 0;
     int reason = errno;
     if (close(fd) != 0 && !failed) {

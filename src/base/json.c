@@ -1,7 +1,11 @@
 #include "base/json.h"
 
+#include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include "base/file.h"
+#include "base/utf8.h"
 
 enum { CONTEXT_BYTES = 80 };
 
@@ -31,6 +35,50 @@ int json_parse_file(const char *path, size_t max_bytes, json_t **root, struct mo
     int code = file_read(path, max_bytes, &text, &size, error);
     if (code) return code;
     code = json_parse(text, size, path, root, error);
+    free(text);
+    return code;
+}
+
+json_t *json_lossy(const char *text) {
+    uint8_t held[4];
+    int n_held = 0;
+    size_t n = strlen(text);
+    char *out = malloc(3 * n + 1); /* U+FFFD is three bytes */
+    if (!out) return NULL;
+    n = utf8_lossy_push(held, &n_held, (const uint8_t *)text, n, out); /* a character that the end cuts is left out */
+    json_t *string = json_stringn(out, n);
+    free(out);
+    return string;
+}
+
+json_t *json_finite(double number) {
+    return isfinite(number) ? json_real(number) : json_null();
+}
+
+int json_damage(int code, struct mo_error *error) {
+    if (code != MO_E_INVALID) return code;
+    if (error) error->code = MO_E_CORRUPT;
+    return MO_E_CORRUPT;
+}
+
+static int dump(json_t *root, char **text, struct mo_error *error) {
+    *text = root ? json_dumps(root, JSON_INDENT(2) | JSON_REAL_PRECISION(9)) : NULL;
+    json_decref(root);
+    return *text ? 0 : mo_error_set(error, MO_E_NO_MEMORY, "no memory for the answer in JSON");
+}
+
+int json_print(json_t *root, struct mo_error *error) {
+    char *text;
+    int code = dump(root, &text, error);
+    if (!code) puts(text);
+    free(text);
+    return code;
+}
+
+int json_write(json_t *root, const char *path, struct mo_error *error) {
+    char *text;
+    int code = dump(root, &text, error);
+    if (!code) code = file_write(path, text, strlen(text), error);
     free(text);
     return code;
 }

@@ -13,6 +13,20 @@
 int json_parse(const char *text, size_t size, const char *where, json_t **root, struct mo_error *error);
 int json_parse_file(const char *path, size_t max_bytes, json_t **root, struct mo_error *error);
 
+/* For output, which must not fail because a file's name is not UTF-8 or a division had nothing to divide: such bytes become
+ * U+FFFD, such numbers null. NULL: no memory. */
+json_t *json_lossy(const char *text);
+json_t *json_finite(double number);
+
+/* The answer of a command, indented: to standard output (main looks whether everything was written), or to a file. `root` is
+ * released; NULL says that there was no memory to make it. */
+int json_print(json_t *root, struct mo_error *error);
+int json_write(json_t *root, const char *path, struct mo_error *error);
+
+/* For readers of a checkpoint's files: MO_E_INVALID becomes MO_E_CORRUPT, in `error` too. A wrong value in a file is damage;
+ * wrong usage is what a command line says. */
+int json_damage(int code, struct mo_error *error);
+
 /* Typed lookups. A missing or null key: MO_E_NOT_FOUND when `required`, else *out stays as it is. A number out
  * of [min, max], or of the wrong type, is MO_E_INVALID. */
 enum json_need { JSON_OPTIONAL_KEY, JSON_REQUIRED_KEY };

@@ -7,8 +7,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
+#include <unistd.h>
 #include "base/affinity.h"
+#include "base/group.h"
 
 enum {
     SPINS_BEFORE_SLEEP = 4000, /* about 50 us: the usual gap between two stages is far shorter */
@@ -53,8 +54,10 @@ struct pool {
 
 int pool_default_threads(void) {
     cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
-    return 1;
+    double n = (double)sysconf(_SC_NPROCESSORS_ONLN); /* more processors than a cpu_set_t counts */
+    if (sched_getaffinity(0, sizeof set, &set) == 0) n = CPU_COUNT(&set);
+    n = group_least("cpu", group_processors, n);
+    return n >= 2 ? (int)n : 1; /* a part of a processor would keep all others waiting */
 }
 
 static void pause_briefly(void) {

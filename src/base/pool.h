@@ -19,6 +19,7 @@ void pool_run(struct pool *pool, int n_tasks, pool_task *task, void *context);
  * than processors. */
 void pool_pin(struct pool *pool);
 
-int pool_default_threads(void); /* the processors this process may use */
+/* The processors this process may use: those it may run on, or as many as its control group (a container) has the time of. */
+int pool_default_threads(void);
 
 #endif

@@ -23,7 +23,7 @@ void progress_update(struct progress *p, double done) {
     int digits = p->scale == 1 ? 0 : 2;
     fprintf(stderr, "\r\033[K%s: %.*f of %.*f %s, %.*f %s/s", p->label, digits, done * p->scale, digits,
             p->total * p->scale, p->unit, digits, rate * p->scale, p->unit);
-    if (rate > 0) fprintf(stderr, ", %.0f s left", (p->total - done) / rate);
+    if (rate > 0 && done < p->total) fprintf(stderr, ", %.0f s left", (p->total - done) / rate);
     fflush(stderr);
     p->shown_s = now;
     p->is_shown = true;

@@ -98,13 +98,6 @@ bool speed_has(const struct speed *speed, enum cpu_level level, bool quantized) 
 
 /* ---- the data ---- */
 
-static size_t data_bytes(const struct mat *m) {
-    const size_t count = (size_t)ROWS * COLS;
-    if (m->format == MAT_INT4 || m->format == MAT_INT8) return mat_bytes(m);
-    if (m->format == MAT_F32) return count * 4;
-    return m->format == MAT_FP8 ? count : m->format == MAT_INT4_AWQ ? count / 2 : count * 2;
-}
-
 /* Finite values of ordinary size, whatever the format: narrow floats near 1, blocks with scales below 1 (all their bytes are
  * masked alike: 4-bit values and 8-bit values stay spread). */
 static void fill_matrix(const struct mat *m, char *data, size_t bytes) {
@@ -129,7 +122,7 @@ static void fill_matrix(const struct mat *m, char *data, size_t bytes) {
 static int allocate_set(struct speed *s, struct mo_error *error) {
     double most = memory_available_bytes() / 8;
     size_t bytes = most < (double)SET_BYTES ? (size_t)most : SET_BYTES;
-    s->mat_size = data_bytes(&s->mat);
+    s->mat_size = mat_data_bytes(&s->mat);
     s->count = bytes > s->mat_size ? (int)(bytes / s->mat_size) : 1;
     bytes = s->mat_size * (size_t)s->count;
     s->data = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

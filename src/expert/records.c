@@ -1,69 +1,191 @@
 #include "expert/records.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include "base/progress.h"
-#include "expert/stream.h"
-#include "model/pack.h"
+#include "model/names.h"
 
-static const char HOW_TO[] = "`moebius quantize` makes a file whose experts can be read one by one";
+/* A hole of no more than this between two tensors is read too: in packed files FP8 scales and padding. */
+enum { HOLE_BYTES = 2 * STREAM_ALIGN };
 
-/* Bytes of the weights alone: FP8 scales were copied when the tensors were bound. */
-static size_t data_bytes(const struct mat *mat) {
-    return mat->format == MAT_FP8 ? (size_t)mat->rows * (size_t)mat->cols : mat_bytes(mat);
-}
+/* ---- an expert ---- */
 
 static const struct mlp *mlp_of(const struct records *records, int record) {
     int experts = records->model->experts;
     return &records->weights->layers[records->model->dense_layers + record / experts].experts[record % experts];
 }
 
-static const struct file_map *map_of(const struct records *records) {
-    return &records->checkpoint->shards[0].map;
+static void add_range(struct range *ranges, int *n, const void *data, size_t bytes) {
+    ranges[(*n)++] = (struct range){data, (const uint8_t *)data + bytes};
 }
 
-static int refuse(const struct records *records, int record, const char *expected, struct mo_error *error) {
-    int experts = records->model->experts;
-    return mo_error_set(error, MO_E_UNSUPPORTED, "%s: layer %d, expert %d: expected %s; %s", records->checkpoint->path,
-                        records->model->dense_layers + record / experts, record % experts, expected, HOW_TO);
-}
-
-/* The three matrices side by side: between them there is room for scales and padding only. */
-static int find_record(const struct records *records, int index, struct record *record, struct mo_error *error) {
-    const struct mlp *mlp = mlp_of(records, index);
-    const struct mat *mats[3] = {&mlp->gate, &mlp->up, &mlp->down};
-    const struct file_map *map = map_of(records);
-    size_t most = 6 * PACK_ALIGN;
-    const uint8_t *at = map->data;
-    for (int i = 0; i < 3; i++) {
-        const uint8_t *data = mats[i]->data;
-        if (mats[i]->format == MAT_INT4_AWQ) return refuse(records, index, "weights and scales together", error);
-        if (data < at || data + data_bytes(mats[i]) > map->data + map->size) {
-            return refuse(records, index, "gate, up and down one after the other", error);
-        }
-        at = data + data_bytes(mats[i]);
-        most += mat_bytes(mats[i]);
+/* The tensors that a matrix is read from: `ranges` has room for three. */
+static void list_mat(const struct mat *mat, struct range *ranges, int *n) {
+    size_t weights = (size_t)mat->rows * (size_t)mat->cols;
+    if (mat->format == MAT_FP8) {
+        add_range(ranges, n, mat->data, weights);
+    } else if (mat->format == MAT_INT4_AWQ) {
+        size_t groups = ((size_t)mat->cols + (size_t)mat->group_size - 1) / (size_t)mat->group_size;
+        add_range(ranges, n, mat->data, weights / 2);
+        add_range(ranges, n, mat->zeros, groups * (size_t)mat->rows / 2);
+        add_range(ranges, n, mat->scales16, groups * (size_t)mat->rows * sizeof *mat->scales16);
+    } else {
+        add_range(ranges, n, mat->data, mat_bytes(mat));
     }
-    *record = (struct record){.offset = (const uint8_t *)mlp->gate.data - map->data,
-                              .bytes = (size_t)(at - (const uint8_t *)mlp->gate.data)};
-    return record->bytes <= most ? 0 : refuse(records, index, "gate, up and down side by side", error);
 }
 
-static int find_all(struct records *records, struct mo_error *error) {
-    int64_t end = 0;
+static int compare_ranges(const void *a, const void *b) {
+    const struct range *x = a, *y = b;
+    return x->begin < y->begin ? -1 : x->begin > y->begin;
+}
+
+static int list_mlp(const struct mlp *mlp, struct range *ranges) {
+    int n = 0;
+    list_mat(&mlp->gate, ranges, &n);
+    list_mat(&mlp->up, ranges, &n);
+    list_mat(&mlp->down, ranges, &n);
+    qsort(ranges, (size_t)n, sizeof *ranges, compare_ranges);
+    return n;
+}
+
+static const uint8_t *file_data(const struct records *records, int file) {
+    return records->checkpoint->shards[file].map.data;
+}
+
+/* Or -1. */
+static int find_file(const struct records *records, const struct range *range) {
+    for (int i = 0; i < records->checkpoint->n_shards; i++) {
+        const struct file_map *map = &records->checkpoint->shards[i].map;
+        if (range->begin >= map->data && range->end <= map->data + map->size) return i;
+    }
+    return -1;
+}
+
+static void add_tensor(struct record *record, int file, int64_t offset, size_t bytes) {
+    struct stream_part *last = record->n_parts ? &record->parts[record->n_parts - 1] : NULL;
+    int64_t last_end = last ? last->offset + (int64_t)last->bytes : 0;
+    if (last && last->file == file && offset <= last_end + HOLE_BYTES) {
+        if (offset + (int64_t)bytes > last_end) last->bytes = (size_t)(offset + (int64_t)bytes - last->offset);
+        return;
+    }
+    record->parts[record->n_parts++] = (struct stream_part){.file = file, .offset = offset, .bytes = bytes};
+}
+
+/* Gives its parts their places. Returns what they take. */
+static size_t place_parts(struct record *record) {
+    size_t at = 0;
+    for (int i = 0; i < record->n_parts; i++) {
+        record->parts[i].at = at;
+        at += stream_span(record->parts[i].offset, record->parts[i].bytes);
+    }
+    return at;
+}
+
+static int find_record(struct records *records, int index, struct mo_error *error) {
+    struct range ranges[RECORD_TENSORS];
+    struct record *record = &records->list[index];
+    int experts = records->model->experts, n = list_mlp(mlp_of(records, index), ranges);
+    for (int i = 0; i < n; i++) {
+        int file = find_file(records, &ranges[i]);
+        if (file < 0) {
+            return mo_error_set(
+                error, MO_E_UNSUPPORTED, "%s: layer %d, expert %d: expected its weights in the model's files",
+                records->checkpoint->path, records->model->dense_layers + index / experts, index % experts);
+        }
+        add_tensor(record, file, ranges[i].begin - file_data(records, file), (size_t)(ranges[i].end - ranges[i].begin));
+    }
+    size_t span = place_parts(record);
+    records->slot_bytes = span > records->slot_bytes ? span : records->slot_bytes;
+    for (int i = 0; i < record->n_parts; i++) records->bytes += record->parts[i].bytes;
+    return 0;
+}
+
+static const uint8_t *moved(const struct records *records, const struct record *record, uint8_t *to, const void *data) {
+    const uint8_t *at = data;
+    for (int i = 0; i < record->n_parts; i++) {
+        const struct stream_part *part = &record->parts[i];
+        const uint8_t *begin = file_data(records, part->file) + part->offset;
+        if (at >= begin && at < begin + part->bytes) return stream_part_data(part, to) + (at - begin);
+    }
+    assert(0 && "records_find has looked at the same matrices");
+    return NULL;
+}
+
+void records_place(const struct records *records, int index, uint8_t *to, struct mlp *mlp) {
+    const struct record *record = &records->list[index];
+    struct mat *mats[3] = {&mlp->gate, &mlp->up, &mlp->down};
+    *mlp = *mlp_of(records, index);
+    for (int i = 0; i < 3; i++) {
+        struct mat *mat = mats[i];
+        mat->data = moved(records, record, to, mat->data);
+        if (mat->format != MAT_INT4_AWQ) continue;
+        mat->zeros = (const uint32_t *)moved(records, record, to, mat->zeros);
+        mat->scales16 = (const uint16_t *)moved(records, record, to, mat->scales16);
+    }
+}
+
+/* ---- the others ---- */
+
+/* Prediction layers: weights.c leaves them out. */
+static bool is_left_out(const struct records *records, const struct tensor *tensor) {
+    return names_layer(tensor->name) >= records->model->layers;
+}
+
+static int count_others(const struct records *records) {
+    int n = 0;
+    for (int i = 0; i < records->n; i++) n += records->list[i].n_parts;
+    for (int i = 0; i < records->checkpoint->n_tensors; i++)
+        n += is_left_out(records, &records->checkpoint->tensors[i]);
+    return n;
+}
+
+static void list_others(struct records *records) {
+    int *n = &records->n_others;
     for (int i = 0; i < records->n; i++) {
-        struct record *record = &records->list[i];
-        int code = find_record(records, i, record, error);
-        if (code) return code;
-        if (record->offset < end) return refuse(records, i, "experts in ascending order", error);
-        end = record->offset + (int64_t)record->bytes;
-        size_t span = stream_span(record->offset, record->bytes);
-        records->bytes += record->bytes;
-        records->slot_bytes = span > records->slot_bytes ? span : records->slot_bytes;
+        for (int k = 0; k < records->list[i].n_parts; k++) {
+            const struct stream_part *part = &records->list[i].parts[k];
+            add_range(records->others, n, file_data(records, part->file) + part->offset, part->bytes);
+        }
+    }
+    for (int i = 0; i < records->checkpoint->n_tensors; i++) {
+        const struct tensor *tensor = &records->checkpoint->tensors[i];
+        if (is_left_out(records, tensor)) add_range(records->others, n, tensor->data, tensor->bytes);
+    }
+}
+
+/* Ascending. What is in the hole of another's part is there twice. */
+static void sort_others(struct records *records) {
+    struct range *others = records->others;
+    int n = 0;
+    qsort(others, (size_t)records->n_others, sizeof *others, compare_ranges);
+    for (int i = 0; i < records->n_others; i++) {
+        if (n && others[i].begin <= others[n - 1].end) {
+            if (others[i].end > others[n - 1].end) others[n - 1].end = others[i].end;
+        } else {
+            others[n++] = others[i];
+        }
+    }
+    records->n_others = n;
+}
+
+static int find_others(struct records *records, struct mo_error *error) {
+    int n = count_others(records);
+    records->others = calloc((size_t)n, sizeof *records->others);
+    if (!records->others) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for a list of %d tensors", n);
+    list_others(records);
+    sort_others(records);
+    for (int i = 0; i < records->checkpoint->n_shards; i++) {
+        records->rest_bytes += records->checkpoint->shards[i].map.size;
+    }
+    for (int i = 0; i < records->n_others; i++) {
+        records->rest_bytes -= (size_t)(records->others[i].end - records->others[i].begin);
     }
     return 0;
 }
+
+/* ---- all ---- */
 
 int records_find(struct records *records, const struct model *model, const struct weights *weights,
                  const struct checkpoint *checkpoint, struct mo_error *error) {
@@ -71,53 +193,53 @@ int records_find(struct records *records, const struct model *model, const struc
     if (!model->experts || model->layers <= model->dense_layers) {
         return mo_error_set(error, MO_E_UNSUPPORTED, "%s: the model has no experts", checkpoint->path);
     }
-    if (!checkpoint->is_packed || weights->made || weights->later) {
-        return mo_error_set(error, MO_E_UNSUPPORTED, "%s: its experts are not used as they lie in one packed file; %s",
-                            checkpoint->path ? checkpoint->path : "weights in memory", HOW_TO);
+    if (weights->made || weights->later) {
+        return mo_error_set(error, MO_E_UNSUPPORTED, "the weights were made in memory: no file has the experts");
     }
     records->n = (model->layers - model->dense_layers) * model->experts;
     records->list = calloc((size_t)records->n, sizeof *records->list);
     if (!records->list) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for a list of %d experts", records->n);
-    return find_all(records, error);
+    for (int i = 0; i < records->n; i++) {
+        int code = find_record(records, i, error);
+        if (code) return code;
+    }
+    return find_others(records, error);
 }
 
 void records_free(struct records *records) {
     free(records->list);
+    free(records->others);
     *records = (struct records){0};
-}
-
-void records_place(const struct records *records, int record, const uint8_t *data, struct mlp *mlp) {
-    const uint8_t *from = map_of(records)->data + records->list[record].offset;
-    struct mat *mats[3] = {&mlp->gate, &mlp->up, &mlp->down};
-    *mlp = *mlp_of(records, record);
-    for (int i = 0; i < 3; i++) mats[i]->data = data + ((const uint8_t *)mats[i]->data - from);
 }
 
 /* Asks the system to read on, and comes after it, so that each page is there when this returns. */
 static void touch(const uint8_t *begin, const uint8_t *end, struct progress *progress, double *done) {
     const size_t slice = 64 << 20;
-    uintptr_t first = (uintptr_t)begin / PACK_ALIGN * PACK_ALIGN;
+    uintptr_t first = (uintptr_t)begin / STREAM_ALIGN * STREAM_ALIGN;
     for (uint8_t *at = (uint8_t *)first; at < end; at += slice) {
         size_t n = (size_t)(end - at) < slice ? (size_t)(end - at) : slice;
         madvise(at, n, MADV_WILLNEED);
         if (madvise(at, n, MADV_POPULATE_READ) && errno == EINVAL) { /* before Linux 5.14 */
-            for (size_t i = 0; i < n; i += PACK_ALIGN) (void)*(volatile uint8_t *)(at + i);
+            for (size_t i = 0; i < n; i += STREAM_ALIGN) (void)*(volatile uint8_t *)(at + i);
         }
         progress_update(progress, *done += (double)n);
     }
 }
 
 void records_touch_rest(const struct records *records) {
-    const struct file_map *map = map_of(records);
     struct progress progress;
     double done = 0;
-    const uint8_t *at = map->data;
-    progress_begin(&progress, "reading all but the experts", "GiB", 1.0 / (1 << 30),
-                   (double)map->size - (double)records->bytes);
-    for (int i = 0; i < records->n; i++) {
-        touch(at, map->data + records->list[i].offset, &progress, &done);
-        at = map->data + records->list[i].offset + records->list[i].bytes;
+    progress_begin(&progress, "reading all but the experts", "GiB", 1.0 / (1 << 30), (double)records->rest_bytes);
+    for (int i = 0; i < records->checkpoint->n_shards; i++) {
+        const struct file_map *map = &records->checkpoint->shards[i].map;
+        const uint8_t *at = map->data, *end = map->data + map->size;
+        for (int k = 0; k < records->n_others; k++) {
+            const struct range *other = &records->others[k];
+            if (other->begin < at || other->begin >= end) continue;
+            touch(at, other->begin, &progress, &done);
+            at = other->end;
+        }
+        touch(at, end, &progress, &done);
     }
-    touch(at, map->data + map->size, &progress, &done);
     progress_end(&progress);
 }

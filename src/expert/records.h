@@ -1,35 +1,51 @@
-/* expert/records.h - where each expert lies in a packed file, for store.c. Includes: base, model. */
+/* expert/records.h - where the bytes of each expert lie in the model's files, for store.c.
+ *
+ * An expert is three matrices (of AWQ nine tensors: words, zeros and scales of each). A packed file has them side by side; in
+ * checkpoints as they are published they lie in any order, at any offset, and at times in two shards. Tensors that are neighbours
+ * in a file are read in one go. FP8 scales were copied when the tensors were bound and belong to no record.
+ * Includes: base, model, stream.h. */
 #ifndef MOEBIUS_EXPERT_RECORDS_H
 #define MOEBIUS_EXPERT_RECORDS_H
 
+#include "expert/stream.h"
 #include "model/model.h"
 #include "model/weights.h"
 
-/* Bytes [offset, offset + bytes) of the file: gate, up and down of one expert. */
+enum { RECORD_TENSORS = 9 }; /* at most, of an expert */
+
 struct record {
-    int64_t offset;
-    size_t bytes;
+    struct stream_part
+        parts[RECORD_TENSORS]; /* [n_parts] by file, then by offset; `file` is a shard of the checkpoint */
+    int n_parts;
+};
+
+/* Bytes of a mapped file. */
+struct range {
+    const uint8_t *begin, *end;
 };
 
 struct records {
     const struct model *model;
     const struct weights *weights;
     const struct checkpoint *checkpoint;
-    struct record *list; /* [n] by layer, then by expert: in the order of their offsets */
+    struct record *list; /* [n] by layer, then by expert */
     int n;
-    size_t bytes;      /* of all */
-    size_t slot_bytes; /* memory that any of them fits into, read in whole blocks */
+    size_t bytes;         /* of all */
+    size_t slot_bytes;    /* memory that any of them fits into, read in whole blocks */
+    struct range *others; /* [n_others] ascending: what need not be in memory, experts and prediction layers */
+    int n_others;
+    size_t rest_bytes; /* of all files, without these */
 };
 
-/* Checks every one of them, and that nothing else lies in between. */
+/* MO_E_UNSUPPORTED: there are none, or they lie in no file. */
 int records_find(struct records *records, const struct model *model, const struct weights *weights,
                  const struct checkpoint *checkpoint, struct mo_error *error);
 void records_free(struct records *records); /* accepts a zeroed one */
 
-/* The matrices of a record whose bytes are at `data`. */
-void records_place(const struct records *records, int record, const uint8_t *data, struct mlp *mlp);
+/* The matrices of a record that was read to `to` [slot_bytes]. */
+void records_place(const struct records *records, int record, uint8_t *to, struct mlp *mlp);
 
-/* Brings everything of the mapped file that is not in a record into memory. */
+/* Brings the rest of the mapped files into memory. */
 void records_touch_rest(const struct records *records);
 
 #endif

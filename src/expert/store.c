@@ -10,7 +10,11 @@
 #include "base/clock.h"
 #include "expert/records.h"
 
-enum { NOWHERE = -1, STORE_FADE = 16 * STORE_HALF_LIFE /* less than that is nothing */ };
+enum {
+    NOWHERE = -1,
+    STORE_FADE = 16 * STORE_HALF_LIFE, /* less than that is nothing */
+    CHECKED_BYTES = 64 << 10,
+};
 
 enum slot_state { SLOT_EMPTY, SLOT_READING, SLOT_READY };
 
@@ -218,9 +222,9 @@ static void begin_read(struct store *store, struct slot *slot, int record, enum 
     slot->record = record;
     store->n_empty--;
     store->residents[record].slot = (int)(slot - store->slots);
-    records_place(&store->records, record, to + r->offset % STREAM_ALIGN, &store->residents[record].mlp);
-    slot->read = (struct stream_read){.offset = r->offset,
-                                      .bytes = r->bytes,
+    records_place(&store->records, record, to, &store->residents[record].mlp);
+    slot->read = (struct stream_read){.parts = r->parts,
+                                      .n_parts = r->n_parts,
                                       .to = to,
                                       .layer = layer_of(store, record),
                                       .expert = record % store->model->experts};
@@ -361,6 +365,10 @@ size_t store_slot_bytes(const struct store *store) {
     return store->records.slot_bytes;
 }
 
+size_t store_rest_bytes(const struct store *store) {
+    return store->records.rest_bytes;
+}
+
 int store_slots(const struct store *store) {
     return store->n_slots;
 }
@@ -414,27 +422,41 @@ static int open_slots(struct store *store, size_t bytes, struct mo_error *error)
     return 0;
 }
 
-/* The readers open the file by its name: is it still the one that is mapped? Its header holds a checksum of every tensor. */
-static int check_file(struct store *store, struct mo_error *error) {
-    const struct shard *shard = &store->checkpoint->shards[0];
-    struct stream_read read = {.bytes = shard->header_bytes};
-    read.to = aligned_alloc(STREAM_ALIGN, stream_span(0, read.bytes));
+/* The readers open files by their names: is this one still the one that is mapped? Its header, and some of what follows. */
+static int check_file(struct store *store, int file, struct mo_error *error) {
+    const struct shard *shard = &store->checkpoint->shards[file];
+    size_t bytes = shard->header_bytes + CHECKED_BYTES;
+    if (bytes > shard->map.size) bytes = shard->map.size;
+    const struct stream_part part = {.file = file, .bytes = bytes};
+    struct stream_read read = {.parts = &part, .n_parts = 1};
+    read.to = aligned_alloc(STREAM_ALIGN, stream_span(0, bytes));
     if (!read.to) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the header of %s", shard->path);
     stream_begin(store->stream, &read, STREAM_NOW);
     int code = stream_wait(store->stream, &read, error);
-    if (!code && memcmp(read.to, shard->map.data, read.bytes) != 0) {
+    if (!code && memcmp(read.to, shard->map.data, bytes) != 0) {
         code = mo_error_set(error, MO_E_IO, "%s: the file was replaced while it was opened", shard->path);
     }
     free(read.to);
     return code;
 }
 
+/* In the order of the checkpoint's shards, as the records count them. */
+static int open_stream(struct store *store, stream_pread *read, struct mo_error *error) {
+    const struct checkpoint *checkpoint = store->checkpoint;
+    const char **paths = calloc((size_t)checkpoint->n_shards, sizeof *paths);
+    if (!paths) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for %d names", checkpoint->n_shards);
+    for (int i = 0; i < checkpoint->n_shards; i++) paths[i] = checkpoint->shards[i].path;
+    struct stream_options options = {.paths = paths, .n_paths = checkpoint->n_shards, .pread = read};
+    int code = stream_open(&store->stream, &options, error);
+    for (int i = 0; i < checkpoint->n_shards && !code; i++) code = check_file(store, i, error);
+    free(paths);
+    return code;
+}
+
 int store_start(struct store *store, size_t bytes, bool take, stream_pread *read, struct mo_error *error) {
-    struct stream_options options = {.path = store->checkpoint->shards[0].path, .pread = read};
     int code = open_slots(store, bytes, error);
     if (!code && take) code = take_memory(store, error);
-    if (!code) code = stream_open(&store->stream, &options, error);
-    return code ? code : check_file(store, error);
+    return code ? code : open_stream(store, read, error);
 }
 
 void store_touch_rest(const struct store *store) {

@@ -1,7 +1,7 @@
-/* expert/store.h - routed experts in a bounded amount of memory: those that are used stay, the others are read from the packed
- * file when they are needed. What is computed with them is the same in every bit as with all of them in memory.
+/* expert/store.h - routed experts in a bounded amount of memory: those that are used stay, the others are read from the
+ * model's files when they are needed. What is computed with them is the same in every bit as with all of them in memory.
  *
- * A record is one expert of one layer: its three matrices side by side, as `moebius quantize` lays them (pack.h). The memory is
+ * A record is one expert of one layer: its three matrices, wherever they lie (records.h). The memory is
  * slots of the largest record. Who computes a layer says which experts it needs (store_visit), pins as many as the slots
  * allow (store_ask; twice the answer of store_visit at once), waits for those that are on their way, computes, and releases.
  *
@@ -42,7 +42,8 @@ struct store;
 int store_open(struct store **store, const struct model *model, const struct weights *weights,
                const struct checkpoint *checkpoint, struct mo_error *error);
 int store_records(const struct store *store);
-size_t store_record_bytes(const struct store *store); /* of all records together, in the file */
+size_t store_record_bytes(const struct store *store); /* of all records together, in the files */
+size_t store_rest_bytes(const struct store *store);   /* of everything else that is used there */
 size_t store_slot_bytes(const struct store *store);
 int store_slots(const struct store *store);
 

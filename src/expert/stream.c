@@ -15,10 +15,15 @@ struct queue {
     struct stream_read *first, *last;
 };
 
-struct stream {
+struct file {
     char *path;
-    int direct, buffered; /* files; direct < 0: refused */
+    int fd;
     atomic_bool is_direct;
+};
+
+struct stream {
+    struct file *files; /* [n_files] */
+    int n_files;
     stream_pread *pread;
 
     pthread_t *threads; /* [n_threads] */
@@ -32,9 +37,10 @@ struct stream {
     uint64_t bytes;
 };
 
-/* One piece: [begin, end) of the file, of which the bytes up to `needed` must come (the rest is past the record's end). */
+/* One piece: [begin, end) of a file, of which the bytes up to `needed` must come (the rest is past the part's end). */
 struct piece {
     struct stream_read *read;
+    int file;
     int64_t begin, end, needed;
     uint8_t *to;
 };
@@ -49,6 +55,14 @@ static int64_t block_up(int64_t n) {
 
 size_t stream_span(int64_t offset, size_t bytes) {
     return (size_t)(block_up(offset + (int64_t)bytes) - block_down(offset));
+}
+
+uint8_t *stream_part_data(const struct stream_part *part, uint8_t *to) {
+    return to + part->at + part->offset % STREAM_ALIGN;
+}
+
+static int count_pieces(const struct stream_part *part) {
+    return (int)((stream_span(part->offset, part->bytes) + STREAM_PIECE - 1) / STREAM_PIECE);
 }
 
 /* ---- queues, under the lock ---- */
@@ -87,11 +101,14 @@ static struct stream_read *next_read(const struct stream *stream) {
 }
 
 static struct piece take_piece(struct stream *stream, struct stream_read *read) {
-    int64_t first = block_down(read->offset), end = read->offset + (int64_t)read->bytes;
-    struct piece piece = {.read = read, .begin = first + (int64_t)read->begun * STREAM_PIECE};
+    const struct stream_part *part = read->parts;
+    int index = read->begun;
+    while (index >= count_pieces(part)) index -= count_pieces(part++);
+    int64_t first = block_down(part->offset), end = part->offset + (int64_t)part->bytes;
+    struct piece piece = {.read = read, .file = part->file, .begin = first + (int64_t)index * STREAM_PIECE};
     piece.end = piece.begin + STREAM_PIECE < block_up(end) ? piece.begin + STREAM_PIECE : block_up(end);
     piece.needed = piece.end < end ? piece.end : end;
-    piece.to = read->to + (piece.begin - first);
+    piece.to = read->to + part->at + (piece.begin - first);
     if (++read->begun == read->n_pieces) dequeue(stream, read);
     return piece;
 }
@@ -110,28 +127,36 @@ static void cut_down(struct stream *stream, struct stream_read *read) {
 
 /* Bytes that came, up to the end of the file; or -1 with errno. Direct reads go on at blocks only, and a part of one is the
  * end of the file. */
-static ssize_t read_all(const struct stream *stream, int file, const struct piece *piece) {
+static ssize_t read_all(const struct stream *stream, const struct piece *piece, bool is_direct) {
     size_t size = (size_t)(piece->end - piece->begin), n = 0;
     while (n < size) {
-        ssize_t got = stream->pread(file, piece->to + n, size - n, piece->begin + (int64_t)n);
+        ssize_t got = stream->pread(stream->files[piece->file].fd, piece->to + n, size - n, piece->begin + (int64_t)n);
         if (got < 0 && errno == EINTR) continue;
         if (got < 0) return -1;
         n += (size_t)got;
-        if (got == 0 || (file == stream->direct && n % STREAM_ALIGN)) break;
+        if (got == 0 || (is_direct && n % STREAM_ALIGN)) break;
     }
     return (ssize_t)n;
 }
 
+/* From now on through the page cache. Several threads may find out at once; who sees is_direct false reads without it. */
+static void end_direct(struct file *file) {
+    int flags = fcntl(file->fd, F_GETFL);
+    if (flags >= 0) fcntl(file->fd, F_SETFL, flags & ~O_DIRECT);
+    atomic_store(&file->is_direct, false);
+}
+
 /* A file system may take O_DIRECT at open and refuse it at the first read. */
 static ssize_t read_piece(struct stream *stream, const struct piece *piece) {
-    if (atomic_load(&stream->is_direct)) {
-        ssize_t got = read_all(stream, stream->direct, piece);
+    struct file *file = &stream->files[piece->file];
+    if (atomic_load(&file->is_direct)) {
+        ssize_t got = read_all(stream, piece, true);
         if (got >= 0 || errno != EINVAL) return got;
-        atomic_store(&stream->is_direct, false);
+        end_direct(file);
     }
-    ssize_t got = read_all(stream, stream->buffered, piece);
+    ssize_t got = read_all(stream, piece, false);
     int reason = errno;
-    posix_fadvise(stream->buffered, piece->begin, piece->end - piece->begin, POSIX_FADV_DONTNEED);
+    posix_fadvise(file->fd, piece->begin, piece->end - piece->begin, POSIX_FADV_DONTNEED);
     errno = reason;
     return got;
 }
@@ -147,6 +172,7 @@ static void note_end(struct stream *stream, const struct piece *piece, ssize_t g
     read->ended++;
     if ((got < 0 || piece->begin + got < piece->needed) && !read->reason) {
         read->reason = got < 0 ? reason : -1;
+        read->failed_file = piece->file;
         read->failed_at = piece->begin;
         read->wanted = (size_t)(piece->needed - piece->begin);
         read->got = got < 0 ? 0 : (size_t)got;
@@ -177,9 +203,13 @@ static void *reader_main(void *argument) {
 /* ---- for the owner ---- */
 
 void stream_begin(struct stream *stream, struct stream_read *read, enum stream_need need) {
-    assert(read->bytes > 0 && (uintptr_t)read->to % STREAM_ALIGN == 0);
-    size_t span = stream_span(read->offset, read->bytes);
-    read->n_pieces = (int)((span + STREAM_PIECE - 1) / STREAM_PIECE);
+    assert(read->n_parts > 0 && (uintptr_t)read->to % STREAM_ALIGN == 0);
+    read->n_pieces = 0;
+    for (int i = 0; i < read->n_parts; i++) {
+        const struct stream_part *part = &read->parts[i];
+        assert(part->file < stream->n_files && part->bytes > 0 && part->at % STREAM_ALIGN == 0);
+        read->n_pieces += count_pieces(part);
+    }
     read->begun = read->ended = read->reason = 0;
     read->is_dropped = false;
     read->need = need;
@@ -218,15 +248,16 @@ bool stream_is_done(struct stream *stream, const struct stream_read *read) {
 static int explain(const struct stream *stream, const struct stream_read *read, struct mo_error *error) {
     if (!read->reason && read->is_dropped) return mo_error_set(error, MO_E_CANCELLED, "the read was given up");
     if (!read->reason) return 0;
+    const char *path = stream->files[read->failed_file].path;
     if (read->reason > 0) {
-        return mo_error_set(error, MO_E_IO, "%s: layer %d, expert %d: cannot read %zu bytes at offset %lld: %s",
-                            stream->path, read->layer, read->expert, read->wanted, (long long)read->failed_at,
+        return mo_error_set(error, MO_E_IO, "%s: layer %d, expert %d: cannot read %zu bytes at offset %lld: %s", path,
+                            read->layer, read->expert, read->wanted, (long long)read->failed_at,
                             strerror(read->reason));
     }
     return mo_error_set(error, MO_E_IO,
                         "%s: layer %d, expert %d: expected %zu bytes at offset %lld, found %zu (the file was cut short "
                         "while it was in use)",
-                        stream->path, read->layer, read->expert, read->wanted, (long long)read->failed_at, read->got);
+                        path, read->layer, read->expert, read->wanted, (long long)read->failed_at, read->got);
 }
 
 int stream_wait(struct stream *stream, const struct stream_read *read, struct mo_error *error) {
@@ -240,18 +271,41 @@ int stream_wait(struct stream *stream, const struct stream_read *read, struct mo
 void stream_stats_get(struct stream *stream, struct stream_stats *stats) {
     pthread_mutex_lock(&stream->lock);
     double now = stream->n_active ? clock_now_s() - stream->active_since_s : 0;
-    *stats = (struct stream_stats){stream->bytes, stream->busy_s + now, atomic_load(&stream->is_direct)};
+    *stats = (struct stream_stats){stream->bytes, stream->busy_s + now, true};
     pthread_mutex_unlock(&stream->lock);
+    for (int i = 0; i < stream->n_files; i++) {
+        stats->is_direct = stats->is_direct && atomic_load(&stream->files[i].is_direct);
+    }
 }
 
-static int open_files(struct stream *stream, const char *path, struct mo_error *error) {
-    stream->path = strdup(path);
-    if (!stream->path) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for reading %s", path);
-    stream->buffered = open(path, O_RDONLY | O_CLOEXEC);
-    if (stream->buffered < 0) return mo_error_set(error, MO_E_IO, "%s: cannot open: %s", path, strerror(errno));
-    stream->direct = open(path, O_RDONLY | O_CLOEXEC | O_DIRECT);
-    atomic_store(&stream->is_direct, stream->direct >= 0);
+static int open_file(struct file *file, const char *path, struct mo_error *error) {
+    file->path = strdup(path);
+    if (!file->path) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for reading %s", path);
+    file->fd = open(path, O_RDONLY | O_CLOEXEC | O_DIRECT);
+    atomic_store(&file->is_direct, file->fd >= 0);
+    if (file->fd < 0) file->fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (file->fd < 0) return mo_error_set(error, MO_E_IO, "%s: cannot open: %s", path, strerror(errno));
     return 0;
+}
+
+static int open_files(struct stream *stream, const struct stream_options *options, struct mo_error *error) {
+    stream->files = calloc((size_t)options->n_paths, sizeof *stream->files);
+    if (!stream->files) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for %d files", options->n_paths);
+    stream->n_files = options->n_paths;
+    for (int i = 0; i < stream->n_files; i++) stream->files[i].fd = -1;
+    for (int i = 0; i < stream->n_files; i++) {
+        int code = open_file(&stream->files[i], options->paths[i], error);
+        if (code) return code;
+    }
+    return 0;
+}
+
+static void close_files(struct stream *stream) {
+    for (int i = 0; i < stream->n_files; i++) {
+        if (stream->files[i].fd >= 0) close(stream->files[i].fd);
+        free(stream->files[i].path);
+    }
+    free(stream->files);
 }
 
 static int start_threads(struct stream *stream, int n, struct mo_error *error) {
@@ -270,13 +324,12 @@ static int start_threads(struct stream *stream, int n, struct mo_error *error) {
 
 int stream_open(struct stream **out, const struct stream_options *options, struct mo_error *error) {
     struct stream *stream = calloc(1, sizeof *stream);
-    if (!stream) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for reading %s", options->path);
-    stream->direct = stream->buffered = -1;
+    if (!stream) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for reading %s", options->paths[0]);
     stream->pread = options->pread ? options->pread : pread;
     pthread_mutex_init(&stream->lock, NULL);
     pthread_cond_init(&stream->work, NULL);
     pthread_cond_init(&stream->done, NULL);
-    int code = open_files(stream, options->path, error);
+    int code = open_files(stream, options, error);
     if (!code) code = start_threads(stream, options->threads ? options->threads : STREAM_THREADS, error);
     if (code) {
         stream_close(stream);
@@ -296,9 +349,7 @@ void stream_close(struct stream *stream) {
     pthread_cond_destroy(&stream->work);
     pthread_cond_destroy(&stream->done);
     pthread_mutex_destroy(&stream->lock);
-    if (stream->direct >= 0) close(stream->direct);
-    if (stream->buffered >= 0) close(stream->buffered);
+    close_files(stream);
     free(stream->threads);
-    free(stream->path);
     free(stream);
 }

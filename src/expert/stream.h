@@ -1,9 +1,10 @@
-/* expert/stream.h - reads pieces of one file into memory by threads of its own, what is needed now before what is only
+/* expert/stream.h - reads parts of files into memory by threads of its own, what is needed now before what is only
  * predicted to be.
  *
- * A read is cut into pieces of STREAM_PIECE bytes, so that several threads bring one record. The file is opened for direct I/O:
+ * A read is cut into pieces of STREAM_PIECE bytes, so that several threads bring one record. Files are opened for direct I/O:
  * the bytes go where they are wanted and nowhere else, and the page cache stays with the weights that are mapped. Where that
  * is refused (tmpfs, some network file systems) the page cache is in between, and told to forget each piece at once.
+ * Direct I/O knows whole blocks only, and tensors begin anywhere: the blocks around a part are read with it.
  * Threads that block in pread instead of liburing: one code path that works in every container; at 1 MiB a piece their
  * cost is not to be seen. What goes wrong (an error of the disk, a file that was cut short) is found by stream_wait.
  *
@@ -28,17 +29,25 @@ enum stream_need { STREAM_NOW, STREAM_PREDICTED, STREAM_NEEDS };
 typedef ssize_t stream_pread(int file, void *to, size_t n, off_t at);
 
 struct stream_options {
-    const char *path;
+    const char *const *paths; /* [n_paths] */
+    int n_paths;
     int threads;         /* 0: STREAM_THREADS */
     stream_pread *pread; /* NULL: the system's; for tests that want it to fail */
 };
 
+/* Bytes [offset, offset + bytes) of a file, and where in the memory of a read their first block goes. */
+struct stream_part {
+    int file; /* of the options' paths */
+    int64_t offset;
+    size_t bytes;
+    size_t at; /* a multiple of STREAM_ALIGN; stream_span(offset, bytes) are taken from there on */
+};
+
 /* One read: the first block is its owner's, who keeps all of it in place until it is done. */
 struct stream_read {
-    int64_t offset; /* bytes [offset, offset + bytes) of the file */
-    size_t bytes;
-    uint8_t
-        *to; /* [stream_span(offset, bytes)], at a multiple of STREAM_ALIGN; they lie at to + offset % STREAM_ALIGN */
+    const struct stream_part *parts; /* [n_parts] */
+    int n_parts;
+    uint8_t *to;       /* at a multiple of STREAM_ALIGN, with room for all parts */
     int layer, expert; /* for messages */
 
     /* The stream's, under its lock. */
@@ -48,14 +57,15 @@ struct stream_read {
     int n_pieces, begun, ended; /* dropped or failed: n_pieces is cut down to what was begun */
     bool is_dropped;
     int reason;         /* of the failure: an errno, or -1 when the file ended too early */
-    int64_t failed_at;  /* where in the file, */
+    int failed_file;    /* where: the file, */
+    int64_t failed_at;  /* the offset in it, */
     size_t wanted, got; /* how many bytes from there, and how many came */
 };
 
 struct stream_stats {
-    uint64_t bytes; /* that came from the file */
+    uint64_t bytes; /* that came from the files */
     double busy_s;  /* time with at least one piece on its way */
-    bool is_direct;
+    bool is_direct; /* all files */
 };
 
 struct stream;
@@ -64,8 +74,10 @@ int stream_open(struct stream **stream, const struct stream_options *options, st
 /* Waits for pieces on their way; what is queued is forgotten. Accepts NULL. */
 void stream_close(struct stream *stream);
 
-/* Bytes of memory that a read takes: whole blocks. */
+/* Bytes of memory that a part takes: whole blocks. */
 size_t stream_span(int64_t offset, size_t bytes);
+/* Where a part's bytes begin in the memory of its read: as far from a block's start as in the file. */
+uint8_t *stream_part_data(const struct stream_part *part, uint8_t *to);
 
 void stream_begin(struct stream *stream, struct stream_read *read, enum stream_need need);
 /* A predicted read is needed now. */

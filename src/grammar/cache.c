@@ -46,6 +46,11 @@ void grammar_cache_free(struct grammar_cache *cache) {
     free(cache);
 }
 
+size_t grammar_cache_bytes(int n_grammars, int n_answers) {
+    int busy = n_answers < n_grammars ? n_answers : n_grammars;
+    return (size_t)busy * GRAMMAR_STATES_MAX + (size_t)(n_grammars - busy) * GRAMMAR_STATES_IDLE;
+}
+
 static struct grammar *find_locked(struct grammar_cache *cache, enum grammar_kind kind, const char *text, size_t size) {
     for (int i = 0; i < GRAMMAR_CACHE_MAX; i++) {
         struct entry *e = &cache->entries[i];

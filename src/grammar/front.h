@@ -6,6 +6,13 @@
 #include <jansson.h>
 #include "grammar/nodes.h"
 
+/* What a hexadecimal digit stands for; -1: it is none. */
+static inline int hex_digit(char c) {
+    if (c >= '0' && c <= '9') return c - '0';
+    c |= 0x20;
+    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
 /* schema.c: a JSON schema; json_text.c: any JSON object. */
 int32_t schema_parse(struct nodes *nodes, const char *text, size_t size);
 int32_t schema_parse_json(struct nodes *nodes, const json_t *schema);

@@ -2,8 +2,8 @@
  * next one begins. The answer is what "root" describes. */
 #include <stdlib.h>
 #include <string.h>
+#include "base/utf8.h"
 #include "grammar/front.h"
-#include "text/utf8.h"
 
 enum { GBNF_RULES_MAX = 1024, GBNF_DEPTH_MAX = 100 };
 
@@ -83,8 +83,7 @@ static struct gbnf_rule *rule_of(struct gbnf *g, const char *name, size_t size) 
 static uint32_t take_hex(struct gbnf *g, int n) {
     uint32_t value = 0;
     for (int i = 0; i < n; i++) {
-        char c = peek(g), small = (char)(c | 0x20);
-        int digit = c >= '0' && c <= '9' ? c - '0' : small >= 'a' && small <= 'f' ? small - 'a' + 10 : -1;
+        int digit = hex_digit(peek(g));
         if (digit < 0) return (uint32_t)wrong(g, "too few hexadecimal digits");
         value = value * 16 + (uint32_t)digit;
         g->at++;
@@ -228,7 +227,7 @@ static void parse_rule(struct gbnf *g) {
     size_t size = name_size(g, g->at);
     struct gbnf_rule *rule = rule_of(g, g->text + g->at, size);
     g->at += size;
-    while (peek(g) != ':') g->at++;
+    while (g->text[g->at] != ':') g->at++; /* at_rule has seen it; peek() sees nothing after an error */
     g->at += 3;
     if (rule->defined) wrong(g, "this rule was there before");
     rule->defined = true;

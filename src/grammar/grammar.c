@@ -6,10 +6,6 @@
 #include "grammar/front.h"
 #include "grammar/mask.h"
 
-/* States and masks of one grammar: when they have grown beyond this all are forgotten, and made again where they are needed.
- * No usual grammar comes near it. */
-enum { STATES_BYTES_MAX = 64 << 20, STATES_BYTES_IDLE = 8 << 20 };
-
 struct grammar {
     atomic_int references;
     struct nodes nodes;
@@ -61,9 +57,10 @@ static int32_t parse(struct nodes *nodes, enum grammar_kind kind, const char *te
     return NODES_NEVER;
 }
 
+/* Masks first: they know their vocabulary even where there is no memory for the rest, and are asked for their size then. */
 static int states_init(struct grammar *grammar, struct mo_error *error) {
-    int code = automaton_init(&grammar->automaton, &grammar->nodes, error);
-    if (!code) code = masks_init(&grammar->masks, grammar->vocabulary, error);
+    int code = masks_init(&grammar->masks, grammar->vocabulary, error);
+    if (!code) code = automaton_init(&grammar->automaton, &grammar->nodes, error);
     grammar->generation++;
     return code;
 }
@@ -146,14 +143,15 @@ static int states_renew(struct grammar *grammar, struct mo_error *error) {
 int grammar_follow(struct grammar *grammar, struct grammar_cursor *cursor, const int32_t *tokens, int n_tokens,
                    struct mo_error *error) {
     int code = 0;
-    bool is_full = states_bytes(grammar) > STATES_BYTES_MAX;
+    bool is_full = states_bytes(grammar) > GRAMMAR_STATES_MAX;
     if (is_full || grammar->automaton.no_memory) code = states_renew(grammar, error);
     if (cursor->generation != grammar->generation) {
         *cursor = (struct grammar_cursor){grammar->generation, AUTOMATON_START, 0};
     }
     while (!code && cursor->n_taken < n_tokens) {
         code = take_token(grammar, cursor, tokens[cursor->n_taken], error);
-        if (!code && is_full && states_bytes(grammar) > STATES_BYTES_MAX) { /* by this text alone: it would never end */
+        if (!code && is_full &&
+            states_bytes(grammar) > GRAMMAR_STATES_MAX) { /* by this text alone: it would never end */
             code = mo_error_set(error, MO_E_LIMIT, "the answer is too long for what its grammar counts or nests");
         }
     }
@@ -167,7 +165,7 @@ int grammar_mask(struct grammar *grammar, const struct grammar_cursor *cursor, c
 
 void grammar_trim(struct grammar *grammar) {
     bool is_idle = atomic_load(&grammar->references) == 1;
-    if (is_idle && states_bytes(grammar) > STATES_BYTES_IDLE) states_renew(grammar, NULL);
+    if (is_idle && states_bytes(grammar) > GRAMMAR_STATES_IDLE) states_renew(grammar, NULL);
 }
 
 bool grammar_may_end(const struct grammar *grammar, const struct grammar_cursor *cursor) {

@@ -26,7 +26,13 @@ enum grammar_kind {
     GRAMMAR_CALLS,       /* text: functions that may be called, as JSON: see calls.c */
 };
 
-enum { GRAMMAR_TEXT_MAX = 256 << 10 }; /* bytes of a schema, an expression, rules */
+enum {
+    GRAMMAR_TEXT_MAX = 256 << 10, /* bytes of a schema, an expression, rules */
+    /* Bytes of states and masks: beyond these all are forgotten, and made again where they are needed. No usual grammar comes
+     * near it. */
+    GRAMMAR_STATES_MAX = 64 << 20,
+    GRAMMAR_STATES_IDLE = 8 << 20, /* the same while nobody uses the grammar, after grammar_trim */
+};
 
 struct grammar;
 

@@ -2,8 +2,8 @@
  * so that a model cannot go on with it for ever. */
 #include <stdlib.h>
 #include <string.h>
+#include "base/utf8.h"
 #include "grammar/front.h"
-#include "text/utf8.h"
 
 enum {
     INDENT_BLANKS = 40,

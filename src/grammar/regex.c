@@ -2,8 +2,8 @@
  * counted and other repetitions. What looks around or back is no regular language and is refused, and so are flags. Lazy
  * repetitions are the same set of texts as greedy ones. */
 #include <string.h>
+#include "base/utf8.h"
 #include "grammar/front.h"
-#include "text/utf8.h"
 
 enum { REGEX_DEPTH_MAX = 100 };
 
@@ -85,12 +85,6 @@ static bool add_named(struct class *set, char letter) {
     if (letter < 'a') class_invert(&named);
     class_add_all(set, &named);
     return true;
-}
-
-static int hex_digit(char c) {
-    if (c >= '0' && c <= '9') return c - '0';
-    c |= 0x20;
-    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
 }
 
 /* Exactly `n` hexadecimal digits. */

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/json.h"
-#include "text/utf8.h"
+#include "base/utf8.h"
 
 int32_t schema_fail(struct schema *s, int code, const char *format, ...) {
     char message[400];

@@ -7,12 +7,6 @@ enum { VALUES_TIMES_VALUES_MAX = 1 << 20 };
 
 /* --- references ---------------------------------------------------------------------------------- */
 
-static int hex_digit(char c) {
-    if (c >= '0' && c <= '9') return c - '0';
-    c |= 0x20;
-    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
-}
-
 /* One part of a pointer, unescaped: ~1 is "/", ~0 is "~", %2F is a byte. Returns what stands behind it. */
 static const char *take_part(const char *pointer, char *part) {
     for (; *pointer && *pointer != '/'; pointer++) {

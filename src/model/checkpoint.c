@@ -9,13 +9,11 @@
 
 enum { MAX_SHARDS = 4096, MAX_INDEX_BYTES = 256 << 20 };
 
-const char *tensor_shape_text(const struct tensor *tensor, char *text) {
-    int n = snprintf(text, 64, "[");
-    for (int i = 0; i < tensor->n_dims; i++) {
-        n += snprintf(text + n, (size_t)(64 - n), "%s%lld", i ? ", " : "", (long long)tensor->shape[i]);
-        if (n > 48) break;
-    }
-    snprintf(text + n, (size_t)(64 - n), "]");
+const char *tensor_shape_text(const struct tensor *tensor, char text[TENSOR_SHAPE_BYTES]) {
+    char *at = text;
+    *at++ = '[';
+    for (int i = 0; i < tensor->n_dims; i++) at += sprintf(at, "%s%lld", i ? ", " : "", (long long)tensor->shape[i]);
+    strcpy(at, "]");
     return text;
 }
 
@@ -76,6 +74,7 @@ static int add_shard(struct checkpoint *checkpoint, const char *path, struct ten
     int index = checkpoint->n_shards;
     struct shard *shard = &checkpoint->shards[index];
     shard->path = arena_strdup(checkpoint->arena, path);
+    if (!shard->path) return mo_error_set(error, MO_E_NO_MEMORY, "%s: no memory for its tensors", path);
     int code = file_map_open(&shard->map, path, error);
     if (code) return code;
     checkpoint->n_shards++;
@@ -160,7 +159,7 @@ static int open_index(struct checkpoint *checkpoint, const char *dir, const char
     const char **names = NULL;
     int n = 0;
     int code = json_parse_file(path, MAX_INDEX_BYTES, &index, error);
-    if (code) return code;
+    if (code) return json_damage(code, error);
     code = list_shards(checkpoint->arena, index, path, &names, &n, error);
     if (!code) code = open_shards(checkpoint, dir, names, n, error);
     if (!code) code = check_index(checkpoint, index, path, error);

@@ -30,7 +30,7 @@ enum dtype {
 const char *dtype_name(enum dtype dtype);
 size_t dtype_bytes(enum dtype dtype);
 
-enum { TENSOR_MAX_DIMS = 4 };
+enum { TENSOR_MAX_DIMS = 4, TENSOR_SHAPE_BYTES = TENSOR_MAX_DIMS * 22 + 3 }; /* of 19 digits, a sign and ", " each */
 
 struct tensor {
     const char *name;
@@ -99,8 +99,8 @@ struct safetensors {
 int safetensors_parse(const uint8_t *data, size_t size, const char *path, int shard, struct arena *arena,
                       struct safetensors *out, struct mo_error *error);
 
-/* "[2048, 1408]", for messages: text [64]. */
-const char *tensor_shape_text(const struct tensor *tensor, char *text);
+/* "[2048, 1408]", for messages. */
+const char *tensor_shape_text(const struct tensor *tensor, char text[TENSOR_SHAPE_BYTES]);
 
 /* SHA-256 in lower-case hex over config.json, all headers, and 4 KiB at the start, middle and end of 256 evenly spaced
  * tensors a shard; `full` reads every byte. text [65]. */

@@ -6,7 +6,8 @@
 #include "model/checkpoint.h"
 #include "model/model.h"
 
-/* Bounds that no DeepSeek model comes near; they keep every later product of two dimensions inside 63 bits. */
+/* Bounds that no DeepSeek model comes near; they keep every later product of two dimensions inside 63 bits,
+ * and check_count does so for those of more. */
 enum {
     MAX_LAYERS = 1024,
     MAX_DIM = 1 << 20,
@@ -345,6 +346,15 @@ static int read_ends(const struct reader *r, struct model *model) {
     return code;
 }
 
+/* Each size is within bounds, but not always what they multiply to. */
+static int check_count(const struct reader *r, const struct model *model) {
+
+    double routed = 3.0 * model->layers * model->experts * model->hidden * model->expert_width;
+    if (routed < 1e15) return 0;
+    return mo_error_set(r->error, MO_E_INVALID, "%s: expected a model of at most 1e15 parameters, found %.3g", r->where,
+                        routed);
+}
+
 static int read_all(const struct reader *r, struct model *model) {
     if (!json_is_object(r->object)) {
         return mo_error_set(r->error, MO_E_INVALID, "%s: expected a JSON object", r->where);
@@ -352,6 +362,7 @@ static int read_all(const struct reader *r, struct model *model) {
     int code = read_architecture(r, model);
     if (!code) code = read_sizes(r, model);
     if (!code) code = read_experts(r, model);
+    if (!code) code = check_count(r, model);
     if (!code) code = read_gate(r, model);
     if (!code) code = read_rope(r, model);
     if (!code) code = refuse_unknown_arithmetic(r, model);
@@ -364,11 +375,11 @@ int model_parse(struct model *model, const char *json, size_t size, const char *
     *model = (struct model){.bos = -1};
     json_t *root;
     int code = json_parse(json, size, where, &root, error);
-    if (code) return code;
+    if (code) return json_damage(code, error);
     struct reader reader = {root, where, error};
     code = read_all(&reader, model);
     json_decref(root);
-    return code;
+    return json_damage(code, error);
 }
 
 int model_load(struct model *model, const struct checkpoint *checkpoint, struct mo_error *error) {
@@ -403,7 +414,7 @@ int model_load_generation(struct model *model, const struct checkpoint *checkpoi
     if (code) return code;
     code = json_parse(text, size, path, &root, error);
     free(text);
-    if (code) return code;
+    if (code) return json_damage(code, error);
     struct reader r = {root, path, error};
     bool sample = true; /* do_sample false: greedy, whatever the temperature says */
     code = may_bool(&r, "do_sample", &sample);
@@ -415,5 +426,5 @@ int model_load_generation(struct model *model, const struct checkpoint *checkpoi
     if (!code && !sample) defaults->temperature = 0;
     if (!code) code = read_ends(&r, model);
     json_decref(root);
-    return code;
+    return json_damage(code, error);
 }

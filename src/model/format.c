@@ -36,6 +36,12 @@ size_t mat_bytes(const struct mat *mat) {
     return 0;
 }
 
+size_t mat_data_bytes(const struct mat *mat) {
+    size_t count = (size_t)mat->rows * (size_t)mat->cols;
+    if (mat->format == MAT_FP8) return count;
+    return mat->format == MAT_INT4_AWQ ? count / 2 : mat_bytes(mat);
+}
+
 static float float_from_bits(uint32_t bits) {
     float value;
     memcpy(&value, &bits, sizeof value);

@@ -76,6 +76,8 @@ extern const uint8_t awq_order[8]; /* {0, 2, 4, 6, 1, 3, 5, 7} */
 const char *mat_format_name(enum mat_format format);
 /* Bytes that the matrix occupies, scales and zeros included. */
 size_t mat_bytes(const struct mat *mat);
+/* Bytes that begin at mat->data: without the scales of FP8, the scales and zeros of AWQ, which are elsewhere. */
+size_t mat_data_bytes(const struct mat *mat);
 
 /* Exact widening of one value. */
 float f16_to_f32(uint16_t bits);

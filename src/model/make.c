@@ -15,19 +15,15 @@ static size_t round_up(size_t n, size_t unit) {
     return (n + unit - 1) / unit * unit;
 }
 
-static size_t data_bytes(const struct mat *mat) {
-    return mat->format == MAT_FP8 ? (size_t)mat->rows * (size_t)mat->cols : mat_bytes(mat);
-}
-
 /* Data and scales, each at a page of its own, as in the file. */
 static size_t room_bytes(const struct mat *mat) {
-    size_t data = data_bytes(mat);
+    size_t data = mat_data_bytes(mat);
     return round_up(data, ALIGN) + round_up(mat_bytes(mat) - data, ALIGN);
 }
 
 static void place(struct mat *mat, uint8_t *at) {
     mat->data = at;
-    if (mat->format == MAT_FP8) mat->scale = (const float *)(const void *)(at + round_up(data_bytes(mat), ALIGN));
+    if (mat->format == MAT_FP8) mat->scale = (const float *)(const void *)(at + round_up(mat_data_bytes(mat), ALIGN));
 }
 
 /* Where the bytes are there already, they are in made->mat. */
@@ -246,9 +242,9 @@ static int write_batch(struct pack *pack, const struct batch *batch, const struc
             continue;
         }
         const struct mat *mat = &(made++)->mat;
-        code = pack_write(pack, mat->data, data_bytes(mat), error);
+        code = pack_write(pack, mat->data, mat_data_bytes(mat), error);
         if (!code && mat->format == MAT_FP8)
-            code = pack_write(pack, mat->scale, mat_bytes(mat) - data_bytes(mat), error);
+            code = pack_write(pack, mat->scale, mat_bytes(mat) - mat_data_bytes(mat), error);
         if (maker->done) maker->done(maker->context, &slots[i]);
     }
     return code;

@@ -53,7 +53,9 @@ static void watch_signals(const char *partial) {
     assert(!g_is_writing);
     snprintf(g_partial, sizeof g_partial, "%s", partial);
     g_is_writing = 1;
-    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) signal(ends[i], on_signal);
+    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
+        if (signal(ends[i], on_signal) == SIG_IGN) signal(ends[i], SIG_IGN); /* nohup: who started us wants it so */
+    }
     signal(SIGXFSZ, SIG_IGN); /* a file that may not grow is an error of write(), not the end of the program */
 }
 
@@ -64,6 +66,7 @@ static int no_memory(const struct pack *pack, struct mo_error *error) {
 /* A link's file is replaced, not the link. */
 static int settle_path(struct pack *pack, const char *path, struct mo_error *error) {
     struct stat info;
+    if (!*path) return mo_error_set(error, MO_E_INVALID, "expected the name of a file to be written, found \"\"");
     if (stat(path, &info) == 0 && !S_ISREG(info.st_mode)) {
         return mo_error_set(error, MO_E_INVALID, "%s: expected a file to be written, found %s", path,
                             S_ISDIR(info.st_mode) ? "a folder" : "something else");

@@ -32,9 +32,7 @@ static void values(void *context, const struct slot *slot, float *out) {
 /* Whole pages inside of the matrix go; they can be read again from the file. */
 static void done(void *context, const struct slot *slot) {
     const struct mat *mat = source_of(context, slot);
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = (uintptr_t)mat->data, end = begin + mat_bytes(mat);
-    if (mat->format == MAT_FP8) end = begin + (size_t)mat->rows * (size_t)mat->cols; /* the scales are elsewhere */
-    if (mat->format == MAT_INT4_AWQ) end = begin + (size_t)mat->rows * (size_t)mat->cols / 2;
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = (uintptr_t)mat->data, end = begin + mat_data_bytes(mat);
     begin = (begin + page - 1) / page * page;
     end = end / page * page;
     if (begin < end) madvise((void *)begin, end - begin, MADV_DONTNEED);

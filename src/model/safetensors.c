@@ -82,7 +82,7 @@ static int read_offsets(const struct header *h, const json_t *entry, struct tens
                             h->path, tensor->name, (long long)begin, (long long)end, h->data_bytes);
     }
     if (__builtin_mul_overflow(tensor->elements, (int64_t)dtype_bytes(tensor->dtype), &bytes) || bytes != end - begin) {
-        char shape[64];
+        char shape[TENSOR_SHAPE_BYTES];
         return mo_error_set(h->error, MO_E_CORRUPT, "%s: tensor %s: %s %s does not take the %lld bytes it has", h->path,
                             tensor->name, dtype_name(tensor->dtype), tensor_shape_text(tensor, shape),
                             (long long)(end - begin));
@@ -173,8 +173,7 @@ int safetensors_parse(const uint8_t *data, size_t size, const char *path, int sh
     int code = json_parse((const char *)data + 8, (size_t)length, path, &root, error);
     if (code) {
         mo_error_prefix(error, "safetensors header");
-        if (error) error->code = MO_E_CORRUPT;
-        return MO_E_CORRUPT;
+        return json_damage(code, error);
     }
     struct header h = {data + 8 + length, size - 8 - (size_t)length, path, shard, arena, error};
     code = read_entries(&h, root, out);

@@ -54,7 +54,7 @@ static int missing(const struct binder *b, enum role role, const char *suffix, i
 static int check_shape(const struct binder *b, const struct tensor *tensor, int64_t rows, int64_t cols) {
     bool same = tensor->n_dims == (cols ? 2 : 1) && tensor->shape[0] == rows && (!cols || tensor->shape[1] == cols);
     if (same) return 0;
-    char expected[64], found[64];
+    char expected[64], found[TENSOR_SHAPE_BYTES];
     snprintf(expected, sizeof expected, cols ? "[%lld, %lld]" : "[%lld]", (long long)rows, (long long)cols);
     return refuse(b, MO_E_CORRUPT, tensor, "expected shape %s (by config.json), found %s", expected,
                   tensor_shape_text(tensor, found));
@@ -199,7 +199,7 @@ static int bind_plain(const struct binder *b, enum role role, const struct tenso
 /* Our own INT4 and INT8: U8 [panels][blocks][bytes of a block], and these bytes name the format. The scales are not looked at:
  * that would touch every page of the file (`info --verify` does). */
 static int bind_blocks(const struct binder *b, const struct tensor *tensor, struct mat *mat) {
-    char found[64];
+    char found[TENSOR_SHAPE_BYTES];
     int64_t panels = (mat->rows + BLOCK_ROWS - 1) / BLOCK_ROWS, blocks = (mat->cols + BLOCK_COLS - 1) / BLOCK_COLS;
     if (b->model->quant != QUANT_MOEBIUS) {
         return refuse(b, MO_E_UNSUPPORTED, tensor, "found U8, but config.json has no quantization_config of ours");

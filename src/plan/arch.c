@@ -3,6 +3,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
+#include "base/utf8.h"
 
 const char *plan_group_name(enum plan_group group) {
     static const char *const names[PLAN_GROUPS] = {"attention", "kv_b", "dense",     "shared", "routed",
@@ -93,6 +94,11 @@ static const struct plan_arch builtin[] = {
      .top_k = 2},
 };
 enum { N_BUILTIN = sizeof builtin / sizeof *builtin };
+
+void plan_arch_set_name(struct plan_arch *arch, const char *name) {
+    snprintf(arch->name, sizeof arch->name, "%s", name);
+    utf8_clean(arch->name);
+}
 
 const char *plan_arch_builtin_name(int i) {
     return i < N_BUILTIN ? builtin[i].name : NULL;

@@ -40,6 +40,8 @@ struct plan_arch {
     int dense_width, expert_width, experts, top_k, shared_experts;
 };
 
+/* As much of it as there is room for, fit to be shown. */
+void plan_arch_set_name(struct plan_arch *arch, const char *name);
 /* The names that plan_arch_builtin knows; NULL after the last. */
 const char *plan_arch_builtin_name(int i);
 /* False if there is no such name. */

@@ -41,7 +41,7 @@ void plan_arch_from_model(struct plan_arch *arch, const struct model *m, const c
         .top_k = m->top_k,
         .shared_experts = m->shared_experts,
     };
-    snprintf(arch->name, sizeof arch->name, "%.127s", name);
+    plan_arch_set_name(arch, name);
     snprintf(arch->published, sizeof arch->published, "%s", published_recipe(m));
 }
 
@@ -122,7 +122,7 @@ int plan_arch_parse(struct plan_arch *arch, const char *json, size_t size, const
     struct model model;
     bool is_ours = false;
     int code = json_parse(json, size, where, &root, error);
-    if (code) return code;
+    if (code) return json_damage(code, error);
     code = parse_root(root, where, arch, &is_ours, error);
     json_decref(root);
     if (!code && is_ours) {
@@ -130,6 +130,6 @@ int plan_arch_parse(struct plan_arch *arch, const char *json, size_t size, const
         if (!code) plan_arch_from_model(arch, &model, where);
     }
     if (!code) code = check_size(arch, where, error);
-    if (!code) snprintf(arch->name, sizeof arch->name, "%.127s", where);
-    return code;
+    if (!code) plan_arch_set_name(arch, where);
+    return json_damage(code, error);
 }

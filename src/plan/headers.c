@@ -35,7 +35,7 @@ static int read_header(FILE *file, const char *path, json_t **header, struct mo_
     code = read_bytes(file, path, text, (size_t)size, error);
     if (!code) code = json_parse(text, (size_t)size, path, header, error);
     free(text);
-    if (code || json_is_object(*header)) return code;
+    if (code || json_is_object(*header)) return json_damage(code, error);
     json_decref(*header);
     return mo_error_set(error, MO_E_CORRUPT, "%s: its safetensors header is not a JSON object", path);
 }
@@ -64,13 +64,13 @@ static int dimension(const json_t *header, const char *tensor, size_t index) {
 static int count_experts(const json_t *header) {
     const char *name;
     json_t *entry;
-    int highest = -1;
+    long highest = -1;
     json_object_foreach((json_t *)header, name, entry) {
         const char *at = strstr(name, ".experts.");
-        int expert = at ? atoi(at + strlen(".experts.")) : -1;
+        long expert = at ? strtol(at + strlen(".experts."), NULL, 10) : -1;
         if (expert > highest && expert < INT32_MAX) highest = expert;
     }
-    return highest + 1;
+    return (int)highest + 1;
 }
 
 /* A norm of the residual has its width, in every shard that holds a layer's end or beginning. */

@@ -35,20 +35,19 @@ static double read_number(const char *path, const char *label, double fallback) 
 static void read_processor_name(struct plan_host *host) {
     char *text = read_small("/proc/cpuinfo"), *at = text ? strstr(text, "model name") : NULL;
     if (at) at = strchr(at, ':');
-    if (at)
-        snprintf(host->processor, sizeof host->processor, "%.*s", (int)fmin((double)strcspn(at + 2, "\n"), 120.0),
-                 at + 2);
+    if (at) at += strspn(at, ": \t");
+    if (at) snprintf(host->processor, sizeof host->processor, "%.*s", (int)strcspn(at, "\n"), at);
     free(text);
 }
 
 /* Multiply-adds a core does in a clock, as operations: two units of 4, 8 or 16 lanes. */
 static double ops_a_clock(enum cpu_level level) {
-    return level >= CPU_AVX512 ? 64 : level == CPU_AVX2 ? 32 : 16;
+    return level >= CPU_AVX512 ? 64 : level >= CPU_AVX2 ? 32 : 16;
 }
 
 /* The matrix unit does 16 x 16 x 64 in 16 clocks; VNNI four to a lane; AVX2 two in 16 bits. */
 double plan_cpu_bytes_factor(enum cpu_level level) {
-    return level >= CPU_AMX ? 32 : level == CPU_AVX512 ? 4 : level == CPU_AVX2 ? 2 : 1;
+    return level >= CPU_AMX ? 32 : level >= CPU_AVX_VNNI ? 4 : level == CPU_AVX2 ? 2 : 1;
 }
 
 static void read_speed(struct plan_host *host) {

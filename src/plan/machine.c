@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "base/utf8.h"
 
 #define MIB *1048576.0
 
@@ -77,6 +78,7 @@ int plan_gpu_parse(struct plan_gpu *gpu, const char *text, struct mo_error *erro
     *gpu = (struct plan_gpu){
         .count = count, .memory_bytes = numbers[0] * 1e9, .gb_s = numbers[1], .tflops = numbers[2], .link_gb_s = 25};
     snprintf(gpu->name, sizeof gpu->name, "%.*s", (int)(equals - name), name);
+    utf8_clean(gpu->name);
     return 0;
 }
 

@@ -53,7 +53,7 @@ static int open_folder(struct plan_source *source, const char *dir, struct mo_er
     snprintf(path, sizeof path, "%.4000s/config.json", dir);
     int code = read_config(source, path, error);
     if (!code) code = read_folder_headers(source, dir, error);
-    snprintf(source->arch.name, sizeof source->arch.name, "%.127s", dir);
+    plan_arch_set_name(&source->arch, dir);
     return code;
 }
 
@@ -87,8 +87,7 @@ static int open_header(struct plan_source *source, const char *path, struct mo_e
     if (code) return code;
     source->has_weights = true;
     plan_seen_finish(&seen, &source->arch, &source->weights);
-    if (!plan_arch_builtin(&(struct plan_arch){0}, source->arch.name))
-        snprintf(source->arch.name, sizeof source->arch.name, "%.127s", path);
+    if (!plan_arch_builtin(&(struct plan_arch){0}, source->arch.name)) plan_arch_set_name(&source->arch, path);
     return 0;
 }
 

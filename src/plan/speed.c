@@ -69,7 +69,8 @@ static void sum_up(struct plan_speed *s) {
 struct job {
     const struct plan_input *in;
     const struct plan_memory *memory;
-    int rows;
+    int rows;                    /* of a step */
+    double steps;                /* a prompt has several */
     double fixed, routed, cache; /* bytes */
     double ops[PLAN_GROUPS], pair_ops;
 };
@@ -99,6 +100,7 @@ static struct job decode_job(const struct plan_input *in, const struct plan_memo
         .in = in,
         .memory = memory,
         .rows = batch,
+        .steps = 1,
         .fixed = plan_weights_fixed_bytes(arch, &in->weights),
         .routed = plan_weights_routed_bytes(arch, &in->weights, batch),
         .cache = rows * plan_arch_kv_bytes(arch, in->wish.kv),
@@ -117,6 +119,7 @@ static struct job prefill_job(const struct plan_input *in, const struct plan_mem
         .in = in,
         .memory = memory,
         .rows = chunk,
+        .steps = chunks,
         .fixed = chunks * plan_weights_fixed_bytes(arch, &in->weights),
         .routed = chunks * plan_weights_routed_bytes(arch, &in->weights, chunk),
         .cache = chunks * tokens / 2 * plan_arch_kv_bytes(arch, in->wish.kv),
@@ -133,7 +136,7 @@ static int shared_ways(const struct plan_input *in, bool gpu) {
     return cards > 1 ? cards : in->machine.nodes;
 }
 
-/* What sharing costs: messages of one step between `ways` neighbours. `rows` residuals of 16 bits cross each time. */
+/* What sharing costs: messages of each step between `ways` neighbours. `rows` residuals of 16 bits cross each time. */
 static void add_links(const struct job *job, struct plan_speed *s, bool gpu) {
     const struct plan_machine *machine = &job->in->machine;
     const struct plan_arch *arch = &job->in->arch;
@@ -141,18 +144,19 @@ static void add_links(const struct job *job, struct plan_speed *s, bool gpu) {
     double gb_s = cards > 1 ? machine->gpu.link_gb_s : machine->network_gb_s;
     double hop_s = cards > 1 ? plan_share(PLAN_LINK_S) : machine->network_s, row = 2.0 * arch->hidden * job->rows;
     if (cards > 1 && machine->nodes > 1 && machine->network_gb_s > 0) {
-        add_wait(s, "from machine to machine", machine->nodes, machine->network_s + row / (machine->network_gb_s * 1e9),
-                 true);
+        add_wait(s, "from machine to machine", job->steps * machine->nodes,
+                 machine->network_s + row / (machine->network_gb_s * 1e9), true);
     }
     if (ways < 2 || gb_s <= 0) return;
     double part = (double)(ways - 1) / ways, transfer_s = row / (gb_s * 1e9);
     if (machine->parallel == PLAN_PARALLEL_TENSOR) {
-        add_wait(s, "two all-reduces a layer", 2.0 * arch->layers, 2 * hop_s + 2 * part * transfer_s, true);
+        add_wait(s, "two all-reduces a layer", job->steps * 2 * arch->layers, 2 * hop_s + 2 * part * transfer_s, true);
     } else if (machine->parallel == PLAN_PARALLEL_EXPERT) {
         double copies = fmin(arch->top_k, ways) * part;
-        add_wait(s, "two all-to-alls a layer", 2.0 * plan_arch_moe_layers(arch), hop_s + copies * transfer_s, true);
+        add_wait(s, "two all-to-alls a layer", job->steps * 2 * plan_arch_moe_layers(arch), hop_s + copies * transfer_s,
+                 true);
     } else {
-        add_wait(s, "from stage to stage", ways, hop_s + transfer_s, true);
+        add_wait(s, "from stage to stage", job->steps * ways, hop_s + transfer_s, true);
     }
 }
 
@@ -173,6 +177,13 @@ static struct gain shared_gain(const struct plan_input *in, int ways, int rows) 
     return (struct gain){1, 1, 1};
 }
 
+/* Of one step, as backend/cuda/stages.c launches them; that prompts take a few more is not to be seen beside what they compute. */
+static double count_launches(const struct plan_arch *arch, int rows) {
+    enum { ABSORB_ROWS = 8 }; /* more rows: absorbing the queries is a kernel of its own */
+    double a_layer = plan_share(PLAN_GPU_LAUNCHES) + (arch->q_lora > 0) + (rows > ABSORB_ROWS);
+    return arch->layers * a_layer - arch->dense_layers;
+}
+
 static void add_gpu(const struct job *job, struct plan_speed *s, bool experts) {
     const struct plan_gpu *gpu = &job->in->machine.gpu;
     struct gain gain = shared_gain(job->in, shared_ways(job->in, true), job->rows);
@@ -186,7 +197,7 @@ static void add_gpu(const struct job *job, struct plan_speed *s, bool experts) {
     add(s, "matrices outside of the experts", PLAN_ON_GPU, PLAN_OPS, 0, fixed_ops(job), ops * gain.fixed, share);
     if (experts) add(s, "experts", PLAN_ON_GPU, PLAN_OPS, 0, job->ops[PLAN_ROUTED], ops * gain.routed, share);
     add(s, "attention", PLAN_ON_GPU, PLAN_OPS, 0, job->pair_ops, ops * gain.fixed, share);
-    double launches = job->in->arch.layers * plan_share(PLAN_GPU_LAUNCHES);
+    double launches = job->steps * count_launches(&job->in->arch, job->rows);
     add_wait(s, "between kernels", launches, plan_share(PLAN_GPU_LAUNCH_S), false);
     add_links(job, s, true);
 }

@@ -3,8 +3,8 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include "base/utf8.h"
 #include "sched/sched_state.h"
-#include "text/utf8.h"
 
 static int check_tokens(const char *name, const int32_t *tokens, int n, int vocab, struct mo_error *error) {
     for (int i = 0; i < n; i++) {

@@ -3,7 +3,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-#include "text/utf8.h"
+#include "base/utf8.h"
 
 /* vsnprintf may cut a message inside a character, which JSON could not hold. */
 static void trim_utf8(char *text) {

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "server/choice.h"
-#include "text/utf8.h"
+#include "base/utf8.h"
 
 /* JSON has no infinity; a token that was banned has one. */
 static json_t *json_logprob(float logprob) {

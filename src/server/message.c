@@ -7,7 +7,7 @@
 #include <sys/random.h>
 #include "server/message_call.h"
 #include "text/calls.h"
-#include "text/utf8.h"
+#include "base/utf8.h"
 
 struct message_part {
     enum message_kind kind;

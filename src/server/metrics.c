@@ -131,7 +131,7 @@ static void write_disk(struct metrics *m, const struct sched_stats *s) {
 static void write_experts(struct metrics *m, const struct store_stats *s) {
     counter(m, "moebius:expert_cache_hits_total", s->hits, "Experts that were in memory when they were needed.");
     counter(m, "moebius:expert_cache_misses_total", s->misses, "Experts that had to be read, or to be waited for.");
-    counter(m, "moebius:expert_cache_read_bytes_total", s->read_bytes, "Bytes read from the model's file.");
+    counter(m, "moebius:expert_cache_read_bytes_total", s->read_bytes, "Bytes read from the model's files.");
     counter(m, "moebius:expert_cache_predicted_total", s->predicted, "Experts read ahead.");
     counter(m, "moebius:expert_cache_predicted_used_total", s->used, "Of these, those that were needed.");
     seconds(m, "moebius:expert_cache_wait_seconds_total", s->wait_s, "Time that steps waited for experts.");

@@ -2,7 +2,7 @@
 
 #include <stdlib.h>
 #include "server/api_parts.h"
-#include "text/utf8.h"
+#include "base/utf8.h"
 
 static int need_tokenizer(const struct api_model *model, struct api_error *error) {
     if (model->engine->tokenizer) return 0;

@@ -2,7 +2,7 @@
 #include "text/tokenizer_priv.h"
 
 #include <stdlib.h>
-#include "text/utf8.h"
+#include "base/utf8.h"
 
 static size_t decoded_bytes(const struct text_stream *stream, int32_t id, const char **bytes) {
     size_t size;

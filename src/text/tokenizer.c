@@ -4,9 +4,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "base/utf8.h"
 #include "model/checkpoint.h"
 #include "text/tokenizer_priv.h"
-#include "text/utf8.h"
 
 enum {
     TOKENIZER_JSON_BYTES_MAX = 256 << 20,
@@ -141,7 +141,7 @@ int tokenizer_load(struct tokenizer **tokenizer, const struct checkpoint *checkp
         tokenizer_free(*tokenizer);
         *tokenizer = NULL;
     }
-    return code;
+    return json_damage(code, error);
 }
 
 void tokenizer_free(struct tokenizer *tokenizer) {

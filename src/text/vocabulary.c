@@ -2,7 +2,7 @@
 #include "text/tokenizer_priv.h"
 
 #include <string.h>
-#include "text/utf8.h"
+#include "base/utf8.h"
 
 enum { ALPHABET_CODES = 0x144 }; /* GPT-2's table gives every byte a printable code point below this */
 

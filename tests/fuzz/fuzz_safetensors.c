@@ -13,8 +13,8 @@ static void check_tensor(const struct tensor *tensor, const uint8_t *data, size_
     if (tensor->bytes && (from < data + header_bytes || from + tensor->bytes > data + size)) abort();
     volatile uint8_t sink = 0;
     for (size_t i = 0; i < tensor->bytes; i++) sink = (uint8_t)(sink ^ from[i]);
-    char text[64];
-    tensor_shape_text(tensor, text);
+    char text[TENSOR_SHAPE_BYTES];
+    if (strlen(tensor_shape_text(tensor, text)) >= sizeof text) abort();
 }
 
 static void parse(const uint8_t *data, size_t size) {

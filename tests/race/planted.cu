@@ -191,6 +191,12 @@ KERNEL(planted_wait_without_barrier, planted_params) {
     if (another(stages, 0, 1) == 1) *p.counter = 0;
 }
 
+/* Where it may begin early: the kernel before may still write what is read. */
+KERNEL(planted_early, planted_params) {
+    if (p.right) after_previous();
+    if (p.data[THREAD] == 1) *p.counter = 0;
+}
+
 /* The path of weights is for what no one writes, in whatever order. */
 KERNEL(planted_constant, planted_params) {
     struct quad mine = {{1, 2, 3, 4}}, found;

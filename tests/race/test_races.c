@@ -5,6 +5,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 #include <string.h>
+#include "backend/cuda/driver.h"
 #include "backend/cuda/params_bench.h"
 #include "planted.h"
 
@@ -17,9 +18,7 @@ int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void *stream
 int cuMemFree_v2(uint64_t at);
 int cuStreamSynchronize(void *stream);
 int cuModuleGetFunction(void **function, void *module, const char *name);
-int cuLaunchKernel(const void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
-                   unsigned block_y, unsigned block_z, unsigned shared_bytes, void *stream, void **arguments,
-                   void **extra);
+int cuLaunchKernelEx(const struct cuda_launch_config *config, const void *function, void **arguments, void **extra);
 /* Races since it was asked last, and what was told of the first one. */
 long shim_races(const char **text);
 
@@ -43,6 +42,7 @@ static const struct planted {
     {"planted_wait_too_short", "shared memory: read"},
     {"planted_wait_without_barrier", "shared memory: "},
     {"planted_constant", "global memory: constant read"},
+    {"planted_early", "global memory: read"},
 };
 enum { PLANTED = sizeof planted / sizeof *planted };
 
@@ -56,8 +56,18 @@ static uint32_t *take(void) {
 
 static long races(const char *kernel, void *params, const void *memory, const char **text) {
     void *function = NULL, *arguments[] = {params};
+    const struct cuda_launch_attribute early = {.id = CUDA_MAY_BEGIN_EARLY, .value = {1}};
+    const struct cuda_launch_config config = {.grid_x = PLANTED_BLOCKS,
+                                              .grid_y = 1,
+                                              .grid_z = 1,
+                                              .block_x = 256,
+                                              .block_y = 1,
+                                              .block_z = 1,
+                                              .shared_bytes = 48 << 10,
+                                              .attributes = &early,
+                                              .n_attributes = !strcmp(kernel, "planted_early")};
     if (cuModuleGetFunction(&function, NULL, kernel)) fail_msg("there is no kernel %s", kernel);
-    assert_int_equal(cuLaunchKernel(function, PLANTED_BLOCKS, 1, 1, 256, 1, 1, 48 << 10, NULL, arguments, NULL), 0);
+    assert_int_equal(cuLaunchKernelEx(&config, function, arguments, NULL), 0);
     assert_int_equal(cuStreamSynchronize(NULL), 0);
     assert_int_equal(cuMemFree_v2((uint64_t)(uintptr_t)memory), 0);
     return shim_races(text);

@@ -1,5 +1,5 @@
-"""A server with room for a few of its experts: the same answers alone and together, its counters, and a file that is cut short
-while it runs."""
+"""A server with room for a few of its experts, of a packed file and of a checkpoint in shards: the same answers alone and together,
+its counters, and a file that is cut short while it runs."""
 
 import json
 import re
@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+import st
 from serving import FLAGS, PROGRAM
 from words import NO_END, PROMPT
 
@@ -24,10 +25,22 @@ def file(model, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def shards(model, tmp_path_factory):
+    """The tiny model as it is published, with the last layer's experts in a file of their own."""
+    folder = tmp_path_factory.mktemp("shards") / "tiny"
+    last = f"model.layers.{layers_of(model) - 1}.mlp.experts."
+    st.scatter(model, folder, shard_of=lambda name: 2 if name.startswith(last) else None)
+    return folder
+
+
 def two_experts(file):
     """GiB."""
     done = subprocess.run([PROGRAM, "logits", file, "--ids", "1", "--expert-cache", "1e-9"], capture_output=True, text=True)
     return 2.1 * float(re.search(r"room for 2 experts of (\S+) GiB", done.stderr).group(1))
+
+
+def layers_of(model):
+    return json.loads((model / "config.json").read_text())["num_hidden_layers"]
 
 
 def answers(server):
@@ -43,13 +56,15 @@ def answers(server):
     return alone
 
 
-def test_same_answers(start, file, two_experts):
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_same_answers(is_packed, start, file, shards):
+    file = file if is_packed else shards
     server = start(file, *FLAGS)
     expected = answers(server)
     assert [one["id"] for one in server.get("/v1/models").json["data"]] == [file.name]  # where it lies is nobody's business
     assert "moebius:expert_cache_hits_total" not in server.metrics().families
     assert server.stop() == 0
-    server = start(file, *FLAGS, "--expert-cache", 8 * two_experts)
+    server = start(file, *FLAGS, "--expert-cache", 8 * two_experts(file))
     assert answers(server) == expected
     metrics = server.metrics()
     for name in ("hits_total", "misses_total", "read_bytes_total", "wait_seconds_total", "predicted_total"):
@@ -64,11 +79,19 @@ def offset_of(path, tensor):
         return 8 + n + json.loads(file.read(n))[tensor]["data_offsets"][0]
 
 
-def test_file_cut_short(start, model, file, two_experts):
+def test_file_cut_short(start, model, file):
     """The last layer's experts are gone: every request fails with a sentence, until they are back."""
-    layers = json.loads((model / "config.json").read_text())["num_hidden_layers"]
-    cut = offset_of(file, f"model.layers.{layers - 1}.mlp.experts.0.gate_proj.weight")
-    server = start(file, *FLAGS, "--expert-cache", two_experts)
+    last = layers_of(model) - 1
+    cut_short(start, file, last, file, offset_of(file, f"model.layers.{last}.mlp.experts.0.gate_proj.weight"))
+
+
+def test_shard_cut_short(start, model, shards):
+    last, cut = layers_of(model) - 1, shards / "model-00003-of-00003.safetensors"
+    cut_short(start, shards, last, cut, cut.stat().st_size // 16)
+
+
+def cut_short(start, served, layer, file, cut):
+    server = start(served, *FLAGS, "--expert-cache", two_experts(served))
     body = {"prompt": PROMPT, "max_tokens": 8, "temperature": 0, "logit_bias": NO_END}
     expected = server.complete(**body)["choices"]
     data = file.read_bytes()
@@ -77,7 +100,7 @@ def test_file_cut_short(start, model, file, two_experts):
         for _ in range(2):
             reply = server.post("/v1/completions", {"model": server.model, **body})
             assert reply.status == 503 and reply.error["type"] == "server_error", reply
-            for word in (f"layer {layers - 1}, expert", "expected", "found", "cut short"):
+            for word in (f"layer {layer}, expert", "expected", "found", "cut short", file.name):
                 assert word in reply.error["message"], reply
         handle.seek(cut)
         handle.write(data[cut:])

@@ -135,6 +135,7 @@ struct shim_launch {
     const struct shim_function *function;
     int blocks, threads;
     void *params;
+    bool begins_early;
 };
 struct shim_graph {
     struct shim_launch *launches;
@@ -152,8 +153,9 @@ static bool is_recording(void) {
     return now;
 }
 
-static struct shim_launch make_launch(const struct shim_function *function, int n, int threads, const void *params) {
-    struct shim_launch launch = {function, n, threads, malloc(function->params_bytes)};
+static struct shim_launch make_launch(const struct shim_function *function, int n, int threads, const void *params,
+                                      bool begins_early) {
+    struct shim_launch launch = {function, n, threads, malloc(function->params_bytes), begins_early};
     memcpy(launch.params, params, function->params_bytes);
     return launch;
 }
@@ -205,7 +207,7 @@ static double now_ms(void) {
 }
 
 static void run_launch(const struct shim_launch *l) {
-    race_launch(l->function->name, l->params, l->function->params_bytes, l->blocks);
+    race_launch(l->function->name, l->params, l->function->params_bytes, l->blocks, l->begins_early);
     shim_run(l->function->kernel, l->params, l->blocks, l->threads, &seed);
 }
 
@@ -543,18 +545,44 @@ API int cuFuncSetAttribute(struct shim_function *function, int attribute, int va
     function->shared_bytes = value;
     return OK;
 }
+/* CUlaunchConfig, with as many attributes as there are here: one. */
+struct launch_attribute {
+    int id, padding, value[16];
+};
+struct launch_config {
+    unsigned grid[3], block[3], shared_bytes;
+    void *stream;
+    const struct launch_attribute *attributes;
+    unsigned n_attributes;
+};
+enum { MAY_BEGIN_EARLY = 6 }; /* CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION */
+
+int cuLaunchKernelEx(const struct launch_config *config, const struct shim_function *function, void **arguments,
+                     void **extra);
+API int cuLaunchKernelEx(const struct launch_config *config, const struct shim_function *function, void **arguments,
+                         void **extra) {
+    if (!has_context()) return NO_CONTEXT;
+    if (fails("launch")) return LAUNCH_FAILED;
+    bool flat =
+        config->grid[1] == 1 && config->grid[2] == 1 && config->block[1] == 1 && config->block[2] == 1 && !extra;
+    if (!flat || !config->grid[0] || (int)config->shared_bytes > function->shared_bytes) return INVALID;
+    if (config->n_attributes > 1 || (config->n_attributes && config->attributes->id != MAY_BEGIN_EARLY)) return INVALID;
+    bool early = config->n_attributes && config->attributes->value[0];
+    if (option("log", 0))
+        fprintf(stderr, "fake cuda: %s %u x %u, %u bytes%s\n", function->name, config->grid[0], config->block[0],
+                config->shared_bytes, early ? ", may begin early" : "");
+    struct shim_launch launch = make_launch(function, (int)config->grid[0], (int)config->block[0], arguments[0], early);
+    return recording ? record(launch) : later((struct work){.kind = LAUNCH, .launch = launch});
+}
+
 API int cuLaunchKernel(const struct shim_function *function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
                        unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes, void *stream,
                        void **arguments, void **extra) {
-    (void)stream;
-    if (!has_context()) return NO_CONTEXT;
-    if (fails("launch")) return LAUNCH_FAILED;
-    bool flat = grid_y == 1 && grid_z == 1 && block_y == 1 && block_z == 1 && !extra;
-    if (!flat || !grid_x || (int)shared_bytes > function->shared_bytes) return INVALID;
-    if (option("log", 0))
-        fprintf(stderr, "fake cuda: %s %u x %u, %u bytes\n", function->name, grid_x, block_x, shared_bytes);
-    struct shim_launch launch = make_launch(function, (int)grid_x, (int)block_x, arguments[0]);
-    return recording ? record(launch) : later((struct work){.kind = LAUNCH, .launch = launch});
+    const struct launch_config config = {.grid = {grid_x, grid_y, grid_z},
+                                         .block = {block_x, block_y, block_z},
+                                         .shared_bytes = shared_bytes,
+                                         .stream = stream};
+    return cuLaunchKernelEx(&config, function, arguments, extra);
 }
 
 API int cuStreamBeginCapture_v2(void *stream, int mode) {

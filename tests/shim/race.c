@@ -12,7 +12,8 @@
  *     one of the fences there is no order;
  *   - a copy by cp.async belongs to nobody until its thread has waited for it; from then on it is as if that thread had
  *     written just then;
- *   - a kernel comes after the one before it.
+ *   - a kernel comes after the one before it; where it may begin early, what a thread of it does before it has waited for that
+ *     one's end (griddepcontrol.wait) does not. Weights may be read then.
  * Two atomic operations never conflict; one and a plain access do, unless the plain one comes after the latest of them (which
  * has seen all others).
  *
@@ -28,7 +29,7 @@
 #include <stdbool.h>
 #include <stdlib.h>
 
-enum { PAGE_BITS = 12, PAGE_CELLS = (1 << PAGE_BITS) / 4, CACHE = 512 };
+enum { PAGE_BITS = 12, PAGE_CELLS = (1 << PAGE_BITS) / 4, CACHE = 512, THREADS_MAX = 1024 };
 
 /* --- who read --------------------------------------------------------------------------------------------------------- */
 
@@ -239,8 +240,18 @@ static void touch_all(struct access a, const void *from, size_t bytes) {
     }
 }
 
+static bool begins_early, has_waited[THREADS_MAX]; /* for the end of the kernel before */
+
+void race_after_previous(void) {
+    has_waited[shim_thread] = true;
+}
+
 static void touch_as(enum race_kind kind, int thread, const void *at, size_t bytes, const void *pc) {
     struct access a = {kind, thread, 0, order_now(thread), race_place(pc)};
+    if (begins_early && !has_waited[thread] && !is_shared((uintptr_t)at)) {
+        struct race_side mine = {kind, order_block(), thread, a.pc}, theirs = {.kind = RACE_KERNEL};
+        race_report(&mine, &theirs, false);
+    }
     touch_all(a, at, bytes);
 }
 
@@ -309,8 +320,9 @@ void race_stacks(const void *at, size_t bytes) {
     stacks = (struct span){(uintptr_t)at, bytes};
 }
 
-void race_launch(const char *kernel, const void *arguments, size_t params_bytes, int blocks) {
+void race_launch(const char *kernel, const void *arguments, size_t params_bytes, int blocks, bool early) {
     race_kernel = kernel;
+    begins_early = early;
     params = (struct span){(uintptr_t)arguments, params_bytes};
     order_launch(blocks);
     n_chains = 1;
@@ -322,5 +334,6 @@ void race_launch(const char *kernel, const void *arguments, size_t params_bytes,
 
 void race_block(int block) {
     blocks_begun++;
+    memset(has_waited, 0, sizeof has_waited);
     order_block_begins(block);
 }

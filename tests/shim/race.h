@@ -4,12 +4,15 @@
 #ifndef MOEBIUS_TESTS_SHIM_RACE_H
 #define MOEBIUS_TESTS_SHIM_RACE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #ifdef SHIM_RACES
 
-/* A kernel begins; everything before it is over. Its arguments are not watched: each thread has its own copy on a card. */
-void race_launch(const char *kernel, const void *params, size_t params_bytes, int blocks);
+/* A kernel begins; everything before it is over, unless it `begins_early`: then the one before may still be at work until a thread
+ * has waited for its end. Its arguments are not watched: each thread has its own copy on a card. */
+void race_launch(const char *kernel, const void *params, size_t params_bytes, int blocks, bool begins_early);
+void race_after_previous(void);
 void race_block(int block);
 void race_stacks(const void *at, size_t bytes); /* not watched either */
 /* All threads of the block, or of a warp, have come to a barrier. */
@@ -26,7 +29,7 @@ void race_tile_row(int thread, const void *row, const void *pc);
 
 #else
 
-#define race_launch(kernel, params, params_bytes, blocks) ((void)0)
+#define race_launch(kernel, params, params_bytes, blocks, begins_early) ((void)(begins_early))
 #define race_block(block) ((void)0)
 #define race_stacks(at, bytes) ((void)0)
 #define race_barrier() ((void)0)

@@ -55,7 +55,11 @@ void *shim_memset(void *to, int value, size_t bytes) {
     return memset(to, value, bytes);
 }
 
-const void *shim_constant(const void *at) {
-    race_constant(at, 16, __builtin_return_address(0));
-    return at;
+void shim_constant(void *to, const void *at, size_t bytes) {
+    race_constant(at, bytes, __builtin_return_address(0));
+    memcpy(to, at, bytes);
+}
+
+void shim_after_previous(void) {
+    race_after_previous();
 }

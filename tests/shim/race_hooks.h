@@ -17,6 +17,7 @@ void __tsan_read_range(void *at, size_t bytes);
 void __tsan_write_range(void *at, size_t bytes);
 void *shim_memcpy(void *to, const void *from, size_t bytes);
 void *shim_memset(void *to, int value, size_t bytes);
-const void *shim_constant(const void *at);
+void shim_constant(void *to, const void *at, size_t bytes);
+void shim_after_previous(void);
 
 #endif

@@ -65,7 +65,7 @@ static bool was_told(const struct race_side *later, const struct race_side *earl
 }
 
 void race_report(const struct race_side *later, const struct race_side *earlier, bool is_shared) {
-    static const char *const names[] = {"read", "write", "atomic", "copy", "constant read"};
+    static const char *const names[] = {"read", "write", "atomic", "copy", "constant read", "the kernel before it"};
     n_races++;
     if (was_told(later, earlier)) return;
     snprintf(line, sizeof line, "%s: %s memory: %s (block %d, thread %d) is not after %s (block %d, thread %d)",
@@ -75,7 +75,7 @@ void race_report(const struct race_side *later, const struct race_side *earlier,
     if (!*first_told) memcpy(first_told, line, sizeof line);
     print_place(later->pc);
     fprintf(stderr, "    is not after\n");
-    print_place(earlier->pc);
+    if (earlier->kind != RACE_KERNEL) print_place(earlier->pc);
 }
 
 __attribute__((destructor)) static void say_races(void) {

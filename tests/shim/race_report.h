@@ -5,8 +5,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* RACE_CONSTANT: a read by the path for data that no kernel writes while it is read (load_once). */
-enum race_kind { RACE_READ, RACE_WRITE, RACE_ATOMIC, RACE_COPY, RACE_CONSTANT };
+/* RACE_CONSTANT: a read by the path for data that no kernel writes while it is read (load_once). RACE_KERNEL: all that the kernel
+ * before does. */
+enum race_kind { RACE_READ, RACE_WRITE, RACE_ATOMIC, RACE_COPY, RACE_CONSTANT, RACE_KERNEL };
 
 /* One of two accesses. */
 struct race_side {

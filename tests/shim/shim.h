@@ -163,6 +163,14 @@ uint32_t shim_load_now(const uint32_t *at); /* an acquire */
 static inline void thread_fence(void) {
     shim_fence();
 }
+#ifdef SHIM_RACES
+void shim_after_previous(void);
+#else
+#define shim_after_previous() ((void)0)
+#endif
+static inline void after_previous(void) {
+    shim_after_previous();
+}
 static inline void prefetch(const void *at) {
     (void)at;
 }
@@ -218,10 +226,18 @@ static inline uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t pick) {
 }
 
 #ifdef SHIM_RACES
-const void *shim_constant(const void *at); /* complains about what this kernel has written */
+void shim_constant(void *to, const void *at, size_t bytes); /* complains about what this kernel has written */
 #else
-#define shim_constant(at) (at)
+#define shim_constant memcpy
 #endif
-#define load_once(at) (*(const struct quad *)shim_constant(at))
+#define SHIM_CONSTANT(type, at)                                                                                        \
+    ({                                                                                                                 \
+        type constant;                                                                                                 \
+        shim_constant(&constant, at, sizeof constant);                                                                 \
+        constant;                                                                                                      \
+    })
+#define load_once(at) SHIM_CONSTANT(struct quad, at)
+#define constant_u16(at) SHIM_CONSTANT(uint16_t, at)
+#define constant_u32(at) SHIM_CONSTANT(uint32_t, at)
 
 #endif

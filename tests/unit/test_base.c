@@ -13,7 +13,9 @@
 #include <unistd.h>
 #include "base/arena.h"
 #include "base/file.h"
+#include "base/group.h"
 #include "base/json.h"
+#include "base/memory.h"
 #include "base/pool.h"
 
 enum { MANY = 1000 };
@@ -91,8 +93,11 @@ static void test_files(void **state) {
     snprintf(missing, sizeof missing, "%s/none/c", folder);
     assert_int_equal(file_write(file, "one", 3, &error), 0);
     assert_int_equal(symlink(file, link), 0);
-    assert_int_equal(file_write(link, "second", 6, &error), 0);
     struct stat info;
+    assert_int_equal(chmod(file, 0600), 0);
+    assert_int_equal(file_write(link, "second", 6, &error), 0);
+    assert_int_equal(stat(file, &info), 0);
+    assert_int_equal(info.st_mode & 0777, 0600);
     assert_int_equal(lstat(link, &info), 0);
     assert_true(S_ISLNK(info.st_mode)); /* the link is still one */
     assert_int_equal(file_read(file, 100, &text, &size, &error), 0);
@@ -103,13 +108,60 @@ static void test_files(void **state) {
     assert_int_equal(file_write(missing, "x", 1, &error), MO_E_IO);
     assert_non_null(strstr(error.message, missing));
     struct file_map map;
-    assert_int_equal(file_map_open(&map, folder, &error), MO_E_INVALID);
+    assert_int_equal(file_map_open(&map, folder, &error), MO_E_IO);
     assert_int_equal(file_map_open(&map, file, &error), 0);
     assert_memory_equal(map.data, "second", 6);
     file_map_close(&map);
     unlink(link);
     unlink(file);
     rmdir(folder);
+}
+
+static void put_number(const char *folder, const char *name, const char *text) {
+    char path[128];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    assert_int_equal(file_write(path, text, strlen(text), NULL), 0);
+}
+
+/* Limits of control groups: what others in the group use is gone, pages of files are not. */
+static void test_groups(void **state) {
+    (void)state;
+    char root[] = "/tmp/moebius-test-XXXXXX", inner[64], command[96];
+    assert_non_null(mkdtemp(root));
+    snprintf(inner, sizeof inner, "%s/a", root);
+    mkdir(inner, 0777);
+    assert_true(group_least_at(root, "/a\n", false, group_memory_left, 7) == 7);
+    put_number(root, "memory.max", "max\n");
+    put_number(root, "memory.current", "4900\n");
+    put_number(inner, "memory.max", "1000\n");
+    assert_true(group_least_at(root, "/a\n", false, group_memory_left, 5000) == 1000);
+    put_number(inner, "memory.current", "700\n");
+    put_number(inner, "memory.stat", "anon 1\ninactive_file 250\nactive_file 150\n");
+    assert_true(group_least_at(root, "/a\n", false, group_memory_left, 5000) == 700);
+    put_number(root, "memory.max", "800\n"); /* the group around it */
+    put_number(root, "memory.current", "400\n");
+    assert_true(group_least_at(root, "/a\n", false, group_memory_left, 5000) == 400);
+    assert_true(group_least_at(root, "/not/here\n", false, group_memory_left, 5000) == 400);
+    put_number(root, "memory.current", "900\n");
+    assert_true(group_least_at(root, "", false, group_memory_left, 5000) == 0);
+    put_number(root, "memory.limit_in_bytes", "600");
+    put_number(root, "memory.usage_in_bytes", "100");
+    assert_true(group_least_at(root, "/a", true, group_memory_left, 5000) == 500);
+    assert_true(group_least_at(root, "/a\n", false, group_processors, 64) == 64);
+    put_number(root, "cpu.max", "max 100000\n");
+    assert_true(group_least_at(root, "/a\n", false, group_processors, 64) == 64);
+    put_number(inner, "cpu.max", "250000 100000\n");
+    assert_true(group_least_at(root, "/a\n", false, group_processors, 64) == 2.5);
+    put_number(root, "cpu.max", "100000 200000\n");
+    assert_true(group_least_at(root, "/a\n", false, group_processors, 64) == 0.5);
+    put_number(root, "cpu.cfs_quota_us", "-1\n");
+    put_number(root, "cpu.cfs_period_us", "100000\n");
+    assert_true(group_least_at(root, "", true, group_processors, 64) == 64);
+    put_number(inner, "cpu.cfs_quota_us", "400000\n");
+    put_number(inner, "cpu.cfs_period_us", "100000\n");
+    assert_true(group_least_at(root, "/a\n", true, group_processors, 64) == 4);
+    snprintf(command, sizeof command, "rm -r %s", root);
+    assert_int_equal(system(command), 0);
 }
 
 /* A map whose file is cut short says so and ends the program, instead of a bare signal. */
@@ -177,11 +229,46 @@ static void test_errors(void **state) {
     assert_string_equal(mo_code_text(MO_E_CORRUPT), "damaged file");
 }
 
+/* Whatever a file or a tensor is called, a message is UTF-8 that a terminal only shows; cut, it ends with a whole character. */
+static void test_messages_are_clean(void **state) {
+    (void)state;
+    struct mo_error error;
+    char longer[2 * sizeof error.message];
+    mo_error_set(&error, MO_E_IO, "%s",
+                 "a\xff"
+                 "b\x1b[31m\n\x7f\xc2\x9b \xe2\x82\xac caf\xc3");
+    assert_string_equal(error.message, "a?b?[31m????"
+                                       " \xe2\x82\xac caf");
+    mo_error_prefix(&error, "%s", "\x07\xc0\xaf");
+    assert_string_equal(error.message, "???: a?b?[31m????"
+                                       " \xe2\x82\xac caf");
+    for (size_t i = 0; i + 3 < sizeof longer; i += 3) memcpy(longer + i, "\xe2\x82\xac", 4);
+    mo_error_set(&error, MO_E_IO, "%s", longer);
+    assert_int_equal(strlen(error.message), (sizeof error.message - 1) / 3 * 3);
+}
+
+static void test_json_output(void **state) {
+    (void)state;
+    struct mo_error error;
+    json_t *name = json_lossy("mod\xff"
+                              "el \xc3\xa9 \xe2\x82"),
+           *none = json_finite(1.0 / 0.0), *one = json_finite(1);
+    assert_string_equal(json_string_value(name), "mod\xef\xbf\xbd"
+                                                 "el \xc3\xa9 ");
+    assert_true(json_is_null(none) && json_is_real(one));
+    assert_int_equal(json_print(NULL, &error), MO_E_NO_MEMORY);
+    json_decref(name);
+    json_decref(none);
+    json_decref(one);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_arena), cmocka_unit_test(test_pool),
-        cmocka_unit_test(test_files), cmocka_unit_test(test_cut_while_mapped),
-        cmocka_unit_test(test_json),  cmocka_unit_test(test_errors),
+        cmocka_unit_test(test_arena),       cmocka_unit_test(test_pool),
+        cmocka_unit_test(test_files),       cmocka_unit_test(test_cut_while_mapped),
+        cmocka_unit_test(test_groups),      cmocka_unit_test(test_json),
+        cmocka_unit_test(test_errors),      cmocka_unit_test(test_messages_are_clean),
+        cmocka_unit_test(test_json_output),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

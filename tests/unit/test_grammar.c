@@ -244,6 +244,11 @@ static void test_limits(void **state) {
     refused(GRAMMAR_REGEX, text, "too large");
     free(text);
     refused(GRAMMAR_REGEX, "((((a?){0,1000}){0,1000}){0,1000}){1,1000}b", "too many ways");
+    size_t size = 0, most = 64 << 10;
+    text = malloc(most);
+    for (int i = 0; i < 1100; i++) size += (size_t)snprintf(text + size, most - size, "r%d ::= \"x\"\n", i);
+    refused(GRAMMAR_GBNF, text, "too many rules"); /* it went on for ever */
+    free(text);
 
     struct grammar *grammar = compile(GRAMMAR_REGEX, "((a|aa){0,1000}){0,1000}b");
     struct grammar_cursor cursor = {0};
@@ -304,6 +309,9 @@ static void test_cache(void **state) {
     grammar_release(again);
     grammar_release(other);
     grammar_cache_free(cache);
+    assert_int_equal(grammar_cache_bytes(0, 8), 0);
+    assert_int_equal(grammar_cache_bytes(1, 8), GRAMMAR_STATES_MAX);
+    assert_int_equal(grammar_cache_bytes(16, 8), 8 * (GRAMMAR_STATES_MAX + GRAMMAR_STATES_IDLE));
 }
 
 int main(int argc, char **argv) {

@@ -9,7 +9,7 @@
 #include <string.h>
 #include "server/message.h"
 #include "text/calls.h"
-#include "text/utf8.h"
+#include "base/utf8.h"
 
 /* Adds the pieces to a line: "R(thought)C(content)F0(name)A(arguments)E", a small e for a call that was cut off. */
 static void note(struct buffer *line, const struct message *message) {

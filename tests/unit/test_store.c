@@ -1,4 +1,4 @@
-/* The store of experts over a file whose every byte is known: whatever was evicted, predicted, given up or failed before, what
+/* The store of experts over files whose every byte is known: whatever was evicted, predicted, given up or failed before, what
  * store_expert gives is the right expert; and what stays is what store.h says. */
 #include <stdarg.h>
 #include <stddef.h>
@@ -22,21 +22,25 @@ enum {
     EXPERTS = 8,
     RECORDS = (LAYERS - DENSE) * EXPERTS,
     HEADER = 5000,
-    RECORD = 4 * PACK_ALIGN
+    RECORD = 4 * PACK_ALIGN,
+    FILES = 2,
+    PLAIN_BYTES = (1 << 20) + 2222,
+    COLS = 64
 };
 
-/* A packed file as far as the store looks at one: a header, then the records, each of three matrices at multiples of 4 KiB; the last
- * ends with the file. */
+/* Either a packed file as far as the store looks at one: a header, then the records, each of three matrices at multiples of 4 KiB; the
+ * last ends with the file. Or a published checkpoint: two files, and tensors of BF16, FP8 and AWQ anywhere in them. */
 struct world {
-    char path[64];
+    char paths[FILES][64];
     struct model model;
     struct weights weights;
     struct layer layers[LAYERS];
     struct mlp experts[LAYERS][EXPERTS];
-    struct shard shard;
+    struct shard shards[FILES];
     struct checkpoint checkpoint;
-    uint8_t *bytes; /* [size] what the file holds */
-    size_t size;
+    uint8_t *bytes[FILES];  /* [size] what each file holds */
+    size_t size, at[FILES]; /* place_tensor: where each of them is full up to */
+    struct tensor predicts; /* of a prediction layer */
     struct store *store;
 };
 
@@ -48,7 +52,7 @@ static int random_below(int n) {
 }
 
 static struct mat mat_at(const struct world *w, size_t offset, int rows) {
-    return (struct mat){.format = MAT_BF16, .rows = rows, .cols = 64, .data = w->shard.map.data + offset};
+    return (struct mat){.format = MAT_BF16, .rows = rows, .cols = COLS, .data = w->shards[0].map.data + offset};
 }
 
 static void place_experts(struct world *w) {
@@ -58,25 +62,76 @@ static void place_experts(struct world *w) {
                                                                     .up = mat_at(w, at + PACK_ALIGN, 33),
                                                                     .down = mat_at(w, at + 3 * PACK_ALIGN, 21)};
     }
-    for (int l = 0; l < LAYERS; l++) w->layers[l].experts = l < DENSE ? NULL : w->experts[l];
+}
+
+static void make_file(struct world *w, int index) {
+    struct shard *shard = &w->shards[index];
+    struct mo_error error;
+    w->bytes[index] = malloc(w->size);
+    for (size_t i = 0; i < w->size; i++) w->bytes[index][i] = (uint8_t)(random_below(1 << 16) >> 3);
+    strcpy(w->paths[index], "/tmp/moebius-store-XXXXXX");
+    close(mkstemp(w->paths[index]));
+    assert_int_equal(file_write(w->paths[index], w->bytes[index], w->size, &error), 0);
+    assert_int_equal(file_map_open(&shard->map, w->paths[index], &error), 0);
+    shard->path = w->paths[index];
+    shard->header_bytes = HEADER;
+    w->checkpoint.n_shards++;
+}
+
+static struct world *make_world(int files, size_t size) {
+    struct world *w = calloc(1, sizeof *w);
+    w->size = size;
+    w->checkpoint = (struct checkpoint){.path = "model", .is_packed = files == 1, .shards = w->shards};
+    w->model = (struct model){.layers = LAYERS, .dense_layers = DENSE, .experts = EXPERTS};
+    w->weights.layers = w->layers;
+    for (int i = 0; i < files; i++) make_file(w, i);
+    for (int l = DENSE; l < LAYERS; l++) w->layers[l].experts = w->experts[l];
+    return w;
 }
 
 static int setup(void **state) {
-    struct world *w = calloc(1, sizeof *w);
-    struct mo_error error;
-    w->size = 2 * PACK_ALIGN + (size_t)(RECORDS - 1) * RECORD + 3 * PACK_ALIGN + 21 * 64 * 2;
-    w->bytes = malloc(w->size);
-    for (size_t i = 0; i < w->size; i++) w->bytes[i] = (uint8_t)(random_below(1 << 16) >> 3);
-    strcpy(w->path, "/tmp/moebius-store-XXXXXX");
-    close(mkstemp(w->path));
-    assert_int_equal(file_write(w->path, w->bytes, w->size, &error), 0);
-    assert_int_equal(file_map_open(&w->shard.map, w->path, &error), 0);
-    w->shard.path = w->path;
-    w->shard.header_bytes = HEADER;
-    w->checkpoint = (struct checkpoint){.path = w->path, .is_packed = true, .shards = &w->shard, .n_shards = 1};
-    w->model = (struct model){.layers = LAYERS, .dense_layers = DENSE, .experts = EXPERTS};
-    w->weights.layers = w->layers;
+    size_t size = 2 * PACK_ALIGN + (size_t)(RECORDS - 1) * RECORD + 3 * PACK_ALIGN + 21 * COLS * 2;
+    struct world *w = make_world(1, size);
     place_experts(w);
+    *state = w;
+    return 0;
+}
+
+/* Right behind the one before, or further on; at an even offset, for safetensors promises no more. */
+static const void *place_tensor(struct world *w, size_t bytes) {
+    int file = random_below(FILES);
+    w->at[file] += random_below(2) ? 0 : 2 * (size_t)random_below(6000);
+    const uint8_t *data = w->shards[file].map.data + w->at[file];
+    w->at[file] += bytes;
+    assert_true(w->at[file] <= w->size);
+    return data;
+}
+
+static struct mat make_mat(struct world *w, enum mat_format format, int rows) {
+    struct mat mat = {.format = format, .rows = rows, .cols = COLS, .group_size = 32};
+    static const float scale = 1;
+    size_t weights = (size_t)rows * COLS;
+    mat.data = place_tensor(w, format == MAT_BF16 ? 2 * weights : format == MAT_FP8 ? weights : weights / 2);
+    if (format == MAT_FP8) mat.scale = &scale;
+    if (format != MAT_INT4_AWQ) return mat;
+    mat.zeros = place_tensor(w, 2 * (size_t)rows / 2);
+    mat.scales16 = place_tensor(w, 2 * (size_t)rows * 2);
+    return mat;
+}
+
+static int setup_plain(void **state) {
+    static const enum mat_format formats[] = {MAT_BF16, MAT_FP8, MAT_INT4_AWQ};
+    struct world *w = make_world(FILES, PLAIN_BYTES);
+    w->at[0] = w->at[1] = HEADER;
+    for (int i = 0; i < RECORDS; i++) {
+        struct mlp *mlp = &w->experts[DENSE + (RECORDS - 1 - i) / EXPERTS][i % EXPERTS];
+        mlp->down = make_mat(w, formats[i % 3], 24 + 8 * (i % 5));
+        mlp->gate = make_mat(w, formats[i % 3], 72);
+        mlp->up = make_mat(w, formats[i % 3], 72);
+    }
+    w->predicts = (struct tensor){.name = "model.layers.4.x", .data = place_tensor(w, 9000), .bytes = 9000};
+    w->checkpoint.tensors = &w->predicts;
+    w->checkpoint.n_tensors = 1;
     *state = w;
     return 0;
 }
@@ -84,9 +139,11 @@ static int setup(void **state) {
 static int teardown(void **state) {
     struct world *w = *state;
     store_close(w->store);
-    file_map_close(&w->shard.map);
-    unlink(w->path);
-    free(w->bytes);
+    for (int i = 0; i < w->checkpoint.n_shards; i++) {
+        file_map_close(&w->shards[i].map);
+        unlink(w->paths[i]);
+        free(w->bytes[i]);
+    }
     free(w);
     return 0;
 }
@@ -101,10 +158,24 @@ static void start(struct world *w, int slots, stream_pread *read) {
     assert_int_equal(store_slots(w->store), slots < RECORDS ? slots : RECORDS);
 }
 
+/* Not the mapped bytes, but alike, and no worse aligned. */
+static void check_tensor(const struct world *w, const void *found, const void *mapped, size_t bytes) {
+    const uint8_t *at = mapped;
+    int file = w->checkpoint.n_shards - 1;
+    while (at < w->shards[file].map.data || at >= w->shards[file].map.data + w->size) assert_true(file-- > 0);
+    assert_true(found != mapped && ((uintptr_t)found - (uintptr_t)mapped) % PACK_ALIGN == 0);
+    assert_memory_equal(found, w->bytes[file] + (at - w->shards[file].map.data), bytes);
+}
+
 static void check_mat(const struct world *w, const struct mat *found, const struct mat *mapped) {
-    size_t offset = (size_t)((const uint8_t *)mapped->data - w->shard.map.data);
-    assert_true(found->data != mapped->data && found->rows == mapped->rows);
-    assert_memory_equal(found->data, w->bytes + offset, (size_t)found->rows * 64 * 2);
+    size_t weights = (size_t)found->rows * COLS;
+    assert_true(found->format == mapped->format && found->rows == mapped->rows && found->scale == mapped->scale);
+    if (found->format == MAT_BF16) check_tensor(w, found->data, mapped->data, 2 * weights);
+    if (found->format == MAT_FP8) check_tensor(w, found->data, mapped->data, weights);
+    if (found->format != MAT_INT4_AWQ) return;
+    check_tensor(w, found->data, mapped->data, weights / 2);
+    check_tensor(w, found->zeros, mapped->zeros, (size_t)found->rows);
+    check_tensor(w, found->scales16, mapped->scales16, 4 * (size_t)found->rows);
 }
 
 static void check_expert(const struct world *w, int layer, int expert) {
@@ -175,6 +246,31 @@ static void test_all_stay(void **state) {
     assert_int_equal(stats.misses, RECORDS);
     assert_int_equal(stats.hits, 2 * RECORDS);
     assert_true(stats.read_bytes >= store_record_bytes(w->store) && stats.read_bytes < w->size + RECORDS * PACK_ALIGN);
+    assert_true(store_rest_bytes(w->store) <= w->size - store_record_bytes(w->store));
+}
+
+/* What is to stay in memory are neither experts nor prediction layers, and no reads are larger than they must. */
+static void test_rest_of_plain_files(void **state) {
+    struct world *w = *state;
+    start(w, RECORDS, NULL);
+    size_t rest = store_rest_bytes(w->store), experts = 0;
+    for (int i = 0; i < RECORDS; i++) {
+        const struct mlp *mlp = &w->experts[DENSE + i / EXPERTS][i % EXPERTS];
+        const struct mat *mats[] = {&mlp->gate, &mlp->up, &mlp->down};
+        for (int k = 0; k < 3; k++) {
+            size_t weights = (size_t)mats[k]->rows * COLS, rows = (size_t)mats[k]->rows;
+            experts += mats[k]->format == MAT_BF16  ? 2 * weights
+                       : mats[k]->format == MAT_FP8 ? weights
+                                                    : weights / 2 + 5 * rows;
+        }
+    }
+    assert_true(store_record_bytes(w->store) >= experts);
+    assert_true(rest > 2 * HEADER && rest <= FILES * PLAIN_BYTES - experts - w->predicts.bytes);
+    assert_true(rest > (FILES * PLAIN_BYTES - experts) / 8);
+    w->checkpoint.n_tensors = 0;
+    start(w, RECORDS, NULL);
+    assert_true(store_rest_bytes(w->store) > rest && store_rest_bytes(w->store) <= rest + w->predicts.bytes);
+    store_touch_rest(w->store);
 }
 
 /* ---- what stays, by a plainer hand ---- */
@@ -340,7 +436,7 @@ static void test_cut_file(void **state) {
     struct mo_error error = {0};
     int last = EXPERTS - 1, first = 0;
     start(w, 4, NULL);
-    assert_int_equal(truncate(w->path, (off_t)w->size - 1), 0);
+    assert_int_equal(truncate(w->paths[0], (off_t)w->size - 1), 0);
     assert_int_equal(visit(w, LAYERS - 1, &last, 1, &error), MO_E_IO);
     assert_non_null(strstr(error.message, "layer 3, expert 7: expected"));
     assert_int_equal(visit(w, LAYERS - 1, &first, 1, &error), 0);
@@ -351,26 +447,22 @@ static void expect_refusal(struct world *w, const char *words) {
     struct store *store;
     struct mo_error error;
     assert_int_equal(store_open(&store, &w->model, &w->weights, &w->checkpoint, &error), MO_E_UNSUPPORTED);
-    if (!strstr(error.message, words) && !strstr(error.message, "moebius quantize")) fail_msg("%s", error.message);
+    if (!strstr(error.message, words)) fail_msg("%s", error.message);
 }
 
 static void test_refused(void **state) {
     struct world *w = *state;
     struct mo_error error;
     struct mlp *mlp = &w->experts[2][3], good = *mlp;
-    mlp->up.data = w->experts[2][5].up.data; /* an expert in two places */
-    expect_refusal(w, "layer 2, expert 3: expected gate, up and down");
-    *mlp = (struct mlp){good.up, good.gate, good.down};
-    expect_refusal(w, "one after the other");
-    *mlp = w->experts[2][2];
-    expect_refusal(w, "ascending");
-    *mlp = good;
     mlp->down.rows = 1 << 20; /* past the end */
-    expect_refusal(w, "one after the other");
+    expect_refusal(w, "layer 2, expert 3: expected its weights in the model's files");
     *mlp = good;
-    w->checkpoint.is_packed = false;
-    expect_refusal(w, "one packed file");
-    w->checkpoint.is_packed = true;
+    mlp->up.data = w->bytes; /* in memory */
+    expect_refusal(w, "in the model's files");
+    *mlp = good;
+    w->weights.made = w->bytes;
+    expect_refusal(w, "made in memory");
+    w->weights.made = NULL;
     w->model.experts = 0;
     expect_refusal(w, "no experts");
     w->model.experts = EXPERTS;
@@ -379,15 +471,17 @@ static void test_refused(void **state) {
     assert_non_null(strstr(error.message, "room for 2 experts"));
 }
 
-/* Another file under the same name. */
+/* Another file under the same name: any of them, another header or another beginning of the data. */
 static void test_replaced(void **state) {
     struct world *w = *state;
     struct mo_error error;
-    w->bytes[HEADER - 1] ^= 1;
-    assert_int_equal(file_write(w->path, w->bytes, w->size, &error), 0);
+    int file = w->checkpoint.n_shards - 1;
+    w->bytes[file][file ? HEADER + 100 : HEADER - 1] ^= 1;
+    assert_int_equal(file_write(w->paths[file], w->bytes[file], w->size, &error), 0);
     assert_int_equal(store_open(&w->store, &w->model, &w->weights, &w->checkpoint, &error), 0);
     assert_int_equal(store_start(w->store, 1 << 20, true, NULL, &error), MO_E_IO);
     assert_non_null(strstr(error.message, "replaced"));
+    assert_non_null(strstr(error.message, w->paths[file]));
 }
 
 int main(void) {
@@ -401,6 +495,13 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_cut_file, setup, teardown),
         cmocka_unit_test_setup_teardown(test_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(test_replaced, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_every_size, setup_plain, teardown),
+        cmocka_unit_test_setup_teardown(test_what_stays, setup_plain, teardown),
+        cmocka_unit_test_setup_teardown(test_predictions, setup_plain, teardown),
+        cmocka_unit_test_setup_teardown(test_broken_disk, setup_plain, teardown),
+        cmocka_unit_test_setup_teardown(test_refused, setup_plain, teardown),
+        cmocka_unit_test_setup_teardown(test_replaced, setup_plain, teardown),
+        cmocka_unit_test_setup_teardown(test_rest_of_plain_files, setup_plain, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

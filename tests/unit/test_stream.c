@@ -1,4 +1,4 @@
-/* Reading records with several threads: every byte in its place whatever the system's read does, what is needed now before what is
+/* Reading parts of files with several threads: every byte in its place whatever the system's read does, what is needed now before what is
  * predicted, and a sentence for everything that fails. */
 #include <stdarg.h>
 #include <stddef.h>
@@ -15,20 +15,20 @@
 #include <unistd.h>
 #include "expert/stream.h"
 
-enum { FILE_BYTES = (5 << 20) + 1234, MAX_READS = 16 };
+enum { FILE_BYTES = (5 << 20) + 1234, MAX_READS = 16, MAX_PARTS = 9 };
 
-static char g_path[64];
+static char g_path[64], g_other_path[64]; /* two files; the second one's bytes go on where the first one's end */
 
 static uint8_t byte_at(int64_t at) {
     uint64_t x = (uint64_t)at * 0x9e3779b97f4a7c15u;
     return (uint8_t)(x >> 56);
 }
 
-static void make_file(const char *folder) {
+static void make_file(char path[64], const char *folder, int64_t first) {
     uint8_t *data = malloc(FILE_BYTES);
-    for (int i = 0; i < FILE_BYTES; i++) data[i] = byte_at(i);
-    snprintf(g_path, sizeof g_path, "%s/moebius-stream-XXXXXX", folder);
-    int fd = mkstemp(g_path);
+    for (int i = 0; i < FILE_BYTES; i++) data[i] = byte_at(first + i);
+    snprintf(path, sizeof g_path, "%s/moebius-stream-XXXXXX", folder);
+    int fd = mkstemp(path);
     assert_true(fd >= 0);
     assert_int_equal(write(fd, data, FILE_BYTES), FILE_BYTES);
     close(fd);
@@ -37,34 +37,62 @@ static void make_file(const char *folder) {
 
 static int setup(void **state) {
     (void)state;
-    make_file("/tmp");
+    make_file(g_path, "/tmp", 0);
+    make_file(g_other_path, "/tmp", FILE_BYTES);
     return 0;
 }
 
 static int teardown(void **state) {
     (void)state;
-    return unlink(g_path);
+    return unlink(g_path) | unlink(g_other_path);
 }
 
 static struct stream *open_stream(int threads, stream_pread *read) {
     struct stream *stream;
     struct mo_error error;
-    struct stream_options options = {.path = g_path, .threads = threads, .pread = read};
+    const char *paths[] = {g_path, g_other_path};
+    struct stream_options options = {.paths = paths, .n_paths = 2, .threads = threads, .pread = read};
     assert_int_equal(stream_open(&stream, &options, &error), 0);
     return stream;
 }
 
-static struct stream_read make_read(int64_t offset, size_t bytes) {
-    struct stream_read read = {.offset = offset, .bytes = bytes, .layer = 3, .expert = 7};
-    read.to = aligned_alloc(STREAM_ALIGN, stream_span(offset, bytes));
-    memset(read.to, 0xee, stream_span(offset, bytes));
+/* Of so many parts, which are all still zero. */
+static struct stream_part *make_parts(int n) {
+    return calloc((size_t)n, sizeof(struct stream_part));
+}
+
+/* Gives the parts places one behind the other, in memory that is just large enough. */
+static struct stream_read make_read_of(struct stream_part *parts, int n) {
+    size_t size = 0;
+    for (int i = 0; i < n; i++) {
+        parts[i].at = size;
+        size += stream_span(parts[i].offset, parts[i].bytes);
+    }
+    struct stream_read read = {.parts = parts, .n_parts = n, .layer = 3, .expert = 7};
+    read.to = aligned_alloc(STREAM_ALIGN, size);
+    memset(read.to, 0xee, size);
     return read;
 }
 
+static struct stream_read make_read(int64_t offset, size_t bytes) {
+    struct stream_part *part = make_parts(1);
+    *part = (struct stream_part){.offset = offset, .bytes = bytes};
+    return make_read_of(part, 1);
+}
+
+static void free_read(struct stream_read *read) {
+    free(read->to);
+    free((void *)read->parts);
+}
+
 static void check_bytes(const struct stream_read *read) {
-    const uint8_t *data = read->to + read->offset % STREAM_ALIGN;
-    for (size_t i = 0; i < read->bytes; i++) {
-        if (data[i] != byte_at(read->offset + (int64_t)i)) fail_msg("byte %zu of %zu", i, read->bytes);
+    for (int k = 0; k < read->n_parts; k++) {
+        const struct stream_part *part = &read->parts[k];
+        const uint8_t *data = stream_part_data(part, read->to);
+        int64_t first = part->offset + (int64_t)part->file * FILE_BYTES;
+        for (size_t i = 0; i < part->bytes; i++) {
+            if (data[i] != byte_at(first + (int64_t)i)) fail_msg("part %d, byte %zu of %zu", k, i, part->bytes);
+        }
     }
 }
 
@@ -75,7 +103,7 @@ static void check_one(struct stream *stream, int64_t offset, size_t bytes) {
     assert_int_equal(stream_wait(stream, &read, &error), 0);
     assert_true(stream_is_done(stream, &read));
     check_bytes(&read);
-    free(read.to);
+    free_read(&read);
 }
 
 /* Starts and ends beside, at and across the borders of blocks, pieces and the file. */
@@ -97,6 +125,68 @@ static void test_sizes(void **state) {
         check_sizes(stream);
         stream_close(stream);
     }
+}
+
+/* ---- parts ---- */
+
+static uint32_t g_random = 1;
+
+static int random_below(int n) {
+    g_random = g_random * 1664525u + 1013904223u;
+    return (int)((g_random >> 8) % (uint32_t)n);
+}
+
+/* Anywhere in two files: within a block, at its border, over several pieces, up to the file's end. */
+static struct stream_part random_part(void) {
+    static const int sizes[] = {1, 4096, 5000, 300000, STREAM_PIECE, STREAM_PIECE + 4097};
+    size_t bytes = (size_t)sizes[random_below(6)];
+    int last = FILE_BYTES - (int)bytes;
+    int64_t offset = random_below(4) ? random_below(last) : random_below(2) ? last : last / 4096 * 4096;
+    return (struct stream_part){.file = random_below(2), .offset = offset, .bytes = bytes};
+}
+
+static void test_parts(void **state) {
+    (void)state;
+    struct stream_read reads[MAX_READS];
+    struct stream *stream = open_stream(8, NULL);
+    for (int round = 0; round < 4; round++) {
+        for (int i = 0; i < MAX_READS; i++) {
+            int n = 1 + random_below(MAX_PARTS);
+            struct stream_part *parts = make_parts(n);
+            for (int k = 0; k < n; k++) parts[k] = random_part();
+            reads[i] = make_read_of(parts, n);
+            stream_begin(stream, &reads[i], i % 2 ? STREAM_NOW : STREAM_PREDICTED);
+        }
+        for (int i = 0; i < MAX_READS; i++) {
+            assert_int_equal(stream_wait(stream, &reads[i], NULL), 0);
+            check_bytes(&reads[i]);
+            free_read(&reads[i]);
+        }
+    }
+    stream_close(stream);
+}
+
+/* One of three parts is gone: the read fails, and says where. */
+static void test_part_cut_off(void **state) {
+    (void)state;
+    struct mo_error error = {0};
+    struct stream_part *parts = make_parts(3);
+    parts[0] = (struct stream_part){.file = 0, .offset = 77, .bytes = 3 << 20};
+    parts[1] = (struct stream_part){.file = 1, .offset = FILE_BYTES - 5000, .bytes = 4000};
+    parts[2] = (struct stream_part){.file = 1, .offset = 99, .bytes = 5000};
+    struct stream *stream = open_stream(4, NULL);
+    struct stream_read read = make_read_of(parts, 3);
+    assert_int_equal(truncate(g_other_path, FILE_BYTES - 4000), 0);
+    stream_begin(stream, &read, STREAM_NOW);
+    assert_int_equal(stream_wait(stream, &read, &error), MO_E_IO);
+    assert_non_null(strstr(error.message, g_other_path));
+    assert_non_null(strstr(error.message, "layer 3, expert 7: expected "));
+    read.n_parts = 1;
+    stream_begin(stream, &read, STREAM_NOW);
+    assert_int_equal(stream_wait(stream, &read, &error), 0);
+    check_bytes(&read);
+    free_read(&read);
+    stream_close(stream);
 }
 
 /* ---- a system that reads otherwise ---- */
@@ -142,7 +232,7 @@ static void test_memory_file(void **state) {
         return;
     }
     memcpy(disk, g_path, sizeof disk);
-    make_file("/dev/shm");
+    make_file(g_path, "/dev/shm", 0);
     struct stream *stream = open_stream(4, NULL);
     check_sizes(stream);
     stream_close(stream);
@@ -169,7 +259,7 @@ static void expect_failure(struct stream *stream, int64_t offset, size_t bytes, 
     assert_non_null(strstr(error.message, g_path));
     assert_non_null(strstr(error.message, "layer 3, expert 7"));
     if (!strstr(error.message, words)) fail_msg("%s", error.message);
-    free(read.to);
+    free_read(&read);
 }
 
 static void test_bad_block(void **state) {
@@ -202,9 +292,10 @@ static void test_no_file(void **state) {
     (void)state;
     struct stream *stream;
     struct mo_error error;
-    struct stream_options options = {.path = "/nowhere/at/all"};
+    const char *paths[] = {"/dev/null", "/nowhere/at/all"};
+    struct stream_options options = {.paths = paths, .n_paths = 2};
     assert_int_equal(stream_open(&stream, &options, &error), MO_E_IO);
-    assert_non_null(strstr(error.message, options.path));
+    assert_non_null(strstr(error.message, paths[1]));
 }
 
 /* ---- order ---- */
@@ -260,7 +351,7 @@ static void test_needed_before_predicted(void **state) {
     stream_drop(stream, &reads[1]); /* too late: it is there */
     assert_int_equal(stream_wait(stream, &reads[1], &error), 0);
     stream_close(stream);
-    for (int i = 0; i < 6; i++) free(reads[i].to);
+    for (int i = 0; i < 6; i++) free_read(&reads[i]);
 }
 
 /* Dropped with one piece on its way: it is done when that has come, and no other is read. */
@@ -281,7 +372,7 @@ static void test_drop_half_way(void **state) {
     assert_int_equal(stream_wait(stream, &read, &error), MO_E_CANCELLED);
     assert_int_equal(atomic_load(&g_n_order), 2);
     stream_close(stream);
-    free(read.to);
+    free_read(&read);
 }
 
 /* Closing does not wait for what nobody has begun. */
@@ -292,7 +383,7 @@ static void test_close_early(void **state) {
     for (int i = 0; i < MAX_READS; i++) reads[i] = make_read(i * 300000, 250000);
     begin_blocks(stream, reads, MAX_READS, STREAM_PREDICTED);
     stream_close(stream);
-    for (int i = 0; i < MAX_READS; i++) free(reads[i].to);
+    for (int i = 0; i < MAX_READS; i++) free_read(&reads[i]);
 }
 
 static void test_many_at_once(void **state) {
@@ -311,7 +402,7 @@ static void test_many_at_once(void **state) {
             if (i % 4 == 2) stream_hurry(stream, &reads[i]);
             assert_int_equal(stream_wait(stream, &reads[i], &error), 0);
             check_bytes(&reads[i]);
-            free(reads[i].to);
+            free_read(&reads[i]);
         }
     }
     stream_stats_get(stream, &stats);
@@ -322,6 +413,8 @@ static void test_many_at_once(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_sizes, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_parts, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_part_cut_off, setup, teardown),
         cmocka_unit_test_setup_teardown(test_other_systems, setup, teardown),
         cmocka_unit_test_setup_teardown(test_memory_file, setup, teardown),
         cmocka_unit_test_setup_teardown(test_bad_block, setup, teardown),

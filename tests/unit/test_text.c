@@ -9,9 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include "base/utf8.h"
 #include "text/fim.h"
 #include "text/pretokenize.h"
-#include "text/utf8.h"
 #include "text_fixture.h"
 
 #define EXPECT(tokenizer, text, special, ...)                                                                          \

@@ -97,7 +97,7 @@ typedef void kern_weighted_sum(float *acc, size_t acc_stride, const float *keep,
 enum kern_peak { PEAK_INT8, PEAK_F32, PEAK_BF16, KERN_PEAKS };
 
 struct kern {
-    const char *name; /* "ref", "avx2", "avx512", "amx", "amx-bf16" */
+    const char *name; /* cpu_level_name */
     bool tile_order;  /* see above; such kernels also want many rows at once, as they pack x first */
 
     /* For INT4_AWQ, r0 and r1 are multiples of 8 (or r1 == rows); other formats take any range. */
@@ -151,6 +151,7 @@ struct kern {
 void kern_init(struct kern *kern, enum cpu_level level);
 void kern_init_ref(struct kern *kern);
 void kern_init_avx2(struct kern *kern);
+void kern_init_avx_vnni(struct kern *kern);
 void kern_init_avx512(struct kern *kern);
 void kern_init_amx(struct kern *kern); /* after kern_init_avx512 */
 void kern_init_amx_bf16(struct kern *kern);

@@ -250,6 +250,11 @@ static int clear_counters(struct cuda *cuda, struct mo_error *error) {
     return cuda_check(&cuda->driver, result, error, "GPU %d: clearing its counters", cuda->card.index);
 }
 
+static bool switch_of(const char *name, bool normal) {
+    const char *text = getenv(name);
+    return text ? strcmp(text, "0") != 0 : normal;
+}
+
 static int open_all(struct cuda *cuda, const struct weights *weights, int device, struct mo_error *error) {
     int code = count(cuda, weights, error);
     if (!code) code = cuda_driver_open(&cuda->driver, error);
@@ -264,12 +269,10 @@ static int open_all(struct cuda *cuda, const struct weights *weights, int device
     if (!code) code = cuda_pages_open(cuda, error);
     if (!code) code = cuda_graph_open(cuda, error);
     if (!code) code = clear_counters(cuda, error);
-    return code ? code : cuda_upload(cuda, weights, error);
-}
-
-static bool switch_of(const char *name, bool normal) {
-    const char *text = getenv(name);
-    return text ? strcmp(text, "0") != 0 : normal;
+    if (!code) code = cuda_upload(cuda, weights, error);
+    /* From here on all kernels are a step's, and wait for the one before where they need it (after_previous). */
+    cuda->early = switch_of("MOEBIUS_CUDA_EARLY", false) && cuda->card.capability >= 90;
+    return code;
 }
 
 static struct cuda *create(const struct model *model, const struct backend_options *options) {

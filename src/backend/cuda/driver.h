@@ -63,7 +63,21 @@ struct cuda_ready_graph;
     X(launch, cuLaunchKernel,                                                                                          \
       (struct cuda_function * function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,           \
        unsigned block_y, unsigned block_z, unsigned shared_bytes, struct cuda_stream *stream, void **arguments,        \
-       void **extra))
+       void **extra))                                                                                                  \
+    X(launch_as, cuLaunchKernelEx,                                                                                     \
+      (const struct cuda_launch_config *config, struct cuda_function *function, void **arguments, void **extra))
+
+/* CUlaunchConfig and CUlaunchAttribute. */
+struct cuda_launch_attribute {
+    int id, padding, value[16];
+};
+struct cuda_launch_config {
+    unsigned grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes;
+    struct cuda_stream *stream;
+    const struct cuda_launch_attribute *attributes;
+    unsigned n_attributes;
+};
+enum { CUDA_MAY_BEGIN_EARLY = 6 }; /* CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION: value[0] is yes or no */
 
 struct cuda_driver {
     void *library;

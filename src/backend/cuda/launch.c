@@ -97,8 +97,18 @@ void cuda_launch(struct cuda *cuda, enum cuda_kernel kernel, int blocks, size_t 
     if (blocks == 0 || cuda->failure.code) return;
     const struct kernel_name *name = &kernel_names[kernel];
     if (cuda->watch.on && !cuda_watch_launch(cuda, name->image, name->entry, blocks, params)) return;
-    int result = cuda->driver.launch(cuda->kernels[kernel], (unsigned)blocks, 1, 1, BLOCK_THREADS, 1, 1,
-                                     (unsigned)shared_bytes, cuda->stream, arguments, NULL);
+    const struct cuda_launch_attribute early = {.id = CUDA_MAY_BEGIN_EARLY, .value = {1}};
+    const struct cuda_launch_config config = {.grid_x = (unsigned)blocks,
+                                              .grid_y = 1,
+                                              .grid_z = 1,
+                                              .block_x = BLOCK_THREADS,
+                                              .block_y = 1,
+                                              .block_z = 1,
+                                              .shared_bytes = (unsigned)shared_bytes,
+                                              .stream = cuda->stream,
+                                              .attributes = &early,
+                                              .n_attributes = cuda->early ? 1 : 0};
+    int result = cuda->driver.launch_as(&config, cuda->kernels[kernel], arguments, NULL);
     cuda_keep(cuda, result, kernel_names[kernel].entry);
 }
 

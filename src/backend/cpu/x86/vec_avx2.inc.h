@@ -287,8 +287,34 @@ INLINE ivec q8_sum(ivec acc, ivec zero, ivec minus_qsum) {
 enum {
     BLOCK_TOKENS = 3, /* that share a line */
     BLOCK_SUMS = 12,  /* registers of sums */
-    BYTE_ZERO = 0,    /* what stands for 0 in the bytes that block_values yields for INT8 */
 };
+
+#ifdef __AVXVNNI__
+/* As vec_avx512.inc.h, in 256 bits. */
+enum { BYTE_ZERO = 128 };
+
+INLINE ivec block_values(enum mat_format format, ivec line, int high) {
+    if (format == MAT_INT8) return line;
+    return _mm256_and_si256(high ? _mm256_srli_epi16(line, 4) : line, _mm256_set1_epi8(15));
+}
+
+INLINE ivec block_run_begin(enum mat_format format, ivec sum) {
+    (void)format;
+    return sum;
+}
+
+INLINE ivec block_run_end(enum mat_format format, ivec sum, ivec run) {
+    (void)format, (void)sum;
+    return run;
+}
+
+INLINE ivec block_dot(enum mat_format format, ivec run, ivec values, ivec x4) {
+    (void)format;
+    __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(run) : "x"(values), "x"(x4));
+    return run;
+}
+#else
+enum { BYTE_ZERO = 0 }; /* what stands for 0 in the bytes that block_values yields for INT8 */
 
 INLINE ivec block_values(enum mat_format format, ivec line, int high) {
     if (format == MAT_INT8) return _mm256_xor_si256(line, _mm256_set1_epi8((char)0x80));
@@ -313,3 +339,4 @@ INLINE ivec block_dot(enum mat_format format, ivec run, ivec values, ivec x4) {
     __asm__("vpaddd %1, %0, %0" : "+x"(run) : "x"(pairs));
     return run;
 }
+#endif

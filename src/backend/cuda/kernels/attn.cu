@@ -218,6 +218,7 @@ DEVICE void attend(const struct attn_params *p, const int fp8) {
     DYNAMIC_SHARED(unsigned char, shared);
     struct attn_block b;
     b.p = p;
+    after_previous();
     b.item = p->items[BLOCK];
     if (b.item.n_rows == 0) return; /* lists are filled up to the length that a recorded step has */
     b.width = p->kv_lora + p->rope;

@@ -19,8 +19,8 @@ DEVICE int slab_quads(const int format) {
 DEVICE uint32_t load_scale_bits(const struct device_matrix *w, const uint8_t *scale, int tile, int group, int row,
                                 const int format) {
     size_t at = ((size_t)tile * (size_t)w->scale_groups + (size_t)group) * TILE_ROWS + (size_t)row;
-    if (format == WEIGHT_INT4 || format == WEIGHT_INT8) return ((const uint16_t *)scale)[at];
-    return ((const uint32_t *)scale)[at];
+    if (format == WEIGHT_INT4 || format == WEIGHT_INT8) return constant_u16((const uint16_t *)scale + at);
+    return constant_u32((const uint32_t *)scale + at);
 }
 
 /* `data` and `scale` are the matrix's own (of an expert, say). */

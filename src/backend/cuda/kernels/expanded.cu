@@ -143,6 +143,7 @@ DEVICE void expand_head(const struct expand_params *p, uint16_t *tile, int strid
 
 DEVICE void expand(const struct expand_params *p, const int fp8) {
     DYNAMIC_SHARED(uint16_t, tile); /* [64][kv_lora, up to a multiple of 64] */
+    after_previous();
     struct expand_item item = p->items[BLOCK % p->n_items];
     int stride = ceil_div_int(p->kv_lora, SLAB_COLS) * SLAB_COLS, first = BLOCK / p->n_items * EXPANDED_HEADS;
     load_latents(p, &item, tile, stride, fp8);
@@ -361,6 +362,7 @@ DEVICE void attend(const struct expanded_params *p, const int nope_steps, const 
     struct expanded_state state;
     uint32_t query[QUERY_STEPS][4];
     const int steps = nope_steps + rope_steps;
+    after_previous();
     b.p = p;
     b.item = p->items[BLOCK % p->n_items];
     b.head = BLOCK / p->n_items;

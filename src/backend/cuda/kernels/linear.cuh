@@ -35,6 +35,7 @@ DEVICE int find_work(struct work *work, const struct linear_job *job, int b, con
     b /= job->row_blocks;
     work->group = b % job->groups;
     if (job->items) {
+        after_previous(); /* which may have made the list */
         if (work->group >= *job->n_items) return 0;
         struct expert_item item = job->items[work->group];
         matrix = item.expert;
@@ -247,7 +248,8 @@ DEVICE void absorb_head(const struct linear_params *p, int head, uint16_t *xs, f
 
 /* This block's share of the head's key matrix, while others still work on its queries. */
 DEVICE void prefetch_key(const struct absorb_params *a, int head, int share) {
-    uint32_t line = 128, each = (uint32_t)a->key.w.data_step / (uint32_t)a->head_tiles / line * line + line; /* a head: KiB */
+    uint32_t line = 128,
+             each = (uint32_t)a->key.w.data_step / (uint32_t)a->head_tiles / line * line + line; /* a head: KiB */
     size_t end = a->key.w.data_step < each * (size_t)(share + 1) ? a->key.w.data_step : each * (size_t)(share + 1);
     const uint8_t *data = a->key.w.data + (size_t)head * a->key.w.data_step;
     for (size_t at = each * (size_t)share + (size_t)THREAD * line; at < end; at += BLOCK_THREADS * line) {
@@ -284,6 +286,7 @@ DEVICE int begin_work(const struct linear_params *p, struct work *work, const in
     int b = BLOCK, j = 0;
     for (; j < p->n_jobs && b >= p->job[j].blocks; j++) b -= p->job[j].blocks;
     if (j < p->n_jobs) return find_work(work, &p->job[j], b, columns);
+    after_previous();
     extra_work(p, b);
     return 0;
 }
@@ -302,6 +305,7 @@ DEVICE void linear_skinny(const struct linear_params *p, const int format) {
         for (int i = 0; i < SPLIT_SLABS; i++) {
             if (i < n) slab_load(&slabs[i], w, work.data, work.scale, work.row_block, first + i, format);
         }
+        after_previous();
         stage_x(p, &work, xs, piece, k0, SKINNY_COLS);
         barrier();
         squares = add_pieces(&work, piece, k0, SKINNY_COLS, squares);
@@ -346,6 +350,7 @@ DEVICE void linear_wide(const struct linear_params *p, const int format, const i
         if (j < tiles) total[j][0] = total[j][1] = total[j][2] = total[j][3] = 0;
     }
     if (mine) slab_load(&next, w, work.data, work.scale, tile, 0, format);
+    after_previous();
     for (int k0 = 0; k0 < w->slabs * SLAB_COLS; k0 += WIDE_COLS) {
         int first = k0 / SLAB_COLS, n = min_int(w->slabs - first, WIDE_COLS / SLAB_COLS);
         barrier(); /* the last chunk has been read */

@@ -246,6 +246,7 @@ DEVICE void linear_many(const struct linear_params *p, const int format) {
     m.stages = stages;
     m.x_row = (int *)(stages + many_stages(format) * many_stage_bytes(format));
     int first = p->job[0].blocks, all = first + (p->n_jobs > 1 ? p->job[1].blocks : 0);
+    after_previous();
     for (int b = BLOCK; b < all; b += BLOCKS) {
         if (find_tile(&m, &p->job[b >= first], b >= first ? b - first : b)) multiply_tile(&m, format);
     }

@@ -114,6 +114,23 @@ DEVICE struct quad load_once(const uint8_t *at) {
     return q;
 }
 
+/* What no kernel of a step writes: parts of weights that stay in the caches. */
+DEVICE uint16_t constant_u16(const uint16_t *at) {
+    return __ldg(at);
+}
+DEVICE uint32_t constant_u32(const uint32_t *at) {
+    return __ldg(at);
+}
+
+/* Where kernels may begin early (MOEBIUS_CUDA_EARLY), waits for the end of the one before, and lets the next one begin: each
+ * thread comes here before it touches anything in the card's memory but weights, which are read by the three words above. */
+DEVICE void after_previous(void) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 /* Asks for the 128 bytes at `at` to come into the cache that all processors share. */
 DEVICE void prefetch(const void *at) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(at));

@@ -120,6 +120,7 @@ DEVICE void linear_native(const struct linear_params *p) {
     m.stages = stages;
     m.x_row = (int *)(stages + 2 * NATIVE_STAGE_BYTES);
     int first = p->job[0].blocks, all = first + (p->n_jobs > 1 ? p->job[1].blocks : 0);
+    after_previous();
     for (int b = BLOCK; b < all; b += BLOCKS) {
         if (find_tile(&m, &p->job[b >= first], b >= first ? b - first : b)) multiply_native_tile(&m);
     }

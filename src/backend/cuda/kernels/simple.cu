@@ -9,6 +9,7 @@ DEVICE float plain_value(const void *data, size_t at, int format) {
 
 /* A block a row. */
 KERNEL(embed, embed_params) {
+    after_previous();
     int token = p.token[BLOCK];
     size_t from = (size_t)(token < 0 ? p.picked[-1 - token] : token) * (size_t)p.hidden;
     size_t to = (size_t)BLOCK * (size_t)p.hidden;
@@ -42,6 +43,7 @@ DEVICE void pack_row(const struct pack_params *p, const int native) {
     struct work work;
     work.job = &p->job;
     work.group = 0;
+    after_previous();
     int row = x_row_of(&p->job, BLOCK), end = p->job.w.slabs * SLAB_COLS, pieces = ceil_div_int(end, PIECE_COLS);
     float sum = 0;
     for (int first = 0; first < pieces; first += BLOCK_WARPS) {
@@ -74,22 +76,26 @@ KERNEL(pack_rows_native, pack_params) {
 /* A warp a row. */
 KERNEL(route_choose, route_params) {
     DYNAMIC_SHARED(struct route_scratch, scratch);
+    after_previous();
     choose_rows(&p, scratch, BLOCK * BLOCK_WARPS, p.n);
 }
 
 /* A block an expert. */
 KERNEL(route_list, route_params) {
     DYNAMIC_SHARED(struct route_scratch, scratch);
+    after_previous();
     list_one_expert(&p, scratch, BLOCK);
 }
 
 /* A block a row. */
 KERNEL(add_rows, add_params) {
     size_t row = (size_t)BLOCK * (size_t)p.hidden;
+    after_previous();
     for (int r = THREAD; r < p.hidden; r += BLOCK_THREADS) p.x[row + r] += p.y[row + r];
 }
 
 /* A block a row. */
 KERNEL(experts_sum, sum_params) {
+    after_previous();
     for (int r = THREAD; r < p.sum.hidden; r += BLOCK_THREADS) sum_experts(&p.sum, BLOCK, r);
 }

@@ -1,5 +1,6 @@
-#include "text/utf8.h"
+#include "base/utf8.h"
 
+#include <stdbool.h>
 #include <string.h>
 
 /* How many bytes a lead byte asks for, and which second bytes it allows: this is where overlong forms,
@@ -87,4 +88,21 @@ size_t utf8_lossy_push(uint8_t held[4], int *n_held, const uint8_t *bytes, size_
         *n_held = 0;
     }
     return written;
+}
+
+static bool is_control(const uint8_t *text, size_t length) {
+    uint32_t code = utf8_code_point(text, length);
+    return code < 0x20 || (code >= 0x7F && code < 0xA0);
+}
+
+void utf8_clean(char *text) {
+    uint8_t *at = (uint8_t *)text;
+    for (size_t n = strlen(text), length; n > 0; at += length, n -= length) {
+        enum utf8_kind kind = utf8_next(at, n, &length);
+        if (kind == UTF8_INCOMPLETE) {
+            *at = 0;
+            return;
+        }
+        if (kind == UTF8_INVALID || is_control(at, length)) memset(at, '?', length);
+    }
 }
