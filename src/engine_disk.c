@@ -1,6 +1,5 @@
 #include "engine_disk.h"
 
-#include <assert.h>
 #include <openssl/sha.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,22 +18,24 @@ static int card_generation(const struct engine *engine) {
 }
 
 /* Everything but tokens that has a say in a page's bits. Kernels of one version agree in every bit, those of another may not. */
-static void make_key(const struct engine *engine, const char *hash, struct page_address *key) {
+static int make_key(const struct engine *engine, const char *hash, struct page_address *key, struct mo_error *error) {
     const struct engine_options *o = &engine->options;
     const char *native = getenv("MOEBIUS_CUDA_FP8_NATIVE");
     enum cpu_level level = CPU_REF;
-    char text[1024];
+    char *text = NULL;
     cpu_level_get(&level, NULL);
     int size =
-        snprintf(text, sizeof text,
+        asprintf(&text,
                  "moebius %s; model %s; quantization %s; %s %d; experts %d; level %s; native fp8 %s; cache %d; "
                  "compute %d; attention %d; batch invariant %d; layers %d; row %zu; page %d",
                  MOEBIUS_VERSION, hash, o->quantization ? o->quantization : "auto", engine->backend->ops->name,
                  card_generation(engine), o->expert_device, level == CPU_AMX_BF16 ? "amx-bf16" : "any",
                  native ? native : "0", o->kv, o->compute, o->attention, o->batch_invariant, engine->model.layers,
                  kv_row_bytes(&engine->model, (enum kv_format)(o->kv - 1)), KV_PAGE_TOKENS);
-    assert(size > 0 && (size_t)size < sizeof text);
+    if (size < 0) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the key of the cache on disk");
     SHA256((const unsigned char *)text, (size_t)size, key->bytes);
+    free(text);
+    return 0;
 }
 
 int engine_disk_open(struct engine *engine, struct mo_error *error) {
@@ -45,8 +46,8 @@ int engine_disk_open(struct engine *engine, struct mo_error *error) {
     char hash[65];
     if (!o->cache_folder || !engine->backend->ops->page_out) return 0;
     int code = checkpoint_hash(&engine->checkpoint, 0, hash, error);
+    if (!code) code = make_key(engine, hash, &options.key, error);
     if (code) return code;
-    make_key(engine, hash, &options.key);
     options.page_bytes = kv_pool_bytes(&engine->model, (enum kv_format)(o->kv - 1), 1);
     double start_s = clock_now_s();
     if (disk_open(&engine->disk, &options, &reason)) {

@@ -1,6 +1,7 @@
 #include "engine_plan.h"
 
 #include "base/memory.h"
+#include "cache/disk.h"
 #include "engine_device.h"
 #include "engine_experts.h"
 #include "plan/memory.h"
@@ -10,7 +11,8 @@ static const double GIB = 1 << 30;
 double engine_plan_scratch(const struct engine *engine, const struct backend_options *backend) {
     const struct engine_options *o = &engine->options;
     size_t grammars = engine->grammars ? grammar_cache_bytes(o->max_grammars, o->max_num_seqs) : 0;
-    return (double)cpu_backend_scratch_bytes(&engine->model, backend) + (double)grammars;
+    size_t slots = o->cache_folder ? disk_memory_bytes(kv_pool_bytes(&engine->model, backend->kv, 1)) : 0;
+    return (double)cpu_backend_scratch_bytes(&engine->model, backend) + (double)(grammars + slots);
 }
 
 /* What weights and scratch leave for the cache. */
@@ -75,6 +77,7 @@ int engine_plan(struct engine *engine, struct backend_options *backend, struct m
         .take_cache = o->take_cache,
         .copies_pages = o->cache_folder != NULL,
         .cpu_experts = o->expert_device == 2,
+        .ranks = engine->split.count > 1 ? &engine->split : NULL,
     };
     double page_bytes = (double)kv_pool_bytes(&engine->model, backend->kv, 1), left;
     int code = cache_bytes_left(engine, backend, &left, error);

@@ -8,7 +8,8 @@
  * is an error with the numbers and the flag that would help. */
 int engine_plan(struct engine *engine, struct backend_options *backend, struct mo_error *error);
 
-/* Of the host's memory, what is neither weights nor cache: the backend's scratch, and states and masks of grammars. */
+/* Of the host's memory, what is neither weights nor cache: the backend's scratch (exchanges with other ranks included), states and
+ * masks of grammars, and pages on their way to the disk. */
 double engine_plan_scratch(const struct engine *engine, const struct backend_options *backend);
 
 #endif

@@ -19,6 +19,7 @@ union message {
     struct wire_head head;
     struct wire_hello hello;
     struct wire_failed failed;
+    uint8_t room[8192]; /* another version's may be longer, and is told so */
 };
 
 /* ---- who gets what ---- */
@@ -239,6 +240,13 @@ static void say_split(const struct engine *engine) {
     log_info("%d routed experts of every layer: %s", engine->model.experts, text);
 }
 
+static int piece_pairs(const struct engine *engine) {
+    const char *text = getenv("MOEBIUS_RANK_PAIRS"); /* for tests: small pieces */
+    int pairs = text ? atoi(text) : PIECE_PAIRS;
+    int64_t most = (int64_t)engine->options.max_num_batched_tokens * engine->model.top_k;
+    return pairs < 1 ? 1 : pairs < most ? pairs : (int)most;
+}
+
 int engine_ranks_meet(struct engine *engine, struct mo_error *error) {
     struct wire_hello hellos[RANKS_MAX];
     if (ranks_count() == 1) return 0;
@@ -252,6 +260,7 @@ int engine_ranks_meet(struct engine *engine, struct mo_error *error) {
     if (!code) code = hear_hellos(hellos, error);
     if (!code) code = split_experts(engine, hellos, error);
     if (code) return code;
+    engine->split.piece_pairs = piece_pairs(engine);
     look_at_binding(hellos);
     say_split(engine);
     return 0;
@@ -280,17 +289,9 @@ static int hear_ready(struct mo_error *error) {
     return 0;
 }
 
-static int piece_pairs(const struct engine *engine, int max_rows) {
-    const char *text = getenv("MOEBIUS_RANK_PAIRS"); /* for tests: small pieces */
-    int pairs = text ? atoi(text) : PIECE_PAIRS;
-    int64_t most = (int64_t)max_rows * engine->model.top_k;
-    return pairs < 1 ? 1 : pairs < most ? pairs : (int)most;
-}
-
-int engine_ranks_begin(struct engine *engine, struct backend_options *backend, struct mo_error *error) {
-    struct ranks_split *split = &engine->split;
+int engine_ranks_begin(struct engine *engine, const struct backend_options *backend, struct mo_error *error) {
+    const struct ranks_split *split = &engine->split;
     if (ranks_count() == 1) return 0;
-    split->piece_pairs = piece_pairs(engine, backend->max_rows);
     struct wire_plan plan = {.head = {WIRE_MAGIC, WIRE_PLAN},
                              .max_rows = backend->max_rows,
                              .piece_pairs = split->piece_pairs,
@@ -302,7 +303,6 @@ int engine_ranks_begin(struct engine *engine, struct backend_options *backend, s
     }
     int code = hear_ready(error);
     if (code) return code;
-    backend->ranks = split;
     engine->has_ranks = true;
     return 0;
 }

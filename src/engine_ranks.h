@@ -17,7 +17,7 @@ int engine_ranks_check(const struct engine_options *options, struct mo_error *er
  * fills engine->split and engine->ranks_bytes. Nothing alone. */
 int engine_ranks_meet(struct engine *engine, struct mo_error *error);
 /* After the plan: the others bring their experts into memory. */
-int engine_ranks_begin(struct engine *engine, struct backend_options *backend, struct mo_error *error);
+int engine_ranks_begin(struct engine *engine, const struct backend_options *backend, struct mo_error *error);
 /* With the engine: the others close theirs. */
 void engine_ranks_close(struct engine *engine);
 

@@ -86,6 +86,9 @@ static int hear_plan(struct engine *engine, struct wire_plan *plan, struct mo_er
     if (plan->head.kind != WIRE_PLAN || bytes != sizeof *plan) {
         return mo_error_set(error, MO_E_CORRUPT, "expected a plan, found a message of kind %u", plan->head.kind);
     }
+    if (plan->max_rows < 1 || plan->piece_pairs < 1) {
+        return mo_error_set(error, MO_E_CORRUPT, "a plan of %d rows, %d pairs", plan->max_rows, plan->piece_pairs);
+    }
     engine->split =
         (struct ranks_split){.count = ranks_count(), .self = ranks_self(), .piece_pairs = plan->piece_pairs};
     memcpy(engine->split.owner, plan->owner, sizeof plan->owner);

@@ -8,7 +8,10 @@
 #include "base/log.h"
 #include "cache/disk_priv.h"
 
-enum { LIST_EVERY_S = 60 };
+enum {
+    LIST_EVERY_S = 60,
+    STOP_S = 5, /* the thread may take so long to end */
+};
 
 int64_t disk_now_ns(void) {
     struct timespec now;
@@ -16,9 +19,13 @@ int64_t disk_now_ns(void) {
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
+size_t disk_memory_bytes(size_t page_bytes) {
+    return (DISK_WRITE_SLOTS + DISK_READ_SLOTS) * page_bytes;
+}
+
 static int take_slots(struct disk *disk, struct mo_error *error) {
     size_t bytes = disk->options.page_bytes;
-    disk->memory = malloc((DISK_WRITE_SLOTS + DISK_READ_SLOTS) * bytes);
+    disk->memory = malloc(disk_memory_bytes(bytes));
     if (!disk->memory) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for pages on their way to the disk");
     for (int i = 0; i < DISK_WRITE_SLOTS; i++) disk->writes[i].payload = disk->memory + (size_t)i * bytes;
     for (int i = 0; i < DISK_READ_SLOTS; i++) {
@@ -27,14 +34,12 @@ static int take_slots(struct disk *disk, struct mo_error *error) {
     return 0;
 }
 
-static void init_lock(struct disk *disk) {
-    pthread_condattr_t attributes;
-    pthread_condattr_init(&attributes);
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    pthread_mutex_init(&disk->lock, NULL);
-    pthread_cond_init(&disk->work, &attributes);
-    pthread_cond_init(&disk->room, &attributes);
-    pthread_condattr_destroy(&attributes);
+/* It would empty the folder for nothing. */
+static int check_limit(const struct disk_options *options, struct mo_error *error) {
+    double page = (double)disk_file_bytes(PAGE_HEADER_BYTES + options->page_bytes);
+    if (options->limit_bytes >= page) return 0;
+    return mo_error_set(error, MO_E_LIMIT, "%s: a page takes %.1f KiB, and the limit is %.1f KiB", options->folder,
+                        page / 1024, options->limit_bytes / 1024);
 }
 
 int disk_open(struct disk **out, const struct disk_options *options, struct mo_error *error) {
@@ -44,8 +49,11 @@ int disk_open(struct disk **out, const struct disk_options *options, struct mo_e
     disk->options = *options;
     disk->folder.fd = -1;
     disk_index_init(&disk->index);
-    init_lock(disk);
-    int code = disk_folder_open(&disk->folder, options->folder, error);
+    pthread_mutex_init(&disk->lock, NULL);
+    clock_cond_init(&disk->work);
+    clock_cond_init(&disk->room);
+    int code = check_limit(options, error);
+    if (!code) code = disk_folder_open(&disk->folder, options->folder, error);
     disk->folder.no_sync = options->no_sync;
     if (!code) disk_folder_clean(&disk->folder);
     if (!code) code = disk_list(disk, error);
@@ -55,6 +63,7 @@ int disk_open(struct disk **out, const struct disk_options *options, struct mo_e
         return code;
     }
     disk->next_list_s = clock_now_s() + LIST_EVERY_S;
+    disk->patience_s = STOP_S;
     *out = disk;
     return 0;
 }
@@ -71,11 +80,14 @@ static void list_again(struct disk *disk) {
     disk->next_list_s = clock_now_s() + LIST_EVERY_S;
 }
 
+/* Or until the folder is looked over again. */
 static bool wait_for_work(struct disk *disk) {
     pthread_mutex_lock(&disk->lock);
+    disk->busy_since_s = 0;
     while (!disk->stop && disk->n_writes == 0 && disk->n_wanted == 0 && disk->index.n_to_stamp == 0) {
-        pthread_cond_wait(&disk->work, &disk->lock);
+        if (!clock_wait(&disk->work, &disk->lock, disk->next_list_s)) break;
     }
+    disk->busy_since_s = clock_now_s();
     bool stop = disk->stop;
     pthread_mutex_unlock(&disk->lock);
     return !stop;
@@ -87,6 +99,7 @@ static void wait_for_slots(struct disk *disk) {
     bool all_busy = true;
     for (int i = 0; i < DISK_READ_SLOTS; i++) all_busy = all_busy && disk->read_busy[i];
     if (all_busy && disk->n_wanted > 0 && disk->n_writes == 0 && disk->index.n_to_stamp == 0 && !disk->stop) {
+        disk->busy_since_s = 0;
         pthread_cond_wait(&disk->work, &disk->lock);
     }
     pthread_mutex_unlock(&disk->lock);
@@ -103,6 +116,10 @@ static void *disk_main(void *argument) {
     }
     while (disk_write_one(disk) || disk_stamp_some(disk)) {
     }
+    pthread_mutex_lock(&disk->lock);
+    disk->ended = true;
+    pthread_cond_signal(&disk->room);
+    pthread_mutex_unlock(&disk->lock);
     return NULL;
 }
 
@@ -119,16 +136,26 @@ void disk_stop(struct disk *disk) {
     if (!disk->started) return;
     pthread_mutex_lock(&disk->lock);
     disk->stop = true;
-    pthread_cond_signal(&disk->work);
-    pthread_mutex_unlock(&disk->lock);
-    pthread_join(disk->thread, NULL);
-    disk->started = false;
     disk->wake = NULL;
+    pthread_cond_signal(&disk->work);
+    double until_s = clock_now_s() + disk->patience_s;
+    while (!disk->ended && clock_wait(&disk->room, &disk->lock, until_s)) {
+    }
+    disk->hangs = !disk->ended;
+    pthread_mutex_unlock(&disk->lock);
+    disk->started = false;
+    if (disk->hangs) {
+        log_warn("%s: the disk does not answer; pages that it does not have yet are lost", disk->folder.path);
+        pthread_detach(disk->thread);
+    } else {
+        pthread_join(disk->thread, NULL);
+    }
 }
 
 void disk_close(struct disk *disk) {
     if (!disk) return;
     disk_stop(disk);
+    if (disk->hangs) return; /* its thread may come back, and is left all that it knows */
     assert(!disk->loads);
     disk_folder_close(&disk->folder);
     disk_index_free(&disk->index);

@@ -41,13 +41,16 @@ struct disk_stats {
 
 struct disk;
 
+/* What disk_open takes for pages on their way. */
+size_t disk_memory_bytes(size_t page_bytes);
 /* Opens the folder, or says in one sentence why it cannot be used. */
 int disk_open(struct disk **disk, const struct disk_options *options, struct mo_error *error);
 /* Starts the thread. `wake(context)` is called by it when there is something new for the engine. */
 int disk_start(struct disk *disk, void (*wake)(void *context), void *context, struct mo_error *error);
-/* Writes what is waiting to be written, and ends the thread. */
+/* Writes what is waiting to be written, and ends the thread; a disk that does not answer is waited for some seconds. */
 void disk_stop(struct disk *disk);
-void disk_close(struct disk *disk); /* accepts NULL; the thread has been stopped, or is now */
+/* Accepts NULL; the thread has been stopped, or is now. Where it hangs on the disk, its memory stays until the process ends. */
+void disk_close(struct disk *disk);
 /* One file read or written, or some times: false if there was nothing to do. */
 bool disk_work(struct disk *disk);
 
@@ -69,7 +72,7 @@ bool disk_wants(struct disk *disk, const struct page_address *address, const str
 /* Room for a page [page_bytes], to be filled and put; NULL while all slots are on their way. */
 void *disk_put_begin(struct disk *disk);
 void disk_put_end(struct disk *disk, const struct page_id *id); /* NULL: never mind */
-/* Waits up to `limit_s` for a slot: whether there is one, and the disk takes pages at all. */
+/* Waits up to `limit_s` for a slot: whether there is one, and the disk takes pages. */
 bool disk_put_wait(struct disk *disk, double limit_s);
 
 /* Pages of one sequence on their way into memory, one after the other. */
@@ -84,7 +87,7 @@ void disk_load_take(struct disk_load *load);
 /* Nothing more will come, be it all or not. */
 bool disk_load_ended(struct disk_load *load);
 void disk_load_end(struct disk_load *load);
-/* How long reading n pages will take, those included that others wait for; 0: nobody knows yet. */
+/* How long reading n pages will take, those included that others wait for, if the disk answers now; 0: nobody knows yet. */
 double disk_load_s(struct disk *disk, int n);
 
 #endif

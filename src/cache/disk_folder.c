@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -99,7 +100,8 @@ static bool is_new(const char *name) {
 
 /* Its writer has died if the lock can be had. A writer that has made the file and has no lock yet loses a page, no more. */
 static bool remove_new(const struct disk_folder *folder, const char *name) {
-    int fd = openat(folder->fd, name, O_RDONLY | O_CLOEXEC);
+    int fd =
+        openat(folder->fd, name, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK); /* NFS locks only what may be written */
     bool dead = fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) == 0;
     if (dead) unlinkat(folder->fd, name, 0);
     if (fd >= 0) close(fd);
@@ -116,20 +118,28 @@ int disk_folder_clean(const struct disk_folder *folder) {
     return n;
 }
 
+/* Anybody may set a file's time to any year. */
+static int64_t ns_of(const struct timespec *time) {
+    if (time->tv_sec < 0) return 0;
+    return time->tv_sec < INT64_MAX / NS ? (int64_t)time->tv_sec * NS + time->tv_nsec : INT64_MAX;
+}
+
 int disk_folder_list(const struct disk_folder *folder, disk_file_found *found, void *context, struct mo_error *error) {
     DIR *listing = open_listing(folder);
     if (!listing) return fail(error, folder, "", "the folder cannot be read");
-    for (struct dirent *entry; (entry = readdir(listing));) {
+    errno = 0;
+    for (struct dirent *entry; (entry = readdir(listing)); errno = 0) {
         struct disk_file file;
         struct stat status;
         if (!page_name_read(entry->d_name, &file.address, &file.depth)) continue;
         if (fstatat(folder->fd, entry->d_name, &status, AT_SYMLINK_NOFOLLOW) || !S_ISREG(status.st_mode)) continue;
         file.bytes = disk_file_bytes((uint64_t)status.st_size);
-        file.used_ns = (int64_t)status.st_mtim.tv_sec * NS + status.st_mtim.tv_nsec;
+        file.used_ns = ns_of(&status.st_mtim);
         found(context, &file);
     }
+    int code = errno ? fail(error, folder, "", "the folder cannot be read") : 0;
     closedir(listing);
-    return 0;
+    return code;
 }
 
 /* All of it, or -1 with errno. */
@@ -143,7 +153,8 @@ static int write_all(int fd, const uint8_t *header, const void *payload, size_t 
         first->iov_len -= skipped;
         ssize_t n = writev(fd, first, in_payload ? 1 : 2);
         if (n < 0 && errno == EINTR) continue;
-        if (n < 0) return -1;
+        if (n == 0) errno = EIO; /* else this would be for ever */
+        if (n <= 0) return -1;
         done += (size_t)n;
     }
     return 0;
@@ -216,7 +227,7 @@ void disk_folder_stamp(const struct disk_folder *folder, const char *name, int64
 
 double disk_folder_room(const struct disk_folder *folder) {
     struct statvfs status;
-    if (fstatvfs(folder->fd, &status)) return 0;
+    if (fstatvfs(folder->fd, &status) || status.f_blocks == 0) return HUGE_VAL; /* writing will tell */
     double block = (double)status.f_frsize, keep = KEEP_FREE_SHARE * block * (double)status.f_blocks;
     return block * (double)status.f_bavail - (keep < KEEP_FREE_BYTES ? keep : KEEP_FREE_BYTES);
 }

@@ -1,5 +1,6 @@
 /* cache/disk_load.c - pages on their way into memory. A load is read page by page, in order, into slots that its owner empties;
  * the first that is missing or wrong ends it. */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,6 +9,8 @@
 #include "cache/disk_priv.h"
 
 static const double NEW_SHARE = 0.2; /* of the latest page in the measured speed */
+/* What was measured counts half after so long: a disk that was slow once is tried again. */
+static const double FADE_S = 60;
 
 struct disk_load *disk_load_begin(struct disk *disk, const struct page_address *pages, const int32_t *tokens,
                                   uint64_t root, int first, int n) {
@@ -91,7 +94,9 @@ void disk_load_end(struct disk_load *load) {
 
 double disk_load_s(struct disk *disk, int n) {
     pthread_mutex_lock(&disk->lock);
-    double s = disk->page_s * (disk->n_wanted + n);
+    double now_s = clock_now_s(), page_s = disk->page_s * exp2((disk->page_at_s - now_s) / FADE_S);
+    double hangs_s = disk->busy_since_s > 0 ? now_s - disk->busy_since_s : 0;
+    double s = page_s * (disk->n_wanted + n) + hangs_s;
     pthread_mutex_unlock(&disk->lock);
     return s;
 }
@@ -133,6 +138,7 @@ static int read_page(struct disk *disk, const struct page_id *id, void *payload,
 
 static void note_speed(struct disk *disk, double s) {
     disk->page_s = disk->page_s > 0 ? disk->page_s + NEW_SHARE * (s - disk->page_s) : s;
+    disk->page_at_s = clock_now_s();
     disk->stats.read_s += s;
     disk->stats.read_pages++;
     disk->stats.read_bytes += PAGE_HEADER_BYTES + disk->options.page_bytes;
@@ -150,6 +156,7 @@ static void end_read(struct disk *disk, struct disk_load *load, int slot, bool g
         disk->read_busy[slot] = false;
     }
     if (load->left) remove_load(load);
+    if (disk->wake) disk->wake(disk->wake_context);
     pthread_mutex_unlock(&disk->lock);
 }
 
@@ -161,8 +168,7 @@ bool disk_read_one(struct disk *disk) {
     const struct page_id id = load->ids[load->n_read];
     double start_s = clock_now_s();
     int code = read_page(disk, &id, disk->reads[slot].payload, &error);
-    if (code) disk_forget(disk, &id, code != MO_E_NOT_FOUND, &error);
+    if (code) disk_forget(disk, &id, code, &error);
     end_read(disk, load, slot, code == 0, clock_now_s() - start_s);
-    if (disk->wake) disk->wake(disk->wake_context);
     return true;
 }

@@ -43,9 +43,13 @@ struct disk {
     int n_wanted; /* pages of all loads that are not read yet */
     struct disk_stats stats;
     double page_s;         /* to read one, of late; 0: not known */
+    double page_at_s;      /* when that was found out */
+    double busy_since_s;   /* the thread has been at one thing since then; 0: it waits for something to do */
     double silent_until_s; /* nothing is written before */
 
-    bool started, stop;
+    bool started, stop, ended;
+    double patience_s; /* for the thread to end */
+    bool hangs;        /* it did not */
     pthread_t thread;
     void (*wake)(void *context);
     void *wake_context;
@@ -58,8 +62,9 @@ bool disk_write_one(struct disk *disk);
 bool disk_stamp_some(struct disk *disk);
 /* Brings the index up to date with the folder. */
 int disk_list(struct disk *disk, struct mo_error *error);
-/* A file that is none of ours after all. Its entry goes; the file too, if it is `wrong`. */
-void disk_forget(struct disk *disk, const struct page_id *id, bool wrong, const struct mo_error *why);
+/* A page that could not be read, as `code` says. Its entry goes; the file only if what is in it is wrong: a process that may open
+ * no more files, or a network that fails, has good files all the same, and the next listing finds them. */
+void disk_forget(struct disk *disk, const struct page_id *id, int code, const struct mo_error *why);
 int64_t disk_now_ns(void);
 
 #endif

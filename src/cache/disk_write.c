@@ -2,7 +2,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include "base/clock.h"
 #include "base/log.h"
 #include "cache/disk_priv.h"
@@ -34,15 +33,15 @@ bool disk_wants(struct disk *disk, const struct page_address *address, const str
     return wants;
 }
 
-static bool has_room_locked(const struct disk *disk) {
-    bool silent = disk->silent_until_s > 0 && clock_now_s() < disk->silent_until_s;
-    return disk->n_writes < DISK_WRITE_SLOTS && !silent;
+/* Under the lock: an error is not long ago. */
+static bool is_silent(const struct disk *disk) {
+    return disk->silent_until_s > 0 && clock_now_s() < disk->silent_until_s;
 }
 
 void *disk_put_begin(struct disk *disk) {
     pthread_mutex_lock(&disk->lock);
     void *page = NULL;
-    if (has_room_locked(disk)) {
+    if (disk->n_writes < DISK_WRITE_SLOTS && !is_silent(disk)) {
         page = disk->writes[(disk->write_first + disk->n_writes) % DISK_WRITE_SLOTS].payload;
     }
     pthread_mutex_unlock(&disk->lock);
@@ -58,29 +57,23 @@ void disk_put_end(struct disk *disk, const struct page_id *id) {
 }
 
 bool disk_put_wait(struct disk *disk, double limit_s) {
-    struct timespec until;
-    double s = clock_now_s() + limit_s;
-    until.tv_sec = (time_t)s;
-    until.tv_nsec = (long)((s - (double)until.tv_sec) * 1e9);
+    double until_s = clock_now_s() + limit_s;
     pthread_mutex_lock(&disk->lock);
-    int reason = 0;
-    while (disk->n_writes == DISK_WRITE_SLOTS && disk->started && reason == 0) {
-        reason = pthread_cond_timedwait(&disk->room, &disk->lock, &until);
+    while (disk->n_writes == DISK_WRITE_SLOTS && disk->started && clock_wait(&disk->room, &disk->lock, until_s)) {
     }
-    bool room = has_room_locked(disk);
+    bool room = disk->n_writes < DISK_WRITE_SLOTS && !is_silent(disk);
     pthread_mutex_unlock(&disk->lock);
     return room;
 }
 
 /* ---- the cache's thread ---- */
 
-void disk_forget(struct disk *disk, const struct page_id *id, bool wrong, const struct mo_error *why) {
+void disk_forget(struct disk *disk, const struct page_id *id, int code, const struct mo_error *why) {
     char name[PAGE_NAME_MAX];
+    bool wrong = code == MO_E_CORRUPT || code == MO_E_UNSUPPORTED;
     page_name_write(&id->address, id->depth, name);
-    if (wrong) {
-        log_warn("%s: removed from the prefix cache", why->message);
-        disk_folder_remove(&disk->folder, name);
-    }
+    if (code != MO_E_NOT_FOUND) log_warn("%s: %s", why->message, wrong ? "removed from the prefix cache" : "computed");
+    if (wrong) disk_folder_remove(&disk->folder, name);
     pthread_mutex_lock(&disk->lock);
     int32_t at = disk_index_find(&disk->index, &id->address);
     if (at >= 0) disk_index_remove(&disk->index, at);
@@ -88,20 +81,20 @@ void disk_forget(struct disk *disk, const struct page_id *id, bool wrong, const 
     pthread_mutex_unlock(&disk->lock);
 }
 
-/* The page that goes first; false if there is none. */
-static bool remove_oldest(struct disk *disk) {
+/* The page that goes first: its bytes, or -1 if there is none. */
+static double remove_oldest(struct disk *disk) {
     char name[PAGE_NAME_MAX];
     pthread_mutex_lock(&disk->lock);
     int32_t at = disk->index.oldest;
+    double bytes = at >= 0 ? (double)disk->index.entries[at].bytes : -1;
     if (at >= 0) {
         page_name_write(&disk->index.entries[at].address, disk->index.entries[at].depth, name);
         disk_index_remove(&disk->index, at);
         disk->stats.removed++;
     }
     pthread_mutex_unlock(&disk->lock);
-    if (at < 0) return false;
-    disk_folder_remove(&disk->folder, name);
-    return true;
+    if (at >= 0) disk_folder_remove(&disk->folder, name);
+    return bytes;
 }
 
 static bool is_oldest(struct disk *disk, const struct page_address *address) {
@@ -119,17 +112,17 @@ static double bytes_kept(struct disk *disk) {
     return bytes;
 }
 
-static bool is_full(struct disk *disk, double bytes) {
-    return bytes_kept(disk) + bytes > disk->options.limit_bytes || disk_folder_room(&disk->folder) < bytes;
-}
-
 enum room { ROOM, ROOM_FOR_OTHERS, ROOM_FOR_NOBODY };
 
-/* Whether a page of `bytes` may be written, when what is older has gone. Not for a page whose own beginning would have to go. */
+/* Whether a page of `bytes` may be written, when what is older has gone. Not for a page whose own beginning would have to go.
+ * The file system is asked once: it may need its time to count what was removed, and the whole cache would go meanwhile. */
 static enum room make_room(struct disk *disk, const struct page_address *parent, double bytes) {
-    while (is_full(disk, bytes)) {
+    double room = disk_folder_room(&disk->folder);
+    while (bytes_kept(disk) + bytes > disk->options.limit_bytes || room < bytes) {
         if (is_oldest(disk, parent)) return ROOM_FOR_OTHERS;
-        if (!remove_oldest(disk)) return ROOM_FOR_NOBODY;
+        double removed = remove_oldest(disk);
+        if (removed < 0) return ROOM_FOR_NOBODY;
+        room += removed;
     }
     return ROOM;
 }
@@ -197,8 +190,8 @@ bool disk_write_one(struct disk *disk) {
     disk->write_first = (disk->write_first + 1) % DISK_WRITE_SLOTS;
     disk->n_writes--;
     pthread_cond_signal(&disk->room);
-    pthread_mutex_unlock(&disk->lock);
     if (disk->wake) disk->wake(disk->wake_context);
+    pthread_mutex_unlock(&disk->lock);
     return true;
 }
 
@@ -231,6 +224,7 @@ bool disk_stamp_some(struct disk *disk) {
 struct listing {
     struct disk_file *files; /* [capacity] */
     size_t n, capacity;
+    int64_t now_ns;
     bool failed;
 };
 
@@ -244,7 +238,9 @@ static void note_file(void *context, const struct disk_file *file) {
         l->files = files;
         l->capacity = capacity;
     }
-    l->files[l->n++] = *file;
+    l->files[l->n] = *file;
+    if (file->used_ns > l->now_ns) l->files[l->n].used_ns = l->now_ns; /* a clock was wrong */
+    l->n++;
 }
 
 /* Used longest ago first; of the same time, the end before its beginning. */
@@ -283,7 +279,7 @@ static void sweep(struct disk *disk, bool remove) {
 }
 
 int disk_list(struct disk *disk, struct mo_error *error) {
-    struct listing l = {0};
+    struct listing l = {.now_ns = disk_now_ns()};
     sweep(disk, false);
     int code = disk_folder_list(&disk->folder, note_file, &l, error);
     if (!code && l.n) qsort(l.files, l.n, sizeof *l.files, compare_files);

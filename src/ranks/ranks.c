@@ -2,7 +2,6 @@
 
 #include <assert.h>
 #include <dlfcn.h>
-#include <errno.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -15,7 +14,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 
-static const double DEFAULT_TIMEOUT_S = 60, LEAVE_S = 10;
+static const double DEFAULT_TIMEOUT_S = 60;
 static const double RANKS_SPIN_S = 0.002; /* longer than what lies between two layers of a step */
 static const double STOP_S = 1;
 static const char PLUGIN[] = "moebius-mpi.so";
@@ -85,14 +84,10 @@ struct watch {
 
 static void *watch_main(void *argument) {
     struct watch *watch = argument;
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    long ns = until.tv_nsec + (long)((watch->timeout_s - (double)(time_t)watch->timeout_s) * 1e9);
-    until.tv_sec += (time_t)watch->timeout_s + ns / 1000000000;
-    until.tv_nsec = ns % 1000000000;
+    double until_s = clock_now_s() + watch->timeout_s;
     pthread_mutex_lock(&watch->lock);
     while (!watch->is_met) {
-        if (pthread_cond_timedwait(&watch->met, &watch->lock, &until) != ETIMEDOUT || watch->is_met) continue;
+        if (clock_wait(&watch->met, &watch->lock, until_s) || watch->is_met) continue;
         log_error("not all processes have come within %g s (MOEBIUS_RANK_TIMEOUT)", watch->timeout_s);
         _exit(1);
     }
@@ -101,10 +96,10 @@ static void *watch_main(void *argument) {
 }
 
 static int meet(struct mo_error *error) {
-    struct watch watch = {
-        .lock = PTHREAD_MUTEX_INITIALIZER, .met = PTHREAD_COND_INITIALIZER, .timeout_s = ranks.timeout_s};
+    struct watch watch = {.lock = PTHREAD_MUTEX_INITIALIZER, .timeout_s = ranks.timeout_s};
     pthread_t thread;
     char text[RANKS_TEXT] = "";
+    clock_cond_init(&watch.met);
     bool is_watched = !pthread_create(&thread, NULL, watch_main, &watch);
     int failed = ranks.transport->start(&ranks.self, &ranks.count, text);
     pthread_mutex_lock(&watch.lock);
@@ -344,7 +339,7 @@ static int dismiss_all(struct mo_error *error) {
     while (left > 0 && !code) {
         int rank = -1;
         size_t bytes;
-        code = ranks_receive(&rank, message, sizeof message, &bytes, LEAVE_S, error);
+        code = ranks_receive(&rank, message, sizeof message, &bytes, 0, error);
         if (!code && ((struct wire_head *)message)->kind == WIRE_BYE) left--;
     }
     return code;

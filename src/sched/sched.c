@@ -2,7 +2,7 @@
 
 #include <assert.h>
 #include <stdlib.h>
-#include <time.h>
+#include "base/clock.h"
 #include "forward.h"
 
 void seq_list_push_back(struct seq_list *list, struct seq *seq) {
@@ -104,7 +104,7 @@ int sched_create(struct sched **out, const struct sched_options *options, struct
     struct sched *sched = calloc(1, sizeof *sched);
     if (!sched) return mo_error_set(error, MO_E_NO_MEMORY, "out of memory for the scheduler");
     pthread_mutex_init(&sched->lock, NULL);
-    pthread_cond_init(&sched->wake, NULL);
+    clock_cond_init(&sched->wake);
     sched->options = *options;
     int code = MO_E_NO_MEMORY;
     if (!allocate(sched)) {
@@ -267,13 +267,8 @@ bool sched_step(struct sched *sched) {
 
 /* Sleeps, with pages on their way for a tenth of a second at most: a disk that says nothing more is not waited for. */
 static bool sleep_on(struct sched *sched) {
-    struct timespec until;
     if (sched->n_loads == 0) return pthread_cond_wait(&sched->wake, &sched->lock) == 0;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_nsec += 100000000;
-    until.tv_sec += until.tv_nsec / 1000000000;
-    until.tv_nsec %= 1000000000;
-    return pthread_cond_timedwait(&sched->wake, &sched->lock, &until) == 0;
+    return clock_wait(&sched->wake, &sched->lock, clock_now_s() + 0.1);
 }
 
 void sched_wait(struct sched *sched) {

@@ -126,16 +126,19 @@ void sched_save(struct sched *sched, double limit_s) {
 
 /* ---- pages that the disk has ---- */
 
+/* That computing n pages takes. */
+static double compute_s(const struct sched *sched, int n) {
+    return sched->row_s > 0 ? sched->row_s * n * KV_PAGE_TOKENS : LOAD_UNKNOWN_S;
+}
+
 /* Whether n pages come from the disk sooner than they are computed, as far as that is known. */
 static bool is_quicker(const struct sched *sched, int n) {
-    double compute_s = sched->row_s * n * KV_PAGE_TOKENS;
-    return compute_s <= 0 || disk_load_s(sched->options.disk, n) < compute_s;
+    return disk_load_s(sched->options.disk, n) < compute_s(sched, n);
 }
 
 static void begin(struct sched *sched, struct seq *seq, int first, int n) {
-    double compute_s = sched->row_s * n * KV_PAGE_TOKENS;
     seq->load = disk_load_begin(sched->options.disk, seq->addresses + 1, seq->tokens, seq->kv.root, first, n);
-    seq->load_until_s = sched_now(sched) + LOAD_LEAST_S + (compute_s > 0 ? compute_s : LOAD_UNKNOWN_S);
+    seq->load_until_s = sched_now(sched) + LOAD_LEAST_S + compute_s(sched, n);
     seq->load_next = first;
     seq->load_tokens = (first + n) * KV_PAGE_TOKENS;
     sched->n_loads += seq->load != NULL;

@@ -33,6 +33,9 @@ static void test_alike(void **state) {
         }
         for (int e = 1; e < EXPERTS && ranks > 1; e++) assert_int_not_equal(owner[e], owner[e - 1]);
     }
+    engine_ranks_deal(shares, 17, 16, owner); /* more ranks than experts */
+    count(owner, 16, 17, n);
+    for (int r = 0; r < 17; r++) assert_int_equal(n[r], r < 16);
 }
 
 /* Any stretch of experts is shared out as all of them are: at most two away from what is due. */

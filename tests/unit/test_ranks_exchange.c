@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "base/clock.h"
 #include "engine_ranks.h"
 #include "forward.h"
 
@@ -24,7 +25,12 @@ static struct {
     void *to[RANKS_SLOTS]; /* receives that wait */
     int seen[WIRE_BYE + 1];
     uint32_t failures; /* requests to fail before the first that is answered */
+    int32_t code;      /* with this */
+    int32_t n_pairs;   /* of the plan */
     struct wire_hello hello;
+    double start_s; /* looks for messages are counted from there ... */
+    int n_looks[2]; /* ... after 5 ms, after half a second */
+    double last_s;
 } world;
 
 static void push(const void *message, size_t bytes) {
@@ -76,6 +82,9 @@ static int fake_test(int slot, int *done, size_t *bytes, char *text) {
 
 static int fake_probe(int *rank, size_t *bytes, char *text) {
     (void)text;
+    world.last_s = clock_now_s() - world.start_s;
+    world.n_looks[0] += world.last_s > 0.005;
+    world.n_looks[1] += world.last_s > 0.51;
     *rank = world.n ? 1 - world.self : -1;
     *bytes = world.n ? world.bytes[world.first] : 0;
     return 0;
@@ -130,7 +139,7 @@ static void fill_hello(struct wire_hello *hello) {
 static void answer_request(const struct wire_request *request, int hidden) {
     size_t bytes = sizeof(struct wire_reply) + (size_t)request->n_pairs * (size_t)hidden * 4;
     const struct wire_failed failed = {
-        .head = {WIRE_MAGIC, WIRE_FAILED}, .code = MO_E_IO, .text = "the disk is on fire"};
+        .head = {WIRE_MAGIC, WIRE_FAILED}, .code = world.code, .text = "the disk is on fire"};
     if (world.failures) {
         world.failures--;
         push(&failed, sizeof failed);
@@ -178,6 +187,11 @@ static void test_same_version_and_model(void **state) {
     assert_non_null(strstr(error.message, "rank 1 (elsewhere)"));
     assert_non_null(strstr(error.message, "9.9.9"));
     assert_non_null(strstr(error.message, MOEBIUS_VERSION));
+    uint8_t longer[sizeof world.hello + 999] = {0}; /* as a version may say that comes after this one */
+    memcpy(longer, &world.hello, sizeof world.hello);
+    push(longer, sizeof longer);
+    assert_int_equal(engine_open(&engine, &options, &error), MO_E_INVALID);
+    assert_non_null(strstr(error.message, "9.9.9"));
     fill_hello(&world.hello);
     world.hello.hash[3] ^= 1;
     push(&world.hello, sizeof world.hello);
@@ -185,6 +199,42 @@ static void test_same_version_and_model(void **state) {
     assert_non_null(strstr(error.message, world.hello.hash));
     ranks_end();
     assert_true(world.seen[WIRE_END] == 1 && world.seen[WIRE_PLAN] == 0);
+}
+
+static void test_flags_that_do_not_go_together(void **state) {
+    (void)state;
+    struct engine_options options;
+    struct engine *engine = NULL;
+    struct mo_error error = {0};
+    begin(0, act_as_rank_1);
+    options_of(&options);
+    options.expert_shares = "1,2,3";
+    assert_int_equal(engine_open(&engine, &options, &error), MO_E_INVALID);
+    assert_non_null(strstr(error.message, "--expert-shares: expected a number for each of 2 processes"));
+    options_of(&options);
+    options.device = "cuda";
+    assert_int_equal(engine_open(&engine, &options, &error), MO_E_UNSUPPORTED);
+    assert_non_null(strstr(error.message, "--device cuda"));
+    assert_non_null(strstr(error.message, "--expert-device cpu"));
+    ranks_end();
+    assert_int_equal(world.seen[WIRE_END], 1);
+}
+
+/* Whoever waits sleeps between looks, however busy the machine is: no more looks than there is time for. */
+static void test_waiting_sleeps(void **state) {
+    (void)state;
+    const double patience_s = 0.6;
+    struct mo_error error = {0};
+    struct wire_head head;
+    size_t bytes;
+    int rank = 1;
+    begin(0, act_as_rank_1);
+    world.start_s = clock_now_s();
+    assert_int_equal(ranks_receive(&rank, &head, sizeof head, &bytes, patience_s, &error), MO_E_IO);
+    assert_non_null(strstr(error.message, "rank 1 has said nothing for 0.6 s"));
+    assert_true(world.n_looks[0] <= world.last_s / 20e-6);
+    assert_true(world.n_looks[1] <= (world.last_s - 0.5) / 200e-6 + 1);
+    ranks_end();
 }
 
 /* Rows of one step. */
@@ -208,6 +258,11 @@ static void test_a_failed_request_fails_its_step(void **state) {
     hidden_of_model = engine->model.hidden;
     int layers = engine->model.layers - engine->model.dense_layers;
     world.failures = 1;
+    world.code = 0; /* which means that all is well */
+    assert_int_equal(compute(engine, &error), MO_E_CORRUPT);
+    world.seen[WIRE_REQUEST] = 0;
+    world.failures = 1;
+    world.code = MO_E_IO;
     assert_int_equal(compute(engine, &error), MO_E_IO);
     assert_non_null(strstr(error.message, "rank 1 (elsewhere): the disk is on fire"));
     assert_int_equal(world.seen[WIRE_REQUEST], 1); /* the layers after it are not asked for */
@@ -242,7 +297,7 @@ static void push_request(int layer, int row, int expert, size_t cut) {
 
 static void act_as_rank_0(const uint8_t *message, size_t bytes) {
     enum wire_kind kind = ((const struct wire_head *)message)->kind;
-    struct wire_plan plan = {.head = {WIRE_MAGIC, WIRE_PLAN}, .max_rows = 8, .piece_pairs = 8};
+    struct wire_plan plan = {.head = {WIRE_MAGIC, WIRE_PLAN}, .max_rows = 8, .piece_pairs = world.n_pairs};
     for (int e = 0; e < WIRE_MAX_EXPERTS; e++) plan.owner[e] = e & 1;
     if (kind == WIRE_HELLO) push(&plan, sizeof plan);
     if (kind == WIRE_READY) {
@@ -270,6 +325,11 @@ static void test_nonsense_is_refused(void **state) {
     options_of(&options);
     begin(1, act_as_rank_0);
     assert_true(hidden_of_model > 0);
+    world.n_pairs = -8;
+    assert_int_equal(engine_open(&engine, &options, &error), 1);
+    assert_true(world.seen[WIRE_FAILED] == 1 && world.seen[WIRE_READY] == 0);
+    world.seen[WIRE_FAILED] = 0;
+    world.n_pairs = 8;
     assert_int_equal(engine_open(&engine, &options, &error), 1);
     assert_null(engine);
     assert_int_equal(world.seen[WIRE_FAILED], 6);
@@ -281,8 +341,8 @@ static void test_nonsense_is_refused(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_same_version_and_model),
-        cmocka_unit_test(test_a_failed_request_fails_its_step),
+        cmocka_unit_test(test_same_version_and_model), cmocka_unit_test(test_flags_that_do_not_go_together),
+        cmocka_unit_test(test_waiting_sleeps),         cmocka_unit_test(test_a_failed_request_fails_its_step),
         cmocka_unit_test(test_nonsense_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

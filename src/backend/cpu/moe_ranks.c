@@ -248,8 +248,8 @@ static int check_reply(const struct piece *piece, int rank, size_t bytes, struct
     const struct wire_failed *failed = (const struct wire_failed *)reply;
     bool is_whole = bytes >= sizeof reply->head && reply->head.magic == WIRE_MAGIC;
     if (is_whole && reply->head.kind == WIRE_FAILED && bytes == sizeof *failed) {
-        return mo_error_set(error, failed->code, "%s: %.*s", ranks_name(rank), (int)sizeof failed->text - 1,
-                            failed->text);
+        return mo_error_set(error, failed->code < 0 ? failed->code : MO_E_CORRUPT, "%s: %.*s", ranks_name(rank),
+                            (int)sizeof failed->text - 1, failed->text);
     }
     if (is_whole && reply->head.kind == WIRE_REPLY && reply->serial == piece->serial &&
         reply->n_pairs == piece->n_pairs[rank] &&
