@@ -1,6 +1,5 @@
 #include "cmd_generate.h"
 
-#include <errno.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -77,13 +76,9 @@ static void on_event(const struct sched_event *event) {
 
 /* Waits for text or the end, but looks at the interrupt flag now and then: a signal does not wake a condition. */
 static void wait_for_news(struct mailbox *box) {
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_nsec += INTERRUPT_CHECK_MS * 1000000L;
-    until.tv_sec += until.tv_nsec / 1000000000L;
-    until.tv_nsec %= 1000000000L;
+    double until_s = clock_now_s() + INTERRUPT_CHECK_MS * 1e-3;
     while (box->taken == box->size && box->result.finish == FINISH_NONE) {
-        if (pthread_cond_timedwait(&box->changed, &box->lock, &until) == ETIMEDOUT) return;
+        if (!clock_wait(&box->changed, &box->lock, until_s)) return;
     }
 }
 
@@ -127,8 +122,9 @@ static void follow(struct engine *engine, struct mailbox *box, uint64_t id, bool
 
 int generate(struct engine *engine, struct sched_request *request, bool print, struct generation *out,
              struct mo_error *error) {
-    struct mailbox box = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
+    struct mailbox box = {.lock = PTHREAD_MUTEX_INITIALIZER};
     uint64_t id;
+    clock_cond_init(&box.changed);
     request->callback = on_event;
     request->context = &box;
     box.start_s = clock_now_s();
@@ -146,6 +142,7 @@ int generate(struct engine *engine, struct sched_request *request, bool print, s
         code = error->code ? error->code : MO_E_INTERNAL;
     }
     if (!code && box.out_of_memory) code = mo_error_set(error, MO_E_NO_MEMORY, "no memory for the answer");
+    pthread_cond_destroy(&box.changed);
     *out = box.result;
     out->text = box.text;
     out->text_size = box.size;

@@ -12,6 +12,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include "base/arena.h"
+#include "base/build_id.h"
 #include "base/file.h"
 #include "base/group.h"
 #include "base/json.h"
@@ -189,6 +190,24 @@ static void test_cut_while_mapped(void **state) {
     unlink(path);
 }
 
+/* The id that the linker wrote, if it did: what `readelf -n` shows. */
+static void test_build_id(void **state) {
+    (void)state;
+    char id[BUILD_ID_BYTES], line[512], command[64];
+    bool is_there = false, has_one = false;
+    snprintf(command, sizeof command, "readelf -n /proc/%d/exe", (int)getpid());
+    FILE *notes = popen(command, "r");
+    assert_non_null(notes);
+    build_id(id);
+    while (fgets(line, sizeof line, notes)) {
+        has_one |= strstr(line, "Build ID:") != NULL;
+        is_there |= *id && strstr(line, id) != NULL;
+    }
+    assert_int_equal(pclose(notes), 0);
+    assert_int_equal(is_there, has_one);
+    assert_int_equal(strspn(id, "0123456789abcdef"), strlen(id));
+}
+
 static void test_json(void **state) {
     (void)state;
     struct mo_error error = {0};
@@ -264,10 +283,15 @@ static void test_json_output(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_arena),       cmocka_unit_test(test_pool),
-        cmocka_unit_test(test_files),       cmocka_unit_test(test_cut_while_mapped),
-        cmocka_unit_test(test_groups),      cmocka_unit_test(test_json),
-        cmocka_unit_test(test_errors),      cmocka_unit_test(test_messages_are_clean),
+        cmocka_unit_test(test_arena),
+        cmocka_unit_test(test_pool),
+        cmocka_unit_test(test_files),
+        cmocka_unit_test(test_cut_while_mapped),
+        cmocka_unit_test(test_groups),
+        cmocka_unit_test(test_build_id),
+        cmocka_unit_test(test_json),
+        cmocka_unit_test(test_errors),
+        cmocka_unit_test(test_messages_are_clean),
         cmocka_unit_test(test_json_output),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
