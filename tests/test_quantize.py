@@ -387,11 +387,21 @@ class Writing:
 
     def __init__(self, out, before=None):
         self.partial = out.with_name(out.name + ".partial")
+        for _ in range(20):  # a busy machine may look away until it has ended
+            self.begin(out, before)
+            if self.is_locked():
+                return
+            self.end(signal.SIGKILL)
+            out.unlink(missing_ok=True)
+            self.partial.unlink(missing_ok=True)
+        raise AssertionError("it was never stopped in the middle")
+
+    def begin(self, out, before):
         self.process = subprocess.Popen([PROGRAM, "synth", "--like", "deepseek-coder-v2-lite", "--layers", "1", "--quant",
                                          "int4", "-o", out], stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=before)
-        deadline = time.monotonic() + 30
-        while not self.is_locked():
-            assert time.monotonic() < deadline and self.process.poll() is None, "it wrote nothing, or too fast"
+        deadline = time.monotonic() + 60
+        while not self.is_locked() and self.process.poll() is None:
+            assert time.monotonic() < deadline, "it writes nothing"
             time.sleep(0.001)
         self.process.send_signal(signal.SIGSTOP)
 

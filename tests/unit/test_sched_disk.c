@@ -282,7 +282,7 @@ static void test_written_again(void **state) {
         char name[PAGE_NAME_MAX];
         page_name_write(&id.address, id.depth, name);
         disk_folder_remove(&disk->folder, name);
-        disk_forget(disk, &id, false, NULL);
+        disk_forget(disk, &id, MO_E_NOT_FOUND, NULL);
     }
     request = request_of(&world, &owner, prompt, PROMPT, 60); /* found in memory; its answer fills one more page */
     request.ignore_eos = true;
