@@ -222,7 +222,9 @@ static int harmless_flags(struct cli_flag *out) {
         {.names = "--seed", .type = CLI_IGNORED, .help = "a request without a seed gets a random one"},
         {.names = "--load-format", .type = CLI_IGNORED, .help = "the checkpoint's safetensors are read as they are"},
         {.names = "--tokenizer-mode", .type = CLI_IGNORED, .help = "there is one tokenizer"},
-        {.names = "--distributed-executor-backend", .type = CLI_IGNORED, .help = "one process does everything"},
+        {.names = "--distributed-executor-backend",
+         .type = CLI_IGNORED,
+         .help = "one process does everything, or those of an mpirun share experts"},
         {.names = "--max-seq-len-to-capture", .type = CLI_IGNORED, .help = "there are no graphs to capture"},
         {.names = "--uvicorn-log-level", .type = CLI_IGNORED, .help = "requests are never logged"},
     };

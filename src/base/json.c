@@ -83,8 +83,8 @@ int json_write(json_t *root, const char *path, struct mo_error *error) {
     return code;
 }
 
-static const char *type_name(const json_t *value) {
-    switch (json_typeof(value)) {
+const char *json_type_name(const json_t *value) {
+    switch (value ? json_typeof(value) : JSON_NULL) {
     case JSON_OBJECT:
         return "an object";
     case JSON_ARRAY:
@@ -115,7 +115,7 @@ static int find(const json_t *object, const char *key, enum json_need need, cons
 static int wrong_type(const json_t *value, const char *key, const char *expected, const char *where,
                       struct mo_error *error) {
     return mo_error_set(error, MO_E_INVALID, "%s: key \"%s\": expected %s, found %s", where, key, expected,
-                        type_name(value));
+                        json_type_name(value));
 }
 
 int json_get_int(const json_t *object, const char *key, enum json_need need, int64_t min, int64_t max,

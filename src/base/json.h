@@ -40,4 +40,7 @@ int json_get_bool(const json_t *object, const char *key, enum json_need need, co
 int json_get_string(const json_t *object, const char *key, enum json_need need, const char *where, const char **out,
                     struct mo_error *error);
 
+/* "an object", "a string", ... for messages; NULL counts as null. */
+const char *json_type_name(const json_t *value);
+
 #endif

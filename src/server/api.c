@@ -21,7 +21,7 @@ const char *api_model_name(const struct api_model *model, const json_t *field, s
     bool is_empty = json_is_string(field) && json_string_length(field) == 0; /* llama.vscode without a name */
     if (!field || json_is_null(field) || is_empty) return model->names[0];
     if (!json_is_string(field)) {
-        api_error_field(error, "model", "model must be a string, found %s", fields_type_name(field));
+        api_error_field(error, "model", "model must be a string, found %s", json_type_name(field));
         return NULL;
     }
     for (int i = 0; i < model->n_names; i++) {

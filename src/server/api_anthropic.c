@@ -23,7 +23,7 @@ static bool is_bookkeeping(const json_t *text) {
 static int refuse_block(struct api_error *error, const char *param, const char *where, const json_t *block) {
     if (!json_is_object(block) || !fields_type_of(block)[0]) {
         return api_error_field(error, param, "%s: expected a block with a type, found %s", where,
-                               fields_type_name(block));
+                               json_type_name(block));
     }
     return api_error_field(error, param,
                            "%s: a block of type \"%.40s\" cannot be read here: this model takes text only", where,
@@ -50,7 +50,7 @@ static json_t *text_content(const json_t *content, const char *param, const char
     if (json_is_string(content)) return put_share(content);
     if (!json_is_array(content)) {
         api_error_field(error, param, "%s must be a string or a list of blocks, found %s", where,
-                        fields_type_name(content));
+                        json_type_name(content));
         return NULL;
     }
     json_t *list = json_array();
@@ -154,7 +154,7 @@ static void take_message(struct reader *reader, const json_t *message, size_t in
     if (!json_is_array(content) || json_array_size(content) == 0) {
         api_error_field(reader->error, "messages",
                         "messages[%zu]: content must be a string or a list of blocks that is not empty, found %s",
-                        index, json_is_array(content) ? "an empty list" : fields_type_name(content));
+                        index, json_is_array(content) ? "an empty list" : json_type_name(content));
     }
     for (size_t i = 0; i < json_array_size(content) && !reader->error->status; i++) {
         snprintf(reader->where, sizeof reader->where, "messages[%zu].content[%zu]", index, i);

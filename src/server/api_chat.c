@@ -37,7 +37,7 @@ static json_t *message_copy(const json_t *message, size_t index, struct api_erro
     const char *role = json_string_value(json_object_get(message, "role"));
     if (!json_is_object(message)) {
         api_error_field(error, "messages", "messages[%zu]: expected an object, found %s", index,
-                        fields_type_name(message));
+                        json_type_name(message));
         return NULL;
     }
     json_t *copy = put_copy(message);

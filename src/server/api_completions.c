@@ -55,7 +55,7 @@ static void take_prompt(struct api_job *job, const json_t *value, const json_t *
         api_error_field(job->fields.error, "prompt",
                         "prompt must be a string, a list of strings, a list of token ids, or a list of such "
                         "lists; found %s",
-                        fields_type_name(value));
+                        json_type_name(value));
     } else if (suffix) {
         api_error_field(job->fields.error, "suffix", "suffix needs a prompt of text, not of token ids");
     } else {

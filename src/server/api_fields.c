@@ -1,27 +1,5 @@
 #include "server/api_fields.h"
 
-#include "base/json.h"
-
-const char *fields_type_name(const json_t *value) {
-    switch (value ? json_typeof(value) : JSON_NULL) {
-    case JSON_OBJECT:
-        return "an object";
-    case JSON_ARRAY:
-        return "an array";
-    case JSON_STRING:
-        return "a string";
-    case JSON_INTEGER:
-        return "an integer";
-    case JSON_REAL:
-        return "a real number";
-    case JSON_TRUE:
-    case JSON_FALSE:
-        return "a boolean";
-    default:
-        return "null";
-    }
-}
-
 struct brackets {
     int deepest;
     size_t n;
@@ -63,7 +41,7 @@ json_t *fields_parse(const char *body, size_t size, struct api_error *error) {
     } else if (json_parse(body, size, "body", &root, &cause)) {
         api_error_field(error, NULL, "%s", cause.message);
     } else if (!json_is_object(root)) {
-        api_error_field(error, NULL, "the body must be a JSON object, found %s", fields_type_name(root));
+        api_error_field(error, NULL, "the body must be a JSON object, found %s", json_type_name(root));
         json_decref(root);
         root = NULL;
     }
@@ -80,7 +58,7 @@ const json_t *fields_get(const struct fields *fields, const char *key) {
 }
 
 static void wrong_type(struct fields *fields, const char *key, const char *expected, const json_t *value) {
-    api_error_field(fields->error, key, "%s must be %s, found %s", key, expected, fields_type_name(value));
+    api_error_field(fields->error, key, "%s must be %s, found %s", key, expected, json_type_name(value));
 }
 
 bool fields_bool(struct fields *fields, const char *key, bool value) {
@@ -155,7 +133,7 @@ const char *fields_type_of(const json_t *object) {
 
 int32_t fields_token(struct fields *fields, const json_t *value, const char *param, int vocab) {
     if (!json_is_integer(value)) {
-        api_error_field(fields->error, param, "%s: expected token ids, found %s", param, fields_type_name(value));
+        api_error_field(fields->error, param, "%s: expected token ids, found %s", param, json_type_name(value));
         return 0;
     }
     json_int_t id = json_integer_value(value);

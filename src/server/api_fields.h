@@ -6,6 +6,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include "base/json.h"
 #include "server/api_error.h"
 
 enum { API_JSON_DEPTH_MAX = 64, API_JSON_BRACKETS_MAX = 1 << 18 }; /* objects and arrays: some 300 bytes each */
@@ -40,8 +41,5 @@ const char *fields_type_of(const json_t *object);
 
 /* A token id in an array: not an integer, or outside the vocabulary, is an error that names `param`. */
 int32_t fields_token(struct fields *fields, const json_t *value, const char *param, int vocab);
-
-/* "an array", for messages. */
-const char *fields_type_name(const json_t *value);
 
 #endif

@@ -66,7 +66,7 @@ static void keep_listed(struct fields *f, struct sampling *s) {
     if (!samplers) return;
     if (!json_is_string(samplers) && (!json_is_array(samplers) || json_array_size(samplers) > SAMPLERS_MAX)) {
         api_error_field(f->error, "samplers", "samplers must be a string or a list of at most %d names, found %s",
-                        SAMPLERS_MAX, fields_type_name(samplers));
+                        SAMPLERS_MAX, json_type_name(samplers));
         return;
     }
     bool has_temperature = lists(samplers, "temperature", 't');
@@ -100,7 +100,7 @@ static void parse_response_fields(struct api_job *job) {
         const json_t *name = json_array_get(list, i);
         if (json_is_string(name)) continue;
         api_error_field(f->error, "response_fields", "response_fields must be a list of strings, found %s in it",
-                        fields_type_name(name));
+                        json_type_name(name));
     }
     job->request->response_fields = n > 0 ? list : NULL;
 }

@@ -85,8 +85,7 @@ static void parse_options(struct api_job *job) {
 static void pass_keep_alive(struct fields *f) {
     const json_t *value = fields_get(f, "keep_alive");
     if (!value || json_is_number(value) || json_is_string(value)) return;
-    api_error_field(f->error, "keep_alive", "keep_alive must be a number or a string, found %s",
-                    fields_type_name(value));
+    api_error_field(f->error, "keep_alive", "keep_alive must be a number or a string, found %s", json_type_name(value));
 }
 
 static void parse_logprobs(struct api_job *job) {

@@ -37,7 +37,7 @@ static json_t *text_content(const json_t *content, const char *where, struct api
     if (json_is_string(content)) return put_share(content);
     if (!json_is_array(content)) {
         api_error_field(error, "input", "%s must be a string or a list of parts, found %s", where,
-                        fields_type_name(content));
+                        json_type_name(content));
         return NULL;
     }
     json_t *list = json_array();
@@ -95,7 +95,7 @@ static void take_item(struct turns *turns, const json_t *item, size_t index, str
     char where[48];
     snprintf(where, sizeof where, "input[%zu]", index);
     if (!json_is_object(item)) {
-        api_error_field(error, "input", "%s must be an object, found %s", where, fields_type_name(item));
+        api_error_field(error, "input", "%s must be an object, found %s", where, json_type_name(item));
     } else if (!type[0] || !strcmp(type, "message")) {
         take_message(turns, item, where, error);
     } else if (!strcmp(type, "function_call")) {
@@ -116,7 +116,7 @@ static json_t *read_input(struct fields *f) {
     } else if (!json_is_array(input) || json_array_size(input) == 0) {
         if (!fields_failed(f)) {
             api_error_field(f->error, "input", "input must be a string or a list of items that is not empty, found %s",
-                            json_is_array(input) ? "an empty list" : fields_type_name(input));
+                            json_is_array(input) ? "an empty list" : json_type_name(input));
         }
     }
     for (size_t i = 0; i < json_array_size(input) && !fields_failed(f); i++) {

@@ -15,7 +15,7 @@ static void add_stop_string(struct api_job *job, const json_t *value, size_t *to
     *total += size;
     if (!json_is_string(value)) {
         api_error_field(error, "stop", "stop must be a string or a list of strings, found %s in it",
-                        fields_type_name(value));
+                        json_type_name(value));
     } else if (size == 0 || memchr(json_string_value(value), 0, size)) {
         api_error_field(error, "stop", "stop: string %d is empty or holds a NUL", sched->n_stop);
     } else if (size > API_STOP_BYTES_MAX) {

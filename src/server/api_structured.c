@@ -64,7 +64,7 @@ static void parse_plain_format(struct fields *f, struct api_wish *wish) {
                  (struct api_wish){"format", "format", is_word ? GRAMMAR_JSON_OBJECT : GRAMMAR_JSON_SCHEMA, format});
     } else {
         api_error_field(f->error, "format", "format must be \"json\" or a JSON schema, found %s",
-                        is_text ? "another string" : fields_type_name(format));
+                        is_text ? "another string" : json_type_name(format));
     }
 }
 
@@ -117,7 +117,7 @@ static char *wish_text(struct fields *f, const struct api_wish *wish, size_t *si
     bool takes_json = wish->kind == GRAMMAR_JSON_SCHEMA || wish->kind == GRAMMAR_CHOICE;
     if (!json_is_string(wish->value) && !takes_json && wish->kind != GRAMMAR_JSON_OBJECT) {
         api_error_field(f->error, wish->param, "%s must be a string, found %s", wish->where,
-                        fields_type_name(wish->value));
+                        json_type_name(wish->value));
         return NULL;
     }
     char *text;

@@ -50,6 +50,8 @@ struct route {
     bool is_open;      /* needs no key */
     bool needs_engine; /* 503 before it is there */
     enum MHD_Result (*handle)(struct exchange *exchange);
+    enum api_kind kind;      /* of what is generated there */
+    text_api_function *text; /* what answers there without a model run */
 };
 
 /* Takes connections from the socket `fd`, and requests from them: server->daemon. */

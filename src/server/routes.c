@@ -20,47 +20,13 @@ static struct api_model api_model_of(const struct exchange *exchange) {
 
 /* --- answers ------------------------------------------------------------------------------------- */
 
-static enum MHD_Result handle_generation(struct exchange *exchange, enum api_kind kind) {
+static enum MHD_Result handle_generation(struct exchange *exchange) {
     struct api_error error = {0};
     struct api_model model = api_model_of(exchange);
     if (place_take(exchange, &error) || place_check_queue(exchange->server, &error)) {
         return http_reply_error(exchange, &error);
     }
-    return http_generate(exchange, kind, &model);
-}
-
-static enum MHD_Result handle_chat(struct exchange *exchange) {
-    return handle_generation(exchange, API_CHAT);
-}
-
-static enum MHD_Result handle_completion(struct exchange *exchange) {
-    return handle_generation(exchange, API_COMPLETION);
-}
-
-/* llama.cpp's */
-static enum MHD_Result handle_llama(struct exchange *exchange) {
-    return handle_generation(exchange, API_LLAMA);
-}
-
-static enum MHD_Result handle_infill(struct exchange *exchange) {
-    return handle_generation(exchange, API_INFILL);
-}
-
-static enum MHD_Result handle_ollama_generate(struct exchange *exchange) {
-    return handle_generation(exchange, API_OLLAMA_GENERATE);
-}
-
-static enum MHD_Result handle_ollama_chat(struct exchange *exchange) {
-    return handle_generation(exchange, API_OLLAMA_CHAT);
-}
-
-/* Anthropic's */
-static enum MHD_Result handle_messages(struct exchange *exchange) {
-    return handle_generation(exchange, API_MESSAGES);
-}
-
-static enum MHD_Result handle_responses(struct exchange *exchange) {
-    return handle_generation(exchange, API_RESPONSES);
+    return http_generate(exchange, exchange->route->kind, &model);
 }
 
 /* One that was given before, which is not kept. */
@@ -142,73 +108,57 @@ static enum MHD_Result handle_metrics(struct exchange *exchange) {
 
 /* --- text without a model run -------------------------------------------------------------------- */
 
-static enum MHD_Result handle_text(struct exchange *exchange, text_api_function *function) {
+static enum MHD_Result handle_text(struct exchange *exchange) {
     struct api_error error = {0};
     struct api_model model = api_model_of(exchange);
     if (place_take(exchange, &error)) return http_reply_error(exchange, &error);
-    return http_text(exchange, function, &model);
-}
-
-static enum MHD_Result handle_tokenize(struct exchange *exchange) {
-    return handle_text(exchange, text_api_tokenize);
-}
-
-static enum MHD_Result handle_detokenize(struct exchange *exchange) {
-    return handle_text(exchange, text_api_detokenize);
-}
-
-static enum MHD_Result handle_apply_template(struct exchange *exchange) {
-    return handle_text(exchange, text_api_apply_template);
-}
-
-static enum MHD_Result handle_count(struct exchange *exchange) {
-    return handle_text(exchange, text_api_count);
+    return http_text(exchange, exchange->route->text, &model);
 }
 
 /* --- the table ----------------------------------------------------------------------------------- */
 
 static const struct route ROUTES[] = {
-    {"/v1/chat/completions", HTTP_POST, false, true, handle_chat},
-    {"/chat/completions", HTTP_POST, false, true, handle_chat},
-    {"/beta/chat/completions", HTTP_POST, false, true, handle_chat},
-    {"/v1/completions", HTTP_POST, false, true, handle_completion},
-    {"/completions", HTTP_POST, false, true, handle_completion},
-    {"/beta/completions", HTTP_POST, false, true, handle_completion},
-    {"/completion", HTTP_POST, false, true, handle_llama},
-    {"/infill", HTTP_POST, false, true, handle_infill},
-    {"/v1/messages", HTTP_POST, false, true, handle_messages},
-    {"/v1/messages/count_tokens", HTTP_POST, false, true, handle_count},
-    {"/v1/responses", HTTP_POST, false, true, handle_responses},
-    {"/responses", HTTP_POST, false, true, handle_responses},
-    {"/v1/responses/", HTTP_ANY, false, false, handle_response},
-    {"/v1/models", HTTP_GET, false, true, handle_models},
-    {"/v1/models/", HTTP_GET, false, true, handle_model},
-    {"/models", HTTP_GET, false, true, handle_models},
-    {"/models/", HTTP_GET, false, true, handle_model},
-    {"/tokenize", HTTP_POST, false, true, handle_tokenize},
-    {"/detokenize", HTTP_POST, false, true, handle_detokenize},
-    {"/apply-template", HTTP_POST, false, true, handle_apply_template},
-    {"/props", HTTP_GET, false, true, handle_props},
-    {"/slots", HTTP_GET, false, true, handle_slots},
-    {"/health", HTTP_GET, true, false, handle_health},
-    {"/v1/health", HTTP_GET, true, false, handle_health},
-    {"/ping", HTTP_GET, true, false, handle_health},
-    {"/version", HTTP_GET, true, false, handle_version},
-    {"/metrics", HTTP_GET, false, false, handle_metrics},
-    {"/", HTTP_GET, true, false, ollama_handle_root},
-    {"/api/generate", HTTP_POST, false, true, handle_ollama_generate},
-    {"/api/chat", HTTP_POST, false, true, handle_ollama_chat},
-    {"/api/tags", HTTP_GET, false, true, ollama_handle_tags},
-    {"/api/ps", HTTP_GET, false, true, ollama_handle_ps},
-    {"/api/show", HTTP_POST, false, true, ollama_handle_show},
-    {"/api/pull", HTTP_POST, false, true, ollama_handle_pull},
-    {"/api/version", HTTP_GET, true, false, ollama_handle_version},
-    {"/api/embed", HTTP_POST, false, false, ollama_handle_missing},
-    {"/api/embeddings", HTTP_POST, false, false, ollama_handle_missing},
-    {"/api/create", HTTP_POST, false, false, ollama_handle_missing},
-    {"/api/copy", HTTP_POST, false, false, ollama_handle_missing},
-    {"/api/push", HTTP_POST, false, false, ollama_handle_missing},
-    {"/api/delete", HTTP_DELETE, false, false, ollama_handle_missing},
+    {"/v1/chat/completions", HTTP_POST, false, true, .handle = handle_generation, .kind = API_CHAT},
+    {"/chat/completions", HTTP_POST, false, true, .handle = handle_generation, .kind = API_CHAT},
+    {"/beta/chat/completions", HTTP_POST, false, true, .handle = handle_generation, .kind = API_CHAT},
+    {"/v1/completions", HTTP_POST, false, true, .handle = handle_generation, .kind = API_COMPLETION},
+    {"/completions", HTTP_POST, false, true, .handle = handle_generation, .kind = API_COMPLETION},
+    {"/beta/completions", HTTP_POST, false, true, .handle = handle_generation, .kind = API_COMPLETION},
+    {"/completion", HTTP_POST, false, true, .handle = handle_generation, .kind = API_LLAMA},
+    {"/infill", HTTP_POST, false, true, .handle = handle_generation, .kind = API_INFILL},
+    {"/v1/messages", HTTP_POST, false, true, .handle = handle_generation, .kind = API_MESSAGES},
+    {"/v1/messages/count_tokens", HTTP_POST, false, true, .handle = handle_text, .text = text_api_count},
+    {"/v1/responses", HTTP_POST, false, true, .handle = handle_generation, .kind = API_RESPONSES},
+    {"/responses", HTTP_POST, false, true, .handle = handle_generation, .kind = API_RESPONSES},
+    {"/v1/responses/", HTTP_ANY, false, false, .handle = handle_response},
+    {"/v1/models", HTTP_GET, false, true, .handle = handle_models},
+    {"/v1/models/", HTTP_GET, false, true, .handle = handle_model},
+    {"/models", HTTP_GET, false, true, .handle = handle_models},
+    {"/models/", HTTP_GET, false, true, .handle = handle_model},
+    {"/tokenize", HTTP_POST, false, true, .handle = handle_text, .text = text_api_tokenize},
+    {"/detokenize", HTTP_POST, false, true, .handle = handle_text, .text = text_api_detokenize},
+    {"/apply-template", HTTP_POST, false, true, .handle = handle_text, .text = text_api_apply_template},
+    {"/props", HTTP_GET, false, true, .handle = handle_props},
+    {"/slots", HTTP_GET, false, true, .handle = handle_slots},
+    {"/health", HTTP_GET, true, false, .handle = handle_health},
+    {"/v1/health", HTTP_GET, true, false, .handle = handle_health},
+    {"/ping", HTTP_GET, true, false, .handle = handle_health},
+    {"/version", HTTP_GET, true, false, .handle = handle_version},
+    {"/metrics", HTTP_GET, false, false, .handle = handle_metrics},
+    {"/", HTTP_GET, true, false, .handle = ollama_handle_root},
+    {"/api/generate", HTTP_POST, false, true, .handle = handle_generation, .kind = API_OLLAMA_GENERATE},
+    {"/api/chat", HTTP_POST, false, true, .handle = handle_generation, .kind = API_OLLAMA_CHAT},
+    {"/api/tags", HTTP_GET, false, true, .handle = ollama_handle_tags},
+    {"/api/ps", HTTP_GET, false, true, .handle = ollama_handle_ps},
+    {"/api/show", HTTP_POST, false, true, .handle = ollama_handle_show},
+    {"/api/pull", HTTP_POST, false, true, .handle = ollama_handle_pull},
+    {"/api/version", HTTP_GET, true, false, .handle = ollama_handle_version},
+    {"/api/embed", HTTP_POST, false, false, .handle = ollama_handle_missing},
+    {"/api/embeddings", HTTP_POST, false, false, .handle = ollama_handle_missing},
+    {"/api/create", HTTP_POST, false, false, .handle = ollama_handle_missing},
+    {"/api/copy", HTTP_POST, false, false, .handle = ollama_handle_missing},
+    {"/api/push", HTTP_POST, false, false, .handle = ollama_handle_missing},
+    {"/api/delete", HTTP_DELETE, false, false, .handle = ollama_handle_missing},
 };
 
 static const char *const ALLOW[] = {[HTTP_GET] = "GET, HEAD", [HTTP_POST] = "POST", [HTTP_DELETE] = "DELETE"};

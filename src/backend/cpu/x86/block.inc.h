@@ -38,7 +38,7 @@ INLINE ivec block_activations(const int8_t *q) {
 INLINE ivec block_line(enum mat_format format, const uint8_t *p, size_t panel, ptrdiff_t ahead, int high, int j) {
     const int half = 2 * block_tile_bytes(format);
     p += (size_t)(j / PANEL_VECS) * panel + j / LINE_VECS % 2 * half + j % LINE_VECS * (BLOCK_LINE / LINE_VECS);
-    if (j % LINE_VECS == 0 && !(format != MAT_INT8 && high)) _mm_prefetch(p + ahead, _MM_HINT_T0);
+    if (j % LINE_VECS == 0 && (format == MAT_INT8 || !high)) _mm_prefetch(p + ahead, _MM_HINT_T0);
     return block_values(format, ivec_load(p), high);
 }
 
@@ -232,7 +232,6 @@ static void block_tokens(block_set *const (*sets)[PANEL_STEPS], int step, struct
 
 static void gemm_block_q8(const struct mat *w, int r0, int r1, const struct q8_row *x, int n, float *const *y,
                           const void *next) {
-
     block_set *const(*sets)[PANEL_STEPS] = w->format == MAT_INT8 ? int8_sets : best_int4_sets;
     struct block_walk walk = {
         .block = block_bytes(w->format, w->group_size),
