@@ -49,6 +49,8 @@ help:
 	@echo "make setup    install what is missing (apt-get)"
 	@echo "make demo     set up, build, run a small model"
 	@echo "make test     set up, build, run every test; the last line counts them"
+	@echo "make install  program, manual, completion, service (PREFIX=/usr/local, DESTDIR=); make uninstall"
+	@echo "make deb      the same as a package for Debian"
 	@echo "make debug    build/debug/moebius with the address and undefined-behaviour sanitizers"
 	@echo "make cuda-shim-test   the GPU's kernels on the CPU"
 	@echo "make cuda-race-test   the same, looking for data races; six minutes"
@@ -158,6 +160,7 @@ clean:
 	rm -rf $(BUILD)
 
 include src/backend/cuda/cuda.mk
+include packaging/install.mk
 
 .SECONDARY:
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)
