@@ -38,7 +38,7 @@ struct engine_options {
     bool prefix_caching;      /* answers share the cache of what their prompts begin with */
     const char *cache_folder; /* pages that outlive the engine go there; NULL: they do not */
     double cache_disk_gib;    /* that they may take */
-    bool take_cache;          /* take the cache's memory at start: a server's promise */
+    bool take_cache;          /* take all of the cache's memory, beside the first requests: a server's promise */
 };
 void engine_options_init(struct engine_options *options);
 

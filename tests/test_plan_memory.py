@@ -7,6 +7,7 @@ Differences are 100 MB and more; a golden model itself has 3 MB."""
 import json
 import re
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +27,25 @@ def resident_bytes(process):
     return 1024 * int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())[1])
 
 
+def settled_bytes(process, patience_s=60):
+    """Resident memory once it no longer grows: the cache's is taken beside the first requests."""
+    end, before, quiet = time.monotonic() + patience_s, 0, 0
+    while quiet < 5:
+        assert time.monotonic() < end, "it grows and grows"
+        time.sleep(0.1)
+        now = resident_bytes(process)
+        quiet = quiet + 1 if now == before else 0
+        before = now
+    return before
+
+
 def served_bytes(model, folder, flags, prompt=None):
-    """Of a server that is ready; with a prompt, of one that has read its weights."""
+    """Of a server that has taken its memory; with a prompt, of one that has read its weights."""
     server = Server(model, *flags, *THREADS, folder=folder)
     try:
         if prompt:
             server.complete(prompt, max_tokens=2)
-        return resident_bytes(server.process)
+        return settled_bytes(server.process)
     finally:
         server.process.kill()
         server.process.wait()

@@ -70,7 +70,7 @@ struct backend_options {
     bool predict_experts; /* with a store: reads ahead what the next layer will probably need */
     const struct ranks_split
         *ranks;        /* CPU: routed experts are shared with other processes; NULL: all of them are our own */
-    bool take_cache;   /* take the cache's memory at once, so that it cannot be missing later */
+    bool take_cache;   /* take all of the cache's memory from the system, beside the first steps */
     bool copies_pages; /* page_out and page_in will be called */
 };
 

@@ -70,6 +70,7 @@ struct cpu {
 
     uint8_t *cache; /* [layers][n_pages][KV_PAGE_TOKENS] rows of row_bytes */
     size_t cache_bytes, row_bytes;
+    struct kv_taker *taker; /* with options.take_cache */
 
     float *x;         /* [max_rows][hidden] the residual stream */
     float *normed;    /* [max_rows][hidden] */
@@ -141,6 +142,9 @@ void cpu_rope_apply(const struct cpu *cpu, int row, float *pairs /* [rope] */);
 int kv_cache_open(struct cpu *cpu, struct mo_error *error);
 void kv_cache_close(struct cpu *cpu);
 uint8_t *kv_cache_page(const struct cpu *cpu, int layer, int page);
+/* kv_take.c: begins to take the cache's memory from the system, and ends it, done or not. */
+int kv_take_begin(struct cpu *cpu, struct mo_error *error);
+void kv_take_end(struct cpu *cpu); /* accepts one that never began */
 int cpu_page_out(struct backend *backend, int32_t page, void *to, struct mo_error *error);
 int cpu_page_in(struct backend *backend, int32_t page, const void *from, struct mo_error *error);
 void kv_cache_store(const struct cpu *cpu, uint8_t *row, const float *latent /* [latent] */);

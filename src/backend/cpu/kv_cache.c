@@ -3,7 +3,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include "backend/cpu/cpu.h"
-#include "base/progress.h"
 
 size_t kv_row_bytes(const struct model *model, enum kv_format kv) {
     return cache_row_bytes(model->kv_lora, model->rope_dim, kv);
@@ -11,29 +10,6 @@ size_t kv_row_bytes(const struct model *model, enum kv_format kv) {
 
 size_t kv_pool_bytes(const struct model *model, enum kv_format kv, int n_pages) {
     return (size_t)model->layers * (size_t)n_pages * KV_PAGE_TOKENS * kv_row_bytes(model, kv);
-}
-
-/* Writes to every page of memory, a slice at a time. A system that hands out more than it has may still take the
- * process away here: better at start than under load. */
-static int take_all(uint8_t *cache, size_t bytes, struct mo_error *error) {
-    const size_t slice = 64 << 20;
-    struct progress progress;
-    int code = 0;
-    progress_begin(&progress, "taking memory for the cache", "GiB", 1.0 / (1 << 30), (double)bytes);
-    for (size_t at = 0; at < bytes && !code; at += slice) {
-        size_t n = bytes - at < slice ? bytes - at : slice;
-        if (madvise(cache + at, n, MADV_POPULATE_WRITE) == 0) {
-            /* taken */
-        } else if (errno == EINVAL) { /* before Linux 5.14 */
-            for (size_t i = 0; i < n; i += 4096) ((volatile uint8_t *)cache)[at + i] = 0;
-        } else {
-            code = mo_error_set(error, MO_E_NO_MEMORY, "no memory for a cache of %.2f GiB: %.2f GiB could be had (%s)",
-                                (double)bytes / (1 << 30), (double)at / (1 << 30), strerror(errno));
-        }
-        progress_update(&progress, (double)at);
-    }
-    progress_end(&progress);
-    return code;
 }
 
 /* Without take_cache, pages are taken from the system when they are first written. */
@@ -51,10 +27,11 @@ int kv_cache_open(struct cpu *cpu, struct mo_error *error) {
     cpu->cache_bytes = bytes;
     if (!cpu->options.take_cache) return 0;
     madvise(cache, bytes, MADV_HUGEPAGE); /* fewer misses of the address cache; where it is refused, nothing is lost */
-    return take_all(cpu->cache, bytes, error);
+    return kv_take_begin(cpu, error);
 }
 
 void kv_cache_close(struct cpu *cpu) {
+    kv_take_end(cpu);
     if (cpu->cache) munmap(cpu->cache, cpu->cache_bytes);
 }
 

@@ -1,0 +1,75 @@
+/* backend/cpu/kv_take.c - takes the cache's memory from the system beside the first requests, so that a server need not wait for
+ * tens of GiB to be zeroed before it answers. What was not taken yet is when it is first written, as anywhere. Pages are taken in the
+ * order in which the scheduler hands them out, for all layers at once. */
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <unistd.h>
+#include "backend/cpu/cpu.h"
+#include "base/log.h"
+
+enum { PAGES_AT_ONCE = 64, NICE = 10, SYSTEM_PAGE = 4096 };
+
+struct kv_taker {
+    pthread_t thread;
+    const struct cpu *cpu;
+    atomic_bool stop;
+};
+
+/* Of each system page a byte is written, with what it was: requests may be writing there. */
+static int touch(uint8_t *from, uint8_t *to) {
+    if (madvise(from, (size_t)(to - from), MADV_POPULATE_WRITE) == 0) return 0;
+    if (errno != EINVAL) return -1;
+    for (; from < to; from += SYSTEM_PAGE) atomic_fetch_or((_Atomic uint8_t *)from, 0); /* before Linux 5.14 */
+    return 0;
+}
+
+static int take_pages(const struct cpu *cpu, int layer, int page, int n) {
+    uintptr_t from = (uintptr_t)kv_cache_page(cpu, layer, page);
+    uint8_t *to = kv_cache_page(cpu, layer, page) + (size_t)n * KV_PAGE_TOKENS * cpu->row_bytes;
+    return touch((uint8_t *)(from / SYSTEM_PAGE * SYSTEM_PAGE), to);
+}
+
+static void *take_all(void *context) {
+    struct kv_taker *taker = context;
+    const struct cpu *cpu = taker->cpu;
+    const int n_pages = cpu->options.n_pages;
+    setpriority(PRIO_PROCESS, (id_t)gettid(), NICE);
+    for (int page = 0; page < n_pages; page += PAGES_AT_ONCE) {
+        int n = n_pages - page < PAGES_AT_ONCE ? n_pages - page : PAGES_AT_ONCE;
+        for (int layer = 0; layer < cpu->model->layers; layer++) {
+            if (atomic_load(&taker->stop)) return NULL;
+            if (take_pages(cpu, layer, page, n) == 0) continue;
+            log_warn("of the cache's %.2f GiB only some %.2f could be taken now (%s); the rest is taken as it is used",
+                     (double)cpu->cache_bytes / (1 << 30), (double)cpu->cache_bytes / n_pages * page / (1 << 30),
+                     strerror(errno));
+            return NULL;
+        }
+    }
+    return NULL;
+}
+
+int kv_take_begin(struct cpu *cpu, struct mo_error *error) {
+    struct kv_taker *taker = calloc(1, sizeof *taker);
+    if (!taker) return mo_error_set(error, MO_E_NO_MEMORY, "no memory");
+    taker->cpu = cpu;
+    int failed = pthread_create(&taker->thread, NULL, take_all, taker);
+    if (failed) {
+        free(taker);
+        return mo_error_set(error, MO_E_IO, "cannot start a thread: %s", strerror(failed));
+    }
+    cpu->taker = taker;
+    return 0;
+}
+
+void kv_take_end(struct cpu *cpu) {
+    if (!cpu->taker) return;
+    atomic_store(&cpu->taker->stop, true);
+    pthread_join(cpu->taker->thread, NULL);
+    free(cpu->taker);
+    cpu->taker = NULL;
+}
