@@ -25,7 +25,14 @@ static int open_stream(struct batch_output *o, const char *path, struct mo_error
     return 0;
 }
 
-/* Nobody else may append to it. */
+/* Whether nobody else appends to it, as far as its file system can tell; and it is still what has this name: its owner may
+ * have given it the last one just now. */
+static bool is_alone(const struct batch_output *o, struct stat *info) {
+    struct stat named;
+    if (flock(o->fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK) return false;
+    return fstat(o->fd, info) == 0 && stat(o->partial, &named) == 0 && named.st_ino == info->st_ino;
+}
+
 static int open_partial(struct batch_output *o, struct mo_error *error) {
     o->fd = open(o->partial, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC | O_NONBLOCK, 0666);
     if (o->fd < 0) return mo_error_set(error, MO_E_IO, "%s: cannot create: %s", o->partial, strerror(errno));
@@ -34,12 +41,9 @@ static int open_partial(struct batch_output *o, struct mo_error *error) {
     if (fstat(o->fd, &info) || !S_ISREG(info.st_mode)) {
         return mo_error_set(error, MO_E_IO, "%s: not a regular file", o->partial);
     }
-    struct stat named; /* its owner may have given it its last name just now */
-    o->is_ours = flock(o->fd, LOCK_EX | LOCK_NB) == 0 && stat(o->partial, &named) == 0 && named.st_ino == info.st_ino &&
-                 fstat(o->fd, &info) == 0;
+    o->is_ours = is_alone(o, &info);
     o->size = info.st_size;
-    if (o->is_ours) return 0;
-    return mo_error_set(error, MO_E_IO, "%s: another process works at it", o->partial);
+    return o->is_ours ? 0 : mo_error_set(error, MO_E_IO, "%s: another process works at it", o->partial);
 }
 
 int batch_output_open(struct batch_output *o, const char *path, bool overwrites, struct mo_error *error) {

@@ -301,8 +301,8 @@ def test_pipes(model, files, tmp_path):
 
 
 def test_order(model, files):
-    """OUT is in the order of the requests, whichever ends first."""
-    source, target, _ = files
+    """OUT is in the order of the requests, whichever ends first. If the last step fails, only that is done again."""
+    source, target, partial = files
     write(source, [chat(i, max_tokens=1 if i % 2 else 120, ignore_eos=True) for i in range(30)])
     run_well(model, source, target)
     first = read(target)
@@ -310,6 +310,13 @@ def test_order(model, files):
     result = run_well(model, source, "-")
     assert ids(read(result.out)) != ids(first)  # they end in another order
     assert sorted(ids(read(result.out))) == sorted(ids(first))
+    (target.parent / f"{partial.name}.ordered").mkdir()  # as good as a full disk
+    result = run(model, source, target, "--overwrite")
+    assert result.code == 1 and "every answer is in" in result.err and read(target) == first, str(result)
+    assert sorted(ids(read(partial))) == sorted(ids(first))
+    (target.parent / f"{partial.name}.ordered").rmdir()
+    assert run_well(model, source, target, "--overwrite", "--json").json["kept"] == 30
+    assert ids(read(target)) == ids(first) and not partial.exists()
 
 
 def test_full_devices(model, files):
