@@ -1,5 +1,5 @@
-/* tests/fuzz/fuzz_batch.c - a file of requests, and what a run that was ended has left of its answers: up to the first byte
- * 0xFE the one, behind it the other. Whatever is in them, every line that is not blank is a request or has an error that can
+/* tests/fuzz/fuzz_batch.c - a file of requests, and what a run that was ended has left of its answers: up to the first
+ * NUL the one, behind it the other. Whatever is in them, every line that is not blank is a request or has an error that can
  * be sent, both passes see the same, and what is kept are whole lines. */
 #include <stdint.h>
 #include <stdlib.h>
@@ -63,7 +63,7 @@ static void check_kept(const struct batch_output *output, const struct batch_inp
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    const uint8_t *cut = size ? memchr(data, 0xFE, size) : NULL;
+    const uint8_t *cut = size ? memchr(data, 0, size) : NULL;
     size_t n = cut ? (size_t)(cut - data) : size, rest = cut ? size - n - 1 : 0;
     struct batch_input input = {.path = "requests"};
     struct batch_output output = {.fd = file_of(cut ? cut + 1 : data, rest), .size = (int64_t)rest, .partial = "kept"};
