@@ -35,7 +35,7 @@ static int add_flags(struct cli_flag *out, const struct cli_flag *flags, size_t 
     return (int)(bytes / sizeof *flags);
 }
 
-static int own_flags(struct serve_arguments *a, struct cli_flag *out) {
+static int http_flags(struct serve_arguments *a, struct cli_flag *out) {
     struct server_options *s = &a->server;
     const struct cli_flag flags[] = {
         {.names = "--host",
@@ -50,11 +50,6 @@ static int own_flags(struct serve_arguments *a, struct cli_flag *out) {
          .max = 65535,
          .value = "N",
          .help = "port (default 8000; 0: a free one, which is printed)"},
-        {.names = "--served-model-name,--alias",
-         .type = CLI_LIST,
-         .target = &a->names,
-         .value = "A,B",
-         .help = "names that a request's \"model\" may have, *: any (default: the\nfolder's name, and MODEL as given)"},
         {.names = "--api-key",
          .type = CLI_LIST,
          .target = &a->keys,
@@ -72,6 +67,18 @@ static int own_flags(struct serve_arguments *a, struct cli_flag *out) {
          .value = "A,B",
          .help = "web pages that may read answers, as http://HOST:PORT; *: all\n(default none: other programs need no "
                  "leave)"},
+    };
+    return add_flags(out, flags, sizeof flags);
+}
+
+/* How requests are read and answered, whoever sends them. */
+static int answer_flags(struct serve_arguments *a, struct cli_flag *out) {
+    const struct cli_flag flags[] = {
+        {.names = "--served-model-name,--alias",
+         .type = CLI_LIST,
+         .target = &a->names,
+         .value = "A,B",
+         .help = "names that a request's \"model\" may have, *: any (default: the\nfolder's name, and MODEL as given)"},
         {.names = "--reasoning-format",
          .type = CLI_CHOICE,
          .target = &a->reasoning_format,
@@ -244,8 +251,13 @@ static int engine_flags_widened(struct serve_arguments *a, struct cli_flag *out)
 }
 
 void serve_flags(struct serve_arguments *a, struct cli_flag flags[SERVE_FLAGS_MAX]) {
-    int n = own_flags(a, flags);
+    int n = http_flags(a, flags);
     n += limit_flags(&a->server, flags + n);
+    serve_flags_offline(a, flags + n);
+}
+
+void serve_flags_offline(struct serve_arguments *a, struct cli_flag flags[SERVE_FLAGS_MAX]) {
+    int n = answer_flags(a, flags);
     n += engine_flags_widened(a, flags + n);
     n += vllm_flags(a, flags + n);
     n += harmless_flags(flags + n);

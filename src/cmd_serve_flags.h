@@ -27,6 +27,8 @@ struct serve_arguments {
 
 void serve_arguments_init(struct serve_arguments *arguments);
 void serve_flags(struct serve_arguments *arguments, struct cli_flag flags[SERVE_FLAGS_MAX]);
+/* Of them, those that make sense without a connection: for `run-batch`. */
+void serve_flags_offline(struct serve_arguments *arguments, struct cli_flag flags[SERVE_FLAGS_MAX]);
 /* After parsing: refuses what cannot be had, fills server.names and server.auth. Looks at config.json of the
  * model, and at nothing larger. */
 int serve_arguments_settle(struct serve_arguments *arguments, struct mo_error *error);

@@ -12,6 +12,7 @@ static const struct {
 } commands[] = {
     {"run", cmd_run, "complete a prompt, fill a hole, or chat"},
     {"serve", cmd_serve, "an OpenAI-compatible server"},
+    {"run-batch", cmd_run_batch, "a file of requests to a file of answers"},
     {"info", cmd_info, "what a model is: sizes, formats, cache, licence, hash"},
     {"tokenize", cmd_tokenize, "text to token ids, JSON lines"},
     {"detokenize", cmd_detokenize, "token ids to text, JSON lines"},

@@ -64,7 +64,7 @@ def refused(result, *words):
     assert "Sanitizer" not in result.err and "runtime error" not in result.err, str(result)
     lines = result.err.strip().splitlines()
     assert len(lines) == 1, str(result)
-    assert re.match(r"moebius( [a-z]+)?: \S", lines[0]), str(result)
+    assert re.match(r"moebius( [a-z-]+)?: \S", lines[0]), str(result)
     for word in words:
         assert str(word) in lines[0], f"the message lacks {word!r}: {result}"
     return lines[0]

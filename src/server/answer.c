@@ -288,6 +288,17 @@ json_t *answer_take(struct answer *answer, struct api_error *error) {
     return json;
 }
 
+void answer_usage_get(const struct answer *answer, struct answer_usage *usage) {
+    *usage = (struct answer_usage){.n_choices = answer->n_choices};
+    for (int i = 0; i < answer->n_choices; i++) {
+        const struct choice *choice = &answer->choices[i];
+        usage->n_generated += choice->n_generated;
+        if (i % answer->request.n) continue;
+        usage->n_prompt += choice->n_prompt;
+        usage->n_cached += choice->n_cached;
+    }
+}
+
 /* The end of an answer, good or bad, that was begun by a probe: the status line is gone, so it is only in the
  * JSON. */
 static void fill_whole(struct answer *answer) {

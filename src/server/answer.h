@@ -42,6 +42,13 @@ enum answer_state answer_wait(struct answer *answer);
 /* The finished answer: the caller's. NULL with `error` if it failed. */
 json_t *answer_take(struct answer *answer, struct api_error *error);
 
+/* What answer_take has counted, and from the start how many choices there are: the choices of a prompt share its tokens. */
+struct answer_usage {
+    int n_choices;
+    int64_t n_prompt, n_cached, n_generated;
+};
+void answer_usage_get(const struct answer *answer, struct answer_usage *usage);
+
 void answer_cancel(struct answer *answer);
 /* Sends a comment into a stream that has nothing else to say, or a blank line before a whole answer. */
 void answer_ping(struct answer *answer);

@@ -39,6 +39,10 @@ int dialect_stream_ping(struct buffer *out, const struct respond_head *head) {
     return frame_add_comment(out);
 }
 
+void respond_fingerprint(char text[RESPOND_FINGERPRINT_SIZE], const char *hash) {
+    snprintf(text, RESPOND_FINGERPRINT_SIZE, "moebius-" MOEBIUS_VERSION "-%.12s", hash);
+}
+
 void respond_head_init(struct respond_head *head, const struct api_request *request, const char *fingerprint) {
     uint64_t random[2] = {0};
     if (getrandom(random, sizeof random, 0) < 0) random[0] = (uint64_t)(uintptr_t)head; /* ids need not be secret */

@@ -22,6 +22,10 @@ struct respond_head {
 };
 void respond_head_init(struct respond_head *head, const struct api_request *request, const char *fingerprint);
 
+/* What answers call a model by: our version, and the model's hash (checkpoint_hash). */
+enum { RESPOND_FINGERPRINT_SIZE = 48 };
+void respond_fingerprint(char text[RESPOND_FINGERPRINT_SIZE], const char *hash);
+
 struct dialect {
     const char *id_prefix;
     const char *stream_type; /* Content-Type */

@@ -16,8 +16,8 @@ struct server {
     struct prepare *prepare;
     int port;
     time_t created;
-    _Atomic(const struct engine *) engine; /* NULL while it loads */
-    char hash[65], fingerprint[48];        /* written before `engine` */
+    _Atomic(const struct engine *) engine;                /* NULL while it loads */
+    char hash[65], fingerprint[RESPOND_FINGERPRINT_SIZE]; /* written before `engine` */
     atomic_bool draining;
     atomic_int n_answers; /* place.h: being made or sent */
     size_t body_bytes;    /* of all bodies being read */

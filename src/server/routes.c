@@ -6,6 +6,7 @@
 #include "server/ollama.h"
 #include "server/place.h"
 #include "server/props.h"
+#include "server/work.h"
 #include "text/fim.h"
 
 static const char *model_name(const struct exchange *exchange) {
@@ -188,4 +189,16 @@ const struct route *route_find(const char *path, const char *method, const char 
     }
     api_error_set(error, 404, NULL, "not_found", "there is nothing at %.200s", path);
     return NULL;
+}
+
+int work_find_route(struct work_route *out, const char *method, const char *path, struct api_error *error) {
+    const char *tail = NULL;
+    const struct route *route = route_find(path, method, &tail, error);
+    if (!route) return -1;
+    if (route->handle != handle_generation && route->handle != handle_text) {
+        return api_error_set(error, 404, NULL, "not_found",
+                             "%.200s makes nothing of a request's body: a server has it, a batch does not", path);
+    }
+    *out = (struct work_route){route->kind, route->text};
+    return 0;
 }

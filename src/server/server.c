@@ -79,7 +79,7 @@ int server_port(const struct server *server) {
 
 void server_ready(struct server *server, const struct engine *engine, const char *hash) {
     snprintf(server->hash, sizeof server->hash, "%s", hash);
-    snprintf(server->fingerprint, sizeof server->fingerprint, "moebius-" MOEBIUS_VERSION "-%.12s", hash);
+    respond_fingerprint(server->fingerprint, hash);
     atomic_store(&server->engine, engine);
 }
 
