@@ -93,11 +93,9 @@ static double independent(const struct experts_report *r, int tokens) {
 }
 
 static void say_distinct(const struct experts_report *r) {
-    const char *before = "experts of a layer that neighbours meet: ";
-    for (int i = 0; i < EXPERTS_GROUPS; i++) {
-        if (r->distinct[i] <= 0) continue;
-        printf("%s%.1f by %d tokens (by chance %.1f)", before, r->distinct[i], GROUPS[i], independent(r, GROUPS[i]));
-        before = ", ";
+    printf("experts of a layer met by tokens in a row, and by chance:");
+    for (int i = 0; i < EXPERTS_GROUPS && r->distinct[i] > 0; i++) {
+        printf("%s %d tokens %.1f, %.1f", i ? ";" : "", GROUPS[i], r->distinct[i], independent(r, GROUPS[i]));
     }
     printf("\n");
 }

@@ -315,6 +315,10 @@ def test_serve_answers_and_stops(served):
     server = served()
     alone = succeed("run", ROOT / "models/demo", "-p", "def add(a, b):", "-n", 24, "--temp", 0, "--json", *ALONE).json
     assert alone["text"] and alone["text"] in json.loads(server.ask())["choices"][0]["text"]
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=LONG_S) as answer:
+        told = dict(re.findall(r"^moebius:rank(\w+)\{.*\} (\S+)$", answer.read().decode(), re.M))
+    assert float(told["s"]) == 2 and float(told["_exchanges_total"]) >= 24 * 3  # tokens, layers with experts
+    assert all(float(told[f"_{key}_total"]) > 0 for key in ("sent_bytes", "received_bytes", "wait_seconds")), told
     os.kill(server.ranks[0], signal.SIGTERM)
     assert server.ends() == 0
 

@@ -35,9 +35,10 @@ static int read_points(struct plan_curve *curve, const json_t *root, const char 
     return code;
 }
 
-static int read_all(struct plan_curve *curve, const json_t *root, const char *path, const struct plan_arch *arch,
+int plan_curve_from(struct plan_curve *curve, const json_t *root, const char *path, const struct plan_arch *arch,
                     struct mo_error *error) {
     const char *source = "";
+    *curve = (struct plan_curve){0};
     if (!json_is_object(root))
         return mo_error_set(error, MO_E_INVALID, "%s: expected an object, found %s", path, json_type_name(root));
     int code = check_number(root, "experts", arch->experts, path, error);
@@ -55,10 +56,9 @@ static int read_all(struct plan_curve *curve, const json_t *root, const char *pa
 
 int plan_curve_read(struct plan_curve *curve, const char *path, const struct plan_arch *arch, struct mo_error *error) {
     json_t *root;
-    *curve = (struct plan_curve){0};
     int code = json_parse_file(path, MAX_CURVE_BYTES, &root, error);
     if (code) return code;
-    code = read_all(curve, root, path, arch, error);
+    code = plan_curve_from(curve, root, path, arch, error);
     json_decref(root);
     return code;
 }

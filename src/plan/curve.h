@@ -18,6 +18,9 @@ struct plan_curve {
 
 /* Of a model with other experts: MO_E_INVALID. */
 int plan_curve_read(struct plan_curve *curve, const char *path, const struct plan_arch *arch, struct mo_error *error);
+/* The same of JSON that is read already; `where` names it in messages. */
+int plan_curve_from(struct plan_curve *curve, const json_t *root, const char *where, const struct plan_arch *arch,
+                    struct mo_error *error);
 /* Where `share` of the experts is in memory: between the two sizes around it in proportion; none finds nothing, all find all. */
 double plan_curve_at(const struct plan_curve *curve, double share);
 
