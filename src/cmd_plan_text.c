@@ -92,7 +92,7 @@ static void say_hits(const struct plan_report *r) {
     const struct plan_curve *curve = &r->input.machine.curve;
     const char *from = plan_report_hits_from(r);
     if (!from) {
-        if (curve->n) printf("note: no expert is read from disk: --expert-trace changes nothing\n");
+        if (curve->n && m->fits) printf("note: no expert is read from disk: --expert-trace changes nothing\n");
         return;
     }
     printf("  %-24s %10.1f %% (the others are read when they are needed: --expert-cache)\n", "experts in RAM",

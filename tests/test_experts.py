@@ -165,6 +165,20 @@ def test_bounds(trace, tmp_path):
         assert point["best_hit_rate"] == pytest.approx(best_possible(read_i32(out, 3, 60, 2), point["slots"]))
 
 
+def test_documented_figures():
+    """docs/what-fits.md's: bits are the same on every machine, and so is what is counted."""
+    text = ROOT / "tests/data/heldout/marshmallow-4.4.0/marshmallow/fields.py"
+    report = succeed("experts", DEMO, "--text", text, "--json", *ALONE).json
+    doc = (ROOT / "docs" / "what-fits.md").read_text()
+    rows = [p for p in report["curve"] if p["slots"] in (10, 24, 38)]
+    for point in rows:
+        row = " | ".join(f"{100 * point[key]:.1f} %" for key in ("share", "hit_rate", "fixed_hit_rate", "best_hit_rate"))
+        assert f"| {row} |" in doc, row
+    every = report["all"]
+    assert f"shares {100 * every['reuse']:.0f} % of its experts" in doc and f"{100 * every['reuse_by_shares']:.1f} %: here" in doc
+    assert len(rows) == 3
+
+
 # --- what is said ----------------------------------------------------------------------------------------------------
 
 
