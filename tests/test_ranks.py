@@ -311,6 +311,20 @@ def served(tmp_path):
 
 
 @needs_mpi
+def test_plan_knows_what_travels(tmp_path):
+    """Of random weights, which choose about evenly: the bytes of an exchange that `plan --ranks` says, counted."""
+    n, config = 3, json.loads((GOLDEN / "v2lite-tiny" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "n_routed_experts": 64}))
+    succeed("synth", "--config", tmp_path / "config.json", "--quant", "int8", "-o", tmp_path / "model")
+    said = succeed("plan", tmp_path / "model", "--gpu", "none", "--ram", "8@10", "--ranks", n, "--json").json["ranks"]
+    (line,) = on_ranks(n, "bench", tmp_path / "model", *ALONE, "--batch", 1, "--depth", 0, "--prompt", 8, "--repeat", 1, "--generate", 60,
+                       "--max-model-len", 256, "--json").json["decode"]
+    counted = line["ranks"]
+    for key in ("sent", "received"):
+        assert counted[f"{key}_bytes"] / counted["exchanges"] == pytest.approx(said[f"{key}_bytes_per_layer"], rel=0.1), (key, said, counted)
+
+
+@needs_mpi
 def test_serve_answers_and_stops(served):
     server = served()
     alone = succeed("run", ROOT / "models/demo", "-p", "def add(a, b):", "-n", 24, "--temp", 0, "--json", *ALONE).json
