@@ -9,7 +9,7 @@ static const double DISK_S = 1;
 
 void bench_experts_begin(struct bench_experts *e, const struct engine *engine) {
     *e = (struct bench_experts){.is_on = engine->store, .has_ranks = engine->has_ranks, .s = -clock_now_s()};
-    e->ranks = *ranks_stats();
+    ranks_stats_get(&e->ranks);
     if (e->is_on) store_stats_get(engine->store, &e->sum);
 }
 
@@ -17,11 +17,12 @@ void bench_experts_end(struct bench_experts *e, const struct engine *engine, dou
     struct store_stats now, *sum = &e->sum;
     e->s += clock_now_s();
     e->tokens = tokens;
-    const struct ranks_stats *ranks = ranks_stats();
-    e->ranks = (struct ranks_stats){.exchanges = ranks->exchanges - e->ranks.exchanges,
-                                    .sent_bytes = ranks->sent_bytes - e->ranks.sent_bytes,
-                                    .received_bytes = ranks->received_bytes - e->ranks.received_bytes,
-                                    .wait_s = ranks->wait_s - e->ranks.wait_s};
+    struct ranks_stats ranks;
+    ranks_stats_get(&ranks);
+    e->ranks = (struct ranks_stats){.exchanges = ranks.exchanges - e->ranks.exchanges,
+                                    .sent_bytes = ranks.sent_bytes - e->ranks.sent_bytes,
+                                    .received_bytes = ranks.received_bytes - e->ranks.received_bytes,
+                                    .wait_s = ranks.wait_s - e->ranks.wait_s};
     if (!e->is_on) return;
     store_stats_get(engine->store, &now);
     *sum = (struct store_stats){.hits = now.hits - sum->hits,

@@ -9,6 +9,7 @@
 #include "cli.h"
 #include "cmd.h"
 #include "plan/detect.h"
+#include "ranks/ranks.h"
 
 static const double GB = 1e9;
 
@@ -252,6 +253,11 @@ int cmd_doctor(int argc, char **argv) {
     if (code > 0) return 0;
     if (!code && !file_is_directory(checkup.folder))
         code = mo_error_set(&error, MO_E_INVALID, "%s: no such folder", checkup.folder);
+    if (!code && ranks_are_meant()) { /* each would measure what the others leave, and they would talk at once */
+        code = mo_error_set(&error, MO_E_UNSUPPORTED,
+                            "looks at one machine, and alone: start it on each without mpirun (`plan --ranks` adds "
+                            "machines up)");
+    }
     checkup.advice = json_array();
     if (!code && !checkup.advice) code = mo_error_set(&error, MO_E_NO_MEMORY, "no memory");
     if (!code) code = run(&checkup, json, &error);

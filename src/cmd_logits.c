@@ -2,15 +2,15 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/file.h"
-#include "base/json.h"
 #include "cmd.h"
+#include "cmd_ids.h"
 #include "engine.h"
 #include "forward.h"
 
 /* `logits` drives the forward pass by hand, chunk by chunk, and writes raw arrays: how anyone checks this engine against
  * another. One sequence, pages 0, 1, 2, ... in order. */
 
-enum { MAX_IDS_BYTES = 256 << 20, DEFAULT_CHUNK = 512, MAX_CHUNK = 1 << 16 };
+enum { DEFAULT_CHUNK = 512, MAX_CHUNK = 1 << 16 };
 
 struct arguments {
     const char *ids, *out, *hidden, *experts, *expert_weights;
@@ -37,50 +37,9 @@ struct session {
     int32_t *pages;
 };
 
-static int read_id_list(const char *text, struct token_list *ids, struct mo_error *error) {
-    for (const char *at = text;; at++) {
-        char *end;
-        long id = strtol(at, &end, 10);
-        if (end == at || (*end && *end != ',') || id < 0 || id > INT32_MAX) {
-            return mo_error_set(error, MO_E_INVALID, "--ids: expected a file, or token ids as in 1,2,3; found \"%s\"",
-                                text);
-        }
-        int code = token_list_push(ids, (int32_t)id, error);
-        if (code || !*end) return code;
-        at = end;
-    }
-}
-
-static int read_id_file(const char *path, struct token_list *ids, struct mo_error *error) {
-    json_t *root;
-    int code = json_parse_file(path, MAX_IDS_BYTES, &root, error);
-    if (code) return code;
-    if (!json_is_array(root)) code = mo_error_set(error, MO_E_INVALID, "%s: expected a JSON array of token ids", path);
-    for (size_t i = 0; i < json_array_size(root) && !code; i++) {
-        const json_t *value = json_array_get(root, i);
-        json_int_t id = json_integer_value(value);
-        if (!json_is_integer(value) || id < 0 || id > INT32_MAX) {
-            code = mo_error_set(error, MO_E_INVALID, "%s: item %zu is no token id", path, i);
-        } else {
-            code = token_list_push(ids, (int32_t)id, error);
-        }
-    }
-    json_decref(root);
-    return code;
-}
-
 static int read_ids(struct session *s, struct mo_error *error) {
-    const char *source = s->arguments->ids;
-    const struct model *m = &s->engine->model;
-    int code = file_exists(source) || !strcmp(source, "-") ? read_id_file(source, &s->ids, error)
-                                                           : read_id_list(source, &s->ids, error);
+    int code = ids_read(s->arguments->ids, s->engine->model.vocab, &s->ids, error);
     if (code) return code;
-    if (s->ids.n == 0) return mo_error_set(error, MO_E_INVALID, "--ids: no token ids");
-    for (size_t i = 0; i < s->ids.n; i++) {
-        if (s->ids.ids[i] < m->vocab) continue;
-        return mo_error_set(error, MO_E_INVALID, "--ids: token %zu is %d: expected 0 to %d (the vocabulary)", i,
-                            s->ids.ids[i], m->vocab - 1);
-    }
     size_t total = s->ids.n + (size_t)s->arguments->greedy;
     if (total > (size_t)s->engine->options.max_model_len) {
         return mo_error_set(error, MO_E_LIMIT, "%zu tokens are more than the context of %d (--max-model-len)", total,

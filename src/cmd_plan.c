@@ -5,8 +5,11 @@
 #include <stdlib.h>
 #include "cli.h"
 #include "cmd.h"
+#include "plan/ranks.h"
+#include "ranks/transport.h"
 
 enum { DOES_NOT_FIT = 3 };
+static_assert((int)PLAN_MAX_RANKS == (int)RANKS_MAX, "a plan is for as many processes as there can be");
 
 struct command_line {
     struct plan_arguments plan;
@@ -40,6 +43,7 @@ static void fill_flags(struct command_line *c, struct cli_flag flags[FLAGS_MAX])
         {.names = "--nvme", .type = CLI_DOUBLE, .target = &a->nvme_gb_s, .min = 0.01, .max = 1000, .value = "GB/s", .help = "speed of the disk that holds the experts that RAM does not"},
         {.names = "--folder", .type = CLI_STRING, .target = &a->folder, .value = "DIR", .help = "the disk to measure (default: the model's)"},
         {.names = "--hit-rate", .type = CLI_DOUBLE, .target = &a->hit_rate, .min = 0, .max = 1, .value = "X", .help = "of experts in RAM (default: the share of them that fits)"},
+        {.names = "--expert-trace", .type = CLI_STRING, .target = &a->expert_trace, .value = "FILE", .help = "or what `moebius experts MODEL --text TEXT -o FILE` has found for that share"},
         {.names = "--cpu-gflops", .type = CLI_DOUBLE, .target = &a->cpu_gflops, .min = 0.1, .max = 1e7, .value = "N",
          .help = "multiply-adds of the processor, fp32, counted twice; four times that in\n8 bits (default: this one's peak; not known when --ram is given)"},
         {.names = "--threads,-t", .type = CLI_INT, .target = &a->threads, .min = 1, .max = 1024, .value = "N", .help = "threads that measure the memory (default: all processors)"},
@@ -47,7 +51,9 @@ static void fill_flags(struct command_line *c, struct cli_flag flags[FLAGS_MAX])
         {.names = "--experts", .type = CLI_CHOICE, .target = &a->experts, .choices = "auto|gpu|cpu|disk", .help = "where the routed experts lie (default auto: the fastest place)"},
         {.names = "--parallel", .type = CLI_CHOICE, .target = &a->parallel, .choices = "auto|tensor|expert|pipeline", .help = "how several cards share the work"},
         {.names = "--nodes", .type = CLI_INT, .target = &a->nodes, .min = 1, .max = 4096, .value = "N", .help = "machines like this one"},
-        {.names = "--network", .type = CLI_STRING, .target = &a->network, .value = "GB/s,us", .help = "between them: speed and latency (default 1.25,50)"},
+        {.names = "--ranks,--machines", .type = CLI_INT, .target = &a->ranks, .min = 2, .max = PLAN_MAX_RANKS, .value = "N",
+         .help = "such machines as the engine uses them: mpirun -n N shares routed experts"},
+        {.names = "--network", .type = CLI_STRING, .target = &a->network, .value = "GB/s,us", .help = "between them: speed and latency, as in 10gbit,50 (default 1.25,50)"},
         {.names = "Output", .type = CLI_HEADING},
         {.names = "--explain", .type = CLI_FLAG, .target = &a->explain, .help = "every formula with its numbers, and where each constant comes from"},
         {.names = "--json", .type = CLI_FLAG, .target = &a->json, .help = "for programs"},
@@ -118,6 +124,8 @@ int cmd_plan(int argc, char **argv) {
         .examples = "  moebius plan deepseek-coder-v2-lite --gpu rtx-4090 --quant fp8\n"
                     "  moebius plan deepseek-v3 --gpu rtx-4090 --ram 384@300 --quant int4 --explain\n"
                     "  moebius plan deepseek-r1 --quant int4 --gpu none --ram 64@273 --nodes 8 --network 5,30\n"
+                    "  moebius plan deepseek-v3 --quant int4 --gpu none --ram 256@200 --ranks 2 --network 10gbit,30\n"
+                    "  moebius plan MODEL --experts disk --expert-trace book.experts.json\n"
                     "  moebius plan --check --params 14.8B --bits 4.6 --bandwidth 1008 --tps 135",
     };
     struct mo_error error = {0};

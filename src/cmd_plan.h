@@ -8,10 +8,10 @@
 
 /* The command line; NULL, 0 or below 0: not given. */
 struct plan_arguments {
-    const char *model, *revision, *gpu, *ram, *network, *quant, *folder;
+    const char *model, *revision, *gpu, *ram, *network, *quant, *folder, *expert_trace;
     double nvme_gb_s, hit_rate, utilization, cpu_gflops;
     int kv; /* 0 auto, else enum kv_format + 1 */
-    int context, seqs, batched_tokens, threads, nodes;
+    int context, seqs, batched_tokens, threads, nodes, ranks;
     int experts, parallel, device; /* indices of the choices */
     bool json, explain;
 };
@@ -39,6 +39,8 @@ int plan_print_json(const struct plan_report *report, struct mo_error *error);
 
 /* Why this engine, as it is, cannot run what was planned; NULL: it can. */
 const char *plan_report_not_here(const struct plan_report *report);
+/* Where the hit rate is from: "given", "trace", "assumed"; NULL: no expert is read from disk. */
+const char *plan_report_hits_from(const struct plan_report *report);
 /* "vram", "cpu", ..., "cluster" where machines share the work. */
 const char *plan_report_class(const struct plan_report *report);
 

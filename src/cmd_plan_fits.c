@@ -199,6 +199,79 @@ static void print_v3_disk(void) {
     }
 }
 
+/* How often RAM holds what a token wants is the text's business: what is known of it, and how to find out. */
+static void print_hits(void) {
+    printf(
+        "\n### The hit rate of your text\n\n"
+        "The tables above need a hit rate, and no table has yours. `moebius experts` runs a text through the model, or "
+        "lets it write\n"
+        "one, notes what each token chooses, and asks caches of eleven sizes what they would have found: the engine's "
+        "own rule (its\n"
+        "very code, and to the hit what `--expert-cache` then finds without reading ahead), the best fixed set, and "
+        "one "
+        "who knows\n"
+        "the future. `plan` goes by what was found instead of \"all experts are alike\".\n\n"
+        "```sh\n"
+        "moebius experts MODEL --text book.txt -o book.experts.json                     # the text as it stands\n"
+        "moebius experts MODEL --text prompt.txt --generate 1000 -o chat.experts.json   # what the model writes after "
+        "it\n"
+        "moebius plan MODEL --ram 96@89 --nvme 7 --expert-trace chat.experts.json       # tokens/s with that\n"
+        "moebius experts MODEL --text book.txt --chunk 1 --expert-cache 8               # simulated beside measured\n"
+        "```\n\n"
+        "What `models/demo` (16 experts a layer, 2 a token, trained) does with a file of Python that it has not seen "
+        "(`moebius\n"
+        "experts models/demo --text tests/data/heldout/marshmallow-4.4.0/marshmallow/fields.py`, 22 November 2026, 2 "
+        "cores of a\n"
+        "shared Emerald Rapids machine; choices and counts, so the machine's speed has no part in it):\n\n"
+        "| experts in memory | ours | best fixed set | knowing the future |\n| ---: | ---: | ---: | ---: |\n"
+        "| 20.8 %% | 34.8 %% | 33.8 %% | 61.2 %% |\n| 50.0 %% | 67.8 %% | 67.1 %% | 85.3 %% |\n| 79.2 %% | 91.1 %% | "
+        "90.5 %% | 96.9 %% |\n\n"
+        "A token shares 32 %% of its experts with the one before it, where chance gives 12.5 %% and the experts' "
+        "uneven shares alone\n"
+        "15.6 %%: here locality is in the order of tokens rather than in favourites. That is one small model; yours "
+        "has its own.\n");
+}
+
+/* As the engine does it: DESIGN.md, 6d. */
+static void print_v3_ranks(void) {
+    static const int machines[] = {2, 3, 4, 8};
+    static const struct {
+        const char *name;
+        double gb_s, us;
+    } nets[] = {{"1gbit,100", 0.125, 100}, {"10gbit,30", 1.25, 30}, {"100gbit,5", 12.5, 5}};
+    printf(
+        "\n## 671B: experts in several machines\n\nDeepSeek-V3 or R1 in int4, machines of 192 GB at 200 GB/s, no card: "
+        "`mpirun -n N moebius serve`; one sequence, empty\n"
+        "context, tokens/s: limit / expected (`moebius plan deepseek-v3 --quant int4 --gpu none --ram 192@200 --ranks "
+        "4 --network\n"
+        "10gbit,30 --context 8192`). The first machine has all that is not routed. **Tried as processes of one machine "
+        "only.**\n\n"
+        "| machines | first, GB | others, GB | 1 Gbit/s, 100 us | 10 Gbit/s, 30 us | 100 Gbit/s, 5 us |\n"
+        "| ---: | ---: | ---: | ---: | ---: | ---: |\n");
+    for (size_t i = 0; i < sizeof machines / sizeof *machines; i++) {
+        struct plan_input in = plan_table_input("deepseek-v3", "int4", "none", KV_BF16, 8192, 1);
+        struct plan_memory memory;
+        struct plan_speed speed;
+        in.machine.ram_bytes = 192 * GB;
+        in.machine.ram_gb_s = 200;
+        in.machine.nodes = machines[i];
+        in.machine.parallel = PLAN_PARALLEL_RANKS;
+        plan_memory(&in, &memory);
+        printf("| %d | %.0f | %.0f |", machines[i], memory.ram.need_bytes / GB, memory.other.need_bytes / GB);
+        for (size_t n = 0; n < sizeof nets / sizeof *nets; n++) {
+            in.machine.network_gb_s = nets[n].gb_s;
+            in.machine.network_s = nets[n].us * 1e-6;
+            plan_decode(&in, &memory, 1, 0, &speed);
+            printf(" %.1f / %.1f |", plan_speed_limit(&speed), plan_speed_expected(&speed));
+        }
+        printf("\n");
+    }
+    printf("\nA layer takes as long as the machine takes that has most of its experts: of 8, two machines have 5.1 and "
+           "2.9, not 4 and 4.\n"
+           "Each layer's rows go there and back: two latencies, and 143 KB a token and layer with two machines. "
+           "`/metrics` counts both.\n");
+}
+
 /* ---- figures of others ---- */
 
 static void print_possible(void) {
@@ -274,6 +347,8 @@ void plan_print_what_fits(void) {
     print_v3_ram();
     print_v3_held();
     print_v3_disk();
+    print_hits();
+    print_v3_ranks();
     printf("\n## The hosting guide's memory table\n\n");
     plan_print_table(PLAN_TABLE_VRAM);
     printf("\n## The hosting guide's concurrency table\n\n");

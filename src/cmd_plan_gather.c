@@ -16,10 +16,18 @@ enum { DEFAULT_CONTEXT = 32768, GPU_BATCHED_TOKENS = 2048, CPU_BATCHED_TOKENS = 
 const char *plan_report_not_here(const struct plan_report *report) {
     const struct plan_machine *m = &report->input.machine;
     if (!report->input.arch.runs_here) return "this model is here for comparison: the engine does not run it";
-    if (m->nodes > 1) return "the engine does not work on several machines yet";
+    if (plan_shares_experts(&report->input))
+        return "several machines are tried as processes of one; no real network has been met yet";
+    if (m->nodes > 1) return "several machines share routed experts alone in this engine (--ranks)";
     if (m->gpu.count > 1) return "the engine does not use several cards yet";
     if (m->gpu.count) return "the engine's GPU code has not been run on a GPU yet";
     return NULL;
+}
+
+const char *plan_report_hits_from(const struct plan_report *report) {
+    const struct plan_machine *m = &report->input.machine;
+    if (report->memory.held >= 1) return NULL;
+    return m->hit_rate >= 0 ? "given" : m->curve.n ? "trace" : "assumed";
 }
 
 const char *plan_report_class(const struct plan_report *report) {
@@ -136,6 +144,33 @@ static int gather_ram(struct plan_report *r, struct plan_host *host, struct mo_e
     return 0;
 }
 
+/* What this engine cannot do with several machines is refused rather than planned. */
+static int gather_ranks(struct plan_report *r, struct mo_error *error) {
+    const struct plan_arguments *a = r->arguments;
+    struct plan_machine *machine = &r->input.machine;
+    if (!a->ranks) return 0;
+    if (a->nodes > 1 || a->parallel)
+        return mo_error_set(error, MO_E_INVALID,
+                            "--ranks says how many machines and how they share: --nodes and "
+                            "--parallel are for other ways");
+    if (machine->gpu.count > 1 || machine->experts == PLAN_EXPERTS_GPU || machine->experts == PLAN_EXPERTS_DISK)
+        return mo_error_set(error, MO_E_INVALID,
+                            "--ranks: routed experts lie in RAM and are computed by processors, "
+                            "beside one card at most");
+    if (!r->input.arch.experts) return mo_error_set(error, MO_E_INVALID, "--ranks: the model has no experts to share");
+    machine->nodes = a->ranks;
+    machine->parallel = PLAN_PARALLEL_RANKS;
+    return 0;
+}
+
+static int gather_hits(struct plan_report *r, struct mo_error *error) {
+    const struct plan_arguments *a = r->arguments;
+    if (!a->expert_trace) return 0;
+    if (a->hit_rate >= 0)
+        return mo_error_set(error, MO_E_INVALID, "--expert-trace and --hit-rate say the same: one of them");
+    return plan_curve_read(&r->input.machine.curve, a->expert_trace, &r->input.arch, error);
+}
+
 static int gather_machine(struct plan_report *r, struct plan_host *host, struct mo_error *error) {
     const struct plan_arguments *a = r->arguments;
     struct plan_machine *machine = &r->input.machine;
@@ -152,6 +187,8 @@ static int gather_machine(struct plan_report *r, struct plan_host *host, struct 
         code = mo_error_set(error, MO_E_INVALID, "--experts gpu: there is no card (%s)", r->gpu_from);
     if (!code) code = gather_ram(r, host, error);
     if (!code) code = plan_network_parse(machine, a->network ? a->network : "1.25,50", error);
+    if (!code) code = gather_ranks(r, error);
+    if (!code) code = gather_hits(r, error);
     return code;
 }
 
@@ -178,7 +215,7 @@ static int measure_disk(struct plan_report *r, struct mo_error *error) {
     struct plan_disk disk;
     bool wanted = r->input.machine.experts == PLAN_EXPERTS_DISK || a->folder;
     bool maybe = !r->memory.fits && r->input.machine.experts == PLAN_EXPERTS_AUTO && !a->ram && r->input.arch.experts;
-    if (r->input.machine.ssd_gb_s > 0 || (!wanted && !maybe)) return 0;
+    if (r->input.machine.ssd_gb_s > 0 || plan_shares_experts(&r->input) || (!wanted && !maybe)) return 0;
     int code = plan_measure_disk(disk_folder(a), &disk, error);
     if (code) return wanted ? code : 0;
     r->input.machine.ssd_gb_s = disk.gb_s;

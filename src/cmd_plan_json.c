@@ -1,6 +1,7 @@
 /* cmd_plan_json.c - one plan for programs. */
 #include "base/json.h"
 #include "cmd_plan.h"
+#include "plan/ranks.h"
 
 static json_t *groups_json(const struct plan_weights *w) {
     json_t *groups = json_object();
@@ -79,6 +80,19 @@ static json_t *constants_json(void) {
     return all;
 }
 
+static json_t *ranks_json(const struct plan_report *r) {
+    const struct plan_memory *m = &r->memory;
+    int sizes[PLAN_MAX_RANKS];
+    struct plan_exchange e;
+    json_t *experts = json_array();
+    plan_ranks_deal(&r->input, m->gpu.need_bytes > 0, sizes);
+    plan_ranks_exchange(&r->input.arch, sizes, r->input.machine.nodes, 1, &e);
+    for (int i = 0; i < r->input.machine.nodes; i++) json_array_append_new(experts, json_integer(sizes[i]));
+    return json_pack("{so sI sI sI sf sf}", "experts", experts, "first_bytes", (json_int_t)m->ram.need_bytes,
+                     "other_bytes", (json_int_t)m->other.need_bytes, "have_bytes", (json_int_t)m->ram.have_bytes,
+                     "sent_bytes_per_layer", e.sent_bytes, "received_bytes_per_layer", e.received_bytes);
+}
+
 static json_t *memory_json(const struct plan_report *r) {
     const struct plan_memory *m = &r->memory;
     const struct plan_input *in = &r->input;
@@ -94,6 +108,10 @@ static json_t *memory_json(const struct plan_report *r) {
         in->wish.seqs, "kv_cache_dtype", plan_kv_name(in->wish.kv));
     const char *not_here = plan_report_not_here(r);
     json_object_set_new(root, "not_here", not_here ? json_string(not_here) : json_null());
+    const char *hits_from = plan_report_hits_from(r);
+    json_object_set_new(root, "hit_rate", json_real(plan_hit_rate(in, m)));
+    json_object_set_new(root, "hit_rate_from", hits_from ? json_string(hits_from) : json_null());
+    if (plan_shares_experts(in)) json_object_set_new(root, "ranks", ranks_json(r));
     if (in->weights.note[0]) json_object_set_new(root, "note", json_string(in->weights.note));
     return root;
 }

@@ -2,6 +2,7 @@
 #include <math.h>
 #include <stdio.h>
 #include "cmd_plan.h"
+#include "plan/ranks.h"
 
 static const double GB = 1e9;
 
@@ -75,19 +76,51 @@ static void say_memory(const struct plan_report *r) {
     if (w->left_out_bytes > 0) printf("  (prediction layers of %.3f GB are left out)\n", w->left_out_bytes / GB);
 }
 
+static void say_others(const struct plan_report *r) {
+    int sizes[PLAN_MAX_RANKS], n = r->input.machine.nodes;
+    struct plan_exchange e;
+    plan_ranks_deal(&r->input, r->memory.gpu.need_bytes > 0, sizes);
+    plan_ranks_exchange(&r->input.arch, sizes, n, 1, &e);
+    say_room("RAM of each other", &r->memory.other);
+    printf("  %-24s %d, the others %d to %d, of %d; a token's rows: %.1f KB there and %.1f KB back a layer\n",
+           "experts of the first", sizes[0], sizes[1], sizes[n - 1], r->input.arch.experts, e.sent_bytes * 1e-3,
+           e.received_bytes * 1e-3);
+}
+
+static void say_hits(const struct plan_report *r) {
+    const struct plan_memory *m = &r->memory;
+    const struct plan_curve *curve = &r->input.machine.curve;
+    const char *from = plan_report_hits_from(r);
+    if (!from) {
+        if (curve->n && m->fits) printf("note: no expert is read from disk: --expert-trace changes nothing\n");
+        return;
+    }
+    printf("  %-24s %10.1f %% (the others are read when they are needed: --expert-cache)\n", "experts in RAM",
+           m->held * 100);
+    printf("  %-24s %10.1f %%: ", "hit rate", plan_hit_rate(&r->input, m) * 100);
+    if (from[0] == 'g') {
+        printf("given\n");
+    } else if (from[0] == 'a') {
+        printf("assumed, as if all experts were alike (`moebius experts` finds it for a text)\n");
+    } else {
+        printf("of %d tokens %s%.100s, by our cache's rule%s\n", curve->tokens,
+               curve->generated ? "written after " : "of ", curve->source,
+               curve->synthetic ? "; RANDOM WEIGHTS: it says nothing of text" : "");
+    }
+}
+
 static void say_fit(const struct plan_report *r) {
     const struct plan_memory *m = &r->memory;
     printf("\n%s: %s (class %s)\n", m->fits ? "fits" : "does not fit", plan_place_text(m->place), plan_report_class(r));
     const char *not_here = plan_report_not_here(r);
     if (not_here) printf("note: planned from formulas; %s\n", not_here);
     say_room("each card", &m->gpu);
-    say_room(m->gpu.need_bytes > 0 ? "RAM" : "each machine's RAM", &m->ram);
+    bool has_others = m->other.have_bytes > 0;
+    say_room(has_others ? "RAM of the first machine" : m->gpu.need_bytes > 0 ? "RAM" : "each machine's RAM", &m->ram);
+    if (has_others) say_others(r);
     printf("  %-24s %10.3f GB%s\n", m->fits ? "headroom" : "short of", fabs(m->headroom_bytes) / GB,
            m->fits && m->headroom_bytes == 0 && m->held < 1 ? " (what RAM cannot hold is on disk)" : "");
-    if (m->held < 1) {
-        printf("  %-24s %10.1f %%; hit rate %.2f (the others are read when they are needed: --expert-cache)\n",
-               "experts in RAM", m->held * 100, plan_hit_rate(&r->input, m));
-    }
+    say_hits(r);
 }
 
 static void say_largest(const struct plan_report *r) {
@@ -197,7 +230,8 @@ static void explain(const struct plan_report *r) {
         "  fits     = weights + cache + scratch + driver <= %.2f of a card; of the RAM that is free, the same share; "
         "of\n"
         "             RAM that was given, all but 8 GB (or an eighth)\n"
-        "  held     = (RAM - what else lies there) / all experts; the hit rate, if none is given\n"
+        "  held     = (RAM - what else lies there) / all experts\n"
+        "  hit rate = --hit-rate, or --expert-trace at the share held (one sequence's), or held: all experts alike\n"
         "  missed experts are read from disk to RAM, and then from RAM\n"
         "  tensor   = weights / cards a step; the latent cache on every card; two all-reduces a layer, each of two "
         "hops\n"
@@ -205,7 +239,12 @@ static void explain(const struct plan_report *r) {
         "  expert   = experts / cards, the rest and the sequences on each; two all-to-alls a layer of experts\n"
         "  pipeline = memory / cards, the time of one; a hop for each stage and step; machines always so among "
         "themselves\n"
-        "             when they have several cards\n",
+        "             when they have several cards\n"
+        "  ranks    = routed experts / machines; a layer takes what the machine takes that has most of the experts "
+        "met\n"
+        "             (chance deals them: more than evenly), then two latencies and its rows there and back: 4 B a "
+        "value\n"
+        "             of the row to each machine that it needs, and of each expert's output from there\n",
         r->input.arch.experts, r->input.arch.top_k, r->input.wish.utilization);
     for (int i = 0; i < r->n_decode; i++) explain_speed(&r->decode[i], "decode");
     for (int i = 0; i < r->n_prefill; i++) explain_speed(&r->prefill[i], "prefill");

@@ -22,6 +22,7 @@ static const struct {
     {"bench", cmd_bench, "how fast a model runs here, beside what the machine can do"},
     {"check", cmd_check, "does this processor compute what it should, and how fast"},
     {"eval", cmd_eval, "how good a model is: bits per byte, lines filled in, functions that parse"},
+    {"experts", cmd_experts, "which experts a text uses, and what a cache of them would find"},
     {"quantize", cmd_quantize, "a model with fewer bits a weight, in one file"},
     {"synth", cmd_synth, "a model of a published shape with random weights, for measuring"},
     {"logits", cmd_logits, "raw logits, hidden states and expert choices, for checking"},

@@ -144,6 +144,24 @@ def test_network_and_hops():
     assert tensor["limit_tokens_per_s"] > 2 / near and any(p["what"] == "two all-reduces a layer" for p in parts)
 
 
+def test_ranks():
+    """The engine's own way to use several machines; the arithmetic is tests/unit/test_plan_ranks.c's."""
+    base = [V3, "--quant", "int4", "--gpu", "none", "--ram", "256@200", "--context", "8192"]
+    report = plan(*base, "--ranks", "2", "--network", "10gbit,30", "--explain")
+    assert report["class"] == "cluster" and report["machine"]["parallel"] == "ranks" and report["machine"]["nodes"] == 2
+    assert report["ranks"]["experts"] == [128, 128] and "no real network" in report["not_here"]
+    assert report["ranks"]["other_bytes"] < report["ranks"]["first_bytes"] < report["ranks"]["have_bytes"] == 248e9
+    (waits,) = [p for p in step(report, 1, 0)["parts"] if p["of"] == "waits"]
+    sent = report["ranks"]["sent_bytes_per_layer"] + report["ranks"]["received_bytes_per_layer"]
+    assert waits["amount"] == 58 and 1 / waits["rate"] == pytest.approx(60e-6 + sent / 1.25e9)
+    slow = plan(*base, "--machines", "2", "--network", "1gbit,30")
+    assert step(slow, 1, 0)["limit_tokens_per_s"] < step(report, 1, 0)["limit_tokens_per_s"]
+    text = succeed("plan", *base, "--ranks", "3", "--network", "10gbit,30").text
+    for words in ("RAM of the first machine", "RAM of each other", "experts of the first", "85 to 86", "KB back a layer"):
+        assert words in text, text
+    assert plan(*base[:6], "100@200", "--context", "8192", "--ranks", "2", code=3)["fits"] is False
+
+
 def test_hit_rate():
     report = lambda h: step(plan(V3, "--quant", "int4", "--gpu", "rtx-4090", "--ram", "96@89", "--nvme", "7", "--hit-rate", h), 1, 0)
     slow, fast = report("0.5"), report("0.9")
@@ -325,6 +343,13 @@ def test_names_that_are_nothing(tmp_path):
     ([LITE, "--ram", "-4"], ["--ram"]),
     ([LITE, "--nvme", "0"], ["--nvme"]),
     ([LITE, "--network", "5"], ["--network", "5"]),
+    ([LITE, "--network", "10furlong,5"], ["--network", "10furlong"]),
+    ([LITE, "--ranks", "1"], ["--ranks"]),
+    ([LITE, "--ranks", "2", "--nodes", "2", *NO_CARD], ["--ranks", "--nodes"]),
+    ([LITE, "--ranks", "2", "--parallel", "tensor", *NO_CARD], ["--ranks", "--parallel"]),
+    ([LITE, "--ranks", "2", "--gpu", "2xrtx-4090", "--ram", "64@89"], ["--ranks", "one card"]),
+    ([LITE, "--ranks", "2", "--experts", "disk", *NO_CARD], ["--ranks", "RAM"]),
+    (["qwen2.5-coder-14b", "--ranks", "2", *NO_CARD], ["--ranks", "no experts"]),
     ([LITE, "--quant", "int3"], ["--quant", "int3", "awq-g64"]),
     ([LITE, "--quant", "int4,tail=bf16"], ["--quant", "tail=bf16", "routed"]),
     ([LITE, "--quant", "int4,head=bf17"], ["--quant", "head", "bf17"]),
@@ -355,7 +380,7 @@ def test_own_card():
 def test_help():
     text = succeed("plan", "--help").text
     for flag in ("--gpu", "--ram", "--nvme", "--quantization", "--kv-cache-dtype", "--max-model-len", "--max-num-seqs", "--nodes",
-                 "--network", "--explain", "--json", "--table", "--check", "--params"):
+                 "--ranks", "--expert-trace", "--network", "--explain", "--json", "--table", "--check", "--params"):
         assert re.search(rf"^\s+{flag}\b", text, re.M), flag
     assert "Exit status" in text and "Examples:" in text
 
@@ -429,6 +454,13 @@ def test_doctor_says_when_reads_are_not_direct():
     result = succeed("doctor", folder, "--json")
     if not result.json["disk"]["direct"]:
         assert any("no direct reads" in advice for advice in result.json["advice"])
+
+
+def test_doctor_is_alone():
+    """Several at once would measure what the others leave."""
+    several = {"OMPI_COMM_WORLD_SIZE": "2"}
+    refused(moebius("doctor", "--quick", env=several), "without mpirun", "--ranks")
+    succeed("doctor", "--quick", env={**several, "MOEBIUS_MPI": "0"})
 
 
 def test_doctor_advises_on_limits():

@@ -311,10 +311,28 @@ def served(tmp_path):
 
 
 @needs_mpi
+def test_plan_knows_what_travels(tmp_path):
+    """Of random weights, which choose about evenly: the bytes of an exchange that `plan --ranks` says, counted."""
+    n, config = 3, json.loads((GOLDEN / "v2lite-tiny" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "n_routed_experts": 64}))
+    succeed("synth", "--config", tmp_path / "config.json", "--quant", "int8", "-o", tmp_path / "model")
+    said = succeed("plan", tmp_path / "model", "--gpu", "none", "--ram", "8@10", "--ranks", n, "--json").json["ranks"]
+    (line,) = on_ranks(n, "bench", tmp_path / "model", *ALONE, "--batch", 1, "--depth", 0, "--prompt", 8, "--repeat", 1, "--generate", 60,
+                       "--max-model-len", 256, "--json").json["decode"]
+    counted = line["ranks"]
+    for key in ("sent", "received"):
+        assert counted[f"{key}_bytes"] / counted["exchanges"] == pytest.approx(said[f"{key}_bytes_per_layer"], rel=0.1), (key, said, counted)
+
+
+@needs_mpi
 def test_serve_answers_and_stops(served):
     server = served()
     alone = succeed("run", ROOT / "models/demo", "-p", "def add(a, b):", "-n", 24, "--temp", 0, "--json", *ALONE).json
     assert alone["text"] and alone["text"] in json.loads(server.ask())["choices"][0]["text"]
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=LONG_S) as answer:
+        told = dict(re.findall(r"^moebius:rank(\w+)\{.*\} (\S+)$", answer.read().decode(), re.M))
+    assert float(told["s"]) == 2 and float(told["_exchanges_total"]) >= 24 * 3  # tokens, layers with experts
+    assert all(float(told[f"_{key}_total"]) > 0 for key in ("sent_bytes", "received_bytes", "wait_seconds")), told
     os.kill(server.ranks[0], signal.SIGTERM)
     assert server.ends() == 0
 

@@ -58,9 +58,9 @@ struct store {
     struct slot *slots;  /* [n_slots] */
     int n_slots, n_used; /* slots that ever held something: the others come first */
     int n_empty;
-    uint8_t *memory; /* [n_slots][records.slot_bytes] */
-    struct stream *stream;
-    int n_predicted; /* slots that are_predicted */
+    uint8_t *memory;       /* [n_slots][records.slot_bytes] */
+    struct stream *stream; /* NULL: nothing is read (store_open_empty) */
+    int n_predicted;       /* slots that are_predicted */
 
     _Atomic uint64_t hits, misses, predicted, used, wasted, wait_ns;
 };
@@ -146,7 +146,7 @@ static void empty(struct store *store, struct slot *slot) {
 
 /* Waits for a slot's read. After a failure it stays as it is. */
 static int settle(struct store *store, struct slot *slot, struct mo_error *error) {
-    int code = stream_wait(store->stream, &slot->read, error);
+    int code = store->stream ? stream_wait(store->stream, &slot->read, error) : 0;
     if (!code) slot->state = SLOT_READY;
     note_change(store, layer_of(store, slot->record));
     return code;
@@ -216,12 +216,13 @@ static struct slot *free_slot(struct store *store, int layer, int least) {
 }
 
 static void begin_read(struct store *store, struct slot *slot, int record, enum stream_need need) {
-    const struct record *r = &store->records.list[record];
-    uint8_t *to = store->memory + (size_t)(slot - store->slots) * store->records.slot_bytes;
     slot->state = SLOT_READING;
     slot->record = record;
     store->n_empty--;
     store->residents[record].slot = (int)(slot - store->slots);
+    if (!store->stream) return;
+    const struct record *r = &store->records.list[record];
+    uint8_t *to = store->memory + (size_t)(slot - store->slots) * store->records.slot_bytes;
     records_place(&store->records, record, to, &store->residents[record].mlp);
     slot->read = (struct stream_read){.parts = r->parts,
                                       .n_parts = r->n_parts,
@@ -338,8 +339,8 @@ void store_predict(struct store *store, int layer, const int32_t *experts, int n
 /* ---- numbers ---- */
 
 void store_stats_get(struct store *store, struct store_stats *stats) {
-    struct stream_stats stream;
-    stream_stats_get(store->stream, &stream);
+    struct stream_stats stream = {0};
+    if (store->stream) stream_stats_get(store->stream, &stream);
     *stats = (struct store_stats){
         .hits = atomic_load(&store->hits),
         .misses = atomic_load(&store->misses),
@@ -375,13 +376,22 @@ int store_slots(const struct store *store) {
 
 /* ---- life ---- */
 
+static struct store *make_store(const struct model *model, struct mo_error *error) {
+    struct store *store = calloc(1, sizeof *store);
+    if (!store) {
+        mo_error_set(error, MO_E_NO_MEMORY, "no memory for the experts");
+        return NULL;
+    }
+    store->model = model;
+    for (int i = 0; i < STORE_FADE; i++) store->fade[i] = exp2f(-(float)i / STORE_HALF_LIFE);
+    return store;
+}
+
 int store_open(struct store **out, const struct model *model, const struct weights *weights,
                const struct checkpoint *checkpoint, struct mo_error *error) {
-    struct store *store = calloc(1, sizeof *store);
-    if (!store) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the experts");
-    store->model = model;
+    struct store *store = make_store(model, error);
+    if (!store) return MO_E_NO_MEMORY;
     store->checkpoint = checkpoint;
-    for (int i = 0; i < STORE_FADE; i++) store->fade[i] = exp2f(-(float)i / STORE_HALF_LIFE);
     int code = records_find(&store->records, model, weights, checkpoint, error);
     if (code) {
         store_close(store);
@@ -399,6 +409,30 @@ static int take_memory(struct store *store, struct mo_error *error) {
                         strerror(errno));
 }
 
+/* Nothing lies in them yet. False: no memory. */
+static bool make_slots(struct store *store, int n) {
+    size_t records = (size_t)store->records.n;
+    store->n_slots = store->n_empty = n;
+    store->slots = calloc((size_t)n, sizeof *store->slots);
+    store->residents = calloc(records, sizeof *store->residents);
+    store->turns = calloc((size_t)store->model->layers, sizeof *store->turns);
+    for (size_t i = 0; i < records && store->residents; i++) store->residents[i].slot = NOWHERE;
+    return store->slots && store->residents && store->turns;
+}
+
+int store_open_empty(struct store **out, const struct model *model, int slots, struct mo_error *error) {
+    struct store *store = make_store(model, error);
+    if (!store) return MO_E_NO_MEMORY;
+    store->records.n = (model->layers - model->dense_layers) * model->experts;
+    assert(slots >= STORE_MIN_SLOTS && slots <= store->records.n);
+    if (!make_slots(store, slots)) {
+        store_close(store);
+        return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the places of %d experts", slots);
+    }
+    *out = store;
+    return 0;
+}
+
 static int open_slots(struct store *store, size_t bytes, struct mo_error *error) {
     size_t n = bytes / store->records.slot_bytes, records = (size_t)store->records.n;
     if (n < STORE_MIN_SLOTS) {
@@ -406,19 +440,14 @@ static int open_slots(struct store *store, size_t bytes, struct mo_error *error)
                             "--expert-cache: expected room for %d experts of %.6f GiB, found %.6f GiB", STORE_MIN_SLOTS,
                             (double)store->records.slot_bytes / (1 << 30), (double)bytes / (1 << 30));
     }
-    store->n_slots = (int)(n < records ? n : records);
+    bool is_made = make_slots(store, (int)(n < records ? n : records));
     bytes = (size_t)store->n_slots * store->records.slot_bytes;
-    store->slots = calloc((size_t)store->n_slots, sizeof *store->slots);
-    store->residents = calloc(records, sizeof *store->residents);
-    store->turns = calloc((size_t)store->model->layers, sizeof *store->turns);
     void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory != MAP_FAILED) store->memory = memory;
-    if (!store->slots || !store->residents || !store->turns || !store->memory) {
+    if (!is_made || !store->memory) {
         return mo_error_set(error, MO_E_NO_MEMORY, "--expert-cache: no memory for %.2f GiB", (double)bytes / (1 << 30));
     }
     madvise(memory, bytes, MADV_HUGEPAGE); /* what cannot be had as such is had in small pages */
-    for (size_t i = 0; i < records; i++) store->residents[i].slot = NOWHERE;
-    store->n_empty = store->n_slots;
     return 0;
 }
 

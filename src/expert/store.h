@@ -41,6 +41,9 @@ struct store;
 /* Looks where the experts lie. MO_E_UNSUPPORTED says why they cannot be read one by one. All three must outlive the store. */
 int store_open(struct store **store, const struct model *model, const struct weights *weights,
                const struct checkpoint *checkpoint, struct mo_error *error);
+/* A store of places alone: it keeps and counts as any other, reads nothing, and needs no file. For asking what a cache of so many
+ * slots (no more than there are experts) would have done; store_expert and store_predict are not for it. */
+int store_open_empty(struct store **store, const struct model *model, int slots, struct mo_error *error);
 int store_records(const struct store *store);
 size_t store_record_bytes(const struct store *store); /* of all records together, in the files */
 size_t store_rest_bytes(const struct store *store);   /* of everything else that is used there */

@@ -22,7 +22,7 @@ const struct plan_gpu *plan_gpu_builtin(int i) {
 }
 
 const char *plan_parallel_name(enum plan_parallel parallel) {
-    static const char *const names[] = {"auto", "tensor", "expert", "pipeline"};
+    static const char *const names[] = {"auto", "tensor", "expert", "pipeline", "ranks"};
     return names[parallel];
 }
 
@@ -104,13 +104,34 @@ int plan_ram_parse(struct plan_machine *machine, const char *text, struct mo_err
     return 0;
 }
 
-int plan_network_parse(struct plan_machine *machine, const char *text, struct mo_error *error) {
-    double numbers[2];
-    if (!read_numbers(text, numbers, 2)) {
-        return mo_error_set(error, MO_E_INVALID,
-                            "--network: expected GB/s and microseconds, as in 1.25,50; found \"%s\"", text);
+/* What a number of these is in GB/s; *end behind the unit's name. */
+static double read_unit(const char *text, const char **end) {
+    static const struct {
+        const char *name;
+        double gb_s;
+    } units[] = {{"gbit", 1.0 / 8}, {"mbit", 1e-3 / 8}, {"GB/s", 1}, {"MB/s", 1e-3}};
+    for (size_t i = 0; i < sizeof units / sizeof *units; i++) {
+        *end = text + strlen(units[i].name);
+        if (!strncmp(text, units[i].name, strlen(units[i].name))) return units[i].gb_s;
     }
-    machine->network_gb_s = numbers[0];
-    machine->network_s = numbers[1] * 1e-6;
+    *end = text;
+    return 1;
+}
+
+int plan_network_parse(struct plan_machine *machine, const char *text, struct mo_error *error) {
+    static const double DEFAULT_US = 50;
+    char *number_end;
+    const char *end;
+    double us = DEFAULT_US, speed = strtod(text, &number_end), gb_s = speed * read_unit(number_end, &end);
+    bool has_unit = end != number_end, good = number_end != text && gb_s > 0 && gb_s < 1e12;
+    good &= *end == ',' ? read_numbers(end + 1, &us, 1) : has_unit && !*end;
+    if (!good) {
+        return mo_error_set(error, MO_E_INVALID,
+                            "--network: expected a speed and microseconds, as in 10gbit,50 or 1.25,50 (GB/s); found "
+                            "\"%s\"",
+                            text);
+    }
+    machine->network_gb_s = gb_s;
+    machine->network_s = us * 1e-6;
     return 0;
 }

@@ -1,9 +1,9 @@
 /* plan/machine.h - what a plan is made for: cards, RAM, disk, network, and the sizes asked for.
- * Includes: base, plan/arch.h. */
+ * Includes: base, plan/arch.h, plan/curve.h. */
 #ifndef MOEBIUS_PLAN_MACHINE_H
 #define MOEBIUS_PLAN_MACHINE_H
 
-#include "plan/arch.h"
+#include "plan/curve.h"
 
 struct plan_gpu {
     char name[64];
@@ -14,7 +14,13 @@ struct plan_gpu {
     bool detected;
 };
 
-enum plan_parallel { PLAN_PARALLEL_AUTO, PLAN_PARALLEL_TENSOR, PLAN_PARALLEL_EXPERT, PLAN_PARALLEL_PIPELINE };
+enum plan_parallel {
+    PLAN_PARALLEL_AUTO,
+    PLAN_PARALLEL_TENSOR,
+    PLAN_PARALLEL_EXPERT,
+    PLAN_PARALLEL_PIPELINE,
+    PLAN_PARALLEL_RANKS /* as this engine does it: machines share routed experts (ranks.h) */
+};
 const char *plan_parallel_name(enum plan_parallel parallel);
 enum plan_experts { PLAN_EXPERTS_AUTO, PLAN_EXPERTS_GPU, PLAN_EXPERTS_CPU, PLAN_EXPERTS_DISK };
 
@@ -25,8 +31,9 @@ struct plan_machine {
     double cpu_gflops; /* multiply-adds of all threads, fp32, each counted twice; 0: not known */
     double cpu_gops8;  /* the same in 8 bits */
     double ssd_gb_s;   /* 0: none */
-    double hit_rate;   /* of experts in RAM; below 0: the share of them that fits */
-    int nodes;         /* machines like this one */
+    double hit_rate;   /* of experts in RAM; below 0: by the curve, or without one the share of them that fits */
+    struct plan_curve curve;
+    int nodes; /* machines like this one */
     double network_gb_s, network_s;
     enum plan_parallel parallel;
     enum plan_experts experts;
@@ -46,7 +53,7 @@ const struct plan_gpu *plan_gpu_builtin(int i);
 int plan_gpu_parse(struct plan_gpu *gpu, const char *text, struct mo_error *error);
 /* "64", "64GiB", "64@89": bytes, and GB/s if they are said. */
 int plan_ram_parse(struct plan_machine *machine, const char *text, struct mo_error *error);
-/* "1.25,50": GB/s and microseconds. */
+/* "1.25,50", "10gbit,50", "1250MB/s": speed (GB/s) and microseconds (50). */
 int plan_network_parse(struct plan_machine *machine, const char *text, struct mo_error *error);
 
 #endif

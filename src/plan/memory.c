@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 #include "plan/efficiency.h"
+#include "plan/ranks.h"
 
 double plan_cache_budget(double available, double utilization, double weights, double scratch) {
     double memory = available * utilization, left = memory - weights - scratch, least = memory / 16;
@@ -32,8 +33,7 @@ double plan_scratch_bytes(const struct plan_arch *a, const struct plan_wish *wis
     return rows * (hidden * 6 + a->heads * q * 2 + width * 4 + a->experts * 4.0) + 4.0 * wish->seqs * a->vocab;
 }
 
-/* What is left for us: rated RAM less the system's part, or the share of what is free now. */
-static double usable_ram(const struct plan_machine *machine, const struct plan_wish *wish) {
+double plan_usable_ram(const struct plan_machine *machine, const struct plan_wish *wish) {
     if (machine->ram_measured) return machine->ram_bytes * wish->utilization;
     double system = fmin(plan_share(PLAN_SYSTEM_RAM), machine->ram_bytes / 8);
     return machine->ram_bytes - system;
@@ -49,6 +49,7 @@ static double on_each(const struct plan_input *in, int ways, double fixed, doubl
         return (fixed + routed) / ways + (plan_arch_is_latent(&in->arch) ? kv : kv / ways);
     case PLAN_PARALLEL_AUTO:
     case PLAN_PARALLEL_PIPELINE:
+    case PLAN_PARALLEL_RANKS:
         break;
     }
     return (fixed + routed + kv) / ways;
@@ -66,6 +67,22 @@ static double room_left(const struct plan_room *room) {
     return room->have_bytes - room->need_bytes;
 }
 
+/* Machines that share routed experts alone: the first has the rest, in its RAM or on its card. */
+static void fill_ranks(const struct plan_input *in, double kv, struct plan_memory *m) {
+    double routed = in->weights.bytes[PLAN_ROUTED], fixed = m->weights_bytes - routed;
+    double own = fixed + kv + m->scratch_bytes + m->graphs_bytes;
+    int sizes[PLAN_MAX_RANKS], most = 0;
+    plan_ranks_deal(in, uses_gpu(m->place), sizes);
+    for (int r = 1; r < in->machine.nodes; r++) most = sizes[r] > most ? sizes[r] : most;
+    m->held = 1;
+    m->ram = m->other = (struct plan_room){.have_bytes = plan_usable_ram(&in->machine, &in->wish)};
+    m->ram.need_bytes = routed * sizes[0] / in->arch.experts + (uses_gpu(m->place) ? 0 : own);
+    m->other.need_bytes = routed * most / in->arch.experts + plan_ranks_message_bytes(&in->arch);
+    m->gpu = (struct plan_room){0};
+    if (!uses_gpu(m->place)) return;
+    m->gpu = (struct plan_room){own, in->machine.gpu.memory_bytes * in->wish.utilization};
+}
+
 /* The rooms, with `kv` bytes of cache in the whole. Cards of one machine share its work; machines are a pipeline of layers,
  * unless each has one card at most: then they share as cards do. */
 static void fill_rooms(const struct plan_input *in, double kv, struct plan_memory *m) {
@@ -73,8 +90,12 @@ static void fill_rooms(const struct plan_input *in, double kv, struct plan_memor
     int ways = cards > 1 ? cards : nodes, stages = cards > 1 ? nodes : 1;
     double routed = in->weights.bytes[PLAN_ROUTED], fixed = m->weights_bytes - routed;
     double own = m->scratch_bytes + m->graphs_bytes, in_ram = routed / nodes;
+    if (plan_shares_experts(in)) {
+        fill_ranks(in, kv, m);
+        return;
+    }
     m->gpu = m->ram = (struct plan_room){0};
-    m->ram.have_bytes = usable_ram(&in->machine, &in->wish);
+    m->ram.have_bytes = plan_usable_ram(&in->machine, &in->wish);
     if (uses_gpu(m->place)) {
         bool all = m->place == PLAN_IN_GPU;
         m->gpu.have_bytes = in->machine.gpu.memory_bytes * in->wish.utilization;
@@ -94,7 +115,8 @@ static void fill_rooms(const struct plan_input *in, double kv, struct plan_memor
 static double headroom(const struct plan_memory *m) {
     double gpu = uses_gpu(m->place) ? room_left(&m->gpu) : INFINITY;
     double ram = m->place == PLAN_IN_GPU ? INFINITY : room_left(&m->ram);
-    return fmin(gpu, ram);
+    double other = m->other.have_bytes > 0 ? room_left(&m->other) : INFINITY;
+    return fmin(fmin(gpu, ram), other);
 }
 
 /* Tokens of cache that fit: the memory which holds the cache, by what a token takes of it. */
@@ -130,6 +152,7 @@ static bool is_possible(const struct plan_input *in, enum plan_place place) {
     const struct plan_machine *machine = &in->machine;
     enum plan_experts experts = machine->experts;
     if (uses_gpu(place) && !machine->gpu.count) return false;
+    if (plan_shares_experts(in) && (uses_ssd(place) || place == PLAN_IN_GPU)) return false;
     if (uses_ssd(place) && (machine->ssd_gb_s <= 0 || !in->arch.experts)) return false;
     if (uses_ssd(place)) return experts == PLAN_EXPERTS_AUTO || experts == PLAN_EXPERTS_DISK;
     if (place == PLAN_IN_GPU) return experts == PLAN_EXPERTS_AUTO || experts == PLAN_EXPERTS_GPU;

@@ -33,7 +33,8 @@ struct plan_memory {
     enum plan_place place;
     bool fits;
     double weights_bytes, kv_bytes_per_token, kv_bytes, scratch_bytes, graphs_bytes, total_bytes; /* of the whole */
-    struct plan_room gpu, ram; /* each card; each machine */
+    struct plan_room gpu, ram; /* each card; each machine, or the first where machines share experts alone */
+    struct plan_room other;    /* each of the other machines then */
     double headroom_bytes;     /* of the memory that is nearest to its end; below 0 when it does not fit */
     double held;               /* share of the routed experts in RAM (1 unless some are on disk) */
     double cache_tokens;       /* that would fit beside the weights */
@@ -48,6 +49,14 @@ struct plan_input {
     struct plan_wish wish;
     double cpu_scratch_bytes; /* what the CPU backend says; 0: estimated */
 };
+
+/* Several machines, as this engine uses them. */
+static inline bool plan_shares_experts(const struct plan_input *input) {
+    return input->machine.parallel == PLAN_PARALLEL_RANKS && input->machine.nodes > 1 && input->arch.experts;
+}
+
+/* RAM of one machine that is left for us: rated RAM less the system's part, or the share of what is free now. */
+double plan_usable_ram(const struct plan_machine *machine, const struct plan_wish *wish);
 
 /* Settles what was left open: how cards share the work (by heads and rows if that fits, else by layers). */
 void plan_settle(struct plan_input *input);

@@ -77,7 +77,7 @@ static void offer_recipes(struct search *search, const struct plan_input *in) {
 static void offer_cards(struct search *search, const struct plan_input *in) {
     struct plan_input changed = *in;
     char flags[96];
-    if (!in->machine.gpu.count) return;
+    if (!in->machine.gpu.count || plan_shares_experts(in)) return;
     for (int n = in->machine.gpu.count * 2; n <= MAX_CARDS; n *= 2) {
         changed.machine.gpu.count = n;
         changed.machine.experts = PLAN_EXPERTS_GPU;

@@ -3,6 +3,7 @@
 #include <assert.h>
 #include <math.h>
 #include <string.h>
+#include "plan/ranks.h"
 
 static struct plan_part *add(struct plan_speed *s, const char *what, enum plan_device device, enum plan_work work,
                              int stage, double amount, double rate, double share) {
@@ -147,7 +148,7 @@ static void add_links(const struct job *job, struct plan_speed *s, bool gpu) {
         add_wait(s, "from machine to machine", job->steps * machine->nodes,
                  machine->network_s + row / (machine->network_gb_s * 1e9), true);
     }
-    if (ways < 2 || gb_s <= 0) return;
+    if (ways < 2 || gb_s <= 0 || plan_shares_experts(job->in)) return;
     double part = (double)(ways - 1) / ways, transfer_s = row / (gb_s * 1e9);
     if (machine->parallel == PLAN_PARALLEL_TENSOR) {
         add_wait(s, "two all-reduces a layer", job->steps * 2 * arch->layers, 2 * hop_s + 2 * part * transfer_s, true);
@@ -207,7 +208,8 @@ static void add_gpu(const struct job *job, struct plan_speed *s, bool experts) {
 double plan_hit_rate(const struct plan_input *in, const struct plan_memory *memory) {
     bool disk = memory->place == PLAN_IN_GPU_RAM_SSD || memory->place == PLAN_IN_RAM_SSD;
     if (!disk) return 1;
-    return in->machine.hit_rate >= 0 ? in->machine.hit_rate : memory->held;
+    if (in->machine.hit_rate >= 0) return in->machine.hit_rate;
+    return in->machine.curve.n ? plan_curve_at(&in->machine.curve, memory->held) : memory->held;
 }
 
 /* What is not in RAM is read from disk to RAM, and then from there. */
@@ -231,9 +233,37 @@ static void add_cpu_ops(const struct job *job, struct plan_speed *s, const char 
     add(s, what, PLAN_ON_CPU, PLAN_OPS, stage, job->ops[group], rate * gain, share);
 }
 
+/* Routed experts of several machines: a layer waits for the one that has most to do, and for its rows to go there and back.
+ * Evenly shared is the limit; chance is not even. */
+static void add_ranks(const struct job *job, struct plan_speed *s, int stage, double share) {
+    const struct plan_input *in = job->in;
+    const struct plan_arch *arch = &in->arch;
+    int sizes[PLAN_MAX_RANKS], count = in->machine.nodes, most = 0;
+    double rate = in->machine.ram_gb_s * 1e9, met = plan_arch_distinct_experts(arch, job->rows);
+    struct plan_exchange exchange;
+    plan_ranks_deal(in, job->memory->place == PLAN_IN_GPU_RAM, sizes);
+    for (int r = 0; r < count; r++) most = sizes[r] > most ? sizes[r] : most;
+    double even = (double)most / arch->experts, busiest = fmax(plan_ranks_busiest(sizes, count, met) / met, even);
+    add(s, "routed experts of one machine, RAM", PLAN_ON_CPU, PLAN_BYTES, stage, job->routed * even, rate, share);
+    if (busiest > even) {
+        add(s, "more of them on the busiest machine, RAM", PLAN_ON_CPU, PLAN_BYTES, stage,
+            job->routed * (busiest - even), rate, share)
+            ->limit_s = 0;
+    }
+    add_cpu_ops(job, s, "experts", PLAN_ROUTED, stage, 1 / even);
+    plan_ranks_exchange(arch, sizes, count, job->rows, &exchange);
+    double bytes = (exchange.sent_bytes + exchange.received_bytes) / exchange.pieces;
+    add_wait(s, "rows to the other machines and back", job->steps * plan_arch_moe_layers(arch) * exchange.pieces,
+             2 * in->machine.network_s + bytes / (in->machine.network_gb_s * 1e9), true);
+}
+
 static void add_ram_experts(const struct job *job, struct plan_speed *s) {
     const struct plan_machine *machine = &job->in->machine;
     int ways = machine->parallel == PLAN_PARALLEL_PIPELINE ? 1 : machine->nodes;
+    if (plan_shares_experts(job->in)) {
+        add_ranks(job, s, 0, plan_share(PLAN_RAM_EXPERTS));
+        return;
+    }
     add(s, "routed experts, RAM", PLAN_ON_CPU, PLAN_BYTES, 0, job->routed, machine->ram_gb_s * 1e9 * ways,
         plan_share(PLAN_RAM_EXPERTS));
     add_cpu_ops(job, s, "experts", PLAN_ROUTED, 0, ways);
@@ -264,9 +294,13 @@ static void add_cpu(const struct job *job, struct plan_speed *s) {
     for (int g = 0; g < PLAN_GROUPS; g++) {
         if (names[g]) add_cpu_ops(job, s, names[g], (enum plan_group)g, 0, gain.fixed);
     }
-    add(s, "routed experts, RAM", PLAN_ON_CPU, PLAN_BYTES, 1, job->routed, rate * gain.routed,
-        cpu_share(weights, true));
-    add_cpu_ops(job, s, "experts", PLAN_ROUTED, 1, gain.routed);
+    if (plan_shares_experts(job->in)) {
+        add_ranks(job, s, 1, cpu_share(weights, true));
+    } else {
+        add(s, "routed experts, RAM", PLAN_ON_CPU, PLAN_BYTES, 1, job->routed, rate * gain.routed,
+            cpu_share(weights, true));
+        add_cpu_ops(job, s, "experts", PLAN_ROUTED, 1, gain.routed);
+    }
     add(s, "latent cache, RAM", PLAN_ON_CPU, PLAN_BYTES, 2, job->cache, rate * gain.cache, plan_share(PLAN_CPU_CACHE));
     add(s, "attention", PLAN_ON_CPU, PLAN_OPS, 2, job->pair_ops, machine->cpu_gflops * 1e9 * gain.fixed,
         plan_share(PLAN_CPU_OPS));
@@ -300,7 +334,7 @@ void plan_decode(const struct plan_input *input, const struct plan_memory *memor
 
 bool plan_prefill_known(const struct plan_input *input, const struct plan_memory *memory) {
     return memory->place == PLAN_IN_GPU || input->machine.cpu_gflops > 0 ||
-           (memory->place == PLAN_IN_GPU_RAM && input->machine.gpu.link_gb_s > 0);
+           (memory->place == PLAN_IN_GPU_RAM && input->machine.gpu.link_gb_s > 0 && !plan_shares_experts(input));
 }
 
 /* Experts in RAM, long chunks: the card computes them too, as they come over its link. */
@@ -318,7 +352,7 @@ void plan_prefill(const struct plan_input *input, const struct plan_memory *memo
     struct plan_speed streamed = {.batch = 1, .tokens = tokens};
     *speed = streamed;
     time_job(&job, speed);
-    if (memory->place != PLAN_IN_GPU_RAM) return;
+    if (memory->place != PLAN_IN_GPU_RAM || plan_shares_experts(input)) return;
     time_streamed(&job, &streamed);
     if (input->machine.cpu_gflops <= 0 || streamed.expected_s < speed->expected_s) *speed = streamed;
 }

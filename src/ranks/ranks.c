@@ -27,7 +27,7 @@ static struct {
     double timeout_s;
     pid_t parent;
     bool ended; /* rank 0 has said so */
-    struct ranks_stats stats;
+    _Atomic uint64_t exchanges, sent_bytes, received_bytes, wait_ns;
 } ranks = {.count = 1};
 
 static volatile sig_atomic_t told_to_stop;
@@ -39,7 +39,7 @@ static int number_of(const char *name) {
     return text ? atoi(text) : 0;
 }
 
-static bool are_several(void) {
+bool ranks_are_meant(void) {
     const char *wish = getenv("MOEBIUS_MPI");
     if (wish && *wish) return strcmp(wish, "0") != 0;
     bool is_slurm_step = getenv("PMIX_RANK") || getenv("PMI_RANK");
@@ -143,7 +143,7 @@ int ranks_start_with(const struct ranks_transport *transport, struct mo_error *e
 }
 
 int ranks_start(struct mo_error *error) {
-    return are_several() ? ranks_start_with(NULL, error) : 0;
+    return ranks_are_meant() ? ranks_start_with(NULL, error) : 0;
 }
 
 int ranks_count(void) {
@@ -170,8 +170,18 @@ const char *ranks_name(int rank) {
     return ranks.name[rank];
 }
 
-struct ranks_stats *ranks_stats(void) {
-    return &ranks.stats;
+void ranks_stats_add(const struct ranks_stats *more) {
+    ranks.exchanges += more->exchanges;
+    ranks.sent_bytes += more->sent_bytes;
+    ranks.received_bytes += more->received_bytes;
+    ranks.wait_ns += (uint64_t)(more->wait_s * 1e9);
+}
+
+void ranks_stats_get(struct ranks_stats *stats) {
+    *stats = (struct ranks_stats){.exchanges = ranks.exchanges,
+                                  .sent_bytes = ranks.sent_bytes,
+                                  .received_bytes = ranks.received_bytes,
+                                  .wait_s = (double)ranks.wait_ns * 1e-9};
 }
 
 void ranks_give_up(const struct mo_error *why) {

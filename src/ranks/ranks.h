@@ -19,6 +19,8 @@
 #include "ranks/transport.h"
 #include "ranks/wire.h"
 
+/* Whether a launcher has started this as one of several. */
+bool ranks_are_meant(void);
 /* At the beginning of a command that can be several processes. */
 int ranks_start(struct mo_error *error);
 /* The same over another transport, for tests; NULL: the plug-in. */
@@ -59,8 +61,9 @@ struct ranks_stats {
     uint64_t sent_bytes, received_bytes;
     double wait_s; /* for answers, when rank 0 had done its own part */
 };
-/* Of the thread that computes. */
-struct ranks_stats *ranks_stats(void);
+void ranks_stats_add(const struct ranks_stats *more);
+/* Any thread. */
+void ranks_stats_get(struct ranks_stats *stats);
 
 /* Who computes which routed experts, of every layer alike. */
 struct ranks_split {

@@ -137,8 +137,16 @@ static void write_experts(struct metrics *m, const struct store_stats *s) {
     seconds(m, "moebius:expert_cache_wait_seconds_total", s->wait_s, "Time that steps waited for experts.");
 }
 
+static void write_ranks(struct metrics *m, const struct ranks_stats *s) {
+    gauge(m, "moebius:ranks", ranks_count(), "Processes that share the routed experts.");
+    counter(m, "moebius:rank_exchanges_total", s->exchanges, "Times that the others were asked for experts.");
+    counter(m, "moebius:rank_sent_bytes_total", s->sent_bytes, "Bytes sent to them.");
+    counter(m, "moebius:rank_received_bytes_total", s->received_bytes, "Bytes that they sent back.");
+    seconds(m, "moebius:rank_wait_seconds_total", s->wait_s, "Time that steps waited for them.");
+}
+
 void metrics_write(struct buffer *out, const struct sched_stats *s, const struct store_stats *experts,
-                   const char *model_name) {
+                   const struct ranks_stats *ranks, const char *model_name) {
     struct metrics m = {.out = out};
     write_label(m.label, sizeof m.label, model_name);
     double used = s->pages_total ? (double)(s->pages_total - s->pages_free) / s->pages_total : 0;
@@ -165,6 +173,7 @@ void metrics_write(struct buffer *out, const struct sched_stats *s, const struct
     seconds(&m, "moebius:step_seconds_total", s->step_s, "Time inside the scheduler's steps.");
     seconds(&m, "moebius:forward_seconds_total", s->forward_s, "Of it, time inside the model's forward pass.");
     if (experts) write_experts(&m, experts);
+    if (ranks) write_ranks(&m, ranks);
     if (s->has_disk) write_disk(&m, s);
     write_requests(&m, s);
     write_llama(&m, s);

@@ -100,10 +100,12 @@ static enum MHD_Result handle_metrics(struct exchange *exchange) {
     struct sched_stats stats = {0};
     struct buffer text = {0};
     struct store_stats experts = {0};
+    struct ranks_stats ranks;
     bool has_store = engine && engine->store;
     if (engine) sched_stats_get(engine->sched, &stats);
     if (has_store) store_stats_get(engine->store, &experts);
-    metrics_write(&text, &stats, has_store ? &experts : NULL, model_name(exchange));
+    ranks_stats_get(&ranks);
+    metrics_write(&text, &stats, has_store ? &experts : NULL, ranks_count() > 1 ? &ranks : NULL, model_name(exchange));
     return http_reply_text(exchange, 200, METRICS_CONTENT_TYPE, &text);
 }
 

@@ -1,9 +1,10 @@
 /* tests/fuzz/fuzz_plan.c - what `plan` reads: any JSON as a config.json or as a safetensors header is refused with a message, or gives
- * counts and bytes that are numbers. */
+ * counts and bytes that are numbers; as a trace of experts likewise. */
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include "plan/curve.h"
 #include "plan/headers.h"
 #include "plan/speed.h"
 
@@ -20,8 +21,7 @@ static void plan_it(const struct plan_arch *arch, const struct plan_weights *wei
     struct plan_speed speed;
     in.machine =
         (struct plan_machine){.ram_bytes = 64e9, .ram_gb_s = 60, .nodes = 1, .parallel = PLAN_PARALLEL_PIPELINE};
-    in.wish =
-        (struct plan_wish){.kv = KV_FP8, .context = 1024, .seqs = 2, .batched_tokens = 64, .utilization = 0.9};
+    in.wish = (struct plan_wish){.kv = KV_FP8, .context = 1024, .seqs = 2, .batched_tokens = 64, .utilization = 0.9};
     plan_memory(&in, &memory);
     plan_decode(&in, &memory, 2, 1024, &speed);
     if (!isfinite(memory.total_bytes) || memory.total_bytes < 0 || !isfinite(speed.expected_s)) abort();
@@ -57,8 +57,25 @@ static void read_as_header(const uint8_t *data, size_t size) {
     plan_it(&arch, &weights);
 }
 
+static void read_as_trace(const uint8_t *data, size_t size) {
+    struct plan_arch arch;
+    struct plan_curve curve;
+    struct mo_error error = {0};
+    json_t *root;
+    plan_arch_builtin(&arch, "deepseek-v2-lite");
+    if (json_parse((const char *)data, size, "fuzz.json", &root, NULL)) return;
+    int code = plan_curve_from(&curve, root, "fuzz.json", &arch, &error);
+    check_refused(code, &error);
+    json_decref(root);
+    for (double share = 0; share <= 1 && !code; share += 1.0 / 64) {
+        double rate = plan_curve_at(&curve, share);
+        if (!(rate >= 0 && rate <= 1)) abort();
+    }
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     read_as_config(data, size);
     read_as_header(data, size);
+    read_as_trace(data, size);
     return 0;
 }

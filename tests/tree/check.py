@@ -31,7 +31,7 @@ LAYERS = {
     "check": {"base", "model", "backend", "check"},
     "forward": {"base", "model", "backend", "forward"},
     "sched": {"base", "cache", "model", "text", "grammar", "expert", "ranks", "backend", "forward", "sched"},
-    "server": {"base", "model", "text", "grammar", "expert", "sched", "server", "top"},
+    "server": {"base", "model", "text", "grammar", "expert", "ranks", "sched", "server", "top"},
     "top": {"base", "cache", "model", "text", "grammar", "expert", "ranks", "backend", "forward", "sched", "server", "plan", "check", "top", "public"},
 }
 DATA = ("tests/golden/data/", "tests/golden/demo/", "tests/data/", "models/")  # not ours to format

@@ -216,7 +216,7 @@ static void ask_all(struct piece *piece) {
         if (r == split->self || !piece->n_pairs[r]) continue;
         size_t bytes = write_request(piece, r, at, index);
         if (ranks_begin_send(r, at, bytes, &error)) ranks_give_up(&error);
-        ranks_stats()->sent_bytes += bytes;
+        ranks_stats_add(&(struct ranks_stats){.sent_bytes = bytes});
         at += round_up(bytes);
     }
     for (int r = 0; r < split->count; r++) {
@@ -264,20 +264,19 @@ static int check_reply(const struct piece *piece, int rank, size_t bytes, struct
 /* Of all, even if one has failed: the next step must not find an old answer. */
 static int piece_wait(const struct piece *piece, struct mo_error *error) {
     const struct ranks_split *split = piece->moe->cpu->options.ranks;
-    struct ranks_stats *stats = ranks_stats();
+    struct ranks_stats more = {.exchanges = 1, .wait_s = -clock_now_s()};
     struct mo_error broken;
     int code = 0;
-    stats->wait_s -= clock_now_s();
     for (int r = 0; r < split->count; r++) {
         size_t bytes;
         if (r == split->self || !piece->n_pairs[r]) continue;
         if (ranks_wait_received(r, &bytes, &broken)) ranks_give_up(&broken);
         int failed = check_reply(piece, r, bytes, code ? NULL : error);
         code = code ? code : failed;
-        stats->received_bytes += bytes;
+        more.received_bytes += bytes;
     }
-    stats->wait_s += clock_now_s();
-    stats->exchanges++;
+    more.wait_s += clock_now_s();
+    ranks_stats_add(&more);
     return code;
 }
 
