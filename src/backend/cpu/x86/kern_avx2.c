@@ -16,7 +16,7 @@ static void decode_rows(const struct mat *w, int r0, int r1, float *out) {
         [MAT_F32] = format_decode_rows, [MAT_F16] = decode_f16,    [MAT_BF16] = decode_bf16,  [MAT_FP8] = decode_fp8,
         [MAT_INT4_AWQ] = decode_awq,    [MAT_INT4] = decode_block, [MAT_INT8] = decode_block,
     };
-    decode[w->format](w, r0, r1, out);
+    (decode[w->format] ? decode[w->format] : format_decode_rows)(w, r0, r1, out);
 }
 
 void kern_init_avx2(struct kern *kern) {

@@ -24,7 +24,7 @@ static void decode_rows(const struct mat *w, int r0, int r1, float *out) {
         [MAT_FP8] = decode_fp8_best,    [MAT_INT4_AWQ] = decode_awq, [MAT_INT4] = decode_block,
         [MAT_INT8] = decode_block,
     };
-    decode[w->format](w, r0, r1, out);
+    (decode[w->format] ? decode[w->format] : format_decode_rows)(w, r0, r1, out);
 }
 
 /* Not used by any kernel: it does half of what fp32 products do (docs/performance.md, entry 5). */
