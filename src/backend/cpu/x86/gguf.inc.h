@@ -17,7 +17,7 @@ enum {
 enum gguf_kind { GGUF_5_BITS, GGUF_6_BITS, GGUF_8_BITS };
 
 struct gguf_shape {
-    void (*unpack)(const uint8_t *p, size_t pitch, struct gguf_to to);
+    void (*unpack)(struct gguf_rows *rows, struct gguf_to to);
     enum gguf_kind kind;
     int zero, sub; /* k with one scale */
     bool has_low;
@@ -58,34 +58,36 @@ static struct gguf_walk gguf_walk_rows(const struct mat *w, int r, int rows, con
     return walk;
 }
 
-/* The bytes of a step of all rows, GGUF_AHEAD of them ahead; past the end of the rows those that come next. */
-static void gguf_prefetch(const struct gguf_walk *walk, size_t at, size_t bytes) {
-    const uint8_t *p = walk->data + at + GGUF_AHEAD * bytes;
-    if (at + GGUF_AHEAD * bytes >= walk->pitch) p = walk->next + (at + GGUF_AHEAD * bytes - walk->pitch);
-    for (int i = 0; i < VL; i++, p += walk->pitch)
-        for (size_t line = 0; line < bytes; line += 64) _mm_prefetch(p + line, _MM_HINT_T0);
+/* What is asked for during a step: GGUF_AHEAD steps ahead, or past the end of the rows what comes next. */
+static void gguf_begin_asking(const struct gguf_walk *walk, size_t at, size_t bytes, struct gguf_rows *rows) {
+    size_t ahead = at + GGUF_AHEAD * bytes;
+    rows->ask = ahead < walk->pitch ? walk->data + ahead : walk->next + (ahead - walk->pitch);
+    rows->asks = (int)((bytes + BLOCK_LINE - 1) / BLOCK_LINE) * LINE_ASKS;
 }
 
-/* Columns [k, k + GGUF_STEP) or to the end; returns how many. Rows that are missing become 0. */
-static int gguf_unpack_step(const struct gguf_walk *walk, int k, struct gguf_panel *panel) {
-    const int left = walk->w->cols - k, count = left < GGUF_STEP ? left : GGUF_STEP,
-              subs = walk->values / walk->shape->sub;
+/* The first blocks of the step at column k: `few` [VL][GGUF_STEP_BYTES_MAX] is where rows that are missing become 0. */
+static struct gguf_rows gguf_begin_step(const struct gguf_walk *walk, int k, int count, uint8_t *few) {
     const size_t at = (size_t)(k / walk->values) * walk->block_bytes;
     const size_t bytes = (size_t)(count / walk->values) * walk->block_bytes;
-    const uint8_t *p = walk->data + at;
-    size_t pitch = walk->pitch;
-    uint8_t few[VL * GGUF_STEP_BYTES_MAX];
-    if (walk->rows < VL) {
-        memset(few, 0, sizeof few);
-        for (int i = 0; i < walk->rows; i++) memcpy(few + i * GGUF_STEP_BYTES_MAX, p + (size_t)i * pitch, bytes);
-        p = few;
-        pitch = GGUF_STEP_BYTES_MAX;
-    } else {
-        gguf_prefetch(walk, at, bytes);
+    struct gguf_rows rows = {.p = walk->data + at, .pitch = walk->pitch};
+    if (walk->rows == VL) {
+        gguf_begin_asking(walk, at, bytes, &rows);
+        return rows;
     }
+    memset(few, 0, VL * GGUF_STEP_BYTES_MAX);
+    for (int i = 0; i < walk->rows; i++) memcpy(few + i * GGUF_STEP_BYTES_MAX, rows.p + (size_t)i * walk->pitch, bytes);
+    return (struct gguf_rows){.p = few, .pitch = GGUF_STEP_BYTES_MAX};
+}
+
+/* Columns [k, k + GGUF_STEP) or to the end; returns how many. What is left to ask for stays in `rows`. */
+static int gguf_unpack_step(const struct gguf_walk *walk, int k, struct gguf_rows *rows, struct gguf_panel *panel) {
+    const int left = walk->w->cols - k, count = left < GGUF_STEP ? left : GGUF_STEP;
+    const int subs = walk->values / walk->shape->sub;
+    uint8_t few[VL * GGUF_STEP_BYTES_MAX];
     struct gguf_to to = {panel->lines, panel->scale, panel->low};
-    for (int i = 0; i < count; i += walk->values, p += walk->block_bytes) {
-        walk->shape->unpack(p, pitch, to);
+    *rows = gguf_begin_step(walk, k, count, few);
+    for (int i = 0; i < count; i += walk->values, rows->p += walk->block_bytes) {
+        walk->shape->unpack(rows, to);
         to = (struct gguf_to){to.lines + walk->values / 4, to.scale + subs, to.low + subs};
     }
     return count;
@@ -96,8 +98,9 @@ static int gguf_unpack_step(const struct gguf_walk *walk, int k, struct gguf_pan
 /* What a token brings to a step. */
 struct gguf_x {
     const int8_t *q;
-    const float *scale; /* of each 32 k */
-    const int32_t *sum; /* of each sub-block, in the order of sum_place */
+    const float *scale;       /* of each 32 k */
+    int32_t start[GGUF_SUBS]; /* of each sub-block, in the order of its sums: what the weights' zero makes of them */
+    float low[GGUF_SUBS];     /* the same: scale * sum */
 };
 
 #if VL == 16 || defined(__AVXVNNI__)
@@ -142,33 +145,57 @@ INLINE void gguf_add_lines(enum gguf_kind kind, int tokens, int lines, const ive
 }
 #endif
 
-/* Where gguf_sums leaves the sum of sub-block j of 16 k. */
-INLINE int sum_place(int j) {
-    const int fours = VL / 4;
-    return j / VL * VL + j % fours * 4 + j % VL / fours;
-}
+/* Where gguf_sums leaves the sum of each sub-block of 16 k. */
+#define SUM_PLACE(J) ((J) / VL * VL + (J) % (VL / 4) * 4 + (J) % VL / (VL / 4))
+static const uint8_t sum_places[GGUF_SUBS] = {SUM_PLACE(0),  SUM_PLACE(1),  SUM_PLACE(2),  SUM_PLACE(3),
+                                              SUM_PLACE(4),  SUM_PLACE(5),  SUM_PLACE(6),  SUM_PLACE(7),
+                                              SUM_PLACE(8),  SUM_PLACE(9),  SUM_PLACE(10), SUM_PLACE(11),
+                                              SUM_PLACE(12), SUM_PLACE(13), SUM_PLACE(14), SUM_PLACE(15)};
 
-/* Sums of 16 activations each, of a step. What lies past the end of the row is not read. */
-static void gguf_sums(const int8_t *q, int32_t *sum) {
+/* Sums of 16 activations each: those of VL sub-blocks. */
+INLINE ivec gguf_sums(const int8_t *q) {
     const ivec ones = ivec_set1(0x01010101);
-    for (int i = 0; i < GGUF_SUBS; i += VL) {
-        ivec v[4];
-        UNROLL
-        for (int j = 0; j < 4; j++) {
+    ivec v[4];
+    UNROLL
+    for (int j = 0; j < 4; j++) {
 #if VL == 16 || defined(__AVXVNNI__)
-            v[j] = block_dot(MAT_INT8, ivec_zero(), ones, ivec_load(q + i * 16 + j * VL * 4));
+        v[j] = block_dot(MAT_INT8, ivec_zero(), ones, ivec_load(q + j * VL * 4));
 #else
-            v[j] = _mm256_maddubs_epi16(ones, ivec_load(q + i * 16 + j * VL * 4));
-            v[j] = _mm256_madd_epi16(v[j], _mm256_set1_epi16(1));
+        v[j] = _mm256_madd_epi16(_mm256_maddubs_epi16(ones, ivec_load(q + j * VL * 4)), _mm256_set1_epi16(1));
 #endif
-        }
-        ivec_store(sum + i, ivec_sum_fours(v));
     }
+    return ivec_sum_fours(v);
 }
 
-/* acc [tokens] += `count` k of a panel. */
+static void gguf_prepare_16(const struct gguf_shape *shape, struct gguf_x *x) {
+    int32_t sum[GGUF_SUBS];
+    UNROLL
+    for (int i = 0; i < GGUF_SUBS; i += VL) {
+        ivec v = gguf_sums(x->q + i * 16);
+        ivec_store(sum + i, v);
+        ivec_store(x->start + i, ivec_mul(v, ivec_set1(-shape->zero)));
+    }
+    for (int j = 0; shape->has_low && j < GGUF_SUBS; j++)
+        x->low[sum_places[j]] = x->scale[j / 2] * (float)sum[sum_places[j]];
+}
+
+/* `count` k of a token from k on. */
+static void gguf_prepare(const struct gguf_shape *shape, const struct q8_row *row, int k, int count, struct gguf_x *x) {
+    x->q = row->q + k;
+    x->scale = row->scale + k / 32;
+    if (shape->sub == 16) {
+        gguf_prepare_16(shape, x);
+        return;
+    }
+    ivec sum = ivec_load_part(row->sum + k / 32, count / 32);
+    ivec_store(x->start, ivec_mul(sum, ivec_set1(-shape->zero)));
+    if (shape->has_low) vec_store(x->low, vec_mul(vec_load_part(x->scale, count / 32), vec_from_int(sum)));
+}
+
+/* acc [tokens] += `count` k of a panel. With each sub-block some more of `rows` is asked for. */
 INLINE void gguf_dot(enum gguf_kind kind, int sub, int tokens, const struct gguf_shape *shape,
-                     const struct gguf_panel *panel, int count, const struct gguf_x *x, vec *acc) {
+                     const struct gguf_panel *panel, int count, struct gguf_rows *rows, const struct gguf_x *x,
+                     vec *acc) {
     const int lines = sub / 4;
     const int8_t *q[GGUF_AT_ONCE];
     vec f[GGUF_AT_ONCE];
@@ -179,16 +206,16 @@ INLINE void gguf_dot(enum gguf_kind kind, int sub, int tokens, const struct gguf
     }
     KEEP_LOOP
     for (int j = 0; j * sub < count; j++) {
-        const int group = j * sub / 32, place = sub == 16 ? sum_place(j) : j;
+        const int group = j * sub / 32, place = sub == 16 ? sum_places[j] : j;
         ivec sum[GGUF_AT_ONCE];
         UNROLL
-        for (int t = 0; t < tokens; t++) sum[t] = ivec_set1(-shape->zero * x[t].sum[place]);
+        for (int t = 0; t < tokens; t++) sum[t] = ivec_set1(x[t].start[place]);
         gguf_add_lines(kind, tokens, lines, panel->lines + j * lines, q, sum);
+        gguf_ask(rows);
         UNROLL
         for (int t = 0; t < tokens; t++) {
-            float scale = x[t].scale[group];
-            f[t] = vec_fma(vec_from_int(sum[t]), vec_mul(panel->scale[j], vec_set1(scale)), f[t]);
-            if (shape->has_low) f[t] = vec_fma(panel->low[j], vec_set1(scale * (float)x[t].sum[place]), f[t]);
+            f[t] = vec_fma(vec_from_int(sum[t]), vec_mul(panel->scale[j], vec_set1(x[t].scale[group])), f[t]);
+            if (shape->has_low) f[t] = vec_fma(panel->low[j], vec_set1(x[t].low[place]), f[t]);
             q[t] += sub;
         }
     }
@@ -197,12 +224,13 @@ INLINE void gguf_dot(enum gguf_kind kind, int sub, int tokens, const struct gguf
 }
 
 typedef void gguf_dots(const struct gguf_shape *shape, const struct gguf_panel *panel, int count,
-                       const struct gguf_x *x, vec *acc);
+                       struct gguf_rows *rows, const struct gguf_x *x, vec *acc);
 
 #define GGUF_DOT(KIND, SUB, T)                                                                                         \
     static __attribute__((noinline)) void gguf_dot_##KIND##_##SUB##_##T(                                               \
-        const struct gguf_shape *shape, const struct gguf_panel *panel, int count, const struct gguf_x *x, vec *acc) { \
-        gguf_dot(KIND, SUB, T, shape, panel, count, x, acc);                                                           \
+        const struct gguf_shape *shape, const struct gguf_panel *panel, int count, struct gguf_rows *rows,             \
+        const struct gguf_x *x, vec *acc) {                                                                            \
+        gguf_dot(KIND, SUB, T, shape, panel, count, rows, x, acc);                                                     \
     }
 /* clang-format off */
 #if VL == 16
@@ -230,30 +258,25 @@ static gguf_dots *const gguf_sets[GGUF_KINDS][2][4] = {
 
 /* A step of at most GGUF_TOKENS tokens. */
 static void gguf_multiply(const struct gguf_shape *shape, const struct gguf_panel *panel, int k, int count,
-                          const struct q8_row *x, int n, vec *acc) {
+                          struct gguf_rows *rows, const struct q8_row *x, int n, vec *acc) {
     gguf_dots *const *sets = gguf_sets[shape->kind % GGUF_KINDS][shape->sub == 32];
-    int32_t sums[GGUF_AT_ONCE][GGUF_SUBS];
+    struct gguf_x at[GGUF_AT_ONCE];
     for (int t = 0, step = 3; t < n; t += 1 << step) {
-        struct gguf_x at[GGUF_AT_ONCE];
         while (1 << step > n - t || 1 << step > GGUF_AT_ONCE) step--;
-        for (int i = 0; i < 1 << step; i++) {
-            const struct q8_row *row = &x[t + i];
-            at[i] = (struct gguf_x){row->q + k, row->scale + k / 32, row->sum + k / 32};
-            if (shape->sub == 32) continue;
-            gguf_sums(at[i].q, sums[i]);
-            at[i].sum = sums[i];
-        }
-        sets[step](shape, panel, count, at, acc + t);
+        for (int i = 0; i < 1 << step; i++) gguf_prepare(shape, &x[t + i], k, count, &at[i]);
+        sets[step](shape, panel, count, rows, at, acc + t);
     }
 }
 
-static void gguf_rows(const struct gguf_walk *walk, int r, const struct q8_row *x, int n, float *const *y) {
+static void gguf_multiply_rows(const struct gguf_walk *walk, int r, const struct q8_row *x, int n, float *const *y) {
     struct gguf_panel panel;
+    struct gguf_rows rows;
     vec acc[GGUF_TOKENS];
     for (int t = 0; t < n; t++) acc[t] = vec_zero();
     for (int k = 0, count; k < walk->w->cols; k += count) {
-        count = gguf_unpack_step(walk, k, &panel);
-        gguf_multiply(walk->shape, &panel, k, count, x, n, acc);
+        count = gguf_unpack_step(walk, k, &rows, &panel);
+        gguf_multiply(walk->shape, &panel, k, count, &rows, x, n, acc);
+        while (rows.asks > 0) gguf_ask(&rows);
     }
     for (int t = 0; t < n; t++) {
         if (walk->rows < VL)
@@ -268,7 +291,7 @@ static void gemm_gguf_q8(const struct mat *w, int r0, int r1, const struct q8_ro
     for (int t = 0; t < n; t += GGUF_TOKENS)
         for (int r = r0; r < r1; r += VL) {
             struct gguf_walk walk = gguf_walk_rows(w, r, r1 - r < VL ? r1 - r : VL, r + VL < r1 ? NULL : next);
-            gguf_rows(&walk, r, x + t, n - t < GGUF_TOKENS ? n - t : GGUF_TOKENS, y + t);
+            gguf_multiply_rows(&walk, r, x + t, n - t < GGUF_TOKENS ? n - t : GGUF_TOKENS, y + t);
         }
 }
 
@@ -298,7 +321,8 @@ INLINE void gguf_decode_lane(const struct gguf_shape *shape, const struct gguf_p
 /* out[i] [GGUF_STEP or to the end] = a step of row i, `stride` floats from one to the next. */
 static void gguf_decode_step(const struct gguf_walk *walk, int k, float *out, size_t stride) {
     struct gguf_panel panel;
-    const int count = gguf_unpack_step(walk, k, &panel);
+    struct gguf_rows rows;
+    const int count = gguf_unpack_step(walk, k, &rows, &panel);
     for (int i = 0; i < walk->rows; i++, out += stride) gguf_decode_lane(walk->shape, &panel, i, count, out);
 }
 

@@ -23,6 +23,31 @@ struct gguf_to {
     vec *scale, *low;
 };
 
+/* A block of each of VL rows, and what is to be asked for meanwhile: a few lines with every few words that are taken, as so many
+ * requests at once would wait for one another. */
+struct gguf_rows {
+    const uint8_t *p; /* the first row's block */
+    size_t pitch;     /* bytes from row to row */
+    const uint8_t *ask;
+    int asks; /* left, of ASK_ROWS lines each: all rows' first lines, then all rows' second ones, ... */
+};
+
+enum { ASK_ROWS = 4, LINE_ASKS = VL / ASK_ROWS };
+
+INLINE void gguf_ask(struct gguf_rows *rows) {
+    if (rows->asks <= 0) return;
+    UNROLL
+    for (int i = 0; i < ASK_ROWS; i++) _mm_prefetch(rows->ask + (size_t)i * rows->pitch, _MM_HINT_T0);
+    rows->ask += ASK_ROWS * rows->pitch;
+    if (--rows->asks % LINE_ASKS == 0) rows->ask += BLOCK_LINE - (ptrdiff_t)(VL * rows->pitch);
+}
+
+/* 16 bytes of each row's block, as four words. */
+INLINE void take_words(struct gguf_rows *rows, int at, ivec words[4]) {
+    rows_to_lanes(rows->p + at, rows->pitch, words);
+    gguf_ask(rows);
+}
+
 /* The same four (two) bits of every byte. */
 INLINE ivec bits_at(ivec v, int shift, int byte_mask) {
     return ivec_and(shift > 0   ? ivec_shift_right(v, shift)
@@ -37,23 +62,23 @@ INLINE vec vec_negative(vec v) {
 
 /* Byte `which` of each lane, times d. */
 INLINE vec scale_of_byte(ivec v, int which, int minus, vec d) {
-    ivec byte = ivec_and(ivec_shift_right(v, 8 * which), ivec_set1(0xff));
+    ivec byte = byte_of_each(v, which);
     if (minus) byte = ivec_sub(byte, ivec_set1(minus));
     return vec_mul(d, vec_from_int(byte));
 }
 
-INLINE ivec gguf_word(const uint8_t *p, size_t pitch, int which) {
+INLINE ivec gguf_word(struct gguf_rows *rows, int at, int which) {
     ivec v[4];
-    rows_to_lanes(p, pitch, v);
+    take_words(rows, at, v);
     return v[which];
 }
 
 /* ---- blocks of 32 ---- */
 
 /* 16 bytes with 32 values of four bits: value i low, value i + 16 high. */
-INLINE void unpack_nibbles(const uint8_t *p, size_t pitch, ivec *lines) {
+INLINE void unpack_nibbles(struct gguf_rows *rows, int at, ivec *lines) {
     ivec v[4];
-    rows_to_lanes(p, pitch, v);
+    take_words(rows, at, v);
     UNROLL
     for (int i = 0; i < 4; i++) {
         lines[i] = bits_at(v[i], 0, 15);
@@ -62,9 +87,9 @@ INLINE void unpack_nibbles(const uint8_t *p, size_t pitch, ivec *lines) {
 }
 
 /* ... with a fifth bit each, in order. */
-INLINE void unpack_five_bits(const uint8_t *p, size_t pitch, ivec *lines) {
-    ivec fifth = gguf_word(p, pitch, 0);
-    unpack_nibbles(p + 4, pitch, lines);
+INLINE void unpack_five_bits(struct gguf_rows *rows, int at, ivec *lines) {
+    ivec fifth = gguf_word(rows, at, 0);
+    unpack_nibbles(rows, at + 4, lines);
     UNROLL
     for (int i = 0; i < 8; i++) {
         int bits = i % 2 ? (int)0x80402010 : 0x08040201;
@@ -73,37 +98,37 @@ INLINE void unpack_five_bits(const uint8_t *p, size_t pitch, ivec *lines) {
 }
 
 /* d, and m if there is one. */
-INLINE void unpack_halves(const uint8_t *p, size_t pitch, bool has_low, struct gguf_to to) {
-    ivec head = gguf_word(p, pitch, 0);
+INLINE void unpack_halves(struct gguf_rows *rows, bool has_low, struct gguf_to to) {
+    ivec head = gguf_word(rows, 0, 0);
     *to.scale = vec_from_f16_bits(head);
     if (has_low) *to.low = vec_from_f16_bits(ivec_shift_right(head, 16));
 }
 
-static void unpack_q4_0(const uint8_t *p, size_t pitch, struct gguf_to to) {
-    unpack_halves(p, pitch, false, to);
-    unpack_nibbles(p + 2, pitch, to.lines);
+static void unpack_q4_0(struct gguf_rows *rows, struct gguf_to to) {
+    unpack_halves(rows, false, to);
+    unpack_nibbles(rows, 2, to.lines);
 }
 
-static void unpack_q4_1(const uint8_t *p, size_t pitch, struct gguf_to to) {
-    unpack_halves(p, pitch, true, to);
-    unpack_nibbles(p + 4, pitch, to.lines);
+static void unpack_q4_1(struct gguf_rows *rows, struct gguf_to to) {
+    unpack_halves(rows, true, to);
+    unpack_nibbles(rows, 4, to.lines);
 }
 
-static void unpack_q5_0(const uint8_t *p, size_t pitch, struct gguf_to to) {
-    unpack_halves(p, pitch, false, to);
-    unpack_five_bits(p + 2, pitch, to.lines);
+static void unpack_q5_0(struct gguf_rows *rows, struct gguf_to to) {
+    unpack_halves(rows, false, to);
+    unpack_five_bits(rows, 2, to.lines);
 }
 
-static void unpack_q5_1(const uint8_t *p, size_t pitch, struct gguf_to to) {
-    unpack_halves(p, pitch, true, to);
-    unpack_five_bits(p + 4, pitch, to.lines);
+static void unpack_q5_1(struct gguf_rows *rows, struct gguf_to to) {
+    unpack_halves(rows, true, to);
+    unpack_five_bits(rows, 4, to.lines);
 }
 
-static void unpack_q8_0(const uint8_t *p, size_t pitch, struct gguf_to to) {
-    unpack_halves(p, pitch, false, to);
+static void unpack_q8_0(struct gguf_rows *rows, struct gguf_to to) {
+    unpack_halves(rows, false, to);
     UNROLL
     for (int half = 0; half < 2; half++) {
-        rows_to_lanes(p + 2 + half * 16, pitch, to.lines + half * 4);
+        take_words(rows, 2 + half * 16, to.lines + half * 4);
         UNROLL
         for (int i = half * 4; BYTE_ZERO && i < half * 4 + 4; i++)
             to.lines[i] = ivec_xor(to.lines[i], ivec_set1((int)0x80808080));
@@ -119,19 +144,19 @@ INLINE void look_up_iq4(ivec *lines) {
     }
 }
 
-static void unpack_iq4_nl(const uint8_t *p, size_t pitch, struct gguf_to to) {
-    unpack_q4_0(p, pitch, to);
+static void unpack_iq4_nl(struct gguf_rows *rows, struct gguf_to to) {
+    unpack_q4_0(rows, to);
     look_up_iq4(to.lines);
 }
 
 /* ---- blocks of 256 ---- */
 
 /* 64 bytes of two bits, 32 bytes for 128 values. */
-INLINE void unpack_two_bits(const uint8_t *p, size_t pitch, ivec *lines) {
+INLINE void unpack_two_bits(struct gguf_rows *rows, int at, ivec *lines) {
     UNROLL
     for (int unit = 0; unit < 4; unit++) {
         ivec v[4], *to = lines + unit / 2 * 32 + unit % 2 * 4;
-        rows_to_lanes(p + unit * 16, pitch, v);
+        take_words(rows, at + unit * 16, v);
         UNROLL
         for (int i = 0; i < 4; i++) {
             UNROLL
@@ -140,24 +165,24 @@ INLINE void unpack_two_bits(const uint8_t *p, size_t pitch, ivec *lines) {
     }
 }
 
-static void unpack_q2_k(const uint8_t *p, size_t pitch, struct gguf_to to) {
-    ivec v[4], head = gguf_word(p + 68, pitch, 3);
+static void unpack_q2_k(struct gguf_rows *rows, struct gguf_to to) {
+    ivec v[4], head = gguf_word(rows, 68, 3);
     vec d = vec_from_f16_bits(head), minus = vec_negative(vec_from_f16_bits(ivec_shift_right(head, 16)));
-    rows_to_lanes(p, pitch, v);
+    take_words(rows, 0, v);
     UNROLL
     for (int j = 0; j < 16; j++) {
         to.scale[j] = scale_of_byte(bits_at(v[j / 4], 0, 15), j % 4, 0, d);
         to.low[j] = scale_of_byte(bits_at(v[j / 4], 4, 15), j % 4, 0, minus);
     }
-    unpack_two_bits(p + 16, pitch, to.lines);
+    unpack_two_bits(rows, 16, to.lines);
 }
 
 /* One bit a value in 32 bytes: byte i has those of values i, i + 32, ... */
-INLINE void add_bits(const uint8_t *p, size_t pitch, int place, ivec *lines) {
+INLINE void add_bits(struct gguf_rows *rows, int at, int place, ivec *lines) {
     UNROLL
     for (int unit = 0; unit < 2; unit++) {
         ivec v[4];
-        rows_to_lanes(p + unit * 16, pitch, v);
+        take_words(rows, at + unit * 16, v);
         UNROLL
         for (int i = 0; i < 4; i++) {
             UNROLL
@@ -169,24 +194,24 @@ INLINE void add_bits(const uint8_t *p, size_t pitch, int place, ivec *lines) {
     }
 }
 
-static void unpack_q3_k(const uint8_t *p, size_t pitch, struct gguf_to to) {
+static void unpack_q3_k(struct gguf_rows *rows, struct gguf_to to) {
     ivec v[4];
-    vec d = vec_from_f16_bits(ivec_shift_right(gguf_word(p + 94, pitch, 3), 16));
-    rows_to_lanes(p + 92, pitch, v);
+    vec d = vec_from_f16_bits(ivec_shift_right(gguf_word(rows, 94, 3), 16));
+    take_words(rows, 92, v);
     UNROLL
     for (int i = 0; i < 4; i++) { /* four scales each */
         ivec low = bits_at(v[1 + i % 2], i / 2 * 4, 15), high = bits_at(v[3], 2 * i - 4, 0x30);
         UNROLL
         for (int j = 0; j < 4; j++) to.scale[4 * i + j] = scale_of_byte(ivec_or(low, high), j, 32, d);
     }
-    unpack_two_bits(p + 32, pitch, to.lines);
-    add_bits(p, pitch, 2, to.lines);
+    unpack_two_bits(rows, 32, to.lines);
+    add_bits(rows, 0, 2, to.lines);
 }
 
 /* The 16 bytes that Q4_K and Q5_K begin with. */
-INLINE void unpack_six_bits(const uint8_t *p, size_t pitch, struct gguf_to to) {
+INLINE void unpack_six_bits(struct gguf_rows *rows, struct gguf_to to) {
     ivec v[4];
-    rows_to_lanes(p, pitch, v);
+    take_words(rows, 0, v);
     vec d = vec_from_f16_bits(v[0]), minus = vec_negative(vec_from_f16_bits(ivec_shift_right(v[0], 16)));
     ivec scale[2] = {bits_at(v[1], 0, 63), ivec_or(bits_at(v[3], 0, 15), bits_at(v[1], 2, 0x30))};
     ivec low[2] = {bits_at(v[2], 0, 63), ivec_or(bits_at(v[3], 4, 15), bits_at(v[2], 2, 0x30))};
@@ -198,11 +223,11 @@ INLINE void unpack_six_bits(const uint8_t *p, size_t pitch, struct gguf_to to) {
 }
 
 /* 128 bytes of four bits, 32 bytes for 64 values. */
-INLINE void unpack_four_bits(const uint8_t *p, size_t pitch, ivec *lines) {
+INLINE void unpack_four_bits(struct gguf_rows *rows, int at, ivec *lines) {
     KEEP_LOOP
     for (int unit = 0; unit < 8; unit++) {
         ivec v[4], *to = lines + unit / 2 * 16 + unit % 2 * 4;
-        rows_to_lanes(p + unit * 16, pitch, v);
+        take_words(rows, at + unit * 16, v);
         UNROLL
         for (int i = 0; i < 4; i++) {
             to[i] = bits_at(v[i], 0, 15);
@@ -211,26 +236,26 @@ INLINE void unpack_four_bits(const uint8_t *p, size_t pitch, ivec *lines) {
     }
 }
 
-static void unpack_q4_k(const uint8_t *p, size_t pitch, struct gguf_to to) {
-    unpack_six_bits(p, pitch, to);
-    unpack_four_bits(p + 16, pitch, to.lines);
+static void unpack_q4_k(struct gguf_rows *rows, struct gguf_to to) {
+    unpack_six_bits(rows, to);
+    unpack_four_bits(rows, 16, to.lines);
 }
 
-static void unpack_q5_k(const uint8_t *p, size_t pitch, struct gguf_to to) {
-    unpack_six_bits(p, pitch, to);
-    unpack_four_bits(p + 48, pitch, to.lines);
-    add_bits(p + 16, pitch, 4, to.lines);
+static void unpack_q5_k(struct gguf_rows *rows, struct gguf_to to) {
+    unpack_six_bits(rows, to);
+    unpack_four_bits(rows, 48, to.lines);
+    add_bits(rows, 16, 4, to.lines);
 }
 
 /* Half of Q6_K's values: 64 bytes of low bits, 32 of high ones. */
-INLINE void unpack_q6_k_half(const uint8_t *low, const uint8_t *high, size_t pitch, ivec *lines) {
+INLINE void unpack_q6_k_half(struct gguf_rows *rows, int half, ivec *lines) {
     ivec h[8];
-    rows_to_lanes(high, pitch, h);
-    rows_to_lanes(high + 16, pitch, h + 4);
+    take_words(rows, 128 + 32 * half, h);
+    take_words(rows, 144 + 32 * half, h + 4);
     UNROLL
     for (int unit = 0; unit < 4; unit++) {
         ivec v[4];
-        rows_to_lanes(low + unit * 16, pitch, v);
+        take_words(rows, 64 * half + unit * 16, v);
         UNROLL
         for (int i = 0; i < 4; i++) {
             ivec two = h[unit % 2 * 4 + i];
@@ -240,23 +265,22 @@ INLINE void unpack_q6_k_half(const uint8_t *low, const uint8_t *high, size_t pit
     }
 }
 
-static void unpack_q6_k(const uint8_t *p, size_t pitch, struct gguf_to to) {
+static void unpack_q6_k(struct gguf_rows *rows, struct gguf_to to) {
     ivec v[4];
-    vec d = vec_from_f16_bits(ivec_shift_right(gguf_word(p + 194, pitch, 3), 16));
-    rows_to_lanes(p + 192, pitch, v);
+    vec d = vec_from_f16_bits(ivec_shift_right(gguf_word(rows, 194, 3), 16));
+    take_words(rows, 192, v);
     UNROLL
     for (int j = 0; j < 16; j++) {
         ivec byte = ivec_shift_right_signed(ivec_shift_left(v[j / 4], 24 - j % 4 * 8), 24);
         to.scale[j] = vec_mul(d, vec_from_int(byte));
     }
     KEEP_LOOP
-    for (int half = 0; half < 2; half++)
-        unpack_q6_k_half(p + 64 * half, p + 128 + 32 * half, pitch, to.lines + 32 * half);
+    for (int half = 0; half < 2; half++) unpack_q6_k_half(rows, half, to.lines + 32 * half);
 }
 
-static void unpack_iq4_xs(const uint8_t *p, size_t pitch, struct gguf_to to) {
+static void unpack_iq4_xs(struct gguf_rows *rows, struct gguf_to to) {
     ivec v[4];
-    rows_to_lanes(p, pitch, v);
+    take_words(rows, 0, v);
     vec d = vec_from_f16_bits(v[0]);
     UNROLL
     for (int j = 0; j < 8; j++) {
@@ -267,7 +291,7 @@ static void unpack_iq4_xs(const uint8_t *p, size_t pitch, struct gguf_to to) {
     }
     KEEP_LOOP
     for (int j = 0; j < 8; j++) {
-        unpack_nibbles(p + 8 + 16 * j, pitch, to.lines + 8 * j);
+        unpack_nibbles(rows, 8 + 16 * j, to.lines + 8 * j);
         look_up_iq4(to.lines + 8 * j);
     }
 }

@@ -167,6 +167,10 @@ INLINE ivec ivec_sub(ivec a, ivec b) {
     return _mm256_sub_epi32(a, b);
 }
 
+INLINE ivec ivec_mul(ivec a, ivec b) {
+    return _mm256_mullo_epi32(a, b);
+}
+
 /* VL unsigned bytes */
 INLINE ivec ivec_load_bytes(const uint8_t *p) {
     return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)p));
@@ -309,6 +313,12 @@ INLINE ivec bytes_repeat(ivec v, int which) {
     const int spread = which * 0x01010101;
     const __m128i each = _mm_setr_epi32(spread, 0x04040404 + spread, 0x08080808 + spread, 0x0c0c0c0c + spread);
     return _mm256_shuffle_epi8(v, _mm256_broadcastsi128_si256(each));
+}
+
+/* Byte `which` of each lane, alone. */
+INLINE ivec byte_of_each(ivec v, int which) {
+    const int none = (int)0x80808000 + which;
+    return _mm256_shuffle_epi8(v, _mm256_broadcastsi128_si256(_mm_setr_epi32(none, none + 4, none + 8, none + 12)));
 }
 
 /* v + value in the bytes where v2 has one of the `bits`, one in each byte. */

@@ -181,6 +181,10 @@ INLINE ivec ivec_sub(ivec a, ivec b) {
     return _mm512_sub_epi32(a, b);
 }
 
+INLINE ivec ivec_mul(ivec a, ivec b) {
+    return _mm512_mullo_epi32(a, b);
+}
+
 /* VL unsigned bytes */
 INLINE ivec ivec_load_bytes(const uint8_t *p) {
     return _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)p));
@@ -329,6 +333,12 @@ INLINE ivec bytes_repeat(ivec v, int which) {
     const int spread = which * 0x01010101;
     return _mm512_shuffle_epi8(
         v, _mm512_set4_epi32(0x0c0c0c0c + spread, 0x08080808 + spread, 0x04040404 + spread, spread));
+}
+
+/* Byte `which` of each lane, alone. */
+INLINE ivec byte_of_each(ivec v, int which) {
+    const int none = (int)0x80808000 + which;
+    return _mm512_shuffle_epi8(v, _mm512_set4_epi32(none + 12, none + 8, none + 4, none));
 }
 
 /* v + value in the bytes where v2 has one of the `bits`. */
