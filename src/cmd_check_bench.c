@@ -1,5 +1,6 @@
 #include "cmd_check.h"
 
+#include <assert.h>
 #include <stdio.h>
 #include <string.h>
 #include "base/json.h"
@@ -129,8 +130,14 @@ static int check_format(const char *format, struct mo_error *error) {
         if (!strcmp(format, mat_format_name((enum mat_format)i))) return 0;
     }
     if (!format) return 0;
-    return mo_error_set(error, MO_E_INVALID,
-                        "--bench: expected f32, f16, bf16, fp8, int4_awq, int4 or int8, found \"%.40s\"", format);
+    char names[256];
+    size_t n = 0;
+    for (int i = 0; i < MAT_FORMATS; i++) {
+        const char *before = i == 0 ? "" : i + 1 < MAT_FORMATS ? ", " : " or ";
+        n += (size_t)snprintf(names + n, sizeof names - n, "%s%s", before, mat_format_name((enum mat_format)i));
+        assert(n < sizeof names);
+    }
+    return mo_error_set(error, MO_E_INVALID, "--bench: expected %s, found \"%.40s\"", names, format);
 }
 
 int check_bench(enum cpu_level best, const char *format, int threads, bool json, struct mo_error *error) {

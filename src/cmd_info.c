@@ -7,6 +7,7 @@
 #include "base/utf8.h"
 #include "cli.h"
 #include "cmd.h"
+#include "model/gguf.h"
 #include "model/locate.h"
 #include "model/names.h"
 #include "model/pack.h"
@@ -95,7 +96,7 @@ static void find_licence(struct facts *f) {
         if (licence_from_file(&f->checkpoint, files[i], f->licence, sizeof f->licence)) return;
     }
     snprintf(f->licence, sizeof f->licence,
-             f->checkpoint.is_packed ? "not stated in the file" : "not stated in the folder");
+             f->checkpoint.is_packed || f->checkpoint.gguf ? "not stated in the file" : "not stated in the folder");
 }
 
 static int gather(struct facts *f, const char *model, const char *revision, const struct depth *depth,
@@ -105,7 +106,8 @@ static int gather(struct facts *f, const char *model, const char *revision, cons
     if (!code) code = model_load(&f->model, &f->checkpoint, error);
     if (!code) code = checkpoint_open_tensors(&f->checkpoint, error);
     if (!code) code = checkpoint_hash(&f->checkpoint, depth->full_hash, f->hash, error);
-    if (!code && depth->verify) code = pack_verify(&f->checkpoint, error);
+    if (!code && depth->verify)
+        code = f->checkpoint.gguf ? gguf_verify(&f->checkpoint, error) : pack_verify(&f->checkpoint, error);
     if (code) return code;
     model_count_params(&f->model, &f->params);
     for (int i = 0; i < f->checkpoint.n_tensors; i++) {
@@ -159,6 +161,37 @@ static void print_packed(const struct facts *f) {
     if (f->model.synthetic) printf("SYNTHETIC: random weights, for measuring only\n");
 }
 
+/* What a GGUF says of itself. */
+static const struct {
+    const char *key, *name, *text;
+} gguf_keys[] = {
+    {"general.name", "name", "name"},
+    {"general.quantized_by", "quantized_by", "quantized by"},
+    {"general.license.link", "licence_link", "licence at"},
+    {"general.source.repo_url", "source", "from"},
+};
+enum { N_GGUF_KEYS = sizeof gguf_keys / sizeof *gguf_keys };
+
+static json_t *gguf_json(const struct facts *f) {
+    json_t *json = json_object();
+    for (int i = 0; i < N_GGUF_KEYS; i++) {
+        const char *value = checkpoint_metadata(&f->checkpoint, gguf_keys[i].key);
+        if (value) json_object_set_new(json, gguf_keys[i].name, json_lossy(value));
+    }
+    return json;
+}
+
+static void print_gguf(const struct facts *f) {
+    char text[512];
+    for (int i = 0; i < N_GGUF_KEYS; i++) {
+        const char *value = checkpoint_metadata(&f->checkpoint, gguf_keys[i].key);
+        if (!value || !strcmp(value, f->licence)) continue;
+        snprintf(text, sizeof text, "%.500s", value);
+        utf8_clean(text);
+        printf("%s: %s\n", gguf_keys[i].text, text);
+    }
+}
+
 static int print_json(const struct facts *f, struct mo_error *error) {
     json_t *formats = json_object();
     for (int i = 0; i < STORED_KINDS; i++) {
@@ -171,6 +204,7 @@ static int print_json(const struct facts *f, struct mo_error *error) {
                              f->licence, "hash", f->hash);
     json_object_set_new(root, "synthetic", json_boolean(f->model.synthetic));
     json_object_set_new(root, "packed", f->checkpoint.is_packed ? packed_json(f) : json_null());
+    json_object_set_new(root, "gguf", f->checkpoint.gguf ? gguf_json(f) : json_null());
     return json_print(root, error);
 }
 
@@ -196,6 +230,7 @@ static void print_text(const struct facts *f) {
     }
     printf("context: %d tokens\nlicence: %s\nhash: %s\n", m->context, f->licence, f->hash);
     if (f->checkpoint.is_packed) print_packed(f);
+    if (f->checkpoint.gguf) print_gguf(f);
     printf("\nparameters:\n");
     const struct {
         const char *name;
@@ -227,7 +262,7 @@ int cmd_info(int argc, char **argv) {
         {.names = "--model,-m", .type = CLI_STRING, .target = &model, .value = "MODEL", .help = "the model, if not given as MODEL"},
         {.names = "--revision", .type = CLI_STRING, .target = &revision, .value = "REV", .help = "branch, tag or commit in the Hugging Face cache"},
         {.names = "--full-hash", .type = CLI_FLAG, .target = &depth.full_hash, .help = "hash every byte instead of samples (reads the whole model)"},
-        {.names = "--verify", .type = CLI_FLAG, .target = &depth.verify, .help = "compare every tensor with its checksum, and look for scales that are not\nfinite (files of quantize and synth; reads the whole file)"},
+        {.names = "--verify", .type = CLI_FLAG, .target = &depth.verify, .help = "compare every tensor with its checksum, and look for scales that are not\nfinite (files of quantize and synth; of GGUF files the values alone;\nreads the whole file)"},
         {.names = "--json", .type = CLI_FLAG, .target = &json, .help = "for programs"},
         {0},
     };

@@ -113,7 +113,8 @@ int cmd_plan(int argc, char **argv) {
         .about =
             "Says whether a model fits, where its parts would lie, and how fast it would be, before anything is "
             "downloaded.\n"
-            "MODEL is a folder, org/name in the Hugging Face cache, a config.json, a safetensors file or just its "
+            "MODEL is a folder, org/name in the Hugging Face cache, a config.json, a GGUF file, a safetensors file or "
+            "just its "
             "leading\n"
             "header, or a built-in name: deepseek-coder-v2-lite, deepseek-v2-lite, deepseek-v2, deepseek-v3, "
             "deepseek-r1, and\n"

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/log.h"
+#include "engine_weights.h"
 
 /* The GPU's kernels have run as C on a CPU only (tests/shim). Until they have been seen to work on a card, a card is used by
  * those who ask for it. */
@@ -46,7 +47,9 @@ static int choose_asked(struct engine *engine, struct mo_error *error) {
     struct cuda_card_info card;
     size_t bytes;
     struct backend_options options = options_of(&engine->options);
-    int code = cuda_backend_bytes(&engine->model, &engine->weights, &options, &bytes, error);
+    int code = engine_will_quantize(engine)
+                   ? 0 /* the weights that it will get are not made yet; they are counted then */
+                   : cuda_backend_bytes(&engine->model, &engine->weights, &options, &bytes, error);
     if (code) return code;
     code = cuda_backend_probe(engine->gpu, &card, &reason);
     if (!code) {

@@ -49,6 +49,10 @@ int engine_check_quantization(const struct model *model, const char *name, struc
         name, names_of(model->quant)[0]);
 }
 
+bool engine_will_quantize(const struct engine *engine) {
+    return !engine->options.like && !is_as_it_is(&engine->model, engine->options.quantization);
+}
+
 /* A GPU with all of the weights takes each matrix once; nothing else looks at their bytes then. */
 static bool may_be_later(const struct engine *engine) {
     return engine->gpu >= 0 && engine->options.expert_device != 2;

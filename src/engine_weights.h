@@ -12,6 +12,8 @@ int engine_make_weights(struct engine *engine, struct mo_error *error);
 /* When engine->gpu is known: quantises what was bound, or makes up what was described. For a GPU with all of the weights both
  * are left to weights.later, so that the host never holds them. */
 int engine_settle_weights(struct engine *engine, struct mo_error *error);
+/* Will that make other weights than those that were bound? */
+bool engine_will_quantize(const struct engine *engine);
 
 /* Whether --quantization NAME can be had for this model: NULL and "auto" always, its own kind, or one of our recipes. */
 int engine_check_quantization(const struct model *model, const char *name, struct mo_error *error);

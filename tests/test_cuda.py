@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import conftest
+import gguf_model
 from conftest import SETS, change_config, copy_set, moebius, refused, succeed
 from test_golden import SHORT, Case, with_routing
 
@@ -388,3 +389,21 @@ def test_experts_on_the_cpu_from_disk(name, tmp_path):
     assert "experts fit into" in result.err
     assert (tmp_path / "there").read_bytes() == (tmp_path / "read").read_bytes()
     refused(moebius("logits", file, "--ids", "1", *GPU, "--expert-cache", 1), "--expert-cache", "--expert-device cpu")
+
+
+# --- GGUF ------------------------------------------------------------------------------------------------------------
+
+
+def gguf_logits(model, tmp_path, *flags):
+    succeed("logits", model, "--ids", "5,6,7,8,9", "--all", "--out", tmp_path / "out", *GPU, *flags)
+    return conftest.read_f32(tmp_path / "out", 5, -1)
+
+
+def test_gguf(tmp_path):
+    """BF16 is as good as a folder's, with kv_b put together in memory; blocks are refused with what to do, which works."""
+    path = gguf_model.convert(conftest.GOLDEN / "v2lite-tiny", tmp_path / "m.gguf", gguf_model.Type.BF16)
+    assert np.array_equal(gguf_logits(path, tmp_path), gguf_logits(conftest.GOLDEN / "v2lite-tiny", tmp_path))
+    path = gguf_model.convert(conftest.GOLDEN / "v2lite-tiny", tmp_path / "q.gguf", gguf_model.Type.Q8_0)
+    refused(moebius("logits", path, "--ids", "1", *GPU), "embed_tokens", "--quantization int4")
+    succeed("quantize", path, "--quant", "int4", "-o", tmp_path / "int4.safetensors")
+    assert np.array_equal(gguf_logits(path, tmp_path, "--quantization", "int4"), gguf_logits(tmp_path / "int4.safetensors", tmp_path))

@@ -178,6 +178,11 @@ void check_level(struct check *check, enum cpu_level level) {
     check_vectors(check);
 }
 
+void check_product(struct check *check, const struct kern *kern, enum mat_format format) {
+    set_kern(check, kern);
+    check_gemm(check, format, true);
+}
+
 void check_block_products(struct check *check, const struct kern *kern) {
     set_kern(check, kern);
     check_gemm(check, MAT_INT4, true);

@@ -127,6 +127,41 @@ static void make_block(struct check *check, struct mat *m, enum data_kind kind) 
         }
 }
 
+/* Random bytes, but for the block's fp16 numbers. */
+static void make_gguf(struct check *check, struct mat *m, enum data_kind kind) {
+    static const struct {
+        int8_t n;
+        uint8_t at[2];
+    } halves[MAT_FORMATS] = {
+        [MAT_Q4_0] = {1, {0}},    [MAT_Q4_1] = {2, {0, 2}},   [MAT_Q5_0] = {1, {0}},   [MAT_Q5_1] = {2, {0, 2}},
+        [MAT_Q8_0] = {1, {0}},    [MAT_Q2_K] = {2, {80, 82}}, [MAT_Q3_K] = {1, {108}}, [MAT_Q4_K] = {2, {0, 2}},
+        [MAT_Q5_K] = {2, {0, 2}}, [MAT_Q6_K] = {1, {208}},    [MAT_IQ4_NL] = {1, {0}}, [MAT_IQ4_XS] = {1, {0}},
+    };
+    struct check_random *random = &check->random;
+    const size_t bytes = mat_bytes(m);
+    uint8_t *data = check_alloc(check, bytes);
+    int values;
+    size_t block;
+    gguf_block(m->format, &values, &block);
+    for (size_t i = 0; i < bytes; i++)
+        data[i] = kind == DATA_EXTREME ? (uint8_t)(random_u32(random) >> 9 & 1 ? 0xff : 0)
+                                       : (uint8_t)(random_u32(random) >> 9);
+    for (size_t at = 0; at < bytes; at += block)
+        for (int i = 0; i < halves[m->format].n; i++) {
+            uint16_t half = random_scale16(random, kind);
+            if (kind == DATA_ZERO) half &= 0x8000;
+            if (kind == DATA_SPECIAL && random_u32(random) % 100 == 0) half = 0x7c00; /* Inf */
+            memcpy(data + at + halves[m->format].at[i], &half, sizeof half);
+        }
+    m->data = data;
+}
+
+int check_round_cols(enum mat_format format, int cols) {
+    int values;
+    size_t bytes;
+    return gguf_block(format, &values, &bytes) ? (cols + values - 1) / values * values : cols;
+}
+
 struct mat check_make_mat(struct check *check, enum mat_format format, int rows, int cols, enum data_kind kind) {
     struct mat m = {.format = format, .rows = rows, .cols = cols};
     if (format == MAT_FP8) {
@@ -135,6 +170,8 @@ struct mat check_make_mat(struct check *check, enum mat_format format, int rows,
         make_awq(check, &m, kind);
     } else if (format == MAT_INT4 || format == MAT_INT8) {
         make_block(check, &m, kind);
+    } else if (gguf_is_blocks(format)) {
+        make_gguf(check, &m, kind);
     } else {
         make_dense(check, &m, kind);
     }

@@ -93,7 +93,7 @@ bool speed_has(const struct speed *speed, enum cpu_level level, bool quantized) 
     kern_init(&kern, level);
     const enum mat_format format = speed->mat.format;
     if (quantized) return kern.gemm_q8[format];
-    return format != MAT_INT4 && format != MAT_INT8;
+    return format != MAT_INT4 && format != MAT_INT8 && !gguf_is_blocks(format);
 }
 
 /* ---- the data ---- */
@@ -112,7 +112,8 @@ static void fill_matrix(const struct mat *m, char *data, size_t bytes) {
         }
         return;
     }
-    const int mask = m->format == MAT_INT4 || m->format == MAT_INT8 ? 0x77 : 0xff;
+    const bool halves = m->format == MAT_INT4 || m->format == MAT_INT8 || gguf_is_blocks(m->format);
+    const int mask = halves ? 0x77 : 0xff;
     for (size_t i = 0; i < bytes; i++) {
         data[i] = (char)(random_u32(&random) >> 8 & (uint32_t)mask);
         if (m->format == MAT_FP8 && (data[i] & 0x7f) == 0x7f) data[i] = 0;

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/json.h"
+#include "model/gguf.h"
 #include "model/pack.h"
 
 enum { MAX_SHARDS = 4096, MAX_INDEX_BYTES = 256 << 20 };
@@ -191,13 +192,24 @@ int checkpoint_open_files(struct checkpoint *checkpoint, const char *path, struc
     *checkpoint = (struct checkpoint){.arena = arena_create()};
     if (!checkpoint->arena) return mo_error_set(error, MO_E_NO_MEMORY, "%s: no memory", path);
     checkpoint->path = arena_strdup(checkpoint->arena, path);
-    int code = 0;
+    char gguf[4096];
+    int code = gguf_locate(path, gguf, sizeof gguf, error);
     if (!checkpoint->path) {
         code = mo_error_set(error, MO_E_NO_MEMORY, "%s: no memory", path);
-    } else if (!file_is_directory(path)) {
+    } else if (code > 0) {
+        code = gguf_open(checkpoint, gguf, error);
+    } else if (!code && !file_is_directory(path)) {
         code = open_packed(checkpoint, error);
     }
     if (code) checkpoint_close(checkpoint);
+    return code;
+}
+
+static int open_gguf_tensors(struct checkpoint *checkpoint, struct mo_error *error) {
+    struct tensor *list = NULL;
+    int code = gguf_list_tensors(checkpoint, &list, &checkpoint->n_tensors, error);
+    if (!code) code = finish_tensors(checkpoint, list, checkpoint->path, error);
+    free(list);
     return code;
 }
 
@@ -205,6 +217,7 @@ int checkpoint_open_tensors(struct checkpoint *checkpoint, struct mo_error *erro
     char index[4200], single[4200];
     const char *dir = checkpoint->path;
     if (checkpoint->is_packed) return 0;
+    if (checkpoint->gguf) return open_gguf_tensors(checkpoint, error);
     snprintf(index, sizeof index, "%s/model.safetensors.index.json", dir);
     snprintf(single, sizeof single, "%s/model.safetensors", dir);
     if (file_exists(index)) return open_index(checkpoint, dir, index, error);
@@ -249,13 +262,14 @@ static const char *find_packed_file(const struct checkpoint *checkpoint, const c
 }
 
 void checkpoint_file_where(const struct checkpoint *checkpoint, const char *name, char *where, size_t where_size) {
-    snprintf(where, where_size, checkpoint->is_packed ? "%s: %s" : "%s/%s", checkpoint->path, name);
+    snprintf(where, where_size, checkpoint->is_packed || checkpoint->gguf ? "%s: %s" : "%s/%s", checkpoint->path, name);
 }
 
 bool checkpoint_has_file(const struct checkpoint *checkpoint, const char *name) {
     char path[4400];
     size_t size;
     if (checkpoint->is_packed) return find_packed_file(checkpoint, name, &size) != NULL;
+    if (checkpoint->gguf) return gguf_has_file(checkpoint->gguf, name);
     checkpoint_file_where(checkpoint, name, path, sizeof path);
     return file_exists(path);
 }
@@ -264,6 +278,12 @@ int checkpoint_read_file(const struct checkpoint *checkpoint, const char *name, 
                          size_t *size, struct mo_error *error) {
     char where[4400];
     checkpoint_file_where(checkpoint, name, where, sizeof where);
+    if (checkpoint->gguf) {
+        int code = gguf_read_file(checkpoint->gguf, name, data, size, error);
+        if (code || *size <= max_bytes) return code;
+        free(*data);
+        return mo_error_set(error, MO_E_LIMIT, "%s: larger than the limit of %zu bytes", where, max_bytes);
+    }
     if (!checkpoint->is_packed) return file_read(where, max_bytes, data, size, error);
     const char *found = find_packed_file(checkpoint, name, size);
     if (!found) return mo_error_set(error, MO_E_NOT_FOUND, "%s: the file holds none", where);

@@ -1,5 +1,6 @@
 /* model/checkpoint.h - the files of a model as one list of named tensors, mapped read-only, and the small files beside them.
- * A model is a folder, or one packed file (pack.h) that holds config.json, the tokenizer and the weights.
+ * A model is a folder, or one packed file (pack.h) that holds config.json, the tokenizer and the weights, or GGUF files (gguf.h),
+ * whose values are turned into these small files.
  * A reader only lists (name, dtype, shape, bytes); meaning comes later (names.c, weights.c).
  * Source: the safetensors format (8-byte little-endian header length, JSON header, data). */
 #ifndef MOEBIUS_MODEL_CHECKPOINT_H
@@ -25,10 +26,23 @@ enum dtype {
     DTYPE_I8,
     DTYPE_U8,
     DTYPE_BOOL,
+    DTYPES_PLAIN, /* those of safetensors are before this; blocks of GGUF follow, in the order of enum mat_format */
+    DTYPE_Q4_0 = DTYPES_PLAIN,
+    DTYPE_Q4_1,
+    DTYPE_Q5_0,
+    DTYPE_Q5_1,
+    DTYPE_Q8_0,
+    DTYPE_Q2_K,
+    DTYPE_Q3_K,
+    DTYPE_Q4_K,
+    DTYPE_Q5_K,
+    DTYPE_Q6_K,
+    DTYPE_IQ4_NL,
+    DTYPE_IQ4_XS,
     DTYPES
 };
 const char *dtype_name(enum dtype dtype);
-size_t dtype_bytes(enum dtype dtype);
+size_t dtype_bytes(enum dtype dtype); /* of a value; of blocks what they are aligned to, 2 */
 
 enum { TENSOR_MAX_DIMS = 4, TENSOR_SHAPE_BYTES = TENSOR_MAX_DIMS * 22 + 3 }; /* of 19 digits, a sign and ", " each */
 
@@ -54,11 +68,14 @@ struct metadata {
     const char *key, *value;
 };
 
+struct gguf;
+
 struct checkpoint {
     struct arena *arena;
     const char *path;                /* of the folder or the packed file */
     bool is_packed;                  /* one file that holds everything */
-    const struct metadata *metadata; /* [n_metadata] of a packed file */
+    const struct gguf *gguf;         /* or NULL */
+    const struct metadata *metadata; /* [n_metadata] of a packed file; of a GGUF its general.* strings */
     int n_metadata;
     struct shard *shards; /* [n_shards] */
     int n_shards;
@@ -67,8 +84,12 @@ struct checkpoint {
     int64_t total_bytes; /* of all tensors */
 };
 
-/* Opens a packed file, or of a folder DIR/model.safetensors or the shards that DIR/model.safetensors.index.json names. Only
- * headers are read. */
+/* What GGUF files that lack kv_b have instead of it, behind its name: [heads][kv_lora][nope] and [heads][v][kv_lora]. */
+#define SPLIT_K_B ".k_b"
+#define SPLIT_V_B ".v_b"
+
+/* Opens a packed file, a GGUF file, or of a folder DIR/model.safetensors or the shards that DIR/model.safetensors.index.json names. Only
+ * headers are read. A folder that holds one GGUF model and no safetensors is as good as that. */
 int checkpoint_open(struct checkpoint *checkpoint, const char *path, struct mo_error *error);
 /* The same in two steps: after the first the small files can be read, in a folder whether it has weights or not. */
 int checkpoint_open_files(struct checkpoint *checkpoint, const char *path, struct mo_error *error);

@@ -9,11 +9,15 @@
 const uint8_t awq_order[8] = {0, 2, 4, 6, 1, 3, 5, 7};
 
 const char *mat_format_name(enum mat_format format) {
-    static const char *const names[MAT_FORMATS] = {"f32", "f16", "bf16", "fp8", "int4_awq", "int4", "int8"};
+    static const char *const names[MAT_FORMATS] = {
+        "f32",  "f16",  "bf16", "fp8",  "int4_awq", "int4", "int8", "q4_0",   "q4_1",   "q5_0",
+        "q5_1", "q8_0", "q2_k", "q3_k", "q4_k",     "q5_k", "q6_k", "iq4_nl", "iq4_xs",
+    };
     return names[format];
 }
 
 size_t mat_bytes(const struct mat *mat) {
+    if (gguf_is_blocks(mat->format)) return gguf_bytes(mat);
     size_t count = (size_t)mat->rows * (size_t)mat->cols;
     switch (mat->format) {
     case MAT_F32:
@@ -29,7 +33,7 @@ size_t mat_bytes(const struct mat *mat) {
     case MAT_INT4:
     case MAT_INT8:
         return ceil_div(mat->rows, BLOCK_ROWS) * block_panel_bytes(mat);
-    case MAT_FORMATS:
+    default:
         break;
     }
     assert(0 && "a matrix has a format");
@@ -165,8 +169,8 @@ void format_decode_span(const struct mat *mat, int row, int k0, int count, float
     case MAT_INT8:
         block_decode_span(mat, row, k0, count, out);
         break;
-    case MAT_FORMATS:
-        assert(0 && "a matrix has a format");
+    default:
+        gguf_decode_span(mat, row, k0, count, out);
     }
 }
 

@@ -9,19 +9,28 @@
  *   INT4_AWQ        AutoAWQ "gemm": data [cols][rows/8] 32-bit words; nibble j of word c is row
  *                   8c + awq_order[j]; zeros [groups][rows/8] words in the same order; scales16
  *                   [groups][rows] fp16; w = (q - z) * scale; group = k / group_size, the last may be ragged
- *   INT4, INT8      our own: blocks of 32 rows x 128 k, see below */
+ *   INT4, INT8      our own: blocks of 32 rows x 128 k, see below
+ *   Q4_0 ... IQ4_XS GGUF's: blocks of 32 or 256 k of one row, as in the file, see below */
 #ifndef MOEBIUS_MODEL_FORMAT_H
 #define MOEBIUS_MODEL_FORMAT_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-enum mat_format { MAT_F32, MAT_F16, MAT_BF16, MAT_FP8, MAT_INT4_AWQ, MAT_INT4, MAT_INT8, MAT_FORMATS };
+/* clang-format off */
+enum mat_format {
+    MAT_F32, MAT_F16, MAT_BF16, MAT_FP8, MAT_INT4_AWQ, MAT_INT4, MAT_INT8,
+    MAT_Q4_0, MAT_Q4_1, MAT_Q5_0, MAT_Q5_1, MAT_Q8_0, MAT_Q2_K, MAT_Q3_K, MAT_Q4_K, MAT_Q5_K, MAT_Q6_K,
+    MAT_IQ4_NL, MAT_IQ4_XS,
+    MAT_FORMATS
+};
+/* clang-format on */
 
 struct mat {
     enum mat_format format;
     int rows, cols;
-    const void *data; /* 2-byte aligned at least: safetensors promises no more */
+    const void *data; /* 2-byte aligned at least: safetensors and GGUF's blocks promise no more */
 
     const float *scale;         /* FP8 */
     int scale_rows, scale_cols; /* FP8: weights per scale in each direction; scale_cols % 32 == 0 or >= cols */
@@ -70,6 +79,52 @@ void block_pack_panel(const struct mat *mat, const int8_t *q, const uint16_t *sc
 
 /* Makes what lies past the matrix 0 in some of its panels. */
 void block_clear_outside(const struct mat *mat, void *data, int from_panel, int to_panel);
+
+/* The formats of GGUF files that have blocks. Source: llama.cpp, ggml/src/ggml-common.h (the blocks) and ggml-quants.c (what
+ * they mean). data [rows][cols / values] blocks, cols a multiple of the block's values; numbers are little-endian, d, m and
+ * dmin fp16. A block of 256 has a scale for each 16 or 32 values in turn, number j of them that of values j * 16 or j * 32 on.
+ * Sets of bits, lowest first; "nibbles" are 16 bytes for 32 values: byte i holds value i low, value i + 16 high.
+ *
+ *   name    values  bytes
+ *   Q4_0    32      18   d, nibbles; w = d * (q - 8)
+ *   Q4_1    32      20   d, m, nibbles; w = d * q + m
+ *   Q5_0    32      22   d, 32 fifth bits (one a value, in order), nibbles; w = d * (q - 16)
+ *   Q5_1    32      24   d, m, 32 fifth bits, nibbles; w = d * q + m
+ *   Q8_0    32      34   d, 32 signed bytes; w = d * q
+ *   IQ4_NL  32      18   d, nibbles; w = d * gguf_iq4_values[q]
+ *   Q2_K    256     84   16 bytes: a scale low, a minimum high, four bits each; 64 bytes of two bits; d, dmin;
+ *                        w = d * scale * q - dmin * minimum
+ *   Q3_K    256     110  32 bytes of highest bits: byte i holds those of values i, i + 32, ...; 64 bytes of two bits;
+ *                        12 bytes of scales; d; w = d * (scale - 32) * (q - 4), q of three bits. The scales have six bits:
+ *                        the low four are the nibbles of eight bytes (byte i: scale i low, scale i + 8 high), the high
+ *                        two lie in the last four (byte i: those of scales i, i + 4, i + 8, i + 12)
+ *   Q4_K    256     144  d, dmin; 12 bytes of scales and minimums; 128 bytes of four bits; w as Q2_K. Six bits each: scale j
+ *                        and minimum j, j < 4, are the low six of bytes j and 4 + j; of scale and minimum 4 + j the low
+ *                        four bits are the nibbles of byte 8 + j and the high two those of bytes j and 4 + j
+ *   Q5_K    256     176  d, dmin; 12 bytes as Q4_K; 32 bytes of fifth bits as Q3_K's highest; 128 bytes of four bits; w as Q2_K
+ *   Q6_K    256     210  128 bytes of low four bits, 64 of them for 128 values: byte i holds value i low, value i + 64 high;
+ *                        64 bytes of the high two bits; 16 scales, signed bytes; d; w = d * scale * (q - 32)
+ *   IQ4_XS  256     136  d; 16 bits: the high two of eight scales; 4 bytes: their low four, two a byte; nibbles of each 32
+ *                        values; w = d * (scale - 32) * gguf_iq4_values[q]
+ *
+ * Two bits: 32 bytes hold 128 values, byte i value i lowest, then i + 32, i + 64 and i + 96. Four bits (Q4_K, Q5_K): 32 bytes
+ * hold 64 values, byte i value i low, value i + 32 high. Products are exact in fp32, so w has one rounding where it has a
+ * difference or a sum, and none elsewhere. */
+struct gguf_parts { /* a block taken apart: w = scale * q (+ low, if there is one) */
+    int values, per_scale;
+    bool has_low;
+    float scale[16]; /* [values / per_scale] with d */
+    float low[16];   /* [values / per_scale] what is added: m, or -dmin * minimum */
+    int8_t q[256];   /* [values] */
+};
+
+/* The values and bytes of a block; false if the format is none of GGUF's, and nothing is written. */
+bool gguf_block(enum mat_format format, int *values, size_t *bytes);
+bool gguf_is_blocks(enum mat_format format);
+/* Where a block of a matrix begins. */
+const uint8_t *gguf_block_at(const struct mat *mat, int row, int block);
+void gguf_take_apart(enum mat_format format, const void *block, struct gguf_parts *out);
+extern const int8_t gguf_iq4_values[16];
 
 extern const uint8_t awq_order[8]; /* {0, 2, 4, 6, 1, 3, 5, 7} */
 

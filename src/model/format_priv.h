@@ -1,4 +1,4 @@
-/* model/format_priv.h - shared by format.c and block.c only. */
+/* model/format_priv.h - shared by format.c, block.c and gguf_blocks.c only. */
 #ifndef MOEBIUS_MODEL_FORMAT_PRIV_H
 #define MOEBIUS_MODEL_FORMAT_PRIV_H
 
@@ -10,5 +10,9 @@ static inline size_t ceil_div(int a, int b) {
 
 /* format_decode_span for INT4 and INT8. */
 void block_decode_span(const struct mat *mat, int row, int k0, int count, float *out);
+
+/* mat_bytes and format_decode_span for GGUF's blocks. */
+size_t gguf_bytes(const struct mat *mat);
+void gguf_decode_span(const struct mat *mat, int row, int k0, int count, float *out);
 
 #endif

@@ -159,6 +159,7 @@ static int declare_matrix(struct pack *pack, const struct maker *maker, const st
         int64_t shape[3] = {(int64_t)(mat_bytes(mat) / panel), (int64_t)(panel / block), (int64_t)block};
         return pack_add(pack, name, DTYPE_U8, shape, 3, error);
     }
+    assert(!gguf_is_blocks(mat->format)); /* recipes make none of these */
     enum dtype dtype = mat->format == MAT_FP8 ? DTYPE_F8_E4M3 : mat->format == MAT_F16 ? DTYPE_F16 : DTYPE_BF16;
     int code = pack_add(pack, name, dtype, (int64_t[]){mat->rows, mat->cols}, 2, error);
     if (code || mat->format != MAT_FP8) return code;

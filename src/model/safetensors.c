@@ -14,6 +14,10 @@ static const struct {
     [DTYPE_BF16] = {"BF16", 2}, [DTYPE_F8_E4M3] = {"F8_E4M3", 1}, [DTYPE_F8_E5M2] = {"F8_E5M2", 1},
     [DTYPE_I64] = {"I64", 8},   [DTYPE_I32] = {"I32", 4},         [DTYPE_I16] = {"I16", 2},
     [DTYPE_I8] = {"I8", 1},     [DTYPE_U8] = {"U8", 1},           [DTYPE_BOOL] = {"BOOL", 1},
+    [DTYPE_Q4_0] = {"Q4_0", 2}, [DTYPE_Q4_1] = {"Q4_1", 2},       [DTYPE_Q5_0] = {"Q5_0", 2},
+    [DTYPE_Q5_1] = {"Q5_1", 2}, [DTYPE_Q8_0] = {"Q8_0", 2},       [DTYPE_Q2_K] = {"Q2_K", 2},
+    [DTYPE_Q3_K] = {"Q3_K", 2}, [DTYPE_Q4_K] = {"Q4_K", 2},       [DTYPE_Q5_K] = {"Q5_K", 2},
+    [DTYPE_Q6_K] = {"Q6_K", 2}, [DTYPE_IQ4_NL] = {"IQ4_NL", 2},   [DTYPE_IQ4_XS] = {"IQ4_XS", 2},
 };
 
 const char *dtype_name(enum dtype dtype) {
@@ -41,7 +45,7 @@ static int corrupt(const struct header *h, const char *name, const char *expecte
 static int read_dtype(const struct header *h, const json_t *entry, struct tensor *tensor) {
     const char *text = json_string_value(json_object_get(entry, "dtype"));
     if (!text) return corrupt(h, tensor->name, "a \"dtype\" string", "none");
-    for (int i = 0; i < DTYPES; i++) {
+    for (int i = 0; i < DTYPES_PLAIN; i++) {
         if (strcmp(text, dtype_table[i].name) == 0) {
             tensor->dtype = (enum dtype)i;
             return 0;

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include "base/arena.h"
+#include "model/gguf.h"
 #include "model/names.h"
 #include "model/pack.h"
 
@@ -190,6 +191,7 @@ static int bind_plain(const struct binder *b, enum role role, const struct tenso
     case DTYPE_F8_E4M3:
         return bind_fp8(b, role, tensor, mat);
     default:
+        if (gguf_mat_format(tensor->dtype, &mat->format)) return 0;
         return refuse(b, MO_E_UNSUPPORTED, tensor, "expected F32, F16, BF16 or F8_E4M3, found %s",
                       dtype_name(tensor->dtype));
     }
@@ -226,6 +228,17 @@ static int bind_matrix(const struct binder *b, enum role role, int rows, int col
     return code ? code : bind_plain(b, role, tensor, mat);
 }
 
+/* Of a GGUF in two parts, as llama.cpp wants it, or whole. */
+static int bind_kv_b(const struct binder *b, struct mat *mat) {
+    const struct model *m = b->model;
+    const struct tensor *k = find(b, ROLE_KV_B, SPLIT_K_B), *v = find(b, ROLE_KV_B, SPLIT_V_B);
+    bool split = k && v && !find(b, ROLE_KV_B, ".weight");
+    if (!split) return bind_matrix(b, ROLE_KV_B, m->heads * (m->nope_dim + m->v_dim), m->kv_lora, mat);
+    int code = check_alignment(b, k);
+    if (!code) code = check_alignment(b, v);
+    return code ? code : gguf_join_kv_b(m, k, v, path_of(b, k), b->arena, mat, b->error);
+}
+
 static int bind_mlp(const struct binder *b, enum role gate, int width, struct mlp *mlp) {
     int hidden = b->model->hidden;
     int code = bind_matrix(b, gate, width, hidden, &mlp->gate);
@@ -246,7 +259,7 @@ static int bind_attention(const struct binder *b, struct layer *layer) {
     }
     if (!code) code = bind_matrix(b, ROLE_KV_A, model_latent_dim(m), hidden, &layer->kv_a);
     if (!code) code = bind_vector(b, ROLE_KV_A_NORM, ".weight", m->kv_lora, &layer->kv_a_norm);
-    if (!code) code = bind_matrix(b, ROLE_KV_B, m->heads * (m->nope_dim + m->v_dim), m->kv_lora, &layer->kv_b);
+    if (!code) code = bind_kv_b(b, &layer->kv_b);
     if (!code) code = bind_matrix(b, ROLE_O, hidden, m->heads * m->v_dim, &layer->o);
     return code;
 }

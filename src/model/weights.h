@@ -1,5 +1,5 @@
 /* model/weights.h - the checkpoint's tensors by role. Matrices point into the mapped files; only norms, router
- * biases and FP8 scales are copied (widened to fp32, and checked to be finite). */
+ * biases and FP8 scales are copied (widened to fp32, and checked to be finite), and a GGUF's kv_b is put together of two parts. */
 #ifndef MOEBIUS_MODEL_WEIGHTS_H
 #define MOEBIUS_MODEL_WEIGHTS_H
 

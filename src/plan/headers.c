@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include "model/format.h"
 #include "model/names.h"
 
@@ -152,6 +153,21 @@ static bool is_scale(const char *name) {
     return strstr(name, "scale") || strstr(name, "qzeros");
 }
 
+/* GGUF's blocks, which have names of their own. */
+static bool find_gguf_format(const char *dtype, struct plan_format *format) {
+    for (int i = 0; i < MAT_FORMATS; i++) {
+        int values;
+        size_t bytes;
+        if (!gguf_block((enum mat_format)i, &values, &bytes)) continue;
+        if (strcasecmp(mat_format_name((enum mat_format)i), dtype) != 0) continue;
+        double bits = (double)bytes * 8 / values;
+        *format = (struct plan_format){.bits = bits, .kernel = bits > 7 ? PLAN_K_8BIT : PLAN_K_4BIT};
+        snprintf(format->name, sizeof format->name, "%s", mat_format_name((enum mat_format)i));
+        return true;
+    }
+    return false;
+}
+
 /* How many weights a tensor holds, and in what; scales and zero points count as bytes of their matrix only. */
 static double count_weights(const struct entry *e, struct plan_format *format) {
     static const struct {
@@ -174,6 +190,7 @@ static double count_weights(const struct entry *e, struct plan_format *format) {
         weights = e->elements / e->last_dim * BLOCK_ROWS * BLOCK_COLS;
     }
     if (recipe && !plan_quant_parse(&quant, recipe, NULL)) *format = quant.group[PLAN_ROUTED];
+    if (!recipe && find_gguf_format(e->dtype, format)) weights = e->elements;
     return weights;
 }
 

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/file.h"
+#include "model/gguf.h"
 #include "model/locate.h"
 #include "plan/headers.h"
 
@@ -48,8 +49,49 @@ static int read_folder_headers(struct plan_source *source, const char *dir, stru
     return code;
 }
 
+/* As a header of safetensors would say it. kv_b in two parts of blocks is put together as F16. */
+static json_t *tensor_json(const struct tensor *tensor) {
+    bool joined = tensor->dtype >= DTYPES_PLAIN && (strstr(tensor->name, SPLIT_K_B) || strstr(tensor->name, SPLIT_V_B));
+    json_int_t bytes = joined ? 2 * (json_int_t)tensor->elements : (json_int_t)tensor->bytes;
+    json_t *shape = json_array();
+    for (int i = 0; i < tensor->n_dims; i++) json_array_append_new(shape, json_integer(tensor->shape[i]));
+    return json_pack("{ss so s[iI]}", "dtype", joined ? "F16" : dtype_name(tensor->dtype), "shape", shape,
+                     "data_offsets", 0, bytes);
+}
+
+static int read_gguf(struct plan_source *source, const struct checkpoint *checkpoint, struct mo_error *error) {
+    struct plan_seen seen = {0};
+    char *config;
+    size_t size;
+    int code = checkpoint_read_file(checkpoint, "config.json", MAX_CONFIG_BYTES, &config, &size, error);
+    if (code) return code;
+    code = plan_arch_parse(&source->arch, config, size, checkpoint->path, error);
+    free(config);
+    json_t *header = json_object();
+    for (int i = 0; i < checkpoint->n_tensors && !code; i++) {
+        json_object_set_new(header, checkpoint->tensors[i].name, tensor_json(&checkpoint->tensors[i]));
+    }
+    if (!code) code = plan_header_add(&seen, header, &source->arch, checkpoint->path, error);
+    json_decref(header);
+    if (code) return code;
+    source->has_weights = true;
+    plan_seen_finish(&seen, &source->arch, &source->weights);
+    return 0;
+}
+
+static int open_gguf(struct plan_source *source, const char *path, struct mo_error *error) {
+    struct checkpoint checkpoint;
+    int code = checkpoint_open(&checkpoint, path, error);
+    if (code) return code;
+    code = read_gguf(source, &checkpoint, error);
+    checkpoint_close(&checkpoint);
+    return code;
+}
+
 static int open_folder(struct plan_source *source, const char *dir, struct mo_error *error) {
     char path[PATH_BYTES];
+    int gguf = gguf_locate(dir, path, sizeof path, error);
+    if (gguf) return gguf < 0 ? gguf : open_gguf(source, path, error);
     snprintf(path, sizeof path, "%.4000s/config.json", dir);
     int code = read_config(source, path, error);
     if (!code) code = read_folder_headers(source, dir, error);
@@ -98,6 +140,7 @@ static int open_file(struct plan_source *source, const char *path, struct mo_err
     uint8_t start[8] = {0};
     size_t n = fread(start, 1, sizeof start, file);
     fclose(file);
+    if (!memcmp(start, "GGUF", 4)) return open_gguf(source, path, error);
     bool json = n < sizeof start || start[7] != 0;
     return json ? read_config(source, path, error) : open_header(source, path, error);
 }

@@ -1,5 +1,5 @@
 /* plan/source.h - MODEL on the command line to what a plan needs: a built-in name, a folder, org/name in the Hugging Face
- * cache, a config.json, or a safetensors file, of which the leading header bytes are enough. Reads config.json and
+ * cache, a config.json, a GGUF file, or a safetensors file, of which the leading header bytes are enough. Reads config.json and
  * headers, never a weight.
  * Includes: base, model, plan. */
 #ifndef MOEBIUS_PLAN_SOURCE_H

@@ -38,9 +38,9 @@ static json_t *level_json(const struct engine *engine) {
 json_t *ollama_details_json(const struct engine *engine) {
     struct model_params params;
     model_count_params(&engine->model, &params);
-    return json_pack("{s:s, s:s, s:s, s:[s], s:o, s:o}", "parent_model", "", "format", "safetensors", "family", FAMILY,
-                     "families", FAMILY, "parameter_size", size_json(params.total), "quantization_level",
-                     level_json(engine));
+    return json_pack("{s:s, s:s, s:s, s:[s], s:o, s:o}", "parent_model", "", "format",
+                     engine->checkpoint.gguf ? "gguf" : "safetensors", "family", FAMILY, "families", FAMILY,
+                     "parameter_size", size_json(params.total), "quantization_level", level_json(engine));
 }
 
 /* --- numbers ------------------------------------------------------------------------------------- */

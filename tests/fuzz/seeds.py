@@ -9,7 +9,9 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TESTS))
+import gguf_model  # noqa: E402
 import st  # noqa: E402
+import tiny_tokenizer  # noqa: E402
 
 GOLDEN = TESTS / "golden" / "data"
 
@@ -51,10 +53,24 @@ def headers(folder):
         (folder / f"{path.parent.name}-{path.stem}.json").write_text(json.dumps(header))
 
 
+def ggufs(folder):
+    """The keys of two models with a tokenizer, and tensors of a few rows in several types."""
+    for name, pre in (("v2lite-tiny", "deepseek-llm"), ("v3-tiny", "deepseek-v3")):
+        config = json.loads((GOLDEN / name / "config.json").read_text())
+        keys = gguf_model.keys_of(config)
+        keys.update(gguf_model.tokenizer_keys(tiny_tokenizer.tokenizer(), tiny_tokenizer.config(), 256, pre))
+        tensors = gguf_model.tensors_of(gguf_model.read_values(GOLDEN / name), config)
+        for kind in ("F32", "BF16", "Q8_0"):
+            small = {key: value[:2, :2] if value.ndim == 3 else value[:2] if value.ndim == 2 else value
+                     for key, value in list(tensors.items())[:8] + list(tensors.items())[-3:]}
+            gguf_model.write(folder / f"{name}-{kind}.gguf", keys, small, gguf_model.Type[kind])
+
+
 def main():
     out = Path(sys.argv[1])
     configs(fresh(out / "fuzz_config"))
     safetensors(fresh(out / "fuzz_safetensors"))
+    ggufs(fresh(out / "fuzz_gguf"))
     configs(fresh(out / "fuzz_plan"))
     headers(out / "fuzz_plan")
     for kept in sorted((TESTS / "fuzz" / "seeds").glob("*/")):

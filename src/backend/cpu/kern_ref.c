@@ -165,6 +165,41 @@ static void gemm_block_q8(const struct mat *w, int r0, int r1, const struct q8_r
         for (int r = r0; r < r1; r++) block_row_q8(w, r, x + t, n - t < TOKENS ? n - t : TOKENS, y + t);
 }
 
+/* ---- GGUF's blocks ---- */
+
+/* A block of one row times one token. */
+static float gguf_add_block(const struct gguf_parts *block, const struct q8_row *x, int k0, float y) {
+    for (int i = 0; i < block->values; i += block->per_scale) {
+        const int8_t *xq = x->q + k0 + i;
+        int isum = 0, xsum = 0, j = i / block->per_scale;
+        float xscale = x->scale[(k0 + i) / Q8_GROUP_MIN];
+        for (int k = 0; k < block->per_scale; k++) {
+            isum += block->q[i + k] * xq[k];
+            xsum += xq[k];
+        }
+        y = fmaf((float)isum, block->scale[j] * xscale, y);
+        if (block->has_low) y = fmaf(block->low[j], xscale * (float)xsum, y);
+    }
+    return y;
+}
+
+static void gemm_gguf_q8(const struct mat *w, int r0, int r1, const struct q8_row *x, int n, float *const *y,
+                         const void *next) {
+    struct gguf_parts parts;
+    int values;
+    size_t bytes;
+    (void)next;
+
+    gguf_block(w->format, &values, &bytes);
+    for (int r = r0; r < r1; r++) {
+        for (int t = 0; t < n; t++) y[t][r] = 0;
+        for (int k = 0; k < w->cols; k += values) {
+            gguf_take_apart(w->format, gguf_block_at(w, r, k / values), &parts);
+            for (int t = 0; t < n; t++) y[t][r] = gguf_add_block(&parts, &x[t], k, y[t][r]);
+        }
+    }
+}
+
 /* ---- everything else ---- */
 
 static void quantize_group(const float *x, int count, int group, int8_t *q, float *scale, int32_t *sum) {
@@ -282,7 +317,10 @@ static uint64_t read_streams(const char *p, size_t stream_bytes) {
 
 void kern_init_ref(struct kern *kern) {
     *kern = (struct kern){.name = "ref"};
-    for (int format = 0; format < MAT_FORMATS; format++) kern->gemm[format] = gemm_dense;
+    for (int format = 0; format < MAT_FORMATS; format++) {
+        kern->gemm[format] = gemm_dense;
+        if (gguf_is_blocks((enum mat_format)format)) kern->gemm_q8[format] = gemm_gguf_q8;
+    }
     kern->gemm[MAT_INT4_AWQ] = gemm_awq;
     kern->gemm_q8[MAT_INT4_AWQ] = gemm_awq_q8;
     kern->gemm_q8[MAT_INT4] = gemm_block_q8;

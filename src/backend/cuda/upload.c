@@ -164,23 +164,36 @@ static int finish_slice(struct upload *u, struct buffer *b) {
     return check(u, u->cuda->driver.event_record(b->sent, u->cuda->stream), "sending weights");
 }
 
+static void name_matrix(struct upload *u, const char *what) {
+    if (u->layer < 0) {
+        snprintf(u->what, sizeof u->what, "%s", what);
+    } else if (u->expert < 0) {
+        snprintf(u->what, sizeof u->what, "layer %d, %s", u->layer, what);
+    } else {
+        snprintf(u->what, sizeof u->what, "layer %d, expert %d, %s", u->layer, u->expert, what);
+    }
+}
+
+/* The first matrix in a format that the card has no kernels for. */
+static void note_refused(struct upload *u, enum mat_format format, const char *what) {
+    if (u->refused != MAT_FORMATS) return;
+    u->refused = format;
+    name_matrix(u, what);
+}
+
 /* Counts a matrix; returns true when it is only counted. */
 static bool note(struct upload *u, const struct mat *mat, const char *what, bool whole) {
+    if (u->counting && gguf_is_blocks(mat->format)) {
+        note_refused(u, mat->format, what);
+        return true;
+    }
     if (u->counting) {
         u->total_bytes += row_bytes(mat, mat->rows);
         bool cut = !whole && mat->format != MAT_INT4_AWQ;
         grow(u, cut ? slice_bytes(mat, SLICE_ROWS) + (size_t)BUFFER_ALIGN : slice_bytes(mat, mat->rows));
         return true;
     }
-    if (u->n++ == u->wanted) {
-        if (u->layer < 0) {
-            snprintf(u->what, sizeof u->what, "%s", what);
-        } else if (u->expert < 0) {
-            snprintf(u->what, sizeof u->what, "layer %d, %s", u->layer, what);
-        } else {
-            snprintf(u->what, sizeof u->what, "layer %d, expert %d, %s", u->layer, u->expert, what);
-        }
-    }
+    if (u->n++ == u->wanted) name_matrix(u, what);
     return u->wanted != UINT32_MAX; /* a third walk, to find a name */
 }
 
@@ -437,6 +450,13 @@ static int finish(struct upload *u, const struct weights *weights) {
     return mo_error_set(u->error, MO_E_NUMERIC, "%s: a weight is NaN or infinite", u->what);
 }
 
+static int refuse_format(struct upload *u) {
+    return mo_error_set(u->error, MO_E_UNSUPPORTED,
+                        "%s: there are no GPU kernels for %s; --quantization int4 makes it a format that has some "
+                        "(--device cpu takes it as it is)",
+                        u->what, mat_format_name(u->refused));
+}
+
 int cuda_upload(struct cuda *cuda, const struct weights *weights, struct mo_error *error) {
     struct mo_error ignored;
     struct upload u = {.cuda = cuda,
@@ -444,6 +464,7 @@ int cuda_upload(struct cuda *cuda, const struct weights *weights, struct mo_erro
                        .counting = true,
                        .buffer_bytes = SLICE_BYTES,
                        .wanted = UINT32_MAX,
+                       .refused = MAT_FORMATS,
                        .error = error ? error : &ignored};
     cuda_address weights_at = cuda->weights_at;
     if (!cuda->weights.layers) {
@@ -456,6 +477,7 @@ int cuda_upload(struct cuda *cuda, const struct weights *weights, struct mo_erro
     int code = bring_all(&u, weights);
     cuda->weights_at = weights_at;
     cuda->weights_bytes = u.region.used;
+    if (!code && u.refused != MAT_FORMATS) code = refuse_format(&u);
     if (code || !weights_at) return code;
     u.counting = false;
     cuda->stage = "load";

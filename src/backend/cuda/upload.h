@@ -31,6 +31,7 @@ struct upload {
     uint32_t wanted;    /* the number that `what` names */
     char what[64];      /* "layer 3, expert 7, down" */
     int layer, expert;
+    enum mat_format refused; /* of `what`: there are no kernels for it; MAT_FORMATS: none */
     size_t done_bytes, total_bytes;
     struct progress progress;
     struct mo_error *error;

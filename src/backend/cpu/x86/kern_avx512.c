@@ -9,6 +9,8 @@
 #include "backend/cpu/x86/fp8_table.inc.h"
 #include "backend/cpu/x86/awq.inc.h"
 #include "backend/cpu/x86/block.inc.h"
+#include "backend/cpu/x86/gguf_unpack.inc.h"
+#include "backend/cpu/x86/gguf.inc.h"
 #include "backend/cpu/x86/peak.inc.h"
 #include "backend/cpu/x86/stages.inc.h"
 
@@ -24,7 +26,7 @@ static void decode_rows(const struct mat *w, int r0, int r1, float *out) {
         [MAT_FP8] = decode_fp8_best,    [MAT_INT4_AWQ] = decode_awq, [MAT_INT4] = decode_block,
         [MAT_INT8] = decode_block,
     };
-    decode[w->format](w, r0, r1, out);
+    (decode[w->format] ? decode[w->format] : decode_gguf)(w, r0, r1, out);
 }
 
 /* Not used by any kernel: it does half of what fp32 products do (docs/performance.md, entry 5). */
@@ -44,6 +46,7 @@ void kern_init_avx512(struct kern *kern) {
     kern->gemm_q8[MAT_INT4_AWQ] = gemm_awq_q8;
     kern->gemm_q8[MAT_INT4] = gemm_block_q8;
     kern->gemm_q8[MAT_INT8] = gemm_block_q8;
+    gguf_init(kern);
     kern->quantize = quantize;
     kern->decode_rows = decode_rows;
     kern->sum_rows[MAT_BF16] = sum_rows_bf16;

@@ -1,4 +1,4 @@
-/* backend/cpu/x86/kern_avx_vnni.c - INT4 and INT8 blocks times 8-bit activations where AVX2 has VNNI's product of bytes: one
+/* backend/cpu/x86/kern_avx_vnni.c - INT4, INT8 and GGUF blocks times 8-bit activations where AVX2 has VNNI's product of bytes: one
  * instruction instead of two or four. Everything else stays with AVX2. The Makefile compiles this file alone with the level's
  * instructions. */
 #if defined(__x86_64__)
@@ -9,12 +9,16 @@
 #include "backend/cpu/x86/fp8_scale.inc.h"
 #include "backend/cpu/x86/dense.inc.h"
 #include "backend/cpu/x86/block.inc.h"
+#include "backend/cpu/x86/gguf_unpack.inc.h"
+#include "backend/cpu/x86/gguf.inc.h"
 #include "backend/cpu/x86/peak.inc.h"
 
 void kern_init_avx_vnni(struct kern *kern) {
     kern->name = "avx-vnni";
     kern->gemm_q8[MAT_INT4] = gemm_block_q8;
     kern->gemm_q8[MAT_INT8] = gemm_block_q8;
+    for (int format = 0; format < MAT_FORMATS; format++)
+        if (gguf_is_blocks((enum mat_format)format)) kern->gemm_q8[format] = gemm_gguf_q8;
     kern->peak[PEAK_INT8] = int8_peak;
 }
 #endif

@@ -147,6 +147,14 @@ INLINE ivec ivec_and(ivec a, ivec b) {
     return _mm256_and_si256(a, b);
 }
 
+INLINE ivec ivec_or(ivec a, ivec b) {
+    return _mm256_or_si256(a, b);
+}
+
+INLINE ivec ivec_xor(ivec a, ivec b) {
+    return _mm256_xor_si256(a, b);
+}
+
 INLINE ivec ivec_max(ivec a, ivec b) {
     return _mm256_max_epi32(a, b);
 }
@@ -159,13 +167,30 @@ INLINE ivec ivec_sub(ivec a, ivec b) {
     return _mm256_sub_epi32(a, b);
 }
 
+INLINE ivec ivec_mul(ivec a, ivec b) {
+    return _mm256_mullo_epi32(a, b);
+}
+
 /* VL unsigned bytes */
 INLINE ivec ivec_load_bytes(const uint8_t *p) {
     return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)p));
 }
 
+INLINE ivec ivec_load_signed_bytes(const int8_t *p) {
+    return _mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p));
+}
+
 INLINE ivec ivec_shift_right(ivec v, int bits) {
     return _mm256_srli_epi32(v, bits);
+}
+
+INLINE ivec ivec_shift_left(ivec v, int bits) {
+    return _mm256_slli_epi32(v, bits);
+}
+
+/* With copies of the sign. */
+INLINE ivec ivec_shift_right_signed(ivec v, int bits) {
+    return _mm256_srai_epi32(v, bits);
 }
 
 /* stride in 32-bit words */
@@ -244,6 +269,62 @@ INLINE ivec nan_look(ivec seen, const char *p) {
 
 INLINE int nan_seen(ivec seen) {
     return _mm256_movemask_epi8(_mm256_cmpeq_epi8(seen, _mm256_set1_epi8(-1))) != 0;
+}
+
+/* ---- GGUF's blocks: a lane is a row ---- */
+
+/* 16 bytes of each of VL rows, `pitch` bytes apart, as four words: lane i of out[j] is word j of row i. */
+INLINE void rows_to_lanes(const uint8_t *p, size_t pitch, ivec out[4]) {
+    ivec y[4];
+    UNROLL
+    for (int i = 0; i < 4; i++) {
+        const uint8_t *row = p + (size_t)i * pitch;
+        y[i] = _mm256_castsi128_si256(_mm_loadu_si128((const void *)row));
+        y[i] = _mm256_inserti128_si256(y[i], _mm_loadu_si128((const void *)(row + 4 * pitch)), 1);
+    }
+    ivec a = _mm256_unpacklo_epi32(y[0], y[1]), b = _mm256_unpackhi_epi32(y[0], y[1]);
+    ivec c = _mm256_unpacklo_epi32(y[2], y[3]), d = _mm256_unpackhi_epi32(y[2], y[3]);
+    out[0] = _mm256_unpacklo_epi64(a, c);
+    out[1] = _mm256_unpackhi_epi64(a, c);
+    out[2] = _mm256_unpacklo_epi64(b, d);
+    out[3] = _mm256_unpackhi_epi64(b, d);
+}
+
+/* Sums of four lanes each: those of v[j]'s lanes 4i to 4i + 3 in lane 4i + j. */
+INLINE ivec ivec_sum_fours(const ivec v[4]) {
+    ivec a = ivec_add(_mm256_unpacklo_epi32(v[0], v[1]), _mm256_unpackhi_epi32(v[0], v[1]));
+    ivec b = ivec_add(_mm256_unpacklo_epi32(v[2], v[3]), _mm256_unpackhi_epi32(v[2], v[3]));
+    return ivec_add(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
+}
+
+/* The low 16 bits of each lane, an fp16. */
+INLINE vec vec_from_f16_bits(ivec v) {
+    ivec low = ivec_and(v, ivec_set1(0xffff)), packed = _mm256_packus_epi32(low, low);
+    return _mm256_cvtph_ps(_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
+}
+
+/* table[i] for each byte i < 16. */
+INLINE ivec bytes_look_up(const int8_t *table, ivec indices) {
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)table)), indices);
+}
+
+/* Byte `which` of each lane in all four. */
+INLINE ivec bytes_repeat(ivec v, int which) {
+    const int spread = which * 0x01010101;
+    const __m128i each = _mm_setr_epi32(spread, 0x04040404 + spread, 0x08080808 + spread, 0x0c0c0c0c + spread);
+    return _mm256_shuffle_epi8(v, _mm256_broadcastsi128_si256(each));
+}
+
+/* Byte `which` of each lane, alone. */
+INLINE ivec byte_of_each(ivec v, int which) {
+    const int none = (int)0x80808000 + which;
+    return _mm256_shuffle_epi8(v, _mm256_broadcastsi128_si256(_mm_setr_epi32(none, none + 4, none + 8, none + 12)));
+}
+
+/* v + value in the bytes where v2 has one of the `bits`, one in each byte. */
+INLINE ivec bytes_add_where(ivec v, ivec v2, int bits, int value) {
+    const ivec b = ivec_set1(bits);
+    return _mm256_add_epi8(v, ivec_and(_mm256_cmpeq_epi8(ivec_and(v2, b), b), ivec_set1(value)));
 }
 
 /* ---- AWQ: a register holds VL words of one k; lane = word, nibble j = row awq_order[j] of the word's eight

@@ -161,6 +161,14 @@ INLINE ivec ivec_and(ivec a, ivec b) {
     return _mm512_and_si512(a, b);
 }
 
+INLINE ivec ivec_or(ivec a, ivec b) {
+    return _mm512_or_si512(a, b);
+}
+
+INLINE ivec ivec_xor(ivec a, ivec b) {
+    return _mm512_xor_si512(a, b);
+}
+
 INLINE ivec ivec_max(ivec a, ivec b) {
     return _mm512_max_epi32(a, b);
 }
@@ -173,13 +181,30 @@ INLINE ivec ivec_sub(ivec a, ivec b) {
     return _mm512_sub_epi32(a, b);
 }
 
+INLINE ivec ivec_mul(ivec a, ivec b) {
+    return _mm512_mullo_epi32(a, b);
+}
+
 /* VL unsigned bytes */
 INLINE ivec ivec_load_bytes(const uint8_t *p) {
     return _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)p));
 }
 
+INLINE ivec ivec_load_signed_bytes(const int8_t *p) {
+    return _mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)p));
+}
+
 INLINE ivec ivec_shift_right(ivec v, int bits) {
     return _mm512_srli_epi32(v, (unsigned)bits);
+}
+
+INLINE ivec ivec_shift_left(ivec v, int bits) {
+    return _mm512_slli_epi32(v, (unsigned)bits);
+}
+
+/* With copies of the sign. */
+INLINE ivec ivec_shift_right_signed(ivec v, int bits) {
+    return _mm512_srai_epi32(v, (unsigned)bits);
 }
 
 /* stride in 32-bit words */
@@ -263,6 +288,62 @@ INLINE ivec nan_look(ivec seen, const char *p) {
 
 INLINE int nan_seen(ivec seen) {
     return _mm512_movepi8_mask(seen) != 0;
+}
+
+/* ---- GGUF's blocks: a lane is a row ---- */
+
+/* 16 bytes of each of VL rows, `pitch` bytes apart, as four words: lane i of out[j] is word j of row i. */
+INLINE void rows_to_lanes(const uint8_t *p, size_t pitch, ivec out[4]) {
+    ivec z[4];
+    UNROLL
+    for (int i = 0; i < 4; i++) {
+        const uint8_t *row = p + (size_t)i * pitch;
+        z[i] = _mm512_castsi128_si512(_mm_loadu_si128((const void *)row));
+        z[i] = _mm512_inserti32x4(z[i], _mm_loadu_si128((const void *)(row + 4 * pitch)), 1);
+        z[i] = _mm512_inserti32x4(z[i], _mm_loadu_si128((const void *)(row + 8 * pitch)), 2);
+        z[i] = _mm512_inserti32x4(z[i], _mm_loadu_si128((const void *)(row + 12 * pitch)), 3);
+    }
+    ivec a = _mm512_unpacklo_epi32(z[0], z[1]), b = _mm512_unpackhi_epi32(z[0], z[1]);
+    ivec c = _mm512_unpacklo_epi32(z[2], z[3]), d = _mm512_unpackhi_epi32(z[2], z[3]);
+    out[0] = _mm512_unpacklo_epi64(a, c);
+    out[1] = _mm512_unpackhi_epi64(a, c);
+    out[2] = _mm512_unpacklo_epi64(b, d);
+    out[3] = _mm512_unpackhi_epi64(b, d);
+}
+
+/* Sums of four lanes each: those of v[j]'s lanes 4i to 4i + 3 in lane 4i + j. */
+INLINE ivec ivec_sum_fours(const ivec v[4]) {
+    ivec a = ivec_add(_mm512_unpacklo_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[0], v[1]));
+    ivec b = ivec_add(_mm512_unpacklo_epi32(v[2], v[3]), _mm512_unpackhi_epi32(v[2], v[3]));
+    return ivec_add(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+}
+
+/* The low 16 bits of each lane, an fp16. */
+INLINE vec vec_from_f16_bits(ivec v) {
+    return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v));
+}
+
+/* table[i] for each byte i < 16. */
+INLINE ivec bytes_look_up(const int8_t *table, ivec indices) {
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const void *)table)), indices);
+}
+
+/* Byte `which` of each lane in all four. */
+INLINE ivec bytes_repeat(ivec v, int which) {
+    const int spread = which * 0x01010101;
+    return _mm512_shuffle_epi8(
+        v, _mm512_set4_epi32(0x0c0c0c0c + spread, 0x08080808 + spread, 0x04040404 + spread, spread));
+}
+
+/* Byte `which` of each lane, alone. */
+INLINE ivec byte_of_each(ivec v, int which) {
+    const int none = (int)0x80808000 + which;
+    return _mm512_shuffle_epi8(v, _mm512_set4_epi32(none + 12, none + 8, none + 4, none));
+}
+
+/* v + value in the bytes where v2 has one of the `bits`. */
+INLINE ivec bytes_add_where(ivec v, ivec v2, int bits, int value) {
+    return _mm512_mask_add_epi8(v, _mm512_test_epi8_mask(v2, ivec_set1(bits)), v, ivec_set1(value));
 }
 
 /* ---- AWQ: a register holds VL words of one k; lane = word, nibble j = row awq_order[j] of the word's eight

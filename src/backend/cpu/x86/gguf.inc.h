@@ -1,0 +1,369 @@
+/* backend/cpu/x86/gguf.inc.h - matrices in GGUF's blocks times 8-bit and fp32 activations; included by each level after
+ * block.inc.h and gguf_unpack.inc.h.
+ *
+ * VL rows x 256 k are unpacked into the first cache, where all formats look the same, and there they meet every token. The
+ * unpacking is the same work for one token as for many, so one token pays for it all; it is still about as fast as the memory. */
+
+enum {
+    GGUF_TOKENS = 64,                    /* that share what is unpacked */
+    GGUF_AT_ONCE = VL == 16 ? 8 : 4,     /* tokens with their sums in registers */
+    GGUF_AHEAD = 2,                      /* steps that weights are asked for before they are used */
+    GGUF_STEP_BYTES_MAX = 8 * 34,        /* of a row: Q8_0 */
+    GGUF_PANELS_DENSE = VL / DENSE_ROWS, /* fp32: dense.inc.h's blocks of rows in a panel */
+};
+
+/* How a level multiplies: VNNI's product of bytes takes them all alike. Without it products of bytes are summed in 16 bits,
+ * of so many lines as fit: four of values below 32, two of values below 64; signed bytes are summed each for itself. */
+enum gguf_kind { GGUF_5_BITS, GGUF_6_BITS, GGUF_8_BITS };
+
+struct gguf_shape {
+    void (*unpack)(struct gguf_rows *rows, struct gguf_to to);
+    enum gguf_kind kind;
+    int zero, sub; /* k with one scale */
+    bool has_low;
+};
+
+static const struct gguf_shape gguf_shapes[MAT_FORMATS] = {
+    [MAT_Q4_0] = {unpack_q4_0, GGUF_5_BITS, 8, 32, false},
+    [MAT_Q4_1] = {unpack_q4_1, GGUF_5_BITS, 0, 32, true},
+    [MAT_Q5_0] = {unpack_q5_0, GGUF_5_BITS, 16, 32, false},
+    [MAT_Q5_1] = {unpack_q5_1, GGUF_5_BITS, 0, 32, true},
+    [MAT_Q8_0] = {unpack_q8_0, GGUF_8_BITS, BYTE_ZERO, 32, false},
+    [MAT_Q2_K] = {unpack_q2_k, GGUF_5_BITS, 0, 16, true},
+    [MAT_Q3_K] = {unpack_q3_k, GGUF_5_BITS, 4, 16, false},
+    [MAT_Q4_K] = {unpack_q4_k, GGUF_5_BITS, 0, 32, true},
+    [MAT_Q5_K] = {unpack_q5_k, GGUF_5_BITS, 0, 32, true},
+    [MAT_Q6_K] = {unpack_q6_k, GGUF_6_BITS, 32, 16, false},
+    [MAT_IQ4_NL] = {unpack_iq4_nl, GGUF_8_BITS, IQ4_ZERO, 32, false},
+    [MAT_IQ4_XS] = {unpack_iq4_xs, GGUF_8_BITS, IQ4_ZERO, 32, false},
+};
+
+/* ---- unpacking steps ---- */
+
+/* A walk over VL rows (fewer at the end of a matrix), step by step. */
+struct gguf_walk {
+    const struct mat *w;
+    const struct gguf_shape *shape;
+    const uint8_t *data, *next; /* the first row's; what the thread reads after these rows */
+    size_t pitch, block_bytes;
+    int rows, values; /* of a block */
+};
+
+static struct gguf_walk gguf_walk_rows(const struct mat *w, int r, int rows, const void *next) {
+    struct gguf_walk walk = {.w = w, .shape = &gguf_shapes[w->format], .rows = rows};
+    gguf_block(w->format, &walk.values, &walk.block_bytes);
+    walk.pitch = (size_t)(w->cols / walk.values) * walk.block_bytes;
+    walk.data = gguf_block_at(w, r, 0);
+    walk.next = next ? next : walk.data + VL * walk.pitch;
+    return walk;
+}
+
+/* What is asked for during a step: GGUF_AHEAD steps ahead, or past the end of the rows what comes next. */
+static void gguf_begin_asking(const struct gguf_walk *walk, size_t at, size_t bytes, struct gguf_rows *rows) {
+    size_t ahead = at + GGUF_AHEAD * bytes;
+    rows->ask = ahead < walk->pitch ? walk->data + ahead : walk->next + (ahead - walk->pitch);
+    rows->asks = (int)((bytes + BLOCK_LINE - 1) / BLOCK_LINE) * LINE_ASKS;
+}
+
+/* The first blocks of the step at column k: `few` [VL][GGUF_STEP_BYTES_MAX] is where rows that are missing become 0. */
+static struct gguf_rows gguf_begin_step(const struct gguf_walk *walk, int k, int count, uint8_t *few) {
+    const size_t at = (size_t)(k / walk->values) * walk->block_bytes;
+    const size_t bytes = (size_t)(count / walk->values) * walk->block_bytes;
+    struct gguf_rows rows = {.p = walk->data + at, .pitch = walk->pitch};
+    if (walk->rows == VL) {
+        gguf_begin_asking(walk, at, bytes, &rows);
+        return rows;
+    }
+    memset(few, 0, VL * GGUF_STEP_BYTES_MAX);
+    for (int i = 0; i < walk->rows; i++) memcpy(few + i * GGUF_STEP_BYTES_MAX, rows.p + (size_t)i * walk->pitch, bytes);
+    return (struct gguf_rows){.p = few, .pitch = GGUF_STEP_BYTES_MAX};
+}
+
+/* Columns [k, k + GGUF_STEP) or to the end; returns how many. What is left to ask for stays in `rows`. */
+static int gguf_unpack_step(const struct gguf_walk *walk, int k, struct gguf_rows *rows, struct gguf_panel *panel) {
+    const int left = walk->w->cols - k, count = left < GGUF_STEP ? left : GGUF_STEP;
+    const int subs = walk->values / walk->shape->sub;
+    uint8_t few[VL * GGUF_STEP_BYTES_MAX];
+    struct gguf_to to = {panel->lines, panel->scale, panel->low};
+    *rows = gguf_begin_step(walk, k, count, few);
+    for (int i = 0; i < count; i += walk->values, rows->p += walk->block_bytes) {
+        walk->shape->unpack(rows, to);
+        to = (struct gguf_to){to.lines + walk->values / 4, to.scale + subs, to.low + subs};
+    }
+    return count;
+}
+
+/* ---- products with 8-bit activations ---- */
+
+/* What a token brings to a step. */
+struct gguf_x {
+    const int8_t *q;
+    const float *scale;       /* of each 32 k */
+    int32_t start[GGUF_SUBS]; /* of each sub-block, in the order of its sums: what the weights' zero makes of them */
+    float low[GGUF_SUBS];     /* the same: scale * sum */
+};
+
+#if VL == 16 || defined(__AVXVNNI__)
+enum { GGUF_KINDS = 1 };
+
+/* sum[t] += `lines` lines times their activations. */
+INLINE void gguf_add_lines(enum gguf_kind kind, int tokens, int lines, const ivec *line, const int8_t *const *q,
+                           ivec *sum) {
+    (void)kind;
+    UNROLL
+    for (int l = 0; l < lines; l++) {
+        ivec v = line[l];
+        UNROLL
+        for (int t = 0; t < tokens; t++) sum[t] = block_dot(MAT_INT8, sum[t], v, block_activations(q[t] + 4 * l));
+    }
+}
+#else
+enum { GGUF_KINDS = 3 };
+
+INLINE void gguf_add_lines(enum gguf_kind kind, int tokens, int lines, const ivec *line, const int8_t *const *q,
+                           ivec *sum) {
+    const int run_lines = kind == GGUF_5_BITS ? 4 : kind == GGUF_6_BITS ? 2 : 1;
+    UNROLL
+    for (int l = 0; l < lines; l += run_lines) {
+        ivec run[GGUF_AT_ONCE];
+        UNROLL
+        for (int i = l; i < l + run_lines; i++) {
+            ivec v = line[i];
+            UNROLL
+            for (int t = 0; t < tokens; t++) {
+                ivec x4 = block_activations(q[t] + 4 * i);
+                if (kind == GGUF_8_BITS)
+                    sum[t] = block_dot(MAT_INT8, sum[t], v, x4);
+                else
+                    run[t] = i == l ? _mm256_maddubs_epi16(v, x4) : q8_dot(run[t], v, x4);
+            }
+        }
+        UNROLL
+        for (int t = 0; t < tokens && kind != GGUF_8_BITS; t++)
+            sum[t] = ivec_add(sum[t], _mm256_madd_epi16(run[t], _mm256_set1_epi16(1)));
+    }
+}
+#endif
+
+/* Where gguf_sums leaves the sum of each sub-block of 16 k. */
+#define SUM_PLACE(J) ((J) / VL * VL + (J) % (VL / 4) * 4 + (J) % VL / (VL / 4))
+static const uint8_t sum_places[GGUF_SUBS] = {SUM_PLACE(0),  SUM_PLACE(1),  SUM_PLACE(2),  SUM_PLACE(3),
+                                              SUM_PLACE(4),  SUM_PLACE(5),  SUM_PLACE(6),  SUM_PLACE(7),
+                                              SUM_PLACE(8),  SUM_PLACE(9),  SUM_PLACE(10), SUM_PLACE(11),
+                                              SUM_PLACE(12), SUM_PLACE(13), SUM_PLACE(14), SUM_PLACE(15)};
+
+/* Sums of 16 activations each: those of VL sub-blocks. */
+INLINE ivec gguf_sums(const int8_t *q) {
+    const ivec ones = ivec_set1(0x01010101);
+    ivec v[4];
+    UNROLL
+    for (int j = 0; j < 4; j++) {
+#if VL == 16 || defined(__AVXVNNI__)
+        v[j] = block_dot(MAT_INT8, ivec_zero(), ones, ivec_load(q + j * VL * 4));
+#else
+        v[j] = _mm256_madd_epi16(_mm256_maddubs_epi16(ones, ivec_load(q + j * VL * 4)), _mm256_set1_epi16(1));
+#endif
+    }
+    return ivec_sum_fours(v);
+}
+
+static void gguf_prepare_16(const struct gguf_shape *shape, struct gguf_x *x) {
+    int32_t sum[GGUF_SUBS];
+    UNROLL
+    for (int i = 0; i < GGUF_SUBS; i += VL) {
+        ivec v = gguf_sums(x->q + i * 16);
+        ivec_store(sum + i, v);
+        ivec_store(x->start + i, ivec_mul(v, ivec_set1(-shape->zero)));
+    }
+    for (int j = 0; shape->has_low && j < GGUF_SUBS; j++)
+        x->low[sum_places[j]] = x->scale[j / 2] * (float)sum[sum_places[j]];
+}
+
+/* `count` k of a token from k on. */
+static void gguf_prepare(const struct gguf_shape *shape, const struct q8_row *row, int k, int count, struct gguf_x *x) {
+    x->q = row->q + k;
+    x->scale = row->scale + k / 32;
+    if (shape->sub == 16) {
+        gguf_prepare_16(shape, x);
+        return;
+    }
+    ivec sum = ivec_load_part(row->sum + k / 32, count / 32);
+    ivec_store(x->start, ivec_mul(sum, ivec_set1(-shape->zero)));
+    if (shape->has_low) vec_store(x->low, vec_mul(vec_load_part(x->scale, count / 32), vec_from_int(sum)));
+}
+
+/* acc [tokens] += `count` k of a panel. With each sub-block some more of `rows` is asked for. */
+INLINE void gguf_dot(enum gguf_kind kind, int sub, int tokens, const struct gguf_shape *shape,
+                     const struct gguf_panel *panel, int count, struct gguf_rows *rows, const struct gguf_x *x,
+                     vec *acc) {
+    const int lines = sub / 4;
+    const int8_t *q[GGUF_AT_ONCE];
+    vec f[GGUF_AT_ONCE];
+    UNROLL
+    for (int t = 0; t < tokens; t++) {
+        q[t] = x[t].q;
+        f[t] = acc[t];
+    }
+    KEEP_LOOP
+    for (int j = 0; j * sub < count; j++) {
+        const int group = j * sub / 32, place = sub == 16 ? sum_places[j] : j;
+        ivec sum[GGUF_AT_ONCE];
+        UNROLL
+        for (int t = 0; t < tokens; t++) sum[t] = ivec_set1(x[t].start[place]);
+        gguf_add_lines(kind, tokens, lines, panel->lines + j * lines, q, sum);
+        gguf_ask(rows);
+        UNROLL
+        for (int t = 0; t < tokens; t++) {
+            f[t] = vec_fma(vec_from_int(sum[t]), vec_mul(panel->scale[j], vec_set1(x[t].scale[group])), f[t]);
+            if (shape->has_low) f[t] = vec_fma(panel->low[j], vec_set1(x[t].low[place]), f[t]);
+            q[t] += sub;
+        }
+    }
+    UNROLL
+    for (int t = 0; t < tokens; t++) acc[t] = f[t];
+}
+
+typedef void gguf_dots(const struct gguf_shape *shape, const struct gguf_panel *panel, int count,
+                       struct gguf_rows *rows, const struct gguf_x *x, vec *acc);
+
+#define GGUF_DOT(KIND, SUB, T)                                                                                         \
+    static __attribute__((noinline)) void gguf_dot_##KIND##_##SUB##_##T(                                               \
+        const struct gguf_shape *shape, const struct gguf_panel *panel, int count, struct gguf_rows *rows,             \
+        const struct gguf_x *x, vec *acc) {                                                                            \
+        gguf_dot(KIND, SUB, T, shape, panel, count, rows, x, acc);                                                     \
+    }
+/* clang-format off */
+#if VL == 16
+#define GGUF_DOTS(KIND, SUB) \
+    GGUF_DOT(KIND, SUB, 1) GGUF_DOT(KIND, SUB, 2) GGUF_DOT(KIND, SUB, 4) GGUF_DOT(KIND, SUB, 8)
+#define GGUF_ROW(KIND, SUB) { \
+    gguf_dot_##KIND##_##SUB##_1, gguf_dot_##KIND##_##SUB##_2, gguf_dot_##KIND##_##SUB##_4, gguf_dot_##KIND##_##SUB##_8 }
+#else
+#define GGUF_DOTS(KIND, SUB) GGUF_DOT(KIND, SUB, 1) GGUF_DOT(KIND, SUB, 2) GGUF_DOT(KIND, SUB, 4)
+#define GGUF_ROW(KIND, SUB) { \
+    gguf_dot_##KIND##_##SUB##_1, gguf_dot_##KIND##_##SUB##_2, gguf_dot_##KIND##_##SUB##_4 }
+#endif
+GGUF_DOTS(GGUF_5_BITS, 16) GGUF_DOTS(GGUF_5_BITS, 32)
+#if VL == 16 || defined(__AVXVNNI__)
+static gguf_dots *const gguf_sets[1][2][4] = { {GGUF_ROW(GGUF_5_BITS, 16), GGUF_ROW(GGUF_5_BITS, 32)} };
+#else
+GGUF_DOTS(GGUF_6_BITS, 16) GGUF_DOTS(GGUF_8_BITS, 32)
+static gguf_dots *const gguf_sets[GGUF_KINDS][2][4] = {
+    [GGUF_5_BITS] = {GGUF_ROW(GGUF_5_BITS, 16), GGUF_ROW(GGUF_5_BITS, 32)},
+    [GGUF_6_BITS] = {GGUF_ROW(GGUF_6_BITS, 16)},
+    [GGUF_8_BITS] = {[1] = GGUF_ROW(GGUF_8_BITS, 32)},
+};
+#endif
+/* clang-format on */
+
+/* A step of at most GGUF_TOKENS tokens. */
+static void gguf_multiply(const struct gguf_shape *shape, const struct gguf_panel *panel, int k, int count,
+                          struct gguf_rows *rows, const struct q8_row *x, int n, vec *acc) {
+    gguf_dots *const *sets = gguf_sets[shape->kind % GGUF_KINDS][shape->sub == 32];
+    struct gguf_x at[GGUF_AT_ONCE];
+    for (int t = 0, step = 3; t < n; t += 1 << step) {
+        while (1 << step > n - t || 1 << step > GGUF_AT_ONCE) step--;
+        for (int i = 0; i < 1 << step; i++) gguf_prepare(shape, &x[t + i], k, count, &at[i]);
+        sets[step](shape, panel, count, rows, at, acc + t);
+    }
+}
+
+static void gguf_multiply_rows(const struct gguf_walk *walk, int r, const struct q8_row *x, int n, float *const *y) {
+    struct gguf_panel panel;
+    struct gguf_rows rows;
+    vec acc[GGUF_TOKENS];
+    for (int t = 0; t < n; t++) acc[t] = vec_zero();
+    for (int k = 0, count; k < walk->w->cols; k += count) {
+        count = gguf_unpack_step(walk, k, &rows, &panel);
+        gguf_multiply(walk->shape, &panel, k, count, &rows, x, n, acc);
+        while (rows.asks > 0) gguf_ask(&rows);
+    }
+    for (int t = 0; t < n; t++) {
+        if (walk->rows < VL)
+            vec_store_part(y[t] + r, acc[t], walk->rows);
+        else
+            vec_store(y[t] + r, acc[t]);
+    }
+}
+
+static void gemm_gguf_q8(const struct mat *w, int r0, int r1, const struct q8_row *x, int n, float *const *y,
+                         const void *next) {
+    for (int t = 0; t < n; t += GGUF_TOKENS)
+        for (int r = r0; r < r1; r += VL) {
+            struct gguf_walk walk = gguf_walk_rows(w, r, r1 - r < VL ? r1 - r : VL, r + VL < r1 ? NULL : next);
+            gguf_multiply_rows(&walk, r, x + t, n - t < GGUF_TOKENS ? n - t : GGUF_TOKENS, y + t);
+        }
+}
+
+/* ---- decoding, and fp32 activations: decoded, then as dense.inc.h does ---- */
+
+/* `count` k of row `lane` of a panel. */
+INLINE void gguf_decode_lane(const struct gguf_shape *shape, const struct gguf_panel *panel, int lane, int count,
+                             float *out) {
+    const ivec zero = ivec_set1(shape->zero);
+    for (int k = 0; k < count; k += 16) {
+        uint8_t bytes[16];
+        const int j = k / shape->sub;
+        UNROLL
+        for (int i = 0; i < 4; i++) memcpy(bytes + 4 * i, (const uint8_t *)&panel->lines[k / 4 + i] + 4 * lane, 4);
+        const vec scale = vec_set1(((const float *)&panel->scale[j])[lane]);
+        const vec low = shape->has_low ? vec_set1(((const float *)&panel->low[j])[lane]) : vec_zero();
+        UNROLL
+        for (int i = 0; i < 16; i += VL) {
+            ivec q = shape->kind == GGUF_8_BITS && !BYTE_ZERO ? ivec_load_signed_bytes((const int8_t *)bytes + i)
+                                                              : ivec_sub(ivec_load_bytes(bytes + i), zero);
+            vec value = vec_mul(scale, vec_from_int(q));
+            vec_store(out + k + i, shape->has_low ? vec_add(value, low) : value);
+        }
+    }
+}
+
+/* out[i] [GGUF_STEP or to the end] = a step of row i, `stride` floats from one to the next. */
+static void gguf_decode_step(const struct gguf_walk *walk, int k, float *out, size_t stride) {
+    struct gguf_panel panel;
+    struct gguf_rows rows;
+    const int count = gguf_unpack_step(walk, k, &rows, &panel);
+    for (int i = 0; i < walk->rows; i++, out += stride) gguf_decode_lane(walk->shape, &panel, i, count, out);
+}
+
+static void decode_gguf(const struct mat *w, int r0, int r1, float *out) {
+    const size_t cols = (size_t)w->cols;
+    for (int r = r0; r < r1; r += VL, out += VL * cols) {
+        struct gguf_walk walk = gguf_walk_rows(w, r, r1 - r < VL ? r1 - r : VL, NULL);
+        for (int k = 0; k < w->cols; k += GGUF_STEP) gguf_decode_step(&walk, k, out + k, cols);
+    }
+}
+
+static void gguf_dense(const struct gguf_walk *walk, int r, const float *const *x, int n, float *const *y) {
+    vec acc[GGUF_PANELS_DENSE][DENSE_ACC];
+    float wide[VL * DENSE_CHUNK] __attribute__((aligned(64)));
+    const int cols = walk->w->cols;
+    for (int i = 0; i < GGUF_PANELS_DENSE; i++) dense_clear(acc[i], n);
+    memset(wide, 0, sizeof wide); /* missing rows */
+    for (int k = 0; k < cols; k += GGUF_STEP) {
+        gguf_decode_step(walk, k, wide, DENSE_CHUNK);
+        for (int i = 0; i < GGUF_PANELS_DENSE; i++)
+            dense_tiles(wide + i * DENSE_ROWS * DENSE_CHUNK, x, n, k, cols - k < GGUF_STEP ? cols - k : GGUF_STEP,
+                        acc[i]);
+    }
+    for (int i = 0; i < GGUF_PANELS_DENSE && i * DENSE_ROWS < walk->rows; i++) {
+        int left = walk->rows - i * DENSE_ROWS;
+        dense_store(acc[i], r + i * DENSE_ROWS, left < DENSE_ROWS ? left : DENSE_ROWS, n, y);
+    }
+}
+
+static void gemm_gguf(const struct mat *w, int r0, int r1, const float *const *x, int n, float *const *y) {
+    for (int t = 0; t < n; t += DENSE_TOKENS)
+        for (int r = r0; r < r1; r += VL) {
+            struct gguf_walk walk = gguf_walk_rows(w, r, r1 - r < VL ? r1 - r : VL, NULL);
+            gguf_dense(&walk, r, x + t, n - t < DENSE_TOKENS ? n - t : DENSE_TOKENS, y + t);
+        }
+}
+
+static void gguf_init(struct kern *kern) {
+    for (int format = 0; format < MAT_FORMATS; format++) {
+        if (!gguf_is_blocks((enum mat_format)format)) continue;
+        kern->gemm_q8[format] = gemm_gguf_q8;
+        kern->gemm[format] = gemm_gguf;
+    }
+}

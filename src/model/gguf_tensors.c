@@ -1,0 +1,233 @@
+/* A GGUF's tensors under the names and shapes of the published checkpoints, which weights.c knows.
+ * Source of the names: llama.cpp's gguf-py (tensor_mapping of deepseek2). */
+#include "model/gguf.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "base/progress.h"
+#include "model/names.h"
+
+/* How one of the file's tensors becomes ours. */
+enum mapping {
+    AS_IT_IS,
+    STACKED, /* [experts][rows][cols]: a matrix for each expert */
+    GATE_UP, /* [experts][gate's rows, then up's][cols] */
+};
+
+enum { MAX_EXPERTS = 4096, MAX_LAYER = 1 << 20 };
+
+static const struct row {
+    const char *name; /* behind "blk.N." for what is in a layer */
+    enum role role;
+    const char *suffix;
+    enum mapping mapping;
+} rows[] = {
+    {"token_embd.weight", ROLE_EMBED, ".weight", AS_IT_IS},
+    {"output.weight", ROLE_HEAD, ".weight", AS_IT_IS},
+    {"output_norm.weight", ROLE_FINAL_NORM, ".weight", AS_IT_IS},
+    {"attn_norm.weight", ROLE_ATTN_NORM, ".weight", AS_IT_IS},
+    {"ffn_norm.weight", ROLE_FFN_NORM, ".weight", AS_IT_IS},
+    {"attn_q.weight", ROLE_Q, ".weight", AS_IT_IS},
+    {"attn_q_a.weight", ROLE_Q_A, ".weight", AS_IT_IS},
+    {"attn_q_a_norm.weight", ROLE_Q_A_NORM, ".weight", AS_IT_IS},
+    {"attn_q_b.weight", ROLE_Q_B, ".weight", AS_IT_IS},
+    {"attn_kv_a_mqa.weight", ROLE_KV_A, ".weight", AS_IT_IS},
+    {"attn_kv_a_norm.weight", ROLE_KV_A_NORM, ".weight", AS_IT_IS},
+    {"attn_kv_b.weight", ROLE_KV_B, ".weight", AS_IT_IS},
+    {"attn_k_b.weight", ROLE_KV_B, SPLIT_K_B, AS_IT_IS},
+    {"attn_v_b.weight", ROLE_KV_B, SPLIT_V_B, AS_IT_IS},
+    {"attn_output.weight", ROLE_O, ".weight", AS_IT_IS},
+    {"ffn_gate.weight", ROLE_DENSE_GATE, ".weight", AS_IT_IS},
+    {"ffn_up.weight", ROLE_DENSE_UP, ".weight", AS_IT_IS},
+    {"ffn_down.weight", ROLE_DENSE_DOWN, ".weight", AS_IT_IS},
+    {"ffn_gate_inp.weight", ROLE_ROUTER, ".weight", AS_IT_IS},
+    {"exp_probs_b.bias", ROLE_ROUTER_BIAS, "", AS_IT_IS},
+    {"exp_probs_b.weight", ROLE_ROUTER_BIAS, "", AS_IT_IS},
+    {"exp_probs_b", ROLE_ROUTER_BIAS, "", AS_IT_IS},
+    {"ffn_gate_shexp.weight", ROLE_SHARED_GATE, ".weight", AS_IT_IS},
+    {"ffn_up_shexp.weight", ROLE_SHARED_UP, ".weight", AS_IT_IS},
+    {"ffn_down_shexp.weight", ROLE_SHARED_DOWN, ".weight", AS_IT_IS},
+    {"ffn_gate_exps.weight", ROLE_EXPERT_GATE, ".weight", STACKED},
+    {"ffn_up_exps.weight", ROLE_EXPERT_UP, ".weight", STACKED},
+    {"ffn_down_exps.weight", ROLE_EXPERT_DOWN, ".weight", STACKED},
+    {"ffn_gate_up_exps.weight", ROLE_EXPERT_GATE, ".weight", GATE_UP},
+};
+
+/* The list being made. */
+struct lister {
+    const struct checkpoint *checkpoint;
+    struct tensor *list; /* [n], room for `capacity` */
+    int n, capacity;
+    struct mo_error *error;
+};
+
+static const char *path_of(const struct lister *l, const struct gguf_tensor *tensor) {
+    return l->checkpoint->shards[tensor->shard].path;
+}
+
+/* The row of a name, or NULL; *layer is -1 and *rest the name itself outside of the layers. */
+static const struct row *find_row(const char *name, int *layer, const char **rest) {
+    *layer = -1;
+    *rest = name;
+    if (!strncmp(name, "blk.", 4)) {
+        char *end;
+        long number = strtol(name + 4, &end, 10);
+        if (end == name + 4 || *end != '.' || number < 0 || number >= MAX_LAYER) return NULL;
+        *layer = (int)number;
+        *rest = end + 1;
+    }
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        bool in_layer = rows[i].role >= ROLE_ATTN_NORM;
+        if (in_layer == (*layer >= 0) && !strcmp(rows[i].name, *rest)) return &rows[i];
+    }
+    return NULL;
+}
+
+static int no_memory(const struct lister *l) {
+    return mo_error_set(l->error, MO_E_NO_MEMORY, "%s: no memory for its tensors", l->checkpoint->path);
+}
+
+/* One more tensor of `from`'s type: shape [rows][cols], or with `from`'s own shape if rows is 0. */
+static int add(struct lister *l, const struct gguf_tensor *from, const char *name, int64_t n_rows,
+               const uint8_t *data) {
+    if (l->n == l->capacity) {
+        int capacity = l->capacity ? 2 * l->capacity : 1024;
+        struct tensor *larger = realloc(l->list, (size_t)capacity * sizeof *larger);
+        if (!larger) return no_memory(l);
+        l->list = larger;
+        l->capacity = capacity;
+    }
+    const struct gguf_tensor_type *type = gguf_type_of(from->type);
+    struct tensor *tensor = &l->list[l->n++];
+    *tensor = (struct tensor){.name = arena_strdup(l->checkpoint->arena, name),
+                              .dtype = type->dtype,
+                              .n_dims = from->n_dims,
+                              .elements = from->elements,
+                              .data = data,
+                              .bytes = from->bytes,
+                              .shard = from->shard};
+    memcpy(tensor->shape, from->shape, sizeof tensor->shape);
+    if (n_rows) {
+        int64_t cols = from->shape[from->n_dims - 1];
+        tensor->n_dims = 2;
+        tensor->shape[0] = n_rows;
+        tensor->shape[1] = cols;
+        tensor->elements = n_rows * cols;
+        tensor->bytes = (size_t)(tensor->elements / type->values) * (size_t)type->bytes;
+    }
+    return tensor->name ? 0 : no_memory(l);
+}
+
+static int add_experts(struct lister *l, const struct gguf_tensor *tensor, const struct row *row, int layer) {
+    int parts = row->mapping == GATE_UP ? 2 : 1, code = 0;
+    int64_t experts = tensor->shape[0], n_rows = tensor->shape[1] / parts;
+    char name[NAME_MAX_BYTES];
+    if (tensor->n_dims != 3 || experts > MAX_EXPERTS || tensor->shape[1] % parts) {
+        return mo_error_set(l->error, MO_E_CORRUPT,
+                            "%s: tensor %s: expected the matrices of at most %d experts, one behind the other",
+                            path_of(l, tensor), tensor->name, MAX_EXPERTS);
+    }
+    size_t bytes = tensor->bytes / (size_t)experts / (size_t)parts;
+    const uint8_t *data = tensor->data;
+    for (int i = 0; i < (int)experts * parts && !code; i++) {
+        names_tensor(name, row->role + (enum role)(i % parts), layer, i / parts, row->suffix);
+        code = add(l, tensor, name, n_rows, data);
+        data += bytes;
+    }
+    return code;
+}
+
+/* What has no row keeps its name, under ours for a layer: weights.c leaves prediction layers out and refuses the rest. llama.cpp
+ * gives these models no table of frequencies, though a file may hold one. */
+static const char *other_name(const char *rest, int layer, char name[2 * NAME_MAX_BYTES]) {
+    bool frequencies = !strcmp(rest, "rope_freqs.weight") || !strcmp(rest, "attn_rot_embd.weight");
+    if (frequencies) rest = "rotary_emb.inv_freq";
+    if (layer >= 0) {
+        snprintf(name, 2 * NAME_MAX_BYTES, "model.layers.%d.%s", layer, rest);
+    } else {
+        snprintf(name, 2 * NAME_MAX_BYTES, "%s%s", frequencies ? "model." : "", rest);
+    }
+    return name;
+}
+
+static int add_any(struct lister *l, const struct gguf_tensor *tensor) {
+    char name[2 * NAME_MAX_BYTES];
+    const char *rest;
+    int layer;
+    const struct row *row = find_row(tensor->name, &layer, &rest);
+    const struct gguf_tensor_type *type = gguf_type_of(tensor->type);
+    if (type->dtype == DTYPES) {
+        return mo_error_set(l->error, MO_E_UNSUPPORTED,
+                            "%s: tensor %s: found %s, which is not read: take a file of Q8_0, Q2_K to Q6_K, Q4_0 to "
+                            "Q5_1, IQ4_XS or IQ4_NL instead",
+                            path_of(l, tensor), tensor->name, type->name);
+    }
+    if (!row) return add(l, tensor, other_name(rest, layer, name), 0, tensor->data);
+    if (row->mapping != AS_IT_IS) return add_experts(l, tensor, row, layer);
+    return add(l, tensor, names_tensor(name, row->role, layer, 0, row->suffix), 0, tensor->data);
+}
+
+int gguf_list_tensors(const struct checkpoint *checkpoint, struct tensor **list, int *n, struct mo_error *error) {
+    const struct gguf *gguf = checkpoint->gguf;
+    struct lister lister = {.checkpoint = checkpoint, .error = error};
+    int code = 0;
+    for (int i = 0; i < gguf->n_tensors && !code; i++) code = add_any(&lister, &gguf->tensors[i]);
+    *list = lister.list;
+    *n = lister.n;
+    return code;
+}
+
+bool gguf_mat_format(enum dtype dtype, enum mat_format *format) {
+    if (dtype >= DTYPE_Q4_0 && dtype <= DTYPE_IQ4_XS) {
+        *format = MAT_Q4_0 + (enum mat_format)(dtype - DTYPE_Q4_0);
+        return true;
+    }
+    if (dtype != DTYPE_F32 && dtype != DTYPE_F16 && dtype != DTYPE_BF16) return false;
+    *format = dtype == DTYPE_F32 ? MAT_F32 : dtype == DTYPE_F16 ? MAT_F16 : MAT_BF16;
+    return true;
+}
+
+/* ---- is every value a number? ---- */
+
+static int verify_tensor(const struct checkpoint *checkpoint, const struct gguf_tensor *tensor, float *row,
+                         struct mo_error *error) {
+    int64_t cols = tensor->shape[tensor->n_dims - 1], n_rows = tensor->elements / cols;
+    size_t bytes = tensor->bytes / (size_t)n_rows;
+    struct mat mat = {.rows = 1, .cols = (int)cols};
+    if (!gguf_mat_format(gguf_type_of(tensor->type)->dtype, &mat.format)) return 0;
+    for (int64_t r = 0; r < n_rows; r++) {
+        mat.data = tensor->data + (size_t)r * bytes;
+        format_decode_rows(&mat, 0, 1, row);
+        for (int64_t k = 0; k < cols; k++) {
+            if (isfinite(row[k])) continue;
+            return mo_error_set(error, MO_E_NUMERIC, "%s: tensor %s: value %lld of row %lld is %g",
+                                checkpoint->shards[tensor->shard].path, tensor->name, (long long)k, (long long)r,
+                                (double)row[k]);
+        }
+    }
+    return 0;
+}
+
+int gguf_verify(const struct checkpoint *checkpoint, struct mo_error *error) {
+    const struct gguf *gguf = checkpoint->gguf;
+    struct progress progress;
+    int64_t widest = 0;
+    double done = 0;
+    int code = 0;
+    for (int i = 0; i < gguf->n_tensors; i++) {
+        int64_t cols = gguf->tensors[i].shape[gguf->tensors[i].n_dims - 1];
+        widest = cols > widest ? cols : widest;
+    }
+    float *row = widest < INT32_MAX ? malloc(((size_t)widest + 1) * sizeof *row) : NULL;
+    if (!row) return mo_error_set(error, MO_E_NO_MEMORY, "%s: no memory for a row", gguf->path);
+    progress_begin(&progress, "verifying", "GB", 1e-9, (double)checkpoint->total_bytes);
+    for (int i = 0; i < gguf->n_tensors && !code; i++) {
+        code = verify_tensor(checkpoint, &gguf->tensors[i], row, error);
+        progress_update(&progress, done += (double)gguf->tensors[i].bytes);
+    }
+    progress_end(&progress);
+    free(row);
+    return code;
+}

@@ -1,0 +1,550 @@
+"""GGUF files: the same numbers as the folder that they were made from, the same ids, and damaged ones refused. The files are made by
+tests/gguf_model.py with the package `gguf`, which also says what the values of blocks are."""
+
+import json
+import shutil
+import struct
+
+import gguf
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType as Type
+from gguf import GGUFValueType as Value
+
+import gguf_model
+import st
+import tiny_tokenizer
+from conftest import GOLDEN, ROOT, copy_set, moebius, read_f32, refused, succeed
+from gguf_model import DELETE
+from test_text import check, pipe, read_lines, shared
+
+SETS = ["v2lite-tiny", "v2-tiny", "v3-tiny"]
+IDS = list(range(3, 40))
+NO_CARD = ["--gpu", "none", "--ram", "64@89"]  # nothing is left to be measured
+F32 = ["--compute", "f32", "--threads", 1]
+
+
+def logits(model, out, *flags, ids=IDS):
+    succeed("logits", model, "--ids", ",".join(map(str, ids)), "--all", "--out", out, *F32, *flags)
+    return read_f32(out, len(ids), -1)
+
+
+def largest(a, b):
+    return float(np.abs(a - b).max())
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """The logits of the golden folders, which test_golden.py compares with the reference."""
+    out = tmp_path_factory.mktemp("expected") / "logits"
+    return {name: logits(GOLDEN / name, out) for name in SETS}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """v2lite-tiny as F32, to be damaged, and its bytes."""
+    path = gguf_model.convert(GOLDEN / "v2lite-tiny", tmp_path_factory.mktemp("gguf") / "model.gguf")
+    return path.read_bytes()
+
+
+def write(tmp_path, raw, name="model.gguf"):
+    path = tmp_path / name
+    path.write_bytes(bytes(raw))
+    return path
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split_kv_b", [True, False], ids=["split", "whole"])
+@pytest.mark.parametrize("name", SETS)
+def test_f32_is_the_same_bits(name, split_kv_b, expected, tmp_path):
+    """Every BF16 value is an F32 too; so is everything in config.json, with 0.0707 * 10 among it."""
+    path = gguf_model.convert(GOLDEN / name, tmp_path / "m.gguf", split_kv_b=split_kv_b)
+    assert np.array_equal(logits(path, tmp_path / "out"), expected[name])
+
+
+@pytest.mark.parametrize("kind", [Type.BF16, Type.F16, Type.Q8_0], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("name", SETS)
+def test_types(name, kind, expected, tmp_path):
+    """BF16 is what the folders hold; F16 loses what is too small for it; Q8_0 changes which experts are chosen now and then."""
+    for split_kv_b in (True, False):
+        path = gguf_model.convert(GOLDEN / name, tmp_path / "m.gguf", kind, split_kv_b=split_kv_b)
+        got = logits(path, tmp_path / "out")
+        assert largest(got, expected[name]) <= {Type.BF16: 0, Type.F16: 1e-3, Type.Q8_0: 8}[kind]
+        assert np.median(np.abs(got - expected[name])) <= 0.2
+
+
+# Where the fp16 scales of a block are, for blocks of random bytes: these must be numbers, and small ones.
+SCALES = {"Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "Q2_K": [80, 82], "Q3_K": [108],
+          "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "IQ4_NL": [0], "IQ4_XS": [0]}
+WIDE = {"architectures": ["DeepseekV2ForCausalLM"], "num_hidden_layers": 2, "first_k_dense_replace": 1,
+        "hidden_size": 256, "num_attention_heads": 2, "intermediate_size": 256, "moe_intermediate_size": 256,
+        "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "vocab_size": 256,
+        "max_position_embeddings": 512, "kv_lora_rank": 256, "qk_nope_head_dim": 256, "qk_rope_head_dim": 16,
+        "v_head_dim": 128, "rms_norm_eps": 1e-6, "rope_theta": 10000, "routed_scaling_factor": 1.0, "n_group": 1,
+        "scoring_func": "softmax", "topk_method": "greedy", "q_lora_rank": None, "tie_word_embeddings": False}
+
+
+def blocks(random, kind, shape):
+    """Random blocks of a type for a tensor of `shape`, and their values as the package `gguf` reads them."""
+    values, size = gguf.GGML_QUANT_SIZES[Type[kind]]
+    n = int(np.prod(shape)) // values
+    raw = random.integers(0, 256, (n, size), dtype=np.uint8)
+    largest_value = {"Q4_0": 8, "Q4_1": 16, "Q5_0": 16, "Q5_1": 32, "Q8_0": 128, "Q2_K": 45, "Q3_K": 128, "Q4_K": 945,
+                     "Q5_K": 1953, "Q6_K": 4096, "IQ4_NL": 127, "IQ4_XS": 4064}[kind]
+    for at in SCALES[kind]:
+        scale = (random.uniform(0.5, 1, n) * 0.2 / largest_value).astype("<f2")
+        raw[:, at:at + 2] = scale.view(np.uint8).reshape(n, 2)
+    raw = raw.reshape(*shape[:-1], -1)
+    return raw, gguf.quants.dequantize(raw, Type[kind]).reshape(shape).astype("<f4")
+
+
+def wide_shapes(split_kv_b):
+    """GGUF's names -> shapes of WIDE."""
+    c, shapes = WIDE, {"token_embd.weight": (256, 256), "output.weight": (256, 256), "output_norm.weight": (256,)}
+    heads, nope, rope, v, lora = (c[key] for key in ("num_attention_heads", "qk_nope_head_dim", "qk_rope_head_dim",
+                                                     "v_head_dim", "kv_lora_rank"))
+    for layer in range(2):
+        names = {"attn_norm": (256,), "ffn_norm": (256,), "attn_kv_a_norm": (lora,), "attn_q": (heads * (nope + rope), 256),
+                 "attn_kv_a_mqa": (lora + rope, 256), "attn_output": (256, heads * v)}
+        if split_kv_b:
+            names.update({"attn_k_b": (heads, lora, nope), "attn_v_b": (heads, v, lora)})
+        else:
+            names["attn_kv_b"] = (heads * (nope + v), lora)
+        if layer:
+            names["ffn_gate_inp"] = (4, 256)
+            names.update({f"ffn_{m}_exps": (4, 256, 256) for m in ("gate", "up", "down")})
+            names.update({f"ffn_{m}_shexp": (256, 256) for m in ("gate", "up", "down")})
+        else:
+            names.update({f"ffn_{m}": (256, 256) for m in ("gate", "up", "down")})
+        shapes.update({f"blk.{layer}.{name}.weight": shape for name, shape in names.items()})
+    return shapes
+
+
+@pytest.mark.parametrize("kind", SCALES)
+def test_blocks(kind, tmp_path):
+    """Random blocks of each type in every matrix, against a GGUF of F32 with the values that they stand for; kv_b in two parts is
+    rounded to F16."""
+    random = np.random.default_rng(len(kind) * 1000 + sum(map(ord, kind)))
+    results = []
+    for split_kv_b in (False, True) if kind in ("Q8_0", "Q4_K", "IQ4_NL") else (False,):
+        packed, plain = {}, {}
+        for name, shape in wide_shapes(split_kv_b).items():
+            if len(shape) == 1:
+                packed[name] = plain[name] = random.uniform(0.5, 1.5, shape).astype("<f4")
+            elif name.endswith("ffn_gate_inp.weight"):
+                packed[name] = plain[name] = random.normal(0, 0.5, shape).astype("<f4")
+            else:
+                raw, values = blocks(random, kind, shape)
+                packed[name], plain[name] = (raw, Type[kind]), values
+        keys = gguf_model.keys_of(WIDE, split_kv_b)
+        a = gguf_model.write(tmp_path / "a.gguf", keys, packed)
+        b = gguf_model.write(tmp_path / "b.gguf", keys, plain)
+        got, want = logits(a, tmp_path / "out"), logits(b, tmp_path / "out")
+        scale = float(np.abs(want).max())
+        assert scale > 0 and np.isfinite(want).all()
+        results.append(largest(got, want) / scale)
+    assert results[0] <= 2e-5 and max(results) <= 1e-2, results
+    succeed("info", a, "--verify")
+    found = succeed("info", a, "--json").json["bytes_by_format"]
+    assert set(found) == {kind, "F32"}
+
+
+def test_gate_and_up_in_one(expected, tmp_path):
+    """Newer converters can write gate and up of an expert as one matrix."""
+    values = gguf_model.read_values(GOLDEN / "v3-tiny")
+    config = json.loads((GOLDEN / "v3-tiny/config.json").read_text())
+    tensors = gguf_model.tensors_of(values, config)
+    for layer in range(config["first_k_dense_replace"], config["num_hidden_layers"]):
+        both = [tensors.pop(f"blk.{layer}.ffn_{m}_exps.weight") for m in ("gate", "up")]
+        tensors[f"blk.{layer}.ffn_gate_up_exps.weight"] = np.concatenate(both, axis=1)
+    path = gguf_model.write(tmp_path / "m.gguf", gguf_model.keys_of(config), tensors)
+    assert np.array_equal(logits(path, tmp_path / "out"), expected["v3-tiny"])
+
+
+def test_prediction_layer_is_left_out(expected, tmp_path):
+    extra = {f"blk.4.{name}.weight": np.zeros(shape, "<f4")
+             for name, shape in {"attn_norm": 128, "nextn.eh_proj": (128, 256), "nextn.enorm": 128}.items()}
+    keys = {"deepseek2.block_count": (5, Value.UINT32), "deepseek2.nextn_predict_layers": (1, Value.UINT32)}
+    path = gguf_model.convert(GOLDEN / "v3-tiny", tmp_path / "m.gguf", keys=keys, tensors=extra)
+    assert np.array_equal(logits(path, tmp_path / "out"), expected["v3-tiny"])
+    facts = succeed("info", path, "--json").json
+    assert facts["layers"] == 4 and facts["bytes_left_out"] == sum(v.nbytes for v in extra.values())
+    # The same where the converter has left the tensors out, but not the keys.
+    path = gguf_model.convert(GOLDEN / "v3-tiny", tmp_path / "n.gguf", keys=keys)
+    assert np.array_equal(logits(path, tmp_path / "out"), expected["v3-tiny"])
+
+
+def test_tied_embedding(tmp_path):
+    folder = copy_set("v2lite-tiny", tmp_path / "folder")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    path = gguf_model.convert(GOLDEN / "v2lite-tiny", tmp_path / "m.gguf", tensors={"output.weight": DELETE})
+    assert np.array_equal(logits(path, tmp_path / "out"), logits(folder, tmp_path / "out2"))
+
+
+# --- keys ------------------------------------------------------------------------------------------------------------
+
+
+def test_old_files(expected, tmp_path):
+    """Keys that converters did not write at first, and what the warnings say."""
+    path = gguf_model.convert(GOLDEN / "v2lite-tiny", tmp_path / "m.gguf", split_kv_b=False,
+                              keys={"deepseek2.expert_gating_func": DELETE, "deepseek2.vocab_size": DELETE,
+                                    **vocabulary(size=512)})
+    assert np.array_equal(logits(path, tmp_path / "out"), expected["v2lite-tiny"])
+    path = gguf_model.convert(GOLDEN / "v3-tiny", tmp_path / "m.gguf", keys={
+        "deepseek2.expert_group_count": DELETE, "deepseek2.expert_group_used_count": DELETE})
+    done = succeed("info", path)
+    assert done.err.count("expert_group_count") == 1 and "16 experts are taken as 1 groups" in done.err
+    path = gguf_model.convert(GOLDEN / "v2lite-tiny", tmp_path / "m.gguf",
+                              keys={"deepseek2.rope.scaling.yarn_log_multiplier": DELETE})
+    assert "yarn_log_multiplier" in succeed("info", path).err
+
+
+@pytest.mark.parametrize("experts, gate, groups", [(256, 2, (8, 4)), (160, 1, (8, 3)), (64, 1, None)])
+def test_groups_of_published_models(experts, gate, groups, tmp_path):
+    """A header with 256 or 160 experts is V3's or V2's, whose groups are known; written into a file of ours, they can be seen."""
+    name = "v3-tiny" if gate == 2 else "v2lite-tiny"
+    config = json.loads((GOLDEN / name / "config.json").read_text())
+    config.update(n_routed_experts=experts, num_hidden_layers=1, first_k_dense_replace=0)
+    values, random = {}, np.random.default_rng(1)
+    for key, value in gguf_model.read_values(GOLDEN / name).items():
+        layer = key.split(".")[2] if key.startswith("model.layers.") else None
+        if layer == str(config["first_k_dense_replace"] + 2) and ".mlp.experts." not in key:
+            values[key.replace(f"layers.{layer}.", "layers.0.")] = value
+        elif not layer:
+            values[key] = value
+    if gate == 2:
+        values["model.layers.0.mlp.gate.e_score_correction_bias"] = np.zeros(experts, "<f4")
+    values["model.layers.0.mlp.gate.weight"] = random.normal(0, 1, (experts, config["hidden_size"])).astype("<f4")
+    width, hidden = config["moe_intermediate_size"], config["hidden_size"]
+    for i in range(experts):
+        for matrix, shape in (("gate", (width, hidden)), ("up", (width, hidden)), ("down", (hidden, width))):
+            values[f"model.layers.0.mlp.experts.{i}.{matrix}_proj.weight"] = np.zeros(shape, "<f4")
+    keys = gguf_model.keys_of(config)
+    for key in ("expert_group_count", "expert_group_used_count"):
+        keys.pop(f"deepseek2.{key}", None)
+    path = gguf_model.write(tmp_path / "m.gguf", keys, gguf_model.tensors_of(values, config), Type.BF16)
+    done = succeed("quantize", path, "--quant", "bf16", "-o", tmp_path / "out.safetensors")
+    assert ("expert_group_count" in done.err) == (groups is not None)
+    written = json.loads(st.File(tmp_path / "out.safetensors").header["__metadata__"]["moebius.config.json"])
+    assert (written["n_group"], written["topk_group"]) == (groups or (1, 1))
+    assert written["topk_method"] == {2: "noaux_tc", 1: "group_limited_greedy" if groups else "greedy"}[gate]
+
+
+@pytest.mark.parametrize("key, value, words", [
+    ("general.architecture", ("llama", Value.STRING), ["deepseek2", "llama"]),
+    ("deepseek2.rope.scaling.type", ("linear", Value.STRING), ["yarn"]),
+    ("deepseek2.rope.scaling.yarn_attn_factor", (2.0, Value.FLOAT32), ["yarn_attn_factor"]),
+    ("deepseek2.attention.temperature_scale", (0.1, Value.FLOAT32), ["temperature_scale"]),
+    ("deepseek2.expert_gating_func", (7, Value.UINT32), ["expert_gating_func"]),
+    ("deepseek2.block_count", DELETE, ["block_count", "missing"]),
+    ("deepseek2.block_count", ("four", Value.STRING), ["block_count", "integer", "string"]),
+    ("deepseek2.embedding_length", (64, Value.UINT32), ["shape"]),
+    ("deepseek2.embedding_length", (2**31 + 5, Value.UINT32), ["embedding_length"]),
+    ("deepseek2.attention.head_count_kv", (3, Value.UINT32), ["head_count_kv"]),
+    ("deepseek2.attention.key_length_mla", (16, Value.UINT32), ["key_length"]),
+    ("deepseek2.attention.layer_norm_rms_epsilon", (float("nan"), Value.FLOAT32), ["layer_norm_rms_epsilon", "finite"]),
+    ("general.alignment", (48, Value.UINT32), ["alignment", "power of two"]),
+], ids=lambda value: value if isinstance(value, str) else "")
+def test_keys_refused(key, value, words, tmp_path):
+    path = gguf_model.convert(GOLDEN / "v2lite-tiny", tmp_path / "m.gguf", keys={key: value})
+    refused(moebius("logits", path, "--ids", "1", "--out", tmp_path / "out"), "m.gguf", *words)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_shards(expected, tmp_path):
+    first = gguf_model.convert(GOLDEN / "v2-tiny", tmp_path / "m.gguf", split=30)
+    assert first.name.startswith("m-00001-of-") and len(list(tmp_path.glob("m-*.gguf"))) > 1
+    assert np.array_equal(logits(first, tmp_path / "out"), expected["v2-tiny"])
+    assert np.array_equal(logits(tmp_path, tmp_path / "out"), expected["v2-tiny"]), "the folder"
+    second = sorted(tmp_path.glob("m-*.gguf"))[1]
+    refused(moebius("info", second), second.name, "first")
+    shutil.copy(first, tmp_path / "renamed.gguf")
+    refused(moebius("info", tmp_path / "renamed.gguf"), "-00001-of-")
+    (tmp_path / "renamed.gguf").unlink()
+    raw = second.read_bytes()
+    second.unlink()
+    refused(moebius("info", first), second.name)
+    second.write_bytes(first.read_bytes())
+    refused(moebius("info", first), second.name, "part 2", "part 1")
+    second.write_bytes(raw)
+    succeed("info", first)
+
+
+def test_folders(expected, tmp_path):
+    """One model in a folder is that; of two none is chosen; safetensors come first."""
+    path = gguf_model.convert(GOLDEN / "v2lite-tiny", tmp_path / "a.gguf", Type.Q8_0)
+    (tmp_path / "mmproj-x.gguf").write_bytes(b"GGUF")
+    assert succeed("info", tmp_path, "--json").json["bytes_by_format"]["Q8_0"]
+    shutil.copy(path, tmp_path / "b.gguf")
+    refused(moebius("info", tmp_path), "2 GGUF models")
+    copy_set("v2lite-tiny", tmp_path)
+    assert np.array_equal(logits(tmp_path, tmp_path / "out"), expected["v2lite-tiny"])
+
+
+def u64(n):
+    return struct.pack("<Q", n)
+
+
+DAMAGE = {
+    "empty": (lambda raw: b"", []),
+    "magic": (lambda raw: b"GGUG" + raw[4:], ["GGUF"]),
+    "four bytes": (lambda raw: raw[:4], ["version", "truncated"]),
+    "version 1": (lambda raw: raw[:4] + struct.pack("<I", 1) + raw[8:], ["version"]),
+    "version 9": (lambda raw: raw[:4] + struct.pack("<I", 9) + raw[8:], ["version", "9"]),
+    "big-endian": (lambda raw: raw[:4] + struct.pack(">I", 3) + raw[8:], ["big-endian"]),
+    "no counts": (lambda raw: raw[:12], ["truncated"]),
+    "2^63 tensors": (lambda raw: raw[:8] + u64(2**63) + raw[16:], [str(2**63), "tensors"]),
+    "2^64 - 1 keys": (lambda raw: raw[:16] + u64(2**64 - 1) + raw[24:], [str(2**64 - 1), "keys"]),
+    "a million keys": (lambda raw: raw[:16] + u64(10**6) + raw[24:], ["keys"]),
+    "one key more": (lambda raw: raw[:16] + u64(struct.unpack("<Q", raw[16:24])[0] + 1) + raw[24:], []),
+    "a key of 2^63 bytes": (lambda raw: raw[:24] + u64(2**63) + raw[32:], ["key", str(2**63)]),
+    "an empty key": (lambda raw: raw[:24] + u64(0) + raw[32:], ["key"]),
+    "half": (lambda raw: raw[:len(raw) // 2], ["truncated"]),
+    "a byte short": (lambda raw: raw[:len(raw) // 32 * 32 - 64], ["truncated"]),
+    "half a header": (lambda raw: raw[:3000], ["truncated"]),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_damaged(case, made, tmp_path):
+    change, words = DAMAGE[case]
+    path = write(tmp_path, change(made))
+    refused(moebius("info", path), "model.gguf", *words)
+
+
+def value_at(raw, key):
+    """Where the value of a key begins: behind its type."""
+    name = u64(len(key)) + key.encode()
+    assert raw.count(name) == 1
+    return raw.index(name) + len(name) + 4
+
+
+def tensor_at(raw, name):
+    """Where a tensor's number of dimensions is."""
+    text = u64(len(name)) + name.encode()
+    assert raw.count(text) == 1
+    return raw.index(text) + len(text)
+
+
+def patched(raw, at, new):
+    return raw[:at] + new + raw[at + len(new):]
+
+
+NAME = "blk.0.attn_q.weight"  # two dimensions: count at 0, dimensions at 4 and 12, type at 20, offset at 24
+
+
+@pytest.mark.parametrize("at, new, words", [
+    (0, struct.pack("<I", 0), ["dimensions"]),
+    (0, struct.pack("<I", 5), ["dimensions"]),
+    (4, u64(0), ["dimensions"]),
+    (4, u64(2**63), ["dimensions"]),
+    (4, u64(2**62), ["outside", "dimensions"]),
+    (12, u64(2**40), ["dimensions", "outside"]),
+    (20, struct.pack("<I", 4), ["type 4"]),
+    (20, struct.pack("<I", 2**32 - 1), ["type"]),
+    (20, struct.pack("<I", 19), ["blocks"]),
+    (24, u64(33), ["offset"]),
+    (24, u64(2**63), ["outside"]),
+    (24, u64(0), ["overlaps"]),
+], ids=str)
+def test_tensor_headers(at, new, words, made, tmp_path):
+    path = write(tmp_path, patched(made, tensor_at(made, NAME) + at, new))
+    line = refused(moebius("info", path), "model.gguf")
+    assert any(word in line for word in words), line
+
+
+def test_twice(made, tmp_path):
+    """Two keys, or two tensors, of one name; a NUL in a key."""
+    name, like = b"deepseek2.block_count", b"deepseek2.vocab_size\0"
+    refused(moebius("info", write(tmp_path, made.replace(name, like))), "NUL")
+    name, like = b"deepseek2.expert_used_count", b"deepseek2.expert_gating_fun"
+    raw = made.replace(b"deepseek2.expert_gating_func", like + b"c")
+    raw = raw.replace(u64(27) + name, u64(27) + b"deepseek2.attention.key_len")
+    refused(moebius("info", write(tmp_path, raw)), "expert_used_count", "missing")
+    raw = made.replace(b"deepseek2.rope.scaling.factor", b"deepseek2.expert_shared_count")
+    refused(moebius("info", write(tmp_path, raw)), "expert_shared_count", "twice")
+    raw = made.replace(b"blk.1.attn_q.weight", b"blk.0.attn_q.weight")
+    refused(moebius("info", write(tmp_path, raw)), "blk.0.attn_q.weight", "twice")
+
+
+def test_arrays(tmp_path):
+    """An array whose count, element type or strings lie; one in another."""
+    path = gguf_model.convert(GOLDEN / "v2lite-tiny", tmp_path / "model.gguf",
+                              keys={"x.strings": (["one", "two"], Value.ARRAY), "x.numbers": ([1, 2, 3], Value.ARRAY)})
+    raw = path.read_bytes()
+    succeed("info", path)
+    strings, numbers = value_at(raw, "x.strings"), value_at(raw, "x.numbers")
+    for at, new, word in ((strings + 4, u64(2**63), "truncated"), (strings + 4, u64(2**20), "truncated"),
+                          (strings + 12, u64(2**64 - 1), "truncated"), (strings, struct.pack("<I", 9), "array"),
+                          (strings, struct.pack("<I", 13), "array"), (numbers + 4, u64(2**62), "truncated"),
+                          (numbers - 4, struct.pack("<I", 77), "type")):
+        refused(moebius("info", write(tmp_path, patched(raw, at, new))), word)
+
+
+def test_unread_types_and_values(tmp_path):
+    """Types that nobody reads here, unknown tensors, and scales that are no numbers."""
+    random = np.random.default_rng(3)
+    raw = random.integers(0, 256, (512, 50), dtype=np.uint8)
+    shape = {"output.weight": (raw, Type.IQ1_S)}  # 512 rows of one block of 256
+    path = gguf_model.convert(GOLDEN / "v2lite-tiny", tmp_path / "m.gguf", tensors=shape)
+    refused(moebius("info", path), "output.weight", "IQ1_S", "Q2_K to Q6_K")
+    path = gguf_model.convert(GOLDEN / "v2lite-tiny", tmp_path / "m.gguf",
+                              tensors={"blk.1.ffn_gate_inp_shexp.weight": np.ones(128, "<f4")})
+    refused(moebius("logits", path, "--ids", "1", "--out", tmp_path / "out"), "ffn_gate_inp_shexp", "unknown")
+    path = gguf_model.convert(GOLDEN / "v2lite-tiny", tmp_path / "m.gguf",
+                              tensors={"blk.1.attn_v_b.weight": DELETE})
+    refused(moebius("logits", path, "--ids", "1", "--out", tmp_path / "out"), "kv_b_proj", "missing")
+    for name in ("blk.0.attn_v_b.weight", "blk.1.ffn_up_exps.weight"):
+        values = gguf_model.tensors_of(gguf_model.read_values(GOLDEN / "v2lite-tiny"),
+                                       json.loads((GOLDEN / "v2lite-tiny/config.json").read_text()))[name]
+        damaged = gguf.quants.quantize(values, Type.Q8_0)
+        damaged.reshape(-1)[34 * 3:34 * 3 + 2] = (0, 0x7E)  # the scale of the fourth block
+        path = gguf_model.convert(GOLDEN / "v2lite-tiny", tmp_path / "m.gguf", Type.Q8_0,
+                                  tensors={name: (damaged, Type.Q8_0)})
+        refused(moebius("info", path, "--verify"), name, "nan")
+    # kv_b is put together at load, and looked at then.
+    damaged = gguf.quants.quantize(np.ones((4, 32, 64), "<f4"), Type.Q8_0)
+    damaged.reshape(-1)[0:2] = (0, 0x7C)
+    path = gguf_model.convert(GOLDEN / "v2lite-tiny", tmp_path / "m.gguf", Type.Q8_0,
+                              tensors={"blk.0.attn_v_b.weight": (damaged, Type.Q8_0)})
+    refused(moebius("logits", path, "--ids", "1", "--out", tmp_path / "out"), "finite")
+
+
+# --- the other commands ----------------------------------------------------------------------------------------------
+
+
+def test_info_and_plan(tmp_path):
+    keys = {"general.name": ("Tiny", Value.STRING), "general.license": ("mit", Value.STRING),
+            "general.quantized_by": ("somebody\x1b[2J", Value.STRING)}
+    path = gguf_model.convert(GOLDEN / "v3-tiny", tmp_path / "m.gguf", Type.Q8_0, keys=keys)
+    facts = succeed("info", path, "--json").json
+    assert facts["gguf"]["name"] == "Tiny" and facts["licence"] == "mit" and facts["packed"] is None
+    text = succeed("info", path).text
+    assert "quantized by: somebody" in text and "\x1b" not in text and "Q8_0" in text
+    both = [succeed("info", model, "--json").json for model in (path, GOLDEN / "v3-tiny")]
+    assert both[0]["params"] == both[1]["params"] and both[0]["context"] == both[1]["context"]
+    assert both[0]["hash"] != both[1]["hash"] and len(both[0]["hash"]) == 64
+    succeed("quantize", path, "--quant", "int8", "-o", tmp_path / "out.safetensors")
+    assert succeed("info", tmp_path / "out.safetensors", "--json").json["licence"] == "mit"
+    planned = succeed("plan", path, *NO_CARD, "--json").json
+    assert "q8_0" in json.dumps(planned).lower()
+
+
+@pytest.mark.parametrize("name", ["v2lite-tiny", "v3-tiny"])
+def test_quantize(name, expected, tmp_path):
+    """From blocks to a file of ours, and on the way: the same bits."""
+    path = gguf_model.convert(GOLDEN / name, tmp_path / "m.gguf", Type.Q8_0)
+    succeed("quantize", path, "--quant", "int8", "-o", tmp_path / "int8.safetensors")
+    a = logits(tmp_path / "int8.safetensors", tmp_path / "out")
+    b = logits(path, tmp_path / "out", "--quantization", "int8")
+    assert np.array_equal(a, b)
+    assert 0 < np.median(np.abs(a - expected[name])) <= 0.2
+
+
+def test_expert_cache(tmp_path):
+    """Experts are views into stacked tensors, read from the file by offset: 8 of 32 fit."""
+    path = gguf_model.convert(GOLDEN / "v2lite-tiny", tmp_path / "m.gguf", Type.Q8_0)
+    whole = logits(path, tmp_path / "out")
+    assert np.array_equal(logits(path, tmp_path / "out", "--expert-cache", 8 * 34000 / 2**30), whole)
+
+
+# --- tokenizers ------------------------------------------------------------------------------------------------------
+
+
+def tokenizer_file(folder, path, pre):
+    """A GGUF with a tokenizer and no tensors, as llama.cpp has them for tests."""
+    config = json.loads((GOLDEN / "v2lite-tiny/config.json").read_text())
+    config["vocab_size"] = 130000 if pre == "deepseek-v3" else 102400
+    read = [json.loads((folder / f"{name}.json").read_text()) for name in ("tokenizer", "tokenizer_config")]
+    keys = {**gguf_model.keys_of(config), **gguf_model.tokenizer_keys(*read, config["vocab_size"], pre)}
+    return gguf_model.write(path, keys, {})
+
+
+@pytest.mark.parametrize("name, pre", [("deepseek-v2", "deepseek-llm"), ("deepseek-v3", "deepseek-v3")])
+def test_vectors(name, pre, tmp_path):
+    """The released tokenizers by way of GGUF: every vector in both directions, and the template."""
+    folder = shared("tokenizers", name)
+    path = tokenizer_file(folder, tmp_path / "m.gguf", pre)
+    vectors = read_lines(folder / "vectors.jsonl")
+    assert len(vectors) > 1000
+    check(vectors, pipe("tokenize", path, [{"text": v["text"], "special": v["special"]} for v in vectors]), "ids")
+    back = read_lines(folder / "decode.jsonl")
+    lines = [{"ids": v["ids"], "skip_special_tokens": v["skip_special_tokens"]} for v in back]
+    check(back, pipe("detokenize", path, lines), "text")
+    request = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"},
+                            {"role": "user", "content": "Hum"}]}
+    both = [succeed("render", model, "--messages", "-", "--json", stdin=json.dumps(request).encode()).json
+            for model in (folder, path)]
+    assert both[0] == both[1] and both[0]["ids"]
+
+
+def test_demo_model(tmp_path):
+    """models/demo has the steps of deepseek-llm and a template: the same texts in and out as its folder."""
+    demo = ROOT / "models" / "demo"
+    path = gguf_model.convert(demo, tmp_path / "m.gguf", Type.BF16, tokenizer=demo)
+    texts = ["def f(x):\n    return x * 1234 + 'Grüße, Привет, 漢字かな' # ½ \t \n\n", "a  b \u00a0", "<\uff5cfim\u2581hole\uff5c>x"]
+    lines = [{"text": text, "special": special} for text in texts for special in (False, True)]
+    ids = pipe("tokenize", demo, lines)
+    assert pipe("tokenize", path, lines) == ids and ids[4] != ids[5]
+    assert pipe("detokenize", path, ids) == pipe("detokenize", demo, ids)
+    flags = ["-p", "def add(a, b):", "-n", 24, "--temperature", 0, "--json", *F32]
+    both = [succeed("run", model, *flags).json for model in (demo, path)]
+    assert both[0]["text"] == both[1]["text"] and both[0]["text"]
+
+
+def vocabulary(size=260, **changes):
+    """A tokenizer of every byte of UTF-8, changed."""
+    tokenizer, config = tiny_tokenizer.tokenizer(), tiny_tokenizer.config()
+    keys = gguf_model.tokenizer_keys(tokenizer, config, size, "deepseek-llm")
+    for key, change in changes.items():
+        name = f"tokenizer.ggml.{key}"
+        keys[name] = (change(keys[name][0]), keys[name][1])
+    return keys
+
+
+def with_token(i, text):
+    return lambda tokens: [*tokens[:i], text, *tokens[i + 1:]]
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"model": lambda _: "llama"}, ["tokenizer.ggml.model", "llama"]),
+    ({"pre": lambda _: "kimi-k2"}, ["tokenizer.ggml.pre", "kimi-k2", "deepseek-v3"]),
+    ({"tokens": with_token(9, "(")}, ["twice"]),
+    ({"tokens": with_token(9, "")}, ["token 9", "empty"]),
+    ({"token_type": lambda types: types[:-1]}, ["type for each"]),
+    ({"token_type": lambda types: [*types[:-1], 99]}, ["unknown type"]),
+    ({"merges": lambda merges: [*merges, "q w"]}, ["merges", "vocabulary"]),
+    ({"merges": lambda merges: [*merges, "qw"]}, ["merges"]),
+    ({"eos_token_id": lambda _: 5000}, ["eos_token_id"]),
+], ids=lambda value: next(iter(value)) if isinstance(value, dict) else "")
+def test_tokenizers_refused(changes, words, tmp_path):
+    config = json.loads((GOLDEN / "v2lite-tiny/config.json").read_text())
+    path = gguf_model.write(tmp_path / "m.gguf", {**gguf_model.keys_of(config), **vocabulary(**changes)}, {})
+    refused(moebius("tokenize", path, stdin=b'{"text": "a"}\n'), "m.gguf", *words)
+
+
+def test_old_tokenizers(tmp_path):
+    """Converters of 2024: fillers as user-defined tokens, and spaces in marks that are not control tokens."""
+    def spaced(tokens):
+        return [t.replace("\u2581", " ") if "fim" in t else t for t in tokens]
+
+    def types(types):
+        return [4 if t == 5 or i in (253, 254, 255) else t for i, t in enumerate(types)]
+
+    config = json.loads((GOLDEN / "v2lite-tiny/config.json").read_text())
+    texts = [{"text": "[PAD257] <\uff5cfim\u2581hole\uff5c>"}]
+    new, old = (gguf_model.write(tmp_path / name, {**gguf_model.keys_of(config), **keys}, {})
+                for name, keys in (("new.gguf", vocabulary()), ("old.gguf", vocabulary(tokens=spaced, token_type=types))))
+    ids = pipe("tokenize", new, texts)[0]["ids"]
+    assert pipe("tokenize", old, texts)[0]["ids"] == ids and ids[-1] == 254
+
+
+def test_ids_alone(made, tmp_path):
+    """A file without a tokenizer serves ids; a text is refused."""
+    path = write(tmp_path, made)
+    refused(moebius("tokenize", path, stdin=b'{"text": "a"}\n'), "tokenizer.ggml")

@@ -1,0 +1,244 @@
+/* GGUF's blocks: what the plain C makes of bytes laid out here by hand, sizes, spans; and that `moebius check` notices when their
+ * kernels are wrong. With `decode FORMAT ROWS COLS`: a matrix from standard input, as fp32 on standard output, by the plain C
+ * and by the best kernels, one after the other; tests/test_formats_gguf.py compares them with the package `gguf`. */
+#include <stdarg.h>
+#include <stddef.h>
+#include <setjmp.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "backend/cpu/kern.h"
+#include "check/check.h"
+
+static enum mat_format find_format(const char *name) {
+    int format = 0;
+    while (format < MAT_FORMATS && strcmp(name, mat_format_name((enum mat_format)format)) != 0) format++;
+    return (enum mat_format)format;
+}
+
+/* ---- bytes by hand ---- */
+
+enum { HALF_1 = 0x3c00, HALF_2 = 0x4000, HALF_MINUS_3 = 0xc200, BLOCK_MAX = 210 };
+
+static void put_half(uint8_t *at, uint16_t half) {
+    at[0] = (uint8_t)half;
+    at[1] = (uint8_t)(half >> 8);
+}
+
+static float value_of(enum mat_format format, const uint8_t *block, int i) {
+    int values;
+    size_t bytes;
+    float out;
+    assert_true(gguf_block(format, &values, &bytes));
+    struct mat mat = {.format = format, .rows = 1, .cols = values, .data = block};
+    format_decode_span(&mat, 0, i, 1, &out);
+    return out;
+}
+
+static void expect(enum mat_format format, const uint8_t *block, int i, float value) {
+    float got = value_of(format, block, i);
+    if (got != value) fail_msg("%s[%d] is %g, expected %g", mat_format_name(format), i, (double)got, (double)value);
+}
+
+static void test_blocks_of_32(void **state) {
+    uint8_t b[BLOCK_MAX] = {0};
+    (void)state;
+    put_half(b, HALF_2);
+    b[2 + 5] = 0xf3;
+    expect(MAT_Q4_0, b, 5, 2 * (3 - 8));
+    expect(MAT_Q4_0, b, 21, 2 * (15 - 8));
+    expect(MAT_Q4_0, b, 4, 2 * -8);
+    expect(MAT_IQ4_NL, b, 5, 2 * -65);
+    expect(MAT_IQ4_NL, b, 21, 2 * 113);
+    expect(MAT_Q8_0, b, 5, 2 * -13); /* the same byte is 0xf3 */
+    put_half(b + 2, HALF_MINUS_3);
+    b[4 + 15] = 0x72;
+    expect(MAT_Q4_1, b, 15, 2 * 2 - 3);
+    expect(MAT_Q4_1, b, 31, 2 * 7 - 3);
+    memset(b + 2, 0, 20);
+    b[2 + 1] = 0x20; /* fifth bit of value 13 */
+    b[2 + 3] = 0x20; /* of value 29 */
+    b[6 + 13] = 0x49;
+    expect(MAT_Q5_0, b, 13, 2 * (9 + 16 - 16));
+    expect(MAT_Q5_0, b, 29, 2 * (4 + 16 - 16));
+    expect(MAT_Q5_0, b, 12, 2 * -16);
+    memmove(b + 4, b + 2, 20);
+    put_half(b + 2, HALF_1);
+    expect(MAT_Q5_1, b, 13, 2 * 25 + 1);
+    expect(MAT_Q5_1, b, 29, 2 * 20 + 1);
+    expect(MAT_Q5_1, b, 12, 1);
+}
+
+static void test_four_and_five_bits(void **state) {
+    uint8_t b[BLOCK_MAX] = {0};
+    (void)state;
+    put_half(b, HALF_2);
+    put_half(b + 2, HALF_1);
+    b[4 + 2] = 0xc0 | 33;  /* scale 2 = 33; the high bits of scale 6 = 3 */
+    b[8 + 2] = 0x40 | 17;  /* minimum 2 = 17; of minimum 6 = 1 */
+    b[12 + 2] = 0x95;      /* low bits: scale 6 = 5, minimum 6 = 9 */
+    b[16 + 32 + 7] = 0x0b; /* value 64 + 7: sub-block 2 */
+    b[16 + 96 + 7] = 0x0e; /* value 192 + 7: sub-block 6 */
+    expect(MAT_Q4_K, b, 71, 2 * 33 * 11 - 17);
+    expect(MAT_Q4_K, b, 199, 2 * (5 + 48) * 14 - (9 + 16));
+    expect(MAT_Q4_K, b, 198, -(9 + 16));
+    expect(MAT_Q4_K, b, 0, 0);
+    memset(b + 16, 0, 128);
+    b[16 + 7] = 1 << 6; /* the fifth bit of value 192 + 7 */
+    b[48 + 96 + 7] = 0xe4;
+    expect(MAT_Q5_K, b, 199, 2 * (5 + 48) * (16 + 4) - (9 + 16));
+    expect(MAT_Q5_K, b, 231, 0); /* sub-block 7 has scale 0 */
+}
+
+static void test_two_and_three_bits(void **state) {
+    uint8_t b[BLOCK_MAX] = {0};
+    (void)state;
+    b[13] = 0x5c;           /* sub-block 13, values 208 to 223: scale 12, minimum 5 */
+    b[16 + 32 + 18] = 0x20; /* of value 128 + 64 + 18: 2 */
+    put_half(b + 80, HALF_1);
+    put_half(b + 82, HALF_2);
+    expect(MAT_Q2_K, b, 210, 12 * 2 - 2 * 5);
+    expect(MAT_Q2_K, b, 211, -2 * 5);
+    memset(b, 0, sizeof b);
+    put_half(b + 108, HALF_2);
+    b[96 + 5] = 0x70;       /* sub-block 13: low bits 7 */
+    b[96 + 8 + 1] = 2 << 6; /* high bits 2 */
+    b[32 + 32 + 18] = 0x20;
+    expect(MAT_Q3_K, b, 210, 2 * (39 - 32) * (2 - 4));
+    b[18] = 1 << 6; /* the highest bit of value 210 */
+    expect(MAT_Q3_K, b, 210, 2 * (39 - 32) * 2);
+    expect(MAT_Q3_K, b, 0, 2 * -32 * -4);
+}
+
+static void test_six_bits_and_a_table(void **state) {
+    uint8_t b[BLOCK_MAX] = {0};
+    (void)state;
+    put_half(b + 208, HALF_2);
+    b[192 + 13] = (uint8_t)-7;
+    b[64 + 18] = 0xa0;       /* value 128 + 64 + 18, low bits 10 */
+    b[128 + 32 + 18] = 0x30; /* its high bits 3 */
+    expect(MAT_Q6_K, b, 210, 2 * -7 * (58 - 32));
+    expect(MAT_Q6_K, b, 211, 2 * -7 * -32);
+    memset(b, 0, sizeof b);
+    put_half(b, HALF_2);
+    b[3] = 2 << 2; /* sub-block 5: high bits 2 */
+    b[4 + 2] = 0x90;
+    b[8 + 5 * 16 + 3] = 0x4a;
+    expect(MAT_IQ4_XS, b, 160 + 3, 2 * (41 - 32) * 25);
+    expect(MAT_IQ4_XS, b, 160 + 19, 2 * (41 - 32) * -49);
+    expect(MAT_IQ4_XS, b, 0, 2 * -32 * -127);
+}
+
+/* ---- matrices ---- */
+
+static uint8_t *random_bytes(size_t n) {
+    uint8_t *bytes = malloc(n);
+    uint32_t word = 1;
+    assert_non_null(bytes);
+    for (size_t i = 0; i < n; i++) bytes[i] = (uint8_t)((word = word * 1664525 + 1013904223) >> 24 & 0x77); /* finite */
+    return bytes;
+}
+
+static void test_spans_and_sizes(void **state) {
+    (void)state;
+    int found = 0;
+    for (int f = 0; f < MAT_FORMATS; f++) {
+        struct mat mat = {.format = (enum mat_format)f, .rows = 3};
+        size_t bytes;
+        int values;
+        if (!gguf_block(mat.format, &values, &bytes)) continue;
+        found++;
+        mat.cols = 3 * values;
+        assert_int_equal(mat_bytes(&mat), 9 * bytes);
+        assert_int_equal(mat_data_bytes(&mat), 9 * bytes);
+        uint8_t *data = random_bytes(9 * bytes);
+        float *whole = malloc(9 * (size_t)values * sizeof *whole), part[700];
+        mat.data = data;
+        format_decode_rows(&mat, 0, 3, whole);
+        const int spans[][2] = {{0, 1}, {values - 1, 2}, {values / 2 + 3, 2 * values}, {3 * values - 1, 1}};
+        for (size_t i = 0; i < sizeof spans / sizeof *spans; i++) {
+            format_decode_span(&mat, 1, spans[i][0], spans[i][1], part);
+            assert_memory_equal(part, whole + mat.cols + spans[i][0], (size_t)spans[i][1] * sizeof *part);
+        }
+        free(whole);
+        free(data);
+    }
+    assert_int_equal(found, 12);
+}
+
+/* ---- does the check notice? ---- */
+
+static struct kern good;
+
+static void note(void *context, const struct check_line *line) {
+    int *faults = context;
+    assert_true(line->cases > 0);
+    *faults += line->fault != NULL;
+}
+
+static int faults_of(enum mat_format format, kern_gemm_q8 *gemm) {
+    struct check *check;
+    struct kern kern = good;
+    int faults = 0;
+    kern.gemm_q8[format] = gemm;
+    assert_int_equal(check_open(&check, note, &faults, NULL), 0);
+    check_product(check, &kern, format);
+    check_close(check);
+    return faults;
+}
+
+static void last_bit(const struct mat *w, int r0, int r1, const struct q8_row *x, int n, float *const *y,
+                     const void *next) {
+    good.gemm_q8[w->format](w, r0, r1, x, n, y, next);
+    if (n > 0 && r1 > r0 && y[n - 1][r1 - 1] != 0) y[n - 1][r1 - 1] = nextafterf(y[n - 1][r1 - 1], 0);
+}
+
+static void write_beside(const struct mat *w, int r0, int r1, const struct q8_row *x, int n, float *const *y,
+                         const void *next) {
+    good.gemm_q8[w->format](w, r0, r1, x, n, y, next);
+    if (n > 0 && r0 > 0) y[0][r0 - 1] = 1;
+}
+
+static void test_wrong_kernels_are_noticed(void **state) {
+    (void)state;
+    assert_int_equal(faults_of(MAT_Q4_K, good.gemm_q8[MAT_Q4_K]), 0);
+    assert_int_equal(faults_of(MAT_Q4_K, last_bit), 1);
+    assert_int_equal(faults_of(MAT_Q6_K, write_beside), 1);
+}
+
+/* ---- the door for Python ---- */
+
+static int decode(int argc, char **argv) {
+    struct mat mat = {.format = argc == 5 ? find_format(argv[2]) : MAT_FORMATS};
+    if (mat.format == MAT_FORMATS || !gguf_is_blocks(mat.format)) return 2;
+    mat.rows = atoi(argv[3]);
+    mat.cols = atoi(argv[4]);
+    size_t bytes = mat_bytes(&mat), count = (size_t)mat.rows * (size_t)mat.cols;
+    uint8_t *data = malloc(bytes);
+    float *out = malloc(count * sizeof *out);
+    bool whole = data && out && fread(data, 1, bytes, stdin) == bytes;
+    if (whole) {
+        mat.data = data;
+        format_decode_rows(&mat, 0, mat.rows, out);
+        whole = fwrite(out, sizeof *out, count, stdout) == count;
+        good.decode_rows(&mat, 0, mat.rows, out);
+        whole = fwrite(out, sizeof *out, count, stdout) == count && whole;
+    }
+    free(data);
+    free(out);
+    return whole ? 0 : 1;
+}
+
+int main(int argc, char **argv) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_blocks_of_32),       cmocka_unit_test(test_four_and_five_bits),
+        cmocka_unit_test(test_two_and_three_bits), cmocka_unit_test(test_six_bits_and_a_table),
+        cmocka_unit_test(test_spans_and_sizes),    cmocka_unit_test(test_wrong_kernels_are_noticed),
+    };
+    kern_init(&good, cpu_detect());
+    if (argc > 1 && !strcmp(argv[1], "decode")) return decode(argc, argv);
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
