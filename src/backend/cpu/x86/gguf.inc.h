@@ -6,36 +6,33 @@
 
 enum {
     GGUF_TOKENS = 64,                    /* that share what is unpacked */
-    GGUF_AT_ONCE = VL == 16 ? 8 : 4,     /* tokens with their sums in registers */
     GGUF_AHEAD = 2,                      /* steps that weights are asked for before they are used */
     GGUF_STEP_BYTES_MAX = 8 * 34,        /* of a row: Q8_0 */
     GGUF_PANELS_DENSE = VL / DENSE_ROWS, /* fp32: dense.inc.h's blocks of rows in a panel */
 };
 
-/* How a level multiplies: VNNI's product of bytes takes them all alike. Without it products of bytes are summed in 16 bits,
- * of so many lines as fit: four of values below 32, two of values below 64; signed bytes are summed each for itself. */
-enum gguf_kind { GGUF_5_BITS, GGUF_6_BITS, GGUF_8_BITS };
-
 struct gguf_shape {
-    void (*unpack)(struct gguf_rows *rows, struct gguf_to to);
+    void (*lines)(struct gguf_rows *rows, struct gguf_panel *panel, int blocks);
+    /* The first lines of the panel are the sums of the sub-blocks instead, and begin with what is there. */
+    void (*sums)(struct gguf_rows *rows, struct gguf_panel *panel, int blocks, const int8_t *q);
     enum gguf_kind kind;
     int zero, sub; /* k with one scale */
     bool has_low;
 };
 
 static const struct gguf_shape gguf_shapes[MAT_FORMATS] = {
-    [MAT_Q4_0] = {unpack_q4_0, GGUF_5_BITS, 8, 32, false},
-    [MAT_Q4_1] = {unpack_q4_1, GGUF_5_BITS, 0, 32, true},
-    [MAT_Q5_0] = {unpack_q5_0, GGUF_5_BITS, 16, 32, false},
-    [MAT_Q5_1] = {unpack_q5_1, GGUF_5_BITS, 0, 32, true},
-    [MAT_Q8_0] = {unpack_q8_0, GGUF_8_BITS, BYTE_ZERO, 32, false},
-    [MAT_Q2_K] = {unpack_q2_k, GGUF_5_BITS, 0, 16, true},
-    [MAT_Q3_K] = {unpack_q3_k, GGUF_5_BITS, 4, 16, false},
-    [MAT_Q4_K] = {unpack_q4_k, GGUF_5_BITS, 0, 32, true},
-    [MAT_Q5_K] = {unpack_q5_k, GGUF_5_BITS, 0, 32, true},
-    [MAT_Q6_K] = {unpack_q6_k, GGUF_6_BITS, 32, 16, false},
-    [MAT_IQ4_NL] = {unpack_iq4_nl, GGUF_8_BITS, IQ4_ZERO, 32, false},
-    [MAT_IQ4_XS] = {unpack_iq4_xs, GGUF_8_BITS, IQ4_ZERO, 32, false},
+    [MAT_Q4_0] = {q4_0_lines, q4_0_sums, GGUF_5_BITS, 8, 32, false},
+    [MAT_Q4_1] = {q4_1_lines, q4_1_sums, GGUF_5_BITS, 0, 32, true},
+    [MAT_Q5_0] = {q5_0_lines, q5_0_sums, GGUF_5_BITS, 16, 32, false},
+    [MAT_Q5_1] = {q5_1_lines, q5_1_sums, GGUF_5_BITS, 0, 32, true},
+    [MAT_Q8_0] = {q8_0_lines, q8_0_sums, GGUF_8_BITS, BYTE_ZERO, 32, false},
+    [MAT_Q2_K] = {q2_k_lines, q2_k_sums, GGUF_5_BITS, 0, 16, true},
+    [MAT_Q3_K] = {q3_k_lines, q3_k_sums, GGUF_5_BITS, 4, 16, false},
+    [MAT_Q4_K] = {q4_k_lines, q4_k_sums, GGUF_5_BITS, 0, 32, true},
+    [MAT_Q5_K] = {q5_k_lines, q5_k_sums, GGUF_5_BITS, 0, 32, true},
+    [MAT_Q6_K] = {q6_k_lines, q6_k_sums, GGUF_6_BITS, 32, 16, false},
+    [MAT_IQ4_NL] = {iq4_nl_lines, iq4_nl_sums, GGUF_8_BITS, IQ4_ZERO, 32, false},
+    [MAT_IQ4_XS] = {iq4_xs_lines, iq4_xs_sums, GGUF_8_BITS, IQ4_ZERO, 32, false},
 };
 
 /* ---- unpacking steps ---- */
@@ -79,17 +76,16 @@ static struct gguf_rows gguf_begin_step(const struct gguf_walk *walk, int k, int
     return (struct gguf_rows){.p = few, .pitch = GGUF_STEP_BYTES_MAX};
 }
 
+static int gguf_step_cols(const struct gguf_walk *walk, int k) {
+    return walk->w->cols - k < GGUF_STEP ? walk->w->cols - k : GGUF_STEP;
+}
+
 /* Columns [k, k + GGUF_STEP) or to the end; returns how many. What is left to ask for stays in `rows`. */
 static int gguf_unpack_step(const struct gguf_walk *walk, int k, struct gguf_rows *rows, struct gguf_panel *panel) {
-    const int left = walk->w->cols - k, count = left < GGUF_STEP ? left : GGUF_STEP;
-    const int subs = walk->values / walk->shape->sub;
+    const int count = gguf_step_cols(walk, k);
     uint8_t few[VL * GGUF_STEP_BYTES_MAX];
-    struct gguf_to to = {panel->lines, panel->scale, panel->low};
     *rows = gguf_begin_step(walk, k, count, few);
-    for (int i = 0; i < count; i += walk->values, rows->p += walk->block_bytes) {
-        walk->shape->unpack(rows, to);
-        to = (struct gguf_to){to.lines + walk->values / 4, to.scale + subs, to.low + subs};
-    }
+    walk->shape->lines(rows, panel, count / walk->values);
     return count;
 }
 
@@ -102,48 +98,6 @@ struct gguf_x {
     int32_t start[GGUF_SUBS]; /* of each sub-block, in the order of its sums: what the weights' zero makes of them */
     float low[GGUF_SUBS];     /* the same: scale * sum */
 };
-
-#if VL == 16 || defined(__AVXVNNI__)
-enum { GGUF_KINDS = 1 };
-
-/* sum[t] += `lines` lines times their activations. */
-INLINE void gguf_add_lines(enum gguf_kind kind, int tokens, int lines, const ivec *line, const int8_t *const *q,
-                           ivec *sum) {
-    (void)kind;
-    UNROLL
-    for (int l = 0; l < lines; l++) {
-        ivec v = line[l];
-        UNROLL
-        for (int t = 0; t < tokens; t++) sum[t] = block_dot(MAT_INT8, sum[t], v, block_activations(q[t] + 4 * l));
-    }
-}
-#else
-enum { GGUF_KINDS = 3 };
-
-INLINE void gguf_add_lines(enum gguf_kind kind, int tokens, int lines, const ivec *line, const int8_t *const *q,
-                           ivec *sum) {
-    const int run_lines = kind == GGUF_5_BITS ? 4 : kind == GGUF_6_BITS ? 2 : 1;
-    UNROLL
-    for (int l = 0; l < lines; l += run_lines) {
-        ivec run[GGUF_AT_ONCE];
-        UNROLL
-        for (int i = l; i < l + run_lines; i++) {
-            ivec v = line[i];
-            UNROLL
-            for (int t = 0; t < tokens; t++) {
-                ivec x4 = block_activations(q[t] + 4 * i);
-                if (kind == GGUF_8_BITS)
-                    sum[t] = block_dot(MAT_INT8, sum[t], v, x4);
-                else
-                    run[t] = i == l ? _mm256_maddubs_epi16(v, x4) : q8_dot(run[t], v, x4);
-            }
-        }
-        UNROLL
-        for (int t = 0; t < tokens && kind != GGUF_8_BITS; t++)
-            sum[t] = ivec_add(sum[t], _mm256_madd_epi16(run[t], _mm256_set1_epi16(1)));
-    }
-}
-#endif
 
 /* Where gguf_sums leaves the sum of each sub-block of 16 k. */
 #define SUM_PLACE(J) ((J) / VL * VL + (J) % (VL / 4) * 4 + (J) % VL / (VL / 4))
@@ -268,16 +222,42 @@ static void gguf_multiply(const struct gguf_shape *shape, const struct gguf_pane
     }
 }
 
-static void gguf_multiply_rows(const struct gguf_walk *walk, int r, const struct q8_row *x, int n, float *const *y) {
+/* One token: a step's sums are made while its blocks are taken apart. */
+static int gguf_multiply_one(const struct gguf_walk *walk, int k, const struct q8_row *row, vec *acc) {
+    const struct gguf_shape *shape = walk->shape;
+    const int count = gguf_step_cols(walk, k), subs = count / shape->sub;
+    uint8_t few[VL * GGUF_STEP_BYTES_MAX];
+    struct gguf_rows rows = gguf_begin_step(walk, k, count, few);
+    struct gguf_panel panel;
+    struct gguf_x x = {0};
+    vec f = *acc;
+    gguf_prepare(shape, row, k, count, &x);
+    for (int j = 0; j < subs; j++) panel.lines[j] = ivec_set1(x.start[shape->sub == 16 ? sum_places[j] : j]);
+    shape->sums(&rows, &panel, count / walk->values, x.q);
+    for (int j = 0; j < subs; j++) {
+        const int group = j * shape->sub / 32, place = shape->sub == 16 ? sum_places[j] : j;
+        f = vec_fma(vec_from_int(panel.lines[j]), vec_mul(panel.scale[j], vec_set1(x.scale[group])), f);
+        if (shape->has_low) f = vec_fma(panel.low[j], vec_set1(x.low[place]), f);
+    }
+    while (rows.asks > 0) gguf_ask(&rows);
+    *acc = f;
+    return count;
+}
+
+static int gguf_multiply_many(const struct gguf_walk *walk, int k, const struct q8_row *x, int n, vec *acc) {
     struct gguf_panel panel;
     struct gguf_rows rows;
+    const int count = gguf_unpack_step(walk, k, &rows, &panel);
+    gguf_multiply(walk->shape, &panel, k, count, &rows, x, n, acc);
+    while (rows.asks > 0) gguf_ask(&rows);
+    return count;
+}
+
+static void gguf_multiply_rows(const struct gguf_walk *walk, int r, const struct q8_row *x, int n, float *const *y) {
     vec acc[GGUF_TOKENS];
     for (int t = 0; t < n; t++) acc[t] = vec_zero();
-    for (int k = 0, count; k < walk->w->cols; k += count) {
-        count = gguf_unpack_step(walk, k, &rows, &panel);
-        gguf_multiply(walk->shape, &panel, k, count, &rows, x, n, acc);
-        while (rows.asks > 0) gguf_ask(&rows);
-    }
+    for (int k = 0; k < walk->w->cols;)
+        k += n == 1 ? gguf_multiply_one(walk, k, x, acc) : gguf_multiply_many(walk, k, x, n, acc);
     for (int t = 0; t < n; t++) {
         if (walk->rows < VL)
             vec_store_part(y[t] + r, acc[t], walk->rows);
