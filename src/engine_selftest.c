@@ -12,6 +12,10 @@ static bool has_bytes(const struct engine *engine) {
 }
 
 static int fail_with(struct mo_error *error, const struct mo_error *why, const char *advice) {
+    if (why->code != MO_E_INTERNAL) { /* it did not compute wrong: it failed */
+        *error = *why;
+        return mo_error_prefix(error, "self-test");
+    }
     return mo_error_set(
         error, why->code,
         "self-test: %s. Answers would be wrong, so nothing was started. %s; --no-self-test starts all the same. "
@@ -51,6 +55,7 @@ static int test_card(const struct engine *engine, const struct selftest *test, c
     struct mo_error why = {0}, named;
     int code = selftest_card(test, engine->backend, backend, report, &why);
     if (!code) return 0;
+    if (code != MO_E_INTERNAL) return fail_with(error, &why, "");
     mo_error_set(&named, code, "GPU %d%s, with a %s cache, %s", engine->gpu,
                  engine->options.expert_device == 2 ? " and the CPU's experts" : "",
                  test->kv == KV_FP8 ? "fp8" : "bf16", why.message);
@@ -77,6 +82,11 @@ int engine_selftest(struct engine *engine, const struct backend_options *backend
         return 0;
     }
     int code = run(engine, backend, &report, error);
+    if (!code && report.overflowed) {
+        log_warn(
+            "the self-test of GPU %d ended early: on the CPU, too, these weights lead to numbers that are not finite",
+            engine->gpu);
+    }
     engine->self_test_s = clock_now_s() - start;
     return code;
 }

@@ -5,6 +5,7 @@ the kernel that MOEBIUS_SHIM_WRONG names.
 """
 
 import functools
+import json
 import os
 import re
 import signal
@@ -207,3 +208,31 @@ def test_weights_made_on_the_way():
     opened, said = on_card("--quantization", "int4")
     assert opened and "self-test is left out" in said and "nothing to compare" in said, said
 
+
+
+def test_a_card_that_fails():
+    """That is not a wrong answer: the card's own message."""
+    launches = succeed_log().count("fake cuda: launch ")
+    opened, said = on_card(MOEBIUS_FAKE_CUDA=f"launch={launches - 5}")
+    assert not opened and "self-test: " in said and "launch failure" in said and "report" not in said, said
+
+
+def succeed_log():
+    opened, said = on_card(MOEBIUS_FAKE_CUDA="log=1")
+    assert opened
+    return said
+
+
+def test_weights_that_overflow_are_not_the_cards_fault(tmp_path):
+    """A token of the self-test is too large for its norm: on the CPU too, and whoever asks for that token will hear of it."""
+    folder = conftest.copy_set("v2lite-tiny", tmp_path / "model")
+    path = next(folder.glob("model*.safetensors"))
+    data = bytearray(path.read_bytes())
+    size = int.from_bytes(data[:8], "little")
+    embed = json.loads(data[8:8 + size])["model.embed_tokens.weight"]
+    at = 8 + size + embed["data_offsets"][0] + 17 * embed["shape"][1] * 2  # the first of its tokens
+    data[at:at + 2] = b"\x7f\x7f"
+    path.write_bytes(data)
+    opened, said = on_card(path=folder)
+    assert opened and "ended early" in said, said
+    refused(moebius("logits", folder, "--ids", "17"), "NaN", "token 17")
