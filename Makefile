@@ -98,7 +98,7 @@ $(BUILD)/obj/%.o: %.c | libraries
 
 # --- tests: tests/run.py runs them; here they are only built ---------------------------------------------------------
 # A program for each tests/unit/test_*.c, sim/*.c and fuzz/fuzz_*.c (linked with the other files of its folder), and moebius
-# once more for a processor whose matrix unit is plain C: what is linked first takes the library's place.
+# once more for a processor whose matrix unit is plain C: what is linked first takes the library's place; and with wrong kernels.
 
 objects  = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 UNIT    := $(wildcard tests/unit/test_*.c)
@@ -106,7 +106,7 @@ SIM     := $(wildcard tests/sim/sim_*.c)
 FUZZ    := $(wildcard tests/fuzz/fuzz_*.c)
 FUZZ_MAIN ?= $(call objects,tests/fuzz/driver.c)
 programs = $(patsubst %.c,$(BUILD)/%,$(1))
-TESTS   := $(call programs,$(UNIT) $(SIM)) $(BUILD)/tests/moebius_tiles
+TESTS   := $(call programs,$(UNIT) $(SIM)) $(BUILD)/tests/moebius_tiles $(BUILD)/tests/moebius_broken
 TILES   := $(addprefix src/,base/cpu.c backend/cpu/x86/kern_amx.c backend/cpu/x86/kern_amx_bf16.c)
 
 test-programs: $(BUILD)/moebius $(PLUGIN) $(TESTS) shim $(if $(findstring -fsanitize,$(CFLAGS)),,race)
@@ -117,6 +117,8 @@ $(call programs,$(UNIT)): $(BUILD)/%: $(BUILD)/obj/%.o $(call helpers,unit,$(UNI
 $(call programs,$(SIM)): $(BUILD)/%: $(BUILD)/obj/%.o $(call helpers,sim,$(SIM))
 $(call programs,$(FUZZ)): $(BUILD)/%: $(BUILD)/obj/%.o $(FUZZ_MAIN) $(BUILD)/libmoebius.a
 $(BUILD)/tests/moebius_tiles: $(BUILD)/obj/src/main.o $(TILES:%.c=$(BUILD)/obj/tiles/%.o) $(BUILD)/libmoebius.a
+$(BUILD)/tests/moebius_broken: LDFLAGS_EXTRA += -Wl,--wrap=kern_init
+$(BUILD)/tests/moebius_broken: $(BUILD)/obj/src/main.o $(BUILD)/obj/tests/broken/kern_init.o $(BUILD)/libmoebius.a
 $(TESTS) $(call programs,$(FUZZ)):
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(LDFLAGS_EXTRA) $(if $(filter %/fuzz,$(@D)),$(FUZZ_LINK)) -o $@ $^ $(LIBS) -lcmocka

@@ -39,8 +39,10 @@ static void say_model(const struct bench_report *r) {
 static void say_opened(const struct bench_report *r) {
     static const char *const compute[] = {"fast", "f32"}, *const cache[] = {"f32", "bf16", "fp8"};
     const struct engine *e = r->engine;
-    printf("opened in %.3f s; tokens: %s; compute %s, cache %s\n\n", e->load_s, bench_tokens_kind(&r->bench.tokens),
-           compute[e->options.compute], cache[e->options.kv - 1]);
+    char tested[48] = "without a self-test";
+    if (e->self_test_s > 0) snprintf(tested, sizeof tested, "self-test %.3f s of it", e->self_test_s);
+    printf("opened in %.3f s (%s); tokens: %s; compute %s, cache %s\n\n", e->load_s, tested,
+           bench_tokens_kind(&r->bench.tokens), compute[e->options.compute], cache[e->options.kv - 1]);
     fflush(stdout);
 }
 
@@ -239,11 +241,12 @@ static void add_gpu(const struct bench_report *r, json_t *root) {
 
 json_t *bench_report_json(const struct bench_report *r) {
     const struct engine *e = r->engine;
-    json_t *root = json_pack("{so so so sf sI so sf so ss ss? ss}", "model", json_lossy(e->path), "synthetic",
-                             synthetic_json(r), "machine", machine_json(r), "load_s", e->load_s, "rss_bytes",
-                             (json_int_t)r->rss_bytes, "prefill", prefill_json(r), "ttft_s", r->prompt_s[0].median,
-                             "decode", decode_json(r), "text", bench_tokens_kind(&r->bench.tokens), "model_hash",
-                             *r->hash ? r->hash : NULL, "version", MOEBIUS_VERSION);
+    json_t *root =
+        json_pack("{so so so sf sf sI so sf so ss ss? ss}", "model", json_lossy(e->path), "synthetic",
+                  synthetic_json(r), "machine", machine_json(r), "load_s", e->load_s, "self_test_s", e->self_test_s,
+                  "rss_bytes", (json_int_t)r->rss_bytes, "prefill", prefill_json(r), "ttft_s", r->prompt_s[0].median,
+                  "decode", decode_json(r), "text", bench_tokens_kind(&r->bench.tokens), "model_hash",
+                  *r->hash ? r->hash : NULL, "version", MOEBIUS_VERSION);
     if (root && r->guide) json_object_set_new(root, "guide", bench_guide_json(r));
     if (root && r->gpu) add_gpu(r, root);
     return root;

@@ -205,6 +205,7 @@ int cmd_logits(int argc, char **argv) {
                             "logits computes one chunk a step: use --chunk for --max-num-batched-tokens");
     }
     options.max_num_batched_tokens = a.chunk;
+    options.no_self_test = true; /* with this command one looks into what is wrong */
     options.max_logits = a.all ? a.chunk : 1;
     if (!code && !a.ids) code = mo_error_set(&error, MO_E_INVALID, "--ids is missing");
     if (!code) code = ranks_start(&error);

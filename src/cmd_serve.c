@@ -71,16 +71,17 @@ static void print_url(const struct serve_arguments *a, const struct server *serv
 /* The line that says all is well, and how much room there is. */
 static void announce(const struct serve_arguments *a, const struct server *server, const struct engine *engine) {
     const struct engine_options *o = &engine->options;
-    char url[300], cut[200] = "";
+    char url[300], cut[200] = "", tested[48] = "";
     double cache = (double)kv_pool_bytes(&engine->model, (enum kv_format)(o->kv - 1), engine->n_pages);
     print_url(a, server, url, sizeof url);
     if (!a->engine.max_model_len && o->max_model_len < engine->model.context) {
         snprintf(cut, sizeof cut, ": memory does not allow the model's %d", engine->model.context);
     }
+    if (engine->self_test_s > 0) snprintf(tested, sizeof tested, ", self-test %.3f s of it", engine->self_test_s);
     log_info("serving %s on %s (context %d tokens%s, %d sequences, cache %.2f GiB for %lld tokens, loaded in "
-             "%.1f s)",
+             "%.1f s%s)",
              a->server.names[0], url, o->max_model_len, cut, o->max_num_seqs, cache / (1 << 30),
-             (long long)engine->n_pages * KV_PAGE_TOKENS, engine->load_s);
+             (long long)engine->n_pages * KV_PAGE_TOKENS, engine->load_s, tested);
     if (engine->tokenizer && !engine->chat) {
         log_warn("the chat template is none that is known here: chats get 400 (--chat-template NAME chooses one)");
     }

@@ -5,6 +5,7 @@
 #include "engine_experts.h"
 #include "engine_plan.h"
 #include "engine_ranks.h"
+#include "engine_selftest.h"
 #include "engine_weights.h"
 
 #include <stdio.h>
@@ -79,6 +80,8 @@ void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_M
                  "(default: recognised from the model)"},
         {.names = "--generation-config", .type = CLI_CHOICE, .target = &o->generation_config, .choices = "auto|none",
          .help = "auto (default): start from the model's own sampling settings"},
+        {.names = "--no-self-test", .type = CLI_FLAG, .target = &o->no_self_test,
+         .help = "do not compare this machine's kernels (and card) with plain C before\nstarting; it takes some 0.03 s"},
     };
     /* clang-format on */
     memcpy(flags, table, sizeof table);
@@ -183,6 +186,7 @@ static int open_all(struct engine *engine, struct mo_error *error) {
     if (!code) code = engine_experts_start(engine, &backend, error);
     if (!code) code = engine_ranks_begin(engine, &backend, error);
     if (!code) code = engine_device_open(engine, &backend, error);
+    if (!code) code = engine_selftest(engine, &backend, error);
     weights_end_later(&engine->weights);
     if (!code) code = engine_disk_open(engine, error);
     if (!code) code = open_sched(engine, error);

@@ -39,6 +39,7 @@ struct engine_options {
     const char *cache_folder; /* pages that outlive the engine go there; NULL: they do not */
     double cache_disk_gib;    /* that they may take */
     bool take_cache;          /* take all of the cache's memory, beside the first requests: a server's promise */
+    bool no_self_test;        /* trust kernels and card unseen */
 };
 void engine_options_init(struct engine_options *options);
 
@@ -68,7 +69,7 @@ struct engine {
     int n_eos, n_pages;
     int gpu; /* the card that computes; -1: the CPU */
     size_t gpu_free_bytes;
-    double load_s;
+    double load_s, self_test_s; /* the second is part of the first; 0: left out */
 
     pthread_t thread; /* runs the scheduler between engine_start and engine_close */
     bool started;

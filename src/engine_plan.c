@@ -4,6 +4,7 @@
 #include "cache/disk.h"
 #include "engine_device.h"
 #include "engine_experts.h"
+#include "engine_selftest.h"
 #include "plan/memory.h"
 
 static const double GIB = 1 << 30;
@@ -12,7 +13,8 @@ double engine_plan_scratch(const struct engine *engine, const struct backend_opt
     const struct engine_options *o = &engine->options;
     size_t grammars = engine->grammars ? grammar_cache_bytes(o->max_grammars, o->max_num_seqs) : 0;
     size_t slots = o->cache_folder ? disk_memory_bytes(kv_pool_bytes(&engine->model, backend->kv, 1)) : 0;
-    return (double)cpu_backend_scratch_bytes(&engine->model, backend) + (double)(grammars + slots);
+    return (double)cpu_backend_scratch_bytes(&engine->model, backend) + (double)(grammars + slots) +
+           engine_selftest_bytes(engine, backend);
 }
 
 /* What weights and scratch leave for the cache. */

@@ -9,7 +9,7 @@
 int engine_plan(struct engine *engine, struct backend_options *backend, struct mo_error *error);
 
 /* Of the host's memory, what is neither weights nor cache: the backend's scratch (exchanges with other ranks included), states and
- * masks of grammars, and pages on their way to the disk. */
+ * masks of grammars, pages on their way to the disk, and the self-test. */
 double engine_plan_scratch(const struct engine *engine, const struct backend_options *backend);
 
 #endif

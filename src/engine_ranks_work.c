@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 #include "base/clock.h"
+#include "engine_selftest.h"
 
 static const double ALIVE_S = 1;
 enum { TOUCH_BYTES = 64 << 20, PAGE = 4096 };
@@ -107,7 +108,8 @@ static int open_backend(struct engine *engine, const struct wire_plan *plan, str
                                             .compute = (enum compute)plan->compute,
                                             .attention = ATTENTION_EXPANDED,
                                             .ranks = &engine->split};
-    return cpu_backend_open(&engine->backend, &engine->model, &engine->weights, &options, error);
+    int code = cpu_backend_open(&engine->backend, &engine->model, &engine->weights, &options, error);
+    return code ? code : engine_selftest(engine, &options, error);
 }
 
 static int prepare(struct engine *engine, struct mo_error *error) {

@@ -55,8 +55,8 @@ def mean_cache_rows(batch, depth, steps):
 @pytest.mark.parametrize("name", NAMES)
 def test_structure(reports, name):
     report = reports[name]
-    assert set(report) == {"model", "synthetic", "machine", "load_s", "rss_bytes", "prefill", "ttft_s", "decode", "text",
-                           "model_hash", "version"}
+    assert set(report) == {"model", "synthetic", "machine", "load_s", "self_test_s", "rss_bytes", "prefill", "ttft_s", "decode",
+                           "text", "model_hash", "version"}
     assert report["machine"]["level"] in ("ref", "avx2", "avx-vnni", "avx512", "amx") and report["machine"]["threads"] >= 1
     assert 0 < report["machine"]["read_gb_s_min"] <= report["machine"]["read_gb_s"] <= report["machine"]["read_gb_s_max"]
     assert report["machine"]["read_gb_s_after"] > 0
@@ -66,6 +66,7 @@ def test_structure(reports, name):
     assert report["model_hash"] == succeed("info", GOLDEN / name, "--json").json["hash"]
     assert f"moebius {report['version']}" in succeed("--version").text
     assert report["text"] == "random ids"
+    assert 0 < report["self_test_s"] < report["load_s"]
     assert 0 < report["load_s"] < 60 and 1 << 20 < report["rss_bytes"] < 1 << 30  # what measures the memory is given back
 
 

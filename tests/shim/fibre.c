@@ -386,7 +386,7 @@ static void run_block(int block) {
     }
 }
 
-void shim_run(shim_kernel *function, const void *arguments, int blocks, int threads, uint64_t *seed) {
+void shim_run(shim_kernel *function, const void *arguments, int blocks, int left_out, int threads, uint64_t *seed) {
     int *order = malloc((size_t)blocks * sizeof *order);
     if (!order || threads % LANES || threads > THREADS_MAX) give_up("a launch that it cannot run");
     open_stacks();
@@ -401,7 +401,9 @@ void shim_run(shim_kernel *function, const void *arguments, int blocks, int thre
         order[i] = order[j];
         order[j] = i;
     }
-    for (int i = 0; i < blocks; i++) run_block(order[i]);
+    for (int i = 0; i < blocks; i++) {
+        if (order[i] != left_out) run_block(order[i]);
+    }
     free(order);
 }
 

@@ -10,8 +10,8 @@ enum { SHIM_SHARED_BYTES = 99 << 10 }; /* of the cards that have least: compute 
 extern unsigned char shim_own_first[] __asm__("__start_shim_own") __attribute__((visibility("hidden")));
 extern unsigned char shim_own_end[] __asm__("__stop_shim_own") __attribute__((visibility("hidden")));
 
-/* Runs all blocks, in an order shuffled by `seed`, which moves on. */
-void shim_run(shim_kernel *kernel, const void *params, int blocks, int threads, uint64_t *seed);
+/* Runs all blocks but `left_out` (-1: all), in an order shuffled by `seed`, which moves on. */
+void shim_run(shim_kernel *kernel, const void *params, int blocks, int left_out, int threads, uint64_t *seed);
 void shim_yield(void);
 
 #endif

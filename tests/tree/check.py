@@ -30,9 +30,10 @@ LAYERS = {
     "backend": {"base", "model", "expert", "ranks", "backend"},
     "check": {"base", "model", "backend", "check"},
     "forward": {"base", "model", "backend", "forward"},
+    "selftest": {"base", "model", "backend", "check", "forward", "selftest"},
     "sched": {"base", "cache", "model", "text", "grammar", "expert", "ranks", "backend", "forward", "sched"},
     "server": {"base", "model", "text", "grammar", "expert", "ranks", "sched", "server", "top"},
-    "top": {"base", "cache", "model", "text", "grammar", "expert", "ranks", "backend", "forward", "sched", "server", "plan", "check", "top", "public"},
+    "top": {"base", "cache", "model", "text", "grammar", "expert", "ranks", "backend", "forward", "sched", "server", "plan", "check", "selftest", "top", "public"},
 }
 DATA = ("tests/golden/data/", "tests/golden/demo/", "tests/data/", "models/")  # not ours to format
 KERNEL_FOLDER = "src/backend/cpu/"
