@@ -10,7 +10,7 @@
 #include "model/locate.h"
 #include "model/quantize.h"
 
-enum { DEFAULT_TOKENS = 8192, CALIBRATION_CONTEXT = 2048, MAX_TEXT_BYTES = 1 << 28 };
+enum { DEFAULT_TOKENS = 32768, CALIBRATION_CONTEXT = 2048, MAX_TEXT_BYTES = 1 << 28 };
 
 enum { METHOD_GPTQ, METHOD_SCALES };
 
@@ -135,7 +135,7 @@ int cmd_quantize(int argc, char **argv) {
         {.names = "--calibrate", .type = CLI_STRING, .target = &a.calibrate, .value = "TEXT",
          .help = "run the model over this file first, and keep small the error of what\nit computes there instead of that of the weights"},
         {.names = "--calibration-tokens", .type = CLI_INT, .target = &a.tokens, .min = 1, .max = 1 << 26, .value = "N", .given = &a.tokens_given,
-         .help = "at most so many tokens of it (default 8192)"},
+         .help = "at most so many tokens of it (default 32768)"},
         {.names = "--calibration-method", .type = CLI_CHOICE, .target = &a.method, .choices = "gptq|scales", .given = &a.method_given,
          .help = "gptq (default): each column of INT4 and INT8 makes up for what those\nbefore it changed; scales: scales alone are searched by it"},
         {.names = "--calibration-memory", .type = CLI_DOUBLE, .target = &a.memory_gib, .min = 0.001, .max = 1e6, .value = "GIB", .given = &a.memory_given,

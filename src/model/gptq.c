@@ -7,9 +7,9 @@
 
 /* Added to the diagonal, of its mean: directions that the text does not know must not cost nothing. */
 static const double DAMPING = 0.01;
-/* Few rows know little: the diagonal as if PRIOR_ROWS rows more had all inputs alike, and correlations fade until there are several
- * rows for each input. */
-static const double PRIOR_ROWS = 8, SHRINK = 0.25;
+/* Few rows know little: the diagonal as if so many rows more had all inputs alike, and correlations by half where there are as
+ * many rows as inputs. */
+static const double PRIOR_ROWS = 8;
 
 /* The triangle while it is made. */
 struct triangle {
@@ -126,13 +126,13 @@ static void keep_row(void *context, int index, int worker) {
 
 static int factor(struct triangle *t, struct pool *pool, struct mo_error *error) {
     int across = t->gptq->across;
-    pool_run(pool, across, fill_row, t);
+    squares_run(pool, across, fill_row, t);
     for (t->row = across - 1; t->row >= 0; t->row--) {
         if (factor_square(t)) return mo_error_set(error, MO_E_NUMERIC, "the moments of its inputs are not positive");
-        pool_run(pool, t->row, solve_square, t);
-        pool_run(pool, t->row * (t->row + 1) / 2, subtract_square, t);
+        squares_run(pool, t->row, solve_square, t);
+        squares_run(pool, t->row * (t->row + 1) / 2, subtract_square, t);
     }
-    pool_run(pool, across, keep_row, t);
+    squares_run(pool, across, keep_row, t);
     return 0;
 }
 
@@ -147,7 +147,7 @@ static int measure(struct triangle *t, struct mo_error *error) {
     }
     if (!(sum > 0)) return 1;
     t->scale = m->cols / sum;
-    t->keep = (double)m->rows / ((double)m->rows + SHRINK * m->cols + PRIOR_ROWS);
+    t->keep = (double)m->rows / ((double)m->rows + m->cols + PRIOR_ROWS);
     return 0;
 }
 

@@ -2,6 +2,8 @@
 
 #include "base/cpu.h"
 
+enum { PART = 64 };
+
 #define LEVEL ref
 #define TARGET
 #define WIDTH 16

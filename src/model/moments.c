@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include "model/gptq_kern.h"
 
+enum { WORTH_THREADS = 12 };
+
 int squares_across(int cols) {
     return (cols + GPTQ_BLOCK - 1) / GPTQ_BLOCK;
 }
@@ -19,6 +21,14 @@ struct square square_of(int index) {
     int row = 0;
     while (index > row) index -= ++row;
     return (struct square){row, index};
+}
+
+void squares_run(struct pool *pool, int n, pool_task *task, void *context) {
+    if (n >= WORTH_THREADS) {
+        pool_run(pool, n, task, context);
+        return;
+    }
+    for (int i = 0; i < n; i++) task(context, i, 0);
 }
 
 size_t moments_bytes(int cols) {
@@ -70,8 +80,8 @@ int moments_add(struct moments *m, const float *const *x, int n, struct pool *po
     for (int at = 0; at < n && !code; at += p.n) {
         p.x = x + at;
         p.n = n - at < GPTQ_BLOCK ? n - at : GPTQ_BLOCK;
-        pool_run(pool, across, copy_columns, &p);
-        pool_run(pool, across * (across + 1) / 2, add_square, &p);
+        squares_run(pool, across, copy_columns, &p);
+        squares_run(pool, across * (across + 1) / 2, add_square, &p);
     }
     m->rows += code ? 0 : n;
     free(p.rows);

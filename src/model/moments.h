@@ -30,5 +30,7 @@ struct square {
     int row, column;
 };
 struct square square_of(int index);
+/* pool_run for `n` squares; a few are sooner done here than handed out. */
+void squares_run(struct pool *pool, int n, pool_task *task, void *context);
 
 #endif
