@@ -17,6 +17,7 @@ struct inputs {
     float *sums; /* [cols] of squares, later their means; NULL: nothing seen */
     int64_t rows;
     bool wants_moments; /* also for the matrices that share these inputs */
+    bool has_feedback;  /* then nobody asks for its mean squares */
     bool is_needed;     /* its gptq is, by the batch at hand */
     struct moments moments;
     struct gptq *gptq;
@@ -103,7 +104,9 @@ static int list_inputs(struct calibration *c, const struct recipe *recipe, struc
     if (!code) qsort(c->inputs, (size_t)c->n, sizeof *c->inputs, by_mat);
     for (int i = 0; i < n && !code && recipe; i++) {
         struct inputs *shared = slots[i].cols ? shared_inputs(c, &slots[i]) : NULL;
-        if (shared && is_integer(recipe->format[tensor_group_of(slots[i].role)])) shared->wants_moments = true;
+        if (!shared || !is_integer(recipe->format[tensor_group_of(slots[i].role)])) continue;
+        shared->wants_moments = true;
+        inputs_of(c, slots[i].role, slots[i].layer, slots[i].expert)->has_feedback = true;
     }
     arena_destroy(arena);
     return code;
@@ -111,20 +114,25 @@ static int list_inputs(struct calibration *c, const struct recipe *recipe, struc
 
 /* ---- the model's runs ---- */
 
+static void add_squares(struct calibration *c, struct inputs *inputs, const float *const *x, int n) {
+    int cols = inputs->mat->cols;
+    if (!inputs->sums && !(inputs->sums = calloc((size_t)cols, sizeof(float)))) {
+        c->code = mo_error_set(&c->error, MO_E_NO_MEMORY, "no memory for what was seen of %d inputs", cols);
+        return;
+    }
+    for (int i = 0; i < n; i++) {
+        for (int k = 0; k < cols; k++) inputs->sums[k] += x[i][k] * x[i][k];
+    }
+    inputs->rows += n;
+}
+
 /* The backend's: rows x [n][mat->cols] are about to be multiplied by `mat`. */
 static void observe(void *context, const struct mat *mat, const float *const *x, int n) {
     struct calibration *c = context;
     struct inputs *inputs = find_inputs(c, mat);
     if (!inputs || inputs->layer < c->from || c->code) return;
-    if (!inputs->sums && !(inputs->sums = calloc((size_t)mat->cols, sizeof(float)))) {
-        c->code = mo_error_set(&c->error, MO_E_NO_MEMORY, "no memory for what was seen of %d inputs", mat->cols);
-        return;
-    }
-    for (int i = 0; i < n; i++) {
-        for (int k = 0; k < mat->cols; k++) inputs->sums[k] += x[i][k] * x[i][k];
-    }
-    inputs->rows += n;
-    if (inputs->wants_moments) c->code = moments_add(&inputs->moments, x, n, c->pool, &c->error);
+    if (!inputs->has_feedback) add_squares(c, inputs, x, n);
+    if (inputs->wants_moments && !c->code) c->code = moments_add(&inputs->moments, x, n, c->pool, &c->error);
 }
 
 /* Sums to means with 1 on average, drawn towards 1 where there are few rows. */
@@ -218,6 +226,17 @@ static int fit_layers(const struct calibration *c, int from, double *bytes) {
     return to > from ? to : -1;
 }
 
+/* The most that one matrix takes while its errors are fed back. */
+static double making_bytes(const struct calibration *c) {
+    double most = 0;
+    for (int i = 0; i < c->n; i++) {
+        int cols = c->inputs[i].wants_moments ? c->inputs[i].mat->cols : 0;
+        double bytes = (double)gptq_bytes(cols) + (double)gptq_open_bytes(cols);
+        most = bytes > most ? bytes : most;
+    }
+    return most;
+}
+
 /* Says beforehand what it takes. */
 static int plan_passes(struct calibration *c, double memory_gib, struct mo_error *error) {
     double available = memory_available_bytes(), most = 0, bytes;
@@ -234,8 +253,8 @@ static int plan_passes(struct calibration *c, double memory_gib, struct mo_error
         most = bytes > most ? bytes : most;
         from = to;
     }
-    log_info("calibrating with %d tokens, run %d times for all layers; moments take up to %.3f GiB", c->n_tokens,
-             passes, most / GIB);
+    log_info("calibrating with %d tokens, passes: %d; moments take %.3f GiB at most, work with them %.3f more",
+             c->n_tokens, passes, most / GIB, making_bytes(c) / GIB);
     return 0;
 }
 

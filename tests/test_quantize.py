@@ -599,7 +599,7 @@ def test_feedback_gives_the_same_file_everywhere(talking, tmp_path):
             print(f"{level} is left out: this machine lacks it")
             continue
         assert result.code == 0, str(result)
-        passes = int(result.err.split("run ")[1].split(" times")[0])
+        passes = int(result.err.split("passes: ")[1].split(";")[0])
         assert (passes > 1) == bool(flags), result.err
         files.add(out.read_bytes())
     assert len(files) == 1

@@ -253,7 +253,7 @@ static const struct {
     double most; /* of the error that scales alone leave */
 } CASES[] = {
     {MAT_INT4, 128, 40, 128, 2000, 0.65}, {MAT_INT4, 64, 33, 200, 1000, 0.65}, {MAT_INT4, 32, 130, 320, 1500, 0.65},
-    {MAT_INT8, 128, 5, 300, 1500, 0.7},  {MAT_INT4, 32, 7, 96, 20, 1.0},     {MAT_INT8, 32, 1, 32, 400, 0.9},
+    {MAT_INT8, 128, 5, 300, 1500, 0.7},   {MAT_INT4, 32, 7, 96, 20, 1.0},      {MAT_INT8, 32, 1, 32, 400, 0.9},
 };
 enum { N_CASES = sizeof CASES / sizeof *CASES };
 
