@@ -10,11 +10,15 @@
 #include "model/locate.h"
 #include "model/quantize.h"
 
-enum { DEFAULT_TOKENS = 8192, CALIBRATION_CONTEXT = 2048, MAX_TEXT_BYTES = 1 << 28 };
+enum { DEFAULT_TOKENS = 32768, CALIBRATION_CONTEXT = 2048, MAX_TEXT_BYTES = 1 << 28 };
+
+enum { METHOD_GPTQ, METHOD_SCALES };
 
 struct arguments {
     const char *model, *revision, *out, *calibrate;
-    int tokens;
+    int tokens, method; /* METHOD_... */
+    double memory_gib;
+    bool tokens_given, method_given, memory_given;
     struct recipe_arguments recipe;
     bool json;
 };
@@ -41,19 +45,25 @@ static int open_plain(struct source *s, const struct arguments *a, struct mo_err
     return code;
 }
 
-static int calibrate(struct source *s, const struct arguments *a, struct mo_error *error) {
+static int calibrate(struct source *s, const struct arguments *a, const struct recipe *recipe, struct mo_error *error) {
+    struct calibration_options options = {.max_tokens = a->tokens, .memory_gib = a->memory_gib, .pool = s->pool};
+    bool has_feedback = a->method == METHOD_GPTQ;
     char *text;
     size_t size;
     int code = file_read(a->calibrate, MAX_TEXT_BYTES, &text, &size, error);
     if (code) return code;
-    code = calibration_run(&s->calibration, s->engine, text, size, a->tokens, error);
+    if (has_feedback) options.recipe = recipe;
+    code = calibration_open(&s->calibration, s->engine, text, size, &options, error);
     free(text);
-    s->job.importance = calibration_of;
+    s->job.importance = calibration_importance;
+    s->job.prepare = has_feedback ? calibration_prepare : NULL;
+    s->job.feedback = has_feedback ? calibration_feedback : NULL;
     s->job.context = s->calibration;
     return code;
 }
 
-static int open_engine(struct source *s, const struct arguments *a, struct mo_error *error) {
+static int open_engine(struct source *s, const struct arguments *a, const struct recipe *recipe,
+                       struct mo_error *error) {
     struct engine_options options;
     engine_options_init(&options);
     options.expert_cache = "0"; /* what is observed are the matrices where they lie */
@@ -70,11 +80,11 @@ static int open_engine(struct source *s, const struct arguments *a, struct mo_er
     if (code) return code;
     s->job = (struct quantize){
         .model = &s->engine->model, .checkpoint = &s->engine->checkpoint, .weights = &s->engine->weights};
-    return calibrate(s, a, error);
+    return calibrate(s, a, recipe, error);
 }
 
 static void source_close(struct source *s) {
-    calibration_free(s->calibration);
+    calibration_close(s->calibration);
     engine_close(s->engine);
     pool_destroy(s->pool);
     weights_free(&s->weights);
@@ -87,8 +97,8 @@ static int quantize(const struct arguments *a, const struct recipe *recipe, stru
     struct make_report report;
     double start = clock_now_s();
     if (!s) return mo_error_set(error, MO_E_NO_MEMORY, "no memory");
-    int code = a->calibrate ? open_engine(s, a, error) : open_plain(s, a, error);
-    if (!code) code = pool_create(&s->pool, a->recipe.threads ? a->recipe.threads : pool_default_threads(), error);
+    int code = pool_create(&s->pool, a->recipe.threads ? a->recipe.threads : pool_default_threads(), error);
+    if (!code) code = a->calibrate ? open_engine(s, a, recipe, error) : open_plain(s, a, error);
     s->job.recipe = recipe;
     s->job.pool = s->pool;
     if (!code) code = quantize_file(&s->job, a->out, a->recipe.text, &report, error);
@@ -97,6 +107,19 @@ static int quantize(const struct arguments *a, const struct recipe *recipe, stru
     if (code) return code;
     if (seen) log_info("calibrated with %d tokens of %s", seen, a->calibrate);
     return recipe_print_report(&report, recipe, a->out, clock_now_s() - start, a->json, error);
+}
+
+static int check_calibration(const struct arguments *a, struct mo_error *error) {
+    if (!a->calibrate && (a->tokens_given || a->method_given || a->memory_given)) {
+        return mo_error_set(error, MO_E_INVALID, "%s is for --calibrate, which is not given",
+                            a->tokens_given   ? "--calibration-tokens"
+                            : a->method_given ? "--calibration-method"
+                                              : "--calibration-memory");
+    }
+    if (a->memory_given && a->method == METHOD_SCALES) {
+        return mo_error_set(error, MO_E_INVALID, "--calibration-memory is for gptq, not for scales, which need none");
+    }
+    return 0;
 }
 
 int cmd_quantize(int argc, char **argv) {
@@ -111,8 +134,12 @@ int cmd_quantize(int argc, char **argv) {
         {.names = "--revision", .type = CLI_STRING, .target = &a.revision, .value = "REV", .help = "branch, tag or commit in the Hugging Face cache"},
         {.names = "--calibrate", .type = CLI_STRING, .target = &a.calibrate, .value = "TEXT",
          .help = "run the model over this file first, and keep small the error of what\nit computes there instead of that of the weights"},
-        {.names = "--calibration-tokens", .type = CLI_INT, .target = &a.tokens, .min = 1, .max = 1 << 26, .value = "N",
-         .help = "at most so many tokens of it (default 8192)"},
+        {.names = "--calibration-tokens", .type = CLI_INT, .target = &a.tokens, .min = 1, .max = 1 << 26, .value = "N", .given = &a.tokens_given,
+         .help = "at most so many tokens of it (default 32768)"},
+        {.names = "--calibration-method", .type = CLI_CHOICE, .target = &a.method, .choices = "gptq|scales", .given = &a.method_given,
+         .help = "gptq (default): each column of INT4 and INT8 makes up for what those\nbefore it changed; scales: scales alone are searched by it"},
+        {.names = "--calibration-memory", .type = CLI_DOUBLE, .target = &a.memory_gib, .min = 0.001, .max = 1e6, .value = "GIB", .given = &a.memory_given,
+         .help = "that gptq may take: the text is run for as many layers at a time\nas fit (default: half of what is free)"},
         {.names = "--json", .type = CLI_FLAG, .target = &a.json, .help = "for programs: what was written, and how far from the source"},
         {0},
     };
@@ -136,6 +163,7 @@ int cmd_quantize(int argc, char **argv) {
     if (code > 0) return 0;
     if (!code && !a.model) code = mo_error_set(&error, MO_E_INVALID, "no MODEL given (--help shows how)");
     if (!code && !a.out) code = mo_error_set(&error, MO_E_INVALID, "no -o FILE given");
+    if (!code) code = check_calibration(&a, &error);
     if (!code) code = recipe_from_arguments(&recipe, &a.recipe, &error);
     if (!code) code = quantize(&a, &recipe, &error);
     return code ? cli_fail("quantize", &error) : 0;

@@ -136,19 +136,26 @@ static void store_group(const struct group *g, const struct search *search, floa
     sum->total += (double)total;
 }
 
-static void encode_group(struct group *g, bool is_int4, int8_t *q, uint16_t *scale, struct make_error *sum) {
+static float find_scale(struct group *g, bool is_int4) {
     const struct search *low = is_int4 ? &search_int4_low : &search_int8;
     g->largest = largest_of(g->x, g->n);
     g->score = g->scale = 0;
-    float found = 0;
-    if (g->largest != 0) {
-        for (int i = 0; i < g->n; i++) g->wx[i] = g->w[i] * g->x[i];
-        try_scales(g, low, is_int4 ? -1 : 1);
-        if (is_int4) try_scales(g, &search_int4_high, 1);
-        found = refine(g, low);
-    }
+    if (g->largest == 0) return 0;
+    for (int i = 0; i < g->n; i++) g->wx[i] = g->w[i] * g->x[i];
+    try_scales(g, low, is_int4 ? -1 : 1);
+    if (is_int4) try_scales(g, &search_int4_high, 1);
+    return refine(g, low);
+}
+
+float encode_scale(const struct encode_kern *kern, const float *x, const float *importance, int n, bool is_int4) {
+    struct group g = {.kern = kern, .x = x, .w = importance, .n = n};
+    return find_scale(&g, is_int4);
+}
+
+static void encode_group(struct group *g, bool is_int4, int8_t *q, uint16_t *scale, struct make_error *sum) {
+    float found = find_scale(g, is_int4);
     *scale = f32_to_f16(found);
-    store_group(g, low, found, q, sum);
+    store_group(g, is_int4 ? &search_int4_low : &search_int8, found, q, sum);
 }
 
 static void encode_panel(const struct workspace *s, const struct mat *to, int first_row, void *panel,

@@ -15,5 +15,8 @@ size_t encode_scratch_bytes(int cols);
  * alike); returns the first row that holds something not finite, or -1. */
 int encode_rows(const struct mat *from, const struct mat *to, const float *importance, int unit, void *scratch,
                 struct make_error *sum);
+/* The scale for one group x [n] of INT4 or INT8, as fp16 stores it; importance [n]. */
+struct encode_kern; /* encode_search.h: asked for once, the processor need not be looked at for each group */
+float encode_scale(const struct encode_kern *kern, const float *x, const float *importance, int n, bool is_int4);
 
 #endif

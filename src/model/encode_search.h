@@ -1,4 +1,4 @@
-/* model/encode_search.h - shared by encode.c and encode_search.c only: the sums that a search over scales compares. */
+/* model/encode_search.h - shared by encode.c, gptq_rows.c and encode_search.c only: the sums that a search over scales compares. */
 #ifndef MOEBIUS_MODEL_ENCODE_SEARCH_H
 #define MOEBIUS_MODEL_ENCODE_SEARCH_H
 

@@ -115,6 +115,9 @@ static struct made *batch_add(struct batch *batch, const struct slot *slot) {
 
 static int batch_fill(struct batch *batch, struct pool *pool, const char *source, struct make_report *report,
                       struct mo_error *error) {
+    const struct maker *maker = batch->maker;
+    int code = maker->prepare ? maker->prepare(maker->context, batch->made, batch->n, pool, error) : 0;
+    if (code) return code;
     pool_run(pool, batch->first_unit[batch->n], fill_unit, batch);
     for (int i = 0; i < batch->n; i++) {
         const struct made *made = &batch->made[i];

@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 #include "model/encode.h"
+#include "model/gptq.h"
 
 enum { MAX_FILE_BYTES = 256 << 20, MAX_CONFIG_BYTES = 4 << 20 };
 
@@ -19,6 +20,9 @@ static const struct mat *source(void *context, const struct slot *slot) {
 
 static int fill(void *context, const struct made *made, int unit, void *scratch, struct make_error *sum) {
     const struct quantize *q = context;
+    bool is_integer = made->mat.format == MAT_INT4 || made->mat.format == MAT_INT8;
+    const struct gptq *gptq = q->feedback && is_integer ? q->feedback(q->context, made->slot) : NULL;
+    if (gptq) return gptq_rows(source_of(q, made->slot), &made->mat, gptq, unit, scratch, sum);
     const float *importance = q->importance ? q->importance(q->context, made->slot) : NULL;
     return encode_rows(source_of(q, made->slot), &made->mat, importance, unit, scratch, sum);
 }
@@ -47,14 +51,21 @@ static void done(void *context, const struct slot *slot) {
     if (begin < end) madvise((void *)begin, end - begin, MADV_DONTNEED);
 }
 
+static int prepare(void *context, const struct made *made, int n, struct pool *pool, struct mo_error *error) {
+    const struct quantize *q = context;
+    return q->prepare ? q->prepare(q->context, made, n, pool, error) : 0;
+}
+
 static struct maker maker_of(const struct quantize *q, const struct slot *slots, int n) {
     int cols = 0;
     for (int i = 0; i < n; i++) cols = slots[i].cols > cols ? slots[i].cols : cols;
+    size_t plain = encode_scratch_bytes(cols), feedback = q->feedback ? gptq_scratch_bytes(cols) : 0;
     return (struct maker){
         .context = (void *)(uintptr_t)q,
         .recipe = q->recipe,
-        .scratch_bytes = (encode_scratch_bytes(cols) + 63) / 64 * 64,
+        .scratch_bytes = ((plain > feedback ? plain : feedback) + 63) / 64 * 64,
         .source = source,
+        .prepare = prepare,
         .fill = fill,
         .values = values,
         .done = done,
@@ -89,7 +100,9 @@ static int set_provenance(struct pack *pack, const struct quantize *q, const cha
     char hash[65], options[512];
     const char *name = strrchr(q->checkpoint->path, '/');
     snprintf(options, sizeof options, "--quant %s --group %d%s", quant, q->recipe->group_size,
-             q->importance ? " --calibrate" : "");
+             q->feedback     ? " --calibrate"
+             : q->importance ? " --calibrate --calibration-method scales"
+                             : "");
     int code = checkpoint_hash(q->checkpoint, 0, hash, error);
     if (!code) code = pack_set(pack, PACK_PREFIX "version", MOEBIUS_VERSION, error);
     if (!code) code = pack_set(pack, PACK_PREFIX "options", options, error);

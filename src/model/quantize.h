@@ -6,6 +6,7 @@
 
 #include "model/make.h"
 
+struct gptq;
 struct quantize {
     const struct model *model;
     const struct checkpoint *checkpoint;
@@ -14,6 +15,10 @@ struct quantize {
     struct pool *pool;
     /* Mean square of each input of a matrix, [cols], or NULL where it is not known; may be NULL. */
     const float *(*importance)(void *context, const struct slot *slot);
+    /* INT4 and INT8 with error feedback where `feedback` is not NULL and does not give NULL (gptq.h); prepare is make.h's, and
+     * whatever the two above give must be there after it. Not for quantize_later. */
+    int (*prepare)(void *context, const struct made *made, int n, struct pool *pool, struct mo_error *error);
+    const struct gptq *(*feedback)(void *context, const struct slot *slot);
     void *context;
 };
 
