@@ -1,8 +1,8 @@
 /* backend/cpu/x86/gguf.inc.h - matrices in GGUF's blocks times 8-bit and fp32 activations; included by each level after
  * block.inc.h and gguf_unpack.inc.h.
  *
- * VL rows x 256 k are unpacked into the first cache, where all formats look the same, and there they meet every token. The
- * unpacking is the same work for one token as for many, so one token pays for it all; it is still about as fast as the memory. */
+ * Some tokens: VL rows x 256 k are unpacked into the first cache, where all formats look the same, and there they meet every
+ * token. One token: the sums are made while blocks are taken apart, as storing and reading lines would cost half of the time. */
 
 enum {
     GGUF_TOKENS = 64,                    /* that share what is unpacked */
