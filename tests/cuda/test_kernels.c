@@ -525,6 +525,24 @@ static void test_page_copies(void **unused) {
 }
 
 /* An argument is the name of the one test to run. */
+/* Formats that only the CPU multiplies are refused before anything is brought, by the name of the first matrix in one. */
+static void test_refused_format(void **unused) {
+    (void)unused;
+    struct fixture f;
+    struct mo_error error;
+    const struct style *f16 = &styles[1];
+    assert_int_equal(f16->format, MAT_F16);
+    fixture_open(&f, f16, &odd_model, KV_BF16);
+    enum mat_format was = f.experts[3].down.format;
+    f.experts[3].down.format = f.experts[4].up.format = MAT_Q4_K;
+    assert_int_equal(cuda_upload(f.cuda, &f.weights, &error), MO_E_UNSUPPORTED);
+    assert_string_equal(error.message,
+                        "layer 1, expert 3, down: there are no GPU kernels for q4_k; --quantization int4 makes it a "
+                        "format that has some (--device cpu takes it as it is)");
+    f.experts[3].down.format = f.experts[4].up.format = was;
+    fixture_close(&f);
+}
+
 int main(int n, char **arguments) {
     if (n > 1) cmocka_set_test_filter(arguments[1]);
     const struct CMUnitTest tests[] = {
@@ -532,6 +550,7 @@ int main(int n, char **arguments) {
         cmocka_unit_test(test_routing),           cmocka_unit_test(test_attention),
         cmocka_unit_test(test_rows_of_the_cache), cmocka_unit_test(test_company),
         cmocka_unit_test(test_page_copies),       cmocka_unit_test(test_ended_by_another_thread),
+        cmocka_unit_test(test_refused_format),
     };
     return cmocka_run_group_tests(tests, driver_open, driver_close);
 }

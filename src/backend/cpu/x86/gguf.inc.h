@@ -1,8 +1,8 @@
 /* backend/cpu/x86/gguf.inc.h - matrices in GGUF's blocks times 8-bit and fp32 activations; included by each level after
  * block.inc.h and gguf_unpack.inc.h.
  *
- * VL rows x 256 k are unpacked into the first cache, where all formats look the same, and there they meet every token. The
- * unpacking is the same work for one token as for many, so one token pays for it all; it is still about as fast as the memory. */
+ * Some tokens: VL rows x 256 k are unpacked into the first cache, where all formats look the same, and there they meet every
+ * token. One token: the sums are made while blocks are taken apart, as storing and reading lines would cost half of the time. */
 
 enum {
     GGUF_TOKENS = 64,                    /* that share what is unpacked */
@@ -121,16 +121,26 @@ INLINE ivec gguf_sums(const int8_t *q) {
     return ivec_sum_fours(v);
 }
 
+/* The scale, of 32 k, that goes with each of these sums. */
+#define SUM_SCALE(P) (((P) % 4 * (VL / 4) + (P) / 4) / 2)
+static const int32_t sum_scales[VL] = {
+    SUM_SCALE(0),  SUM_SCALE(1),  SUM_SCALE(2),  SUM_SCALE(3),
+    SUM_SCALE(4),  SUM_SCALE(5),  SUM_SCALE(6),  SUM_SCALE(7),
+#if VL == 16
+    SUM_SCALE(8),  SUM_SCALE(9),  SUM_SCALE(10), SUM_SCALE(11),
+    SUM_SCALE(12), SUM_SCALE(13), SUM_SCALE(14), SUM_SCALE(15),
+#endif
+};
+
 static void gguf_prepare_16(const struct gguf_shape *shape, struct gguf_x *x) {
-    int32_t sum[GGUF_SUBS];
     UNROLL
     for (int i = 0; i < GGUF_SUBS; i += VL) {
-        ivec v = gguf_sums(x->q + i * 16);
-        ivec_store(sum + i, v);
-        ivec_store(x->start + i, ivec_mul(v, ivec_set1(-shape->zero)));
+        ivec sum = gguf_sums(x->q + i * 16);
+        ivec_store(x->start + i, ivec_mul(sum, ivec_set1(-shape->zero)));
+        if (!shape->has_low) continue;
+        vec scale = vec_in_order(vec_load_part(x->scale + i / 2, VL / 2), sum_scales);
+        vec_store(x->low + i, vec_mul(scale, vec_from_int(sum)));
     }
-    for (int j = 0; shape->has_low && j < GGUF_SUBS; j++)
-        x->low[sum_places[j]] = x->scale[j / 2] * (float)sum[sum_places[j]];
 }
 
 /* `count` k of a token from k on. */

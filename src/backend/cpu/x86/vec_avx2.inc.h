@@ -297,6 +297,11 @@ INLINE ivec ivec_sum_fours(const ivec v[4]) {
     return ivec_add(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
 }
 
+/* Lane order[i] of v in lane i. */
+INLINE vec vec_in_order(vec v, const int32_t *order) {
+    return _mm256_permutevar8x32_ps(v, ivec_load(order));
+}
+
 /* The low 16 bits of each lane, an fp16. */
 INLINE vec vec_from_f16_bits(ivec v) {
     ivec low = ivec_and(v, ivec_set1(0xffff)), packed = _mm256_packus_epi32(low, low);

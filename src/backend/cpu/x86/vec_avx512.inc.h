@@ -318,6 +318,11 @@ INLINE ivec ivec_sum_fours(const ivec v[4]) {
     return ivec_add(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
 }
 
+/* Lane order[i] of v in lane i. */
+INLINE vec vec_in_order(vec v, const int32_t *order) {
+    return _mm512_permutexvar_ps(ivec_load(order), v);
+}
+
 /* The low 16 bits of each lane, an fp16. */
 INLINE vec vec_from_f16_bits(ivec v) {
     return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v));
