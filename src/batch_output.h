@@ -18,7 +18,7 @@ struct batch_output {
     char partial[BATCH_PARTIAL_MAX]; /* of OUT.partial, or of the stream for messages */
     int64_t size;                    /* of OUT.partial */
     double synced_s;                 /* of the clock */
-    bool is_open, is_dirty;
+    bool is_open, is_dirty, overwrites;
     bool is_ours; /* OUT.partial, locked */
 };
 
