@@ -45,7 +45,8 @@ static void *take_all(void *context) {
     struct kv_taker *taker = context;
     const struct cpu *cpu = taker->cpu;
     const int n_pages = cpu->options.n_pages;
-    setpriority(PRIO_PROCESS, (id_t)gettid(), NICE);
+    id_t self = (id_t)gettid();
+    setpriority(PRIO_PROCESS, self, getpriority(PRIO_PROCESS, self) + NICE);
     for (int page = 0; page < n_pages; page += PAGES_AT_ONCE) {
         int n = n_pages - page < PAGES_AT_ONCE ? n_pages - page : PAGES_AT_ONCE;
         for (int layer = 0; layer < cpu->model->layers; layer++) {
