@@ -11,8 +11,8 @@ mkdir -p "$root/DEBIAN" "$build/deb/debian"
 make -s BUILD="$build" DESTDIR="$root" PREFIX=/usr SYSCONFDIR=/etc install-files
 
 echo "Source: moebius" >"$build/deb/debian/control" # dpkg-shlibdeps wants to stand beside one
-libraries=$(cd "$build/deb" && dpkg-shlibdeps -O --ignore-missing-info root/usr/lib/moebius/moebius 2>/dev/null |
-    sed -n 's/^shlibs:Depends=//p')
+libraries=$(cd "$build/deb" && dpkg-shlibdeps -O --ignore-missing-info root/usr/lib/moebius/moebius 2>shlibdeps.log |
+    sed -n 's/^shlibs:Depends=//p') || { cat "$build/deb/shlibdeps.log" >&2; exit 1; }
 cat >"$root/DEBIAN/control" <<CONTROL
 Package: moebius
 Version: $version

@@ -9,23 +9,26 @@ INSTALLED   = bin/moebius lib/moebius share/man/man1/moebius.1 share/doc/moebius
 install: $(BUILD)/moebius $(PLUGIN)
 	@+$(MAKE) --no-print-directory install-files
 
+# Where a file goes, as a word of the shell: a blank in DESTDIR must not name another folder, least of all one to remove.
+to = "$(DESTDIR)$(PREFIX)/$(1)"
+settings = "$(DESTDIR)$(SYSCONFDIR)/moebius$(1)"
+
 # What is built, as it is.
 install-files:
-	install -d $(addprefix $(DESTDIR)$(PREFIX)/,bin lib/moebius) $(DESTDIR)$(SYSCONFDIR)/moebius
-	install -s $(BUILD)/moebius $(PLUGIN) $(DESTDIR)$(PREFIX)/lib/moebius
-	ln -sfn ../lib/moebius/moebius $(DESTDIR)$(PREFIX)/bin/moebius
+	install -d $(call to,bin) $(call to,lib/moebius) $(call settings)
+	install -s $(BUILD)/moebius $(PLUGIN) $(call to,lib/moebius)
+	ln -sfn ../lib/moebius/moebius $(call to,bin/moebius)
 	packaging/man.sh $(BUILD)/moebius >$(BUILD)/moebius.1
-	install -Dm644 $(BUILD)/moebius.1 $(DESTDIR)$(PREFIX)/share/man/man1/moebius.1
-	install -Dm644 LICENSE $(DESTDIR)$(PREFIX)/share/doc/moebius/copyright
-	install -Dm644 packaging/moebius.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/moebius
+	install -Dm644 $(BUILD)/moebius.1 $(call to,share/man/man1/moebius.1)
+	install -Dm644 LICENSE $(call to,share/doc/moebius/copyright)
+	install -Dm644 packaging/moebius.bash $(call to,share/bash-completion/completions/moebius)
 	sed 's#@PREFIX@#$(PREFIX)#; s#@SYSCONFDIR@#$(SYSCONFDIR)#' packaging/moebius.service >$(BUILD)/moebius.service
-	install -Dm644 $(BUILD)/moebius.service $(DESTDIR)$(PREFIX)/lib/systemd/system/moebius.service
-	test -e $(DESTDIR)$(SYSCONFDIR)/moebius/moebius.conf || \
-		install -m600 packaging/moebius.conf $(DESTDIR)$(SYSCONFDIR)/moebius/moebius.conf
+	install -Dm644 $(BUILD)/moebius.service $(call to,lib/systemd/system/moebius.service)
+	test -e $(call settings,/moebius.conf) || install -m600 packaging/moebius.conf $(call settings,/moebius.conf)
 
 # The settings stay.
 uninstall:
-	rm -rf $(addprefix $(DESTDIR)$(PREFIX)/,$(INSTALLED))
+	rm -rf $(foreach file,$(INSTALLED),$(call to,$(file)))
 
 deb: $(BUILD)/moebius $(PLUGIN)
 	@packaging/deb.sh $(BUILD) $(VERSION)

@@ -3,15 +3,17 @@
 set -eu
 program=$1
 
-as_text() { sed 's/\\/\\e/g; s/^\./\\\&./; s/-/\\-/g'; }
+as_text() { sed -e 's/\\/\\e/g' -e "s/^[.']/\\\\\\&&/" -e 's/-/\\-/g'; }
 section() { # TITLE COMMAND...: a command's help as it is
     printf '.SH "%s"\n.nf\n' "$1"
     shift
-    "$@" | as_text
+    text=$("$@") # by itself: what fails in a pipe is not seen
+    printf '%s\n' "$text" | as_text
     echo ".fi"
 }
 
-version=$("$program" --version | sed 's/[^0-9]*\([0-9][0-9.]*\).*/\1/')
+version=$("$program" --version)
+version=$(printf %s "$version" | sed 's/[^0-9]*\([0-9][0-9.]*\).*/\1/')
 printf '.TH MOEBIUS 1 "" "Moebius %s"\n.SH NAME\n' "$version"
 printf 'moebius \\- runs and serves DeepSeek'"'"'s mixture\\-of\\-experts models\n'
 section SYNOPSIS "$program" --help

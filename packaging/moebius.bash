@@ -6,7 +6,7 @@ _moebius() {
         words=$("$program" --help 2>/dev/null | sed -n '/^Commands:/,/^$/s/^  \([a-z][a-z-]*\) .*/\1/p')
     elif [[ $current == -* ]]; then
         words=$("$program" "$command" --help 2>/dev/null | sed -n 's/^  \(-[^ ,]*\(, -[^ ,]*\)*\).*/\1/p' | tr -d ,)
-    elif [[ $previous == -* ]]; then # --device auto|cpu|cuda[:N]
+    elif [[ $previous =~ ^--?[a-z0-9-]+$ ]]; then # --device auto|cpu|cuda[:N]
         words=$("$program" "$command" --help 2>/dev/null | sed -n "s/^  \(.*, \)\{0,1\}$previous\(,[^A-Z]*\)\{0,1\} \([a-z0-9|]*|[^ ]*\).*/\3/p" |
             tr '|' ' ' | sed 's/\[[^]]*\]//g')
     fi

@@ -63,7 +63,7 @@ static int grow(struct batch_table *table, struct mo_error *error) {
 
 int batch_table_add(struct batch_table *table, const struct batch_digest *digest, int32_t number,
                     struct mo_error *error) {
-    int code = 2 * (table->n + 1) > table->n_slots ? grow(table, error) : 0;
+    int code = 4 * (table->n + 1) > 3 * table->n_slots ? grow(table, error) : 0;
     if (code) return code;
     struct batch_slot *slot = slot_of(table, digest);
     table->n += !slot->number;

@@ -6,7 +6,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 #include "base/utf8.h"
 #include "server/api_fields.h"
@@ -58,11 +57,12 @@ int batch_input_open(struct batch_input *input, const char *path, struct mo_erro
     bool is_stdin = !strcmp(path, "-");
     *input = (struct batch_input){.path = is_stdin ? "standard input" : path};
     int fd = is_stdin ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC), code = 0;
-    struct stat info;
     if (fd < 0) return mo_error_set(error, MO_E_IO, "%s: cannot open: %s", path, strerror(errno));
-    if (fstat(fd, &info) == 0 && S_ISDIR(info.st_mode)) {
+    if (fstat(fd, &input->source)) {
+        code = mo_error_set(error, MO_E_IO, "%s: cannot read: %s", input->path, strerror(errno));
+    } else if (S_ISDIR(input->source.st_mode)) {
         code = mo_error_set(error, MO_E_IO, "%s: a folder, no file of requests", path);
-    } else if (is_stdin || !S_ISREG(info.st_mode)) {
+    } else if (is_stdin || !S_ISREG(input->source.st_mode)) {
         code = spool(&fd, input->path, error);
     }
     input->lines = (struct batch_lines){.fd = fd, .path = input->path, .max_bytes = LINE_BYTES_MAX};

@@ -9,6 +9,7 @@
 #define MOEBIUS_BATCH_INPUT_H
 
 #include <jansson.h>
+#include <sys/stat.h>
 #include "batch_digest.h"
 #include "batch_lines.h"
 
@@ -19,7 +20,8 @@ struct batch_entry {
 };
 
 struct batch_input {
-    const char *path; /* for messages */
+    const char *path;   /* for messages */
+    struct stat source; /* of what was opened, which `lines` may be a copy of */
     struct batch_lines lines;
     struct batch_entry *entries; /* [n] in the file's order */
     int n, capacity;

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <libgen.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -48,7 +49,7 @@ static int open_partial(struct batch_output *o, struct mo_error *error) {
 
 int batch_output_open(struct batch_output *o, const char *path, bool overwrites, struct mo_error *error) {
     struct stat info;
-    *o = (struct batch_output){.synced_s = clock_now_s()};
+    *o = (struct batch_output){.overwrites = overwrites, .synced_s = clock_now_s()};
     bool is_there = stat(path, &info) == 0;
     if (!strcmp(path, "-") || (is_there && !S_ISREG(info.st_mode) && !S_ISDIR(info.st_mode))) {
         return open_stream(o, path, error);
@@ -56,6 +57,9 @@ int batch_output_open(struct batch_output *o, const char *path, bool overwrites,
     if (is_there && S_ISDIR(info.st_mode)) return mo_error_set(error, MO_E_IO, "%s: a folder, no file", path);
     if (is_there && !overwrites) {
         return mo_error_set(error, MO_E_INVALID, "%s is there already: --overwrite replaces it", path);
+    }
+    if (!is_there && lstat(path, &info) == 0) {
+        return mo_error_set(error, MO_E_INVALID, "%s: a link to what cannot be found", path);
     }
     char *target = realpath(path, NULL); /* NULL: there is none yet */
     size_t size = (size_t)snprintf(o->path, sizeof o->path, "%s", target ? target : path);
@@ -78,6 +82,10 @@ void batch_output_close(struct batch_output *o) {
 static int write_all(int fd, const char *data, size_t size) {
     while (size > 0) {
         ssize_t put = write(fd, data, size);
+        if (put < 0 && errno == EAGAIN) { /* a pipe that another program has set so: as if it had not */
+            poll(&(struct pollfd){.fd = fd, .events = POLLOUT}, 1, -1);
+            continue;
+        }
         if (put < 0 && errno == EINTR) continue;
         if (put < 0) return -1;
         data += put;
@@ -221,13 +229,22 @@ static void sync_folder(const char *path) {
     close(fd);
 }
 
+/* What has come by this name meanwhile is not ours to replace; some file systems cannot say. */
+static int give_name(const struct batch_output *o, const char *path) {
+    if (!o->overwrites) {
+        if (renameat2(AT_FDCWD, path, AT_FDCWD, o->path, RENAME_NOREPLACE) == 0) return 0;
+        if (errno != EINVAL && errno != ENOSYS) return -1;
+    }
+    return rename(path, o->path);
+}
+
 int batch_output_finish(struct batch_output *o, const struct batch_input *input, struct mo_error *error) {
     char ordered[BATCH_PARTIAL_MAX + 16];
     if (o->is_stream) return 0;
     snprintf(ordered, sizeof ordered, "%s.ordered", o->partial);
     bool is_copied = !is_in_order(o, input);
     int failed = is_copied ? write_ordered(o, input, ordered) : fsync(o->fd);
-    if (!failed) failed = rename(is_copied ? ordered : o->partial, o->path);
+    if (!failed) failed = give_name(o, is_copied ? ordered : o->partial);
     if (failed) {
         int reason = errno;
         if (is_copied) unlink(ordered);

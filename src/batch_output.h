@@ -18,7 +18,7 @@ struct batch_output {
     char partial[BATCH_PARTIAL_MAX]; /* of OUT.partial, or of the stream for messages */
     int64_t size;                    /* of OUT.partial */
     double synced_s;                 /* of the clock */
-    bool is_open, is_dirty;
+    bool is_open, is_dirty, overwrites;
     bool is_ours; /* OUT.partial, locked */
 };
 
@@ -38,7 +38,7 @@ int batch_output_resume(struct batch_output *output, struct batch_input *input, 
 /* Appends a line [size], its newline included: all of it or nothing. */
 int batch_output_add(struct batch_output *output, struct batch_entry *entry, const char *text, size_t size,
                      struct mo_error *error);
-/* All entries have their answers: OUT.partial becomes OUT. */
+/* All entries have their answers: OUT.partial becomes OUT, unless something that is not to be overwritten has come by that name. */
 int batch_output_finish(struct batch_output *output, const struct batch_input *input, struct mo_error *error);
 /* Leaves OUT.partial, unless it is empty. Accepts a zeroed one. */
 void batch_output_close(struct batch_output *output);

@@ -4,6 +4,7 @@
 #include <unistd.h>
 #include "base/clock.h"
 #include "base/json.h"
+#include "base/utf8.h"
 
 enum { BAR_CELLS = 24, REDRAWS_PER_S = 4 };
 
@@ -17,8 +18,13 @@ void batch_report_error(struct batch_report *r, const char *custom_id, const cha
     if (!r->first_error[0]) {
         snprintf(r->first_error, sizeof r->first_error, "%s%s%.400s", custom_id ? custom_id : "", custom_id ? ": " : "",
                  why);
+        utf8_clean(r->first_error); /* the file's own words */
     }
     r->n_errors++;
+}
+
+static double rate(double n, double s) {
+    return s > 0 ? n / s : 0;
 }
 
 /* "12 s", "3 min", "2.5 h" */
@@ -42,8 +48,8 @@ void batch_report_show(struct batch_report *r, struct sched *sched) {
     fprintf(stderr, "\r\033[K[%s] %d of %d requests", bar, n, r->n_requests);
     if (r->n_errors) fprintf(stderr, ", %d errors", r->n_errors);
     fprintf(stderr, ", %.0f prompt and %.0f answer tokens/s",
-            (double)(stats.prompt_tokens - r->before.prompt_tokens) / elapsed_s,
-            (double)(stats.generated_tokens - r->before.generated_tokens) / elapsed_s);
+            rate((double)(stats.prompt_tokens - r->before.prompt_tokens), elapsed_s),
+            rate((double)(stats.generated_tokens - r->before.generated_tokens), elapsed_s));
     if (r->n_done > 0) print_left(elapsed_s / r->n_done * (r->n_requests - n));
     fflush(stderr);
     r->shown_s = now_s;
@@ -56,10 +62,6 @@ void batch_report_end(struct batch_report *r) {
     r->total_s = clock_now_s() - r->start_s;
 }
 
-static double rate(double n, double s) {
-    return s > 0 ? n / s : 0;
-}
-
 static int print_json(const struct batch_report *r, const char *output, struct mo_error *error) {
     json_t *root =
         json_pack("{si si si si sI sI sI so so so so}", "requests", r->n_requests, "answered",
@@ -67,7 +69,7 @@ static int print_json(const struct batch_report *r, const char *output, struct m
                   (json_int_t)r->n_prompt, "cached_tokens", (json_int_t)r->n_cached, "generated_tokens",
                   (json_int_t)r->n_generated, "seconds", json_finite(r->total_s), "generated_tokens_per_s",
                   json_finite(rate((double)r->n_generated, r->total_s)), "first_error",
-                  r->first_error[0] ? json_lossy(r->first_error) : json_null(), "output", json_lossy(output));
+                  r->first_error[0] ? json_string(r->first_error) : json_null(), "output", json_lossy(output));
     return json_print(root, error);
 }
 

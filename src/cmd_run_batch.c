@@ -38,18 +38,26 @@ static void catch_signals(void) {
 
 /* --- files --------------------------------------------------------------------------------------- */
 
-static int check_files(const struct arguments *a, const struct batch_input *input, struct mo_error *error) {
-    struct stat in, out;
-    if (fstat(input->lines.fd, &in) || stat(a->output, &out)) return 0;
-    if (in.st_dev != out.st_dev || in.st_ino != out.st_ino) return 0;
-    return mo_error_set(error, MO_E_INVALID, "%s: the answers cannot replace the requests", a->output);
+/* Whether the requests would be replaced by `out`, or written behind. */
+static int check_file(const struct batch_input *input, const struct stat *out, const char *path,
+                      struct mo_error *error) {
+    const struct stat *in = &input->source;
+    if (!S_ISREG(in->st_mode) || in->st_dev != out->st_dev || in->st_ino != out->st_ino) return 0;
+    return mo_error_set(error, MO_E_INVALID, "%s: the answers cannot replace the requests", path);
+}
+
+static int open_output(const struct arguments *a, const struct batch_input *input, struct batch_output *output,
+                       struct mo_error *error) {
+    struct stat info;
+    int code = stat(a->output, &info) ? 0 : check_file(input, &info, a->output, error);
+    if (!code) code = batch_output_open(output, a->output, a->overwrites, error);
+    return code || fstat(output->fd, &info) ? code : check_file(input, &info, output->partial, error);
 }
 
 static int open_files(const struct arguments *a, struct batch_input *input, struct batch_output *output,
                       struct mo_error *error) {
     int code = batch_input_open(input, a->input, error);
-    if (!code) code = check_files(a, input, error);
-    if (!code) code = batch_output_open(output, a->output, a->overwrites, error);
+    if (!code) code = open_output(a, input, output, error);
     if (!code) code = batch_input_scan(input, error);
     if (!code && input->n_bad) {
         log_warn("%s: %d of %d lines are no requests: %s", input->path, input->n_bad, input->n, input->first_bad);
@@ -66,7 +74,8 @@ static int go_on(struct batch_output *output, struct batch_input *input, struct 
     report->n_errors = kept.n_errors;
     if (!code && kept.n) log_info("%s: %d of %d requests are answered already", output->partial, kept.n, input->n);
     if (!code && kept.n_strange) {
-        log_warn("%s: %d lines are left out: they answer other requests, or are another model's, or damaged",
+        log_warn("%s: %d lines are left out: they answer other requests, or are another model's, damaged, or say that the "
+                 "engine failed",
                  output->partial, kept.n_strange);
     }
     return code;

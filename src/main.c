@@ -1,7 +1,9 @@
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 #include "cmd.h"
 #include "ranks/ranks.h"
 
@@ -61,7 +63,16 @@ static int finish_output(int status) {
     return status ? status : 1;
 }
 
+/* Else the first files that are opened take these numbers, and get what is meant for people. What cannot be written to stays so. */
+static void fill_standard_streams(void) {
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {
+        if (fcntl(fd, F_GETFD) >= 0) continue;
+        if (open("/dev/null", O_RDONLY) != fd) return;
+    }
+}
+
 int main(int argc, char **argv) {
+    fill_standard_streams();
     signal(SIGPIPE, SIG_IGN); /* a reader that goes away is an error of write(), not the end of the program */
     if (argc < 2) {
         print_help(stderr);

@@ -221,6 +221,15 @@ def test_dense_models_are_refused(tmp_path):
     assert result.code == 1 and "the model has no experts" in result.err, str(result)
 
 
+def test_a_single_expert_is_refused(tmp_path):
+    config = json.loads((GOLDEN / "v2lite-tiny" / "config.json").read_text())
+    config |= {"n_routed_experts": 1, "num_experts_per_tok": 1, "num_hidden_layers": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    succeed("synth", "--config", tmp_path / "config.json", "--quant", "int4", "-o", tmp_path / "one")
+    result = moebius("experts", tmp_path / "one", "--ids", "1,2", *ALONE)
+    assert result.code == 1 and "a single expert" in result.err, str(result)
+
+
 # --- the plan goes by it ---------------------------------------------------------------------------------------------
 
 

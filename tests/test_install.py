@@ -70,6 +70,7 @@ def test_the_manual_has_every_command_and_no_mistakes(root):
     (["serve", "--device", ""], {"auto", "cpu", "cuda"}),
     (["serve", "--kv", "fp8"], {"fp8", "fp8_e4m3"}),
     (["serve", "--reasoning-format", "no"], {"none"}),
+    (["serve", r"--x/y/;s/^.*$/stolen/p;s/\(x\)", ""], set()),  # no part of sed's program
 ])
 def test_completion(root, words, expected):
     script = root / "usr/share/bash-completion/completions/moebius"
@@ -86,6 +87,22 @@ def test_the_service_names_what_is_installed(root):
     assert "@" not in unit
 
 
+def test_systemd_understands_the_service(tmp_path):
+    """It says nothing of a good one, and names what is wrong in one that is not."""
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("no systemd here")
+    make("install-files", PREFIX=tmp_path)
+    unit = tmp_path / "lib/systemd/system/moebius.service"
+
+    def verify():
+        done = subprocess.run(["systemd-analyze", "--man=no", "verify", unit], capture_output=True, text=True)
+        return [line for line in done.stderr.splitlines() if "moebius" in line]
+
+    assert verify() == []
+    unit.write_text(unit.read_text().replace("DynamicUser=", "DynamicUsers="))
+    assert "DynamicUsers" in verify()[0]
+
+
 def test_settings_survive_and_uninstall_leaves_nothing_else(tmp_path):
     make("install-files", DESTDIR=tmp_path)
     settings = tmp_path / "usr/local/etc/moebius/moebius.conf"
@@ -96,10 +113,23 @@ def test_settings_survive_and_uninstall_leaves_nothing_else(tmp_path):
     assert files_in(tmp_path) == ["usr/local/etc/moebius/moebius.conf"]
 
 
+def test_a_folder_with_a_blank(tmp_path):
+    """What lies in the folder that the name's first word is, and in that of the others, is not touched."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "precious").write_text("")
+    target = tmp_path / "a folder"
+    make("install-files", DESTDIR=target)
+    assert (target / "usr/local/bin/moebius").exists() and files_in(tmp_path / "a") == ["precious"]
+    make("uninstall", DESTDIR=target)
+    assert files_in(target) == ["usr/local/etc/moebius/moebius.conf"] and files_in(tmp_path / "a") == ["precious"]
+    assert not (ROOT / "folder").exists()
+
+
 def test_deb(tmp_path):
     if not shutil.which("dpkg-deb") or not shutil.which("dpkg-shlibdeps"):
         pytest.skip("not a Debian")
-    package = run("packaging/deb.sh", BUILD, "0.0.1").strip()
+    made = run("packaging/deb.sh", BUILD, "0.0.1").strip()
+    package = shutil.move(made, tmp_path)  # nobody is to install it by mistake
     assert package.endswith(".deb")
     fields = subprocess.run(["dpkg-deb", "-f", package], capture_output=True, text=True, check=True).stdout
     for library in ("libc6", "libjansson4", "libmicrohttpd12", "libpcre2-8-0"):

@@ -1,5 +1,6 @@
 """`moebius run-batch`: what it writes is what the server answers; and no answer is lost, whatever ends it."""
 
+import array
 import fcntl
 import json
 import os
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -255,6 +257,20 @@ def test_arguments_that_are_refused(model, files, tmp_path):
     assert not target.exists() and not partial.exists()
 
 
+def test_the_requests_are_never_written_to(model, files):
+    """Not by the name of what is kept either, nor by way of standard input or output."""
+    source, target, partial = files
+    write(partial, [chat("a"), chat("b")])
+    whole = partial.read_bytes().rstrip(b"\n")  # what goes on would cut its last line off
+    partial.write_bytes(whole)
+    refused(run(model, partial, target), partial, "replace the requests")
+    for words, streams in (("-", target), {"stdin": partial.open("rb")}), ((partial, "-"), {"stdout": partial.open("ab")}):
+        done = subprocess.run([PROGRAM, "run-batch", model, "-i", words[0], "-o", words[1], *FLAGS], timeout=60,
+                              stderr=subprocess.PIPE, **{"stdin": subprocess.DEVNULL, **streams})
+        assert done.returncode == 2 and b"replace the requests" in done.stderr, done
+    assert partial.read_bytes() == whole and not target.exists()
+
+
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
@@ -275,6 +291,41 @@ def test_a_link(model, files, tmp_path):
     target.symlink_to("real")
     run_well(model, source, target, "--overwrite")
     assert target.is_symlink() and ids(read(tmp_path / "real")) == ["a"]
+
+
+def test_a_link_to_nothing(model, files):
+    source, target, partial = files
+    write(source, [chat("a")])
+    target.symlink_to("nothing")
+    refused(run(model, source, target), target, "link")
+    assert target.is_symlink() and not partial.exists()
+
+
+def test_closed_streams(model, files):
+    """Their numbers are not those of files that are opened then: what is said would be written there."""
+    source, target, _ = files
+    write(source, [chat("a"), chat("b", temperature="hot")])
+    done = subprocess.run(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", PROGRAM, "run-batch", model, "-i", source, "-o", target,
+                           *FLAGS], timeout=60)
+    assert done.returncode == 0 and statuses(read(target)) == [200, 400]
+
+
+def test_a_pipe_that_does_not_block(model, files):
+    """As programs leave their end of it: an answer waits for its reader."""
+    source, _, _ = files
+    write(source, [chat(i) for i in range(60)])
+    end, pipe = os.pipe()
+    fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 4096)
+    os.set_blocking(pipe, False)
+    process = subprocess.Popen([PROGRAM, "run-batch", model, "-i", source, "-o", "-", *FLAGS], stdout=pipe,
+                               stderr=subprocess.PIPE)
+    os.close(pipe)
+    waiting = array.array("i", [0])
+    wait_until(lambda: fcntl.ioctl(end, termios.FIONREAD, waiting) or waiting[0] > 3000, 60)
+    with open(end, "rb") as file:
+        answers = read(file.read())
+    assert process.wait(60) == 0, process.stderr.read()
+    assert statuses(answers) == [200] * 60
 
 
 def test_standard_input_and_output(model, files):
@@ -511,6 +562,17 @@ def test_summary(model, files):
     result = run(model, source, target, "--overwrite", "--fail")
     assert result.code == 1 and len(read(target)) == 3
     assert result.err.startswith("3 requests: 2 answered, 1 errors; "), str(result)
+
+
+def test_custom_ids_steer_no_terminal(model, files):
+    source, target, _ = files
+    write(source, [request("\x1b[31mred\x07", "/v1/\x1b]0;title\x07"), chat("b")])
+    for flags in [], ["--json"]:
+        result = run_well(model, source, target, "--overwrite", *flags)
+        assert not {"\x1b", "\x07"} & set(result.err), repr(result.err)
+        assert flags or "?[31mred?: there is nothing at " in result.err
+    assert result.json["first_error"].startswith("?[31mred?: ")
+    assert read(target)[0]["custom_id"] == "\x1b[31mred\x07"
 
 
 def test_shared_beginnings(model, files):

@@ -20,6 +20,9 @@ int trace_open(struct trace *trace, const struct model *model, int tokens, struc
     if (!model->experts || trace->layers < 1) {
         return mo_error_set(error, MO_E_UNSUPPORTED, "the model has no experts");
     }
+    if (trace->layers * model->experts < STORE_MIN_SLOTS) {
+        return mo_error_set(error, MO_E_UNSUPPORTED, "the model has a single expert: there is nothing to choose");
+    }
     trace->choice = calloc((size_t)tokens * per_token(trace), sizeof *trace->choice);
     trace->begins = calloc((size_t)tokens, sizeof *trace->begins);
     if (trace->choice && trace->begins) return 0;

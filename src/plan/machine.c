@@ -123,7 +123,7 @@ int plan_network_parse(struct plan_machine *machine, const char *text, struct mo
     char *number_end;
     const char *end;
     double us = DEFAULT_US, speed = strtod(text, &number_end), gb_s = speed * read_unit(number_end, &end);
-    bool has_unit = end != number_end, good = number_end != text && gb_s > 0 && gb_s < 1e12;
+    bool has_unit = end != number_end, good = number_end != text && gb_s > 1e-9 && gb_s < 1e12;
     good &= *end == ',' ? read_numbers(end + 1, &us, 1) : has_unit && !*end;
     if (!good) {
         return mo_error_set(error, MO_E_INVALID,

@@ -10,6 +10,7 @@
 #include <cmocka.h>
 #include "batch_digest.h"
 #include "batch_lines.h"
+#include "batch_output.h"
 
 /* ---- lines ---- */
 
@@ -143,10 +144,45 @@ static void test_table(void **state) {
     batch_table_free(&table);
 }
 
+/* ---- the output ---- */
+
+/* A file that came by the name while the answers were made stays as it is, unless it was to be replaced. */
+static void test_name_taken(void **state) {
+    (void)state;
+    char folder[] = "/tmp/moebius-batch-XXXXXX", path[64], text[16] = "";
+    assert_non_null(mkdtemp(folder));
+    snprintf(path, sizeof path, "%s/out", folder);
+    for (int overwrites = 0; overwrites < 2; overwrites++) {
+        struct batch_output output;
+        struct batch_entry entries[2] = {{.at = -1}, {.at = -1}};
+        struct batch_input input = {.entries = entries, .n = 2};
+        struct mo_error error = {0};
+        unlink(path);
+        assert_int_equal(batch_output_open(&output, path, overwrites, &error), 0);
+        assert_int_equal(batch_output_add(&output, &entries[1], "two\n", 4, &error), 0);
+        assert_int_equal(batch_output_add(&output, &entries[0], "one\n", 4, &error), 0);
+        FILE *file = fopen(path, "w");
+        assert_non_null(file);
+        assert_true(fputs("theirs\n", file) >= 0 && fclose(file) == 0);
+        assert_int_equal(batch_output_finish(&output, &input, &error), overwrites ? 0 : MO_E_IO);
+        batch_output_close(&output);
+        file = fopen(path, "r");
+        assert_non_null(file);
+        size_t n = fread(text, 1, sizeof text - 1, file);
+        text[n] = 0;
+        fclose(file);
+        assert_string_equal(text, overwrites ? "one\ntwo\n" : "theirs\n");
+        assert_int_equal(access(output.partial, F_OK), overwrites ? -1 : 0); /* no answer is lost */
+        unlink(output.partial);
+    }
+    unlink(path);
+    assert_int_equal(rmdir(folder), 0); /* nothing else is left */
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_lines),   cmocka_unit_test(test_long_lines), cmocka_unit_test(test_unreadable),
-        cmocka_unit_test(test_digests), cmocka_unit_test(test_table),
+        cmocka_unit_test(test_digests), cmocka_unit_test(test_table),      cmocka_unit_test(test_name_taken),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

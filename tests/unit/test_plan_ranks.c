@@ -214,8 +214,8 @@ static void test_networks(void **state) {
         double gb_s, us;
     } good[] = {{"1.25,50", 1.25, 50},     {"10gbit", 1.25, 50}, {"10gbit,30", 1.25, 30}, {"400gbit,2", 50, 2},
                 {"1250MB/s,20", 1.25, 20}, {"5GB/s", 5, 50},     {"100mbit", 0.0125, 50}};
-    static const char *const bad[] = {"5",        "gbit",     "10gbit,", "10furlong,3", "-1,3",
-                                      "10gbit,x", "10gbit,0", "",        "10gbits"};
+    static const char *const bad[] = {"5",        "gbit", "10gbit,", "10furlong,3", "-1,3",      "10gbit,x",
+                                      "10gbit,0", "",     "10gbits", "nan,1",       "1e999gbit", "1e-320,1"};
     struct plan_machine machine;
     struct mo_error error;
     for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
