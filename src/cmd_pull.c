@@ -116,6 +116,8 @@ static int run(struct hub_pull *pull, const struct command_line *c, struct mo_er
     pull->context = &view;
     if (offline && strchr("1YyTt", *offline) && *offline)
         return mo_error_set(error, MO_E_UNSUPPORTED, "HF_HUB_OFFLINE=%s: nothing is downloaded", offline);
+    if (pull->site.token && !hub_shows_token(&pull->site))
+        pull_view_note(&view, "the token is not sent: HF_ENDPOINT is plain http");
     int code = hub_cache_open(&pull->cache, pull->model, error);
     if (!code) code = prepare(pull, c, &view, error);
     if (code) return code;

@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 LISTING = "(listing)"  # a "path" for faults of the listing
 
@@ -139,7 +139,7 @@ class HubHandler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": hub.commit, "Accept-Ranges": "bytes"}
         if not file.lfs:
             return self.content(path, {**headers, "ETag": f'"{file.etag}"'})
-        target = f"{hub.scheme}://localhost:{hub.store.server_port}/{path}?signature=secret"
+        target = f"{hub.scheme}://localhost:{hub.store.server_port}/{quote(path)}?signature=secret"
         fault = hub.fault("302 " + path)
         headers.update({"X-Linked-Etag": f'"{fault if fault and len(fault) == 64 else file.etag}"', "X-Linked-Size": str(len(file.data))})
         self.answer(302, {**headers, "Location": fault if fault and len(fault) != 64 else target})

@@ -52,7 +52,7 @@ bool hub_retry_wait(struct hub_pull *pull, struct hub_retry *retry, const struct
                     const struct mo_error *error) {
     if (retry->n >= retry->most || answer->wait_s > LONGEST_ASKED_S) return false;
     double seconds = retry->n < 6 ? 0.5 * (1 << retry->n) : LONGEST_PAUSE_S;
-    if (answer->wait_s > seconds) seconds = (double)answer->wait_s;
+    if ((double)answer->wait_s > seconds) seconds = (double)answer->wait_s;
     retry->n++;
     note(pull, "%s: %s; again in %.3g s (%d of %d)", what, error->message, seconds, retry->n, retry->most);
     return pause_for(pull, seconds);

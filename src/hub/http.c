@@ -172,6 +172,14 @@ static bool is_loopback(const char *host) {
     return !strcasecmp(host, "localhost") || !strncmp(host, "127.", 4) || !strcmp(host, "[::1]");
 }
 
+bool hub_shows_token(const struct hub_site *site) {
+    struct origin home;
+    bool shows = site->token && read_origin(&home, site->endpoint) &&
+                 (!strcasecmp(home.scheme, "https") || is_loopback(home.host));
+    if (site->token) free_origin(&home);
+    return shows;
+}
+
 /* Whether this hop is allowed, is the endpoint's, and may see the token. */
 static int check_hop(struct hub_http *http, const char *url, bool *may_see_token, struct mo_error *error) {
     struct origin home, origin;
@@ -179,13 +187,16 @@ static int check_hop(struct hub_http *http, const char *url, bool *may_see_token
     is_read &= read_origin(&origin, url);
     int code = 0;
     if (!is_read || (strcasecmp(origin.scheme, "https") && strcasecmp(origin.scheme, home.scheme))) {
-        code = mo_error_set(error, MO_E_CORRUPT, "%s sends us to %.200s: refused, only %s is followed",
-                            http->site->endpoint, url,
-                            home.scheme && !strcasecmp(home.scheme, "http") ? "http or https" : "https");
+        char shown[200]; /* without what follows '?': it may be a signature */
+        snprintf(shown, sizeof shown, "%.*s", (int)strcspn(url, "?#"), url);
+        utf8_clean(shown);
+        code =
+            mo_error_set(error, MO_E_CORRUPT, "%s sends us to %s: refused, only %s is followed", http->site->endpoint,
+                         shown, home.scheme && !strcasecmp(home.scheme, "http") ? "http or https" : "https");
     } else {
         http->is_at_hub = !strcasecmp(origin.scheme, home.scheme) && !strcasecmp(origin.host, home.host) &&
                           !strcmp(origin.port, home.port);
-        *may_see_token = http->is_at_hub && (!strcasecmp(origin.scheme, "https") || is_loopback(origin.host));
+        *may_see_token = http->is_at_hub && hub_shows_token(http->site);
     }
     free_origin(&home);
     free_origin(&origin);

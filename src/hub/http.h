@@ -42,6 +42,9 @@ void hub_http_destroy(struct hub_http *http); /* accepts NULL */
 int hub_http_get(struct hub_http *http, const char *url, int64_t from, const char *model, hub_sink *sink, void *context,
                  struct hub_answer *answer, struct mo_error *error);
 
+/* Not over plain http, unless the endpoint is this machine. */
+bool hub_shows_token(const struct hub_site *site);
+
 /* A part of a URL, quoted; '/' too unless `keep_slashes`. The caller frees it; NULL: no memory. */
 char *hub_url_quote(const char *text, bool keep_slashes);
 
