@@ -94,6 +94,18 @@ static int download(struct hub_pull *pull, const struct command_line *c, struct 
     }
 }
 
+/* What `moebius run` takes: the snapshot, or its GGUF files (of shards the first). */
+static void print_models(const struct hub_listing *listing, const char *path) {
+    int n = 0;
+    for (int i = 0; i < listing->n; i++) {
+        const struct hub_file *file = &listing->files[i];
+        if (!file->is_wanted || !hub_is_first_of_gguf(file->path)) continue;
+        printf("%s/%s\n", path, file->path);
+        n++;
+    }
+    if (!n) puts(path);
+}
+
 static int say_done(const struct hub_pull *pull, const struct pull_view *view, const char *path, bool is_json,
                     struct mo_error *error) {
     double received = (double)atomic_load(&pull->n_received), seconds = clock_now_s() - view->start_s;
@@ -105,7 +117,7 @@ static int say_done(const struct hub_pull *pull, const struct pull_view *view, c
     else
         fprintf(stderr, "%s: %d files, %.3f GB, all here already\n", pull->model, view->n_files,
                 (double)view->total / 1e9);
-    puts(path);
+    print_models(&pull->listing, path);
     return 0;
 }
 
@@ -164,7 +176,7 @@ static int start(const char *model, const struct command_line *c, struct mo_erro
 }
 
 int cmd_pull(int argc, char **argv) {
-    struct command_line c = {.revision = "main", .connections = 4, .retries = 8, .stall_s = 60};
+    struct command_line c = {.revision = "main", .connections = 4, .retries = 12, .stall_s = 60};
     /* clang-format off */
     const struct cli_flag flags[] = {
         {.names = "--revision", .type = CLI_STRING, .target = &c.revision, .value = "REV", .help = "branch, tag or commit (default main)"},
@@ -175,7 +187,7 @@ int cmd_pull(int argc, char **argv) {
         {.names = "--json", .type = CLI_FLAG, .target = &c.is_json, .help = "for programs"},
         {.names = "--connections", .type = CLI_INT, .target = &c.connections, .min = 1, .max = 32, .value = "N", .help = "files at once (default 4)"},
         {.names = "--retries", .type = CLI_INT, .target = &c.retries, .min = 0, .max = 1000, .value = "N",
-         .help = "tries of a file that bring not a byte (default 8), with growing pauses"},
+         .help = "tries of a file that bring not a byte (default 12), with growing pauses"},
         {.names = "--timeout", .type = CLI_INT, .target = &c.stall_s, .min = 1, .max = 3600, .value = "S", .help = "without a byte, then the connection is given up (default 60)"},
         {0},
     };
@@ -192,7 +204,8 @@ int cmd_pull(int argc, char **argv) {
             "crash or a cut connection the same command goes on. Every file's hash is compared with the hub's.\n"
             "HF_HUB_CACHE or HF_HOME say where, HF_TOKEN (or the file that huggingface-cli login writes) who, and\n"
             "HF_ENDPOINT another hub; https_proxy and NO_PROXY are used, SSL_CERT_FILE for an authority of your own.\n"
-            "The snapshot's folder goes to standard output. Exit status: 0 all is here, 1 failure, 2 wrong usage\n"
+            "The snapshot's folder (or the GGUF file in it) goes to standard output. Exit status: 0 all is here, 1 "
+            "failure, 2 wrong usage\n"
             "(or a choice of GGUF files to make), 130 stopped.",
         .examples = "  moebius pull deepseek-ai/DeepSeek-V2-Lite-Chat\n"
                     "  moebius pull deepseek-ai/DeepSeek-V3 --dry-run\n"

@@ -51,7 +51,7 @@ static bool pause_for(struct hub_pull *pull, double seconds) {
 bool hub_retry_wait(struct hub_pull *pull, struct hub_retry *retry, const struct hub_answer *answer, const char *what,
                     const struct mo_error *error) {
     if (retry->n >= retry->most || answer->wait_s > LONGEST_ASKED_S) return false;
-    double seconds = retry->n < 6 ? 0.5 * (1 << retry->n) : LONGEST_PAUSE_S;
+    double seconds = retry->n < 7 ? 0.25 * (1 << retry->n) : LONGEST_PAUSE_S;
     if ((double)answer->wait_s > seconds) seconds = (double)answer->wait_s;
     retry->n++;
     note(pull, "%s: %s; again in %.3g s (%d of %d)", what, error->message, seconds, retry->n, retry->most);

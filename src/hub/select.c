@@ -124,11 +124,22 @@ int hub_select(struct hub_listing *listing, const struct hub_patterns *patterns,
                         model, some);
 }
 
+/* And not statistics of a quantization, or the eyes of a model that sees: gguf_open.c leaves them out in the same way. */
+static bool is_model(const char *path) {
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    return ends_with(name, ".gguf") && !ends_with(name, "imatrix.gguf") && strncmp(name, "mmproj", 6) != 0;
+}
+
+bool hub_is_first_of_gguf(const char *path) {
+    size_t n = shard_stem(path);
+    return is_model(path) && (n == 0 || !strncmp(path + n, "-00001-", 7));
+}
+
 bool hub_has_choices(const struct hub_listing *listing) {
     bool has = false;
     for (int i = 0; i < listing->n; i++) {
         if (ends_with(listing->files[i].path, ".safetensors")) return false;
-        has |= ends_with(listing->files[i].path, ".gguf");
+        has |= is_model(listing->files[i].path);
     }
     return has;
 }
@@ -136,7 +147,7 @@ bool hub_has_choices(const struct hub_listing *listing) {
 bool hub_next_choice(const struct hub_listing *listing, int *at, struct hub_choice *choice) {
     for (; *at < listing->n; ++*at) {
         const char *path = listing->files[*at].path;
-        if (!ends_with(path, ".gguf")) continue;
+        if (!is_model(path)) continue;
         bool is_seen = false;
         for (int j = 0; j < *at && !is_seen; j++) is_seen = are_together(path, listing->files[j].path);
         if (is_seen) continue;

@@ -19,6 +19,8 @@ int hub_select(struct hub_listing *listing, const struct hub_patterns *patterns,
 
 /* Of a repository that has GGUF files and no safetensors somebody has to choose. */
 bool hub_has_choices(const struct hub_listing *listing);
+/* A GGUF file that a model begins with: not a later shard. */
+bool hub_is_first_of_gguf(const char *path);
 struct hub_choice {
     char pattern[HUB_MAX_PATH_BYTES + 2]; /* for --include */
     int64_t size;
