@@ -15,6 +15,7 @@ static const struct {
     {"run", cmd_run, "complete a prompt, fill a hole, or chat"},
     {"serve", cmd_serve, "an OpenAI-compatible server"},
     {"run-batch", cmd_run_batch, "a file of requests to a file of answers"},
+    {"pull", cmd_pull, "a model from the Hugging Face hub into its cache"},
     {"info", cmd_info, "what a model is: sizes, formats, cache, licence, hash"},
     {"tokenize", cmd_tokenize, "text to token ids, JSON lines"},
     {"detokenize", cmd_detokenize, "token ids to text, JSON lines"},
@@ -48,6 +49,7 @@ static void print_help(FILE *out) {
     for (int i = 0; i < N_COMMANDS; i++) fprintf(out, "  %-12s %s\n", commands[i].name, commands[i].about);
     fprintf(out, "\n"
                  "Try:\n"
+                 "  moebius pull org/name                               get a model from the Hugging Face hub\n"
                  "  moebius run MODEL -p 'def quicksort(a):' -n 100     continue a text\n"
                  "  moebius run MODEL --chat                            talk to it\n"
                  "  moebius run MODEL --prefix a.py --suffix b.py       fill the middle\n"

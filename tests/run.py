@@ -120,6 +120,7 @@ def all_suites():
         yield from c_programs(SANITIZE, "sanitize ", folder)
     yield Suite("sanitize check", [SANITIZE / "moebius", "check"])
     yield pytest("sanitize test_bad_input", [ROOT / "tests/test_bad_input.py"], SANITIZE)
+    yield pytest("sanitize test_pull", [ROOT / "tests/test_pull.py", "-k", "needs or cut or twice or python or chosen"], SANITIZE)
     yield pytest("sanitize test_gguf", [ROOT / "tests/test_gguf.py", "-k", "damaged or headers or refused or arrays or twice or shards or unread"], SANITIZE)
     yield pytest("sanitize test_tiles", [ROOT / "tests/test_tiles.py", "-k", "f32"], SANITIZE)
     yield pytest("sanitize test_golden", [ROOT / "tests/test_golden.py", "-k", "sanitize_set"], SANITIZE)

@@ -17,16 +17,23 @@ __attribute__((format(printf, 4, 5))) static int format_path(char *path, size_t 
     return 0;
 }
 
-static int cache_folder(char *path, size_t path_size, struct mo_error *error) {
-    const char *hub = getenv("HF_HUB_CACHE"), *home = getenv("HF_HOME"), *user = getenv("HOME");
-    if (hub && *hub) return format_path(path, path_size, error, "%s", hub);
-    if (home && *home) return format_path(path, path_size, error, "%s/hub", home);
-    if (user && *user) return format_path(path, path_size, error, "%s/.cache/huggingface/hub", user);
+int model_hub_home(char *path, size_t path_size, struct mo_error *error) {
+    const char *home = getenv("HF_HOME"), *cache = getenv("XDG_CACHE_HOME"), *user = getenv("HOME");
+    if (home && *home) return format_path(path, path_size, error, "%s", home);
+    if (cache && *cache) return format_path(path, path_size, error, "%s/huggingface", cache);
+    if (user && *user) return format_path(path, path_size, error, "%s/.cache/huggingface", user);
     return mo_error_set(error, MO_E_NOT_FOUND, "no Hugging Face cache: set HF_HOME or HOME");
 }
 
-/* "org/name" and nothing that could climb out of the cache. */
-static bool is_repository_name(const char *model) {
+int model_hub_cache(char *path, size_t path_size, struct mo_error *error) {
+    char home[3000];
+    const char *hub = getenv("HF_HUB_CACHE");
+    if (hub && *hub) return format_path(path, path_size, error, "%s", hub);
+    int code = model_hub_home(home, sizeof home, error);
+    return code ? code : format_path(path, path_size, error, "%s/hub", home);
+}
+
+bool model_is_repository(const char *model) {
     const char *slash = strchr(model, '/');
     if (!slash || slash == model || !slash[1] || strchr(slash + 1, '/')) return false;
     return model[0] != '.' && slash[1] != '.' && !strstr(model, "..");
@@ -36,7 +43,7 @@ static bool is_repository_name(const char *model) {
 static int locate_in_cache(const char *model, const char *revision, char *path, size_t path_size,
                            struct mo_error *error) {
     char cache[3000], repository[3500], refs[4096];
-    int code = cache_folder(cache, sizeof cache, error);
+    int code = model_hub_cache(cache, sizeof cache, error);
     if (code) return code;
     const char *slash = strchr(model, '/');
     code = format_path(repository, sizeof repository, error, "%s/models--%.*s--%s", cache, (int)(slash - model), model,
@@ -51,15 +58,16 @@ static int locate_in_cache(const char *model, const char *revision, char *path, 
     free(commit);
     if (code) return code;
     if (file_is_directory(path)) return 0;
+    bool is_main = strcmp(revision, "main") == 0;
     return mo_error_set(error, MO_E_NOT_FOUND,
                         "model %s (revision %s) is neither a folder nor in the Hugging Face cache at %s; get it with: "
-                        "huggingface-cli download %s --revision %s",
-                        model, revision, cache, model, revision);
+                        "moebius pull %s%s%s (or huggingface-cli download)",
+                        model, revision, cache, model, is_main ? "" : " --revision ", is_main ? "" : revision);
 }
 
 int model_locate(const char *model, const char *revision, char *path, size_t path_size, struct mo_error *error) {
     if (file_exists(model)) return format_path(path, path_size, error, "%s", model);
-    if (!is_repository_name(model)) {
+    if (!model_is_repository(model)) {
         return mo_error_set(error, MO_E_NOT_FOUND, "%s: no such model folder or file (and not an org/name)", model);
     }
     if (revision && (strstr(revision, "..") || revision[0] == '/')) {

@@ -22,6 +22,7 @@ LAYERS = {
     "base": {"base"},
     "cache": {"base", "cache"},
     "model": {"base", "model"},
+    "hub": {"base", "model", "hub"},
     "text": {"base", "model", "text"},
     "grammar": {"base", "text", "grammar"},
     "expert": {"base", "model", "expert"},
@@ -33,7 +34,7 @@ LAYERS = {
     "selftest": {"base", "model", "backend", "check", "forward", "selftest"},
     "sched": {"base", "cache", "model", "text", "grammar", "expert", "ranks", "backend", "forward", "sched"},
     "server": {"base", "model", "text", "grammar", "expert", "ranks", "sched", "server", "top"},
-    "top": {"base", "cache", "model", "text", "grammar", "expert", "ranks", "backend", "forward", "sched", "server", "plan", "check", "selftest", "top", "public"},
+    "top": {"base", "cache", "model", "hub", "text", "grammar", "expert", "ranks", "backend", "forward", "sched", "server", "plan", "check", "selftest", "top", "public"},
 }
 DATA = ("tests/golden/data/", "tests/golden/demo/", "tests/data/", "models/")  # not ours to format
 KERNEL_FOLDER = "src/backend/cpu/"

@@ -1,0 +1,167 @@
+#include "hub/select.h"
+
+#include <ctype.h>
+#include <fnmatch.h>
+#include <stdio.h>
+#include <string.h>
+
+/* What Moebius, and who converts or reads about the model, needs; the rest (weights for other programs, code, pictures) stays
+ * where it is. Of folders nothing: there lie other programs' copies (original/, onnx/). */
+static const char *const NEEDED[] = {
+    "config.json",   "generation_config.json",   "quantize_config.json",    "quant_config.json",
+    "tokenizer*",    "chat_template*",           "special_tokens_map.json", "added_tokens.json",
+    "*.safetensors", "*.safetensors.index.json", "[Ll][Ii][Cc][Ee]*",       "README*",
+};
+static const char *const NOT_NEEDED[] = {"consolidated*"}; /* the same weights once more, under other names */
+
+static bool ends_with(const char *path, const char *end) {
+    size_t n = strlen(path), m = strlen(end);
+    return n >= m && strcmp(path + n - m, end) == 0;
+}
+
+/* The length of NAME in NAME-00001-of-00003.gguf; 0: not a shard. */
+static size_t shard_stem(const char *path) {
+    static const char shape[] = "-ddddd-of-ddddd.gguf";
+    size_t n = strlen(path), m = sizeof shape - 1;
+    if (n <= m) return 0;
+    for (size_t i = 0; i < m; i++) {
+        char c = path[n - m + i];
+        if (shape[i] == 'd' ? !isdigit((unsigned char)c) : c != shape[i]) return 0;
+    }
+    return n - m;
+}
+
+static bool are_together(const char *a, const char *b) {
+    size_t n = shard_stem(a);
+    const size_t after = sizeof "-00001" - 1;
+    return n && n == shard_stem(b) && !memcmp(a, b, n) && !strcmp(a + n + after, b + n + after);
+}
+
+static bool is_path(const struct hub_listing *listing, const char *text) {
+    for (int i = 0; i < listing->n; i++)
+        if (!strcmp(listing->files[i].path, text)) return true;
+    return false;
+}
+
+static bool matches(const struct hub_listing *listing, const char *path, const char *pattern) {
+    char wide[HUB_MAX_PATH_BYTES + 3];
+    if (strpbrk(pattern, "*?[") || is_path(listing, pattern)) return fnmatch(pattern, path, 0) == 0;
+    int n = snprintf(wide, sizeof wide, "*%s*", pattern);
+    return n > 0 && (size_t)n < sizeof wide && fnmatch(wide, path, FNM_CASEFOLD) == 0;
+}
+
+static bool matches_any(const struct hub_listing *listing, const char *path, const char *const *patterns, int n) {
+    for (int i = 0; i < n; i++)
+        if (matches(listing, path, patterns[i])) return true;
+    return false;
+}
+
+static bool is_needed(const char *path) {
+    if (strchr(path, '/')) return false;
+    for (size_t i = 0; i < sizeof NOT_NEEDED / sizeof *NOT_NEEDED; i++)
+        if (!fnmatch(NOT_NEEDED[i], path, 0)) return false;
+    for (size_t i = 0; i < sizeof NEEDED / sizeof *NEEDED; i++)
+        if (!fnmatch(NEEDED[i], path, 0)) return true;
+    return false;
+}
+
+/* Half a model is none: who wants one shard gets all. */
+static void add_shards(struct hub_listing *listing) {
+    for (int i = 0; i < listing->n; i++) {
+        struct hub_file *file = &listing->files[i];
+        if (!file->is_wanted || !shard_stem(file->path)) continue;
+        for (int j = 0; j < listing->n; j++)
+            if (are_together(file->path, listing->files[j].path)) listing->files[j].is_wanted = true;
+    }
+}
+
+static void find_copies(struct hub_listing *listing) {
+    for (int i = 0; i < listing->n; i++) {
+        struct hub_file *file = &listing->files[i];
+        file->is_copy = false;
+        for (int j = 0; j < i && file->is_wanted && !file->is_copy; j++)
+            file->is_copy = listing->files[j].is_wanted && !strcmp(listing->files[j].hash, file->hash);
+    }
+}
+
+/* "config.json, pytorch_model.bin, ..." */
+static void list_some(const struct hub_listing *listing, char *text, size_t size) {
+    size_t used = 0;
+    text[0] = 0;
+    for (int i = 0; i < listing->n && used + 4 < size; i++) {
+        int n = snprintf(text + used, size - used, "%s%s", i ? ", " : "", listing->files[i].path);
+        if (n < 0 || used + (size_t)n + 5 >= size) {
+            strcpy(text + used, ", ...");
+            return;
+        }
+        used += (size_t)n;
+    }
+}
+
+int hub_select(struct hub_listing *listing, const struct hub_patterns *patterns, const char *model,
+               struct mo_error *error) {
+    char some[400];
+    int n = 0, n_weights = 0;
+    for (int i = 0; i < listing->n; i++) {
+        struct hub_file *file = &listing->files[i];
+        file->is_wanted = patterns->n_include ? matches_any(listing, file->path, patterns->include, patterns->n_include)
+                                              : is_needed(file->path);
+    }
+    add_shards(listing);
+    for (int i = 0; i < listing->n; i++) {
+        struct hub_file *file = &listing->files[i];
+        if (matches_any(listing, file->path, patterns->exclude, patterns->n_exclude)) file->is_wanted = false;
+        n += file->is_wanted;
+        n_weights += ends_with(file->path, ".safetensors");
+    }
+    find_copies(listing);
+    list_some(listing, some, sizeof some);
+    if (!n) return mo_error_set(error, MO_E_NOT_FOUND, "%s: no file is wanted; there are: %s", model, some);
+    if (patterns->n_include || n_weights) return 0;
+    return mo_error_set(error, MO_E_UNSUPPORTED,
+                        "%s has neither *.safetensors nor *.gguf, which is what Moebius reads; there are: %s "
+                        "(--include PATTERN gets any of them)",
+                        model, some);
+}
+
+/* And not statistics of a quantization, or the eyes of a model that sees: gguf_open.c leaves them out in the same way. */
+static bool is_model(const char *path) {
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    return ends_with(name, ".gguf") && !ends_with(name, "imatrix.gguf") && strncmp(name, "mmproj", 6) != 0;
+}
+
+bool hub_is_first_of_gguf(const char *path) {
+    size_t n = shard_stem(path);
+    return is_model(path) && (n == 0 || !strncmp(path + n, "-00001-", 7));
+}
+
+bool hub_has_choices(const struct hub_listing *listing) {
+    bool has = false;
+    for (int i = 0; i < listing->n; i++) {
+        if (ends_with(listing->files[i].path, ".safetensors")) return false;
+        has |= is_model(listing->files[i].path);
+    }
+    return has;
+}
+
+bool hub_next_choice(const struct hub_listing *listing, int *at, struct hub_choice *choice) {
+    for (; *at < listing->n; ++*at) {
+        const char *path = listing->files[*at].path;
+        if (!is_model(path)) continue;
+        bool is_seen = false;
+        for (int j = 0; j < *at && !is_seen; j++) is_seen = are_together(path, listing->files[j].path);
+        if (is_seen) continue;
+        *choice = (struct hub_choice){.size = listing->files[*at].size, .n_files = 1};
+        for (int j = *at + 1; j < listing->n; j++) {
+            if (!are_together(path, listing->files[j].path)) continue;
+            choice->size += listing->files[j].size;
+            choice->n_files++;
+        }
+        snprintf(choice->pattern, sizeof choice->pattern, "%.*s%s",
+                 choice->n_files > 1 ? (int)shard_stem(path) : HUB_MAX_PATH_BYTES, path,
+                 choice->n_files > 1 ? "-*" : "");
+        ++*at;
+        return true;
+    }
+    return false;
+}
