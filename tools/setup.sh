@@ -36,6 +36,7 @@ for set in $sets; do
         need libedit-dev has_library libedit
         need libmicrohttpd-dev has_library libmicrohttpd
         need libxxhash-dev has_library libxxhash
+        need libcurl4-openssl-dev has_library libcurl
         ;;
     test)
         need libcmocka-dev has_library cmocka
