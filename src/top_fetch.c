@@ -174,7 +174,11 @@ static void judge_failure(struct top_fetch *f, CURLcode code) {
     const char *message = f->curl_message[0] ? f->curl_message : curl_easy_strerror(code);
     f->state = TOP_GONE;
     snprintf(f->trouble, sizeof f->trouble, "%.200s", message);
-    if (code == CURLE_OPERATION_TIMEDOUT) {
+    long number = 0;
+    curl_easy_getinfo(f->easy, CURLINFO_OS_ERRNO, &number);
+    if (code == CURLE_COULDNT_CONNECT && number) {
+        snprintf(f->trouble, sizeof f->trouble, "cannot connect: %s", strerror((int)number));
+    } else if (code == CURLE_OPERATION_TIMEDOUT) {
         f->state = TOP_SLOW;
         snprintf(f->trouble, sizeof f->trouble, "no answer within %d s", TOP_TIMEOUT_S);
     } else if (f->is_too_large) {

@@ -115,6 +115,7 @@ struct top_percentile top_quantile(const struct top_sample *from, const struct t
     double total = top_times_added(from, to, time), below = 0, low = 0;
     if (!(total > 0)) return unknown;
     const struct top_histogram *a = &from->time[time], *b = &to->time[time];
+    low = fmin(low, b->bound[0]);
     for (int i = 0; i < b->n; i++) {
         double here =
             fmax(b->count[i] - a->count[i], below); /* counts of buckets never fall, in a text that is right */

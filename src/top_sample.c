@@ -128,7 +128,8 @@ static bool read_bucket(struct reader *r, const struct top_line *line) {
         if (rank < 0) continue;
         if (!top_line_label(line, "le", text, sizeof text) || !top_text_number(text, strlen(text), &bound))
             return false;
-        if (isnan(bound) || (h->n && rank > h->rank)) return true;
+        bool is_bound = fabs(bound) < 1e12 || bound == HUGE_VAL; /* else there is no reckoning with it */
+        if (!is_bound || (h->n && rank > h->rank)) return true;
         if (h->n && rank < h->rank) h->n = 0;
         h->rank = rank;
         add_bucket(h, bound, line->value);
@@ -169,7 +170,7 @@ static void take_means(struct reader *r) {
 
 void top_sample_read(struct top_sample *sample, const char *text, size_t size) {
     struct reader reader = {.sample = sample};
-    struct top_text lines = {.at = text, .end = text + size};
+    struct top_text lines = {.at = text, .end = size ? text + size : text};
     struct top_line line;
     *sample = (struct top_sample){0};
     for (int i = 0; i < TOP_VALUES; i++) sample->value[i] = NAN;

@@ -66,17 +66,25 @@ static void draw_trouble(struct drawing *d) {
     const struct top_view *v = d->view;
     if (!*v->trouble) return;
     top_lines_new(d->lines);
+    if (v->is_live && v->state != TOP_LOADING) {
+        top_lines_add(d->lines, "trying on");
+        if (d->newest) top_lines_add(d->lines, ", figures as of %s ago", top_age(v->now_s - d->newest->time_s).text);
+        top_lines_add(d->lines, ": ");
+    }
     top_lines_add(d->lines, "%s", v->trouble);
-    if (v->is_live && d->newest && v->state != TOP_READY && v->state != TOP_LOADING)
-        top_lines_add(d->lines, " (below: as of %s ago)", top_age(v->now_s - d->newest->time_s).text);
 }
 
 /* A name in another script is shown where the terminal can. */
 static void add_name(struct drawing *d, const char *name) {
     char copy[sizeof d->newest->model];
     snprintf(copy, sizeof copy, "%s", *name ? name : "(no name)");
-    for (char *at = copy; *at && !d->view->is_utf8; at++) {
-        if ((unsigned char)*at >= 0x80) *at = '?';
+    if (!d->view->is_utf8) {
+        char *to = copy;
+        for (const char *at = copy; *at; at++) {
+            bool is_first = ((unsigned char)*at & 0xc0) != 0x80; /* byte of a character */
+            if (is_first) *to++ = (unsigned char)*at < 0x80 ? *at : '?';
+        }
+        *to = 0;
     }
     top_lines_add(d->lines, "%s", copy);
 }
@@ -106,7 +114,7 @@ static void draw_requests(struct drawing *d) {
     label(d, "requests");
     top_lines_add(d->lines, "%s running", top_whole(d->newest->value[TOP_RUNNING]).text);
     top_lines_at(d->lines, LABEL + 15);
-    top_lines_add(d->lines, "%s waiting", top_whole(d->newest->value[TOP_WAITING]).text);
+    if (has(d, TOP_WAITING)) top_lines_add(d->lines, "%s waiting", top_whole(d->newest->value[TOP_WAITING]).text);
     top_lines_at(d->lines, LABEL + 30);
     if (d->newest->value[TOP_PREEMPTIONS] > 0)
         top_lines_add(d->lines, "%s sent back to wait", top_whole(d->newest->value[TOP_PREEMPTIONS]).text);
@@ -237,7 +245,7 @@ static void draw_prefix(struct drawing *d, const char *name, enum top_value foun
     label(d, name);
     draw_bar(d, top_share(d->minute, d->newest, found, asked));
     double ever = d->newest->value[asked] > 0 ? d->newest->value[found] / d->newest->value[asked] : NAN;
-    top_lines_add(d->lines, "   since start %s", top_percent(ever).text);
+    top_lines_add(d->lines, "   ever %s", top_percent(ever).text);
 }
 
 static void draw_disk(struct drawing *d) {
@@ -276,17 +284,22 @@ static void draw_drafts(struct drawing *d) {
 
 /* ---- the whole ---- */
 
+/* A blank line, but never two. */
+static void gap(struct drawing *d) {
+    if (d->lines->text[d->lines->n - 1][0]) top_lines_new(d->lines);
+}
+
 static void draw_figures(struct drawing *d) {
     draw_model(d);
-    top_lines_new(d->lines);
+    gap(d);
     draw_requests(d);
     draw_finished(d);
     draw_busy(d);
-    top_lines_new(d->lines);
+    gap(d);
     draw_tokens(d);
-    top_lines_new(d->lines);
+    gap(d);
     draw_times(d);
-    top_lines_new(d->lines);
+    gap(d);
     draw_kv(d);
     draw_prefix(d, "prefixes found", TOP_PREFIX_FOUND, TOP_PREFIX_ASKED);
     draw_disk(d);
@@ -301,7 +314,7 @@ static void draw_foot(struct drawing *d) {
     top_lines_new(d->lines);
     top_lines_add(d->lines, "q quits   every %g s", v->interval_s);
     if (d->newest && d->newest->n_malformed)
-        top_lines_add(d->lines, "   %d lines of the answer are malformed", d->newest->n_malformed);
+        top_lines_add(d->lines, "   malformed lines in the answer: %d", d->newest->n_malformed);
 }
 
 void top_screen_draw(struct buffer *out, const struct top_view *view) {

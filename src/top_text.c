@@ -84,7 +84,7 @@ static bool read_number(const char **at, const char *end, double *value) {
 
 static bool read_line(const char *at, const char *end, struct top_line *line) {
     double time;
-    *line = (struct top_line){.name = at};
+    *line = (struct top_line){.name = at, .labels = at};
     at = skip_name(at, end);
     line->name_size = (size_t)(at - line->name);
     if (line->name_size == 0) return false;
