@@ -186,12 +186,18 @@ static int run_on_terminal(struct top *t, struct mo_error *error) {
 
 /* ---- the command ---- */
 
+/* One that can be drawn on. */
+static bool is_terminal(void) {
+    const char *kind = getenv("TERM");
+    return isatty(STDOUT_FILENO) && kind && *kind && strcmp(kind, "dumb") != 0;
+}
+
 static int run(struct top *t, struct mo_error *error) {
     int code = top_fetch_open(&t->fetch, t->url, t->key, error);
     if (code) return code;
     t->state_since_s = clock_now_s();
     code = top_history_open(&t->history, t->interval_s, error);
-    if (!code) code = t->once || t->json || !isatty(STDOUT_FILENO) ? run_once(t, error) : run_on_terminal(t, error);
+    if (!code) code = t->once || t->json || !is_terminal() ? run_once(t, error) : run_on_terminal(t, error);
     top_history_close(&t->history);
     top_fetch_close(&t->fetch);
     return code;

@@ -3,6 +3,7 @@
 #include <assert.h>
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include "base/clock.h"
 #include "base/utf8.h"
@@ -86,14 +87,20 @@ static size_t receive(char *data, size_t size, size_t n, void *context) {
     return f->body.failed ? 0 : size * n;
 }
 
+/* As the program curl has it: where certificates are that this machine does not trust by itself. */
+static bool set_certificates(CURL *c) {
+    const char *file = getenv("CURL_CA_BUNDLE");
+    if (!file || !*file) file = getenv("SSL_CERT_FILE");
+    return !file || !*file || !curl_easy_setopt(c, CURLOPT_CAINFO, file);
+}
+
 static bool set_options(struct top_fetch *f, bool is_local) {
     CURL *c = f->easy;
     return !curl_easy_setopt(c, CURLOPT_URL, f->url) && !curl_easy_setopt(c, CURLOPT_HTTPHEADER, f->headers) &&
-           !curl_easy_setopt(c, CURLOPT_PROTOCOLS_STR, "http,https") &&
            !curl_easy_setopt(c, CURLOPT_WRITEFUNCTION, receive) && !curl_easy_setopt(c, CURLOPT_WRITEDATA, f) &&
            !curl_easy_setopt(c, CURLOPT_TIMEOUT, (long)TOP_TIMEOUT_S) && !curl_easy_setopt(c, CURLOPT_NOSIGNAL, 1L) &&
            !curl_easy_setopt(c, CURLOPT_ERRORBUFFER, f->curl_message) &&
-           !curl_easy_setopt(c, CURLOPT_USERAGENT, "moebius-top/" MOEBIUS_VERSION) &&
+           !curl_easy_setopt(c, CURLOPT_USERAGENT, "moebius-top/" MOEBIUS_VERSION) && set_certificates(c) &&
            (!is_local || !curl_easy_setopt(c, CURLOPT_PROXY, ""));
 }
 
@@ -103,6 +110,15 @@ static bool make_headers(struct top_fetch *f, const char *key) {
     snprintf(line, sizeof line, "Authorization: Bearer %s", key);
     f->headers = curl_slist_append(NULL, line);
     return f->headers != NULL;
+}
+
+/* A name that nobody resolves does not keep the program from ending. */
+static void set_quick_exit(CURL *c) {
+#if LIBCURL_VERSION_NUM >= 0x075700
+    curl_easy_setopt(c, CURLOPT_QUICK_EXIT, 1L);
+#else
+    (void)c;
+#endif
 }
 
 int top_fetch_open(struct top_fetch *fetch, const char *url, const char *key, struct mo_error *error) {
@@ -119,6 +135,7 @@ int top_fetch_open(struct top_fetch *fetch, const char *url, const char *key, st
         top_fetch_close(fetch);
         return mo_error_set(error, MO_E_NO_MEMORY, "libcurl has no memory, or is too old");
     }
+    set_quick_exit(fetch->easy);
     return 0;
 }
 
@@ -170,9 +187,15 @@ static void judge_body(struct top_fetch *f) {
     snprintf(f->trouble, sizeof f->trouble, "an answer, but neither of Moebius nor of vLLM or llama.cpp");
 }
 
+/* Nobody is there, or nobody any more; all else that libcurl reports is a server that does not do as it should. */
+static bool is_gone(CURLcode code) {
+    return code == CURLE_COULDNT_CONNECT || code == CURLE_COULDNT_RESOLVE_HOST || code == CURLE_GOT_NOTHING ||
+           code == CURLE_RECV_ERROR || code == CURLE_SEND_ERROR || code == CURLE_PARTIAL_FILE;
+}
+
 static void judge_failure(struct top_fetch *f, CURLcode code) {
     const char *message = f->curl_message[0] ? f->curl_message : curl_easy_strerror(code);
-    f->state = TOP_GONE;
+    f->state = is_gone(code) ? TOP_GONE : TOP_FAILED;
     snprintf(f->trouble, sizeof f->trouble, "%.200s", message);
     long number = 0;
     curl_easy_getinfo(f->easy, CURLINFO_OS_ERRNO, &number);
@@ -182,10 +205,8 @@ static void judge_failure(struct top_fetch *f, CURLcode code) {
         f->state = TOP_SLOW;
         snprintf(f->trouble, sizeof f->trouble, "no answer within %d s", TOP_TIMEOUT_S);
     } else if (f->is_too_large) {
-        f->state = TOP_FAILED;
         snprintf(f->trouble, sizeof f->trouble, "the answer is larger than %d MiB", TOP_ANSWER_BYTES_MAX >> 20);
     } else if (f->body.failed) {
-        f->state = TOP_FAILED;
         snprintf(f->trouble, sizeof f->trouble, "no memory for the answer");
     }
     utf8_clean(f->trouble);

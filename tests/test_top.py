@@ -1,12 +1,15 @@
 """`moebius top`: its figures are the server's, a terminal is left as it was found, and servers that are slow, gone, wrong or not
 ours are told apart."""
 
+import codecs
 import fcntl
 import os
 import pty
 import re
 import select
+import shutil
 import signal
+import ssl
 import struct
 import subprocess
 import sys
@@ -116,7 +119,8 @@ def test_text_where_there_is_no_terminal(server):
 
 # --- a terminal ------------------------------------------------------------------------------------------------------
 
-SEQUENCE = re.compile(rb"\033\[([?0-9;]*)([A-Za-z])")
+SEQUENCE = re.compile(r"\033\[([?0-9;]*)([A-Za-z])")
+UNFINISHED = re.compile(r"(\033(\[[?0-9;]*)?)?\Z")
 
 
 class Terminal:
@@ -125,7 +129,8 @@ class Terminal:
     def __init__(self, *arguments, rows=24, cols=80, env=None):
         self.master, self.slave = pty.openpty()
         self.mode = termios.tcgetattr(self.slave)
-        self.modes, self.held, self.raw = set(), b"", b""
+        self.modes, self.held, self.raw = set(), "", b""
+        self.decoder = codecs.getincrementaldecoder("utf-8")()
         self.clear(rows, cols)
         fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
 
@@ -135,7 +140,7 @@ class Terminal:
 
         self.process = subprocess.Popen([PROGRAM, "top", *map(str, arguments)], stdin=self.slave, stdout=self.slave,
                                         stderr=subprocess.PIPE, preexec_fn=take_terminal,
-                                        env={**os.environ, "LC_ALL": "C.UTF-8", **(env or {})})
+                                        env={**os.environ, "LC_ALL": "C.UTF-8", "TERM": "xterm", **(env or {})})
 
     def __enter__(self):
         return self
@@ -158,22 +163,23 @@ class Terminal:
         fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
 
     def control(self, arguments, letter):
-        if letter == b"H":
+        if letter == "H":
             self.row = self.col = 0
-        elif letter == b"K":
+        elif letter == "K":
             self.cells[self.row][self.col:] = [" "] * (self.cols - self.col)
-        elif letter == b"J":
-            first = 0 if arguments == b"2" else self.row
+        elif letter == "J":
+            first = 0 if arguments == "2" else self.row
             for row in range(first, self.rows):
                 start = self.col if row == self.row and not arguments else 0
                 self.cells[row][start:] = [" "] * (self.cols - start)
-        elif arguments.startswith(b"?"):
-            (self.modes.add if letter == b"h" else self.modes.discard)(arguments)
+        elif arguments.startswith("?"):
+            (self.modes.add if letter == "h" else self.modes.discard)(arguments)
         else:
-            assert letter == b"m", (arguments, letter)
+            assert letter == "m", (arguments, letter)
 
     def put(self, text):
         for c in text:
+            assert c >= " " or c in "\r\n", repr(text)
             if c == "\n":
                 assert self.row + 1 < self.rows, "the screen scrolls"
                 self.row += 1
@@ -187,15 +193,14 @@ class Terminal:
         while select.select([self.master], [], [], timeout_s)[0]:
             data = os.read(self.master, 65536)
             self.raw += data
-            self.held += data
-            end = self.held.rfind(b"\033[") if not SEQUENCE.search(self.held, max(self.held.rfind(b"\033"), 0)) else len(self.held)
-            whole, self.held = self.held[:max(end, 0)], self.held[max(end, 0):]
-            at = 0
+            self.held += self.decoder.decode(data)
+            end = UNFINISHED.search(self.held).start()
+            whole, self.held, at = self.held[:end], self.held[end:], 0
             for found in SEQUENCE.finditer(whole):
-                self.put(whole[at:found.start()].decode())
+                self.put(whole[at:found.start()])
                 self.control(found.group(1), found.group(2))
                 at = found.end()
-            self.put(whole[at:].decode(errors="ignore"))
+            self.put(whole[at:])
             timeout_s = 0
 
     @property
@@ -223,7 +228,7 @@ class Terminal:
         self.read(0.1)
         assert self.process.returncode == code and self.process.stderr.read() == b""
         assert termios.tcgetattr(self.slave) == self.mode
-        assert self.modes == {b"?25", b"?7"}  # shown, and on; the other screen is left
+        assert self.modes == {"?25", "?7"}  # shown, and on; the other screen is left
         assert self.raw.endswith(b"\033[?1049l")
 
 
@@ -231,7 +236,7 @@ class Terminal:
 def test_keys_that_end_it(server, keys, code):
     with Terminal(server.url) as terminal:
         assert terminal.shows(rf"^moebius top  {server.url}/ +ready")
-        assert terminal.modes == {b"?1049"} and termios.tcgetattr(terminal.slave) != terminal.mode
+        assert terminal.modes == {"?1049"} and termios.tcgetattr(terminal.slave) != terminal.mode
         terminal.press(b"\033[Q" + b"x")  # neither an arrow key nor another letter does
         time.sleep(0.1)
         assert terminal.process.poll() is None
@@ -257,9 +262,9 @@ def test_stop_and_go_on(server):
         state = f"/proc/{terminal.process.pid}/stat"
         assert wait_until(lambda: open(state).read().rsplit(")", 1)[1].split()[0] == "T")
         terminal.read(0.1)
-        assert terminal.modes == {b"?25", b"?7"} and termios.tcgetattr(terminal.slave) == terminal.mode
+        assert terminal.modes == {"?25", "?7"} and termios.tcgetattr(terminal.slave) == terminal.mode
         terminal.process.send_signal(signal.SIGCONT)
-        assert wait_until(lambda: terminal.read(0.05) or terminal.modes == {b"?1049"})
+        assert wait_until(lambda: terminal.read(0.05) or terminal.modes == {"?1049"})
         terminal.press(b"q")
         terminal.ends(0)
 
@@ -295,7 +300,7 @@ def test_keys_from_nowhere(server):
         terminal.modes, terminal.raw = set(), b""
         termios.tcsetattr(terminal.slave, termios.TCSANOW, terminal.mode)
         terminal.process = subprocess.Popen([PROGRAM, "top", server.url], stdin=subprocess.DEVNULL, stdout=terminal.slave,
-                                            stderr=subprocess.PIPE, env={**os.environ, "LC_ALL": "C"})
+                                            stderr=subprocess.PIPE, env={**os.environ, "LC_ALL": "C", "TERM": "xterm"})
         assert terminal.shows("ready")
         terminal.process.send_signal(signal.SIGTERM)
         terminal.ends(-signal.SIGTERM)
@@ -438,6 +443,30 @@ def test_a_slow_server():
         terminal.ends(0)
         assert time.monotonic() - start < 3  # it does not wait for the answer
         release.set()
+
+
+def test_https(tmp_path):
+    """With a certificate that is trusted, and only then."""
+    if not shutil.which("openssl"):
+        pytest.skip("no openssl to make a certificate")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days",
+                    "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", cert],
+                   check=True, capture_output=True)
+    with answers(200, VLLM % (1, 1, 1)) as fake:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(cert, key)
+        fake.http.socket = context.wrap_socket(fake.http.socket, server_side=True)
+        url = fake.url.replace("http:", "https:")
+        trusted = {"CURL_CA_BUNDLE": str(cert)}
+        assert succeed("top", url, "--json", "--interval", "0.2", env=trusted).json["model"] == "org/name"
+        refused(moebius("top", url, "--json"), url, "failed", "certificate")
+
+
+def test_a_terminal_that_cannot_be_drawn_on(server):
+    with Terminal(server.url, "--interval", "0.2", env={"TERM": "dumb"}) as terminal:
+        assert terminal.shows("KV cache")
+        assert terminal.process.wait(10) == 0 and b"\033" not in terminal.raw
 
 
 def test_counters_that_go_back():
