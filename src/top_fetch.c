@@ -169,9 +169,10 @@ static void judge_status(struct top_fetch *f, long status) {
         f->state = TOP_REFUSED;
         snprintf(f->trouble, sizeof f->trouble,
                  "HTTP %ld: the server wants an API key (--api-key or MOEBIUS_API_KEY), or another one", status);
-    } else if (status == 404) {
+    } else if (status == 404 || status == 501) {
         f->state = TOP_FOREIGN;
-        snprintf(f->trouble, sizeof f->trouble, "HTTP 404: this server has no /metrics");
+        snprintf(f->trouble, sizeof f->trouble,
+                 "HTTP %ld: this server has no /metrics (llama.cpp's has with --metrics)", status);
     } else if (status == 503) {
         f->state = TOP_LOADING;
         snprintf(f->trouble, sizeof f->trouble, "HTTP 503: the server is not ready yet");

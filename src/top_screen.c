@@ -66,7 +66,7 @@ static void draw_trouble(struct drawing *d) {
     const struct top_view *v = d->view;
     if (!*v->trouble) return;
     top_lines_new(d->lines);
-    if (v->is_live && v->state != TOP_LOADING) {
+    if (v->is_live) {
         top_lines_add(d->lines, "trying on");
         if (d->newest) top_lines_add(d->lines, ", figures as of %s ago", top_age(v->now_s - d->newest->time_s).text);
         top_lines_add(d->lines, ": ");

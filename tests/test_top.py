@@ -400,11 +400,11 @@ def test_vllm():
 
 
 @pytest.mark.parametrize("status, body, words", [
-    (401, b"", ["refused", "--api-key"]), (403, b"", ["refused", "--api-key"]), (404, b"", ["foreign", "no /metrics"]),
+    (401, b"", ["refused", "--api-key"]), (403, b"", ["refused", "--api-key"]), (404, b"", ["foreign", "no /metrics"]), (501, b"", ["foreign", "--metrics"]),
     (500, b"", ["failed", "500"]), (302, b"", ["failed", "302"]),
     (200, b"go_goroutines 8\n", ["foreign", "neither of Moebius nor of vLLM"]), (200, b"", ["foreign"]),
     (200, bytes(range(256)) * 40, ["foreign"]), (200, b"vllm:x 1\n" * (1 << 20), ["failed", "8 MiB"])],
-    ids=range(9))
+    ids=range(10))
 def test_answers_that_tell_nothing(status, body, words):
     with answers(status, body) as fake:
         message = refused(moebius("top", fake.url, "--once", "--interval", "0.2"), fake.url, *words)
