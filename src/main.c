@@ -21,6 +21,7 @@ static const struct {
     {"detokenize", cmd_detokenize, "token ids to text, JSON lines"},
     {"render", cmd_render, "a chat request to the exact prompt text"},
     {"plan", cmd_plan, "what fits and how fast it would be, before anything is downloaded"},
+    {"top", cmd_top, "what a running server does, in a terminal"},
     {"doctor", cmd_doctor, "what this machine has, measured, with advice"},
     {"bench", cmd_bench, "how fast a model runs here, beside what the machine can do"},
     {"check", cmd_check, "does this processor compute what it should, and how fast"},

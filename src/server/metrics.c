@@ -178,3 +178,10 @@ void metrics_write(struct buffer *out, const struct sched_stats *s, const struct
     write_requests(&m, s);
     write_llama(&m, s);
 }
+
+void metrics_write_start(struct buffer *out, time_t start) {
+    buffer_printf(out,
+                  "# HELP process_start_time_seconds Unix time at which the server started.\n"
+                  "# TYPE process_start_time_seconds gauge\nprocess_start_time_seconds %lld\n",
+                  (long long)start);
+}

@@ -106,6 +106,7 @@ static enum MHD_Result handle_metrics(struct exchange *exchange) {
     if (has_store) store_stats_get(engine->store, &experts);
     ranks_stats_get(&ranks);
     metrics_write(&text, &stats, has_store ? &experts : NULL, ranks_count() > 1 ? &ranks : NULL, model_name(exchange));
+    metrics_write_start(&text, exchange->server->created);
     return http_reply_text(exchange, 200, METRICS_CONTENT_TYPE, &text);
 }
 
