@@ -63,11 +63,12 @@ static struct row_error compare_row(const float *before, const float *got, const
     for (int i = 0; i < n; i++) {
         double added = (double)want[i] - (before ? (double)before[i] : 0), error = (double)got[i] - (double)want[i];
         double share = fabs(error) / (VALUE_SHARE * fabs(added) + ROW_SHARE * e.rms + 1e-30);
-        if (share <= e.worst) continue; /* not so for NaN */
+        if (share <= e.worst) continue; /* not so for NaN, past which nothing is worse */
         e.worst = share;
         e.at = i;
         e.got = (double)got[i];
         e.want = (double)want[i];
+        if (isnan(share)) break;
     }
     return e;
 }
