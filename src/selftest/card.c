@@ -75,7 +75,8 @@ static struct row_error compare_row(const float *before, const float *got, const
     e.length = sum > 0 ? sqrt(wrong / sum) : wrong != 0 ? INFINITY : 0;
     for (int i = 0; i < n; i++) {
         double added = (double)want[i] - (before ? (double)before[i] : 0);
-        double share = beyond_rounding(got[i], want[i], before ? before[i] : 0) / (VALUE_SHARE * fabs(added) + ROW_SHARE * e.rms + 1e-30);
+        double share = beyond_rounding(got[i], want[i], before ? before[i] : 0) /
+                       (VALUE_SHARE * fabs(added) + ROW_SHARE * e.rms + 1e-30);
         if (share <= e.worst) continue; /* not so for NaN, past which nothing is worse */
         e.worst = share;
         e.at = i;
