@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import subprocess
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -228,6 +229,21 @@ def test_a_right_card_with_odd_weights(name, factor, tmp_path):
     path = gguf_model.convert(GOLDEN / "v2lite-tiny", tmp_path / "m.gguf", Type.BF16, tensors=scaled)
     opened, said = on_card(path=path)
     assert opened and "ended early" not in said, said
+
+
+def test_no_answer_is_counted():
+    """Experts that the CPU computes for a card, out of a cache: the self-test's are nobody's."""
+    with subprocess.Popen([SHIM / "moebius", "serve", str(DEMO), "--port", "0", "--max-model-len", "64", "--device", "cuda",
+                           "--expert-device", "cpu", "--expert-cache", "0.0008"], stderr=subprocess.PIPE, text=True,
+                          env={**os.environ, "LD_LIBRARY_PATH": str(SHIM)}) as server:
+        line = next((line for line in server.stderr if ": serving " in line), "")
+        with urllib.request.urlopen(re.search(r"http://[\d.:]+", line).group(0) + "/metrics") as answer:
+            counted = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if "moebius:expert_cache" in line)
+        server.send_signal(signal.SIGTERM)
+        server.stderr.read()
+    assert "self-test" in line
+    totals = {name: float(value) for name, value in counted.items() if "_total{" in name}
+    assert len(totals) >= 4 and not any(totals.values()), totals
 
 
 def test_weights_made_on_the_way():
