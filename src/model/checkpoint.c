@@ -100,7 +100,7 @@ static int add_shard(struct checkpoint *checkpoint, const char *path, struct ten
 
 /* Two of a GGUF's names can stand for one of ours, so one file can do it. */
 static int refuse_twice(const struct checkpoint *checkpoint, const struct tensor *a, const struct tensor *b,
-                      struct mo_error *error) {
+                        struct mo_error *error) {
     const char *path = checkpoint->shards[b->shard].path;
     if (a->shard == b->shard) return mo_error_set(error, MO_E_CORRUPT, "%s: tensor %s is there twice", path, b->name);
     return mo_error_set(error, MO_E_CORRUPT, "tensor %s is in two files: %s and %s", b->name,
