@@ -4,6 +4,7 @@
 #include <string.h>
 #include "base/clock.h"
 #include "base/log.h"
+#include "expert/store.h"
 #include "selftest/selftest.h"
 
 /* The first matrix of a layer is as good as any: either all have bytes or none. */
@@ -82,6 +83,7 @@ int engine_selftest(struct engine *engine, const struct backend_options *backend
         return 0;
     }
     int code = run(engine, backend, &report, error);
+    if (engine->store) store_stats_begin(engine->store); /* a card's experts may have come from there */
     if (!code && report.overflowed) {
         log_warn(
             "the self-test of GPU %d ended early: on the CPU, too, these weights lead to numbers that are not finite",

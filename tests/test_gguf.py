@@ -236,6 +236,7 @@ def test_groups_of_published_models(experts, gate, groups, tmp_path):
 @pytest.mark.parametrize("key, value, words", [
     ("general.architecture", ("llama", Value.STRING), ["deepseek2", "llama"]),
     ("deepseek2.rope.scaling.type", ("linear", Value.STRING), ["yarn"]),
+    ("deepseek2.rope.scaling.type", DELETE, ["rope.scaling.type", "rope.scaling.factor"]),
     ("deepseek2.rope.scaling.yarn_attn_factor", (2.0, Value.FLOAT32), ["yarn_attn_factor"]),
     ("deepseek2.attention.temperature_scale", (0.1, Value.FLOAT32), ["temperature_scale"]),
     ("deepseek2.expert_gating_func", (7, Value.UINT32), ["expert_gating_func"]),
@@ -370,6 +371,25 @@ def test_twice(made, tmp_path):
     refused(moebius("info", write(tmp_path, raw)), "expert_shared_count", "twice")
     raw = made.replace(b"blk.1.attn_q.weight", b"blk.0.attn_q.weight")
     refused(moebius("info", write(tmp_path, raw)), "blk.0.attn_q.weight", "twice")
+    path = gguf_model.convert(GOLDEN / "v2lite-tiny", tmp_path / "m.gguf",
+                              tensors={"blk.01.attn_norm.weight": np.ones(128, "<f4")})
+    refused(moebius("info", path), "m.gguf", "layers.1.input_layernorm", "twice")
+
+
+def test_stacks_of_experts(tmp_path):
+    """As many in a stack as the key says; and small stacks, of which each would become thousands of tensors, do not fill the memory."""
+    values = gguf_model.tensors_of(gguf_model.read_values(GOLDEN / "v2lite-tiny"),
+                                   json.loads((GOLDEN / "v2lite-tiny/config.json").read_text()))
+    name = "blk.1.ffn_up_exps.weight"
+    for stack in (values[name][:-1], np.concatenate([values[name], values[name]])):
+        path = gguf_model.convert(GOLDEN / "v2lite-tiny", tmp_path / "m.gguf", tensors={name: stack})
+        for command in ("info", "plan"):
+            refused(moebius(command, path), name, "expected 16 experts", "expert_count", f"found {len(stack)}")
+    stacks = {f"blk.{i}.ffn_{matrix}_exps.weight": (np.zeros((4096, 1, 1), np.int8), Type.I8)
+              for i in range(100) for matrix in ("gate", "up", "down")}
+    path = gguf_model.convert(GOLDEN / "v2lite-tiny", tmp_path / "m.gguf", tensors=stacks,
+                              keys={"deepseek2.expert_count": (4096, Value.UINT32)})
+    refused(moebius("info", path), "m.gguf", "more than 1048576 matrices")
 
 
 def test_arrays(tmp_path):

@@ -10,11 +10,15 @@ import os
 import re
 import signal
 import subprocess
+import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
+from gguf import GGMLQuantizationType as Type
 
 import conftest
+import gguf_model
 from conftest import GOLDEN, SETS, moebius, refused, succeed
 
 BUILD = Path(conftest.PROGRAM).resolve().parent
@@ -91,6 +95,16 @@ def test_a_wrong_kernel_is_named(kernel, quantization):
     assert other != level
     result = broken("run", DEMO, *PROMPT, "--quantization", quantization, kernels=f"{level}:{kernel}", MOEBIUS_CPU=other)
     assert result.code == 0, str(result)
+
+
+@needs_simd
+@pytest.mark.parametrize("kernel, flags", [("gemm_q8", []), ("gemm", ["--compute", "f32"])])
+def test_blocks_of_a_gguf(kernel, flags, tmp_path):
+    path = gguf_model.convert(GOLDEN / "v2lite-tiny", tmp_path / "m.gguf", Type.Q8_0)
+    opened, said = opens(conftest.PROGRAM, path, *flags)
+    assert opened, said
+    opened, said = opens(BROKEN, path, *flags, env={"MOEBIUS_BROKEN": f"{best_level()}:{kernel}"})
+    assert not opened and f"kernel {kernel}, q8_0 of" in said, said
 
 
 @needs_simd
@@ -204,6 +218,32 @@ def test_a_wrong_card(kernel):
 def test_a_wrong_card_elsewhere(kernel, flags):
     opened, said = on_card(*flags, wrong=kernel)
     assert not opened and "self-test: GPU 0" in said, said
+
+
+@pytest.mark.parametrize("name, factor", [("token_embd", 1e10), ("token_embd", 1e-20), ("attn_output", 1e10), ("norm", 1e-41)])
+def test_a_right_card_with_odd_weights(name, factor, tmp_path):
+    """What a layer adds is less than the row's last bits, or no normal number: on the CPU, too, it is anything then."""
+    values = gguf_model.tensors_of(gguf_model.read_values(GOLDEN / "v2lite-tiny"),
+                                   json.loads((GOLDEN / "v2lite-tiny/config.json").read_text()))
+    scaled = {key: value * np.float32(factor) for key, value in values.items() if name in key}
+    path = gguf_model.convert(GOLDEN / "v2lite-tiny", tmp_path / "m.gguf", Type.BF16, tensors=scaled)
+    opened, said = on_card(path=path)
+    assert opened and "ended early" not in said, said
+
+
+def test_no_answer_is_counted():
+    """Experts that the CPU computes for a card, out of a cache: the self-test's are nobody's."""
+    with subprocess.Popen([SHIM / "moebius", "serve", str(DEMO), "--port", "0", "--max-model-len", "64", "--device", "cuda",
+                           "--expert-device", "cpu", "--expert-cache", "0.0008"], stderr=subprocess.PIPE, text=True,
+                          env={**os.environ, "LD_LIBRARY_PATH": str(SHIM)}) as server:
+        line = next((line for line in server.stderr if ": serving " in line), "")
+        with urllib.request.urlopen(re.search(r"http://[\d.:]+", line).group(0) + "/metrics") as answer:
+            counted = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if "moebius:expert_cache" in line)
+        server.send_signal(signal.SIGTERM)
+        server.stderr.read()
+    assert "self-test" in line
+    totals = {name: float(value) for name, value in counted.items() if "_total{" in name}
+    assert len(totals) >= 4 and not any(totals.values()), totals
 
 
 def test_weights_made_on_the_way():

@@ -63,6 +63,7 @@ struct store {
     int n_predicted;       /* slots that are_predicted */
 
     _Atomic uint64_t hits, misses, predicted, used, wasted, wait_ns;
+    struct store_stats before; /* store_stats_begin */
 };
 
 /* ---- what stays ---- */
@@ -339,19 +340,27 @@ void store_predict(struct store *store, int layer, const int32_t *experts, int n
 /* ---- numbers ---- */
 
 void store_stats_get(struct store *store, struct store_stats *stats) {
+    const struct store_stats *before = &store->before;
     struct stream_stats stream = {0};
     if (store->stream) stream_stats_get(store->stream, &stream);
     *stats = (struct store_stats){
-        .hits = atomic_load(&store->hits),
-        .misses = atomic_load(&store->misses),
-        .read_bytes = stream.bytes,
-        .predicted = atomic_load(&store->predicted),
-        .used = atomic_load(&store->used),
-        .wasted = atomic_load(&store->wasted),
-        .wait_s = (double)atomic_load(&store->wait_ns) * 1e-9,
-        .read_s = stream.busy_s,
+        .hits = atomic_load(&store->hits) - before->hits,
+        .misses = atomic_load(&store->misses) - before->misses,
+        .read_bytes = stream.bytes - before->read_bytes,
+        .predicted = atomic_load(&store->predicted) - before->predicted,
+        .used = atomic_load(&store->used) - before->used,
+        .wasted = atomic_load(&store->wasted) - before->wasted,
+        .wait_s = (double)atomic_load(&store->wait_ns) * 1e-9 - before->wait_s,
+        .read_s = stream.busy_s - before->read_s,
         .is_direct = stream.is_direct,
     };
+}
+
+void store_stats_begin(struct store *store) {
+    struct store_stats now;
+    store->before = (struct store_stats){0};
+    store_stats_get(store, &now);
+    store->before = now;
 }
 
 int store_records(const struct store *store) {

@@ -74,5 +74,7 @@ void store_release(struct store *store, int layer, int expert);
 void store_predict(struct store *store, int layer, const int32_t *experts, int n);
 
 void store_stats_get(struct store *store, struct store_stats *stats);
+/* Counts from 0 again: what came before was no answer's. */
+void store_stats_begin(struct store *store);
 
 #endif

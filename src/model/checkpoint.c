@@ -98,6 +98,15 @@ static int add_shard(struct checkpoint *checkpoint, const char *path, struct ten
     return 0;
 }
 
+/* Two of a GGUF's names can stand for one of ours, so one file can do it. */
+static int refuse_twice(const struct checkpoint *checkpoint, const struct tensor *a, const struct tensor *b,
+                        struct mo_error *error) {
+    const char *path = checkpoint->shards[b->shard].path;
+    if (a->shard == b->shard) return mo_error_set(error, MO_E_CORRUPT, "%s: tensor %s is there twice", path, b->name);
+    return mo_error_set(error, MO_E_CORRUPT, "tensor %s is in two files: %s and %s", b->name,
+                        checkpoint->shards[a->shard].path, path);
+}
+
 static int finish_tensors(struct checkpoint *checkpoint, const struct tensor *list, const char *dir,
                           struct mo_error *error) {
     size_t n = (size_t)checkpoint->n_tensors;
@@ -109,9 +118,7 @@ static int finish_tensors(struct checkpoint *checkpoint, const struct tensor *li
     for (size_t i = 0; i < n; i++) {
         checkpoint->total_bytes += (int64_t)tensors[i].bytes;
         if (i && !strcmp(tensors[i - 1].name, tensors[i].name)) {
-            return mo_error_set(error, MO_E_CORRUPT, "tensor %s is in two files: %s and %s", tensors[i].name,
-                                checkpoint->shards[tensors[i - 1].shard].path,
-                                checkpoint->shards[tensors[i].shard].path);
+            return refuse_twice(checkpoint, &tensors[i - 1], &tensors[i], error);
         }
     }
     checkpoint->tensors = tensors;

@@ -269,6 +269,9 @@ static int put_rope(const struct maker *m) {
     if (code) return code;
     put(m, "rope_theta", json_real(theta));
     put(m, "rms_norm_eps", json_real(eps));
+    bool is_scaled = gguf_find(m->gguf, ARCH ".rope.scaling.factor") && !gguf_find(m->gguf, ARCH ".rope.scaling.type");
+    if (is_scaled)
+        return refuse(m, ARCH ".rope.scaling.type", "yarn or none beside rope.scaling.factor", "no such key");
     if (gguf_text_is(type, "none")) return 0;
     if (gguf_text_is(type, "yarn")) return put_yarn(m);
     return refuse(m, ARCH ".rope.scaling.type", "yarn or none", "another one");

@@ -16,7 +16,8 @@ enum mapping {
     GATE_UP, /* [experts][gate's rows, then up's][cols] */
 };
 
-enum { MAX_EXPERTS = 4096, MAX_LAYER = 1 << 20 };
+/* A stacked tensor of a few bytes an expert must not become more names than there is memory for: V3 has 45 thousand. */
+enum { MAX_EXPERTS = 4096, MAX_LAYER = 1 << 20, MAX_LISTED = 1 << 20 };
 
 static const struct row {
     const char *name; /* behind "blk.N." for what is in a layer */
@@ -92,6 +93,10 @@ static int no_memory(const struct lister *l) {
 /* One more tensor of `from`'s type: shape [rows][cols], or with `from`'s own shape if rows is 0. */
 static int add(struct lister *l, const struct gguf_tensor *from, const char *name, int64_t n_rows,
                const uint8_t *data) {
+    if (l->n == MAX_LISTED) {
+        return mo_error_set(l->error, MO_E_LIMIT, "%s: tensor %s: more than %d matrices with those of its experts",
+                            path_of(l, from), from->name, MAX_LISTED);
+    }
     if (l->n == l->capacity) {
         int capacity = l->capacity ? 2 * l->capacity : 1024;
         struct tensor *larger = realloc(l->list, (size_t)capacity * sizeof *larger);
@@ -120,8 +125,17 @@ static int add(struct lister *l, const struct gguf_tensor *from, const char *nam
     return tensor->name ? 0 : no_memory(l);
 }
 
+static int check_experts(const struct lister *l, const struct gguf_tensor *tensor) {
+    static const char key[] = "deepseek2.expert_count";
+    int experts = 0;
+    int code = gguf_get_int(l->checkpoint->gguf, key, JSON_OPTIONAL_KEY, 0, INT32_MAX, &experts, l->error);
+    if (code || !experts || tensor->shape[0] == experts) return code;
+    return mo_error_set(l->error, MO_E_CORRUPT, "%s: tensor %s: expected %d experts (key \"%s\"), found %lld",
+                        path_of(l, tensor), tensor->name, experts, key, (long long)tensor->shape[0]);
+}
+
 static int add_experts(struct lister *l, const struct gguf_tensor *tensor, const struct row *row, int layer) {
-    int parts = row->mapping == GATE_UP ? 2 : 1, code = 0;
+    int parts = row->mapping == GATE_UP ? 2 : 1;
     int64_t experts = tensor->shape[0], n_rows = tensor->shape[1] / parts;
     char name[NAME_MAX_BYTES];
     if (tensor->n_dims != 3 || experts > MAX_EXPERTS || tensor->shape[1] % parts) {
@@ -129,6 +143,7 @@ static int add_experts(struct lister *l, const struct gguf_tensor *tensor, const
                             "%s: tensor %s: expected the matrices of at most %d experts, one behind the other",
                             path_of(l, tensor), tensor->name, MAX_EXPERTS);
     }
+    int code = check_experts(l, tensor);
     size_t bytes = tensor->bytes / (size_t)experts / (size_t)parts;
     const uint8_t *data = tensor->data;
     for (int i = 0; i < (int)experts * parts && !code; i++) {

@@ -53,11 +53,19 @@ static json_t *step_json(const char *step) {
                      0);
 }
 
+/* NULL without memory: a step left out would be other ids in silence. */
 static json_t *steps_json(const struct kind *kind) {
     json_t *list = json_array();
-    for (int i = 0; i < MAX_STEPS && kind->steps[i]; i++) json_array_append_new(list, step_json(kind->steps[i]));
-    json_array_append_new(list, json_pack("{ss sb sb sb}", "type", "ByteLevel", "add_prefix_space", 0, "trim_offsets",
-                                          1, "use_regex", 0));
+    int failed = 0;
+    for (int i = 0; i < MAX_STEPS && kind->steps[i]; i++) {
+        failed |= json_array_append_new(list, step_json(kind->steps[i]));
+    }
+    failed |= json_array_append_new(list, json_pack("{ss sb sb sb}", "type", "ByteLevel", "add_prefix_space", 0,
+                                                    "trim_offsets", 1, "use_regex", 0));
+    if (failed) {
+        json_decref(list);
+        return NULL;
+    }
     return json_pack("{ss so}", "type", "Sequence", "pretokenizers", list);
 }
 

@@ -16,6 +16,8 @@ enum { PROMPT = 8, LONG_PROMPT = 72, PAGES = 2, LAYERS_MAX = 2 };
  * the CPU in 8 bits where weights have 4 or 8, and a cache in fp8 rounds as coarsely: the golden models stay below half of this
  * (tests/test_selftest.py). A kernel that is wrong is wrong by about as much as there is. */
 static const double LENGTH_SHARE = 0.15, VALUE_SHARE = 0.25, ROW_SHARE = 0.6;
+/* Roundings of fp32 that a stage's sums may differ by, each of the residual's own size. */
+static const double ROUNDINGS = 8;
 /* An expert may be another one where the router's scores are nearer than this share of their root mean square. */
 static const double TIE_SHARE = 0.05;
 
@@ -49,25 +51,38 @@ struct row_error {
     double got, want, rms; /* there, and of the row */
 };
 
+/* What of a difference is wrong: not what the rounding of the sums makes of numbers this large, and nothing that is not a normal
+ * number. A layer may add less to a row than the row's own last bits. */
+static double beyond_rounding(float got, float want, float before) {
+    const double error = fabs((double)got - (double)want);
+    const double size = fmax(fmax(fabs((double)got), fabs((double)want)), fabs((double)before));
+    const double unseen = ROUNDINGS * (double)FLT_EPSILON * size + (double)FLT_MIN;
+    if (!isfinite(error)) return error;
+    return error > unseen ? error - unseen : 0;
+}
+
 /* `before` is what both began with; NULL: nothing. */
 static struct row_error compare_row(const float *before, const float *got, const float *want, int n) {
     struct row_error e = {0};
     double sum = 0, wrong = 0;
     for (int i = 0; i < n; i++) {
-        double added = (double)want[i] - (before ? (double)before[i] : 0), error = (double)got[i] - (double)want[i];
+        double added = (double)want[i] - (before ? (double)before[i] : 0);
+        double error = beyond_rounding(got[i], want[i], before ? before[i] : 0);
         sum += added * added;
         wrong += error * error;
     }
     e.rms = sqrt(sum / n);
     e.length = sum > 0 ? sqrt(wrong / sum) : wrong != 0 ? INFINITY : 0;
     for (int i = 0; i < n; i++) {
-        double added = (double)want[i] - (before ? (double)before[i] : 0), error = (double)got[i] - (double)want[i];
-        double share = fabs(error) / (VALUE_SHARE * fabs(added) + ROW_SHARE * e.rms + 1e-30);
-        if (share <= e.worst) continue; /* not so for NaN */
+        double added = (double)want[i] - (before ? (double)before[i] : 0);
+        double share = beyond_rounding(got[i], want[i], before ? before[i] : 0) /
+                       (VALUE_SHARE * fabs(added) + ROW_SHARE * e.rms + 1e-30);
+        if (share <= e.worst) continue; /* not so for NaN, past which nothing is worse */
         e.worst = share;
         e.at = i;
         e.got = (double)got[i];
         e.want = (double)want[i];
+        if (isnan(share)) break;
     }
     return e;
 }
@@ -78,7 +93,7 @@ static void judge_row(struct pair *p, const char *stage, int layer, int row, con
     if (e->length / LENGTH_SHARE > p->report->worst) p->report->worst = e->length / LENGTH_SHARE;
     if (e->worst > p->report->worst) p->report->worst = e->worst;
     if ((e->length <= LENGTH_SHARE && e->worst <= 1) || p->found) return;
-    if (!isfinite(e->length)) {
+    if (!isfinite(e->got)) {
         snprintf(text, sizeof text, "row %d has a value %d that is not finite, expected about %.6g", row, e->at,
                  e->want);
         tell(p, stage, layer, text);

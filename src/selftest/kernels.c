@@ -164,6 +164,12 @@ static int padded(int cols) {
     return (cols + Q8_GROUP_MAX - 1) / Q8_GROUP_MAX * Q8_GROUP_MAX;
 }
 
+static void compare_one(struct self_difference *d, int row, int column, float got, float want) {
+    const bool is_first = !d->differing;
+    self_compare(d, row, &got, &want, 1);
+    if (is_first && d->differing) d->column = column;
+}
+
 /* Makes the tokens' 8 bits for a matrix by plain C, and compares the kernel's own. */
 static int quantize(struct self_kernels *k, const struct mat *w, int group) {
     struct self_difference d = {0};
@@ -173,14 +179,8 @@ static int quantize(struct self_kernels *k, const struct mat *w, int group) {
         k->plain.quantize(k->x[t], w->cols, group, &k->q[t]);
         k->kern->quantize(k->x[t], w->cols, group, &k->got_q);
         self_compare(&d, t, k->got_q.scale, k->q[t].scale, groups);
-        for (int i = 0; i < padded(w->cols); i++) {
-            float got = k->got_q.q[i], want = k->q[t].q[i];
-            if (got != want) self_compare(&d, t, &got, &want, 1);
-        }
-        for (int i = 0; i < groups; i++) {
-            float got = (float)k->got_q.sum[i], want = (float)k->q[t].sum[i];
-            if (got != want) self_compare(&d, t, &got, &want, 1);
-        }
+        for (int i = 0; i < padded(w->cols); i++) compare_one(&d, t, i, k->got_q.q[i], k->q[t].q[i]);
+        for (int i = 0; i < groups; i++) compare_one(&d, t, i, (float)k->got_q.sum[i], (float)k->q[t].sum[i]);
     }
     snprintf(where, sizeof where, "%d values in groups of %d", w->cols, group);
     return self_judge(k, &d, "quantize", where, "token");

@@ -4,8 +4,9 @@
  *            format, width and kind of activations that the model has, and the kernels of attention and of rows
  *   card     a GPU against the CPU, once that is known to be right: a few tokens through one layer of each kind and the head
  *
- * They read little of the weights and none of the engine's statistics; a card writes to the first two pages of its cache, before
- * anybody else does. Found: MO_E_INTERNAL, with who differs from whom, where, and by how much.
+ * They read little of the weights. Experts that a card has the CPU compute may come from the store, which counts from 0 again
+ * afterwards (engine_selftest.c). A card writes to the first two pages of its cache, before anybody else does. Found: MO_E_INTERNAL,
+ * with who differs from whom, where, and by how much.
  * Engine thread. Includes: base, model, backend, check, forward. */
 #ifndef MOEBIUS_SELFTEST_SELFTEST_H
 #define MOEBIUS_SELFTEST_SELFTEST_H
