@@ -321,6 +321,7 @@ static int read_text(struct calibration *c, const char *text, size_t size, int m
     size_t most = (size_t)c->engine->options.max_model_len;
     struct token_list all = {0};
     int code = engine_encode_prompt(c->engine, text, size, &all, error);
+    if (code) code = mo_error_prefix(error, "--calibrate");
     if (!code && !size) code = mo_error_set(error, MO_E_INVALID, "--calibrate: the text is empty");
     bool has_bos = !code && tokenizer_adds_bos(tokenizer) && tokenizer_bos(tokenizer) >= 0;
     for (size_t i = 0; i < all.n && c->ids.n < (size_t)max_tokens && !code; i++) {

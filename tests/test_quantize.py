@@ -654,18 +654,15 @@ def test_calibration_reaches_kv_b(talking, tmp_path):
         assert len(blobs) == 3, quant
 
 
-def test_where_the_file_goes_is_known_before_the_text_is_run(talking, tmp_path):
-    for method in ("gptq", "scales"):
-        result = moebius("quantize", talking[0], "--quant", "int4", "-o", tmp_path / "none/m", "--calibrate", talking[1],
-                         "--calibration-method", method, "--calibration-tokens", 100000)
-        refused(result, "none/m")
-
-
 def test_calibration_needs_text(talking, tmp_path):
     (tmp_path / "empty").write_text("")
     for method in ("gptq", "scales"):
         refused(moebius("quantize", talking[0], "--quant", "int4", "-o", tmp_path / "m", "--calibrate", tmp_path / "empty",
                         "--calibration-method", method), "the text is empty")
+    (tmp_path / "bytes").write_bytes(b"good\xff\xfe")
+    refused(moebius("quantize", talking[0], "--quant", "int4", "-o", tmp_path / "m", "--calibrate", tmp_path / "bytes"),
+            "--calibrate: the text is not valid UTF-8 at byte 4")
+    assert not list(tmp_path.glob("m*"))
 
 
 def test_calibration_needs_a_tokenizer(tmp_path):
