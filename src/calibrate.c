@@ -69,12 +69,13 @@ static struct inputs *shared_inputs(const struct calibration *c, const struct sl
     case ROLE_EXPERT_UP:
         return inputs_of(c, ROLE_ROUTER, slot->layer, 0);
     case ROLE_Q_B:
+    case ROLE_KV_B: /* its keys' half is multiplied from the other side, to the same effect */
     case ROLE_O:
     case ROLE_DENSE_DOWN:
     case ROLE_SHARED_DOWN:
     case ROLE_EXPERT_DOWN:
         return inputs_of(c, slot->role, slot->layer, slot->expert);
-    default: /* kv_b is taken apart before it is multiplied, the head sees a row now and then */
+    default: /* the head sees a row now and then */
         return NULL;
     }
 }
@@ -185,7 +186,7 @@ static int run_pieces(struct calibration *c, struct mo_error *error) {
             *error = c->error;
             code = c->code;
         }
-        progress_update(&progress, at);
+        progress_update(&progress, at + most < c->n_tokens ? at + most : c->n_tokens);
     }
     progress_end(&progress);
     free(pages);
@@ -238,9 +239,13 @@ static double making_bytes(const struct calibration *c) {
 }
 
 /* Says beforehand what it takes. */
-static int plan_passes(struct calibration *c, double memory_gib, struct mo_error *error) {
+static int plan_passes(struct calibration *c, bool has_moments, double memory_gib, struct mo_error *error) {
     double available = memory_available_bytes(), most = 0, bytes;
     int passes = 0;
+    if (!has_moments) {
+        log_info("calibrating with %d tokens", c->n_tokens);
+        return 0;
+    }
     c->limit_bytes = memory_gib > 0 ? memory_gib * GIB : available * SHARE_OF_MEMORY;
     for (int from = 0; from < c->engine->model.layers; passes++) {
         int to = fit_layers(c, from, &bytes);
@@ -310,6 +315,25 @@ const struct gptq *calibration_feedback(void *calibration, const struct slot *sl
 
 /* ---- as a whole ---- */
 
+/* Pieces of the context's length; each begins with bos, as all text does that the model has seen. */
+static int read_text(struct calibration *c, const char *text, size_t size, int max_tokens, struct mo_error *error) {
+    const struct tokenizer *tokenizer = c->engine->tokenizer;
+    size_t most = (size_t)c->engine->options.max_model_len;
+    struct token_list all = {0};
+    int code = engine_encode_prompt(c->engine, text, size, &all, error);
+    if (code) code = mo_error_prefix(error, "--calibrate");
+    if (!code && !size) code = mo_error_set(error, MO_E_INVALID, "--calibrate: the text is empty");
+    bool has_bos = !code && tokenizer_adds_bos(tokenizer) && tokenizer_bos(tokenizer) >= 0;
+    for (size_t i = 0; i < all.n && c->ids.n < (size_t)max_tokens && !code; i++) {
+        if (has_bos && i && c->ids.n % most == 0) code = token_list_push(&c->ids, tokenizer_bos(tokenizer), error);
+        if (!code) code = token_list_push(&c->ids, all.ids[i], error);
+    }
+    token_list_free(&all);
+    if (c->ids.n > (size_t)max_tokens) c->ids.n = (size_t)max_tokens;
+    c->n_tokens = (int)c->ids.n;
+    return code;
+}
+
 static int start(struct calibration *c, const char *text, size_t size, const struct calibration_options *options,
                  struct mo_error *error) {
     const struct backend_ops *ops = c->engine->backend->ops;
@@ -317,13 +341,9 @@ static int start(struct calibration *c, const char *text, size_t size, const str
         return mo_error_set(error, MO_E_UNSUPPORTED, "--calibrate: backend %s does not show what it computes",
                             ops->name);
     }
-    int code = engine_encode_prompt(c->engine, text, size, &c->ids, error);
-    c->n_tokens = c->ids.n < (size_t)options->max_tokens ? (int)c->ids.n : options->max_tokens;
-    if (!code && !c->n_tokens) code = mo_error_set(error, MO_E_INVALID, "--calibrate: the text is empty");
+    int code = read_text(c, text, size, options->max_tokens, error);
     if (!code) code = list_inputs(c, options->recipe, error);
-    if (!code && options->recipe) return plan_passes(c, options->memory_gib, error);
-    c->to = c->engine->model.layers;
-    return code ? code : run_layers(c, error);
+    return code ? code : plan_passes(c, options->recipe, options->memory_gib, error);
 }
 
 int calibration_open(struct calibration **out, struct engine *engine, const char *text, size_t size,

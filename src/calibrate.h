@@ -17,8 +17,7 @@ struct calibration_options {
     struct pool *pool;
 };
 
-/* The engine is not started; the text [size] is run in pieces of its context length. Without a recipe this happens here, else
- * when calibration_prepare must. */
+/* The engine is not started; the text [size] is run in pieces of its context length when calibration_prepare must. */
 int calibration_open(struct calibration **calibration, struct engine *engine, const char *text, size_t size,
                      const struct calibration_options *options, struct mo_error *error);
 int calibration_tokens(const struct calibration *calibration);

@@ -56,7 +56,7 @@ static int calibrate(struct source *s, const struct arguments *a, const struct r
     code = calibration_open(&s->calibration, s->engine, text, size, &options, error);
     free(text);
     s->job.importance = calibration_importance;
-    s->job.prepare = has_feedback ? calibration_prepare : NULL;
+    s->job.prepare = calibration_prepare;
     s->job.feedback = has_feedback ? calibration_feedback : NULL;
     s->job.context = s->calibration;
     return code;

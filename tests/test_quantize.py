@@ -566,8 +566,9 @@ def test_calibration_helps_where_inputs_differ(talking, tmp_path):
     assert (gptq < 0.93 * plain).all(), f"{plain} {gptq}"
 
 
-def test_feedback_costs_less_on_text_it_has_not_seen(tmp_path):
-    """The trained model, its attention in INT4: how far its answers are from the stored model's on held-out text."""
+@pytest.mark.parametrize("group, most", [("attention", 0.6), ("kv_b", 0.8)])
+def test_feedback_costs_less_on_text_it_has_not_seen(group, most, tmp_path):
+    """The trained model, part of it in INT4: how far its answers are from the stored model's on held-out text."""
     demo, heldout, text = ROOT / "models/demo", tmp_path / "heldout", tmp_path / "text"
     heldout.write_bytes((ROOT / "tests/data/heldout/schedule-1.2.2").rglob("*.py").__next__().read_bytes()[:5000])
     text.write_bytes(b"".join(path.read_bytes() for path in sorted((ROOT / "tests").glob("test_*.py")))[:60000])
@@ -575,14 +576,14 @@ def test_feedback_costs_less_on_text_it_has_not_seen(tmp_path):
     succeed("eval", demo, *evaluate, "--save-logits", tmp_path / "logits")
 
     def divergence(*flags):
-        quantize(demo, tmp_path / "m", "--quant", "bf16,attention=int4", *flags)
+        quantize(demo, tmp_path / "m", "--quant", f"bf16,{group}=int4", *flags)
         (row,) = succeed("eval", tmp_path / "m", *evaluate, "--reference", tmp_path / "logits").json
         return row["reference"]["kl_mean"]
 
     calibrate = ["--calibrate", text, "--calibration-tokens", 6144]
     scales = divergence(*calibrate, "--calibration-method", "scales")
     gptq = divergence(*calibrate)
-    assert 0 < gptq < 0.6 * scales, f"{scales} {gptq}"
+    assert 0 < gptq < most * scales, f"{scales} {gptq}"
 
 
 def test_feedback_gives_the_same_file_everywhere(talking, tmp_path):
@@ -641,7 +642,30 @@ def test_feedback_refuses_inputs_beyond_fp32(talking, tmp_path):
     assert not (tmp_path / "m").exists()
 
 
-def test_calibration_needs_text(tmp_path):
+def test_calibration_reaches_kv_b(talking, tmp_path):
+    """Its input is no linear stage's: it is shown by itself."""
+    folder, text = talking
+    name = "model.layers.1.self_attn.kv_b_proj.weight"
+    for quant in ("int4", "int8"):
+        blobs = set()
+        for flags in ([], ["--calibrate", text, "--calibration-method", "scales"], ["--calibrate", text]):
+            quantize(folder, tmp_path / "m", "--quant", f"bf16,kv_b={quant}", *flags)
+            blobs.add(st.File(tmp_path / "m").bytes_of(name))
+        assert len(blobs) == 3, quant
+
+
+def test_calibration_needs_text(talking, tmp_path):
+    (tmp_path / "empty").write_text("")
+    for method in ("gptq", "scales"):
+        refused(moebius("quantize", talking[0], "--quant", "int4", "-o", tmp_path / "m", "--calibrate", tmp_path / "empty",
+                        "--calibration-method", method), "the text is empty")
+    (tmp_path / "bytes").write_bytes(b"good\xff\xfe")
+    refused(moebius("quantize", talking[0], "--quant", "int4", "-o", tmp_path / "m", "--calibrate", tmp_path / "bytes"),
+            "--calibrate: the text is not valid UTF-8 at byte 4")
+    assert not list(tmp_path.glob("m*"))
+
+
+def test_calibration_needs_a_tokenizer(tmp_path):
     (tmp_path / "empty").write_text("")
     refused(moebius("quantize", GOLDEN / "v2lite-tiny", "--quant", "int4", "-o", tmp_path / "m", "--calibrate",
                     tmp_path / "empty"), "tokenizer.json")

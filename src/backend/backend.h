@@ -114,7 +114,7 @@ struct backend_ops {
     int (*page_out)(struct backend *backend, int32_t page, void *to, struct mo_error *error);
     int (*page_in)(struct backend *backend, int32_t page, const void *from, struct mo_error *error);
 
-    /* From now on shows every linear stage's input; NULL: no longer. The observer outlives that. NULL where it cannot. */
+    /* From now on shows every linear stage's input, and kv_b's; NULL: no longer. The observer outlives that. NULL where it cannot. */
     void (*observe)(struct backend *backend, const struct linear_observer *observer);
 };
 

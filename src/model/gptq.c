@@ -5,11 +5,15 @@
 #include <string.h>
 #include "model/gptq_priv.h"
 
-/* Added to the diagonal, of its mean: directions that the text does not know must not cost nothing. */
+/* Added to the diagonal, of what is usual there: directions that the text does not know must not cost nothing. */
 static const double DAMPING = 0.01;
+/* An input counts for what is usual by so many times that at most: one of 10000 at a few tokens, as large models have them,
+ * would make all others look like noise. But what is usual is at least this much of the mean. */
+static const double MOST_COUNTED = 64, LEAST_USUAL = 1e-6;
 /* Few rows know little: the diagonal as if so many rows more had all inputs alike, and correlations by half where there are as
  * many rows as inputs. */
 static const double PRIOR_ROWS = 8;
+enum { MOST_TRIES = 16 };
 
 /* The triangle while it is made. */
 struct triangle {
@@ -45,7 +49,7 @@ static double *triangle_row(const struct triangle *t, int r) {
     return t->squares + squares_before(row) + (size_t)(r % GPTQ_BLOCK) * squares_stride(row);
 }
 
-/* One row of squares of H, 1 on the diagonal on average, damped. */
+/* One row of squares of H, usually 1 on the diagonal, damped. */
 static void fill_row(void *context, int index, int worker) {
     const struct triangle *t = context;
     double rows = (double)t->moments->rows;
@@ -124,16 +128,43 @@ static void keep_row(void *context, int index, int worker) {
     }
 }
 
-static int factor(struct triangle *t, struct pool *pool, struct mo_error *error) {
+/* Returns -1 if H is not positive. */
+static int factor(struct triangle *t, struct pool *pool) {
     int across = t->gptq->across;
     squares_run(pool, across, fill_row, t);
     for (t->row = across - 1; t->row >= 0; t->row--) {
-        if (factor_square(t)) return mo_error_set(error, MO_E_NUMERIC, "the moments of its inputs are not positive");
+        if (factor_square(t)) return -1;
         squares_run(pool, t->row, solve_square, t);
         squares_run(pool, t->row * (t->row + 1) / 2, subtract_square, t);
     }
     squares_run(pool, across, keep_row, t);
     return 0;
+}
+
+/* Sums are rounded, so that H of inputs that hardly differ may miss being positive by a little: then they are taken to hang
+ * together less. */
+static int factor_surely(struct triangle *t, struct pool *pool, struct mo_error *error) {
+    for (int i = 0; i < MOST_TRIES; i++, t->keep *= 0.5) {
+        if (factor(t, pool) == 0) return 0;
+    }
+    return mo_error_set(error, MO_E_NUMERIC, "the moments of its inputs are not positive");
+}
+
+/* The mean of the diagonal, without zeros and with what is far above it cut. */
+static double usual_square(const struct moments *m, double mean) {
+    double usual = mean, before;
+    do {
+        double sum = 0;
+        int n = 0;
+        for (int r = 0; r < m->cols; r++) {
+            double value = (double)moment_row(m, r)[r];
+            sum += value < MOST_COUNTED * usual ? value : MOST_COUNTED * usual;
+            n += value > 0;
+        }
+        before = usual;
+        usual = sum / n;
+    } while (usual < 0.99 * before && usual > LEAST_USUAL * mean);
+    return usual > LEAST_USUAL * mean ? usual : LEAST_USUAL * mean;
 }
 
 /* Fills in how H is scaled; returns 1 if there is nothing to go by. */
@@ -146,7 +177,7 @@ static int measure(struct triangle *t, struct mo_error *error) {
         return mo_error_set(error, MO_E_NUMERIC, "the squares of its inputs add up to something not finite");
     }
     if (!(sum > 0)) return 1;
-    t->scale = m->cols / sum;
+    t->scale = 1 / usual_square(m, sum / m->cols);
     t->keep = (double)m->rows / ((double)m->rows + m->cols + PRIOR_ROWS);
     return 0;
 }
@@ -173,7 +204,7 @@ int gptq_open(struct gptq **out, const struct moments *moments, struct pool *poo
     if (code) return code < 0 ? code : 0;
     t.gptq = calloc(1, sizeof *t.gptq);
     code = t.gptq ? allocate(&t, error) : mo_error_set(error, MO_E_NO_MEMORY, "no memory");
-    if (!code) code = factor(&t, pool, error);
+    if (!code) code = factor_surely(&t, pool, error);
     free(t.squares);
     free(t.turned);
     free(t.inverse);

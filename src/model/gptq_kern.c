@@ -2,8 +2,6 @@
 
 #include "base/cpu.h"
 
-enum { PART = 64 };
-
 #define LEVEL ref
 #define TARGET
 #define WIDTH 16

@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 /* Matrices are cut into squares of this many rows and columns. */
-enum { GPTQ_BLOCK = 128 };
+enum { GPTQ_BLOCK = 128, GPTQ_PART = 64 };
 
 /* One column of a matrix's block, of GPTQ_BLOCK rows; a row lies in a lane. */
 struct gptq_column {
@@ -19,8 +19,8 @@ struct gptq_column {
 };
 
 struct gptq_kern {
-    /* out [m][out_stride] += a [m][a_stride] x b [k][b_stride], of which GPTQ_BLOCK columns; m is a multiple of 4. Adds in the
-     * order of k. */
+    /* out [m][out_stride] += a [m][a_stride] x b [k][b_stride], of which GPTQ_BLOCK columns; m is a multiple of 4. In the
+     * order of k, GPTQ_PART of them to a sum that is then added: a long text's sums are too large for one row's share. */
     void (*add)(float *out, size_t out_stride, const float *a, size_t a_stride, const float *b, size_t b_stride, int m,
                 int k);
     void (*add_double)(double *out, size_t out_stride, const double *a, size_t a_stride, const double *b,

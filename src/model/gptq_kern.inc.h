@@ -20,16 +20,13 @@ typedef int8_t BYTES __attribute__((vector_size(WIDTH / 4), aligned(1)));
 #define DEFINE_ADD(name, real, vector, lanes)                                                                          \
     TARGET static void name(real *out, size_t out_stride, const real *a, size_t a_stride, const real *b,               \
                             size_t b_stride, int m, int k) {                                                           \
-        for (int at = 0; at < k; at += PART, a += PART, b += PART * b_stride) {                                        \
-            int part = k - at < PART ? k - at : PART;                                                                  \
+        for (int at = 0; at < k; at += GPTQ_PART, a += GPTQ_PART, b += GPTQ_PART * b_stride) {                         \
+            int part = k - at < GPTQ_PART ? k - at : GPTQ_PART;                                                        \
             for (int column = 0; column < GPTQ_BLOCK; column += 2 * lanes) {                                           \
                 for (int row = 0; row < m; row += 4) {                                                                 \
                     real *o = out + (size_t)row * out_stride + column;                                                 \
                     const real *x = a + (size_t)row * a_stride, *y = b + column;                                       \
-                    vector s0 = AT(vector, o), t0 = AT(vector, o + lanes);                                             \
-                    vector s1 = AT(vector, o + out_stride), t1 = AT(vector, o + out_stride + lanes);                   \
-                    vector s2 = AT(vector, o + 2 * out_stride), t2 = AT(vector, o + 2 * out_stride + lanes);           \
-                    vector s3 = AT(vector, o + 3 * out_stride), t3 = AT(vector, o + 3 * out_stride + lanes);           \
+                    vector s0 = {0}, s1 = s0, s2 = s0, s3 = s0, t0 = s0, t1 = s0, t2 = s0, t3 = s0;                    \
                     for (int i = 0; i < part; i++, x++, y += b_stride) {                                               \
                         vector v = AT(vector, y), w = AT(vector, y + lanes);                                           \
                         s0 += v * x[0], t0 += w * x[0];                                                                \
@@ -37,10 +34,10 @@ typedef int8_t BYTES __attribute__((vector_size(WIDTH / 4), aligned(1)));
                         s2 += v * x[2 * a_stride], t2 += w * x[2 * a_stride];                                          \
                         s3 += v * x[3 * a_stride], t3 += w * x[3 * a_stride];                                          \
                     }                                                                                                  \
-                    AT(vector, o) = s0, AT(vector, o + lanes) = t0;                                                    \
-                    AT(vector, o + out_stride) = s1, AT(vector, o + out_stride + lanes) = t1;                          \
-                    AT(vector, o + 2 * out_stride) = s2, AT(vector, o + 2 * out_stride + lanes) = t2;                  \
-                    AT(vector, o + 3 * out_stride) = s3, AT(vector, o + 3 * out_stride + lanes) = t3;                  \
+                    AT(vector, o) += s0, AT(vector, o + lanes) += t0;                                                  \
+                    AT(vector, o + out_stride) += s1, AT(vector, o + out_stride + lanes) += t1;                        \
+                    AT(vector, o + 2 * out_stride) += s2, AT(vector, o + 2 * out_stride + lanes) += t2;                \
+                    AT(vector, o + 3 * out_stride) += s3, AT(vector, o + 3 * out_stride + lanes) += t3;                \
                 }                                                                                                      \
             }                                                                                                          \
         }                                                                                                              \

@@ -14,7 +14,7 @@ struct moments {
 };
 
 size_t moments_bytes(int cols);
-/* Adds x [n][cols]. The sums do not depend on the number of threads, on the processor, or on how the rows are cut into calls. */
+/* Adds x [n][cols]. The sums do not depend on the number of threads or on the processor. */
 int moments_add(struct moments *moments, const float *const *x, int n, struct pool *pool, struct mo_error *error);
 void moments_free(struct moments *moments); /* and makes it empty */
 

@@ -69,6 +69,7 @@ void cpu_attn_in(struct backend *backend, int layer) {
         cpu_linear(cpu, &w->q_b, cpu->q_a, (size_t)m->q_lora, cpu->q, q_stride(cpu), n);
     }
     pool_run(cpu->pool, n, finish_row, &task);
+    cpu_linear_show(cpu, &w->kv_b, cpu->kv_a, (size_t)model_latent_dim(m), n);
     attn_absorb(cpu, layer);
 }
 

@@ -134,6 +134,8 @@ void cpu_linear_each(struct cpu *cpu, const struct linear *jobs, int n_jobs);
 void cpu_linear_sum(struct cpu *cpu, const struct linear *jobs, int n_jobs);
 /* One matrix on contiguous rows. */
 void cpu_linear(struct cpu *cpu, const struct mat *w, float *x, size_t x_stride, float *y, size_t y_stride, int n);
+/* Shows the observer rows that are multiplied by `w` elsewhere, or in another order. */
+void cpu_linear_show(struct cpu *cpu, const struct mat *w, float *x, size_t x_stride, int n);
 
 /* rope.c */
 void cpu_rope_prepare(struct cpu *cpu); /* rotation for the batch's positions */

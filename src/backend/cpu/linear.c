@@ -196,6 +196,11 @@ void cpu_linear_sum(struct cpu *cpu, const struct linear *jobs, int n_jobs) {
     pool_run(cpu->pool, count_blocks(&cpu->kern, jobs[0].w, halvings), run_sum, &task);
 }
 
+void cpu_linear_show(struct cpu *cpu, const struct mat *w, float *x, size_t x_stride, int n) {
+    if (!cpu->observer) return;
+    show(cpu, &(struct linear){.w = w, .x = (const float *const *)cpu_row_pointers(cpu, x, x_stride, n), .n = n}, 1);
+}
+
 void cpu_linear(struct cpu *cpu, const struct mat *w, float *x, size_t x_stride, float *y, size_t y_stride, int n) {
     const float *const *from = (const float *const *)cpu_row_pointers(cpu, x, x_stride, n);
     struct linear job = {.w = w, .x = from, .y = cpu_row_pointers(cpu, y, y_stride, n), .n = n};
