@@ -3,16 +3,19 @@
 #define OUR_BENCH "moebius bench, 2 threads of a shared Sapphire Rapids machine (AVX-512), 2026-11"
 #define OUR_CHECK                                                                                                      \
     "moebius bench, 2 threads of a shared Emerald Rapids machine (AVX-512), 2026-11-22: int8 0.78, fp8 0.66"
+#define OUR_GGUF "moebius bench, the same machine, 2026-11-22, a Q4_K_M file of V2-Lite's shape"
 
 static const struct plan_efficiency table[PLAN_CONSTANTS] = {
     [PLAN_CPU_F32] = {"cpu_f32", 0.86, false, "taken to be as good as 16-bit weights: not measured by us"},
     [PLAN_CPU_16BIT] = {"cpu_16bit", 0.86, true, OUR_BENCH ", depth 0"},
     [PLAN_CPU_8BIT] = {"cpu_8bit", 0.72, true, OUR_CHECK},
     [PLAN_CPU_4BIT] = {"cpu_4bit", 0.80, true, OUR_BENCH ", AWQ and int4 (0.82), depth 0"},
+    [PLAN_CPU_BLOCKS] = {"cpu_blocks", 0.60, true, OUR_GGUF ": 0.57 to 0.61"},
     [PLAN_CPU_CACHE] = {"cpu_cache", 0.86, false, "taken to be as good as 16-bit weights: not measured by us"},
     [PLAN_CPU_OPS] = {"cpu_operations", 0.5, false,
                       "assumed: weights widened to fp32, and attention; not measured by us"},
     [PLAN_CPU_OPS8] = {"cpu_operations_8bit", 0.45, true, OUR_BENCH "-22, int4, V2-Lite's shape, 256 tokens"},
+    [PLAN_CPU_OPS_BLOCKS] = {"cpu_operations_blocks", 0.29, true, OUR_GGUF ", 512 tokens: 0.29 to 0.30"},
     [PLAN_RAM_EXPERTS] = {"ram_experts", 0.80, false,
                           "a prediction, not measured by us; published engines reach 9 to 40 % of the rated speed"},
     [PLAN_SSD] = {"ssd", 0.90, false, "direct reads of 23 MB, queue depth 8: a prediction, not measured by us"},

@@ -12,18 +12,20 @@ enum plan_constant {
     PLAN_CPU_16BIT,
     PLAN_CPU_8BIT,
     PLAN_CPU_4BIT,
-    PLAN_CPU_CACHE,    /* the same for rows of the latent cache */
-    PLAN_CPU_OPS,      /* share of the peak of fp32 multiply-adds, many rows */
-    PLAN_CPU_OPS8,     /* the same of bytes: 4- and 8-bit integer weights */
-    PLAN_RAM_EXPERTS,  /* share of the RAM's rated speed, experts computed where they lie beside a GPU */
-    PLAN_SSD,          /* share of a disk's rated speed */
-    PLAN_SYSTEM_RAM,   /* bytes left to the system when experts fill the RAM */
-    PLAN_GPU_MEMORY,   /* share of the card's rated speed */
-    PLAN_GPU_OPS,      /* share of the tensor cores' 16-bit peak, prompts */
-    PLAN_GPU_LAUNCHES, /* kernels a layer of experts, for up to 8 rows and direct queries */
-    PLAN_GPU_LAUNCH_S, /* seconds from one kernel to the next inside a graph */
-    PLAN_GPU_CONTEXT,  /* bytes that the driver, its graphs and the kernels take */
-    PLAN_LINK_S,       /* seconds for a card to be heard by its neighbour */
+    PLAN_CPU_BLOCKS,
+    PLAN_CPU_CACHE,      /* the same for rows of the latent cache */
+    PLAN_CPU_OPS,        /* share of the peak of fp32 multiply-adds, many rows */
+    PLAN_CPU_OPS8,       /* the same of bytes: 4- and 8-bit integer weights */
+    PLAN_CPU_OPS_BLOCKS, /* the same of GGUF's blocks */
+    PLAN_RAM_EXPERTS,    /* share of the RAM's rated speed, experts computed where they lie beside a GPU */
+    PLAN_SSD,            /* share of a disk's rated speed */
+    PLAN_SYSTEM_RAM,     /* bytes left to the system when experts fill the RAM */
+    PLAN_GPU_MEMORY,     /* share of the card's rated speed */
+    PLAN_GPU_OPS,        /* share of the tensor cores' 16-bit peak, prompts */
+    PLAN_GPU_LAUNCHES,   /* kernels a layer of experts, for up to 8 rows and direct queries */
+    PLAN_GPU_LAUNCH_S,   /* seconds from one kernel to the next inside a graph */
+    PLAN_GPU_CONTEXT,    /* bytes that the driver, its graphs and the kernels take */
+    PLAN_LINK_S,         /* seconds for a card to be heard by its neighbour */
     PLAN_CONSTANTS
 };
 

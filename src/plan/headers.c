@@ -160,8 +160,7 @@ static bool find_gguf_format(const char *dtype, struct plan_format *format) {
         size_t bytes;
         if (!gguf_block((enum mat_format)i, &values, &bytes)) continue;
         if (strcasecmp(mat_format_name((enum mat_format)i), dtype) != 0) continue;
-        double bits = (double)bytes * 8 / values;
-        *format = (struct plan_format){.bits = bits, .kernel = bits > 7 ? PLAN_K_8BIT : PLAN_K_4BIT};
+        *format = (struct plan_format){.bits = (double)bytes * 8 / values, .kernel = PLAN_K_BLOCKS};
         snprintf(format->name, sizeof format->name, "%s", mat_format_name((enum mat_format)i));
         return true;
     }
@@ -194,6 +193,18 @@ static double count_weights(const struct entry *e, struct plan_format *format) {
     return weights;
 }
 
+/* A group is called what its largest tensor is; GGUF files have several kinds of blocks in one. */
+static void note_format(struct plan_seen *seen, enum plan_group group, const struct plan_format *format, double bytes) {
+    struct plan_format *kept = &seen->format[group];
+    bool blocks = kept->kernel == PLAN_K_BLOCKS && format->kernel == PLAN_K_BLOCKS;
+    bool mixed = blocks && strcmp(kept->name, format->name) != 0;
+    if (bytes > seen->largest[group]) {
+        seen->largest[group] = bytes;
+        *kept = *format;
+    }
+    if (mixed) snprintf(kept->name, sizeof kept->name, "mixed");
+}
+
 int plan_header_add(struct plan_seen *seen, const json_t *header, const struct plan_arch *arch, const char *path,
                     struct mo_error *error) {
     const char *name;
@@ -213,9 +224,7 @@ int plan_header_add(struct plan_seen *seen, const json_t *header, const struct p
         double weights = count_weights(&entry, &format);
         seen->params[group] += weights;
         seen->bytes[group] += entry.bytes;
-        if (weights <= 0 || entry.bytes <= seen->largest[group]) continue;
-        seen->largest[group] = entry.bytes;
-        seen->format[group] = format;
+        if (weights > 0) note_format(seen, group, &format, entry.bytes);
     }
     return 0;
 }

@@ -13,16 +13,9 @@ static enum plan_kernel kernel_of(enum mat_format format) {
         return PLAN_K_16BIT;
     case MAT_INT4_AWQ:
     case MAT_INT4:
-    case MAT_Q4_0:
-    case MAT_Q4_1:
-    case MAT_Q2_K:
-    case MAT_Q3_K:
-    case MAT_Q4_K:
-    case MAT_IQ4_NL:
-    case MAT_IQ4_XS:
         return PLAN_K_4BIT;
     default:
-        return PLAN_K_8BIT;
+        return gguf_is_blocks(format) ? PLAN_K_BLOCKS : PLAN_K_8BIT;
     }
 }
 

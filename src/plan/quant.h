@@ -8,7 +8,7 @@
 #include "plan/arch.h"
 
 /* What the kernels do to a weight: decides how near to the memory's speed they come. */
-enum plan_kernel { PLAN_K_F32, PLAN_K_16BIT, PLAN_K_8BIT, PLAN_K_4BIT, PLAN_KERNELS };
+enum plan_kernel { PLAN_K_F32, PLAN_K_16BIT, PLAN_K_8BIT, PLAN_K_4BIT, PLAN_K_BLOCKS /* GGUF's */, PLAN_KERNELS };
 
 struct plan_format {
     char name[24];

@@ -219,18 +219,18 @@ static void add_ssd(const struct job *job, struct plan_speed *s) {
         plan_share(PLAN_SSD));
 }
 
-/* Integer weights meet activations in 8 bits. */
-static bool counts_in_bytes(const struct plan_input *in, enum plan_group group) {
-    return in->weights.format[group].kernel == PLAN_K_4BIT || !strcmp(in->weights.format[group].name, "int8");
+/* Integer weights meet activations in 8 bits, others are widened to floats. */
+static enum plan_constant ops_share_of(const struct plan_format *format) {
+    if (format->kernel == PLAN_K_BLOCKS) return PLAN_CPU_OPS_BLOCKS;
+    return format->kernel == PLAN_K_4BIT || !strcmp(format->name, "int8") ? PLAN_CPU_OPS8 : PLAN_CPU_OPS;
 }
 
 /* Operations of the processor on weights of one group. */
 static void add_cpu_ops(const struct job *job, struct plan_speed *s, const char *what, enum plan_group group, int stage,
                         double gain) {
-    bool bytes = counts_in_bytes(job->in, group);
-    double rate = (bytes ? job->in->machine.cpu_gops8 : job->in->machine.cpu_gflops) * 1e9;
-    double share = plan_share(bytes ? PLAN_CPU_OPS8 : PLAN_CPU_OPS);
-    add(s, what, PLAN_ON_CPU, PLAN_OPS, stage, job->ops[group], rate * gain, share);
+    enum plan_constant share = ops_share_of(&job->in->weights.format[group]);
+    double rate = (share == PLAN_CPU_OPS ? job->in->machine.cpu_gflops : job->in->machine.cpu_gops8) * 1e9;
+    add(s, what, PLAN_ON_CPU, PLAN_OPS, stage, job->ops[group], rate * gain, plan_share(share));
 }
 
 /* Routed experts of several machines: a layer waits for the one that has most to do, and for its rows to go there and back.
