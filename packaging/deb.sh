@@ -8,7 +8,7 @@ architecture=$(dpkg --print-architecture)
 root=$build/deb/root
 rm -rf "$build/deb"
 mkdir -p "$root/DEBIAN" "$build/deb/debian"
-make -s BUILD="$build" DESTDIR="$root" PREFIX=/usr SYSCONFDIR=/etc install-files
+make -s BUILD="$build" DESTDIR="$root" PREFIX=/usr SYSCONFDIR=/etc install-files >&2 # what goes out is the package's name
 
 echo "Source: moebius" >"$build/deb/debian/control" # dpkg-shlibdeps wants to stand beside one
 libraries=$(cd "$build/deb" && dpkg-shlibdeps -O --ignore-missing-info root/usr/lib/moebius/moebius 2>shlibdeps.log |

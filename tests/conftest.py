@@ -25,6 +25,14 @@ SHARED = Path(os.environ.get("MOEBIUS_TEST_DATA", ROOT.parent / "shared"))
 SETS = sorted(path.parent.name for path in GOLDEN.glob("*/manifest.json"))
 
 
+def open_terminal():
+    """The two ends of a pseudo-terminal; where the system has none (a bare chroot), the test is left out."""
+    try:
+        return os.openpty()
+    except OSError as error:
+        pytest.skip(f"no pseudo-terminals here: {error}")
+
+
 class Result:
     def __init__(self, arguments, done):
         self.arguments, self.code, self.out = arguments, done.returncode, done.stdout

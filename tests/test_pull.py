@@ -2,7 +2,6 @@
 
 import json
 import os
-import pty
 import shutil
 import signal
 import ssl
@@ -11,7 +10,7 @@ import threading
 import time
 
 import pytest
-from conftest import GOLDEN, PROGRAM, Result, moebius, refused
+from conftest import GOLDEN, PROGRAM, Result, moebius, open_terminal, refused
 
 from hub import LISTING, Hub, git_sha1, status
 
@@ -468,7 +467,7 @@ def test_tls(world):
 def test_the_line_on_a_terminal(world):
     hub = world.hub()
     hub.faults[WEIGHTS] = ["slow 3000000"]
-    ours, theirs = pty.openpty()
+    ours, theirs = open_terminal()
     seen = []
 
     def read():

@@ -21,7 +21,7 @@ sys.path[:0] = [str(TESTS), str(TESTS / "server")]
 
 import make_tiny_text_model
 import st
-from conftest import GOLDEN, PROGRAM, moebius, refused, succeed
+from conftest import GOLDEN, PROGRAM, moebius, open_terminal, refused, succeed
 from serving import FLAGS, Server, wait_until
 
 FLAGS = [*FLAGS, "--no-enable-prefix-caching"]  # what is cached depends on who came first
@@ -591,7 +591,7 @@ def test_progress(model, files):
     """A line on a terminal, wiped at the end."""
     source, target, _ = files
     write(source, LONG)
-    main, side = os.openpty()
+    main, side = open_terminal()
     process = subprocess.Popen([PROGRAM, "run-batch", str(model), "-i", source, "-o", target, *FLAGS], stderr=side,
                                stdin=subprocess.DEVNULL)
     os.close(side)

@@ -4,7 +4,6 @@ ours are told apart."""
 import codecs
 import fcntl
 import os
-import pty
 import re
 import select
 import shutil
@@ -20,7 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from conftest import PROGRAM, ROOT, TESTS, moebius, refused, succeed
+from conftest import PROGRAM, ROOT, TESTS, moebius, open_terminal, refused, succeed
 
 sys.path.insert(0, str(TESTS / "server"))
 from serving import Server, wait_until  # noqa: E402
@@ -127,7 +126,7 @@ class Terminal:
     """`moebius top` on a pseudo-terminal, and what stands on its screen: just the sequences that top uses, others are errors."""
 
     def __init__(self, *arguments, rows=24, cols=80, env=None):
-        self.master, self.slave = pty.openpty()
+        self.master, self.slave = open_terminal()
         self.mode = termios.tcgetattr(self.slave)
         self.modes, self.held, self.raw = set(), "", b""
         self.decoder = codecs.getincrementaldecoder("utf-8")()

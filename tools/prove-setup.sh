@@ -30,7 +30,9 @@ mirror=$( (mirrors 2>/dev/null || true) | head -n 1)
 [ -n "$mirror" ] || fail "no source for $suite in /etc/apt"
 
 leave() { # also takes away what an earlier run has left
-    if mountpoint -q "$root/proc"; then umount "$root/proc"; fi
+    for mounted in dev/pts proc; do
+        if mountpoint -q "$root/$mounted"; then umount "$root/$mounted"; fi
+    done
     if [ -z "${KEEP:-}" ]; then rm -rf --one-file-system "$root"; fi
 }
 KEEP="" leave
@@ -42,6 +44,7 @@ debootstrap --variant=minbase --include=git,gcc,make,ca-certificates "$suite" "$
 
 echo "taking over this machine's settings of apt and pip ..."
 cp /etc/resolv.conf "$root/etc/resolv.conf"
+echo "127.0.0.1 localhost $(hostname)" >"$root/etc/hosts" # as an installed system has it: mpirun asks for its own name
 rm -f "$root/etc/apt/sources.list"
 cp /etc/apt/sources.list "$root/etc/apt/" 2>/dev/null || true
 cp /etc/apt/sources.list.d/*.sources /etc/apt/sources.list.d/*.list "$root/etc/apt/sources.list.d/" 2>/dev/null || true
@@ -66,6 +69,9 @@ else
     git clone -q --no-hardlinks . "$root/moebius"
 fi
 mount -t proc proc "$root/proc"
+mkdir -p "$root/dev/pts" # pseudo-terminals of its own
+mount -t devpts -o newinstance,ptmxmode=0666 devpts "$root/dev/pts"
+ln -sf pts/ptmx "$root/dev/ptmx"
 
 for target in demo test; do
     echo "make $target ..."
