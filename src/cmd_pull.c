@@ -58,7 +58,7 @@ static int check_space(const struct pull_view *view, const struct hub_pull *pull
         pull->model, (double)need / 1e9, pull->cache.folder, (double)left / 1e9);
 }
 
-/* What is listed, chosen, and fits on the disk. */
+/* What is listed, and chosen of it. */
 static int prepare(struct hub_pull *pull, const struct command_line *c, struct pull_view *view,
                    struct mo_error *error) {
     const struct hub_patterns patterns = {
@@ -81,12 +81,12 @@ static int download(struct hub_pull *pull, const struct command_line *c, struct 
     for (int n = 0;; n++) {
         int code = check_space(view, pull, error);
         if (!code) code = hub_pull_files(pull, error);
-        pull_view_end(view, pull);
+        pull_view_end(view);
         if (!code) return hub_cache_link(&pull->cache, &pull->listing, pull->revision, error);
-        if (g_signal || !pull->has_changed || n == MOST_CHANGES) return code;
-        pull_view_note(view, "the repository has changed at the hub meanwhile; looking again");
-        pull->has_changed = false;
+        if (!pull->has_changed || n == MOST_CHANGES) return code;
         atomic_store(&pull->stop, false);
+        if (g_signal) return code; /* looked at last: a handler that comes later sets `stop` again */
+        pull_view_note(view, "the repository has changed at the hub meanwhile; looking again");
         atomic_store(&pull->n_there, 0);
         atomic_store(&pull->n_files_done, 0);
         code = prepare(pull, c, view, error);

@@ -19,7 +19,7 @@ void pull_view_begin(struct pull_view *view, const struct hub_pull *pull);
 /* For struct hub_pull: `context` is the view. */
 void pull_view_note(void *view, const char *line);
 void pull_view_tick(void *view, const struct hub_pull *pull);
-void pull_view_end(struct pull_view *view, const struct hub_pull *pull);
+void pull_view_end(const struct pull_view *view);
 
 /* What would be done, or has been: a table, or JSON. `path` of the snapshot. */
 void pull_print_plan(const struct pull_view *view, const struct hub_pull *pull);

@@ -64,9 +64,10 @@ void pull_view_begin(struct pull_view *view, const struct hub_pull *pull) {
         view->was_there += hub_cache_bytes(&pull->cache, file);
     }
     view->is_terminal = isatty(STDERR_FILENO);
-    view->start_s = view->shown_s = clock_now_s();
+    view->shown_s = clock_now_s();
+    if (view->start_s == 0) view->start_s = view->shown_s; /* else it is listed again */
     view->speed = 0;
-    view->shown_received = 0;
+    view->shown_received = atomic_load(&pull->n_received);
     if (!view->is_terminal) return;
     fprintf(stderr, "%s at %.10s: %d files, %s, of which %s are here\n", pull->model, pull->listing.commit,
             view->n_files, bytes_text(total, (double)view->total), bytes_text(there, (double)view->was_there));
@@ -95,9 +96,8 @@ void pull_view_tick(void *context, const struct hub_pull *pull) {
     fflush(stderr);
 }
 
-void pull_view_end(struct pull_view *view, const struct hub_pull *pull) {
+void pull_view_end(const struct pull_view *view) {
     if (view->is_terminal) fputs("\r\033[K", stderr);
-    (void)pull;
 }
 
 void pull_print_plan(const struct pull_view *view, const struct hub_pull *pull) {

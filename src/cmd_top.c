@@ -76,10 +76,7 @@ static void take_answer(struct top *t) {
 
 static int fetch_once(struct top *t, struct mo_error *error) {
     int code = ask(t, error);
-    while (!code) {
-        code = top_fetch_wait(&t->fetch, NULL, 0, TOP_TIMEOUT_S, error);
-        if (code > 0) break;
-    }
+    while (!code) code = top_fetch_wait(&t->fetch, NULL, 0, TOP_TIMEOUT_S, error);
     if (code < 0) return code;
     take_answer(t);
     if (t->state == TOP_READY || t->state == TOP_LOADING) return 0;

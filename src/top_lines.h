@@ -3,7 +3,7 @@
 #ifndef MOEBIUS_TOP_LINES_H
 #define MOEBIUS_TOP_LINES_H
 
-#include "server/buffer.h"
+#include "base/buffer.h"
 
 enum { TOP_LINES_MAX = 40, TOP_LINE_BYTES = 2048 };
 struct top_lines {

@@ -177,9 +177,7 @@ void top_sample_read(struct top_sample *sample, const char *text, size_t size) {
     while (top_text_next(&lines, &line)) {
         if (!isfinite(line.value)) continue; /* what cannot be drawn counts as not told */
         note_server(sample, &line);
-        if (!read_value(&reader, &line) && !read_bucket(&reader, &line)) continue;
-        note_model(sample, &line);
-        sample->n_known++;
+        if (read_value(&reader, &line) || read_bucket(&reader, &line)) note_model(sample, &line);
     }
     take_means(&reader);
     for (int i = 0; i < TOP_TIMES; i++) {

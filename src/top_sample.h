@@ -67,7 +67,7 @@ struct top_sample {
     bool has_more_models;
     double value[TOP_VALUES]; /* NaN: not told */
     struct top_histogram time[TOP_TIMES];
-    int n_known, n_malformed; /* lines that were understood, lines that were not even well-formed */
+    int n_malformed; /* lines that were not even well-formed */
 };
 
 /* Whatever is in text [size]. */

@@ -3,7 +3,7 @@
 #ifndef MOEBIUS_TOP_SCREEN_H
 #define MOEBIUS_TOP_SCREEN_H
 
-#include "server/buffer.h"
+#include "base/buffer.h"
 #include "top_history.h"
 
 enum top_state {

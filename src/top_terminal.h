@@ -6,7 +6,7 @@
 
 #include <stdbool.h>
 #include "base/error.h"
-#include "server/buffer.h"
+#include "base/buffer.h"
 
 struct top_terminal {
     int signal_fd;

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import threading
@@ -428,6 +429,15 @@ def test_no_hub_there(world):
     assert result.code == 1 and "127.0.0.1" in result.err.splitlines()[-1] and "again in" in result.err
     refused(world.run(hub, env={"HF_ENDPOINT": "hub.example"}), "HF_ENDPOINT=hub.example", "https://")
     refused(world.run(hub, env={"HF_HUB_OFFLINE": "1"}), "HF_HUB_OFFLINE")
+
+
+def test_a_handshake_that_is_cut(world):
+    """Is tried again: nothing says that it is for want of trust."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=lambda: [server.accept()[0].close() for _ in range(2)], daemon=True).start()
+        endpoint = f"https://127.0.0.1:{server.getsockname()[1]}"
+        result = world.run(world.hub(), "--retries", 1, env={"HF_ENDPOINT": endpoint})
+    assert result.code == 1 and "again in" in result.err and "trust" not in result.err
 
 
 @pytest.mark.parametrize("name", ["model", "a/b/c", "../x", "a/..", "a b/c", "org/na%2e"])

@@ -221,10 +221,7 @@ static int judge(struct hub_http *http, CURLcode result, const char *url, const 
     struct hub_answer *answer = http->answer;
     const struct hub_failure failure = {
         .site = http->site, .model = model, .url = url, .curl_error = http->curl_error, .is_at_hub = http->is_at_hub};
-    if (atomic_load(http->site->stop)) {
-        answer->is_stopped = true;
-        return mo_error_set(error, MO_E_CANCELLED, "stopped");
-    }
+    if (atomic_load(http->site->stop)) return mo_error_set(error, MO_E_CANCELLED, "stopped");
     if (result == CURLE_WRITE_ERROR && answer->status / 100 == 2) return MO_E_IO; /* the sink knows why */
     if (result != CURLE_OK) return hub_error_of_transfer(&failure, (int)result, answer, error);
     if (answer->status / 100 == 2) return 0;

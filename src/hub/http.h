@@ -20,9 +20,8 @@ struct hub_site {
 
 /* What came, for who decides whether to try again. */
 struct hub_answer {
-    long status;       /* of the last response, 0: none */
-    bool is_transient; /* may go well another time */
-    bool is_stopped;
+    long status;         /* of the last response, 0: none */
+    bool is_transient;   /* may go well another time */
     long wait_s;         /* what the server asks for; 0: nothing */
     int64_t range_begin; /* of a 206; -1: not said */
     char etag[160];      /* the hub's own word for the content, without quotes; "": none */

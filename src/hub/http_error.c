@@ -11,9 +11,10 @@ static int site_length(const char *url) {
 }
 
 static bool is_tls(int result) {
-    return result == CURLE_PEER_FAILED_VERIFICATION || result == CURLE_SSL_CONNECT_ERROR ||
-           result == CURLE_SSL_CACERT_BADFILE || result == CURLE_SSL_CERTPROBLEM || result == CURLE_SSL_ISSUER_ERROR ||
-           result == CURLE_SSL_CIPHER || result == CURLE_SSL_ENGINE_NOTFOUND;
+    /* Not CURLE_SSL_CONNECT_ERROR: that is also a connection which was cut while hands were shaken. */
+    return result == CURLE_PEER_FAILED_VERIFICATION || result == CURLE_SSL_CACERT_BADFILE ||
+           result == CURLE_SSL_CERTPROBLEM || result == CURLE_SSL_ISSUER_ERROR || result == CURLE_SSL_CIPHER ||
+           result == CURLE_SSL_ENGINE_NOTFOUND;
 }
 
 int hub_error_of_transfer(const struct hub_failure *f, int result, struct hub_answer *answer, struct mo_error *error) {

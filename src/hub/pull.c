@@ -5,31 +5,22 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include "base/buffer.h"
 #include "hub/fetch.h"
 
 /* ---- the listing ---- */
 
 struct text {
-    char *data; /* [size], of `room` */
-    size_t size, room;
+    struct buffer bytes;
     bool is_too_long;
 };
 
 static int add_text(void *context, const struct hub_answer *answer, const void *data, size_t size) {
     struct text *text = context;
     (void)answer;
-    text->is_too_long = size > HUB_LISTING_MAX_BYTES - text->size;
-    if (text->is_too_long) return 1;
-    if (text->size + size > text->room) {
-        size_t room = 2 * (text->size + size);
-        char *grown = realloc(text->data, room);
-        if (!grown) return 1;
-        text->data = grown;
-        text->room = room;
-    }
-    memcpy(text->data + text->size, data, size);
-    text->size += size;
-    return 0;
+    text->is_too_long = size > HUB_LISTING_MAX_BYTES - text->bytes.size;
+    if (!text->is_too_long) buffer_add(&text->bytes, data, size);
+    return text->is_too_long || text->bytes.failed;
 }
 
 static int get_text(struct hub_pull *pull, struct hub_http *http, const char *url, struct text *text,
@@ -37,12 +28,12 @@ static int get_text(struct hub_pull *pull, struct hub_http *http, const char *ur
     struct hub_retry retry = {.most = pull->retries < 3 ? pull->retries : 3};
     for (;;) {
         struct hub_answer answer;
-        text->size = 0;
+        text->bytes.size = 0;
         int code = hub_http_get(http, url, 0, pull->model, add_text, text, &answer, error);
         if (text->is_too_long)
             return mo_error_set(error, MO_E_LIMIT, "%s lists more than %d MiB for %s", pull->site.endpoint,
                                 HUB_LISTING_MAX_BYTES >> 20, pull->model);
-        if (code == MO_E_IO && answer.status / 100 == 2 && !answer.is_transient)
+        if (text->bytes.failed)
             return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the listing of %s", pull->model);
         if (!code || !answer.is_transient || !hub_retry_wait(pull, &retry, &answer, pull->model, error)) return code;
     }
@@ -59,11 +50,12 @@ int hub_pull_list(struct hub_pull *pull, struct mo_error *error) {
                                         pull->model, revision) < 0))
         code = mo_error_set(error, MO_E_NO_MEMORY, "no memory for a URL");
     if (!code) code = get_text(pull, http, url, &text, error);
-    if (!code) code = hub_list_parse(&pull->listing, text.data ? text.data : "", text.size, where, error);
+    if (!code)
+        code = hub_list_parse(&pull->listing, text.bytes.data ? text.bytes.data : "", text.bytes.size, where, error);
     hub_http_destroy(http);
     free(revision);
     free(url);
-    free(text.data);
+    buffer_free(&text.bytes);
     return code;
 }
 
@@ -71,8 +63,9 @@ int hub_pull_list(struct hub_pull *pull, struct mo_error *error) {
 
 struct crew {
     struct hub_pull *pull;
+    atomic_int n_running;
     pthread_mutex_t mutex; /* of all below */
-    int next, n_running;
+    int next;
     int code; /* of the first failure */
     struct mo_error *error;
 };
@@ -113,17 +106,8 @@ static void *work(void *context) {
         code = hub_fetch(crew->pull, http, &crew->pull->listing.files[i], &has_changed, &error);
     if (code) report(crew, code, has_changed, &error);
     hub_http_destroy(http);
-    pthread_mutex_lock(&crew->mutex);
-    crew->n_running--;
-    pthread_mutex_unlock(&crew->mutex);
+    atomic_fetch_sub(&crew->n_running, 1);
     return NULL;
-}
-
-static bool is_running(struct crew *crew) {
-    pthread_mutex_lock(&crew->mutex);
-    bool running = crew->n_running > 0;
-    pthread_mutex_unlock(&crew->mutex);
-    return running;
 }
 
 int hub_pull_files(struct hub_pull *pull, struct mo_error *error) {
@@ -134,17 +118,13 @@ int hub_pull_files(struct hub_pull *pull, struct mo_error *error) {
     int n = 0, wanted = pull->connections < MOST ? pull->connections : MOST;
     pull->has_changed = false;
     for (; n < wanted; n++) {
-        pthread_mutex_lock(&crew.mutex);
-        crew.n_running++;
-        pthread_mutex_unlock(&crew.mutex);
+        atomic_fetch_add(&crew.n_running, 1);
         if (pthread_create(&threads[n], NULL, work, &crew) == 0) continue;
-        pthread_mutex_lock(&crew.mutex);
-        crew.n_running--;
-        pthread_mutex_unlock(&crew.mutex);
+        atomic_fetch_sub(&crew.n_running, 1);
         break;
     }
     if (n == 0) return mo_error_set(error, MO_E_NO_MEMORY, "cannot start a thread");
-    while (is_running(&crew)) {
+    while (atomic_load(&crew.n_running) > 0) {
         nanosleep(&slice, NULL);
         pull->tick(pull->context, pull);
     }

@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "server/api_parts.h"
-#include "server/buffer.h"
+#include "base/buffer.h"
 #include "server/put.h"
 #include "text/calls.h"
 #include "text/chat_tools.h"

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "server/api_parts.h"
-#include "server/buffer.h"
+#include "base/buffer.h"
 #include "text/fim.h"
 
 enum { STEPS = 16 }; /* of the context */

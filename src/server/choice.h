@@ -4,7 +4,7 @@
 #define MOEBIUS_SERVER_CHOICE_H
 
 #include "server/api.h"
-#include "server/buffer.h"
+#include "base/buffer.h"
 #include "server/parts.h"
 #include "server/token_event.h"
 

@@ -1,9 +1,9 @@
-/* server/frame.h - the frames of a stream. -1 without memory. Includes: server/buffer.h, jansson. */
+/* server/frame.h - the frames of a stream. -1 without memory. Includes: base/buffer.h, jansson. */
 #ifndef MOEBIUS_SERVER_FRAME_H
 #define MOEBIUS_SERVER_FRAME_H
 
 #include <jansson.h>
-#include "server/buffer.h"
+#include "base/buffer.h"
 
 /* A server-sent event. Takes `json` over. `event` names it, or is NULL. */
 int frame_add(struct buffer *out, const char *event, json_t *json);

@@ -4,14 +4,14 @@
  * Every responder reads a chat's answer from here (struct choice has one): a stream takes the pieces after each event, a whole
  * answer takes them once at the end; neighbours of one kind are one piece. The pieces do not depend on how the text was cut:
  * bytes that may become a marker, newlines around thoughts and calls, and half characters are held back until they are
- * certain. No JSON, no HTTP in here. I/O thread. Includes: base (jansson), text, server/buffer.h. */
+ * certain. No JSON, no HTTP in here. I/O thread. Includes: base (jansson), text, base/buffer.h. */
 #ifndef MOEBIUS_SERVER_MESSAGE_H
 #define MOEBIUS_SERVER_MESSAGE_H
 
 #include <jansson.h>
 #include <stdbool.h>
 #include <stddef.h>
-#include "server/buffer.h"
+#include "base/buffer.h"
 #include "text/chat.h"
 
 enum message_thought {

@@ -1,5 +1,5 @@
 /* server/metrics.h - /metrics in the Prometheus text format 0.0.4, by vLLM's names and llama.cpp's. Includes: sched, expert,
- * ranks, server/buffer.h. */
+ * ranks, base/buffer.h. */
 #ifndef MOEBIUS_SERVER_METRICS_H
 #define MOEBIUS_SERVER_METRICS_H
 
@@ -7,7 +7,7 @@
 #include "expert/store.h"
 #include "ranks/ranks.h"
 #include "sched/sched.h"
-#include "server/buffer.h"
+#include "base/buffer.h"
 
 #define METRICS_CONTENT_TYPE "text/plain; version=0.0.4; charset=utf-8"
 

@@ -1,10 +1,10 @@
 /* server/parts.h - an answer as a list of parts, one after the other: reasoning, text, calls. The protocols of coding tools
  * tell of each part when it begins, as it grows and when it ends; a whole answer is the same list at its end, so the two
- * cannot differ. I/O thread. Includes: server/buffer.h. */
+ * cannot differ. I/O thread. Includes: base/buffer.h. */
 #ifndef MOEBIUS_SERVER_PARTS_H
 #define MOEBIUS_SERVER_PARTS_H
 
-#include "server/buffer.h"
+#include "base/buffer.h"
 
 enum part_kind { PART_REASONING, PART_TEXT, PART_CALL };
 

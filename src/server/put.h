@@ -1,11 +1,11 @@
 /* server/put.h - JSON objects and lists built value by value: one without memory makes the whole fail at its end, so that
- * nothing goes missing in the middle and the end is the only place to look. Then its text. Includes: server/buffer.h. */
+ * nothing goes missing in the middle and the end is the only place to look. Then its text. Includes: base/buffer.h. */
 #ifndef MOEBIUS_SERVER_PUT_H
 #define MOEBIUS_SERVER_PUT_H
 
 #include <jansson.h>
 #include <stdint.h>
-#include "server/buffer.h"
+#include "base/buffer.h"
 
 /* Takes `value` over. After a failure *object is NULL, and stays so. */
 static inline void put(json_t **object, const char *key, json_t *value) {

@@ -1,7 +1,7 @@
-/* server/buffer.h - bytes that grow at the end: bodies coming in, frames and texts going out. Includes:
+/* base/buffer.h - bytes that grow at the end: bodies coming in, frames and texts going out. Includes:
  * nothing. */
-#ifndef MOEBIUS_SERVER_BUFFER_H
-#define MOEBIUS_SERVER_BUFFER_H
+#ifndef MOEBIUS_BASE_BUFFER_H
+#define MOEBIUS_BASE_BUFFER_H
 
 #include <stdbool.h>
 #include <stddef.h>

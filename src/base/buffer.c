@@ -1,4 +1,4 @@
-#include "server/buffer.h"
+#include "base/buffer.h"
 
 #include <assert.h>
 #include <stdarg.h>
