@@ -1,7 +1,6 @@
 #include "batch_run.h"
 
 #include <pthread.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "base/clock.h"
@@ -19,20 +18,19 @@ struct flight {
     struct batch_request request;
     struct work *work;
     struct flight *next; /* free, or landed */
-    bool is_flying;
 };
 
 struct run {
     const struct batch_job *job;
     struct flight *flights; /* [n_flights] */
     struct flight *free;
-    int n_flights, n_flying;
-    int n_choices, most_choices; /* sequences that run or wait */
-    bool at_end;                 /* of the input */
-    bool gives_up;               /* what flies was cancelled */
-    int n_failures;              /* FAILURES_MAX */
-    int code;                    /* the first thing that went wrong */
-    bool cannot_write;           /* it was the output */
+    int n_flights, n_flying; /* as many sequences as flights run or wait at most */
+    int n_choices;           /* that do */
+    bool at_end;             /* of the input */
+    bool gives_up;           /* what flies was cancelled */
+    int n_failures;          /* FAILURES_MAX */
+    int code;                /* the first thing that went wrong */
+    bool cannot_write;       /* it was the output */
     struct mo_error *error;
 
     pthread_mutex_t lock; /* of `landed` */
@@ -145,8 +143,8 @@ static void finish(struct run *run, struct flight *flight) {
     struct work_reply reply;
     run->n_choices -= work_choices(flight->work);
     run->n_flying--;
-    flight->is_flying = false;
     work_take(flight->work, &reply);
+    flight->work = NULL;
     if (is_worth_writing(run, &reply)) {
         report->n_prompt += reply.usage.n_prompt;
         report->n_cached += reply.usage.n_cached;
@@ -170,25 +168,23 @@ static void finish_landed(struct run *run) {
 
 static void start(struct run *run, const struct batch_request *request) {
     struct flight *flight = run->free;
-    struct buffer body = {0};
-    if (put_dump(&body, json_incref((json_t *)(uintptr_t)request->body))) body.failed = true;
+    char *body = json_dumps(request->body, JSON_COMPACT); /* with 17 digits: its numbers stay what they are */
     flight->request = *request;
-    const struct work_request wanted = {request->method, request->url, body.data, body.size};
-    if (!body.failed) flight->work = work_start(&run->job->model, run->job->fingerprint, &wanted, land, flight);
-    if (body.failed || !flight->work) {
+    const struct work_request wanted = {request->method, request->url, body, body ? strlen(body) : 0};
+    flight->work = body ? work_start(&run->job->model, run->job->fingerprint, &wanted, land, flight) : NULL;
+    if (!flight->work) {
         struct mo_error error;
         mo_error_set(&error, MO_E_NO_MEMORY, "no memory for the request in line %d", request->line);
         fail(run, &error);
         batch_request_free(&flight->request);
     } else {
         run->free = flight->next;
-        flight->is_flying = true;
         flight->request.body = NULL; /* the work has read it */
         json_object_del(flight->request.root, "body");
         run->n_flying++;
         run->n_choices += work_choices(flight->work);
     }
-    buffer_free(&body);
+    free(body);
 }
 
 static void fail_changed(struct run *run, int line) {
@@ -225,7 +221,7 @@ static void give_up(struct run *run) {
     if (run->gives_up) return;
     run->gives_up = true;
     for (int i = 0; i < run->n_flights; i++) {
-        if (run->flights[i].is_flying) work_cancel(run->flights[i].work);
+        if (run->flights[i].work) work_cancel(run->flights[i].work);
     }
 }
 
@@ -244,7 +240,7 @@ static void fly(struct run *run) {
         batch_report_show(run->job->report, sched);
         bool stops = run->code || atomic_load(run->job->stop);
         if (stops) give_up(run);
-        bool has_room = run->free && run->n_choices < run->most_choices;
+        bool has_room = run->free && run->n_choices < run->n_flights;
         if (!stops && !run->at_end && has_room) {
             start_next(run);
         } else if (run->n_flying > 0) {
@@ -257,7 +253,7 @@ static void fly(struct run *run) {
 
 int batch_run(const struct batch_job *job, struct mo_error *error) {
     struct run run = {.job = job, .error = error, .lock = PTHREAD_MUTEX_INITIALIZER, .last = &run.landed};
-    run.n_flights = run.most_choices = 2 * job->model.engine->options.max_num_seqs;
+    run.n_flights = 2 * job->model.engine->options.max_num_seqs;
     run.flights = calloc((size_t)run.n_flights, sizeof *run.flights);
     if (!run.flights) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for %d requests", run.n_flights);
     clock_cond_init(&run.changed);

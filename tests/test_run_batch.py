@@ -123,6 +123,7 @@ EVERYTHING = [
     request("wrong field", temperature="hot", messages=USER),
     request("wrong field of Ollama", "/api/chat", messages=7),
     request("wrong model", "/v1/completions", model="gpt-4o", prompt="a"),
+    request("17 digits", temperature=sys.float_info.max, messages=USER, max_tokens=4),
     request("no prompt", "/v1/completions"),
     request("nowhere", "/v1/nowhere", prompt="a"),
     request("nowhere of Ollama", "/api/nowhere", prompt="a"),
