@@ -77,8 +77,7 @@ int engine_selftest(struct engine *engine, const struct backend_options *backend
     if (engine->options.no_self_test) return 0;
     if (engine->gpu >= 0 && !has_bytes(engine)) {
         log_info("the self-test is left out: the weights were made on their way to GPU %d, and the CPU has nothing to "
-                 "compare "
-                 "it with",
+                 "compare it with",
                  engine->gpu);
         return 0;
     }

@@ -210,7 +210,7 @@ static int measure(const struct reader *r, struct gguf_tensor *tensor) {
     return 0;
 }
 
-/* Its offset stays in `data` until it is known where the data begin. */
+/* Its data are placed later: where they begin is known only behind the last header. */
 static int read_tensor(struct reader *r, struct gguf_tensor *tensor, uint64_t *offset) {
     *tensor = (struct gguf_tensor){.shard = r->shard};
     int code = read_name(r, "a tensor's name", MAX_NAME_BYTES, &tensor->name);

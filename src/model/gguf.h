@@ -66,7 +66,7 @@ struct gguf_tensor {
 struct gguf_header {
     struct gguf_value *values; /* [n_values] by key */
     int n_values;
-    struct gguf_tensor *tensors; /* [n_tensors] as they come */
+    struct gguf_tensor *tensors; /* [n_tensors] by position in the file */
     int n_tensors;
     size_t header_bytes; /* up to the data */
 };

@@ -172,13 +172,17 @@ size_t gguf_bytes(const struct mat *mat) {
 }
 
 void gguf_decode_span(const struct mat *mat, int row, int k0, int count, float *out) {
-    const int values = shapes[mat->format].values;
+    const int values = shapes[mat->format].values, end = k0 + count;
     struct gguf_parts parts;
-    for (int i = 0; i < count; i++) {
-        int at = (k0 + i) % values, j;
-        if (i == 0 || at == 0) gguf_take_apart(mat->format, gguf_block_at(mat, row, (k0 + i) / values), &parts);
-        j = at / parts.per_scale;
-        out[i] = parts.scale[j] * (float)parts.q[at];
-        if (parts.has_low) out[i] += parts.low[j];
+    for (int k = k0; k < end;) {
+        const int first = k - k % values;
+        gguf_take_apart(mat->format, gguf_block_at(mat, row, k / values), &parts);
+        while (k < end && k < first + values) { /* what has one scale */
+            const int j = (k - first) / parts.per_scale, stop = first + (j + 1) * parts.per_scale;
+            for (; k < end && k < stop; k++) {
+                float value = parts.scale[j] * (float)parts.q[k - first];
+                *out++ = parts.has_low ? value + parts.low[j] : value;
+            }
+        }
     }
 }

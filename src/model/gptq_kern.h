@@ -1,4 +1,4 @@
-/* model/gptq_kern.h - shared by moments.c and gptq.c only: their loops, for each level of instructions. Every sum has one order and
+/* model/gptq_kern.h - shared by moments.c, gptq.c and gptq_rows.c only: their loops, for each level of instructions. Every sum has one order and
  * no fused steps, so all levels give the same bits. */
 #ifndef MOEBIUS_MODEL_GPTQ_KERN_H
 #define MOEBIUS_MODEL_GPTQ_KERN_H

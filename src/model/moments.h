@@ -10,7 +10,7 @@
 struct moments {
     int cols;
     int64_t rows; /* seen */
-    float *sums;  /* squares_bytes; NULL: nothing seen */
+    float *sums;  /* moments_bytes; NULL: nothing seen */
 };
 
 size_t moments_bytes(int cols);

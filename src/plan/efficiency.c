@@ -3,7 +3,8 @@
 #define OUR_BENCH "moebius bench, 2 threads of a shared Sapphire Rapids machine (AVX-512), 2026-11"
 #define OUR_CHECK                                                                                                      \
     "moebius bench, 2 threads of a shared Emerald Rapids machine (AVX-512), 2026-11-22: int8 0.78, fp8 0.66"
-#define OUR_GGUF "moebius bench, the same machine, 2026-11-22, a Q4_K_M file of V2-Lite's shape"
+#define OUR_GGUF                                                                                                       \
+    "moebius bench, 2 threads of a shared Emerald Rapids machine, 2026-11-22, a Q4_K_M file of V2-Lite's shape"
 
 static const struct plan_efficiency table[PLAN_CONSTANTS] = {
     [PLAN_CPU_F32] = {"cpu_f32", 0.86, false, "taken to be as good as 16-bit weights: not measured by us"},

@@ -26,8 +26,8 @@ struct selftest {
 struct selftest_report {
     int checks;   /* comparisons */
     double worst; /* the largest difference from a card, as a share of what is allowed */
-    bool
-        overflowed; /* the weights make numbers too large for their norms: no fault of a card, which was not looked at from there on */
+    /* The weights make numbers too large for their norms: no fault of a card, which was not looked at from there on. */
+    bool overflowed;
 };
 
 /* Takes selftest_kernels_bytes while it runs. */
