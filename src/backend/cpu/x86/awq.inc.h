@@ -55,7 +55,7 @@ INLINE struct awq_ahead awq_ahead_from(const char *p, size_t pitch, int words) {
 INLINE void awq_ahead_next(struct awq_ahead *ahead, int at) {
     if (at % AWQ_AHEAD_EVERY) return;
     UNROLL
-    for (int i = 0; i < AWQ_STREAMS; i++) _mm_prefetch(ahead->line + (size_t)i * ahead->stream, _MM_HINT_T1);
+    for (int i = 0; i < AWQ_STREAMS; i++) ask_for(ahead->line + (size_t)i * ahead->stream);
     ahead->line += 64;
     if (--ahead->left == 0) {
         ahead->left = ahead->lines;
@@ -216,7 +216,7 @@ static void awq_panel_tokens_f32(const struct mat *w, int r0, int r1, const floa
         const char *p = view.data + (size_t)k * view.pitch;
         if (k % w->group_size == 0) awq_group_f32(w, k / w->group_size, r0, view.words, &group);
         for (int i = 0; i < count; i++, p += view.pitch) {
-            _mm_prefetch(p + AWQ_STEP * view.pitch, _MM_HINT_T0);
+            ask_for(p + AWQ_STEP * view.pitch);
             awq_values(awq_load(p, view.words), group.zero, values + i * 8);
         }
         awq_tiles_f32(values, count, x, n, k, group.scale, acc);
@@ -394,7 +394,7 @@ static void awq_panel_tokens_q8(const struct mat *w, int r0, int r1, const struc
         int count = w->cols - k < AWQ_STEP ? w->cols - k : AWQ_STEP;
         const char *p = view.data + (size_t)k * view.pitch;
         if (k % w->group_size == 0) awq_group_q8(w, k / w->group_size, r0, view.words, &group);
-        for (int i = 0; i < AWQ_STEP; i++) _mm_prefetch(p + (size_t)(AWQ_STEP + i) * view.pitch, _MM_HINT_T0);
+        for (int i = 0; i < AWQ_STEP; i++) ask_for(p + (size_t)(AWQ_STEP + i) * view.pitch);
         for (int at = 0; at < AWQ_STEP; at += 4) awq_load4(p, view.pitch, view.words, at, count, nibbles + at * 2);
         awq_tiles_q8(nibbles, x, n, k / AWQ_STEP, group.scale, group.zero, acc);
     }

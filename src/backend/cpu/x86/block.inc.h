@@ -38,7 +38,7 @@ INLINE ivec block_activations(const int8_t *q) {
 INLINE ivec block_line(enum mat_format format, const uint8_t *p, size_t panel, ptrdiff_t ahead, int high, int j) {
     const int half = 2 * block_tile_bytes(format);
     p += (size_t)(j / PANEL_VECS) * panel + j / LINE_VECS % 2 * half + j % LINE_VECS * (BLOCK_LINE / LINE_VECS);
-    if (j % LINE_VECS == 0 && (format == MAT_INT8 || !high)) _mm_prefetch(p + ahead, _MM_HINT_T0);
+    if (j % LINE_VECS == 0 && (format == MAT_INT8 || !high)) ask_for(p + ahead);
     return block_values(format, ivec_load(p), high);
 }
 
@@ -100,7 +100,7 @@ INLINE void block_add_group(int tokens, int panels, const uint8_t *scales, size_
     UNROLL
     for (int j = 0; j < vecs; j++) {
         const uint8_t *from = scales + (size_t)(j / PANEL_VECS) * panel + j % PANEL_VECS * VL * 2;
-        if (j % PANEL_VECS == 0) _mm_prefetch(from + ahead, _MM_HINT_T0);
+        if (j % PANEL_VECS == 0) ask_for(from + ahead);
         vec scale = vec_load_f16(from);
         UNROLL
         for (int t = 0; t < tokens; t++) {

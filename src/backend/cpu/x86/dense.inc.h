@@ -61,7 +61,7 @@ INLINE void dense_prefetch(int rows, const char *p, size_t pitch, size_t offset,
     UNROLL
     for (int i = 0; i < rows; i++)
         for (int line = 0; line < bytes; line += 64)
-            _mm_prefetch(p + (size_t)i * pitch + offset + (size_t)line, _MM_HINT_T0);
+            ask_for(p + (size_t)i * pitch + offset + (size_t)line);
 }
 
 INLINE ivec dense_look_for_nan(int rows, const char *p, size_t pitch, int bytes, ivec seen) {
@@ -137,7 +137,7 @@ INLINE void dense_widen(const struct mat *w, enum mat_format format, int r, int 
             int whole = at + 2 * VL <= count;
             struct vec2 v =
                 whole ? widen2(format, p + at * size, 1) : widen2_part(format, p + at * size, count - at, 1);
-            if (at * size % 64 == 0) _mm_prefetch(p + at * size + DENSE_CHUNK * size, _MM_HINT_T0);
+            if (at * size % 64 == 0) ask_for(p + at * size + DENSE_CHUNK * size);
             vec_store(out + at, v.a);
             vec_store(out + at + VL, v.b);
         }
@@ -327,7 +327,7 @@ static void decode_bf16(const struct mat *w, int r0, int r1, float *out) {
         UNROLL
         for (size_t s = 0; s < DECODE_STREAMS; s++) {
             const char *line = from + (s * part + at) * 2;
-            _mm_prefetch(line + DECODE_AHEAD_BYTES, _MM_HINT_T0);
+            ask_for(line + DECODE_AHEAD_BYTES);
             struct vec2 v = widen2(MAT_BF16, line, 1);
             vec_store(out + s * part + at, v.a);
             vec_store(out + s * part + at + VL, v.b);
@@ -370,7 +370,7 @@ INLINE void dense_sum_some(const struct mat *w, enum mat_format format, int rows
             vec b = is_first ? vec_zero() : vec_load_part(sum + at + VL, left - VL);
             UNROLL
             for (int i = 0; i < rows; i++, line += pitch) {
-                _mm_prefetch(line + SUM_ROWS * pitch, _MM_HINT_T0);
+                ask_for(line + SUM_ROWS * pitch);
                 struct vec2 v = whole ? widen2(format, line, 1) : widen2_part(format, line, left, 1);
                 if (format == MAT_FP8) {
                     v.a = vec_mul(vec_mul(v.a, restore), scale[i]);

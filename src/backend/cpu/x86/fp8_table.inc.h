@@ -138,7 +138,7 @@ VBMI INLINE void fp8_sum_some(const struct fp8_table *table, const struct mat *w
                 out[v] = is_first ? vec_zero() : vec_load_part(sum + at + v * VL, left - v * VL);
             UNROLL
             for (int i = 0; i < rows; i++, line += pitch) {
-                _mm_prefetch(line + SUM_ROWS * pitch, _MM_HINT_T0);
+                ask_for(line + SUM_ROWS * pitch);
                 fp8_look_up(table, fp8_load_part(line, left), value);
                 UNROLL
                 for (int v = 0; v < 4; v++)

@@ -100,7 +100,7 @@ enum { ASK_ROWS = 4, LINE_ASKS = VL / ASK_ROWS };
 INLINE void gguf_ask(struct gguf_rows *rows) {
     if (rows->asks <= 0) return;
     UNROLL
-    for (int i = 0; i < ASK_ROWS; i++) _mm_prefetch(rows->ask + (size_t)i * rows->pitch, _MM_HINT_T0);
+    for (int i = 0; i < ASK_ROWS; i++) ask_for(rows->ask + (size_t)i * rows->pitch);
     rows->ask += ASK_ROWS * rows->pitch;
     if (--rows->asks % LINE_ASKS == 0) rows->ask += BLOCK_LINE - (ptrdiff_t)(VL * rows->pitch);
 }

@@ -51,7 +51,7 @@ static uint64_t read_streams(const char *p, size_t stream_bytes) {
         UNROLL
         for (size_t s = 0; s < READ_STREAMS; s++) {
             const char *line = p + stream_bytes * s + at;
-            _mm_prefetch(line + READ_AHEAD_BYTES, _MM_HINT_T0);
+            ask_for(line + READ_AHEAD_BYTES);
             UNROLL
             for (int i = 0; i < 64; i += 4 * VL) sum[s] = ivec_add(sum[s], ivec_load(line + i));
         }

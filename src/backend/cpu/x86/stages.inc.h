@@ -77,7 +77,7 @@ struct dot_ask {
 
 INLINE const char *dot_ask(const struct dot_ask *ask, const char *next) {
     if (next >= ask->end) return next;
-    _mm_prefetch(next, _MM_HINT_T1);
+    ask_for(next);
     return next + 64;
 }
 

@@ -28,6 +28,10 @@ INLINE ivec part8(int n) {
     return _mm256_loadu_si256((const void *)(ramp + 8 - clipped));
 }
 
+INLINE void ask_for(const void *p) {
+    _mm_prefetch(p, _MM_HINT_T1);
+}
+
 INLINE vec vec_zero(void) {
     return _mm256_setzero_ps();
 }
