@@ -97,12 +97,13 @@ static double lost_by_underflow(const struct check *check, const struct gemm_cas
 /* size [cols] = what the weights of a row are made of: |w|, or where w is a sum, the sizes of its parts. */
 static void weight_sizes(const struct mat *m, int row, const float *w, float *size) {
     struct gguf_parts parts;
+    uint8_t room[GGUF_BLOCK_MAX];
     int values = m->cols;
     size_t bytes;
     for (int k = 0; k < m->cols; k++) size[k] = fabsf(w[k]);
     if (!gguf_block(m->format, &values, &bytes)) return;
     for (int k = 0; k < m->cols; k++) {
-        if (k % values == 0) gguf_take_apart(m->format, gguf_block_at(m, row, k / values), &parts);
+        if (k % values == 0) gguf_take_apart(m->format, gguf_block_at(m, row, k / values, room), &parts);
         int at = k % values, j = at / parts.per_scale;
         if (parts.has_low) size[k] = fabsf(parts.scale[j] * (float)parts.q[at]) + fabsf(parts.low[j]);
     }

@@ -39,6 +39,8 @@ struct mat {
     const uint32_t *zeros;    /* INT4_AWQ [groups][rows/8] */
     const uint16_t *scales16; /* INT4_AWQ [groups][rows] fp16 */
     int group_size;           /* INT4_AWQ, INT4, INT8: k with one scale: 32, 64 or 128 */
+
+    bool turned; /* GGUF's blocks: TURN_ROWS rows side by side, see below */
 };
 
 /* The block layout of INT4 and INT8, w = q * scale, symmetric. A matrix is panels of 32 rows; a panel is its blocks in
@@ -122,7 +124,19 @@ struct gguf_parts { /* a block taken apart: w = scale * q (+ low, if there is on
 bool gguf_block(enum mat_format format, int *values, size_t *bytes);
 bool gguf_is_blocks(enum mat_format format);
 /* Where a block of a matrix begins. */
-const uint8_t *gguf_block_at(const struct mat *mat, int row, int block);
+/* Where the blocks of a row begin; turned: of the panel that the row is in. */
+const uint8_t *gguf_rows_at(const struct mat *mat, int row);
+/* One block, as in the file: there, or put together in room [GGUF_BLOCK_MAX]. */
+const uint8_t *gguf_block_at(const struct mat *mat, int row, int block, uint8_t *room);
+
+/* The same blocks turned, as our CPU kernels like them best. A matrix is panels of 16 rows, the missing ones of the last 0. A
+ * panel is, for each block, line after line: word i of the block (32 bits) of all rows; then, where the block has 4n + 2 bytes,
+ * for each block the lone halves of all rows, which are in none of the words: d, the block's first (or Q3_K, Q6_K: last). */
+enum { TURN_ROWS = 16, GGUF_BLOCK_MAX = 210 };
+/* Of rows rounded up to panels. */
+size_t gguf_turned_bytes(const struct mat *mat);
+/* Writes one whole panel of `from`, which is as in the file. */
+void gguf_turn_panel(const struct mat *from, int panel, void *out);
 void gguf_take_apart(enum mat_format format, const void *block, struct gguf_parts *out);
 extern const int8_t gguf_iq4_values[16];
 

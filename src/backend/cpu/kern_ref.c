@@ -186,6 +186,7 @@ static float gguf_add_block(const struct gguf_parts *block, const struct q8_row 
 static void gemm_gguf_q8(const struct mat *w, int r0, int r1, const struct q8_row *x, int n, float *const *y,
                          const void *next) {
     struct gguf_parts parts;
+    uint8_t room[GGUF_BLOCK_MAX];
     int values;
     size_t bytes;
     (void)next;
@@ -194,7 +195,7 @@ static void gemm_gguf_q8(const struct mat *w, int r0, int r1, const struct q8_ro
     for (int r = r0; r < r1; r++) {
         for (int t = 0; t < n; t++) y[t][r] = 0;
         for (int k = 0; k < w->cols; k += values) {
-            gguf_take_apart(w->format, gguf_block_at(w, r, k / values), &parts);
+            gguf_take_apart(w->format, gguf_block_at(w, r, k / values, room), &parts);
             for (int t = 0; t < n; t++) y[t][r] = gguf_add_block(&parts, &x[t], k, y[t][r]);
         }
     }

@@ -41,7 +41,7 @@ static int choose_halvings(const struct cpu *cpu, const struct linear *jobs, int
 
 /* Where the weights of rows from r0 on begin, for formats that are told what comes next; else NULL. */
 static const void *weights_at(const struct mat *w, int r0) {
-    if (gguf_is_blocks(w->format)) return gguf_block_at(w, r0, 0);
+    if (gguf_is_blocks(w->format)) return gguf_rows_at(w, r0);
     if (w->format != MAT_INT4 && w->format != MAT_INT8) return NULL;
     return (const uint8_t *)w->data + (size_t)(r0 / BLOCK_ROWS) * block_panel_bytes(w);
 }

@@ -82,16 +82,20 @@ INLINE void put_lines(const struct gguf_to *to, int line, const ivec v[4]) {
         for (int i = 0; i < 4; i++) to->lines[line + i] = v[i];
     } else {
         const int8_t *q = to->q + 4 * line;
-        gguf_add_lines(to->kind, 1, 4, v, &q, &to->sum[4 * line / to->sub]);
+        ivec sum = to->sum[4 * line / to->sub];
+        gguf_add_lines(to->kind, 1, 4, v, &q, &sum);
+        to->sum[4 * line / to->sub] = sum;
     }
 }
 
 /* A block of each of VL rows, and what is to be asked for meanwhile: a few lines with every few words that are taken, as so many
  * requests at once would wait for one another. */
 struct gguf_rows {
-    const uint8_t *p; /* the first row's block */
-    size_t pitch;     /* bytes from row to row */
+    const uint8_t *p;      /* the first row's block; turned: the block's first line */
+    size_t pitch;          /* bytes from row to row; 0: turned */
+    const uint8_t *halves; /* turned: the block's lone halves */
     const uint8_t *ask;
+    size_t ask_pitch;
     int asks; /* left, of ASK_ROWS lines each: all rows' first lines, then all rows' second ones, ... */
 };
 
@@ -100,14 +104,24 @@ enum { ASK_ROWS = 4, LINE_ASKS = VL / ASK_ROWS };
 INLINE void gguf_ask(struct gguf_rows *rows) {
     if (rows->asks <= 0) return;
     UNROLL
-    for (int i = 0; i < ASK_ROWS; i++) ask_for(rows->ask + (size_t)i * rows->pitch);
-    rows->ask += ASK_ROWS * rows->pitch;
-    if (--rows->asks % LINE_ASKS == 0) rows->ask += BLOCK_LINE - (ptrdiff_t)(VL * rows->pitch);
+    for (int i = 0; i < ASK_ROWS; i++) ask_for(rows->ask + (size_t)i * rows->ask_pitch);
+    rows->ask += ASK_ROWS * rows->ask_pitch;
+    if (--rows->asks % LINE_ASKS == 0 && rows->pitch) rows->ask += BLOCK_LINE - (ptrdiff_t)(VL * rows->pitch);
+}
+
+/* The line of a turned block that byte `at` of every row's block is in. A lone half before it takes no place. */
+INLINE const uint8_t *turned_line(const struct gguf_rows *rows, int at) {
+    return rows->p + at / 4 * BLOCK_LINE;
 }
 
 /* 16 bytes of each row's block, as four words. */
 INLINE void take_words(struct gguf_rows *rows, int at, ivec words[4]) {
-    rows_to_lanes(rows->p + at, rows->pitch, words);
+    if (rows->pitch) {
+        rows_to_lanes(rows->p + at, rows->pitch, words);
+    } else {
+        UNROLL
+        for (int i = 0; i < 4; i++) words[i] = ivec_load(turned_line(rows, at + 4 * i));
+    }
     gguf_ask(rows);
 }
 
@@ -130,19 +144,35 @@ INLINE vec scale_of_byte(ivec v, int which, int minus, vec d) {
     return vec_mul(d, vec_from_int(byte));
 }
 
+/* One word, the one at `at` + 4 * `which`; the 16 bytes from `at` on lie in the block. */
 INLINE ivec gguf_word(struct gguf_rows *rows, int at, int which) {
+    if (!rows->pitch) return ivec_load(turned_line(rows, at + 4 * which));
     ivec v[4];
     take_words(rows, at, v);
     return v[which];
+}
+
+/* The half of a word that a block of 4n + 2 bytes begins or ends with. */
+INLINE vec gguf_first_half(struct gguf_rows *rows) {
+    return rows->pitch ? vec_from_f16_bits(gguf_word(rows, 0, 0)) : vec_load_f16(rows->halves);
+}
+
+INLINE vec gguf_last_half(struct gguf_rows *rows, int at) {
+    if (!rows->pitch) return vec_load_f16(rows->halves);
+    return vec_from_f16_bits(ivec_shift_right(gguf_word(rows, at - 14, 3), 16));
 }
 
 /* ---- blocks of 32 ---- */
 
 /* d, and m if there is one. */
 INLINE void unpack_halves(struct gguf_rows *rows, bool has_low, const struct gguf_to *to) {
+    if (!has_low) {
+        *to->scale = gguf_first_half(rows);
+        return;
+    }
     ivec head = gguf_word(rows, 0, 0);
     *to->scale = vec_from_f16_bits(head);
-    if (has_low) *to->low = vec_from_f16_bits(ivec_shift_right(head, 16));
+    *to->low = vec_from_f16_bits(ivec_shift_right(head, 16));
 }
 
 /* gguf_iq4_values plus their zero. */
@@ -259,7 +289,7 @@ INLINE void unpack_q2_k(struct gguf_rows *rows, const struct gguf_to *to) {
 
 INLINE void unpack_q3_k(struct gguf_rows *rows, const struct gguf_to *to) {
     ivec v[4], third[8];
-    vec d = vec_from_f16_bits(ivec_shift_right(gguf_word(rows, 94, 3), 16));
+    vec d = gguf_last_half(rows, 108);
     take_words(rows, 92, v);
     UNROLL
     for (int i = 0; i < 4; i++) { /* four scales each */
@@ -338,7 +368,7 @@ INLINE void unpack_q6_k_half(struct gguf_rows *rows, int half, const struct gguf
 
 INLINE void unpack_q6_k(struct gguf_rows *rows, const struct gguf_to *to) {
     ivec v[4];
-    vec d = vec_from_f16_bits(ivec_shift_right(gguf_word(rows, 194, 3), 16));
+    vec d = gguf_last_half(rows, 208);
     take_words(rows, 192, v);
     UNROLL
     for (int j = 0; j < 16; j++) {
@@ -368,15 +398,19 @@ INLINE void unpack_iq4_xs(struct gguf_rows *rows, const struct gguf_to *to) {
 
 INLINE void unpack_step(void (*unpack)(struct gguf_rows *rows, const struct gguf_to *to), int values, int bytes,
                         struct gguf_rows *rows, struct gguf_to to, int blocks) {
+    struct gguf_rows at = *rows; /* whose fields no store can change */
+    const int step = at.pitch ? bytes : bytes / 4 * BLOCK_LINE;
     KEEP_LOOP
-    for (int i = 0; i < blocks; i++, rows->p += bytes) {
-        unpack(rows, &to);
+    for (int i = 0; i < blocks; i++, at.p += step, at.halves += TURN_ROWS * 2) {
+        unpack(&at, &to);
         if (to.lines) to.lines += values / 4;
         to.scale += values / to.sub;
         to.low += values / to.sub;
         to.q += values;
         to.sum += values / to.sub;
     }
+    rows->ask = at.ask;
+    rows->asks = at.asks;
 }
 
 #define GGUF_UNPACK(NAME, KIND, SUB, VALUES, BYTES)                                                                    \
