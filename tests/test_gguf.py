@@ -315,7 +315,8 @@ DAMAGE = {
 def test_damaged(case, made, tmp_path):
     change, words = DAMAGE[case]
     path = write(tmp_path, change(made))
-    refused(moebius("info", path), "model.gguf", *words)
+    for command in ("info", "plan"):
+        refused(moebius(command, path), "model.gguf", *words)
 
 
 def value_at(raw, key):
@@ -453,6 +454,22 @@ def test_info_and_plan(tmp_path):
     assert succeed("info", tmp_path / "out.safetensors", "--json").json["licence"] == "mit"
     planned = succeed("plan", path, *NO_CARD, "--json").json
     assert "q8_0" in json.dumps(planned).lower()
+
+
+@pytest.mark.parametrize("k, v, bytes_each", [(Type.F32, Type.F32, 4), (Type.BF16, Type.BF16, 2), (Type.F16, Type.Q8_0, 2),
+                                              (Type.Q8_0, Type.Q8_0, 2), (Type.BF16, Type.Q8_0, 4), (Type.Q8_0, Type.F32, 4)],
+                         ids=lambda value: getattr(value, "name", ""))
+def test_plan_counts_what_kv_b_becomes(k, v, bytes_each, tmp_path):
+    config = json.loads((GOLDEN / "v2lite-tiny/config.json").read_text())
+    tensors = gguf_model.tensors_of(gguf_model.read_values(GOLDEN / "v2lite-tiny"), config)
+    for layer in range(config["num_hidden_layers"]):
+        for part, kind in (("k", k), ("v", v)):
+            name = f"blk.{layer}.attn_{part}_b.weight"
+            tensors[name] = (gguf.quants.quantize(tensors[name], kind).view(np.uint8), kind)
+    path = gguf_model.write(tmp_path / "m.gguf", gguf_model.keys_of(config), tensors, Type.Q8_0)
+    group = succeed("plan", path, *NO_CARD, "--json").json["groups"]["kv_b"]
+    assert group["bytes"] == bytes_each * group["params"] > 0
+    assert group["format"] == ("f32" if bytes_each == 4 else "bf16" if k == Type.BF16 else "f16")
 
 
 @pytest.mark.parametrize("name", ["v2lite-tiny", "v3-tiny"])

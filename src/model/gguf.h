@@ -126,6 +126,7 @@ int gguf_list_tensors(const struct checkpoint *checkpoint, struct tensor **list,
 
 /* kv_b [heads * (nope + v)][kv_lora] from its parts, in memory of the arena. `path` names the file in messages. */
 struct model;
+enum mat_format gguf_joined_format(enum mat_format k, enum mat_format v); /* what parts of these formats become */
 int gguf_join_kv_b(const struct model *model, const struct tensor *k, const struct tensor *v, const char *path,
                    struct arena *arena, struct mat *mat, struct mo_error *error);
 

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include "model/model.h"
 
-static enum mat_format joined_format(enum mat_format k, enum mat_format v) {
+enum mat_format gguf_joined_format(enum mat_format k, enum mat_format v) {
     if (k == v && (k == MAT_F32 || k == MAT_F16 || k == MAT_BF16)) return k;
     bool wide = k == MAT_F32 || v == MAT_F32 || k == MAT_BF16 || v == MAT_BF16;
     return wide ? MAT_F32 : MAT_F16;
@@ -79,7 +79,7 @@ int gguf_join_kv_b(const struct model *model, const struct tensor *k, const stru
     if (!code) code = view(v, path, (int64_t)model->heads * v_dim, lora, &v_b, error);
     if (code) return code;
     *mat = (struct mat){
-        .format = joined_format(k_b.format, v_b.format), .rows = model->heads * (nope + v_dim), .cols = lora};
+        .format = gguf_joined_format(k_b.format, v_b.format), .rows = model->heads * (nope + v_dim), .cols = lora};
     struct joiner j = {.model = model, .mat = mat};
     j.data = arena_alloc(arena, mat_bytes(mat));
     j.part = malloc((size_t)lora * (size_t)(nope > v_dim ? nope : v_dim) * sizeof *j.part);
