@@ -2,7 +2,6 @@
 #include <stdlib.h>
 #include "base/clock.h"
 #include "base/file.h"
-#include "base/log.h"
 #include "base/pool.h"
 #include "calibrate.h"
 #include "cmd.h"
@@ -102,10 +101,8 @@ static int quantize(const struct arguments *a, const struct recipe *recipe, stru
     s->job.recipe = recipe;
     s->job.pool = s->pool;
     if (!code) code = quantize_file(&s->job, a->out, a->recipe.text, &report, error);
-    int seen = s->calibration ? calibration_tokens(s->calibration) : 0;
     source_close(s);
     if (code) return code;
-    if (seen) log_info("calibrated with %d tokens of %s", seen, a->calibrate);
     return recipe_print_report(&report, recipe, a->out, clock_now_s() - start, a->json, error);
 }
 

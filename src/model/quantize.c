@@ -51,9 +51,9 @@ static void done(void *context, const struct slot *slot) {
     if (begin < end) madvise((void *)begin, end - begin, MADV_DONTNEED);
 }
 
-static int prepare(void *context, const struct made *made, int n, struct pool *pool, struct mo_error *error) {
+static int prepare(void *context, const struct made *made, int n, double *apart_s, struct mo_error *error) {
     const struct quantize *q = context;
-    return q->prepare ? q->prepare(q->context, made, n, pool, error) : 0;
+    return q->prepare ? q->prepare(q->context, made, n, apart_s, error) : 0;
 }
 
 static struct maker maker_of(const struct quantize *q, const struct slot *slots, int n) {
