@@ -4,6 +4,8 @@
 #include <setjmp.h>
 #include <stdint.h>
 #include <cmocka.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -116,6 +118,37 @@ static void test_files(void **state) {
     unlink(link);
     unlink(file);
     rmdir(folder);
+}
+
+/* A pipe that does not wait, to a reader that takes its time. */
+static void test_write_all(void **state) {
+    (void)state;
+    enum { BYTES = 1 << 20 };
+    static char out[BYTES], in[BYTES];
+    int ends[2];
+    for (int i = 0; i < BYTES; i++) out[i] = (char)(i * 7 + i / 256);
+    assert_int_equal(pipe(ends), 0);
+    assert_int_equal(fcntl(ends[1], F_SETFL, O_NONBLOCK), 0);
+    pid_t child = fork();
+    if (!child) {
+        close(ends[0]);
+        _exit(file_write_all(ends[1], out, BYTES) != 0);
+    }
+    close(ends[1]);
+    usleep(50000); /* the pipe is full */
+    ssize_t n = 0, got;
+    while ((got = read(ends[0], in + n, BYTES - (size_t)n)) > 0) n += got;
+    close(ends[0]);
+    int status;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    assert_int_equal(n, BYTES);
+    assert_memory_equal(in, out, BYTES);
+    errno = 0;
+    assert_int_equal(file_write_all(-1, out, 1), -1);
+    assert_int_equal(errno, EBADF);
+    file_sync_folder("a name");
+    file_sync_folder("/no such folder/a name");
 }
 
 static void put_number(const char *folder, const char *name, const char *text) {
@@ -286,6 +319,7 @@ int main(void) {
         cmocka_unit_test(test_arena),
         cmocka_unit_test(test_pool),
         cmocka_unit_test(test_files),
+        cmocka_unit_test(test_write_all),
         cmocka_unit_test(test_cut_while_mapped),
         cmocka_unit_test(test_groups),
         cmocka_unit_test(test_build_id),
