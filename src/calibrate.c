@@ -82,10 +82,6 @@ static struct inputs *shared_inputs(const struct calibration *c, const struct sl
     }
 }
 
-static bool is_integer(enum mat_format format) {
-    return format == MAT_INT4 || format == MAT_INT8;
-}
-
 static int list_inputs(struct calibration *c, const struct recipe *recipe, struct mo_error *error) {
     const struct model *model = &c->engine->model;
     struct arena *arena = arena_create();
@@ -107,7 +103,7 @@ static int list_inputs(struct calibration *c, const struct recipe *recipe, struc
     if (!code) qsort(c->inputs, (size_t)c->n, sizeof *c->inputs, by_mat);
     for (int i = 0; i < n && !code && recipe; i++) {
         struct inputs *shared = slots[i].cols ? shared_inputs(c, &slots[i]) : NULL;
-        if (!shared || !is_integer(recipe->format[tensor_group_of(slots[i].role)])) continue;
+        if (!shared || !mat_is_integer(recipe->format[tensor_group_of(slots[i].role)])) continue;
         shared->wants_moments = true;
         inputs_of(c, slots[i].role, slots[i].layer, slots[i].expert)->has_feedback = true;
     }
@@ -285,7 +281,7 @@ static int prepare_one(struct calibration *c, const struct made *made, struct mo
     if (made->mat.data == own->mat->data || made->mat.format == MAT_BF16 || made->mat.format == MAT_F16) return 0;
     int code = slot->role == ROLE_EMBED ? 0 : reach_layer(c, own->layer, error);
     struct inputs *shared = shared_inputs(c, slot);
-    if (code || !shared || !is_integer(made->mat.format)) return code;
+    if (code || !shared || !mat_is_integer(made->mat.format)) return code;
     shared->is_needed = true;
     if (shared->gptq) return 0;
     code = gptq_open(&shared->gptq, &shared->moments, c->pool, error);

@@ -168,7 +168,7 @@ struct mat check_make_mat(struct check *check, enum mat_format format, int rows,
         make_fp8(check, &m, kind);
     } else if (format == MAT_INT4_AWQ) {
         make_awq(check, &m, kind);
-    } else if (format == MAT_INT4 || format == MAT_INT8) {
+    } else if (mat_is_integer(format)) {
         make_block(check, &m, kind);
     } else if (gguf_is_blocks(format)) {
         make_gguf(check, &m, kind);

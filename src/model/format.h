@@ -58,6 +58,11 @@ struct mat {
  * in files and in memory that we make; readers need no alignment. */
 enum { BLOCK_ROWS = 32, BLOCK_COLS = 128, BLOCK_TILE = 64, BLOCK_LINE = 64 };
 
+/* Is it stored in these blocks? */
+static inline bool mat_is_integer(enum mat_format format) {
+    return format == MAT_INT4 || format == MAT_INT8;
+}
+
 /* What one block takes: 2112, 2176 or 2304 bytes for INT4 and 4160, 4224 or 4352 for INT8, at groups of 128, 64, 32. */
 size_t block_bytes(enum mat_format format, int group_size);
 /* The format and group size of blocks of this many bytes; returns -1 if there are none. */

@@ -72,12 +72,13 @@ int gguf_locate(const char *model, char *path, size_t path_size, struct mo_error
 
 /* ---- the files ---- */
 
-/* Opens one more file. What it says of the split: number (from 0), count and tensors, -1 where it says nothing. */
 struct part {
     struct gguf_header header;
-    int number, count, tensors;
+    int number, count; /* of the split, from 0; a file that says nothing of one is 0 of 1 */
+    int tensors;       /* of all parts; -1 where it does not say */
 };
 
+/* Opens one more file. */
 static int open_part(struct checkpoint *checkpoint, const char *path, struct part *part, struct mo_error *error) {
     struct shard *shard = &checkpoint->shards[checkpoint->n_shards];
     shard->path = arena_strdup(checkpoint->arena, path);

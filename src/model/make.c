@@ -159,7 +159,7 @@ static int declare_matrix(struct pack *pack, const struct maker *maker, const st
     layout(maker, slot, &made);
     const struct mat *mat = &made.mat;
     slot_name(slot, name, ".weight");
-    if (mat->format == MAT_INT4 || mat->format == MAT_INT8) {
+    if (mat_is_integer(mat->format)) {
         size_t block = block_bytes(mat->format, mat->group_size), panel = block_panel_bytes(mat);
         int64_t shape[3] = {(int64_t)(mat_bytes(mat) / panel), (int64_t)(panel / block), (int64_t)block};
         return pack_add(pack, name, DTYPE_U8, shape, 3, error);

@@ -20,8 +20,8 @@ static const struct mat *source(void *context, const struct slot *slot) {
 
 static int fill(void *context, const struct made *made, int unit, void *scratch, struct make_error *sum) {
     const struct quantize *q = context;
-    bool is_integer = made->mat.format == MAT_INT4 || made->mat.format == MAT_INT8;
-    const struct gptq *gptq = q->feedback && is_integer ? q->feedback(q->context, made->slot) : NULL;
+    const struct gptq *gptq =
+        q->feedback && mat_is_integer(made->mat.format) ? q->feedback(q->context, made->slot) : NULL;
     if (gptq) return gptq_rows(source_of(q, made->slot), &made->mat, gptq, unit, scratch, sum);
     const float *importance = q->importance ? q->importance(q->context, made->slot) : NULL;
     return encode_rows(source_of(q, made->slot), &made->mat, importance, unit, scratch, sum);

@@ -101,7 +101,7 @@ void recipe_layout(const struct recipe *recipe, enum role role, enum mat_format 
     enum mat_format format = recipe->format[tensor_group_of(role)];
     *mat = (struct mat){.format = format, .rows = rows, .cols = cols};
     if (format == MAT_BF16 && from == MAT_F16) mat->format = MAT_F16;
-    if (format == MAT_INT4 || format == MAT_INT8) mat->group_size = recipe->group_size;
+    if (mat_is_integer(format)) mat->group_size = recipe->group_size;
     if (format != MAT_FP8) return;
     mat->scale_rows = mat->scale_cols = FP8_BLOCK;
     mat->scale_stride = (cols + FP8_BLOCK - 1) / FP8_BLOCK;
