@@ -39,7 +39,7 @@ static int open_plain(struct source *s, const struct arguments *a, struct mo_err
     if (!code) code = checkpoint_open_files(&s->checkpoint, s->path, error);
     if (!code) code = model_load(&s->model, &s->checkpoint, error);
     if (!code) code = checkpoint_open_tensors(&s->checkpoint, error);
-    if (!code) code = weights_bind(&s->weights, &s->model, &s->checkpoint, error);
+    if (!code) code = weights_bind(&s->weights, &s->model, &s->checkpoint, pool_threads(s->pool), error);
     s->job = (struct quantize){.model = &s->model, .checkpoint = &s->checkpoint, .weights = &s->weights};
     return code;
 }

@@ -80,7 +80,8 @@ static int quantize(struct engine *engine, const char *name, struct mo_error *er
 int engine_bind_weights(struct engine *engine, struct mo_error *error) {
     const char *name = engine->options.quantization;
     int code = engine_check_quantization(&engine->model, name, error);
-    if (!code) code = weights_bind(&engine->weights, &engine->model, &engine->checkpoint, error);
+    if (!code)
+        code = weights_bind(&engine->weights, &engine->model, &engine->checkpoint, engine->options.threads, error);
     if (!code && engine->model.synthetic) {
         log_warn("%s holds random weights (moebius synth): good for measuring only", engine->path);
     }

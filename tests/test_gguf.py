@@ -428,6 +428,12 @@ def test_unread_types_and_values(tmp_path):
         path = gguf_model.convert(GOLDEN / "v2lite-tiny", tmp_path / "m.gguf", Type.Q8_0,
                                   tensors={name: (damaged, Type.Q8_0)})
         refused(moebius("info", path, "--verify"), name, "nan")
+    # Threads look at it, and it is the first that is named.
+    damaged = gguf.quants.quantize(np.ones((512, 128), "<f4"), Type.Q8_0)
+    for row in (500, 41, 260):
+        damaged[row, 34:36] = (0, 0x7E)
+    path = gguf_model.convert(GOLDEN / "v2lite-tiny", tmp_path / "m.gguf", tensors={"output.weight": (damaged, Type.Q8_0)})
+    refused(moebius("info", path, "--verify"), "output.weight: value 32 of row 41 is nan")
     # kv_b is put together at load, and looked at then.
     damaged = gguf.quants.quantize(np.ones((4, 32, 64), "<f4"), Type.Q8_0)
     damaged.reshape(-1)[0:2] = (0, 0x7C)

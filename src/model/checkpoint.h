@@ -95,6 +95,8 @@ int checkpoint_open(struct checkpoint *checkpoint, const char *path, struct mo_e
 int checkpoint_open_files(struct checkpoint *checkpoint, const char *path, struct mo_error *error);
 int checkpoint_open_tensors(struct checkpoint *checkpoint, struct mo_error *error);
 void checkpoint_close(struct checkpoint *checkpoint); /* accepts a zeroed one */
+/* Which shard's map holds these bytes; -1: none. */
+int checkpoint_find_shard(const struct checkpoint *checkpoint, const uint8_t *data, size_t size);
 /* NULL if there is no such tensor. */
 const struct tensor *checkpoint_find(const struct checkpoint *checkpoint, const char *name);
 

@@ -33,18 +33,11 @@ static void values(void *context, const struct slot *slot, float *out) {
     memcpy(out, *weights_vector(&weights, slot->role, slot->layer), (size_t)slot->rows * sizeof *out);
 }
 
-static bool is_in_a_file(const struct quantize *q, const void *data) {
-    for (int i = 0; i < q->checkpoint->n_shards; i++) {
-        const struct file_map *map = &q->checkpoint->shards[i].map;
-        if ((const uint8_t *)data >= map->data && (const uint8_t *)data < map->data + map->size) return true;
-    }
-    return false;
-}
-
 /* Whole pages inside of the matrix go; they can be read again from the file, if they are of one. */
 static void done(void *context, const struct slot *slot) {
-    const struct mat *mat = source_of(context, slot);
-    if (!is_in_a_file(context, mat->data)) return;
+    const struct quantize *q = context;
+    const struct mat *mat = source_of(q, slot);
+    if (checkpoint_find_shard(q->checkpoint, mat->data, mat_data_bytes(mat)) < 0) return;
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = (uintptr_t)mat->data, end = begin + mat_data_bytes(mat);
     begin = (begin + page - 1) / page * page;
     end = end / page * page;

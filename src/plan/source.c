@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/file.h"
+#include "base/text.h"
 #include "model/gguf.h"
 #include "model/locate.h"
 #include "plan/headers.h"
@@ -22,12 +23,6 @@ static int read_config(struct plan_source *source, const char *path, struct mo_e
     return code;
 }
 
-static bool is_safetensors(const char *name) {
-    static const char end[] = ".safetensors";
-    size_t n = strlen(name);
-    return n > strlen(end) && !strcmp(name + n - strlen(end), end);
-}
-
 /* Every header of a folder; a folder without weights is as good as its config.json. */
 static int read_folder_headers(struct plan_source *source, const char *dir, struct mo_error *error) {
     struct plan_seen seen = {0};
@@ -37,7 +32,7 @@ static int read_folder_headers(struct plan_source *source, const char *dir, stru
     for (const struct dirent *file; !code && (file = readdir(folder));) {
         char path[PATH_BYTES];
         json_t *header = NULL;
-        if (!is_safetensors(file->d_name)) continue;
+        if (!text_ends_with(file->d_name, ".safetensors")) continue;
         snprintf(path, sizeof path, "%.4000s/%s", dir, file->d_name);
         code = plan_header_read(&header, path, error);
         if (!code) code = plan_header_add(&seen, header, &source->arch, path, error);

@@ -20,6 +20,7 @@
 #include "base/json.h"
 #include "base/memory.h"
 #include "base/pool.h"
+#include "base/text.h"
 
 enum { MANY = 1000 };
 
@@ -149,6 +150,17 @@ static void test_write_all(void **state) {
     assert_int_equal(errno, EBADF);
     file_sync_folder("a name");
     file_sync_folder("/no such folder/a name");
+}
+
+static void test_texts(void **state) {
+    (void)state;
+    char hex[9] = "********";
+    assert_true(text_ends_with("a.gguf", ".gguf") && text_ends_with("x", "") && text_ends_with("", ""));
+    assert_false(text_ends_with("gguf", ".gguf") || text_ends_with("a.gguf.x", ".gguf"));
+    text_print_hex((const uint8_t[]){0x00, 0x7f, 0xa0, 0xff}, 4, hex);
+    assert_string_equal(hex, "007fa0ff");
+    text_print_hex(NULL, 0, hex);
+    assert_string_equal(hex, "");
 }
 
 static void put_number(const char *folder, const char *name, const char *text) {
@@ -320,6 +332,7 @@ int main(void) {
         cmocka_unit_test(test_pool),
         cmocka_unit_test(test_files),
         cmocka_unit_test(test_write_all),
+        cmocka_unit_test(test_texts),
         cmocka_unit_test(test_cut_while_mapped),
         cmocka_unit_test(test_groups),
         cmocka_unit_test(test_build_id),
