@@ -75,9 +75,13 @@ def test_types(name, kind, expected, tmp_path):
         assert np.median(np.abs(got - expected[name])) <= 0.2
 
 
-# Where the fp16 scales of a block are, for blocks of random bytes: these must be numbers, and small ones.
-SCALES = {"Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "Q2_K": [80, 82], "Q3_K": [108],
-          "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "IQ4_NL": [0], "IQ4_XS": [0]}
+# For blocks of random bytes, whose fp16 scales must be numbers, and small ones: the largest value at a scale of 1, and where the scales
+# are.
+SCALES = {"Q4_0": (8, [0]), "Q4_1": (16, [0, 2]), "Q5_0": (16, [0]), "Q5_1": (32, [0, 2]), "Q8_0": (128, [0]),
+          "Q2_K": (45, [80, 82]), "Q3_K": (128, [108]), "Q4_K": (945, [0, 2]), "Q5_K": (1953, [0, 2]), "Q6_K": (4096, [208]),
+          "IQ4_NL": (127, [0]), "IQ4_XS": (4064, [0]), "IQ1_S": (17, [0]), "IQ1_M": (17, []), "IQ2_XXS": (167, [0]),
+          "IQ2_XS": (167, [0]), "IQ2_S": (167, [0]), "IQ3_XXS": (481, [0]), "IQ3_S": (465, [0]), "TQ1_0": (1, [52]),
+          "TQ2_0": (2, [64]), "MXFP4": (12, [])}
 WIDE = {"architectures": ["DeepseekV2ForCausalLM"], "num_hidden_layers": 2, "first_k_dense_replace": 1,
         "hidden_size": 256, "num_attention_heads": 2, "intermediate_size": 256, "moe_intermediate_size": 256,
         "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "vocab_size": 256,
@@ -91,11 +95,16 @@ def blocks(random, kind, shape):
     values, size = gguf.GGML_QUANT_SIZES[Type[kind]]
     n = int(np.prod(shape)) // values
     raw = random.integers(0, 256, (n, size), dtype=np.uint8)
-    largest_value = {"Q4_0": 8, "Q4_1": 16, "Q5_0": 16, "Q5_1": 32, "Q8_0": 128, "Q2_K": 45, "Q3_K": 128, "Q4_K": 945,
-                     "Q5_K": 1953, "Q6_K": 4096, "IQ4_NL": 127, "IQ4_XS": 4064}[kind]
-    for at in SCALES[kind]:
+    largest_value, places = SCALES[kind]
+    for at in places or [0]:
         scale = (random.uniform(0.5, 1, n) * 0.2 / largest_value).astype("<f2")
-        raw[:, at:at + 2] = scale.view(np.uint8).reshape(n, 2)
+        if kind == "IQ1_M":  # four bits of it in each of four words
+            for i in range(4):
+                raw[:, 49 + 2 * i] = raw[:, 49 + 2 * i] & 15 | (scale.view("<u2") >> 4 * i & 15) << 4
+        elif kind == "MXFP4":  # a power of two, 2^(byte - 128)
+            raw[:, 0] = random.integers(119, 123, n)
+        else:
+            raw[:, at:at + 2] = scale.view(np.uint8).reshape(n, 2)
     raw = raw.reshape(*shape[:-1], -1)
     return raw, gguf.quants.dequantize(raw, Type[kind]).reshape(shape).astype("<f4")
 
@@ -409,10 +418,10 @@ def test_arrays(tmp_path):
 def test_unread_types_and_values(tmp_path):
     """Types that nobody reads here, unknown tensors, and scales that are no numbers."""
     random = np.random.default_rng(3)
-    raw = random.integers(0, 256, (512, 50), dtype=np.uint8)
-    shape = {"output.weight": (raw, Type.IQ1_S)}  # 512 rows of one block of 256
+    raw = random.integers(0, 256, (512, 144), dtype=np.uint8)
+    shape = {"output.weight": (raw, Type.NVFP4)}  # 512 rows of four blocks of 64
     path = gguf_model.convert(GOLDEN / "v2lite-tiny", tmp_path / "m.gguf", tensors=shape)
-    refused(moebius("info", path), "output.weight", "IQ1_S", "Q2_K to Q6_K")
+    refused(moebius("info", path), "output.weight", "NVFP4", "Q2_K to Q6_K")
     path = gguf_model.convert(GOLDEN / "v2lite-tiny", tmp_path / "m.gguf",
                               tensors={"blk.1.ffn_gate_inp_shexp.weight": np.ones(128, "<f4")})
     refused(moebius("logits", path, "--ids", "1", "--out", tmp_path / "out"), "ffn_gate_inp_shexp", "unknown")

@@ -1,4 +1,4 @@
-/* model/format_priv.h - shared by format.c, block.c and gguf_blocks.c only. */
+/* model/format_priv.h - shared by format.c, block.c, gguf_blocks.c and gguf_grid_blocks.c only. */
 #ifndef MOEBIUS_MODEL_FORMAT_PRIV_H
 #define MOEBIUS_MODEL_FORMAT_PRIV_H
 
@@ -14,5 +14,8 @@ void block_decode_span(const struct mat *mat, int row, int k0, int count, float 
 /* mat_bytes and format_decode_span for GGUF's blocks. */
 size_t gguf_bytes(const struct mat *mat);
 void gguf_decode_span(const struct mat *mat, int row, int k0, int count, float *out);
+
+/* gguf_take_apart for what has a grid, and TQ1_0 and TQ2_0. */
+void gguf_read_grid(enum mat_format format, const uint8_t *at, struct gguf_parts *out);
 
 #endif

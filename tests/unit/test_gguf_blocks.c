@@ -166,7 +166,7 @@ static void test_spans_and_sizes(void **state) {
         free(whole);
         free(data);
     }
-    assert_int_equal(found, 12);
+    assert_int_equal(found, 22);
 }
 
 /* ---- does the check notice? ---- */

@@ -333,6 +333,11 @@ INLINE ivec bytes_look_up(const int8_t *table, ivec indices) {
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const void *)table)), indices);
 }
 
+/* table[i] for each lane i. */
+INLINE ivec ivec_look_up(const uint32_t *table, ivec indices) {
+    return _mm512_i32gather_epi32(indices, table, 4);
+}
+
 /* Byte `which` of each lane in all four. */
 INLINE ivec bytes_repeat(ivec v, int which) {
     const int spread = which * 0x01010101;
