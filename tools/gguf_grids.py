@@ -9,7 +9,8 @@ tests/test_formats_gguf.py holds the file to what this writes.
 
 import gguf.quants as quants
 
-PER_LINE = 10
+PER_LINE = 14
+PLACES = [0, 8, 4, 12]
 GRIDS = [("gguf_iq1_grid", quants.IQ1_S), ("gguf_iq2_xxs_grid", quants.IQ2_XXS), ("gguf_iq2_xs_grid", quants.IQ2_XS),
          ("gguf_iq2_s_grid", quants.IQ2_S), ("gguf_iq3_xxs_grid", quants.IQ3_XXS), ("gguf_iq3_s_grid", quants.IQ3_S)]
 HEAD = """\
@@ -22,10 +23,10 @@ HEAD = """\
 
 
 def entry(numbers):
-    """Values 0 to 3 are the low nibbles of four bytes, values 4 to 7 the high ones; of four values each has its own byte."""
+    """Four nibbles, number i at bit PLACES[i]: each holds value i and, of eight values with two bits each, value i + 4 above it."""
     word = 0
     for i, number in enumerate(numbers):
-        word |= number << 8 * (i % 4) + 4 * (i // 4)
+        word |= number << PLACES[i % 4] + 2 * (i // 4)
     return word
 
 
@@ -39,7 +40,7 @@ def grid(kind):
 def array(name, words):
     rows = (words[i:i + PER_LINE] for i in range(0, len(words), PER_LINE))
     lines = ["    " + ", ".join(f"0x{word:x}" for word in row) + ",\n" for row in rows]
-    return f"const uint32_t {name}[{len(words)}] = {{\n{''.join(lines)}}};\n"
+    return f"const uint16_t {name}[{len(words)} + 1] = {{\n{''.join(lines)}}};\n"
 
 
 def main():

@@ -3,6 +3,7 @@
 
 #include "model/format_priv.h"
 
+const uint8_t gguf_grid_places[4] = {0, 8, 4, 12};
 const int8_t gguf_iq2_values[16] = {8, 25, 43, 0, 0, 0, 0, 0, -8, -25, -43};
 const int8_t gguf_iq3_xxs_values[16] = {4, 12, 20, 28, 36, 44, 52, 62, -4, -12, -20, -28, -36, -44, -52, -62};
 const int8_t gguf_iq3_s_values[16] = {1, 3, 5, 7, 9, 11, 13, 15, -1, -3, -5, -7, -9, -11, -13, -15};
@@ -29,14 +30,22 @@ static unsigned even_signs(unsigned seven) {
     return seven | (unsigned)__builtin_parity(seven) << 7;
 }
 
-/* Value i < 8 of a grid's entry: its number in the list of values. */
-static unsigned of_entry(uint32_t entry, int i) {
-    return entry >> (i % 4 * 8 + i / 4 * 4) & 15;
+/* Value i of an entry of eight: its place in the list. */
+static unsigned of_eight(uint16_t entry, int i) {
+    return entry >> (gguf_grid_places[i % 4] + i / 4 * 2) & 3;
 }
 
 /* Eight values; a sign puts a value into the second half of the list. */
-static void put_eight(const int8_t values[16], uint32_t entry, unsigned signs, int8_t *q) {
-    for (int i = 0; i < 8; i++) q[i] = values[of_entry(entry, i) | (signs >> i & 1) << 3];
+static void put_eight(const int8_t values[16], uint16_t entry, unsigned signs, int8_t *q) {
+    for (int i = 0; i < 8; i++) q[i] = values[of_eight(entry, i) | (signs >> i & 1) << 3];
+}
+
+/* Eight values out of two entries of four. */
+static void put_twice_four(const int8_t values[16], uint16_t first, uint16_t second, unsigned signs, int8_t *q) {
+    for (int i = 0; i < 8; i++) {
+        const unsigned place = (i < 4 ? first : second) >> gguf_grid_places[i % 4] & 15;
+        q[i] = values[place | (signs >> i & 1) << 3];
+    }
 }
 
 /* ---- two bits: each eight values an entry ---- */
@@ -73,25 +82,20 @@ static void read_iq2_s(const uint8_t *at, struct gguf_parts *out) {
 
 /* ---- three bits: each four values an entry ---- */
 
-/* Two entries of four values as one of eight. */
-static uint32_t both(uint32_t first, uint32_t second) {
-    return first | second << 4;
-}
-
 static void read_iq3_xxs(const uint8_t *at, struct gguf_parts *out) {
-    const uint32_t *grid = gguf_iq3_xxs_grid;
+    const uint16_t *grid = gguf_iq3_xxs_grid;
     const float d = half_at(at) * 0.25f;
     for (int j = 0; j < 8; j++) {
         const uint8_t *index = at + 2 + 8 * j;
         const uint32_t word = word32(at + 66 + 4 * j);
         out->scale[j] = d * (float)(2 * (word >> 28) + 1);
         for (int i = 0; i < 4; i++)
-            put_eight(gguf_iq3_xxs_values, both(grid[index[2 * i]], grid[index[2 * i + 1]]), even_signs(word >> 7 * i),
-                      out->q + 32 * j + 8 * i);
+            put_twice_four(gguf_iq3_xxs_values, grid[index[2 * i]], grid[index[2 * i + 1]], even_signs(word >> 7 * i),
+                           out->q + 32 * j + 8 * i);
     }
 }
 
-static uint32_t iq3_s_entry(const uint8_t *at, int i) {
+static uint16_t iq3_s_entry(const uint8_t *at, int i) {
     return gguf_iq3_s_grid[at[2 + i] | (at[66 + i / 8] >> i % 8 & 1) << 8];
 }
 
@@ -99,14 +103,14 @@ static void read_iq3_s(const uint8_t *at, struct gguf_parts *out) {
     const float d = half_at(at);
     for (int j = 0; j < 8; j++) out->scale[j] = d * (float)(2 * nibble(at + 106, j) + 1);
     for (int i = 0; i < 32; i++)
-        put_eight(gguf_iq3_s_values, both(iq3_s_entry(at, 2 * i), iq3_s_entry(at, 2 * i + 1)), at[74 + i],
-                  out->q + 8 * i);
+        put_twice_four(gguf_iq3_s_values, iq3_s_entry(at, 2 * i), iq3_s_entry(at, 2 * i + 1), at[74 + i],
+                       out->q + 8 * i);
 }
 
 /* ---- one bit: each eight values an entry of -1, 0 and 1, all of them an eighth more or less ---- */
 
-static void put_eighths(uint32_t entry, bool is_less, int8_t *q) {
-    for (int i = 0; i < 8; i++) q[i] = (int8_t)(8 * ((int)of_entry(entry, i) - 1) + (is_less ? -1 : 1));
+static void put_eighths(uint16_t entry, bool is_less, int8_t *q) {
+    for (int i = 0; i < 8; i++) q[i] = (int8_t)(8 * ((int)of_eight(entry, i) - 1) + (is_less ? -1 : 1));
 }
 
 static void read_iq1_s(const uint8_t *at, struct gguf_parts *out) {

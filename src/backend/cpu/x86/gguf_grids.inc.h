@@ -1,6 +1,6 @@
 /* backend/cpu/x86/gguf_grids.inc.h - as gguf_unpack.inc.h, which is included before: GGUF's blocks whose values come in groups out of
- * a grid, and the ternary ones. A look-up brings each row's next eight values (IQ3: four) as places in a list of 16; signs move a
- * place to the list's second half, and the list holds what the product wants. */
+ * a grid, and the ternary ones. A look-up brings eight values (IQ3: four) of each row as places in a list of 16; signs move a place to
+ * the list's second half, and the list holds what the product wants. */
 
 /* `count` bits of each lane from bit `from` on, at bit `to`. */
 INLINE ivec bits_moved(ivec v, int from, int count, int to) {
@@ -20,11 +20,28 @@ INLINE vec half_times(ivec v, float power) {
     return vec_mul(vec_from_f16_bits(v), vec_set1(power));
 }
 
-/* Eight values of each row as two words. */
-INLINE void take_eight(const uint32_t *grid, ivec index, ivec out[2]) {
-    const ivec v = ivec_look_up(grid, index);
-    out[0] = bits_at(v, 0, 15);
-    out[1] = bits_at(v, 4, 15);
+/* The entries of two indices, in each lane's halves, as bytes of nibbles. */
+INLINE void take_two(const uint16_t *grid, int entries, ivec indices, ivec out[2]) {
+    halves_look_up(grid, entries, indices, out);
+    UNROLL
+    for (int i = 0; i < 2; i++) out[i] = bits_at(ivec_or(out[i], ivec_shift_left(out[i], 12)), 0, 15);
+}
+
+/* The entries of four indices: their low bytes are those of `low`, what is above lies in the high bytes of the halves of `even` (of
+ * indices 0 and 2) and `odd` (1 and 3). */
+INLINE void take_four(const uint16_t *grid, int entries, ivec low, ivec even, ivec odd, ivec out[4]) {
+    const ivec bytes = ivec_set1(0x00ff00ff);
+    ivec of_even[2], of_odd[2];
+    take_two(grid, entries, ivec_or(ivec_and(low, bytes), even), of_even);
+    take_two(grid, entries, ivec_or(ivec_and(ivec_shift_right(low, 8), bytes), odd), of_odd);
+    UNROLL
+    for (int i = 0; i < 4; i++) out[i] = (i % 2 ? of_odd : of_even)[i / 2];
+}
+
+/* Twice eight values from two entries: places in the list. */
+INLINE void split_entries(const ivec entry[2], ivec out[4]) {
+    UNROLL
+    for (int i = 0; i < 4; i++) out[i] = bits_at(entry[i / 2], i % 2 * 2, 3);
 }
 
 /* Four times seven bits become four bytes whose eighth bit makes their bits' number even. */
@@ -51,25 +68,42 @@ INLINE void put_signed(const struct gguf_to *to, int line, const int8_t *values,
     put_lines(to, line, v);
 }
 
+/* 32 values: four entries of eight, and their signs a byte each. */
+INLINE void put_iq2(const struct gguf_to *to, int line, const ivec entry[4], ivec signs) {
+    ivec part[4];
+    UNROLL
+    for (int half = 0; half < 2; half++) {
+        split_entries(entry + 2 * half, part);
+        put_signed(to, line + 4 * half, gguf_iq2_values, part, signs, 2 * half);
+    }
+}
+
 /* ---- IQ2 ---- */
 
 INLINE void unpack_iq2_xxs(struct gguf_rows *rows, const struct gguf_to *to) {
     const vec d = half_times(gguf_word(rows, 0, 0), 0.125f);
     KEEP_LOOP
     for (int pair = 0; pair < 4; pair++) { /* of 32 values */
-        ivec v[4], part[4];
+        ivec v[4], entry[4];
         take_words(rows, 2 + 16 * pair, v);
         UNROLL
         for (int half = 0; half < 2; half++) {
-            const ivec index = v[2 * half], signs = signs_of_word(v[2 * half + 1]);
             to->scale[2 * pair + half] = odd_scale(v[2 * half + 1], 28, 4, d);
-            UNROLL
-            for (int i = 0; i < 4; i++) {
-                take_eight(gguf_iq2_xxs_grid, bits_moved(index, 8 * i, 8, 0), part + i % 2 * 2);
-                if (i % 2) put_signed(to, 16 * pair + 8 * half + 2 * i - 2, gguf_iq2_values, part, signs, i - 1);
-            }
+            take_four(gguf_iq2_xxs_grid, 256, v[2 * half], ivec_zero(), ivec_zero(), entry);
+            put_iq2(to, 16 * pair + 8 * half, entry, signs_of_word(v[2 * half + 1]));
         }
     }
+}
+
+/* Two words of two numbers each: nine bits of index, seven signs. */
+INLINE void unpack_iq2_xs_32(const ivec word[2], int line, const struct gguf_to *to) {
+    ivec entry[4], signs = ivec_zero();
+    UNROLL
+    for (int i = 0; i < 2; i++) {
+        take_two(gguf_iq2_xs_grid, 512, ivec_and(word[i], ivec_set1(0x01ff01ff)), entry + 2 * i);
+        signs = ivec_or(signs, ivec_or(bits_moved(word[i], 9, 7, 16 * i), bits_moved(word[i], 25, 7, 16 * i + 8)));
+    }
+    put_iq2(to, line, entry, even_signs(signs));
 }
 
 INLINE void unpack_iq2_xs(struct gguf_rows *rows, const struct gguf_to *to) {
@@ -80,33 +114,10 @@ INLINE void unpack_iq2_xs(struct gguf_rows *rows, const struct gguf_to *to) {
     for (int j = 0; j < 16; j++) to->scale[j] = odd_scale(scales[2 + j / 8], j % 8 * 4, 4, d);
     KEEP_LOOP
     for (int pair = 0; pair < 4; pair++) {
-        ivec v[4], part[4];
+        ivec v[4];
         take_words(rows, 2 + 16 * pair, v);
-        UNROLL
-        for (int half = 0; half < 2; half++) {
-            const ivec *word = v + 2 * half;
-            ivec low = ivec_or(bits_moved(word[0], 9, 7, 0), bits_moved(word[0], 25, 7, 8));
-            ivec signs = ivec_or(low, ivec_or(bits_moved(word[1], 9, 7, 16), bits_moved(word[1], 25, 7, 24)));
-            signs = even_signs(signs);
-            UNROLL
-            for (int i = 0; i < 4; i++) {
-                take_eight(gguf_iq2_xs_grid, bits_moved(word[i / 2], i % 2 * 16, 9, 0), part + i % 2 * 2);
-                if (i % 2) put_signed(to, 16 * pair + 8 * half + 2 * i - 2, gguf_iq2_values, part, signs, i - 1);
-            }
-        }
-    }
-}
-
-/* 128 values: 16 low bytes of indices in v, their high bits two a byte... in the low or the high half of `high`'s 64 bits. */
-INLINE void unpack_iq2_s_half(struct gguf_rows *rows, int half, ivec high, const struct gguf_to *to) {
-    ivec low[4], signs[4], part[4];
-    take_words(rows, 2 + 16 * half, low);
-    take_words(rows, 34 + 16 * half, signs);
-    UNROLL
-    for (int i = 0; i < 16; i++) {
-        ivec index = ivec_or(bits_moved(low[i / 4], i % 4 * 8, 8, 0), bits_moved(high, 2 * i, 2, 8));
-        take_eight(gguf_iq2_s_grid, index, part + i % 2 * 2);
-        if (i % 2) put_signed(to, 32 * half + 2 * i - 2, gguf_iq2_values, part, signs[i / 4], i % 4 - 1);
+        unpack_iq2_xs_32(v, 16 * pair, to);
+        unpack_iq2_xs_32(v + 2, 16 * pair + 8, to);
     }
 }
 
@@ -117,17 +128,29 @@ INLINE void unpack_iq2_s(struct gguf_rows *rows, const struct gguf_to *to) {
     UNROLL
     for (int j = 0; j < 16; j++) to->scale[j] = odd_scale(v[2 + j / 8], j % 8 * 4, 4, d);
     KEEP_LOOP
-    for (int half = 0; half < 2; half++) unpack_iq2_s_half(rows, half, v[half], to);
+    for (int half = 0; half < 2; half++) {
+        ivec low[4], signs[4], entry[4];
+        take_words(rows, 2 + 16 * half, low);
+        take_words(rows, 34 + 16 * half, signs);
+        UNROLL
+        for (int j = 0; j < 4; j++) { /* 32 values each, with a byte of the high bits */
+            const int at = 8 * j;
+            ivec even = ivec_or(bits_moved(v[half], at, 2, 8), bits_moved(v[half], at + 4, 2, 24));
+            ivec odd = ivec_or(bits_moved(v[half], at + 2, 2, 8), bits_moved(v[half], at + 6, 2, 24));
+            take_four(gguf_iq2_s_grid, 1024, low[j], even, odd, entry);
+            put_iq2(to, 32 * half + 8 * j, entry, signs[j]);
+        }
+    }
 }
 
-/* ---- IQ3: two indices for eight values ---- */
+/* ---- IQ3: two entries for eight values ---- */
 
 INLINE void unpack_iq3_xxs(struct gguf_rows *rows, const struct gguf_to *to) {
     const vec d = half_times(gguf_word(rows, 0, 0), 0.25f);
     ivec words[8];
     take_bits(rows, 66, words);
     KEEP_LOOP
-    for (int pair = 0; pair < 4; pair++) {
+    for (int pair = 0; pair < 4; pair++) { /* of 32 values */
         ivec v[4], part[4];
         take_words(rows, 2 + 16 * pair, v);
         UNROLL
@@ -135,9 +158,9 @@ INLINE void unpack_iq3_xxs(struct gguf_rows *rows, const struct gguf_to *to) {
             const ivec word = words[2 * pair + half], signs = signs_of_word(word);
             to->scale[2 * pair + half] = odd_scale(word, 28, 4, d);
             UNROLL
-            for (int i = 0; i < 8; i++) {
-                part[i % 4] = ivec_look_up(gguf_iq3_xxs_grid, bits_moved(v[2 * half + i / 4], i % 4 * 8, 8, 0));
-                if (i % 4 == 3) put_signed(to, 16 * pair + 8 * half + i - 3, gguf_iq3_xxs_values, part, signs, i / 4 * 2);
+            for (int i = 0; i < 2; i++) {
+                take_four(gguf_iq3_xxs_grid, 256, v[2 * half + i], ivec_zero(), ivec_zero(), part);
+                put_signed(to, 16 * pair + 8 * half + 4 * i, gguf_iq3_xxs_values, part, signs, 2 * i);
             }
         }
     }
@@ -156,11 +179,11 @@ INLINE void unpack_iq3_s(struct gguf_rows *rows, const struct gguf_to *to) {
         ivec v[4], part[4], above = pair & 1 ? ivec_shift_right(high[pair / 2], 16) : high[pair / 2];
         take_words(rows, 2 + 16 * pair, v);
         UNROLL
-        for (int i = 0; i < 16; i++) {
-            ivec index = ivec_or(bits_moved(v[i / 4], i % 4 * 8, 8, 0), bits_moved(above, i, 1, 8));
-            part[i % 4] = ivec_look_up(gguf_iq3_s_grid, index);
-            if (i % 4 == 3)
-                put_signed(to, 16 * pair + i - 3, gguf_iq3_s_values, part, signs[2 * pair + i / 8], i / 4 % 2 * 2);
+        for (int i = 0; i < 4; i++) { /* 16 values each, with four of the high bits */
+            ivec even = ivec_or(bits_moved(above, 4 * i, 1, 8), bits_moved(above, 4 * i + 2, 1, 24));
+            ivec odd = ivec_or(bits_moved(above, 4 * i + 1, 1, 8), bits_moved(above, 4 * i + 3, 1, 24));
+            take_four(gguf_iq3_s_grid, 512, v[i], even, odd, part);
+            put_signed(to, 16 * pair + 4 * i, gguf_iq3_s_values, part, signs[2 * pair + i / 2], i % 2 * 2);
         }
     }
 }
@@ -169,13 +192,20 @@ INLINE void unpack_iq3_s(struct gguf_rows *rows, const struct gguf_to *to) {
 
 enum { IQ1_ZERO = 9 };
 
-/* Eight values: 8 * (0, 1 or 2), and 2 more where the bit `less` of `signs` is not set: q + IQ1_ZERO. */
-INLINE void put_eighths(ivec index, ivec signs, int less, ivec out[2]) {
-    const ivec v = ivec_look_up(gguf_iq1_grid, index);
-    const ivec is_more = ivec_sub(bits_moved(signs, less, 1, 0), ivec_set1(1));
-    const ivec more = ivec_and(is_more, ivec_set1(0x02020202));
-    out[0] = ivec_or(ivec_shift_left(bits_at(v, 0, 3), 3), more);
-    out[1] = ivec_or(bits_at(v, 1, 0x18), more);
+/* Where bit `less` of a lane is not set, 2 in every byte. */
+INLINE ivec two_unless(ivec v, int less) {
+    return ivec_and(ivec_sub(bits_moved(v, less, 1, 0), ivec_set1(1)), ivec_set1(0x02020202));
+}
+
+/* 16 values from two entries: 8 * (0, 1 or 2), and `more` of each entry: q + IQ1_ZERO. */
+INLINE void put_eighths(const struct gguf_to *to, int line, const ivec entry[2], ivec more0, ivec more1) {
+    ivec part[4];
+    UNROLL
+    for (int i = 0; i < 4; i++) {
+        ivec eighths = bits_at(entry[i / 2], i % 2 ? -1 : -3, 0x18);
+        part[i] = ivec_or(eighths, i < 2 ? more0 : more1);
+    }
+    put_lines(to, line, part);
 }
 
 INLINE void unpack_iq1_s(struct gguf_rows *rows, const struct gguf_to *to) {
@@ -184,19 +214,19 @@ INLINE void unpack_iq1_s(struct gguf_rows *rows, const struct gguf_to *to) {
     take_words(rows, 34, high);
     KEEP_LOOP
     for (int half = 0; half < 2; half++) {
-        ivec v[4], part[4];
+        ivec v[4], entry[4];
         take_words(rows, 2 + 16 * half, v);
         UNROLL
         for (int j = 0; j < 4; j++) { /* 32 values each */
             const ivec word = high[2 * half + j / 2];
-            const int at = j % 2 * 16;
+            const int at = j % 2 * 16, line = 32 * half + 8 * j;
+            const ivec more = two_unless(word, at + 15);
             to->scale[4 * half + j] = odd_scale(word, at + 12, 3, d);
-            UNROLL
-            for (int i = 0; i < 4; i++) {
-                ivec index = ivec_or(bits_moved(v[j], 8 * i, 8, 0), bits_moved(word, at + 3 * i, 3, 8));
-                put_eighths(index, word, at + 15, part + i % 2 * 2);
-                if (i % 2) put_lines(to, 32 * half + 8 * j + 2 * i - 2, part);
-            }
+            ivec even = ivec_or(bits_moved(word, at, 3, 8), bits_moved(word, at + 6, 3, 24));
+            ivec odd = ivec_or(bits_moved(word, at + 3, 3, 8), bits_moved(word, at + 9, 3, 24));
+            take_four(gguf_iq1_grid, 2048, v[j], even, odd, entry);
+            put_eighths(to, line, entry, more, more);
+            put_eighths(to, line + 4, entry + 2, more, more);
         }
     }
 }
@@ -212,15 +242,17 @@ INLINE void unpack_iq1_m(struct gguf_rows *rows, const struct gguf_to *to) {
     for (int j = 0; j < 16; j++) to->scale[j] = odd_scale(scales[2 + j / 8], j % 8 / 4 * 16 + j % 4 * 3, 3, d);
     KEEP_LOOP
     for (int half = 0; half < 2; half++) {
-        ivec v[4], part[4];
+        ivec v[4], entry[4];
         take_words(rows, 16 * half, v);
         UNROLL
-        for (int i = 0; i < 16; i++) {
-            const ivec word = high[2 * half + i / 8];
-            const int at = i % 8 * 4;
-            ivec index = ivec_or(bits_moved(v[i / 4], i % 4 * 8, 8, 0), bits_moved(word, at, 3, 8));
-            put_eighths(index, word, at + 3, part + i % 2 * 2);
-            if (i % 2) put_lines(to, 32 * half + 2 * i - 2, part);
+        for (int j = 0; j < 4; j++) { /* 32 values each, with four nibbles */
+            const ivec word = high[2 * half + j / 2];
+            const int at = j % 2 * 16, line = 32 * half + 8 * j;
+            ivec even = ivec_or(bits_moved(word, at, 3, 8), bits_moved(word, at + 8, 3, 24));
+            ivec odd = ivec_or(bits_moved(word, at + 4, 3, 8), bits_moved(word, at + 12, 3, 24));
+            take_four(gguf_iq1_grid, 2048, v[j], even, odd, entry);
+            put_eighths(to, line, entry, two_unless(word, at + 3), two_unless(word, at + 7));
+            put_eighths(to, line + 4, entry + 2, two_unless(word, at + 11), two_unless(word, at + 15));
         }
     }
 }
