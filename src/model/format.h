@@ -107,7 +107,6 @@ void block_clear_outside(const struct mat *mat, void *data, int from_panel, int 
  *                        64 bytes of the high two bits; 16 scales, signed bytes; d; w = d * scale * (q - 32)
  *   IQ4_XS  256     136  d; 16 bits: the high two of eight scales; 4 bytes: their low four, two a byte; nibbles of each 32
  *                        values; w = d * (scale - 32) * gguf_iq4_values[q]
- *
  *   MXFP4   32      17   8 bits e, nibbles; w = 2^(e - 128) * gguf_mxfp4_values[q]
  *   TQ2_0   256     66   64 bytes of two bits; d; w = d * (q - 1)
  *   TQ1_0   256     54   five base-3 digits a byte: 32 bytes hold values i, i + 32, ..., i + 128, then 16 bytes values 160 + i, i +
@@ -126,9 +125,10 @@ void block_clear_outside(const struct mat *mat, void *data, int from_panel, int 
  *                        with four scales of three bits and four bits of d, lowest first; w as IQ1_S
  *
  * Two bits: 32 bytes hold 128 values, byte i value i lowest, then i + 32, i + 64 and i + 96. Four bits (Q4_K, Q5_K): 32 bytes
- * hold 64 values, byte i value i low, value i + 32 high. IQ1 and IQ2 have an index for each eight values, IQ3 for each four; a set
- * of signs is for eight values, set where one is negative, and where seven are stored the eighth makes their number even. Products are exact in fp32, so w has one rounding where it has a
- * difference or a sum, and none elsewhere. */
+ * hold 64 values, byte i value i low, value i + 32 high. IQ1 and IQ2 have an index for each eight values, IQ3 for each four: grids
+ * say what it stands for. Signs come in eights, a bit is set where a value is negative; of seven the eighth makes their number even.
+ * Products are exact in fp32, so w has one rounding where it has a difference or a sum, and none elsewhere (IQ1 becomes a product of
+ * eighths). */
 struct gguf_parts { /* a block taken apart: w = scale * q (+ low, if there is one) */
     int values, per_scale;
     bool has_low;

@@ -8,6 +8,11 @@ static inline size_t ceil_div(int a, int b) {
     return ((size_t)a + (size_t)b - 1) / (size_t)b;
 }
 
+/* The fp16 number of two bytes. */
+static inline float half_at(const uint8_t *at) {
+    return f16_to_f32((uint16_t)(at[0] | at[1] << 8));
+}
+
 /* format_decode_span for INT4 and INT8. */
 void block_decode_span(const struct mat *mat, int row, int k0, int count, float *out);
 

@@ -40,10 +40,6 @@ bool gguf_is_blocks(enum mat_format format) {
 
 /* ---- blocks of 32 values ---- */
 
-static float half_at(const uint8_t *at) {
-    return f16_to_f32((uint16_t)(at[0] | at[1] << 8));
-}
-
 static int nibble(const uint8_t *bytes, int i) {
     return i < 16 ? bytes[i] & 15 : bytes[i - 16] >> 4;
 }

@@ -1,16 +1,10 @@
 /* model/gguf_grid_blocks.c - the plain-C meaning of the blocks whose values come in groups out of a grid, and of the ternary ones. */
-#include <string.h>
-
 #include "model/format_priv.h"
 
 const uint8_t gguf_grid_places[4] = {0, 8, 4, 12};
 const int8_t gguf_iq2_values[16] = {8, 25, 43, 0, 0, 0, 0, 0, -8, -25, -43};
 const int8_t gguf_iq3_xxs_values[16] = {4, 12, 20, 28, 36, 44, 52, 62, -4, -12, -20, -28, -36, -44, -52, -62};
 const int8_t gguf_iq3_s_values[16] = {1, 3, 5, 7, 9, 11, 13, 15, -1, -3, -5, -7, -9, -11, -13, -15};
-
-static float half_at(const uint8_t *at) {
-    return f16_to_f32((uint16_t)(at[0] | at[1] << 8));
-}
 
 static unsigned word16(const uint8_t *at) {
     return (unsigned)(at[0] | at[1] << 8);

@@ -9,10 +9,9 @@ INLINE ivec bits_moved(ivec v, int from, int count, int to) {
     return ivec_and(from > to ? ivec_shift_right(v, from - to) : ivec_shift_left(v, to - from), ivec_set1(mask));
 }
 
-/* Odd numbers: (2 * field + 1) * d. */
+/* 2 * field + 1, times d. */
 INLINE vec odd_scale(ivec v, int from, int count, vec d) {
-    ivec odd = from ? bits_moved(v, from, count, 1) : bits_moved(v, 0, count, 1);
-    return vec_mul(d, vec_from_int(ivec_or(odd, ivec_set1(1))));
+    return vec_mul(d, vec_from_int(ivec_or(bits_moved(v, from, count, 1), ivec_set1(1))));
 }
 
 /* The fp16 number in the low half of each lane, times a power of two. */
