@@ -177,7 +177,7 @@ static int add_any(struct lister *l, const struct gguf_tensor *tensor) {
     if (type->dtype == DTYPES) {
         return mo_error_set(l->error, MO_E_UNSUPPORTED,
                             "%s: tensor %s: found %s, which is not read: take a file of Q8_0, Q2_K to Q6_K, Q4_0 to "
-                            "Q5_1, IQ4_XS or IQ4_NL instead",
+                            "Q5_1, IQ1 to IQ4, TQ or MXFP4 instead",
                             path_of(l, tensor), tensor->name, type->name);
     }
     if (!row) return add(l, tensor, other_name(rest, layer, name), 0, tensor->data);
@@ -196,7 +196,7 @@ int gguf_list_tensors(const struct checkpoint *checkpoint, struct tensor **list,
 }
 
 bool gguf_mat_format(enum dtype dtype, enum mat_format *format) {
-    if (dtype >= DTYPE_Q4_0 && dtype <= DTYPE_IQ4_XS) {
+    if (dtype >= DTYPE_Q4_0 && dtype < DTYPES) {
         *format = MAT_Q4_0 + (enum mat_format)(dtype - DTYPE_Q4_0);
         return true;
     }

@@ -160,7 +160,8 @@ static bool find_gguf_format(const char *dtype, struct plan_format *format) {
         size_t bytes;
         if (!gguf_block((enum mat_format)i, &values, &bytes)) continue;
         if (strcasecmp(mat_format_name((enum mat_format)i), dtype) != 0) continue;
-        *format = (struct plan_format){.bits = (double)bytes * 8 / values, .kernel = PLAN_K_BLOCKS};
+        *format =
+            (struct plan_format){.bits = (double)bytes * 8 / values, .kernel = plan_kernel_of((enum mat_format)i)};
         snprintf(format->name, sizeof format->name, "%s", mat_format_name((enum mat_format)i));
         return true;
     }
@@ -196,7 +197,7 @@ static double count_weights(const struct entry *e, struct plan_format *format) {
 /* A group is called what its largest tensor is; GGUF files have several kinds of blocks in one. */
 static void note_format(struct plan_seen *seen, enum plan_group group, const struct plan_format *format, double bytes) {
     struct plan_format *kept = &seen->format[group];
-    bool blocks = kept->kernel == PLAN_K_BLOCKS && format->kernel == PLAN_K_BLOCKS;
+    bool blocks = kept->kernel >= PLAN_K_BLOCKS && format->kernel >= PLAN_K_BLOCKS;
     bool mixed = blocks && strcmp(kept->name, format->name) != 0;
     if (bytes > seen->largest[group]) {
         seen->largest[group] = bytes;
