@@ -119,7 +119,7 @@ static void test_products(void **unused) {
     for (size_t i = 0; i < STYLES; i++) {
         struct fixture f;
         char name[64];
-        fixture_open(&f, &styles[i], &odd_model, KV_BF16);
+        fixture_open(&f, &styles[i], model_for(&styles[i]), KV_BF16);
         const struct device_layer *w = &f.cuda->weights.layers[1];
         const struct layer *layer = &f.layers[1];
         snprintf(name, sizeof name, "%s, q_b", styles[i].name);
@@ -139,9 +139,9 @@ static void test_kv_b(void **unused) {
     (void)unused;
     for (size_t i = 0; i < STYLES; i++) {
         struct fixture f;
-        fixture_open(&f, &styles[i], &odd_model, KV_BF16);
+        fixture_open(&f, &styles[i], model_for(&styles[i]), KV_BF16);
         const struct model *m = &f.model;
-        float *kv_b = arena_alloc_array(f.arena, (size_t)m->heads * 32 * (size_t)m->kv_lora, sizeof *kv_b);
+        float *kv_b = arena_alloc_array(f.arena, (size_t)(f.layers[0].kv_b.rows * f.layers[0].kv_b.cols), sizeof *kv_b);
         format_decode_rows(&f.layers[0].kv_b, 0, f.layers[0].kv_b.rows, kv_b);
         const struct weight *key = &f.cuda->weights.layers[0].key;
         size_t lora = (size_t)m->kv_lora, heads = (size_t)m->heads, nope = (size_t)m->nope_dim;
@@ -277,14 +277,15 @@ static void test_routing(void **unused) {
                  {GATE_SOFTMAX_GREEDY, 1, 1, true, 1}};
     for (size_t i = 0; i < sizeof gates / sizeof *gates; i++) {
         struct fixture f;
-        struct model model = odd_model;
+        const struct style *style = &styles[i % 2 ? STYLE_BF16 : i ? STYLE_Q4_K : STYLE_INT4];
+        struct model model = *model_for(style);
         model.gate_kind = gates[i].kind;
         model.groups = gates[i].groups;
         model.top_groups = gates[i].top_groups;
         model.norm_topk = gates[i].norm;
         model.routed_scale = gates[i].scale;
         model.dense_width = 60; /* not looked at */
-        fixture_open(&f, &styles[i % 2 ? 2 : 11], &model, KV_BF16);
+        fixture_open(&f, style, &model, KV_BF16);
         if (model.gate_kind != GATE_SIGMOID_GROUPED) {
             f.layers[1].router_bias = NULL;
             f.cuda->weights.layers[1].router_bias = NULL;

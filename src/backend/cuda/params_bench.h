@@ -28,7 +28,7 @@ struct probe_params {
     int32_t blocks;
 };
 
-PARAMS_SIZE(generate_params, 96);
+PARAMS_SIZE(generate_params, 104);
 PARAMS_SIZE(probe_params, 48);
 
 #endif
