@@ -1,5 +1,5 @@
-/* backend/cuda/upload_format.c - what becomes of a format on the card: which kernels multiply with it, how its scales lie, and what it
- * takes. */
+/* backend/cuda/upload_format.c - what becomes of a format on the card: which kernels multiply with it, how its scales lie, and
+ * what it takes. */
 #include "backend/cuda/upload.h"
 
 static int log2_of(int n) {

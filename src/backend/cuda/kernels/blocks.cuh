@@ -1,14 +1,14 @@
-/* backend/cuda/kernels/blocks.cuh - GGUF's blocks on the card: planes of bits and codes of scales (params.h), and their way to mma
- * operands. Integers are exact in bf16; scale and low are applied in fp32, to exact sums of products and of activations, in groups of 32 k, or
- * of 16 where the blocks have them. Which numbers a format has is known when it is compiled, how its scales lie is not: the same
- * kernels take several kinds of blocks. Includes: device.cuh. */
+/* backend/cuda/kernels/blocks.cuh - GGUF's blocks on the card: planes of bits and codes of scales (params.h), and their way to
+ * mma operands. Integers are exact in bf16; scale and low are applied in fp32 to exact sums, of products and of activations, of 32 k,
+ * or of 16 where blocks have scales for as few. How many bits a value has is known when a kernel is compiled, how its scales lie is
+ * not: one kernel takes several kinds of blocks. Includes: device.cuh. */
 #ifndef MOEBIUS_CUDA_BLOCKS_CUH
 #define MOEBIUS_CUDA_BLOCKS_CUH
 
 #include "device.cuh"
 
-/* One lane's part of 16 rows x 64 k. scale[i][h]: raw bits for columns [32 i, 32 i + 32) and row g + 8 h. Of blocks w[0] is the first
- * plane, w[1] the second, and the scales are codes and beside of row g + 8 h. */
+/* One lane's part of 16 rows x 64 k. scale[i][h]: raw bits for columns [32 i, 32 i + 32) and row g + 8 h. Of blocks w[0] is the
+ * first plane, w[1] the second, and scale[0][h] and scale[1][h] are the codes and what lies beside them. */
 struct slab {
     struct quad w[4];
     uint32_t scale[2][2];

@@ -1,5 +1,5 @@
-/* backend/cuda/kernels/gguf.cuh - the blocks of GGUF files, as they lie there: model/format.h says what their bytes mean. One value at a
- * time: for bringing them in order, and for rows that are looked up. Includes: blocks.cuh. */
+/* backend/cuda/kernels/gguf.cuh - the blocks of GGUF files, as they lie there: model/format.h says what their bytes mean. One
+ * value at a time: for bringing them in order, and for rows that are looked up. Includes: blocks.cuh. */
 #ifndef MOEBIUS_CUDA_GGUF_CUH
 #define MOEBIUS_CUDA_GGUF_CUH
 

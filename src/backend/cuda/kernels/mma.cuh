@@ -134,7 +134,7 @@ DEVICE uint32_t constant_u32(const uint32_t *at) {
 }
 
 /* Where kernels may begin early (MOEBIUS_CUDA_EARLY), waits for the end of the one before, and lets the next one begin: each
- * thread comes here before it touches anything in the card's memory but weights, which are read by the three words above. */
+ * thread comes here before it touches anything in the card's memory but weights, which are read by the five words above. */
 DEVICE void after_previous(void) {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;");
