@@ -1,14 +1,14 @@
 """GGUF's blocks on a GPU, which here is tests/shim: every format in every matrix, and formats mixed as files mix them, against the
 CPU's plain floats with the same weights. Single products: tests/cuda/test_kernels.c."""
 
+import gguf
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Type
 
 import conftest
 import gguf_model
-import tiny_tokenizer
-from conftest import refused, succeed  # noqa: F401
+from conftest import moebius, refused, succeed
 from test_cuda import GPU, shim  # noqa: F401  (the fixture)
 from test_gguf import SCALES, WIDE, blocks, wide_shapes
 
@@ -95,15 +95,25 @@ def test_quantized_anew(mixed, tmp_path):
     assert np.array_equal(logits(mixed, tmp_path, *GPU, "--quantization", "int4"), logits(tmp_path / "int4.safetensors", tmp_path, *GPU))
 
 
+def bytes_of(path, name):
+    return next(tensor for tensor in gguf.GGUFReader(path).tensors if tensor.name == name).data.tobytes()
+
+
 def test_scales_that_are_no_numbers(tmp_path):
     """A NaN among the scales ends the start, by name."""
     raw = bytearray(write_model(tmp_path / "m.gguf", lambda name: "Q4_K").read_bytes())
-    at = raw.rindex(blocks_of(tmp_path / "m.gguf", "blk.1.attn_output.weight")[:144])
+    at = raw.rindex(bytes_of(tmp_path / "m.gguf", "blk.1.attn_output.weight")[:144])
     raw[at:at + 2] = b"\x00\x7e"
     (tmp_path / "nan.gguf").write_bytes(raw)
-    refused(conftest.moebius("logits", tmp_path / "nan.gguf", "--ids", "1", *GPU), "layer 1, o", "NaN")
+    refused(moebius("logits", tmp_path / "nan.gguf", "--ids", "1", *GPU), "layer 1, o", "NaN")
 
 
-def blocks_of(path, name):
-    from gguf import GGUFReader
-    return next(t for t in GGUFReader(path).tensors if t.name == name).data.tobytes()
+def test_plan(tmp_path):
+    """What a card takes: scales of six bits become bytes there (tests/cuda/test_kernels.c has the same numbers), kv_b bf16."""
+    more = {"Q4_K": 0.125, "Q3_K": 0.125, "Q5_K": 0.125, "IQ4_XS": 0.0625, "Q6_K": 0, "Q4_0": 0}
+    planned = lambda *flags: succeed("plan", tmp_path / "m.gguf", "--ram", "64@89", "--json", *flags).json["weights_bytes"]
+    for kind, bits in more.items():
+        write_model(tmp_path / "m.gguf", lambda name: kind)
+        weights = sum(int(np.prod(shape)) for name, shape in wide_shapes(SPLIT).items()
+                      if len(shape) > 1 and not any(part in name for part in ("token_embd", "_k_b", "_v_b", "gate_inp")))
+        assert planned("--gpu", "rtx-4090") - planned("--gpu", "none") == weights * bits / 8, kind
