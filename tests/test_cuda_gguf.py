@@ -1,6 +1,9 @@
 """GGUF's blocks on a GPU, which here is tests/shim: every format in every matrix, and formats mixed as files mix them, against the
 CPU's plain floats with the same weights. Single products: tests/cuda/test_kernels.c."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import gguf
 import numpy as np
 import pytest
@@ -8,9 +11,13 @@ from gguf import GGMLQuantizationType as Type
 
 import conftest
 import gguf_model
+import tiny_tokenizer
 from conftest import moebius, refused, succeed
 from test_cuda import GPU, shim  # noqa: F401  (the fixture)
 from test_gguf import SCALES, WIDE, blocks, wide_shapes
+
+sys.path.insert(0, str(conftest.TESTS / "server"))
+from serving import Server  # noqa: E402
 
 IDS = [int(i) for i in np.random.default_rng(5).integers(0, 256, 70)]  # more than the variants for few rows take
 SPLIT = True
@@ -27,7 +34,8 @@ def write_model(path, kind_of, config=WIDE, shapes=None):
         else:
             kind = kind_of(name)
             tensors[name] = (blocks(random, kind, shape)[0], Type[kind])
-    return gguf_model.write(path, gguf_model.keys_of(config, SPLIT), tensors)
+    tokenizer = gguf_model.tokenizer_keys(tiny_tokenizer.tokenizer(), tiny_tokenizer.config(), config["vocab_size"], "deepseek-llm")
+    return gguf_model.write(path, {**gguf_model.keys_of(config, SPLIT), **tokenizer}, tensors)
 
 
 def logits(model, tmp_path, *flags, ids=IDS):
@@ -51,11 +59,18 @@ def test_formats(kind, tmp_path):
     assert_near(got, want)
     for chunk in (7, 33):
         assert np.array_equal(logits(model, tmp_path, *GPU, "--chunk", chunk), got), chunk
+    said = run(model)
+    assert said.code == 0 and said.json["text"], str(said)
+
+
+def run(model, env=None):
+    """With the self-test, which holds the card's layers against the CPU's."""
+    return moebius("run", model, "-p", "A prompt", "-n", 4, "--temperature", 0, "--json", *GPU, env=env)
 
 
 # Rows of 96 are no multiple of 256, so what comes back of an expert is in blocks of 32, as in files of V2-Lite.
 MIXED = dict(WIDE, moe_intermediate_size=96)
-KINDS = {"attn_q.": "Q4_K", "attn_kv_a_mqa.": "Q5_K", "attn_output.": "Q4_K", "attn_k_b.": "Q8_0", "attn_v_b.": "Q6_K", "ffn_down.": "Q6_K",
+KINDS = {"attn_q.": "Q4_K", "attn_kv_a_mqa.": "Q5_K", "attn_output.": "Q6_K", "attn_k_b.": "Q8_0", "attn_v_b.": "Q6_K", "ffn_down.": "Q3_K",
          "ffn_gate_exps.": "Q4_K", "ffn_up_exps.": "Q4_K", "ffn_down_exps.": "Q5_0", "ffn_down_shexp.": "Q8_0", "output.": "Q6_K",
          "ffn_gate.": "Q3_K", "ffn_up.": "Q2_K"}  # and two formats where one tile wants one
 
@@ -81,6 +96,26 @@ def test_mixed(mixed, tmp_path):
     got = logits(mixed, tmp_path, *GPU)
     assert_near(got, logits(mixed, tmp_path, "--compute", "f32", "--threads", 1))
     assert np.array_equal(logits(mixed, tmp_path, *GPU, "--chunk", 5), got)
+
+
+@pytest.mark.parametrize("kernel", ["embed", *(f"linear_bits{bits}_{variant}" for bits in (3, 4, 5, 6) for variant in ("skinny", "many"))])
+def test_a_wrong_card(kernel, mixed):
+    """The self-test hears of it."""
+    assert run(mixed).code == 0
+    refused(run(mixed, env={"MOEBIUS_SHIM_WRONG": kernel}), "self-test: GPU 0", "stage")
+
+
+def test_serve(mixed, tmp_path):
+    """Several at once have the answers that each has alone."""
+    server = Server(mixed, *GPU, "--max-num-seqs", 4, "--max-model-len", 256, program=conftest.PROGRAM, folder=tmp_path)
+    try:
+        ask = lambda i: server.complete("abc" * (i + 1), max_tokens=6, temperature=0, ignore_eos=True)["choices"][0]["text"]
+        with ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(ask, range(4)))
+        assert together == [ask(i) for i in range(4)] and all(together)
+    finally:
+        server.process.kill()
+        server.process.wait()
 
 
 def test_experts_on_the_cpu(mixed, tmp_path):
