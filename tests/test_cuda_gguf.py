@@ -14,19 +14,21 @@ import gguf_model
 import tiny_tokenizer
 from conftest import moebius, refused, succeed
 from test_cuda import GPU, shim  # noqa: F401  (the fixture)
-from test_gguf import SCALES, WIDE, blocks, wide_shapes
+from test_gguf import WIDE, blocks, wide_shapes
 
 sys.path.insert(0, str(conftest.TESTS / "server"))
 from serving import Server  # noqa: E402
 
 IDS = [int(i) for i in np.random.default_rng(5).integers(0, 256, 70)]  # more than the variants for few rows take
-SPLIT = True
+SPLIT_KV_B = True
+SHAPES = wide_shapes(SPLIT_KV_B)
+HAVE_KERNELS = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"]
 
 
-def write_model(path, kind_of, config=WIDE, shapes=None):
+def write_model(path, kind_of, config=WIDE, shapes=SHAPES):
     """A model of random blocks; kind_of: a tensor's name -> its type."""
     random, tensors = np.random.default_rng(11), {}
-    for name, shape in (shapes or wide_shapes(SPLIT)).items():
+    for name, shape in shapes.items():
         if len(shape) == 1:
             tensors[name] = random.uniform(0.5, 1.5, shape).astype("<f4")
         elif name.endswith("ffn_gate_inp.weight"):
@@ -35,7 +37,7 @@ def write_model(path, kind_of, config=WIDE, shapes=None):
             kind = kind_of(name)
             tensors[name] = (blocks(random, kind, shape)[0], Type[kind])
     tokenizer = gguf_model.tokenizer_keys(tiny_tokenizer.tokenizer(), tiny_tokenizer.config(), config["vocab_size"], "deepseek-llm")
-    return gguf_model.write(path, {**gguf_model.keys_of(config, SPLIT), **tokenizer}, tensors)
+    return gguf_model.write(path, {**gguf_model.keys_of(config, SPLIT_KV_B), **tokenizer}, tensors)
 
 
 def logits(model, tmp_path, *flags, ids=IDS):
@@ -50,7 +52,7 @@ def assert_near(got, want):
     assert np.median(error) <= 0.02 and np.mean(error > 0.05) <= 0.1, (np.median(error), error.max())
 
 
-@pytest.mark.parametrize("kind", SCALES)
+@pytest.mark.parametrize("kind", HAVE_KERNELS)
 def test_formats(kind, tmp_path):
     """A prompt at once and in pieces, which are other kernels and the same bits; the embedding, the head, experts and kv_b in blocks."""
     model = write_model(tmp_path / "m.gguf", lambda name: kind)
@@ -76,8 +78,8 @@ KINDS = {"attn_q.": "Q4_K", "attn_kv_a_mqa.": "Q5_K", "attn_output.": "Q6_K", "a
 
 
 def mixed_model(path):
-    shapes = wide_shapes(SPLIT)
-    for name, shape in shapes.items():
+    shapes = dict(SHAPES)
+    for name, shape in SHAPES.items():
         if "exps" in name or "shexp" in name:
             sizes = list(shape)
             sizes[-1 if "down" in name else -2] = 96
@@ -149,6 +151,6 @@ def test_plan(tmp_path):
     planned = lambda *flags: succeed("plan", tmp_path / "m.gguf", "--ram", "64@89", "--json", *flags).json["weights_bytes"]
     for kind, bits in more.items():
         write_model(tmp_path / "m.gguf", lambda name: kind)
-        weights = sum(int(np.prod(shape)) for name, shape in wide_shapes(SPLIT).items()
+        weights = sum(int(np.prod(shape)) for name, shape in SHAPES.items()
                       if len(shape) > 1 and not any(part in name for part in ("token_embd", "_k_b", "_v_b", "gate_inp")))
         assert planned("--gpu", "rtx-4090") - planned("--gpu", "none") == weights * bits / 8, kind
