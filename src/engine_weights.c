@@ -110,7 +110,9 @@ static int make_like(struct engine *engine, bool later, struct mo_error *error) 
     struct recipe recipe;
     struct pool *pool = NULL;
     json_t *config = NULL;
-    int code = recipe_parse(&recipe, o->quantization ? o->quantization : "bf16", GROUP_SIZE, error);
+    const char *quant = o->quantization ? o->quantization : "bf16";
+    int code = later ? recipe_parse_made_up(&recipe, quant, GROUP_SIZE, error)
+                     : recipe_parse(&recipe, quant, GROUP_SIZE, error);
     if (code) return mo_error_prefix(error, "--quantization");
     code = make_config(o, &config, error);
     if (code) return code;

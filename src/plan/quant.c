@@ -179,6 +179,12 @@ double plan_weights_total(const struct plan_weights *weights) {
     return total;
 }
 
+double plan_weights_fixed_card_more(const struct plan_weights *weights) {
+    double more = 0;
+    for (int i = 0; i < PLAN_GROUPS; i++) more += i == PLAN_ROUTED ? 0 : weights->card_more[i];
+    return more;
+}
+
 double plan_weights_fixed_bytes(const struct plan_arch *arch, const struct plan_weights *w) {
     double bytes = plan_weights_total(w) - w->bytes[PLAN_ROUTED] - w->bytes[PLAN_EMBEDDING] - w->bytes[PLAN_NORM];
     return arch->tied_embedding ? bytes + w->bytes[PLAN_EMBEDDING] : bytes;

@@ -41,6 +41,7 @@ bool plan_quant_is_real(const struct plan_quant *quant);
 
 struct plan_weights {
     double params[PLAN_GROUPS], bytes[PLAN_GROUPS];
+    double card_more[PLAN_GROUPS]; /* bytes that a card takes beside these: GGUF's blocks are laid out anew there */
     struct plan_format format[PLAN_GROUPS];
     double left_out_bytes; /* prediction layers: in the files, not in memory */
     bool measured;         /* from headers, not from a recipe */
@@ -49,6 +50,8 @@ struct plan_weights {
 void plan_weights_from_quant(struct plan_weights *weights, const struct plan_arch *arch,
                              const struct plan_quant *quant);
 double plan_weights_total(const struct plan_weights *weights);
+/* Bytes more on a card, outside of the routed experts. */
+double plan_weights_fixed_card_more(const struct plan_weights *weights);
 
 /* What every pass reads outside of the routed experts: all but the embedding (unless it is the head) and the norms. */
 double plan_weights_fixed_bytes(const struct plan_arch *arch, const struct plan_weights *weights);
