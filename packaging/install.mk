@@ -21,6 +21,7 @@ install-files:
 	packaging/man.sh $(BUILD)/moebius >$(BUILD)/moebius.1
 	install -Dm644 $(BUILD)/moebius.1 $(call to,share/man/man1/moebius.1)
 	install -Dm644 LICENSE $(call to,share/doc/moebius/copyright)
+	install -Dm644 NOTICE $(call to,share/doc/moebius/NOTICE)
 	install -Dm644 packaging/moebius.bash $(call to,share/bash-completion/completions/moebius)
 	sed 's#@PREFIX@#$(PREFIX)#; s#@SYSCONFDIR@#$(SYSCONFDIR)#' packaging/moebius.service >$(BUILD)/moebius.service
 	install -Dm644 $(BUILD)/moebius.service $(call to,lib/systemd/system/moebius.service)

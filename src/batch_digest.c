@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "base/text.h"
 
 enum { SLOTS_MIN = 1024 };
 
@@ -26,7 +27,7 @@ int batch_digest_make(struct batch_digest *digest, const void *head, size_t head
 }
 
 void batch_digest_print(const struct batch_digest *digest, char text[BATCH_DIGEST_DIGITS + 1]) {
-    for (size_t i = 0; i < sizeof digest->bytes; i++) snprintf(text + 2 * i, 3, "%02x", digest->bytes[i]);
+    text_print_hex(digest->bytes, sizeof digest->bytes, text);
 }
 
 int batch_digest_parse(struct batch_digest *digest, const char *text) {

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include "base/file.h"
 #include "base/utf8.h"
 #include "server/api_fields.h"
 
@@ -35,12 +36,8 @@ static int copy(int to, int from, const char *path, struct mo_error *error) {
         if (got == 0) return 0;
         if (got < 0 && errno == EINTR) continue;
         if (got < 0) return mo_error_set(error, MO_E_IO, "%s: cannot read: %s", path, strerror(errno));
-        for (ssize_t n = 0, put; n < got; n += put) {
-            put = write(to, block + n, (size_t)(got - n));
-            if (put < 0 && errno != EINTR) {
-                return mo_error_set(error, MO_E_IO, "%s: cannot keep a copy in TMPDIR: %s", path, strerror(errno));
-            }
-            if (put < 0) put = 0;
+        if (file_write_all(to, block, (size_t)got)) {
+            return mo_error_set(error, MO_E_IO, "%s: cannot keep a copy in TMPDIR: %s", path, strerror(errno));
         }
     }
 }

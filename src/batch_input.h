@@ -38,7 +38,7 @@ struct batch_request {
     struct batch_digest id;
     json_t *root; /* strings and `body` are in there; or NULL */
     const char *custom_id, *method, *url;
-    const json_t *body;
+    json_t *body;
     const char *code;
     char message[400];
 };

@@ -2,8 +2,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <libgen.h>
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,6 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include "base/clock.h"
+#include "base/file.h"
 
 enum { ANSWER_BYTES_MAX = 1 << 30, COPY_BYTES = 1 << 16, SYNC_S = 5 };
 
@@ -79,21 +78,6 @@ void batch_output_close(struct batch_output *o) {
 
 /* --- writing ------------------------------------------------------------------------------------- */
 
-static int write_all(int fd, const char *data, size_t size) {
-    while (size > 0) {
-        ssize_t put = write(fd, data, size);
-        if (put < 0 && errno == EAGAIN) { /* a pipe that another program has set so: as if it had not */
-            poll(&(struct pollfd){.fd = fd, .events = POLLOUT}, 1, -1);
-            continue;
-        }
-        if (put < 0 && errno == EINTR) continue;
-        if (put < 0) return -1;
-        data += put;
-        size -= (size_t)put;
-    }
-    return 0;
-}
-
 static int sync_sometimes(struct batch_output *o, struct mo_error *error) {
     double now_s = clock_now_s();
     o->is_dirty = true;
@@ -106,7 +90,7 @@ static int sync_sometimes(struct batch_output *o, struct mo_error *error) {
 
 int batch_output_add(struct batch_output *o, struct batch_entry *entry, const char *text, size_t size,
                      struct mo_error *error) {
-    if (write_all(o->fd, text, size)) {
+    if (file_write_all(o->fd, text, size)) {
         int reason = errno;
         if (!o->is_stream && ftruncate(o->fd, o->size)) reason = errno; /* a torn line is cut off later, too */
         return mo_error_set(error, MO_E_IO, "%s: cannot write %zu bytes: %s", o->partial, size, strerror(reason));
@@ -219,16 +203,6 @@ static int write_ordered(const struct batch_output *o, const struct batch_input 
     return failed ? -1 : 0;
 }
 
-/* A new name is only there for certain when its folder is on the disk. */
-static void sync_folder(const char *path) {
-    char copy[BATCH_PATH_MAX];
-    snprintf(copy, sizeof copy, "%s", path);
-    int fd = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0) return;
-    fsync(fd);
-    close(fd);
-}
-
 /* What has come by this name meanwhile is not ours to replace; some file systems cannot say. */
 static int give_name(const struct batch_output *o, const char *path) {
     if (!o->overwrites) {
@@ -254,7 +228,7 @@ int batch_output_finish(struct batch_output *o, const struct batch_input *input,
             strerror(reason), o->partial);
     }
     if (is_copied) unlink(o->partial);
-    sync_folder(o->path);
+    file_sync_folder(o->path);
     batch_output_close(o);
     return 0;
 }

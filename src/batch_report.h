@@ -20,7 +20,7 @@ struct batch_report {
 };
 
 void batch_report_begin(struct batch_report *report, struct sched *sched);
-/* An answer was written; `why` is NULL unless it is an error. */
+/* Counts an answer that is an error; `custom_id` is NULL where the line has none. */
 void batch_report_error(struct batch_report *report, const char *custom_id, const char *why);
 /* Draws the line anew, if it is time. */
 void batch_report_show(struct batch_report *report, struct sched *sched);

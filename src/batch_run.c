@@ -168,10 +168,9 @@ static void finish_landed(struct run *run) {
 
 static void start(struct run *run, const struct batch_request *request) {
     struct flight *flight = run->free;
-    char *body = json_dumps(request->body, JSON_COMPACT); /* with 17 digits: its numbers stay what they are */
     flight->request = *request;
-    const struct work_request wanted = {request->method, request->url, body, body ? strlen(body) : 0};
-    flight->work = body ? work_start(&run->job->model, run->job->fingerprint, &wanted, land, flight) : NULL;
+    const struct work_request wanted = {request->method, request->url, request->body};
+    flight->work = work_start(&run->job->model, run->job->fingerprint, &wanted, land, flight);
     if (!flight->work) {
         struct mo_error error;
         mo_error_set(&error, MO_E_NO_MEMORY, "no memory for the request in line %d", request->line);
@@ -184,7 +183,6 @@ static void start(struct run *run, const struct batch_request *request) {
         run->n_flying++;
         run->n_choices += work_choices(flight->work);
     }
-    free(body);
 }
 
 static void fail_changed(struct run *run, int line) {

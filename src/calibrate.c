@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
 #include "base/progress.h"
@@ -31,7 +32,8 @@ struct calibration {
     int n, n_tokens;
     int from, to; /* layers whose moments are there */
     double limit_bytes;
-    int code; /* of what went wrong while the model ran */
+    double runs_s; /* how long the text has run for the batch at hand */
+    int code;      /* of what went wrong while the model ran */
     struct mo_error error;
 };
 
@@ -80,10 +82,6 @@ static struct inputs *shared_inputs(const struct calibration *c, const struct sl
     }
 }
 
-static bool is_integer(enum mat_format format) {
-    return format == MAT_INT4 || format == MAT_INT8;
-}
-
 static int list_inputs(struct calibration *c, const struct recipe *recipe, struct mo_error *error) {
     const struct model *model = &c->engine->model;
     struct arena *arena = arena_create();
@@ -105,7 +103,7 @@ static int list_inputs(struct calibration *c, const struct recipe *recipe, struc
     if (!code) qsort(c->inputs, (size_t)c->n, sizeof *c->inputs, by_mat);
     for (int i = 0; i < n && !code && recipe; i++) {
         struct inputs *shared = slots[i].cols ? shared_inputs(c, &slots[i]) : NULL;
-        if (!shared || !is_integer(recipe->format[tensor_group_of(slots[i].role)])) continue;
+        if (!shared || !mat_is_integer(recipe->format[tensor_group_of(slots[i].role)])) continue;
         shared->wants_moments = true;
         inputs_of(c, slots[i].role, slots[i].layer, slots[i].expert)->has_feedback = true;
     }
@@ -269,7 +267,10 @@ static int reach_layer(struct calibration *c, int layer, struct mo_error *error)
     for (int i = 0; i < c->n; i++) moments_free(&c->inputs[i].moments);
     c->from = layer;
     c->to = fit_layers(c, layer, &bytes);
-    return run_layers(c, error);
+    double start = clock_now_s();
+    int code = run_layers(c, error);
+    c->runs_s += clock_now_s() - start;
+    return code;
 }
 
 /* ---- for quantize.h ---- */
@@ -280,7 +281,7 @@ static int prepare_one(struct calibration *c, const struct made *made, struct mo
     if (made->mat.data == own->mat->data || made->mat.format == MAT_BF16 || made->mat.format == MAT_F16) return 0;
     int code = slot->role == ROLE_EMBED ? 0 : reach_layer(c, own->layer, error);
     struct inputs *shared = shared_inputs(c, slot);
-    if (code || !shared || !is_integer(made->mat.format)) return code;
+    if (code || !shared || !mat_is_integer(made->mat.format)) return code;
     shared->is_needed = true;
     if (shared->gptq) return 0;
     code = gptq_open(&shared->gptq, &shared->moments, c->pool, error);
@@ -289,10 +290,11 @@ static int prepare_one(struct calibration *c, const struct made *made, struct mo
     return mo_error_prefix(error, "--calibrate: %s", names_tensor(name, slot->role, slot->layer, slot->expert, ""));
 }
 
-int calibration_prepare(void *calibration, const struct made *made, int n, struct pool *pool, struct mo_error *error) {
+/* The text's runs have a line of their own, and no part in the rate of what is made. */
+int calibration_prepare(void *calibration, const struct made *made, int n, double *apart_s, struct mo_error *error) {
     struct calibration *c = calibration;
     int code = 0;
-    (void)pool;
+    c->runs_s = 0;
     for (int i = 0; i < c->n; i++) c->inputs[i].is_needed = false;
     for (int i = 0; i < n && !code; i++) code = prepare_one(c, &made[i], error);
     for (int i = 0; i < c->n; i++) {
@@ -300,6 +302,7 @@ int calibration_prepare(void *calibration, const struct made *made, int n, struc
         gptq_close(c->inputs[i].gptq);
         c->inputs[i].gptq = NULL;
     }
+    *apart_s += c->runs_s;
     return code;
 }
 
@@ -359,10 +362,6 @@ int calibration_open(struct calibration **out, struct engine *engine, const char
     }
     *out = c;
     return 0;
-}
-
-int calibration_tokens(const struct calibration *calibration) {
-    return calibration->n_tokens;
 }
 
 void calibration_close(struct calibration *c) {

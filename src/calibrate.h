@@ -20,11 +20,10 @@ struct calibration_options {
 /* The engine is not started; the text [size] is run in pieces of its context length when calibration_prepare must. */
 int calibration_open(struct calibration **calibration, struct engine *engine, const char *text, size_t size,
                      const struct calibration_options *options, struct mo_error *error);
-int calibration_tokens(const struct calibration *calibration);
 void calibration_close(struct calibration *calibration); /* accepts NULL */
 
 /* The rest is for quantize.h, to which a calibration is void. */
-int calibration_prepare(void *calibration, const struct made *made, int n, struct pool *pool, struct mo_error *error);
+int calibration_prepare(void *calibration, const struct made *made, int n, double *apart_s, struct mo_error *error);
 /* The mean squares of a matrix's inputs [cols], 1 on average; NULL if nothing was seen. */
 const float *calibration_importance(void *calibration, const struct slot *slot);
 /* Of a matrix that was prepared last; NULL: no moments. */

@@ -233,8 +233,9 @@ static const char about[] =
     "--quantization says, bf16 if it does not), and every line says that they are synthetic.\n"
     "`bench guide` measures in the shapes of a hosting guide (prompt 1024, 256 tokens, batch 1, 4 and 8;\n"
     "prompt 8192) and prints its published figures, of one RTX 4090, beside this machine's.\n"
-    "With --device cuda the memory is the card's, weights of --like are made on it, kernels are counted and\n"
-    "timed, and each step stands beside its floor: bytes / read bandwidth + kernels x what starting one costs.\n"
+    "With --device cuda the memory is the card's, weights of --like are made on it (and may be\n"
+    "--quant q4_k_m: GGUF's blocks), kernels are counted and timed, and each step stands beside its floor:\n"
+    "bytes / read bandwidth + kernels x what starting one costs.\n"
     "`bench gpu` measures the card alone.";
 
 int cmd_bench(int argc, char **argv) {

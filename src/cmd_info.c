@@ -99,6 +99,16 @@ static void find_licence(struct facts *f) {
              f->checkpoint.is_packed || f->checkpoint.gguf ? "not stated in the file" : "not stated in the folder");
 }
 
+static int verify(const struct checkpoint *checkpoint, struct mo_error *error) {
+    struct pool *pool;
+    if (!checkpoint->gguf) return pack_verify(checkpoint, error);
+    int code = pool_create(&pool, pool_default_threads(), error);
+    if (code) return code;
+    code = gguf_verify(checkpoint, pool, error);
+    pool_destroy(pool);
+    return code;
+}
+
 static int gather(struct facts *f, const char *model, const char *revision, const struct depth *depth,
                   struct mo_error *error) {
     int code = model_locate(model, revision, f->path, sizeof f->path, error);
@@ -106,8 +116,7 @@ static int gather(struct facts *f, const char *model, const char *revision, cons
     if (!code) code = model_load(&f->model, &f->checkpoint, error);
     if (!code) code = checkpoint_open_tensors(&f->checkpoint, error);
     if (!code) code = checkpoint_hash(&f->checkpoint, depth->full_hash, f->hash, error);
-    if (!code && depth->verify)
-        code = f->checkpoint.gguf ? gguf_verify(&f->checkpoint, error) : pack_verify(&f->checkpoint, error);
+    if (!code && depth->verify) code = verify(&f->checkpoint, error);
     if (code) return code;
     model_count_params(&f->model, &f->params);
     for (int i = 0; i < f->checkpoint.n_tensors; i++) {

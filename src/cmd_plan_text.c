@@ -1,6 +1,7 @@
 /* cmd_plan_text.c - one plan for people. */
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 #include "cmd_plan.h"
 #include "plan/ranks.h"
 
@@ -98,9 +99,9 @@ static void say_hits(const struct plan_report *r) {
     printf("  %-24s %10.1f %% (the others are read when they are needed: --expert-cache)\n", "experts in RAM",
            m->held * 100);
     printf("  %-24s %10.1f %%: ", "hit rate", plan_hit_rate(&r->input, m) * 100);
-    if (from[0] == 'g') {
+    if (!strcmp(from, "given")) {
         printf("given\n");
-    } else if (from[0] == 'a') {
+    } else if (!strcmp(from, "assumed")) {
         printf("assumed, as if all experts were alike (`moebius experts` finds it for a text)\n");
     } else {
         printf("of %d tokens %s%.100s, by our cache's rule%s\n", curve->tokens,

@@ -2,7 +2,6 @@
 #include <stdlib.h>
 #include "base/clock.h"
 #include "base/file.h"
-#include "base/log.h"
 #include "base/pool.h"
 #include "calibrate.h"
 #include "cmd.h"
@@ -40,7 +39,7 @@ static int open_plain(struct source *s, const struct arguments *a, struct mo_err
     if (!code) code = checkpoint_open_files(&s->checkpoint, s->path, error);
     if (!code) code = model_load(&s->model, &s->checkpoint, error);
     if (!code) code = checkpoint_open_tensors(&s->checkpoint, error);
-    if (!code) code = weights_bind(&s->weights, &s->model, &s->checkpoint, error);
+    if (!code) code = weights_bind(&s->weights, &s->model, &s->checkpoint, pool_threads(s->pool), error);
     s->job = (struct quantize){.model = &s->model, .checkpoint = &s->checkpoint, .weights = &s->weights};
     return code;
 }
@@ -102,10 +101,8 @@ static int quantize(const struct arguments *a, const struct recipe *recipe, stru
     s->job.recipe = recipe;
     s->job.pool = s->pool;
     if (!code) code = quantize_file(&s->job, a->out, a->recipe.text, &report, error);
-    int seen = s->calibration ? calibration_tokens(s->calibration) : 0;
     source_close(s);
     if (code) return code;
-    if (seen) log_info("calibrated with %d tokens of %s", seen, a->calibrate);
     return recipe_print_report(&report, recipe, a->out, clock_now_s() - start, a->json, error);
 }
 

@@ -73,9 +73,10 @@ static int go_on(struct batch_output *output, struct batch_input *input, struct 
     report->n_errors = kept.n_errors;
     if (!code && kept.n) log_info("%s: %d of %d requests are answered already", output->partial, kept.n, input->n);
     if (!code && kept.n_strange) {
-        log_warn("%s: %d lines are left out: they answer other requests, or are another model's, damaged, or say that the "
-                 "engine failed",
-                 output->partial, kept.n_strange);
+        log_warn(
+            "%s: %d lines are left out: they answer other requests, or are another model's, damaged, or say that the "
+            "engine failed",
+            output->partial, kept.n_strange);
     }
     return code;
 }
@@ -130,19 +131,13 @@ static int run_batch(const struct arguments *a, struct batch_report *report, str
 /* --- the command line ---------------------------------------------------------------------------- */
 
 static int settle(struct arguments *a, const char *positional, struct mo_error *error) {
-    struct engine_options *e = &a->serve.engine;
-    if (positional && e->model) {
-        return mo_error_set(error, MO_E_INVALID, "MODEL is given twice: \"%s\" and --model %s", positional, e->model);
-    }
-    if (positional) e->model = positional;
-    e->max_grammars = GRAMMAR_CACHE_MAX;
-    if (e->model && (!a->input || !a->output)) {
+    if ((positional || a->serve.engine.model) && (!a->input || !a->output)) {
         return mo_error_set(error, MO_E_INVALID, "give -i REQUESTS and -o ANSWERS: files of JSON lines, or -");
     }
     if (a->json && a->output && !strcmp(a->output, "-")) {
         return mo_error_set(error, MO_E_INVALID, "--json and -o - both want standard output");
     }
-    return serve_arguments_settle(&a->serve, error);
+    return serve_arguments_settle(&a->serve, positional, error);
 }
 
 /* An engine's other processes only compute. */

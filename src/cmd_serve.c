@@ -136,12 +136,13 @@ int cmd_serve(int argc, char **argv) {
     const struct cli_command command = {
         .name = "serve",
         .arguments = "MODEL [flags]",
-        .about = "Serves the model by the OpenAI API: /v1/chat/completions, /v1/completions (with "
-                 "\"suffix\": fill in the middle),\n"
-                 "/v1/models, /tokenize, /health, /metrics; and by llama.cpp's for editors: /infill, /completion, /props.\n"
-                 "Several requests share each step. SIGTERM lets running answers finish.\n"
-                 "In a vLLM command line, \"moebius serve\" stands for \"vllm serve\" or \"python -m "
-                 "vllm.entrypoints.openai.api_server\".",
+        .about =
+            "Serves the model by the OpenAI API: /v1/chat/completions, /v1/completions (with "
+            "\"suffix\": fill in the middle),\n"
+            "/v1/models, /tokenize, /health, /metrics; and by llama.cpp's for editors: /infill, /completion, /props.\n"
+            "Several requests share each step. SIGTERM lets running answers finish.\n"
+            "In a vLLM command line, \"moebius serve\" stands for \"vllm serve\" or \"python -m "
+            "vllm.entrypoints.openai.api_server\".",
         .flags = flags,
         .max_positionals = 1,
         .examples = "  moebius serve MODEL\n"
@@ -153,14 +154,8 @@ int cmd_serve(int argc, char **argv) {
     const char *positional = NULL;
     int n = 0, code = cli_parse(&command, argc, argv, &positional, &n, &error);
     if (code > 0) return 0;
-    if (!code && n && a.engine.model) {
-        code = mo_error_set(&error, MO_E_INVALID, "MODEL is given twice: \"%s\" and --model %s", positional,
-                            a.engine.model);
-    }
-    if (n && !a.engine.model) a.engine.model = positional;
     a.engine.take_cache = true;
-    a.engine.max_grammars = GRAMMAR_CACHE_MAX;
-    if (!code) code = serve_arguments_settle(&a, &error);
+    if (!code) code = serve_arguments_settle(&a, positional, &error);
     if (!code) code = ranks_start(&error);
     if (!code && ranks_self() > 0) {
         code = engine_open(&loading.engine, &a.engine, &error);

@@ -20,6 +20,7 @@ void serve_arguments_init(struct serve_arguments *a) {
     *a = (struct serve_arguments){.tensor_parallel = 1, .pipeline_parallel = 1, .data_parallel = 1};
     engine_options_init(&a->engine);
     a->engine.cache_disk_gib = 16;
+    a->engine.max_grammars = GRAMMAR_CACHE_MAX;
     a->server = (struct server_options){.host = "127.0.0.1",
                                         .port = 8000,
                                         .max_body_bytes = 32 << 20,
@@ -428,8 +429,12 @@ static int add_keys(struct serve_arguments *a, struct mo_error *error) {
     return code;
 }
 
-int serve_arguments_settle(struct serve_arguments *a, struct mo_error *error) {
+int serve_arguments_settle(struct serve_arguments *a, const char *model, struct mo_error *error) {
     struct engine_options *e = &a->engine;
+    if (model && e->model) {
+        return mo_error_set(error, MO_E_INVALID, "MODEL is given twice: \"%s\" and --model %s", model, e->model);
+    }
+    if (model) e->model = model;
     if (!e->model) return mo_error_set(error, MO_E_INVALID, "no MODEL given (--help shows how)");
     if (e->kv > 3) e->kv -= 3; /* float32, bfloat16, fp8_e4m3 are f32, bf16, fp8 */
     if (!e->max_num_seqs) e->max_num_seqs = DEFAULT_SEQS;

@@ -30,7 +30,7 @@ void serve_flags(struct serve_arguments *arguments, struct cli_flag flags[SERVE_
 /* Of them, those that make sense without a connection: for `run-batch`. */
 void serve_flags_offline(struct serve_arguments *arguments, struct cli_flag flags[SERVE_FLAGS_MAX]);
 /* After parsing: refuses what cannot be had, fills server.names and server.auth. Looks at config.json of the
- * model, and at nothing larger. */
-int serve_arguments_settle(struct serve_arguments *arguments, struct mo_error *error);
+ * model, and at nothing larger. `model`: without a flag, or NULL. */
+int serve_arguments_settle(struct serve_arguments *arguments, const char *model, struct mo_error *error);
 
 #endif

@@ -81,7 +81,7 @@ void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_M
         {.names = "--generation-config", .type = CLI_CHOICE, .target = &o->generation_config, .choices = "auto|none",
          .help = "auto (default): start from the model's own sampling settings"},
         {.names = "--no-self-test", .type = CLI_FLAG, .target = &o->no_self_test,
-         .help = "do not compare this machine's kernels (and card) with plain C before\nstarting; it takes some 0.03 s"},
+         .help = "do not compare this machine's kernels (and card) with plain C before\nstarting"},
     };
     /* clang-format on */
     memcpy(flags, table, sizeof table);

@@ -80,7 +80,8 @@ static int quantize(struct engine *engine, const char *name, struct mo_error *er
 int engine_bind_weights(struct engine *engine, struct mo_error *error) {
     const char *name = engine->options.quantization;
     int code = engine_check_quantization(&engine->model, name, error);
-    if (!code) code = weights_bind(&engine->weights, &engine->model, &engine->checkpoint, error);
+    if (!code)
+        code = weights_bind(&engine->weights, &engine->model, &engine->checkpoint, engine->options.threads, error);
     if (!code && engine->model.synthetic) {
         log_warn("%s holds random weights (moebius synth): good for measuring only", engine->path);
     }
@@ -109,7 +110,9 @@ static int make_like(struct engine *engine, bool later, struct mo_error *error) 
     struct recipe recipe;
     struct pool *pool = NULL;
     json_t *config = NULL;
-    int code = recipe_parse(&recipe, o->quantization ? o->quantization : "bf16", GROUP_SIZE, error);
+    const char *quant = o->quantization ? o->quantization : "bf16";
+    int code = later ? recipe_parse_made_up(&recipe, quant, GROUP_SIZE, error)
+                     : recipe_parse(&recipe, quant, GROUP_SIZE, error);
     if (code) return mo_error_prefix(error, "--quantization");
     code = make_config(o, &config, error);
     if (code) return code;

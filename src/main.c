@@ -44,7 +44,7 @@ static void print_help(FILE *out) {
         "or org/name if it is in the Hugging Face cache (HF_HUB_CACHE, HF_HOME, ~/.cache/huggingface), or one file of\n"
         "`moebius quantize`, or a GGUF file (of shards the first). Weights are read as they are: F32, F16, BF16, FP8, "
         "AWQ, our\n"
-        "own INT8 and INT4, and of GGUF Q8_0, Q2_K to Q6_K, Q4_0 to Q5_1, IQ4_NL and IQ4_XS.\n"
+        "own INT8 and INT4, and of GGUF Q8_0, Q2_K to Q6_K, Q4_0 to Q5_1, IQ1 to IQ4, TQ and MXFP4.\n"
         "\n"
         "Commands:\n");
     for (int i = 0; i < N_COMMANDS; i++) fprintf(out, "  %-12s %s\n", commands[i].name, commands[i].about);

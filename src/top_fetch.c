@@ -6,19 +6,15 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/clock.h"
+#include "base/text.h"
 #include "base/utf8.h"
 
 /* ---- the address ---- */
 
-static bool ends_with(const char *text, const char *end) {
-    size_t n = strlen(text), n_end = strlen(end);
-    return n >= n_end && strcmp(text + n - n_end, end) == 0;
-}
-
 /* ".../metrics" stays, "http://host/v1" is what clients of the API are given, all else is a folder. */
 static void make_path(char *path, size_t size, const char *given) {
     int n = (int)strlen(given);
-    if (ends_with(given, "/metrics")) {
+    if (text_ends_with(given, "/metrics")) {
         snprintf(path, size, "%s", given);
         return;
     }
@@ -46,7 +42,7 @@ static bool make_url(struct top_fetch *f, CURLU *url) {
     curl_url_set(url, CURLUPART_PASSWORD, NULL, 0);
     curl_url_set(url, CURLUPART_QUERY, NULL, 0);
     path[strlen(path) - strlen("/metrics")] = 0;
-    if (!ends_with(given, "/metrics") && curl_url_set(url, CURLUPART_PATH, *path ? path : "/", 0)) return false;
+    if (!text_ends_with(given, "/metrics") && curl_url_set(url, CURLUPART_PATH, *path ? path : "/", 0)) return false;
     if (!copy_part(url, CURLUPART_URL, f->shown, sizeof f->shown)) return false;
     utf8_clean(f->shown);
     return true;

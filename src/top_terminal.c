@@ -1,13 +1,13 @@
 #include "top_terminal.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/signalfd.h>
 #include <termios.h>
 #include <unistd.h>
+#include "base/file.h"
 
 /* The other screen, no cursor, lines that end at the edge; and back. */
 static const char ENTER[] = "\033[?1049h\033[?25l\033[?7l\033[2J", LEAVE[] = "\033[?7h\033[?25h\033[?1049l";
@@ -18,24 +18,9 @@ static const int ENDING[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT}, CRASHES[] = {SIG
 static struct termios saved_mode;
 static volatile sig_atomic_t has_mode, is_entered;
 
-static bool write_all(const char *data, size_t size) {
-    while (size > 0) {
-        ssize_t n = write(STDOUT_FILENO, data, size);
-        if (n < 0 && errno == EAGAIN) { /* someone made the terminal non-blocking */
-            struct pollfd out = {.fd = STDOUT_FILENO, .events = POLLOUT};
-            poll(&out, 1, 1000);
-        } else if (n < 0 && errno != EINTR) {
-            return false;
-        }
-        if (n > 0) data += n;
-        if (n > 0) size -= (size_t)n;
-    }
-    return true;
-}
-
-/* Safe inside a signal handler: write and tcsetattr only. */
+/* Safe inside a signal handler. */
 static void leave(void) {
-    if (is_entered) write_all(LEAVE, sizeof LEAVE - 1);
+    if (is_entered) file_write_all(STDOUT_FILENO, LEAVE, sizeof LEAVE - 1);
     is_entered = 0;
     if (has_mode) tcsetattr(STDIN_FILENO, TCSADRAIN, &saved_mode);
 }
@@ -49,7 +34,7 @@ static int enter(struct mo_error *error) {
         if (tcsetattr(STDIN_FILENO, TCSADRAIN, &mode)) return mo_error_set(error, MO_E_IO, "the terminal's mode: %m");
     }
     is_entered = 1;
-    if (!write_all(ENTER, sizeof ENTER - 1)) return mo_error_set(error, MO_E_IO, "the terminal: %m");
+    if (file_write_all(STDOUT_FILENO, ENTER, sizeof ENTER - 1)) return mo_error_set(error, MO_E_IO, "the terminal: %m");
     return 0;
 }
 
@@ -166,6 +151,7 @@ int top_terminal_show(struct top_terminal *terminal, const struct buffer *text, 
     }
     if (n_lines < terminal->rows) buffer_add_text(frame, "\r\n\033[J");
     if (frame->failed) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for a screen");
-    if (!write_all(frame->data, frame->size)) return mo_error_set(error, MO_E_IO, "the terminal: %m");
+    if (file_write_all(STDOUT_FILENO, frame->data, frame->size))
+        return mo_error_set(error, MO_E_IO, "the terminal: %m");
     return 0;
 }

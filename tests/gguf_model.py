@@ -61,11 +61,15 @@ def read_values(folder):
     return values
 
 
+def has_sigmoid_gate(config):
+    """V3's way to choose experts."""
+    return config["architectures"][0] == "DeepseekV3ForCausalLM"
+
+
 def keys_of(config, split_kv_b=True):
     """The key/value pairs that the converter writes of a config.json."""
     rope, nope = config["qk_rope_head_dim"], config["qk_nope_head_dim"]
     lora, v = config["kv_lora_rank"], config["v_head_dim"]
-    is_v3 = config["architectures"][0] == "DeepseekV3ForCausalLM"
     heads = config["num_attention_heads"]
     keys = {
         "block_count": (config["num_hidden_layers"], Value.UINT32),
@@ -87,7 +91,7 @@ def keys_of(config, split_kv_b=True):
         "expert_shared_count": (config["n_shared_experts"], Value.UINT32),
         "expert_feed_forward_length": (config["moe_intermediate_size"], Value.UINT32),
         "expert_weights_scale": (config["routed_scaling_factor"], Value.FLOAT32),
-        "expert_gating_func": (2 if is_v3 else 1, Value.UINT32),
+        "expert_gating_func": (2 if has_sigmoid_gate(config) else 1, Value.UINT32),
     }
     if config.get("norm_topk_prob"):
         keys["expert_weights_norm"] = (True, Value.BOOL)
@@ -176,10 +180,8 @@ def put(writer, name, value, kind):
         writer.add_tensor(name, gguf.quants.quantize(value, kind), raw_dtype=kind)
 
 
-def write(out, keys, tensors, kind=Type.F32, align=None, split=0):
-    """keys: name -> (value, type); tensors: name -> float32 array, or (bytes as uint8, type). `split`: tensors a file. Returns the
-    first file."""
-    out = Path(out)
+def open_writer(out, keys, align=None, split=0):
+    """keys: name -> (value, type)."""
     writer = gguf.GGUFWriter(out, ARCH, split_max_tensors=split)
     if align:
         writer.add_custom_alignment(align)
@@ -188,6 +190,13 @@ def write(out, keys, tensors, kind=Type.F32, align=None, split=0):
             writer.add_array(key, value)
         else:
             writer.add_key_value(key, value, of)
+    return writer
+
+
+def write(out, keys, tensors, kind=Type.F32, align=None, split=0):
+    """tensors: name -> float32 array, or (bytes as uint8, type). `split`: tensors a file. Returns the first file."""
+    out = Path(out)
+    writer = open_writer(out, keys, align, split)
     for name, value in tensors.items():
         if isinstance(value, tuple):
             writer.add_tensor(name, value[0], raw_dtype=value[1])

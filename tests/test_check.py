@@ -10,7 +10,9 @@ import pytest
 from conftest import PROGRAM, moebius, refused, succeed
 
 LEVELS = ["ref", "avx2", "avx-vnni", "avx512", "amx", "amx-bf16"]  # the last one has to be asked for
-GGUF = ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs"]
+GGUF = ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs",
+        "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s",
+        "iq3_xxs", "iq3_s", "tq1_0", "tq2_0", "mxfp4"]
 FORMATS = ["f32", "f16", "bf16", "fp8", "int4_awq", "int4", "int8", *GGUF]
 EIGHT_BIT = ["int4_awq", "int4", "int8", *GGUF]  # with 8-bit activations
 OTHERS = ["dots", "weighted_sum", "softmax_step", "exp", "quantize", "rms_norm", "silu_mul", "add_scaled", "gemm, -0",

@@ -141,6 +141,11 @@ def test_model_as_a_flag():
     assert by_flag.json == by_position.json
 
 
+@pytest.mark.parametrize("arguments", [["serve"], ["run-batch", "-i", "in", "-o", "out"]])
+def test_model_given_twice(arguments):
+    refused(moebius(*arguments, "one", "--model", "two"), "MODEL is given twice", '"one"', "--model two")
+
+
 def test_flag_with_equals_sign(tmp_path):
     succeed("logits", LITE, "--ids=1,2", f"--out={tmp_path / 'x'}", "--threads=1")
     assert (tmp_path / "x").stat().st_size == 512 * 4

@@ -8,6 +8,7 @@ import pytest
 import conftest
 from conftest import GOLDEN, TESTS, succeed
 from test_cuda import BUILD, GPU, SHIM, fake
+from test_cuda_gguf import mixed_model
 
 # A model in each weight format.
 MODELS = {
@@ -16,6 +17,7 @@ MODELS = {
     "awq": ["v2lite-tiny-awq"],
     "int4": ["v2-tiny", "--quantization", "int4"],
     "int8": ["v2-tiny", "--quantization", "int8"],
+    "blocks": ["mixed.gguf"],  # made below
 }
 # Rows, and how they are cut: for prompts and 16 columns; 64 columns and 8; 32.
 CUTS = {
@@ -32,15 +34,21 @@ def seen():
     return set()
 
 
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    return mixed_model(tmp_path_factory.mktemp("races") / "mixed.gguf")
+
+
 @pytest.fixture
-def run(monkeypatch, seen):
+def run(monkeypatch, seen, mixed):
     monkeypatch.setattr(conftest, "PROGRAM", str(SHIM / "moebius"))
     monkeypatch.setenv("LD_LIBRARY_PATH", str(BUILD / "tests" / "race"))
     monkeypatch.setenv("MOEBIUS_CUDA_EARLY", "1")  # the same rules, and one more
 
     def run(model, rows, chunk, *flags):
         ids = ",".join(str(7 * i % 97 + 3) for i in range(rows))
-        result = succeed("logits", GOLDEN / model[0], *model[1:], "--ids", ids, "--chunk", chunk, *GPU, *flags,
+        path = mixed if model[0] == mixed.name else GOLDEN / model[0]
+        result = succeed("logits", path, *model[1:], "--ids", ids, "--chunk", chunk, *GPU, *flags,
                          env=fake(log=1, capability=120))
         launches = re.findall(r"^fake cuda: (\w+) \d+ x 256, \d+ bytes(.*)$", result.err, re.M)
         kernels = {name for name, _ in launches}

@@ -2,6 +2,7 @@
 The program that decodes them is tests/unit/test_gguf_blocks (`decode`): by the plain C, and by the best kernels here."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 import gguf
@@ -11,7 +12,9 @@ import pytest
 import conftest
 
 PROGRAM = Path(conftest.PROGRAM).parent / "tests" / "unit" / "test_gguf_blocks"
-FORMATS = ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs"]
+FORMATS = ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs",
+           "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s",
+           "iq3_xxs", "iq3_s", "tq1_0", "tq2_0", "mxfp4"]
 
 
 def decode(name, rows, cols, data):
@@ -48,6 +51,12 @@ def test_what_the_package_makes(name):
     assert_same_bits(plain, fast)
     error = np.sqrt(np.mean((plain - x) ** 2))
     assert error < {"q4": 0.1, "q5": 0.05, "q8": 0.007}[name[:2]], error
+
+
+def test_grids():
+    """The numbers in the tree are what the package has: tools/gguf_grids.py writes the same file again."""
+    done = subprocess.run([sys.executable, conftest.ROOT / "tools" / "gguf_grids.py"], capture_output=True, text=True, check=True)
+    assert done.stdout == (conftest.ROOT / "src" / "model" / "gguf_grids.c").read_text()
 
 
 def test_the_door_refuses():

@@ -75,9 +75,13 @@ def test_types(name, kind, expected, tmp_path):
         assert np.median(np.abs(got - expected[name])) <= 0.2
 
 
-# Where the fp16 scales of a block are, for blocks of random bytes: these must be numbers, and small ones.
-SCALES = {"Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "Q2_K": [80, 82], "Q3_K": [108],
-          "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "IQ4_NL": [0], "IQ4_XS": [0]}
+# For blocks of random bytes, whose fp16 scales must be numbers, and small ones: the largest value at a scale of 1, and where the scales
+# are.
+SCALES = {"Q4_0": (8, [0]), "Q4_1": (16, [0, 2]), "Q5_0": (16, [0]), "Q5_1": (32, [0, 2]), "Q8_0": (128, [0]),
+          "Q2_K": (45, [80, 82]), "Q3_K": (128, [108]), "Q4_K": (945, [0, 2]), "Q5_K": (1953, [0, 2]), "Q6_K": (4096, [208]),
+          "IQ4_NL": (127, [0]), "IQ4_XS": (4064, [0]), "IQ1_S": (17, [0]), "IQ1_M": (17, []), "IQ2_XXS": (167, [0]),
+          "IQ2_XS": (167, [0]), "IQ2_S": (167, [0]), "IQ3_XXS": (481, [0]), "IQ3_S": (465, [0]), "TQ1_0": (1, [52]),
+          "TQ2_0": (2, [64]), "MXFP4": (12, [])}
 WIDE = {"architectures": ["DeepseekV2ForCausalLM"], "num_hidden_layers": 2, "first_k_dense_replace": 1,
         "hidden_size": 256, "num_attention_heads": 2, "intermediate_size": 256, "moe_intermediate_size": 256,
         "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "vocab_size": 256,
@@ -91,35 +95,61 @@ def blocks(random, kind, shape):
     values, size = gguf.GGML_QUANT_SIZES[Type[kind]]
     n = int(np.prod(shape)) // values
     raw = random.integers(0, 256, (n, size), dtype=np.uint8)
-    largest_value = {"Q4_0": 8, "Q4_1": 16, "Q5_0": 16, "Q5_1": 32, "Q8_0": 128, "Q2_K": 45, "Q3_K": 128, "Q4_K": 945,
-                     "Q5_K": 1953, "Q6_K": 4096, "IQ4_NL": 127, "IQ4_XS": 4064}[kind]
-    for at in SCALES[kind]:
+    largest_value, places = SCALES[kind]
+    for at in places or [0]:
         scale = (random.uniform(0.5, 1, n) * 0.2 / largest_value).astype("<f2")
-        raw[:, at:at + 2] = scale.view(np.uint8).reshape(n, 2)
+        if kind == "IQ1_M":  # four bits of it in each of four words
+            for i in range(4):
+                raw[:, 49 + 2 * i] = raw[:, 49 + 2 * i] & 15 | (scale.view("<u2") >> 4 * i & 15) << 4
+        elif kind == "MXFP4":  # a power of two, 2^(byte - 128)
+            raw[:, 0] = random.integers(119, 123, n)
+        else:
+            raw[:, at:at + 2] = scale.view(np.uint8).reshape(n, 2)
     raw = raw.reshape(*shape[:-1], -1)
     return raw, gguf.quants.dequantize(raw, Type[kind]).reshape(shape).astype("<f4")
 
 
-def wide_shapes(split_kv_b):
-    """GGUF's names -> shapes of WIDE."""
-    c, shapes = WIDE, {"token_embd.weight": (256, 256), "output.weight": (256, 256), "output_norm.weight": (256,)}
-    heads, nope, rope, v, lora = (c[key] for key in ("num_attention_heads", "qk_nope_head_dim", "qk_rope_head_dim",
-                                                     "v_head_dim", "kv_lora_rank"))
-    for layer in range(2):
-        names = {"attn_norm": (256,), "ffn_norm": (256,), "attn_kv_a_norm": (lora,), "attn_q": (heads * (nope + rope), 256),
-                 "attn_kv_a_mqa": (lora + rope, 256), "attn_output": (256, heads * v)}
+def wide_shapes(config, split_kv_b):
+    """GGUF's names -> shapes of WIDE and its kind: what is not in the config is 256 wide."""
+    shapes = {"token_embd.weight": (256, 256), "output.weight": (256, 256), "output_norm.weight": (256,)}
+    heads, nope, rope, v, lora = (config[key] for key in ("num_attention_heads", "qk_nope_head_dim", "qk_rope_head_dim",
+                                                          "v_head_dim", "kv_lora_rank"))
+    experts = config["n_routed_experts"]
+    for layer in range(config["num_hidden_layers"]):
+        names = {"attn_norm": (256,), "ffn_norm": (256,), "attn_kv_a_norm": (lora,), "attn_kv_a_mqa": (lora + rope, 256),
+                 "attn_output": (256, heads * v)}
+        if config["q_lora_rank"]:
+            names.update({"attn_q_a": (256, 256), "attn_q_a_norm": (256,), "attn_q_b": (heads * (nope + rope), 256)})
+        else:
+            names["attn_q"] = (heads * (nope + rope), 256)
         if split_kv_b:
             names.update({"attn_k_b": (heads, lora, nope), "attn_v_b": (heads, v, lora)})
         else:
             names["attn_kv_b"] = (heads * (nope + v), lora)
         if layer:
-            names["ffn_gate_inp"] = (4, 256)
-            names.update({f"ffn_{m}_exps": (4, 256, 256) for m in ("gate", "up", "down")})
+            names["ffn_gate_inp"] = (experts, 256)
+            names.update({f"ffn_{m}_exps": (experts, 256, 256) for m in ("gate", "up", "down")})
             names.update({f"ffn_{m}_shexp": (256, 256) for m in ("gate", "up", "down")})
         else:
             names.update({f"ffn_{m}": (256, 256) for m in ("gate", "up", "down")})
         shapes.update({f"blk.{layer}.{name}.weight": shape for name, shape in names.items()})
+        if layer and config["scoring_func"] == "sigmoid":
+            shapes[f"blk.{layer}.exp_probs_b.bias"] = (experts,)
     return shapes
+
+
+def fill_wide(random, config, split_kv_b, kind_of):
+    """The tensors of such a model: in the types that kind_of(name) says, and as F32 with the same values."""
+    packed, plain = {}, {}
+    for name, shape in wide_shapes(config, split_kv_b).items():
+        if len(shape) == 1:
+            packed[name] = plain[name] = random.uniform(0.5, 1.5, shape).astype("<f4")
+        elif name.endswith("ffn_gate_inp.weight"):
+            packed[name] = plain[name] = random.normal(0, 0.5, shape).astype("<f4")
+        else:
+            raw, values = blocks(random, kind_of(name), shape)
+            packed[name], plain[name] = (raw, Type[kind_of(name)]), values
+    return packed, plain
 
 
 @pytest.mark.parametrize("kind", SCALES)
@@ -129,15 +159,7 @@ def test_blocks(kind, tmp_path):
     random = np.random.default_rng(len(kind) * 1000 + sum(map(ord, kind)))
     results = []
     for split_kv_b in (False, True) if kind in ("Q8_0", "Q4_K", "IQ4_NL") else (False,):
-        packed, plain = {}, {}
-        for name, shape in wide_shapes(split_kv_b).items():
-            if len(shape) == 1:
-                packed[name] = plain[name] = random.uniform(0.5, 1.5, shape).astype("<f4")
-            elif name.endswith("ffn_gate_inp.weight"):
-                packed[name] = plain[name] = random.normal(0, 0.5, shape).astype("<f4")
-            else:
-                raw, values = blocks(random, kind, shape)
-                packed[name], plain[name] = (raw, Type[kind]), values
+        packed, plain = fill_wide(random, WIDE, split_kv_b, lambda name: kind)
         keys = gguf_model.keys_of(WIDE, split_kv_b)
         a = gguf_model.write(tmp_path / "a.gguf", keys, packed)
         b = gguf_model.write(tmp_path / "b.gguf", keys, plain)
@@ -149,6 +171,69 @@ def test_blocks(kind, tmp_path):
     succeed("info", a, "--verify")
     found = succeed("info", a, "--json").json["bytes_by_format"]
     assert set(found) == {kind, "F32"}
+
+
+WIDE_V3 = {**WIDE, "architectures": ["DeepseekV3ForCausalLM"], "num_hidden_layers": 7, "q_lora_rank": 256,
+           "n_routed_experts": 16, "num_experts_per_tok": 4, "n_group": 4, "topk_group": 2, "scoring_func": "sigmoid",
+           "topk_method": "noaux_tc", "norm_topk_prob": True, "routed_scaling_factor": 2.5,
+           "rope_scaling": {"type": "yarn", "factor": 40, "original_max_position_embeddings": 64, "mscale": 1.0,
+                            "mscale_all_dim": 1.0, "beta_fast": 32, "beta_slow": 1}}
+# Of the routed experts of each layer: gate and up, down. Everything else has more bits, as in the files that people share.
+EXPERT_KINDS = [("IQ1_S", "IQ2_XXS"), ("IQ1_M", "IQ2_S"), ("IQ2_XXS", "IQ3_XXS"), ("IQ2_XS", "IQ3_S"), ("TQ1_0", "Q2_K"),
+                ("TQ2_0", "MXFP4")]
+
+
+def kind_in_wide_v3(name):
+    if "_exps" in name:
+        gate_up, down = EXPERT_KINDS[int(name.split(".")[1]) - 1]
+        return "IQ1_S" if name == "blk.2.ffn_up_exps.weight" else down if "down" in name else gate_up  # one gate is unlike its up
+    return {"output.weight": "Q6_K", "token_embd.weight": "Q4_K"}.get(name, "Q5_K" if "shexp" in name else "Q8_0")
+
+
+@pytest.fixture(scope="module")
+def mixed_v3(tmp_path_factory):
+    """A V3 as it is shared in few bits, each layer's experts of other types; and the same values as F32."""
+    folder = tmp_path_factory.mktemp("mixed")
+    packed, plain = fill_wide(np.random.default_rng(5), WIDE_V3, False, kind_in_wide_v3)
+    keys = gguf_model.keys_of(WIDE_V3, False)
+    return [gguf_model.write(folder / f"{name}.gguf", keys, tensors) for name, tensors in (("m", packed), ("f32", plain))]
+
+
+def test_a_v3_of_few_bits(mixed_v3, tmp_path):
+    """Sigmoid, groups and biases with every type of a layer's experts: the values of F32, with experts in memory or read when they
+    are wanted, and within what 8-bit activations cost."""
+    got, want = (logits(path, tmp_path / "out") for path in mixed_v3)
+    scale = float(np.abs(want).max())
+    assert scale > 0 and np.isfinite(want).all() and largest(got, want) <= 2e-5 * scale
+    packed, _ = mixed_v3
+    largest_expert = 3 * 256 * 136  # of TQ2_0 and MXFP4, and more than that
+    assert np.array_equal(logits(packed, tmp_path / "out", "--expert-cache", 8 * largest_expert / 2**30), got)
+    fast = ["--compute", "fast", "--batch-invariant"]
+    whole = logits(packed, tmp_path / "out", *fast)
+    assert 0 < np.median(np.abs(whole - got)) <= 0.05 * scale
+    assert np.array_equal(logits(packed, tmp_path / "out", *fast, "--expert-cache", 8 * largest_expert / 2**30), whole)
+
+
+def test_commands_take_a_v3_of_few_bits(mixed_v3, tmp_path):
+    packed, plain = mixed_v3
+    found = succeed("info", packed, "--json", "--verify").json["bytes_by_format"]
+    assert set(found) == {kind_in_wide_v3(name) for name in ("output.weight", "token_embd.weight", "_shexp", "")} | \
+        {kind for pair in EXPERT_KINDS for kind in pair} | {"F32"}
+    planned = succeed("plan", packed, *NO_CARD, "--json").json
+    assert planned["groups"]["routed"]["format"] == "mixed" and planned["decode"][0]["expected_tokens_per_s"] > 0
+    assert 2 < planned["groups"]["routed"]["bytes"] * 8 / planned["groups"]["routed"]["params"] < 2.5
+    assert succeed("bench", packed, "--json", "--prompt", 8, "--repeat", 1, "--generate", 4, "--depth", 0,
+                   "--max-model-len", 64).json["decode"][0]["tokens_per_s"] > 0
+    choices = []
+    for path in mixed_v3:
+        succeed("experts", path, "--ids", ",".join(map(str, IDS)), "--experts", tmp_path / "choices", "-o", tmp_path / "trace",
+                *F32)
+        choices.append((tmp_path / "choices").read_bytes())
+        succeed("quantize", path, "--quant", "int4", "-o", tmp_path / f"{path.stem}.safetensors")
+    assert choices[0] == choices[1] and len(choices[0]) == 6 * len(IDS) * 4 * 4
+    succeed("plan", packed, *NO_CARD, "--expert-trace", tmp_path / "trace")
+    a, b = (logits(tmp_path / f"{path.stem}.safetensors", tmp_path / "out") for path in mixed_v3)
+    assert np.array_equal(a, b)
 
 
 def test_gate_and_up_in_one(expected, tmp_path):
@@ -315,7 +400,8 @@ DAMAGE = {
 def test_damaged(case, made, tmp_path):
     change, words = DAMAGE[case]
     path = write(tmp_path, change(made))
-    refused(moebius("info", path), "model.gguf", *words)
+    for command in ("info", "plan"):
+        refused(moebius(command, path), "model.gguf", *words)
 
 
 def value_at(raw, key):
@@ -409,10 +495,10 @@ def test_arrays(tmp_path):
 def test_unread_types_and_values(tmp_path):
     """Types that nobody reads here, unknown tensors, and scales that are no numbers."""
     random = np.random.default_rng(3)
-    raw = random.integers(0, 256, (512, 50), dtype=np.uint8)
-    shape = {"output.weight": (raw, Type.IQ1_S)}  # 512 rows of one block of 256
+    raw = random.integers(0, 256, (512, 144), dtype=np.uint8)
+    shape = {"output.weight": (raw, Type.NVFP4)}  # 512 rows of four blocks of 64
     path = gguf_model.convert(GOLDEN / "v2lite-tiny", tmp_path / "m.gguf", tensors=shape)
-    refused(moebius("info", path), "output.weight", "IQ1_S", "Q2_K to Q6_K")
+    refused(moebius("info", path), "output.weight", "NVFP4", "Q2_K to Q6_K")
     path = gguf_model.convert(GOLDEN / "v2lite-tiny", tmp_path / "m.gguf",
                               tensors={"blk.1.ffn_gate_inp_shexp.weight": np.ones(128, "<f4")})
     refused(moebius("logits", path, "--ids", "1", "--out", tmp_path / "out"), "ffn_gate_inp_shexp", "unknown")
@@ -427,6 +513,12 @@ def test_unread_types_and_values(tmp_path):
         path = gguf_model.convert(GOLDEN / "v2lite-tiny", tmp_path / "m.gguf", Type.Q8_0,
                                   tensors={name: (damaged, Type.Q8_0)})
         refused(moebius("info", path, "--verify"), name, "nan")
+    # Threads look at it, and it is the first that is named.
+    damaged = gguf.quants.quantize(np.ones((512, 128), "<f4"), Type.Q8_0)
+    for row in (500, 41, 260):
+        damaged[row, 34:36] = (0, 0x7E)
+    path = gguf_model.convert(GOLDEN / "v2lite-tiny", tmp_path / "m.gguf", tensors={"output.weight": (damaged, Type.Q8_0)})
+    refused(moebius("info", path, "--verify"), "output.weight: value 32 of row 41 is nan")
     # kv_b is put together at load, and looked at then.
     damaged = gguf.quants.quantize(np.ones((4, 32, 64), "<f4"), Type.Q8_0)
     damaged.reshape(-1)[0:2] = (0, 0x7C)
@@ -453,6 +545,22 @@ def test_info_and_plan(tmp_path):
     assert succeed("info", tmp_path / "out.safetensors", "--json").json["licence"] == "mit"
     planned = succeed("plan", path, *NO_CARD, "--json").json
     assert "q8_0" in json.dumps(planned).lower()
+
+
+@pytest.mark.parametrize("k, v, bytes_each", [(Type.F32, Type.F32, 4), (Type.BF16, Type.BF16, 2), (Type.F16, Type.Q8_0, 2),
+                                              (Type.Q8_0, Type.Q8_0, 2), (Type.BF16, Type.Q8_0, 4), (Type.Q8_0, Type.F32, 4)],
+                         ids=lambda value: getattr(value, "name", ""))
+def test_plan_counts_what_kv_b_becomes(k, v, bytes_each, tmp_path):
+    config = json.loads((GOLDEN / "v2lite-tiny/config.json").read_text())
+    tensors = gguf_model.tensors_of(gguf_model.read_values(GOLDEN / "v2lite-tiny"), config)
+    for layer in range(config["num_hidden_layers"]):
+        for part, kind in (("k", k), ("v", v)):
+            name = f"blk.{layer}.attn_{part}_b.weight"
+            tensors[name] = (gguf.quants.quantize(tensors[name], kind).view(np.uint8), kind)
+    path = gguf_model.write(tmp_path / "m.gguf", gguf_model.keys_of(config), tensors, Type.Q8_0)
+    group = succeed("plan", path, *NO_CARD, "--json").json["groups"]["kv_b"]
+    assert group["bytes"] == bytes_each * group["params"] > 0
+    assert group["format"] == ("f32" if bytes_each == 4 else "bf16" if k == Type.BF16 else "f16")
 
 
 @pytest.mark.parametrize("name", ["v2lite-tiny", "v3-tiny"])

@@ -4,6 +4,7 @@
 #include <link.h>
 #include <stdio.h>
 #include <string.h>
+#include "base/text.h"
 
 static size_t padded(size_t bytes) {
     return (bytes + 3) & ~(size_t)3;
@@ -16,9 +17,8 @@ static void read_notes(const char *at, size_t size, char *text) {
         size_t name = padded(note.n_namesz), bytes = sizeof note + name + padded(note.n_descsz);
         if (bytes > size) return;
         if (note.n_type == NT_GNU_BUILD_ID && note.n_namesz == 4 && !memcmp(at + sizeof note, "GNU", 4)) {
-            const unsigned char *id = (const unsigned char *)at + sizeof note + name;
             size_t n = note.n_descsz < BUILD_ID_BYTES / 2 ? note.n_descsz : BUILD_ID_BYTES / 2;
-            for (size_t i = 0; i < n; i++) snprintf(text + 2 * i, 3, "%02x", id[i]);
+            text_print_hex(at + sizeof note + name, n, text);
             return;
         }
         at += bytes;

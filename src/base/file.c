@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -143,22 +144,36 @@ int file_read(const char *path, size_t max_bytes, char **data, size_t *size, str
     return code;
 }
 
-static int write_all(int fd, const char *data, size_t size) {
-    while (size > 0) {
-        ssize_t put = write(fd, data, size);
+int file_write_all(int fd, const void *data, size_t size) {
+    for (const char *at = data; size > 0;) {
+        ssize_t put = write(fd, at, size);
+        if (put < 0 && errno == EAGAIN) {
+            poll(&(struct pollfd){.fd = fd, .events = POLLOUT}, 1, -1);
+            continue;
+        }
         if (put < 0 && errno == EINTR) continue;
         if (put < 0) return -1;
-        data += put;
+        at += put;
         size -= (size_t)put;
     }
     return 0;
+}
+
+void file_sync_folder(const char *path) {
+    const char *slash = strrchr(path, '/');
+    char *folder = slash ? strndup(path, slash == path ? 1 : (size_t)(slash - path)) : strdup(".");
+    int fd = folder ? open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+    free(folder);
+    if (fd < 0) return;
+    fsync(fd);
+    close(fd);
 }
 
 /* A pipe or a device cannot be replaced by a file, and a link to nothing names a file to be made: they are written to. */
 static int write_in_place(const char *path, const void *data, size_t size, struct mo_error *error) {
     int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
     if (fd < 0) return mo_error_set(error, MO_E_IO, "%s: cannot open: %s", path, strerror(errno));
-    bool failed = write_all(fd, data, size) != 0;
+    bool failed = file_write_all(fd, data, size) != 0;
     int reason = errno;
     close(fd);
     if (!failed) return 0;
@@ -172,7 +187,7 @@ static int write_and_rename(const char *path, const char *beside, const void *da
     if (fd < 0) return mo_error_set(error, MO_E_IO, "%s: cannot create: %s", beside, strerror(errno));
     struct stat old;
     if (stat(path, &old) == 0) fchmod(fd, old.st_mode & 07777); /* what others may not read stays so */
-    bool failed = write_all(fd, data, size) != 0 || fsync(fd) != 0;
+    bool failed = file_write_all(fd, data, size) != 0 || fsync(fd) != 0;
     int reason = errno;
     if (close(fd) != 0 && !failed) {
         failed = true;

@@ -23,6 +23,12 @@ int file_read(const char *path, size_t max_bytes, char **data, size_t *size, str
 /* Writes beside and renames. A link's file is replaced, not the link; a pipe or device is written to. */
 int file_write(const char *path, const void *data, size_t size, struct mo_error *error);
 
+/* All of it, to whatever `fd` is: a pipe that another program has set to O_NONBLOCK is waited for. -1: errno says why. Safe in a
+ * handler of signals. */
+int file_write_all(int fd, const void *data, size_t size);
+/* What `path` is called is only certain when its folder is on the disk; there is no help where that fails. */
+void file_sync_folder(const char *path);
+
 bool file_exists(const char *path);
 bool file_is_directory(const char *path);
 

@@ -7,7 +7,8 @@
 double memory_available_bytes(void) {
     const char *said = getenv("MOEBIUS_MEMORY");
     double system = group_read_number("/proc/meminfo", "MemAvailable:", 0) * 1024;
-    double least = fmin(system, group_least("memory", group_memory_left, system)), most = said ? strtod(said, NULL) * (1 << 30) : 0;
+    double least = fmin(system, group_least("memory", group_memory_left, system)),
+           most = said ? strtod(said, NULL) * (1 << 30) : 0;
     return most > 0 && most < least ? most : least;
 }
 

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <xxhash.h>
+#include "base/text.h"
 
 static const char MAGIC[8] = "MOEBpage";
 
@@ -149,7 +150,7 @@ int page_check(const uint8_t header[PAGE_HEADER_BYTES], const void *payload, con
 }
 
 void page_name_write(const struct page_address *address, uint32_t depth, char name[PAGE_NAME_MAX]) {
-    for (int i = 0; i < ADDRESS_BYTES; i++) snprintf(name + (size_t)i * 2, 3, "%02x", address->bytes[i]);
+    text_print_hex(address->bytes, ADDRESS_BYTES, name);
     snprintf(name + (size_t)ADDRESS_BYTES * 2, PAGE_NAME_MAX - (size_t)ADDRESS_BYTES * 2, "-%0*u.page", DEPTH_DIGITS,
              depth);
 }

@@ -182,9 +182,3 @@ void check_product(struct check *check, const struct kern *kern, enum mat_format
     set_kern(check, kern);
     check_gemm(check, format, true);
 }
-
-void check_block_products(struct check *check, const struct kern *kern) {
-    set_kern(check, kern);
-    check_gemm(check, MAT_INT4, true);
-    check_gemm(check, MAT_INT8, true);
-}

@@ -27,9 +27,7 @@ void check_close(struct check *check); /* accepts NULL */
 
 /* All kernels of a level that this machine has. */
 void check_level(struct check *check, enum cpu_level level);
-/* The products of INT4 and INT8 with 8-bit activations alone, of any table: for tests of other builds of them. */
-void check_block_products(struct check *check, const struct kern *kern);
-/* The same for one format. */
+/* The products of one format with 8-bit activations alone, of any table: for tests of other builds of them. */
 void check_product(struct check *check, const struct kern *kern, enum mat_format format);
 
 int check_passed(const struct check *check);

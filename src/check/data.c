@@ -127,8 +127,8 @@ static void make_block(struct check *check, struct mat *m, enum data_kind kind) 
         }
 }
 
-/* Random bytes, but for the block's fp16 numbers. */
-static void make_gguf(struct check *check, struct mat *m, enum data_kind kind) {
+/* A block's fp16 numbers, by where they are; IQ1_M's one lies in the high four bits of four words. */
+static void put_halves(enum mat_format format, uint8_t *block, const uint16_t half[2]) {
     static const struct {
         int8_t n;
         uint8_t at[2];
@@ -136,7 +136,26 @@ static void make_gguf(struct check *check, struct mat *m, enum data_kind kind) {
         [MAT_Q4_0] = {1, {0}},    [MAT_Q4_1] = {2, {0, 2}},   [MAT_Q5_0] = {1, {0}},   [MAT_Q5_1] = {2, {0, 2}},
         [MAT_Q8_0] = {1, {0}},    [MAT_Q2_K] = {2, {80, 82}}, [MAT_Q3_K] = {1, {108}}, [MAT_Q4_K] = {2, {0, 2}},
         [MAT_Q5_K] = {2, {0, 2}}, [MAT_Q6_K] = {1, {208}},    [MAT_IQ4_NL] = {1, {0}}, [MAT_IQ4_XS] = {1, {0}},
+        [MAT_IQ1_S] = {1, {0}},   [MAT_IQ2_XXS] = {1, {0}},   [MAT_IQ2_XS] = {1, {0}}, [MAT_IQ2_S] = {1, {0}},
+        [MAT_IQ3_XXS] = {1, {0}}, [MAT_IQ3_S] = {1, {0}},     [MAT_TQ1_0] = {1, {52}}, [MAT_TQ2_0] = {1, {64}},
     };
+    for (int i = 0; i < halves[format].n; i++) memcpy(block + halves[format].at[i], &half[i], sizeof *half);
+    for (int i = 0; format == MAT_IQ1_M && i < 4; i++) {
+        uint8_t *high = block + 49 + 2 * i;
+        *high = (uint8_t)((*high & 15) | (half[0] >> 4 * i & 15) << 4);
+    }
+}
+
+/* MXFP4 has powers of two, 2^(byte - 128): no zero but values of 0, no Inf and no NaN. */
+static void put_power(struct check_random *random, enum data_kind kind, uint8_t *block) {
+    if (kind == DATA_ZERO) memset(block, 0, 17);
+    if (kind == DATA_PLAIN || kind == DATA_SPECIAL) block[0] = (uint8_t)random_int(random, 118, 126);
+    if (kind == DATA_TINY) block[0] = (uint8_t)random_int(random, 20, 60);
+    if (kind == DATA_EXTREME) block[0] = (uint8_t)random_int(random, 100, 150);
+}
+
+/* Random bytes, but for the block's scales. */
+static void make_gguf(struct check *check, struct mat *m, enum data_kind kind) {
     struct check_random *random = &check->random;
     const size_t bytes = mat_bytes(m);
     uint8_t *data = check_alloc(check, bytes);
@@ -146,13 +165,16 @@ static void make_gguf(struct check *check, struct mat *m, enum data_kind kind) {
     for (size_t i = 0; i < bytes; i++)
         data[i] = kind == DATA_EXTREME ? (uint8_t)(random_u32(random) >> 9 & 1 ? 0xff : 0)
                                        : (uint8_t)(random_u32(random) >> 9);
-    for (size_t at = 0; at < bytes; at += block)
-        for (int i = 0; i < halves[m->format].n; i++) {
-            uint16_t half = random_scale16(random, kind);
-            if (kind == DATA_ZERO) half &= 0x8000;
-            if (kind == DATA_SPECIAL && random_u32(random) % 100 == 0) half = 0x7c00; /* Inf */
-            memcpy(data + at + halves[m->format].at[i], &half, sizeof half);
+    for (size_t at = 0; at < bytes; at += block) {
+        uint16_t half[2];
+        for (int i = 0; i < 2; i++) {
+            half[i] = random_scale16(random, kind);
+            if (kind == DATA_ZERO) half[i] &= 0x8000;
+            if (kind == DATA_SPECIAL && random_u32(random) % 100 == 0) half[i] = 0x7c00; /* Inf */
         }
+        put_halves(m->format, data + at, half);
+        if (m->format == MAT_MXFP4) put_power(random, kind, data + at);
+    }
     m->data = data;
 }
 
@@ -168,7 +190,7 @@ struct mat check_make_mat(struct check *check, enum mat_format format, int rows,
         make_fp8(check, &m, kind);
     } else if (format == MAT_INT4_AWQ) {
         make_awq(check, &m, kind);
-    } else if (format == MAT_INT4 || format == MAT_INT8) {
+    } else if (mat_is_integer(format)) {
         make_block(check, &m, kind);
     } else if (gguf_is_blocks(format)) {
         make_gguf(check, &m, kind);

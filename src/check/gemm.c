@@ -152,7 +152,7 @@ static void check_case(struct check *check, enum mat_format format, bool quantiz
 static void check_odd_sizes(struct check *check, enum mat_format format, bool quantized) {
     const bool awq = format == MAT_INT4_AWQ;
     struct check_random *random = &check->random;
-    const int rounds = gguf_is_blocks(format) ? 30 : 80; /* the twelve share their products */
+    const int rounds = gguf_is_blocks(format) ? 30 : 80; /* they share their products */
     for (int round = 0; round < rounds; round++) {
         int rows = awq ? 8 * random_int(random, 1, 36) : random_int(random, 1, 67), cols = random_int(random, 1, 600);
         if (round % 4 == 1) cols = (cols + 31) / 32 * 32;

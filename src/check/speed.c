@@ -93,13 +93,13 @@ bool speed_has(const struct speed *speed, enum cpu_level level, bool quantized) 
     kern_init(&kern, level);
     const enum mat_format format = speed->mat.format;
     if (quantized) return kern.gemm_q8[format];
-    return format != MAT_INT4 && format != MAT_INT8 && !gguf_is_blocks(format);
+    return !mat_is_integer(format) && !gguf_is_blocks(format);
 }
 
 /* ---- the data ---- */
 
-/* Finite values of ordinary size, whatever the format: narrow floats near 1, blocks with scales below 1 (all their bytes are
- * masked alike: 4-bit values and 8-bit values stay spread). */
+/* Finite values, whatever the format: narrow floats near 0, blocks with finite scales (all their bytes are masked alike: 4-bit values
+ * and 8-bit values stay spread). */
 static void fill_matrix(const struct mat *m, char *data, size_t bytes) {
     struct check_random random;
     random_seed(&random, 1);
@@ -112,7 +112,7 @@ static void fill_matrix(const struct mat *m, char *data, size_t bytes) {
         }
         return;
     }
-    const bool halves = m->format == MAT_INT4 || m->format == MAT_INT8 || gguf_is_blocks(m->format);
+    const bool halves = mat_is_integer(m->format) || gguf_is_blocks(m->format);
     const int mask = halves ? 0x77 : 0xff;
     for (size_t i = 0; i < bytes; i++) {
         data[i] = (char)(random_u32(&random) >> 8 & (uint32_t)mask);

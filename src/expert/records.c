@@ -54,15 +54,6 @@ static const uint8_t *file_data(const struct records *records, int file) {
     return records->checkpoint->shards[file].map.data;
 }
 
-/* Or -1. */
-static int find_file(const struct records *records, const struct range *range) {
-    for (int i = 0; i < records->checkpoint->n_shards; i++) {
-        const struct file_map *map = &records->checkpoint->shards[i].map;
-        if (range->begin >= map->data && range->end <= map->data + map->size) return i;
-    }
-    return -1;
-}
-
 static void add_tensor(struct record *record, int file, int64_t offset, size_t bytes) {
     struct stream_part *last = record->n_parts ? &record->parts[record->n_parts - 1] : NULL;
     int64_t last_end = last ? last->offset + (int64_t)last->bytes : 0;
@@ -88,7 +79,8 @@ static int find_record(struct records *records, int index, struct mo_error *erro
     struct record *record = &records->list[index];
     int experts = records->model->experts, n = list_mlp(mlp_of(records, index), ranges);
     for (int i = 0; i < n; i++) {
-        int file = find_file(records, &ranges[i]);
+        int file =
+            checkpoint_find_shard(records->checkpoint, ranges[i].begin, (size_t)(ranges[i].end - ranges[i].begin));
         if (file < 0) {
             return mo_error_set(
                 error, MO_E_UNSUPPORTED, "%s: layer %d, expert %d: expected its weights in the model's files",

@@ -11,6 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "base/clock.h"
+#include "base/text.h"
 
 enum { READ_BYTES = 1 << 20, LONGEST_PAUSE_S = 30, LONGEST_ASKED_S = 600 };
 
@@ -154,10 +155,10 @@ static int download(struct fetch *f, bool *has_changed) {
 
 static bool is_right(struct fetch *f) {
     uint8_t digest[EVP_MAX_MD_SIZE];
-    char hex[2 * EVP_MAX_MD_SIZE + 1] = "";
+    char hex[2 * EVP_MAX_MD_SIZE + 1];
     unsigned n = 0;
     EVP_DigestFinal_ex(f->hash, digest, &n);
-    for (unsigned i = 0; i < n; i++) snprintf(hex + 2 * i, 3, "%02x", digest[i]);
+    text_print_hex(digest, n, hex);
     return strcmp(hex, f->file->hash) == 0;
 }
 

@@ -11,8 +11,16 @@
 
 enum { MAX_HOPS = 8, CONNECT_S = 20 };
 
+/* What makes two URLs one site: scheme, host and port. */
+struct origin {
+    char *scheme, *host, *port;
+};
+
 struct hub_http {
     const struct hub_site *site;
+    struct origin home; /* the endpoint's */
+    bool has_home;      /* or it is no URL */
+    bool shows_token;   /* to the endpoint */
     CURL *curl;
     struct curl_slist *authorization; /* NULL: no token */
     char curl_error[CURL_ERROR_SIZE];
@@ -119,38 +127,6 @@ static void begin_curl(void) {
     curl_global_init(CURL_GLOBAL_DEFAULT);
 }
 
-int hub_http_create(struct hub_http **out, const struct hub_site *site, struct mo_error *error) {
-    struct hub_http *http = calloc(1, sizeof *http);
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    char line[1100];
-    *out = NULL;
-    pthread_once(&once, begin_curl);
-    if (!http || !(http->curl = curl_easy_init())) goto no_memory;
-    http->site = site;
-    if (site->token) {
-        snprintf(line, sizeof line, "Authorization: Bearer %s", site->token);
-        if (!(http->authorization = curl_slist_append(NULL, line))) goto no_memory;
-    }
-    set_options(http);
-    *out = http;
-    return 0;
-no_memory:
-    hub_http_destroy(http);
-    return mo_error_set(error, MO_E_NO_MEMORY, "no memory for a connection");
-}
-
-void hub_http_destroy(struct hub_http *http) {
-    if (!http) return;
-    curl_slist_free_all(http->authorization);
-    curl_easy_cleanup(http->curl);
-    free(http);
-}
-
-/* What makes two URLs one site: scheme, host and port. */
-struct origin {
-    char *scheme, *host, *port;
-};
-
 static bool read_origin(struct origin *origin, const char *url) {
     CURLU *parts = curl_url();
     *origin = (struct origin){0};
@@ -180,25 +156,55 @@ bool hub_shows_token(const struct hub_site *site) {
     return shows;
 }
 
+int hub_http_create(struct hub_http **out, const struct hub_site *site, struct mo_error *error) {
+    struct hub_http *http = calloc(1, sizeof *http);
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    char line[1100];
+    *out = NULL;
+    pthread_once(&once, begin_curl);
+    if (!http || !(http->curl = curl_easy_init())) goto no_memory;
+    http->site = site;
+    http->has_home = read_origin(&http->home, site->endpoint);
+    http->shows_token = hub_shows_token(site);
+    if (site->token) {
+        snprintf(line, sizeof line, "Authorization: Bearer %s", site->token);
+        if (!(http->authorization = curl_slist_append(NULL, line))) goto no_memory;
+    }
+    set_options(http);
+    *out = http;
+    return 0;
+no_memory:
+    hub_http_destroy(http);
+    return mo_error_set(error, MO_E_NO_MEMORY, "no memory for a connection");
+}
+
+void hub_http_destroy(struct hub_http *http) {
+    if (!http) return;
+    curl_slist_free_all(http->authorization);
+    curl_easy_cleanup(http->curl);
+    free_origin(&http->home);
+    free(http);
+}
+
 /* Whether this hop is allowed, is the endpoint's, and may see the token. */
 static int check_hop(struct hub_http *http, const char *url, bool *may_see_token, struct mo_error *error) {
-    struct origin home, origin;
-    bool is_read = read_origin(&home, http->site->endpoint);
-    is_read &= read_origin(&origin, url);
+    const struct origin *home = &http->home;
+    struct origin origin;
+    bool is_read = read_origin(&origin, url);
     int code = 0;
-    if (!is_read || (strcasecmp(origin.scheme, "https") && strcasecmp(origin.scheme, home.scheme))) {
+    if (!http->has_home || !is_read ||
+        (strcasecmp(origin.scheme, "https") && strcasecmp(origin.scheme, home->scheme))) {
         char shown[200]; /* without what follows '?': it may be a signature */
         snprintf(shown, sizeof shown, "%.*s", (int)strcspn(url, "?#"), url);
         utf8_clean(shown);
         code =
             mo_error_set(error, MO_E_CORRUPT, "%s sends us to %s: refused, only %s is followed", http->site->endpoint,
-                         shown, home.scheme && !strcasecmp(home.scheme, "http") ? "http or https" : "https");
+                         shown, home->scheme && !strcasecmp(home->scheme, "http") ? "http or https" : "https");
     } else {
-        http->is_at_hub = !strcasecmp(origin.scheme, home.scheme) && !strcasecmp(origin.host, home.host) &&
-                          !strcmp(origin.port, home.port);
-        *may_see_token = http->is_at_hub && hub_shows_token(http->site);
+        http->is_at_hub = !strcasecmp(origin.scheme, home->scheme) && !strcasecmp(origin.host, home->host) &&
+                          !strcmp(origin.port, home->port);
+        *may_see_token = http->is_at_hub && http->shows_token;
     }
-    free_origin(&home);
     free_origin(&origin);
     return code;
 }

@@ -4,6 +4,7 @@
 #include <fnmatch.h>
 #include <stdio.h>
 #include <string.h>
+#include "base/text.h"
 
 /* What Moebius, and who converts or reads about the model, needs; the rest (weights for other programs, code, pictures) stays
  * where it is. Of folders nothing: there lie other programs' copies (original/, onnx/). */
@@ -13,11 +14,6 @@ static const char *const NEEDED[] = {
     "*.safetensors", "*.safetensors.index.json", "[Ll][Ii][Cc][Ee]*",       "README*",
 };
 static const char *const NOT_NEEDED[] = {"consolidated*"}; /* the same weights once more, under other names */
-
-static bool ends_with(const char *path, const char *end) {
-    size_t n = strlen(path), m = strlen(end);
-    return n >= m && strcmp(path + n - m, end) == 0;
-}
 
 /* The length of NAME in NAME-00001-of-00003.gguf; 0: not a shard. */
 static size_t shard_stem(const char *path) {
@@ -112,7 +108,7 @@ int hub_select(struct hub_listing *listing, const struct hub_patterns *patterns,
         struct hub_file *file = &listing->files[i];
         if (matches_any(listing, file->path, patterns->exclude, patterns->n_exclude)) file->is_wanted = false;
         n += file->is_wanted;
-        n_weights += ends_with(file->path, ".safetensors");
+        n_weights += text_ends_with(file->path, ".safetensors");
     }
     find_copies(listing);
     list_some(listing, some, sizeof some);
@@ -127,7 +123,7 @@ int hub_select(struct hub_listing *listing, const struct hub_patterns *patterns,
 /* And not statistics of a quantization, or the eyes of a model that sees: gguf_open.c leaves them out in the same way. */
 static bool is_model(const char *path) {
     const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
-    return ends_with(name, ".gguf") && !ends_with(name, "imatrix.gguf") && strncmp(name, "mmproj", 6) != 0;
+    return text_ends_with(name, ".gguf") && !text_ends_with(name, "imatrix.gguf") && strncmp(name, "mmproj", 6) != 0;
 }
 
 bool hub_is_first_of_gguf(const char *path) {
@@ -138,7 +134,7 @@ bool hub_is_first_of_gguf(const char *path) {
 bool hub_has_choices(const struct hub_listing *listing) {
     bool has = false;
     for (int i = 0; i < listing->n; i++) {
-        if (ends_with(listing->files[i].path, ".safetensors")) return false;
+        if (text_ends_with(listing->files[i].path, ".safetensors")) return false;
         has |= is_model(listing->files[i].path);
     }
     return has;

@@ -163,7 +163,7 @@ void block_pack_panel(const struct mat *mat, const int8_t *q, const uint16_t *sc
 }
 
 void block_decode_span(const struct mat *mat, int row, int k0, int count, float *out) {
-    assert(mat->format == MAT_INT4 || mat->format == MAT_INT8);
+    assert(mat_is_integer(mat->format));
     for (int i = 0; i < count; i++) {
         out[i] = (float)block_value(mat, row, k0 + i) * f16_to_f32(block_scale(mat, row, k0 + i));
     }

@@ -22,6 +22,14 @@ static int by_name(const void *a, const void *b) {
     return strcmp(((const struct tensor *)a)->name, ((const struct tensor *)b)->name);
 }
 
+int checkpoint_find_shard(const struct checkpoint *checkpoint, const uint8_t *data, size_t size) {
+    for (int i = 0; i < checkpoint->n_shards; i++) {
+        const struct file_map *map = &checkpoint->shards[i].map;
+        if (data >= map->data && data + size <= map->data + map->size) return i;
+    }
+    return -1;
+}
+
 const struct tensor *checkpoint_find(const struct checkpoint *checkpoint, const char *name) {
     struct tensor key = {.name = name};
     if (!checkpoint->n_tensors) return NULL;

@@ -39,10 +39,20 @@ enum dtype {
     DTYPE_Q6_K,
     DTYPE_IQ4_NL,
     DTYPE_IQ4_XS,
+    DTYPE_IQ1_S,
+    DTYPE_IQ1_M,
+    DTYPE_IQ2_XXS,
+    DTYPE_IQ2_XS,
+    DTYPE_IQ2_S,
+    DTYPE_IQ3_XXS,
+    DTYPE_IQ3_S,
+    DTYPE_TQ1_0,
+    DTYPE_TQ2_0,
+    DTYPE_MXFP4,
     DTYPES
 };
 const char *dtype_name(enum dtype dtype);
-size_t dtype_bytes(enum dtype dtype); /* of a value; of blocks what they are aligned to, 2 */
+size_t dtype_bytes(enum dtype dtype); /* of a value; of blocks what they are aligned to */
 
 enum { TENSOR_MAX_DIMS = 4, TENSOR_SHAPE_BYTES = TENSOR_MAX_DIMS * 22 + 3 }; /* of 19 digits, a sign and ", " each */
 
@@ -95,6 +105,8 @@ int checkpoint_open(struct checkpoint *checkpoint, const char *path, struct mo_e
 int checkpoint_open_files(struct checkpoint *checkpoint, const char *path, struct mo_error *error);
 int checkpoint_open_tensors(struct checkpoint *checkpoint, struct mo_error *error);
 void checkpoint_close(struct checkpoint *checkpoint); /* accepts a zeroed one */
+/* Which shard's map holds these bytes; -1: none. */
+int checkpoint_find_shard(const struct checkpoint *checkpoint, const uint8_t *data, size_t size);
 /* NULL if there is no such tensor. */
 const struct tensor *checkpoint_find(const struct checkpoint *checkpoint, const char *name);
 

@@ -348,7 +348,6 @@ static int read_ends(const struct reader *r, struct model *model) {
 
 /* Each size is within bounds, but not always what they multiply to. */
 static int check_count(const struct reader *r, const struct model *model) {
-
     double routed = 3.0 * model->layers * model->experts * model->hidden * model->expert_width;
     if (routed < 1e15) return 0;
     return mo_error_set(r->error, MO_E_INVALID, "%s: expected a model of at most 1e15 parameters, found %.3g", r->where,

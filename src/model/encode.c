@@ -262,7 +262,7 @@ int encode_rows(const struct mat *from, const struct mat *to, const float *impor
     } else if (to->format == MAT_BF16) {
         encode_bf16(&s, to, r0, n, sum);
     } else {
-        assert(to->format == MAT_INT4 || to->format == MAT_INT8);
+        assert(mat_is_integer(to->format));
         encode_panels(&s, to, r0, n, sum);
     }
     return -1;

@@ -10,8 +10,9 @@ const uint8_t awq_order[8] = {0, 2, 4, 6, 1, 3, 5, 7};
 
 const char *mat_format_name(enum mat_format format) {
     static const char *const names[MAT_FORMATS] = {
-        "f32",  "f16",  "bf16", "fp8",  "int4_awq", "int4", "int8", "q4_0",   "q4_1",   "q5_0",
-        "q5_1", "q8_0", "q2_k", "q3_k", "q4_k",     "q5_k", "q6_k", "iq4_nl", "iq4_xs",
+        "f32",   "f16",     "bf16",   "fp8",   "int4_awq", "int4",  "int8",  "q4_0",   "q4_1",   "q5_0",
+        "q5_1",  "q8_0",    "q2_k",   "q3_k",  "q4_k",     "q5_k",  "q6_k",  "iq4_nl", "iq4_xs", "iq1_s",
+        "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs",  "iq3_s", "tq1_0", "tq2_0",  "mxfp4",
     };
     return names[format];
 }

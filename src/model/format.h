@@ -10,7 +10,7 @@
  *                   8c + awq_order[j]; zeros [groups][rows/8] words in the same order; scales16
  *                   [groups][rows] fp16; w = (q - z) * scale; group = k / group_size, the last may be ragged
  *   INT4, INT8      our own: blocks of 32 rows x 128 k, see below
- *   Q4_0 ... IQ4_XS GGUF's: blocks of 32 or 256 k of one row, as in the file, see below */
+ *   Q4_0 ... MXFP4  GGUF's: blocks of 32 or 256 k of one row, as in the file, see below */
 #ifndef MOEBIUS_MODEL_FORMAT_H
 #define MOEBIUS_MODEL_FORMAT_H
 
@@ -22,7 +22,8 @@
 enum mat_format {
     MAT_F32, MAT_F16, MAT_BF16, MAT_FP8, MAT_INT4_AWQ, MAT_INT4, MAT_INT8,
     MAT_Q4_0, MAT_Q4_1, MAT_Q5_0, MAT_Q5_1, MAT_Q8_0, MAT_Q2_K, MAT_Q3_K, MAT_Q4_K, MAT_Q5_K, MAT_Q6_K,
-    MAT_IQ4_NL, MAT_IQ4_XS,
+    MAT_IQ4_NL, MAT_IQ4_XS, MAT_IQ1_S, MAT_IQ1_M, MAT_IQ2_XXS, MAT_IQ2_XS, MAT_IQ2_S, MAT_IQ3_XXS, MAT_IQ3_S,
+    MAT_TQ1_0, MAT_TQ2_0, MAT_MXFP4,
     MAT_FORMATS
 };
 /* clang-format on */
@@ -30,7 +31,7 @@ enum mat_format {
 struct mat {
     enum mat_format format;
     int rows, cols;
-    const void *data; /* 2-byte aligned at least: safetensors and GGUF's blocks promise no more */
+    const void *data; /* 2-byte aligned at least (MXFP4: not even that): files promise no more */
 
     const float *scale;         /* FP8 */
     int scale_rows, scale_cols; /* FP8: weights per scale in each direction; scale_cols % 32 == 0 or >= cols */
@@ -59,6 +60,11 @@ struct mat {
  * in one cache set. Rows past the last and k past the last are q = 0 with scale 0. Blocks start at multiples of 64 bytes
  * in files and in memory that we make; readers need no alignment. */
 enum { BLOCK_ROWS = 32, BLOCK_COLS = 128, BLOCK_TILE = 64, BLOCK_LINE = 64 };
+
+/* Is it stored in these blocks? */
+static inline bool mat_is_integer(enum mat_format format) {
+    return format == MAT_INT4 || format == MAT_INT8;
+}
 
 /* What one block takes: 2112, 2176 or 2304 bytes for INT4 and 4160, 4224 or 4352 for INT8, at groups of 128, 64, 32. */
 size_t block_bytes(enum mat_format format, int group_size);
@@ -108,10 +114,28 @@ void block_clear_outside(const struct mat *mat, void *data, int from_panel, int 
  *                        64 bytes of the high two bits; 16 scales, signed bytes; d; w = d * scale * (q - 32)
  *   IQ4_XS  256     136  d; 16 bits: the high two of eight scales; 4 bytes: their low four, two a byte; nibbles of each 32
  *                        values; w = d * (scale - 32) * gguf_iq4_values[q]
+ *   MXFP4   32      17   8 bits e, nibbles; w = 2^(e - 128) * gguf_mxfp4_values[q]
+ *   TQ2_0   256     66   64 bytes of two bits; d; w = d * (q - 1)
+ *   TQ1_0   256     54   five base-3 digits a byte: 32 bytes hold values i, i + 32, ..., i + 128, then 16 bytes values 160 + i, i +
+ *                        16, ..., i + 64, then 4 bytes values 240 + i, ..., i + 12 (four digits); d; w = d * (q - 1). Digit n of a
+ *                        byte is the whole part of 3 / 256 times (byte * 3^n mod 256)
+ *   IQ2_XXS 256     66   d; for each 32 values: four indices of 8 bits, then a word: four times seven signs, a scale of four bits
+ *   IQ2_XS  256     74   d; for each 8 values 16 bits: an index of nine bits, seven signs; 16 scales of four bits
+ *   IQ2_S   256     82   d; 32 low bytes of indices; 32 bytes of signs; 8 bytes: the high two bits of 32 indices; 16 scales of
+ *                        four bits; all three: w = d * (2 * scale + 1) / 8 * value
+ *   IQ3_XXS 256     98   d; 64 indices of 8 bits; eight words as IQ2_XXS has; w = d * (2 * scale + 1) / 4 * value
+ *   IQ3_S   256     110  d; 64 low bytes of indices; 64 high bits of these; 32 bytes of signs; 8 scales of four bits;
+ *                        w = d * (2 * scale + 1) * value
+ *   IQ1_S   256     50   d; 32 low bytes of indices; for each 32 values 16 bits: the high three bits of four indices, a scale of
+ *                        three bits, a sign; w = d * (2 * scale + 1) * (value + 1/8, or - 1/8 where the sign is set)
+ *   IQ1_M   256     56   32 low bytes of indices; 32 nibbles: the high three bits of an index, a sign; 8 bytes: four times 16 bits
+ *                        with four scales of three bits and four bits of d, lowest first; w as IQ1_S
  *
  * Two bits: 32 bytes hold 128 values, byte i value i lowest, then i + 32, i + 64 and i + 96. Four bits (Q4_K, Q5_K): 32 bytes
- * hold 64 values, byte i value i low, value i + 32 high. Products are exact in fp32, so w has one rounding where it has a
- * difference or a sum, and none elsewhere. */
+ * hold 64 values, byte i value i low, value i + 32 high. IQ1 and IQ2 have an index for each eight values, IQ3 for each four: grids
+ * say what it stands for. Signs come in eights, a bit is set where a value is negative; of seven the eighth makes their number even.
+ * Products are exact in fp32, so w has one rounding where it has a difference or a sum, and none elsewhere (IQ1 becomes a product of
+ * eighths). */
 struct gguf_parts { /* a block taken apart: w = scale * q (+ low, if there is one) */
     int values, per_scale;
     bool has_low;
@@ -138,7 +162,15 @@ size_t gguf_turned_bytes(const struct mat *mat);
 /* Writes one whole panel of `from`, which is as in the file. */
 void gguf_turn_panel(const struct mat *from, int panel, void *out);
 void gguf_take_apart(enum mat_format format, const void *block, struct gguf_parts *out);
-extern const int8_t gguf_iq4_values[16];
+extern const int8_t gguf_iq4_values[16], gguf_mxfp4_values[16];
+
+/* What an index stands for: four nibbles, number i at bit gguf_grid_places[i]. IQ3: each is a value's place in the list of values, whose
+ * second half has them negative. IQ1 and IQ2: the low two bits are value i's place, the high two value i + 4's; the values of IQ1 are
+ * their places - 1. So bytes of nibbles are (entry | entry << 12) & 0x0f0f0f0f. Behind the last entry 32 bits can be read, too. */
+extern const uint16_t gguf_iq1_grid[2048 + 1], gguf_iq2_xxs_grid[256 + 1], gguf_iq2_xs_grid[512 + 1];
+extern const uint16_t gguf_iq2_s_grid[1024 + 1], gguf_iq3_xxs_grid[256 + 1], gguf_iq3_s_grid[512 + 1];
+extern const uint8_t gguf_grid_places[4]; /* {0, 8, 4, 12} */
+extern const int8_t gguf_iq2_values[16], gguf_iq3_xxs_values[16], gguf_iq3_s_values[16];
 
 extern const uint8_t awq_order[8]; /* {0, 2, 4, 6, 1, 3, 5, 7} */
 

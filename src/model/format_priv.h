@@ -1,4 +1,4 @@
-/* model/format_priv.h - shared by format.c, block.c and gguf_blocks.c only. */
+/* model/format_priv.h - shared by format.c, block.c, gguf_blocks.c and gguf_grid_blocks.c only. */
 #ifndef MOEBIUS_MODEL_FORMAT_PRIV_H
 #define MOEBIUS_MODEL_FORMAT_PRIV_H
 
@@ -8,11 +8,19 @@ static inline size_t ceil_div(int a, int b) {
     return ((size_t)a + (size_t)b - 1) / (size_t)b;
 }
 
+/* The fp16 number of two bytes. */
+static inline float half_at(const uint8_t *at) {
+    return f16_to_f32((uint16_t)(at[0] | at[1] << 8));
+}
+
 /* format_decode_span for INT4 and INT8. */
 void block_decode_span(const struct mat *mat, int row, int k0, int count, float *out);
 
 /* mat_bytes and format_decode_span for GGUF's blocks. */
 size_t gguf_bytes(const struct mat *mat);
 void gguf_decode_span(const struct mat *mat, int row, int k0, int count, float *out);
+
+/* gguf_take_apart for what has a grid, and TQ1_0 and TQ2_0. */
+void gguf_read_grid(enum mat_format format, const uint8_t *at, struct gguf_parts *out);
 
 #endif

@@ -17,6 +17,7 @@
 
 #include "base/arena.h"
 #include "base/json.h"
+#include "base/pool.h"
 #include "model/checkpoint.h"
 #include "model/format.h"
 
@@ -126,8 +127,9 @@ int gguf_list_tensors(const struct checkpoint *checkpoint, struct tensor **list,
 
 /* kv_b [heads * (nope + v)][kv_lora] from its parts, in memory of the arena. `path` names the file in messages. */
 struct model;
+enum mat_format gguf_joined_format(enum mat_format k, enum mat_format v); /* what parts of these formats become */
 int gguf_join_kv_b(const struct model *model, const struct tensor *k, const struct tensor *v, const char *path,
-                   struct arena *arena, struct mat *mat, struct mo_error *error);
+                   struct pool *pool, struct arena *arena, struct mat *mat, struct mo_error *error);
 
 /* The small files. Text is malloc'd, NUL-terminated, the caller's. */
 bool gguf_has_file(const struct gguf *gguf, const char *name);
@@ -137,7 +139,7 @@ int gguf_generation_config(const struct gguf *gguf, json_t **root, struct mo_err
 int gguf_tokenizer(const struct gguf *gguf, json_t **root, struct mo_error *error);
 int gguf_tokenizer_config(const struct gguf *gguf, json_t **root, struct mo_error *error);
 
-/* Reads every tensor and looks for values that are not finite: `info --verify`. */
-int gguf_verify(const struct checkpoint *checkpoint, struct mo_error *error);
+/* Reads every tensor and looks for values that are not finite, on all threads: `info --verify`. */
+int gguf_verify(const struct checkpoint *checkpoint, struct pool *pool, struct mo_error *error);
 
 #endif

@@ -2,6 +2,7 @@
 #include "model/format.h"
 
 #include <assert.h>
+#include <math.h>
 #include <string.h>
 
 #include "model/format_priv.h"
@@ -13,13 +14,18 @@ static const struct {
     int16_t values;
     bool has_low;
 } shapes[MAT_FORMATS] = {
-    [MAT_Q4_0] = {18, 32, 32, false},   [MAT_Q4_1] = {20, 32, 32, true},    [MAT_Q5_0] = {22, 32, 32, false},
-    [MAT_Q5_1] = {24, 32, 32, true},    [MAT_Q8_0] = {34, 32, 32, false},   [MAT_Q2_K] = {84, 16, 256, true},
-    [MAT_Q3_K] = {110, 16, 256, false}, [MAT_Q4_K] = {144, 32, 256, true},  [MAT_Q5_K] = {176, 32, 256, true},
-    [MAT_Q6_K] = {210, 16, 256, false}, [MAT_IQ4_NL] = {18, 32, 32, false}, [MAT_IQ4_XS] = {136, 32, 256, false},
+    [MAT_Q4_0] = {18, 32, 32, false},    [MAT_Q4_1] = {20, 32, 32, true},    [MAT_Q5_0] = {22, 32, 32, false},
+    [MAT_Q5_1] = {24, 32, 32, true},     [MAT_Q8_0] = {34, 32, 32, false},   [MAT_Q2_K] = {84, 16, 256, true},
+    [MAT_Q3_K] = {110, 16, 256, false},  [MAT_Q4_K] = {144, 32, 256, true},  [MAT_Q5_K] = {176, 32, 256, true},
+    [MAT_Q6_K] = {210, 16, 256, false},  [MAT_IQ4_NL] = {18, 32, 32, false}, [MAT_IQ4_XS] = {136, 32, 256, false},
+    [MAT_IQ1_S] = {50, 32, 256, false},  [MAT_IQ1_M] = {56, 16, 256, false}, [MAT_IQ2_XXS] = {66, 32, 256, false},
+    [MAT_IQ2_XS] = {74, 16, 256, false}, [MAT_IQ2_S] = {82, 16, 256, false}, [MAT_IQ3_XXS] = {98, 32, 256, false},
+    [MAT_IQ3_S] = {110, 32, 256, false}, [MAT_TQ1_0] = {54, 32, 256, false}, [MAT_TQ2_0] = {66, 32, 256, false},
+    [MAT_MXFP4] = {17, 32, 32, false},
 };
 
 const int8_t gguf_iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+const int8_t gguf_mxfp4_values[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
 bool gguf_block(enum mat_format format, int *values, size_t *bytes) {
     if (!shapes[format].bytes) return false;
@@ -34,16 +40,17 @@ bool gguf_is_blocks(enum mat_format format) {
 
 /* ---- blocks of 32 values ---- */
 
-static float half_at(const uint8_t *at) {
-    return f16_to_f32((uint16_t)(at[0] | at[1] << 8));
-}
-
 static int nibble(const uint8_t *bytes, int i) {
     return i < 16 ? bytes[i] & 15 : bytes[i - 16] >> 4;
 }
 
 static int bit(const uint8_t *bytes, int i) {
     return bytes[i / 8] >> i % 8 & 1;
+}
+
+static void read_mxfp4(const uint8_t *at, struct gguf_parts *out) {
+    out->scale[0] = ldexpf(1, at[0] - 128);
+    for (int i = 0; i < 32; i++) out->q[i] = gguf_mxfp4_values[nibble(at + 1, i)];
 }
 
 static void read_32(enum mat_format format, const uint8_t *at, struct gguf_parts *out) {
@@ -152,8 +159,17 @@ void gguf_take_apart(enum mat_format format, const void *block, struct gguf_part
         return read_q6_k(block, out);
     case MAT_IQ4_XS:
         return read_iq4_xs(block, out);
+    case MAT_MXFP4:
+        return read_mxfp4(block, out);
+    case MAT_Q4_0:
+    case MAT_Q4_1:
+    case MAT_Q5_0:
+    case MAT_Q5_1:
+    case MAT_Q8_0:
+    case MAT_IQ4_NL:
+        return read_32(format, block, out);
     default:
-        read_32(format, block, out);
+        gguf_read_grid(format, block, out);
     }
 }
 

@@ -7,13 +7,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/file.h"
+#include "base/text.h"
 
 enum { MAX_FILES = 4096, PATH_BYTES = 4096 };
-
-static bool ends_with(const char *text, const char *ending) {
-    size_t n = strlen(text), m = strlen(ending);
-    return n >= m && !strcmp(text + n - m, ending);
-}
 
 /* "NAME-00002-of-00003.gguf": how long NAME is, and the two numbers. */
 static bool split_name(const char *path, int *stem, int *number, int *count) {
@@ -35,7 +31,8 @@ static bool split_name(const char *path, int *stem, int *number, int *count) {
 /* One model's first file; projectors of pictures and importance matrices lie beside models and are none. */
 static bool is_first_file(const char *name) {
     int stem, number = 1, count;
-    if (!ends_with(name, ".gguf") || ends_with(name, "imatrix.gguf") || !strncmp(name, "mmproj", 6)) return false;
+    if (!text_ends_with(name, ".gguf") || text_ends_with(name, "imatrix.gguf") || !strncmp(name, "mmproj", 6))
+        return false;
     return !split_name(name, &stem, &number, &count) || number == 1;
 }
 
@@ -44,7 +41,7 @@ static int locate_in_folder(const char *folder, char *path, size_t path_size, st
     int n = 0, has_safetensors = 0;
     if (!dir) return mo_error_set(error, MO_E_IO, "%s: %s", folder, strerror(errno));
     for (const struct dirent *file; (file = readdir(dir));) {
-        has_safetensors |= ends_with(file->d_name, ".safetensors");
+        has_safetensors |= text_ends_with(file->d_name, ".safetensors");
         if (!is_first_file(file->d_name)) continue;
         if (n++) continue;
         if (snprintf(path, path_size, "%s/%s", folder, file->d_name) >= (int)path_size) {
@@ -65,19 +62,20 @@ int gguf_locate(const char *model, char *path, size_t path_size, struct mo_error
     FILE *file = fopen(model, "rb");
     bool found = file && fread(magic, 1, sizeof magic, file) == sizeof magic && !memcmp(magic, "GGUF", sizeof magic);
     if (file) fclose(file);
-    if (!found && !(file && ends_with(model, ".gguf"))) return 0;
+    if (!found && !(file && text_ends_with(model, ".gguf"))) return 0;
     if (snprintf(path, path_size, "%s", model) < (int)path_size) return 1;
     return mo_error_set(error, MO_E_INVALID, "path of the model is too long");
 }
 
 /* ---- the files ---- */
 
-/* Opens one more file. What it says of the split: number (from 0), count and tensors, -1 where it says nothing. */
 struct part {
     struct gguf_header header;
-    int number, count, tensors;
+    int number, count; /* of the split, from 0; a file that says nothing of one is 0 of 1 */
+    int tensors;       /* of all parts; -1 where it does not say */
 };
 
+/* Opens one more file. */
 static int open_part(struct checkpoint *checkpoint, const char *path, struct part *part, struct mo_error *error) {
     struct shard *shard = &checkpoint->shards[checkpoint->n_shards];
     shard->path = arena_strdup(checkpoint->arena, path);

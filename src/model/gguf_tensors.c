@@ -3,6 +3,7 @@
 #include "model/gguf.h"
 
 #include <math.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -176,7 +177,7 @@ static int add_any(struct lister *l, const struct gguf_tensor *tensor) {
     if (type->dtype == DTYPES) {
         return mo_error_set(l->error, MO_E_UNSUPPORTED,
                             "%s: tensor %s: found %s, which is not read: take a file of Q8_0, Q2_K to Q6_K, Q4_0 to "
-                            "Q5_1, IQ4_XS or IQ4_NL instead",
+                            "Q5_1, IQ1 to IQ4, TQ or MXFP4 instead",
                             path_of(l, tensor), tensor->name, type->name);
     }
     if (!row) return add(l, tensor, other_name(rest, layer, name), 0, tensor->data);
@@ -195,7 +196,7 @@ int gguf_list_tensors(const struct checkpoint *checkpoint, struct tensor **list,
 }
 
 bool gguf_mat_format(enum dtype dtype, enum mat_format *format) {
-    if (dtype >= DTYPE_Q4_0 && dtype <= DTYPE_IQ4_XS) {
+    if (dtype >= DTYPE_Q4_0 && dtype < DTYPES) {
         *format = MAT_Q4_0 + (enum mat_format)(dtype - DTYPE_Q4_0);
         return true;
     }
@@ -206,28 +207,63 @@ bool gguf_mat_format(enum dtype dtype, enum mat_format *format) {
 
 /* ---- is every value a number? ---- */
 
-static int verify_tensor(const struct checkpoint *checkpoint, const struct gguf_tensor *tensor, float *row,
-                         struct mo_error *error) {
-    int64_t cols = tensor->shape[tensor->n_dims - 1], n_rows = tensor->elements / cols;
-    size_t bytes = tensor->bytes / (size_t)n_rows;
-    struct mat mat = {.rows = 1, .cols = (int)cols};
-    if (!gguf_mat_format(gguf_type_of(tensor->type)->dtype, &mat.format)) return 0;
-    for (int64_t r = 0; r < n_rows; r++) {
-        mat.data = tensor->data + (size_t)r * bytes;
-        format_decode_rows(&mat, 0, 1, row);
-        for (int64_t k = 0; k < cols; k++) {
-            if (isfinite(row[k])) continue;
-            return mo_error_set(error, MO_E_NUMERIC, "%s: tensor %s: value %lld of row %lld is %g",
-                                checkpoint->shards[tensor->shard].path, tensor->name, (long long)k, (long long)r,
-                                (double)row[k]);
-        }
-    }
-    return 0;
+enum { VERIFY_TASKS = 256 };
+
+/* A tensor: a task is some rows of it. */
+struct verifier {
+    const struct gguf_tensor *tensor;
+    enum mat_format format;
+    int64_t cols, n_rows, rows_a_task;
+    float *rows; /* [threads][row_floats] */
+    size_t row_floats;
+    _Atomic int64_t bad_row; /* the first; n_rows: none */
+};
+
+/* The first of a row that is not finite; cols: none. */
+static int64_t find_bad(const struct verifier *v, int64_t row, float *values) {
+    size_t bytes = v->tensor->bytes / (size_t)v->n_rows;
+    const struct mat mat = {
+        .format = v->format, .rows = 1, .cols = (int)v->cols, .data = v->tensor->data + (size_t)row * bytes};
+    int64_t k = 0;
+    format_decode_rows(&mat, 0, 1, values);
+    while (k < v->cols && isfinite(values[k])) k++;
+    return k;
 }
 
-int gguf_verify(const struct checkpoint *checkpoint, struct mo_error *error) {
+static void verify_rows(void *context, int index, int worker) {
+    struct verifier *v = context;
+    float *values = v->rows + (size_t)worker * v->row_floats;
+    int64_t from = index * v->rows_a_task, to = from + v->rows_a_task;
+    for (int64_t row = from; row < to && row < v->n_rows; row++) {
+        if (find_bad(v, row, values) == v->cols) continue;
+        int64_t first = atomic_load(&v->bad_row);
+        while (row < first && !atomic_compare_exchange_weak(&v->bad_row, &first, row)) {
+        }
+        return;
+    }
+}
+
+static int verify_tensor(struct verifier *v, const struct gguf_tensor *tensor, const struct checkpoint *checkpoint,
+                         struct pool *pool, struct mo_error *error) {
+    v->tensor = tensor;
+    v->cols = tensor->shape[tensor->n_dims - 1];
+    v->n_rows = tensor->elements / v->cols;
+    v->rows_a_task = v->n_rows / VERIFY_TASKS + 1;
+    atomic_store(&v->bad_row, v->n_rows);
+    if (!gguf_mat_format(gguf_type_of(tensor->type)->dtype, &v->format)) return 0;
+    pool_run(pool, VERIFY_TASKS, verify_rows, v);
+    int64_t row = atomic_load(&v->bad_row);
+    if (row == v->n_rows) return 0;
+    int64_t k = find_bad(v, row, v->rows);
+    return mo_error_set(error, MO_E_NUMERIC, "%s: tensor %s: value %lld of row %lld is %g",
+                        checkpoint->shards[tensor->shard].path, tensor->name, (long long)k, (long long)row,
+                        (double)v->rows[k]);
+}
+
+int gguf_verify(const struct checkpoint *checkpoint, struct pool *pool, struct mo_error *error) {
     const struct gguf *gguf = checkpoint->gguf;
     struct progress progress;
+    struct verifier verifier = {0};
     int64_t widest = 0;
     double done = 0;
     int code = 0;
@@ -235,14 +271,15 @@ int gguf_verify(const struct checkpoint *checkpoint, struct mo_error *error) {
         int64_t cols = gguf->tensors[i].shape[gguf->tensors[i].n_dims - 1];
         widest = cols > widest ? cols : widest;
     }
-    float *row = widest < INT32_MAX ? malloc(((size_t)widest + 1) * sizeof *row) : NULL;
-    if (!row) return mo_error_set(error, MO_E_NO_MEMORY, "%s: no memory for a row", gguf->path);
+    verifier.row_floats = (size_t)widest + 1;
+    if (widest < INT32_MAX) verifier.rows = calloc((size_t)pool_threads(pool), verifier.row_floats * sizeof(float));
+    if (!verifier.rows) return mo_error_set(error, MO_E_NO_MEMORY, "%s: no memory for rows", gguf->path);
     progress_begin(&progress, "verifying", "GB", 1e-9, (double)checkpoint->total_bytes);
     for (int i = 0; i < gguf->n_tensors && !code; i++) {
-        code = verify_tensor(checkpoint, &gguf->tensors[i], row, error);
+        code = verify_tensor(&verifier, &gguf->tensors[i], checkpoint, pool, error);
         progress_update(&progress, done += (double)gguf->tensors[i].bytes);
     }
     progress_end(&progress);
-    free(row);
+    free(verifier.rows);
     return code;
 }

@@ -114,7 +114,7 @@ int gptq_rows(const struct mat *from, const struct mat *to, const struct gptq *g
               struct make_error *sum) {
     int r0 = unit * MAKE_ROWS, n = to->rows - r0 < MAKE_ROWS ? to->rows - r0 : MAKE_ROWS;
     struct unit u = {.gptq = gptq, .kern = gptq_kern_get(), .search = encode_kern_get(), .to = to, .n = n};
-    assert((to->format == MAT_INT4 || to->format == MAT_INT8) && gptq->cols == to->cols);
+    assert(mat_is_integer(to->format) && gptq->cols == to->cols);
     lay_out(&u, scratch);
     int bad = load(&u, from, r0, sum);
     if (bad >= 0) return bad;

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/progress.h"
+#include "base/text.h"
 #include "model/checkpoint.h"
 
 /* Enough to tell two checkpoints apart without reading hundreds of gigabytes. */
@@ -75,7 +76,7 @@ int checkpoint_hash(const struct checkpoint *checkpoint, int full, char *text, s
     unsigned char digest[EVP_MAX_MD_SIZE];
     unsigned int size;
     EVP_DigestFinal_ex(hash, digest, &size);
-    for (unsigned int i = 0; i < size; i++) snprintf(text + 2 * i, 3, "%02x", digest[i]);
+    text_print_hex(digest, size, text);
     EVP_MD_CTX_free(hash);
     free(config);
     return 0;

@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include "base/clock.h"
 #include "base/memory.h"
 #include "base/progress.h"
 
@@ -46,7 +45,7 @@ struct batch {
     struct made *made; /* [n] */
     int *first_unit;   /* [n + 1] units before each */
     int n, capacity;
-    double prepare_s;        /* how long maker->prepare took for this batch */
+    double apart_s;          /* of maker->prepare, for this batch */
     struct make_error *sums; /* [units] */
     int *bad_rows;           /* [units] or -1 */
     uint8_t *scratch;        /* [threads][maker->scratch_bytes] */
@@ -118,9 +117,8 @@ static struct made *batch_add(struct batch *batch, const struct slot *slot) {
 static int batch_fill(struct batch *batch, struct pool *pool, const char *source, struct make_report *report,
                       struct mo_error *error) {
     const struct maker *maker = batch->maker;
-    double start = clock_now_s();
-    int code = maker->prepare ? maker->prepare(maker->context, batch->made, batch->n, pool, error) : 0;
-    batch->prepare_s = clock_now_s() - start;
+    batch->apart_s = 0;
+    int code = maker->prepare ? maker->prepare(maker->context, batch->made, batch->n, &batch->apart_s, error) : 0;
     if (code) return code;
     pool_run(pool, batch->first_unit[batch->n], fill_unit, batch);
     for (int i = 0; i < batch->n; i++) {
@@ -161,7 +159,7 @@ static int declare_matrix(struct pack *pack, const struct maker *maker, const st
     layout(maker, slot, &made);
     const struct mat *mat = &made.mat;
     slot_name(slot, name, ".weight");
-    if (mat->format == MAT_INT4 || mat->format == MAT_INT8) {
+    if (mat_is_integer(mat->format)) {
         size_t block = block_bytes(mat->format, mat->group_size), panel = block_panel_bytes(mat);
         int64_t shape[3] = {(int64_t)(mat_bytes(mat) / panel), (int64_t)(panel / block), (int64_t)block};
         return pack_add(pack, name, DTYPE_U8, shape, 3, error);
@@ -269,7 +267,7 @@ int make_file(struct pack *pack, struct pool *pool, const struct maker *maker, c
     for (int i = 0; i < n && !code;) {
         int next = collect(&batch, &buffer, slots, i, n, error);
         code = next < 0 ? next : batch_fill(&batch, pool, source, report, error);
-        progress.start_s += batch.prepare_s; /* running a text has a line of its own, and says nothing of the rest */
+        progress.start_s += batch.apart_s;
         if (!code) code = write_batch(pack, &batch, slots, i, next, error);
         progress_update(&progress, (double)report->bytes);
         i = next;

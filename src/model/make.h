@@ -30,8 +30,9 @@ struct maker {
     size_t scratch_bytes; /* for each thread */
     /* The matrix as it is now, or NULL: there is none. Its bytes are taken as they are where they are what is wanted. */
     const struct mat *(*source)(void *context, const struct slot *slot);
-    /* Called in this thread before the matrices of a batch are filled, in the order of the slots; may be NULL. */
-    int (*prepare)(void *context, const struct made *made, int n, struct pool *pool, struct mo_error *error);
+    /* Called in this thread before the matrices of a batch are filled, in the order of the slots; may be NULL. Adds to *apart_s
+     * the seconds of it that say nothing of the matrices to come, and are left out of the rate that is shown. */
+    int (*prepare)(void *context, const struct made *made, int n, double *apart_s, struct mo_error *error);
     /* Fills rows [unit * MAKE_ROWS, ...) of a matrix, on any thread; returns the first row that holds something not finite,
      * or -1. */
     int (*fill)(void *context, const struct made *made, int unit, void *scratch, struct make_error *sum);

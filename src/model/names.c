@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "base/text.h"
 
 /* %1$d stands for the layer, %2$d for the expert. */
 static const char *const role_names[ROLES] = {
@@ -55,11 +56,6 @@ int names_layer(const char *name) {
     return *end == '.' && layer >= 0 && layer < 1 << 20 ? (int)layer : -1;
 }
 
-static int ends_with(const char *text, const char *ending) {
-    size_t n = strlen(text), m = strlen(ending);
-    return n >= m && !strcmp(text + n - m, ending);
-}
-
 int names_is_ignored(const char *name) {
-    return ends_with(name, ".rotary_emb.inv_freq") || ends_with(name, ".input_scale");
+    return text_ends_with(name, ".rotary_emb.inv_freq") || text_ends_with(name, ".input_scale");
 }

@@ -12,6 +12,7 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 #include <xxhash.h>
+#include "base/file.h"
 #include "base/json.h"
 #include "model/pack_priv.h"
 
@@ -292,18 +293,6 @@ int pack_write(struct pack *pack, const void *data, size_t size, struct mo_error
     return code;
 }
 
-/* The new name must survive a power cut too. */
-static void sync_folder(const char *path) {
-    char folder[4200];
-    snprintf(folder, sizeof folder, "%s", path);
-    char *slash = strrchr(folder, '/');
-    if (slash) slash[slash == folder] = 0;
-    int fd = open(slash ? folder : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0) return;
-    fsync(fd);
-    close(fd);
-}
-
 int pack_finish(struct pack *pack, struct mo_error *error) {
     char *text;
     int64_t size;
@@ -319,7 +308,7 @@ int pack_finish(struct pack *pack, struct mo_error *error) {
     if (!code && rename(pack->partial, pack->target)) code = write_failed(pack, errno, error);
     if (code) return code;
     g_is_writing = 0;
-    sync_folder(pack->target);
+    file_sync_folder(pack->target); /* the new name must survive a power cut too */
     close(pack->fd);
     pack->fd = -1;
     return 0;

@@ -20,8 +20,8 @@ static const struct mat *source(void *context, const struct slot *slot) {
 
 static int fill(void *context, const struct made *made, int unit, void *scratch, struct make_error *sum) {
     const struct quantize *q = context;
-    bool is_integer = made->mat.format == MAT_INT4 || made->mat.format == MAT_INT8;
-    const struct gptq *gptq = q->feedback && is_integer ? q->feedback(q->context, made->slot) : NULL;
+    const struct gptq *gptq =
+        q->feedback && mat_is_integer(made->mat.format) ? q->feedback(q->context, made->slot) : NULL;
     if (gptq) return gptq_rows(source_of(q, made->slot), &made->mat, gptq, unit, scratch, sum);
     const float *importance = q->importance ? q->importance(q->context, made->slot) : NULL;
     return encode_rows(source_of(q, made->slot), &made->mat, importance, unit, scratch, sum);
@@ -33,27 +33,20 @@ static void values(void *context, const struct slot *slot, float *out) {
     memcpy(out, *weights_vector(&weights, slot->role, slot->layer), (size_t)slot->rows * sizeof *out);
 }
 
-static bool is_in_a_file(const struct quantize *q, const void *data) {
-    for (int i = 0; i < q->checkpoint->n_shards; i++) {
-        const struct file_map *map = &q->checkpoint->shards[i].map;
-        if ((const uint8_t *)data >= map->data && (const uint8_t *)data < map->data + map->size) return true;
-    }
-    return false;
-}
-
 /* Whole pages inside of the matrix go; they can be read again from the file, if they are of one. */
 static void done(void *context, const struct slot *slot) {
-    const struct mat *mat = source_of(context, slot);
-    if (!is_in_a_file(context, mat->data)) return;
+    const struct quantize *q = context;
+    const struct mat *mat = source_of(q, slot);
+    if (checkpoint_find_shard(q->checkpoint, mat->data, mat_data_bytes(mat)) < 0) return;
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = (uintptr_t)mat->data, end = begin + mat_data_bytes(mat);
     begin = (begin + page - 1) / page * page;
     end = end / page * page;
     if (begin < end) madvise((void *)begin, end - begin, MADV_DONTNEED);
 }
 
-static int prepare(void *context, const struct made *made, int n, struct pool *pool, struct mo_error *error) {
+static int prepare(void *context, const struct made *made, int n, double *apart_s, struct mo_error *error) {
     const struct quantize *q = context;
-    return q->prepare ? q->prepare(q->context, made, n, pool, error) : 0;
+    return q->prepare ? q->prepare(q->context, made, n, apart_s, error) : 0;
 }
 
 static struct maker maker_of(const struct quantize *q, const struct slot *slots, int n) {

@@ -17,7 +17,7 @@ struct quantize {
     const float *(*importance)(void *context, const struct slot *slot);
     /* INT4 and INT8 with error feedback where `feedback` is not NULL and does not give NULL (gptq.h); prepare is make.h's, and
      * whatever the two above give must be there after it. Not for quantize_later. */
-    int (*prepare)(void *context, const struct made *made, int n, struct pool *pool, struct mo_error *error);
+    int (*prepare)(void *context, const struct made *made, int n, double *apart_s, struct mo_error *error);
     const struct gptq *(*feedback)(void *context, const struct slot *slot);
     void *context;
 };

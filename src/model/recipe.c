@@ -88,6 +88,16 @@ int recipe_parse(struct recipe *recipe, const char *text, int group_size, struct
     return code;
 }
 
+int recipe_parse_made_up(struct recipe *recipe, const char *text, int group_size, struct mo_error *error) {
+    if (strcmp(text, "q4_k_m") != 0) return recipe_parse(recipe, text, group_size, error);
+    for (int i = 0; i < TENSOR_GROUPS; i++) recipe->format[i] = MAT_Q4_K;
+    recipe->format[GROUP_KV_B] = MAT_Q8_0;
+    recipe->format[GROUP_HEAD] = MAT_Q6_K;
+    recipe->format[GROUP_EMBEDDING] = recipe->format[GROUP_ROUTER] = MAT_BF16;
+    recipe->group_size = group_size;
+    return 0;
+}
+
 json_t *recipe_json(const struct recipe *recipe) {
     json_t *json = json_pack("{si}", "group_size", recipe->group_size);
     for (int i = 0; i < TENSOR_GROUPS; i++) {
@@ -96,12 +106,20 @@ json_t *recipe_json(const struct recipe *recipe) {
     return json;
 }
 
+/* llama.cpp takes Q5_0 in place of Q4_K where rows are no multiple of 256. */
+static enum mat_format blocks_for(enum mat_format format, int cols) {
+    int values;
+    size_t bytes;
+    if (!gguf_block(format, &values, &bytes) || cols % values == 0) return format;
+    return cols % 32 ? MAT_BF16 : MAT_Q5_0;
+}
+
 void recipe_layout(const struct recipe *recipe, enum role role, enum mat_format from, int rows, int cols,
                    struct mat *mat) {
-    enum mat_format format = recipe->format[tensor_group_of(role)];
+    enum mat_format format = blocks_for(recipe->format[tensor_group_of(role)], cols);
     *mat = (struct mat){.format = format, .rows = rows, .cols = cols};
     if (format == MAT_BF16 && from == MAT_F16) mat->format = MAT_F16;
-    if (format == MAT_INT4 || format == MAT_INT8) mat->group_size = recipe->group_size;
+    if (mat_is_integer(format)) mat->group_size = recipe->group_size;
     if (format != MAT_FP8) return;
     mat->scale_rows = mat->scale_cols = FP8_BLOCK;
     mat->scale_stride = (cols + FP8_BLOCK - 1) / FP8_BLOCK;

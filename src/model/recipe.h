@@ -22,19 +22,23 @@ const char *tensor_group_name(enum tensor_group group);
 enum tensor_group tensor_group_of(enum role role); /* of a matrix */
 
 struct recipe {
-    enum mat_format format[TENSOR_GROUPS]; /* MAT_BF16, MAT_FP8, MAT_INT8 or MAT_INT4 */
+    enum mat_format format[TENSOR_GROUPS]; /* MAT_BF16, MAT_FP8, MAT_INT8 or MAT_INT4; made up: or blocks of GGUF */
     int group_size;                        /* INT4, INT8 */
 };
 
 /* "int4", "int8", "fp8", "bf16", then ",GROUP=FORMAT" any number of times. `group_size` is 32, 64 or 128. */
 int recipe_parse(struct recipe *recipe, const char *text, int group_size, struct mo_error *error);
+/* The same, and "q4_k_m": GGUF's blocks, about as llama.cpp's files of that name mix them. Nothing encodes these: they are for
+ * numbers that are made up where they are multiplied. */
+int recipe_parse_made_up(struct recipe *recipe, const char *text, int group_size, struct mo_error *error);
 /* Sets one group by the name of a format. */
 int recipe_set(struct recipe *recipe, enum tensor_group group, const char *format, struct mo_error *error);
 /* {"group_size": 128, "routed": "int4", ...} */
 json_t *recipe_json(const struct recipe *recipe);
 
 /* What a matrix of this role becomes: the recipe's format, except that F16 stays when BF16 is asked for (as many bits, and
- * nothing is lost). Fills rows, cols and how the bytes are laid out, not where they are. */
+ * nothing is lost), and that blocks are smaller ones where rows are no multiple of them. Fills rows, cols and how the bytes
+ * are laid out, not where they are. */
 void recipe_layout(const struct recipe *recipe, enum role role, enum mat_format from, int rows, int cols,
                    struct mat *mat);
 

@@ -10,14 +10,18 @@ static const struct {
     const char *name;
     size_t bytes;
 } dtype_table[DTYPES] = {
-    [DTYPE_F64] = {"F64", 8},   [DTYPE_F32] = {"F32", 4},         [DTYPE_F16] = {"F16", 2},
-    [DTYPE_BF16] = {"BF16", 2}, [DTYPE_F8_E4M3] = {"F8_E4M3", 1}, [DTYPE_F8_E5M2] = {"F8_E5M2", 1},
-    [DTYPE_I64] = {"I64", 8},   [DTYPE_I32] = {"I32", 4},         [DTYPE_I16] = {"I16", 2},
-    [DTYPE_I8] = {"I8", 1},     [DTYPE_U8] = {"U8", 1},           [DTYPE_BOOL] = {"BOOL", 1},
-    [DTYPE_Q4_0] = {"Q4_0", 2}, [DTYPE_Q4_1] = {"Q4_1", 2},       [DTYPE_Q5_0] = {"Q5_0", 2},
-    [DTYPE_Q5_1] = {"Q5_1", 2}, [DTYPE_Q8_0] = {"Q8_0", 2},       [DTYPE_Q2_K] = {"Q2_K", 2},
-    [DTYPE_Q3_K] = {"Q3_K", 2}, [DTYPE_Q4_K] = {"Q4_K", 2},       [DTYPE_Q5_K] = {"Q5_K", 2},
-    [DTYPE_Q6_K] = {"Q6_K", 2}, [DTYPE_IQ4_NL] = {"IQ4_NL", 2},   [DTYPE_IQ4_XS] = {"IQ4_XS", 2},
+    [DTYPE_F64] = {"F64", 8},       [DTYPE_F32] = {"F32", 4},         [DTYPE_F16] = {"F16", 2},
+    [DTYPE_BF16] = {"BF16", 2},     [DTYPE_F8_E4M3] = {"F8_E4M3", 1}, [DTYPE_F8_E5M2] = {"F8_E5M2", 1},
+    [DTYPE_I64] = {"I64", 8},       [DTYPE_I32] = {"I32", 4},         [DTYPE_I16] = {"I16", 2},
+    [DTYPE_I8] = {"I8", 1},         [DTYPE_U8] = {"U8", 1},           [DTYPE_BOOL] = {"BOOL", 1},
+    [DTYPE_Q4_0] = {"Q4_0", 2},     [DTYPE_Q4_1] = {"Q4_1", 2},       [DTYPE_Q5_0] = {"Q5_0", 2},
+    [DTYPE_Q5_1] = {"Q5_1", 2},     [DTYPE_Q8_0] = {"Q8_0", 2},       [DTYPE_Q2_K] = {"Q2_K", 2},
+    [DTYPE_Q3_K] = {"Q3_K", 2},     [DTYPE_Q4_K] = {"Q4_K", 2},       [DTYPE_Q5_K] = {"Q5_K", 2},
+    [DTYPE_Q6_K] = {"Q6_K", 2},     [DTYPE_IQ4_NL] = {"IQ4_NL", 2},   [DTYPE_IQ4_XS] = {"IQ4_XS", 2},
+    [DTYPE_IQ1_S] = {"IQ1_S", 2},   [DTYPE_IQ1_M] = {"IQ1_M", 2},     [DTYPE_IQ2_XXS] = {"IQ2_XXS", 2},
+    [DTYPE_IQ2_XS] = {"IQ2_XS", 2}, [DTYPE_IQ2_S] = {"IQ2_S", 2},     [DTYPE_IQ3_XXS] = {"IQ3_XXS", 2},
+    [DTYPE_IQ3_S] = {"IQ3_S", 2},   [DTYPE_TQ1_0] = {"TQ1_0", 2},     [DTYPE_TQ2_0] = {"TQ2_0", 2},
+    [DTYPE_MXFP4] = {"MXFP4", 1},
 };
 
 const char *dtype_name(enum dtype dtype) {

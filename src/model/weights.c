@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include "base/arena.h"
+#include "base/pool.h"
 #include "model/gguf.h"
 #include "model/names.h"
 #include "model/pack.h"
@@ -20,6 +21,8 @@ struct binder {
     struct arena *arena;
     bool *used;        /* [n_tensors] */
     int layer, expert; /* what names are made with */
+    int threads;
+    struct pool *pool; /* NULL before the first kv_b that is joined */
     struct mo_error *error;
 };
 
@@ -229,14 +232,15 @@ static int bind_matrix(const struct binder *b, enum role role, int rows, int col
 }
 
 /* Of a GGUF in two parts, as llama.cpp wants it, or whole. */
-static int bind_kv_b(const struct binder *b, struct mat *mat) {
+static int bind_kv_b(struct binder *b, struct mat *mat) {
     const struct model *m = b->model;
     const struct tensor *k = find(b, ROLE_KV_B, SPLIT_K_B), *v = find(b, ROLE_KV_B, SPLIT_V_B);
     bool split = k && v && !find(b, ROLE_KV_B, ".weight");
     if (!split) return bind_matrix(b, ROLE_KV_B, m->heads * (m->nope_dim + m->v_dim), m->kv_lora, mat);
     int code = check_alignment(b, k);
     if (!code) code = check_alignment(b, v);
-    return code ? code : gguf_join_kv_b(m, k, v, path_of(b, k), b->arena, mat, b->error);
+    if (!code && !b->pool) code = pool_create(&b->pool, b->threads, b->error);
+    return code ? code : gguf_join_kv_b(m, k, v, path_of(b, k), b->pool, b->arena, mat, b->error);
 }
 
 static int bind_mlp(const struct binder *b, enum role gate, int width, struct mlp *mlp) {
@@ -247,7 +251,7 @@ static int bind_mlp(const struct binder *b, enum role gate, int width, struct ml
     return code;
 }
 
-static int bind_attention(const struct binder *b, struct layer *layer) {
+static int bind_attention(struct binder *b, struct layer *layer) {
     const struct model *m = b->model;
     int q_out = m->heads * model_q_head_dim(m), hidden = m->hidden, code;
     if (m->q_kind == Q_DIRECT) {
@@ -330,7 +334,7 @@ static int bind_all(struct binder *b, struct weights *weights) {
     return code;
 }
 
-int weights_bind(struct weights *weights, const struct model *model, const struct checkpoint *checkpoint,
+int weights_bind(struct weights *weights, const struct model *model, const struct checkpoint *checkpoint, int threads,
                  struct mo_error *error) {
     *weights = (struct weights){.arena = arena_create()};
     if (!weights->arena) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the weights");
@@ -339,10 +343,12 @@ int weights_bind(struct weights *weights, const struct model *model, const struc
         .checkpoint = checkpoint,
         .arena = weights->arena,
         .used = calloc((size_t)checkpoint->n_tensors, sizeof(bool)),
+        .threads = threads,
         .error = error,
     };
     int code = bind_all(&binder, weights);
     free(binder.used);
+    pool_destroy(binder.pool);
     if (code) weights_free(weights);
     return code;
 }

@@ -1,7 +1,6 @@
 #include "plan/curve.h"
 
 #include <stdio.h>
-#include <string.h>
 #include "base/utf8.h"
 
 enum { MAX_CURVE_BYTES = 16 << 20, MAX_TOKENS = 1 << 30 };

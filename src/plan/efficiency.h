@@ -13,6 +13,7 @@ enum plan_constant {
     PLAN_CPU_8BIT,
     PLAN_CPU_4BIT,
     PLAN_CPU_BLOCKS,
+    PLAN_CPU_GRIDS,
     PLAN_CPU_CACHE,      /* the same for rows of the latent cache */
     PLAN_CPU_OPS,        /* share of the peak of fp32 multiply-adds, many rows */
     PLAN_CPU_OPS8,       /* the same of bytes: 4- and 8-bit integer weights */

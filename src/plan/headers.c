@@ -160,7 +160,8 @@ static bool find_gguf_format(const char *dtype, struct plan_format *format) {
         size_t bytes;
         if (!gguf_block((enum mat_format)i, &values, &bytes)) continue;
         if (strcasecmp(mat_format_name((enum mat_format)i), dtype) != 0) continue;
-        *format = (struct plan_format){.bits = (double)bytes * 8 / values, .kernel = PLAN_K_BLOCKS};
+        *format =
+            (struct plan_format){.bits = (double)bytes * 8 / values, .kernel = plan_kernel_of((enum mat_format)i)};
         snprintf(format->name, sizeof format->name, "%s", mat_format_name((enum mat_format)i));
         return true;
     }
@@ -193,10 +194,26 @@ static double count_weights(const struct entry *e, struct plan_format *format) {
     return weights;
 }
 
+/* Bytes that a card takes beside those of the file (backend/cuda/params.h): scales of six bits become bytes, kv_b BF16; the embedding
+ * stays as it is. */
+static double card_more(const struct entry *e, enum plan_group group, const struct plan_format *format,
+                        double weights) {
+    static const struct {
+        enum mat_format format;
+        double bits;
+    } wider[] = {{MAT_Q3_K, 0.125}, {MAT_Q4_K, 0.125}, {MAT_Q5_K, 0.125}, {MAT_IQ4_XS, 0.0625}};
+    if (format->kernel != PLAN_K_BLOCKS || group == PLAN_EMBEDDING) return 0;
+    if (group == PLAN_KV_B) return 2 * weights - e->bytes;
+    for (size_t i = 0; i < sizeof wider / sizeof *wider; i++) {
+        if (!strcmp(format->name, mat_format_name(wider[i].format))) return weights * wider[i].bits / 8;
+    }
+    return 0;
+}
+
 /* A group is called what its largest tensor is; GGUF files have several kinds of blocks in one. */
 static void note_format(struct plan_seen *seen, enum plan_group group, const struct plan_format *format, double bytes) {
     struct plan_format *kept = &seen->format[group];
-    bool blocks = kept->kernel == PLAN_K_BLOCKS && format->kernel == PLAN_K_BLOCKS;
+    bool blocks = kept->kernel >= PLAN_K_BLOCKS && format->kernel >= PLAN_K_BLOCKS;
     bool mixed = blocks && strcmp(kept->name, format->name) != 0;
     if (bytes > seen->largest[group]) {
         seen->largest[group] = bytes;
@@ -224,6 +241,7 @@ int plan_header_add(struct plan_seen *seen, const json_t *header, const struct p
         double weights = count_weights(&entry, &format);
         seen->params[group] += weights;
         seen->bytes[group] += entry.bytes;
+        seen->card_more[group] += card_more(&entry, group, &format, weights);
         if (weights > 0) note_format(seen, group, &format, entry.bytes);
     }
     return 0;
@@ -251,8 +269,9 @@ void plan_seen_finish(const struct plan_seen *seen, const struct plan_arch *arch
         bool partial = part < 0.98;
         weights->params[i] = expected;
         weights->format[i] = seen->params[i] > 0 ? seen->format[i] : usual_format(seen);
-        weights->bytes[i] = seen->bytes[i];
-        if (partial && seen->params[i] > 0) weights->bytes[i] = seen->bytes[i] / part;
+        bool scaled = partial && seen->params[i] > 0;
+        weights->bytes[i] = scaled ? seen->bytes[i] / part : seen->bytes[i];
+        weights->card_more[i] = scaled ? seen->card_more[i] / part : seen->card_more[i];
         if (partial && seen->params[i] <= 0) weights->bytes[i] = expected * weights->format[i].bits / 8;
         if (expected > 0) weights->format[i].bits = weights->bytes[i] * 8 / expected;
         all += expected;

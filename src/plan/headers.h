@@ -14,7 +14,7 @@ const char *plan_header_match(const json_t *header);
 
 /* What has been seen so far; begins zeroed. */
 struct plan_seen {
-    double params[PLAN_GROUPS], bytes[PLAN_GROUPS], left_out_bytes;
+    double params[PLAN_GROUPS], bytes[PLAN_GROUPS], card_more[PLAN_GROUPS], left_out_bytes;
     struct plan_format format[PLAN_GROUPS]; /* of the largest tensor of each */
     double largest[PLAN_GROUPS];
     int tensors;

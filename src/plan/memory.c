@@ -67,9 +67,21 @@ static double room_left(const struct plan_room *room) {
     return room->have_bytes - room->need_bytes;
 }
 
+/* What weights take on a card beside their bytes in the files: of routed experts where these are there, too. */
+static double more_routed(const struct plan_input *in, enum plan_place place) {
+    return place == PLAN_IN_GPU ? in->weights.card_more[PLAN_ROUTED] : 0;
+}
+static double more_on_card(const struct plan_input *in, enum plan_place place) {
+    return uses_gpu(place) ? plan_weights_fixed_card_more(&in->weights) + more_routed(in, place) : 0;
+}
+
+static double routed_bytes(const struct plan_input *in, enum plan_place place) {
+    return in->weights.bytes[PLAN_ROUTED] + more_routed(in, place);
+}
+
 /* Machines that share routed experts alone: the first has the rest, in its RAM or on its card. */
 static void fill_ranks(const struct plan_input *in, double kv, struct plan_memory *m) {
-    double routed = in->weights.bytes[PLAN_ROUTED], fixed = m->weights_bytes - routed;
+    double routed = routed_bytes(in, m->place), fixed = m->weights_bytes - routed;
     double own = fixed + kv + m->scratch_bytes + m->graphs_bytes;
     int sizes[PLAN_MAX_RANKS], most = 0;
     plan_ranks_deal(in, uses_gpu(m->place), sizes);
@@ -88,7 +100,7 @@ static void fill_ranks(const struct plan_input *in, double kv, struct plan_memor
 static void fill_rooms(const struct plan_input *in, double kv, struct plan_memory *m) {
     int nodes = in->machine.nodes, cards = uses_gpu(m->place) ? in->machine.gpu.count : 1;
     int ways = cards > 1 ? cards : nodes, stages = cards > 1 ? nodes : 1;
-    double routed = in->weights.bytes[PLAN_ROUTED], fixed = m->weights_bytes - routed;
+    double routed = routed_bytes(in, m->place), fixed = m->weights_bytes - routed;
     double own = m->scratch_bytes + m->graphs_bytes, in_ram = routed / nodes;
     if (plan_shares_experts(in)) {
         fill_ranks(in, kv, m);
@@ -135,7 +147,7 @@ void plan_memory_at(const struct plan_input *in, enum plan_place place, struct p
                                                                    : in->cpu_scratch_bytes;
     *m = (struct plan_memory){
         .place = place,
-        .weights_bytes = plan_weights_total(&in->weights),
+        .weights_bytes = plan_weights_total(&in->weights) + more_on_card(in, place),
         .kv_bytes_per_token = plan_arch_kv_bytes(&in->arch, in->wish.kv),
         .scratch_bytes = scratch,
         .graphs_bytes = uses_gpu(place) ? plan_share(PLAN_GPU_CONTEXT) : 0,

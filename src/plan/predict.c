@@ -4,26 +4,11 @@
 #include <stdio.h>
 #include "plan/detect.h"
 
-static enum plan_kernel kernel_of(enum mat_format format) {
-    switch (format) {
-    case MAT_F32:
-        return PLAN_K_F32;
-    case MAT_F16:
-    case MAT_BF16:
-        return PLAN_K_16BIT;
-    case MAT_INT4_AWQ:
-    case MAT_INT4:
-        return PLAN_K_4BIT;
-    default:
-        return gguf_is_blocks(format) ? PLAN_K_BLOCKS : PLAN_K_8BIT;
-    }
-}
-
 static void add_mat(struct plan_weights *w, enum plan_group group, const struct mat *mat) {
     if (!mat->rows) return; /* a matrix that this model does not have */
     w->bytes[group] += (double)mat_bytes(mat);
     w->params[group] += (double)mat->rows * mat->cols;
-    w->format[group].kernel = kernel_of(mat->format);
+    w->format[group].kernel = plan_kernel_of(mat->format);
     w->format[group].bits = w->bytes[group] * 8 / w->params[group];
     snprintf(w->format[group].name, sizeof w->format[group].name, "%s", mat_format_name(mat->format));
 }

@@ -21,6 +21,29 @@ static const struct plan_format formats[] = {
 };
 enum { N_FORMATS = sizeof formats / sizeof *formats };
 
+enum plan_kernel plan_kernel_of(enum mat_format format) {
+    switch (format) {
+    case MAT_F32:
+        return PLAN_K_F32;
+    case MAT_F16:
+    case MAT_BF16:
+        return PLAN_K_16BIT;
+    case MAT_INT4_AWQ:
+    case MAT_INT4:
+        return PLAN_K_4BIT;
+    case MAT_IQ1_S:
+    case MAT_IQ1_M:
+    case MAT_IQ2_XXS:
+    case MAT_IQ2_XS:
+    case MAT_IQ2_S:
+    case MAT_IQ3_XXS:
+    case MAT_IQ3_S:
+        return PLAN_K_GRIDS;
+    default:
+        return gguf_is_blocks(format) ? PLAN_K_BLOCKS : PLAN_K_8BIT;
+    }
+}
+
 /* A recipe as plan sees it. Routed, shared and dense experts and the projections of attention have its own format. */
 struct mix {
     const char *name, *kv_b, *head, *embedding;
@@ -154,6 +177,12 @@ double plan_weights_total(const struct plan_weights *weights) {
     double total = 0;
     for (int i = 0; i < PLAN_GROUPS; i++) total += weights->bytes[i];
     return total;
+}
+
+double plan_weights_fixed_card_more(const struct plan_weights *weights) {
+    double more = 0;
+    for (int i = 0; i < PLAN_GROUPS; i++) more += i == PLAN_ROUTED ? 0 : weights->card_more[i];
+    return more;
 }
 
 double plan_weights_fixed_bytes(const struct plan_arch *arch, const struct plan_weights *w) {

@@ -1,14 +1,24 @@
 /* plan/quant.h - bits a weight, by group of tensors: the one table of formats. A recipe has a format for each group; `--quant
  * int4,head=bf16,routed=2.4` is a recipe with two groups changed. plan_weights says what follows from a recipe, or what the
  * headers of real files say.
- * Includes: base, plan/arch.h. */
+ * Includes: base, model/format.h, plan/arch.h. */
 #ifndef MOEBIUS_PLAN_QUANT_H
 #define MOEBIUS_PLAN_QUANT_H
 
+#include "model/format.h"
 #include "plan/arch.h"
 
 /* What the kernels do to a weight: decides how near to the memory's speed they come. */
-enum plan_kernel { PLAN_K_F32, PLAN_K_16BIT, PLAN_K_8BIT, PLAN_K_4BIT, PLAN_K_BLOCKS /* GGUF's */, PLAN_KERNELS };
+enum plan_kernel {
+    PLAN_K_F32,
+    PLAN_K_16BIT,
+    PLAN_K_8BIT,
+    PLAN_K_4BIT,
+    PLAN_K_BLOCKS /* GGUF's */,
+    PLAN_K_GRIDS /* its IQ1 to IQ3 */,
+    PLAN_KERNELS
+};
+enum plan_kernel plan_kernel_of(enum mat_format format);
 
 struct plan_format {
     char name[24];
@@ -31,6 +41,7 @@ bool plan_quant_is_real(const struct plan_quant *quant);
 
 struct plan_weights {
     double params[PLAN_GROUPS], bytes[PLAN_GROUPS];
+    double card_more[PLAN_GROUPS]; /* bytes that a card takes beside these: GGUF's blocks are laid out anew there */
     struct plan_format format[PLAN_GROUPS];
     double left_out_bytes; /* prediction layers: in the files, not in memory */
     bool measured;         /* from headers, not from a recipe */
@@ -39,6 +50,8 @@ struct plan_weights {
 void plan_weights_from_quant(struct plan_weights *weights, const struct plan_arch *arch,
                              const struct plan_quant *quant);
 double plan_weights_total(const struct plan_weights *weights);
+/* Bytes more on a card, outside of the routed experts. */
+double plan_weights_fixed_card_more(const struct plan_weights *weights);
 
 /* What every pass reads outside of the routed experts: all but the embedding (unless it is the head) and the norms. */
 double plan_weights_fixed_bytes(const struct plan_arch *arch, const struct plan_weights *weights);

@@ -57,9 +57,8 @@ static double chance_of(const struct chance *c, int most) {
 }
 
 static double busiest_of(struct chance *c) {
-    double sum = 0, left = 1;
     int most = (c->met + c->count - 1) / c->count; /* somebody has so many */
-    sum = most;
+    double sum = most, left = 1;
     for (; most < c->met && left > 1e-9; most++) {
         left = 1 - chance_of(c, most);
         sum += fmax(left, 0);

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/file.h"
+#include "base/text.h"
 #include "model/gguf.h"
 #include "model/locate.h"
 #include "plan/headers.h"
@@ -22,12 +23,6 @@ static int read_config(struct plan_source *source, const char *path, struct mo_e
     return code;
 }
 
-static bool is_safetensors(const char *name) {
-    static const char end[] = ".safetensors";
-    size_t n = strlen(name);
-    return n > strlen(end) && !strcmp(name + n - strlen(end), end);
-}
-
 /* Every header of a folder; a folder without weights is as good as its config.json. */
 static int read_folder_headers(struct plan_source *source, const char *dir, struct mo_error *error) {
     struct plan_seen seen = {0};
@@ -37,7 +32,7 @@ static int read_folder_headers(struct plan_source *source, const char *dir, stru
     for (const struct dirent *file; !code && (file = readdir(folder));) {
         char path[PATH_BYTES];
         json_t *header = NULL;
-        if (!is_safetensors(file->d_name)) continue;
+        if (!text_ends_with(file->d_name, ".safetensors")) continue;
         snprintf(path, sizeof path, "%.4000s/%s", dir, file->d_name);
         code = plan_header_read(&header, path, error);
         if (!code) code = plan_header_add(&seen, header, &source->arch, path, error);
@@ -49,14 +44,31 @@ static int read_folder_headers(struct plan_source *source, const char *dir, stru
     return code;
 }
 
-/* As a header of safetensors would say it. kv_b in two parts of blocks is put together as F16. */
-static json_t *tensor_json(const struct tensor *tensor) {
-    bool joined = tensor->dtype >= DTYPES_PLAIN && (strstr(tensor->name, SPLIT_K_B) || strstr(tensor->name, SPLIT_V_B));
-    json_int_t bytes = joined ? 2 * (json_int_t)tensor->elements : (json_int_t)tensor->bytes;
+/* Is it a part of kv_b? Then what the engine joins both parts to. */
+static bool is_joined(const struct checkpoint *checkpoint, const struct tensor *tensor, enum dtype *joined) {
+    static const enum dtype dtypes[] = {[MAT_F32] = DTYPE_F32, [MAT_F16] = DTYPE_F16, [MAT_BF16] = DTYPE_BF16};
+    static const char *const ends[] = {SPLIT_K_B, SPLIT_V_B};
+    enum mat_format formats[2];
+    char name[PATH_BYTES];
+    const char *end = strstr(tensor->name, ends[0]);
+    if (!end) end = strstr(tensor->name, ends[1]);
+    for (int i = 0; i < 2 && end; i++) {
+        snprintf(name, sizeof name, "%.*s%s", (int)(end - tensor->name), tensor->name, ends[i]);
+        const struct tensor *part = checkpoint_find(checkpoint, name);
+        if (!part || !gguf_mat_format(part->dtype, &formats[i])) return false;
+    }
+    if (end) *joined = dtypes[gguf_joined_format(formats[0], formats[1])];
+    return end;
+}
+
+/* As a header of safetensors would say it. */
+static json_t *tensor_json(const struct checkpoint *checkpoint, const struct tensor *tensor) {
+    enum dtype dtype = tensor->dtype;
+    json_int_t bytes = (json_int_t)tensor->bytes;
+    if (is_joined(checkpoint, tensor, &dtype)) bytes = (json_int_t)tensor->elements * (json_int_t)dtype_bytes(dtype);
     json_t *shape = json_array();
     for (int i = 0; i < tensor->n_dims; i++) json_array_append_new(shape, json_integer(tensor->shape[i]));
-    return json_pack("{ss so s[iI]}", "dtype", joined ? "F16" : dtype_name(tensor->dtype), "shape", shape,
-                     "data_offsets", 0, bytes);
+    return json_pack("{ss so s[iI]}", "dtype", dtype_name(dtype), "shape", shape, "data_offsets", 0, bytes);
 }
 
 static int read_gguf(struct plan_source *source, const struct checkpoint *checkpoint, struct mo_error *error) {
@@ -69,7 +81,7 @@ static int read_gguf(struct plan_source *source, const struct checkpoint *checkp
     free(config);
     json_t *header = json_object();
     for (int i = 0; i < checkpoint->n_tensors && !code; i++) {
-        json_object_set_new(header, checkpoint->tensors[i].name, tensor_json(&checkpoint->tensors[i]));
+        json_object_set_new(header, checkpoint->tensors[i].name, tensor_json(checkpoint, &checkpoint->tensors[i]));
     }
     if (!code) code = plan_header_add(&seen, header, &source->arch, checkpoint->path, error);
     json_decref(header);
@@ -135,12 +147,14 @@ static int open_header(struct plan_source *source, const char *path, struct mo_e
 
 /* JSON begins with a brace; a safetensors file with a length, whose eighth byte is always 0. */
 static int open_file(struct plan_source *source, const char *path, struct mo_error *error) {
+    char gguf[PATH_BYTES];
+    int found = gguf_locate(path, gguf, sizeof gguf, error);
+    if (found) return found < 0 ? found : open_gguf(source, gguf, error);
     FILE *file = fopen(path, "rb");
     if (!file) return mo_error_set(error, MO_E_IO, "%s: %s", path, strerror(errno));
     uint8_t start[8] = {0};
     size_t n = fread(start, 1, sizeof start, file);
     fclose(file);
-    if (!memcmp(start, "GGUF", 4)) return open_gguf(source, path, error);
     bool json = n < sizeof start || start[7] != 0;
     return json ? read_config(source, path, error) : open_header(source, path, error);
 }

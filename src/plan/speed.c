@@ -221,7 +221,7 @@ static void add_ssd(const struct job *job, struct plan_speed *s) {
 
 /* Integer weights meet activations in 8 bits, others are widened to floats. */
 static enum plan_constant ops_share_of(const struct plan_format *format) {
-    if (format->kernel == PLAN_K_BLOCKS) return PLAN_CPU_OPS_BLOCKS;
+    if (format->kernel >= PLAN_K_BLOCKS) return PLAN_CPU_OPS_BLOCKS;
     return format->kernel == PLAN_K_4BIT || !strcmp(format->name, "int8") ? PLAN_CPU_OPS8 : PLAN_CPU_OPS;
 }
 

@@ -13,8 +13,8 @@ enum { PROMPT = 8, LONG_PROMPT = 72, PAGES = 2, LAYERS_MAX = 2 };
 
 /* Every stage is judged alone: the CPU goes on with the card's residual stream. What a stage adds to a row is compared: the share of its
  * length that may be wrong, and for each value a share of itself and of the row's root mean square. A card multiplies activations in bf16,
- * the CPU in 8 bits where weights have 4 or 8, and a cache in fp8 rounds as coarsely: the golden models stay below half of this
- * (tests/test_selftest.py). A kernel that is wrong is wrong by about as much as there is. */
+ * the CPU in 8 bits where weights have 4 or 8, and a cache in fp8 rounds as coarsely. A kernel that is wrong is wrong by about as much as
+ * there is. */
 static const double LENGTH_SHARE = 0.15, VALUE_SHARE = 0.25, ROW_SHARE = 0.6;
 /* Roundings of fp32 that a stage's sums may differ by, each of the residual's own size. */
 static const double ROUNDINGS = 8;
@@ -90,8 +90,6 @@ static struct row_error compare_row(const float *before, const float *got, const
 static void judge_row(struct pair *p, const char *stage, int layer, int row, const struct row_error *e) {
     char text[400];
     p->report->checks++;
-    if (e->length / LENGTH_SHARE > p->report->worst) p->report->worst = e->length / LENGTH_SHARE;
-    if (e->worst > p->report->worst) p->report->worst = e->worst;
     if ((e->length <= LENGTH_SHARE && e->worst <= 1) || p->found) return;
     if (!isfinite(e->got)) {
         snprintf(text, sizeof text, "row %d has a value %d that is not finite, expected about %.6g", row, e->at,

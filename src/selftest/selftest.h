@@ -24,8 +24,7 @@ struct selftest {
 
 /* What was done. */
 struct selftest_report {
-    int checks;   /* comparisons */
-    double worst; /* the largest difference from a card, as a share of what is allowed */
+    int checks; /* comparisons */
     /* The weights make numbers too large for their norms: no fault of a card, which was not looked at from there on. */
     bool overflowed;
 };

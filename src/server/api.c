@@ -193,9 +193,8 @@ static void parse_all(struct api_job *job) {
 }
 
 /* The body, or its translation; `given` keeps what was translated. */
-static void parse_body(struct api_request *request, const char *body, size_t size, struct api_error *error) {
-    json_t *root = fields_parse(body, size, error);
-    if (!root || !api_is_translated(request->kind)) {
+static void take_body(struct api_request *request, json_t *root, struct api_error *error) {
+    if (!api_is_translated(request->kind)) {
         request->root = root;
         return;
     }
@@ -206,9 +205,17 @@ static void parse_body(struct api_request *request, const char *body, size_t siz
 
 int api_request_parse(struct api_request *request, enum api_kind kind, const struct api_model *model, const char *body,
                       size_t size, struct api_error *error) {
+    *request = (struct api_request){0};
+    *error = (struct api_error){0};
+    json_t *root = fields_parse(body, size, error);
+    return root ? api_request_read(request, kind, model, root, error) : -1;
+}
+
+int api_request_read(struct api_request *request, enum api_kind kind, const struct api_model *model, json_t *root,
+                     struct api_error *error) {
     *request = (struct api_request){.kind = kind, .context = model->engine->options.max_model_len};
     *error = (struct api_error){0};
-    parse_body(request, body, size, error);
+    take_body(request, root, error);
     if (!request->root) return -1;
     struct api_job job = {.model = model, .request = request, .fields = {request->root, error}};
     parse_all(&job);

@@ -108,6 +108,9 @@ struct api_request {
 /* 0, or -1 with `error`. `request` may be freed in both cases. */
 int api_request_parse(struct api_request *request, enum api_kind kind, const struct api_model *model, const char *body,
                       size_t size, struct api_error *error);
+/* The same of a body that fields_parse has read, which it takes over. */
+int api_request_read(struct api_request *request, enum api_kind kind, const struct api_model *model, json_t *root,
+                     struct api_error *error);
 void api_request_free(struct api_request *request); /* accepts a zeroed one */
 
 /* The served name that "model" asks for: NULL with `error` if there is none. A missing field takes the

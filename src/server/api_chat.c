@@ -15,9 +15,10 @@ static json_t *join_parts(const json_t *parts, size_t message, struct api_error 
     struct buffer text = {0};
     for (size_t i = 0; i < json_array_size(parts); i++) {
         const json_t *part = json_array_get(parts, i);
-        const json_t *piece = json_is_string(part) ? part : json_object_get(part, "text");
-        const char *type = json_is_string(part) ? "text" : json_string_value(json_object_get(part, "type"));
-        if (!json_is_string(piece) || !type || (strcmp(type, "text") && strcmp(type, "input_text"))) {
+        const char *type = json_is_string(part) ? "text" : fields_type_of(part);
+        bool is_refusal = !strcmp(type, "refusal"); /* an answer of OpenAI's own models, sent back */
+        const json_t *piece = json_is_string(part) ? part : json_object_get(part, is_refusal ? type : "text");
+        if (!json_is_string(piece) || (!is_refusal && strcmp(type, "text") && strcmp(type, "input_text"))) {
             api_error_field(error, "messages",
                             "messages[%zu]: content part %zu is not a text part: only text is supported", message, i);
             buffer_free(&text);
@@ -44,6 +45,9 @@ static json_t *message_copy(const json_t *message, size_t index, struct api_erro
     int code = copy ? 0 : -1;
     if (!code && role && strcmp(role, "developer") == 0) {
         code = json_object_set_new(copy, "role", json_string("system"));
+    }
+    if (!code && !content && role && !strcmp(role, "assistant")) { /* as some clients write an empty answer */
+        code = json_object_set_new(copy, "content", json_null());
     }
     if (!code && json_is_array(content)) {
         json_t *joined = join_parts(content, index, error);
@@ -116,6 +120,14 @@ static void open_last(struct api_job *job, struct token_list *ids) {
     }
 }
 
+/* OpenAI's, where DeepSeek's own word is not there. Models here think or do not: every effort but none is the same. */
+static void add_effort(struct fields *f, json_t **variables) {
+    const json_t *effort = fields_string(f, "reasoning_effort");
+    const char *word = json_string_value(effort);
+    if (!word || json_object_get(*variables, "thinking")) return;
+    put(variables, "thinking", json_boolean(strcmp(word, "none") != 0 && strcmp(word, "minimal") != 0));
+}
+
 /* DeepSeek's "thinking": {"type": "enabled"}, as a template's variable. */
 static void add_thinking(struct fields *f, json_t **variables) {
     const json_t *thinking = fields_object(f, "thinking");
@@ -134,6 +146,7 @@ json_t *api_template_variables(struct fields *f, const json_t *tools) {
     json_object_del(variables, "tools"); /* only those that were checked */
     if (tools) put(&variables, "tools", put_share(tools));
     add_thinking(f, &variables);
+    add_effort(f, &variables);
     if (!variables && !fields_failed(f)) api_error_no_memory(f->error);
     if (!fields_failed(f)) return variables;
     json_decref(variables);

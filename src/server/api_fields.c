@@ -1,5 +1,7 @@
 #include "server/api_fields.h"
 
+#include <math.h>
+
 struct brackets {
     int deepest;
     size_t n;
@@ -68,14 +70,21 @@ bool fields_bool(struct fields *fields, const char *key, bool value) {
     return json_is_true(found);
 }
 
+/* 5.0 is one, too: some clients know no other numbers. */
+static bool is_whole(const json_t *value) {
+    static const double MOST = 9007199254740992.0; /* 2^53: from there on not every integer is a double */
+    double number = json_real_value(value);
+    return json_is_integer(value) || (json_is_real(value) && fabs(number) <= MOST && floor(number) == number);
+}
+
 int64_t fields_int(struct fields *fields, const char *key, int64_t min, int64_t max, int64_t value) {
     const json_t *found = fields_get(fields, key);
     if (!found) return value;
-    if (!json_is_integer(found)) {
+    if (!is_whole(found)) {
         wrong_type(fields, key, "an integer", found);
         return value;
     }
-    int64_t number = json_integer_value(found);
+    int64_t number = json_is_real(found) ? (int64_t)json_real_value(found) : json_integer_value(found);
     if (number >= min && number <= max) return number;
     api_error_field(fields->error, key, "%s must be from %lld to %lld, found %lld", key, (long long)min, (long long)max,
                     (long long)number);

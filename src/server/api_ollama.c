@@ -53,24 +53,9 @@ static void pass_load_options(struct fields *f) {
     for (size_t i = 0; i < sizeof SWITCHES / sizeof *SWITCHES; i++) fields_bool(f, SWITCHES[i], false);
 }
 
-/* Ollama takes 5.0 where it wants a whole number, and some clients know no other numbers. */
-static void make_whole(json_t *options) {
-    static const double MOST = 9007199254740992.0; /* 2^53 */
-    const char *key;
-    json_t *value;
-    void *next;
-    json_object_foreach_safe(options, next, key, value) {
-        double number = json_real_value(value);
-        bool is_whole = json_is_real(value) && number >= -MOST && number <= MOST && floor(number) == number;
-        if (is_whole) json_object_set_new(options, key, json_integer((json_int_t)number));
-    }
-}
-
 static void parse_options(struct api_job *job) {
-    json_t *options = (json_t *)(uintptr_t)fields_object(&job->fields, "options");
-    make_whole(options);
     struct api_job inner = *job;
-    inner.fields.object = options;
+    inner.fields.object = fields_object(&job->fields, "options");
     struct fields *f = &inner.fields;
     api_settings_parse(&inner);
     refuse_samplers(f);

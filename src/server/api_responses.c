@@ -207,14 +207,10 @@ static void put_format(struct fields *f, json_t **chat) {
     }
 }
 
-/* Models here think or do not: every effort but none is the same. */
 static void put_reasoning(struct fields *f, json_t **chat) {
-    static const char *const NONE[] = {"none", "minimal", NULL};
     struct fields inner = {fields_object(f, "reasoning"), f->error};
     const json_t *effort = inner.object ? fields_string(&inner, "effort") : NULL;
-    if (!effort) return;
-    const char *type = is_one_of(json_string_value(effort), NONE) ? "disabled" : "enabled";
-    put(chat, "thinking", json_pack("{s:s}", "type", type));
+    if (effort) put(chat, "reasoning_effort", put_share(effort));
 }
 
 /* What would be lost if it were passed over. */
@@ -246,6 +242,7 @@ json_t *api_responses_to_chat(const json_t *body, struct api_error *error) {
                                        "tool_choice",
                                        "text",
                                        "reasoning",
+                                       "reasoning_effort",
                                        "thinking",
                                        "n",
                                        "include",

@@ -1,4 +1,5 @@
 /* server/api_sampling.c - what steers the choice of tokens, for every API that has these fields or others for the same. */
+#include <float.h>
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
@@ -40,9 +41,10 @@ static void parse_sampling(struct api_job *job) {
     if (api_is_ollama(job->request->kind)) api_ollama_defaults(job->model->engine, s);
     s->temperature = number(f, "temperature", s->temperature);
     s->top_p = number(f, "top_p", s->top_p);
+    if (s->top_p == 0) s->top_p = FLT_MIN; /* OpenAI's range begins there: the likeliest alone */
     s->min_p = number(f, "min_p", s->min_p);
     s->top_k = (int)fields_int(f, "top_k", -1, INT_MAX, s->top_k);
-    s->repetition_penalty = number(f, "repetition_penalty", s->repetition_penalty);
+    s->repetition_penalty = number(f, "repetition_penalty", number(f, "repeat_penalty", s->repetition_penalty));
     s->presence_penalty = number(f, "presence_penalty", s->presence_penalty);
     s->frequency_penalty = number(f, "frequency_penalty", s->frequency_penalty);
     parse_seed(job);

@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include "server/api_fields.h"
 
 struct prepare {
     pthread_t thread;
@@ -14,7 +15,9 @@ struct prepare {
 };
 
 static void run_text(struct prepare_job *job) {
-    json_t *json = job->text(&job->model, job->body, job->size, &job->error);
+    json_t *body = fields_parse(job->body, job->size, &job->error);
+    json_t *json = body ? job->text(&job->model, body, &job->error) : NULL;
+    json_decref(body);
     job->reply = json ? json_dumps(json, JSON_COMPACT) : NULL;
     json_decref(json);
     if (!job->reply && !job->error.status) api_error_no_memory(&job->error);

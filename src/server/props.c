@@ -40,6 +40,21 @@ json_t *props_json(const struct server *server) {
                      "vision", 0, "audio", 0, "build_info", "moebius-" MOEBIUS_VERSION, "is_sleeping", 0);
 }
 
+/* A special token's text, or null. */
+static json_t *name_or_null(const struct tokenizer *tokenizer, int32_t id) {
+    return id >= 0 ? token_text(tokenizer, id) : json_null();
+}
+
+json_t *props_tokenizer_json(const struct server *server) {
+    const struct engine *engine = atomic_load(&server->engine);
+    const struct tokenizer *tokenizer = engine->tokenizer;
+    return json_pack(
+        "{s:o, s:o, s:b, s:s?, s:i}", "bos_token", name_or_null(tokenizer, tokenizer ? tokenizer_bos(tokenizer) : -1),
+        "eos_token", name_or_null(tokenizer, tokenizer ? tokenizer_eos(tokenizer) : -1), "add_bos_token",
+        tokenizer && tokenizer_adds_bos(tokenizer), "chat_template",
+        tokenizer ? tokenizer_chat_template(tokenizer) : NULL, "model_max_length", engine->options.max_model_len);
+}
+
 static int running(const struct engine *engine) {
     struct sched_stats stats;
     sched_stats_get(engine->sched, &stats);

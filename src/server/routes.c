@@ -38,6 +38,14 @@ static enum MHD_Result handle_response(struct exchange *exchange) {
     return http_reply_error(exchange, &error);
 }
 
+/* 404 and not 501: clients try again what failed on the server's side. */
+static enum MHD_Result handle_embeddings(struct exchange *exchange) {
+    struct api_error error = {0};
+    api_error_set(&error, 404, NULL, "not_found", "there are no embeddings here: \"%.100s\" generates text",
+                  model_name(exchange));
+    return http_reply_error(exchange, &error);
+}
+
 /* --- models -------------------------------------------------------------------------------------- */
 
 static json_t *model_json(const struct exchange *exchange, const char *name) {
@@ -83,6 +91,10 @@ static enum MHD_Result handle_version(struct exchange *exchange) {
 
 static enum MHD_Result handle_props(struct exchange *exchange) {
     return http_reply_json(exchange, 200, props_json(exchange->server));
+}
+
+static enum MHD_Result handle_tokenizer(struct exchange *exchange) {
+    return http_reply_json(exchange, 200, props_tokenizer_json(exchange->server));
 }
 
 static enum MHD_Result handle_slots(struct exchange *exchange) {
@@ -135,6 +147,8 @@ static const struct route ROUTES[] = {
     {"/v1/responses", HTTP_POST, false, true, .handle = handle_generation, .kind = API_RESPONSES},
     {"/responses", HTTP_POST, false, true, .handle = handle_generation, .kind = API_RESPONSES},
     {"/v1/responses/", HTTP_ANY, false, false, .handle = handle_response},
+    {"/v1/embeddings", HTTP_POST, false, false, .handle = handle_embeddings},
+    {"/embeddings", HTTP_POST, false, false, .handle = handle_embeddings},
     {"/v1/models", HTTP_GET, false, true, .handle = handle_models},
     {"/v1/models/", HTTP_GET, false, true, .handle = handle_model},
     {"/models", HTTP_GET, false, true, .handle = handle_models},
@@ -142,6 +156,7 @@ static const struct route ROUTES[] = {
     {"/tokenize", HTTP_POST, false, true, .handle = handle_text, .text = text_api_tokenize},
     {"/detokenize", HTTP_POST, false, true, .handle = handle_text, .text = text_api_detokenize},
     {"/apply-template", HTTP_POST, false, true, .handle = handle_text, .text = text_api_apply_template},
+    {"/tokenizer_info", HTTP_GET, false, true, .handle = handle_tokenizer},
     {"/props", HTTP_GET, false, true, .handle = handle_props},
     {"/slots", HTTP_GET, false, true, .handle = handle_slots},
     {"/health", HTTP_GET, true, false, .handle = handle_health},

@@ -139,37 +139,34 @@ static json_t *apply_template(struct fields *f, const struct api_model *model, s
 
 typedef json_t *text_function(struct fields *f, const struct api_model *model, struct token_list *ids);
 
-static json_t *answer_body(text_function *function, const struct api_model *model, const char *body, size_t size,
+static json_t *answer_body(text_function *function, const struct api_model *model, const json_t *body,
                            struct api_error *error) {
     if (need_tokenizer(model, error)) return NULL;
-    json_t *root = fields_parse(body, size, error);
-    if (!root) return NULL;
-    struct fields fields = {root, error};
+    struct fields fields = {body, error};
     struct token_list ids = {0};
     json_t *answer = NULL;
     if (api_model_name(model, fields_get(&fields, "model"), error)) answer = function(&fields, model, &ids);
     if (!answer && !error->status) api_error_no_memory(error);
     token_list_free(&ids);
-    json_decref(root);
     return answer;
 }
 
-json_t *text_api_tokenize(const struct api_model *model, const char *body, size_t size, struct api_error *error) {
-    return answer_body(tokenize, model, body, size, error);
+json_t *text_api_tokenize(const struct api_model *model, json_t *body, struct api_error *error) {
+    return answer_body(tokenize, model, body, error);
 }
 
-json_t *text_api_detokenize(const struct api_model *model, const char *body, size_t size, struct api_error *error) {
-    return answer_body(detokenize, model, body, size, error);
+json_t *text_api_detokenize(const struct api_model *model, json_t *body, struct api_error *error) {
+    return answer_body(detokenize, model, body, error);
 }
 
-json_t *text_api_apply_template(const struct api_model *model, const char *body, size_t size, struct api_error *error) {
-    return answer_body(apply_template, model, body, size, error);
+json_t *text_api_apply_template(const struct api_model *model, json_t *body, struct api_error *error) {
+    return answer_body(apply_template, model, body, error);
 }
 
 /* Parsed as the request that it may become, so that what is counted is what will be computed. */
-json_t *text_api_count(const struct api_model *model, const char *body, size_t size, struct api_error *error) {
+json_t *text_api_count(const struct api_model *model, json_t *body, struct api_error *error) {
     struct api_request request;
-    int code = api_request_parse(&request, API_COUNT, model, body, size, error);
+    int code = api_request_read(&request, API_COUNT, model, json_incref(body), error);
     json_t *answer = code ? NULL : json_pack("{s:I}", "input_tokens", (json_int_t)request.prompts[0].ids.n);
     if (!code && !answer) api_error_no_memory(error);
     api_request_free(&request);

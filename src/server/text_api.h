@@ -5,9 +5,8 @@
 
 #include "server/api.h"
 
-/* The answer, the caller's; NULL with `error`. */
-typedef json_t *text_api_function(const struct api_model *model, const char *body, size_t size,
-                                  struct api_error *error);
+/* The answer to a body that fields_parse has read, the caller's like that; NULL with `error`. */
+typedef json_t *text_api_function(const struct api_model *model, json_t *body, struct api_error *error);
 text_api_function text_api_tokenize, text_api_detokenize, text_api_apply_template, text_api_count;
 
 #endif

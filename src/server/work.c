@@ -55,7 +55,7 @@ static bool generate(struct work *work, enum api_kind kind, const struct api_mod
                      const struct work_request *r, struct api_error *error) {
     struct api_request request = {0};
     const struct answer_waker waker = {sleep_on, wake_up, work};
-    int code = api_request_parse(&request, kind, model, r->body, r->size, error);
+    int code = api_request_read(&request, kind, model, json_incref(r->body), error);
     if (!code) code = refuse_stream(&request, error);
     if (code) {
         api_request_free(&request);
@@ -76,7 +76,7 @@ struct work *work_start(const struct api_model *model, const char *fingerprint, 
     if (work_find_route(&route, request->method, request->path, &error)) {
         reply_error(work, &error);
     } else if (route.text) {
-        reply_json(work, route.text(model, request->body, request->size, &error), &error);
+        reply_json(work, route.text(model, request->body, &error), &error);
     } else if (!generate(work, route.kind, model, fingerprint, request, &error)) {
         reply_error(work, &error);
     }

@@ -19,8 +19,7 @@ int work_find_route(struct work_route *route, const char *method, const char *pa
 
 struct work_request {
     const char *method, *path;
-    const char *body; /* [size] JSON */
-    size_t size;
+    json_t *body; /* an object, within fields_parse's limits; from now on the work's to change */
 };
 
 struct work_reply {

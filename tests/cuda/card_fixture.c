@@ -43,13 +43,81 @@ const struct model odd_model = {
     .norm_eps = 1e-6,
 };
 
+const struct model blocks_model = {
+    .layers = 2,
+    .dense_layers = 1,
+    .hidden = 256,
+    .heads = 5,
+    .vocab = 75,
+    .context = 1024,
+    .q_kind = Q_LOW_RANK,
+    .q_lora = 768, /* no whole split of the skinny variant's warps */
+    .kv_lora = 256,
+    .nope_dim = 12,
+    .rope_dim = 16,
+    .v_dim = 64,
+    .dense_width = 2304, /* more than the skinny variant has at once */
+    .expert_width = 96,  /* what comes back of an expert is in blocks of 32, and half a slab */
+    .experts = EXPERTS,
+    .top_k = TOP_K,
+    .shared_experts = 1,
+    .gate_kind = GATE_SOFTMAX_GREEDY,
+    .groups = 1,
+    .top_groups = 1,
+    .routed_scale = 1,
+    .rope = {.kind = ROPE_PLAIN, .theta = 10000},
+    .norm_eps = 1e-6,
+};
+
+const struct model *model_for(const struct style *style) {
+    return gguf_is_blocks(style->format) ? &blocks_model : &odd_model;
+}
+
 const struct style styles[STYLES] = {
     {"f32", MAT_F32, 0, 0, 0},         {"f16", MAT_F16, 0, 0, 0},          {"bf16", MAT_BF16, 0, 0, 0},
     {"fp8 tensor", MAT_FP8, 0, 0, 0},  {"fp8 rows", MAT_FP8, 0, 1, 0},     {"fp8 128", MAT_FP8, 0, 128, 128},
     {"fp8 64x32", MAT_FP8, 0, 64, 32}, {"awq 32", MAT_INT4_AWQ, 32, 0, 0}, {"awq 128", MAT_INT4_AWQ, 128, 0, 0},
     {"int4 32", MAT_INT4, 32, 0, 0},   {"int4 64", MAT_INT4, 64, 0, 0},    {"int4 128", MAT_INT4, 128, 0, 0},
     {"int8 32", MAT_INT8, 32, 0, 0},   {"int8 64", MAT_INT8, 64, 0, 0},    {"int8 128", MAT_INT8, 128, 0, 0},
+    {"q4_0", MAT_Q4_0, 0, 0, 0},       {"q4_1", MAT_Q4_1, 0, 0, 0},        {"q5_0", MAT_Q5_0, 0, 0, 0},
+    {"q5_1", MAT_Q5_1, 0, 0, 0},       {"q8_0", MAT_Q8_0, 0, 0, 0},        {"q2_k", MAT_Q2_K, 0, 0, 0},
+    {"q3_k", MAT_Q3_K, 0, 0, 0},       {"q4_k", MAT_Q4_K, 0, 0, 0},        {"q5_k", MAT_Q5_K, 0, 0, 0},
+    {"q6_k", MAT_Q6_K, 0, 0, 0},       {"iq4_nl", MAT_IQ4_NL, 0, 0, 0},    {"iq4_xs", MAT_IQ4_XS, 0, 0, 0},
 };
+
+/* Random bytes are blocks of GGUF but for their fp16 numbers: where those are, and what makes the values about 1. */
+static const struct halves {
+    int d, low; /* low -1: there is none */
+    float largest, largest_low;
+} halves[MAT_FORMATS] = {
+    [MAT_Q4_0] = {0, -1, 8, 0},      [MAT_Q4_1] = {0, 2, 15, 1},     [MAT_Q5_0] = {0, -1, 16, 0},
+    [MAT_Q5_1] = {0, 2, 31, 1},      [MAT_Q8_0] = {0, -1, 127, 0},   [MAT_Q2_K] = {80, 82, 45, 15},
+    [MAT_Q3_K] = {108, -1, 128, 0},  [MAT_Q4_K] = {0, 2, 945, 63},   [MAT_Q5_K] = {0, 2, 1953, 63},
+    [MAT_Q6_K] = {208, -1, 4096, 0}, [MAT_IQ4_NL] = {0, -1, 127, 0}, [MAT_IQ4_XS] = {0, -1, 4064, 0},
+};
+
+static void fill_gguf(const struct mat *mat, uint8_t *data) {
+    const struct halves *h = &halves[mat->format];
+    int values;
+    size_t block;
+    gguf_block(mat->format, &values, &block);
+    for (size_t i = 0; i < mat_bytes(mat); i++) data[i] = (uint8_t)draw();
+    for (size_t at = 0; at < mat_bytes(mat); at += block) {
+        uint16_t d = f32_to_f16(uniform(0.5f, 2) / h->largest), low = 0;
+        memcpy(data + at + h->d, &d, sizeof d);
+        if (h->low < 0) continue;
+        low = f32_to_f16(uniform(-1, 1) / h->largest_low);
+        memcpy(data + at + h->low, &low, sizeof low);
+    }
+}
+
+/* As files have it: rows of other lengths are in blocks of 32, or in none. */
+static enum mat_format gguf_format_for(enum mat_format format, int cols) {
+    int values;
+    size_t block;
+    if (gguf_block(format, &values, &block) && cols % values) format = MAT_Q5_0;
+    return format == MAT_Q5_0 && cols % 32 ? MAT_F16 : format;
+}
 
 static void fill_blocks(struct mat *mat, uint8_t *data) {
     int8_t q[128];
@@ -106,9 +174,11 @@ static struct mat random_mat(struct fixture *f, const struct style *style, int r
         mat.scale_cols = style->scale_cols ? style->scale_cols : cols;
         mat.scale_stride = (cols + mat.scale_cols - 1) / mat.scale_cols;
     }
+    mat.format = gguf_format_for(mat.format, cols);
     void *data = arena_alloc(f->arena, mat_bytes(&mat) + 64);
     mat.data = data;
     if (mat.format == MAT_FP8) fill_fp8(f, &mat, data);
+    if (gguf_is_blocks(mat.format)) fill_gguf(&mat, data);
     if (mat.format == MAT_INT4_AWQ) fill_awq(f, &mat, data);
     if (mat.format == MAT_INT4 || mat.format == MAT_INT8) fill_blocks(&mat, data);
     if (mat.format == MAT_F32 || mat.format == MAT_F16 || mat.format == MAT_BF16) fill_plain(&mat, data);

@@ -22,6 +22,8 @@ struct fixture {
 };
 
 extern const struct model odd_model;
+extern const struct model
+    blocks_model; /* whose rows are long enough for GGUF's blocks of 256, where they are not odd */
 
 /* A format and how its scales lie. */
 struct style {
@@ -31,8 +33,10 @@ struct style {
     int scale_rows, scale_cols; /* FP8; 0: one for all */
 };
 
-enum { STYLES = 15 };
+enum { FIRST_GGUF = 15, STYLES = FIRST_GGUF + 12, STYLE_BF16 = 2, STYLE_INT4 = 11, STYLE_Q4_K = FIRST_GGUF + 7 };
 extern const struct style styles[STYLES];
+/* The model of odd sizes that a style goes with. */
+const struct model *model_for(const struct style *style);
 
 uint32_t draw(void);
 float uniform(float low, float high);

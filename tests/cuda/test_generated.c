@@ -41,7 +41,12 @@ static void open_made_up(struct made_up *m, const char *quant, uint64_t seed) {
     struct backend_options options = {.max_rows = COLUMNS, .max_logits = 4, .max_seqs = 4, .n_pages = 4, .kv = KV_BF16};
     *m = (struct made_up){0};
     assert_non_null(config);
-    int code = recipe_parse(&recipe, quant, 32, &error);
+    if (!strcmp(quant, "q4_k_m")) { /* rows for blocks of 256, of 32, and (o) for none */
+        json_object_set_new(config, "hidden_size", json_integer(256));
+        json_object_set_new(config, "intermediate_size", json_integer(320));
+        json_object_set_new(config, "moe_intermediate_size", json_integer(96));
+    }
+    int code = recipe_parse_made_up(&recipe, quant, 32, &error);
     const struct synth job = {.config = config, .recipe = &recipe, .seed = seed, .name = "odd"};
     if (!code) code = synth_model(&job, &m->model, &error);
     if (!code) code = synth_later(&job, &m->model, &m->weights, &error);
@@ -114,19 +119,20 @@ static bool are_alike(const struct weight *a, int i, const struct weight *b, int
 }
 
 static void test_values(void **unused) {
-    static const char *const quants[] = {"bf16", "fp8", "int8", "int4"};
+    static const char *const quants[] = {"bf16", "fp8", "int8", "int4", "q4_k_m"};
     (void)unused;
-    for (int q = 0; q < 4; q++) {
+    for (int q = 0; q < 5; q++) {
         struct made_up m;
         open_made_up(&m, quants[q], 1);
         const struct device_layer *dense = &m.cuda->weights.layers[0], *sparse = &m.cuda->weights.layers[1];
-        float hidden = 1 / sqrtf(140);
+        const struct model *size = &m.model;
+        float hidden = 1 / sqrtf((float)size->hidden);
         check_values(&m, quants[q], "q", &dense->q, 0, hidden);
         check_values(&m, quants[q], "kv_a", &sparse->kv_a, 0, hidden);
         check_values(&m, quants[q], "o", &sparse->o, 0, 1 / sqrtf(60));
-        check_values(&m, quants[q], "down", &dense->down, 0, 1 / sqrtf(300));
+        check_values(&m, quants[q], "down", &dense->down, 0, 1 / sqrtf((float)size->dense_width));
         check_values(&m, quants[q], "key of head 2", &sparse->key, 2, 1 / sqrtf(48));
-        check_values(&m, quants[q], "expert 7, down", &sparse->expert_down, 7, 1 / sqrtf(44));
+        check_values(&m, quants[q], "expert 7, down", &sparse->expert_down, 7, 1 / sqrtf((float)size->expert_width));
         check_values(&m, quants[q], "head", &m.cuda->weights.head, 0, 2 * hidden);
         assert_false(are_alike(&dense->q, 0, &sparse->q, 0));
         assert_false(are_alike(&sparse->expert_down, 0, &sparse->expert_down, 1));
@@ -198,6 +204,7 @@ static void test_profile(void **unused) {
     (void)unused;
     check_profile("fp8", 8);
     check_profile("fp8,shared=bf16", 9);
+    check_profile("q4_k_m", 9);
 }
 
 int main(void) {

@@ -236,7 +236,7 @@ static void test_lists(void **unused) {
     (void)unused;
     for (size_t i = 0; i < STYLES; i++) {
         struct fixture f;
-        struct model model = odd_model;
+        struct model model = *model_for(&styles[i]);
         model.dense_width = 60;
         fixture_open(&f, &styles[i], &model, KV_BF16);
         check_lists(&f, styles[i].name);

@@ -82,7 +82,9 @@ static void list(const struct gguf *gguf, struct arena *arena) {
         (void)sink;
     }
     free(tensors);
-    check_error(gguf_verify(&checkpoint, &error), &error);
+    static struct pool *pool;
+    if (!pool && pool_create(&pool, 1, &error)) abort();
+    check_error(gguf_verify(&checkpoint, pool, &error), &error);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {

@@ -8,7 +8,7 @@
 #include <string.h>
 #include "base/log.h"
 #include "byte_tokenizer.h"
-#include "server/api.h"
+#include "server/api_fields.h"
 #include "server/text_api.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -87,10 +87,11 @@ static void try_request(const struct api_model *model, enum api_kind kind, const
 
 static void try_text(const struct api_model *model, text_api_function *function, const char *body, size_t size) {
     struct api_error error = {0};
-    json_t *json = function(model, body, size, &error);
+    json_t *root = fields_parse(body, size, &error), *json = root ? function(model, root, &error) : NULL;
     require((json == NULL) == (error.status != 0));
     if (!json) check_error(&error);
     json_decref(json);
+    json_decref(root);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {

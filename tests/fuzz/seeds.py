@@ -10,10 +10,12 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TESTS))
 import gguf_model  # noqa: E402
+import numpy as np  # noqa: E402
 import st  # noqa: E402
 import tiny_tokenizer  # noqa: E402
 
 GOLDEN = TESTS / "golden" / "data"
+FEW_BITS = ["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "TQ1_0", "TQ2_0", "MXFP4"]
 
 
 def fresh(folder):
@@ -53,6 +55,12 @@ def headers(folder):
         (folder / f"{path.parent.name}-{path.stem}.json").write_text(json.dumps(header))
 
 
+def random_blocks(kind):
+    """Two rows of 256 values."""
+    values, size = gguf_model.gguf.GGML_QUANT_SIZES[gguf_model.Type[kind]]
+    return np.random.default_rng(1).integers(0, 256, (2, 256 // values * size), dtype=np.uint8)
+
+
 def ggufs(folder):
     """The keys of two models with a tokenizer, and tensors of a few rows in several types."""
     for name, pre in (("v2lite-tiny", "deepseek-llm"), ("v3-tiny", "deepseek-v3")):
@@ -64,6 +72,8 @@ def ggufs(folder):
             small = {key: value[:2, :2] if value.ndim == 3 else value[:2] if value.ndim == 2 else value
                      for key, value in list(tensors.items())[:8] + list(tensors.items())[-3:]}
             gguf_model.write(folder / f"{name}-{kind}.gguf", keys, small, gguf_model.Type[kind])
+        few = {f"blk.{i}.ffn_up.weight": (random_blocks(kind), gguf_model.Type[kind]) for i, kind in enumerate(FEW_BITS)}
+        gguf_model.write(folder / f"{name}-few-bits.gguf", keys, few)
 
 
 def main():

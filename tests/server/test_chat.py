@@ -154,6 +154,17 @@ def test_wrong_messages(server, messages):
     assert reply.error["param"].startswith("messages"), reply
 
 
+def test_answers_that_said_nothing(server, engine):
+    """An assistant's message may have no content, null, or a refusal in its place."""
+    def n_prompt(**answer):
+        messages = [TALK[-1], {"role": "assistant", **answer}, TALK[-1]]
+        return server.chat(messages, max_tokens=1)["usage"]["prompt_tokens"]
+
+    assert n_prompt() == n_prompt(content=None)
+    refusal = [{"type": "refusal", "refusal": "no, I will not"}]
+    assert n_prompt(content=refusal) == n_prompt(content="no, I will not") > n_prompt()
+
+
 @pytest.mark.parametrize("fields, param", [
     ({"top_logprobs": 3}, "top_logprobs"),  # without logprobs
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
@@ -202,6 +213,10 @@ def test_thinking(start, model):
     assert n_prompt(thinking={"type": "disabled"}) == n_prompt(thinking={}) == n_prompt() == off
     assert n_prompt(thinking={"type": "enabled"}, chat_template_kwargs={"thinking": False}) == off
     assert n_prompt(thinking={"type": "enabled"}, chat_template_kwargs={"other": 1}) == on
+    assert n_prompt(reasoning_effort="low") == n_prompt(reasoning_effort="xhigh") == on
+    assert n_prompt(reasoning_effort="none") == n_prompt(reasoning_effort="minimal") == n_prompt(reasoning_effort=None) == off
+    assert n_prompt(reasoning_effort="low", thinking={"type": "disabled"}) == off
+    assert n_prompt(reasoning_effort="none", chat_template_kwargs={"thinking": True}) == on
     for bad in ("enabled", 1, {"type": "much"}, {"type": 1}):
         reply = server.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "thinking": bad})
         assert reply.status == 400 and reply.error["param"] in ("thinking", "type"), reply

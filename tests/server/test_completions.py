@@ -192,6 +192,26 @@ def test_null_is_the_default(server):
     assert text(nothing) == text(server.complete(PROMPT, seed=9, ignore_eos=True))
 
 
+def test_whole_numbers(server):
+    """16.0 is an integer: some clients know no other numbers."""
+    fields = {"max_tokens": 12, "seed": 5, "top_k": 40, "n": 2}
+    said = server.complete(PROMPT, **fields)
+    again = server.complete(PROMPT, **{name: float(value) for name, value in fields.items()})
+    assert [c["text"] for c in again["choices"]] == [c["text"] for c in said["choices"]]
+
+
+def test_top_p_of_nothing_is_greedy(server):
+    greedy = server.complete(PROMPT, max_tokens=12, temperature=0)["choices"][0]["text"]
+    assert server.complete(PROMPT, max_tokens=12, temperature=2, top_p=0, seed=1)["choices"][0]["text"] == greedy
+
+
+def test_repeat_penalty_is_repetition_penalty(server):
+    """llama.cpp's word for it, here too."""
+    said, other, none = (server.complete(PROMPT, max_tokens=24, temperature=0, **fields)["choices"][0]["text"]
+                         for fields in ({"repetition_penalty": 1.9}, {"repeat_penalty": 1.9}, {}))
+    assert said == other != none
+
+
 def test_unknown_fields_are_ignored(server):
     fields = {"max_tokens": 4, **GREEDY}
     assert text(server.complete(PROMPT, no_such_field={"x": [1]}, **fields)) == text(server.complete(PROMPT, **fields))

@@ -27,7 +27,7 @@ WRONG_TYPES = {
     "skip_special_tokens": ["no"], "best_of": ["1"],
 }
 OUT_OF_RANGE = {
-    "max_tokens": [-1, 2**40, 1e30], "n": [0, -1, 10**6], "temperature": [-0.1, 1e6], "top_p": [0, -1, 1.1],
+    "max_tokens": [-1, 2**40, 1e30], "n": [0, -1, 10**6], "temperature": [-0.1, 1e6], "top_p": [-0.1, -1, 1.1],
     "top_k": [-2], "min_p": [-0.1, 1.1], "presence_penalty": [-2.1, 2.1], "frequency_penalty": [-2.1, 2.1],
     "repetition_penalty": [0, -1], "logprobs": [-1, 21], "min_tokens": [-1],
     "logit_bias": [{"1": 101}, {"1": -101}, {"512": 1}, {"-1": 1}, {"x": 1}, {"": 1}, {"1.5": 1}, {"99999999999999999999": 1}],
@@ -80,6 +80,13 @@ def test_unknown_path(server, path):
     for reply in (server.get(path), server.post(path, {})):
         assert reply.status == 404, reply
         assert reply.error["type"] in ("not_found_error", "invalid_request_error")
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/embeddings"])
+def test_embeddings(server, path):
+    """404, which clients do not try again as they do 5xx, and what is missing is said."""
+    reply = server.post(path, {"model": server.model, "input": "x", "encoding_format": "base64"})
+    assert reply.status == 404 and "embeddings" in reply.error["message"] and server.model in reply.error["message"], reply
 
 
 @pytest.mark.parametrize("method, path", [

@@ -409,7 +409,7 @@ def test_model_without_holes(start, tmp_path):
 # --- bad fields ------------------------------------------------------------------------------------------------------
 
 BAD = {
-    "n_predict": ["5", 1.5, True], "n_probs": [-1, 21, "x"], "temperature": ["hot", 101], "top_k": ["x", -2], "top_p": [0, 2],
+    "n_predict": ["5", 1.5, True], "n_probs": [-1, 21, "x"], "temperature": ["hot", 101], "top_k": ["x", -2], "top_p": [-1, 2],
     "min_p": [-1], "repeat_penalty": ["x", 0, 101], "repeat_last_n": [-2, "x"], "presence_penalty": [3], "seed": ["x", 1.5],
     "stop": [5, [5], [""], ["x"] * 200, "y" * 2000], "stream": ["yes"], "cache_prompt": [1], "return_tokens": [1],
     "timings_per_token": ["x"], "id_slot": [-2, "x"], "n_indent": [-1, "x", 1.5], "t_max_predict_ms": ["x", -2, 1e12],
@@ -592,3 +592,13 @@ def test_idle_connections_starve_nobody(start, model):
         for raw in [busy, *idle]:
             raw.close()
     assert server.stop() == 0
+
+
+def test_tokenizer_info(server, engine, model):
+    """vLLM's GET /tokenizer_info: with /tokenize it is all that a measuring program needs of a tokenizer."""
+    info, config = server.get("/tokenizer_info").json, json.loads((model / "tokenizer_config.json").read_text())
+    assert set(info) == {"bos_token", "eos_token", "add_bos_token", "chat_template", "model_max_length"}
+    assert (info["bos_token"], info["eos_token"]) == (BOS, EOS) and info["model_max_length"] == MAX_MODEL_LEN
+    assert info["chat_template"] == config["chat_template"] and info["add_bos_token"] == config["add_bos_token"]
+    ids = server.post("/tokenize", {"prompt": info["bos_token"], "add_special_tokens": False}).json["tokens"]
+    assert ids == [BOS_ID]

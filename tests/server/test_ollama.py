@@ -427,7 +427,7 @@ def test_what_functions_returned(server, thinker):
 # --- what is wrong ---------------------------------------------------------------------------------------------------
 
 BAD_OPTIONS = {
-    "num_predict": ["5", 1.5, True], "temperature": ["hot", -1, 101], "top_k": ["x", -2, 1.5], "top_p": [0, 2], "min_p": [-1, "x"],
+    "num_predict": ["5", 1.5, True], "temperature": ["hot", -1, 101], "top_k": ["x", -2, 1.5], "top_p": [-1, 2], "min_p": [-1, "x"],
     "repeat_penalty": ["x", 0, 101], "repeat_last_n": [-2, "x"], "presence_penalty": [3], "frequency_penalty": ["x"],
     "seed": ["x", 1.5], "stop": [5, [5], [""], ["x"] * 200], "num_ctx": ["big", 1.5], "num_gpu": ["all"], "use_mmap": [1],
     "mirostat": [1, 2, "x"], "typical_p": [0.5], "tfs_z": [0.5], "logit_bias": [5],

@@ -237,6 +237,8 @@ void shim_constant(void *to, const void *at, size_t bytes); /* complains about w
         constant;                                                                                                      \
     })
 #define load_once(at) SHIM_CONSTANT(struct quad, at)
+#define load_once_pair(at) SHIM_CONSTANT(struct pair, at)
+#define load_once_word(at) SHIM_CONSTANT(uint32_t, at)
 #define constant_u16(at) SHIM_CONSTANT(uint16_t, at)
 #define constant_u32(at) SHIM_CONSTANT(uint32_t, at)
 

@@ -25,7 +25,7 @@ static void fixture_open(struct fixture *f, const char *name) {
     snprintf(path, sizeof path, "tests/golden/data/%s", name);
     int code = checkpoint_open(&f->checkpoint, path, &error);
     if (!code) code = model_load(&f->model, &f->checkpoint, &error);
-    if (!code) code = weights_bind(&f->weights, &f->model, &f->checkpoint, &error);
+    if (!code) code = weights_bind(&f->weights, &f->model, &f->checkpoint, 1, &error);
     if (code) fail_msg("%s", error.message);
 }
 

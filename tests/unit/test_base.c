@@ -4,6 +4,8 @@
 #include <setjmp.h>
 #include <stdint.h>
 #include <cmocka.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,6 +20,7 @@
 #include "base/json.h"
 #include "base/memory.h"
 #include "base/pool.h"
+#include "base/text.h"
 
 enum { MANY = 1000 };
 
@@ -116,6 +119,48 @@ static void test_files(void **state) {
     unlink(link);
     unlink(file);
     rmdir(folder);
+}
+
+/* A pipe that does not wait, to a reader that takes its time. */
+static void test_write_all(void **state) {
+    (void)state;
+    enum { BYTES = 1 << 20 };
+    static char out[BYTES], in[BYTES];
+    int ends[2];
+    for (int i = 0; i < BYTES; i++) out[i] = (char)(i * 7 + i / 256);
+    assert_int_equal(pipe(ends), 0);
+    assert_int_equal(fcntl(ends[1], F_SETFL, O_NONBLOCK), 0);
+    pid_t child = fork();
+    if (!child) {
+        close(ends[0]);
+        _exit(file_write_all(ends[1], out, BYTES) != 0);
+    }
+    close(ends[1]);
+    usleep(50000); /* the pipe is full */
+    ssize_t n = 0, got;
+    while ((got = read(ends[0], in + n, BYTES - (size_t)n)) > 0) n += got;
+    close(ends[0]);
+    int status;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    assert_int_equal(n, BYTES);
+    assert_memory_equal(in, out, BYTES);
+    errno = 0;
+    assert_int_equal(file_write_all(-1, out, 1), -1);
+    assert_int_equal(errno, EBADF);
+    file_sync_folder("a name");
+    file_sync_folder("/no such folder/a name");
+}
+
+static void test_texts(void **state) {
+    (void)state;
+    char hex[9] = "********";
+    assert_true(text_ends_with("a.gguf", ".gguf") && text_ends_with("x", "") && text_ends_with("", ""));
+    assert_false(text_ends_with("gguf", ".gguf") || text_ends_with("a.gguf.x", ".gguf"));
+    text_print_hex((const uint8_t[]){0x00, 0x7f, 0xa0, 0xff}, 4, hex);
+    assert_string_equal(hex, "007fa0ff");
+    text_print_hex(NULL, 0, hex);
+    assert_string_equal(hex, "");
 }
 
 static void put_number(const char *folder, const char *name, const char *text) {
@@ -286,6 +331,8 @@ int main(void) {
         cmocka_unit_test(test_arena),
         cmocka_unit_test(test_pool),
         cmocka_unit_test(test_files),
+        cmocka_unit_test(test_write_all),
+        cmocka_unit_test(test_texts),
         cmocka_unit_test(test_cut_while_mapped),
         cmocka_unit_test(test_groups),
         cmocka_unit_test(test_build_id),

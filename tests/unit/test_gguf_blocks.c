@@ -132,6 +132,105 @@ static void test_six_bits_and_a_table(void **state) {
     expect(MAT_IQ4_XS, b, 0, 2 * -32 * -127);
 }
 
+/* Values 176 to 183 are the third eight of the sixth 32; entry 3 of the grids of eight is 8, 43, 8, ..., entry 300 is 8, 25, 43, .... */
+static void test_grids_of_eight(void **state) {
+    uint8_t b[BLOCK_MAX] = {0};
+    (void)state;
+    put_half(b, HALF_2);
+    b[2 + 40 + 2] = 3;
+    b[2 + 40 + 5] = 0xc0; /* signs of values 176 and 177 */
+    b[2 + 40 + 6] = 0x08; /* of 181; so the eighth is set too */
+    b[2 + 40 + 7] = 0x50; /* scale 5 */
+    expect(MAT_IQ2_XXS, b, 176, -2.75f * 8);
+    expect(MAT_IQ2_XXS, b, 177, -2.75f * 43);
+    expect(MAT_IQ2_XXS, b, 178, 2.75f * 8);
+    expect(MAT_IQ2_XXS, b, 183, -2.75f * 8);
+    expect(MAT_IQ2_XXS, b, 0, 0.25f * 8);
+    memset(b + 2, 0, sizeof b - 2);
+    b[2 + 44] = 3;
+    b[2 + 45] = 2 << 1; /* the second sign, and so the eighth */
+    b[66 + 5] = 0x50;   /* scale 11 is 5 */
+    expect(MAT_IQ2_XS, b, 177, -2.75f * 43);
+    expect(MAT_IQ2_XS, b, 182, 2.75f * 8);
+    expect(MAT_IQ2_XS, b, 183, -2.75f * 8);
+    memset(b + 2, 0, sizeof b - 2);
+    b[2 + 22] = 300 - 256;
+    b[34 + 22] = 1 << 2; /* the third sign alone */
+    b[66 + 5] = 1 << 4;  /* the index' high bits */
+    b[74 + 5] = 0x50;
+    expect(MAT_IQ2_S, b, 177, 2.75f * 25);
+    expect(MAT_IQ2_S, b, 178, -2.75f * 43);
+    expect(MAT_IQ2_S, b, 183, 2.75f * 8);
+}
+
+/* Of the grids of four, entry 44 of IQ3_XXS is 62, 44, 36, 4, and 300 of IQ3_S 3, 5, 3, 7. */
+static void test_grids_of_four(void **state) {
+    uint8_t b[BLOCK_MAX] = {0};
+    (void)state;
+    put_half(b, HALF_2);
+    b[2 + 44] = 44;
+    b[66 + 20 + 1] = 0x80; /* the second sign, and so the eighth */
+    b[66 + 20 + 3] = 0x50;
+    expect(MAT_IQ3_XXS, b, 176, 5.5f * 62);
+    expect(MAT_IQ3_XXS, b, 177, -5.5f * 44);
+    expect(MAT_IQ3_XXS, b, 182, 5.5f * 4);
+    expect(MAT_IQ3_XXS, b, 183, -5.5f * 4);
+    memset(b + 66, 0, sizeof b - 66);
+    b[66 + 5] = 1 << 4;
+    b[74 + 22] = 1 << 1;
+    b[106 + 2] = 0x50;
+    expect(MAT_IQ3_S, b, 176, 22 * 3);
+    expect(MAT_IQ3_S, b, 177, 22 * -5);
+    expect(MAT_IQ3_S, b, 179, 22 * 7);
+    expect(MAT_IQ3_S, b, 183, 22 * 1);
+}
+
+/* Entry 300 of IQ1's grid is 0, -1, 0, -1, 0, 0, 0, -1. */
+static void test_one_bit(void **state) {
+    uint8_t b[BLOCK_MAX] = {0};
+    (void)state;
+    put_half(b, HALF_2);
+    b[2 + 22] = 300 - 256;
+    put_half(b + 34 + 10, 0x8000 | 5 << 12 | 1 << 6); /* less; scale 5; the third index' high bits */
+    expect(MAT_IQ1_S, b, 176, 22 * -0.125f);
+    expect(MAT_IQ1_S, b, 177, 22 * -1.125f);
+    put_half(b + 34 + 10, 5 << 12 | 1 << 6);
+    expect(MAT_IQ1_S, b, 177, 22 * -0.875f);
+    memset(b, 0, sizeof b);
+    b[22] = 300 - 256;
+    b[32 + 11] = 8 | 1;      /* less; the index' high bits */
+    b[48 + 5] = 5 << 1;      /* scale 11 is 5 */
+    b[48 + 7] = HALF_2 >> 8; /* the highest four bits of d, the others are 0 */
+    expect(MAT_IQ1_M, b, 176, 22 * -0.125f);
+    expect(MAT_IQ1_M, b, 177, 22 * -1.125f);
+    expect(MAT_IQ1_M, b, 184, 22 * -0.875f);
+}
+
+/* A byte of 7 has the digits 0, 0, 0, 2, 0. */
+static void test_ternary_and_powers(void **state) {
+    uint8_t b[BLOCK_MAX] = {0};
+    (void)state;
+    put_half(b + 52, HALF_2);
+    b[4] = b[32 + 5] = b[48 + 1] = 7;
+    expect(MAT_TQ1_0, b, 3 * 32 + 4, 2);
+    expect(MAT_TQ1_0, b, 4 * 32 + 4, -2);
+    expect(MAT_TQ1_0, b, 160 + 3 * 16 + 5, 2);
+    expect(MAT_TQ1_0, b, 240 + 3 * 4 + 1, 2);
+    expect(MAT_TQ1_0, b, 255, -2);
+    memset(b, 0, sizeof b);
+    put_half(b + 64, HALF_2);
+    b[32 + 18] = 0x20; /* of value 128 + 64 + 18: 2 */
+    expect(MAT_TQ2_0, b, 210, 2);
+    expect(MAT_TQ2_0, b, 211, -2);
+    memset(b, 0, sizeof b);
+    b[0] = 129;
+    b[1 + 5] = 0xa3;
+    expect(MAT_MXFP4, b, 5, 2 * 3);
+    expect(MAT_MXFP4, b, 21, 2 * -2);
+    b[0] = 0;
+    expect(MAT_MXFP4, b, 5, 3 * 0x1p-128f);
+}
+
 /* ---- matrices ---- */
 
 static uint8_t *random_bytes(size_t n) {
@@ -166,7 +265,7 @@ static void test_spans_and_sizes(void **state) {
         free(whole);
         free(data);
     }
-    assert_int_equal(found, 12);
+    assert_int_equal(found, 22);
 }
 
 /* ---- does the check notice? ---- */
@@ -234,9 +333,16 @@ static int decode(int argc, char **argv) {
 
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_blocks_of_32),       cmocka_unit_test(test_four_and_five_bits),
-        cmocka_unit_test(test_two_and_three_bits), cmocka_unit_test(test_six_bits_and_a_table),
-        cmocka_unit_test(test_spans_and_sizes),    cmocka_unit_test(test_wrong_kernels_are_noticed),
+        cmocka_unit_test(test_blocks_of_32),
+        cmocka_unit_test(test_four_and_five_bits),
+        cmocka_unit_test(test_two_and_three_bits),
+        cmocka_unit_test(test_six_bits_and_a_table),
+        cmocka_unit_test(test_grids_of_eight),
+        cmocka_unit_test(test_grids_of_four),
+        cmocka_unit_test(test_one_bit),
+        cmocka_unit_test(test_ternary_and_powers),
+        cmocka_unit_test(test_spans_and_sizes),
+        cmocka_unit_test(test_wrong_kernels_are_noticed),
     };
     kern_init(&good, cpu_detect());
     if (argc > 1 && !strcmp(argv[1], "decode")) return decode(argc, argv);

@@ -375,7 +375,7 @@ static void test_wrong_blocks(void **state) {
         write_file(path, config, "model.embed_tokens.weight", DTYPE_U8, cases[i].shape, cases[i].n_dims, zeros);
         assert_int_equal(checkpoint_open(&checkpoint, path, &error), 0);
         if (model_load(&model, &checkpoint, &error)) fail_msg("%s", error.message);
-        assert_int_equal(weights_bind(&weights, &model, &checkpoint, &error), MO_E_CORRUPT);
+        assert_int_equal(weights_bind(&weights, &model, &checkpoint, 1, &error), MO_E_CORRUPT);
         if (!strstr(error.message, cases[i].word)) fail_msg("%s", error.message);
         checkpoint_close(&checkpoint);
         unlink(path);

@@ -521,7 +521,7 @@ static void test_predictor(void **state) {
         snprintf(path, sizeof path, "tests/golden/data/%s", sets[i]);
         int code = checkpoint_open(&checkpoint, path, &error);
         if (!code) code = model_load(&model, &checkpoint, &error);
-        if (!code) code = weights_bind(&weights, &model, &checkpoint, &error);
+        if (!code) code = weights_bind(&weights, &model, &checkpoint, 1, &error);
         if (!code) code = bench_bytes_open(&bytes, &model, &weights, KV_BF16, &error);
         if (code) fail_msg("%s", error.message);
         plan_predictor_init(&p, &model, &weights, KV_BF16, CPU_AVX512, 0.4);

@@ -20,16 +20,13 @@ static struct mo_error why;
 
 static void open_model(const char *path, const char *quantization) {
     struct mo_error error;
-    engine = calloc(1, sizeof *engine);
-    assert_non_null(engine);
-    engine_options_init(&engine->options);
-    engine->options.model = path;
-    engine->options.quantization = quantization;
-    engine->options.max_model_len = 64;
-    engine->options.device = "cpu";
-    engine->options.no_self_test = true;
-    struct engine_options options = engine->options;
-    free(engine);
+    struct engine_options options;
+    engine_options_init(&options);
+    options.model = path;
+    options.quantization = quantization;
+    options.max_model_len = 64;
+    options.device = "cpu";
+    options.no_self_test = true;
     if (engine_open(&engine, &options, &error)) fail_msg("%s: %s", path, error.message);
 }
 
@@ -250,36 +247,26 @@ static void wrong_add(float *x, float a, const float *y, int n) {
     x[0] = flipped(x[0], 2);
 }
 
+/* One kernel of the table replaced. */
+#define FOUND_WRONG(function, wrong, kv, ...)                                                                          \
+    do {                                                                                                               \
+        struct kern kern = good;                                                                                       \
+        kern.function = wrong;                                                                                         \
+        FOUND(&kern, kv, __VA_ARGS__);                                                                                 \
+    } while (0)
+
 static void test_every_other_kernel(void **state) {
     (void)state;
-    struct kern kern = good;
     open_model("models/demo", "int8");
-    kern.quantize = wrong_quantize;
-    FOUND(&kern, KV_BF16, "quantize", "groups of");
-    kern = good;
-    kern.decode_rows = wrong_decode;
-    FOUND(&kern, KV_FP8, "decode_rows", "fp8");
-    kern = good;
-    kern.dots = wrong_dots;
-    FOUND(&kern, KV_BF16, "dots", "keys");
-    kern = good;
-    kern.page_sum = wrong_sum;
-    FOUND(&kern, KV_BF16, "page_sum");
-    kern = good;
-    kern.weighted_sum = wrong_sum;
-    FOUND(&kern, KV_BF16, "weighted_sum");
-    kern = good;
-    kern.softmax_step = wrong_softmax;
-    FOUND(&kern, KV_BF16, "softmax_step");
-    kern = good;
-    kern.rms_norm = wrong_norm;
-    FOUND(&kern, KV_BF16, "rms_norm");
-    kern = good;
-    kern.silu_mul = wrong_silu;
-    FOUND(&kern, KV_BF16, "silu_mul");
-    kern = good;
-    kern.add_scaled = wrong_add;
-    FOUND(&kern, KV_BF16, "add_scaled");
+    FOUND_WRONG(quantize, wrong_quantize, KV_BF16, "quantize", "groups of");
+    FOUND_WRONG(decode_rows, wrong_decode, KV_FP8, "decode_rows", "fp8");
+    FOUND_WRONG(dots, wrong_dots, KV_BF16, "dots", "keys");
+    FOUND_WRONG(page_sum, wrong_sum, KV_BF16, "page_sum");
+    FOUND_WRONG(weighted_sum, wrong_sum, KV_BF16, "weighted_sum");
+    FOUND_WRONG(softmax_step, wrong_softmax, KV_BF16, "softmax_step");
+    FOUND_WRONG(rms_norm, wrong_norm, KV_BF16, "rms_norm");
+    FOUND_WRONG(silu_mul, wrong_silu, KV_BF16, "silu_mul");
+    FOUND_WRONG(add_scaled, wrong_add, KV_BF16, "add_scaled");
     engine_close(engine);
 }
 

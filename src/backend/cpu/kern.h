@@ -50,7 +50,7 @@ struct q8_row {
 /* The group of activations that gemm_q8 wants for a matrix; 0 if the format has none. */
 static inline int q8_group(const struct mat *w) {
     if (w->format == MAT_INT4_AWQ || gguf_is_blocks(w->format)) return Q8_GROUP_MIN;
-    return w->format == MAT_INT4 || w->format == MAT_INT8 ? w->group_size : 0;
+    return mat_is_integer(w->format) ? w->group_size : 0;
 }
 
 /* y[t][r] = sum_k W[r][k] * x[t][k] for r in [r0, r1), t in [0, n), in fp32. y[t] points at row 0.

@@ -28,6 +28,10 @@
     CUDA_LINEAR_KERNELS(X, INT4, int4)                                                                                 \
     CUDA_LINEAR_KERNELS(X, AWQ, awq)                                                                                   \
     CUDA_LINEAR_KERNELS(X, INT8, int8)                                                                                 \
+    CUDA_LINEAR_KERNELS(X, BITS4, bits4)                                                                               \
+    CUDA_LINEAR_KERNELS(X, BITS5, bits5)                                                                               \
+    CUDA_LINEAR_KERNELS(X, BITS6, bits6)                                                                               \
+    CUDA_LINEAR_KERNELS(X, BITS3, bits3)                                                                               \
     X(BF16_WIDE1, linear_bf16, linear_bf16_wide1)                                                                      \
     X(ATTN_BF16, attn, attn_bf16)                                                                                      \
     X(ATTN_FP8, attn, attn_fp8)                                                                                        \
@@ -54,7 +58,7 @@
 #define CUDA_KERNEL_ENUM(name, image, entry) KERNEL_##name,
 enum cuda_kernel { CUDA_KERNELS(CUDA_KERNEL_ENUM) CUDA_KERNEL_COUNT };
 #undef CUDA_KERNEL_ENUM
-enum { LINEAR_VARIANTS = 5, MAX_IMAGES = 16 };
+enum { LINEAR_VARIANTS = 5, MAX_IMAGES = 20 };
 
 /* A matrix on the card and what multiplies with it. */
 struct weight {
@@ -252,6 +256,8 @@ int cuda_take_memory(struct cuda *cuda, struct mo_error *error);
 
 /* upload.c: counts the bytes that the weights take on the card, or (cuda->weights_at set) brings them there. */
 int cuda_upload(struct cuda *cuda, const struct weights *weights, struct mo_error *error);
+/* upload_format.c: of 16 rows x 64 k of a matrix, without scales. */
+size_t cuda_tile_bytes(enum weight_format format, enum scale_coding coding);
 
 /* launch.c */
 int cuda_load_kernels(struct cuda *cuda, struct mo_error *error);

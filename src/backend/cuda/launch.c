@@ -158,10 +158,10 @@ static void run(struct cuda *cuda, struct linear_params *p, enum weight_format f
 }
 
 static size_t many_shared_bytes(enum weight_format format) {
-    static const size_t tile_bytes[WEIGHT_FORMATS] = {2048, 1024, 512, 512, 1024};
-    size_t stages = tile_bytes[format] == 512 ? MANY_STAGES_4BIT : MANY_STAGES;
+    size_t tile_bytes = cuda_tile_bytes(format, CODE_NONE),
+           stages = tile_bytes < 1024 ? MANY_STAGES_SMALL : MANY_STAGES;
     size_t scales = format == WEIGHT_BF16 ? 0 : MANY_SCALE_BYTES;
-    return stages * (MANY_X_BYTES + MANY_ROWS / TILE_ROWS * tile_bytes[format] + scales) + MANY_TOKENS * sizeof(int);
+    return stages * (MANY_X_BYTES + MANY_ROWS / TILE_ROWS * tile_bytes + scales) + MANY_TOKENS * sizeof(int);
 }
 
 /* Whether a job's activations are as linear_many copies them: bf16, rows of whole pieces of 16 bytes. */

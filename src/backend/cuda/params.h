@@ -7,6 +7,10 @@
  * in two or four pieces of 16 for 8 and 16 bits, piece after piece over the 32 lanes: so a warp reads 512 bytes at once.
  * Inside a step, value p of a row pair is: a0 = row g, columns 0 and 1; a1 = row g + 8, the same; a2, a3 = columns 2 and 3.
  * Scales lie as [row tile][group of k][16 rows]. Gate and up matrices share tiles: rows 0..7 are gate, 8..15 up.
+ *
+ * GGUF's blocks become planes of four, two and one bits of every value, one plane behind the other: a lane has 16, 8 and 4 bytes of
+ * them, in the order of 4-bit weights. So a tile has the bits that its blocks have, and every load is a row of lanes side by side.
+ * Their scales stay numbers of few bits (enum scale_coding).
  * Includes: nothing but C's own. */
 #ifndef MOEBIUS_BACKEND_CUDA_PARAMS_H
 #define MOEBIUS_BACKEND_CUDA_PARAMS_H
@@ -39,8 +43,8 @@ enum {
     CACHE_GROUP = 128, /* latent values with one scale in an fp8 cache row */
     MANY_TOKENS = 128, /* rows of x, and of a matrix, that a block of the variant for prompts takes */
     MANY_ROWS = 128,
-    MANY_STAGES = 3, /* slabs in shared memory; of 4-bit weights one more */
-    MANY_STAGES_4BIT = 4,
+    MANY_STAGES = 3, /* slabs in shared memory; of weights with six bits or fewer one more */
+    MANY_STAGES_SMALL = 4,
     MANY_X_BYTES = MANY_TOKENS * SLAB_COLS * 2,
     MANY_SCALE_BYTES = MANY_ROWS / TILE_ROWS * 128,
     NATIVE_ROW_BYTES = 128 + 16, /* 128 activations in e4m3 and their scale */
@@ -54,17 +58,42 @@ enum {
 };
 
 /* Formats that kernels multiply with. */
-enum weight_format { WEIGHT_BF16, WEIGHT_FP8, WEIGHT_INT4, WEIGHT_AWQ, WEIGHT_INT8, WEIGHT_FORMATS };
+enum weight_format {
+    WEIGHT_BF16,
+    WEIGHT_FP8,
+    WEIGHT_INT4, /* also Q4_0 */
+    WEIGHT_AWQ,
+    WEIGHT_INT8,  /* also Q8_0 */
+    WEIGHT_BITS4, /* Q4_1, Q4_K; by a table IQ4_NL, IQ4_XS */
+    WEIGHT_BITS5, /* Q5_0, Q5_1, Q5_K: planes of four bits and one */
+    WEIGHT_BITS6, /* Q6_K: four and two */
+    WEIGHT_BITS3, /* Q3_K: two and one; Q2_K: two */
+    WEIGHT_FORMATS
+};
+
+/* Scales of WEIGHT_BITS...: chunks of 64 or 256 k (group_shift), [row tile][chunk][chunk_bytes]. A chunk is rows of codes, [16] words
+ * of 32 bits for each 64 k (CODE_BYTE_32: 128), and behind them `beside`, [16] words or halves for all of its k. w = scale * q + low.
+ *
+ *                      codes, lowest first              beside              of
+ *   CODE_HALF          two fp16 scales of 32 k          nothing             Q5_0, IQ4_NL
+ *   CODE_HALF_LOW      the same                         two fp16 lows       Q4_1, Q5_1
+ *   CODE_BYTE          four signed bytes, each of 16 k  fp16 d              Q6_K, Q3_K        scale = d * byte
+ *   CODE_BYTE_32       the same, each of 32 k           fp16 d              IQ4_XS            the same
+ *   CODE_BYTE_LOW      two bytes, two more: 32 k        fp16 d, fp16 dmin   Q4_K, Q5_K        low = -dmin * (the others)
+ *   CODE_NIBBLE_LOW    four bytes, each of 16 k         fp16 d, fp16 dmin   Q2_K              low nibble, high nibble */
+enum scale_coding { CODE_NONE, CODE_HALF, CODE_HALF_LOW, CODE_BYTE, CODE_BYTE_32, CODE_BYTE_LOW, CODE_NIBBLE_LOW };
 
 struct device_matrix {
     const uint8_t *data;  /* tiles, see above */
-    const uint8_t *scale; /* [row tile][scale_groups][16]: FP8 fp32, INT4 and INT8 fp16, AWQ fp16 | zero point << 16 */
+    const uint8_t *scale; /* [row tile][scale_groups][16]: FP8 fp32, INT4 and INT8 fp16, AWQ fp16 | zero point << 16; blocks: above */
     size_t data_step;     /* bytes from one expert's (or head's) matrix to the next */
     size_t scale_step;
     int32_t rows, cols; /* of the matrix that callers see; of gate alone where gate and up share tiles */
     int32_t row_tiles, slabs;
     int32_t scale_groups; /* 0: no scales */
-    int32_t group_shift;  /* log2 of the k with one scale; 31: one for all */
+    int32_t group_shift;  /* log2 of the k with one scale, of GGUF's blocks of a chunk of them; 31: one for all */
+    int32_t coding;       /* enum scale_coding */
+    int32_t chunk_bytes;  /* of the scales of a group, of 16 rows */
 };
 
 /* Where a linear's activations come from. */
@@ -264,11 +293,31 @@ struct embed_params {
     const int32_t *token;
     const int32_t *picked;  /* of the step before: token -1 - k is picked[k] */
     float *x;               /* [n][hidden] */
-    int32_t hidden, format; /* enum raw_format: F32, F16, BF16 */
+    int32_t hidden, format; /* enum raw_format: F32, F16, BF16, or GGUF's blocks */
 };
 
 /* Uploads: the file's bytes, and where they go. */
-enum raw_format { RAW_F32, RAW_F16, RAW_BF16, RAW_FP8, RAW_AWQ, RAW_INT4, RAW_INT8 };
+enum raw_format {
+    RAW_F32,
+    RAW_F16,
+    RAW_BF16,
+    RAW_FP8,
+    RAW_AWQ,
+    RAW_INT4,
+    RAW_INT8,
+    RAW_Q4_0, /* from here on GGUF's blocks: model/format.h */
+    RAW_Q4_1,
+    RAW_Q5_0,
+    RAW_Q5_1,
+    RAW_Q8_0,
+    RAW_IQ4_NL, /* up to here 32 values each, behind it 256 */
+    RAW_Q2_K,
+    RAW_Q3_K,
+    RAW_Q4_K,
+    RAW_Q5_K,
+    RAW_Q6_K,
+    RAW_IQ4_XS,
+};
 struct raw_matrix {
     const uint8_t *data;   /* rows [row0, row0 + rows) */
     const uint8_t *scale;  /* FP8 fp32 (the whole matrix's), AWQ fp16 [groups][all_rows] */
@@ -277,7 +326,7 @@ struct raw_matrix {
     int32_t scale_rows, scale_cols, scale_stride; /* FP8 */
     int32_t group;                                /* AWQ, INT4, INT8 */
 };
-enum repack_target { REPACK_TILES, REPACK_ROWS_BF16, REPACK_ROWS_F32 };
+enum repack_target { REPACK_TILES, REPACK_ROWS_BF16, REPACK_ROWS_F32, REPACK_ROWS_BLOCKS };
 struct repack_params {
     struct raw_matrix from;
     struct device_matrix to; /* data and scale are written */
@@ -336,14 +385,14 @@ struct pick_params {
 #undef PARAMS_SIZE
 #define PARAMS_SIZE(type, n) static_assert(sizeof(struct type) == (n), "host and kernels disagree about struct " #type)
 #endif
-PARAMS_SIZE(device_matrix, 56);
-PARAMS_SIZE(linear_job, 184);
-PARAMS_SIZE(linear_params, 984);
-PARAMS_SIZE(pack_params, 216);
+PARAMS_SIZE(device_matrix, 64);
+PARAMS_SIZE(linear_job, 192);
+PARAMS_SIZE(linear_params, 1008);
+PARAMS_SIZE(pack_params, 224);
 PARAMS_SIZE(attn_params, 72);
-PARAMS_SIZE(expand_params, 192);
+PARAMS_SIZE(expand_params, 208);
 PARAMS_SIZE(expanded_params, 120);
-PARAMS_SIZE(repack_params, 176);
+PARAMS_SIZE(repack_params, 184);
 PARAMS_SIZE(pick_row, 24);
 PARAMS_SIZE(pick_params, 48);
 

@@ -13,9 +13,9 @@ struct generate_params {
     float step;         /* BF16: a value is step * (i + 1/2), i from -2^15 to 2^15 - 1 */
     uint32_t scale_low; /* the others: a scale's bits (fp32 for FP8, else fp16) are scale_low + [0, scale_span) */
     uint32_t scale_span;
+    uint32_t low_bits; /* GGUF's blocks with a dmin: its fp16 bits */
     int32_t format;    /* enum weight_format */
     int32_t tile_rows; /* rows of the matrix in a tile: 16, or 8 where gate and up share tiles; both are made then */
-    int32_t unused;
 };
 
 /* What a card can do. */
@@ -28,7 +28,7 @@ struct probe_params {
     int32_t blocks;
 };
 
-PARAMS_SIZE(generate_params, 96);
+PARAMS_SIZE(generate_params, 104);
 PARAMS_SIZE(probe_params, 48);
 
 #endif

@@ -13,61 +13,16 @@
 
 enum { SLICE_BYTES = 32 << 20, SLICE_ROWS = 32, BUFFER_ALIGN = 256 };
 
-static int log2_of(int n) {
-    return 31 - __builtin_clz((unsigned)n);
-}
-
-static bool is_power_of_two(int n) {
-    return n > 0 && (n & (n - 1)) == 0;
-}
-
-/* What the kernels multiply with. FP8 scales in steps that no tile follows are applied once, in bf16. */
-static enum weight_format format_of(const struct mat *mat) {
-    switch (mat->format) {
-    case MAT_FP8:
-        return mat->scale_cols >= mat->cols || is_power_of_two(mat->scale_cols) ? WEIGHT_FP8 : WEIGHT_BF16;
-    case MAT_INT4_AWQ:
-        return WEIGHT_AWQ;
-    case MAT_INT4:
-        return WEIGHT_INT4;
-    case MAT_INT8:
-        return WEIGHT_INT8;
-    default:
-        return WEIGHT_BF16;
-    }
-}
-
-static int group_shift_of(const struct mat *mat, enum weight_format format) {
-    if (format == WEIGHT_FP8) return mat->scale_cols >= mat->cols ? 31 : log2_of(mat->scale_cols);
-    return format == WEIGHT_BF16 ? 31 : log2_of(mat->group_size);
-}
-
-/* Room for n matrices like `mat` (rows x cols of it), one after another. */
-static void place(struct upload *u, struct weight *out, const struct mat *mat, enum weight_format format, int rows,
-                  int cols, int tile_rows, int n) {
-    static const size_t tile_bytes[WEIGHT_FORMATS] = {2048, 1024, 512, 512, 1024},
-                        scale_bytes[WEIGHT_FORMATS] = {0, 4, 2, 4, 2};
-    struct device_matrix *m = &out->m;
-    out->format = format;
-    *m = (struct device_matrix){.rows = rows, .cols = cols, .group_shift = group_shift_of(mat, format)};
-    m->row_tiles = (rows + tile_rows - 1) / tile_rows;
-    m->slabs = (cols + SLAB_COLS - 1) / SLAB_COLS;
-    if (format != WEIGHT_BF16) m->scale_groups = m->group_shift == 31 ? 1 : ((cols - 1) >> m->group_shift) + 1;
-    m->data_step = (size_t)m->row_tiles * (size_t)m->slabs * tile_bytes[format];
-    m->scale_step = (size_t)m->row_tiles * (size_t)m->scale_groups * TILE_ROWS * scale_bytes[format];
-    m->data = device_take(&u->region, (size_t)n * m->data_step);
-    m->scale = device_take(&u->region, (size_t)n * m->scale_step);
-}
-
-static enum raw_format raw_format_of(const struct mat *mat) {
-    static const enum raw_format formats[MAT_FORMATS] = {
-        [MAT_F32] = RAW_F32,      [MAT_F16] = RAW_F16,   [MAT_BF16] = RAW_BF16, [MAT_FP8] = RAW_FP8,
-        [MAT_INT4_AWQ] = RAW_AWQ, [MAT_INT4] = RAW_INT4, [MAT_INT8] = RAW_INT8};
-    return formats[mat->format];
-}
-
 static size_t align_up(size_t n) {
     return (n + BUFFER_ALIGN - 1) / BUFFER_ALIGN * BUFFER_ALIGN;
+}
+
+static size_t blocks_row_bytes(const struct mat *mat) {
+    int values = 0;
+    size_t bytes = 0;
+    bool is_blocks = gguf_block(mat->format, &values, &bytes);
+    assert(is_blocks);
+    return is_blocks ? (size_t)(mat->cols / values) * bytes : 0;
 }
 
 /* Bytes of `rows` rows from a multiple of 32 on. */
@@ -83,8 +38,11 @@ static size_t row_bytes(const struct mat *mat, int rows) {
         return count;
     case MAT_INT4_AWQ:
         return count / 2;
-    default:
+    case MAT_INT4:
+    case MAT_INT8:
         return (size_t)((rows + BLOCK_ROWS - 1) / BLOCK_ROWS) * block_panel_bytes(mat);
+    default:
+        return (size_t)rows * blocks_row_bytes(mat);
     }
 }
 
@@ -142,7 +100,7 @@ static int send_slice(struct upload *u, const struct mat *mat, int r0, int rows,
     *raw = (struct raw_matrix){.data = (const uint8_t *)(uintptr_t)b->card,
                                .scale = (const uint8_t *)(uintptr_t)(b->card + scales_at),
                                .zeros = (const uint32_t *)(uintptr_t)(b->card + zeros_at),
-                               .format = (int32_t)raw_format_of(mat),
+                               .format = (int32_t)upload_raw_format(mat),
                                .rows = rows,
                                .cols = mat->cols,
                                .row0 = r0,
@@ -183,7 +141,7 @@ static void note_refused(struct upload *u, enum mat_format format, const char *w
 
 /* Counts a matrix; returns true when it is only counted. */
 static bool note(struct upload *u, const struct mat *mat, const char *what, bool whole) {
-    if (u->counting && gguf_is_blocks(mat->format)) {
+    if (u->counting && !upload_knows(mat->format)) {
         note_refused(u, mat->format, what);
         return true;
     }
@@ -242,16 +200,23 @@ static int send_matrix(struct upload *u, const struct mat *mat, struct target to
     return code;
 }
 
+/* Room for n matrices like `mat`, one after another. */
+static void place(struct upload *u, struct weight *w, const struct mat *mat, int tile_rows, int n) {
+    upload_place(&u->region, w, upload_layout_of(mat), &(struct upload_shape){mat->rows, mat->cols, tile_rows, n});
+}
+
 static int bring(struct upload *u, struct weight *w, const struct mat *mat, const char *what) {
-    place(u, w, mat, format_of(mat), mat->rows, mat->cols, TILE_ROWS, 1);
+    place(u, w, mat, TILE_ROWS, 1);
     return send_matrix(u, mat, (struct target){w, 3, 0}, what);
 }
 
+static const struct upload_layout as_bf16 = {WEIGHT_BF16, CODE_NONE, 31};
+
 /* Gate and up in shared tiles; two formats become bf16. */
 static void place_gate_up(struct upload *u, struct weight *w, const struct mlp *mlp, int n) {
-    enum weight_format format = format_of(&mlp->gate);
-    bool same = format == format_of(&mlp->up) && group_shift_of(&mlp->gate, format) == group_shift_of(&mlp->up, format);
-    place(u, w, &mlp->gate, same ? format : WEIGHT_BF16, mlp->gate.rows, mlp->gate.cols, TILE_ROWS / 2, n);
+    const struct mat *gate = &mlp->gate;
+    upload_place(&u->region, w, upload_same_layout(gate, &mlp->up) ? upload_layout_of(gate) : as_bf16,
+                 &(struct upload_shape){gate->rows, gate->cols, TILE_ROWS / 2, n});
 }
 
 static int send_mlp(struct upload *u, const struct mlp *mlp, const struct weight *gate_up, const struct weight *down,
@@ -264,13 +229,8 @@ static int send_mlp(struct upload *u, const struct mlp *mlp, const struct weight
 
 static int bring_mlp(struct upload *u, const struct mlp *mlp, struct weight *gate_up, struct weight *down) {
     place_gate_up(u, gate_up, mlp, 1);
-    place(u, down, &mlp->down, format_of(&mlp->down), mlp->down.rows, mlp->down.cols, TILE_ROWS, 1);
+    place(u, down, &mlp->down, TILE_ROWS, 1);
     return send_mlp(u, mlp, gate_up, down, 0);
-}
-
-static bool same_format(const struct mat *a, const struct mat *b) {
-    enum weight_format format = format_of(a);
-    return format == format_of(b) && group_shift_of(a, format) == group_shift_of(b, format);
 }
 
 static int bring_experts(struct upload *u, const struct layer *layer, struct device_layer *out) {
@@ -278,8 +238,8 @@ static int bring_experts(struct upload *u, const struct layer *layer, struct dev
     const struct mlp *first = &layer->experts[0];
     for (int e = 1; e < n; e++) {
         const struct mlp *mlp = &layer->experts[e];
-        if (same_format(&first->gate, &mlp->gate) && same_format(&first->up, &mlp->up) &&
-            same_format(&first->down, &mlp->down)) {
+        if (upload_same_layout(&first->gate, &mlp->gate) && upload_same_layout(&first->up, &mlp->up) &&
+            upload_same_layout(&first->down, &mlp->down)) {
             continue;
         }
         return mo_error_set(
@@ -288,8 +248,7 @@ static int bring_experts(struct upload *u, const struct layer *layer, struct dev
             e);
     }
     place_gate_up(u, &out->expert_gate_up, first, n);
-    place(u, &out->expert_down, &first->down, format_of(&first->down), first->down.rows, first->down.cols, TILE_ROWS,
-          n);
+    place(u, &out->expert_down, &first->down, TILE_ROWS, n);
     for (u->expert = 0; u->expert < n && !code; u->expert++) {
         code = send_mlp(u, &layer->experts[u->expert], &out->expert_gate_up, &out->expert_down, u->expert);
     }
@@ -312,8 +271,8 @@ static int bring_kv_b(struct upload *u, const struct mat *kv_b, struct device_la
     struct repack_params p = {
         .format = WEIGHT_BF16, .halves = 3, .groups = m->heads, .group_rows = m->nope_dim + m->v_dim};
     struct buffer *buffer;
-    place(u, &out->key, kv_b, WEIGHT_BF16, m->kv_lora, m->nope_dim, TILE_ROWS, m->heads);
-    place(u, &out->value, kv_b, WEIGHT_BF16, m->v_dim, m->kv_lora, TILE_ROWS, m->heads);
+    upload_place(&u->region, &out->key, as_bf16, &(struct upload_shape){m->kv_lora, m->nope_dim, TILE_ROWS, m->heads});
+    upload_place(&u->region, &out->value, as_bf16, &(struct upload_shape){m->v_dim, m->kv_lora, TILE_ROWS, m->heads});
     struct mat room;
     if (note(u, kv_b, "kv_b", true)) return 0;
     if (upload_is_random(u, kv_b)) return random_kv_b(u, kv_b, out);
@@ -334,16 +293,19 @@ static int bring_kv_b(struct upload *u, const struct mat *kv_b, struct device_la
     return finish_slice(u, buffer);
 }
 
-/* A matrix whose rows are looked up or multiplied one by one: fp32 or bf16, as it lies in the file. */
-static int bring_rows(struct upload *u, const struct mat *mat, const void **out, bool bf16, const char *what) {
-    uint8_t *at = device_take(&u->region, (size_t)mat->rows * (size_t)mat->cols * (bf16 ? 2 : 4));
+/* A matrix whose rows are looked up or multiplied one by one: fp32 or bf16, or blocks as they lie in the file. */
+static int bring_rows(struct upload *u, const struct mat *mat, const void **out, enum repack_target target,
+                      const char *what) {
+    bool bf16 = target == REPACK_ROWS_BF16;
+    size_t row = target == REPACK_ROWS_BLOCKS ? blocks_row_bytes(mat) : (size_t)mat->cols * (bf16 ? 2 : 4);
+    uint8_t *at = device_take(&u->region, (size_t)mat->rows * row);
     *out = at;
     struct mat room;
     if (note(u, mat, what, false)) return 0;
     if (upload_is_random(u, mat)) return upload_random_rows(u, mat, at, bf16);
     int step = slice_rows(u, mat, false), code = fetch(u, &mat, &room);
     for (int r = 0; r < mat->rows && !code; r += step) {
-        struct repack_params p = {.to = {.data = at}, .target = bf16 ? REPACK_ROWS_BF16 : REPACK_ROWS_F32};
+        struct repack_params p = {.to = {.data = at}, .target = (int32_t)target};
         struct buffer *buffer;
         int rows = mat->rows - r < step ? mat->rows - r : step;
         p.fault = (uint32_t *)(uintptr_t)u->fault;
@@ -388,7 +350,8 @@ static int bring_layer(struct upload *u, const struct layer *layer, struct devic
     if (m->shared_experts) code = bring_mlp(u, &layer->shared, &out->shared_gate_up, &out->shared_down);
     if (code || u->cuda->options.cpu_experts) return code;
     out->router_is_bf16 = layer->router.format == MAT_BF16;
-    code = bring_rows(u, &layer->router, &out->router, out->router_is_bf16, "router");
+    code =
+        bring_rows(u, &layer->router, &out->router, out->router_is_bf16 ? REPACK_ROWS_BF16 : REPACK_ROWS_F32, "router");
     if (!code) code = bring_vector(u, layer->router_bias, m->experts, &out->router_bias);
     return code ? code : bring_experts(u, layer, out);
 }
@@ -398,12 +361,17 @@ static int bring_all(struct upload *u, const struct weights *weights) {
     struct cuda *cuda = u->cuda;
     struct device_weights *out = &cuda->weights;
     const struct model *m = cuda->model;
-    bool f32 = weights->embed.format == MAT_F32;
+    enum mat_format embed = weights->embed.format;
+    bool f32 = embed == MAT_F32, blocks = gguf_is_blocks(embed) && upload_knows(embed);
     u->region = (struct device_region){.base = cuda->weights_at};
     u->n = 0;
     u->layer = u->expert = -1;
-    out->embed_format = f32 ? RAW_F32 : RAW_BF16;
-    int code = bring_rows(u, &weights->embed, &out->embed, !f32, "embed_tokens");
+    out->embed_format = f32 ? RAW_F32 : blocks ? (int)upload_raw_format(&weights->embed) : RAW_BF16;
+    int code = bring_rows(u, &weights->embed, &out->embed,
+                          f32      ? REPACK_ROWS_F32
+                          : blocks ? REPACK_ROWS_BLOCKS
+                                   : REPACK_ROWS_BF16,
+                          "embed_tokens");
     if (!code) code = bring_vector(u, weights->final_norm, m->hidden, &out->final_norm);
     if (!code) code = bring(u, &out->head, &weights->head, "lm_head");
     for (u->layer = 0; u->layer < m->layers && !code; u->layer++) {

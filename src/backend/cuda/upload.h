@@ -37,6 +37,25 @@ struct upload {
     struct mo_error *error;
 };
 
+/* upload_format.c: what becomes of a format on the card. */
+struct upload_layout {
+    enum weight_format format;
+    enum scale_coding coding;
+    int group_shift;
+};
+/* n matrices of rows x cols (as callers see them), tile_rows of these in a tile: 16, or 8 where two matrices share tiles. */
+struct upload_shape {
+    int rows, cols, tile_rows, n;
+};
+/* Whether there are kernels for it. */
+bool upload_knows(enum mat_format format);
+enum raw_format upload_raw_format(const struct mat *mat);
+struct upload_layout upload_layout_of(const struct mat *mat);
+bool upload_same_layout(const struct mat *a, const struct mat *b);
+/* Takes room for the matrices, one after another. */
+void upload_place(struct device_region *region, struct weight *out, struct upload_layout layout,
+                  const struct upload_shape *shape);
+
 /* upload_copy.c: bytes of a mapped file, which may still be on the disk, into a pinned buffer, on several threads; what follows
  * them is asked for. */
 int upload_copy_open(struct upload *u);

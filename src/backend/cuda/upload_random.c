@@ -35,6 +35,28 @@ static void set_scales(struct generate_params *p, enum weight_format format, flo
     p->scale_span = (format == WEIGHT_FP8 ? float_bits_of(high) : f32_to_f16(high)) - p->scale_low + 1;
 }
 
+/* Blocks' scales are one d for all, times codes that differ (generate.cu). Only what recipes name is made. */
+static int set_codes(struct upload *u, struct generate_params *p, enum weight_format format, float deviation) {
+    /* The mean square of codes times integers, and dmin in d. Q4_K: 32 to 63, q - 7.5; Q5_0: no codes, -16 to 15; Q6_K: 64 to 127,
+     * -32 to 31. */
+    static const struct {
+        enum weight_format format;
+        enum scale_coding coding;
+        float mean_square, low;
+    } kinds[] = {{WEIGHT_BITS4, CODE_BYTE_LOW, 2341.5f * 21.25f, 7.5f},
+                 {WEIGHT_BITS5, CODE_HALF, 85.5f, 0},
+                 {WEIGHT_BITS6, CODE_BYTE, 9461.5f * 341.5f, 0}};
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        if (kinds[i].format != format || (int32_t)kinds[i].coding != p->to.coding) continue;
+        float d = deviation / sqrtf(kinds[i].mean_square);
+        p->scale_low = f32_to_f16(d);
+        p->low_bits = f32_to_f16(d * kinds[i].low);
+        return 0;
+    }
+    return mo_error_set(u->error, MO_E_UNSUPPORTED,
+                        "random weights on a GPU: of GGUF's blocks q4_k, q5_0 and q6_k only");
+}
+
 static struct generate_params params_of(const struct upload *u, const struct mat *mat) {
     return (struct generate_params){.stream = stream_of(u), .step = deviation_of(u, mat) * sqrtf(3) / 32768};
 }
@@ -64,7 +86,13 @@ int upload_random_tiles(struct upload *u, const struct mat *mat, const struct we
     p.tile_rows = tile_rows;
     size_t tiles = (size_t)p.to.row_tiles * (size_t)p.to.slabs;
     if (w->format != WEIGHT_BF16) {
-        set_scales(&p, w->format, deviation_of(u, mat));
+        int code = 0;
+        if (w->m.coding) {
+            code = set_codes(u, &p, w->format, deviation_of(u, mat));
+        } else {
+            set_scales(&p, w->format, deviation_of(u, mat));
+        }
+        if (code) return code;
         size_t scales = (size_t)p.to.row_tiles * (size_t)p.to.scale_groups * TILE_ROWS;
         cuda_launch(u->cuda, KERNEL_GENERATE_SCALES, blocks_for(scales), 0, &p);
     }

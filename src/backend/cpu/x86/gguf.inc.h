@@ -1,5 +1,5 @@
 /* backend/cpu/x86/gguf.inc.h - matrices in GGUF's blocks times 8-bit and fp32 activations; included by each level after
- * block.inc.h and gguf_unpack.inc.h.
+ * block.inc.h, gguf_unpack.inc.h and gguf_grids.inc.h.
  *
  * Some tokens: VL rows x 256 k are unpacked into the first cache, where all formats look the same, and there they meet every
  * token. One token: the sums are made while blocks are taken apart, as storing and reading lines would cost half of the time. */
@@ -32,8 +32,18 @@ static const struct gguf_shape gguf_shapes[MAT_FORMATS] = {
     [MAT_Q4_K] = {q4_k_lines, q4_k_sums, GGUF_5_BITS, 0, 32, true},
     [MAT_Q5_K] = {q5_k_lines, q5_k_sums, GGUF_5_BITS, 0, 32, true},
     [MAT_Q6_K] = {q6_k_lines, q6_k_sums, GGUF_6_BITS, 32, 16, false},
-    [MAT_IQ4_NL] = {iq4_nl_lines, iq4_nl_sums, GGUF_8_BITS, IQ4_ZERO, 32, false},
-    [MAT_IQ4_XS] = {iq4_xs_lines, iq4_xs_sums, GGUF_8_BITS, IQ4_ZERO, 32, false},
+    [MAT_IQ4_NL] = {iq4_nl_lines, iq4_nl_sums, GGUF_8_BITS, BYTE_ZERO, 32, false},
+    [MAT_IQ4_XS] = {iq4_xs_lines, iq4_xs_sums, GGUF_8_BITS, BYTE_ZERO, 32, false},
+    [MAT_IQ1_S] = {iq1_s_lines, iq1_s_sums, GGUF_5_BITS, IQ1_ZERO, 32, false},
+    [MAT_IQ1_M] = {iq1_m_lines, iq1_m_sums, GGUF_5_BITS, IQ1_ZERO, 16, false},
+    [MAT_IQ2_XXS] = {iq2_xxs_lines, iq2_xxs_sums, GGUF_8_BITS, BYTE_ZERO, 32, false},
+    [MAT_IQ2_XS] = {iq2_xs_lines, iq2_xs_sums, GGUF_8_BITS, BYTE_ZERO, 16, false},
+    [MAT_IQ2_S] = {iq2_s_lines, iq2_s_sums, GGUF_8_BITS, BYTE_ZERO, 16, false},
+    [MAT_IQ3_XXS] = {iq3_xxs_lines, iq3_xxs_sums, GGUF_8_BITS, BYTE_ZERO, 32, false},
+    [MAT_IQ3_S] = {iq3_s_lines, iq3_s_sums, GGUF_8_BITS, BYTE_ZERO, 32, false},
+    [MAT_TQ1_0] = {tq1_0_lines, tq1_0_sums, GGUF_5_BITS, 1, 32, false},
+    [MAT_TQ2_0] = {tq2_0_lines, tq2_0_sums, GGUF_5_BITS, 1, 32, false},
+    [MAT_MXFP4] = {mxfp4_lines, mxfp4_sums, GGUF_8_BITS, BYTE_ZERO, 32, false},
 };
 
 /* ---- unpacking steps ---- */
@@ -231,11 +241,11 @@ GGUF_DOTS(GGUF_5_BITS, 16) GGUF_DOTS(GGUF_5_BITS, 32)
 #if VL == 16 || defined(__AVXVNNI__)
 static gguf_dots *const gguf_sets[1][2][4] = { {GGUF_ROW(GGUF_5_BITS, 16), GGUF_ROW(GGUF_5_BITS, 32)} };
 #else
-GGUF_DOTS(GGUF_6_BITS, 16) GGUF_DOTS(GGUF_8_BITS, 32)
+GGUF_DOTS(GGUF_6_BITS, 16) GGUF_DOTS(GGUF_8_BITS, 16) GGUF_DOTS(GGUF_8_BITS, 32)
 static gguf_dots *const gguf_sets[GGUF_KINDS][2][4] = {
     [GGUF_5_BITS] = {GGUF_ROW(GGUF_5_BITS, 16), GGUF_ROW(GGUF_5_BITS, 32)},
     [GGUF_6_BITS] = {GGUF_ROW(GGUF_6_BITS, 16)},
-    [GGUF_8_BITS] = {[1] = GGUF_ROW(GGUF_8_BITS, 32)},
+    [GGUF_8_BITS] = {GGUF_ROW(GGUF_8_BITS, 16), GGUF_ROW(GGUF_8_BITS, 32)},
 };
 #endif
 /* clang-format on */

@@ -9,7 +9,6 @@ enum {
     GGUF_LINES = GGUF_STEP / 4,
     GGUF_SUBS = GGUF_STEP / 16,
     GGUF_AT_ONCE = VL == 16 ? 8 : 4, /* tokens with their sums in registers */
-    IQ4_ZERO = BYTE_ZERO,
 };
 
 /* How a level multiplies: VNNI's product of bytes takes them all alike. Without it products of bytes are summed in 16 bits,
@@ -175,14 +174,14 @@ INLINE void unpack_halves(struct gguf_rows *rows, bool has_low, const struct ggu
     *to->low = vec_from_f16_bits(ivec_shift_right(head, 16));
 }
 
-/* gguf_iq4_values plus their zero. */
-INLINE ivec look_up_iq4(ivec nibbles) {
-    ivec v = bytes_look_up(gguf_iq4_values, nibbles);
-    return IQ4_ZERO != 0 ? ivec_xor(v, ivec_set1((int)0x80808080)) : v;
+/* A list of 16 values, plus the zero of GGUF_8_BITS. */
+INLINE ivec look_up_values(const int8_t *values, ivec nibbles) {
+    ivec v = bytes_look_up(values, nibbles);
+    return BYTE_ZERO != 0 ? ivec_xor(v, ivec_set1((int)0x80808080)) : v;
 }
 
-/* 16 bytes with 32 values of four bits: value i low, value i + 16 high. */
-INLINE void unpack_nibbles(struct gguf_rows *rows, int at, bool look_up, int line, const struct gguf_to *to) {
+/* 16 bytes with 32 values of four bits: value i low, value i + 16 high. They are places in a list of values, or (NULL) the values. */
+INLINE void unpack_nibbles(struct gguf_rows *rows, int at, const int8_t *values, int line, const struct gguf_to *to) {
     ivec v[4], part[4];
     take_words(rows, at, v);
     UNROLL
@@ -190,7 +189,7 @@ INLINE void unpack_nibbles(struct gguf_rows *rows, int at, bool look_up, int lin
         UNROLL
         for (int i = 0; i < 4; i++) {
             part[i] = bits_at(v[i], 4 * high, 15);
-            if (look_up) part[i] = look_up_iq4(part[i]);
+            if (values) part[i] = look_up_values(values, part[i]);
         }
         put_lines(to, line + 4 * high, part);
     }
@@ -214,12 +213,12 @@ INLINE void unpack_five_bits(struct gguf_rows *rows, int at, const struct gguf_t
 
 INLINE void unpack_q4_0(struct gguf_rows *rows, const struct gguf_to *to) {
     unpack_halves(rows, false, to);
-    unpack_nibbles(rows, 2, false, 0, to);
+    unpack_nibbles(rows, 2, NULL, 0, to);
 }
 
 INLINE void unpack_q4_1(struct gguf_rows *rows, const struct gguf_to *to) {
     unpack_halves(rows, true, to);
-    unpack_nibbles(rows, 4, false, 0, to);
+    unpack_nibbles(rows, 4, NULL, 0, to);
 }
 
 INLINE void unpack_q5_0(struct gguf_rows *rows, const struct gguf_to *to) {
@@ -246,7 +245,7 @@ INLINE void unpack_q8_0(struct gguf_rows *rows, const struct gguf_to *to) {
 
 INLINE void unpack_iq4_nl(struct gguf_rows *rows, const struct gguf_to *to) {
     unpack_halves(rows, false, to);
-    unpack_nibbles(rows, 2, true, 0, to);
+    unpack_nibbles(rows, 2, gguf_iq4_values, 0, to);
 }
 
 /* ---- blocks of 256 ---- */
@@ -391,7 +390,7 @@ INLINE void unpack_iq4_xs(struct gguf_rows *rows, const struct gguf_to *to) {
         to->scale[j] = vec_mul(d, vec_from_int(scale));
     }
     KEEP_LOOP
-    for (int j = 0; j < 8; j++) unpack_nibbles(rows, 8 + 16 * j, true, 8 * j, to);
+    for (int j = 0; j < 8; j++) unpack_nibbles(rows, 8 + 16 * j, gguf_iq4_values, 8 * j, to);
 }
 
 /* ---- a step: `blocks` of them, one after another; each format twice ---- */

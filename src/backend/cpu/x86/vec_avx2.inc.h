@@ -317,6 +317,14 @@ INLINE ivec bytes_look_up(const int8_t *table, ivec indices) {
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)table)), indices);
 }
 
+/* table[i] of 16 bits for each half of a lane, the low ones first; 32 bits can be read at the last entry, too. */
+INLINE void halves_look_up(const uint16_t *table, int entries, ivec indices, ivec out[2]) {
+    const ivec low = ivec_set1(0xffff);
+    (void)entries;
+    out[0] = ivec_and(_mm256_i32gather_epi32((const int *)table, ivec_and(indices, low), 2), low);
+    out[1] = ivec_and(_mm256_i32gather_epi32((const int *)table, ivec_shift_right(indices, 16), 2), low);
+}
+
 /* Byte `which` of each lane in all four. */
 INLINE ivec bytes_repeat(ivec v, int which) {
     const int spread = which * 0x01010101;

@@ -339,6 +339,36 @@ INLINE ivec bytes_look_up(const int8_t *table, ivec indices) {
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const void *)table)), indices);
 }
 
+/* 64 entries at a time pass through registers; of twice as many a bit of the indices chooses the half. */
+INLINE ivec halves_of_64(const uint16_t *table, ivec indices) {
+    return _mm512_permutex2var_epi16(_mm512_loadu_si512(table), indices, _mm512_loadu_si512(table + 32));
+}
+
+#define HALVES_OF_TWICE(N, TWICE)                                                                                      \
+    INLINE ivec halves_of_##TWICE(const uint16_t *table, ivec indices) {                                               \
+        const __mmask32 upper = _mm512_test_epi16_mask(indices, _mm512_set1_epi16(N));                                 \
+        return _mm512_mask_mov_epi16(halves_of_##N(table, indices), upper, halves_of_##N(table + N, indices));         \
+    }
+HALVES_OF_TWICE(64, 128)
+HALVES_OF_TWICE(128, 256)
+HALVES_OF_TWICE(256, 512)
+HALVES_OF_TWICE(512, 1024)
+
+/* table[i] of 16 bits for each half of a lane, the low ones first; 32 bits can be read at the last entry, too. */
+INLINE void halves_look_up(const uint16_t *table, int entries, ivec indices, ivec out[2]) {
+    const ivec low = ivec_set1(0xffff);
+    if (entries > 1024) {
+        out[0] = ivec_and(_mm512_i32gather_epi32(ivec_and(indices, low), table, 2), low);
+        out[1] = ivec_and(_mm512_i32gather_epi32(ivec_shift_right(indices, 16), table, 2), low);
+        return;
+    }
+    ivec both = entries == 256   ? halves_of_256(table, indices)
+                : entries == 512 ? halves_of_512(table, indices)
+                                 : halves_of_1024(table, indices);
+    out[0] = ivec_and(both, low);
+    out[1] = ivec_shift_right(both, 16);
+}
+
 /* Byte `which` of each lane in all four. */
 INLINE ivec bytes_repeat(ivec v, int which) {
     const int spread = which * 0x01010101;

@@ -1,16 +1,10 @@
 /* backend/cuda/kernels/dequant.cuh - a lane's share of a weight tile, and its way to mma operands. All steps are exact: a
- * weight's integer (or e4m3) value fits in bf16; its scale is applied to the fp32 sum of its group.
- * Includes: device.cuh. */
+ * weight's integer (or e4m3) value fits in bf16; its scale is applied to the fp32 sum of its group. GGUF's: blocks.cuh.
+ * Includes: blocks.cuh. */
 #ifndef MOEBIUS_CUDA_DEQUANT_CUH
 #define MOEBIUS_CUDA_DEQUANT_CUH
 
-#include "device.cuh"
-
-/* One lane's part of 16 rows x 64 k. scale[i][h]: raw bits for columns [32 i, 32 i + 32) and row g + 8 h. */
-struct slab {
-    struct quad w[4];
-    uint32_t scale[2][2];
-};
+#include "blocks.cuh"
 
 DEVICE int slab_quads(const int format) {
     return format == WEIGHT_BF16 ? 4 : format == WEIGHT_FP8 || format == WEIGHT_INT8 ? 2 : 1;
@@ -26,6 +20,10 @@ DEVICE uint32_t load_scale_bits(const struct device_matrix *w, const uint8_t *sc
 /* `data` and `scale` are the matrix's own (of an expert, say). */
 DEVICE void slab_load(struct slab *s, const struct device_matrix *w, const uint8_t *data, const uint8_t *scale,
                       int tile, int index, const int format) {
+    if (is_blocks(format)) {
+        blocks_load(s, w, data, scale, tile, index, format);
+        return;
+    }
     const int quads = slab_quads(format);
     const uint8_t *at = data + ((size_t)tile * (size_t)w->slabs + (size_t)index) * (size_t)(quads * 512) + LANE * 16;
     UNROLL

@@ -1,6 +1,7 @@
 /* Random weights in the kernels' own order, for benches of models that nobody has downloaded: distinct, incompressible, of the
  * size that keeps a residual stream finite. No host memory, and as quick as the card writes. */
 #include "../params_bench.h"
+#include "blocks.cuh"
 #include "layout.cuh"
 
 /* The finaliser of SplitMix64 (Steele, Lea, Flood 2014) over a counter. */
@@ -52,11 +53,14 @@ DEVICE uint32_t clear_outside(const struct generate_params *p, uint32_t value, i
 
 /* A warp a tile. */
 KERNEL(generate_tiles, generate_params) {
-    int at = BLOCK * BLOCK_WARPS + WARP, tile = at / p.to.slabs, slab = at % p.to.slabs, words = format_bits(p.format);
+    int at = BLOCK * BLOCK_WARPS + WARP, tile = at / p.to.slabs, slab = at % p.to.slabs, blocks = is_blocks(p.format);
+    int words = blocks ? planes_bits(p.to.coding, p.format) : format_bits(p.format);
     if (tile >= p.to.row_tiles) return;
-    int edge = (tile + 1) * p.tile_rows > p.to.rows || (slab + 1) * SLAB_COLS > p.to.cols;
+    /* what lies outside meets activations that are zero: blocks, whose scales are numbers, may be anything there */
+    int edge = !blocks && ((tile + 1) * p.tile_rows > p.to.rows || (slab + 1) * SLAB_COLS > p.to.cols);
     uint8_t *to = (uint8_t *)p.to.data + (size_t)at * (size_t)(words * 128) + LANE * 16;
     for (int w = 0; w < words; w += 4) {
+        if (w * 128 + LANE * 16 >= words * 128) continue; /* planes are no whole number of quads a lane */
         struct quad q = random_quad(p.stream, ((uint64_t)at * 4 + (uint64_t)(w / 4)) * 32 + (uint64_t)LANE);
         for (int i = 0; i < 4; i++) {
             q.v[i] = legal_word(q.v[i], p.format, p.step);
@@ -66,10 +70,36 @@ KERNEL(generate_tiles, generate_params) {
     }
 }
 
+/* A chunk's numbers of one row: codes of about one size, and d and dmin that fit them. */
+DEVICE void generate_chunk(const struct generate_params *p, int at, int row) {
+    const struct device_matrix *to = &p->to;
+    uint8_t *chunk = (uint8_t *)to->scale + (size_t)(at / TILE_ROWS) * (size_t)to->chunk_bytes;
+    for (int i = 0; i < beside_at(to) / (4 * TILE_ROWS); i++) {
+        uint64_t word = hash_at(~p->stream, (uint64_t)at * 4 + (uint64_t)i);
+        uint32_t codes =
+            p->scale_low | p->scale_low << 16 | ((uint32_t)word & 0x80008000u); /* CODE_HALF: either sign */
+        if (to->coding == CODE_BYTE_LOW) { /* 32 to 63, and minimums of the same size */
+            codes = ((uint32_t)word & 0x1f1fu) + 0x2020u;
+            codes |= codes << 16;
+        } else if (to->coding == CODE_BYTE) { /* 64 to 127, either sign */
+            codes = ((uint32_t)word & 0x3f3f3f3fu) + 0x40404040u;
+            codes ^= ((uint32_t)(word >> 32) & 0x01010101u) * 0xffu;
+        }
+        ((uint32_t *)chunk)[i * TILE_ROWS + row] = codes;
+    }
+    chunk += beside_at(to);
+    if (beside_bytes(to->coding) == 4) ((uint32_t *)chunk)[row] = p->scale_low | p->low_bits << 16;
+    if (beside_bytes(to->coding) == 2) ((uint16_t *)chunk)[row] = (uint16_t)p->scale_low;
+}
+
 /* A thread a scale; those of INT4 and INT8 have either sign, as the values' own mean is not quite zero. */
 KERNEL(generate_scales, generate_params) {
     int at = BLOCK * BLOCK_THREADS + THREAD, tile = at / TILE_ROWS / p.to.scale_groups, row = at % TILE_ROWS;
     if (tile >= p.to.row_tiles) return;
+    if (is_blocks(p.format)) {
+        generate_chunk(&p, at, row);
+        return;
+    }
     uint64_t word = hash_at(~p.stream, (uint64_t)at);
     uint32_t bits = p.scale_low + (uint32_t)((word >> 32) * p.scale_span >> 32);
     int outside = tile * p.tile_rows + (p.tile_rows == TILE_ROWS ? row : row % 8) >= p.to.rows;

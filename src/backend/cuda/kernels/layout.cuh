@@ -18,10 +18,18 @@ struct origin {
     int step, half, column;
 };
 DEVICE struct origin origin_of(int word, int slot, int bits) {
-    int words = bits / 4;                                                           /* words of a step */
-    int a = bits == 16 ? word % 4 : bits == 8 ? word % 2 * 2 + slot / 2 : slot % 4; /* a0 .. a3 */
-    int low = bits == 16 ? slot : bits == 8 ? slot % 2 : slot / 4;
-    struct origin out = {word / words, a % 2, a / 2 * 2 + low};
+    int step, a, low; /* a: a0 .. a3 */
+    if (bits > 4) {
+        step = word / (bits / 4);
+        a = bits == 16 ? word % 4 : word % 2 * 2 + slot / 2;
+        low = bits == 16 ? slot : slot % 2;
+    } else { /* also planes of two bits and one: half a word for the low columns, half for the high ones */
+        int each = 16 / bits;
+        step = word * (each / 4) + slot % each / 4;
+        a = slot % 4;
+        low = slot / each;
+    }
+    struct origin out = {step, a % 2, a / 2 * 2 + low};
     return out;
 }
 

@@ -135,8 +135,12 @@ DEVICE void finish_norm(const struct linear_params *p, const struct work *work, 
 }
 
 /* part += one slab times the block's activations; `xs` is at the slab's first column. */
-DEVICE void multiply_slab(float (*part)[4], const struct slab *s, const uint16_t *xs, int stride, int group_shift,
-                          const int format, const int tiles) {
+DEVICE void multiply_slab(float (*part)[4], const struct slab *s, const uint16_t *xs, int stride,
+                          const struct device_matrix *w, const int format, const int tiles) {
+    if (is_blocks(format)) {
+        multiply_blocks(part, s, xs, stride, w->coding, format, tiles, MAX_COLUMN_TILES);
+        return;
+    }
     float sum[MAX_COLUMN_TILES][4];
     UNROLL
     for (int i = 0; i < 4; i++) {
@@ -153,7 +157,7 @@ DEVICE void multiply_slab(float (*part)[4], const struct slab *s, const uint16_t
             if (i == 0) sum[j][0] = sum[j][1] = sum[j][2] = sum[j][3] = 0;
             mma_bf16(sum[j], a, b.v[0], b.v[1]);
         }
-        if (format == WEIGHT_BF16 || i % 2 == 0 || (i == 1 && group_shift != 5)) continue;
+        if (format == WEIGHT_BF16 || i % 2 == 0 || (i == 1 && w->group_shift != 5)) continue;
         float low = scale_value(s->scale[i / 2][0], format), high = scale_value(s->scale[i / 2][1], format);
         UNROLL
         for (int j = 0; j < MAX_COLUMN_TILES; j++) {
@@ -235,7 +239,7 @@ DEVICE void absorb_head(const struct linear_params *p, int head, uint16_t *xs, f
             struct slab slab = next;
             if (i + 1 < w->slabs) slab_load(&next, w, work.data, work.scale, tile, i + 1, WEIGHT_BF16);
             if (i % SPLIT_SLABS == 0) part[0][0] = part[0][1] = part[0][2] = part[0][3] = 0;
-            multiply_slab(part, &slab, xs + i * SLAB_COLS, SKINNY_COLS + X_PAD, w->group_shift, WEIGHT_BF16, 1);
+            multiply_slab(part, &slab, xs + i * SLAB_COLS, SKINNY_COLS + X_PAD, w, WEIGHT_BF16, 1);
             if (i % SPLIT_SLABS != SPLIT_SLABS - 1 && i != w->slabs - 1) continue;
             UNROLL
             for (int c = 0; c < 4; c++) total[c] += part[0][c];
@@ -313,8 +317,8 @@ DEVICE void linear_skinny(const struct linear_params *p, const int format) {
         UNROLL
         for (int i = 0; i < SPLIT_SLABS; i++) {
             if (i >= n) continue;
-            multiply_slab(part, &slabs[i], xs + (WARP * SPLIT_SLABS + i) * SLAB_COLS, SKINNY_COLS + X_PAD,
-                          w->group_shift, format, 1);
+            multiply_slab(part, &slabs[i], xs + (WARP * SPLIT_SLABS + i) * SLAB_COLS, SKINNY_COLS + X_PAD, w, format,
+                          1);
         }
         UNROLL
         for (int i = 0; i < 4; i++) partial[WARP][(LANE / 4 + i / 2 * 8) * 8 + LANE % 4 * 2 + i % 2] = part[0][i];
@@ -364,7 +368,7 @@ DEVICE void linear_wide(const struct linear_params *p, const int format, const i
             for (int j = 0; j < MAX_COLUMN_TILES; j++) {
                 if (j < tiles && i % SPLIT_SLABS == 0) part[j][0] = part[j][1] = part[j][2] = part[j][3] = 0;
             }
-            multiply_slab(part, &slab, xs + i * SLAB_COLS, WIDE_COLS + X_PAD, w->group_shift, format, tiles);
+            multiply_slab(part, &slab, xs + i * SLAB_COLS, WIDE_COLS + X_PAD, w, format, tiles);
             if (i % SPLIT_SLABS != SPLIT_SLABS - 1 && i != n - 1) continue;
             UNROLL
             for (int j = 0; j < MAX_COLUMN_TILES; j++) {

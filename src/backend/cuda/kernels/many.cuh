@@ -32,10 +32,14 @@ struct many {
 };
 
 DEVICE int many_stages(const int format) {
-    return slab_quads(format) == 1 ? MANY_STAGES_4BIT : MANY_STAGES;
+    return is_blocks(format) || slab_quads(format) == 1 ? MANY_STAGES_SMALL : MANY_STAGES;
+}
+/* A tile's values in shared memory. */
+DEVICE int many_tile_bytes(const int format) {
+    return is_blocks(format) ? planes_bytes(CODE_NONE, format) : slab_quads(format) * 512;
 }
 DEVICE int many_stage_bytes(const int format) {
-    return MANY_X_BYTES + MANY_ROW_TILES * slab_quads(format) * 512 + (format == WEIGHT_BF16 ? 0 : MANY_SCALE_BYTES);
+    return MANY_X_BYTES + MANY_ROW_TILES * many_tile_bytes(format) + (format == WEIGHT_BF16 ? 0 : MANY_SCALE_BYTES);
 }
 
 /* Tile b of a job; returns 0 where an item list is shorter than it could be. Tokens vary fastest where there is one matrix: its
@@ -73,6 +77,15 @@ DEVICE void find_x_rows(struct many *m) {
     barrier();
 }
 
+/* Scales of a slab of blocks: in each tile's 128 bytes first its codes, then what lies beside them. */
+DEVICE void fetch_codes(const struct many *m, unsigned char *to, int slab) {
+    const struct device_matrix *w = &m->work.job->w;
+    int tile = THREAD / 8, piece = THREAD % 8;
+    if (tile >= m->tiles || piece >= 4 + beside_bytes(w->coding)) return;
+    const uint8_t *chunk = chunk_of(w, w->scale + (size_t)m->matrix * w->scale_step, m->tile + tile, slab);
+    copy_async(to + THREAD * 16, chunk + (piece < 4 ? codes_at(w, slab) : beside_at(w)) + piece % 4 * 16);
+}
+
 /* Scales of a slab: in each tile's 128 bytes one or two groups of 16. */
 DEVICE void fetch_scales(const struct many *m, unsigned char *to, int slab, const int format) {
     const struct device_matrix *w = &m->work.job->w;
@@ -88,7 +101,9 @@ DEVICE void fetch_scales(const struct many *m, unsigned char *to, int slab, cons
  * other banks. Rows and tiles that are not there stay what they are: nothing of them is stored. */
 DEVICE void fetch_slab(const struct many *m, int slab, const int format) {
     const struct linear_job *job = m->work.job;
-    const int tile_bytes = slab_quads(format) * 512;
+    const int tile_bytes = many_tile_bytes(format),
+              pieces = ceil_div_int(MANY_ROW_TILES * tile_bytes, BLOCK_THREADS * 16);
+    const int stored = is_blocks(format) ? planes_bytes(job->w.coding, format) : tile_bytes;
     unsigned char *stage = m->stages + slab % many_stages(format) * many_stage_bytes(format);
     int k = slab * SLAB_COLS + THREAD % 8 * 8;
     UNROLL
@@ -105,17 +120,21 @@ DEVICE void fetch_slab(const struct many *m, int slab, const int format) {
     }
     stage += MANY_X_BYTES;
     UNROLL
-    for (int i = 0; i < slab_quads(format); i++) {
+    for (int i = 0; i < pieces; i++) {
         int at = (THREAD + i * BLOCK_THREADS) * 16, tile = at / tile_bytes;
-        if (tile >= m->tiles) continue;
-        size_t from = ((size_t)(m->tile + tile) * (size_t)job->w.slabs + (size_t)slab) * (size_t)tile_bytes;
+        if (tile >= m->tiles || at % tile_bytes >= stored) continue;
+        size_t from = ((size_t)(m->tile + tile) * (size_t)job->w.slabs + (size_t)slab) * (size_t)stored;
         copy_async(stage + at, job->w.data + (size_t)m->matrix * job->w.data_step + from + at % tile_bytes);
     }
-    if (format != WEIGHT_BF16) fetch_scales(m, stage + MANY_ROW_TILES * tile_bytes, slab, format);
+    if (is_blocks(format)) {
+        fetch_codes(m, stage + MANY_ROW_TILES * tile_bytes, slab);
+    } else if (format != WEIGHT_BF16) {
+        fetch_scales(m, stage + MANY_ROW_TILES * tile_bytes, slab, format);
+    }
 }
 
 DEVICE const unsigned char *scales_of(const unsigned char *weights, int tile, const int format) {
-    return weights + MANY_ROW_TILES * slab_quads(format) * 512 + tile * 128;
+    return weights + MANY_ROW_TILES * many_tile_bytes(format) + tile * 128;
 }
 
 /* Of rows g and g + 8. */
@@ -140,6 +159,60 @@ DEVICE void read_slab(struct slab *s, const unsigned char *weights, int tile, in
     read_scales(s->scale[1], scales_of(weights, tile, format), group_shift == 5, format);
 }
 
+#define SHARED_QUAD(at) (*(const struct quad *)(at))
+#define SHARED_PAIR(at) (*(const struct pair *)(at))
+#define SHARED_WORD(at) (*(const uint32_t *)(at))
+DEVICE void read_blocks(struct slab *s, const unsigned char *weights, int tile, int slab, int coding,
+                        const int format) {
+    const unsigned char *codes = scales_of(weights, tile, format), *beside = codes + 64;
+    int bytes = beside_bytes(coding);
+    LOAD_PLANES(s, weights + tile * many_tile_bytes(format), coding, format, SHARED_QUAD, SHARED_PAIR, SHARED_WORD);
+    UNROLL
+    for (int h = 0; h < 2; h++) {
+        int row = LANE / 4 + h * 8;
+        s->scale[0][h] = codes_of_slab(SHARED_WORD(codes + row * 4), slab, coding);
+        s->scale[1][h] = bytes == 4 ? SHARED_WORD(beside + row * 4) : bytes == 2 ? ((const uint16_t *)beside)[row] : 0;
+    }
+}
+
+/* part[row tile][token tile] += one slab of blocks. Activations are summed once for both row tiles. */
+DEVICE void multiply_many_blocks(const struct many *m, float (*part)[MANY_WARP_TILES][4], int slab, const int format) {
+    const unsigned char *stage = m->stages + slab % many_stages(format) * many_stage_bytes(format);
+    int coding = m->work.job->w.coding, begin = WARP / 4 * MANY_WARP_TILES * 8;
+    struct slab s[2];
+    UNROLL
+    for (int t = 0; t < 2; t++) read_blocks(&s[t], stage + MANY_X_BYTES, WARP % 4 * 2 + t, slab, coding, format);
+    UNROLL
+    for (int half = 0; half < 2; half++) {
+        uint32_t a[2][2][4];
+        struct half_scales scales[2];
+        UNROLL
+        for (int t = 0; t < 2; t++) {
+            blocks_operand(a[t][0], &s[t], 2 * half, coding, format);
+            blocks_operand(a[t][1], &s[t], 2 * half + 1, coding, format);
+            find_scales(&scales[t], &s[t], half, coding, format);
+        }
+        UNROLL
+        for (int j = 0; j < MANY_WARP_TILES; j++) {
+            if (begin + j / MANY_HALF * MANY_HALF * 8 >= m->work.n) continue; /* none of these four tiles has a token */
+            int token = begin + j * 8 + LANE / 4;
+            struct pair b[2];
+            float sums[2][4];
+            UNROLL
+            for (int step = 0; step < 2; step++) {
+                int piece = ((half * 2 + step) * 2 + LANE % 4 / 2) ^ (token % 4 * 2);
+                b[step] = *(const struct pair *)(stage + token * 128 + piece * 16 + LANE % 2 * 8);
+            }
+            if (has_low(coding, format)) sum_activations(sums, b, format);
+            UNROLL
+            for (int t = 0; t < 2; t++) {
+                add_products(part[t][j], a[t], b, &scales[t], format);
+                if (has_low(coding, format)) add_lows(part[t][j], sums, &scales[t], format);
+            }
+        }
+    }
+}
+
 DEVICE void scale_sums(float *part, float *sum, const uint32_t *scale, const int format) {
     UNROLL
     for (int c = 0; c < 4; c++) {
@@ -150,6 +223,10 @@ DEVICE void scale_sums(float *part, float *sum, const uint32_t *scale, const int
 
 /* part[row tile][token tile] += one slab. */
 DEVICE void multiply_many(const struct many *m, float (*part)[MANY_WARP_TILES][4], int slab, const int format) {
+    if (is_blocks(format)) {
+        multiply_many_blocks(m, part, slab, format);
+        return;
+    }
     const unsigned char *stage = m->stages + slab % many_stages(format) * many_stage_bytes(format);
     const unsigned char *weights = stage + MANY_X_BYTES;
     int shift = m->work.job->w.group_shift, begin = WARP / 4 * MANY_WARP_TILES * 8;

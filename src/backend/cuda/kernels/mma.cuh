@@ -114,6 +114,17 @@ DEVICE struct quad load_once(const uint8_t *at) {
     return q;
 }
 
+DEVICE struct pair load_once_pair(const uint8_t *at) {
+    struct pair p;
+    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(p.v[0]), "=r"(p.v[1]) : "l"(at));
+    return p;
+}
+DEVICE uint32_t load_once_word(const uint8_t *at) {
+    uint32_t word;
+    asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(word) : "l"(at));
+    return word;
+}
+
 /* What no kernel of a step writes: parts of weights that stay in the caches. */
 DEVICE uint16_t constant_u16(const uint16_t *at) {
     return __ldg(at);
@@ -123,7 +134,7 @@ DEVICE uint32_t constant_u32(const uint32_t *at) {
 }
 
 /* Where kernels may begin early (MOEBIUS_CUDA_EARLY), waits for the end of the one before, and lets the next one begin: each
- * thread comes here before it touches anything in the card's memory but weights, which are read by the three words above. */
+ * thread comes here before it touches anything in the card's memory but weights, which are read by the five words above. */
 DEVICE void after_previous(void) {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;");

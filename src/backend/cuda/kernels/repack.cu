@@ -1,5 +1,6 @@
 /* A checkpoint's bytes into the kernels' order (params.h), on the device: the host only copies. A thread writes one lane's
  * share of a tile. */
+#include "gguf.cuh"
 #include "layout.cuh"
 
 DEVICE int awq_shift(int row) {
@@ -35,9 +36,14 @@ DEVICE float fp8_scale(const struct raw_matrix *m, int row, int k) {
     return ((const float *)m->scale)[at];
 }
 
+DEVICE const uint8_t *raw_block(const struct raw_matrix *m, int row, int k) {
+    return gguf_block(m->data, m->format, m->cols, row - m->row0, k);
+}
+
 /* The stored bits of a value; `row` is the whole matrix's. */
 DEVICE uint32_t raw_code(const struct raw_matrix *m, int row, int k) {
     size_t at = (size_t)(row - m->row0) * (size_t)m->cols + (size_t)k;
+    if (is_gguf(m->format)) return gguf_code(m->format, raw_block(m, row, k), k % gguf_values(m->format));
     switch (m->format) {
     case RAW_F32:
         return ((const uint32_t *)m->data)[at];
@@ -58,6 +64,7 @@ DEVICE float e4m3_value(uint32_t bits) {
 }
 
 DEVICE float raw_value(const struct raw_matrix *m, int row, int k) {
+    if (is_gguf(m->format)) return gguf_value_at(m->data, m->format, m->cols, row - m->row0, k);
     uint32_t code = raw_code(m, row, k);
     int group = m->group ? k / m->group : 0;
     switch (m->format) {
@@ -113,24 +120,109 @@ DEVICE uint32_t tile_code(const struct repack_params *p, int group, int row, int
     return code;
 }
 
+/* Word w of a lane's share of a tile: where it lies, which bits of values it holds, and its number among words like it. */
+struct lane_word {
+    int at, bits, shift, index;
+};
+DEVICE struct lane_word lane_word_of(const struct repack_params *p, int w, int lane) {
+    struct lane_word plain = {w / 4 * 512 + lane * 16 + w % 4 * 4, format_bits(p->format), 0, w};
+    struct lane_word four = {lane * 16 + w * 4, 4, 0, w};
+    struct lane_word two = {lane * 8 + w * 4, 2, 0, w}, one = {256 + lane * 4, 1, 2, 0};
+    if (!is_blocks(p->format)) return plain;
+    if (p->format == WEIGHT_BITS3) return w < 2 ? two : one;
+    if (w < 4) return four;
+    two.at += 512 - 16;
+    two.shift = 4;
+    two.index = w - 4;
+    one.at = 512 + lane * 4;
+    one.shift = 4;
+    return p->format == WEIGHT_BITS6 ? two : one;
+}
+
 KERNEL(repack_tiles, repack_params) {
     struct place at;
     if (!find_place(&p, &at, p.to.slabs)) return;
-    int bits = format_bits(p.format);
+    int words = is_blocks(p.format) ? planes_bits(p.to.coding, p.format) : format_bits(p.format);
     uint8_t *to = (uint8_t *)p.to.data + (size_t)at.group * p.to.data_step;
-    to += ((size_t)at.tile * (size_t)p.to.slabs + (size_t)at.slab) * (size_t)(bits * 128) + (size_t)at.lane * 16;
-    for (int w = 0; w < bits; w++) {
-        uint32_t word = 0;
-        for (int slot = 0; slot < 32 / bits; slot++) {
-            struct origin from = origin_of(w, slot, bits);
+    to += ((size_t)at.tile * (size_t)p.to.slabs + (size_t)at.slab) * (size_t)(words * 128);
+    for (int w = 0; w < words; w++) {
+        struct lane_word here = lane_word_of(&p, w, at.lane);
+        uint32_t word = 0, mask = (1u << here.bits) - 1;
+        for (int slot = 0; slot < 32 / here.bits; slot++) {
+            struct origin from = origin_of(here.index, slot, here.bits);
             if (!(p.halves >> from.half & 1)) continue; /* the other matrix's */
             int row = tile_row(&p, at.tile, at.lane / 4 + 8 * from.half);
             int k = at.slab * SLAB_COLS + from.step * 16 + at.lane % 4 * 4 + from.column;
-            word |= tile_code(&p, at.group, row, k) << (slot * bits);
+            word |= (tile_code(&p, at.group, row, k) >> here.shift & mask) << (slot * here.bits);
         }
-        uint32_t *out = (uint32_t *)(to + w / 4 * 512) + w % 4;
+        uint32_t *out = (uint32_t *)(to + here.at);
         *out = p.halves == 2 ? *out | word : word;
     }
+}
+
+/* fp16 bits of a block's d, or (low) of m or dmin. */
+DEVICE uint32_t block_half(const struct repack_params *p, int row, int k, int low) {
+    if (k >= p->to.cols) return 0;
+    const uint8_t *block = raw_block(&p->from, row, k);
+    uint32_t bits = low ? gguf_m(p->from.format, block) : gguf_d(p->from.format, block);
+    if ((bits & 0x7c00) == 0x7c00) atomic_min_u32(p->fault, p->number);
+    return bits;
+}
+/* The scale of the 16 or 32 k at k, as a block has it, and its minimum. */
+DEVICE uint32_t small_scale(const struct repack_params *p, int row, int k, int each) {
+    return (uint32_t)gguf_scale(p->from.format, raw_block(&p->from, row, k), k % 256 / each) & 0xff;
+}
+DEVICE uint32_t small_minimum(const struct repack_params *p, int row, int k, int each) {
+    return (uint32_t)gguf_minimum(p->from.format, raw_block(&p->from, row, k), k % 256 / each);
+}
+
+/* A word of codes: those from k on (enum scale_coding). */
+DEVICE uint32_t codes_word(const struct repack_params *p, int row, int k) {
+    uint32_t word = 0;
+    int coding = p->to.coding;
+    if (coding == CODE_HALF || coding == CODE_HALF_LOW) {
+        return block_half(p, row, k, 0) | block_half(p, row, k + 32, 0) << 16;
+    }
+    if (coding == CODE_BYTE_LOW) {
+        return small_scale(p, row, k, 32) | small_scale(p, row, k + 32, 32) << 8 | small_minimum(p, row, k, 32) << 16 |
+               small_minimum(p, row, k + 32, 32) << 24;
+    }
+    int each = coding == CODE_BYTE_32 ? 32 : 16;
+    for (int i = 0; i < 4; i++) {
+        uint32_t code = small_scale(p, row, k + i * each, each);
+        if (coding == CODE_NIBBLE_LOW) code |= small_minimum(p, row, k + i * each, each) << 4;
+        word |= code << 8 * i;
+    }
+    return word;
+}
+
+/* A row of a chunk of scales. */
+DEVICE void repack_chunk(const struct repack_params *p, const struct place *at, int row) {
+    const struct device_matrix *to = &p->to;
+    uint8_t *chunk = (uint8_t *)chunk_of(to, to->scale, at->tile, 0) + (size_t)at->slab * (size_t)to->chunk_bytes;
+    int k = at->slab << to->group_shift, source = p->row_offset + row, bytes = beside_bytes(to->coding);
+    int rows = beside_at(to) / (4 * TILE_ROWS), span = to->coding == CODE_BYTE_32 ? 128 : 64;
+    for (int i = 0; i < rows; i++) {
+        ((uint32_t *)chunk)[i * TILE_ROWS + at->lane] = row < 0 ? 0 : codes_word(p, source, k + i * span);
+    }
+    if (!bytes) return;
+    uint32_t beside = 0;
+    if (row >= 0 && to->coding == CODE_HALF_LOW) {
+        beside = block_half(p, source, k, 1) | block_half(p, source, k + 32, 1) << 16;
+    } else if (row >= 0) {
+        beside = block_half(p, source, k, 0) | block_half(p, source, k, 1) << 16;
+    }
+    chunk += beside_at(to);
+    if (bytes == 4) {
+        ((uint32_t *)chunk)[at->lane] = beside;
+    } else {
+        ((uint16_t *)chunk)[at->lane] = (uint16_t)beside;
+    }
+}
+
+/* The scale that goes with INT4's and INT8's values. */
+DEVICE uint32_t half_scale(const struct repack_params *p, int row, int k) {
+    return is_gguf(p->from.format) ? block_half(p, row, k, 0) : block_scale(&p->from, row - p->from.row0, k);
 }
 
 /* Scales as [row tile][group][16]; a thread has one of 32 / 2 rows of a group: lanes 16 and up rest. */
@@ -141,27 +233,39 @@ KERNEL(repack_scales, repack_params) {
         k = p.to.group_shift == 31 ? 0 : group << p.to.group_shift;
     int source = p.row_offset + row;
     size_t to = ((size_t)at.tile * (size_t)p.to.scale_groups + (size_t)group) * TILE_ROWS + (size_t)at.lane;
-    if (p.format == WEIGHT_FP8) {
+    if (is_blocks(p.format)) {
+        repack_chunk(&p, &at, row);
+    } else if (p.format == WEIGHT_FP8) {
         ((float *)p.to.scale)[to] = row < 0 ? 0 : fp8_scale(&p.from, source, k);
     } else if (p.format == WEIGHT_AWQ) {
         uint32_t bits =
             row < 0 ? 0 : awq_scale(&p.from, source, group) | awq_code(&p.from, p.from.zeros, source, group) << 16;
         ((uint32_t *)p.to.scale)[to] = bits;
     } else {
-        ((uint16_t *)p.to.scale)[to] = (uint16_t)(row < 0 ? 0 : block_scale(&p.from, source - p.from.row0, k));
+        ((uint16_t *)p.to.scale)[to] = (uint16_t)(row < 0 ? 0 : half_scale(&p, source, k));
     }
 }
 
-/* Rows as they are, in fp32 or bf16: embedding and router. A block a row. */
+/* A row of blocks as it lies in the file. */
+DEVICE void copy_blocks(const struct repack_params *p, int row) {
+    size_t bytes = (size_t)(p->from.cols / gguf_values(p->from.format)) * (size_t)gguf_bytes(p->from.format);
+    const uint16_t *from = (const uint16_t *)(p->from.data + (size_t)(row - p->from.row0) * bytes);
+    uint16_t *to = (uint16_t *)(p->to.data + (size_t)row * bytes);
+    for (size_t i = (size_t)THREAD; i < bytes / 2; i += BLOCK_THREADS) to[i] = from[i];
+}
+
+/* Rows as they are, in fp32, bf16 or blocks: embedding and router. A block a row. */
 KERNEL(repack_rows, repack_params) {
     size_t at = (size_t)(p.from.row0 + BLOCK) * (size_t)p.from.cols;
     for (int k = THREAD; k < p.from.cols; k += BLOCK_THREADS) {
         float value = raw_value(&p.from, p.from.row0 + BLOCK, k);
         if (!is_finite(value)) atomic_min_u32(p.fault, p.number);
+        if (p.target == REPACK_ROWS_BLOCKS) continue;
         if (p.target == REPACK_ROWS_BF16) {
             ((uint16_t *)p.to.data)[at + k] = bf16_bits(value);
         } else {
             ((float *)p.to.data)[at + k] = value;
         }
     }
+    if (p.target == REPACK_ROWS_BLOCKS) copy_blocks(&p, p.from.row0 + BLOCK);
 }

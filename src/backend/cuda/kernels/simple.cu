@@ -1,4 +1,5 @@
 /* The small kernels: embedding, and for prompts the parts that a decode step does in the launches of others. */
+#include "gguf.cuh"
 #include "linear.cuh"
 
 DEVICE float plain_value(const void *data, size_t at, int format) {
@@ -11,9 +12,12 @@ DEVICE float plain_value(const void *data, size_t at, int format) {
 KERNEL(embed, embed_params) {
     after_previous();
     int token = p.token[BLOCK];
-    size_t from = (size_t)(token < 0 ? p.picked[-1 - token] : token) * (size_t)p.hidden;
+    int row = token < 0 ? p.picked[-1 - token] : token;
     size_t to = (size_t)BLOCK * (size_t)p.hidden;
-    for (int i = THREAD; i < p.hidden; i += BLOCK_THREADS) p.x[to + i] = plain_value(p.table, from + i, p.format);
+    for (int i = THREAD; i < p.hidden; i += BLOCK_THREADS) {
+        p.x[to + i] = is_gguf(p.format) ? gguf_value_at((const uint8_t *)p.table, p.format, p.hidden, row, i)
+                                        : plain_value(p.table, (size_t)row * (size_t)p.hidden + i, p.format);
+    }
 }
 
 /* 128 values in e4m3 with their scale, a warp. */
