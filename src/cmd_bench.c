@@ -6,6 +6,7 @@
 #include "bench_guide.h"
 #include "bench_report.h"
 #include "cmd.h"
+#include "engine_turn.h"
 
 enum { MACHINE_PASSES = 9, LINE_PASSES = 4 }; /* over the memory */
 enum { DEFAULT_GENERATE = 256, DEFAULT_REPEAT = 3, MAX_BATCH = 4096, MAX_TOKENS = 1 << 26 };
@@ -212,6 +213,7 @@ static int open_and_run(const struct arguments *a, const struct engine_options *
     report->file = a->file;
     int code = ranks_self() > 0 ? 0 : bench_gpu_open(&report->gpu, options->device, error);
     if (!code) code = engine_open(&report->engine, options, error);
+    if (!code) code = engine_turn_now(report->engine, error);
     if (!code) code = settle_gpu(report, error);
     if (!code) code = run(report, error);
     bench_close(&report->bench);

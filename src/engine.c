@@ -6,6 +6,7 @@
 #include "engine_plan.h"
 #include "engine_ranks.h"
 #include "engine_selftest.h"
+#include "engine_turn.h"
 #include "engine_weights.h"
 
 #include <stdio.h>
@@ -80,6 +81,9 @@ void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_M
                  "(default: recognised from the model)"},
         {.names = "--generation-config", .type = CLI_CHOICE, .target = &o->generation_config, .choices = "auto|none",
          .help = "auto (default): start from the model's own sampling settings"},
+        {.names = "--no-repack,-nr", .type = CLI_FLAG, .target = &o->no_repack,
+         .help = "use GGUF's blocks as they lie in the file: ready at once, and slower\n(default: in memory, 16 rows side by "
+                 "side, if there is room)"},
         {.names = "--no-self-test", .type = CLI_FLAG, .target = &o->no_self_test,
          .help = "do not compare this machine's kernels (and card) with plain C before\nstarting"},
     };
@@ -183,6 +187,7 @@ static int open_all(struct engine *engine, struct mo_error *error) {
     if (!code) code = engine_ranks_meet(engine, error);
     if (!code) code = engine_experts_choose(engine, error);
     if (!code) code = engine_plan(engine, &backend, error);
+    if (!code) code = engine_turn_choose(engine, &backend, error);
     if (!code) code = engine_experts_start(engine, &backend, error);
     if (!code) code = engine_ranks_begin(engine, &backend, error);
     if (!code) code = engine_device_open(engine, &backend, error);
@@ -217,12 +222,15 @@ int engine_open(struct engine **out, const struct engine_options *options, struc
 static void *engine_main(void *argument) {
     struct engine *engine = argument;
     while (!atomic_load(&engine->stop)) {
+        turner_adopt(engine->turner);
         if (!sched_step(engine->sched)) sched_wait(engine->sched);
     }
     return NULL;
 }
 
 int engine_start(struct engine *engine, struct mo_error *error) {
+    int code = engine_turn_begin(engine, error);
+    if (code) return code;
     int reason = pthread_create(&engine->thread, NULL, engine_main, engine);
     if (reason) return mo_error_set(error, MO_E_NO_MEMORY, "cannot start the engine thread: %s", strerror(reason));
     engine->started = true;
@@ -236,6 +244,7 @@ void engine_close(struct engine *engine) {
         sched_wake(engine->sched);
         pthread_join(engine->thread, NULL);
     }
+    turner_end(engine->turner);
     engine_disk_stop(engine);
     sched_destroy(engine->sched);
     disk_close(engine->disk);

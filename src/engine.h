@@ -39,6 +39,7 @@ struct engine_options {
     const char *cache_folder; /* pages that outlive the engine go there; NULL: they do not */
     double cache_disk_gib;    /* that they may take */
     bool take_cache;          /* take all of the cache's memory, beside the first requests: a server's promise */
+    bool no_repack;           /* GGUF's blocks stay as they lie in the file */
     bool no_self_test;        /* trust kernels and card unseen */
 };
 void engine_options_init(struct engine_options *options);
@@ -62,6 +63,8 @@ struct engine {
     struct ranks_split split; /* of routed experts among processes, where there are several */
     double ranks_bytes;       /* of experts that other processes hold */
     bool has_ranks;           /* they wait for requests */
+    bool will_turn;         /* GGUF's blocks (engine_turn.h) */
+    struct turner *turner;  /* that does; NULL: it does not, or has not begun */
     struct backend *backend;
     struct disk *disk; /* pages below those in memory; NULL: none */
     struct sched *sched;

@@ -173,6 +173,37 @@ def test_blocks(kind, tmp_path):
     assert set(found) == {kind, "F32"}
 
 
+@pytest.mark.parametrize("kind", SCALES)
+def test_repack(kind, tmp_path):
+    """Blocks in memory, 16 rows side by side, give the bits of blocks as they lie; so does taking them over between two tokens."""
+    packed, _ = fill_wide(np.random.default_rng(7), WIDE, True, lambda name: kind)
+    path = gguf_model.write(tmp_path / "a.gguf", gguf_model.keys_of(WIDE, True), packed)
+    turns = not kind.startswith(("IQ1", "IQ2", "IQ3", "TQ", "MXFP4"))
+    for flags in ([], F32):
+        out = tmp_path / "out"
+        written = []
+        for repack in ([], ["--no-repack"]):
+            succeed("logits", path, "--ids", ",".join(map(str, IDS)), "--all", "--out", out, *flags, *repack)
+            written.append(out.read_bytes())
+        assert written[0] == written[1]
+    bench = ["bench", path, "--prompt", 3, "--generate", 2, "--batch", 1, "--depth", 0, "--repeat", 1, "--json"]
+    assert (succeed(*bench).json["repacked_bytes"] > 0) == turns
+    assert succeed(*bench, "--no-repack").json["repacked_bytes"] == 0
+
+
+def test_repack_wants_memory(tmp_path):
+    """With just enough for the blocks as they lie, they stay."""
+    packed, _ = fill_wide(np.random.default_rng(7), WIDE, True, lambda name: "Q8_0")
+    path = gguf_model.write(tmp_path / "a.gguf", gguf_model.keys_of(WIDE, True), packed)
+    bench = ["bench", path, "--prompt", 3, "--generate", 2, "--batch", 1, "--depth", 0, "--repeat", 1, "--json"]
+    for mib in range(8, 64):
+        result = moebius(*bench, env={"MOEBIUS_MEMORY": str(mib / 1024)})
+        if result.code == 0:
+            break
+    assert result.json["repacked_bytes"] == 0 and "stay as they lie" in result.err
+    assert succeed(*bench, env={"MOEBIUS_MEMORY": "1"}).json["repacked_bytes"] > 1000000
+
+
 WIDE_V3 = {**WIDE, "architectures": ["DeepseekV3ForCausalLM"], "num_hidden_layers": 7, "q_lora_rank": 256,
            "n_routed_experts": 16, "num_experts_per_tok": 4, "n_group": 4, "topk_group": 2, "scoring_func": "sigmoid",
            "topk_method": "noaux_tc", "norm_topk_prob": True, "routed_scaling_factor": 2.5,

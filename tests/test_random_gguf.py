@@ -92,3 +92,12 @@ def test_a_failure_leaves_no_file(tmp_path):
     done = tool(tmp_path / "m.gguf", WIDE)
     assert done.returncode == 1 and "m.gguf.partial" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "m.gguf").exists()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_taken_over_between_tokens(threads, tmp_path):
+    """While a text is made, its weights are put into another order: the same text as without."""
+    path = make(tmp_path, {**WIDE, "num_hidden_layers": 12}, "--type", "q4_k_m")
+    texts = [succeed("run", path, "-p", "return a", "-n", 100, "--temp", 1, "--seed", 3, "--ignore-eos", "--threads", threads,
+                     "--json", *flags).json["text"] for flags in ([], [], ["--no-repack"])]
+    assert texts[0] == texts[1] == texts[2] and len(texts[0]) > 50

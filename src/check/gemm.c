@@ -51,6 +51,7 @@ static void check_part(struct check *check, const struct gemm_case *c, int r0, i
 /* What kern.h wants the ends of a range of rows to be multiples of. */
 static int row_unit(const struct gemm_case *c) {
     if (c->mat.format == MAT_INT4_AWQ) return 8;
+    if (c->mat.turned) return TURN_ROWS;
     return c->quantized && !gguf_is_blocks(c->mat.format) ? BLOCK_ROWS : 1;
 }
 
@@ -131,15 +132,33 @@ static void check_values(struct check *check, const struct gemm_case *c) {
     }
 }
 
-static void check_case(struct check *check, enum mat_format format, bool quantized, int rows, int cols, int n,
-                       enum data_kind kind) {
-    cols = check_round_cols(format, cols);
-    struct gemm_case c = {.mat = check_make_mat(check, format, rows, cols, kind), .quantized = quantized, .n = n};
+/* GGUF's blocks as the engine likes them best. */
+static void turn(struct check *check, struct mat *m) {
+    struct mat turned = *m;
+    turned.turned = true;
+    uint8_t *data = check_alloc(check, mat_bytes(&turned));
+    const int panels = (m->rows + TURN_ROWS - 1) / TURN_ROWS;
+    for (int i = 0; i < panels; i++) gguf_turn_panel(m, i, data + mat_bytes(&turned) / (size_t)panels * (size_t)i);
+    turned.data = data;
+    *m = turned;
+}
+
+/* What of a format is checked. */
+struct gemm_kind {
+    enum mat_format format;
+    bool quantized, turned;
+};
+
+static void check_case(struct check *check, struct gemm_kind what, int rows, int cols, int n, enum data_kind kind) {
+    cols = check_round_cols(what.format, cols);
+    struct gemm_case c = {
+        .mat = check_make_mat(check, what.format, rows, cols, kind), .quantized = what.quantized, .n = n};
+    if (what.turned) turn(check, &c.mat);
     snprintf(c.name, sizeof c.name, "%dx%d, %d tokens, %s", rows, cols, n, kind_names[kind]);
     check_make_activations(check, c.x, n, cols, kind);
     for (int t = 0; t < n; t++) {
         c.y[t] = check_floats(check, rows);
-        if (quantized) c.q[t] = check_make_q8(check, c.x[t], cols, q8_group(&c.mat));
+        if (what.quantized) c.q[t] = check_make_q8(check, c.x[t], cols, q8_group(&c.mat));
     }
     run_whole(check, &c);
     check_values(check, &c);
@@ -149,41 +168,47 @@ static void check_case(struct check *check, enum mat_format format, bool quantiz
 }
 
 /* Any size, many times. */
-static void check_odd_sizes(struct check *check, enum mat_format format, bool quantized) {
-    const bool awq = format == MAT_INT4_AWQ;
+static void check_odd_sizes(struct check *check, struct gemm_kind what) {
+    const bool awq = what.format == MAT_INT4_AWQ;
     struct check_random *random = &check->random;
-    const int rounds = gguf_is_blocks(format) ? 30 : 80; /* they share their products */
+    const int rounds = gguf_is_blocks(what.format) ? 30 : 80; /* they share their products */
     for (int round = 0; round < rounds; round++) {
         int rows = awq ? 8 * random_int(random, 1, 36) : random_int(random, 1, 67), cols = random_int(random, 1, 600);
         if (round % 4 == 1) cols = (cols + 31) / 32 * 32;
         if (round == 0) rows = awq ? 8 : 1, cols = 1;
         check_round(check, round);
-        check_case(check, format, quantized, rows, cols, random_int(random, 1, 17),
-                   (enum data_kind)(round % DATA_KINDS));
+        check_case(check, what, rows, cols, random_int(random, 1, 17), (enum data_kind)(round % DATA_KINDS));
     }
 }
 
-void check_gemm(struct check *check, enum mat_format format, bool quantized) {
-    const bool awq = format == MAT_INT4_AWQ;
+static void check_kind(struct check *check, struct gemm_kind what) {
+    const enum mat_format format = what.format;
+    const bool awq = format == MAT_INT4_AWQ, quantized = what.quantized;
     char name[32];
-    snprintf(name, sizeof name, "%s %s", quantized ? "gemm_q8" : "gemm", mat_format_name(format));
+    snprintf(name, sizeof name, "%s%s %s", quantized ? "gemm_q8" : "gemm", what.turned ? " turned" : "",
+             mat_format_name(format));
     check_begin(check, name, (uint64_t)format + 1, "of sum |wx|", 2e-6);
-    check_odd_sizes(check, format, quantized);
+    check_odd_sizes(check, what);
     check_round(check, 0);
-    check_case(check, format, quantized, awq ? 1160 : 9, 1408, 3, DATA_PLAIN); /* more rows than a block of them */
+    check_case(check, what, awq ? 1160 : 9, 1408, 3, DATA_PLAIN); /* more rows than a block of them */
     check_round(check, 0);
-    check_case(check, format, quantized, 24, 160, CHECK_TOKENS_MAX, DATA_PLAIN); /* more tokens than a block of them */
+    check_case(check, what, 24, 160, CHECK_TOKENS_MAX, DATA_PLAIN); /* more tokens than a block of them */
     if (check->kern.gemm[format] != check->ref.gemm[format] && !gguf_is_blocks(format)) {
         check_round(check, 0);
-        check_case(check, format, quantized, 2048, 1408, 2, DATA_PLAIN);
+        check_case(check, what, 2048, 1408, 2, DATA_PLAIN);
     }
     const int most_panels = gguf_is_blocks(format) ? 4 : 16;
     for (int panels = 1; quantized && !awq && panels <= most_panels;
          panels++) { /* every way to cut panels and tokens into sets */
         check_round(check, panels);
-        check_case(check, format, quantized, BLOCK_ROWS * panels - panels % 3, 300, panels, DATA_PLAIN);
+        check_case(check, what, BLOCK_ROWS * panels - panels % 3, 300, panels, DATA_PLAIN);
     }
     check_end(check);
+}
+
+void check_gemm(struct check *check, enum mat_format format, bool quantized) {
+    check_kind(check, (struct gemm_kind){format, quantized, false});
+    if (gguf_can_turn(format)) check_kind(check, (struct gemm_kind){format, quantized, true});
 }
 
 /* Products too small for a float leave -0 in every lane, where one addition of 0 too many would show. */

@@ -189,6 +189,7 @@ int speed_open(struct speed **speed, enum mat_format format, int threads, struct
     struct speed *s = calloc(1, sizeof *s);
     if (!s) return mo_error_set(error, MO_E_NO_MEMORY, "no memory");
     s->mat = (struct mat){.format = format,
+                          .turned = gguf_can_turn(format), /* as the engine does */
                           .rows = ROWS,
                           .cols = COLS,
                           .scale_rows = GROUP,

@@ -153,13 +153,13 @@ const uint8_t *gguf_rows_at(const struct mat *mat, int row);
 /* One block, as in the file: there, or put together in room [GGUF_BLOCK_MAX]. */
 const uint8_t *gguf_block_at(const struct mat *mat, int row, int block, uint8_t *room);
 
-/* The same blocks turned, as our CPU kernels like them best. A matrix is panels of 16 rows, the missing ones of the last 0. A
- * panel is, for each block, line after line: word i of the block (32 bits) of all rows; then, where the block has 4n + 2 bytes,
- * for each block the lone halves of all rows, which are in none of the words: d, the block's first (or Q3_K, Q6_K: last). */
+/* The same blocks turned: what a product reads when rows are lanes, line after line. A matrix is panels of 16 rows, the missing
+ * ones of the last 0. A panel is, for each block, word after word (32 bits) those of all rows; then, where a block has 4n + 2
+ * bytes, for each block the lone halves of all rows, which are in none of the words: the block's first (d), or Q3_K's and Q6_K's
+ * last. So a panel has the bytes of its rows. Kernels take r0 that are multiples of 16 then. */
 enum { TURN_ROWS = 16, GGUF_BLOCK_MAX = 210 };
-/* Of rows rounded up to panels. */
-size_t gguf_turned_bytes(const struct mat *mat);
-/* Writes one whole panel of `from`, which is as in the file. */
+bool gguf_can_turn(enum mat_format format); /* the formats without a grid, down to IQ4_XS */
+/* Writes one whole panel of `from`, which is as in the file; mat_bytes of a turned matrix is what its panels take. */
 void gguf_turn_panel(const struct mat *from, int panel, void *out);
 void gguf_take_apart(enum mat_format format, const void *block, struct gguf_parts *out);
 extern const int8_t gguf_iq4_values[16], gguf_mxfp4_values[16];

@@ -18,6 +18,8 @@ void block_decode_span(const struct mat *mat, int row, int k0, int count, float 
 
 /* mat_bytes and format_decode_span for GGUF's blocks. */
 size_t gguf_bytes(const struct mat *mat);
+/* gguf_turn.c: a block of row `row` of a panel, as in the file. */
+void gguf_turn_back(const struct mat *mat, const uint8_t *panel, int row, int block, uint8_t *out);
 void gguf_decode_span(const struct mat *mat, int row, int k0, int count, float *out);
 
 /* gguf_take_apart for what has a grid, and TQ1_0 and TQ2_0. */

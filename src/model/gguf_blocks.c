@@ -184,64 +184,18 @@ const uint8_t *gguf_rows_at(const struct mat *mat, int row) {
     return (const uint8_t *)mat->data + (size_t)row * row_bytes(mat);
 }
 
-/* ---- turned ---- */
-
-/* Where the lone half of a block is; -1: it has none. */
-static int lone_half(enum mat_format format) {
-    const int bytes = shapes[format].bytes;
-    if (bytes % 4 == 0) return -1;
-    return format == MAT_Q3_K || format == MAT_Q6_K ? bytes - HALF_BYTES : 0;
-}
-
-/* The places of a row's block in its panel. */
-struct turned_block {
-    uint8_t *words;  /* TURN_ROWS * 4 bytes from one to the next */
-    uint8_t *half;   /* or NULL */
-    int n_words;
-    int half_at, words_at; /* in the block */
-};
-
-static struct turned_block turned_block(const struct mat *mat, uint8_t *panel, int row, int block) {
-    const size_t blocks = (size_t)(mat->cols / shapes[mat->format].values);
-    struct turned_block t = {.n_words = shapes[mat->format].bytes / 4, .half_at = lone_half(mat->format)};
-    const size_t lines = (size_t)t.n_words * (size_t)block, all_lines = (size_t)t.n_words * blocks;
-    t.words = panel + (lines * TURN_ROWS + (size_t)row) * 4;
-    t.words_at = t.half_at == 0 ? HALF_BYTES : 0;
-    if (t.half_at >= 0) t.half = panel + all_lines * TURN_ROWS * 4 + ((size_t)block * TURN_ROWS + (size_t)row) * HALF_BYTES;
-    return t;
-}
-
-size_t gguf_turned_bytes(const struct mat *mat) {
-    return (size_t)((mat->rows + TURN_ROWS - 1) / TURN_ROWS * TURN_ROWS) * row_bytes(mat);
-}
-
-void gguf_turn_panel(const struct mat *from, int panel, void *out) {
-    const int first = panel * TURN_ROWS, blocks = from->cols / shapes[from->format].values;
-    memset(out, 0, TURN_ROWS * row_bytes(from));
-    for (int row = 0; row < TURN_ROWS && first + row < from->rows; row++) {
-        const uint8_t *at = gguf_rows_at(from, first + row);
-        for (int b = 0; b < blocks; b++, at += shapes[from->format].bytes) {
-            struct turned_block t = turned_block(from, out, row, b);
-            for (int i = 0; i < t.n_words; i++) memcpy(t.words + i * TURN_ROWS * 4, at + t.words_at + i * 4, 4);
-            if (t.half) memcpy(t.half, at + t.half_at, HALF_BYTES);
-        }
-    }
-}
-
 const uint8_t *gguf_block_at(const struct mat *mat, int row, int block, uint8_t *room) {
     const uint8_t *rows = gguf_rows_at(mat, row);
     if (!mat->turned) return rows + (size_t)block * shapes[mat->format].bytes;
-    const struct turned_block t = turned_block(mat, (uint8_t *)(uintptr_t)rows, row % TURN_ROWS, block);
-    for (int i = 0; i < t.n_words; i++) memcpy(room + t.words_at + i * 4, t.words + i * TURN_ROWS * 4, 4);
-    if (t.half) memcpy(room + t.half_at, t.half, HALF_BYTES);
+    gguf_turn_back(mat, rows, row % TURN_ROWS, block, room);
     return room;
 }
 
 size_t gguf_bytes(const struct mat *mat) {
     const int values = shapes[mat->format].values;
     assert(mat->cols % values == 0);
-    if (mat->turned) return gguf_turned_bytes(mat);
-    return (size_t)mat->rows * (size_t)(mat->cols / values) * shapes[mat->format].bytes;
+    const int rows = mat->turned ? (mat->rows + TURN_ROWS - 1) / TURN_ROWS * TURN_ROWS : mat->rows;
+    return (size_t)rows * row_bytes(mat);
 }
 
 void gguf_decode_span(const struct mat *mat, int row, int k0, int count, float *out) {

@@ -147,13 +147,14 @@ static int judge_product(struct self_kernels *k, const struct self_difference *d
     return self_judge(k, d, quantized ? "gemm_q8" : "gemm", where, "token");
 }
 
-/* The kernel's rows from r0 on for a batch, against the plain ones, which begin at `base`. */
-static int test_batch(struct self_kernels *k, const struct product *p, int r0, int base, int n, bool quantized) {
+/* The kernel's rows of `w` from r0 on for a batch, against the plain ones, which begin at `base`. */
+static int test_batch(struct self_kernels *k, const struct product *p, const struct mat *w, int r0, int base, int n,
+                      bool quantized) {
     static const int token[SELF_MANY] = {0, 1, 2, 0, 2, 2, 1, 0, 1, 1, 2, 0, 0, 2, 1, 2, 0, 1, 0, 0, 1, 2, 2};
-    const int rows = p->w->rows - r0;
+    const int rows = w->rows - r0;
     struct self_difference d = {.first_column = r0};
     for (int i = 0; i < n * SELF_ROWS; i++) k->got[i] = unset;
-    multiply(k, k->kern, &(struct rows_job){p->w, r0, p->w->rows, n, token, quantized, r0, k->got});
+    multiply(k, k->kern, &(struct rows_job){w, r0, w->rows, n, token, quantized, r0, k->got});
     for (int t = 0; t < n; t++) {
         self_compare(&d, t, k->got + t * SELF_ROWS, k->want + token[t] * SELF_ROWS + (r0 - base), rows);
     }
@@ -186,6 +187,24 @@ static int quantize(struct self_kernels *k, const struct mat *w, int group) {
     return self_judge(k, &d, "quantize", where, "token");
 }
 
+/* The rows from r1 on once more, turned: as they will be read after a while (model/turn.h). */
+static int test_turned(struct self_kernels *k, const struct product *p, int r1, int base, bool quantized) {
+    struct mat from = *p->w, turned = from;
+    from.rows = turned.rows = from.rows - r1;
+    from.data = gguf_rows_at(p->w, r1);
+    turned.turned = true;
+    uint8_t *data = malloc(mat_bytes(&turned));
+    if (!data) return mo_error_set(k->error, MO_E_NO_MEMORY, "no memory for some rows of a matrix");
+    turned.data = data;
+    const int panels = (turned.rows + TURN_ROWS - 1) / TURN_ROWS;
+    for (int i = 0; i < panels; i++) gguf_turn_panel(&from, i, data + mat_bytes(&turned) / (size_t)panels * (size_t)i);
+    int code = test_batch(k, p, &turned, 0, base - r1, 1, quantized);
+    if (!code) code = test_batch(k, p, &turned, 0, base - r1, SELF_FEW, quantized);
+    if (!code) code = test_batch(k, p, &turned, 0, base - r1, SELF_MANY, quantized);
+    free(data);
+    return code;
+}
+
 static int test_product(struct self_kernels *k, const struct product *p, bool *format_seen) {
     static const int tokens[SELF_TOKENS] = {0, 1, 2};
     const struct mat *w = p->w;
@@ -198,9 +217,10 @@ static int test_product(struct self_kernels *k, const struct product *p, bool *f
     if (code) return code;
     if (r0 < r1) multiply(k, &k->plain, &(struct rows_job){w, r0, r1, 1, tokens, quantized, r0, k->want});
     multiply(k, &k->plain, &(struct rows_job){w, r1, w->rows, SELF_TOKENS, tokens, quantized, r0, k->want});
-    code = test_batch(k, p, r0, r0, 1, quantized);
-    if (!code) code = test_batch(k, p, r1, r0, SELF_FEW, quantized);
-    if (!code) code = test_batch(k, p, r1, r0, SELF_MANY, quantized);
+    code = test_batch(k, p, w, r0, r0, 1, quantized);
+    if (!code) code = test_batch(k, p, w, r1, r0, SELF_FEW, quantized);
+    if (!code) code = test_batch(k, p, w, r1, r0, SELF_MANY, quantized);
+    if (!code && gguf_can_turn(w->format) && !w->turned) code = test_turned(k, p, r1, r0, quantized);
     *format_seen = true;
     return code;
 }

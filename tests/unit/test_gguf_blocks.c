@@ -304,8 +304,9 @@ static void write_beside(const struct mat *w, int r0, int r1, const struct q8_ro
 static void test_wrong_kernels_are_noticed(void **state) {
     (void)state;
     assert_int_equal(faults_of(MAT_Q4_K, good.gemm_q8[MAT_Q4_K]), 0);
-    assert_int_equal(faults_of(MAT_Q4_K, last_bit), 1);
-    assert_int_equal(faults_of(MAT_Q6_K, write_beside), 1);
+    /* as they lie, and turned */
+    assert_int_equal(faults_of(MAT_Q4_K, last_bit), 2);
+    assert_int_equal(faults_of(MAT_Q6_K, write_beside), 2);
 }
 
 /* ---- the door for Python ---- */
@@ -331,6 +332,51 @@ static int decode(int argc, char **argv) {
     return whole ? 0 : 1;
 }
 
+/* ---- turned ---- */
+
+enum { TURNED_ROWS_MAX = 40 };
+
+/* A matrix of random bytes and the same turned: every block comes back, and the best kernel decodes both alike. */
+static void turn_and_compare(enum mat_format format, int rows, int blocks) {
+    int values;
+    size_t bytes;
+    gguf_block(format, &values, &bytes);
+    struct mat mat = {.format = format, .rows = rows, .cols = blocks * values}, turned = mat;
+    turned.turned = true;
+    const int panels = (rows + TURN_ROWS - 1) / TURN_ROWS;
+    assert_int_equal(mat_bytes(&turned), (size_t)panels * TURN_ROWS * (size_t)blocks * bytes);
+    uint8_t *data = malloc(mat_bytes(&mat)), *out = malloc(mat_bytes(&turned)), room[GGUF_BLOCK_MAX];
+    for (size_t i = 0; i < mat_bytes(&mat); i++) data[i] = (uint8_t)(rand() >> 8 & 0x3f); /* finite halves */
+    mat.data = data;
+    turned.data = out;
+    for (int i = 0; i < panels; i++) gguf_turn_panel(&mat, i, out + mat_bytes(&turned) / (size_t)panels * (size_t)i);
+    for (int row = 0; row < rows; row++)
+        for (int b = 0; b < blocks; b++)
+            assert_memory_equal(gguf_block_at(&turned, row, b, room), gguf_block_at(&mat, row, b, NULL), bytes);
+    float *as_it_is = malloc((size_t)rows * (size_t)mat.cols * sizeof *as_it_is);
+    float *decoded = malloc((size_t)rows * (size_t)mat.cols * sizeof *decoded);
+    good.decode_rows(&mat, 0, rows, as_it_is);
+    good.decode_rows(&turned, 0, rows, decoded);
+    assert_memory_equal(decoded, as_it_is, (size_t)rows * (size_t)mat.cols * sizeof *decoded);
+    free(decoded);
+    free(as_it_is);
+    free(out);
+    free(data);
+}
+
+static void test_turned(void **state) {
+    (void)state;
+    int n = 0;
+    srand(1);
+    for (int format = 0; format < MAT_FORMATS; format++) {
+        if (!gguf_can_turn((enum mat_format)format)) continue;
+        for (int rows = 1; rows <= TURNED_ROWS_MAX; rows += 3)
+            turn_and_compare((enum mat_format)format, rows, 1 + rows % 5);
+        n++;
+    }
+    assert_int_equal(n, 12);
+}
+
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_blocks_of_32),
@@ -343,6 +389,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_ternary_and_powers),
         cmocka_unit_test(test_spans_and_sizes),
         cmocka_unit_test(test_wrong_kernels_are_noticed),
+        cmocka_unit_test(test_turned),
     };
     kern_init(&good, cpu_detect());
     if (argc > 1 && !strcmp(argv[1], "decode")) return decode(argc, argv);

@@ -104,15 +104,15 @@ struct kern {
     const char *name; /* cpu_level_name */
     bool tile_order;  /* see above; such kernels also want many rows at once, as they pack x first */
 
-    /* For INT4_AWQ, r0 and r1 are multiples of 8 (or r1 == rows); other formats take any range. */
+    /* For INT4_AWQ, r0 and r1 are multiples of 8 (or r1 == rows), for turned blocks of 16; others take any range. */
     kern_gemm *gemm[MAT_FORMATS];
-    /* NULL where q8_group is 0. For INT4 and INT8, r0 and r1 are multiples of 32 (or r1 == rows); GGUF's blocks take any. */
+    /* NULL where q8_group is 0. For INT4 and INT8, r0 and r1 are multiples of 32 (or r1 == rows), for turned blocks of 16; others take any. */
     kern_gemm_q8 *gemm_q8[MAT_FORMATS];
 
     /* x [n] -> q8 with round to nearest even; n any; group 32, 64 or 128. */
     void (*quantize)(const float *x, int n, int group, struct q8_row *out);
 
-    /* As format_decode_rows, same bits. */
+    /* As format_decode_rows, same bits; ranges as gemm's. */
     void (*decode_rows)(const struct mat *w, int r0, int r1, float *out);
 
     /* sum[c] = sum_r p[r - r0] * W[r][c] for r in [r0, r1), ascending from 0: decode_rows and weighted_sum in one, same bits,

@@ -7,7 +7,7 @@
 enum {
     GGUF_TOKENS = 64,                    /* that share what is unpacked */
     GGUF_AHEAD = 2,                      /* steps that weights are asked for before they are used */
-    TURNED_AHEAD = 8192,                 /* bytes, where rows are turned */
+    TURNED_AHEAD = 8192,                 /* bytes that turned panels are asked for before they are used */
     GGUF_STEP_BYTES_MAX = 8 * 34,        /* of a row: Q8_0 */
     GGUF_PANELS_DENSE = VL / DENSE_ROWS, /* fp32: dense.inc.h's blocks of rows in a panel */
 };
@@ -52,10 +52,10 @@ static const struct gguf_shape gguf_shapes[MAT_FORMATS] = {
 struct gguf_walk {
     const struct mat *w;
     const struct gguf_shape *shape;
-    const uint8_t *data, *next; /* the first row's; what the thread reads after these rows */
-    size_t pitch, block_bytes;  /* turned: of these rows together */
+    const uint8_t *data, *next; /* the first row's, or panel's; what the thread reads after it */
+    size_t pitch, block_bytes;  /* of one row */
     int rows, values;           /* of a block */
-    int lane;                   /* turned: of the first row in its line */
+    int lane;                   /* of the first row in a turned panel */
 };
 
 static struct gguf_walk gguf_walk_rows(const struct mat *w, int r, int rows, const void *next) {
@@ -63,31 +63,35 @@ static struct gguf_walk gguf_walk_rows(const struct mat *w, int r, int rows, con
     gguf_block(w->format, &walk.values, &walk.block_bytes);
     walk.pitch = (size_t)(w->cols / walk.values) * walk.block_bytes;
     walk.data = gguf_rows_at(w, r);
-    walk.next = next ? next : walk.data + VL * walk.pitch;
+    walk.next = next ? next : walk.data + (w->turned ? TURN_ROWS : VL) * walk.pitch;
     return walk;
 }
 
-/* What is asked for during a step: GGUF_AHEAD steps ahead, or past the end of the rows what comes next. */
+/* What is asked for while `bytes` of the walk's `all` are used, of which `at` were: what lies `ahead`, or past the end what comes
+ * next. */
+static const uint8_t *gguf_ahead(const struct gguf_walk *walk, size_t at, size_t ahead, size_t all) {
+    at += ahead;
+    return at < all ? walk->data + at : walk->next + (at - all);
+}
+
 static void gguf_begin_asking(const struct gguf_walk *walk, size_t at, size_t bytes, struct gguf_rows *rows) {
-    size_t ahead = at + GGUF_AHEAD * bytes;
-    rows->ask = ahead < walk->pitch ? walk->data + ahead : walk->next + (ahead - walk->pitch);
+    rows->ask = gguf_ahead(walk, at, GGUF_AHEAD * bytes, walk->pitch);
     rows->ask_pitch = walk->pitch;
     rows->asks = (int)((bytes + BLOCK_LINE - 1) / BLOCK_LINE) * LINE_ASKS;
 }
 
-/* The same for turned rows, which are one stream. */
+/* The same for a turned panel, which is one stream. */
 static struct gguf_rows gguf_begin_turned(const struct gguf_walk *walk, int k, int count) {
-    const size_t lines = (size_t)(k / walk->values) * (walk->block_bytes / 4);
-    const size_t all_lines = (size_t)(walk->w->cols / walk->values) * (walk->block_bytes / 4);
-    const size_t bytes = (size_t)(count / walk->values) * walk->block_bytes * TURN_ROWS, ahead = TURNED_AHEAD;
-    const uint8_t *p = walk->data + lines * BLOCK_LINE;
-    const uint8_t *halves = walk->data + all_lines * BLOCK_LINE + (size_t)(k / walk->values) * TURN_ROWS * 2;
+    const size_t blocks = (size_t)(walk->w->cols / walk->values), done = (size_t)(k / walk->values);
+    const size_t block_lines = walk->block_bytes / 4, block_bytes = walk->block_bytes * TURN_ROWS;
+    const size_t bytes = (size_t)(count / walk->values) * block_bytes, asked = BLOCK_LINE * ASK_ROWS;
+    const uint8_t *halves = walk->data + blocks * block_lines * BLOCK_LINE;
     return (struct gguf_rows){
-        .p = p + walk->lane * 4,
-        .halves = halves + walk->lane * 2,
-        .ask = walk->data + (size_t)(k / walk->values) * walk->block_bytes * TURN_ROWS + ahead,
+        .p = walk->data + done * block_lines * BLOCK_LINE + walk->lane * 4,
+        .halves = halves + (done * TURN_ROWS + (size_t)walk->lane) * 2,
+        .ask = gguf_ahead(walk, done * block_bytes, TURNED_AHEAD, blocks * block_bytes),
         .ask_pitch = BLOCK_LINE,
-        .asks = walk->lane ? 0 : (int)((bytes + BLOCK_LINE * ASK_ROWS - 1) / (BLOCK_LINE * ASK_ROWS)),
+        .asks = walk->lane ? 0 : (int)((bytes + asked - 1) / asked),
     };
 }
 
@@ -306,36 +310,8 @@ static void gguf_multiply_rows(const struct gguf_walk *walk, int r, const struct
     }
 }
 
-#ifndef TP
-#define TP 1
-#endif
-/* One token and some turned panels, a step of each in turn: so they are as many streams. */
-static int gguf_multiply_panels(const struct mat *w, int r0, int r1, const struct q8_row *x, float *y, const void *next) {
-    struct gguf_walk walk[TP];
-    vec acc[TP];
-    int n = 0;
-    for (int r = r0; n < TP && r < r1; n++, r += VL) {
-        walk[n] = gguf_walk_rows(w, r, r1 - r < VL ? r1 - r : VL, NULL);
-        acc[n] = vec_zero();
-    }
-    (void)next;
-    for (int k = 0; k < w->cols; k += GGUF_STEP)
-        for (int i = 0; i < n; i++) gguf_multiply_one(&walk[i], k, x, &acc[i]);
-    for (int i = 0; i < n; i++) {
-        if (walk[i].rows < VL)
-            vec_store_part(y + r0 + i * VL, acc[i], walk[i].rows);
-        else
-            vec_store(y + r0 + i * VL, acc[i]);
-    }
-    return n * VL;
-}
-
 static void gemm_gguf_q8(const struct mat *w, int r0, int r1, const struct q8_row *x, int n, float *const *y,
                          const void *next) {
-    if (n == 1 && w->turned) {
-        for (int r = r0; r < r1;) r += gguf_multiply_panels(w, r, r1, x, y[0], next);
-        return;
-    }
     for (int t = 0; t < n; t += GGUF_TOKENS)
         for (int r = r0; r < r1; r += VL) {
             struct gguf_walk walk = gguf_walk_rows(w, r, r1 - r < VL ? r1 - r : VL, r + VL < r1 ? NULL : next);

@@ -1,0 +1,16 @@
+/* engine_turn.h - GGUF's blocks in the order that the CPU's kernels like best (model/turn.h), if there is memory for them: beside the
+ * first requests, since answers have the same bits before and after. */
+#ifndef MOEBIUS_ENGINE_TURN_H
+#define MOEBIUS_ENGINE_TURN_H
+
+#include "engine.h"
+#include "model/turn.h"
+
+/* Settles engine->will_turn. Needs the plan. */
+int engine_turn_choose(struct engine *engine, const struct backend_options *backend, struct mo_error *error);
+/* Begins, if it will: engine->turner. Between steps the engine's thread calls turner_adopt. */
+int engine_turn_begin(struct engine *engine, struct mo_error *error);
+/* For engines without a thread, to be measured: all of it, now. */
+int engine_turn_now(struct engine *engine, struct mo_error *error);
+
+#endif

@@ -1,0 +1,25 @@
+/* model/turn.h - turns GGUF's blocks (format.h) into memory of the weights: what llama.cpp calls repacking. Threads of low priority
+ * turn; whoever uses the weights takes over what is done when it suits: the bits of all products are the same before and after.
+ * Includes: base, model. */
+#ifndef MOEBIUS_MODEL_TURN_H
+#define MOEBIUS_MODEL_TURN_H
+
+#include "base/error.h"
+#include "model/model.h"
+#include "model/weights.h"
+
+/* Bytes of all matrices that products read and that can be turned; 0: there are none. Not the embedding, of which single rows are
+ * read, and not kv_b, which attention decodes head by head. */
+int turn_bytes(const struct model *model, const struct weights *weights, size_t *bytes, struct mo_error *error);
+
+struct turner;
+/* Takes the memory (weights.made) and starts `threads` threads. Model and weights must outlive the turner. */
+int turner_begin(struct turner **turner, const struct model *model, struct weights *weights, int threads,
+                 struct mo_error *error);
+/* Makes weights of what is done by now. Nobody may use the weights meanwhile. NULL: nothing happens. */
+void turner_adopt(struct turner *turner);
+/* Waits for the end, with progress, and adopts all. */
+void turner_wait(struct turner *turner);
+void turner_end(struct turner *turner); /* stops what runs; accepts NULL */
+
+#endif
