@@ -126,6 +126,36 @@ static void stale_sum_q8(const struct mat *w, int r0, int r1, const struct q8_ro
     y[0][r0] += before;
 }
 
+static void flip_if_turned_q8(const struct mat *w, int r0, int r1, const struct q8_row *x, int n, float *const *y,
+                              const void *next) {
+    right_q8(w, r0, r1, x, n, y, next);
+    if (w->turned && n >= wrong_from) y[n - 1][r0] = flipped(y[n - 1][r0], 1);
+}
+
+/* Blocks are tested as they lie and as they will (model/turn.h). */
+static void test_turned_blocks(void **state) {
+    static const int from[] = {1, 2, 17};
+    (void)state;
+    open_model("models/demo", NULL);
+    struct mat *o = &engine->weights.layers[0].o;
+    struct mat blocks = {.format = MAT_Q8_0, .rows = o->rows, .cols = o->cols};
+    const size_t bytes = mat_bytes(&blocks);
+    uint8_t *data = malloc(bytes);
+    for (size_t i = 0; i < bytes; i++) data[i] = (uint8_t)(i * 37 & 0x3f); /* finite scales */
+    blocks.data = data;
+    *o = blocks;
+    struct kern kern = good;
+    assert_int_equal(run(&kern, KV_BF16, COMPUTE_FAST), 0);
+    right_q8 = good.gemm_q8[MAT_Q8_0];
+    kern.gemm_q8[MAT_Q8_0] = flip_if_turned_q8;
+    for (int i = 0; i < 3; i++) {
+        wrong_from = from[i];
+        FOUND(&kern, KV_BF16, "gemm_q8", "q8_0 of ");
+    }
+    engine_close(engine);
+    free(data);
+}
+
 static const enum mat_format q8_formats[] = {MAT_INT4, MAT_INT8};
 
 static void with_packed(void (*check)(enum mat_format format, struct kern *kern)) {
@@ -288,6 +318,7 @@ static void test_row_sums(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_all_models_at_all_levels),
+        cmocka_unit_test(test_turned_blocks),
         cmocka_unit_test(test_a_flipped_bit),
         cmocka_unit_test(test_a_row_too_few),
         cmocka_unit_test(test_a_stale_sum),
