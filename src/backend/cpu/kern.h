@@ -112,7 +112,7 @@ struct kern {
     /* x [n] -> q8 with round to nearest even; n any; group 32, 64 or 128. */
     void (*quantize)(const float *x, int n, int group, struct q8_row *out);
 
-    /* As format_decode_rows, same bits; ranges as gemm's. */
+    /* As format_decode_rows, same bits; r0 and r1 of turned blocks as gemm wants them. */
     void (*decode_rows)(const struct mat *w, int r0, int r1, float *out);
 
     /* sum[c] = sum_r p[r - r0] * W[r][c] for r in [r0, r1), ascending from 0: decode_rows and weighted_sum in one, same bits,
