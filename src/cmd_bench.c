@@ -213,7 +213,7 @@ static int open_and_run(const struct arguments *a, const struct engine_options *
     report->file = a->file;
     int code = ranks_self() > 0 ? 0 : bench_gpu_open(&report->gpu, options->device, error);
     if (!code) code = engine_open(&report->engine, options, error);
-    if (!code) code = engine_turn_now(report->engine, error);
+    if (!code) engine_turn_now(report->engine);
     if (!code) code = settle_gpu(report, error);
     if (!code) code = run(report, error);
     bench_close(&report->bench);

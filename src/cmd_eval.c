@@ -227,7 +227,7 @@ static int run_row(struct session *s, int index, struct mo_error *error) {
     eval_setting_apply(&s->arguments->settings[index], &options);
     int code = engine_open(&engine, &options, error);
     if (code > 0) return 0; /* of several processes another one measures */
-    if (!code) code = engine_turn_now(engine, error);
+    if (!code) engine_turn_now(engine);
     if (!code) code = measure(s, engine, &s->results[index], error);
     if (!code) code = report(s, engine, &s->results[index], error);
     engine_close(engine);

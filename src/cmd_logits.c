@@ -211,7 +211,7 @@ int cmd_logits(int argc, char **argv) {
     if (!code && !a.ids) code = mo_error_set(&error, MO_E_INVALID, "--ids is missing");
     if (!code) code = ranks_start(&error);
     if (!code) code = engine_open(&s.engine, &options, &error);
-    if (!code) code = engine_turn_now(s.engine, &error);
+    if (!code) engine_turn_now(s.engine);
     if (!code) code = run(&s, &error);
     session_free(&s);
     return code < 0 ? cli_fail("logits", &error) : 0;

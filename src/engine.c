@@ -229,8 +229,7 @@ static void *engine_main(void *argument) {
 }
 
 int engine_start(struct engine *engine, struct mo_error *error) {
-    int code = engine_turn_begin(engine, error);
-    if (code) return code;
+    engine_turn_begin(engine);
     int reason = pthread_create(&engine->thread, NULL, engine_main, engine);
     if (reason) return mo_error_set(error, MO_E_NO_MEMORY, "cannot start the engine thread: %s", strerror(reason));
     engine->started = true;

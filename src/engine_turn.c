@@ -11,30 +11,41 @@ static bool stays(const struct engine *engine) {
            engine->gpu >= 0 || engine->store || ranks_count() > 1;
 }
 
+/* Turned blocks lie in memory for good; what the file has besides is read from it again and again where it does not fit, and
+ * should not have less room than the blocks as they lie would leave it. */
+static double room_bytes(const struct engine *engine, const struct backend_options *backend, double turned) {
+    const double available = memory_available_bytes(), file = (double)engine->checkpoint.total_bytes;
+    const double beside =
+        engine_plan_scratch(engine, backend) + (double)kv_pool_bytes(&engine->model, backend->kv, engine->n_pages);
+    const double rest = file > turned ? file - turned : 0;
+    const double in_all = available - beside - rest, ours = available * engine->options.memory_utilization - beside;
+    return in_all < ours ? in_all : ours;
+}
+
 int engine_turn_choose(struct engine *engine, const struct backend_options *backend, struct mo_error *error) {
     size_t bytes = 0;
     if (stays(engine)) return 0;
     int code = turn_bytes(&engine->model, &engine->weights, &bytes, error);
     if (code || !bytes) return code;
-    const double beside =
-        engine_plan_scratch(engine, backend) + (double)kv_pool_bytes(&engine->model, backend->kv, engine->n_pages);
-    const double room = memory_available_bytes() * engine->options.memory_utilization - beside;
+    const double room = room_bytes(engine, backend, (double)bytes);
     engine->will_turn = (double)bytes <= room;
     if (!engine->will_turn) {
         log_info("%s: its blocks stay as they lie, which is slower: another order takes %.2f GB, and %.2f GB are left "
-                 "beside the cache",
+                 "beside the cache and other weights",
                  engine->path, (double)bytes * 1e-9, room > 0 ? room * 1e-9 : 0);
     }
     return 0;
 }
 
-int engine_turn_begin(struct engine *engine, struct mo_error *error) {
-    if (!engine->will_turn) return 0;
-    return turner_begin(&engine->turner, &engine->model, &engine->weights, engine->options.threads, error);
+void engine_turn_begin(struct engine *engine) {
+    struct mo_error reason;
+    if (!engine->will_turn) return;
+    if (!turner_begin(&engine->turner, &engine->model, &engine->weights, engine->options.threads, &reason)) return;
+    engine->will_turn = false;
+    log_warn("%s: its blocks stay as they lie, which is slower: %s", engine->path, reason.message);
 }
 
-int engine_turn_now(struct engine *engine, struct mo_error *error) {
-    int code = engine_turn_begin(engine, error);
-    if (!code) turner_wait(engine->turner);
-    return code;
+void engine_turn_now(struct engine *engine) {
+    engine_turn_begin(engine);
+    turner_wait(engine->turner);
 }

@@ -8,9 +8,10 @@
 
 /* Settles engine->will_turn. Needs the plan. */
 int engine_turn_choose(struct engine *engine, const struct backend_options *backend, struct mo_error *error);
-/* Begins, if it will: engine->turner. Between steps the engine's thread calls turner_adopt. */
-int engine_turn_begin(struct engine *engine, struct mo_error *error);
+/* Begins, if it will: engine->turner. Between steps the engine's thread calls turner_adopt. Where the system refuses memory or
+ * threads, a warning says so, and the blocks stay as they lie. */
+void engine_turn_begin(struct engine *engine);
 /* For engines without a thread, to be measured: all of it, now. */
-int engine_turn_now(struct engine *engine, struct mo_error *error);
+void engine_turn_now(struct engine *engine);
 
 #endif

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from conftest import GOLDEN, ROOT, read_f32, succeed
+from conftest import GOLDEN, PROGRAM, ROOT, read_f32, succeed
 
 sys.path.insert(0, str(ROOT / "tools"))
 import random_gguf  # noqa: E402
@@ -101,3 +101,27 @@ def test_taken_over_between_tokens(threads, tmp_path):
     texts = [succeed("run", path, "-p", "return a", "-n", 100, "--temp", 1, "--seed", 3, "--ignore-eos", "--threads", threads,
                      "--json", *flags).json["text"] for flags in ([], [], ["--no-repack"])]
     assert texts[0] == texts[1] == texts[2] and len(texts[0]) > 50
+
+
+def test_no_repack_in_place_of_what_is_read_again(tmp_path):
+    """Of a file that does not fit into memory, blocks that could be turned would take the room of those that cannot: they stay."""
+    path = make(tmp_path, {**WIDE, "n_routed_experts": 512, "moe_intermediate_size": 256}, "--type", "iq2_xxs")
+    bench = ["bench", path, "--prompt", 3, "--generate", 2, "--batch", 1, "--depth", 0, "--repeat", 1, "--json",
+             "--expert-cache", 0]
+    size = path.stat().st_size / 2**30
+    few = succeed(*bench, env={"MOEBIUS_MEMORY": str(size * 0.8)})
+    assert few.json["repacked_bytes"] == 0 and "stay as they lie" in few.err
+    assert 0 < succeed(*bench, env={"MOEBIUS_MEMORY": str(size * 4)}).json["repacked_bytes"] < size * 2**30 / 2
+
+
+def test_refused_memory(tmp_path):
+    """Where the system refuses what seemed to be there (here: addresses), blocks stay as they lie, with a warning."""
+    path = make(tmp_path, {**WIDE, "n_routed_experts": 128, "moe_intermediate_size": 256}, "--type", "q8_0")
+    step = path.stat().st_size // 4096  # KiB: a quarter of what is wanted
+    limited = 'ulimit -v "$1"; shift; exec "$@"'
+    for limit in range(4 * step, 100 * step, step):
+        done = subprocess.run(["sh", "-c", limited, "sh", str(limit), PROGRAM, "run", path, "-p", "return a", "-n", "3",
+                               "--ignore-eos", "--threads", "2"], capture_output=True, text=True)
+        if done.returncode == 0:
+            break
+    assert "blocks stay as they lie, which is slower: no 0." in done.stderr

@@ -74,7 +74,8 @@ int turn_bytes(const struct model *model, const struct weights *weights, size_t 
 
 /* ---- turning ---- */
 
-/* The whole pages of a matrix; they can be read again from the file. */
+/* The whole pages of a matrix. Whoever still reads them gets them from the file again; letting go of them takes a while for a large
+ * model, which the thread that adopts should not lose between two steps. */
 static void give_back(const struct mat *mat) {
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = (uintptr_t)mat->data, end = begin + mat_bytes(mat);
     begin = (begin + page - 1) / page * page;
@@ -90,6 +91,7 @@ static void turn_one(struct turner *turner, struct turn *turn) {
         if (atomic_load_explicit(&turner->stop, memory_order_relaxed)) return;
         gguf_turn_panel(from, i, turn->to + panel_bytes * (size_t)i);
     }
+    give_back(from);
     atomic_store(&turn->is_done, true);
 }
 
@@ -104,8 +106,7 @@ static void *work(void *context) {
 static int take_memory(struct turner *turner, struct weights *weights, size_t bytes, struct mo_error *error) {
     void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) {
-        return mo_error_set(error, MO_E_NO_MEMORY,
-                            "no %.2f GB of memory for blocks in another order (--no-repack wants none)",
+        return mo_error_set(error, MO_E_NO_MEMORY, "no %.2f GB of memory for blocks in another order",
                             (double)bytes * 1e-9);
     }
     madvise(memory, bytes, MADV_HUGEPAGE); /* where it is refused, nothing is lost */
@@ -130,6 +131,12 @@ static int start(struct turner *turner, int threads, struct mo_error *error) {
     return 0;
 }
 
+static void give_memory_back(struct weights *weights) {
+    if (weights->made) munmap(weights->made, weights->made_bytes);
+    weights->made = NULL;
+    weights->made_bytes = 0;
+}
+
 int turner_begin(struct turner **out, const struct model *model, struct weights *weights, int threads,
                  struct mo_error *error) {
     size_t bytes;
@@ -145,10 +152,12 @@ int turner_begin(struct turner **out, const struct model *model, struct weights 
     code = list(model, weights, turner->turns, &turner->n, &bytes, error);
     if (!code) code = take_memory(turner, weights, bytes, error);
     if (!code) code = start(turner, threads, error);
-    if (code)
-        turner_end(turner);
-    else
+    if (!code) {
         *out = turner;
+        return 0;
+    }
+    turner_end(turner);
+    give_memory_back(weights);
     return code;
 }
 
@@ -159,7 +168,6 @@ void turner_adopt(struct turner *turner) {
     for (; turner->n_adopted < turner->n; turner->n_adopted++) {
         struct turn *turn = &turner->turns[turner->n_adopted];
         if (!atomic_load(&turn->is_done)) return;
-        give_back(turn->mat);
         turn->mat->data = turn->to;
         turn->mat->turned = true;
         turner->adopted_bytes += (double)mat_bytes(turn->mat);

@@ -10,8 +10,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include "backend/cpu/kern.h"
 #include "check/check.h"
+#include "model/turn.h"
 
 static enum mat_format find_format(const char *name) {
     int format = 0;
@@ -309,6 +311,53 @@ static void test_wrong_kernels_are_noticed(void **state) {
     assert_int_equal(faults_of(MAT_Q6_K, write_beside), 2);
 }
 
+/* ---- turned beside other work ---- */
+
+/* A model of a head alone. */
+static struct model head_of(int rows, int cols, struct weights *weights, const void *data) {
+    *weights = (struct weights){.head = {.format = MAT_Q4_K, .rows = rows, .cols = cols, .data = data}};
+    return (struct model){.vocab = rows, .hidden = cols};
+}
+
+/* Who reads a matrix meanwhile finds it as it was, also when its pages have been given back; then it is another. */
+static void test_turner(void **state) {
+    (void)state;
+    enum { ROWS = 200, COLS = 512, BYTES = ROWS * 2 * 144 };
+    uint8_t *data =
+        mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0); /* keeps what it has */
+    uint8_t room[GGUF_BLOCK_MAX];
+    assert_true(data != MAP_FAILED);
+    for (int i = 0; i < BYTES; i++) data[i] = (uint8_t)(i * 7 % 251);
+    struct weights weights;
+    struct turner *turner = NULL;
+    struct mo_error error;
+    const struct model model = head_of(ROWS, COLS, &weights, data);
+    const struct mat before = weights.head;
+    assert_int_equal(turner_begin(&turner, &model, &weights, 2, &error), 0);
+    assert_ptr_equal(weights.head.data, data);
+    turner_wait(turner);
+    assert_true(weights.head.turned);
+    for (int i = 0; i < BYTES; i++) assert_int_equal(data[i], i * 7 % 251);
+    for (int row = 0; row < ROWS; row++)
+        assert_memory_equal(gguf_block_at(&weights.head, row, 1, room), gguf_block_at(&before, row, 1, NULL), 144);
+    turner_end(turner);
+    weights_free(&weights);
+    munmap(data, BYTES);
+}
+
+/* More than a processor addresses: nothing is taken, and the weights are as they were. */
+static void test_turner_without_memory(void **state) {
+    (void)state;
+    struct weights weights;
+    struct turner *turner = NULL;
+    struct mo_error error;
+    const struct model model = head_of(1 << 30, 1 << 20, &weights, "");
+    assert_int_equal(turner_begin(&turner, &model, &weights, 1, &error), MO_E_NO_MEMORY);
+    assert_non_null(strstr(error.message, "GB of memory"));
+    assert_true(!turner && !weights.made && !weights.made_bytes && !weights.head.turned);
+    weights_free(&weights);
+}
+
 /* ---- the door for Python ---- */
 
 static int decode(int argc, char **argv) {
@@ -390,6 +439,8 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_spans_and_sizes),
         cmocka_unit_test(test_wrong_kernels_are_noticed),
         cmocka_unit_test(test_turned),
+        cmocka_unit_test(test_turner),
+        cmocka_unit_test(test_turner_without_memory),
     };
     kern_init(&good, cpu_detect());
     if (argc > 1 && !strcmp(argv[1], "decode")) return decode(argc, argv);
