@@ -73,7 +73,7 @@ void api_prompts_parse(struct api_job *job) {
     if (!fields_failed(&job->fields) && !prompt) api_error_field(job->fields.error, "prompt", "prompt is missing");
     if (fields_failed(&job->fields)) return;
 
-    bool is_list = json_is_array(prompt) && !json_is_integer(json_array_get(prompt, 0));
+    bool is_list = json_is_array(prompt) && !json_is_number(json_array_get(prompt, 0));
     size_t n = is_list ? json_array_size(prompt) : 1;
     if (!api_prompts_reserve(job, n)) return;
     for (size_t i = 0; i < n && !fields_failed(&job->fields); i++) {
