@@ -90,9 +90,8 @@ struct api_request {
     bool usage_per_chunk; /* vLLM's continuous_usage_stats */
     bool tokens_as_ids;   /* vLLM's return_tokens_as_token_ids: logprobs name tokens by number */
     bool timings;         /* timings_per_token: every object of the answer says how long it took */
-    bool
-        return_tokens; /* llama.cpp's, vLLM's return_token_ids: the ids too; Ollama's: prompt and answer as its context */
-    bool only_loads;   /* Ollama's: there are no prompts, only the question whether the model is there */
+    bool return_tokens;   /* return_tokens (llama.cpp), return_token_ids (vLLM): the ids too; Ollama's context */
+    bool only_loads;      /* Ollama's: there are no prompts, only the question whether the model is there */
     int n;
     struct api_prompt *prompts; /* [n_prompts] */
     int n_prompts;
