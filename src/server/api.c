@@ -187,7 +187,7 @@ static void parse_all(struct api_job *job) {
         api_llama_parse(job);
     request->sched.min_tokens = (int)fields_int(&job->fields, "min_tokens", 0, INT_MAX, 0);
     if (fields_failed(&job->fields)) return;
-    if (request->kind != API_COUNT) check_context(job);
+    if (!api_is_count(request->kind)) check_context(job);
     api_stop_add_fim(job);
     api_structured_place(job);
 }
@@ -199,8 +199,9 @@ static void take_body(struct api_request *request, json_t *root, struct api_erro
         return;
     }
     request->given = root;
-    request->root = request->kind == API_RESPONSES ? api_responses_to_chat(root, error)
-                                                   : api_anthropic_to_chat(root, request->kind == API_COUNT, error);
+    bool is_responses = request->kind == API_RESPONSES || request->kind == API_RESPONSES_COUNT;
+    request->root = is_responses ? api_responses_to_chat(root, error)
+                                 : api_anthropic_to_chat(root, request->kind == API_COUNT, error);
 }
 
 int api_request_parse(struct api_request *request, enum api_kind kind, const struct api_model *model, const char *body,

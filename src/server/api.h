@@ -33,7 +33,7 @@ struct api_model {
 };
 
 /* After the first two: two of llama.cpp's and two of Ollama's; then chats in other words: Anthropic's messages, the same only to
- * be counted, OpenAI's responses. */
+ * be counted, OpenAI's responses, and those to be counted. */
 enum api_kind {
     API_CHAT,
     API_COMPLETION,
@@ -43,7 +43,8 @@ enum api_kind {
     API_OLLAMA_CHAT,
     API_MESSAGES,
     API_COUNT,
-    API_RESPONSES
+    API_RESPONSES,
+    API_RESPONSES_COUNT
 };
 
 static inline bool api_is_llama(enum api_kind kind) {
@@ -53,8 +54,13 @@ static inline bool api_is_ollama(enum api_kind kind) {
     return kind == API_OLLAMA_GENERATE || kind == API_OLLAMA_CHAT;
 }
 
+/* Its prompt is made, but never run. */
+static inline bool api_is_count(enum api_kind kind) {
+    return kind == API_COUNT || kind == API_RESPONSES_COUNT;
+}
+
 static inline bool api_is_translated(enum api_kind kind) {
-    return kind == API_MESSAGES || kind == API_COUNT || kind == API_RESPONSES;
+    return kind == API_MESSAGES || kind == API_RESPONSES || api_is_count(kind);
 }
 
 /* Its prompt is made of messages, and its answer is one. */
@@ -84,7 +90,7 @@ struct api_request {
     bool usage_per_chunk; /* vLLM's continuous_usage_stats */
     bool tokens_as_ids;   /* vLLM's return_tokens_as_token_ids: logprobs name tokens by number */
     bool timings;         /* timings_per_token: every object of the answer says how long it took */
-    bool return_tokens;   /* llama.cpp's: the ids too; Ollama's: prompt and answer as its context */
+    bool return_tokens;   /* return_tokens (llama.cpp), return_token_ids (vLLM): the ids too; Ollama's context */
     bool only_loads;      /* Ollama's: there are no prompts, only the question whether the model is there */
     int n;
     struct api_prompt *prompts; /* [n_prompts] */

@@ -253,6 +253,7 @@ static void parse_logprobs(struct api_job *job) {
     }
     job->request->sched.n_logprobs = wanted ? (int)top : -1;
     job->request->tokens_as_ids = fields_bool(f, "return_tokens_as_token_ids", false);
+    if (job->request->kind == API_CHAT) job->request->return_tokens = fields_bool(f, "return_token_ids", false);
 }
 
 void api_chat_parse(struct api_job *job) {

@@ -73,7 +73,7 @@ void api_prompts_parse(struct api_job *job) {
     if (!fields_failed(&job->fields) && !prompt) api_error_field(job->fields.error, "prompt", "prompt is missing");
     if (fields_failed(&job->fields)) return;
 
-    bool is_list = json_is_array(prompt) && !json_is_integer(json_array_get(prompt, 0));
+    bool is_list = json_is_array(prompt) && !json_is_number(json_array_get(prompt, 0));
     size_t n = is_list ? json_array_size(prompt) : 1;
     if (!api_prompts_reserve(job, n)) return;
     for (size_t i = 0; i < n && !fields_failed(&job->fields); i++) {
@@ -86,6 +86,7 @@ void api_completion_parse(struct api_job *job) {
     struct sched_request *sched = &job->request->sched;
     job->request->echo = fields_bool(f, "echo", false);
     job->request->tokens_as_ids = fields_bool(f, "return_tokens_as_token_ids", false);
+    job->request->return_tokens = fields_bool(f, "return_token_ids", false);
     sched->n_logprobs = (int)fields_int(f, "logprobs", 0, SCHED_MAX_LOGPROBS, -1);
     sched->prompt_logprobs = job->request->echo && sched->n_logprobs >= 0;
     sched->max_tokens = (int)fields_int(f, "max_tokens", 0, INT_MAX, 16);

@@ -77,6 +77,10 @@ static bool is_whole(const json_t *value) {
     return json_is_integer(value) || (json_is_real(value) && fabs(number) <= MOST && floor(number) == number);
 }
 
+static int64_t whole_value(const json_t *value) {
+    return json_is_real(value) ? (int64_t)json_real_value(value) : json_integer_value(value);
+}
+
 int64_t fields_int(struct fields *fields, const char *key, int64_t min, int64_t max, int64_t value) {
     const json_t *found = fields_get(fields, key);
     if (!found) return value;
@@ -84,7 +88,7 @@ int64_t fields_int(struct fields *fields, const char *key, int64_t min, int64_t 
         wrong_type(fields, key, "an integer", found);
         return value;
     }
-    int64_t number = json_is_real(found) ? (int64_t)json_real_value(found) : json_integer_value(found);
+    int64_t number = whole_value(found);
     if (number >= min && number <= max) return number;
     api_error_field(fields->error, key, "%s must be from %lld to %lld, found %lld", key, (long long)min, (long long)max,
                     (long long)number);
@@ -141,11 +145,11 @@ const char *fields_type_of(const json_t *object) {
 }
 
 int32_t fields_token(struct fields *fields, const json_t *value, const char *param, int vocab) {
-    if (!json_is_integer(value)) {
+    if (!is_whole(value)) {
         api_error_field(fields->error, param, "%s: expected token ids, found %s", param, json_type_name(value));
         return 0;
     }
-    json_int_t id = json_integer_value(value);
+    int64_t id = whole_value(value);
     if (id >= 0 && id < vocab) return (int32_t)id;
     api_error_field(fields->error, param, "%s: token %lld is not in the vocabulary (0 to %d)", param, (long long)id,
                     vocab - 1);

@@ -21,7 +21,8 @@ struct api_job {
     struct fields fields;
 
     /* of the tools in request->message (api_tools.c) */
-    const json_t *named_tool; /* the one to call; NULL: any */
+    const json_t *named_tool;    /* the one to call; NULL: any */
+    const json_t *allowed_tools; /* a list that names those that may be called; NULL: all */
     bool must_call, many_calls;
     struct api_wish wish; /* api_structured.c */
 };

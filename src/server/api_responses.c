@@ -176,6 +176,18 @@ static json_t *read_tools(struct fields *f, const json_t *tools) {
     return list;
 }
 
+/* The names, as a chat's allowed_tools has them; what is no name is left to it to refuse. */
+static json_t *read_allowed(const json_t *choice) {
+    const json_t *mode = json_object_get(choice, "mode"), *tools = json_object_get(choice, "tools");
+    json_t *list = json_array();
+    for (size_t i = 0; i < json_array_size(tools); i++) {
+        const json_t *tool = json_array_get(tools, i), *name = json_object_get(tool, "name");
+        bool is_function = !strcmp(fields_type_of(tool), "function") && name;
+        put_last(&list, is_function ? turns_choice(name) : put_share(tool));
+    }
+    return json_pack("{s:s, s:{s:o, s:O*}}", "type", "allowed_tools", "allowed_tools", "tools", list, "mode", mode);
+}
+
 static json_t *read_choice(struct fields *f, const json_t *choice) {
     static const char *const MODES[] = {"auto", "none", "required", NULL};
     const char *mode = json_string_value(choice);
@@ -183,8 +195,10 @@ static json_t *read_choice(struct fields *f, const json_t *choice) {
     if (!strcmp(fields_type_of(choice), "function") && json_is_string(json_object_get(choice, "name"))) {
         return turns_choice(json_object_get(choice, "name"));
     }
+    if (!strcmp(fields_type_of(choice), "allowed_tools")) return read_allowed(choice);
     api_error_field(f->error, "tool_choice",
-                    "tool_choice must be \"auto\", \"none\", \"required\" or {\"type\": \"function\", \"name\": ...}");
+                    "tool_choice must be \"auto\", \"none\", \"required\", {\"type\": \"function\", \"name\": ...} or "
+                    "{\"type\": \"allowed_tools\", \"mode\": ..., \"tools\": [...]}");
     return NULL;
 }
 

@@ -44,7 +44,9 @@ static void parse_sampling(struct api_job *job) {
     if (s->top_p == 0) s->top_p = FLT_MIN; /* OpenAI's range begins there: the likeliest alone */
     s->min_p = number(f, "min_p", s->min_p);
     s->top_k = (int)fields_int(f, "top_k", -1, INT_MAX, s->top_k);
-    s->repetition_penalty = number(f, "repetition_penalty", number(f, "repeat_penalty", s->repetition_penalty));
+    double penalty =
+        fields_number(f, "repeat_penalty", 0.01, 100, (double)s->repetition_penalty); /* llama.cpp's word */
+    s->repetition_penalty = number(f, "repetition_penalty", (float)penalty);
     s->presence_penalty = number(f, "presence_penalty", s->presence_penalty);
     s->frequency_penalty = number(f, "frequency_penalty", s->frequency_penalty);
     parse_seed(job);

@@ -69,20 +69,45 @@ const json_t *api_tools_read(struct fields *f) {
 
 /* --- which of them ------------------------------------------------------------------------------- */
 
-static void parse_named(struct api_job *job, const json_t *choice, const json_t *tools) {
-    const char *type = json_string_value(json_object_get(choice, "type"));
-    const json_t *name = json_object_get(function_of(choice), "name");
-    if (!type || strcmp(type, "function") != 0 || !json_is_string(name)) {
-        api_error_field(job->fields.error, "tool_choice",
-                        "tool_choice: expected \"none\", \"auto\", \"required\" or "
+/* The one of `tools` that {"type": "function", "function": {"name": ...}} names; NULL with an error. */
+static const json_t *find_named(struct fields *f, const json_t *named, const json_t *tools) {
+    const json_t *name = json_object_get(function_of(named), "name");
+    if (strcmp(fields_type_of(named), "function") != 0 || !json_is_string(name)) {
+        api_error_field(f->error, "tool_choice",
+                        "tool_choice: expected \"none\", \"auto\", \"required\", \"allowed_tools\" or "
                         "{\"type\": \"function\", \"function\": {\"name\": ...}}");
-        return;
+        return NULL;
     }
-    job->named_tool = find_tool(tools, json_array_size(tools), name);
+    const json_t *tool = find_tool(tools, json_array_size(tools), name);
+    if (!tool) {
+        api_error_field(f->error, "tool_choice", "tool_choice: there is no function \"%.128s\" in tools",
+                        json_string_value(name));
+    }
+    return tool;
+}
+
+static void parse_named(struct api_job *job, const json_t *choice, const json_t *tools) {
+    job->named_tool = find_named(&job->fields, choice, tools);
     job->must_call = true;
-    if (job->named_tool) return;
-    api_error_field(job->fields.error, "tool_choice", "tool_choice: there is no function \"%.128s\" in tools",
-                    json_string_value(name));
+}
+
+/* OpenAI's: the model is told of all tools, so that what it was told stays in the cache, and may call some. */
+static void parse_allowed(struct api_job *job, const json_t *choice, const json_t *tools) {
+    struct fields *f = &job->fields;
+    const json_t *allowed = json_object_get(choice, "allowed_tools"), *list = json_object_get(allowed, "tools");
+    const char *mode = json_string_value(json_object_get(allowed, "mode"));
+    size_t n = json_array_size(list);
+    bool must = mode && !strcmp(mode, "required");
+    if ((!must && (!mode || strcmp(mode, "auto") != 0)) || n == 0 || n > TOOLS_MAX) {
+        api_error_field(
+            f->error, "tool_choice",
+            "tool_choice: allowed_tools: expected {\"mode\": \"auto\" or \"required\", \"tools\": [...]} with 1 "
+            "to %d tools",
+            TOOLS_MAX);
+    }
+    for (size_t i = 0; i < n && !fields_failed(f); i++) find_named(f, json_array_get(list, i), tools);
+    job->allowed_tools = list;
+    job->must_call = must;
 }
 
 void api_tools_parse(struct api_job *job) {
@@ -94,6 +119,8 @@ void api_tools_parse(struct api_job *job) {
     if (fields_failed(f)) return;
     if (word && !strcmp(word, "required")) {
         job->must_call = true;
+    } else if (!strcmp(fields_type_of(choice), "allowed_tools")) {
+        parse_allowed(job, choice, tools);
     } else if (!is_none && !is_auto) {
         parse_named(job, choice, tools);
     }
@@ -114,14 +141,19 @@ static json_t *function_for_grammar(const json_t *tool) {
                      json_is_true(json_object_get(function, "strict")));
 }
 
+static bool may_call(const struct api_job *job, const json_t *tool) {
+    const json_t *allowed = job->allowed_tools, *name = json_object_get(function_of(tool), "name");
+    if (job->named_tool) return job->named_tool == tool;
+    return !allowed || find_tool(allowed, json_array_size(allowed), name);
+}
+
 /* The text of a GRAMMAR_CALLS. malloc'd; NULL without memory. */
 static char *grammar_text(const struct api_job *job, const json_t *content) {
     const struct message_rules *rules = &job->request->message;
     json_t *functions = json_array();
     for (size_t i = 0; i < json_array_size(rules->tools); i++) {
         const json_t *tool = json_array_get(rules->tools, i);
-        bool is_meant = !job->named_tool || job->named_tool == tool;
-        if (is_meant) put_last(&functions, function_for_grammar(tool));
+        if (may_call(job, tool)) put_last(&functions, function_for_grammar(tool));
     }
     json_t *root = json_pack("{s:i, s:b, s:b, s:b, s:o, s:O*}", "form", (int)rules->form, "must", job->must_call,
                              "many", job->many_calls && !job->named_tool, "thinks",

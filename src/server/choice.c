@@ -101,6 +101,13 @@ json_t *choice_take_logprobs(struct choice *choice) {
     return logprobs;
 }
 
+json_t *choice_prompt_tokens(const struct choice *choice) {
+    const struct token_list *prompt = &choice->prompt->ids;
+    json_t *list = json_array();
+    for (size_t i = 0; i < prompt->n && list; i++) put_last(&list, json_integer(prompt->ids[i]));
+    return list;
+}
+
 json_t *choice_take_tokens(struct choice *choice) {
     json_t *tokens = choice->tokens ? choice->tokens : json_array();
     choice->tokens = NULL;

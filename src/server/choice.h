@@ -19,7 +19,7 @@ struct choice {
     json_t *logprobs;       /* not yet taken; NULL if none */
     json_t *tokens;         /* ids, not yet taken; NULL if none, or nobody wants them */
     bool started;           /* an event came */
-    bool role_sent;         /* streamed chats */
+    bool head_sent;         /* what a stream says of it once: a chat's role, the prompt's ids */
     struct parts parts;     /* pieces that were taken, for protocols that tell of parts */
 
     struct text_stream offsets; /* decodes once more, for text_offset */
@@ -47,6 +47,8 @@ json_t *choice_take_text(struct choice *choice);
 int choice_take_parts(struct choice *choice, const struct parts_writer *writer);
 /* The logprobs so far, or JSON null. */
 json_t *choice_take_logprobs(struct choice *choice);
+/* The prompt's ids: a list, the caller's. */
+json_t *choice_prompt_tokens(const struct choice *choice);
 /* The ids so far: a list, perhaps empty. */
 json_t *choice_take_tokens(struct choice *choice);
 /* The string of the request's `stop` that ended it, as text or as the token that it spells; NULL if none did. */

@@ -34,6 +34,7 @@ void cors_add(const struct exchange *exchange, struct MHD_Response *response) {
     if (!origin) return;
     MHD_add_response_header(response, "Access-Control-Allow-Origin", origin);
     MHD_add_response_header(response, MHD_HTTP_HEADER_VARY, MHD_HTTP_HEADER_ORIGIN);
+    MHD_add_response_header(response, "Access-Control-Expose-Headers", REQUEST_ID_HEADER ", Retry-After");
     if (exchange->route != &PREFLIGHT) return;
     MHD_add_response_header(response, "Access-Control-Allow-Methods", "GET, HEAD, POST, DELETE");
     MHD_add_response_header(response, "Access-Control-Max-Age", "86400");

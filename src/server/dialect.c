@@ -13,7 +13,7 @@ const struct dialect *dialect_of(enum api_kind kind) {
         [API_LLAMA] = &dialect_llama,         [API_INFILL] = &dialect_llama,
         [API_OLLAMA_CHAT] = &dialect_ollama,  [API_OLLAMA_GENERATE] = &dialect_ollama,
         [API_MESSAGES] = &dialect_messages,   [API_COUNT] = &dialect_messages,
-        [API_RESPONSES] = &dialect_responses,
+        [API_RESPONSES] = &dialect_responses, [API_RESPONSES_COUNT] = &dialect_responses,
     };
     return DIALECTS[kind];
 }

@@ -20,6 +20,13 @@ enum {
 
 /* --- replies ------------------------------------------------------------------------------------- */
 
+/* What every answer says, whole or as a stream. */
+static void add_headers(const struct exchange *exchange, struct MHD_Response *response, const char *content_type) {
+    MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, content_type);
+    MHD_add_response_header(response, REQUEST_ID_HEADER, exchange->id);
+    cors_add(exchange, response);
+}
+
 /* Queues a reply; `data` is malloc'd and taken over. */
 static enum MHD_Result reply(struct exchange *exchange, int status, const char *content_type, char *data, size_t size,
                              int retry_after_s) {
@@ -28,8 +35,7 @@ static enum MHD_Result reply(struct exchange *exchange, int status, const char *
         free(data);
         return MHD_NO;
     }
-    MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, content_type);
-    cors_add(exchange, response);
+    add_headers(exchange, response, content_type);
     if (status == 401) MHD_add_response_header(response, MHD_HTTP_HEADER_WWW_AUTHENTICATE, "Bearer");
     if (exchange->error.allow) MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, exchange->error.allow);
     if (retry_after_s > 0) {
@@ -99,9 +105,8 @@ static enum MHD_Result start_stream(struct exchange *exchange, const char *conte
     struct MHD_Response *response =
         MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, STREAM_BLOCK_BYTES, read_stream, exchange, NULL);
     if (!response) return MHD_NO;
-    MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, content_type);
+    add_headers(exchange, response, content_type);
     MHD_add_response_header(response, MHD_HTTP_HEADER_CACHE_CONTROL, "no-cache");
-    cors_add(exchange, response);
     MHD_add_response_header(response, "X-Accel-Buffering", "no"); /* nginx would collect the frames */
     enum MHD_Result result = MHD_queue_response(exchange->connection, MHD_HTTP_OK, response);
     MHD_destroy_response(response);
@@ -242,6 +247,7 @@ static struct exchange *exchange_create(struct server *server, struct MHD_Connec
     exchange->server = server;
     exchange->connection = connection;
     exchange->dialect = dialect_at(path);
+    request_id_set(exchange->id, header(connection, REQUEST_ID_HEADER));
     const char *length = header(connection, MHD_HTTP_HEADER_CONTENT_LENGTH);
     exchange->length = length ? strtoull(length, NULL, 10) : 0;
     exchange->watched = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT)->socket_context;

@@ -6,6 +6,7 @@
 #include <microhttpd.h>
 #include "server/answer.h"
 #include "server/prepare.h"
+#include "server/request_id.h"
 #include "server/server.h"
 #include "server/watch.h"
 
@@ -28,6 +29,7 @@ struct exchange {
     struct server *server;
     struct MHD_Connection *connection;
     struct watched *watched;
+    char id[REQUEST_ID_MAX + 1];   /* of every answer's x-request-id */
     const struct dialect *dialect; /* of errors that come before an answer */
     const struct route *route;     /* NULL: `error` says why */
     char *tail;                    /* what follows a route's prefix, or NULL */

@@ -149,9 +149,7 @@ static void put_metrics(json_t **object, const struct respond_head *head, const 
 
 /* Ids of the prompt and of what was generated: the next request's `context`. */
 static json_t *context(struct choice *choice) {
-    const struct token_list *prompt = &choice->prompt->ids;
-    json_t *list = json_array(), *answer = choice_take_tokens(choice);
-    for (size_t i = 0; i < prompt->n && list; i++) put_last(&list, json_integer(prompt->ids[i]));
+    json_t *list = choice_prompt_tokens(choice), *answer = choice_take_tokens(choice);
     int code = list && answer ? json_array_extend(list, answer) : -1;
     json_decref(answer);
     if (!code) return list;

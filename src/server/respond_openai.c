@@ -65,19 +65,33 @@ static json_t *chunk(const struct respond_head *head, const struct choice *choic
                        object(head, object_name(head, true), json_pack("[o]", shown), has_usage, usage_json));
 }
 
+/* vLLM's, for those who ask. `shown` is taken over, and what comes back is the caller's. */
+static json_t *add_ids(struct choice *choice, json_t *shown) {
+    if (choice->request->return_tokens) put(&shown, "token_ids", choice_take_tokens(choice));
+    return shown;
+}
+
+static json_t *add_prompt_ids(const struct choice *choice, json_t *shown) {
+    if (choice->request->return_tokens) put(&shown, "prompt_token_ids", choice_prompt_tokens(choice));
+    return shown;
+}
+
 static json_t *completion_choice(struct choice *choice) {
-    return json_pack("{s:i, s:o, s:o, s:o, s:o}", "index", choice->index, "text", choice_take_text(choice), "logprobs",
-                     choice_take_logprobs(choice), "finish_reason", finish_reason(choice), "stop_reason",
-                     stop_reason(choice));
+    json_t *shown = json_pack("{s:i, s:o, s:o, s:o, s:o}", "index", choice->index, "text", choice_take_text(choice),
+                              "logprobs", choice_take_logprobs(choice), "finish_reason", finish_reason(choice),
+                              "stop_reason", stop_reason(choice));
+    bool is_first = !choice->head_sent;
+    choice->head_sent = true;
+    return add_ids(choice, is_first ? add_prompt_ids(choice, shown) : shown);
 }
 
 static json_t *chat_choice(struct choice *choice) {
     json_t *message = respond_message(&choice->message);
     message_clear(&choice->message);
     if (!message) return NULL;
-    return json_pack("{s:i, s:o, s:o, s:o, s:o}", "index", choice->index, "message", message, "logprobs",
-                     choice_take_logprobs(choice), "finish_reason", finish_reason(choice), "stop_reason",
-                     stop_reason(choice));
+    return add_ids(choice, json_pack("{s:i, s:o, s:o, s:o, s:o}", "index", choice->index, "message", message,
+                                     "logprobs", choice_take_logprobs(choice), "finish_reason", finish_reason(choice),
+                                     "stop_reason", stop_reason(choice)));
 }
 
 static json_t *openai_whole(const struct respond_head *head, struct choice *choices, int n_choices) {
@@ -85,23 +99,24 @@ static json_t *openai_whole(const struct respond_head *head, struct choice *choi
     for (int i = 0; i < n_choices; i++) {
         put_last(&list, head->request->kind == API_CHAT ? chat_choice(&choices[i]) : completion_choice(&choices[i]));
     }
-    return add_timings(head, choices,
-                       object(head, object_name(head, false), list, true, usage(head, choices, n_choices)));
+    json_t *json = object(head, object_name(head, false), list, true, usage(head, choices, n_choices));
+    if (head->request->kind == API_CHAT) json = add_prompt_ids(choices, json);
+    return add_timings(head, choices, json);
 }
 
 /* --- streams: a chat's chunks are the role, pieces of the message, logprobs without text, the end -- */
 
 static json_t *role_chunk(const struct respond_head *head, const struct choice *choice) {
-    return chunk(head, choice,
-                 json_pack("{s:i, s:{s:s, s:s}, s:n, s:n}", "index", choice->index, "delta", "role", "assistant",
-                           "content", "", "logprobs", "finish_reason"));
+    return add_prompt_ids(choice, chunk(head, choice,
+                                        json_pack("{s:i, s:{s:s, s:s}, s:n, s:n}", "index", choice->index, "delta",
+                                                  "role", "assistant", "content", "", "logprobs", "finish_reason")));
 }
 
 /* `delta` is taken over. */
 static json_t *delta_chunk(const struct respond_head *head, struct choice *choice, json_t *delta) {
     return chunk(head, choice,
-                 json_pack("{s:i, s:o, s:o, s:n}", "index", choice->index, "delta", delta, "logprobs",
-                           choice_take_logprobs(choice), "finish_reason"));
+                 add_ids(choice, json_pack("{s:i, s:o, s:o, s:n}", "index", choice->index, "delta", delta, "logprobs",
+                                           choice_take_logprobs(choice), "finish_reason")));
 }
 
 static json_t *piece_chunk(const struct respond_head *head, struct choice *choice, const struct message_piece *piece) {
@@ -114,9 +129,9 @@ static json_t *logprobs_chunk(const struct respond_head *head, struct choice *ch
 
 static json_t *end_chunk(const struct respond_head *head, struct choice *choice) {
     return chunk(head, choice,
-                 json_pack("{s:i, s:{}, s:o, s:o, s:o}", "index", choice->index, "delta", "logprobs",
-                           choice_take_logprobs(choice), "finish_reason", finish_reason(choice), "stop_reason",
-                           stop_reason(choice)));
+                 add_ids(choice, json_pack("{s:i, s:{}, s:o, s:o, s:o}", "index", choice->index, "delta", "logprobs",
+                                           choice_take_logprobs(choice), "finish_reason", finish_reason(choice),
+                                           "stop_reason", stop_reason(choice))));
 }
 
 static json_t *usage_chunk(const struct respond_head *head, const struct choice *choices, int n_choices) {
@@ -139,8 +154,8 @@ static int add_pieces(struct buffer *out, const struct respond_head *head, struc
 static int chat_stream(struct buffer *out, const struct respond_head *head, struct choice *choice) {
     int code = 0;
     bool ends = choice->finish != FINISH_NONE, added = false;
-    if (!choice->role_sent) code = frame_add(out, NULL, role_chunk(head, choice));
-    choice->role_sent = true;
+    if (!choice->head_sent) code = frame_add(out, NULL, role_chunk(head, choice));
+    choice->head_sent = true;
     if (!code) code = add_pieces(out, head, choice, &added);
     /* a token without text (its end, a mark, or half a character) leaves its logprobs to the chunk that ends */
     if (!code && !added && choice->logprobs && !ends) code = frame_add(out, NULL, logprobs_chunk(head, choice));

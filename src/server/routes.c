@@ -146,6 +146,8 @@ static const struct route ROUTES[] = {
     {"/v1/messages/count_tokens", HTTP_POST, false, true, .handle = handle_text, .text = text_api_count},
     {"/v1/responses", HTTP_POST, false, true, .handle = handle_generation, .kind = API_RESPONSES},
     {"/responses", HTTP_POST, false, true, .handle = handle_generation, .kind = API_RESPONSES},
+    {"/v1/responses/input_tokens", HTTP_POST, false, true, .handle = handle_text, .text = text_api_count_responses},
+    {"/responses/input_tokens", HTTP_POST, false, true, .handle = handle_text, .text = text_api_count_responses},
     {"/v1/responses/", HTTP_ANY, false, false, .handle = handle_response},
     {"/v1/embeddings", HTTP_POST, false, false, .handle = handle_embeddings},
     {"/embeddings", HTTP_POST, false, false, .handle = handle_embeddings},

@@ -164,11 +164,21 @@ json_t *text_api_apply_template(const struct api_model *model, json_t *body, str
 }
 
 /* Parsed as the request that it may become, so that what is counted is what will be computed. */
-json_t *text_api_count(const struct api_model *model, json_t *body, struct api_error *error) {
+static json_t *count(enum api_kind kind, const struct api_model *model, json_t *body, const char *object,
+                     struct api_error *error) {
     struct api_request request;
-    int code = api_request_read(&request, API_COUNT, model, json_incref(body), error);
-    json_t *answer = code ? NULL : json_pack("{s:I}", "input_tokens", (json_int_t)request.prompts[0].ids.n);
+    int code = api_request_read(&request, kind, model, json_incref(body), error);
+    json_t *answer =
+        code ? NULL : json_pack("{s:s*, s:I}", "object", object, "input_tokens", (json_int_t)request.prompts[0].ids.n);
     if (!code && !answer) api_error_no_memory(error);
     api_request_free(&request);
     return answer;
+}
+
+json_t *text_api_count(const struct api_model *model, json_t *body, struct api_error *error) {
+    return count(API_COUNT, model, body, NULL, error);
+}
+
+json_t *text_api_count_responses(const struct api_model *model, json_t *body, struct api_error *error) {
+    return count(API_RESPONSES_COUNT, model, body, "response.input_tokens", error);
 }

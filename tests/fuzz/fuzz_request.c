@@ -111,5 +111,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     try_text(&model, text_api_detokenize, body, size);
     try_text(&model, text_api_apply_template, body, size);
     try_text(&model, text_api_count, body, size);
+    try_text(&model, text_api_count_responses, body, size);
     return 0;
 }

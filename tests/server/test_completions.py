@@ -198,6 +198,10 @@ def test_whole_numbers(server):
     said = server.complete(PROMPT, **fields)
     again = server.complete(PROMPT, **{name: float(value) for name, value in fields.items()})
     assert [c["text"] for c in again["choices"]] == [c["text"] for c in said["choices"]]
+    fields = {"max_tokens": 12, "temperature": 0}
+    said = server.complete([0, 9, 8], stop_token_ids=[40, 41], **fields)
+    assert server.complete([0.0, 9.0, 8], stop_token_ids=[40.0, 41.0], **fields)["choices"] == said["choices"]
+    assert server.post("/detokenize", {"tokens": [9.0, 8.0]}).json == server.post("/detokenize", {"tokens": [9, 8]}).json
 
 
 def test_top_p_of_nothing_is_greedy(server):

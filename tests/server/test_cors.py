@@ -34,6 +34,7 @@ def test_replies(server):
             assert reply.status == 200 and reply.headers["access-control-allow-origin"] == origin
         reply = server.post("/v1/completions", {"prompt": "x"}, {"Origin": origin})
         assert reply.status == 401 and reply.headers["access-control-allow-origin"] == origin
+        assert reply.headers["access-control-expose-headers"] == "x-request-id, Retry-After"
         assert "access-control-allow-methods" not in reply.headers
 
 

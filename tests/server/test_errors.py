@@ -20,7 +20,7 @@ def refused(server, fields, status=400, path="/v1/completions"):
 WRONG_TYPES = {
     "model": [5, [], {}], "prompt": [5, {}, True, None, [[]], ["x", 5], [1.5], [True], [None], [["x"]]],
     "max_tokens": ["16", 1.5, [], True], "n": ["1", 1.5, {}], "temperature": ["0", [], True], "top_p": ["1"],
-    "top_k": ["1", 1.5], "min_p": ["0"], "presence_penalty": ["0"], "frequency_penalty": [{}], "repetition_penalty": ["1"],
+    "top_k": ["1", 1.5], "repeat_penalty": ["1"], "min_p": ["0"], "presence_penalty": ["0"], "frequency_penalty": [{}], "repetition_penalty": ["1"],
     "seed": ["1", 1.5, []], "logit_bias": [5, [], "x", {"1": "x"}], "stop": [5, {}, [5], ["x", None]],
     "stop_token_ids": [5, ["x"], "x", [1.5]], "logprobs": ["1", 1.5], "echo": ["yes", 1], "stream": ["yes", 1],
     "suffix": [5, []], "ignore_eos": ["yes"], "min_tokens": ["1"], "include_stop_str_in_output": [1],
@@ -29,7 +29,7 @@ WRONG_TYPES = {
 OUT_OF_RANGE = {
     "max_tokens": [-1, 2**40, 1e30], "n": [0, -1, 10**6], "temperature": [-0.1, 1e6], "top_p": [-0.1, -1, 1.1],
     "top_k": [-2], "min_p": [-0.1, 1.1], "presence_penalty": [-2.1, 2.1], "frequency_penalty": [-2.1, 2.1],
-    "repetition_penalty": [0, -1], "logprobs": [-1, 21], "min_tokens": [-1],
+    "repetition_penalty": [0, -1], "repeat_penalty": [0, -1, 101, 5e18], "logprobs": [-1, 21], "min_tokens": [-1],
     "logit_bias": [{"1": 101}, {"1": -101}, {"512": 1}, {"-1": 1}, {"x": 1}, {"": 1}, {"1.5": 1}, {"99999999999999999999": 1}],
     "stop": [[""], ""], "stop_token_ids": [[512], [-1]], "best_of": [2],
     "prompt": [[], [512], [-1], [[1], [512]], [2**40], ["x"] * 5000],

@@ -192,6 +192,20 @@ def test_refused(server, fields, param, word):
     assert error["type"] == "invalid_request_error" and error["param"] == param and word in error["message"], error
 
 
+@pytest.mark.parametrize("path", ["/v1/responses/input_tokens", "/responses/input_tokens"])
+def test_input_tokens(server, path):
+    body = {"model": server.model, "input": TALK, "instructions": "be good"}
+    reply = server.post(path, body)
+    expected = post(server, {**body, "max_output_tokens": 1}).json["usage"]["input_tokens"]
+    assert reply.status == 200 and reply.json == {"object": "response.input_tokens", "input_tokens": expected}, reply
+    long = server.post(path, {"input": "a" * 3 * MAX_MODEL_LEN})  # more than would be taken: that is why one asks
+    assert long.status == 200 and long.json["input_tokens"] > MAX_MODEL_LEN
+    for wrong, status in (({}, 400), ({"input": 5}, 400), ({"input": "x", "model": "none such"}, 404)):
+        reply = server.post(path, wrong)
+        assert reply.status == status and reply.error["message"], reply
+    assert server.get(path).status == 405
+
+
 def test_client_errors(client, server):
     with pytest.raises(openai.BadRequestError):
         create(client, server, previous_response_id="resp_1")

@@ -88,6 +88,11 @@ def check_calls(message, names=None):
     return calls
 
 
+def allow(mode, *names):
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [{"type": "function", "function": {"name": name}}
+                                                                              for name in names]}}
+
+
 # --- calls ------------------------------------------------------------------------------------------------------------
 
 
@@ -117,6 +122,22 @@ def test_the_model_decides(family):
     if family.template != "deepseek-coder-v2":  # whose mark is ten letters, which no bias spells in order
         assert n_called >= 3
     assert n_called + n_spoken >= 6
+
+
+def test_allowed_tools(newest):
+    """Some may be called, all are told of; whether any is called follows the mode."""
+    told = newest.chat(tool_choice="auto", max_tokens=1)["usage"]["prompt_tokens"]
+    for names in (["note"], ["stop.now"], ["get_weather", "note"], ["note", "note"]):
+        for seed in range(3):
+            answer = newest.chat(tool_choice=allow("required", *names), seed=seed)
+            assert check_calls(answer["choices"][0]["message"], names) and answer["usage"]["prompt_tokens"] == told
+    called = set()
+    for seed in range(6):
+        message = newest.chat(tool_choice=allow("auto", "note"), seed=seed, max_tokens=700)["choices"][0]["message"]
+        called.add(bool(check_calls(message, ["note"])))
+    assert True in called
+    bias = {str(newest.ids[BEGIN]): -100}
+    assert not newest.chat(tool_choice=allow("auto", "note"), logit_bias=bias, max_tokens=9)["choices"][0]["message"].get("tool_calls")
 
 
 def test_streams_say_the_same(family):
@@ -382,6 +403,14 @@ ROLE = {"role": "assistant", "content": None}
     ({"tool_choice": 3}, "tool_choice", "required"),
     ({"tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice", '"g"'),
     ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice", "expected"),
+    ({"tool_choice": {"type": "allowed_tools", "allowed_tools": 7}}, "tool_choice", "mode"),
+    ({"tool_choice": allow("auto")}, "tool_choice", "1 to 1024"),
+    ({"tool_choice": allow("auto", *["note"] * 1025)}, "tool_choice", "1 to 1024"),
+    ({"tool_choice": allow("none", "note")}, "tool_choice", "mode"),
+    ({"tool_choice": allow(None, "note")}, "tool_choice", "mode"),
+    ({"tool_choice": allow("auto", "note", "g")}, "tool_choice", '"g"'),
+    ({"tool_choice": allow("auto", "note", 7)}, "tool_choice", "expected"),
+    ({"tool_choice": allow("auto", "note"), "tools": None}, "tool_choice", '"note"'),
     ({"parallel_tool_calls": "no"}, "parallel_tool_calls", "true or false"),
     ({"guided_regex": "a"}, "guided_regex", "beside tools"),
     ({"functions": tool()}, "functions", "not supported"),

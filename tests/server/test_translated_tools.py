@@ -259,6 +259,30 @@ READ = {"$schema": "https://json-schema.org/draft/2020-12/schema", "type": "obje
                        "either": {"anyOf": [{"type": "string"}, {"type": "null"}]}}}
 
 
+def test_allowed_tools(server, client):
+    """In the words of responses: names beside the type, and the mode beside them."""
+    both = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [{"type": "function", "function": {"name": "stop"}}]}}
+    flat = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "stop"}]}
+    expected, _, usage = chat(server, tool_choice=both)
+    assert {call["function"]["name"] for call in expected["tool_calls"]} == {"stop"}
+    response = ask_responses(client, server, tool_choice=flat)
+    assert function_calls_of(response) == calls_of(expected) and response.usage.input_tokens == usage["prompt_tokens"]
+    assert response.to_dict()["tool_choice"] == flat
+    for choice in ({}, {"mode": "any"}, {"tools": []}, {"tools": 5}, {"tools": [{"type": "mcp", "server_label": "x"}]},
+                   {"tools": [{"type": "function", "name": "go"}]}, {"tools": [{"type": "function", "name": 7}]}):
+        body = {"model": server.model, "input": "x", "tools": FLAT_TOOLS, "tool_choice": {**flat, "tools": [], **choice}}
+        reply = server.post("/v1/responses", body)
+        assert reply.status == 400 and reply.error["param"] == "tool_choice", (choice, reply)
+
+
+def test_input_tokens_with_tools(server, client):
+    """Counted is what would be computed."""
+    fields = {"model": server.model, "input": USER, "tools": FLAT_TOOLS, "instructions": "be good", "tool_choice": "required"}
+    counted = client.responses.input_tokens.count(**fields)
+    assert counted.object == "response.input_tokens"
+    assert counted.input_tokens == client.responses.create(max_output_tokens=1, **fields).usage.input_tokens > 100
+
+
 def test_all_that_a_coding_tool_sends(server):
     """Fields that ask for nothing here, schemas with words that no grammar keeps, and a first turn of several blocks."""
     cached = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}

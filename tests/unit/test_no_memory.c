@@ -61,7 +61,8 @@ static const struct {
      "\"input_text\",\"text\":\"x\"}]},{\"type\":\"function_call\",\"call_id\":\"a\",\"namespace\":\"n\",\"name\":"
      "\"f\",\"arguments\":\"{}\"},{\"type\":\"function_call_output\",\"call_id\":\"a\",\"output\":\"r\"}],\"tools\":"
      "[{\"type\":\"namespace\",\"name\":\"n\",\"tools\":[{\"type\":\"function\"," TOOL ",\"parameters\":" SCHEMA
-     "}]}],\"text\":{\"format\":{\"type\":\"json_schema\",\"schema\":" SCHEMA
+     "}]}],\"tool_choice\":{\"type\":\"allowed_tools\",\"mode\":\"auto\",\"tools\":[{\"type\":\"function\",\"name\":"
+     "\"n.f\"}]},\"text\":{\"format\":{\"type\":\"json_schema\",\"schema\":" SCHEMA
      "}},\"reasoning\":{\"effort\":\"high\"}}"},
 };
 
