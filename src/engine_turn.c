@@ -5,6 +5,8 @@
 #include "engine_plan.h"
 #include "ranks/ranks.h"
 
+enum { THREADS_BESIDE = 4 }; /* requests: a step waits for its slowest thread, and each of these delays one */
+
 /* Of blocks that are read as they lie, or not by the CPU's kernels, or only in part. */
 static bool stays(const struct engine *engine) {
     return engine->options.no_repack || !engine->checkpoint.gguf || engine->weights.made || engine->weights.later ||
@@ -37,15 +39,20 @@ int engine_turn_choose(struct engine *engine, const struct backend_options *back
     return 0;
 }
 
-void engine_turn_begin(struct engine *engine) {
+static void begin(struct engine *engine, int threads) {
     struct mo_error reason;
     if (!engine->will_turn) return;
-    if (!turner_begin(&engine->turner, &engine->model, &engine->weights, engine->options.threads, &reason)) return;
+    if (!turner_begin(&engine->turner, &engine->model, &engine->weights, threads, &reason)) return;
     engine->will_turn = false;
     log_warn("%s: its blocks stay as they lie, which is slower: %s", engine->path, reason.message);
 }
 
+void engine_turn_begin(struct engine *engine) {
+    const int threads = engine->options.threads;
+    begin(engine, threads < THREADS_BESIDE ? threads : THREADS_BESIDE);
+}
+
 void engine_turn_now(struct engine *engine) {
-    engine_turn_begin(engine);
+    begin(engine, engine->options.threads);
     turner_wait(engine->turner);
 }
