@@ -173,28 +173,36 @@ def test_blocks(kind, tmp_path):
     assert set(found) == {kind, "F32"}
 
 
-@pytest.mark.parametrize("kind", SCALES)
+BENCH = ["--prompt", 3, "--generate", 2, "--batch", 1, "--depth", 0, "--repeat", 1, "--json"]
+TURNED = [kind for kind in SCALES if not kind.startswith(("IQ1", "IQ2", "IQ3", "TQ", "MXFP4"))]
+
+
+def of_one_kind(kind, tmp_path):
+    packed, _ = fill_wide(np.random.default_rng(7), WIDE, True, lambda name: kind)
+    return gguf_model.write(tmp_path / "a.gguf", gguf_model.keys_of(WIDE, True), packed)
+
+
+@pytest.mark.parametrize("kind", TURNED)
 def test_repack(kind, tmp_path):
     """Blocks in memory, 16 rows side by side, give the bits of blocks as they lie."""
-    packed, _ = fill_wide(np.random.default_rng(7), WIDE, True, lambda name: kind)
-    path = gguf_model.write(tmp_path / "a.gguf", gguf_model.keys_of(WIDE, True), packed)
-    turns = not kind.startswith(("IQ1", "IQ2", "IQ3", "TQ", "MXFP4"))
+    path, out = of_one_kind(kind, tmp_path), tmp_path / "out"
     for flags in ([], F32):
-        out = tmp_path / "out"
         written = []
         for repack in ([], ["--no-repack"]):
             succeed("logits", path, "--ids", ",".join(map(str, IDS)), "--all", "--out", out, *flags, *repack)
             written.append(out.read_bytes())
         assert written[0] == written[1]
-    bench = ["bench", path, "--prompt", 3, "--generate", 2, "--batch", 1, "--depth", 0, "--repeat", 1, "--json"]
-    assert (succeed(*bench).json["repacked_bytes"] > 0) == turns
+
+
+def test_what_is_repacked(tmp_path):
+    for kind, turns in ("Q3_K", True), ("IQ4_XS", True), ("IQ3_S", False):
+        report = succeed("bench", of_one_kind(kind, tmp_path), *BENCH).json
+        assert (report["repacked_bytes"] > 0) == turns
 
 
 def test_repack_wants_memory(tmp_path):
     """With just enough for the blocks as they lie, they stay."""
-    packed, _ = fill_wide(np.random.default_rng(7), WIDE, True, lambda name: "Q8_0")
-    path = gguf_model.write(tmp_path / "a.gguf", gguf_model.keys_of(WIDE, True), packed)
-    bench = ["bench", path, "--prompt", 3, "--generate", 2, "--batch", 1, "--depth", 0, "--repeat", 1, "--json"]
+    bench = ["bench", of_one_kind("Q8_0", tmp_path), *BENCH]
     for mib in range(8, 64):
         result = moebius(*bench, env={"MOEBIUS_MEMORY": str(mib / 1024)})
         if result.code == 0:
