@@ -4,7 +4,7 @@
 set -eu
 bundle=$1 images=$2
 here=${0%/*}
-most_mib=45
+most_mib=54
 
 if [ -z "$images" ]; then
     echo "gpu-bundle: no nvcc was found (or CUDA=0 was given): a bundle without kernels proves nothing" >&2
