@@ -3,9 +3,9 @@
 #include <string.h>
 #include "base/file.h"
 #include "cmd.h"
-#include "engine_turn.h"
 #include "cmd_ids.h"
 #include "engine.h"
+#include "engine_turn.h"
 #include "forward.h"
 
 /* `logits` drives the forward pass by hand, chunk by chunk, and writes raw arrays: how anyone checks this engine against

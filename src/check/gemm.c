@@ -137,8 +137,7 @@ static void turn(struct check *check, struct mat *m) {
     struct mat turned = *m;
     turned.turned = true;
     uint8_t *data = check_alloc(check, mat_bytes(&turned));
-    const int panels = (m->rows + TURN_ROWS - 1) / TURN_ROWS;
-    for (int i = 0; i < panels; i++) gguf_turn_panel(m, i, data + mat_bytes(&turned) / (size_t)panels * (size_t)i);
+    gguf_turn(m, data);
     turned.data = data;
     *m = turned;
 }

@@ -161,6 +161,7 @@ enum { TURN_ROWS = 16, GGUF_BLOCK_MAX = 210 };
 bool gguf_can_turn(enum mat_format format); /* the formats without a grid, down to IQ4_XS */
 /* Writes one whole panel of `from`, which is as in the file; mat_bytes of a turned matrix is what its panels take. */
 void gguf_turn_panel(const struct mat *from, int panel, void *out);
+void gguf_turn(const struct mat *from, void *out); /* all of them, one after another */
 void gguf_take_apart(enum mat_format format, const void *block, struct gguf_parts *out);
 extern const int8_t gguf_iq4_values[16], gguf_mxfp4_values[16];
 

@@ -77,6 +77,12 @@ void gguf_turn_panel(const struct mat *from, int panel, void *out) {
     }
 }
 
+void gguf_turn(const struct mat *from, void *out) {
+    const struct turn_shape t = turn_shape(from);
+    const size_t panel_bytes = (size_t)t.blocks * t.block_bytes * TURN_ROWS;
+    for (int i = 0; i * TURN_ROWS < from->rows; i++) gguf_turn_panel(from, i, (uint8_t *)out + panel_bytes * (size_t)i);
+}
+
 void gguf_turn_back(const struct mat *mat, const uint8_t *panel, int row, int block, uint8_t *out) {
     const struct turn_shape t = turn_shape(mat);
     const uint8_t *from = panel + words_of(&t, block) + row * WORD;

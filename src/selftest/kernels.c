@@ -196,8 +196,7 @@ static int test_turned(struct self_kernels *k, const struct product *p, int r1, 
     uint8_t *data = malloc(mat_bytes(&turned));
     if (!data) return mo_error_set(k->error, MO_E_NO_MEMORY, "no memory for some rows of a matrix");
     turned.data = data;
-    const int panels = (turned.rows + TURN_ROWS - 1) / TURN_ROWS;
-    for (int i = 0; i < panels; i++) gguf_turn_panel(&from, i, data + mat_bytes(&turned) / (size_t)panels * (size_t)i);
+    gguf_turn(&from, data);
     int code = test_batch(k, p, &turned, 0, base - r1, 1, quantized);
     if (!code) code = test_batch(k, p, &turned, 0, base - r1, SELF_FEW, quantized);
     if (!code) code = test_batch(k, p, &turned, 0, base - r1, SELF_MANY, quantized);
