@@ -6,6 +6,7 @@ The golden sets are judged as test_golden.py judges the default path: bf16 activ
 """
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -268,6 +269,16 @@ def test_copy_and_wait_failures():
     refused(info(*GPU, wait=1), "GPU 0", "unspecified launch failure")
     refused(info(*GPU, event=1), "GPU 0", "unspecified launch failure")
     refused(info(*GPU, event=count_of("event")), "GPU 0", "stage", "unspecified launch failure")
+
+
+def test_the_kernel_that_faults_is_named():
+    """With MOEBIUS_CUDA_WAIT=1, also in a step whose shape was met before; else whoever waits next hears of it."""
+    flags, env = ["--greedy", "4", *GPU], {"MOEBIUS_CUDA_WAIT": "1"}
+    log = info(*flags, env=env, log=1).err
+    waits = dict(re.findall(r"fake cuda: (\w+) \d+ x .*\nfake cuda: wait (\d+)", log))  # the last of each
+    assert {"embed", "attn_bf16", "linear_bf16_skinny"} <= set(waits), log
+    for kernel in ("embed", "attn_bf16"):
+        refused(info(*flags, env=env, wait=waits[kernel]), "GPU 0", f": {kernel}: unspecified launch failure")
 
 
 def test_what_only_the_cpu_does():

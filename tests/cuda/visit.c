@@ -23,7 +23,7 @@
 #include <unistd.h>
 
 enum { CARDS_MAX = 16 };
-enum { TAIL_BYTES = 24 << 10, WORDS_MAX = 64, LEAST_S = 3, KILLS_MAX = 4, NOT_FOUND = 127, DEFAULT_BUDGET_S = 540 };
+enum { TAIL_BYTES = 96 << 10, WORDS_MAX = 64, LEAST_S = 3, KILLS_MAX = 4, NOT_FOUND = 127, DEFAULT_BUDGET_S = 540 };
 
 struct visit {
     const char *out, *only, *bin;
