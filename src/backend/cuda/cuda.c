@@ -287,6 +287,7 @@ static struct cuda *create(const struct model *model, const struct backend_optio
     bool picks = switch_of("MOEBIUS_CUDA_PICKS", true); /* 0: the host chooses every token, as on the CPU */
     cuda->no_fold = !switch_of("MOEBIUS_CUDA_FOLD", true);
     cuda->prefetch = switch_of("MOEBIUS_CUDA_PREFETCH", false);
+    cuda->waits = switch_of("MOEBIUS_CUDA_WAIT", false);
     cuda->backend = (struct backend){.ops = &cuda_ops, .picks = picks};
     cuda->backend.runs_ahead = picks && !options->cpu_experts; /* whose CPU part has one step at a time */
     /* Only prompts of many rows take it, so the same token gets other bits there than in a decode step. */

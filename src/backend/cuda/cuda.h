@@ -230,6 +230,7 @@ struct cuda {
 
     bool no_fold, prefetch; /* MOEBIUS_CUDA_FOLD=0, MOEBIUS_CUDA_PREFETCH=1: see struct absorb_params */
     bool early;             /* a step's kernels begin before the one before has ended: MOEBIUS_CUDA_EARLY=1 */
+    bool waits;             /* after every kernel, so that one that faults is named: MOEBIUS_CUDA_WAIT=1 */
     struct step_recorder recorder;
     struct launch_watch watch;
     struct cuda_load load;

@@ -92,7 +92,7 @@ $(RACE)/test_races: $(BUILD)/obj/tests/race/test_races.o $(RACE)/libcuda.so.1
 
 # dlopen gives the shim's driver to a program that is linked with it already.
 CUDA_TESTS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/cuda/test_*.c))
-$(CUDA_TESTS): $(BUILD)/tests/cuda/%: $(BUILD)/obj/tests/cuda/%.o $(BUILD)/obj/tests/cuda/card_fixture.o $(SHIM)/image.o $(BUILD)/libmoebius.a $(SHIM)/libcuda.so.1
+$(CUDA_TESTS): $(BUILD)/tests/cuda/%: $(BUILD)/obj/tests/cuda/%.o $(BUILD)/obj/tests/cuda/card_fixture.o $(BUILD)/obj/tests/cuda/survey.o $(SHIM)/image.o $(BUILD)/libmoebius.a $(SHIM)/libcuda.so.1
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(LDFLAGS_EXTRA) -o $@ $^ -Wl,-rpath,'$$ORIGIN/../shim' $(LIBS) -lcmocka
 

@@ -99,7 +99,8 @@ void cuda_graph_end(struct cuda *cuda) {
 
 int cuda_graph_open(struct cuda *cuda, struct mo_error *error) {
     const char *text = getenv("MOEBIUS_CUDA_GRAPHS");
-    cuda->recorder.off = (text && !strcmp(text, "0")) || cuda->hybrid.cpu; /* the CPU's part cannot be recorded */
+    /* neither the CPU's part can be recorded nor waiting */
+    cuda->recorder.off = (text && !strcmp(text, "0")) || cuda->hybrid.cpu || cuda->waits;
     /* embed, head, pick, and at most five stages a layer */
     cuda->recorder.calls =
         arena_alloc_array(cuda->arena, (size_t)cuda->model->layers * 5 + 3, sizeof *cuda->recorder.calls);
