@@ -47,6 +47,20 @@ static void offer_cache(struct search *search, const struct plan_input *in) {
     offer_context(search, &changed, "--kv-cache-dtype fp8 ");
 }
 
+/* Where another number was asked for, or all on the card. */
+static void offer_layers(struct search *search, const struct plan_input *in) {
+    struct plan_input changed = *in;
+    struct plan_memory memory;
+    char flags[96];
+    if (in->machine.experts != PLAN_EXPERTS_GPU && !in->machine.cpu_layers) return;
+    changed.machine.experts = PLAN_EXPERTS_AUTO;
+    changed.machine.cpu_layers = 0;
+    plan_memory(&changed, &memory);
+    if (memory.place != PLAN_IN_GPU_RAM) return;
+    snprintf(flags, sizeof flags, "--n-cpu-moe %d", plan_cpu_layers(&changed, &memory));
+    offer(search, &changed, flags);
+}
+
 static void offer_seqs(struct search *search, const struct plan_input *in) {
     struct plan_input changed = *in;
     struct plan_memory memory;
@@ -106,6 +120,7 @@ static void offer_ram(struct search *search, const struct plan_input *in) {
 
 int plan_find_nearest(const struct plan_input *input, struct plan_nearest nearest[PLAN_NEAREST]) {
     struct search search = {nearest, 0};
+    offer_layers(&search, input);
     offer_cache(&search, input);
     offer_context(&search, input, "");
     offer_seqs(&search, input);

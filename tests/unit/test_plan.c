@@ -457,6 +457,7 @@ static void test_v3_held_in_ram(void **state) {
         for (int i = 0; i < 5; i++) {
             struct plan_memory memory;
             in.machine.ram_bytes = gb[i] * 1e9;
+            in.machine.experts = PLAN_EXPERTS_DISK; /* of all layers */
             plan_memory_at(&in, PLAN_IN_GPU_RAM_SSD, &memory);
             printed(memory.held * 100, held[q][i], 1, "held in RAM, %");
         }
