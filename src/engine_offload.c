@@ -96,7 +96,7 @@ static int choose(struct engine *engine, struct mo_error *error) {
             low = middle;
         }
     }
-    if (!code) code = missing(engine, high, 1, &bytes, error);
+    if (!code) code = missing(engine, high, asked ? asked : 1, &bytes, error);
     if (!code && bytes <= 0) say(engine, context, short_bytes);
     return code;
 }

@@ -34,6 +34,11 @@ static int check_scratch(const struct engine *engine, double scratch, struct mo_
                         engine->options.max_num_batched_tokens, scratch / GIB, memory / GIB);
 }
 
+/* Whose experts the CPU could compute. */
+static bool has_more_layers(const struct engine *engine) {
+    return engine->gpu >= 0 && engine->cpu_layers < model_moe_layers(&engine->model);
+}
+
 static int settle_context(struct engine *engine, int fit_pages, double page_bytes, struct mo_error *error) {
     struct engine_options *o = &engine->options;
     int context = engine->model.context;
@@ -45,9 +50,10 @@ static int settle_context(struct engine *engine, int fit_pages, double page_byte
     if (o->max_model_len > fit_tokens) {
         return mo_error_set(error, MO_E_NO_MEMORY,
                             "--max-model-len %d needs %.2f GiB of cache, %.2f GiB are left beside the "
-                            "weights; %lld tokens would fit (--kv-cache-dtype fp8 makes the cache smaller)",
+                            "weights; %lld tokens would fit (--kv-cache-dtype fp8 makes the cache smaller%s)",
                             o->max_model_len, page_bytes * o->max_model_len / KV_PAGE_TOKENS / GIB,
-                            page_bytes * fit_pages / GIB, (long long)fit_tokens);
+                            page_bytes * fit_pages / GIB, (long long)fit_tokens,
+                            has_more_layers(engine) ? ", --n-cpu-moe N leaves experts in the machine's memory" : "");
     }
     if (!o->max_model_len) o->max_model_len = context < fit_tokens ? context : (int)fit_tokens;
     return 0;

@@ -52,7 +52,6 @@ static void offer_layers(struct search *search, const struct plan_input *in) {
     struct plan_input changed = *in;
     struct plan_memory memory;
     char flags[96];
-    if (in->machine.experts != PLAN_EXPERTS_GPU && !in->machine.cpu_layers) return;
     changed.machine.experts = PLAN_EXPERTS_AUTO;
     changed.machine.cpu_layers = 0;
     plan_memory(&changed, &memory);
@@ -120,11 +119,12 @@ static void offer_ram(struct search *search, const struct plan_input *in) {
 
 int plan_find_nearest(const struct plan_input *input, struct plan_nearest nearest[PLAN_NEAREST]) {
     struct search search = {nearest, 0};
-    offer_layers(&search, input);
+    if (input->machine.cpu_layers) offer_layers(&search, input);
     offer_cache(&search, input);
     offer_context(&search, input, "");
     offer_seqs(&search, input);
     offer_recipes(&search, input);
+    if (input->machine.experts == PLAN_EXPERTS_GPU) offer_layers(&search, input); /* slower than fewer bits */
     offer_ram(&search, input);
     offer_cards(&search, input);
     return search.n;
