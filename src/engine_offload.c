@@ -85,6 +85,7 @@ static int choose(struct engine *engine, struct mo_error *error) {
     int context = asked ? asked : most < CONTEXT_TOKENS ? most : CONTEXT_TOKENS;
     int low = 0, high = model_moe_layers(&engine->model); /* too few, enough */
     double short_bytes, bytes;
+    if (asked > most) return 0; /* too long for the model: engine_plan refuses it */
     int code = missing(engine, 0, context, &short_bytes, error);
     if (code || short_bytes <= 0 || !high) return code;
     while (high - low > 1 && !code) {

@@ -157,7 +157,8 @@ def test_gguf(tmp_path):
 def test_bench_like(tmp_path):
     result = succeed("bench", "--config", V2 / "config.json", "--quant", "int8", *ONE,
                      "--prompt", 8, "--generate", 2, "--depth", 0, "--batch", 1, "--json")
-    assert json.loads(result.out)["decode"][0]["tokens_per_s"] > 0
+    report = json.loads(result.out)
+    assert report["decode"][0]["tokens_per_s"] > 0 and report["n_cpu_moe"] == 1
 
 
 @pytest.mark.parametrize("flags", [["-ncmoe", 1, "-cmoe"], ["-cmoe", "--expert-device", "gpu"], ["-ncmoe", 1, "--expert-device", "cpu"],
