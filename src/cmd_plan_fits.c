@@ -149,7 +149,7 @@ static void print_processors(void) {
         struct plan_input in = plan_table_input("deepseek-coder-v2-lite", quants[q], "none", KV_BF16, 1024, 1);
         printf("| %s | %.1f |", quants[q], plan_weights_total(&in.weights) / GB);
         for (size_t i = 0; i < sizeof gb_s / sizeof *gb_s; i++) {
-            struct plan_cpu_case c = {&in.arch, &in.weights, KV_BF16, gb_s[i], 0, 0, -1, -1};
+            struct plan_cpu_case c = {&in.arch, &in.weights, KV_BF16, gb_s[i], 0, 0, -1, -1, 0, 0};
             struct plan_speed speed;
             plan_predict_cpu(&c, 1, 0, &speed);
             printf(" %.1f / %.1f |", plan_speed_limit(&speed), plan_speed_expected(&speed));

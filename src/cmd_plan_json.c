@@ -35,11 +35,11 @@ static json_t *speed_json(const struct plan_report *r, const struct plan_speed *
         json_object_set_new(json, "batch", json_integer(s->batch));
         json_object_set_new(json, "depth", json_integer(s->depth));
         json_object_set_new(json, "distinct_experts", json_real(plan_arch_distinct_experts(&r->input.arch, s->batch)));
-        json_object_set_new(json, "overlapped_tokens_per_s", json_real(s->batch / s->overlapped_s));
     } else {
         json_object_set_new(json, "tokens", json_integer(s->tokens));
         json_object_set_new(json, "ttft_s", json_real(s->expected_s));
     }
+    json_object_set_new(json, "overlapped_tokens_per_s", json_real(s->tokens / s->overlapped_s));
     if (r->arguments->explain) json_object_set_new(json, "parts", parts_json(s));
     return json;
 }

@@ -156,8 +156,12 @@ static void say_nearest(const struct plan_report *r) {
     }
 }
 
+static bool reads_disk(const struct plan_report *r) {
+    return r->input.machine.ssd_gb_s > 0 && r->memory.held < 1;
+}
+
 static void say_decode(const struct plan_report *r) {
-    bool disk = r->input.machine.ssd_gb_s > 0 && r->memory.held < 1;
+    bool disk = reads_disk(r);
     printf("\ndecode, tokens/s of all sequences together\n%6s %7s %8s %10s %10s %10s %12s%s\n", "batch", "depth",
            "experts", "MB/step", "limit", "expected", "each", disk ? "  overlapped" : "");
     for (int i = 0; i < r->n_decode; i++) {
@@ -175,10 +179,13 @@ static void say_prefill(const struct plan_report *r) {
         printf("\nprefill: not known without --cpu-gflops\n");
         return;
     }
-    printf("\nprefill, one prompt\n%14s %10s %10s %14s\n", "tokens", "limit", "expected", "first token");
+    bool disk = reads_disk(r);
+    printf("\nprefill, one prompt\n%14s %10s %10s %14s%s\n", "tokens", "limit", "expected", "first token",
+           disk ? "  overlapped" : "");
     for (int i = 0; i < r->n_prefill; i++) {
         const struct plan_speed *s = &r->prefill[i];
-        printf("%14d %10.1f %10.1f %12.3f s\n", s->tokens, plan_speed_limit(s), plan_speed_expected(s), s->expected_s);
+        printf("%14d %10.1f %10.1f %12.3f s", s->tokens, plan_speed_limit(s), plan_speed_expected(s), s->expected_s);
+        printf(disk ? " %11.1f\n" : "\n", s->tokens / s->overlapped_s);
     }
 }
 

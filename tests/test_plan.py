@@ -185,6 +185,14 @@ def test_hit_rate():
     assert slow["expected_tokens_per_s"] < fast["expected_tokens_per_s"] < fast["overlapped_tokens_per_s"]
 
 
+def test_prompts_while_the_disk_is_read():
+    base = (V3, "--quant", "int4", "--gpu", "none", "--ram", "64@89", "--cpu-gflops", "1000")
+    text = succeed("plan", *base, "--nvme", "7").text
+    assert "overlapped" in text.split("\nprefill")[1].splitlines()[1], text
+    (prompt, *_) = plan(*base, "--nvme", "7")["prefill"]
+    assert prompt["expected_tokens_per_s"] < prompt["overlapped_tokens_per_s"] <= prompt["limit_tokens_per_s"]
+
+
 def test_quant_by_group():
     both = plan(LITE, "--quant", "awq,head=awq", *CARD)
     assert both["groups"]["head"]["format"] == "awq" and both["groups"]["router"]["format"] == "f16"

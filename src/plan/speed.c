@@ -381,11 +381,13 @@ void plan_predict_cpu(const struct plan_cpu_case *the_case, int batch, int depth
         .machine = {.ram_gb_s = the_case->read_gb_s,
                     .cpu_gflops = the_case->gflops,
                     .cpu_gops8 = the_case->gops8,
+                    .ssd_gb_s = the_case->ssd_gb_s,
+                    .hit_rate = the_case->hit_rate,
                     .nodes = 1,
                     .parallel = PLAN_PARALLEL_PIPELINE},
         .wish = {.kv = the_case->kv},
     };
-    struct plan_memory memory = {.place = PLAN_IN_RAM, .held = 1};
+    struct plan_memory memory = {.place = the_case->ssd_gb_s > 0 ? PLAN_IN_RAM_SSD : PLAN_IN_RAM, .held = 1};
     struct job job = decode_job(&in, &memory, batch, depth);
     if (the_case->routed_bytes >= 0) job.routed = the_case->routed_bytes;
     if (the_case->cache_rows >= 0) job.cache = the_case->cache_rows * plan_arch_kv_bytes(&in.arch, in.wish.kv);

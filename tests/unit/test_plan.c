@@ -524,7 +524,7 @@ static void test_v3_from_disk(void **state) {
 static void test_cpu_only(void **state) {
     (void)state;
     struct plan_input in = input_of("deepseek-v2-lite", "awq,head=awq", "none", KV_FP8);
-    struct plan_cpu_case c = {&in.arch, &in.weights, KV_FP8, 89, 0, 0, -1, -1};
+    struct plan_cpu_case c = {&in.arch, &in.weights, KV_FP8, 89, 0, 0, -1, -1, 0, 0};
     struct plan_speed speed;
     plan_predict_cpu(&c, 1, 0, &speed);
     printed(plan_speed_limit(&speed), 70, 1, "89 GB/s");
@@ -567,6 +567,14 @@ static void test_predictor(void **state) {
         struct plan_speed fast = plan_predict_step(&p, 1, 300, 20, counted);
         near(alone.bytes, counted, 1e-9, "what was counted is what is predicted for");
         assert_true(alone.expected_s > alone.limit_s && fast.limit_s < alone.limit_s);
+        p.ssd_gb_s = 1;
+        p.hit_rate = 1;
+        near(plan_predict_step(&p, 1, 300, 10, counted).expected_s, alone.expected_s, 1e-12, "all experts are there");
+        p.hit_rate = 0.25;
+        struct plan_speed missed = plan_predict_step(&p, 1, 300, 10, counted);
+        near(missed.expected_s - alone.expected_s, 0.75 * 20 * expert / (1e9 * plan_share(PLAN_SSD)), 1e-9, "disk");
+        assert_true(missed.overlapped_s < missed.expected_s && missed.overlapped_s >= alone.expected_s);
+        p.ssd_gb_s = 0;
         assert_true(plan_predict_prompt(&p, 512, 128, 0.01).expected_s >
                     plan_predict_prompt(&p, 512, 512, 0.01).expected_s);
         bench_bytes_close(&bytes);
