@@ -52,6 +52,9 @@ void bench_say_machine(const struct bench_report *r) {
     if (r->gpu) {
         bench_gpu_say_card(r->gpu);
         bench_gpu_say_load(r->gpu);
+        if (e->cpu_layers) {
+            printf("  the routed experts of %d of %d layers on the CPU\n", e->cpu_layers, model_moe_layers(&e->model));
+        }
         say_opened(r);
         return;
     }
@@ -243,6 +246,7 @@ static void add_gpu(const struct bench_report *r, json_t *root) {
     const struct cuda_load *l = &r->gpu->load;
     bool read = !l->generated && l->s > 0;
     json_object_set_new(root, "gpu", bench_gpu_json(r->gpu));
+    json_object_set_new(root, "n_cpu_moe", json_integer(r->engine->cpu_layers));
     json_object_set_new(root, "load_gb_s", read ? json_real(l->bytes / l->s * 1e-9) : json_null());
     for (int i = 0; i < r->n_prompt; i++) {
         json_t *line = json_array_get(json_object_get(root, "prefill"), (size_t)i);

@@ -105,18 +105,20 @@ shim: $(SHIM)/moebius $(SHIM)/libcuda.so.1 $(CUDA_TESTS) $(BUNDLE)/bin/golden $(
 .PHONY: cuda-shim-test cuda-race-test cuda-gate cuda-gate-full gpu-pytest
 cuda-shim-test: shim $(BUILD)/moebius $(VENV)/ready
 	set -e; for test in $(CUDA_TESTS); do $$test; done
-	MOEBIUS=$(BUILD)/moebius $(VENV)/bin/python -m pytest -q tests/test_cuda.py tests/test_cuda_decode.py tests/test_cuda_gguf.py tests/test_gpu_tools.py
+	MOEBIUS=$(BUILD)/moebius $(VENV)/bin/python -m pytest -q tests/test_cuda.py tests/test_cuda_decode.py tests/test_cuda_gguf.py tests/test_cuda_offload.py \
+		tests/test_gpu_tools.py
 
 # All of the kernels' tests on the shim that looks for races. `make test` has the shorter ones of these.
 cuda-race-test: shim race $(BUILD)/moebius $(VENV)/ready
 	$(RACE)/test_races
 	set -e; for test in $(CUDA_TESTS); do LD_LIBRARY_PATH=$(RACE) $$test; done
 	MOEBIUS=$(BUILD)/moebius $(VENV)/bin/python -m pytest -q tests/test_cuda_races.py
-	MOEBIUS_CUDA_RACES=1 MOEBIUS=$(BUILD)/moebius $(VENV)/bin/python -m pytest -q tests/test_cuda.py tests/test_cuda_decode.py tests/test_cuda_gguf.py
+	MOEBIUS_CUDA_RACES=1 MOEBIUS=$(BUILD)/moebius $(VENV)/bin/python -m pytest -q tests/test_cuda.py tests/test_cuda_decode.py tests/test_cuda_gguf.py \
+		tests/test_cuda_offload.py
 
 # What these tests can say on a real card; `make gpu-test` (tests/cuda/bundle.mk) says more, without Python.
 gpu-pytest: $(BUILD)/moebius $(VENV)/ready
-	MOEBIUS_GPU=1 MOEBIUS=$(BUILD)/moebius $(VENV)/bin/python -m pytest -q tests/test_cuda.py tests/test_cuda_decode.py \
+	MOEBIUS_GPU=1 MOEBIUS=$(BUILD)/moebius $(VENV)/bin/python -m pytest -q tests/test_cuda.py tests/test_cuda_decode.py tests/test_cuda_offload.py \
 		-k "golden or chunks or splits or greedy or look or hosts or clients or (on_the_cpu and not card)"
 
 GATE = python3 tests/cuda/gate.py --nvcc "$(if $(filter 0,$(CUDA)),,$(NVCC))" --archs "$(CUDA_ARCHS)"
