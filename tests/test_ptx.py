@@ -46,6 +46,7 @@ def refused(text, says):
     ("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%f1}, {%r1}, {%r1}, {%f1};", "m16n8k8"),
     ("cvta.shared.u64 %rd1, %rd2;", "unknown instruction cvta.shared.u64"),
     ("add.s32 %r1, %r2;", "1 operands, not 2"),
+    ("@%p1, add.s32 %r1, %r2, %r3;", "no instruction"),
     ("add.s64 %rd1, %rd2, %r3;", "%r3 (b32) as s64"),
     ("cvt.u64.u32 %r1, %r2;", "%r1 (b32) as u64"),
     ("and.pred %p1, %p2, %r1;", "%r1 (b32) as pred"),

@@ -1,5 +1,5 @@
 /* PTX on the CPU (tests/shim/ptx_to_c.py, ptx.h) by a few lines of it written by hand, words.ptx: what the shim has a word for, on random
- * operands, against that word, which was written without a look at the other; what PTX alone has rules for, against those; and what
+ * operands, against that word, another reading of the same manual; what PTX alone has rules for, against those; and what
  * must end the program. */
 #include <stdarg.h>
 #include <stddef.h>

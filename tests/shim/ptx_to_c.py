@@ -297,7 +297,10 @@ class Kernel:
         return self.assign(target, t, self.read(source, t))
 
     def instruction(self, text, line):
-        guard, negated, predicate, opcode, rest = re.fullmatch(r"(@(!?)(%?\w+)\s+)?([\w.:]+)\s*(.*)", text, re.S).groups()
+        match = re.fullmatch(r"(@(!?)(%?\w+)\s+)?([\w.:]+)\s*(.*)", text, re.S)
+        if not match:
+            raise Refused("no instruction")
+        guard, negated, predicate, opcode, rest = match.groups()
         operands = split(rest)
         if opcode in ("bra", "bra.uni"):
             done = f"goto {operands[0].replace('$', '')};"
