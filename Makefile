@@ -54,6 +54,7 @@ help:
 	@echo "make debug    build/debug/moebius with the address and undefined-behaviour sanitizers"
 	@echo "make cuda-shim-test   the GPU's kernels on the CPU"
 	@echo "make cuda-race-test   the same, looking for data races; six minutes"
+	@echo "make cuda-ptx-test    the same, as nvcc compiled them to PTX; a quarter of an hour"
 	@echo "make cuda-gate        registers, memory and instructions of the GPU's kernels, as tables (CHECK=1, cuda-gate-full)"
 	@echo "make gpu-test         on a machine with a GPU: proves and measures all of it, ten minutes, one JSON"
 	@echo "make gpu-bundle       the same as a folder to carry to one (gpu-bundle-check tries it without)"
@@ -109,7 +110,7 @@ programs = $(patsubst %.c,$(BUILD)/%,$(1))
 TESTS   := $(call programs,$(UNIT) $(SIM)) $(BUILD)/tests/moebius_tiles $(BUILD)/tests/moebius_broken
 TILES   := $(addprefix src/,base/cpu.c backend/cpu/x86/kern_amx.c backend/cpu/x86/kern_amx_bf16.c)
 
-test-programs: $(BUILD)/moebius $(PLUGIN) $(TESTS) shim $(if $(findstring -fsanitize,$(CFLAGS)),,race)
+test-programs: $(BUILD)/moebius $(PLUGIN) $(TESTS) shim $(if $(findstring -fsanitize,$(CFLAGS)),,race ptx)
 fuzz-programs: $(call programs,$(FUZZ))
 
 helpers  = $(call objects,$(filter-out $(2),$(wildcard tests/$(1)/*.c))) $(BUILD)/libmoebius.a

@@ -108,7 +108,7 @@ def fuzz_targets():
 
 def all_suites():
     yield Suite("tree", [sys.executable, ROOT / "tests/tree/check.py"])
-    for folder in ("unit", "sim", "cuda", "race"):
+    for folder in ("unit", "sim", "cuda", "race", "ptx"):
         yield from c_programs(BUILD, "", folder)
     for name in ("generated", "pick", "prefill", "route"):  # the rest: make cuda-race-test
         yield Suite(f"races cuda/test_{name}", [BUILD / f"tests/cuda/test_{name}"], {"LD_LIBRARY_PATH": str(BUILD / "tests/race")})

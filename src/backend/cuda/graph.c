@@ -106,7 +106,7 @@ void cuda_graph_end(struct cuda *cuda) {
 
 int cuda_graph_open(struct cuda *cuda, struct mo_error *error) {
     const char *text = getenv("MOEBIUS_CUDA_GRAPHS");
-bool only_head = cuda->options.cpu_layers && !cuda_has_experts(cuda); /* is left behind the CPU's last layer */
+    bool only_head = cuda->options.cpu_layers && !cuda_has_experts(cuda); /* is left behind the CPU's last layer */
     cuda->recorder.off = (text && !strcmp(text, "0")) || only_head || cuda->waits; /* a recording cannot wait */
     /* embed, head, pick, and at most five stages a layer */
     cuda->recorder.calls =
