@@ -4,8 +4,6 @@
 
 CUDA       ?= 1
 NVCC       ?= $(firstword $(wildcard $(shell command -v nvcc 2>/dev/null) $(CUDA_HOME)/bin/nvcc /usr/local/cuda/bin/nvcc /opt/cuda/bin/nvcc))
-CUDA_ARCHS ?= 80 86 89 90 120
-CUDA_PTX   ?= 90
 CUDA_DIR   := src/backend/cuda
 # No product and sum becomes one operation unless it is written so (fmaf): two kernels that inline the same lines have the same bits.
 CUDA_FLAGS := -std=c++17 -O3 -fmad=false -Xptxas -warn-spills,-warn-lmem-usage -Xfatbin -compress-all
@@ -13,9 +11,23 @@ CUDA_FLAGS := -std=c++17 -O3 -fmad=false -Xptxas -warn-spills,-warn-lmem-usage -
 CUDA_KERNELS := $(notdir $(basename $(wildcard $(CUDA_DIR)/kernels/*.cu)))
 CUDA_HEADERS := $(wildcard $(CUDA_DIR)/kernels/*.cuh) $(wildcard $(CUDA_DIR)/params*.h)
 
+CUDA_KNOWN := $(if $(filter 0,$(CUDA)),,$(if $(NVCC),$(patsubst compute_%,%,$(shell $(NVCC) --list-gpu-arch 2>/dev/null))))
+
+# `make test` on a fresh tree compiles for one card only, code and PTX by one run of nvcc's front end: a fifth of the time. What was
+# compiled before, it keeps. What the other cards take stands in tables that it holds against the sources (cuda-gate, below).
+CUDA_CARDS := 80 86 89 90 120
+CUDA_BUILT := $(subst $(comma), ,$(file <$(BUILD)/cuda/targets))
+CUDA_TESTED = $(or $(patsubst code=$(1)_%,%,$(filter code=$(1)_%,$(CUDA_BUILT))),$(lastword $(filter $(CUDA_KNOWN),$(CUDA_CARDS))))
+ifeq ($(filter test,$(MAKECMDGOALS)),)
+CUDA_ARCHS ?= $(CUDA_CARDS)
+CUDA_PTX   ?= 90
+else
+CUDA_ARCHS ?= $(call CUDA_TESTED,sm)
+CUDA_PTX   ?= $(call CUDA_TESTED,compute)
+endif
+
 ifneq ($(CUDA),0)
 ifneq ($(NVCC),)
-CUDA_KNOWN  := $(patsubst compute_%,%,$(shell $(NVCC) --list-gpu-arch 2>/dev/null))
 CUDA_USED   := $(filter $(CUDA_KNOWN),$(CUDA_ARCHS))
 CUDA_VERSION := $(shell $(NVCC) --version | sed -n 's/.*release \([0-9]*\)\.\([0-9]*\),.*/\1 \2/p' | awk '{print $$1 * 1000 + $$2 * 10}')
 CUDA_IMAGES := $(CUDA_KERNELS:%=$(BUILD)/cuda/%.fatbin)
