@@ -39,7 +39,7 @@ MPICC   ?= $(shell command -v mpicc 2>/dev/null)
 comma   := ,
 PLUGIN  := $(if $(filter-out 0,$(MPI)),$(if $(MPICC),$(BUILD)/moebius-mpi.so))
 
-.PHONY: all lib help setup libraries demo test test-builds test-build test-build-sanitized test-programs debug fuzz fuzz-programs format clean
+.PHONY: all lib help setup libraries demo test test-builds test-venv test-build test-build-sanitized test-programs debug fuzz fuzz-programs format clean
 all: $(BUILD)/moebius $(PLUGIN)
 	@$(if $(PLUGIN),:,echo "moebius-mpi.so is left out ($(if $(MPICC),MPI=0,no mpicc)): one process$(comma) one machine")
 lib: $(BUILD)/libmoebius.a
@@ -135,7 +135,8 @@ test:
 	@BUILD=$(BUILD) $(VENV)/bin/python tests/run.py
 
 # All at once, so that no processor waits for the last of a part.
-test-builds: $(VENV)/ready test-build test-build-sanitized
+test-builds: test-venv test-build test-build-sanitized
+test-venv: $(VENV)/ready
 test-build:
 	@+$(MAKE) --no-print-directory -s test-programs
 test-build-sanitized:
