@@ -44,9 +44,12 @@ $(BUILD)/cuda/%.fatbin: $(CUDA_DIR)/kernels/%.cu $(CUDA_HEADERS)
 	@mkdir -p $(@D)
 	$(NVCC) $(CUDA_FLAGS) $(CUDA_TARGETS) -fatbin -o $@ $<
 
-# What was built last: other targets make the kernels anew, other kernels (CUDA=0: none) the object that embeds them.
+# What was built last: other targets make the kernels anew (looked at only where kernels are wanted, so that no other command of make
+# changes it), other kernels (CUDA=0: none) the object that embeds them.
 note_change = $(shell mkdir -p $(dir $(1)); echo '$(2)' | cmp -s - $(1) || echo '$(2)' >$(1))
-$(if $(CUDA_IMAGES),$(call note_change,$(BUILD)/cuda/targets,$(NVCC) $(CUDA_FLAGS) $(CUDA_TARGETS)))
+.PHONY: look
+$(BUILD)/cuda/targets: look
+	@mkdir -p $(@D); echo '$(NVCC) $(CUDA_FLAGS) $(CUDA_TARGETS)' | cmp -s - $@ || echo '$(NVCC) $(CUDA_FLAGS) $(CUDA_TARGETS)' >$@
 $(call note_change,$(BUILD)/cuda/images,$(CUDA_IMAGES))
 $(CUDA_IMAGES): $(BUILD)/cuda/targets
 $(BUILD)/obj/$(CUDA_DIR)/image.o: $(CUDA_IMAGES) $(BUILD)/cuda/images
