@@ -70,7 +70,7 @@ def test_bench_in_words():
 def test_bench_counts_the_same_bytes_as_on_the_cpu():
     """The experts of a GPU's steps are looked up apart. Without a card the same command measures the CPU, and says so."""
     flags = [GOLDEN / "v2lite-tiny", *GPU, *SMALL, "--batch", "1,2", "--depth", "0", "--json"]
-    on_cpu, on_card = (succeed("bench", *flags, env=fake(devices=devices)) for devices in (0, 1))
+    on_cpu, on_card = (succeed("bench", *flags, env={**fake(devices=devices), "MOEBIUS_MEMORY": "0.5"}) for devices in (0, 1))
     assert "computing on the CPU" in on_cpu.err and "gpu" not in on_cpu.json
     for a, b in zip(on_cpu.json["decode"], on_card.json["decode"], strict=True):
         assert a["bytes_per_step"] == pytest.approx(b["bytes_per_step"], rel=0.02)
