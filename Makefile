@@ -39,7 +39,7 @@ MPICC   ?= $(shell command -v mpicc 2>/dev/null)
 comma   := ,
 PLUGIN  := $(if $(filter-out 0,$(MPI)),$(if $(MPICC),$(BUILD)/moebius-mpi.so))
 
-.PHONY: all lib help setup libraries demo test test-programs debug fuzz fuzz-programs format clean
+.PHONY: all lib help setup libraries demo test test-builds test-venv test-build test-build-sanitized test-programs debug fuzz fuzz-programs format clean
 all: $(BUILD)/moebius $(PLUGIN)
 	@$(if $(PLUGIN),:,echo "moebius-mpi.so is left out ($(if $(MPICC),MPI=0,no mpicc)): one process$(comma) one machine")
 lib: $(BUILD)/libmoebius.a
@@ -132,10 +132,16 @@ debug:
 # gcc builds what is tested; clang builds it once more with sanitizers, so both compilers see every file.
 test:
 	@tools/setup.sh build test
-	@+$(MAKE) --no-print-directory -s -j$(shell nproc) test-programs
-	@+$(MAKE) --no-print-directory -s -j$(shell nproc) test-programs fuzz-programs CC=clang BUILD=$(BUILD)/sanitize $(SANITIZE)
-	@+$(MAKE) --no-print-directory -s $(VENV)/ready
+	@+$(MAKE) --no-print-directory -s -j$(shell nproc) test-builds CUDA_ARCHS="$(CUDA_ARCHS)" CUDA_PTX="$(CUDA_PTX)"
 	@BUILD=$(BUILD) $(VENV)/bin/python tests/run.py
+
+# All at once, so that no processor waits for the last of a part.
+test-builds: test-venv test-build test-build-sanitized
+test-venv: $(VENV)/ready
+test-build:
+	@+$(MAKE) --no-print-directory -s test-programs
+test-build-sanitized:
+	@+$(MAKE) --no-print-directory -s test-programs fuzz-programs CC=clang BUILD=$(BUILD)/sanitize $(SANITIZE)
 
 $(VENV)/ready: tests/requirements.txt
 	rm -rf $(VENV)
