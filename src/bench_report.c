@@ -257,12 +257,13 @@ static void add_gpu(const struct bench_report *r, json_t *root) {
 json_t *bench_report_json(const struct bench_report *r) {
     const struct engine *e = r->engine;
     const size_t repacked = e->will_turn ? e->weights.made_bytes : 0;
-    json_t *root = json_pack("{so so so sf sf sI sI so sf so ss ss? ss}", "model", json_lossy(e->path), "synthetic",
-                             synthetic_json(r), "machine", machine_json(r), "load_s", e->load_s, "self_test_s",
-                             e->self_test_s, "rss_bytes", (json_int_t)r->rss_bytes, "repacked_bytes",
-                             (json_int_t)repacked, "prefill", prefill_json(r), "ttft_s", r->prompt_s[0].median,
-                             "decode", decode_json(r), "text", bench_tokens_kind(&r->bench.tokens), "model_hash",
-                             *r->hash ? r->hash : NULL, "version", MOEBIUS_VERSION);
+    json_t *root =
+        json_pack("{so so so sf sf sI sI si so sf so ss ss? ss}", "model", json_lossy(e->path), "synthetic",
+                  synthetic_json(r), "machine", machine_json(r), "load_s", e->load_s, "self_test_s", e->self_test_s,
+                  "rss_bytes", (json_int_t)r->rss_bytes, "repacked_bytes", (json_int_t)repacked,
+                  "max_num_batched_tokens", e->options.max_num_batched_tokens, "prefill", prefill_json(r), "ttft_s",
+                  r->prompt_s[0].median, "decode", decode_json(r), "text", bench_tokens_kind(&r->bench.tokens),
+                  "model_hash", *r->hash ? r->hash : NULL, "version", MOEBIUS_VERSION);
     if (root && r->guide) json_object_set_new(root, "guide", bench_guide_json(r));
     if (root && r->gpu) add_gpu(r, root);
     return root;

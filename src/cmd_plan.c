@@ -33,7 +33,7 @@ static void fill_flags(struct command_line *c, struct cli_flag flags[FLAGS_MAX])
          .help = "tokens of each sequence (default 32768, or the model's context)"},
         {.names = "--max-num-seqs,--seqs", .type = CLI_INT, .target = &a->seqs, .min = 1, .max = 4096, .value = "N", .help = "sequences that run at once (default 1)"},
         {.names = "--max-num-batched-tokens", .type = CLI_INT, .target = &a->batched_tokens, .min = 1, .max = 1 << 16, .value = "N",
-         .help = "tokens computed in one step (default 2048 with a card, 512 without)"},
+         .help = "tokens computed in one step (default 512; 2048 with a card, or\nwith experts that are read from disk)"},
         {.names = "--gpu-memory-utilization,--memory-utilization", .type = CLI_DOUBLE, .target = &a->utilization, .min = 0.01, .max = 1, .value = "X",
          .help = "share of a memory that may be taken (default 0.9)"},
         {.names = "Machine (what is not given is detected and measured here)", .type = CLI_HEADING},

@@ -11,7 +11,7 @@
 #include "plan/detect.h"
 #include "plan/source.h"
 
-enum { DEFAULT_CONTEXT = 32768, GPU_BATCHED_TOKENS = 2048, CPU_BATCHED_TOKENS = 512 };
+enum { DEFAULT_CONTEXT = 32768 };
 
 const char *plan_report_not_here(const struct plan_report *report) {
     const struct plan_machine *m = &report->input.machine;
@@ -68,8 +68,8 @@ static int gather_wish(struct plan_report *r, struct mo_error *error) {
                                                : DEFAULT_CONTEXT,
         .seqs = a->seqs ? a->seqs : 1,
         .batched_tokens = a->batched_tokens            ? a->batched_tokens
-                          : r->input.machine.gpu.count ? GPU_BATCHED_TOKENS
-                                                       : CPU_BATCHED_TOKENS,
+                          : r->input.machine.gpu.count ? PLAN_LONG_STEP_TOKENS
+                                                       : PLAN_STEP_TOKENS,
         .utilization = a->utilization,
     };
     if (wish->batched_tokens < wish->seqs) wish->batched_tokens = wish->seqs;
@@ -242,6 +242,18 @@ static int measure_disk(struct plan_report *r, struct mo_error *error) {
     return 0;
 }
 
+/* As the engine does. */
+static void lengthen_steps(struct plan_report *r, int threads) {
+    struct plan_input longer = r->input;
+    bool reads = r->memory.place == PLAN_IN_RAM_SSD;
+    if (r->arguments->batched_tokens || !reads || longer.wish.batched_tokens >= PLAN_LONG_STEP_TOKENS) return;
+    longer.wish.batched_tokens = PLAN_LONG_STEP_TOKENS;
+    longer.cpu_scratch_bytes = cpu_scratch(&longer, threads);
+    if (longer.cpu_scratch_bytes > longer.machine.ram_bytes * PLAN_LONG_STEP_SHARE) return;
+    r->input = longer;
+    plan_memory(&r->input, &r->memory);
+}
+
 /* ---- the figures ---- */
 
 static void gather_speeds(struct plan_report *r) {
@@ -272,6 +284,7 @@ int plan_gather(struct plan_report *r, const struct plan_arguments *arguments, s
     code = measure_disk(r, error);
     if (!code) code = measure_ram(r, threads, error);
     if (code) return code;
+    lengthen_steps(r, threads);
     gather_speeds(r);
     if (!r->memory.fits) r->n_nearest = plan_find_nearest(&r->input, r->nearest);
     return 0;

@@ -9,6 +9,7 @@
 #include "engine_selftest.h"
 #include "engine_turn.h"
 #include "engine_weights.h"
+#include "plan/memory.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,7 +21,6 @@
 #include "sched/draft.h"
 
 enum {
-    DEFAULT_BATCHED_TOKENS = 512,
     MAX_BATCHED_TOKENS = 1 << 16,
     MAX_SEQS = 4096,
     MAX_THREADS = 1024,
@@ -63,7 +63,7 @@ void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_M
         {.names = "--max-num-seqs,--seqs,--parallel,-np", .type = CLI_INT, .target = &o->max_num_seqs, .min = 1, .max = MAX_SEQS,
          .value = "N", .help = "sequences that run at once; more wait (default: serve 8, eval 16,\nbench its largest --batch)"},
         {.names = "--max-num-batched-tokens,--batch-size,-b", .type = CLI_INT, .target = &o->max_num_batched_tokens, .min = 1,
-         .max = MAX_BATCHED_TOKENS, .value = "N", .help = "tokens computed in one step (default 512)"},
+         .max = MAX_BATCHED_TOKENS, .value = "N", .help = "tokens computed in one step (default 512; 2048 with a card, or with\nexperts that are read from disk)"},
         {.names = "--draft-max,--draft", .type = CLI_INT, .target = &o->max_drafts, .max = DRAFT_MAX, .value = "N",
          .help = "guess up to N tokens a step where the text repeats itself, and keep\nthose that are right: the same answers, "
                  "sooner for edits and lists\n(default 0: none)"},
@@ -107,7 +107,10 @@ static int logits_for_drafts(const struct engine_options *o) {
 static void settle_options(struct engine_options *o) {
     if (!o->threads) o->threads = pool_default_threads();
     if (!o->max_num_seqs) o->max_num_seqs = 1;
-    if (!o->max_num_batched_tokens) o->max_num_batched_tokens = DEFAULT_BATCHED_TOKENS;
+    if (!o->max_num_batched_tokens) {
+        o->max_num_batched_tokens = PLAN_STEP_TOKENS;
+        o->may_lengthen_steps = true;
+    }
     if (o->max_num_batched_tokens < o->max_num_seqs) o->max_num_batched_tokens = o->max_num_seqs;
     if (o->max_logits < o->max_num_seqs) o->max_logits = o->max_num_seqs;
     if (o->max_drafts > 0) o->max_logits = logits_for_drafts(o);
@@ -189,10 +192,12 @@ static int open_all(struct engine *engine, struct mo_error *error) {
     if (!code && !engine->options.like) code = open_weights(engine, error);
     engine_offload_begin(engine);
     if (!code) code = engine_device_choose(engine, error);
+    if (!code && engine->gpu >= 0) engine_plan_lengthen_steps(engine);
     if (!code) code = engine_settle_weights(engine, error);
     if (!code) code = engine_ranks_meet(engine, error);
     if (!code) code = engine_offload_choose(engine, error);
     if (!code) code = engine_experts_choose(engine, error);
+    if (!code && engine->store) engine_plan_lengthen_steps(engine);
     if (!code) code = engine_plan(engine, &backend, error);
     if (!code) code = engine_turn_choose(engine, &backend, error);
     if (!code) code = engine_experts_start(engine, &backend, error);

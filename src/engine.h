@@ -23,6 +23,7 @@ struct engine_options {
     int threads;
     int cpu_strict; /* 1: each thread on a processor of its own */
     int max_model_len, max_num_seqs, max_num_batched_tokens;
+    bool may_lengthen_steps;   /* nobody has asked for so many batched tokens */
     double memory_utilization; /* share of the machine's memory for weights and cache */
     int kv;                    /* 0 auto, else enum kv_format + 1 */
     int compute;               /* enum compute */

@@ -101,6 +101,18 @@ void engine_plan_options(const struct engine *engine, struct backend_options *ba
     };
 }
 
+void engine_plan_lengthen_steps(struct engine *engine) {
+    struct engine_options *o = &engine->options;
+    struct backend_options backend;
+    const int before = o->max_num_batched_tokens;
+    if (!o->may_lengthen_steps || before >= PLAN_LONG_STEP_TOKENS) return;
+    o->max_num_batched_tokens = PLAN_LONG_STEP_TOKENS;
+    if (engine->gpu >= 0) return;
+    engine_plan_options(engine, &backend);
+    if (engine_plan_scratch(engine, &backend) > memory_available_bytes() * PLAN_LONG_STEP_SHARE)
+        o->max_num_batched_tokens = before;
+}
+
 int engine_plan(struct engine *engine, struct backend_options *backend, struct mo_error *error) {
     const struct engine_options *o = &engine->options;
     engine_plan_options(engine, backend);

@@ -11,6 +11,12 @@
  * sixteenth at least, since mapped weights can be read from their file again. */
 double plan_cache_budget(double available, double utilization, double weights, double scratch);
 
+/* Tokens of a step, where nobody says how many: a card is full, and what is read from a disk is worth its time, only with many; the
+ * CPU alone gains nothing from more, and sequences that decode beside a prompt wait less. */
+enum { PLAN_STEP_TOKENS = 512, PLAN_LONG_STEP_TOKENS = 2048 };
+/* Of the memory, the share that the scratch of long steps may take where a disk is what they are for. */
+#define PLAN_LONG_STEP_SHARE (1.0 / 8)
+
 enum plan_place {
     PLAN_IN_GPU,     /* everything in the cards' memory */
     PLAN_IN_GPU_RAM, /* routed experts in RAM, computed by the CPU, of all layers or some; the rest on the card */
