@@ -95,13 +95,13 @@ int bench_experts_read_disk(const struct engine *engine, double *gb_s, struct mo
 
 /* ---- in words ---- */
 
-static double hit_rate(const struct store_stats *s) {
-    uint64_t all = s->hits + s->misses;
-    return all ? (double)s->hits / (double)all : 0;
+double bench_experts_hit_rate(const struct bench_experts *e) {
+    uint64_t all = e->sum.hits + e->sum.misses;
+    return all ? (double)e->sum.hits / (double)all : 0;
 }
 
-static double gb_s(const struct store_stats *s) {
-    return s->read_s > 0 ? (double)s->read_bytes * 1e-9 / s->read_s : 0;
+double bench_experts_gb_s(const struct bench_experts *e) {
+    return e->sum.read_s > 0 ? (double)e->sum.read_bytes * 1e-9 / e->sum.read_s : 0;
 }
 
 static void say_ranks(const struct bench_experts *e) {
@@ -121,8 +121,8 @@ void bench_experts_say(const struct bench_experts *e, double disk_gb_s) {
     if (!e->is_on) return;
     printf("       experts: %.1f %% were there; %.1f MB a token read at %.2f GB/s (%.0f %% of the disk's %.2f); "
            "waited %.0f %% of the time",
-           100 * hit_rate(s), (double)s->read_bytes * 1e-6 / e->tokens, gb_s(s), 100 * gb_s(s) / disk_gb_s, disk_gb_s,
-           100 * s->wait_s / e->s);
+           100 * bench_experts_hit_rate(e), (double)s->read_bytes * 1e-6 / e->tokens, bench_experts_gb_s(e),
+           100 * bench_experts_gb_s(e) / disk_gb_s, disk_gb_s, 100 * s->wait_s / e->s);
     if (s->predicted) {
         printf("; %.0f %% of %.1f read ahead a token were wanted", 100 * (double)s->used / (double)s->predicted,
                (double)s->predicted / e->tokens);
@@ -143,9 +143,9 @@ json_t *bench_experts_json(const struct bench_experts *e, double disk_gb_s) {
     const struct store_stats *s = &e->sum;
     if (!e->is_on) return json_null();
     return json_pack("{sI sI sf sI sf sf sf sf sf sI sI sI sb}", "hits", (json_int_t)s->hits, "misses",
-                     (json_int_t)s->misses, "hit_rate", hit_rate(s), "read_bytes", (json_int_t)s->read_bytes,
-                     "read_bytes_per_token", (double)s->read_bytes / e->tokens, "read_gb_s", gb_s(s), "disk_gb_s",
-                     disk_gb_s, "wait_s", s->wait_s, "wait_share", s->wait_s / e->s, "predicted",
-                     (json_int_t)s->predicted, "predicted_used", (json_int_t)s->used, "predicted_wasted",
+                     (json_int_t)s->misses, "hit_rate", bench_experts_hit_rate(e), "read_bytes",
+                     (json_int_t)s->read_bytes, "read_bytes_per_token", (double)s->read_bytes / e->tokens, "read_gb_s",
+                     bench_experts_gb_s(e), "disk_gb_s", disk_gb_s, "wait_s", s->wait_s, "wait_share", s->wait_s / e->s,
+                     "predicted", (json_int_t)s->predicted, "predicted_used", (json_int_t)s->used, "predicted_wasted",
                      (json_int_t)s->wasted, "direct_io", s->is_direct);
 }

@@ -17,6 +17,11 @@ struct bench_experts {
 void bench_experts_begin(struct bench_experts *experts, const struct engine *engine);
 void bench_experts_end(struct bench_experts *experts, const struct engine *engine, double tokens);
 
+/* Of the experts asked for: the share that was there. */
+double bench_experts_hit_rate(const struct bench_experts *experts);
+/* How fast the others were read, while any was; 0: none was. */
+double bench_experts_gb_s(const struct bench_experts *experts);
+
 /* How fast the disk gives the model's file to the same threads with as much to do as they can take: GB/s. */
 int bench_experts_read_disk(const struct engine *engine, double *gb_s, struct mo_error *error);
 

@@ -52,6 +52,9 @@ void bench_say_machine(const struct bench_report *r) {
     if (r->gpu) {
         bench_gpu_say_card(r->gpu);
         bench_gpu_say_load(r->gpu);
+        if (e->cpu_layers) {
+            printf("  the routed experts of %d of %d layers on the CPU\n", e->cpu_layers, model_moe_layers(&e->model));
+        }
         say_opened(r);
         return;
     }
@@ -124,23 +127,32 @@ void bench_say_decode(const struct bench_report *r, const struct bench_decode *d
     fflush(stdout);
 }
 
-/* What `plan` expects of the step that was measured, from the memory and the processor as they were. */
-static double predicted_tokens_per_s(const struct bench_report *r, const struct bench_decode *d) {
+/* What `plan` expects of the step that was measured, from the memory, the processor and the disk as they were. */
+static struct plan_speed predict(const struct bench_report *r, const struct bench_decode *d) {
     const struct engine *e = r->engine;
     struct plan_predictor predictor;
     plan_predictor_init(&predictor, &e->model, &e->weights, e->options.kv - 1, r->level, r->int8_tops.median);
-    struct plan_speed speed = plan_predict_step(&predictor, d->batch, d->depth, d->read_gb_s, d->bytes_per_step);
-    return plan_speed_expected(&speed);
+    if (d->experts.is_on) {
+        predictor.ssd_gb_s = bench_experts_gb_s(&d->experts);
+        predictor.hit_rate = bench_experts_hit_rate(&d->experts);
+    }
+    return plan_predict_step(&predictor, d->batch, d->depth, d->read_gb_s, d->bytes_per_step);
 }
 
 static void say_predictions(const struct bench_report *r) {
-    printf("\nas `moebius plan` predicts it from this memory and this processor; tokens/s\n%6s %8s  %10s %10s  %s\n",
-           "batch", "depth", "predicted", "measured", "measured / predicted");
+    bool has_disk = r->engine->store;
+    printf("\nas `moebius plan` predicts it from this memory%s and this processor%s; tokens/s\n",
+           has_disk ? ", the reads of this disk" : "", has_disk ? ", with the experts that were there" : "");
+    printf("%6s %8s  %10s %10s  %s%s\n", "batch", "depth", "predicted", "measured", "measured / predicted",
+           has_disk ? "  predicted if the disk is read meanwhile" : "");
     for (int i = 0; i < r->n_decode; i++) {
         const struct bench_decode *d = &r->decode[i];
-        double predicted = predicted_tokens_per_s(r, d);
-        printf("%6d %8d  %10.2f %10.2f  %10.2f%s\n", d->batch, d->depth, predicted, d->tokens_per_s.median,
-               d->tokens_per_s.median / predicted, r->mark);
+        struct plan_speed speed = predict(r, d);
+        double expected = plan_speed_expected(&speed);
+        printf("%6d %8d  %10.2f %10.2f  %10.2f", d->batch, d->depth, expected, d->tokens_per_s.median,
+               d->tokens_per_s.median / expected);
+        if (has_disk) printf("  %20.2f", speed.tokens / speed.overlapped_s);
+        printf("%s\n", r->mark);
     }
 }
 
@@ -182,13 +194,15 @@ static json_t *decode_json(const struct bench_report *r) {
             json_array_append_new(list, line);
             continue;
         }
-        json_array_append_new(
-            list, json_pack("{si si sf sf sf sf sf sf sf sf sb so}", "batch", d->batch, "depth", d->depth,
-                            "tokens_per_s", d->tokens_per_s.median, "tokens_per_s_min", d->tokens_per_s.min,
-                            "tokens_per_s_max", d->tokens_per_s.max, "predicted_tokens_per_s",
-                            predicted_tokens_per_s(r, d), "bytes_per_step", d->bytes_per_step, "gb_per_s", d->gb_per_s,
-                            "read_gb_s", d->read_gb_s, "share_of_bandwidth", d->gb_per_s / d->read_gb_s, "synthetic",
-                            *r->made != '\0', "expert_cache", bench_experts_json(&d->experts, r->disk_gb_s)));
+        struct plan_speed predicted = predict(r, d);
+        json_array_append_new(list,
+                              json_pack("{si si sf sf sf sf sf sf sf sf sb so}", "batch", d->batch, "depth", d->depth,
+                                        "tokens_per_s", d->tokens_per_s.median, "tokens_per_s_min", d->tokens_per_s.min,
+                                        "tokens_per_s_max", d->tokens_per_s.max, "predicted_tokens_per_s",
+                                        plan_speed_expected(&predicted), "bytes_per_step", d->bytes_per_step,
+                                        "gb_per_s", d->gb_per_s, "read_gb_s", d->read_gb_s, "share_of_bandwidth",
+                                        d->gb_per_s / d->read_gb_s, "synthetic", *r->made != '\0', "expert_cache",
+                                        bench_experts_json(&d->experts, r->disk_gb_s)));
         if (d->experts.has_ranks) json_object_set_new(json_array_get(list, i), "ranks", bench_ranks_json(&d->experts));
     }
     return list;
@@ -232,6 +246,7 @@ static void add_gpu(const struct bench_report *r, json_t *root) {
     const struct cuda_load *l = &r->gpu->load;
     bool read = !l->generated && l->s > 0;
     json_object_set_new(root, "gpu", bench_gpu_json(r->gpu));
+    json_object_set_new(root, "n_cpu_moe", json_integer(r->engine->cpu_layers));
     json_object_set_new(root, "load_gb_s", read ? json_real(l->bytes / l->s * 1e-9) : json_null());
     for (int i = 0; i < r->n_prompt; i++) {
         json_t *line = json_array_get(json_object_get(root, "prefill"), (size_t)i);

@@ -144,6 +144,22 @@ static int gather_ram(struct plan_report *r, struct plan_host *host, struct mo_e
     return 0;
 }
 
+/* As engine_offload.c reads these flags. */
+static int gather_experts(struct plan_report *r, struct mo_error *error) {
+    const struct plan_arguments *a = r->arguments;
+    struct plan_machine *machine = &r->input.machine;
+    int layers = plan_arch_moe_layers(&r->input.arch);
+    machine->experts = (enum plan_experts)a->experts;
+    if ((a->cpu_moe || a->n_cpu_moe >= 0) && (a->experts || (a->cpu_moe && a->n_cpu_moe >= 0))) {
+        return mo_error_set(error, MO_E_INVALID,
+                            "--experts, --n-cpu-moe and --cpu-moe all say where experts lie: one of them");
+    }
+    if (a->cpu_moe || a->n_cpu_moe >= layers) machine->experts = PLAN_EXPERTS_CPU;
+    if (a->n_cpu_moe == 0) machine->experts = PLAN_EXPERTS_GPU;
+    if (a->n_cpu_moe > 0 && a->n_cpu_moe < layers) machine->cpu_layers = a->n_cpu_moe;
+    return 0;
+}
+
 /* What this engine cannot do with several machines is refused rather than planned. */
 static int gather_ranks(struct plan_report *r, struct mo_error *error) {
     const struct plan_arguments *a = r->arguments;
@@ -153,7 +169,8 @@ static int gather_ranks(struct plan_report *r, struct mo_error *error) {
         return mo_error_set(error, MO_E_INVALID,
                             "--ranks says how many machines and how they share: --nodes and "
                             "--parallel are for other ways");
-    if (machine->gpu.count > 1 || machine->experts == PLAN_EXPERTS_GPU || machine->experts == PLAN_EXPERTS_DISK)
+    if (machine->gpu.count > 1 || machine->experts == PLAN_EXPERTS_GPU || machine->experts == PLAN_EXPERTS_DISK ||
+        machine->cpu_layers)
         return mo_error_set(error, MO_E_INVALID,
                             "--ranks: routed experts lie in RAM and are computed by processors, "
                             "beside one card at most");
@@ -178,11 +195,11 @@ static int gather_machine(struct plan_report *r, struct plan_host *host, struct 
         .nodes = a->nodes,
         .hit_rate = a->hit_rate,
         .ssd_gb_s = a->nvme_gb_s,
-        .experts = (enum plan_experts)a->experts,
         .parallel = (enum plan_parallel)a->parallel,
     };
     if (a->nvme_gb_s > 0) snprintf(r->ssd_from, sizeof r->ssd_from, "given");
-    int code = gather_gpu(r, error);
+    int code = gather_experts(r, error);
+    if (!code) code = gather_gpu(r, error);
     if (!code && machine->experts == PLAN_EXPERTS_GPU && !machine->gpu.count)
         code = mo_error_set(error, MO_E_INVALID, "--experts gpu: there is no card (%s)", r->gpu_from);
     if (!code) code = gather_ram(r, host, error);

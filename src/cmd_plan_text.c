@@ -110,9 +110,18 @@ static void say_hits(const struct plan_report *r) {
     }
 }
 
+/* What a user can say to have the same. */
+static void say_split(const struct plan_report *r) {
+    const struct plan_input *in = &r->input;
+    printf("  %-24s %d of %d layers' in RAM, the others' on the card (--n-cpu-moe %d%s)\n", "routed experts",
+           plan_cpu_layers(in, &r->memory), plan_arch_moe_layers(&in->arch), plan_cpu_layers(in, &r->memory),
+           in->machine.cpu_layers ? "" : ": as few as this context allows");
+}
+
 static void say_fit(const struct plan_report *r) {
     const struct plan_memory *m = &r->memory;
     printf("\n%s: %s (class %s)\n", m->fits ? "fits" : "does not fit", plan_place_text(m->place), plan_report_class(r));
+    if (m->card_layers) say_split(r);
     const char *not_here = plan_report_not_here(r);
     if (not_here) printf("note: planned from formulas; %s\n", not_here);
     say_room("each card", &m->gpu);
@@ -147,8 +156,12 @@ static void say_nearest(const struct plan_report *r) {
     }
 }
 
+static bool reads_disk(const struct plan_report *r) {
+    return r->input.machine.ssd_gb_s > 0 && r->memory.held < 1;
+}
+
 static void say_decode(const struct plan_report *r) {
-    bool disk = r->input.machine.ssd_gb_s > 0 && r->memory.held < 1;
+    bool disk = reads_disk(r);
     printf("\ndecode, tokens/s of all sequences together\n%6s %7s %8s %10s %10s %10s %12s%s\n", "batch", "depth",
            "experts", "MB/step", "limit", "expected", "each", disk ? "  overlapped" : "");
     for (int i = 0; i < r->n_decode; i++) {
@@ -166,10 +179,13 @@ static void say_prefill(const struct plan_report *r) {
         printf("\nprefill: not known without --cpu-gflops\n");
         return;
     }
-    printf("\nprefill, one prompt\n%14s %10s %10s %14s\n", "tokens", "limit", "expected", "first token");
+    bool disk = reads_disk(r);
+    printf("\nprefill, one prompt\n%14s %10s %10s %14s%s\n", "tokens", "limit", "expected", "first token",
+           disk ? "  overlapped" : "");
     for (int i = 0; i < r->n_prefill; i++) {
         const struct plan_speed *s = &r->prefill[i];
-        printf("%14d %10.1f %10.1f %12.3f s\n", s->tokens, plan_speed_limit(s), plan_speed_expected(s), s->expected_s);
+        printf("%14d %10.1f %10.1f %12.3f s", s->tokens, plan_speed_limit(s), plan_speed_expected(s), s->expected_s);
+        printf(disk ? " %11.1f\n" : "\n", s->tokens / s->overlapped_s);
     }
 }
 
@@ -231,7 +247,9 @@ static void explain(const struct plan_report *r) {
         "  fits     = weights + cache + scratch + driver <= %.2f of a card; of the RAM that is free, the same share; "
         "of\n"
         "             RAM that was given, all but 8 GB (or an eighth)\n"
-        "  held     = (RAM - what else lies there) / all experts\n"
+        "  split    = --n-cpu-moe N: layers whose routed experts the processor computes beside a card: as few as let "
+        "the rest fit there\n"
+        "  held     = (RAM - what else lies there) / all experts that are not on the card\n"
         "  hit rate = --hit-rate, or --expert-trace at the share held (one sequence's), or held: all experts alike\n"
         "  missed experts are read from disk to RAM, and then from RAM\n"
         "  tensor   = weights / cards a step; the latent cache on every card; two all-reduces a layer, each of two "

@@ -3,6 +3,7 @@
 #include "engine_device.h"
 #include "engine_disk.h"
 #include "engine_experts.h"
+#include "engine_offload.h"
 #include "engine_plan.h"
 #include "engine_ranks.h"
 #include "engine_selftest.h"
@@ -27,7 +28,7 @@ enum {
 };
 
 void engine_options_init(struct engine_options *options) {
-    *options = (struct engine_options){.memory_utilization = 0.9, .like_seed = 1};
+    *options = (struct engine_options){.memory_utilization = 0.9, .like_seed = 1, .n_cpu_moe = -1};
 }
 
 void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_MAX]) {
@@ -42,7 +43,11 @@ void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_M
          .help = "where to compute (default auto)"},
         {.names = "--expert-device,--experts", .type = CLI_CHOICE, .target = &o->expert_device, .choices = "auto|gpu|cpu",
          .help = "with --device cuda, where routed experts are computed; cpu: from\nthe machine's memory, where they lie "
-                 "(default auto: on the GPU)"},
+                 "(default auto: on the GPU, but\nfor as many layers as do not fit there)"},
+        {.names = "--n-cpu-moe,-ncmoe", .type = CLI_INT, .target = &o->n_cpu_moe, .max = 1 << 16, .value = "N",
+         .help = "with --device cuda, the routed experts of N layers on the CPU: the\nfirst that have some (llama.cpp's N counts "
+                 "layers without, too)"},
+        {.names = "--cpu-moe,-cmoe", .type = CLI_FLAG, .target = &o->cpu_moe, .help = "the same as --expert-device cpu"},
         {.names = "--expert-shares", .type = CLI_STRING, .target = &o->expert_shares, .value = "N,N,...",
          .help = "with mpirun -n, how many routed experts each process holds, one to\nanother (default: as many as each other, or "
                  "what there is room for)"},
@@ -182,9 +187,11 @@ static int open_all(struct engine *engine, struct mo_error *error) {
     if (!code) code = model_load_generation(&engine->model, &engine->checkpoint, &engine->defaults, error);
     if (!code) code = open_text(engine, error);
     if (!code && !engine->options.like) code = open_weights(engine, error);
+    engine_offload_begin(engine);
     if (!code) code = engine_device_choose(engine, error);
     if (!code) code = engine_settle_weights(engine, error);
     if (!code) code = engine_ranks_meet(engine, error);
+    if (!code) code = engine_offload_choose(engine, error);
     if (!code) code = engine_experts_choose(engine, error);
     if (!code) code = engine_plan(engine, &backend, error);
     if (!code) code = engine_turn_choose(engine, &backend, error);
@@ -199,12 +206,14 @@ static int open_all(struct engine *engine, struct mo_error *error) {
     return code;
 }
 
-int engine_open(struct engine **out, const struct engine_options *options, struct mo_error *error) {
+int engine_open(struct engine **out, const struct engine_options *wished, struct mo_error *error) {
     double start = clock_now_s();
+    struct engine_options settled = *wished, *options = &settled;
     if (!options->model && !options->like)
         return mo_error_set(error, MO_E_INVALID, "no MODEL given (--help shows how)");
-    if (ranks_self() > 0) return engine_ranks_work(options, error);
-    int code = engine_ranks_check(options, error);
+    int code = engine_offload_settle(options, error);
+    if (!code && ranks_self() > 0) return engine_ranks_work(options, error);
+    if (!code) code = engine_ranks_check(options, error);
     if (code) return code;
     struct engine *engine = calloc(1, sizeof *engine);
     if (!engine) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the engine");

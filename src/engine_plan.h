@@ -4,6 +4,8 @@
 
 #include "engine.h"
 
+/* What a backend is opened with, as far as it is known before that: n_pages is more than there will be. */
+void engine_plan_options(const struct engine *engine, struct backend_options *backend);
 /* Needs model, checkpoint and settled options; sets options.max_model_len and n_pages, and fills `backend`. What does not fit
  * is an error with the numbers and the flag that would help. */
 int engine_plan(struct engine *engine, struct backend_options *backend, struct mo_error *error);

@@ -197,17 +197,22 @@ static void look_at_binding(const struct wire_hello *hellos) {
     }
 }
 
+static void count_on_hosts(struct engine *engine, const struct wire_hello *hellos) {
+    for (int r = 0; r < ranks_count(); r++) engine->split.on_host[r] = (uint8_t)ranks_of_host(hellos, hellos[r].host);
+}
+
 /* What each has room for; rank 0 needs the rest of the model too, unless that is on a GPU. */
 static void memory_of_each(const struct engine *engine, const struct wire_hello *hellos, double *memory) {
     double rest = engine->gpu >= 0 ? 0 : (double)engine->checkpoint.total_bytes - experts_bytes(engine, -1);
     for (int r = 0; r < ranks_count(); r++) {
-        memory[r] = hellos[r].memory_bytes / ranks_of_host(hellos, hellos[r].host) - (r == 0 ? rest : 0);
+        memory[r] = hellos[r].memory_bytes / engine->split.on_host[r] - (r == 0 ? rest : 0);
     }
 }
 
 static int split_experts(struct engine *engine, const struct wire_hello *hellos, struct mo_error *error) {
     double memory[RANKS_MAX], shares[RANKS_MAX], room = 0, all = experts_bytes(engine, -1);
     int n = ranks_count();
+    count_on_hosts(engine, hellos);
     memory_of_each(engine, hellos, memory);
     for (int r = 0; r < n; r++) room += memory[r] > 0 ? memory[r] : 0;
     if (room < all) {
@@ -297,6 +302,7 @@ int engine_ranks_begin(struct engine *engine, const struct backend_options *back
                              .piece_pairs = split->piece_pairs,
                              .compute = backend->compute};
     memcpy(plan.owner, split->owner, sizeof plan.owner);
+    memcpy(plan.on_host, split->on_host, sizeof plan.on_host);
     for (int r = 1; r < split->count; r++) {
         int code = ranks_send(r, &plan, sizeof plan, error);
         if (code) return code;

@@ -6,9 +6,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 #include "base/clock.h"
 #include "engine_selftest.h"
+#include "engine_turn.h"
 
 static const double ALIVE_S = 1;
 enum { TOUCH_BYTES = 64 << 20, PAGE = 4096 };
@@ -93,7 +95,23 @@ static int hear_plan(struct engine *engine, struct wire_plan *plan, struct mo_er
     engine->split =
         (struct ranks_split){.count = ranks_count(), .self = ranks_self(), .piece_pairs = plan->piece_pairs};
     memcpy(engine->split.owner, plan->owner, sizeof plan->owner);
+    memcpy(engine->split.on_host, plan->on_host, sizeof plan->on_host);
     return 0;
+}
+
+/* GGUF's blocks are read and put into another order at once, the others are read. */
+static int bring_experts(struct engine *engine, const struct backend_options *backend, struct mo_error *error) {
+    const struct timespec slice = {.tv_nsec = 20000000};
+    double said_s = clock_now_s();
+    int code = engine_turn_choose(engine, backend, error);
+    if (code) return code;
+    engine_turn_begin_alone(engine);
+    if (!engine->will_turn) return touch_experts(engine, error);
+    while (!code && !turner_adopt(engine->turner)) {
+        nanosleep(&slice, NULL);
+        code = say_alive(&said_s, error);
+    }
+    return code;
 }
 
 /* Its attention is not used, so that costs as little as it can. */
@@ -109,7 +127,8 @@ static int open_backend(struct engine *engine, const struct wire_plan *plan, str
                                             .attention = ATTENTION_EXPANDED,
                                             .ranks = &engine->split};
     int code = cpu_backend_open(&engine->backend, &engine->model, &engine->weights, &options, error);
-    return code ? code : engine_selftest(engine, &options, error);
+    if (!code) code = engine_selftest(engine, &options, error);
+    return code ? code : bring_experts(engine, &options, error);
 }
 
 static int prepare(struct engine *engine, struct mo_error *error) {
@@ -118,8 +137,7 @@ static int prepare(struct engine *engine, struct mo_error *error) {
     if (!code) code = engine_open_weights(engine, error);
     if (!code) code = say_hello(engine, error);
     if (!code) code = hear_plan(engine, &plan, error);
-    if (!code) code = open_backend(engine, &plan, error);
-    return code ? code : touch_experts(engine, error);
+    return code ? code : open_backend(engine, &plan, error);
 }
 
 static void say_failed(const struct mo_error *why) {

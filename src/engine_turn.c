@@ -7,18 +7,42 @@
 
 enum { THREADS_BESIDE = 4 }; /* requests: a step waits for its slowest thread, and each of these delays one */
 
-/* Of blocks that are read as they lie, or not by the CPU's kernels, or only in part. */
+/* Blocks that are read as they lie: what an expert cache reads is not asked for often enough to be worth the turning. */
 static bool stays(const struct engine *engine) {
     return engine->options.no_repack || !engine->checkpoint.gguf || engine->weights.made || engine->weights.later ||
-           engine->gpu >= 0 || engine->store || ranks_count() > 1;
+           engine->store;
+}
+
+/* Is the processor's work here all of the model, or routed experts alone? */
+static bool has_rest(const struct engine *engine) {
+    return engine->gpu < 0 && ranks_self() == 0;
+}
+
+static bool is_computed_here(const void *context, int layer, int expert) {
+    const struct engine *engine = context;
+    const bool is_on_card = engine->gpu >= 0 && layer >= engine->model.dense_layers + engine->cpu_layers;
+    if (expert < 0) return has_rest(engine);
+    if (is_on_card) return false;
+    return engine->split.count < 2 || engine->split.owner[expert] == engine->split.self;
+}
+
+static struct turn_choice choice_of(const struct engine *engine) {
+    return (struct turn_choice){is_computed_here, engine};
+}
+
+/* Of the machine's memory, which other ranks may share. */
+static double memory_share(const struct engine *engine) {
+    return engine->split.count > 1 ? 1.0 / engine->split.on_host[engine->split.self] : 1;
 }
 
 /* Turned blocks lie in memory for good; what the file has besides is read from it again and again where it does not fit, and
  * should not have less room than the blocks as they lie would leave it. */
 static double room_bytes(const struct engine *engine, const struct backend_options *backend, double turned) {
-    const double available = memory_available_bytes(), file = (double)engine->checkpoint.total_bytes;
-    const double beside =
-        engine_plan_scratch(engine, backend) + (double)kv_pool_bytes(&engine->model, backend->kv, engine->n_pages);
+    const bool is_all = has_rest(engine);
+    const double available = memory_available_bytes() * memory_share(engine);
+    const double file = is_all ? (double)engine->checkpoint.total_bytes - engine->ranks_bytes : 0;
+    const double cache = is_all ? (double)kv_pool_bytes(&engine->model, backend->kv, engine->n_pages) : 0;
+    const double beside = engine_plan_scratch(engine, backend) + cache;
     const double rest = file > turned ? file - turned : 0;
     const double in_all = available - beside - rest, ours = available * engine->options.memory_utilization - beside;
     return in_all < ours ? in_all : ours;
@@ -27,7 +51,7 @@ static double room_bytes(const struct engine *engine, const struct backend_optio
 int engine_turn_choose(struct engine *engine, const struct backend_options *backend, struct mo_error *error) {
     size_t bytes = 0;
     if (stays(engine)) return 0;
-    int code = turn_bytes(&engine->model, &engine->weights, &bytes, error);
+    int code = turn_bytes(&engine->model, &engine->weights, choice_of(engine), &bytes, error);
     if (code || !bytes) return code;
     const double room = room_bytes(engine, backend, (double)bytes);
     engine->will_turn = (double)bytes <= room;
@@ -42,7 +66,7 @@ int engine_turn_choose(struct engine *engine, const struct backend_options *back
 static void begin(struct engine *engine, int threads) {
     struct mo_error reason;
     if (!engine->will_turn) return;
-    if (!turner_begin(&engine->turner, &engine->model, &engine->weights, threads, &reason)) return;
+    if (!turner_begin(&engine->turner, &engine->model, &engine->weights, choice_of(engine), threads, &reason)) return;
     engine->will_turn = false;
     log_warn("%s: its blocks stay as they lie, which is slower: %s", engine->path, reason.message);
 }
@@ -52,7 +76,11 @@ void engine_turn_begin(struct engine *engine) {
     begin(engine, threads < THREADS_BESIDE ? threads : THREADS_BESIDE);
 }
 
-void engine_turn_now(struct engine *engine) {
+void engine_turn_begin_alone(struct engine *engine) {
     begin(engine, engine->options.threads);
+}
+
+void engine_turn_now(struct engine *engine) {
+    engine_turn_begin_alone(engine);
     turner_wait(engine->turner);
 }

@@ -11,6 +11,8 @@ int engine_turn_choose(struct engine *engine, const struct backend_options *back
 /* Begins, if it will: engine->turner. Between steps the engine's thread calls turner_adopt. Where the system refuses memory or
  * threads, a warning says so, and the blocks stay as they lie. */
 void engine_turn_begin(struct engine *engine);
+/* The same where nothing else computes: on all threads. */
+void engine_turn_begin_alone(struct engine *engine);
 /* For engines without a thread, to be measured: all of it, now. */
 void engine_turn_now(struct engine *engine);
 

@@ -22,7 +22,7 @@ from test_golden import SHORT, Case, with_routing
 
 BUILD = Path(os.environ.get("MOEBIUS", conftest.ROOT / "build" / "moebius")).resolve().parent
 SHIM = BUILD / "tests" / "shim"
-DRIVER = BUILD / "tests" / "race" if os.environ.get("MOEBIUS_CUDA_RACES") else SHIM  # make cuda-race-test
+DRIVER = Path(os.environ.get("MOEBIUS_CUDA_DRIVER", SHIM))  # make cuda-race-test, make cuda-ptx-test
 GPU = ["--device", "cuda"]
 
 

@@ -121,9 +121,15 @@ def test_serve(mixed, tmp_path):
 
 
 def test_experts_on_the_cpu(mixed, tmp_path):
-    """Blocks stay where they are in the file for the CPU's half of the work."""
+    """Those experts' blocks are put into another order, and nothing else's."""
     flags = [*GPU, "--expert-device", "cpu"]
-    assert_near(logits(mixed, tmp_path, *flags), logits(mixed, tmp_path, "--compute", "f32", "--threads", 1))
+    got = logits(mixed, tmp_path, *flags)
+    assert_near(got, logits(mixed, tmp_path, "--compute", "f32", "--threads", 1))
+    assert np.array_equal(got, logits(mixed, tmp_path, *flags, "--no-repack"))
+    report = succeed("bench", mixed, "--prompt", 1, "--generate", 1, "--batch", 1, "--depth", 0, "--repeat", 1, "--json", *flags)
+    routed = [t for t in gguf.GGUFReader(mixed).tensors if "_exps." in t.name]
+    rounded = sum(t.n_bytes + 4096 * WIDE["n_routed_experts"] for t in routed)
+    assert sum(t.n_bytes for t in routed) <= report.json["repacked_bytes"] < rounded
 
 
 def test_quantized_anew(mixed, tmp_path):

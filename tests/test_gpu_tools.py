@@ -70,7 +70,7 @@ def test_bench_in_words():
 def test_bench_counts_the_same_bytes_as_on_the_cpu():
     """The experts of a GPU's steps are looked up apart. Without a card the same command measures the CPU, and says so."""
     flags = [GOLDEN / "v2lite-tiny", *GPU, *SMALL, "--batch", "1,2", "--depth", "0", "--json"]
-    on_cpu, on_card = (succeed("bench", *flags, env=fake(devices=devices)) for devices in (0, 1))
+    on_cpu, on_card = (succeed("bench", *flags, env={**fake(devices=devices), "MOEBIUS_MEMORY": "0.5"}) for devices in (0, 1))
     assert "computing on the CPU" in on_cpu.err and "gpu" not in on_cpu.json
     for a, b in zip(on_cpu.json["decode"], on_card.json["decode"], strict=True):
         assert a["bytes_per_step"] == pytest.approx(b["bytes_per_step"], rel=0.02)
@@ -363,17 +363,21 @@ def test_gate_knows_machine_code():
     assert len(list(gate.look_at_machine_code("Function : linear_x\n LDG.E R4, [R2.64] ;\n"))) == 2
 
 
-def test_gate_tables_hold_every_kernel():
-    """Both tables have a row for each kernel of the tree, whatever its sources are now; instructions are counted for one
-    target, and a kernel that is not made for it has none."""
+def test_gate_tables_are_of_these_sources():
+    """A row for each kernel of the tree, for every card that `make` compiles for, from the sources as they are: `make test` itself
+    compiles for one. Instructions are counted for one target, and a kernel that is not made for it has none."""
     import re
 
     sizes, instructions = (gate.read_table(name) for name in ("kernels.tsv", "instructions.tsv"))
+    cards = re.search(r"^CUDA_CARDS := (.*)$", (conftest.ROOT / "src/backend/cuda/cuda.mk").read_text(), re.M)[1].split()
     for file in gate.KERNELS.glob("*.cu"):
         kernels = set(re.findall(r"^KERNEL\w*\((\w+),", file.read_text(), re.M))
         rows = [row for (f, _), rows in sizes.items() if f == file.stem for row in rows]
         assert {row["kernel"] for row in rows} == kernels, f"kernels.tsv: {file.stem} (make cuda-gate)"
+        assert {row["arch"] for row in rows} == set(cards), f"kernels.tsv: {file.stem} (make cuda-gate)"
         targets = [target for f, target in instructions if f == file.stem]
         assert len(targets) == 1, f"instructions.tsv: {file.stem} (make cuda-gate)"
         made, counted = ({row["kernel"] for row in table[file.stem, targets[0]]} for table in (sizes, instructions))
         assert made == counted, f"instructions.tsv: {file.stem} (make cuda-gate)"
+        now = gate.hash_of(file)
+        assert all(row["sources"] == now for row in [*rows, *instructions[file.stem, targets[0]]]), f"{file.stem} (make cuda-gate)"

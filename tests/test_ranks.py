@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import gguf_model
 import st
 from conftest import GOLDEN, PROGRAM, ROOT, Result, copy_set, moebius, refused, succeed
 
@@ -108,6 +109,17 @@ class Case:
 @pytest.mark.parametrize("name", [name for name in [*MODELS, *AS_PUBLISHED] if name != "v3-int4"])
 def test_same_bits(name, packed, tmp_path):
     Case(packed[name], tmp_path).same(2)
+
+
+@needs_mpi
+def test_blocks_of_gguf(tmp_path):
+    """Each process puts the blocks of its own experts into another order."""
+    path = gguf_model.convert(GOLDEN / "v3-tiny", tmp_path / "m.gguf", kind=gguf_model.Type.Q8_0)
+    case = Case(path, tmp_path, "--no-repack")
+    case.flags.remove("--no-repack")
+    assert "stay as they lie" not in str(case.same(2))
+    bench = ["--prompt", 3, "--generate", 2, "--batch", 1, "--depth", 0, "--repeat", 1, "--json"]
+    assert 0 < on_ranks(2, "bench", path, *bench, *ALONE).json["repacked_bytes"] < 1.2e6  # alone it is 1.3
 
 
 @needs_mpi

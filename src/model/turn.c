@@ -39,16 +39,21 @@ static size_t room_bytes(const struct mat *mat) {
 
 /* ---- which ---- */
 
+static bool is_wanted(struct turn_choice choice, const struct slot *slot) {
+    bool routed = slot->role >= ROLE_EXPERT_GATE;
+    return !choice.wanted || choice.wanted(choice.context, slot->layer, routed ? slot->expert : -1);
+}
+
 /* NULL: what the slot names stays as it is. */
-static struct mat *mat_to_turn(const struct weights *weights, const struct slot *slot) {
-    if (!slot->cols || slot->role == ROLE_EMBED || slot->role == ROLE_KV_B) return NULL;
+static struct mat *mat_to_turn(const struct weights *weights, struct turn_choice choice, const struct slot *slot) {
+    if (!slot->cols || slot->role == ROLE_EMBED || slot->role == ROLE_KV_B || !is_wanted(choice, slot)) return NULL;
     struct mat *mat = weights_matrix(weights, slot->role, slot->layer, slot->expert);
     return mat->data && gguf_can_turn(mat->format) && !mat->turned ? mat : NULL;
 }
 
 /* Their bytes, and where `turns` is given, what they are; *n: how many. */
-static int list(const struct model *model, const struct weights *weights, struct turn *turns, int *n, size_t *bytes,
-                struct mo_error *error) {
+static int list(const struct model *model, const struct weights *weights, struct turn_choice choice, struct turn *turns,
+                int *n, size_t *bytes, struct mo_error *error) {
     struct arena *arena = arena_create();
     struct slot *slots;
     int n_slots = 0;
@@ -57,7 +62,7 @@ static int list(const struct model *model, const struct weights *weights, struct
     *n = 0;
     *bytes = 0;
     for (int i = 0; i < n_slots; i++) {
-        struct mat *mat = mat_to_turn(weights, &slots[i]);
+        struct mat *mat = mat_to_turn(weights, choice, &slots[i]);
         if (!mat) continue;
         if (turns) turns[*n].mat = mat;
         *bytes += room_bytes(mat);
@@ -67,9 +72,10 @@ static int list(const struct model *model, const struct weights *weights, struct
     return code;
 }
 
-int turn_bytes(const struct model *model, const struct weights *weights, size_t *bytes, struct mo_error *error) {
+int turn_bytes(const struct model *model, const struct weights *weights, struct turn_choice choice, size_t *bytes,
+               struct mo_error *error) {
     int n;
-    return list(model, weights, NULL, &n, bytes, error);
+    return list(model, weights, choice, NULL, &n, bytes, error);
 }
 
 /* ---- turning ---- */
@@ -137,11 +143,11 @@ static void give_memory_back(struct weights *weights) {
     weights->made_bytes = 0;
 }
 
-int turner_begin(struct turner **out, const struct model *model, struct weights *weights, int threads,
-                 struct mo_error *error) {
+int turner_begin(struct turner **out, const struct model *model, struct weights *weights, struct turn_choice choice,
+                 int threads, struct mo_error *error) {
     size_t bytes;
     int n;
-    int code = list(model, weights, NULL, &n, &bytes, error);
+    int code = list(model, weights, choice, NULL, &n, &bytes, error);
     if (code) return code;
     struct turner *turner = calloc(1, sizeof *turner + (size_t)threads * sizeof *turner->threads);
     if (turner) turner->turns = calloc((size_t)n, sizeof *turner->turns);
@@ -149,7 +155,7 @@ int turner_begin(struct turner **out, const struct model *model, struct weights 
         free(turner);
         return mo_error_set(error, MO_E_NO_MEMORY, "no memory for a list of %d matrices", n);
     }
-    code = list(model, weights, turner->turns, &turner->n, &bytes, error);
+    code = list(model, weights, choice, turner->turns, &turner->n, &bytes, error);
     if (!code) code = take_memory(turner, weights, bytes, error);
     if (!code) code = start(turner, threads, error);
     if (!code) {
@@ -163,15 +169,16 @@ int turner_begin(struct turner **out, const struct model *model, struct weights 
 
 /* ---- taking over ---- */
 
-void turner_adopt(struct turner *turner) {
-    if (!turner) return;
+bool turner_adopt(struct turner *turner) {
+    if (!turner) return true;
     for (; turner->n_adopted < turner->n; turner->n_adopted++) {
         struct turn *turn = &turner->turns[turner->n_adopted];
-        if (!atomic_load(&turn->is_done)) return;
+        if (!atomic_load(&turn->is_done)) return false;
         turn->mat->data = turn->to;
         turn->mat->turned = true;
         turner->adopted_bytes += (double)mat_bytes(turn->mat);
     }
+    return true;
 }
 
 void turner_wait(struct turner *turner) {
@@ -179,7 +186,7 @@ void turner_wait(struct turner *turner) {
     struct progress progress;
     if (!turner) return;
     progress_begin(&progress, "turning blocks", "GB", 1e-9, turner->bytes);
-    for (turner_adopt(turner); turner->n_adopted < turner->n; turner_adopt(turner)) {
+    while (!turner_adopt(turner)) {
         nanosleep(&slice, NULL);
         progress_update(&progress, turner->adopted_bytes);
     }

@@ -53,7 +53,8 @@ void plan_predictor_init(struct plan_predictor *p, const struct model *model, co
 
 struct plan_speed plan_predict_step(const struct plan_predictor *p, int batch, int depth, double read_gb_s,
                                     double counted_bytes) {
-    struct plan_cpu_case c = {&p->arch, &p->weights, p->kv, read_gb_s, p->gflops, p->gops8, -1, -1};
+    struct plan_cpu_case c = {&p->arch, &p->weights, p->kv, read_gb_s,   p->gflops,
+                              p->gops8, -1,          -1,    p->ssd_gb_s, p->hit_rate};
     struct plan_speed speed;
     if (counted_bytes > 0) { /* what is neither fixed nor cache are experts; a cache that is shared counts once */
         double rest = counted_bytes - plan_weights_fixed_bytes(&p->arch, &p->weights);

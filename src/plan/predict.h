@@ -2,6 +2,7 @@
  *
  *     struct plan_predictor p;
  *     plan_predictor_init(&p, &engine->model, &engine->weights, kv, level, int8_tops);
+ *     p.ssd_gb_s = ..., p.hit_rate = ...;                  where experts are read from a disk
  *     struct plan_speed s = plan_predict_step(&p, batch, depth, read_gb_s, counted_bytes);
  *     plan_speed_limit(&s), plan_speed_expected(&s)        tokens/s of all sequences together
  *
@@ -18,6 +19,7 @@ struct plan_predictor {
     struct plan_weights weights;
     enum kv_format kv;
     double gflops, gops8;
+    double ssd_gb_s, hit_rate; /* of steps, as in struct plan_cpu_case; init: everything is in memory */
 };
 
 /* `kv`: the backend's enum kv_format. `int8_tops` as measured (bench_measure_peak); 0: operations cost nothing. */

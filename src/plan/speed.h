@@ -70,6 +70,8 @@ struct plan_cpu_case {
     double gflops, gops8; /* fp32, and 8-bit for 4- and 8-bit integer weights; 0: operations cost nothing */
     double routed_bytes;  /* counted, of a step; below 0: as many experts as independent tokens meet */
     double cache_rows;    /* counted, of a step; below 0: batch x depth */
+    double ssd_gb_s;      /* of the disk that gives experts which are not in memory; 0: all of them are there */
+    double hit_rate;      /* of experts, if there is such a disk */
 };
 void plan_predict_cpu(const struct plan_cpu_case *the_case, int batch, int depth, struct plan_speed *speed);
 

@@ -70,6 +70,7 @@ struct ranks_split {
     int count, self;
     int piece_pairs; /* (row, expert) pairs of one exchange, at most */
     uint8_t owner[WIRE_MAX_EXPERTS];
+    uint8_t on_host[RANKS_MAX]; /* processes on the machine of each: they share its memory */
 };
 
 #endif

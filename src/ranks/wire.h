@@ -13,11 +13,12 @@
  * token, 7 ms of a 10 Gbit/s line. Sums of a rank's experts would be up to 8 times smaller and BF16 outputs half as large, but either
  * would add in another order or round: an answer would depend on how many machines there are (DESIGN.md, 3). Inputs could be sent in
  * 8 bits where the experts take them so, with the same bits; they are the smaller part.
- * Includes: nothing of the project. */
+ * Includes: ranks. */
 #ifndef MOEBIUS_RANKS_WIRE_H
 #define MOEBIUS_RANKS_WIRE_H
 
 #include <stdint.h>
+#include "ranks/transport.h"
 
 enum { WIRE_VERSION = 1, WIRE_HOST = 64, WIRE_MAX_EXPERTS = 4096 /* as config.c allows */ };
 static const uint32_t WIRE_MAGIC = 0x4e524f4d; /* "MORN" */
@@ -55,7 +56,7 @@ struct wire_hello {
 struct wire_plan {
     struct wire_head head;
     int32_t max_rows, piece_pairs, compute;
-    uint8_t owner[WIRE_MAX_EXPERTS];
+    uint8_t owner[WIRE_MAX_EXPERTS], on_host[RANKS_MAX]; /* as in struct ranks_split */
 };
 
 struct wire_failed {

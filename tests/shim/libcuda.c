@@ -143,20 +143,20 @@ struct shim_function {
     const char *name;
     shim_kernel *kernel;
     size_t params_bytes;
-    int shared_bytes;
+    int own_bytes, shared_bytes; /* of shared memory: declared, and what a launch may ask for beside it */
 };
 static struct shim_function functions[KERNELS_MAX];
 static int n_functions;
 static uint64_t seed;
 
-void shim_register(const char *name, shim_kernel *kernel, size_t params_bytes) {
-    functions[n_functions++] = (struct shim_function){name, kernel, params_bytes, 48 << 10};
+void shim_register(const char *name, shim_kernel *kernel, size_t params_bytes, int own_bytes) {
+    functions[n_functions++] = (struct shim_function){name, kernel, params_bytes, own_bytes, (48 << 10) - own_bytes};
 }
 
 /* A recording: launches and their arguments, as they were then. */
 struct shim_launch {
     const struct shim_function *function;
-    int blocks, threads;
+    int blocks, threads, shared_bytes;
     void *params;
     bool begins_early;
 };
@@ -176,10 +176,9 @@ static bool is_recording(void) {
     return now;
 }
 
-static struct shim_launch make_launch(const struct shim_function *function, int n, int threads, const void *params,
-                                      bool begins_early) {
-    struct shim_launch launch = {function, n, threads, malloc(function->params_bytes), begins_early};
-    memcpy(launch.params, params, function->params_bytes);
+static struct shim_launch make_launch(struct shim_launch launch, const void *params) {
+    launch.params = malloc(launch.function->params_bytes);
+    memcpy(launch.params, params, launch.function->params_bytes);
     return launch;
 }
 
@@ -237,7 +236,8 @@ static int left_out_of(const struct shim_launch *l) {
 
 static void run_launch(const struct shim_launch *l) {
     race_launch(l->function->name, l->params, l->function->params_bytes, l->blocks, l->begins_early);
-    shim_run(l->function->kernel, l->params, l->blocks, left_out_of(l), l->threads, &seed);
+    const struct shim_grid grid = {l->blocks, left_out_of(l), l->threads, l->function->own_bytes + l->shared_bytes};
+    shim_run(l->function->kernel, l->params, &grid, &seed);
 }
 
 static void do_work(struct work *work) {
@@ -567,13 +567,12 @@ API int cuModuleGetFunction(struct shim_function **function, void *module, const
     return NOT_FOUND;
 }
 API int cuFuncGetAttribute(int *value, int attribute, const struct shim_function *function) {
-    (void)function;
     if (attribute != 1) return INVALID;
-    *value = 0; /* what kernels declare by themselves lies elsewhere here */
+    *value = function->own_bytes;
     return OK;
 }
 API int cuFuncSetAttribute(struct shim_function *function, int attribute, int value) {
-    if (attribute != 8 || value > SHIM_SHARED_BYTES) return INVALID;
+    if (attribute != 8 || value > SHIM_SHARED_BYTES - function->own_bytes) return INVALID;
     function->shared_bytes = value;
     return OK;
 }
@@ -603,7 +602,12 @@ API int cuLaunchKernelEx(const struct launch_config *config, const struct shim_f
     if (option("log", 0))
         fprintf(stderr, "fake cuda: %s %u x %u, %u bytes%s\n", function->name, config->grid[0], config->block[0],
                 config->shared_bytes, early ? ", may begin early" : "");
-    struct shim_launch launch = make_launch(function, (int)config->grid[0], (int)config->block[0], arguments[0], early);
+    struct shim_launch launch = make_launch((struct shim_launch){.function = function,
+                                                                 .blocks = (int)config->grid[0],
+                                                                 .threads = (int)config->block[0],
+                                                                 .shared_bytes = (int)config->shared_bytes,
+                                                                 .begins_early = early},
+                                            arguments[0]);
     return recording ? record(launch) : later((struct work){.kind = LAUNCH, .launch = launch});
 }
 

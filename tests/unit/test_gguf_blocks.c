@@ -333,7 +333,7 @@ static void test_turner(void **state) {
     struct mo_error error;
     const struct model model = head_of(ROWS, COLS, &weights, data);
     const struct mat before = weights.head;
-    assert_int_equal(turner_begin(&turner, &model, &weights, 2, &error), 0);
+    assert_int_equal(turner_begin(&turner, &model, &weights, (struct turn_choice){0}, 2, &error), 0);
     assert_ptr_equal(weights.head.data, data);
     turner_wait(turner);
     assert_true(weights.head.turned);
@@ -352,7 +352,7 @@ static void test_turner_without_memory(void **state) {
     struct turner *turner = NULL;
     struct mo_error error;
     const struct model model = head_of(1 << 30, 1 << 20, &weights, "");
-    assert_int_equal(turner_begin(&turner, &model, &weights, 1, &error), MO_E_NO_MEMORY);
+    assert_int_equal(turner_begin(&turner, &model, &weights, (struct turn_choice){0}, 1, &error), MO_E_NO_MEMORY);
     assert_non_null(strstr(error.message, "GB of memory"));
     assert_true(!turner && !weights.made && !weights.made_bytes && !weights.head.turned);
     weights_free(&weights);
