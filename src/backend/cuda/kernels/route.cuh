@@ -12,16 +12,52 @@ struct route_scratch {
     int first[MAX_EXPERTS], items[MAX_EXPERTS], first_item[MAX_EXPERTS];
 };
 
-enum { ROUTE_ROWS = 8, GATE_GREEDY = 0, GATE_GROUPED = 1, GATE_SIGMOID = 2 }; /* gate_kind as in model/model.h */
+enum {
+    ROUTE_ROWS = 8,
+    ROUTE_STEPS = 4,
+    GATE_GREEDY = 0,
+    GATE_GROUPED = 1,
+    GATE_SIGMOID = 2
+}; /* gate_kind as in model/model.h */
 
-DEVICE struct floats4 router_weights(const struct route_params *p, int expert, int k) {
-    size_t at = (size_t)expert * (size_t)p->hidden + (size_t)k;
+DEVICE struct floats4 router_weights(const struct route_params *p, size_t at, const int is_bf16) {
     struct floats4 out;
-    if (!p->router_is_bf16) return *(const struct floats4 *)((const float *)p->router + at);
+    if (!is_bf16) return *(const struct floats4 *)((const float *)p->router + at);
     struct pair bits = *(const struct pair *)((const uint16_t *)p->router + at);
     UNROLL
     for (int i = 0; i < 4; i++) out.v[i] = bf16_value((uint16_t)(bits.v[i / 2] >> (16 * (i % 2))));
     return out;
+}
+
+/* sum and squares += columns [k, k + 4) of each of ROUTE_STEPS times 128 columns. All loads of a row are on their way before the first
+ * is waited for: nothing else hides how long they take, and the choice waits for this. */
+DEVICE void route_columns(const struct route_params *p, int expert, int first, int n, int k, float *sum, float *squares,
+                          const int is_bf16) {
+    struct floats4 w[ROUTE_STEPS], gain[ROUTE_STEPS], x[ROUTE_STEPS];
+    UNROLL
+    for (int s = 0; s < ROUTE_STEPS; s++) {
+        int at = min_int(k + s * 128, p->hidden - 4); /* past the end: not used */
+        w[s] = router_weights(p, (size_t)expert * (size_t)p->hidden + (size_t)at, is_bf16);
+        gain[s] = *(const struct floats4 *)(p->gain + at);
+    }
+    UNROLL
+    for (int i = 0; i < ROUTE_ROWS; i++) {
+        if (i && i >= n) continue; /* there is a first row */
+        UNROLL
+        for (int s = 0; s < ROUTE_STEPS; s++) {
+            size_t row = (size_t)(first + i) * (size_t)p->hidden;
+            x[s] = *(const struct floats4 *)(p->x + row + (size_t)min_int(k + s * 128, p->hidden - 4));
+        }
+        UNROLL
+        for (int s = 0; s < ROUTE_STEPS; s++) {
+            if (k + s * 128 >= p->hidden) continue;
+            UNROLL
+            for (int j = 0; j < 4; j++) {
+                squares[i] = fmaf(x[s].v[j], x[s].v[j], squares[i]);
+                sum[i] = fmaf(x[s].v[j] * gain[s].v[j], w[s].v[j], sum[i]);
+            }
+        }
+    }
 }
 
 /* Logits of one expert for up to 8 rows, a warp. hidden is a multiple of 4. */
@@ -30,17 +66,11 @@ DEVICE void route_logits(const struct route_params *p, int expert, int first) {
     int n = min_int(p->n - first, ROUTE_ROWS);
     UNROLL
     for (int i = 0; i < ROUTE_ROWS; i++) sum[i] = squares[i] = 0;
-    for (int k = LANE * 4; k < p->hidden; k += 128) {
-        struct floats4 w = router_weights(p, expert, k), gain = *(const struct floats4 *)(p->gain + k);
-        UNROLL
-        for (int i = 0; i < ROUTE_ROWS; i++) {
-            if (i >= n) continue;
-            struct floats4 x = *(const struct floats4 *)(p->x + (size_t)(first + i) * (size_t)p->hidden + (size_t)k);
-            UNROLL
-            for (int j = 0; j < 4; j++) {
-                squares[i] = fmaf(x.v[j], x.v[j], squares[i]);
-                sum[i] = fmaf(x.v[j] * gain.v[j], w.v[j], sum[i]);
-            }
+    for (int k = LANE * 4; k < p->hidden; k += ROUTE_STEPS * 128) {
+        if (p->router_is_bf16) {
+            route_columns(p, expert, first, n, k, sum, squares, 1);
+        } else {
+            route_columns(p, expert, first, n, k, sum, squares, 0);
         }
     }
     UNROLL
