@@ -9,7 +9,6 @@
 #include "engine_turn.h"
 #include "engine_weights.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "base/clock.h"

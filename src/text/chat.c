@@ -1,6 +1,5 @@
 #include "text/chat.h"
 
-#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 #include "text/chat_priv.h"

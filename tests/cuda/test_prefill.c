@@ -4,7 +4,6 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include "base/arena.h"
 
 /* A row as e4m3 in groups of 128, and back. */
 static void round_native(const uint16_t *x, int n, float *out) {

@@ -3,7 +3,6 @@
  * two, as Anthropic's messages and OpenAI's responses, and for /tokenize, /detokenize, /apply-template and count_tokens;
  * the tokenizer is a tiny one made here, the chat template one of ours by the body's length. */
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "base/log.h"

@@ -7,7 +7,6 @@
 #include <cmocka.h>
 #include <math.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include "server/metrics.h"
 #include "top_fetch.h"

@@ -7,7 +7,6 @@
  * at once (MPI's eager limit, some tens of kilobytes) travels when rank 0 waits. */
 #include "backend/cpu/moe_ranks.h"
 
-#include <stdio.h>
 #include <string.h>
 #include "base/clock.h"
 
