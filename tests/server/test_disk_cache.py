@@ -1,7 +1,6 @@
 """The prefix cache on disk: a server that starts again, whatever ended the last one, finds what that one computed, and answers
 as if it had computed it."""
 
-import os
 import random
 import subprocess
 import time

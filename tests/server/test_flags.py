@@ -120,7 +120,7 @@ def test_model_is_not_there(tmp_path):
     assert done.returncode == 1 and "nothing" in done.stderr
 
 
-def test_port_in_use(start, model, server):
+def test_port_in_use(model, server):
     done = subprocess.run([PROGRAM, "serve", str(model), "--host", HOST, "--port", str(server.port)], capture_output=True,
                           text=True, timeout=20)
     assert done.returncode == 1 and str(server.port) in done.stderr, done

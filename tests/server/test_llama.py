@@ -594,7 +594,7 @@ def test_idle_connections_starve_nobody(start, model):
     assert server.stop() == 0
 
 
-def test_tokenizer_info(server, engine, model):
+def test_tokenizer_info(server, model):
     """vLLM's GET /tokenizer_info: with /tokenize it is all that a measuring program needs of a tokenizer."""
     info, config = server.get("/tokenizer_info").json, json.loads((model / "tokenizer_config.json").read_text())
     assert set(info) == {"bos_token", "eos_token", "add_bos_token", "chat_template", "model_max_length"}
