@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include "base/clock.h"
+#include "base/numbers.h"
 #include "base/progress.h"
 #include "sched/sample.h"
 
@@ -11,14 +12,6 @@ enum {
     WARM_UP_STEPS = 4,
     LOOKS = 8, /* steps whose bytes are counted, where that is done apart */
 };
-
-static int larger(int a, int b) {
-    return a > b ? a : b;
-}
-
-static int smaller(int a, int b) {
-    return a < b ? a : b;
-}
 
 static int pages_for(int tokens) {
     return (tokens + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS;

@@ -4,13 +4,10 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include "base/numbers.h"
 #include "forward.h"
 
 enum { DEFAULT_WINDOW = 2048 };
-
-static int smaller(int a, int b) {
-    return a < b ? a : b;
-}
 
 int eval_scorer_open(struct eval_scorer *s, struct engine *engine, int window, struct mo_error *error) {
     int context = engine->options.max_model_len;

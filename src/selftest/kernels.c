@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "base/numbers.h"
 #include "check/random.h"
 
 enum { PRODUCTS_MAX = 64 };
@@ -243,10 +244,6 @@ static int test_products(struct self_kernels *k) {
 }
 
 /* ---- memory ---- */
-
-static int larger(int a, int b) {
-    return a > b ? a : b;
-}
 
 /* Inputs of the widest matrix. */
 static int widest(const struct model *m) {
