@@ -201,7 +201,7 @@ static int32_t add_constant(struct schema *s, const json_t *value, unsigned type
     return fits ? nodes_alt(s->nodes, json_constant(s->nodes, value), any) : any;
 }
 
-static bool holds(const json_t *list, const json_t *value) {
+bool schema_holds(const json_t *list, const json_t *value) {
     for (size_t i = 0; i < json_array_size(list); i++) {
         if (json_equal(json_array_get(list, i), value)) return true;
     }
@@ -218,7 +218,7 @@ static int32_t parse_constants(struct schema *s, const json_t *schema) {
         return schema_fail(s, MO_E_INVALID, "enum: expected a list that is not empty");
     }
     unsigned types = types_of(s, schema);
-    if (one) return !list || holds(list, one) ? add_constant(s, one, types, NODES_NEVER) : NODES_NEVER;
+    if (one) return !list || schema_holds(list, one) ? add_constant(s, one, types, NODES_NEVER) : NODES_NEVER;
     int32_t any = NODES_NEVER;
     for (size_t i = json_array_size(list); i-- > 0;) any = add_constant(s, json_array_get(list, i), types, any);
     return any;

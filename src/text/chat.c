@@ -175,6 +175,10 @@ void chat_put(struct chat_job *job, struct chat_string string) {
     job->out->size += string.size;
 }
 
+void chat_put_json(struct chat_job *job, const json_t *text) {
+    chat_put(job, (struct chat_string){json_string_value(text), json_string_length(text)});
+}
+
 void chat_own(struct chat_job *job, const char *text) {
     struct chat_prompt *out = job->out;
     size_t begin = out->size;
