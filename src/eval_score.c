@@ -6,6 +6,7 @@
 #include <string.h>
 #include "base/numbers.h"
 #include "forward.h"
+#include "sched/kv.h"
 
 enum { DEFAULT_WINDOW = 2048 };
 
@@ -18,7 +19,7 @@ int eval_scorer_open(struct eval_scorer *s, struct engine *engine, int window, s
     }
     s->window = window ? window : smaller(DEFAULT_WINDOW, context);
     if (engine->tokenizer) s->bos = tokenizer_bos(engine->tokenizer);
-    int n_pages = (s->window + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS;
+    int n_pages = kv_pages_for(s->window);
     assert(n_pages <= engine->n_pages);
     s->pages = calloc((size_t)n_pages, sizeof *s->pages);
     s->inputs = calloc((size_t)s->window, sizeof *s->inputs);
