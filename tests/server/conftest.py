@@ -1,5 +1,6 @@
 """Fixtures of the server's tests. See serving.py for what they hand out."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -17,6 +18,18 @@ def model(tmp_path_factory):
     """A folder with v2lite-tiny and a tokenizer and a chat template."""
     folder = tmp_path_factory.mktemp("model") / "tiny"
     make_tiny_text_model.make(GOLDEN / "v2lite-tiny", folder)
+    return folder
+
+
+@pytest.fixture
+def slow_model(model, tmp_path):
+    """The same, but the tokenizer is a pipe: loading waits until somebody writes it."""
+    folder = tmp_path / "slow"
+    folder.mkdir()
+    for path in model.iterdir():
+        if path.name != "tokenizer.json":
+            (folder / path.name).symlink_to(path)
+    os.mkfifo(folder / "tokenizer.json")
     return folder
 
 
