@@ -7,16 +7,13 @@
 #include <string.h>
 #include "base/log.h"
 #include "byte_tokenizer.h"
+#include "require.h"
 #include "server/api_fields.h"
 #include "server/text_api.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 enum { VOCAB = 300, CONTEXT = 2000 };
-
-static void require(bool condition) {
-    if (!condition) abort();
-}
 
 /* The text side of an engine: all that parsing looks at. */
 static const struct engine *make_engine(size_t size) {
