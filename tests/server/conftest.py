@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+import anthropic
 import pytest
 
 HERE = Path(__file__).resolve().parent
@@ -76,3 +77,17 @@ def server(shared_server):
 def client(server):
     with server.client() as client:
         yield client
+
+
+@pytest.fixture
+def claude(server):
+    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def cold(start, model):
+    """A server that computes every prompt."""
+    server = start(model, *FLAGS, "--no-enable-prefix-caching")
+    yield server
+    assert server.stop() == 0

@@ -7,9 +7,8 @@ import time
 import pytest
 
 from serving import BOS, EOS, EOS_ID, FIM_TEXT, FLAGS
-from words import NO_END, letters, only
+from words import GREEDY, letters, only
 
-GREEDY = {"temperature": 0, "logit_bias": NO_END}
 TALK = [
     {"role": "system", "content": "be good"},
     {"role": "user", "content": "how much time?"},

@@ -9,11 +9,10 @@ import pytest
 
 from serving import (BOS, BOS_ID, EOS, EOS_ID, FIM_IDS, FIM_TEXT, FLAGS, GOLDEN, MAX_MODEL_LEN, MAX_NUM_SEQS, post_bytes,
                      wait_until)
-from words import NO_END, PROMPT, letters, only
+from words import GREEDY, NO_END, PROMPT, letters, only
 
 import make_tiny_text_model
 
-GREEDY = {"temperature": 0, "logit_bias": NO_END}
 HOLE = {"input_prefix": "the good\n", "input_suffix": "\nof the world", "prompt": "    people "}
 PAGE = 64
 KEYS = {"index", "content", "tokens", "id_slot", "stop", "model", "tokens_predicted", "tokens_evaluated", "generation_settings",
