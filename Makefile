@@ -39,7 +39,7 @@ MPICC   ?= $(shell command -v mpicc 2>/dev/null)
 comma   := ,
 PLUGIN  := $(if $(filter-out 0,$(MPI)),$(if $(MPICC),$(BUILD)/moebius-mpi.so))
 
-.PHONY: all lib help setup libraries demo test test-programs debug fuzz fuzz-programs format clean
+.PHONY: all lib help setup libraries demo test test-builds test-venv test-build test-build-sanitized test-programs debug fuzz fuzz-programs format clean
 all: $(BUILD)/moebius $(PLUGIN)
 	@$(if $(PLUGIN),:,echo "moebius-mpi.so is left out ($(if $(MPICC),MPI=0,no mpicc)): one process$(comma) one machine")
 lib: $(BUILD)/libmoebius.a
@@ -54,6 +54,7 @@ help:
 	@echo "make debug    build/debug/moebius with the address and undefined-behaviour sanitizers"
 	@echo "make cuda-shim-test   the GPU's kernels on the CPU"
 	@echo "make cuda-race-test   the same, looking for data races; six minutes"
+	@echo "make cuda-ptx-test    the same, as nvcc compiled them to PTX; a quarter of an hour"
 	@echo "make cuda-gate        registers, memory and instructions of the GPU's kernels, as tables (CHECK=1, cuda-gate-full)"
 	@echo "make gpu-test         on a machine with a GPU: proves and measures all of it, ten minutes, one JSON"
 	@echo "make gpu-bundle       the same as a folder to carry to one (gpu-bundle-check tries it without)"
@@ -109,7 +110,7 @@ programs = $(patsubst %.c,$(BUILD)/%,$(1))
 TESTS   := $(call programs,$(UNIT) $(SIM)) $(BUILD)/tests/moebius_tiles $(BUILD)/tests/moebius_broken
 TILES   := $(addprefix src/,base/cpu.c backend/cpu/x86/kern_amx.c backend/cpu/x86/kern_amx_bf16.c)
 
-test-programs: $(BUILD)/moebius $(PLUGIN) $(TESTS) shim $(if $(findstring -fsanitize,$(CFLAGS)),,race)
+test-programs: $(BUILD)/moebius $(PLUGIN) $(TESTS) shim $(if $(findstring -fsanitize,$(CFLAGS)),,race ptx)
 fuzz-programs: $(call programs,$(FUZZ))
 
 helpers  = $(call objects,$(filter-out $(2),$(wildcard tests/$(1)/*.c))) $(BUILD)/libmoebius.a
@@ -131,10 +132,16 @@ debug:
 # gcc builds what is tested; clang builds it once more with sanitizers, so both compilers see every file.
 test:
 	@tools/setup.sh build test
-	@+$(MAKE) --no-print-directory -s -j$(shell nproc) test-programs
-	@+$(MAKE) --no-print-directory -s -j$(shell nproc) test-programs fuzz-programs CC=clang BUILD=$(BUILD)/sanitize $(SANITIZE)
-	@+$(MAKE) --no-print-directory -s $(VENV)/ready
+	@+$(MAKE) --no-print-directory -s -j$(shell nproc) test-builds CUDA_ARCHS="$(CUDA_ARCHS)" CUDA_PTX="$(CUDA_PTX)"
 	@BUILD=$(BUILD) $(VENV)/bin/python tests/run.py
+
+# All at once, so that no processor waits for the last of a part.
+test-builds: test-venv test-build test-build-sanitized
+test-venv: $(VENV)/ready
+test-build:
+	@+$(MAKE) --no-print-directory -s test-programs
+test-build-sanitized:
+	@+$(MAKE) --no-print-directory -s test-programs fuzz-programs CC=clang BUILD=$(BUILD)/sanitize $(SANITIZE)
 
 $(VENV)/ready: tests/requirements.txt
 	rm -rf $(VENV)

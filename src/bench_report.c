@@ -52,6 +52,9 @@ void bench_say_machine(const struct bench_report *r) {
     if (r->gpu) {
         bench_gpu_say_card(r->gpu);
         bench_gpu_say_load(r->gpu);
+        if (e->cpu_layers) {
+            printf("  the routed experts of %d of %d layers on the CPU\n", e->cpu_layers, model_moe_layers(&e->model));
+        }
         say_opened(r);
         return;
     }
@@ -243,6 +246,7 @@ static void add_gpu(const struct bench_report *r, json_t *root) {
     const struct cuda_load *l = &r->gpu->load;
     bool read = !l->generated && l->s > 0;
     json_object_set_new(root, "gpu", bench_gpu_json(r->gpu));
+    json_object_set_new(root, "n_cpu_moe", json_integer(r->engine->cpu_layers));
     json_object_set_new(root, "load_gb_s", read ? json_real(l->bytes / l->s * 1e-9) : json_null());
     for (int i = 0; i < r->n_prompt; i++) {
         json_t *line = json_array_get(json_object_get(root, "prefill"), (size_t)i);
@@ -253,12 +257,13 @@ static void add_gpu(const struct bench_report *r, json_t *root) {
 json_t *bench_report_json(const struct bench_report *r) {
     const struct engine *e = r->engine;
     const size_t repacked = e->will_turn ? e->weights.made_bytes : 0;
-    json_t *root = json_pack("{so so so sf sf sI sI so sf so ss ss? ss}", "model", json_lossy(e->path), "synthetic",
-                             synthetic_json(r), "machine", machine_json(r), "load_s", e->load_s, "self_test_s",
-                             e->self_test_s, "rss_bytes", (json_int_t)r->rss_bytes, "repacked_bytes",
-                             (json_int_t)repacked, "prefill", prefill_json(r), "ttft_s", r->prompt_s[0].median,
-                             "decode", decode_json(r), "text", bench_tokens_kind(&r->bench.tokens), "model_hash",
-                             *r->hash ? r->hash : NULL, "version", MOEBIUS_VERSION);
+    json_t *root =
+        json_pack("{so so so sf sf sI sI si so sf so ss ss? ss}", "model", json_lossy(e->path), "synthetic",
+                  synthetic_json(r), "machine", machine_json(r), "load_s", e->load_s, "self_test_s", e->self_test_s,
+                  "rss_bytes", (json_int_t)r->rss_bytes, "repacked_bytes", (json_int_t)repacked,
+                  "max_num_batched_tokens", e->options.max_num_batched_tokens, "prefill", prefill_json(r), "ttft_s",
+                  r->prompt_s[0].median, "decode", decode_json(r), "text", bench_tokens_kind(&r->bench.tokens),
+                  "model_hash", *r->hash ? r->hash : NULL, "version", MOEBIUS_VERSION);
     if (root && r->guide) json_object_set_new(root, "guide", bench_guide_json(r));
     if (root && r->gpu) add_gpu(r, root);
     return root;

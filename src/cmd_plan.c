@@ -33,7 +33,7 @@ static void fill_flags(struct command_line *c, struct cli_flag flags[FLAGS_MAX])
          .help = "tokens of each sequence (default 32768, or the model's context)"},
         {.names = "--max-num-seqs,--seqs", .type = CLI_INT, .target = &a->seqs, .min = 1, .max = 4096, .value = "N", .help = "sequences that run at once (default 1)"},
         {.names = "--max-num-batched-tokens", .type = CLI_INT, .target = &a->batched_tokens, .min = 1, .max = 1 << 16, .value = "N",
-         .help = "tokens computed in one step (default 2048 with a card, 512 without)"},
+         .help = "tokens computed in one step (default 512; 2048 with a card, or\nwith experts that are read from disk)"},
         {.names = "--gpu-memory-utilization,--memory-utilization", .type = CLI_DOUBLE, .target = &a->utilization, .min = 0.01, .max = 1, .value = "X",
          .help = "share of a memory that may be taken (default 0.9)"},
         {.names = "Machine (what is not given is detected and measured here)", .type = CLI_HEADING},
@@ -48,7 +48,10 @@ static void fill_flags(struct command_line *c, struct cli_flag flags[FLAGS_MAX])
          .help = "multiply-adds of the processor, fp32, counted twice; four times that in\n8 bits (default: this one's peak; not known when --ram is given)"},
         {.names = "--threads,-t", .type = CLI_INT, .target = &a->threads, .min = 1, .max = 1024, .value = "N", .help = "threads that measure the memory (default: all processors)"},
         {.names = "--device", .type = CLI_CHOICE, .target = &a->device, .choices = "auto|cpu|cuda", .help = "cpu: leave the card out"},
-        {.names = "--experts", .type = CLI_CHOICE, .target = &a->experts, .choices = "auto|gpu|cpu|disk", .help = "where the routed experts lie (default auto: the fastest place)"},
+        {.names = "--experts,--expert-device", .type = CLI_CHOICE, .target = &a->experts, .choices = "auto|gpu|cpu|disk", .help = "where the routed experts lie (default auto: the fastest place)"},
+        {.names = "--n-cpu-moe,-ncmoe", .type = CLI_INT, .target = &a->n_cpu_moe, .max = 1 << 16, .value = "N",
+         .help = "beside a card: of so many layers in RAM (default: as few as must)"},
+        {.names = "--cpu-moe,-cmoe", .type = CLI_FLAG, .target = &a->cpu_moe, .help = "the same as --experts cpu"},
         {.names = "--parallel", .type = CLI_CHOICE, .target = &a->parallel, .choices = "auto|tensor|expert|pipeline", .help = "how several cards share the work"},
         {.names = "--nodes", .type = CLI_INT, .target = &a->nodes, .min = 1, .max = 4096, .value = "N", .help = "machines like this one"},
         {.names = "--ranks,--machines", .type = CLI_INT, .target = &a->ranks, .min = 2, .max = PLAN_MAX_RANKS, .value = "N",
@@ -103,7 +106,7 @@ static int run(struct command_line *c, bool *fits, struct mo_error *error) {
 }
 
 int cmd_plan(int argc, char **argv) {
-    struct command_line c = {.plan = {.hit_rate = -1, .utilization = 0.9, .nodes = 1}};
+    struct command_line c = {.plan = {.hit_rate = -1, .utilization = 0.9, .nodes = 1, .n_cpu_moe = -1}};
     struct cli_flag flags[FLAGS_MAX] = {{0}};
     const struct cli_command command = {
         .name = "plan",

@@ -13,7 +13,8 @@ struct plan_arguments {
     int kv; /* 0 auto, else enum kv_format + 1 */
     int context, seqs, batched_tokens, threads, nodes, ranks;
     int experts, parallel, device; /* indices of the choices */
-    bool json, explain;
+    int n_cpu_moe;                 /* layers */
+    bool json, explain, cpu_moe;
 };
 
 enum { PLAN_MAX_DECODE = 32, PLAN_MAX_PREFILL = 8 };

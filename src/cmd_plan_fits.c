@@ -100,6 +100,42 @@ static void print_batches(void) {
     }
 }
 
+/* Routed experts of some layers in RAM: how many, how fast, and how fast with those of all. */
+static void print_split_cell(const char *quant, const char *card) {
+    struct plan_input in = plan_table_input("deepseek-coder-v2-lite", quant, card, KV_BF16, 8192, 1);
+    struct plan_memory memory;
+    struct plan_speed split, all;
+    in.machine.ram_bytes = 64 * GB;
+    in.machine.ram_gb_s = 60;
+    plan_memory(&in, &memory);
+    plan_decode(&in, &memory, 1, 0, &split);
+    if (memory.place == PLAN_IN_GPU) {
+        printf(" all on the card: %.0f |", plan_speed_expected(&split));
+        return;
+    }
+    int n = plan_cpu_layers(&in, &memory);
+    memory.card_layers = 0;
+    plan_decode(&in, &memory, 1, 0, &all);
+    printf(" %d: %.0f (%.0f) |", n, plan_speed_expected(&split), plan_speed_expected(&all));
+}
+
+static void print_split(void) {
+    static const char *const quants[] = {"int4", "awq-g64", "fp8", "bf16"};
+    static const char *const cards[] = {"a=6,272,30", "a=8,272,30", "a=12,360,50", "rtx-4080", "rtx-4090"};
+    printf("\n## A card that is a bit too small\n\nDeepSeek-Coder-V2-Lite, 8,192 tokens of cache in bf16, one "
+           "sequence, empty context, RAM at 60 GB/s: of how many of its 26\n"
+           "layers the routed experts stay in RAM, where the processor computes them (`--n-cpu-moe N`, which "
+           "`--expert-device auto`\nfinds by itself), and tokens/s as expected; in brackets with the experts of all "
+           "layers there (`--cpu-moe`).\n\n"
+           "| recipe | 6 GB, 272 GB/s | 8 GB, 272 GB/s | 12 GB, 360 GB/s | rtx-4080 | rtx-4090 |\n"
+           "| --- | ---: | ---: | ---: | ---: | ---: |\n");
+    for (size_t q = 0; q < sizeof quants / sizeof *quants; q++) {
+        printf("| %s |", quants[q]);
+        for (size_t i = 0; i < sizeof cards / sizeof *cards; i++) print_split_cell(quants[q], cards[i]);
+        printf("\n");
+    }
+}
+
 /* ---- processors ---- */
 
 static void print_processors(void) {
@@ -170,6 +206,7 @@ static void print_v3_held(void) {
             struct plan_memory memory;
             in.machine.ram_bytes = gb[i] * GB;
             in.machine.ssd_gb_s = 7;
+            in.machine.experts = PLAN_EXPERTS_DISK; /* of all layers */
             plan_memory_at(&in, PLAN_IN_GPU_RAM_SSD, &memory);
             printf(" %.0f %% |", memory.held * 100);
         }
@@ -343,6 +380,7 @@ void plan_print_what_fits(void) {
            "Models other than DeepSeek's are here for comparison; this engine does not run them.\n\n");
     print_cards();
     print_batches();
+    print_split();
     print_processors();
     print_v3_ram();
     print_v3_held();

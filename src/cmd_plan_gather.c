@@ -10,7 +10,7 @@
 #include "plan/detect.h"
 #include "plan/source.h"
 
-enum { DEFAULT_CONTEXT = 32768, GPU_BATCHED_TOKENS = 2048, CPU_BATCHED_TOKENS = 512 };
+enum { DEFAULT_CONTEXT = 32768 };
 
 const char *plan_report_not_here(const struct plan_report *report) {
     const struct plan_machine *m = &report->input.machine;
@@ -67,8 +67,8 @@ static int gather_wish(struct plan_report *r, struct mo_error *error) {
                                                : DEFAULT_CONTEXT,
         .seqs = a->seqs ? a->seqs : 1,
         .batched_tokens = a->batched_tokens            ? a->batched_tokens
-                          : r->input.machine.gpu.count ? GPU_BATCHED_TOKENS
-                                                       : CPU_BATCHED_TOKENS,
+                          : r->input.machine.gpu.count ? PLAN_LONG_STEP_TOKENS
+                                                       : PLAN_STEP_TOKENS,
         .utilization = a->utilization,
     };
     if (wish->batched_tokens < wish->seqs) wish->batched_tokens = wish->seqs;
@@ -143,6 +143,22 @@ static int gather_ram(struct plan_report *r, struct plan_host *host, struct mo_e
     return 0;
 }
 
+/* As engine_offload.c reads these flags. */
+static int gather_experts(struct plan_report *r, struct mo_error *error) {
+    const struct plan_arguments *a = r->arguments;
+    struct plan_machine *machine = &r->input.machine;
+    int layers = plan_arch_moe_layers(&r->input.arch);
+    machine->experts = (enum plan_experts)a->experts;
+    if ((a->cpu_moe || a->n_cpu_moe >= 0) && (a->experts || (a->cpu_moe && a->n_cpu_moe >= 0))) {
+        return mo_error_set(error, MO_E_INVALID,
+                            "--experts, --n-cpu-moe and --cpu-moe all say where experts lie: one of them");
+    }
+    if (a->cpu_moe || a->n_cpu_moe >= layers) machine->experts = PLAN_EXPERTS_CPU;
+    if (a->n_cpu_moe == 0) machine->experts = PLAN_EXPERTS_GPU;
+    if (a->n_cpu_moe > 0 && a->n_cpu_moe < layers) machine->cpu_layers = a->n_cpu_moe;
+    return 0;
+}
+
 /* What this engine cannot do with several machines is refused rather than planned. */
 static int gather_ranks(struct plan_report *r, struct mo_error *error) {
     const struct plan_arguments *a = r->arguments;
@@ -152,7 +168,8 @@ static int gather_ranks(struct plan_report *r, struct mo_error *error) {
         return mo_error_set(error, MO_E_INVALID,
                             "--ranks says how many machines and how they share: --nodes and "
                             "--parallel are for other ways");
-    if (machine->gpu.count > 1 || machine->experts == PLAN_EXPERTS_GPU || machine->experts == PLAN_EXPERTS_DISK)
+    if (machine->gpu.count > 1 || machine->experts == PLAN_EXPERTS_GPU || machine->experts == PLAN_EXPERTS_DISK ||
+        machine->cpu_layers)
         return mo_error_set(error, MO_E_INVALID,
                             "--ranks: routed experts lie in RAM and are computed by processors, "
                             "beside one card at most");
@@ -177,11 +194,11 @@ static int gather_machine(struct plan_report *r, struct plan_host *host, struct 
         .nodes = a->nodes,
         .hit_rate = a->hit_rate,
         .ssd_gb_s = a->nvme_gb_s,
-        .experts = (enum plan_experts)a->experts,
         .parallel = (enum plan_parallel)a->parallel,
     };
     if (a->nvme_gb_s > 0) snprintf(r->ssd_from, sizeof r->ssd_from, "given");
-    int code = gather_gpu(r, error);
+    int code = gather_experts(r, error);
+    if (!code) code = gather_gpu(r, error);
     if (!code && machine->experts == PLAN_EXPERTS_GPU && !machine->gpu.count)
         code = mo_error_set(error, MO_E_INVALID, "--experts gpu: there is no card (%s)", r->gpu_from);
     if (!code) code = gather_ram(r, host, error);
@@ -224,6 +241,18 @@ static int measure_disk(struct plan_report *r, struct mo_error *error) {
     return 0;
 }
 
+/* As the engine does. */
+static void lengthen_steps(struct plan_report *r, int threads) {
+    struct plan_input longer = r->input;
+    bool reads = r->memory.place == PLAN_IN_RAM_SSD;
+    if (r->arguments->batched_tokens || !reads || longer.wish.batched_tokens >= PLAN_LONG_STEP_TOKENS) return;
+    longer.wish.batched_tokens = PLAN_LONG_STEP_TOKENS;
+    longer.cpu_scratch_bytes = cpu_scratch(&longer, threads);
+    if (longer.cpu_scratch_bytes > longer.machine.ram_bytes * PLAN_LONG_STEP_SHARE) return;
+    r->input = longer;
+    plan_memory(&r->input, &r->memory);
+}
+
 /* ---- the figures ---- */
 
 static void gather_speeds(struct plan_report *r) {
@@ -254,6 +283,7 @@ int plan_gather(struct plan_report *r, const struct plan_arguments *arguments, s
     code = measure_disk(r, error);
     if (!code) code = measure_ram(r, threads, error);
     if (code) return code;
+    lengthen_steps(r, threads);
     gather_speeds(r);
     if (!r->memory.fits) r->n_nearest = plan_find_nearest(&r->input, r->nearest);
     return 0;

@@ -93,6 +93,10 @@ static json_t *ranks_json(const struct plan_report *r) {
                      "sent_bytes_per_layer", e.sent_bytes, "received_bytes_per_layer", e.received_bytes);
 }
 
+static bool uses_card(const struct plan_memory *m) {
+    return m->place <= PLAN_IN_GPU_RAM_SSD;
+}
+
 static json_t *memory_json(const struct plan_report *r) {
     const struct plan_memory *m = &r->memory;
     const struct plan_input *in = &r->input;
@@ -106,6 +110,7 @@ static json_t *memory_json(const struct plan_report *r) {
         "headroom_bytes", (json_int_t)m->headroom_bytes, "cache_tokens", (json_int_t)m->cache_tokens, "held", m->held,
         "class", plan_report_class(r), "place", plan_place_text(m->place), "context", in->wish.context, "seqs",
         in->wish.seqs, "kv_cache_dtype", plan_kv_name(in->wish.kv));
+    json_object_set_new(root, "n_cpu_moe", uses_card(m) ? json_integer(plan_cpu_layers(in, m)) : json_null());
     const char *not_here = plan_report_not_here(r);
     json_object_set_new(root, "not_here", not_here ? json_string(not_here) : json_null());
     const char *hits_from = plan_report_hits_from(r);

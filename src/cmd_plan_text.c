@@ -110,9 +110,18 @@ static void say_hits(const struct plan_report *r) {
     }
 }
 
+/* What a user can say to have the same. */
+static void say_split(const struct plan_report *r) {
+    const struct plan_input *in = &r->input;
+    printf("  %-24s %d of %d layers' in RAM, the others' on the card (--n-cpu-moe %d%s)\n", "routed experts",
+           plan_cpu_layers(in, &r->memory), plan_arch_moe_layers(&in->arch), plan_cpu_layers(in, &r->memory),
+           in->machine.cpu_layers ? "" : ": as few as this context allows");
+}
+
 static void say_fit(const struct plan_report *r) {
     const struct plan_memory *m = &r->memory;
     printf("\n%s: %s (class %s)\n", m->fits ? "fits" : "does not fit", plan_place_text(m->place), plan_report_class(r));
+    if (m->card_layers) say_split(r);
     const char *not_here = plan_report_not_here(r);
     if (not_here) printf("note: planned from formulas; %s\n", not_here);
     say_room("each card", &m->gpu);
@@ -238,7 +247,9 @@ static void explain(const struct plan_report *r) {
         "  fits     = weights + cache + scratch + driver <= %.2f of a card; of the RAM that is free, the same share; "
         "of\n"
         "             RAM that was given, all but 8 GB (or an eighth)\n"
-        "  held     = (RAM - what else lies there) / all experts\n"
+        "  split    = --n-cpu-moe N: layers whose routed experts the processor computes beside a card: as few as let "
+        "the rest fit there\n"
+        "  held     = (RAM - what else lies there) / all experts that are not on the card\n"
         "  hit rate = --hit-rate, or --expert-trace at the share held (one sequence's), or held: all experts alike\n"
         "  missed experts are read from disk to RAM, and then from RAM\n"
         "  tensor   = weights / cards a step; the latent cache on every card; two all-reduces a layer, each of two "

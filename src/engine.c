@@ -3,11 +3,13 @@
 #include "engine_device.h"
 #include "engine_disk.h"
 #include "engine_experts.h"
+#include "engine_offload.h"
 #include "engine_plan.h"
 #include "engine_ranks.h"
 #include "engine_selftest.h"
 #include "engine_turn.h"
 #include "engine_weights.h"
+#include "plan/memory.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -18,7 +20,6 @@
 #include "sched/draft.h"
 
 enum {
-    DEFAULT_BATCHED_TOKENS = 512,
     MAX_BATCHED_TOKENS = 1 << 16,
     MAX_SEQS = 4096,
     MAX_THREADS = 1024,
@@ -26,7 +27,7 @@ enum {
 };
 
 void engine_options_init(struct engine_options *options) {
-    *options = (struct engine_options){.memory_utilization = 0.9, .like_seed = 1};
+    *options = (struct engine_options){.memory_utilization = 0.9, .like_seed = 1, .n_cpu_moe = -1};
 }
 
 void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_MAX]) {
@@ -41,7 +42,11 @@ void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_M
          .help = "where to compute (default auto)"},
         {.names = "--expert-device,--experts", .type = CLI_CHOICE, .target = &o->expert_device, .choices = "auto|gpu|cpu",
          .help = "with --device cuda, where routed experts are computed; cpu: from\nthe machine's memory, where they lie "
-                 "(default auto: on the GPU)"},
+                 "(default auto: on the GPU, but\nfor as many layers as do not fit there)"},
+        {.names = "--n-cpu-moe,-ncmoe", .type = CLI_INT, .target = &o->n_cpu_moe, .max = 1 << 16, .value = "N",
+         .help = "with --device cuda, the routed experts of N layers on the CPU: the\nfirst that have some (llama.cpp's N counts "
+                 "layers without, too)"},
+        {.names = "--cpu-moe,-cmoe", .type = CLI_FLAG, .target = &o->cpu_moe, .help = "the same as --expert-device cpu"},
         {.names = "--expert-shares", .type = CLI_STRING, .target = &o->expert_shares, .value = "N,N,...",
          .help = "with mpirun -n, how many routed experts each process holds, one to\nanother (default: as many as each other, or "
                  "what there is room for)"},
@@ -57,7 +62,7 @@ void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_M
         {.names = "--max-num-seqs,--seqs,--parallel,-np", .type = CLI_INT, .target = &o->max_num_seqs, .min = 1, .max = MAX_SEQS,
          .value = "N", .help = "sequences that run at once; more wait (default: serve 8, eval 16,\nbench its largest --batch)"},
         {.names = "--max-num-batched-tokens,--batch-size,-b", .type = CLI_INT, .target = &o->max_num_batched_tokens, .min = 1,
-         .max = MAX_BATCHED_TOKENS, .value = "N", .help = "tokens computed in one step (default 512)"},
+         .max = MAX_BATCHED_TOKENS, .value = "N", .help = "tokens computed in one step (default 512; 2048 with a card, or with\nexperts that are read from disk)"},
         {.names = "--draft-max,--draft", .type = CLI_INT, .target = &o->max_drafts, .max = DRAFT_MAX, .value = "N",
          .help = "guess up to N tokens a step where the text repeats itself, and keep\nthose that are right: the same answers, "
                  "sooner for edits and lists\n(default 0: none)"},
@@ -101,7 +106,10 @@ static int logits_for_drafts(const struct engine_options *o) {
 static void settle_options(struct engine_options *o) {
     if (!o->threads) o->threads = pool_default_threads();
     if (!o->max_num_seqs) o->max_num_seqs = 1;
-    if (!o->max_num_batched_tokens) o->max_num_batched_tokens = DEFAULT_BATCHED_TOKENS;
+    if (!o->max_num_batched_tokens) {
+        o->max_num_batched_tokens = PLAN_STEP_TOKENS;
+        o->may_lengthen_steps = true;
+    }
     if (o->max_num_batched_tokens < o->max_num_seqs) o->max_num_batched_tokens = o->max_num_seqs;
     if (o->max_logits < o->max_num_seqs) o->max_logits = o->max_num_seqs;
     if (o->max_drafts > 0) o->max_logits = logits_for_drafts(o);
@@ -181,10 +189,14 @@ static int open_all(struct engine *engine, struct mo_error *error) {
     if (!code) code = model_load_generation(&engine->model, &engine->checkpoint, &engine->defaults, error);
     if (!code) code = open_text(engine, error);
     if (!code && !engine->options.like) code = open_weights(engine, error);
+    engine_offload_begin(engine);
     if (!code) code = engine_device_choose(engine, error);
+    if (!code && engine->gpu >= 0) engine_plan_lengthen_steps(engine);
     if (!code) code = engine_settle_weights(engine, error);
     if (!code) code = engine_ranks_meet(engine, error);
+    if (!code) code = engine_offload_choose(engine, error);
     if (!code) code = engine_experts_choose(engine, error);
+    if (!code && engine->store) engine_plan_lengthen_steps(engine);
     if (!code) code = engine_plan(engine, &backend, error);
     if (!code) code = engine_turn_choose(engine, &backend, error);
     if (!code) code = engine_experts_start(engine, &backend, error);
@@ -198,12 +210,14 @@ static int open_all(struct engine *engine, struct mo_error *error) {
     return code;
 }
 
-int engine_open(struct engine **out, const struct engine_options *options, struct mo_error *error) {
+int engine_open(struct engine **out, const struct engine_options *wished, struct mo_error *error) {
     double start = clock_now_s();
+    struct engine_options settled = *wished, *options = &settled;
     if (!options->model && !options->like)
         return mo_error_set(error, MO_E_INVALID, "no MODEL given (--help shows how)");
-    if (ranks_self() > 0) return engine_ranks_work(options, error);
-    int code = engine_ranks_check(options, error);
+    int code = engine_offload_settle(options, error);
+    if (!code && ranks_self() > 0) return engine_ranks_work(options, error);
+    if (!code) code = engine_ranks_check(options, error);
     if (code) return code;
     struct engine *engine = calloc(1, sizeof *engine);
     if (!engine) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the engine");

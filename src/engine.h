@@ -14,13 +14,16 @@
 /* From the command line; 0 or NULL means "choose". */
 struct engine_options {
     const char *model, *revision, *chat_template;
-    int expert_device;         /* 0 auto and 1 gpu: with the rest; 2 cpu: routed experts on the CPU */
+    int expert_device;         /* of routed experts, beside a card: 0 auto, 1 gpu, 2 cpu (engine_offload.h) */
+    int n_cpu_moe;             /* below 0: not said; else the CPU computes them in so many layers */
+    bool cpu_moe;              /* the same as expert_device 2 */
     const char *device;        /* NULL or "auto", "cpu", "cuda", "cuda:N" */
     const char *expert_shares; /* of each process; NULL: what they have room for (engine_ranks.h) */
     const char *expert_cache;  /* NULL or "auto", or GiB that routed experts may take; "0": as they lie in the files */
     int threads;
     int cpu_strict; /* 1: each thread on a processor of its own */
     int max_model_len, max_num_seqs, max_num_batched_tokens;
+    bool may_lengthen_steps;   /* nobody has asked for so many batched tokens */
     double memory_utilization; /* share of the machine's memory for weights and cache */
     int kv;                    /* 0 auto, else enum kv_format + 1 */
     int compute;               /* enum compute */
@@ -45,7 +48,7 @@ struct engine_options {
 void engine_options_init(struct engine_options *options);
 
 /* The flags that every command with a model shares, for a cli table. Ends with an entry without names. */
-enum { ENGINE_FLAGS_MAX = 24 };
+enum { ENGINE_FLAGS_MAX = 28 };
 void engine_flags(struct engine_options *options, struct cli_flag flags[ENGINE_FLAGS_MAX]);
 
 struct engine {
@@ -63,14 +66,15 @@ struct engine {
     struct ranks_split split; /* of routed experts among processes, where there are several */
     double ranks_bytes;       /* of experts that other processes hold */
     bool has_ranks;           /* they wait for requests */
-    bool will_turn;         /* GGUF's blocks (engine_turn.h) */
-    struct turner *turner;  /* that does; NULL: it does not, or has not begun */
+    bool will_turn;           /* GGUF's blocks (engine_turn.h) */
+    struct turner *turner;    /* that does; NULL: it does not, or has not begun */
     struct backend *backend;
     struct disk *disk; /* pages below those in memory; NULL: none */
     struct sched *sched;
     int32_t eos[MODEL_MAX_EOS];
     int n_eos, n_pages;
-    int gpu; /* the card that computes; -1: the CPU */
+    int gpu;        /* the card that computes; -1: the CPU */
+    int cpu_layers; /* beside it, with routed experts that the CPU computes: the first so many that have some */
     size_t gpu_free_bytes;
     double load_s, self_test_s; /* the second is part of the first; 0: left out */
 

@@ -32,21 +32,23 @@ static int parse_device(const char *text, int *device, struct mo_error *error) {
 }
 
 /* What a backend would be opened with, as far as it decides whether the GPU can do it. */
-static struct backend_options options_of(const struct engine_options *o) {
+static struct backend_options options_of(const struct engine *engine) {
+    const struct engine_options *o = &engine->options;
     return (struct backend_options){.max_rows = 1,
                                     .max_logits = 1,
                                     .max_seqs = 1,
                                     .n_pages = 1,
                                     .kv = (enum kv_format)(o->kv - 1),
                                     .compute = (enum compute)o->compute,
-                                    .attention = (enum attention)o->attention};
+                                    .attention = (enum attention)o->attention,
+                                    .cpu_layers = engine->cpu_layers};
 }
 
 static int choose_asked(struct engine *engine, struct mo_error *error) {
     struct mo_error reason = {0};
     struct cuda_card_info card;
     size_t bytes;
-    struct backend_options options = options_of(&engine->options);
+    struct backend_options options = options_of(engine);
     int code = engine_will_quantize(engine)
                    ? 0 /* the weights that it will get are not made yet; they are counted then */
                    : cuda_backend_bytes(&engine->model, &engine->weights, &options, &bytes, error);
@@ -69,7 +71,7 @@ static void choose_freely(struct engine *engine) {
     struct mo_error reason = {0};
     struct cuda_card_info card;
     size_t bytes;
-    struct backend_options options = options_of(&engine->options);
+    struct backend_options options = options_of(engine);
     engine->gpu = CPU;
     if (cuda_backend_bytes(&engine->model, &engine->weights, &options, &bytes, &reason)) return;
     if (cuda_backend_probe(0, &card, &reason)) return;

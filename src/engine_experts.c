@@ -4,6 +4,7 @@
 #include <string.h>
 #include "base/log.h"
 #include "base/memory.h"
+#include "engine_offload.h"
 #include "engine_plan.h"
 
 static const double GIB = 1 << 30;
@@ -24,7 +25,7 @@ static int parse_size(const char *text, double *bytes, struct mo_error *error) {
 }
 
 static bool computes_experts(const struct engine *engine) {
-    return engine->gpu < 0 || engine->options.expert_device == 2;
+    return engine->gpu < 0 || engine->cpu_layers;
 }
 
 static double memory_bytes(const struct engine *engine) {
@@ -44,7 +45,8 @@ static double least_bytes(const struct engine *engine) {
 static void choose_freely(struct engine *engine) {
     struct mo_error reason = {0};
     if (engine->options.like || engine->weights.made || engine->weights.later || !computes_experts(engine)) return;
-    if (!engine->model.experts || (double)engine->checkpoint.total_bytes <= memory_bytes(engine)) return;
+    double needed = engine->gpu < 0 ? (double)engine->checkpoint.total_bytes : engine_offload_bytes(engine);
+    if (!engine->model.experts || needed <= memory_bytes(engine)) return;
     if (store_open(&engine->store, &engine->model, &engine->weights, &engine->checkpoint, &reason)) {
         log_warn("the weights do not fit into memory, and their experts cannot be cached: %s", reason.message);
     }
@@ -69,8 +71,9 @@ int engine_experts_choose(struct engine *engine, struct mo_error *error) {
     int code = parse_size(engine->options.expert_cache, &engine->expert_bytes, error);
     if (code || engine->expert_bytes == 0) return code;
     if (!computes_experts(engine)) {
-        return mo_error_set(error, MO_E_UNSUPPORTED,
-                            "--expert-cache is for experts that the CPU computes: add --expert-device cpu");
+        return mo_error_set(
+            error, MO_E_UNSUPPORTED,
+            "--expert-cache is for experts that the CPU computes: add --expert-device cpu or --n-cpu-moe N");
     }
     code = store_open(&engine->store, &engine->model, &engine->weights, &engine->checkpoint, error);
     return code ? mo_error_prefix(error, "--expert-cache") : 0;
@@ -101,7 +104,8 @@ int engine_experts_start(struct engine *engine, struct backend_options *backend,
     struct store *store = engine->store;
     if (!store) return 0;
     double bytes = engine->expert_bytes > 0 ? engine->expert_bytes : free_bytes(engine, backend);
-    double all = (double)store_records(store) * (double)store_slot_bytes(store);
+    int records = engine->gpu < 0 ? store_records(store) : engine->cpu_layers * engine->model.experts;
+    double all = (double)records * (double)store_slot_bytes(store);
     if (bytes > all) bytes = all;
     if (bytes > memory_bytes(engine)) {
         return mo_error_set(error, MO_E_NO_MEMORY, "--expert-cache: %.2f GiB are more than the %.2f GiB that there are",
@@ -112,9 +116,8 @@ int engine_experts_start(struct engine *engine, struct backend_options *backend,
     if (engine->gpu < 0) store_touch_rest(store);
     log_info("%d of %d experts fit into %.2f of %.2f GiB; the others are read from disk when they are needed "
              "(--expert-cache)",
-             store_slots(store), store_records(store),
-             (double)store_slots(store) * (double)store_slot_bytes(store) / GIB,
-             (double)store_record_bytes(store) / GIB);
+             store_slots(store), records, (double)store_slots(store) * (double)store_slot_bytes(store) / GIB,
+             engine_offload_bytes(engine) / GIB);
     backend->store = store;
     backend->predict_experts = true;
     return 0;

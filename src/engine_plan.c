@@ -34,6 +34,11 @@ static int check_scratch(const struct engine *engine, double scratch, struct mo_
                         engine->options.max_num_batched_tokens, scratch / GIB, memory / GIB);
 }
 
+/* Whose experts the CPU could compute. */
+static bool has_more_layers(const struct engine *engine) {
+    return engine->gpu >= 0 && engine->cpu_layers < model_moe_layers(&engine->model);
+}
+
 static int settle_context(struct engine *engine, int fit_pages, double page_bytes, struct mo_error *error) {
     struct engine_options *o = &engine->options;
     int context = engine->model.context;
@@ -45,27 +50,38 @@ static int settle_context(struct engine *engine, int fit_pages, double page_byte
     if (o->max_model_len > fit_tokens) {
         return mo_error_set(error, MO_E_NO_MEMORY,
                             "--max-model-len %d needs %.2f GiB of cache, %.2f GiB are left beside the "
-                            "weights; %lld tokens would fit (--kv-cache-dtype fp8 makes the cache smaller)",
+                            "weights; %lld tokens would fit (--kv-cache-dtype fp8 makes the cache smaller%s)",
                             o->max_model_len, page_bytes * o->max_model_len / KV_PAGE_TOKENS / GIB,
-                            page_bytes * fit_pages / GIB, (long long)fit_tokens);
+                            page_bytes * fit_pages / GIB, (long long)fit_tokens,
+                            has_more_layers(engine) ? ", --n-cpu-moe N leaves experts in the machine's memory" : "");
     }
     if (!o->max_model_len) o->max_model_len = context < fit_tokens ? context : (int)fit_tokens;
     return 0;
 }
 
-static int cache_bytes_left(const struct engine *engine, struct backend_options *backend, double *bytes,
+static int cache_bytes_left(const struct engine *engine, const struct backend_options *backend, double *bytes,
                             struct mo_error *error) {
-    if (engine->gpu >= 0) {
-        backend->n_pages = 1 << 16; /* the lists of a step grow with it: rather too many than too few */
-        return engine_device_left(engine, backend, bytes, error);
-    }
+    if (engine->gpu >= 0) return engine_device_left(engine, backend, bytes, error);
     double scratch = engine_plan_scratch(engine, backend);
     *bytes = cache_budget(engine, scratch);
     int code = check_scratch(engine, (double)cpu_backend_scratch_bytes(&engine->model, backend), error);
     return code || !engine->store ? code : engine_experts_leave(engine, scratch, bytes, error);
 }
 
-int engine_plan(struct engine *engine, struct backend_options *backend, struct mo_error *error) {
+/* For all sequences. */
+static int64_t pages_of(const struct engine_options *o, int64_t tokens) {
+    return (tokens + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS * o->max_num_seqs;
+}
+
+/* The lists of a card's step grow with the cache: rather too many pages than too few. */
+static int most_pages(const struct engine *engine) {
+    const struct engine_options *o = &engine->options;
+    int64_t tokens = o->max_model_len ? o->max_model_len : engine->model.context;
+    int64_t pages = pages_of(o, tokens);
+    return pages < 1 << 16 ? (int)pages : 1 << 16;
+}
+
+void engine_plan_options(const struct engine *engine, struct backend_options *backend) {
     const struct engine_options *o = &engine->options;
     *backend = (struct backend_options){
         .threads = o->threads,
@@ -79,9 +95,27 @@ int engine_plan(struct engine *engine, struct backend_options *backend, struct m
         .batch_invariant = o->batch_invariant,
         .take_cache = o->take_cache,
         .copies_pages = o->cache_folder != NULL,
-        .cpu_experts = o->expert_device == 2,
+        .cpu_layers = engine->cpu_layers,
         .ranks = engine->split.count > 1 ? &engine->split : NULL,
+        .n_pages = most_pages(engine),
     };
+}
+
+void engine_plan_lengthen_steps(struct engine *engine) {
+    struct engine_options *o = &engine->options;
+    struct backend_options backend;
+    const int before = o->max_num_batched_tokens;
+    if (!o->may_lengthen_steps || before >= PLAN_LONG_STEP_TOKENS) return;
+    o->max_num_batched_tokens = PLAN_LONG_STEP_TOKENS;
+    if (engine->gpu >= 0) return;
+    engine_plan_options(engine, &backend);
+    if (engine_plan_scratch(engine, &backend) > memory_available_bytes() * PLAN_LONG_STEP_SHARE)
+        o->max_num_batched_tokens = before;
+}
+
+int engine_plan(struct engine *engine, struct backend_options *backend, struct mo_error *error) {
+    const struct engine_options *o = &engine->options;
+    engine_plan_options(engine, backend);
     double page_bytes = (double)kv_pool_bytes(&engine->model, backend->kv, 1), left;
     int code = cache_bytes_left(engine, backend, &left, error);
     if (code) return code;
@@ -89,7 +123,7 @@ int engine_plan(struct engine *engine, struct backend_options *backend, struct m
     int fit_pages = fit > 1 << 28 ? 1 << 28 : fit < 1 ? 1 : (int)fit;
     code = settle_context(engine, fit_pages, page_bytes, error);
     if (code) return code;
-    int64_t pages = (o->max_model_len + (int64_t)KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS * o->max_num_seqs;
+    int64_t pages = pages_of(o, o->max_model_len);
     engine->n_pages = backend->n_pages = pages < fit_pages ? (int)pages : fit_pages;
     return 0;
 }

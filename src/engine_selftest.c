@@ -58,8 +58,7 @@ static int test_card(const struct engine *engine, const struct selftest *test, c
     if (!code) return 0;
     if (code != MO_E_INTERNAL) return fail_with(error, &why, "");
     mo_error_set(&named, code, "GPU %d%s, with a %s cache, %s", engine->gpu,
-                 engine->options.expert_device == 2 ? " and the CPU's experts" : "",
-                 test->kv == KV_FP8 ? "fp8" : "bf16", why.message);
+                 engine->cpu_layers ? " and the CPU's experts" : "", test->kv == KV_FP8 ? "fp8" : "bf16", why.message);
     return fail_with(error, &named, "--device cpu computes without the card");
 }
 

@@ -20,9 +20,9 @@ static bool has_rest(const struct engine *engine) {
 
 static bool is_computed_here(const void *context, int layer, int expert) {
     const struct engine *engine = context;
-    (void)layer;
+    const bool is_on_card = engine->gpu >= 0 && layer >= engine->model.dense_layers + engine->cpu_layers;
     if (expert < 0) return has_rest(engine);
-    if (engine->gpu >= 0 && engine->options.expert_device != 2) return false;
+    if (is_on_card) return false;
     return engine->split.count < 2 || engine->split.owner[expert] == engine->split.self;
 }
 

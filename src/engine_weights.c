@@ -53,9 +53,9 @@ bool engine_will_quantize(const struct engine *engine) {
     return !engine->options.like && !is_as_it_is(&engine->model, engine->options.quantization);
 }
 
-/* A GPU with all of the weights takes each matrix once; nothing else looks at their bytes then. */
+/* A GPU takes each matrix once, and nothing else looks at its bytes then; what the CPU computes is made after that is known. */
 static bool may_be_later(const struct engine *engine) {
-    return engine->gpu >= 0 && engine->options.expert_device != 2;
+    return engine->gpu >= 0 && engine->cpu_layers < model_moe_layers(&engine->model);
 }
 
 static int quantize(struct engine *engine, const char *name, struct mo_error *error) {
@@ -136,6 +136,13 @@ int engine_settle_weights(struct engine *engine, struct mo_error *error) {
     if (code) return code;
     if (!engine->options.like) return quantize(engine, name, error);
     if (may_be_later(engine)) return 0;
+    weights_free(&engine->weights);
+    return make_like(engine, false, error);
+}
+
+int engine_keep_weights(struct engine *engine, struct mo_error *error) {
+    if (!engine->weights.later || !engine->cpu_layers) return 0;
+    if (!engine->options.like) return weights_keep(&engine->weights, &engine->model, engine->cpu_layers, error);
     weights_free(&engine->weights);
     return make_like(engine, false, error);
 }

@@ -12,6 +12,9 @@ int engine_make_weights(struct engine *engine, struct mo_error *error);
 /* When engine->gpu is known: quantises what was bound, or makes up what was described. For a GPU with all of the weights both
  * are left to weights.later, so that the host never holds them. */
 int engine_settle_weights(struct engine *engine, struct mo_error *error);
+/* When engine->cpu_layers is known: what the CPU computes of such weights is made now. Random ones are then made as a whole, and
+ * the card gets its part from there. */
+int engine_keep_weights(struct engine *engine, struct mo_error *error);
 /* Will that make other weights than those that were bound? */
 bool engine_will_quantize(const struct engine *engine);
 

@@ -103,12 +103,12 @@ def fuzz_targets():
     subprocess.run([sys.executable, ROOT / "tests/fuzz/seeds.py", seeds], check=True)
     for source in sorted((ROOT / "tests/fuzz").glob("fuzz_*.c")):
         yield Suite(f"sanitize fuzz/{source.stem}",
-                    [SANITIZE / "tests/fuzz" / source.stem, "--seconds", "6", "--seed", "1", seeds / source.stem])
+                    [SANITIZE / "tests/fuzz" / source.stem, "--seconds", "4", "--seed", "1", seeds / source.stem])
 
 
 def all_suites():
     yield Suite("tree", [sys.executable, ROOT / "tests/tree/check.py"])
-    for folder in ("unit", "sim", "cuda", "race"):
+    for folder in ("unit", "sim", "cuda", "race", "ptx"):
         yield from c_programs(BUILD, "", folder)
     for name in ("generated", "pick", "prefill", "route"):  # the rest: make cuda-race-test
         yield Suite(f"races cuda/test_{name}", [BUILD / f"tests/cuda/test_{name}"], {"LD_LIBRARY_PATH": str(BUILD / "tests/race")})

@@ -6,7 +6,10 @@ The golden sets are judged as test_golden.py judges the default path: bf16 activ
 """
 
 import os
+import re
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +22,7 @@ from test_golden import SHORT, Case, with_routing
 
 BUILD = Path(os.environ.get("MOEBIUS", conftest.ROOT / "build" / "moebius")).resolve().parent
 SHIM = BUILD / "tests" / "shim"
-DRIVER = BUILD / "tests" / "race" if os.environ.get("MOEBIUS_CUDA_RACES") else SHIM  # make cuda-race-test
+DRIVER = Path(os.environ.get("MOEBIUS_CUDA_DRIVER", SHIM))  # make cuda-race-test, make cuda-ptx-test
 GPU = ["--device", "cuda"]
 
 
@@ -268,6 +271,34 @@ def test_copy_and_wait_failures():
     refused(info(*GPU, wait=1), "GPU 0", "unspecified launch failure")
     refused(info(*GPU, event=1), "GPU 0", "unspecified launch failure")
     refused(info(*GPU, event=count_of("event")), "GPU 0", "stage", "unspecified launch failure")
+
+
+TOUCH = """
+import ctypes
+cuda, at, context = ctypes.CDLL("libcuda.so.1"), ctypes.c_uint64(), ctypes.c_void_p()
+done = [cuda.cuInit(0), cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0), cuda.cuCtxSetCurrent(context),
+        cuda.cuMemAlloc_v2(ctypes.byref(at), ctypes.c_size_t(64))]
+print(done, flush=True)
+ctypes.string_at(at.value, 1)
+print("touched")
+"""
+
+
+@pytest.mark.skipif(ON_CARD, reason="of the shim")
+def test_the_cards_memory_is_not_the_hosts():
+    """The shim's is the machine's, but whoever takes an address of it for one of his own dies, as he would beside a card."""
+    done = subprocess.run([sys.executable, "-c", TOUCH], capture_output=True, text=True, env={**os.environ, "LD_LIBRARY_PATH": str(DRIVER)})
+    assert done.stdout == "[0, 0, 0, 0]\n" and done.returncode == -signal.SIGSEGV, done.stdout + done.stderr
+
+
+def test_the_kernel_that_faults_is_named():
+    """With MOEBIUS_CUDA_WAIT=1, also in a step whose shape was met before; else whoever waits next hears of it."""
+    flags, env = ["--greedy", "4", *GPU], {"MOEBIUS_CUDA_WAIT": "1"}
+    log = info(*flags, env=env, log=1).err
+    waits = dict(re.findall(r"fake cuda: (\w+) \d+ x .*\nfake cuda: wait (\d+)", log))  # the last of each
+    assert {"embed", "attn_bf16", "linear_bf16_skinny"} <= set(waits), log
+    for kernel in ("embed", "attn_bf16"):
+        refused(info(*flags, env=env, wait=waits[kernel]), "GPU 0", f": {kernel}: unspecified launch failure")
 
 
 def test_what_only_the_cpu_does():

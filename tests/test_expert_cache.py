@@ -125,6 +125,16 @@ def test_bench_tells_of_it(packed):
         assert told["read_bytes"] > 0 and told["disk_gb_s"] > 0 and told["wait_s"] > 0
 
 
+def test_steps_are_longer(packed):
+    """A prompt reads each expert once a step. Unless memory is short, or somebody says how many tokens."""
+    bench = ["bench", packed / "v3-int4", "--json", "--prompt", 4, "--repeat", 1, "--generate", 1, "--batch", 1, "--depth", 0,
+             "--max-model-len", 64, *ALONE]
+    cache = ["--expert-cache", 2 * smallest_gib(packed / "v3-int4")]
+    step = lambda *flags, gib="1": succeed(*bench, *flags, env={"MOEBIUS_MEMORY": gib}).json["max_num_batched_tokens"]
+    assert step() == 512 and step(*cache) == 2048 and step(*cache, "--max-num-batched-tokens", 512) == 512
+    assert step(*cache, gib="0.2") == 512
+
+
 # --- what is chosen, and what is refused -----------------------------------------------------------------------------
 
 

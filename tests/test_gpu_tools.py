@@ -70,7 +70,7 @@ def test_bench_in_words():
 def test_bench_counts_the_same_bytes_as_on_the_cpu():
     """The experts of a GPU's steps are looked up apart. Without a card the same command measures the CPU, and says so."""
     flags = [GOLDEN / "v2lite-tiny", *GPU, *SMALL, "--batch", "1,2", "--depth", "0", "--json"]
-    on_cpu, on_card = (succeed("bench", *flags, env=fake(devices=devices)) for devices in (0, 1))
+    on_cpu, on_card = (succeed("bench", *flags, env={**fake(devices=devices), "MOEBIUS_MEMORY": "0.5"}) for devices in (0, 1))
     assert "computing on the CPU" in on_cpu.err and "gpu" not in on_cpu.json
     for a, b in zip(on_cpu.json["decode"], on_card.json["decode"], strict=True):
         assert a["bytes_per_step"] == pytest.approx(b["bytes_per_step"], rel=0.02)
@@ -158,14 +158,14 @@ def test_steps(tmp_path):
         shell("slow", "echo '[1]' > {report}; echo before; sleep 30 & wait", limit_s=1),
         {"name": "absent", "limit_s": 5, "optional": True, "command": ["no-such-program-here"]},
         {"name": "missing", "limit_s": 5, "command": ["no-such-program-here"]},
-        shell("where", "test -f {root}/steps.json && echo {bin}")], "--bin", "/some/where")
+        shell("where", "test -f {root}/steps.json && echo {bin} $MORE", environment={"MORE": "more"})], "--bin", "/some/where")
     assert done.returncode == 1 and "2 passed, 3 failed, 1 left out" in done.stdout
     card, bad, slow, missing, where = result["steps"]
     assert result["complete"] and result["commit"] == "abc" and result["card"] == {"name": "x"}
     assert card["rc"] == 0 and card["said"] == "said\n" and card["result"]["card"]["name"] == "x"
     assert bad["rc"] == 3 and bad["result"] is None and bad["said"] == "caf??\n"
     assert slow["stopped"] and slow["result"] == [1] and slow["said"] == "before\n" and slow["seconds"] < 5
-    assert missing["rc"] == 127 and where["said"] == "/some/where\n"
+    assert missing["rc"] == 127 and where["said"] == "/some/where more\n"
     assert [line["name"] for line in result["left_out"]] == ["absent"]
 
 
@@ -186,7 +186,7 @@ def test_the_steps_of_a_visit_are_commands_that_we_have(tmp_path):
     """Their flags parse: nothing is found out only on a machine with a GPU. Each is refused for a reason of its own, not for its flags."""
     steps = json.loads((TESTS / "cuda" / "steps.json").read_text())["steps"]
     assert len({step["name"] for step in steps}) == len(steps)
-    commands = [step["command"][2 if step["command"][0] == "env" else 0:] for step in steps]
+    commands = [step["command"] for step in steps]
     ours = [command[1:] for command in commands if command[0] == "{bin}/moebius"]
     assert len(ours) > 12
     for flags in ours:
@@ -200,7 +200,33 @@ def test_the_steps_of_a_visit_are_commands_that_we_have(tmp_path):
             flags[flags.index("--max-model-len") + 1] = "9999999"
             refused(moebius(*flags), "--max-model-len 9999999 is longer")
         elif flags[1] != "gpu":
-            refused(moebius(*flags), "moebius-visit.safetensors")
+            refused(moebius(*flags), "/tmp/moebius-visit", ".safetensors")
+
+
+# --- tests that a card fails -------------------------------------------------------------------------------------------------
+
+
+def kernels(*arguments, **env):
+    return subprocess.run([BUILD / "tests" / "cuda" / "test_kernels", *arguments], capture_output=True, text=True, timeout=120,
+                          env={**os.environ, **env})
+
+
+def test_a_wrong_kernel_is_described():
+    """Which format, shape and number of rows, how many values, where, and that they are no numbers; all of it, not the first thing."""
+    done = kernels("test_products, int4 64", MOEBIUS_SHIM_WRONG="linear_int4_skinny")
+    wrong = [line for line in done.stderr.splitlines() if line.startswith("WRONG ")]
+    assert done.returncode == 1 and len(wrong) >= 6, done.stderr
+    assert wrong[0].startswith("WRONG int4 64, q_b: 8 rows: 96 of 1120 values, 96 of them no numbers, at rows mod 16 0fff, tokens mod 8 ff; "
+                               "the first is row 128, token 0: expected ")
+    assert not any(": 9 rows" in line for line in wrong)  # the wide kernels are right
+
+
+def test_tests_go_on_after_a_lost_card():
+    """In a new process, from the next one on."""
+    done = kernels("--from", "33", **fake(wait=12))
+    assert "going on in a new one" in done.stderr and done.returncode, done.stderr
+    for name in ("test_room", "test_ended_by_another_thread", "test_refused_format"):
+        assert f"[  FAILED  ] {name}\n" in done.stdout, done.stdout
 
 
 # --- golden models without Python -------------------------------------------------------------------------------------------
@@ -227,6 +253,7 @@ def test_golden_program_finds_wrong_numbers(tmp_path):
     (folder / "p17.logits.f32").write_bytes((values + 0.5).astype("<f4").tobytes())
     done = golden(tmp_path, "--cases", "p17")
     assert done.returncode == 1 and "1 passed, 1 failed" in done.stdout, done.stdout + done.stderr
+    assert '"first_wrong":"position 0, token 0: expected ' in done.stdout and "its self-test finds nothing" in done.stderr
     assert golden(tmp_path / "nothing").returncode == 1
 
 
@@ -336,17 +363,21 @@ def test_gate_knows_machine_code():
     assert len(list(gate.look_at_machine_code("Function : linear_x\n LDG.E R4, [R2.64] ;\n"))) == 2
 
 
-def test_gate_tables_hold_every_kernel():
-    """Both tables have a row for each kernel of the tree, whatever its sources are now; instructions are counted for one
-    target, and a kernel that is not made for it has none."""
+def test_gate_tables_are_of_these_sources():
+    """A row for each kernel of the tree, for every card that `make` compiles for, from the sources as they are: `make test` itself
+    compiles for one. Instructions are counted for one target, and a kernel that is not made for it has none."""
     import re
 
     sizes, instructions = (gate.read_table(name) for name in ("kernels.tsv", "instructions.tsv"))
+    cards = re.search(r"^CUDA_CARDS := (.*)$", (conftest.ROOT / "src/backend/cuda/cuda.mk").read_text(), re.M)[1].split()
     for file in gate.KERNELS.glob("*.cu"):
         kernels = set(re.findall(r"^KERNEL\w*\((\w+),", file.read_text(), re.M))
         rows = [row for (f, _), rows in sizes.items() if f == file.stem for row in rows]
         assert {row["kernel"] for row in rows} == kernels, f"kernels.tsv: {file.stem} (make cuda-gate)"
+        assert {row["arch"] for row in rows} == set(cards), f"kernels.tsv: {file.stem} (make cuda-gate)"
         targets = [target for f, target in instructions if f == file.stem]
         assert len(targets) == 1, f"instructions.tsv: {file.stem} (make cuda-gate)"
         made, counted = ({row["kernel"] for row in table[file.stem, targets[0]]} for table in (sizes, instructions))
         assert made == counted, f"instructions.tsv: {file.stem} (make cuda-gate)"
+        now = gate.hash_of(file)
+        assert all(row["sources"] == now for row in [*rows, *instructions[file.stem, targets[0]]]), f"{file.stem} (make cuda-gate)"

@@ -162,6 +162,23 @@ def test_ranks():
     assert plan(*base[:6], "100@200", "--context", "8192", "--ranks", "2", code=3)["fits"] is False
 
 
+def test_layers_beside_a_card():
+    """Which N, what it takes on each side, and the flags to have it; the arithmetic is tests/unit/test_plan.c's."""
+    base = [LITE, "--quant", "int4", "--gpu", "small=8,448,40", "--ram", "32@50", "--context", "8192"]
+    report = plan(*base)
+    n = report["n_cpu_moe"]
+    assert 0 < n < 26 and report["class"] == "ram" and report["fits"]
+    text = succeed("plan", *base).text
+    assert f"{n} of 26 layers' in RAM" in text and f"--n-cpu-moe {n}: as few as" in text
+    assert plan(*base, "-ncmoe", n)["decode"] == report["decode"] and plan(*base, "-ncmoe", n)["n_cpu_moe"] == n
+    short = plan(*base, "-ncmoe", n - 1, code=3)
+    assert short["nearest"][0]["flags"] == f"--n-cpu-moe {n}" and "memory of the cards" in plan(*base, "-ncmoe", 0, code=3)["place"]
+    everything = [plan(*base, *flags) for flags in (["-ncmoe", 26], ["-ncmoe", 300], ["-cmoe"], ["--expert-device", "cpu"])]
+    assert all(other["n_cpu_moe"] == 26 and other["decode"] == everything[0]["decode"] for other in everything)
+    assert step(everything[0], 1, 0)["expected_tokens_per_s"] < step(report, 1, 0)["expected_tokens_per_s"]
+    assert plan(LITE, *NO_CARD)["n_cpu_moe"] is None and plan(LITE, *CARD, "--quant", "int4")["n_cpu_moe"] == 0
+
+
 def test_hit_rate():
     report = lambda h: step(plan(V3, "--quant", "int4", "--gpu", "rtx-4090", "--ram", "96@89", "--nvme", "7", "--hit-rate", h), 1, 0)
     slow, fast = report("0.5"), report("0.9")

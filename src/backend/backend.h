@@ -65,7 +65,8 @@ struct backend_options {
     enum compute compute;
     enum attention attention;
     bool batch_invariant; /* no arithmetic that depends on how many rows a step has */
-    bool cpu_experts;     /* CUDA: the routed experts are computed by the CPU, from `weights` where they lie */
+    int cpu_layers; /* CUDA: of so many layers, the first that have routed experts, the CPU computes these, from `weights` where
+                       they lie; no more than there are */
     struct store *store;  /* CPU: routed experts are read into it when they are needed; NULL: they lie in `weights` */
     bool predict_experts; /* with a store: reads ahead what the next layer will probably need */
     const struct ranks_split
@@ -154,7 +155,7 @@ int cuda_backend_probe(int device, struct cuda_card_info *info, struct mo_error 
 /* Bytes that cuda_backend_open takes on the card besides the cache; also refuses what its kernels cannot compute. */
 int cuda_backend_bytes(const struct model *model, const struct weights *weights, const struct backend_options *options,
                        size_t *bytes, struct mo_error *error);
-/* `weights` must outlive the backend if experts are on the CPU. */
+/* `weights` must outlive the backend if the CPU computes experts. */
 int cuda_backend_open(struct backend **backend, const struct model *model, const struct weights *weights,
                       const struct backend_options *options, int device, struct mo_error *error);
 

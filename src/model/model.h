@@ -90,6 +90,10 @@ int model_load_generation(struct model *model, const struct checkpoint *checkpoi
 static inline bool model_layer_is_dense(const struct model *model, int layer) {
     return layer < model->dense_layers;
 }
+/* Layers that have routed experts: all from dense_layers on. */
+static inline int model_moe_layers(const struct model *model) {
+    return model->experts ? model->layers - model->dense_layers : 0;
+}
 static inline int model_q_head_dim(const struct model *model) {
     return model->nope_dim + model->rope_dim;
 }

@@ -56,6 +56,9 @@ struct weights {
 int weights_bind(struct weights *weights, const struct model *model, const struct checkpoint *checkpoint, int threads,
                  struct mo_error *error);
 void weights_free(struct weights *weights); /* accepts a zeroed one */
+/* keep.c: makes now, in memory of the weights, what weights->later would make of the routers and experts of the first n_layers layers
+ * that have some. Not where they are random. */
+int weights_keep(struct weights *weights, const struct model *model, int n_layers, struct mo_error *error);
 /* Nobody will ask for matrices any more that are made later. */
 void weights_end_later(struct weights *weights);
 

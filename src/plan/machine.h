@@ -36,6 +36,7 @@ struct plan_machine {
     double network_gb_s, network_s;
     enum plan_parallel parallel;
     enum plan_experts experts;
+    int cpu_layers; /* beside a card: layers whose routed experts the CPU computes (--n-cpu-moe); 0: as few as must */
 };
 
 /* What is asked of it. */

@@ -67,21 +67,27 @@ static double room_left(const struct plan_room *room) {
     return room->have_bytes - room->need_bytes;
 }
 
-/* What weights take on a card beside their bytes in the files: of routed experts where these are there, too. */
-static double more_routed(const struct plan_input *in, enum plan_place place) {
-    return place == PLAN_IN_GPU ? in->weights.card_more[PLAN_ROUTED] : 0;
-}
-static double more_on_card(const struct plan_input *in, enum plan_place place) {
-    return uses_gpu(place) ? plan_weights_fixed_card_more(&in->weights) + more_routed(in, place) : 0;
+double plan_card_share(const struct plan_input *in, const struct plan_memory *m) {
+    if (m->place == PLAN_IN_GPU) return 1;
+    return m->card_layers ? (double)m->card_layers / plan_arch_moe_layers(&in->arch) : 0;
 }
 
-static double routed_bytes(const struct plan_input *in, enum plan_place place) {
-    return in->weights.bytes[PLAN_ROUTED] + more_routed(in, place);
+/* Routed experts on the card, which may take more there than in the files; and elsewhere. */
+static double routed_on_card(const struct plan_input *in, const struct plan_memory *m) {
+    return plan_card_share(in, m) * (in->weights.bytes[PLAN_ROUTED] + in->weights.card_more[PLAN_ROUTED]);
+}
+static double routed_beside(const struct plan_input *in, const struct plan_memory *m) {
+    return (1 - plan_card_share(in, m)) * in->weights.bytes[PLAN_ROUTED];
+}
+
+static double fixed_bytes(const struct plan_input *in, const struct plan_memory *m) {
+    double more = uses_gpu(m->place) ? plan_weights_fixed_card_more(&in->weights) : 0;
+    return plan_weights_total(&in->weights) - in->weights.bytes[PLAN_ROUTED] + more;
 }
 
 /* Machines that share routed experts alone: the first has the rest, in its RAM or on its card. */
 static void fill_ranks(const struct plan_input *in, double kv, struct plan_memory *m) {
-    double routed = routed_bytes(in, m->place), fixed = m->weights_bytes - routed;
+    double routed = in->weights.bytes[PLAN_ROUTED], fixed = fixed_bytes(in, m);
     double own = fixed + kv + m->scratch_bytes + m->graphs_bytes;
     int sizes[PLAN_MAX_RANKS], most = 0;
     plan_ranks_deal(in, uses_gpu(m->place), sizes);
@@ -100,8 +106,8 @@ static void fill_ranks(const struct plan_input *in, double kv, struct plan_memor
 static void fill_rooms(const struct plan_input *in, double kv, struct plan_memory *m) {
     int nodes = in->machine.nodes, cards = uses_gpu(m->place) ? in->machine.gpu.count : 1;
     int ways = cards > 1 ? cards : nodes, stages = cards > 1 ? nodes : 1;
-    double routed = routed_bytes(in, m->place), fixed = m->weights_bytes - routed;
-    double own = m->scratch_bytes + m->graphs_bytes, in_ram = routed / nodes;
+    double fixed = fixed_bytes(in, m), on_card = routed_on_card(in, m), beside = routed_beside(in, m);
+    double own = m->scratch_bytes + m->graphs_bytes, in_ram = beside / nodes;
     if (plan_shares_experts(in)) {
         fill_ranks(in, kv, m);
         return;
@@ -109,12 +115,11 @@ static void fill_rooms(const struct plan_input *in, double kv, struct plan_memor
     m->gpu = m->ram = (struct plan_room){0};
     m->ram.have_bytes = plan_usable_ram(&in->machine, &in->wish);
     if (uses_gpu(m->place)) {
-        bool all = m->place == PLAN_IN_GPU;
         m->gpu.have_bytes = in->machine.gpu.memory_bytes * in->wish.utilization;
-        m->gpu.need_bytes = on_each(in, ways, fixed / stages, all ? routed / stages : 0, kv / stages) + own;
-        m->ram.need_bytes = all ? 0 : in_ram;
+        m->gpu.need_bytes = on_each(in, ways, fixed / stages, on_card / stages, kv / stages) + own;
+        m->ram.need_bytes = in_ram;
     } else {
-        m->ram.need_bytes = on_each(in, ways, fixed, routed, kv) + own;
+        m->ram.need_bytes = on_each(in, ways, fixed, beside, kv) + own;
     }
     m->held = 1;
     if (uses_ssd(m->place) && room_left(&m->ram) < 0 && in_ram > 0) { /* what RAM cannot hold stays on disk */
@@ -142,17 +147,33 @@ static double cache_tokens(const struct plan_input *in, const struct plan_memory
     return token > 0 && left > 0 ? floor(left / token) : 0;
 }
 
+/* Beside other experts: what was asked for, else as many as there is room for. Several cards or machines share otherwise. */
+static int card_layers(const struct plan_input *in, const struct plan_memory *m) {
+    const struct plan_machine *machine = &in->machine;
+    int all = plan_arch_moe_layers(&in->arch), asked = machine->cpu_layers;
+    struct plan_memory at = *m;
+    if (!uses_gpu(m->place) || m->place == PLAN_IN_GPU || machine->gpu.count != 1 || machine->nodes > 1) return 0;
+    if (asked) return asked < all ? all - asked : 0;
+    if (machine->experts != PLAN_EXPERTS_AUTO) return 0;
+    for (at.card_layers = all - 1; at.card_layers > 0; at.card_layers--) {
+        fill_rooms(in, m->kv_bytes, &at);
+        if (room_left(&at.gpu) >= 0) break;
+    }
+    return at.card_layers > 0 ? at.card_layers : 0;
+}
+
 void plan_memory_at(const struct plan_input *in, enum plan_place place, struct plan_memory *m) {
     double scratch =
         uses_gpu(place) || in->cpu_scratch_bytes <= 0 ? scratch_bytes(&in->arch, &in->wish) : in->cpu_scratch_bytes;
     *m = (struct plan_memory){
         .place = place,
-        .weights_bytes = plan_weights_total(&in->weights) + more_on_card(in, place),
         .kv_bytes_per_token = plan_arch_kv_bytes(&in->arch, in->wish.kv),
         .scratch_bytes = scratch,
         .graphs_bytes = uses_gpu(place) ? plan_share(PLAN_GPU_CONTEXT) : 0,
     };
     m->kv_bytes = m->kv_bytes_per_token * in->wish.context * in->wish.seqs;
+    m->card_layers = card_layers(in, m);
+    m->weights_bytes = fixed_bytes(in, m) + routed_on_card(in, m) + routed_beside(in, m);
     m->total_bytes = m->weights_bytes + m->kv_bytes + m->scratch_bytes + m->graphs_bytes;
     fill_rooms(in, m->kv_bytes, m);
     m->headroom_bytes = headroom(m);
@@ -167,10 +188,12 @@ static bool is_possible(const struct plan_input *in, enum plan_place place) {
     if (plan_shares_experts(in) && (uses_ssd(place) || place == PLAN_IN_GPU)) return false;
     if (uses_ssd(place) && (machine->ssd_gb_s <= 0 || !in->arch.experts)) return false;
     if (uses_ssd(place)) return experts == PLAN_EXPERTS_AUTO || experts == PLAN_EXPERTS_DISK;
-    if (place == PLAN_IN_GPU) return experts == PLAN_EXPERTS_AUTO || experts == PLAN_EXPERTS_GPU;
+    if (place == PLAN_IN_GPU)
+        return (experts == PLAN_EXPERTS_AUTO && !machine->cpu_layers) || experts == PLAN_EXPERTS_GPU;
     if (place == PLAN_IN_GPU_RAM) {
         return in->arch.experts && (experts == PLAN_EXPERTS_AUTO || experts == PLAN_EXPERTS_CPU);
     }
+    if (machine->gpu.count && machine->cpu_layers) return false;
     return !machine->gpu.count || experts == PLAN_EXPERTS_AUTO || experts == PLAN_EXPERTS_CPU;
 }
 

@@ -47,6 +47,19 @@ static void offer_cache(struct search *search, const struct plan_input *in) {
     offer_context(search, &changed, "--kv-cache-dtype fp8 ");
 }
 
+/* Where another number was asked for, or all on the card. */
+static void offer_layers(struct search *search, const struct plan_input *in) {
+    struct plan_input changed = *in;
+    struct plan_memory memory;
+    char flags[96];
+    changed.machine.experts = PLAN_EXPERTS_AUTO;
+    changed.machine.cpu_layers = 0;
+    plan_memory(&changed, &memory);
+    if (memory.place != PLAN_IN_GPU_RAM) return;
+    snprintf(flags, sizeof flags, "--n-cpu-moe %d", plan_cpu_layers(&changed, &memory));
+    offer(search, &changed, flags);
+}
+
 static void offer_seqs(struct search *search, const struct plan_input *in) {
     struct plan_input changed = *in;
     struct plan_memory memory;
@@ -106,10 +119,12 @@ static void offer_ram(struct search *search, const struct plan_input *in) {
 
 int plan_find_nearest(const struct plan_input *input, struct plan_nearest nearest[PLAN_NEAREST]) {
     struct search search = {nearest, 0};
+    if (input->machine.cpu_layers) offer_layers(&search, input);
     offer_cache(&search, input);
     offer_context(&search, input, "");
     offer_seqs(&search, input);
     offer_recipes(&search, input);
+    if (input->machine.experts == PLAN_EXPERTS_GPU) offer_layers(&search, input); /* slower than fewer bits */
     offer_ram(&search, input);
     offer_cards(&search, input);
     return search.n;

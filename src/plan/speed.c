@@ -233,6 +233,14 @@ static void add_cpu_ops(const struct job *job, struct plan_speed *s, const char 
     add(s, what, PLAN_ON_CPU, PLAN_OPS, stage, job->ops[group], rate * gain, plan_share(share));
 }
 
+/* The same with a share of the routed experts. */
+static struct job part_of(const struct job *job, double share) {
+    struct job part = *job;
+    part.routed *= share;
+    part.ops[PLAN_ROUTED] *= share;
+    return part;
+}
+
 /* Routed experts of several machines: a layer waits for the one that has most to do, and for its rows to go there and back.
  * Evenly shared is the limit; chance is not even. */
 static void add_ranks(const struct job *job, struct plan_speed *s, int stage, double share) {
@@ -309,14 +317,16 @@ static void add_cpu(const struct job *job, struct plan_speed *s) {
 }
 
 static void time_job(const struct job *job, struct plan_speed *s) {
+    double share = plan_card_share(job->in, job->memory);
+    struct job on_card = part_of(job, share), beside = part_of(job, 1 - share);
     switch (job->memory->place) {
     case PLAN_IN_GPU:
         add_gpu(job, s, true);
         break;
     case PLAN_IN_GPU_RAM:
     case PLAN_IN_GPU_RAM_SSD:
-        add_gpu(job, s, false);
-        add_ram_experts(job, s);
+        add_gpu(&on_card, s, share > 0);
+        add_ram_experts(&beside, s);
         break;
     default:
         add_cpu(job, s);
@@ -340,9 +350,12 @@ bool plan_prefill_known(const struct plan_input *input, const struct plan_memory
 /* Experts in RAM, long chunks: the card computes them too, as they come over its link. */
 static void time_streamed(const struct job *job, struct plan_speed *s) {
     const struct plan_gpu *gpu = &job->in->machine.gpu;
-    add_gpu(job, s, false);
-    add(s, "routed experts, over the card's link", PLAN_ON_LINK, PLAN_BYTES, 0, job->routed, gpu->link_gb_s * 1e9, 1);
-    add(s, "experts", PLAN_ON_GPU, PLAN_OPS, 0, job->ops[PLAN_ROUTED], gpu->tflops * 1e12, plan_share(PLAN_GPU_OPS));
+    double share = plan_card_share(job->in, job->memory);
+    struct job on_card = part_of(job, share), beside = part_of(job, 1 - share);
+    add_gpu(&on_card, s, share > 0);
+    add(s, "routed experts, over the card's link", PLAN_ON_LINK, PLAN_BYTES, 0, beside.routed, gpu->link_gb_s * 1e9, 1);
+    add(s, "experts that came", PLAN_ON_GPU, PLAN_OPS, 0, beside.ops[PLAN_ROUTED], gpu->tflops * 1e12,
+        plan_share(PLAN_GPU_OPS));
     sum_up(s);
 }
 

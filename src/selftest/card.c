@@ -10,7 +10,7 @@
 #include "forward.h"
 
 /* Prompts of more than 64 rows take kernels of their own on a card; 72 rows are read from the first layer's weights alone. */
-enum { PROMPT = 8, LONG_PROMPT = 72, PAGES = 2, LAYERS_MAX = 2 };
+enum { PROMPT = 8, LONG_PROMPT = 72, PAGES = 2, LAYERS_MAX = 3 };
 
 /* Every stage is judged alone: the CPU goes on with the card's residual stream. What a stage adds to a row is compared: the share of its
  * length that may be wrong, and for each value a share of itself and of the row's root mean square. A card multiplies activations in bf16,
@@ -301,9 +301,11 @@ size_t selftest_card_bytes(const struct model *model, const struct backend_optio
     return cpu_backend_scratch_bytes(model, &cpu) + kv_pool_bytes(model, cpu.kv, PAGES) + pair_bytes(model);
 }
 
-static void choose_layers(struct pair *p, const struct model *m) {
+static void choose_layers(struct pair *p, const struct model *m, int cpu_layers) {
+    int first_on_card = m->dense_layers + cpu_layers;
     p->layers[p->n_layers++] = 0;
     if (m->dense_layers > 0 && m->dense_layers < m->layers) p->layers[p->n_layers++] = m->dense_layers;
+    if (cpu_layers && first_on_card < m->layers) p->layers[p->n_layers++] = first_on_card;
 }
 
 int selftest_card(const struct selftest *test, struct backend *card, const struct backend_options *options,
@@ -314,7 +316,7 @@ int selftest_card(const struct selftest *test, struct backend *card, const struc
     if (!memory) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the self-test");
     p.before = memory;
     p.same_experts = (bool *)(memory + LONG_PROMPT * (size_t)test->model->hidden);
-    choose_layers(&p, test->model);
+    choose_layers(&p, test->model, options->cpu_layers);
     int code = cpu_backend_open(&p.cpu, test->model, test->weights, &cpu, error);
     if (!code) code = run_steps(&p, options);
     if (p.cpu) p.cpu->ops->close(p.cpu);

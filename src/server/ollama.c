@@ -56,10 +56,11 @@ enum MHD_Result ollama_handle_tags(struct exchange *exchange) {
 static json_int_t gpu_bytes(const struct engine *engine) {
     struct model_params params;
     double total = (double)engine->checkpoint.total_bytes;
-    model_count_params(&engine->model, &params);
-    bool is_split = engine->store || engine->options.expert_device == 2;
+    int layers = model_moe_layers(&engine->model);
     if (engine->gpu < 0) return 0;
-    return (json_int_t)(is_split ? total * (double)(params.total - params.routed) / (double)params.total : total);
+    model_count_params(&engine->model, &params);
+    double elsewhere = layers ? (double)params.routed / (double)params.total * engine->cpu_layers / layers : 0;
+    return (json_int_t)(total * (1 - elsewhere));
 }
 
 static json_t *loaded(const struct server *server) {

@@ -13,7 +13,7 @@ $(BUNDLE_KERNELS): $(BUILD)/obj/src/backend/cuda/image.o
 $(BUNDLE)/bin/moebius: $(BUILD)/obj/src/main.o $(BUNDLE_KERNELS) $(BUILD)/libmoebius.a
 	@mkdir -p $(@D)
 	$(BUNDLE_LINK)
-$(BUNDLE)/bin/test_%: $(BUILD)/obj/tests/cuda/test_%.o $(BUILD)/obj/tests/cuda/card_fixture.o $(BUNDLE_KERNELS) $(BUILD)/libmoebius.a
+$(BUNDLE)/bin/test_%: $(BUILD)/obj/tests/cuda/test_%.o $(BUILD)/obj/tests/cuda/card_fixture.o $(BUILD)/obj/tests/cuda/survey.o $(BUNDLE_KERNELS) $(BUILD)/libmoebius.a
 	@mkdir -p $(@D)
 	$(BUNDLE_LINK) -lcmocka
 $(BUNDLE)/bin/golden $(BUNDLE)/bin/visit: $(BUNDLE)/bin/%: $(BUILD)/obj/tests/cuda/%.o

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/arena.h"
+#include "survey.h"
 
 static uint64_t state = 7;
 uint32_t draw(void) {
@@ -226,7 +227,7 @@ static void open_card(struct fixture *f, enum kv_format kv, enum attention atten
                                       .copies_pages = true};
     struct mo_error error = {0};
     setenv("MOEBIUS_CUDA_FP8_NATIVE", "1", 1); /* so that the kernel is there; a test switches it on when it wants it */
-    if (cuda_backend_open(&f->backend, &f->model, &f->weights, &options, 0, &error)) fail_msg("%s", error.message);
+    if (cuda_backend_open(&f->backend, &f->model, &f->weights, &options, 0, &error)) card_is_lost(error.message);
     f->cuda = (struct cuda *)f->backend;
     f->cuda->fp8_native = false;
     f->cuda->card.processors =
@@ -292,8 +293,9 @@ int driver_close(void **unused) {
 }
 
 void wait_for(struct fixture *f) {
-    if (f->cuda->driver.stream_wait(f->cuda->stream)) fail_msg("the card does not finish");
-    if (f->cuda->failure.code) fail_msg("%s", f->cuda->failure.message);
+    struct cuda *cuda = f->cuda;
+    cuda_keep(cuda, cuda->driver.stream_wait(cuda->stream), "waiting for the card");
+    if (cuda->failure.code) card_is_lost(cuda->failure.message);
 }
 
 void *card_memory(struct fixture *f, size_t bytes) {
@@ -331,7 +333,9 @@ void begin(struct fixture *f, int n, int first_pos) {
 
 void end(struct fixture *f) {
     struct mo_error error = {0};
-    if (f->backend->ops->end(f->backend, &error)) fail_msg("%s", error.message);
+    int code = f->backend->ops->end(f->backend, &error);
+    if (code && f->cuda->failure.code) card_is_lost(error.message);
+    if (code) fail_msg("%s", error.message);
 }
 
 float cached(const struct fixture *f, const uint8_t *row, int c) {
@@ -408,6 +412,7 @@ void check_attended(const struct fixture *f, int row, int head, int pos, const f
         total += weight;
         for (int c = 0; c < lora; c++) sum[c] += weight * latent[c];
     }
+    struct survey survey = {0};
     for (int d = 0; d < m->v_dim; d++) {
         const float *w = kv_b + (size_t)(head * (m->nope_dim + m->v_dim) + m->nope_dim + d) * (size_t)lora;
         double want = 0, size = 0;
@@ -416,8 +421,9 @@ void check_attended(const struct fixture *f, int row, int head, int pos, const f
             size += fabs((double)w[c] * sum[c] / total);
         }
         double found = (double)bf16_to_f32(cuda->scratch.attended[(row * m->heads + head) * m->v_dim + d]);
-        if (!(fabs(want - found) <= 0.012 * size + 1e-3)) {
-            fail_msg("row %d, head %d, value %d: expected %g, found %g", row, head, d, want, found);
-        }
+        survey_add(&survey, (size_t)d, (size_t)row, want, found, 0.012 * size + 1e-3);
     }
+    survey_tell(&survey,
+                "attention, %s cache, latent of %d, %d rows, position %d, head %d (a token is a row of the batch)",
+                cuda->options.kv == KV_FP8 ? "fp8" : "bf16", lora, cuda->batch->n_rows, pos, head);
 }

@@ -62,7 +62,7 @@ void begin(struct fixture *f, int n, int first_pos);
 void end(struct fixture *f);
 float cached(const struct fixture *f, const uint8_t *row, int c);
 void fill_cache(struct fixture *f);
-/* One (row, head) in double: softmax over the cache, values up. */
+/* One (row, head) in double: softmax over the cache, values up; what is wrong is complained of (survey.h). */
 void check_attended(const struct fixture *f, int row, int head, int pos, const float *kv_b);
 
 #endif

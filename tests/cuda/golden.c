@@ -15,14 +15,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { SETS_MAX = 32, WORDS_MAX = 32, TOKENS_CHUNKED = 80, GREEDY = 12 };
+enum { SETS_MAX = 32, WORDS_MAX = 32, TOKENS_CHUNKED = 80, GREEDY = 12, EXPLAINED_MOST = 4 };
 static const double AGREE_LEAST = 0.8, MEAN_MOST = 0.05, MAX_MOST = 0.2;
 
 struct golden {
     const char *moebius, *models, *report, *sets, *cases;
     char folder[64]; /* for files */
     json_t *lines;
-    int passed, failed;
+    int passed, failed, explained;
 };
 
 /* A set and one of its cases. */
@@ -95,25 +95,39 @@ static bool was_on_card(const struct golden *g) {
     return on_card;
 }
 
-/* moebius logits SET --ids ids.json --device cuda FLAGS...; the results are files of g->folder. */
-static int run(const struct golden *g, const struct subject *s, bool recorded, const char *const *flags) {
-    char ids[256];
-    path_in(g, ids, "ids.json");
-    const char *words[WORDS_MAX] = {g->moebius, "logits", s->path, "--ids", ids, "--device", "cuda"};
-    int n = 7, status = 0;
-    while (*flags && n < WORDS_MAX - 1) words[n++] = *flags++;
+/* The program, with a variable of its own or without (NULL); the results are files of g->folder. */
+static int run_words(const struct golden *g, const char *const *words, const char *variable, const char *value) {
+    int status = 0;
     pid_t pid = fork();
     if (pid == 0) {
         char out[256], err[256];
         path_in(g, out, "said");
         path_in(g, err, "warned");
         if (!freopen(out, "w", stdout) || !freopen(err, "w", stderr)) _exit(126);
-        if (!recorded) setenv("MOEBIUS_CUDA_GRAPHS", "0", 1);
+        if (variable) setenv(variable, value, 1);
         execv(g->moebius, (char *const *)(uintptr_t)words);
         _exit(127);
     }
     if (pid < 0 || waitpid(pid, &status, 0) < 0) return -1;
     return was_on_card(g) ? status : -1;
+}
+
+/* moebius logits SET --ids ids.json --device cuda FLAGS... */
+static int run(const struct golden *g, const struct subject *s, bool recorded, const char *const *flags) {
+    char ids[256];
+    path_in(g, ids, "ids.json");
+    const char *words[WORDS_MAX] = {g->moebius, "logits", s->path, "--ids", ids, "--device", "cuda"};
+    for (int n = 7; *flags && n < WORDS_MAX - 1;) words[n++] = *flags++;
+    return run_words(g, words, recorded ? NULL : "MOEBIUS_CUDA_GRAPHS", "0");
+}
+
+/* Of a set with wrong logits: the self-test, which goes stage by stage, and a wait after every kernel name what is wrong. */
+static void explain(const struct golden *g, const struct subject *s) {
+    const char *const words[] = {g->moebius, "bench",    s->path, "--device",        "cuda", "--prompt",
+                                 "8",        "--batch",  "1",     "--depth",         "0",    "--generate",
+                                 "1",        "--repeat", "1",     "--max-model-len", "64",   NULL};
+    fprintf(stderr, "%s once more, kernel by kernel:\n", s->set);
+    if (run_words(g, words, "MOEBIUS_CUDA_WAIT", "1") == 0) fprintf(stderr, "its self-test finds nothing\n");
 }
 
 static bool write_ids(const struct golden *g, const struct subject *s, size_t most) {
@@ -136,31 +150,38 @@ static void *read_entry(const struct subject *s, const json_t *entry, size_t *by
     return read_whole(path, bytes);
 }
 
-/* Do the experts of token `row` agree in every layer, in any order? ids are [layers][tokens][k]. */
-static bool same_experts(const int32_t *a, const int32_t *b, int64_t layers, int64_t tokens, int64_t k, int64_t row) {
+/* The first layer with experts in which those of token `row` do not agree, in any order; -1: all do. ids are [layers][tokens][k]. */
+static int64_t other_experts(const int32_t *a, const int32_t *b, int64_t layers, int64_t tokens, int64_t k,
+                             int64_t row) {
     for (int64_t layer = 0; layer < layers; layer++) {
         const int32_t *x = a + (layer * tokens + row) * k, *y = b + (layer * tokens + row) * k;
         for (int64_t i = 0; i < k; i++) {
             int64_t j = 0;
             while (j < k && y[j] != x[i]) j++;
-            if (j == k) return false;
+            if (j == k) return layer;
         }
     }
-    return true;
+    return -1;
 }
 
 struct difference {
     double sum, max;
     int64_t values, rows, agreeing;
-    bool is_nan;
+    int64_t wrong, not_numbers, first_pos, first_id; /* logits far from the reference's, and the first of them */
+    double got, want;
+    int64_t other_layer,
+        other_pos; /* where an expert is another one: the first layer, from 0, and the first token there */
 };
 
-static void add_row(struct difference *d, const float *got, const float *want, int64_t n) {
+static void add_row(struct difference *d, int64_t pos, const float *got, const float *want, int64_t n) {
     for (int64_t i = 0; i < n; i++) {
         double error = fabs((double)got[i] - (double)want[i]);
-        d->is_nan |= isnan(error);
-        d->sum += error;
+        d->not_numbers += !isfinite(got[i]);
+        if (isfinite(error)) d->sum += error;
         d->max = fmax(d->max, error);
+        if (error <= MAX_MOST || d->wrong++) continue;
+        d->first_pos = pos, d->first_id = i;
+        d->got = (double)got[i], d->want = (double)want[i];
     }
     d->values += n;
     d->agreeing++;
@@ -170,7 +191,7 @@ static void add_row(struct difference *d, const float *got, const float *want, i
 static struct difference compare(const struct golden *g, const struct subject *s) {
     const json_t *logits = json_object_get(s->item, "logits"), *routing = json_object_get(s->item, "routing");
     const json_t *ids_entry = json_object_get(routing, "ids"), *positions = json_object_get(logits, "positions");
-    struct difference d = {.rows = shape_at(logits, 0)};
+    struct difference d = {.rows = shape_at(logits, 0), .other_layer = -1};
     char path[256];
     size_t want_bytes = 0, got_bytes = 0, want_ids_bytes = 0, got_ids_bytes = 0;
     int64_t vocab = shape_at(logits, 1), layers = shape_at(ids_entry, 0), tokens = shape_at(ids_entry, 1),
@@ -185,14 +206,33 @@ static struct difference compare(const struct golden *g, const struct subject *s
     for (int64_t r = 0; r < d.rows && want && got; r++) {
         int64_t pos = json_integer_value(json_array_get(positions, (size_t)r));
         if ((size_t)((pos + 1) * vocab) * sizeof *got > got_bytes) break;
-        if (routed && !same_experts(got_ids, want_ids, layers, tokens, k, pos)) continue;
-        add_row(&d, got + pos * vocab, want + r * vocab, vocab);
+        int64_t other = routed ? other_experts(got_ids, want_ids, layers, tokens, k, pos) : -1;
+        if (other >= 0 && (d.other_layer < 0 || other < d.other_layer)) d.other_layer = other, d.other_pos = pos;
+        for (int64_t i = 0; i < vocab && other >= 0; i++) d.not_numbers += !isfinite(got[pos * vocab + i]);
+        if (other >= 0) continue;
+        add_row(&d, pos, got + pos * vocab, want + r * vocab, vocab);
     }
     free(want);
     free(got);
     free(got_ids);
     free(want_ids);
     return d;
+}
+
+/* Where a set went wrong: what helps to find out why. */
+static void add_places(json_t *figures, const struct difference *d) {
+    char text[160];
+    json_object_set_new(figures, "wrong", json_integer((json_int_t)d->wrong));
+    json_object_set_new(figures, "not_numbers", json_integer((json_int_t)d->not_numbers));
+    if (d->wrong) {
+        snprintf(text, sizeof text, "position %lld, token %lld: expected %.6g, found %.6g", (long long)d->first_pos,
+                 (long long)d->first_id, d->want, d->got);
+        json_object_set_new(figures, "first_wrong", json_string(text));
+    }
+    if (d->rows == d->agreeing || d->other_layer < 0) return;
+    snprintf(text, sizeof text, "layer %lld of those with experts, position %lld", (long long)d->other_layer,
+             (long long)d->other_pos);
+    json_object_set_new(figures, "first_other_experts", json_string(text));
 }
 
 static void check_reference(struct golden *g, const struct subject *s) {
@@ -204,11 +244,13 @@ static void check_reference(struct golden *g, const struct subject *s) {
     struct difference d = {0};
     if (ran) d = compare(g, s);
     double mean = d.values ? d.sum / (double)d.values : 0;
-    bool ok = ran && d.values && !d.is_nan && (double)d.agreeing >= AGREE_LEAST * (double)d.rows && mean <= MEAN_MOST &&
-              d.max <= MAX_MOST;
-    note(g, s, "reference", ok,
-         json_pack("{sb sI sI sf sf}", "ran", ran, "rows", (json_int_t)d.rows, "rows_agreeing", (json_int_t)d.agreeing,
-                   "mean_error", mean, "max_error", d.max));
+    bool ok = ran && d.values && !d.not_numbers && (double)d.agreeing >= AGREE_LEAST * (double)d.rows &&
+              mean <= MEAN_MOST && d.max <= MAX_MOST;
+    json_t *figures = json_pack("{sb sI sI sf sf}", "ran", ran, "rows", (json_int_t)d.rows, "rows_agreeing",
+                                (json_int_t)d.agreeing, "mean_error", mean, "max_error", fmin(d.max, 1e30));
+    if (!ok) add_places(figures, &d);
+    note(g, s, "reference", ok, figures);
+    if (!ok && g->explained++ < EXPLAINED_MOST) explain(g, s);
     unlink(logits);
     unlink(experts);
 }

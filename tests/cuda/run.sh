@@ -27,6 +27,12 @@ done
 PATH=${PATH:-/usr/bin:/bin}:/usr/local/cuda/bin:/usr/local/cuda/compute-sanitizer
 export PATH
 
+# Machines that lend their cards out may have the driver where the loader does not look.
+for folder in /usr/local/nvidia/lib64 /usr/lib/wsl/lib; do
+    if [ -e "$folder/libcuda.so.1" ]; then LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$folder; fi
+done
+[ -z "${LD_LIBRARY_PATH:-}" ] || export LD_LIBRARY_PATH
+
 # Where the machine's C library is older than the one that the programs were built with, they bring their own.
 bin=$root/bin
 if [ -n "${MOEBIUS_OWN_LIBC:-}" ] || ! "$bin/moebius" --version >/dev/null 2>&1; then bin=$root/bin-own-libc; fi

@@ -11,11 +11,26 @@
 #include "backend/cpu/cpu.h"
 #include "base/arena.h"
 #include "forward.h"
+#include "survey.h"
 
 /* --- products ------------------------------------------------------------------------------------------------------- */
 
 static const int row_counts[] = {1, 3, 8, 9, 17, 40, 64, 65, MOST_ROWS};
 enum { ROW_COUNTS = sizeof row_counts / sizeof *row_counts };
+
+/* Against double arithmetic. `n` rows at once tell which variant it was. */
+static bool is_product(const float *weight, const float *x, const float *y, size_t rows, size_t cols, size_t tokens,
+                       const char *name, int n) {
+    struct survey survey = {0};
+    for (size_t t = 0; t < tokens; t += t < 64 ? 1 : 7) {
+        for (size_t r = 0; r < rows; r++) {
+            double size, want = dot(weight + r * cols, x + t * cols, (int)cols, &size);
+            survey_add(&survey, r, t, want, (double)y[t * rows + r], 2e-6 * size + 1e-30);
+        }
+    }
+    survey_tell(&survey, "%s: %d rows", name, n);
+    return !survey.wrong;
+}
 
 /* y = x W^T for several numbers of rows, so in all variants; x holds bf16 values, so that only the sums are rounded. */
 static void check_product(struct fixture *f, const char *name, const struct weight *w, const struct mat *mat) {
@@ -35,20 +50,16 @@ static void check_product(struct fixture *f, const char *name, const struct weig
         int n = row_counts[ROW_COUNTS - 1 - c];
         multiply(f, w, X_F32, x, y, n);
         if (c == 0) memcpy(first, y, (size_t)n * rows * sizeof *y);
-        if (memcmp(first, y, (size_t)n * rows * sizeof *y))
-            fail_msg("%s: %d rows: other bits than with %d", name, n, MOST_ROWS);
+        struct survey bits = {0};
+        survey_bits(&bits, first, y, rows, (size_t)n);
+        if (bits.wrong && is_product(weight, x, y, rows, cols, (size_t)n, name, n))
+            survey_tell(&bits, "%s: %d rows: other bits than with %d", name, n, MOST_ROWS);
     }
+    struct survey bits = {0};
     multiply(f, w, X_BF16, halves, y, 70);
-    if (memcmp(first, y, 70 * rows * sizeof *y)) fail_msg("%s: other bits from bf16", name);
-    for (size_t t = 0; t < MOST_ROWS; t += t < 64 ? 1 : 7) {
-        for (size_t r = 0; r < rows; r++) {
-            double size, want = dot(weight + r * cols, x + t * cols, mat->cols, &size);
-            if (!(fabs(want - (double)first[t * rows + r]) <= 2e-6 * size + 1e-30)) {
-                fail_msg("%s: row %zu, token %zu: expected %.9g, found %.9g", name, r, t, want,
-                         (double)first[t * rows + r]);
-            }
-        }
-    }
+    survey_bits(&bits, first, y, rows, 70);
+    survey_tell(&bits, "%s: other bits from bf16", name);
+    is_product(weight, x, first, rows, cols, MOST_ROWS, name, MOST_ROWS);
     free(first);
     void *const all[] = {x, y, halves, f->cuda->scratch.packed};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) give_back(f, all[i]);
@@ -61,7 +72,7 @@ static double silu(double x) {
 }
 
 /* Experts as a work list: norm and gain before, SiLU behind, and rows through x_row. */
-static void check_experts_up(struct fixture *f, int n) {
+static void check_experts_up(struct fixture *f, const char *name, int n) {
     const struct model *m = &f->model;
     const struct weight *w = &f->cuda->weights.layers[1].expert_gate_up;
     size_t hidden = (size_t)m->hidden, width = (size_t)m->expert_width;
@@ -93,6 +104,7 @@ static void check_experts_up(struct fixture *f, int n) {
                                .fault_key = 1};
     cuda_linear_run(f->cuda, &p, &w, n);
     wait_for(f);
+    struct survey survey = {0};
     for (int i = 0; i < n; i++) {
         const struct mlp *mlp = &f->experts[i < n - 1 ? 4 : 11];
         const float *in = x + (size_t)row[i] * hidden;
@@ -106,32 +118,31 @@ static void check_experts_up(struct fixture *f, int n) {
             double a = dot(gate + r * hidden, scaled, m->hidden, &size) * factor;
             double want = silu(a) * dot(up + r * hidden, scaled, m->hidden, &size) * factor;
             double found = (double)bf16_to_f32(y[(size_t)i * width + r]);
-            if (!(fabs(want - found) <= fabs(want) * 0.005 + 1e-4))
-                fail_msg("pair %d, row %zu: expected %g, found %g", i, r, want, found);
+            survey_add(&survey, r, (size_t)i, want, found, fabs(want) * 0.005 + 1e-4);
         }
     }
+    survey_tell(&survey, "%s: experts up, %d pairs", name, n);
     void *const all[] = {x, y, row, n_items, items};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) give_back(f, all[i]);
 }
 
-static void test_products(void **unused) {
-    (void)unused;
-    for (size_t i = 0; i < STYLES; i++) {
-        struct fixture f;
-        char name[64];
-        fixture_open(&f, &styles[i], model_for(&styles[i]), KV_BF16);
-        const struct device_layer *w = &f.cuda->weights.layers[1];
-        const struct layer *layer = &f.layers[1];
-        snprintf(name, sizeof name, "%s, q_b", styles[i].name);
-        check_product(&f, name, &w->q_b, &layer->q_b);
-        snprintf(name, sizeof name, "%s, kv_a", styles[i].name);
-        check_product(&f, name, &w->kv_a, &layer->kv_a);
-        snprintf(name, sizeof name, "%s, long rows", styles[i].name);
-        check_product(&f, name, &f.cuda->weights.layers[0].down, &f.layers[0].dense.down);
-        check_experts_up(&f, 5);
-        check_experts_up(&f, 21);
-        fixture_close(&f);
-    }
+static void test_products(void **state) {
+    const struct style *style = *state;
+    struct fixture f;
+    char name[64];
+    fixture_open(&f, style, model_for(style), KV_BF16);
+    const struct device_layer *w = &f.cuda->weights.layers[1];
+    const struct layer *layer = &f.layers[1];
+    snprintf(name, sizeof name, "%s, q_b", style->name);
+    check_product(&f, name, &w->q_b, &layer->q_b);
+    snprintf(name, sizeof name, "%s, kv_a", style->name);
+    check_product(&f, name, &w->kv_a, &layer->kv_a);
+    snprintf(name, sizeof name, "%s, long rows", style->name);
+    check_product(&f, name, &f.cuda->weights.layers[0].down, &f.layers[0].dense.down);
+    check_experts_up(&f, style->name, 5);
+    check_experts_up(&f, style->name, 21);
+    fixture_close(&f);
+    no_complaints();
 }
 
 /* GGUF's blocks take what they take in the file, and at most an eighth of a bit more: `plan` counts with these numbers. */
@@ -183,6 +194,7 @@ static void test_kv_b(void **unused) {
                                    .groups = m->heads};
         cuda_linear_run(f.cuda, &p, &key, 1);
         wait_for(&f);
+        struct survey survey = {0};
         for (size_t h = 0; h < heads; h++) {
             for (size_t c = 0; c < lora; c++) {
                 double want = 0;
@@ -190,14 +202,16 @@ static void test_kv_b(void **unused) {
                     float weight = kv_b[(h * (nope + (size_t)m->v_dim) + d) * lora + c];
                     want += (double)bf16_to_f32(f32_to_bf16(weight)) * (double)x[h * nope + d];
                 }
-                if (!(fabs(want - (double)y[h * lora + c]) <= 3e-5)) /* matrix units cut bits off that C rounds */
-                    fail_msg("%s: head %zu, %zu: %g, found %g", styles[i].name, h, c, want, (double)y[h * lora + c]);
+                survey_add(&survey, c, h, want, (double)y[h * lora + c],
+                           3e-5); /* matrix units cut bits off that C rounds */
             }
         }
+        survey_tell(&survey, "%s: kv_b's keys, a token a head", styles[i].name);
         give_back(&f, x);
         give_back(&f, y);
         fixture_close(&f);
     }
+    no_complaints();
 }
 
 /* --- stages: routing, experts, attention ------------------------------------------------------------------------------ */
@@ -228,8 +242,8 @@ static double mlp_value(const float *gate, const float *up, const float *down, c
 }
 
 /* One row's feed-forward in double: the chosen experts and the shared one. */
-static void check_moe_row(const struct fixture *f, const float *before, const float *after, const int32_t *ids,
-                          const float *weights) {
+static void check_moe_row(const struct fixture *f, const char *name, int row, const float *before, const float *after,
+                          const int32_t *ids, const float *weights) {
     const struct model *m = &f->model;
     float normed[256];
     double squares = 0, largest = 0, error = 0;
@@ -245,12 +259,13 @@ static void check_moe_row(const struct fixture *f, const float *before, const fl
             want += (j < 0 ? 1 : (double)weights[j]) * mlp_value(gate, up, down, normed, m->hidden, m->expert_width, r);
         }
         largest = fmax(largest, fabs(want));
-        error = fmax(error, fabs(want - ((double)after[r] - (double)before[r])));
+        double here = fabs(want - ((double)after[r] - (double)before[r]));
+        if (!(here <= error)) error = here; /* also a NaN, and it stays */
     }
-    if (!(error <= 0.02 * largest)) fail_msg("experts: error %g of %g", error, largest);
+    if (!(error <= 0.02 * largest)) complain("%s, row %d: experts' sum: error %g of %g", name, row, error, largest);
 }
 
-static void check_routing(struct fixture *f, int n, bool experts) {
+static void check_routing(struct fixture *f, const char *name, int n, bool experts) {
     const struct model *m = &f->model;
     float *x = f->cuda->scratch.x, score[EXPERTS], want_weights[TOP_K], *before;
     int32_t want[TOP_K];
@@ -267,18 +282,19 @@ static void check_routing(struct fixture *f, int n, bool experts) {
         cpu_choose_experts(m, m->gate_kind == GATE_SIGMOID_GROUPED ? f->layers[1].router_bias : NULL, score, want,
                            want_weights);
         for (int j = 0; j < m->top_k; j++) {
-            assert_int_equal(ids[row * m->top_k + j], want[j]);
-            if (!(fabs((double)(weights[row * m->top_k + j] - want_weights[j])) <= 1e-4)) {
-                fail_msg("row %d: weight %g, expected %g", row, (double)weights[row * m->top_k + j],
-                         (double)want_weights[j]);
-            }
+            int id = ids[row * m->top_k + j];
+            float weight = weights[row * m->top_k + j];
+            if (id == want[j] && fabs((double)(weight - want_weights[j])) <= 1e-4) continue;
+            complain("%s, %d rows: row %d, choice %d: expert %d of weight %g, expected %d of %g", name, n, row, j, id,
+                     (double)weight, want[j], (double)want_weights[j]);
+            experts = false; /* they cannot be right then */
         }
     }
     if (experts) {
         f->backend->ops->experts(f->backend, 1);
         const float *after = f->backend->ops->residual(f->backend);
         for (int row = 0; row < n; row += 3) {
-            check_moe_row(f, before + row * m->hidden, after + row * m->hidden, ids + row * m->top_k,
+            check_moe_row(f, name, row, before + row * m->hidden, after + row * m->hidden, ids + row * m->top_k,
                           weights + row * m->top_k);
         }
     }
@@ -299,6 +315,7 @@ static void test_routing(void **unused) {
                  {GATE_SOFTMAX_GREEDY, 1, 1, true, 1}};
     for (size_t i = 0; i < sizeof gates / sizeof *gates; i++) {
         struct fixture f;
+        char name[64];
         const struct style *style = &styles[i % 2 ? STYLE_BF16 : i ? STYLE_Q4_K : STYLE_INT4];
         struct model model = *model_for(style);
         model.gate_kind = gates[i].kind;
@@ -312,9 +329,11 @@ static void test_routing(void **unused) {
             f.layers[1].router_bias = NULL;
             f.cuda->weights.layers[1].router_bias = NULL;
         }
-        for (int n = 1; n <= 82; n = n * 3 + 2) check_routing(&f, n, n < 30 || i == 0);
+        snprintf(name, sizeof name, "%s, gate %zu", style->name, i);
+        for (int n = 1; n <= 82; n = n * 3 + 2) check_routing(&f, name, n, n < 30 || i == 0);
         fixture_close(&f);
     }
+    no_complaints();
 }
 
 static void check_attention(struct fixture *f, int n, int first_pos, int slots) {
@@ -337,7 +356,8 @@ static void check_attention(struct fixture *f, int n, int first_pos, int slots) 
     begin(f, n, first_pos);
     f->backend->ops->attn(f->backend, 0);
     wait_for(f);
-    assert_memory_equal(other, f->cuda->scratch.attended, values * 2);
+    if (memcmp(other, f->cuda->scratch.attended, values * 2))
+        complain("attention, %d rows from %d on: other bits with one block for all splits", n, first_pos);
     end(f);
     f->cuda->max_slots = slots;
     free(other);
@@ -366,6 +386,7 @@ static void test_attention(void **unused) {
         check_attention(&f, 2, 300, f.cuda->max_slots);
         fixture_close(&f);
     }
+    no_complaints();
 }
 
 /* The cache row that a token leaves, and rotated queries: against the plain C of format.h. */
@@ -449,7 +470,8 @@ static void check_company(enum attention attention) {
         step(&f, 3, all, first, n, got);
         for (size_t s = 0; s < 3; s++) {
             if (memcmp(got + s * vocab, want + (s * 9 + (size_t)i) * vocab, vocab * sizeof *got)) {
-                fail_msg("step %d, sequence %zu: not the bits that it has alone", i, s);
+                complain("%s: step %d, sequence %zu: not the bits that it has alone",
+                         attention == ATTENTION_AUTO ? "one expanded" : "absorbed", i, s);
             }
             first[s] += n[s];
             n[s] = 1;
@@ -465,6 +487,7 @@ static void test_company(void **unused) {
     (void)unused;
     check_company(ATTENTION_ABSORBED);
     check_company(ATTENTION_AUTO);
+    no_complaints();
 }
 
 /* Begins a step and goes, as an engine's thread does that is stopped. */
@@ -583,15 +606,22 @@ static void test_refused_format(void **unused) {
     fixture_close(&f);
 }
 
-/* An argument is the name of the one test to run. */
 int main(int n, char **arguments) {
-    if (n > 1) cmocka_set_test_filter(arguments[1]);
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_products),          cmocka_unit_test(test_kv_b),
-        cmocka_unit_test(test_routing),           cmocka_unit_test(test_attention),
-        cmocka_unit_test(test_rows_of_the_cache), cmocka_unit_test(test_company),
-        cmocka_unit_test(test_page_copies),       cmocka_unit_test(test_ended_by_another_thread),
-        cmocka_unit_test(test_refused_format),    cmocka_unit_test(test_room),
+    static char names[STYLES][64];
+    static const struct CMUnitTest others[] = {
+        cmocka_unit_test(test_kv_b),           cmocka_unit_test(test_routing),
+        cmocka_unit_test(test_attention),      cmocka_unit_test(test_rows_of_the_cache),
+        cmocka_unit_test(test_company),        cmocka_unit_test(test_page_copies),
+        cmocka_unit_test(test_room),           cmocka_unit_test(test_ended_by_another_thread),
+        cmocka_unit_test(test_refused_format),
     };
-    return cmocka_run_group_tests(tests, driver_open, driver_close);
+    enum { OTHERS = sizeof others / sizeof *others };
+    struct CMUnitTest tests[STYLES + OTHERS];
+    for (int i = 0; i < STYLES; i++) { /* a test each: one that fails, or faults, says nothing of the others */
+        snprintf(names[i], sizeof names[i], "test_products, %s", styles[i].name);
+        tests[i] = (struct CMUnitTest){
+            .name = names[i], .test_func = test_products, .initial_state = (void *)(uintptr_t)&styles[i]};
+    }
+    memcpy(tests + STYLES, others, sizeof others);
+    return survey_run(n, arguments, tests, STYLES + OTHERS, driver_open, driver_close);
 }

@@ -2,8 +2,11 @@
 #include "card_fixture.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "base/arena.h"
+#include "survey.h"
 
 /* A row as e4m3 in groups of 128, and back. */
 static void round_native(const uint16_t *x, int n, float *out) {
@@ -36,15 +39,16 @@ static void check_native(struct fixture *f, const char *name, const struct weigh
     multiply(f, w, X_BF16, halves, y, MOST_ROWS);
     bool same = !memcmp(plain, y, 40 * rows * sizeof *y);
     if (same != (!has_kernel || w->format != WEIGHT_FP8 || w->m.group_shift < 7))
-        fail_msg("%s: the wrong variant", name);
+        complain("%s: the wrong variant", name);
+    struct survey survey = {0};
     for (size_t t = 0; t < MOST_ROWS && !same; t += t < 10 ? 1 : 7) {
         round_native(halves + t * cols, mat->cols, x);
         for (size_t r = 0; r < rows; r++) {
-            double size, want = dot(weight + r * cols, x, mat->cols, &size), found = (double)y[t * rows + r];
-            if (!(fabs(want - found) <= 2e-6 * size + 1e-30))
-                fail_msg("%s, native: row %zu, token %zu: expected %.9g, found %.9g", name, r, t, want, found);
+            double size, want = dot(weight + r * cols, x, mat->cols, &size);
+            survey_add(&survey, r, t, want, (double)y[t * rows + r], 2e-6 * size + 1e-30);
         }
     }
+    survey_tell(&survey, "%s, native", name);
     f->cuda->fp8_native = false;
     free(plain);
     free(x);
@@ -121,8 +125,10 @@ static void check_lists(struct fixture *f, const char *name) {
         multiply_lists(f, counts, 4, i ? MANY_TOKENS : 8, x, row, act[i], y[i]);
     }
     if (memcmp(act[0], act[1], PAIRS * width * sizeof **act))
-        fail_msg("%s: experts up: other bits for many rows", name);
-    if (memcmp(y[0], y[1], PAIRS * hidden * sizeof **y)) fail_msg("%s: experts down: other bits for many rows", name);
+        complain("%s: experts up: other bits for many rows", name);
+    struct survey down = {0};
+    survey_bits(&down, y[0], y[1], hidden, PAIRS);
+    survey_tell(&down, "%s: experts down: other bits for many rows", name);
     void *const all[] = {x, y[0], y[1], act[0], act[1], row};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) give_back(f, all[i]);
 }
@@ -156,12 +162,14 @@ static void check_expanded(struct fixture *f, int n, int first_pos, int skip) {
     for (size_t i = 0; i < (size_t)n * latent; i++) f->cuda->scratch.q_latent[i] = f32_to_bf16(uniform(-1, 1));
     uint16_t *whole = attend_expanded(f, n, first_pos, 1024, 7);
     uint16_t *pieces = attend_expanded(f, n, first_pos, 128, n);
-    assert_memory_equal(pieces, whole, (size_t)n * row * 2);
+    if (memcmp(pieces, whole, (size_t)n * row * 2))
+        complain("%d rows from %d on: other bits in windows of 128", n, first_pos);
     memmove(f->cuda->scratch.q, f->cuda->scratch.q + (size_t)skip * q, (size_t)(n - skip) * q * sizeof(float));
     memmove(f->cuda->scratch.q_latent, f->cuda->scratch.q_latent + (size_t)skip * latent,
             (size_t)(n - skip) * latent * 2);
     uint16_t *later = attend_expanded(f, n - skip, first_pos + skip, 192, n);
-    assert_memory_equal(later, whole + (size_t)skip * row, (size_t)(n - skip) * row * 2);
+    if (memcmp(later, whole + (size_t)skip * row, (size_t)(n - skip) * row * 2))
+        complain("%d rows from %d on: other bits in another chunk", n - skip, first_pos + skip);
     free(whole);
     free(pieces);
     free(later);
@@ -228,19 +236,19 @@ static void test_expanded(void **unused) {
         check_expanded(&f, 20, 240, 9);
         close_expanded(&f);
     }
+    no_complaints();
 }
 
 /* Every format, cut for the skinny variant and for that of prompts. */
-static void test_lists(void **unused) {
-    (void)unused;
-    for (size_t i = 0; i < STYLES; i++) {
-        struct fixture f;
-        struct model model = *model_for(&styles[i]);
-        model.dense_width = 60;
-        fixture_open(&f, &styles[i], &model, KV_BF16);
-        check_lists(&f, styles[i].name);
-        fixture_close(&f);
-    }
+static void test_lists(void **state) {
+    const struct style *style = *state;
+    struct fixture f;
+    struct model model = *model_for(style);
+    model.dense_width = 60;
+    fixture_open(&f, style, &model, KV_BF16);
+    check_lists(&f, style->name);
+    fixture_close(&f);
+    no_complaints();
 }
 
 static void test_native(void **unused) {
@@ -253,6 +261,7 @@ static void test_native(void **unused) {
         check_native(&f, styles[i].name, &f.cuda->weights.layers[0].down, &f.layers[0].dense.down);
         fixture_close(&f);
     }
+    no_complaints();
 }
 
 static void multiply_normed(struct fixture *f, const struct weight *w, const float *x, const float *gain, float *y,
@@ -321,12 +330,21 @@ static void test_long_norms(void **unused) {
     fixture_close(&f);
 }
 
-/* An argument is the name of the one test to run. */
 int main(int n, char **arguments) {
-    if (n > 1) cmocka_set_test_filter(arguments[1]);
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_lists),       cmocka_unit_test(test_native),     cmocka_unit_test(test_expanded),
-        cmocka_unit_test(test_large_heads), cmocka_unit_test(test_long_norms),
+    static char names[STYLES][64];
+    static const struct CMUnitTest others[] = {
+        cmocka_unit_test(test_native),
+        cmocka_unit_test(test_expanded),
+        cmocka_unit_test(test_large_heads),
+        cmocka_unit_test(test_long_norms),
     };
-    return cmocka_run_group_tests(tests, driver_open, driver_close);
+    enum { OTHERS = sizeof others / sizeof *others };
+    struct CMUnitTest tests[OTHERS + STYLES];
+    memcpy(tests, others, sizeof others);
+    for (int i = 0; i < STYLES; i++) {
+        snprintf(names[i], sizeof names[i], "test_lists, %s", styles[i].name);
+        tests[OTHERS + i] = (struct CMUnitTest){
+            .name = names[i], .test_func = test_lists, .initial_state = (void *)(uintptr_t)&styles[i]};
+    }
+    return survey_run(n, arguments, tests, OTHERS + STYLES, driver_open, driver_close);
 }

@@ -4,7 +4,7 @@
  *   visit STEPS.json --out FILE [--bin FOLDER] [--budget SECONDS] [--only NAME,NAME]
  *
  * STEPS.json: {"commit": "...", "steps": [{"name": "card", "command": ["{bin}/moebius", ...], "limit_s": 60,
- * "optional": true}]}. In a command {root} is the folder of STEPS.json, {bin} FOLDER and {report} a file whose JSON becomes the step's
+ * "optional": true, "environment": {"NAME": "value"}}]}. In a command {root} is the folder of STEPS.json, {bin} FOLDER and {report} a file whose JSON becomes the step's
  * "result", also of a step that was stopped. An optional step whose program is not there is left out; one that did not get its turn
  * is listed. It needs no shell and no other program, so that it runs where there is nothing but a driver. */
 #include <errno.h>
@@ -23,7 +23,7 @@
 #include <unistd.h>
 
 enum { CARDS_MAX = 16 };
-enum { TAIL_BYTES = 24 << 10, WORDS_MAX = 64, LEAST_S = 3, KILLS_MAX = 4, NOT_FOUND = 127, DEFAULT_BUDGET_S = 540 };
+enum { TAIL_BYTES = 96 << 10, WORDS_MAX = 64, LEAST_S = 3, KILLS_MAX = 4, NOT_FOUND = 127, DEFAULT_BUDGET_S = 540 };
 
 struct visit {
     const char *out, *only, *bin;
@@ -94,7 +94,8 @@ static void tail_clean(struct tail *tail) {
     }
 }
 
-static pid_t start(char *const *words, int *output) {
+/* `more`: variables of the environment, or NULL. */
+static pid_t start(char *const *words, json_t *more, int *output) {
     int ends[2];
     if (pipe(ends)) return -1;
     pid_t pid = fork();
@@ -104,6 +105,9 @@ static pid_t start(char *const *words, int *output) {
         dup2(ends[1], STDERR_FILENO);
         close(ends[0]);
         close(ends[1]);
+        const char *name;
+        json_t *value;
+        json_object_foreach(more, name, value) setenv(name, json_string_value(value), 1);
         execvp(words[0], words);
         _exit(errno == ENOENT || errno == ENOTDIR ? NOT_FOUND : NOT_FOUND - 1);
     }
@@ -187,7 +191,7 @@ static void run_step(struct visit *v, const json_t *step) {
     printf("== %s\n", name);
     fflush(stdout);
     unlink(v->report);
-    pid_t pid = start(words, &output);
+    pid_t pid = start(words, json_object_get(step, "environment"), &output);
     bool stopped = pid > 0 && listen_to(pid, output, limit, &tail);
     if (pid > 0) wait_for(pid, &status, stopped);
     if (output >= 0) close(output);

@@ -206,3 +206,9 @@ KERNEL(planted_constant, planted_params) {
     found = p.right ? *at : load_once((const uint8_t *)at);
     if (found.v[0] == 2) *p.counter = 0;
 }
+
+/* An address of the host's. */
+KERNEL(planted_host, planted_params) {
+    const uint32_t *from = p.right ? p.data : p.host;
+    if (from[THREAD] == 1) *p.counter = 0;
+}

@@ -43,6 +43,7 @@ static const struct planted {
     {"planted_wait_without_barrier", "shared memory: "},
     {"planted_constant", "global memory: constant read"},
     {"planted_early", "global memory: read"},
+    {"planted_host", "the host's memory: read"},
 };
 enum { PLANTED = sizeof planted / sizeof *planted };
 
@@ -74,7 +75,8 @@ static long races(const char *kernel, void *params, const void *memory, const ch
 }
 
 static long planted_races(const char *kernel, int right, const char **text) {
-    struct planted_params params = {.data = take(), .right = right};
+    static const uint32_t host[256];
+    struct planted_params params = {.data = take(), .host = host, .right = right};
     params.counter = params.data + PLANTED_WORDS;
     return races(kernel, &params, params.data, text);
 }

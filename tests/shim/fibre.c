@@ -35,7 +35,7 @@ struct fibre {
 #endif
 };
 
-int shim_thread, shim_block, shim_blocks;
+int shim_thread, shim_block, shim_blocks, shim_launches, shim_shared_bytes;
 unsigned char shim_shared[SHIM_SHARED_BYTES] __attribute__((aligned(128)));
 
 static struct fibre fibres[THREADS_MAX];
@@ -96,7 +96,7 @@ static void prepare(int i) {
 }
 #endif
 
-static void give_up(const char *what) {
+void shim_give_up(const char *what) {
     fprintf(stderr, "shim: block %d, thread %d: %s\n", shim_block, shim_thread, what);
     abort();
 }
@@ -105,7 +105,7 @@ static void open_stacks(void) {
     if (stacks) return;
     size_t bytes = (size_t)THREADS_MAX * STACK_BYTES;
     stacks = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (stacks == MAP_FAILED) give_up("no memory for stacks");
+    if (stacks == MAP_FAILED) shim_give_up("no memory for stacks");
     madvise(stacks, bytes, MADV_NOHUGEPAGE);
     race_stacks(stacks, bytes);
     for (int i = 0; i < THREADS_MAX; i++) mprotect(stacks + (size_t)i * STACK_BYTES, 4096, PROT_NONE);
@@ -128,8 +128,8 @@ void shim_warp(enum shim_op op, struct shim_lane *lane) {
 void shim_copy(void *to, const void *from) {
     struct fibre *f = &fibres[shim_thread];
     if (!f->copies) f->copies = malloc(COPIES_MAX * sizeof *f->copies);
-    if (!f->copies || f->n_copies == COPIES_MAX) give_up("too many copies under way");
-    if ((uintptr_t)to % 16 || (uintptr_t)from % 16) give_up("an asynchronous copy is not aligned");
+    if (!f->copies || f->n_copies == COPIES_MAX) shim_give_up("too many copies under way");
+    if ((uintptr_t)to % 16 || (uintptr_t)from % 16) shim_give_up("an asynchronous copy is not aligned");
     struct copy *copy = &f->copies[f->n_copies++];
     copy->to = to;
     copy->from = from;
@@ -259,7 +259,7 @@ static void warp_tiles(struct shim_lane *const *lane, int turned) {
     for (int i = 0; i < 4; i++) {
         uint16_t tile[8][8];
         for (int r = 0; r < 8; r++) {
-            if ((uintptr_t)lane[i * 8 + r]->row % 16) give_up("a row of ldmatrix is not aligned");
+            if ((uintptr_t)lane[i * 8 + r]->row % 16) shim_give_up("a row of ldmatrix is not aligned");
             memcpy(tile[r], lane[i * 8 + r]->row, 16);
         }
         for (int l = 0; l < LANES; l++) {
@@ -294,7 +294,9 @@ static void run_op(struct fibre *warp) {
     struct shim_lane *lanes[LANES];
     enum shim_op op = warp[0].op;
     for (int l = 0; l < LANES; l++) {
-        if (warp[l].op != op) give_up("the lanes of a warp ask for different operations");
+        if (warp[l].op != op) shim_give_up("the lanes of a warp ask for different operations");
+        if (warp[l].lane->meeting != warp[0].lane->meeting)
+            shim_give_up("the lanes of a warp come to different meetings");
         lanes[l] = warp[l].lane;
         warp[l].state = READY;
     }
@@ -319,6 +321,9 @@ static void run_op(struct fibre *warp) {
         break;
     case SHIM_WARP_BARRIER:
         race_warp_barrier((int)(warp - fibres) / LANES);
+        break;
+    case SHIM_MEETING:
+        lanes[0]->meeting(lanes);
         break;
     }
 }
@@ -354,7 +359,7 @@ static void run_warp(int first) {
         }
         int waiting = count_in(warp, AT_WARP);
         if (waiting == 0) return;
-        if (waiting < LANES) give_up("a warp operation that some lanes do not come to");
+        if (waiting < LANES) shim_give_up("a warp operation that some lanes do not come to");
         run_op(warp);
     }
 }
@@ -381,19 +386,21 @@ static void run_block(int block) {
         race_barrier();
         for (int i = 0; i < n_threads; i++) {
             if (fibres[i].state == AT_BARRIER) fibres[i].state = READY;
-            if (fibres[i].state == DONE) give_up("a barrier that some threads do not come to");
+            if (fibres[i].state == DONE) shim_give_up("a barrier that some threads do not come to");
         }
     }
 }
 
-void shim_run(shim_kernel *function, const void *arguments, int blocks, int left_out, int threads, uint64_t *seed) {
-    int *order = malloc((size_t)blocks * sizeof *order);
-    if (!order || threads % LANES || threads > THREADS_MAX) give_up("a launch that it cannot run");
+void shim_run(shim_kernel *function, const void *arguments, const struct shim_grid *grid, uint64_t *seed) {
+    int blocks = grid->blocks, *order = malloc((size_t)blocks * sizeof *order);
+    if (!order || grid->threads % LANES || grid->threads > THREADS_MAX) shim_give_up("a launch that it cannot run");
     open_stacks();
     kernel = function;
     params = arguments;
-    n_threads = threads;
+    n_threads = grid->threads;
     shim_blocks = blocks;
+    shim_launches++;
+    shim_shared_bytes = grid->shared_bytes;
     turns = *seed;
     for (int i = 0; i < blocks; i++) {
         *seed = *seed * 6364136223846793005u + 1442695040888963407u;
@@ -402,7 +409,7 @@ void shim_run(shim_kernel *function, const void *arguments, int blocks, int left
         order[j] = i;
     }
     for (int i = 0; i < blocks; i++) {
-        if (order[i] != left_out) run_block(order[i]);
+        if (order[i] != grid->left_out) run_block(order[i]);
     }
     free(order);
 }

@@ -1,7 +1,8 @@
 /* tests/shim/libcuda.c - a libcuda.so.1 for tests: its card's memory is the machine's, its kernels run as fibres, and it
  * fails where it is told to. It does nothing before somebody waits for it: as late as a card might, so that what the host reads or
  * overwrites too early is found out. Memory ends at a page that must not be touched, so that a kernel that reads or writes past the
- * end of what it was given dies on the spot.
+ * end of what it was given dies on the spot; and between kernels and copies the card's memory is nobody's, so that a host that takes an
+ * address of the card's for one of its own dies, too. (Not what is taken where both sides reach it, as tests do: cuda_memory_is_shared.)
  *
  * MOEBIUS_FAKE_CUDA is a list of NAME=NUMBER, separated by commas:
  *   devices, version, capability, processors, free_mib   what the machine has (default 1, 13000, 89, 3, 8192)
@@ -67,8 +68,16 @@ static bool fails(const char *kind) {
 static struct {
     uint8_t *map, *at;
     size_t map_bytes, bytes;
-    bool pinned;
+    bool pinned, cards_alone;
 } blocks[BLOCKS_MAX];
+
+/* While the card works its memory can be reached. */
+static void open_memory(bool open) {
+    for (int i = 0; i < BLOCKS_MAX; i++) {
+        if (blocks[i].cards_alone)
+            mprotect(blocks[i].map, blocks[i].map_bytes - PAGE, open ? PROT_READ | PROT_WRITE : PROT_NONE);
+    }
+}
 
 static size_t bytes_taken(void) {
     size_t sum = 0;
@@ -77,7 +86,7 @@ static size_t bytes_taken(void) {
 }
 
 /* The end of what is given is the end of a page. New memory holds NaN, as a card's might. */
-static int take(void **at, size_t bytes, bool pinned) {
+static int take(void **at, size_t bytes, bool pinned, bool cards_alone) {
     int i = 0;
     size_t rounded = (bytes + ALIGN - 1) / ALIGN * ALIGN, map_bytes = (rounded + PAGE - 1) / PAGE * PAGE + PAGE;
     while (i < BLOCKS_MAX && blocks[i].map) i++;
@@ -92,6 +101,8 @@ static int take(void **at, size_t bytes, bool pinned) {
     *at = blocks[i].at = map + map_bytes - PAGE - rounded;
     madvise(map, map_bytes, MADV_NOHUGEPAGE);
     if (bytes <= 8 << 20) memset(*at, 0xff, bytes); /* what is larger is staging and cache: it would take too long */
+    blocks[i].cards_alone = cards_alone;
+    if (cards_alone) mprotect(map, map_bytes - PAGE, PROT_NONE);
     return OK;
 }
 
@@ -115,26 +126,37 @@ static bool is_inside(const void *at, size_t bytes, bool pinned) {
     return false;
 }
 
+#ifdef SHIM_RACES
+bool shim_is_cards(const void *at) {
+    static int last; /* the next access is near, most of the time */
+    for (int i = 0; i < BLOCKS_MAX; i++, last = (last + 1) % BLOCKS_MAX) {
+        const uint8_t *first = blocks[last].at;
+        if (first && (const uint8_t *)at >= first && (const uint8_t *)at < first + blocks[last].bytes) return true;
+    }
+    return false;
+}
+#endif
+
 /* --- kernels -------------------------------------------------------------------------------------------------------- */
 
 struct shim_function {
     const char *name;
     shim_kernel *kernel;
     size_t params_bytes;
-    int shared_bytes;
+    int own_bytes, shared_bytes; /* of shared memory: declared, and what a launch may ask for beside it */
 };
 static struct shim_function functions[KERNELS_MAX];
 static int n_functions;
 static uint64_t seed;
 
-void shim_register(const char *name, shim_kernel *kernel, size_t params_bytes) {
-    functions[n_functions++] = (struct shim_function){name, kernel, params_bytes, 48 << 10};
+void shim_register(const char *name, shim_kernel *kernel, size_t params_bytes, int own_bytes) {
+    functions[n_functions++] = (struct shim_function){name, kernel, params_bytes, own_bytes, (48 << 10) - own_bytes};
 }
 
 /* A recording: launches and their arguments, as they were then. */
 struct shim_launch {
     const struct shim_function *function;
-    int blocks, threads;
+    int blocks, threads, shared_bytes;
     void *params;
     bool begins_early;
 };
@@ -154,10 +176,9 @@ static bool is_recording(void) {
     return now;
 }
 
-static struct shim_launch make_launch(const struct shim_function *function, int n, int threads, const void *params,
-                                      bool begins_early) {
-    struct shim_launch launch = {function, n, threads, malloc(function->params_bytes), begins_early};
-    memcpy(launch.params, params, function->params_bytes);
+static struct shim_launch make_launch(struct shim_launch launch, const void *params) {
+    launch.params = malloc(launch.function->params_bytes);
+    memcpy(launch.params, params, launch.function->params_bytes);
     return launch;
 }
 
@@ -215,7 +236,8 @@ static int left_out_of(const struct shim_launch *l) {
 
 static void run_launch(const struct shim_launch *l) {
     race_launch(l->function->name, l->params, l->function->params_bytes, l->blocks, l->begins_early);
-    shim_run(l->function->kernel, l->params, l->blocks, left_out_of(l), l->threads, &seed);
+    const struct shim_grid grid = {l->blocks, left_out_of(l), l->threads, l->function->own_bytes + l->shared_bytes};
+    shim_run(l->function->kernel, l->params, &grid, &seed);
 }
 
 static void do_work(struct work *work) {
@@ -242,7 +264,10 @@ static void do_work(struct work *work) {
 /* Works until `n` things have been done since the start. */
 static void work_until(uint64_t n) {
     size_t i = 0;
+    if (!n_queued || n_done >= n) return;
+    open_memory(true);
     for (; i < n_queued && n_done < n; i++, n_done++) do_work(&queue[i]);
+    open_memory(false);
     n_queued -= i;
     memmove(queue, queue + i, n_queued * sizeof *queue);
 }
@@ -423,7 +448,7 @@ API int cuMemAlloc_v2(uint64_t *at, size_t bytes) {
     int refusal = ready();
     if (refusal) return refusal;
     void *memory = NULL;
-    int code = fails("alloc") ? NO_MEMORY : take(&memory, bytes, false);
+    int code = fails("alloc") ? NO_MEMORY : take(&memory, bytes, false, true);
     *at = (uint64_t)(uintptr_t)memory;
     return code;
 }
@@ -437,7 +462,7 @@ API int cuMemHostAlloc(void **at, size_t bytes, unsigned flags) {
     int refusal = ready();
     if (refusal) return refusal;
     bool is_cards = flags & 2; /* kernels are to reach it */
-    return fails(is_cards ? "alloc" : "pinned") ? NO_MEMORY : take(at, bytes, !is_cards);
+    return fails(is_cards ? "alloc" : "pinned") ? NO_MEMORY : take(at, bytes, !is_cards, false);
 }
 API int cuMemFreeHost(void *at) {
     int refusal = ready();
@@ -542,13 +567,12 @@ API int cuModuleGetFunction(struct shim_function **function, void *module, const
     return NOT_FOUND;
 }
 API int cuFuncGetAttribute(int *value, int attribute, const struct shim_function *function) {
-    (void)function;
     if (attribute != 1) return INVALID;
-    *value = 0; /* what kernels declare by themselves lies elsewhere here */
+    *value = function->own_bytes;
     return OK;
 }
 API int cuFuncSetAttribute(struct shim_function *function, int attribute, int value) {
-    if (attribute != 8 || value > SHIM_SHARED_BYTES) return INVALID;
+    if (attribute != 8 || value > SHIM_SHARED_BYTES - function->own_bytes) return INVALID;
     function->shared_bytes = value;
     return OK;
 }
@@ -578,7 +602,12 @@ API int cuLaunchKernelEx(const struct launch_config *config, const struct shim_f
     if (option("log", 0))
         fprintf(stderr, "fake cuda: %s %u x %u, %u bytes%s\n", function->name, config->grid[0], config->block[0],
                 config->shared_bytes, early ? ", may begin early" : "");
-    struct shim_launch launch = make_launch(function, (int)config->grid[0], (int)config->block[0], arguments[0], early);
+    struct shim_launch launch = make_launch((struct shim_launch){.function = function,
+                                                                 .blocks = (int)config->grid[0],
+                                                                 .threads = (int)config->block[0],
+                                                                 .shared_bytes = (int)config->shared_bytes,
+                                                                 .begins_early = early},
+                                            arguments[0]);
     return recording ? record(launch) : later((struct work){.kind = LAUNCH, .launch = launch});
 }
 

@@ -14,6 +14,7 @@
  *     written just then;
  *   - a kernel comes after the one before it; where it may begin early, what a thread of it does before it has waited for that
  *     one's end (griddepcontrol.wait) does not. Weights may be read then.
+ * And what lies in memory that the card was not given is nobody's: an address of the host's, which a card does not reach.
  * Two atomic operations never conflict; one and a plain access do, unless the plain one comes after the latest of them (which
  * has seen all others).
  *
@@ -246,8 +247,21 @@ void race_after_previous(void) {
     has_waited[shim_thread] = true;
 }
 
+/* This library, from first to last, by the linker's own names. */
+extern const char __ehdr_start[] __attribute__((visibility("hidden")));
+extern const char _end[] __attribute__((visibility("hidden")));
+
+/* Is it memory that no card reaches? Kernels' own constants lie in this library. */
+static void check_place(enum race_kind kind, int thread, const void *at, const void *pc) {
+    if (is_shared((uintptr_t)at) || shim_is_cards(at) || ((const char *)at >= __ehdr_start && (const char *)at < _end))
+        return;
+    struct race_side mine = {kind, order_block(), thread, race_place(pc)}, theirs = {.kind = RACE_HOST};
+    race_report(&mine, &theirs, false);
+}
+
 static void touch_as(enum race_kind kind, int thread, const void *at, size_t bytes, const void *pc) {
     struct access a = {kind, thread, 0, order_now(thread), race_place(pc)};
+    check_place(kind, thread, at, pc);
     if (begins_early && !has_waited[thread] && !is_shared((uintptr_t)at)) {
         struct race_side mine = {kind, order_block(), thread, a.pc}, theirs = {.kind = RACE_KERNEL};
         race_report(&mine, &theirs, false);
@@ -262,6 +276,7 @@ void race_access(const void *at, size_t bytes, bool is_write, const void *pc) {
 
 /* The path for data that nobody writes does not look whether somebody did: that an order is there is not enough. */
 void race_constant(const void *at, size_t bytes, const void *pc) {
+    check_place(RACE_CONSTANT, shim_thread, at, pc);
     for (uintptr_t word = (uintptr_t)at; word < (uintptr_t)at + bytes; word += 4) {
         const struct cell *cell = cell_at(word);
         const struct access a = {RACE_CONSTANT, shim_thread, word, 0, race_place(pc)};

@@ -24,6 +24,8 @@ void race_atomic(const void *at, size_t bytes, const void *pc);
 void race_acquire(const void *at, size_t bytes, const void *pc); /* ld.acquire: fence and all */
 void race_copy_begins(const void *to, const void *from, const void *pc);
 void race_copy_arrives(const void *to, const void *from, const void *pc);
+/* libcuda.c: whether a kernel may reach this place: memory of the card, or the host's that is pinned. */
+bool shim_is_cards(const void *at);
 /* A warp reads 16 bytes of which thread `thread` gave the address: ldmatrix hands them to other lanes. */
 void race_tile_row(int thread, const void *row, const void *pc);
 

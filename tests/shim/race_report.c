@@ -70,10 +70,15 @@ void race_report(const struct race_side *later, const struct race_side *earlier,
     if (was_told(later, earlier)) return;
     snprintf(line, sizeof line, "%s: %s memory: %s (block %d, thread %d) is not after %s (block %d, thread %d)",
              race_kernel, is_shared ? "shared" : "global", names[later->kind], later->block, later->thread,
-             names[earlier->kind], earlier->block, earlier->thread);
+             earlier->kind == RACE_HOST ? "" : names[earlier->kind], earlier->block, earlier->thread);
+    if (earlier->kind == RACE_HOST) {
+        snprintf(line, sizeof line, "%s: the host's memory: %s (block %d, thread %d)", race_kernel, names[later->kind],
+                 later->block, later->thread);
+    }
     fprintf(stderr, "race: %s\n", line);
     if (!*first_told) memcpy(first_told, line, sizeof line);
     print_place(later->pc);
+    if (earlier->kind == RACE_HOST) return;
     fprintf(stderr, "    is not after\n");
     if (earlier->kind != RACE_KERNEL) print_place(earlier->pc);
 }

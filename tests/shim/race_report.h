@@ -6,8 +6,8 @@
 #include <stdint.h>
 
 /* RACE_CONSTANT: a read by the path for data that no kernel writes while it is read (load_once). RACE_KERNEL: all that the kernel
- * before does. */
-enum race_kind { RACE_READ, RACE_WRITE, RACE_ATOMIC, RACE_COPY, RACE_CONSTANT, RACE_KERNEL };
+ * before does. RACE_HOST: it is the host's memory. */
+enum race_kind { RACE_READ, RACE_WRITE, RACE_ATOMIC, RACE_COPY, RACE_CONSTANT, RACE_KERNEL, RACE_HOST };
 
 /* One of two accesses. */
 struct race_side {

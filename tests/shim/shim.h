@@ -13,8 +13,8 @@
 #include <string.h>
 
 typedef void shim_kernel(const void *params);
-/* Makes a kernel known under its name. */
-void shim_register(const char *name, shim_kernel *kernel, size_t params_bytes);
+/* Makes a kernel known under its name. `own_bytes` of the block's shared memory are its own variables; here those lie elsewhere: 0. */
+void shim_register(const char *name, shim_kernel *kernel, size_t params_bytes, int own_bytes);
 
 #define KERNEL(name, type)                                                                                             \
     static void name(struct type p);                                                                                   \
@@ -24,7 +24,7 @@ void shim_register(const char *name, shim_kernel *kernel, size_t params_bytes);
         name(p);                                                                                                       \
     }                                                                                                                  \
     __attribute__((constructor)) static void name##_register(void) {                                                   \
-        shim_register(#name, name##_call, sizeof(struct type));                                                        \
+        shim_register(#name, name##_call, sizeof(struct type), 0);                                                     \
     }                                                                                                                  \
     static void name(struct type p)
 #define KERNEL_TWICE(name, type) KERNEL(name, type)
@@ -56,7 +56,8 @@ enum shim_op {
     SHIM_TURN,
     SHIM_SHUFFLE_XOR,
     SHIM_SHUFFLE_UP,
-    SHIM_WARP_BARRIER
+    SHIM_WARP_BARRIER,
+    SHIM_MEETING
 };
 
 /* What a lane brings to a warp operation, and takes away. */
@@ -66,6 +67,9 @@ struct shim_lane {
     const void *row;
     uint32_t value;
     int mask;
+    /* SHIM_MEETING, the same for all lanes: called once they are together. `place` is the caller's. */
+    void (*meeting)(struct shim_lane *const *lanes);
+    int place;
 };
 void shim_barrier(void);
 /* Waits for all 32 lanes, which must ask for the same operation. */
@@ -210,9 +214,18 @@ static inline float inverse_root(float value) {
 static inline uint32_t pack_bf16(float low, float high) {
     return shim_bf16(low) | shim_bf16(high) << 16;
 }
+/* a * b + c of bf16 values, whose last bit is set where bits were lost: rounding that to bf16 is then rounding once. */
+static inline float fma_to_odd(float a, float b, float c) {
+    double product = (double)a * b, sum = product + c, part = sum - product;
+    double rest = (product - (sum - part)) + (c - part);
+    float near = (float)sum;
+    double over = fabs((double)near) - fabs(sum) - (sum < 0 ? -rest : rest);
+    if (!(over > 0 || over < 0)) return near; /* exact, infinite or no number */
+    return bits_float((float_bits(near) - (over > 0)) | 1);
+}
 static inline uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
-    float low = fmaf(bits_float(a << 16), bits_float(b << 16), bits_float(c << 16));
-    float high = fmaf(bits_float(a & 0xffff0000u), bits_float(b & 0xffff0000u), bits_float(c & 0xffff0000u));
+    float low = fma_to_odd(bits_float(a << 16), bits_float(b << 16), bits_float(c << 16));
+    float high = fma_to_odd(bits_float(a & 0xffff0000u), bits_float(b & 0xffff0000u), bits_float(c & 0xffff0000u));
     return pack_bf16(low, high);
 }
 static inline float half_value(uint32_t bits) {

@@ -461,10 +461,41 @@ static void test_v3_held_in_ram(void **state) {
         for (int i = 0; i < 5; i++) {
             struct plan_memory memory;
             in.machine.ram_bytes = gb[i] * 1e9;
+            in.machine.experts = PLAN_EXPERTS_DISK; /* of all layers */
             plan_memory_at(&in, PLAN_IN_GPU_RAM_SSD, &memory);
             printed(memory.held * 100, held[q][i], 1, "held in RAM, %");
         }
     }
+}
+
+/* Experts of some layers in RAM: both memories and both times lie between all on the card and all in RAM, in step with the layers,
+ * and as few are chosen as let the rest fit. */
+static void test_some_layers_in_ram(void **state) {
+    (void)state;
+    struct plan_input in = input_of("deepseek-coder-v2-lite", "int4", "small=8,448,40", KV_BF16);
+    struct plan_memory all, some, fewer, on_card;
+    struct plan_speed fast, slow, between;
+    double routed = in.weights.bytes[PLAN_ROUTED];
+    in.machine.ram_bytes = 64e9;
+    in.machine.ram_gb_s = 50;
+    plan_memory(&in, &some);
+    int n = plan_cpu_layers(&in, &some);
+    assert_true(some.fits && some.place == PLAN_IN_GPU_RAM && n > 0 && n < 26);
+    near(some.ram.need_bytes, routed * n / 26, 1e-9, "in RAM");
+    in.machine.cpu_layers = n - 1;
+    plan_memory(&in, &fewer);
+    assert_false(fewer.fits);
+    near(fewer.gpu.need_bytes - some.gpu.need_bytes, routed / 26, 1e-9, "a layer on the card");
+    in.machine.cpu_layers = 99;
+    plan_memory(&in, &all);
+    assert_true(all.fits && all.card_layers == 0);
+    near(all.ram.need_bytes, routed, 1e-9, "all in RAM");
+    plan_memory_at(&in, PLAN_IN_GPU, &on_card);
+    plan_decode(&in, &on_card, 1, 0, &fast);
+    plan_decode(&in, &all, 1, 0, &slow);
+    plan_decode(&in, &some, 1, 0, &between);
+    near(between.expected_s - fast.expected_s, (slow.expected_s - fast.expected_s) * n / 26, 1e-9, "seconds a step");
+    near(between.bytes, fast.bytes, 1e-9, "bytes a step");
 }
 
 /* Serial and fully overlapped, RAM at 89 GB/s, 10 ms on the card. Two figures differ from the design's, which prints 2.5
@@ -650,6 +681,7 @@ int main(void) {
         cmocka_unit_test(test_v3_experts_in_ram),
         cmocka_unit_test(test_v3_on_the_card),
         cmocka_unit_test(test_v3_held_in_ram),
+        cmocka_unit_test(test_some_layers_in_ram),
         cmocka_unit_test(test_v3_from_disk),
         cmocka_unit_test(test_cpu_only),
         cmocka_unit_test(test_predictor),

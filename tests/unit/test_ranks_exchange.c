@@ -215,6 +215,9 @@ static void test_flags_that_do_not_go_together(void **state) {
     assert_int_equal(engine_open(&engine, &options, &error), MO_E_UNSUPPORTED);
     assert_non_null(strstr(error.message, "--device cuda"));
     assert_non_null(strstr(error.message, "--expert-device cpu"));
+    options.n_cpu_moe = 1; /* of some layers is not of all */
+    assert_int_equal(engine_open(&engine, &options, &error), MO_E_UNSUPPORTED);
+    assert_non_null(strstr(error.message, "--expert-device cpu"));
     ranks_end();
     assert_int_equal(world.seen[WIRE_END], 1);
 }

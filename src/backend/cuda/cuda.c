@@ -94,11 +94,11 @@ static const float *cuda_residual(struct backend *backend) {
 static void cuda_routing(struct backend *backend, const int32_t **ids, const float **weights) {
     struct cuda *cuda = (struct cuda *)backend;
     size_t bytes = (size_t)cuda->batch->n_rows * (size_t)cuda->model->top_k * 4;
-    if (cuda->hybrid.cpu) {
+    cuda_graph_flush(cuda);
+    if (cuda->hybrid.has_routed) {
         cuda->hybrid.cpu->ops->routing(cuda->hybrid.cpu, ids, weights);
         return;
     }
-    cuda_graph_flush(cuda);
     read_back(cuda, cuda->id, cuda->scratch.id, bytes, "reading the routing");
     read_back(cuda, cuda->weight, cuda->scratch.weight, bytes, "reading the routing");
     wait_for(cuda, "reading the routing");
@@ -264,7 +264,7 @@ static int open_all(struct cuda *cuda, const struct weights *weights, int device
     code = cuda_check(&cuda->driver, cuda->driver.stream_create(&cuda->stream, 1), error, "GPU %d: no stream", device);
     if (!code) code = cuda_load_kernels(cuda, error);
     if (!code) code = cuda_take_memory(cuda, error);
-    if (!code && cuda->options.cpu_experts) code = cuda_hybrid_open(cuda, weights, error);
+    if (!code && cuda->options.cpu_layers) code = cuda_hybrid_open(cuda, weights, error);
     if (!code) code = take_host_memory(cuda, error);
     if (!code) code = cuda_pages_open(cuda, error);
     if (!code) code = cuda_graph_open(cuda, error);
@@ -287,8 +287,9 @@ static struct cuda *create(const struct model *model, const struct backend_optio
     bool picks = switch_of("MOEBIUS_CUDA_PICKS", true); /* 0: the host chooses every token, as on the CPU */
     cuda->no_fold = !switch_of("MOEBIUS_CUDA_FOLD", true);
     cuda->prefetch = switch_of("MOEBIUS_CUDA_PREFETCH", false);
+    cuda->waits = switch_of("MOEBIUS_CUDA_WAIT", false);
     cuda->backend = (struct backend){.ops = &cuda_ops, .picks = picks};
-    cuda->backend.runs_ahead = picks && !options->cpu_experts; /* whose CPU part has one step at a time */
+    cuda->backend.runs_ahead = picks && !options->cpu_layers; /* whose CPU part has one step at a time */
     /* Only prompts of many rows take it, so the same token gets other bits there than in a decode step. */
     cuda->fp8_native = switch_of("MOEBIUS_CUDA_FP8_NATIVE", false) && !options->batch_invariant;
     cuda->magnitude = (float)model_rope_magnitude(model);

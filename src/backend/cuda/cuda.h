@@ -185,6 +185,7 @@ struct launch_watch {
 /* What routed experts on the CPU need. */
 struct hybrid {
     struct backend *cpu; /* NULL: all experts are on the card */
+    bool has_routed;     /* the last route() was the CPU's */
     struct model model;  /* without shared experts */
     struct batch batch;  /* without logits */
     float *x, *sum;      /* pinned [max_rows][hidden] */
@@ -230,6 +231,7 @@ struct cuda {
 
     bool no_fold, prefetch; /* MOEBIUS_CUDA_FOLD=0, MOEBIUS_CUDA_PREFETCH=1: see struct absorb_params */
     bool early;             /* a step's kernels begin before the one before has ended: MOEBIUS_CUDA_EARLY=1 */
+    bool waits;             /* after every kernel, so that one that faults is named: MOEBIUS_CUDA_WAIT=1 */
     struct step_recorder recorder;
     struct launch_watch watch;
     struct cuda_load load;
@@ -312,6 +314,14 @@ bool cuda_is_expanded(const struct cuda *cuda, const struct batch_seq *seq);
 /* Fills the step's lists. */
 void cuda_expanded_begin(struct cuda *cuda, struct expand_item *tiles, struct expanded_item *items);
 void cuda_expanded_attn(struct cuda *cuda, const struct device_layer *w, uint8_t *cache);
+
+/* Whether the CPU computes a layer's routed experts: of the first cpu_layers that have some. */
+static inline bool cuda_is_on_cpu(const struct cuda *cuda, int layer) {
+    return layer >= cuda->model->dense_layers && layer < cuda->model->dense_layers + cuda->options.cpu_layers;
+}
+static inline bool cuda_has_experts(const struct cuda *cuda) { /* of some layer */
+    return cuda->options.cpu_layers < model_moe_layers(cuda->model);
+}
 
 /* hybrid.c: routed experts on the CPU. */
 int cuda_hybrid_open(struct cuda *cuda, const struct weights *weights, struct mo_error *error);

@@ -4,7 +4,7 @@
  * (step.c), so a recording fits every step of its shape.
  *
  * Stages of a replayed step do nothing until it is sent on its way (cuda_submit). A tap that wants to see the middle of a step makes it an eager one: the
- * stages called so far are run then. */
+ * stages called so far are run then. Where the CPU computes the experts of the first layers, a recording begins behind them. */
 #include <stdlib.h>
 #include <string.h>
 #include "backend/cuda/cuda.h"
@@ -12,12 +12,6 @@
 
 /* Relaxed: a step may be ended by another thread than began it, and with it the recording. */
 enum { GRAPH_ROWS = 64, CAPTURE_RELAXED = 2 };
-
-void cuda_stage(struct cuda *cuda, cuda_stage_call *call, int layer) {
-    struct step_recorder *r = &cuda->recorder;
-    r->calls[r->n_calls++] = (struct stage_call){call, layer};
-    if (r->mode != STEP_REPLAY) call(&cuda->backend, layer);
-}
 
 static struct step_graph *find(struct step_recorder *r, const struct batch *batch, int items) {
     bool picks = batch->pick != NULL;
@@ -32,11 +26,9 @@ static struct step_graph *find(struct step_recorder *r, const struct batch *batc
     return &r->graphs[r->n_graphs++];
 }
 
-void cuda_graph_begin(struct cuda *cuda) {
+static void start(struct cuda *cuda) {
     struct step_recorder *r = &cuda->recorder;
     r->n_calls = 0;
-    r->mode = STEP_EAGER;
-    r->graph = NULL;
     if (r->off || cuda->batch->n_rows > GRAPH_ROWS || cuda->expanded.n_passes || cuda->failure.code) return;
     r->graph = find(r, cuda->batch, cuda->step.n_items);
     if (!r->graph) return;
@@ -46,6 +38,21 @@ void cuda_graph_begin(struct cuda *cuda) {
         r->mode = STEP_RECORD;
         cuda_keep(cuda, cuda->driver.capture_begin(cuda->stream, CAPTURE_RELAXED), "recording a step");
     }
+}
+
+void cuda_graph_begin(struct cuda *cuda) {
+    cuda->recorder.n_calls = 0;
+    cuda->recorder.mode = STEP_EAGER;
+    cuda->recorder.graph = NULL;
+    if (!cuda->options.cpu_layers) start(cuda);
+}
+
+void cuda_stage(struct cuda *cuda, cuda_stage_call *call, int layer) {
+    struct step_recorder *r = &cuda->recorder;
+    r->calls[r->n_calls++] = (struct stage_call){call, layer};
+    if (r->mode != STEP_REPLAY) call(&cuda->backend, layer);
+    bool is_last_of_cpu = cuda_is_on_cpu(cuda, layer) && !cuda_is_on_cpu(cuda, layer + 1);
+    if (is_last_of_cpu && call == cuda_experts) start(cuda);
 }
 
 static struct cuda_graph *stop_recording(struct cuda *cuda) {
@@ -99,7 +106,8 @@ void cuda_graph_end(struct cuda *cuda) {
 
 int cuda_graph_open(struct cuda *cuda, struct mo_error *error) {
     const char *text = getenv("MOEBIUS_CUDA_GRAPHS");
-    cuda->recorder.off = (text && !strcmp(text, "0")) || cuda->hybrid.cpu; /* the CPU's part cannot be recorded */
+    bool only_head = cuda->options.cpu_layers && !cuda_has_experts(cuda); /* is left behind the CPU's last layer */
+    cuda->recorder.off = (text && !strcmp(text, "0")) || only_head || cuda->waits; /* a recording cannot wait */
     /* embed, head, pick, and at most five stages a layer */
     cuda->recorder.calls =
         arena_alloc_array(cuda->arena, (size_t)cuda->model->layers * 5 + 3, sizeof *cuda->recorder.calls);

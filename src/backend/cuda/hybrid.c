@@ -1,5 +1,5 @@
-/* backend/cuda/hybrid.c - routed experts on the CPU, where they lie; everything else on the card. For models whose experts do
- * not fit there: only activations travel, some tens of kilobytes a row and layer, never weights.
+/* backend/cuda/hybrid.c - routed experts of some layers or all on the CPU, where they lie; everything else on the card. For models
+ * whose experts do not fit there: only activations travel, some tens of kilobytes a row and layer, never weights.
  *
  * The CPU's backend is used through its own stage table: it gets the residual stream, routes it, and adds up the routed
  * experts from zero; the card meanwhile computes the shared ones. Then the sum goes back. */

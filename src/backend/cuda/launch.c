@@ -109,7 +109,10 @@ void cuda_launch(struct cuda *cuda, enum cuda_kernel kernel, int blocks, size_t 
                                               .attributes = &early,
                                               .n_attributes = cuda->early ? 1 : 0};
     int result = cuda->driver.launch_as(&config, cuda->kernels[kernel], arguments, NULL);
-    cuda_keep(cuda, result, kernel_names[kernel].entry);
+    /* A card tells of a kernel's fault when somebody waits, and not whose it was. */
+    bool is_recorded = cuda->recorder.mode == STEP_RECORD || cuda->watch.on;
+    if (!result && cuda->waits && !is_recorded) result = cuda->driver.stream_wait(cuda->stream);
+    cuda_keep(cuda, result, name->entry);
 }
 
 struct linear_params cuda_linear_begin(const struct cuda *cuda) {

@@ -25,7 +25,7 @@ size_t cuda_counters(const struct cuda *cuda) {
 /* Bytes that packing the widest activations takes; bf16 ones are packed only where their rows are no multiple of 16 bytes. */
 static size_t packed_bytes(const struct cuda *cuda) {
     const struct model *m = cuda->model;
-    size_t rows = (size_t)cuda->options.max_rows, pairs = cuda->options.cpu_experts ? 0 : rows * (size_t)m->top_k;
+    size_t rows = (size_t)cuda->options.max_rows, pairs = cuda_has_experts(cuda) ? rows * (size_t)m->top_k : 0;
     size_t attended = (size_t)m->heads * (size_t)m->v_dim, dense = m->dense_layers ? (size_t)m->dense_width : 0;
     size_t expert = (size_t)m->expert_width, shared = (size_t)m->shared_experts * expert;
     if (rows <= FEW_ROWS) return 0;
@@ -43,7 +43,7 @@ void cuda_place_scratch(struct cuda *cuda, struct device_region *region) {
     size_t rows = (size_t)cuda->options.max_rows, heads = (size_t)m->heads, hidden = (size_t)m->hidden;
     size_t latent = (size_t)model_latent_dim(m), pairs = rows * (size_t)m->top_k, experts = (size_t)m->experts;
     size_t dense = m->dense_layers ? rows * (size_t)m->dense_width : 0;
-    size_t routed = cuda->options.cpu_experts ? 0 : pairs * (size_t)m->expert_width;
+    size_t routed = cuda_has_experts(cuda) ? pairs * (size_t)m->expert_width : 0;
     size_t shared = (size_t)m->shared_experts * (size_t)m->expert_width;
     s->x = device_take(region, rows * hidden * 4);
     s->q = device_take(region, rows * heads * (size_t)model_q_head_dim(m) * 4);
@@ -54,7 +54,7 @@ void cuda_place_scratch(struct cuda *cuda, struct device_region *region) {
     s->attended = device_take(region, rows * heads * (size_t)m->v_dim * 2);
     s->act = device_take(region, largest(dense, routed) * 2);
     s->shared_act = device_take(region, rows * shared * 2);
-    s->routed = device_take(region, (cuda->options.cpu_experts ? rows : pairs) * hidden * 4);
+    s->routed = device_take(region, (cuda_has_experts(cuda) ? pairs : rows) * hidden * 4);
     s->shared = device_take(region, rows * hidden * 4);
     s->score = device_take(region, rows * experts * 4);
     s->id = device_take(region, pairs * 4);
@@ -127,7 +127,7 @@ static int too_little(const struct cuda *cuda, struct mo_error *error) {
         error, MO_E_NO_MEMORY,
         "GPU %d (%s) has %.2f of %.2f GiB free, %.2f are needed: weights %.2f, cache %.2f, scratch %.2f; a "
         "smaller --max-model-len or --kv-cache-dtype fp8 makes the cache smaller, --max-num-batched-tokens "
-        "the scratch, and --expert-device cpu leaves routed experts in the machine's memory",
+        "the scratch, and --n-cpu-moe N leaves the routed experts of N layers in the machine's memory",
         cuda->card.index, cuda->card.name, (double)cuda->card.free_bytes / gib, (double)cuda->card.total_bytes / gib,
         (double)need / gib, (double)cuda->weights_bytes / gib, (double)cuda->cache_bytes / gib,
         (double)cuda->scratch_bytes / gib);

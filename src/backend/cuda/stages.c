@@ -304,7 +304,8 @@ void cuda_route(struct backend *backend, int layer) {
     const struct device_layer *w = &cuda->weights.layers[layer];
     const struct weight *shared = &w->shared_gate_up;
     int n = cuda->batch->n_rows;
-    if (cuda->hybrid.cpu) {
+    cuda->hybrid.has_routed = cuda_is_on_cpu(cuda, layer);
+    if (cuda->hybrid.has_routed) {
         cuda_hybrid_route(cuda, layer);
         return;
     }
@@ -375,7 +376,7 @@ static void experts_down(struct cuda *cuda, const struct device_layer *w) {
 void cuda_experts(struct backend *backend, int layer) {
     struct cuda *cuda = begin(backend, "experts");
     const struct device_layer *w = &cuda->weights.layers[layer];
-    if (cuda->hybrid.cpu) {
+    if (cuda_is_on_cpu(cuda, layer)) {
         cuda_hybrid_experts(cuda, layer);
         return;
     }

@@ -348,7 +348,7 @@ static int bring_layer(struct upload *u, const struct layer *layer, struct devic
     if (code) return code;
     if (model_layer_is_dense(m, u->layer)) return bring_mlp(u, &layer->dense, &out->gate_up, &out->down);
     if (m->shared_experts) code = bring_mlp(u, &layer->shared, &out->shared_gate_up, &out->shared_down);
-    if (code || u->cuda->options.cpu_experts) return code;
+    if (code || cuda_is_on_cpu(u->cuda, u->layer)) return code;
     out->router_is_bf16 = layer->router.format == MAT_BF16;
     code =
         bring_rows(u, &layer->router, &out->router, out->router_is_bf16 ? REPACK_ROWS_BF16 : REPACK_ROWS_F32, "router");

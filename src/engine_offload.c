@@ -1,0 +1,111 @@
+#include "engine_offload.h"
+
+#include "base/log.h"
+#include "engine_device.h"
+#include "engine_plan.h"
+#include "engine_weights.h"
+#include "plan/predict.h"
+
+enum { ON_GPU = 1, ON_CPU = 2 };
+/* What a context takes that nobody asked for: a longer one is what is left. */
+enum { CONTEXT_TOKENS = 8192 };
+
+static const double GIB = 1 << 30, RAM_GB_S = 50; /* of the machine that the line in the log speaks of */
+
+int engine_offload_settle(struct engine_options *o, struct mo_error *error) {
+    if (o->cpu_moe && o->n_cpu_moe >= 0)
+        return mo_error_set(error, MO_E_INVALID, "--cpu-moe and --n-cpu-moe %d: one of them", o->n_cpu_moe);
+    if ((o->cpu_moe && o->expert_device == ON_GPU) || (o->n_cpu_moe >= 0 && o->expert_device)) {
+        return mo_error_set(error, MO_E_INVALID, "%s and --expert-device %s both say who computes experts: one of them",
+                            o->cpu_moe ? "--cpu-moe" : "--n-cpu-moe", o->expert_device == ON_GPU ? "gpu" : "cpu");
+    }
+    if (o->cpu_moe) o->expert_device = ON_CPU;
+    if (o->n_cpu_moe == 0) o->expert_device = ON_GPU;
+    o->cpu_moe = false;
+    if (o->n_cpu_moe == 0) o->n_cpu_moe = -1;
+    return 0;
+}
+
+void engine_offload_begin(struct engine *engine) {
+    const struct engine_options *o = &engine->options;
+    int layers = model_moe_layers(&engine->model), asked = o->n_cpu_moe > 0 ? o->n_cpu_moe : 0;
+    engine->cpu_layers = o->expert_device == ON_CPU || asked > layers ? layers : asked;
+}
+
+double engine_offload_bytes(const struct engine *engine) {
+    const struct model *m = &engine->model;
+    int first = m->dense_layers, n = engine->gpu < 0 ? model_moe_layers(m) : engine->cpu_layers;
+    double bytes = 0;
+    for (int l = first; l < first + n; l++) {
+        for (int e = 0; e < m->experts; e++) {
+            const struct mlp *expert = &engine->weights.layers[l].experts[e];
+            bytes += (double)(mat_bytes(&expert->gate) + mat_bytes(&expert->up) + mat_bytes(&expert->down));
+        }
+    }
+    return bytes;
+}
+
+/* Milliseconds that a token takes longer, by the constants of `plan`. */
+static double cost_ms(const struct engine *engine, double *bytes) {
+    struct plan_arch arch;
+    struct plan_weights weights;
+    plan_arch_from_model(&arch, &engine->model, "model");
+    plan_weights_from_model(&weights, &engine->model, &engine->weights);
+    *bytes = plan_weights_routed_bytes(&arch, &weights, 1) * engine->cpu_layers / plan_arch_moe_layers(&arch);
+    return *bytes / (RAM_GB_S * 1e9 * plan_share(PLAN_RAM_EXPERTS)) * 1e3;
+}
+
+static void say(const struct engine *engine, int context, double short_bytes) {
+    double bytes, ms = cost_ms(engine, &bytes);
+    log_info(
+        "GPU %d: %.2f GiB are missing (%.2f are free) for all of the model and a context of %d tokens. So the routed "
+        "experts of %d of %d layers (%.2f GiB) stay in the machine's memory and are computed by the CPU (--n-cpu-moe "
+        "%d): by plan's estimate %.1f ms more a token (%.0f MB) where memory gives %.0f GB/s. Fewer bits a weight, "
+        "--kv-cache-dtype fp8, a smaller --max-model-len or --max-num-batched-tokens leave more on the card",
+        engine->gpu, short_bytes / GIB, (double)engine->gpu_free_bytes / GIB, context, engine->cpu_layers,
+        model_moe_layers(&engine->model), engine_offload_bytes(engine) / GIB, engine->cpu_layers, ms, bytes * 1e-6,
+        RAM_GB_S);
+}
+
+/* What is missing on the card with the experts of `layers` layers on the CPU; below 0: it fits. */
+static int missing(struct engine *engine, int layers, int context, double *bytes, struct mo_error *error) {
+    struct backend_options backend;
+    double left = 0;
+    engine->cpu_layers = layers;
+    engine_plan_options(engine, &backend);
+    int pages = (context + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS;
+    int code = engine_device_left(engine, &backend, &left, error);
+    *bytes = (double)kv_pool_bytes(&engine->model, backend.kv, pages) - left;
+    return code;
+}
+
+/* The fewest layers; all of them where even that is not enough, for a shorter context or an error with the numbers. */
+static int choose(struct engine *engine, struct mo_error *error) {
+    int asked = engine->options.max_model_len, most = engine->model.context;
+    int context = asked ? asked : most < CONTEXT_TOKENS ? most : CONTEXT_TOKENS;
+    int low = 0, high = model_moe_layers(&engine->model); /* too few, enough */
+    double short_bytes, bytes;
+    if (asked > most) return 0; /* too long for the model: engine_plan refuses it */
+    int code = missing(engine, 0, context, &short_bytes, error);
+    if (code || short_bytes <= 0 || !high) return code;
+    while (high - low > 1 && !code) {
+        int middle = (low + high) / 2;
+        code = missing(engine, middle, context, &bytes, error);
+        if (bytes <= 0) {
+            high = middle;
+        } else {
+            low = middle;
+        }
+    }
+    if (!code) code = missing(engine, high, asked ? asked : 1, &bytes, error);
+    if (!code && bytes <= 0) say(engine, context, short_bytes);
+    return code;
+}
+
+int engine_offload_choose(struct engine *engine, struct mo_error *error) {
+    const struct engine_options *o = &engine->options;
+    bool is_free = !o->expert_device && o->n_cpu_moe < 0;
+    if (engine->gpu < 0) engine->cpu_layers = 0;
+    int code = engine->gpu >= 0 && is_free ? choose(engine, error) : 0;
+    return code ? code : engine_keep_weights(engine, error);
+}

@@ -1,0 +1,171 @@
+"""Routed experts of some layers on the card, of others on the CPU, without a GPU (tests/shim): the numbers, how many layers `auto`
+leaves to the CPU, and what goes with it. Tiny models have two layers of experts, so "some" is one.
+"""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+import conftest
+import gguf_model
+from conftest import GOLDEN, moebius, refused, succeed
+from test_cuda import GPU, fake, shim  # noqa: F401 (a fixture)
+from test_cuda_decode import HOST_CHOOSES, REQUESTS, answers, folder, serve  # noqa: F401 (fixtures)
+from test_selftest import on_card
+from test_golden import SHORT, Case, with_routing
+
+V2 = GOLDEN / "v2lite-tiny"
+ONE = [*GPU, "--n-cpu-moe", 1]
+IDS = "5,6,7,8,9"
+
+
+def bits(tmp_path, model, *flags, n=2, env=None):
+    """(logits' bytes, stderr) of an answer."""
+    out = tmp_path / "bits.f32"
+    result = succeed("logits", model, "--ids", IDS, "--greedy", n, "--out", out, *flags, env=env)
+    return out.read_bytes(), result.err
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, case_id", [*(("v2lite-tiny", case_id) for case_id in SHORT), ("v3-tiny-fp8", "p17")])
+def test_golden(name, case_id, tmp_path):
+    """As with experts all on the card or all on the CPU."""
+    case = Case(name, case_id)
+    got, agree = with_routing(case, tmp_path, *ONE)
+    error = np.abs(got - case.expected)
+    assert agree.mean() >= 0.8
+    assert error[agree].mean() <= 0.05
+    assert error[agree].max() <= 0.25
+
+
+def test_names(tmp_path):
+    """None is the card alone, all and more is the CPU; one is neither. llama.cpp's names are the same."""
+    gpu, one, cpu = (bits(tmp_path, V2, *GPU, *flags)[0] for flags in
+                     (["--expert-device", "gpu"], ["--n-cpu-moe", 1], ["--expert-device", "cpu"]))
+    assert len({gpu, one, cpu}) == 3
+    for flags, want in ((["-ncmoe", 0], gpu), ([], gpu), (["-ncmoe", 99], cpu), (["-cmoe"], cpu)):
+        assert bits(tmp_path, V2, *GPU, *flags)[0] == want, flags
+
+
+def test_without_a_card(tmp_path):
+    assert bits(tmp_path, V2, "--device", "cpu", "--n-cpu-moe", 1)[0] == bits(tmp_path, V2, "--device", "cpu")[0]
+
+
+def test_chunks_and_looks_inside(tmp_path):
+    """Rows have the same bits in any chunk, also where a look makes a recorded step an eager one; choices come from both."""
+    case = Case("v2lite-tiny", "p17")
+
+    def run(chunk, env=None):
+        files = [tmp_path / name for name in ("logits", "hidden", "experts")]
+        succeed("logits", case.folder, "--ids", ",".join(map(str, case.tokens[:6])), "--all", "--out", files[0], "--hidden",
+                files[1], "--experts", files[2], "--chunk", chunk, *ONE, env=env)
+        return [file.read_bytes() for file in files]
+
+    assert run(1) == run(6) == run(1, {"MOEBIUS_CUDA_GRAPHS": "0"})
+
+
+def test_recorded_behind_the_last_layer_of_the_cpu(tmp_path):
+    """The first step of a shape is eager, the second is recorded; the layer of the CPU never is: it adds its sum each time."""
+    recorded, said = bits(tmp_path, V2, *ONE, n=6, env=fake(log=1))
+    assert "fake cuda: graph 4" in said and "fake cuda: graph 5" not in said
+    assert len(re.findall(r"launch \d+.*add_rows|add_rows", said)) == 6
+    eager, said = bits(tmp_path, V2, *ONE, n=6, env={"MOEBIUS_CUDA_GRAPHS": "0", **fake(log=1)})
+    assert "fake cuda: graph" not in said and eager == recorded
+    assert "fake cuda: graph" not in bits(tmp_path, V2, *GPU, "--cpu-moe", env=fake(log=1))[1]
+
+
+def test_clients_beside_each_other(serve):  # noqa: F811
+    assert answers(serve(*ONE[2:]), REQUESTS[:4]) == answers(serve(*ONE[2:], env=HOST_CHOOSES), REQUESTS[:4])
+
+
+def test_the_self_test_takes_a_layer_of_each_kind(tmp_path):
+    """Nothing but experts has 4 bits here, and nothing but the self-test computes: the card's layer of them is among the layers."""
+    file = tmp_path / "packed"
+    succeed("quantize", V2, "--quant", "bf16,routed=int4", "-o", file)
+    for flags, seen in ((["--n-cpu-moe", "1"], True), (["--cpu-moe"], False)):
+        opened, said = on_card(*flags, path=file, **fake(log=1))
+        assert opened and ("linear_int4_skinny" in said) == seen and "add_rows" in said
+
+
+# --- auto ----------------------------------------------------------------------------------------------------------------
+
+
+def on_small_card(share, *flags, run=succeed):
+    return run("logits", V2, "--ids", IDS, "--greedy", 2, *GPU, "--chunk", 8, "--max-model-len", 640,
+               "--gpu-memory-utilization", share, *flags, env=fake(free_mib=10))
+
+
+def test_auto_leaves_as_few_layers_as_must(tmp_path):
+    """The less of the card may be taken, the more layers the CPU gets, until not even all of them help."""
+    found, shares = {}, [0.32, 0.25, 0.24, 0.18, 0.1]
+    for share in shares:
+        result = on_small_card(share, run=moebius)
+        n = re.search(r"routed experts of (\d) of 2 layers.*--n-cpu-moe (\d).*plan's estimate", result.err)
+        found[share] = None if result.code else int(n[1]) if n else 0
+        assert result.code or not n or n[1] == n[2]
+        assert len(result.err.splitlines()) == (result.code == 1 or n is not None), result.err
+    order = [found[share] for share in shares]
+    assert order[0] == 0 and order[-1] is None and set(order) == {0, 1, 2, None}
+    assert order[:-1] == sorted(order[:-1])
+    one = next(share for share in shares if found[share] == 1)
+    by_itself, said = on_small_card(one, "--out", tmp_path / "auto"), on_small_card(one, *ONE[2:], "--out", tmp_path / "one")
+    assert by_itself.out == said.out and (tmp_path / "auto").read_bytes() == (tmp_path / "one").read_bytes()
+    assert not said.err  # what was asked for needs no explanation
+    for insists in (["--expert-device", "gpu"], ["--n-cpu-moe", 0]):
+        refused(on_small_card(one, *insists, run=moebius), "--max-model-len 640", "--n-cpu-moe N")
+
+
+def test_no_context_was_asked_for(tmp_path):
+    """Then a usable one counts, and what is left is taken; what does not help is one message, with the numbers."""
+    flags = ["logits", V2, "--ids", IDS, "--chunk", 8, *GPU]
+    assert "a context of 8192 tokens" in succeed(*flags, env=fake(free_mib=6)).err
+    assert not succeed(*flags, env=fake(free_mib=16)).err
+    refused(moebius(*flags, env=fake(free_mib=1)), "GPU 0", "0.00 GiB free", "--max-model-len")
+
+
+def test_no_memory_when_it_is_taken():
+    """Another program was quicker: the numbers, and nothing is left behind."""
+    for k in (1, 2, 3):
+        result = moebius("logits", V2, "--ids", "1", *ONE, env=fake(alloc=k, leaks=1))
+        refused(result, "GPU 0", "GiB")
+        assert "not given back" not in result.err
+
+
+# --- what goes with it ---------------------------------------------------------------------------------------------------
+
+
+def test_experts_from_disk(tmp_path):
+    """Of the CPU's layers alone, and only where it has some."""
+    file = tmp_path / "packed"
+    succeed("quantize", GOLDEN / "v3-tiny", "--quant", "int4", "-o", file)
+    there = bits(tmp_path, file, *ONE)[0]
+    read, said = bits(tmp_path, file, *ONE, "--expert-cache", 0.0001)
+    assert read == there and re.search(r"\d of 16 experts fit into", said)
+    assert bits(tmp_path, GOLDEN / "v3-tiny", *ONE, "--quantization", "int4")[0] == there  # made while it is loaded
+    refused(moebius("logits", file, "--ids", "1", *GPU, "--expert-cache", 1), "--expert-cache", "--n-cpu-moe N")
+
+
+def test_gguf(tmp_path):
+    path = gguf_model.convert(V2, tmp_path / "m.gguf", gguf_model.Type.BF16)
+    assert bits(tmp_path, path, *ONE)[0] == bits(tmp_path, V2, *ONE)[0]
+
+
+def test_bench_like(tmp_path):
+    result = succeed("bench", "--config", V2 / "config.json", "--quant", "int8", *ONE,
+                     "--prompt", 8, "--generate", 2, "--depth", 0, "--batch", 1, "--json")
+    report = json.loads(result.out)
+    assert report["decode"][0]["tokens_per_s"] > 0 and report["n_cpu_moe"] == 1
+
+
+@pytest.mark.parametrize("flags", [["-ncmoe", 1, "-cmoe"], ["-cmoe", "--expert-device", "gpu"], ["-ncmoe", 1, "--expert-device", "cpu"],
+                                   ["-ncmoe", 0, "--expert-device", "gpu"]])
+def test_contradictions(flags):
+    result = moebius("logits", V2, "--ids", "1", *GPU, *flags)
+    assert result.code == 2 and "one of them" in result.err
+    result = moebius("plan", "deepseek-v3", *flags)
+    assert result.code == 2 and "one of them" in result.err
+    assert "expected 0 to" in moebius("logits", V2, "--ids", "1", "-ncmoe", -1).err
