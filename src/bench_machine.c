@@ -2,13 +2,13 @@
 
 #include <errno.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 #include "base/clock.h"
 #include "base/memory.h"
+#include "base/numbers.h"
 #include "base/pool.h"
 
 enum {
@@ -18,11 +18,6 @@ enum {
 };
 
 static const size_t LEAST_BUFFER_BYTES = (size_t)1 << 30, PART_ALIGN = 4096;
-
-static int order_doubles(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
 
 struct bench_spread bench_spread_of(double *values, int n) {
     qsort(values, (size_t)n, sizeof *values, order_doubles);

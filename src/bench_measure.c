@@ -3,7 +3,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include "base/clock.h"
+#include "base/numbers.h"
 #include "base/progress.h"
+#include "sched/kv.h"
 #include "sched/sample.h"
 
 enum {
@@ -11,18 +13,6 @@ enum {
     WARM_UP_STEPS = 4,
     LOOKS = 8, /* steps whose bytes are counted, where that is done apart */
 };
-
-static int larger(int a, int b) {
-    return a > b ? a : b;
-}
-
-static int smaller(int a, int b) {
-    return a < b ? a : b;
-}
-
-static int pages_for(int tokens) {
-    return (tokens + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS;
-}
 
 static int list_max(const struct bench_list *list) {
     int max = 0;
@@ -35,7 +25,7 @@ static int shared_pages(int depth) {
 }
 
 static int own_pages(const struct bench_plan *plan, int depth) {
-    return pages_for(depth % KV_PAGE_TOKENS + plan->generate);
+    return kv_pages_for(depth % KV_PAGE_TOKENS + plan->generate);
 }
 
 /* ---- what fits ---- */
@@ -67,7 +57,7 @@ static int check_cache(const struct bench *b, int64_t need_pages, struct mo_erro
 
 static int warm_up_tokens(const struct bench *b) {
     int n = smaller(larger(list_max(&b->plan->prompt), WARM_UP_TOKENS), b->engine->options.max_model_len);
-    return pages_for(n) <= b->engine->n_pages ? n : b->engine->n_pages * KV_PAGE_TOKENS;
+    return kv_pages_for(n) <= b->engine->n_pages ? n : b->engine->n_pages * KV_PAGE_TOKENS;
 }
 
 static int check_fits(struct bench *b, struct mo_error *error) {
@@ -82,14 +72,14 @@ static int check_fits(struct bench *b, struct mo_error *error) {
     int code = check_context(b, error);
     if (code) return code;
     int64_t pages = (int64_t)b->first_own_page + (int64_t)own * b->max_batch;
-    int prompt_pages = pages_for(list_max(&plan->prompt));
+    int prompt_pages = kv_pages_for(list_max(&plan->prompt));
     return check_cache(b, pages > prompt_pages ? pages : prompt_pages, error);
 }
 
 static int allocate(struct bench *b, struct mo_error *error) {
     const struct bench_plan *plan = b->plan;
-    size_t table = (size_t)b->max_batch * (size_t)pages_for(list_max(&plan->depth) + plan->generate);
-    int alone = larger(pages_for(warm_up_tokens(b)), b->first_own_page);
+    size_t table = (size_t)b->max_batch * (size_t)kv_pages_for(list_max(&plan->depth) + plan->generate);
+    int alone = larger(kv_pages_for(warm_up_tokens(b)), b->first_own_page);
     size_t rows = (size_t)b->engine->options.max_num_batched_tokens;
     b->page = calloc((size_t)alone, sizeof *b->page);
     b->table = calloc(table, sizeof *b->table);

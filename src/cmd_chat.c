@@ -1,7 +1,6 @@
 #include "cmd_chat.h"
 
 #include <editline/readline.h>
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -2,8 +2,7 @@
 
 #include <signal.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#include "base/buffer.h"
 #include "base/clock.h"
 #include "base/progress.h"
 
@@ -33,28 +32,12 @@ bool generate_was_interrupted(void) {
 struct mailbox {
     pthread_mutex_t lock;
     pthread_cond_t changed;
-    char *text;
-    size_t size, capacity, taken; /* taken: printed already */
-    bool out_of_memory;
+    struct buffer text;
+    size_t taken; /* printed already */
     struct generation result;
     double start_s;
     struct mo_error error;
 };
-
-static void append(struct mailbox *box, const char *text, size_t size) {
-    if (box->size + size > box->capacity) {
-        size_t capacity = (box->size + size) * 2 + 256;
-        char *grown = realloc(box->text, capacity);
-        if (!grown) {
-            box->out_of_memory = true;
-            return;
-        }
-        box->text = grown;
-        box->capacity = capacity;
-    }
-    if (size) memcpy(box->text + box->size, text, size);
-    box->size += size;
-}
 
 static void on_event(const struct sched_event *event) {
     struct mailbox *box = event->context;
@@ -63,7 +46,7 @@ static void on_event(const struct sched_event *event) {
         box->result.first_token_s = clock_now_s() - box->start_s;
     box->result.n_prompt = event->n_prompt;
     box->result.n_generated = event->n_generated;
-    append(box, event->text, event->text_size);
+    buffer_add(&box->text, event->text, event->text_size);
     if (event->finish != FINISH_NONE) {
         box->result.finish = event->finish;
         box->result.total_s = clock_now_s() - box->start_s;
@@ -76,17 +59,17 @@ static void on_event(const struct sched_event *event) {
 /* Waits for text or the end, but looks at the interrupt flag now and then: a signal does not wake a condition. */
 static void wait_for_news(struct mailbox *box) {
     double until_s = clock_now_s() + INTERRUPT_CHECK_MS * 1e-3;
-    while (box->taken == box->size && box->result.finish == FINISH_NONE) {
+    while (box->taken == box->text.size && box->result.finish == FINISH_NONE) {
         if (!clock_wait(&box->changed, &box->lock, until_s)) return;
     }
 }
 
 static void print_news(struct mailbox *box) {
-    size_t size = box->size - box->taken;
+    size_t size = box->text.size - box->taken;
     if (!size) return;
-    fwrite(box->text + box->taken, 1, size, stdout);
+    fwrite(box->text.data + box->taken, 1, size, stdout);
     fflush(stdout);
-    box->taken = box->size;
+    box->taken = box->text.size;
 }
 
 /* How much of the prompt has been computed: one request runs, so the engine's counter is its own. */
@@ -108,7 +91,7 @@ static void follow(struct engine *engine, struct mailbox *box, uint64_t id, bool
             progress_end(progress);
         }
         if (print) print_news(box);
-        if (!print) box->taken = box->size;
+        if (!print) box->taken = box->text.size;
         if ((g_interrupted || ferror(stdout)) && !cancelled) { /* or nobody reads it any more */
             cancelled = true;
             sched_cancel(engine->sched, id);
@@ -140,11 +123,11 @@ int generate(struct engine *engine, struct sched_request *request, bool print, s
         *error = box.error;
         code = error->code ? error->code : MO_E_INTERNAL;
     }
-    if (!code && box.out_of_memory) code = mo_error_set(error, MO_E_NO_MEMORY, "no memory for the answer");
+    if (!code && box.text.failed) code = mo_error_set(error, MO_E_NO_MEMORY, "no memory for the answer");
     pthread_cond_destroy(&box.changed);
     *out = box.result;
-    out->text = box.text;
-    out->text_size = box.size;
+    out->text = box.text.data;
+    out->text_size = box.text.size;
     return code;
 }
 

@@ -16,7 +16,7 @@ struct generation {
 /* `request` lacks callback and context, which are set here. `print`: text goes to stdout as it comes. */
 int generate(struct engine *engine, struct sched_request *request, bool print, struct generation *out,
              struct mo_error *error);
-/* "12 prompt tokens in 0.01 s (...)": the line after an answer, on stderr. */
+/* "12 prompt tokens, 345.6 t/s; ...": the line after an answer, on stderr. */
 void generation_print_timings(const struct generation *generation);
 
 /* Ctrl-C from now on stops a running generate() instead of the program; outside of one it does what it always does. */

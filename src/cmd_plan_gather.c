@@ -4,7 +4,6 @@
 #include <string.h>
 #include "backend/backend.h"
 #include "base/file.h"
-#include "base/memory.h"
 #include "base/pool.h"
 #include "bench_machine.h"
 #include "cmd_plan.h"

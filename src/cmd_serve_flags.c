@@ -14,6 +14,7 @@ enum {
     DEFAULT_SEQS = 8,
     PROMPT_LOGITS = 64, /* rows of logits a step: prompts are scored that many tokens at a time */
     MAX_KEY_FILE_BYTES = 1 << 16,
+    LIST_BYTES = 1024, /* of one --served-model-name or --allowed-origins, its end included */
 };
 
 void serve_arguments_init(struct serve_arguments *a) {
@@ -357,13 +358,22 @@ static int add_name(struct server_options *s, const char *name, struct mo_error 
     return 0;
 }
 
-/* Names live in copies that nobody frees: as long as the process. */
+/* The words of a list live in copies that nobody frees: as long as the process. */
+static int copy_list(char to[LIST_BYTES], const char *list, const char *flag, struct mo_error *error) {
+    if (strlen(list) >= LIST_BYTES) {
+        return mo_error_set(error, MO_E_INVALID, "%s: expected at most %d bytes, found %zu", flag, LIST_BYTES - 1,
+                            strlen(list));
+    }
+    strcpy(to, list);
+    return 0;
+}
+
 static int add_names(struct serve_arguments *a, struct mo_error *error) {
-    static char folder[256], lists[CLI_LIST_MAX][1024];
+    static char folder[256], lists[CLI_LIST_MAX][LIST_BYTES];
     int code = 0;
     for (int i = 0; i < a->names.n && !code; i++) {
         char *rest = lists[i], *name;
-        snprintf(lists[i], sizeof lists[i], "%s", a->names.items[i]);
+        code = copy_list(lists[i], a->names.items[i], "--served-model-name", error);
         while (!code && (name = strsep(&rest, ","))) code = add_name(&a->server, name, error);
     }
     a->server.n_listed = a->server.n_names;
@@ -381,10 +391,11 @@ static int add_names(struct serve_arguments *a, struct mo_error *error) {
 
 /* vLLM writes these as a JSON list: its marks are in no origin. */
 static int add_origins(struct serve_arguments *a, struct mo_error *error) {
-    static char lists[CLI_LIST_MAX][1024];
+    static char lists[CLI_LIST_MAX][LIST_BYTES];
     for (int i = 0; i < a->origins.n; i++) {
         char *rest = lists[i], *word;
-        snprintf(lists[i], sizeof lists[i], "%s", a->origins.items[i]);
+        int code = copy_list(lists[i], a->origins.items[i], "--allowed-origins", error);
+        if (code) return code;
         while ((word = strsep(&rest, ",[]\" "))) {
             if (!*word) continue;
             if (a->server.n_origins == SERVER_NAMES_MAX) {

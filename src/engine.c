@@ -11,7 +11,6 @@
 #include "engine_weights.h"
 #include "plan/memory.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "base/clock.h"
@@ -305,12 +304,6 @@ int engine_encode_prompt(const struct engine *engine, const char *text, size_t s
     return code;
 }
 
-static const char *token_text(const struct engine *engine, int32_t id) {
-    size_t size;
-    const char *bytes = id >= 0 ? tokenizer_token_bytes(engine->tokenizer, id, &size) : NULL;
-    return bytes ? bytes : "";
-}
-
 int engine_encode_chat(const struct engine *engine, const json_t *messages, bool add_generation_prompt,
                        const json_t *kwargs, struct token_list *out, struct mo_error *error) {
     int code = need_tokenizer(engine, error);
@@ -319,8 +312,8 @@ int engine_encode_chat(const struct engine *engine, const json_t *messages, bool
     if (!engine->chat) return chat_template_choose(&none, NULL, engine->tokenizer, error);
     struct chat_prompt prompt = {0};
     code = chat_render(engine->chat, messages, add_generation_prompt, kwargs,
-                       token_text(engine, tokenizer_bos(engine->tokenizer)),
-                       token_text(engine, tokenizer_eos(engine->tokenizer)), &prompt, error);
+                       tokenizer_token_text(engine->tokenizer, tokenizer_bos(engine->tokenizer)),
+                       tokenizer_token_text(engine->tokenizer, tokenizer_eos(engine->tokenizer)), &prompt, error);
     if (!code) {
         code = tokenizer_encode_ranges(engine->tokenizer, prompt.text, prompt.size, prompt.ranges, prompt.n_ranges, out,
                                        error);

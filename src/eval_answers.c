@@ -1,7 +1,6 @@
 #include "eval_answers.h"
 
 #include <stdlib.h>
-#include <string.h>
 #include "base/progress.h"
 
 struct eval_run {
@@ -11,24 +10,10 @@ struct eval_run {
     struct mo_error error; /* the first; code 0: none */
 };
 
-static void append(struct eval_answer *answer, const char *text, size_t size) {
-    if (answer->size + size > answer->capacity) {
-        size_t capacity = (answer->size + size) * 2 + 256;
-        char *grown = realloc(answer->text, capacity);
-        if (!grown) {
-            mo_error_set(&answer->run->error, MO_E_NO_MEMORY, "no memory for an answer of %zu bytes", capacity);
-            return;
-        }
-        answer->text = grown;
-        answer->capacity = capacity;
-    }
-    if (size) memcpy(answer->text + answer->size, text, size);
-    answer->size += size;
-}
-
 static void on_event(const struct sched_event *event) {
     struct eval_answer *answer = event->context;
-    append(answer, event->text, event->text_size);
+    buffer_add(&answer->text, event->text, event->text_size);
+    if (answer->text.failed) mo_error_set(&answer->run->error, MO_E_NO_MEMORY, "no memory for an answer");
     answer->finish = event->finish;
     if (event->finish == FINISH_NONE) return;
     answer->run->n_open--;
@@ -90,7 +75,7 @@ int eval_answers_run(struct engine *engine, struct eval_answer *answers, int n, 
 void eval_answers_free(struct eval_answer *answers, int n) {
     for (int i = 0; answers && i < n; i++) {
         token_list_free(&answers[i].prompt);
-        free(answers[i].text);
+        buffer_free(&answers[i].text);
     }
     free(answers);
 }

@@ -3,6 +3,7 @@
 #ifndef MOEBIUS_EVAL_ANSWERS_H
 #define MOEBIUS_EVAL_ANSWERS_H
 
+#include "base/buffer.h"
 #include "engine.h"
 
 struct eval_answer {
@@ -13,8 +14,7 @@ struct eval_answer {
     bool (*is_enough)(const struct eval_answer *answer);
     const void *context; /* for is_enough */
 
-    char *text; /* [size] */
-    size_t size, capacity;
+    struct buffer text;
     bool is_ended; /* by the model itself, with an end token */
 
     uint64_t id;

@@ -118,8 +118,8 @@ static int note_answers(const struct task *task, const char *kind, json_t *notes
         json_t *note = json_pack("{ss so si si ss% ss% sb sb}", "kind", kind, "file", json_lossy(one->document->name),
                                  "line", line_number(one), "prompt_tokens", (int)answer->prompt.n, "asked",
                                  one->document->text + one->begin, one->end - one->begin, "answer",
-                                 answer->text ? answer->text : "", answer->size, "ended", answer->is_ended, "right",
-                                 task->is_right[i]);
+                                 answer->text.data ? answer->text.data : "", answer->text.size, "ended",
+                                 answer->is_ended, "right", task->is_right[i]);
         if (json_array_append_new(notes, note)) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the answers");
     }
     return 0;
@@ -147,8 +147,8 @@ static int ask_lines(struct task *task, struct mo_error *error) {
 }
 
 static bool is_exact(const struct eval_answer *answer, const struct eval_case *one) {
-    return answer->is_ended && answer->size == one->end - one->begin &&
-           !memcmp(answer->text, one->document->text + one->begin, answer->size);
+    return answer->is_ended && answer->text.size == one->end - one->begin &&
+           !memcmp(answer->text.data, one->document->text + one->begin, answer->text.size);
 }
 
 static int fill_lines(struct engine *engine, const struct eval_plan *plan, const struct eval_documents *documents,
@@ -180,7 +180,8 @@ static int def_indent(const struct eval_case *one) {
 }
 
 static size_t function_end(const struct eval_answer *answer, bool *is_closed) {
-    return eval_function_end(answer->text, answer->size, def_indent(answer->context), answer->is_ended, is_closed);
+    return eval_function_end(answer->text.data, answer->text.size, def_indent(answer->context), answer->is_ended,
+                             is_closed);
 }
 
 static bool is_function_done(const struct eval_answer *answer) {
@@ -197,7 +198,7 @@ static json_t *function_source(const struct eval_case *one, const struct eval_an
     if (!source) return NULL;
     memcpy(source, outer, n_outer);
     memcpy(source + n_outer, one->document->text + one->begin, n_def);
-    if (size) memcpy(source + n_outer + n_def, answer->text, size);
+    if (size) memcpy(source + n_outer + n_def, answer->text.data, size);
     json_t *string = json_stringn(source, n_outer + n_def + size);
     free(source);
     return string;
@@ -221,7 +222,7 @@ static json_t *collect_sources(struct task *task) {
         bool is_closed;
         const struct eval_answer *answer = &task->answers[i];
         size_t size = function_end(answer, &is_closed);
-        task->is_right[i] = eval_count_lines(answer->text, size) >= MIN_FUNCTION_LINES;
+        task->is_right[i] = eval_count_lines(answer->text.data, size) >= MIN_FUNCTION_LINES;
         if (!task->is_right[i]) continue;
         if (json_array_append_new(sources, function_source(task->asked[i], answer, size))) {
             json_decref(sources);

@@ -10,8 +10,6 @@
 
 enum { MAX_REPLY_BYTES = 64 << 20 };
 
-extern char **environ;
-
 /* A version at once; then one line of JSON in, one out, or nothing for nothing. What parses may warn, and Ctrl-C may come:
  * neither is worth a traceback. */
 static const char script[] = "import ast, json, signal, sys, warnings\n"

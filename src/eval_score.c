@@ -4,13 +4,11 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include "base/numbers.h"
 #include "forward.h"
+#include "sched/kv.h"
 
 enum { DEFAULT_WINDOW = 2048 };
-
-static int smaller(int a, int b) {
-    return a < b ? a : b;
-}
 
 int eval_scorer_open(struct eval_scorer *s, struct engine *engine, int window, struct mo_error *error) {
     int context = engine->options.max_model_len;
@@ -21,7 +19,7 @@ int eval_scorer_open(struct eval_scorer *s, struct engine *engine, int window, s
     }
     s->window = window ? window : smaller(DEFAULT_WINDOW, context);
     if (engine->tokenizer) s->bos = tokenizer_bos(engine->tokenizer);
-    int n_pages = (s->window + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS;
+    int n_pages = kv_pages_for(s->window);
     assert(n_pages <= engine->n_pages);
     s->pages = calloc((size_t)n_pages, sizeof *s->pages);
     s->inputs = calloc((size_t)s->window, sizeof *s->inputs);

@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include "base/numbers.h"
 #include "eval_logits.h"
 
 struct comparison {
@@ -87,16 +88,11 @@ static int score_windows(struct comparison *c, struct mo_error *error) {
     return code;
 }
 
-static int compare_doubles(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 static void settle_divergence(struct comparison *c) {
     struct eval_divergence *d = &c->result->divergence;
     double sum = 0;
     for (int64_t i = 0; i < c->n; i++) sum += c->apart[i];
-    qsort(c->apart, (size_t)c->n, sizeof *c->apart, compare_doubles);
+    qsort(c->apart, (size_t)c->n, sizeof *c->apart, order_doubles);
     d->mean = sum / (double)c->n;
     d->p99 = c->apart[(c->n * 99 + 99) / 100 - 1]; /* the least that 99 % do not exceed */
     d->max = c->apart[c->n - 1];

@@ -72,12 +72,12 @@ double top_history_at(const struct top_history *history, enum top_value value, d
     return NAN;
 }
 
-double top_delta(const struct top_sample *from, const struct top_sample *to, enum top_value value) {
+static double delta_of(const struct top_sample *from, const struct top_sample *to, enum top_value value) {
     return from && to ? to->value[value] - from->value[value] : NAN;
 }
 
 double top_rate(const struct top_sample *from, const struct top_sample *to, enum top_value value) {
-    double delta = top_delta(from, to, value);
+    double delta = delta_of(from, to, value);
     if (isnan(delta) || to->time_s <= from->time_s) return NAN;
     return delta / (to->time_s - from->time_s);
 }
@@ -88,12 +88,12 @@ static double share_of(double part, double whole) {
 
 double top_share(const struct top_sample *from, const struct top_sample *to, enum top_value part,
                  enum top_value whole) {
-    return share_of(top_delta(from, to, part), top_delta(from, to, whole));
+    return share_of(delta_of(from, to, part), delta_of(from, to, whole));
 }
 
 double top_part(const struct top_sample *from, const struct top_sample *to, enum top_value part, enum top_value rest) {
-    double delta = top_delta(from, to, part);
-    return share_of(delta, delta + top_delta(from, to, rest));
+    double delta = delta_of(from, to, part);
+    return share_of(delta, delta + delta_of(from, to, rest));
 }
 
 static bool are_comparable(const struct top_histogram *from, const struct top_histogram *to) {

@@ -33,7 +33,6 @@ double top_history_at(const struct top_history *history, enum top_value value, d
 
 /* What follows compares two samples, of which each may be NULL. */
 
-double top_delta(const struct top_sample *from, const struct top_sample *to, enum top_value value);
 double top_rate(const struct top_sample *from, const struct top_sample *to, enum top_value value); /* a second */
 /* part / whole, of what was added. */
 double top_share(const struct top_sample *from, const struct top_sample *to, enum top_value part, enum top_value whole);

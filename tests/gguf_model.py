@@ -42,6 +42,13 @@ IN_LAYER = {
 OUTSIDE = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight",
            "lm_head.weight": "output.weight"}
 
+# Where a block's fp16 scale is, and the one of what is added or subtracted, where there is one. IQ1_M has its in four places, MXFP4 a
+# power of two.
+SCALES_AT = {
+    Type.Q4_0: [0], Type.Q4_1: [0, 2], Type.Q5_0: [0], Type.Q5_1: [0, 2], Type.Q8_0: [0], Type.Q2_K: [80, 82], Type.Q3_K: [108],
+    Type.Q4_K: [0, 2], Type.Q5_K: [0, 2], Type.Q6_K: [208], Type.IQ4_NL: [0], Type.IQ4_XS: [0], Type.IQ1_S: [0], Type.IQ2_XXS: [0],
+    Type.IQ2_XS: [0], Type.IQ2_S: [0], Type.IQ3_XXS: [0], Type.IQ3_S: [0], Type.TQ1_0: [52], Type.TQ2_0: [64]}
+
 
 def read_values(folder):
     """Every tensor of a folder of BF16, F16 or F32 safetensors, as float32."""

@@ -119,13 +119,13 @@ class HubHandler(BaseHTTPRequestHandler):
         if at_store:
             return self.content(path.removeprefix("/"))
         if path.startswith(f"/api/models/{hub.name}"):
-            return self.list(parts.query)
+            return self.list()
         found = re.fullmatch(rf"/{hub.name}/resolve/([^/]+)/(.+)", path)
         if not found:
             return self.answer(404, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
         self.resolve(*found.groups())
 
-    def list(self, query):
+    def list(self):
         fault = self.owner.fault(LISTING)
         if callable(fault):
             return fault(self)

@@ -372,7 +372,7 @@ def test_run_without_tokens(talker):
     assert run(talker, "-p", "Hello", "-n", 0).out.strip() == b""
 
 
-def test_run_is_the_argmax_of_logits(talker, tmp_path):
+def test_run_is_the_argmax_of_logits(talker):
     """`run --temperature 0` and `logits --greedy` choose the same tokens."""
     ids = succeed("tokenize", talker, stdin=b'{"text": "Hello there"}\n').json["ids"]
     greedy = succeed("logits", talker, "--ids", ",".join(map(str, [0, *ids])), "--greedy", 12).json

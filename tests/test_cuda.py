@@ -122,7 +122,7 @@ def test_fp8_times_fp8(tmp_path, monkeypatch):
         assert ("MOEBIUS_CUDA_FP8_NATIVE" in result.err) == warns
 
 
-def test_which_form(tmp_path):
+def test_which_form():
     """As on the CPU: from the break-even of operations on, which is 65 rows for this model."""
     case = Case("v2lite-tiny", "p200")
 
@@ -365,12 +365,12 @@ def test_a_look_inside_a_recorded_step(tmp_path):
     assert run("--chunk", 1) == run("--chunk", 6) == run("--chunk", 1, env={"MOEBIUS_CUDA_GRAPHS": "0"})
 
 
-def test_replay_fails(tmp_path):
+def test_replay_fails():
     folder = Case("v3-tiny", "p1").folder
     refused(moebius("logits", folder, "--ids", "1,2", "--greedy", 6, *GPU, env=fake(graph=1)), "GPU 0", "a recorded step")
 
 
-def test_no_memory_for_a_recording(tmp_path):
+def test_no_memory_for_a_recording():
     arguments = ["logits", Case("v3-tiny", "p1").folder, "--ids", "1,2", "--greedy", 6, *GPU]
     eager = succeed(*arguments, env=fake(prepare=1, log=1))
     assert "no memory for a recorded step" in eager.err and "fake cuda: graph" not in eager.err

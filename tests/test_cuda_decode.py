@@ -11,7 +11,7 @@ import pytest
 
 import conftest
 import make_tiny_text_model
-from conftest import moebius, refused, succeed
+from conftest import moebius, succeed
 from test_cuda import GPU, ON_CARD, SHIM, fake, shim  # noqa: F401 (a fixture)
 from test_golden import Case
 

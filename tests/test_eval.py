@@ -285,7 +285,7 @@ def test_one_python_for_all_functions(tiny, code, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def story(tiny, tmp_path_factory):
+def story(tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "story.txt"
     path.write_text("The people of the other house are not at home – they have been out all day.\n" * 3)
     return path

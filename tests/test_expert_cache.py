@@ -170,7 +170,7 @@ def test_made_weights_are_refused(packed):
         refused(made, "--expert-cache", "--quantization", "`moebius quantize`")
 
 
-def test_dense_models_are_refused(packed, tmp_path):
+def test_dense_models_are_refused(tmp_path):
     config = json.loads((GOLDEN / "v2lite-tiny" / "config.json").read_text())
     config["first_k_dense_replace"] = config["num_hidden_layers"]
     (tmp_path / "config.json").write_text(json.dumps(config))

@@ -73,7 +73,7 @@ def test_shares_of_a_text(trace):
     assert trace["all"]["reuse"] > trace["all"]["reuse_by_shares"] > trace["all"]["reuse_by_chance"]  # text, and trained
 
 
-def test_chunks_change_nothing(text, tmp_path):
+def test_chunks_change_nothing(text):
     """Choices are those of decoding one token after the other."""
     reports = []
     for chunk in (1, 13, 512):

@@ -75,13 +75,10 @@ def test_types(name, kind, expected, tmp_path):
         assert np.median(np.abs(got - expected[name])) <= 0.2
 
 
-# For blocks of random bytes, whose fp16 scales must be numbers, and small ones: the largest value at a scale of 1, and where the scales
-# are.
-SCALES = {"Q4_0": (8, [0]), "Q4_1": (16, [0, 2]), "Q5_0": (16, [0]), "Q5_1": (32, [0, 2]), "Q8_0": (128, [0]),
-          "Q2_K": (45, [80, 82]), "Q3_K": (128, [108]), "Q4_K": (945, [0, 2]), "Q5_K": (1953, [0, 2]), "Q6_K": (4096, [208]),
-          "IQ4_NL": (127, [0]), "IQ4_XS": (4064, [0]), "IQ1_S": (17, [0]), "IQ1_M": (17, []), "IQ2_XXS": (167, [0]),
-          "IQ2_XS": (167, [0]), "IQ2_S": (167, [0]), "IQ3_XXS": (481, [0]), "IQ3_S": (465, [0]), "TQ1_0": (1, [52]),
-          "TQ2_0": (2, [64]), "MXFP4": (12, [])}
+# For blocks of random bytes, whose scales must be small: the largest value at a scale of 1.
+LARGEST = {"Q4_0": 8, "Q4_1": 16, "Q5_0": 16, "Q5_1": 32, "Q8_0": 128, "Q2_K": 45, "Q3_K": 128, "Q4_K": 945, "Q5_K": 1953,
+           "Q6_K": 4096, "IQ4_NL": 127, "IQ4_XS": 4064, "IQ1_S": 17, "IQ1_M": 17, "IQ2_XXS": 167, "IQ2_XS": 167, "IQ2_S": 167,
+           "IQ3_XXS": 481, "IQ3_S": 465, "TQ1_0": 1, "TQ2_0": 2, "MXFP4": 12}
 WIDE = {"architectures": ["DeepseekV2ForCausalLM"], "num_hidden_layers": 2, "first_k_dense_replace": 1,
         "hidden_size": 256, "num_attention_heads": 2, "intermediate_size": 256, "moe_intermediate_size": 256,
         "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "vocab_size": 256,
@@ -95,9 +92,8 @@ def blocks(random, kind, shape):
     values, size = gguf.GGML_QUANT_SIZES[Type[kind]]
     n = int(np.prod(shape)) // values
     raw = random.integers(0, 256, (n, size), dtype=np.uint8)
-    largest_value, places = SCALES[kind]
-    for at in places or [0]:
-        scale = (random.uniform(0.5, 1, n) * 0.2 / largest_value).astype("<f2")
+    for at in gguf_model.SCALES_AT.get(Type[kind], [0]):
+        scale = (random.uniform(0.5, 1, n) * 0.2 / LARGEST[kind]).astype("<f2")
         if kind == "IQ1_M":  # four bits of it in each of four words
             for i in range(4):
                 raw[:, 49 + 2 * i] = raw[:, 49 + 2 * i] & 15 | (scale.view("<u2") >> 4 * i & 15) << 4
@@ -152,7 +148,7 @@ def fill_wide(random, config, split_kv_b, kind_of):
     return packed, plain
 
 
-@pytest.mark.parametrize("kind", SCALES)
+@pytest.mark.parametrize("kind", LARGEST)
 def test_blocks(kind, tmp_path):
     """Random blocks of each type in every matrix, against a GGUF of F32 with the values that they stand for; kv_b in two parts is
     rounded to F16."""
@@ -175,7 +171,7 @@ def test_blocks(kind, tmp_path):
 
 BENCH = ["--prompt", 3, "--generate", 2, "--batch", 1, "--depth", 0, "--repeat", 1, "--json"]
 ENOUGH = {"MOEBIUS_MEMORY": "0.5"}  # bench reads a quarter of it many times
-TURNED = [kind for kind in SCALES if not kind.startswith(("IQ1", "IQ2", "IQ3", "TQ", "MXFP4"))]
+TURNED = [kind for kind in LARGEST if not kind.startswith(("IQ1", "IQ2", "IQ3", "TQ", "MXFP4"))]
 
 
 def of_one_kind(kind, tmp_path):

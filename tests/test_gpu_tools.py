@@ -12,7 +12,7 @@ import sys
 import pytest
 
 import conftest
-from conftest import GOLDEN, TESTS, copy_set, moebius, refused, succeed
+from conftest import GOLDEN, TESTS, moebius, refused, succeed
 from test_cuda import BUILD, GPU, SHIM, fake, shim  # noqa: F401 (shim is a fixture)
 
 sys.path.insert(0, str(TESTS / "cuda"))

@@ -3,7 +3,6 @@ early. The blocks of INT4 and INT8 are decoded here once more, from the descript
 
 import fcntl
 import json
-import os
 import resource
 import shutil
 import signal
@@ -20,7 +19,6 @@ import tiny_tokenizer
 from conftest import GOLDEN, PROGRAM, ROOT, copy_set, moebius, read_f32, read_i32, refused, succeed
 
 FORMATS = ["int4", "int8", "fp8", "bf16"]
-BITS = {"int4": 4, "int8": 8}
 # Root mean square of the change over that of the weights: random weights leave about 1 / (steps in their range).
 MOST_CHANGED = {"int4": 0.105, "int8": 0.0066, "fp8": 0.028, "bf16": 0.002}
 SOURCES = ["v2lite-tiny", "v2-tiny", "v3-tiny-fp8", "v2lite-tiny-awq"]

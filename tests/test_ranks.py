@@ -205,7 +205,7 @@ def test_a_nan_is_blamed_as_ever(tmp_path):
 
 
 @needs_mpi
-def test_unlike_models_are_refused(packed, tmp_path):
+def test_unlike_models_are_refused(packed):
     ours, theirs = GOLDEN / "v3-tiny", packed["v3-int4"]
     hashes = [moebius("info", model, "--json").json["hash"] for model in (theirs, ours)]
     commands = [(1, [PROGRAM, "logits", model, "--ids", "1", *ALONE]) for model in (ours, theirs)]
@@ -213,7 +213,7 @@ def test_unlike_models_are_refused(packed, tmp_path):
 
 
 @needs_mpi
-def test_what_a_rank_cannot_open_is_said_by_the_first(tmp_path):
+def test_what_a_rank_cannot_open_is_said_by_the_first():
     commands = [(1, [PROGRAM, "logits", model, "--ids", "1", *ALONE]) for model in (GOLDEN / "v3-tiny", "/nowhere")]
     says(run_parts(*commands), "rank 1", "/nowhere")
 

@@ -37,13 +37,9 @@ V2_LITE = {
     "topk_group": 1, "max_position_embeddings": 163840, "rms_norm_eps": 1e-6, "rope_theta": 10000, "rope_scaling": {
         "type": "yarn", "factor": 40, "mscale": 0.707, "mscale_all_dim": 0.707, "original_max_position_embeddings": 4096}}
 
-# Where a block's fp16 scale is. Some have another, for what is added or subtracted: it is so many times the first that the values'
-# mean is 0.
-SCALES = {
-    Type.Q4_0: [(0, 1)], Type.Q5_0: [(0, 1)], Type.Q8_0: [(0, 1)], Type.Q4_1: [(0, 1), (2, -7.5)], Type.Q5_1: [(0, 1), (2, -15.5)],
-    Type.Q2_K: [(80, 1), (82, 1.5)], Type.Q3_K: [(108, 1)], Type.Q4_K: [(0, 1), (2, 7.5)], Type.Q5_K: [(0, 1), (2, 15.5)],
-    Type.Q6_K: [(208, 1)], Type.IQ4_NL: [(0, 1)], Type.IQ4_XS: [(0, 1)], Type.IQ2_XXS: [(0, 1)], Type.IQ2_XS: [(0, 1)],
-    Type.IQ2_S: [(0, 1)], Type.IQ3_XXS: [(0, 1)], Type.IQ3_S: [(0, 1)], Type.IQ1_S: [(0, 1)]}
+BLOCKS = [kind for kind in gguf_model.SCALES_AT if kind not in (Type.TQ1_0, Type.TQ2_0)]
+# The second scale, for what is added or subtracted, is so many times the first that the values' mean is 0.
+SECOND = {Type.Q4_1: -7.5, Type.Q5_1: -15.5, Type.Q2_K: 1.5, Type.Q4_K: 7.5, Type.Q5_K: 15.5}
 PLAIN = [Type.F32, Type.F16, Type.BF16]
 MIXES = {"q4_k_m": Type.Q4_K, "q5_k_m": Type.Q5_K}  # some tensors of some layers are Q6_K
 # What stands in where rows are no multiple of 256.
@@ -130,7 +126,7 @@ def random_blocks(random, kind, n, unit):
     size = gguf.GGML_QUANT_SIZES[kind][1]
     raw = random_bytes(random, n * size).reshape(n, size)
     scale = unit * random.uniform(0.75, 1.25, n).astype("<f4")
-    for at, share in SCALES[kind]:
+    for at, share in zip(gguf_model.SCALES_AT[kind], (1, SECOND.get(kind))):
         raw[:, at:at + 2] = (scale * share).astype("<f2").view(np.uint8).reshape(n, 2)
     return raw
 
@@ -199,7 +195,7 @@ def write(out, c, asked, split_kv_b=True, seed=1):
 
 
 def main():
-    types = [*MIXES, *(kind.name.lower() for kind in [*SCALES, *PLAIN])]
+    types = [*MIXES, *(kind.name.lower() for kind in [*BLOCKS, *PLAIN])]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--type", default="q4_k_m", choices=types, metavar="TYPE", help=", ".join(types) + " (default: %(default)s)")

@@ -32,13 +32,17 @@ void buffer_add_text(struct buffer *buffer, const char *text) {
 }
 
 void buffer_printf(struct buffer *buffer, const char *format, ...) {
-    char line[1024];
-    va_list arguments;
+    va_list arguments, again;
     va_start(arguments, format);
-    int n = vsnprintf(line, sizeof line, format, arguments);
+    va_copy(again, arguments);
+    int n = vsnprintf(NULL, 0, format, arguments);
+    assert(n >= 0);
+    if (reserve(buffer, (size_t)n + 1)) {
+        vsnprintf(buffer->data + buffer->size, (size_t)n + 1, format, again);
+        buffer->size += (size_t)n;
+    }
+    va_end(again);
     va_end(arguments);
-    assert(n >= 0 && n < (int)sizeof line);
-    buffer_add(buffer, line, (size_t)n);
 }
 
 void buffer_consume(struct buffer *buffer, size_t size) {

@@ -2,7 +2,6 @@
 
 #include <elf.h>
 #include <link.h>
-#include <stdio.h>
 #include <string.h>
 #include "base/text.h"
 

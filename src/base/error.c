@@ -31,17 +31,3 @@ int mo_error_prefix(struct mo_error *error, const char *format, ...) {
     memcpy(error->message, message, sizeof message);
     return error->code;
 }
-
-const char *mo_code_text(int code) {
-#define MO_CODE_CASE(name, number, text)                                                                               \
-    case MO_E_##name:                                                                                                  \
-        return text;
-    switch (code) {
-        MO_CODES(MO_CODE_CASE)
-    case MO_OK:
-        return "success";
-    default:
-        return "unknown error";
-    }
-#undef MO_CODE_CASE
-}

@@ -7,21 +7,19 @@
 #ifndef MOEBIUS_BASE_ERROR_H
 #define MOEBIUS_BASE_ERROR_H
 
-#define MO_CODES(X)                                                                                                    \
-    X(INVALID, 1, "invalid input")                                                                                     \
-    X(NOT_FOUND, 2, "not found")                                                                                       \
-    X(IO, 3, "input/output error")                                                                                     \
-    X(NO_MEMORY, 4, "out of memory")                                                                                   \
-    X(UNSUPPORTED, 5, "not supported")                                                                                 \
-    X(CORRUPT, 6, "damaged file")                                                                                      \
-    X(LIMIT, 7, "limit exceeded")                                                                                      \
-    X(NUMERIC, 8, "not a finite number")                                                                               \
-    X(CANCELLED, 9, "cancelled")                                                                                       \
-    X(INTERNAL, 10, "internal error")
-
-#define MO_CODE_ENUM(name, number, text) MO_E_##name = -(number),
-enum mo_code { MO_OK = 0, MO_CODES(MO_CODE_ENUM) };
-#undef MO_CODE_ENUM
+enum mo_code {
+    MO_OK = 0,
+    MO_E_INVALID = -1,
+    MO_E_NOT_FOUND = -2,
+    MO_E_IO = -3,
+    MO_E_NO_MEMORY = -4,
+    MO_E_UNSUPPORTED = -5,
+    MO_E_CORRUPT = -6,
+    MO_E_LIMIT = -7,
+    MO_E_NUMERIC = -8, /* a number that is not finite */
+    MO_E_CANCELLED = -9,
+    MO_E_INTERNAL = -10,
+};
 
 struct mo_error {
     int code;           /* 0 or an enum mo_code */
@@ -34,8 +32,5 @@ int mo_error_set(struct mo_error *error, int code, const char *format, ...) __at
 
 /* Puts "PREFIX: " before the message already in `error`; returns its code. */
 int mo_error_prefix(struct mo_error *error, const char *format, ...) __attribute__((format(printf, 2, 3)));
-
-/* The code's name in words ("damaged file"). */
-const char *mo_code_text(int code);
 
 #endif

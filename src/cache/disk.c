@@ -1,5 +1,4 @@
 #include <assert.h>
-#include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -168,10 +167,6 @@ void disk_close(struct disk *disk) {
 
 const struct page_address *disk_key(const struct disk *disk) {
     return &disk->options.key;
-}
-
-size_t disk_page_bytes(const struct disk *disk) {
-    return disk->options.page_bytes;
 }
 
 void disk_stats_get(struct disk *disk, struct disk_stats *stats) {

@@ -56,7 +56,6 @@ bool disk_work(struct disk *disk);
 
 void disk_stats_get(struct disk *disk, struct disk_stats *stats); /* any thread */
 const struct page_address *disk_key(const struct disk *disk);
-size_t disk_page_bytes(const struct disk *disk);
 
 /* ---- the engine's thread ---- */
 

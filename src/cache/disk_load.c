@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/clock.h"
-#include "base/log.h"
 #include "cache/disk_priv.h"
 
 static const double NEW_SHARE = 0.2; /* of the latest page in the measured speed */

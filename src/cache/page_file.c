@@ -1,6 +1,5 @@
 #include "cache/page_file.h"
 
-#include <assert.h>
 #include <openssl/sha.h>
 #include <stdio.h>
 #include <string.h>

@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 #include "base/clock.h"
 #include "base/memory.h"
+#include "base/numbers.h"
 #include "base/pool.h"
 #include "check/random.h"
 
@@ -56,11 +57,6 @@ static void run_slice(void *context, int index, int worker) {
         s->kern.gemm_q8[m.format](&m, r0, r1, s->q, s->n, y, next_slice(s, index));
     else
         s->kern.gemm[m.format](&m, r0, r1, s->x, s->n, y);
-}
-
-static int order_doubles(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
 }
 
 /* Median seconds of a pass over `count` matrices. */

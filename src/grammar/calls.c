@@ -7,7 +7,6 @@
  *    "thinks": true}        it may begin with a thought, whose marks are tokens
  *
  * Where the tokenizer has the marks as tokens, only these begin a call, and the same letters cannot be spelled. */
-#include <stdlib.h>
 #include <string.h>
 #include "base/json.h"
 #include "grammar/front.h"

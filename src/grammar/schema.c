@@ -82,7 +82,8 @@ static bool check_keywords(struct schema *s, const json_t *schema) {
     return true;
 }
 
-const char *schema_other_keyword(const json_t *schema, const char *const *known) {
+/* A keyword that restricts, besides those in the list (NULL at its end): its name, or NULL. */
+static const char *other_keyword(const json_t *schema, const char *const *known) {
     const char *keyword;
     json_t *value;
     json_object_foreach((json_t *)(uintptr_t)schema, keyword, value) {
@@ -200,7 +201,7 @@ static int32_t add_constant(struct schema *s, const json_t *value, unsigned type
     return fits ? nodes_alt(s->nodes, json_constant(s->nodes, value), any) : any;
 }
 
-static bool holds(const json_t *list, const json_t *value) {
+bool schema_holds(const json_t *list, const json_t *value) {
     for (size_t i = 0; i < json_array_size(list); i++) {
         if (json_equal(json_array_get(list, i), value)) return true;
     }
@@ -209,7 +210,7 @@ static bool holds(const json_t *list, const json_t *value) {
 
 static int32_t parse_constants(struct schema *s, const json_t *schema) {
     static const char *const MAY_STAND_BESIDE[] = {"type", "enum", "const", NULL};
-    const char *other = schema_other_keyword(schema, MAY_STAND_BESIDE);
+    const char *other = other_keyword(schema, MAY_STAND_BESIDE);
     const json_t *one = json_object_get(schema, "const"), *list = json_object_get(schema, "enum");
     if (other && !s->is_lenient)
         return schema_fail(s, MO_E_UNSUPPORTED, "\"%.60s\" beside enum or const is not supported", other);
@@ -217,7 +218,7 @@ static int32_t parse_constants(struct schema *s, const json_t *schema) {
         return schema_fail(s, MO_E_INVALID, "enum: expected a list that is not empty");
     }
     unsigned types = types_of(s, schema);
-    if (one) return !list || holds(list, one) ? add_constant(s, one, types, NODES_NEVER) : NODES_NEVER;
+    if (one) return !list || schema_holds(list, one) ? add_constant(s, one, types, NODES_NEVER) : NODES_NEVER;
     int32_t any = NODES_NEVER;
     for (size_t i = json_array_size(list); i-- > 0;) any = add_constant(s, json_array_get(list, i), types, any);
     return any;
@@ -226,7 +227,7 @@ static int32_t parse_constants(struct schema *s, const json_t *schema) {
 static int32_t parse_alternatives(struct schema *s, const json_t *schema, const char *keyword) {
     const json_t *list = json_object_get(schema, keyword);
     const char *const itself[] = {keyword, NULL};
-    const json_t *beside = schema_other_keyword(schema, itself) ? schema_without(s, schema, keyword) : NULL;
+    const json_t *beside = other_keyword(schema, itself) ? schema_without(s, schema, keyword) : NULL;
     int32_t any = NODES_NEVER;
     if (!json_is_array(list) || json_array_size(list) == 0) {
         return schema_fail(s, MO_E_INVALID, "%s: expected a list that is not empty", keyword);
@@ -245,7 +246,7 @@ static int32_t parse_schema(struct schema *s, const json_t *schema) {
     static const char *const REF_ALONE[] = {"$ref", NULL};
     const json_t *ref = json_object_get(schema, "$ref"), *all = json_object_get(schema, "allOf");
     if (ref && !json_is_string(ref)) return schema_fail(s, MO_E_INVALID, "$ref: expected a string");
-    if (ref && !schema_other_keyword(schema, REF_ALONE)) return schema_reference(s, json_string_value(ref));
+    if (ref && !other_keyword(schema, REF_ALONE)) return schema_reference(s, json_string_value(ref));
     const json_t *merged = NULL;
     if (ref) {
         merged = schema_merge(s, schema, json_true()); /* follows the reference */

@@ -43,8 +43,7 @@ int32_t schema_value(struct schema *s, const json_t *schema, const char *key, co
 /* schema.c: a keyword's value as a count; `missing` if it is absent. */
 int schema_count(struct schema *s, const json_t *schema, const char *keyword, int missing);
 bool schema_is_annotation(const char *keyword);
-/* Whether a keyword is there that restricts, besides those in the list (NULL at its end): its name, or NULL. */
-const char *schema_other_keyword(const json_t *schema, const char *const *known);
+bool schema_holds(const json_t *list, const json_t *value); /* NULL: a list of nothing */
 
 /* schema_scalar.c */
 int32_t schema_string(struct schema *s, const json_t *schema);

@@ -21,13 +21,6 @@ static bool is_listed(const struct members *members, const json_t *name) {
     return false;
 }
 
-static bool is_required(const json_t *required, const json_t *name) {
-    for (size_t i = 0; i < json_array_size(required); i++) {
-        if (json_equal(json_array_get(required, i), name)) return true;
-    }
-    return false;
-}
-
 static void add_member(struct schema *s, struct members *members, json_t *name, bool required, const json_t *schema,
                        const char *key) {
     int32_t value = schema_value(s, schema, key, json_string_value(name));
@@ -46,7 +39,7 @@ static void fill_members(struct schema *s, const json_t *schema, const json_t *e
     json_object_keylen_foreach((json_t *)(uintptr_t)properties, key, key_size, value) {
         json_t *name = json_stringn(key, key_size);
         if (!name) schema_fail(s, MO_E_NO_MEMORY, "out of memory for a schema");
-        if (!s->nodes->code) add_member(s, members, name, is_required(required, name), value, "properties");
+        if (!s->nodes->code) add_member(s, members, name, schema_holds(required, name), value, "properties");
         json_decref(name);
     }
     for (size_t i = 0; i < json_array_size(required) && !s->nodes->code; i++) {

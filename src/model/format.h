@@ -147,7 +147,6 @@ struct gguf_parts { /* a block taken apart: w = scale * q (+ low, if there is on
 /* The values and bytes of a block; false if the format is none of GGUF's, and nothing is written. */
 bool gguf_block(enum mat_format format, int *values, size_t *bytes);
 bool gguf_is_blocks(enum mat_format format);
-/* Where a block of a matrix begins. */
 /* Where the blocks of a row begin; turned: of the panel that the row is in. */
 const uint8_t *gguf_rows_at(const struct mat *mat, int row);
 /* One block, as in the file: there, or put together in room [GGUF_BLOCK_MAX]. */
@@ -165,12 +164,11 @@ void gguf_turn(const struct mat *from, void *out); /* all of them, one after ano
 void gguf_take_apart(enum mat_format format, const void *block, struct gguf_parts *out);
 extern const int8_t gguf_iq4_values[16], gguf_mxfp4_values[16];
 
-/* What an index stands for: four nibbles, number i at bit gguf_grid_places[i]. IQ3: each is a value's place in the list of values, whose
+/* What an index stands for: four nibbles, number i at bit 0, 8, 4 or 12. IQ3: each is a value's place in the list of values, whose
  * second half has them negative. IQ1 and IQ2: the low two bits are value i's place, the high two value i + 4's; the values of IQ1 are
  * their places - 1. So bytes of nibbles are (entry | entry << 12) & 0x0f0f0f0f. Behind the last entry 32 bits can be read, too. */
 extern const uint16_t gguf_iq1_grid[2048 + 1], gguf_iq2_xxs_grid[256 + 1], gguf_iq2_xs_grid[512 + 1];
 extern const uint16_t gguf_iq2_s_grid[1024 + 1], gguf_iq3_xxs_grid[256 + 1], gguf_iq3_s_grid[512 + 1];
-extern const uint8_t gguf_grid_places[4]; /* {0, 8, 4, 12} */
 extern const int8_t gguf_iq2_values[16], gguf_iq3_xxs_values[16], gguf_iq3_s_values[16];
 
 extern const uint8_t awq_order[8]; /* {0, 2, 4, 6, 1, 3, 5, 7} */

@@ -1,7 +1,7 @@
 /* model/gguf_grid_blocks.c - the plain-C meaning of the blocks whose values come in groups out of a grid, and of the ternary ones. */
 #include "model/format_priv.h"
 
-const uint8_t gguf_grid_places[4] = {0, 8, 4, 12};
+static const uint8_t grid_places[4] = {0, 8, 4, 12};
 const int8_t gguf_iq2_values[16] = {8, 25, 43, 0, 0, 0, 0, 0, -8, -25, -43};
 const int8_t gguf_iq3_xxs_values[16] = {4, 12, 20, 28, 36, 44, 52, 62, -4, -12, -20, -28, -36, -44, -52, -62};
 const int8_t gguf_iq3_s_values[16] = {1, 3, 5, 7, 9, 11, 13, 15, -1, -3, -5, -7, -9, -11, -13, -15};
@@ -26,7 +26,7 @@ static unsigned even_signs(unsigned seven) {
 
 /* Value i of an entry of eight: its place in the list. */
 static unsigned of_eight(uint16_t entry, int i) {
-    return entry >> (gguf_grid_places[i % 4] + i / 4 * 2) & 3;
+    return entry >> (grid_places[i % 4] + i / 4 * 2) & 3;
 }
 
 /* Eight values; a sign puts a value into the second half of the list. */
@@ -37,7 +37,7 @@ static void put_eight(const int8_t values[16], uint16_t entry, unsigned signs, i
 /* Eight values out of two entries of four. */
 static void put_twice_four(const int8_t values[16], uint16_t first, uint16_t second, unsigned signs, int8_t *q) {
     for (int i = 0; i < 8; i++) {
-        const unsigned place = (i < 4 ? first : second) >> gguf_grid_places[i % 4] & 15;
+        const unsigned place = (i < 4 ? first : second) >> grid_places[i % 4] & 15;
         q[i] = values[place | (signs >> i & 1) << 3];
     }
 }

@@ -1,5 +1,4 @@
 #include <openssl/evp.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "base/progress.h"

@@ -1,19 +1,15 @@
 #include "model/make.h"
 
 #include <assert.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include "base/memory.h"
+#include "base/numbers.h"
 #include "base/progress.h"
 
 /* Matrices are made in batches of about this size, so that every thread has work and little memory is needed. */
 enum { BATCH_BYTES = 32 << 20, ALIGN = 4096 };
-
-static size_t round_up(size_t n, size_t unit) {
-    return (n + unit - 1) / unit * unit;
-}
 
 /* Data and scales, each at a page of its own, as in the file. */
 static size_t room_bytes(const struct mat *mat) {

@@ -1,10 +1,8 @@
 /* Is a packed file what was written? The header by itself at every open, the rest on demand. */
 #include <assert.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <xxhash.h>
 #include "base/progress.h"
 #include "model/format.h"

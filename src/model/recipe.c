@@ -1,6 +1,5 @@
 #include "model/recipe.h"
 
-#include <stdio.h>
 #include <string.h>
 
 static const char *const group_names[TENSOR_GROUPS] = {

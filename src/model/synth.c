@@ -1,6 +1,5 @@
 #include "model/synth.h"
 
-#include <assert.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -7,8 +7,6 @@
 
 #include "model/make.h"
 
-/* The names that synth_config knows, for messages: "deepseek-coder-v2-lite|...". */
-extern const char synth_names[];
 /* config.json of a published model (without its quantization_config) with `layers` layers (0: all of them). The caller
  * releases it. */
 int synth_config(json_t **config, const char *name, int layers, struct mo_error *error);

@@ -19,7 +19,7 @@ static const struct shape shapes[] = {
 };
 enum { N_SHAPES = sizeof shapes / sizeof *shapes, MAX_CONFIG_BYTES = 4 << 20, CONTEXT = 163840 };
 
-const char synth_names[] = "deepseek-coder-v2-lite|deepseek-v2-lite|deepseek-v2|deepseek-v3|deepseek-r1";
+static const char NAMES[] = "deepseek-coder-v2-lite|deepseek-v2-lite|deepseek-v2|deepseek-v3|deepseek-r1";
 
 static void set(json_t *config, const char *key, json_t *value) {
     json_object_set_new(config, key, value);
@@ -80,7 +80,7 @@ int synth_config(json_t **config, const char *name, int layers, struct mo_error 
         *config = config_of(&shapes[i]);
         return set_layers(*config, layers, error);
     }
-    return mo_error_set(error, MO_E_INVALID, "--like: expected %s, found \"%.60s\"", synth_names, name);
+    return mo_error_set(error, MO_E_INVALID, "--like: expected %s, found \"%.60s\"", NAMES, name);
 }
 
 int synth_config_read(json_t **config, const char *path, int layers, struct mo_error *error) {

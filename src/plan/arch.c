@@ -188,14 +188,10 @@ double plan_arch_distinct_experts(const struct plan_arch *arch, int batch) {
     return arch->experts * (1 - pow(1 - (double)arch->top_k / arch->experts, batch));
 }
 
-double plan_arch_head_ops(const struct plan_arch *arch) {
-    return 2.0 * arch->vocab * arch->hidden;
-}
-
 double plan_arch_linear_ops(const struct plan_arch *arch) {
     int64_t params[PLAN_GROUPS];
     plan_arch_params(arch, params);
-    return 2.0 * (double)(plan_arch_active(arch) - params[PLAN_NORM]) - plan_arch_head_ops(arch);
+    return 2.0 * (double)(plan_arch_active(arch) - params[PLAN_NORM]) - 2.0 * arch->vocab * arch->hidden;
 }
 
 double plan_arch_pair_ops(const struct plan_arch *a, bool expanded) {

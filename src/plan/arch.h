@@ -73,10 +73,9 @@ double plan_arch_kv_bytes(const struct plan_arch *arch, enum kv_format kv);
  * it is the upper end. */
 double plan_arch_distinct_experts(const struct plan_arch *arch, int batch);
 
-/* Operations: of the matrices for one token without the head, of the head, and of attention for one pair of a query and
+/* Operations: of the matrices for one token without the head, and of attention for one pair of a query and
  * a key, all layers; `expanded`: as long prompts are computed (latent attention only). */
 double plan_arch_linear_ops(const struct plan_arch *arch);
-double plan_arch_head_ops(const struct plan_arch *arch);
 double plan_arch_pair_ops(const struct plan_arch *arch, bool expanded);
 
 #endif

@@ -10,10 +10,10 @@
 /* Memory as the driver reports it; speed and 16-bit tensor operations with fp32 sums from the vendors' data sheets (GeForce halves
  * that rate, data-centre cards do not). Links: PCIe 4 or 5 with 16 lanes, or NVLink. */
 static const struct plan_gpu cards[] = {
-    {"rtx-3090", 1, 24576 MIB, 936, 71, 25, false},     {"rtx-4080", 1, 16376 MIB, 717, 97.5, 25, false},
-    {"rtx-4090", 1, 24564 MIB, 1008, 165.2, 25, false}, {"rtx-5090", 1, 32607 MIB, 1792, 210, 50, false},
-    {"a100-80g", 1, 81920 MIB, 2039, 312, 300, false},  {"h100", 1, 81559 MIB, 3350, 989, 450, false},
-    {"h200", 1, 143771 MIB, 4800, 989, 450, false},
+    {"rtx-3090", 1, 24576 MIB, 936, 71, 25},     {"rtx-4080", 1, 16376 MIB, 717, 97.5, 25},
+    {"rtx-4090", 1, 24564 MIB, 1008, 165.2, 25}, {"rtx-5090", 1, 32607 MIB, 1792, 210, 50},
+    {"a100-80g", 1, 81920 MIB, 2039, 312, 300},  {"h100", 1, 81559 MIB, 3350, 989, 450},
+    {"h200", 1, 143771 MIB, 4800, 989, 450},
 };
 enum { N_CARDS = sizeof cards / sizeof *cards, MAX_GPUS = 4096 };
 

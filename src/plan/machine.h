@@ -11,7 +11,6 @@ struct plan_gpu {
     double memory_bytes, gb_s;
     double tflops;    /* 16-bit tensor operations, fp32 sums, dense */
     double link_gb_s; /* to the other cards, one direction */
-    bool detected;
 };
 
 enum plan_parallel {

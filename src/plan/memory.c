@@ -1,7 +1,6 @@
 #include "plan/memory.h"
 
 #include <math.h>
-#include <stdio.h>
 #include <string.h>
 #include "plan/efficiency.h"
 #include "plan/ranks.h"
@@ -24,7 +23,8 @@ const char *plan_place_text(enum plan_place place) {
     return texts[place];
 }
 
-double plan_scratch_bytes(const struct plan_arch *a, const struct plan_wish *wish) {
+/* Activations of `wish.batched_tokens` rows, 16-bit but for the residual and the logits. */
+static double scratch_bytes(const struct plan_arch *a, const struct plan_wish *wish) {
     double rows = wish->batched_tokens, hidden = a->hidden;
     double q = plan_arch_is_latent(a) ? a->nope_dim + a->rope_dim + a->v_dim + 2.0 * a->kv_lora + a->rope_dim
                                       : 2.0 * a->head_dim + 2.0 * a->kv_heads * a->head_dim / a->heads;
@@ -163,8 +163,8 @@ static int card_layers(const struct plan_input *in, const struct plan_memory *m)
 }
 
 void plan_memory_at(const struct plan_input *in, enum plan_place place, struct plan_memory *m) {
-    double scratch = uses_gpu(place) || in->cpu_scratch_bytes <= 0 ? plan_scratch_bytes(&in->arch, &in->wish)
-                                                                   : in->cpu_scratch_bytes;
+    double scratch =
+        uses_gpu(place) || in->cpu_scratch_bytes <= 0 ? scratch_bytes(&in->arch, &in->wish) : in->cpu_scratch_bytes;
     *m = (struct plan_memory){
         .place = place,
         .kv_bytes_per_token = plan_arch_kv_bytes(&in->arch, in->wish.kv),

@@ -79,9 +79,6 @@ void plan_memory_at(const struct plan_input *input, enum plan_place place, struc
 /* At the fastest place where it fits; if there is none, at the first that was tried. */
 void plan_memory(const struct plan_input *input, struct plan_memory *memory);
 
-/* Activations of `wish.batched_tokens` rows, 16-bit but for the residual and the logits. */
-double plan_scratch_bytes(const struct plan_arch *arch, const struct plan_wish *wish);
-
 /* The nearest settings that fit, for people who asked for what does not. */
 enum { PLAN_NEAREST = 3 };
 struct plan_nearest {

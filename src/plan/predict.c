@@ -66,21 +66,3 @@ struct plan_speed plan_predict_step(const struct plan_predictor *p, int batch, i
     plan_predict_cpu(&c, batch, depth, &speed);
     return speed;
 }
-
-struct plan_speed plan_predict_prompt(const struct plan_predictor *p, int tokens, int batched_tokens,
-                                      double read_gb_s) {
-    struct plan_input in = {
-        .arch = p->arch,
-        .weights = p->weights,
-        .machine = {.ram_gb_s = read_gb_s,
-                    .cpu_gflops = p->gflops,
-                    .cpu_gops8 = p->gops8,
-                    .nodes = 1,
-                    .parallel = PLAN_PARALLEL_PIPELINE},
-        .wish = {.kv = p->kv, .batched_tokens = batched_tokens},
-    };
-    struct plan_memory memory = {.place = PLAN_IN_RAM, .held = 1};
-    struct plan_speed speed;
-    plan_prefill(&in, &memory, tokens, &speed);
-    return speed;
-}

@@ -29,9 +29,6 @@ void plan_predictor_init(struct plan_predictor *predictor, const struct model *m
  * part of the comparison; 0: as many experts as independent tokens meet. */
 struct plan_speed plan_predict_step(const struct plan_predictor *predictor, int batch, int depth, double read_gb_s,
                                     double counted_bytes);
-/* A prompt in one chunk. */
-struct plan_speed plan_predict_prompt(const struct plan_predictor *predictor, int tokens, int batched_tokens,
-                                      double read_gb_s);
 
 /* Bytes by group of matrices that are bound. */
 void plan_weights_from_model(struct plan_weights *weights, const struct model *model, const struct weights *bound);

@@ -14,9 +14,8 @@ enum plan_kernel {
     PLAN_K_16BIT,
     PLAN_K_8BIT,
     PLAN_K_4BIT,
-    PLAN_K_BLOCKS /* GGUF's */,
-    PLAN_K_GRIDS /* its IQ1 to IQ3 */,
-    PLAN_KERNELS
+    PLAN_K_BLOCKS, /* GGUF's */
+    PLAN_K_GRIDS,  /* its IQ1 to IQ3 */
 };
 enum plan_kernel plan_kernel_of(enum mat_format format);
 

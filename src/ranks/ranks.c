@@ -1,6 +1,5 @@
 #include "ranks/ranks.h"
 
-#include <assert.h>
 #include <dlfcn.h>
 #include <pthread.h>
 #include <sched.h>

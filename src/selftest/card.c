@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "backend/cpu/cpu.h"
+#include "base/numbers.h"
 #include "forward.h"
 
 /* Prompts of more than 64 rows take kernels of their own on a card; 72 rows are read from the first layer's weights alone. */
@@ -252,10 +253,6 @@ static int run_step(struct pair *p, const char *name, const struct batch *batch,
         return mo_error_set(p->error, MO_E_INTERNAL, "%s: %s", name, why.message);
     if (!code && !p->found && batch->n_logits) look_at_logits(p, batch);
     return p->found ? MO_E_INTERNAL : 0;
-}
-
-static int smaller(int a, int b) {
-    return a < b ? a : b;
 }
 
 /* Ordinary ids, the same in every run: the low half of a vocabulary has no special tokens at its end. */

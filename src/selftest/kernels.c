@@ -4,12 +4,20 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "base/numbers.h"
+#include "check/random.h"
 
 enum { PRODUCTS_MAX = 64 };
 
 static const float unset = -12345.678f;
 
-void *self_take(struct self_region *region, size_t bytes) {
+/* Memory from its start on; without memory it only counts. */
+struct region {
+    uint8_t *base;
+    size_t used;
+};
+
+static void *take(struct region *region, size_t bytes) {
     void *at = region->base ? region->base + region->used : NULL;
     region->used += (bytes + 63) / 64 * 64;
     return at;
@@ -237,10 +245,6 @@ static int test_products(struct self_kernels *k) {
 
 /* ---- memory ---- */
 
-static int larger(int a, int b) {
-    return a > b ? a : b;
-}
-
 /* Inputs of the widest matrix. */
 static int widest(const struct model *m) {
     int width = larger(m->hidden, larger(m->q_lora, model_latent_dim(m)));
@@ -248,37 +252,37 @@ static int widest(const struct model *m) {
     return larger(width, larger(m->shared_experts, 1) * m->expert_width);
 }
 
-static struct q8_row take_q8(struct self_region *region, int cols) {
+static struct q8_row take_q8(struct region *region, int cols) {
     const size_t n = (size_t)padded(cols), groups = n / Q8_GROUP_MIN;
-    struct q8_row row = {.q = self_take(region, n)};
-    row.scale = self_take(region, groups * sizeof *row.scale);
-    row.sum = self_take(region, groups * sizeof *row.sum);
+    struct q8_row row = {.q = take(region, n)};
+    row.scale = take(region, groups * sizeof *row.scale);
+    row.sum = take(region, groups * sizeof *row.sum);
     return row;
 }
 
-static void take_memory(struct self_kernels *k, struct self_region *region, const struct model *m) {
+static void take_memory(struct self_kernels *k, struct region *region, const struct model *m) {
     const size_t wide = (size_t)widest(m) * sizeof(float), latent = (size_t)model_latent_dim(m);
     const size_t many = (size_t)larger(SELF_MANY * SELF_ROWS, SELF_QUERIES * m->kv_lora) * sizeof(float);
     const size_t row = (size_t)larger(m->hidden, SELF_KEYS * model_latent_dim(m)) * sizeof(float);
     const size_t score = (size_t)SELF_QUERIES * KV_PAGE_TOKENS * sizeof(float);
     for (int t = 0; t < SELF_TOKENS; t++) {
-        k->x[t] = self_take(region, wide);
+        k->x[t] = take(region, wide);
         k->q[t] = take_q8(region, widest(m));
     }
     k->got_q = take_q8(region, widest(m));
-    k->got = self_take(region, many);
-    k->want = self_take(region, many);
-    k->got_row = self_take(region, row);
-    k->want_row = self_take(region, row);
-    k->query = self_take(region, SELF_QUERIES * latent * sizeof(float));
-    k->got_score = self_take(region, score);
-    k->want_score = self_take(region, score);
-    k->cache = self_take(region, SELF_KEYS * (kv_row_bytes(m, KV_F32) + KV_ROW_ALIGN)); /* no format takes more */
+    k->got = take(region, many);
+    k->want = take(region, many);
+    k->got_row = take(region, row);
+    k->want_row = take(region, row);
+    k->query = take(region, SELF_QUERIES * latent * sizeof(float));
+    k->got_score = take(region, score);
+    k->want_score = take(region, score);
+    k->cache = take(region, SELF_KEYS * (kv_row_bytes(m, KV_F32) + KV_ROW_ALIGN)); /* no format takes more */
 }
 
 size_t selftest_kernels_bytes(const struct model *model) {
     struct self_kernels k;
-    struct self_region region = {0};
+    struct region region = {0};
     take_memory(&k, &region, model);
     return region.used;
 }
@@ -286,7 +290,7 @@ size_t selftest_kernels_bytes(const struct model *model) {
 int selftest_kernels(const struct selftest *test, const struct kern *kern, struct selftest_report *report,
                      struct mo_error *error) {
     struct self_kernels k = {.test = test, .kern = kern, .report = report, .error = error};
-    struct self_region region = {.base = aligned_alloc(64, selftest_kernels_bytes(test->model))};
+    struct region region = {.base = aligned_alloc(64, selftest_kernels_bytes(test->model))};
     if (!region.base) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the self-test");
     take_memory(&k, &region, test->model);
     kern_init(&k.plain, CPU_REF);

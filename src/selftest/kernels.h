@@ -3,7 +3,6 @@
 #ifndef MOEBIUS_SELFTEST_KERNELS_H
 #define MOEBIUS_SELFTEST_KERNELS_H
 
-#include "check/random.h"
 #include "selftest/selftest.h"
 
 enum {
@@ -15,12 +14,6 @@ enum {
     SELF_QUERIES = 9,
     SELF_KEYS = 37,
     SELF_VALUES = 16, /* rows of kv_b */
-};
-
-/* Memory from its start on; without memory it only counts. */
-struct self_region {
-    uint8_t *base;
-    size_t used;
 };
 
 struct self_kernels {
@@ -40,7 +33,6 @@ struct self_kernels {
     uint8_t *cache;                /* [SELF_KEYS] rows of the cache, any format */
 };
 
-void *self_take(struct self_region *region, size_t bytes);
 /* The same numbers in every run, roughly normal. */
 void self_fill(float *x, int n, uint64_t seed);
 

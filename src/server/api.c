@@ -33,8 +33,9 @@ const char *api_model_name(const struct api_model *model, const json_t *field, s
     return NULL;
 }
 
-int api_context_error(const struct api_model *model, size_t n_prompt, int max_tokens, const char *param,
-                      struct api_error *error) {
+/* What the API says when a prompt has no room. */
+static int context_error(const struct api_model *model, size_t n_prompt, int max_tokens, const char *param,
+                         struct api_error *error) {
     int context = model->engine->options.max_model_len;
     if (max_tokens > 0) {
         return api_error_set(error, 400, param, "context_length_exceeded",
@@ -155,8 +156,8 @@ static void check_context(struct api_job *job) {
             prompt_too_long(job, n, context);
             return;
         }
-        api_context_error(job->model, n, takes_rest || scores_only ? 0 : request->sched.max_tokens, param,
-                          job->fields.error);
+        context_error(job->model, n, takes_rest || scores_only ? 0 : request->sched.max_tokens, param,
+                      job->fields.error);
         return;
     }
     if (request->sched.max_tokens < 0) request->sched.max_tokens = job->model->engine->options.max_model_len;

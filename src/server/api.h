@@ -123,8 +123,4 @@ void api_request_free(struct api_request *request); /* accepts a zeroed one */
  * default. */
 const char *api_model_name(const struct api_model *model, const json_t *field, struct api_error *error);
 
-/* What the API says when a prompt has no room. */
-int api_context_error(const struct api_model *model, size_t n_prompt, int max_tokens, const char *param,
-                      struct api_error *error);
-
 #endif

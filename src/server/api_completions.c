@@ -1,7 +1,5 @@
 /* server/api_completions.c - the fields of POST /v1/completions. */
 #include <limits.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include "server/api_parts.h"
 #include "text/fim.h"
 

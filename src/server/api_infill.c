@@ -2,7 +2,6 @@
  *
  * A file may be longer than the context: the prefix keeps its end and the suffix its beginning, three to one. What is dropped at
  * the front is dropped in steps, so that the next key stroke finds the rest still in the cache. */
-#include <stdlib.h>
 #include <string.h>
 #include "server/api_parts.h"
 #include "base/buffer.h"

@@ -4,7 +4,8 @@
 #include "server/api_translate.h"
 #include "server/put.h"
 
-json_t *api_responses_name(const json_t *space, const json_t *name) {
+/* What a function is called in the chat: its name, or "space.name". The caller's. */
+static json_t *full_name(const json_t *space, const json_t *name) {
     if (!json_is_string(space) || json_string_length(space) == 0) return put_share(name);
     return json_sprintf("%s.%s", json_string_value(space), json_string_value(name));
 }
@@ -72,7 +73,7 @@ static void take_call(struct turns *turns, const json_t *item, const char *where
                         where);
         return;
     }
-    json_t *whole = api_responses_name(json_object_get(item, "namespace"), json_object_get(item, "name"));
+    json_t *whole = full_name(json_object_get(item, "namespace"), json_object_get(item, "name"));
     if (whole)
         turns_add_call(turns, id, json_string_value(whole), put_share(arguments));
     else
@@ -146,7 +147,7 @@ static void add_function(struct fields *f, json_t **list, const json_t *object, 
                          const char *where) {
     struct fields tool = {object, f->error};
     if (!is_function(&tool, where)) return;
-    json_t *name = api_responses_name(space, fields_get(&tool, "name"));
+    json_t *name = full_name(space, fields_get(&tool, "name"));
     put_last(list, turns_tool(name, fields_string(&tool, "description"), fields_object(&tool, "parameters"),
                               fields_get(&tool, "strict")));
     json_decref(name);

@@ -11,9 +11,6 @@
 json_t *api_anthropic_to_chat(const json_t *body, bool only_counts, struct api_error *error);
 json_t *api_responses_to_chat(const json_t *body, struct api_error *error);
 
-/* api_responses.c: what a function is called in the chat: its name, or "space.name". The caller's. */
-json_t *api_responses_name(const json_t *space, const json_t *name);
-
 /* api_turns.c: a chat's messages on their way. */
 struct turns {
     json_t *messages;    /* NULL once memory ran out */

@@ -6,7 +6,7 @@
 /* Where samples go, and the label that all of them have. */
 struct metrics {
     struct buffer *out;
-    char label[600]; /* model_name="..." */
+    char label[2100]; /* model_name="...": the command line takes names of up to 1023 bytes, and each may be escaped */
 };
 
 /* A label's value: backslash, quote and line end are escaped. */

@@ -70,19 +70,14 @@ static json_t *info_json(const struct engine *engine, const char *name) {
 
 /* --- the template -------------------------------------------------------------------------------- */
 
-static const char *token_text(const struct engine *engine, int32_t id) {
-    size_t size;
-    const char *bytes = id >= 0 ? tokenizer_token_bytes(engine->tokenizer, id, &size) : NULL;
-    return bytes ? bytes : "";
-}
-
 /* The model's own template around Ollama's variables in the messages' place. */
 static void add_chat(const struct engine *engine, struct buffer *out) {
     struct chat_prompt prompt = {0};
     json_t *messages = json_pack("[{s:s, s:s}, {s:s, s:s}]", "role", "system", "content", "{{ .System }}", "role",
                                  "user", "content", "{{ .Prompt }}");
-    int code = chat_render(engine->chat, messages, true, NULL, token_text(engine, tokenizer_bos(engine->tokenizer)),
-                           token_text(engine, tokenizer_eos(engine->tokenizer)), &prompt, NULL);
+    int code = chat_render(engine->chat, messages, true, NULL,
+                           tokenizer_token_text(engine->tokenizer, tokenizer_bos(engine->tokenizer)),
+                           tokenizer_token_text(engine->tokenizer, tokenizer_eos(engine->tokenizer)), &prompt, NULL);
     if (code)
         out->failed = true;
     else
@@ -97,8 +92,9 @@ static json_t *template_json(const struct engine *engine) {
     int32_t ids[3];
     bool has_holes = engine->tokenizer && fim_ids(engine->tokenizer, ids) == 3;
     if (has_holes) {
-        buffer_printf(&text, "{{ if .Suffix }}%s{{ .Prompt }}", token_text(engine, ids[0]));
-        buffer_printf(&text, "%s{{ .Suffix }}%s{{ else }}", token_text(engine, ids[1]), token_text(engine, ids[2]));
+        buffer_printf(&text, "{{ if .Suffix }}%s{{ .Prompt }}", tokenizer_token_text(engine->tokenizer, ids[0]));
+        buffer_printf(&text, "%s{{ .Suffix }}%s{{ else }}", tokenizer_token_text(engine->tokenizer, ids[1]),
+                      tokenizer_token_text(engine->tokenizer, ids[2]));
     }
     if (engine->tokenizer && engine->chat)
         add_chat(engine, &text);

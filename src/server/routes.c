@@ -1,5 +1,4 @@
 /* server/routes.c - the table of paths, and their handlers. */
-#include <stdlib.h>
 #include <string.h>
 #include "server/http.h"
 #include "server/metrics.h"

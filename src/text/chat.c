@@ -1,6 +1,5 @@
 #include "text/chat.h"
 
-#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 #include "text/chat_priv.h"
@@ -174,6 +173,10 @@ void chat_put(struct chat_job *job, struct chat_string string) {
     }
     memcpy(job->out->text + job->out->size, string.text, string.size);
     job->out->size += string.size;
+}
+
+void chat_put_json(struct chat_job *job, const json_t *text) {
+    chat_put(job, (struct chat_string){json_string_value(text), json_string_length(text)});
 }
 
 void chat_own(struct chat_job *job, const char *text) {

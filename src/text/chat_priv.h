@@ -43,6 +43,7 @@ void chat_refuse(struct chat_job *job, const struct chat_message *message, const
 void chat_own(struct chat_job *job, const char *text);
 /* Writes what came with the messages: never an added token. */
 void chat_put(struct chat_job *job, struct chat_string string);
+void chat_put_json(struct chat_job *job, const json_t *text); /* nothing if it is no string */
 
 /* Jinja's truth of a value: not null, false, 0, "" or empty. */
 bool chat_truth(const json_t *value);

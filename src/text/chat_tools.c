@@ -14,21 +14,15 @@ static void put_json(struct chat_job *job, const json_t *value) {
     free(text);
 }
 
-static void put_text(struct chat_job *job, const json_t *text) {
-    if (json_is_string(text)) {
-        chat_put(job, (struct chat_string){json_string_value(text), json_string_length(text)});
-    }
-}
-
 /* V3.1's model card. */
 static void put_bare(struct chat_job *job, const json_t *tools) {
     chat_own(job, "## Tools\nYou have access to the following tools:\n");
     for (size_t i = 0; i < json_array_size(tools); i++) {
         const json_t *function = json_object_get(json_array_get(tools, i), "function");
         chat_own(job, "\n### ");
-        put_text(job, json_object_get(function, "name"));
+        chat_put_json(job, json_object_get(function, "name"));
         chat_own(job, "\nDescription: ");
-        put_text(job, json_object_get(function, "description"));
+        chat_put_json(job, json_object_get(function, "description"));
         chat_own(job, "\n\nParameters: ");
         put_json(job, json_object_get(function, "parameters"));
         chat_own(job, "\n");

@@ -4,12 +4,6 @@
 #include "text/calls.h"
 #include "text/chat_priv.h"
 
-static void put_string(struct chat_job *job, const json_t *text) {
-    if (json_is_string(text)) {
-        chat_put(job, (struct chat_string){json_string_value(text), json_string_length(text)});
-    }
-}
-
 /* A message with calls: what it says, a line end, and the calls as the model writes them. */
 static void put_calls(struct chat_job *job, const struct chat_message *message, const json_t *calls) {
     struct chat_string content = {0};
@@ -19,9 +13,9 @@ static void put_calls(struct chat_job *job, const struct chat_message *message, 
         const json_t *function = json_object_get(json_array_get(calls, i), "function");
         if (i || content.size) chat_own(job, "\n");
         chat_own(job, PLAIN_BEGIN PLAIN_OPEN);
-        put_string(job, json_object_get(function, "name"));
+        chat_put_json(job, json_object_get(function, "name"));
         chat_own(job, PLAIN_BETWEEN);
-        put_string(job, json_object_get(function, "arguments"));
+        chat_put_json(job, json_object_get(function, "arguments"));
         chat_own(job, PLAIN_CLOSE PLAIN_END);
     }
 }

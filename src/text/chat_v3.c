@@ -50,7 +50,7 @@ static void put_member(struct chat_job *job, const struct chat_message *message,
         chat_refuse(job, message, otherwise);
         return;
     }
-    chat_put(job, (struct chat_string){json_string_value(value), json_string_length(value)});
+    chat_put_json(job, value);
 }
 
 static void put_name(struct chat_job *job, const struct chat_message *message, const json_t *call) {

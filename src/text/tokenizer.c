@@ -228,6 +228,12 @@ const char *tokenizer_token_bytes(const struct tokenizer *tokenizer, int32_t id,
     return known ? tokenizer->tokens[id].bytes : NULL;
 }
 
+const char *tokenizer_token_text(const struct tokenizer *tokenizer, int32_t id) {
+    size_t size;
+    const char *bytes = tokenizer_token_bytes(tokenizer, id, &size);
+    return bytes ? bytes : "";
+}
+
 bool tokenizer_is_special(const struct tokenizer *tokenizer, int32_t id) {
     return id >= 0 && id < tokenizer->n_tokens && tokenizer->tokens[id].special;
 }

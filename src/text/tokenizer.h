@@ -53,6 +53,8 @@ int tokenizer_decode(const struct tokenizer *tokenizer, const int32_t *ids, size
 
 /* Bytes of one token, owned by the tokenizer; NULL and *size 0 for an id without a token. */
 const char *tokenizer_token_bytes(const struct tokenizer *tokenizer, int32_t id, size_t *size);
+/* The same as a C string: "" where there are none. */
+const char *tokenizer_token_text(const struct tokenizer *tokenizer, int32_t id);
 bool tokenizer_is_special(const struct tokenizer *tokenizer, int32_t id);
 /* The id of an added token by its exact content, or -1. */
 int32_t tokenizer_added_id(const struct tokenizer *tokenizer, const char *content);

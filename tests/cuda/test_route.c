@@ -1,7 +1,6 @@
 /* Routing with as many experts as the published models have (the other tests' models have 16 at most): the choice beside the CPU's,
  * and the work lists beside plain sorting. A step's way, where the last block chooses and lists, and a prompt's. */
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 #include "backend/cpu/cpu.h"
 #include "bare_card.h"

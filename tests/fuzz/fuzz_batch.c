@@ -2,18 +2,14 @@
  * NUL the one, behind it the other. Whatever is in them, every line that is not blank is a request or has an error that can
  * be sent, both passes see the same, and what is kept are whole lines. */
 #include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 #include "base/utf8.h"
 #include "batch_output.h"
+#include "require.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void require(bool condition) {
-    if (!condition) abort();
-}
 
 static int file_of(const uint8_t *data, size_t size) {
     int fd = memfd_create("fuzz", MFD_CLOEXEC);

@@ -3,16 +3,13 @@
 #include <stdint.h>
 #include "byte_tokenizer.h"
 #include "grammar/grammar.h"
+#include "require.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 enum { VOCAB = 300, WALKS = 3, TOKENS_MAX = 80, N_KINDS = 6 };
 
 static const struct vocabulary *vocabulary;
-
-static void require(bool condition) {
-    if (!condition) abort();
-}
 
 static uint32_t draw(uint64_t *random) {
     *random = *random * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);

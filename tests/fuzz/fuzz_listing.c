@@ -4,12 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include "hub/select.h"
+#include "require.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void require(bool condition) {
-    if (!condition) abort();
-}
 
 /* Said once more, in another way than hub/list.c does. */
 static void check_name(const char *path) {

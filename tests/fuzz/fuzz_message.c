@@ -5,12 +5,9 @@
 #include <string.h>
 #include "server/message.h"
 #include "base/utf8.h"
+#include "require.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void require(bool condition) {
-    if (!condition) abort();
-}
 
 static const json_t *tools(void) {
     static json_t *list;

@@ -3,21 +3,17 @@
  * two, as Anthropic's messages and OpenAI's responses, and for /tokenize, /detokenize, /apply-template and count_tokens;
  * the tokenizer is a tiny one made here, the chat template one of ours by the body's length. */
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "base/log.h"
 #include "byte_tokenizer.h"
+#include "require.h"
 #include "server/api_fields.h"
 #include "server/text_api.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 enum { VOCAB = 300, CONTEXT = 2000 };
-
-static void require(bool condition) {
-    if (!condition) abort();
-}
 
 /* The text side of an engine: all that parsing looks at. */
 static const struct engine *make_engine(size_t size) {

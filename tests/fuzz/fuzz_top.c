@@ -5,14 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/utf8.h"
+#include "require.h"
 #include "top_json.h"
 #include "top_screen.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void require(bool condition) {
-    if (!condition) abort();
-}
 
 static void check_sample(const struct top_sample *sample) {
     require(sample->n_malformed >= 0 && strlen(sample->model) < sizeof sample->model);

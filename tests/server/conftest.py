@@ -1,8 +1,10 @@
 """Fixtures of the server's tests. See serving.py for what they hand out."""
 
+import os
 import sys
 from pathlib import Path
 
+import anthropic
 import pytest
 
 HERE = Path(__file__).resolve().parent
@@ -17,6 +19,18 @@ def model(tmp_path_factory):
     """A folder with v2lite-tiny and a tokenizer and a chat template."""
     folder = tmp_path_factory.mktemp("model") / "tiny"
     make_tiny_text_model.make(GOLDEN / "v2lite-tiny", folder)
+    return folder
+
+
+@pytest.fixture
+def slow_model(model, tmp_path):
+    """The same, but the tokenizer is a pipe: loading waits until somebody writes it."""
+    folder = tmp_path / "slow"
+    folder.mkdir()
+    for path in model.iterdir():
+        if path.name != "tokenizer.json":
+            (folder / path.name).symlink_to(path)
+    os.mkfifo(folder / "tokenizer.json")
     return folder
 
 
@@ -63,3 +77,17 @@ def server(shared_server):
 def client(server):
     with server.client() as client:
         yield client
+
+
+@pytest.fixture
+def claude(server):
+    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def cold(start, model):
+    """A server that computes every prompt."""
+    server = start(model, *FLAGS, "--no-enable-prefix-caching")
+    yield server
+    assert server.stop() == 0

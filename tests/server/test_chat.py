@@ -7,9 +7,8 @@ import time
 import pytest
 
 from serving import BOS, EOS, EOS_ID, FIM_TEXT, FLAGS
-from words import NO_END, letters, only
+from words import GREEDY, letters, only
 
-GREEDY = {"temperature": 0, "logit_bias": NO_END}
 TALK = [
     {"role": "system", "content": "be good"},
     {"role": "user", "content": "how much time?"},
@@ -104,7 +103,7 @@ def test_max_tokens(server, name):
     assert server.chat("hello", **{name: 3}, **GREEDY)["usage"]["completion_tokens"] == 3
 
 
-def test_default_is_the_rest_of_the_context(server, engine):
+def test_default_is_the_rest_of_the_context(server):
     """Without max_tokens an answer goes on until it ends, or the context does."""
     long = "a" * 1900
     reply = server.chat(long, temperature=0, ignore_eos=True)
@@ -154,7 +153,7 @@ def test_wrong_messages(server, messages):
     assert reply.error["param"].startswith("messages"), reply
 
 
-def test_answers_that_said_nothing(server, engine):
+def test_answers_that_said_nothing(server):
     """An assistant's message may have no content, null, or a refusal in its place."""
     def n_prompt(**answer):
         messages = [TALK[-1], {"role": "assistant", **answer}, TALK[-1]]

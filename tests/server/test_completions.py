@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 
 from serving import BOS, BOS_ID, EOS_ID, FIM_IDS, FIM_TEXT
-from words import NO_END, PROMPT, letters, only
-
-GREEDY = {"temperature": 0, "logit_bias": NO_END}
+from words import GREEDY, NO_END, PROMPT, letters, only
 
 
 def text(reply, index=0):

@@ -1,33 +1,17 @@
 """The prefix cache on disk: a server that starts again, whatever ended the last one, finds what that one computed, and answers
 as if it had computed it."""
 
-import os
-import random
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from pages import GREEDY, N, PAGE, answer, cached, prompt_of
 from serving import DEBUG_PROGRAM, FLAGS, PROGRAM, wait_until
-from words import NO_END
 
-PAGE, N = 64, 660
 LONG_S = 300  # for what a busy machine does when it has time
 CACHED = N // PAGE * PAGE
-GREEDY = {"temperature": 0, "logit_bias": NO_END, "max_tokens": 12, "logprobs": 3}
-
-
-def prompt_of(seed, n=N):
-    return random.Random(seed).choices(range(40, 190), k=n)
-
-
-def cached(reply):
-    return reply["usage"]["prompt_tokens_details"]["cached_tokens"]
-
-
-def answer(reply):
-    return reply["choices"][0]["text"], reply["choices"][0]["logprobs"]
 
 
 def files(server):
@@ -41,13 +25,6 @@ def pages_in(folder):
 @pytest.fixture
 def folder(tmp_path):
     return tmp_path / "made" / "by the server"
-
-
-@pytest.fixture(scope="module")
-def cold(start, model):
-    server = start(model, *FLAGS, "--no-enable-prefix-caching")
-    yield server
-    assert server.stop() == 0
 
 
 @pytest.mark.parametrize("kv", ["bf16", "fp8", "f32"])

@@ -149,7 +149,7 @@ def test_any_model_name(start, model, names, shown):
     assert server.stop() == 0
 
 
-def test_surrogates_in_pairs_are_fine(server, engine):
+def test_surrogates_in_pairs_are_fine(server):
     body = rb'{"prompt": "\ud83d\ude00", "echo": true, "max_tokens": 1}'
     reply = server.post("/v1/completions", body)
     assert reply.status == 200 and reply.json["choices"][0]["text"].startswith("\U0001f600")

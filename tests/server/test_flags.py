@@ -120,7 +120,13 @@ def test_model_is_not_there(tmp_path):
     assert done.returncode == 1 and "nothing" in done.stderr
 
 
-def test_port_in_use(start, model, server):
+@pytest.mark.parametrize("flag", ["--served-model-name", "--allowed-origins"])
+def test_long_lists_are_not_cut(model, flag):
+    done = subprocess.run([PROGRAM, "serve", str(model), "--port", "0", flag, "x" * 1024], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 2 and f"{flag}: expected at most 1023 bytes, found 1024" in done.stderr, done
+
+
+def test_port_in_use(model, server):
     done = subprocess.run([PROGRAM, "serve", str(model), "--host", HOST, "--port", str(server.port)], capture_output=True,
                           text=True, timeout=20)
     assert done.returncode == 1 and str(server.port) in done.stderr, done

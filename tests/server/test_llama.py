@@ -9,11 +9,10 @@ import pytest
 
 from serving import (BOS, BOS_ID, EOS, EOS_ID, FIM_IDS, FIM_TEXT, FLAGS, GOLDEN, MAX_MODEL_LEN, MAX_NUM_SEQS, post_bytes,
                      wait_until)
-from words import NO_END, PROMPT, letters, only
+from words import GREEDY, NO_END, PROMPT, letters, only
 
 import make_tiny_text_model
 
-GREEDY = {"temperature": 0, "logit_bias": NO_END}
 HOLE = {"input_prefix": "the good\n", "input_suffix": "\nof the world", "prompt": "    people "}
 PAGE = 64
 KEYS = {"index", "content", "tokens", "id_slot", "stop", "model", "tokens_predicted", "tokens_evaluated", "generation_settings",
@@ -594,7 +593,7 @@ def test_idle_connections_starve_nobody(start, model):
     assert server.stop() == 0
 
 
-def test_tokenizer_info(server, engine, model):
+def test_tokenizer_info(server, model):
     """vLLM's GET /tokenizer_info: with /tokenize it is all that a measuring program needs of a tokenizer."""
     info, config = server.get("/tokenizer_info").json, json.loads((model / "tokenizer_config.json").read_text())
     assert set(info) == {"bos_token", "eos_token", "add_bos_token", "chat_template", "model_max_length"}

@@ -68,7 +68,7 @@ def test_tokens_as_ids(server, engine):
     assert [(e["token"], e["bytes"]) for e in content] == [(f"token_id:{a}", [97])] * 3
 
 
-def test_echo(server, engine):
+def test_echo(server):
     reply = server.complete(PROMPT, max_tokens=5, temperature=0, logit_bias=NO_END, echo=True)
     plain = server.complete(PROMPT, max_tokens=5, temperature=0, logit_bias=NO_END)
     assert reply["choices"][0]["text"] == PROMPT + plain["choices"][0]["text"]
@@ -159,7 +159,7 @@ def test_stream_of_logprobs(server):
 # --- chat ------------------------------------------------------------------------------------------------------------
 
 
-def chat_rows(server, engine, reply, ids):
+def chat_rows(engine, reply, ids):
     """Log-probabilities of the rows that chose an answer's ids."""
     prompt = engine.ids(engine.command("render", engine.model, "--messages", "-", stdin=b'{"messages":'
                                        b'[{"role":"user","content":"hello"}]}').decode())
@@ -174,7 +174,7 @@ def test_chat(server, engine):
     entries = choice["logprobs"]["content"]
     assert [e["token"] for e in entries] == list(choice["message"]["content"]) and len(entries) == 5
     ids = [table[e["token"]] for e in entries]
-    for row, id, entry in zip(chat_rows(server, engine, reply, ids), ids, entries):
+    for row, id, entry in zip(chat_rows(engine, reply, ids), ids, entries):
         assert set(entry) == {"token", "logprob", "bytes", "top_logprobs"}
         assert bytes(entry["bytes"]).decode() == entry["token"]
         assert entry["logprob"] == pytest.approx(row[id], abs=CLOSE)

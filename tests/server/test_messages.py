@@ -6,27 +6,14 @@ import anthropic
 import pytest
 
 from serving import EOS_ID, MAX_MODEL_LEN, parse_named_events
-from words import NO_END, letters, only
+from words import CHAT_TALK, GREEDY, chat_text, letters, only
 
-GREEDY = {"temperature": 0, "logit_bias": NO_END}
 TALK = [
     {"role": "user", "content": "how much time?"},
     {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm", "signature": "x"}, {"type": "text", "text": "three"}]},
     {"role": "user", "content": [{"type": "text", "text": "years", "cache_control": {"type": "ephemeral"}},
                                  {"type": "text", "text": "or days?"}]},
 ]
-CHAT_TALK = [
-    {"role": "system", "content": "be good"},
-    {"role": "user", "content": "how much time?"},
-    {"role": "assistant", "content": "three"},
-    {"role": "user", "content": "years\nor days?"},
-]
-
-
-@pytest.fixture
-def claude(server):
-    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0, timeout=60) as client:
-        yield client
 
 
 def create(claude, server, messages="hello", max_tokens=8, fields=GREEDY, **options):
@@ -43,10 +30,6 @@ def text_of(message):
     (block,) = message.content
     assert block.type == "text"
     return block.text
-
-
-def chat_text(server, messages, **fields):
-    return server.chat(messages, **fields)["choices"][0]["message"]["content"]
 
 
 def test_message(claude, server):

@@ -1,7 +1,6 @@
 """What the server tells of itself: /metrics, /health, /version, /v1/models."""
 
 import json
-import os
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -185,20 +184,14 @@ def test_health(server, path):
     assert server.get(path).status == 200
 
 
-def test_health_while_loading(start, model, tmp_path):
+def test_health_while_loading(start, model, slow_model):
     """The tokenizer is a pipe, so loading waits until this test writes it: 503 before, 200 after."""
-    folder = tmp_path / "slow"
-    folder.mkdir()
-    for path in model.iterdir():
-        (folder / path.name).symlink_to(path)
-    (folder / "tokenizer.json").unlink()
-    os.mkfifo(folder / "tokenizer.json")
-    server = start(folder, "--max-model-len", 512, wait=False)
+    server = start(slow_model, "--max-model-len", 512, wait=False)
     reply = server.get("/health")
     assert reply.status == 503, reply
     reply = server.post("/v1/completions", {"prompt": "x"})
     assert reply.status == 503 and reply.error["type"] == "server_error", reply
-    (folder / "tokenizer.json").write_bytes((model / "tokenizer.json").read_bytes())
+    (slow_model / "tokenizer.json").write_bytes((model / "tokenizer.json").read_bytes())
     server.wait_ready()
     assert server.complete("x", max_tokens=1)["usage"]["completion_tokens"] == 1
     assert server.stop() == 0

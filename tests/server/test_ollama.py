@@ -288,7 +288,7 @@ def test_chat_streams(server):
     assert set(pieces[-1]) == CHATTED and len(pieces) > 5
 
 
-def test_an_answer_that_was_begun(server, engine):
+def test_an_answer_that_was_begun(server):
     """An assistant's message that is last is continued."""
     messages = [*TALK, {"role": "assistant", "content": "So"}]
     answer = chat(server, messages, {"num_predict": 6, **GREEDY})

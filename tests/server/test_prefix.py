@@ -1,36 +1,11 @@
 """Prompts that begin alike share the cache: nothing but the time and the count of cached tokens tells."""
 
-import random
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from serving import FLAGS
-from words import NO_END, letters, only
-
-PAGE = 64
-GREEDY = {"temperature": 0, "logit_bias": NO_END, "max_tokens": 12, "logprobs": 3}
-
-
-def prompt_of(seed, n):
-    """Token ids that no other test sends."""
-    return random.Random(seed).choices(range(40, 190), k=n)
-
-
-def cached(reply):
-    return reply["usage"]["prompt_tokens_details"]["cached_tokens"]
-
-
-def answer(reply):
-    return reply["choices"][0]["text"], reply["choices"][0]["logprobs"]
-
-
-@pytest.fixture(scope="module")
-def cold(start, model):
-    """The same server, which computes every prompt."""
-    server = start(model, *FLAGS, "--no-enable-prefix-caching")
-    yield server
-    assert server.stop() == 0
+from pages import GREEDY, PAGE, answer, cached, prompt_of
+from words import letters, only
 
 
 @pytest.mark.parametrize("n, expected", [(PAGE - 1, 0), (PAGE, 0), (PAGE + 1, PAGE), (3 * PAGE, 2 * PAGE),

@@ -8,20 +8,13 @@ import pytest
 from pydantic import BaseModel
 
 from serving import EOS_ID, MAX_MODEL_LEN, parse_named_events
-from words import NO_END, only
+from words import CHAT_TALK, GREEDY, chat_text, only
 
-GREEDY = {"temperature": 0, "logit_bias": NO_END}
 TALK = [
     {"role": "user", "content": "how much time?"},
     {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
     {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "three", "annotations": []}]},
     {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "years"}, {"type": "input_text", "text": "or days?"}]},
-]
-CHAT_TALK = [
-    {"role": "system", "content": "be good"},
-    {"role": "user", "content": "how much time?"},
-    {"role": "assistant", "content": "three"},
-    {"role": "user", "content": "years\nor days?"},
 ]
 
 
@@ -32,10 +25,6 @@ def create(client, server, input="hello", max_output_tokens=8, fields=GREEDY, **
 
 def post(server, body):
     return server.post("/v1/responses", {"model": server.model, **body})
-
-
-def chat_text(server, messages, **fields):
-    return server.chat(messages, **fields)["choices"][0]["message"]["content"]
 
 
 def test_response(client, server):

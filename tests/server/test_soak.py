@@ -3,7 +3,6 @@ is provoked here is also looked at from inside; its leak check runs when the ser
 
 import asyncio
 import json
-import os
 import random
 import re
 import signal
@@ -232,17 +231,11 @@ def test_sigterm_while_long_requests_come_in(start, model):
         assert {status for list_ in statuses for status in list_} <= {200, 503}
 
 
-def test_sigterm_while_loading(start, model, tmp_path):
+def test_sigterm_while_loading(start, model, slow_model):
     """Nothing is ready yet, and the server still ends when it is told to."""
-    folder = tmp_path / "slow"
-    folder.mkdir()
-    for path in model.iterdir():
-        (folder / path.name).symlink_to(path)
-    (folder / "tokenizer.json").unlink()
-    os.mkfifo(folder / "tokenizer.json")
-    server = start(folder, wait=False, program=PROGRAM)
+    server = start(slow_model, wait=False, program=PROGRAM)
     server.process.send_signal(signal.SIGTERM)
     time.sleep(0.2)
     if server.process.poll() is None:  # it may wait for the file it is reading, but not longer
-        (folder / "tokenizer.json").write_bytes((model / "tokenizer.json").read_bytes())
+        (slow_model / "tokenizer.json").write_bytes((model / "tokenizer.json").read_bytes())
     assert server.process.wait(10) in (0, -signal.SIGTERM)

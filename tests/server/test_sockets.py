@@ -9,9 +9,8 @@ import time
 import pytest
 
 from serving import parse_events, post_bytes, wait_until
-from words import NO_END, PROMPT
+from words import GREEDY, PROMPT
 
-GREEDY = {"temperature": 0, "logit_bias": NO_END}
 SHORT = {"prompt": PROMPT, "max_tokens": 3, **GREEDY}
 LONG = {"prompt": PROMPT, "max_tokens": 1900, "ignore_eos": True, "stream": True}
 PATH = "/v1/completions"

@@ -5,9 +5,8 @@ import json
 import pytest
 
 from serving import post_bytes, texts_of
-from words import NO_END, PROMPT, letters, only
+from words import GREEDY, PROMPT, letters, only
 
-GREEDY = {"temperature": 0, "logit_bias": NO_END}
 MESSAGES = [{"role": "user", "content": "hello"}]
 
 

@@ -231,7 +231,7 @@ def test_too_ambiguous_while_it_runs(server, engine):
 
 
 @pytest.fixture(scope="module")
-def reasoner(start, tmp_path_factory):
+def reasoner(tmp_path_factory):
     """The tiny model with the marks of R1's reasoning, in place of those of fill-in-the-middle."""
     folder = tmp_path_factory.mktemp("reasoner") / "tiny"
     make_tiny_text_model.make(GOLDEN / "v2lite-tiny", folder)

@@ -2,7 +2,6 @@
 
 import json
 
-import anthropic
 import pytest
 
 import tool_model
@@ -30,18 +29,6 @@ def server(request, start, tmp_path_factory):
     yield server
     assert server.becomes_idle()
     assert server.stop() == 0
-
-
-@pytest.fixture
-def claude(server):
-    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0, timeout=60) as client:
-        yield client
-
-
-@pytest.fixture
-def client(server):
-    with server.client() as client:
-        yield client
 
 
 def chat(server, messages=USER, **fields):

@@ -4,6 +4,14 @@ from serving import EOS_ID, FIM_IDS
 
 PROMPT = "the good people of the world"
 NO_END = {str(id): -100 for id in [EOS_ID, *FIM_IDS]}  # the answer runs to its full length
+GREEDY = {"temperature": 0, "logit_bias": NO_END}
+# What test_messages.py and test_responses.py say in other words.
+CHAT_TALK = [
+    {"role": "system", "content": "be good"},
+    {"role": "user", "content": "how much time?"},
+    {"role": "assistant", "content": "three"},
+    {"role": "user", "content": "years\nor days?"},
+]
 
 
 def only(ids, bias=100):
@@ -16,3 +24,7 @@ def letters(engine, text="abcdefgh"):
     table = {letter: engine.ids(letter) for letter in text}
     assert all(len(ids) == 1 for ids in table.values())
     return {letter: ids[0] for letter, ids in table.items()}
+
+
+def chat_text(server, messages, **fields):
+    return server.chat(messages, **fields)["choices"][0]["message"]["content"]

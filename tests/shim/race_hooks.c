@@ -3,7 +3,6 @@
 #include "race.h"
 #include "race_hooks.h"
 
-#include <stdint.h>
 #include <string.h>
 
 void __tsan_init(void) {

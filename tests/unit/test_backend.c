@@ -10,7 +10,7 @@
 #include <string.h>
 #include "forward.h"
 
-enum { MAX_ROWS = 256, PAGES = 40, TOKENS = 150, VOCAB_MAX = 512 };
+enum { MAX_ROWS = 256, PAGES = 40, TOKENS = 150 };
 
 /* A golden checkpoint, opened. */
 struct fixture {

@@ -8,13 +8,13 @@
 #include <errno.h>
 #include <math.h>
 #include <stdatomic.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 #include "base/file.h"
 #include "expert/store.h"
 #include "model/pack.h"
+#include "random_below.h"
 
 enum {
     LAYERS = 4,
@@ -43,13 +43,6 @@ struct world {
     struct tensor predicts; /* of a prediction layer */
     struct store *store;
 };
-
-static uint32_t g_random = 1;
-
-static int random_below(int n) {
-    g_random = g_random * 1664525u + 1013904223u;
-    return (int)((g_random >> 8) % (uint32_t)n);
-}
 
 static struct mat mat_at(const struct world *w, size_t offset, int rows) {
     return (struct mat){.format = MAT_BF16, .rows = rows, .cols = COLS, .data = w->shards[0].map.data + offset};

@@ -14,6 +14,7 @@
 #include <string.h>
 #include <unistd.h>
 #include "expert/stream.h"
+#include "random_below.h"
 
 enum { FILE_BYTES = (5 << 20) + 1234, MAX_READS = 16, MAX_PARTS = 9 };
 
@@ -128,13 +129,6 @@ static void test_sizes(void **state) {
 }
 
 /* ---- parts ---- */
-
-static uint32_t g_random = 1;
-
-static int random_below(int n) {
-    g_random = g_random * 1664525u + 1013904223u;
-    return (int)((g_random >> 8) % (uint32_t)n);
-}
 
 /* Anywhere in two files: within a block, at its border, over several pieces, up to the file's end. */
 static struct stream_part random_part(void) {

@@ -7,7 +7,6 @@
 #include <cmocka.h>
 #include <math.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include "server/metrics.h"
 #include "top_fetch.h"
@@ -146,6 +145,28 @@ static void test_sample_of_our_server(void **state) {
     assert_true(s.value[TOP_KV_USED] > 0.4199 && s.value[TOP_KV_USED] < 0.4201);
     assert_true(s.value[TOP_STOP] == 4 && s.value[TOP_LENGTH] == 2 && s.value[TOP_ABORT] == 0);
     assert_true(s.value[TOP_START_UNIX_S] == 1700000000);
+}
+
+/* Every line has the whole name, as long as the command line takes them. */
+static void test_a_long_name(void **state) {
+    (void)state;
+    enum { NAME = 1023 };
+    char name[NAME + 1] = "", label[2 * NAME + 3] = "";
+    for (int i = 0; i < NAME; i++) name[i] = '"', memcpy(label + 2 * i, "\\\"", 2);
+    memcpy(label + 2 * NAME, "\"", 2);
+    struct sched_stats s = {0};
+    struct buffer text = {0};
+    metrics_write(&text, &s, NULL, NULL, name);
+    buffer_add(&text, "", 1);
+    assert_false(text.failed);
+    int lines = 0;
+    for (char *line = strtok(text.data, "\n"); line; line = strtok(NULL, "\n")) {
+        if (*line == '#') continue;
+        assert_non_null(strstr(line, label));
+        lines++;
+    }
+    assert_true(lines > 100);
+    buffer_free(&text);
 }
 
 static struct top_sample sample_of(const char *text) {
@@ -531,6 +552,7 @@ int main(void) {
         cmocka_unit_test(test_text),
         cmocka_unit_test(test_malformed_lines),
         cmocka_unit_test(test_sample_of_our_server),
+        cmocka_unit_test(test_a_long_name),
         cmocka_unit_test(test_samples_of_others),
         cmocka_unit_test(test_too_many_buckets),
         cmocka_unit_test(test_rates),

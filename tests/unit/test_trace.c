@@ -8,15 +8,9 @@
 #include <math.h>
 #include <string.h>
 #include "expert/trace.h"
+#include "random_below.h"
 
 enum { EXPERTS = 6, TOKENS = 40 };
-
-static uint32_t g_random = 7;
-
-static int random_below(int n) {
-    g_random = g_random * 1664525u + 1013904223u;
-    return (int)((g_random >> 8) % (uint32_t)n);
-}
 
 static void assert_near(double a, double b) {
     if (fabs(a - b) > 1e-9) fail_msg("expected %.12g, found %.12g", b, a);

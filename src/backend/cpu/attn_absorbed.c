@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <string.h>
+#include "base/numbers.h"
 
 enum {
     CHUNK_TOKENS = 256, /* fixed, never from the number of threads or sequences */
@@ -97,10 +98,6 @@ static int block_head(const struct query_block *b, int i) {
 
 static size_t block_state(const struct cpu *cpu, const struct query_block *b, int i) {
     return (size_t)block_row(b, i) * (size_t)cpu->model->heads + (size_t)block_head(b, i);
-}
-
-static int smaller(int a, int b) {
-    return a < b ? a : b;
 }
 
 static int ceil_div(int a, int b) {

@@ -1,5 +1,7 @@
 #include "backend/cpu/cpu.h"
 
+#include "base/numbers.h"
+
 enum { TASKS_A_THREAD = 2 }; /* so that one that is late does not keep all others waiting for long */
 
 /* The kernels write y[t][r] for r in [r0, r1). Into a block that starts at r0 they are handed a pointer r0 floats
@@ -71,10 +73,6 @@ static void quantize_row(void *context, int index, int worker) {
     (void)worker;
     const struct quantize_task *task = context;
     task->kern->quantize(task->x[index], task->cols, task->group, &task->q[index]);
-}
-
-static size_t round_up(size_t n, size_t unit) {
-    return (n + unit - 1) / unit * unit;
 }
 
 /* Bytes of one row's values, and of its scales or sums, at the given group. */

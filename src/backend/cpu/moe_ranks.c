@@ -7,31 +7,27 @@
  * at once (MPI's eager limit, some tens of kilobytes) travels when rank 0 waits. */
 #include "backend/cpu/moe_ranks.h"
 
-#include <stdio.h>
 #include <string.h>
 #include "base/clock.h"
+#include "base/numbers.h"
 
-enum { ADD_COLUMNS = 512 };
-
-static size_t round_up(size_t n) {
-    return (n + 63) / 64 * 64;
-}
+enum { ADD_COLUMNS = 512, LINE = 64 };
 
 /* ---- memory ---- */
 
 static size_t request_area(int count, int pairs, int hidden) {
     size_t heads = (size_t)count * (sizeof(struct wire_request) + 2 * 64);
-    return round_up(heads + (size_t)pairs * (8 + 4 * (size_t)hidden));
+    return round_up(heads + (size_t)pairs * (8 + 4 * (size_t)hidden), LINE);
 }
 
 /* A place for any answer of a rank, also for what went wrong. */
 static size_t reply_room(int pairs, int hidden) {
     size_t bytes = reply_message_bytes(pairs, hidden), least = sizeof(struct wire_failed);
-    return round_up(bytes > least ? bytes : least);
+    return round_up(bytes > least ? bytes : least, LINE);
 }
 
 static size_t reply_area(int count, int pairs, int hidden) {
-    return round_up((size_t)count * (reply_room(0, hidden) + 128) + (size_t)pairs * 4 * (size_t)hidden);
+    return round_up((size_t)count * (reply_room(0, hidden) + 128) + (size_t)pairs * 4 * (size_t)hidden, LINE);
 }
 
 size_t exchange_bytes(const struct model *m, const struct backend_options *options) {
@@ -64,9 +60,9 @@ struct exchange exchange_of(const struct cpu *cpu) {
 struct request_parts request_parts_of(struct wire_request *request, int n_pairs, int n_rows, int hidden) {
     uint8_t *at = (uint8_t *)request + sizeof *request;
     struct request_parts parts = {.row = (int32_t *)at, .expert = (int32_t *)at + n_pairs};
-    at += round_up((size_t)n_pairs * 8);
+    at += round_up((size_t)n_pairs * 8, LINE);
     parts.x = (float *)at;
-    parts.bytes = sizeof *request + round_up((size_t)n_pairs * 8) + (size_t)n_rows * (size_t)hidden * 4;
+    parts.bytes = sizeof *request + round_up((size_t)n_pairs * 8, LINE) + (size_t)n_rows * (size_t)hidden * 4;
     return parts;
 }
 
@@ -88,14 +84,6 @@ struct piece {
     struct wire_reply *reply[RANKS_MAX];
     uint32_t serial;
 };
-
-static int smaller(int a, int b) {
-    return a < b ? a : b;
-}
-
-static int larger(int a, int b) {
-    return a > b ? a : b;
-}
 
 static int first_pair(const struct piece *piece, int expert) {
     return larger(piece->from, piece->moe->assignment.first[expert]);
@@ -217,7 +205,7 @@ static void ask_all(struct piece *piece) {
         size_t bytes = write_request(piece, r, at, index);
         if (ranks_begin_send(r, at, bytes, &error)) ranks_give_up(&error);
         ranks_stats_add(&(struct ranks_stats){.sent_bytes = bytes});
-        at += round_up(bytes);
+        at += round_up(bytes, LINE);
     }
     for (int r = 0; r < split->count; r++) {
         if (r != split->self && piece->n_pairs[r] && ranks_wait_sent(r, &error)) ranks_give_up(&error);

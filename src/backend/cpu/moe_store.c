@@ -5,6 +5,7 @@
  * wave is on its way meanwhile. Behind them stand those that the next layer will probably want. */
 #include <string.h>
 #include "backend/cpu/moe.h"
+#include "base/numbers.h"
 
 enum {
     PROMPT_SHARE_PERCENT = 75, /* a layer that wanted so many of its experts: the next one will want all of them */
@@ -69,10 +70,6 @@ static int compute_wave(struct moe *moe, const int *experts, int layer, int from
     }
     cpu->stage.used = mark;
     return code;
-}
-
-static int smaller(int a, int b) {
-    return a < b ? a : b;
 }
 
 static void ask(struct cpu *cpu, int layer, const int *experts, int from, int to) {
