@@ -202,6 +202,9 @@ static int gather_machine(struct plan_report *r, struct plan_host *host, struct 
     if (!code) code = gather_gpu(r, error);
     if (!code && machine->experts == PLAN_EXPERTS_GPU && !machine->gpu.count)
         code = mo_error_set(error, MO_E_INVALID, "--experts gpu: there is no card (%s)", r->gpu_from);
+    if (!code && machine->cpu_layers && (machine->gpu.count > 1 || machine->nodes > 1))
+        code = mo_error_set(error, MO_E_INVALID, "--n-cpu-moe %d: of some layers beside one card, in one machine",
+                            machine->cpu_layers);
     if (!code) code = gather_ram(r, host, error);
     if (!code) code = plan_network_parse(machine, a->network ? a->network : "1.25,50", error);
     if (!code) code = gather_ranks(r, error);

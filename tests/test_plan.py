@@ -176,6 +176,8 @@ def test_layers_beside_a_card():
     everything = [plan(*base, *flags) for flags in (["-ncmoe", 26], ["-ncmoe", 300], ["-cmoe"], ["--expert-device", "cpu"])]
     assert all(other["n_cpu_moe"] == 26 and other["decode"] == everything[0]["decode"] for other in everything)
     assert step(everything[0], 1, 0)["expected_tokens_per_s"] < step(report, 1, 0)["expected_tokens_per_s"]
+    for several in (["--nodes", 2], ["--gpu", "2xrtx-4090"]):
+        refused(moebius("plan", *base, "-ncmoe", 3, *several), "--n-cpu-moe 3", "one card")
     assert plan(LITE, *NO_CARD)["n_cpu_moe"] is None and plan(LITE, *CARD, "--quant", "int4")["n_cpu_moe"] == 0
 
 
