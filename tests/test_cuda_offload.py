@@ -161,6 +161,14 @@ def test_bench_like(tmp_path):
     assert report["decode"][0]["tokens_per_s"] > 0 and report["n_cpu_moe"] == 1
 
 
+@pytest.mark.parametrize("share, flags, steps", [(0.2, [], 2048), (0.025, [], 512), (0.025, ["--expert-device", "gpu"], 512)])
+def test_steps_are_as_long_as_the_card_allows(share, flags, steps):
+    """2048 tokens unless somebody says how many; where their scratch is what does not fit, fewer rather than an error."""
+    report = succeed("bench", V2, *GPU, "--prompt", 1, "--generate", 1, "--depth", 0, "--batch", 1, "--repeat", 1, "--json",
+                     "--max-model-len", 640, "--gpu-memory-utilization", share, *flags, env=fake(free_mib=400)).json
+    assert report["max_num_batched_tokens"] == steps and report["n_cpu_moe"] == 0
+
+
 @pytest.mark.parametrize("flags", [["-ncmoe", 1, "-cmoe"], ["-cmoe", "--expert-device", "gpu"], ["-ncmoe", 1, "--expert-device", "cpu"],
                                    ["-ncmoe", 0, "--expert-device", "gpu"]])
 def test_contradictions(flags):
