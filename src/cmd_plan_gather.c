@@ -248,13 +248,16 @@ static int measure_disk(struct plan_report *r, struct mo_error *error) {
 /* As the engine does. */
 static void lengthen_steps(struct plan_report *r, int threads) {
     struct plan_input longer = r->input;
+    struct plan_memory memory;
     bool reads = r->memory.place == PLAN_IN_RAM_SSD;
     if (r->arguments->batched_tokens || !reads || longer.wish.batched_tokens >= PLAN_LONG_STEP_TOKENS) return;
     longer.wish.batched_tokens = PLAN_LONG_STEP_TOKENS;
     longer.cpu_scratch_bytes = cpu_scratch(&longer, threads);
     if (longer.cpu_scratch_bytes > longer.machine.ram_bytes * PLAN_LONG_STEP_SHARE) return;
+    plan_memory(&longer, &memory);
+    if (!memory.fits && r->memory.fits) return;
     r->input = longer;
-    plan_memory(&r->input, &r->memory);
+    r->memory = memory;
 }
 
 /* ---- the figures ---- */
