@@ -91,6 +91,20 @@ def test_the_self_test_takes_a_layer_of_each_kind(tmp_path):
         assert opened and ("linear_int4_skinny" in said) == seen and "add_rows" in said
 
 
+def test_served(serve, tmp_path):  # noqa: F811
+    """Pages on disk are those of as many layers as they were computed with; Ollama's size is what the card has."""
+    request = {"prompt": [40 + i * 7 % 150 for i in range(80)], "temperature": 0, "max_tokens": 2}
+    cached, on_card = [], []
+    for n in (1, 0, 1, 2):
+        server = serve("--n-cpu-moe", n, "--prefix-cache-dir", tmp_path / "pages")
+        cached.append(server.complete(**request)["usage"]["prompt_tokens_details"]["cached_tokens"])
+        on_card.append(server.get("/api/ps").json["models"][0]["size_vram"])
+        assert server.stop() == 0
+    assert cached == [0, 0, 64, 0]
+    some, everything, again, rest = on_card
+    assert rest < some == again < everything and abs(some - (rest + everything) / 2) <= 1
+
+
 # --- auto ----------------------------------------------------------------------------------------------------------------
 
 
