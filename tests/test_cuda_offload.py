@@ -65,7 +65,11 @@ def test_chunks_and_looks_inside(tmp_path):
                 files[1], "--experts", files[2], "--chunk", chunk, *ONE, env=env)
         return [file.read_bytes() for file in files]
 
-    assert run(1) == run(6) == run(1, {"MOEBIUS_CUDA_GRAPHS": "0"})
+    seen = run(1)
+    assert seen == run(6) == run(1, {"MOEBIUS_CUDA_GRAPHS": "0"})
+    alone = tmp_path / "alone"  # nothing but the look at choices says then that a replayed step is not one
+    succeed("logits", case.folder, "--ids", ",".join(map(str, case.tokens[:6])), "--experts", alone, "--chunk", 1, *ONE)
+    assert alone.read_bytes() == seen[2]
 
 
 def test_recorded_behind_the_last_layer_of_the_cpu(tmp_path):
