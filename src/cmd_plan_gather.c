@@ -201,6 +201,9 @@ static int gather_machine(struct plan_report *r, struct plan_host *host, struct 
     if (!code) code = gather_gpu(r, error);
     if (!code && machine->experts == PLAN_EXPERTS_GPU && !machine->gpu.count)
         code = mo_error_set(error, MO_E_INVALID, "--experts gpu: there is no card (%s)", r->gpu_from);
+    if (!code && machine->cpu_layers && (machine->gpu.count > 1 || machine->nodes > 1))
+        code = mo_error_set(error, MO_E_INVALID, "--n-cpu-moe %d: of some layers beside one card, in one machine",
+                            machine->cpu_layers);
     if (!code) code = gather_ram(r, host, error);
     if (!code) code = plan_network_parse(machine, a->network ? a->network : "1.25,50", error);
     if (!code) code = gather_ranks(r, error);
@@ -244,13 +247,16 @@ static int measure_disk(struct plan_report *r, struct mo_error *error) {
 /* As the engine does. */
 static void lengthen_steps(struct plan_report *r, int threads) {
     struct plan_input longer = r->input;
+    struct plan_memory memory;
     bool reads = r->memory.place == PLAN_IN_RAM_SSD;
     if (r->arguments->batched_tokens || !reads || longer.wish.batched_tokens >= PLAN_LONG_STEP_TOKENS) return;
     longer.wish.batched_tokens = PLAN_LONG_STEP_TOKENS;
     longer.cpu_scratch_bytes = cpu_scratch(&longer, threads);
     if (longer.cpu_scratch_bytes > longer.machine.ram_bytes * PLAN_LONG_STEP_SHARE) return;
+    plan_memory(&longer, &memory);
+    if (!memory.fits && r->memory.fits) return;
     r->input = longer;
-    plan_memory(&r->input, &r->memory);
+    r->memory = memory;
 }
 
 /* ---- the figures ---- */

@@ -191,8 +191,8 @@ static int open_all(struct engine *engine, struct mo_error *error) {
     if (!code && !engine->options.like) code = open_weights(engine, error);
     engine_offload_begin(engine);
     if (!code) code = engine_device_choose(engine, error);
-    if (!code && engine->gpu >= 0) engine_plan_lengthen_steps(engine);
     if (!code) code = engine_settle_weights(engine, error);
+    if (!code && engine->gpu >= 0) engine_plan_lengthen_steps(engine);
     if (!code) code = engine_ranks_meet(engine, error);
     if (!code) code = engine_offload_choose(engine, error);
     if (!code) code = engine_experts_choose(engine, error);

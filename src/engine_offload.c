@@ -32,6 +32,14 @@ void engine_offload_begin(struct engine *engine) {
     engine->cpu_layers = o->expert_device == ON_CPU || asked > layers ? layers : asked;
 }
 
+static bool is_free(const struct engine *engine) {
+    return engine->gpu >= 0 && !engine->options.expert_device && engine->options.n_cpu_moe < 0;
+}
+
+int engine_offload_most(const struct engine *engine) {
+    return is_free(engine) ? model_moe_layers(&engine->model) : engine->cpu_layers;
+}
+
 double engine_offload_bytes(const struct engine *engine) {
     const struct model *m = &engine->model;
     int first = m->dense_layers, n = engine->gpu < 0 ? model_moe_layers(m) : engine->cpu_layers;
@@ -83,7 +91,7 @@ static int missing(struct engine *engine, int layers, int context, double *bytes
 static int choose(struct engine *engine, struct mo_error *error) {
     int asked = engine->options.max_model_len, most = engine->model.context;
     int context = asked ? asked : most < CONTEXT_TOKENS ? most : CONTEXT_TOKENS;
-    int low = 0, high = model_moe_layers(&engine->model); /* too few, enough */
+    int low = 0, high = engine_offload_most(engine); /* too few, enough */
     double short_bytes, bytes;
     if (asked > most) return 0; /* too long for the model: engine_plan refuses it */
     int code = missing(engine, 0, context, &short_bytes, error);
@@ -103,9 +111,7 @@ static int choose(struct engine *engine, struct mo_error *error) {
 }
 
 int engine_offload_choose(struct engine *engine, struct mo_error *error) {
-    const struct engine_options *o = &engine->options;
-    bool is_free = !o->expert_device && o->n_cpu_moe < 0;
     if (engine->gpu < 0) engine->cpu_layers = 0;
-    int code = engine->gpu >= 0 && is_free ? choose(engine, error) : 0;
+    int code = is_free(engine) ? choose(engine, error) : 0;
     return code ? code : engine_keep_weights(engine, error);
 }

@@ -4,6 +4,7 @@
 #include "cache/disk.h"
 #include "engine_device.h"
 #include "engine_experts.h"
+#include "engine_offload.h"
 #include "engine_selftest.h"
 #include "plan/memory.h"
 
@@ -101,16 +102,26 @@ void engine_plan_options(const struct engine *engine, struct backend_options *ba
     };
 }
 
+/* Whether steps of this length leave what was asked for: a context, an expert cache, experts on the card. */
+static bool steps_fit(const struct engine *engine) {
+    struct engine most = *engine;
+    struct backend_options backend;
+    const int asked = engine->options.max_model_len;
+    double left;
+    most.cpu_layers = engine_offload_most(engine);
+    engine_plan_options(&most, &backend);
+    if (cache_bytes_left(&most, &backend, &left, NULL)) return false;
+    if (left < (double)kv_pool_bytes(&engine->model, backend.kv, (asked + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS))
+        return false;
+    return engine->gpu >= 0 || engine_plan_scratch(engine, &backend) <= memory_available_bytes() * PLAN_LONG_STEP_SHARE;
+}
+
 void engine_plan_lengthen_steps(struct engine *engine) {
     struct engine_options *o = &engine->options;
-    struct backend_options backend;
     const int before = o->max_num_batched_tokens;
     if (!o->may_lengthen_steps || before >= PLAN_LONG_STEP_TOKENS) return;
     o->max_num_batched_tokens = PLAN_LONG_STEP_TOKENS;
-    if (engine->gpu >= 0) return;
-    engine_plan_options(engine, &backend);
-    if (engine_plan_scratch(engine, &backend) > memory_available_bytes() * PLAN_LONG_STEP_SHARE)
-        o->max_num_batched_tokens = before;
+    if (!steps_fit(engine)) o->max_num_batched_tokens = before;
 }
 
 int engine_plan(struct engine *engine, struct backend_options *backend, struct mo_error *error) {

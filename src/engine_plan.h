@@ -6,7 +6,8 @@
 
 /* What a backend is opened with, as far as it is known before that: n_pages is more than there will be. */
 void engine_plan_options(const struct engine *engine, struct backend_options *backend);
-/* More tokens a step, unless somebody has said how many: for a card, or experts that are read from a disk. */
+/* More tokens a step, unless somebody has said how many or their scratch leaves too little of what was asked for: for a card, or
+ * experts that are read from a disk. */
 void engine_plan_lengthen_steps(struct engine *engine);
 /* Needs model, checkpoint and settled options; sets options.max_model_len and n_pages, and fills `backend`. What does not fit
  * is an error with the numbers and the flag that would help. */

@@ -65,7 +65,11 @@ def test_chunks_and_looks_inside(tmp_path):
                 files[1], "--experts", files[2], "--chunk", chunk, *ONE, env=env)
         return [file.read_bytes() for file in files]
 
-    assert run(1) == run(6) == run(1, {"MOEBIUS_CUDA_GRAPHS": "0"})
+    seen = run(1)
+    assert seen == run(6) == run(1, {"MOEBIUS_CUDA_GRAPHS": "0"})
+    alone = tmp_path / "alone"  # nothing but the look at choices says then that a replayed step is not one
+    succeed("logits", case.folder, "--ids", ",".join(map(str, case.tokens[:6])), "--experts", alone, "--chunk", 1, *ONE)
+    assert alone.read_bytes() == seen[2]
 
 
 def test_recorded_behind_the_last_layer_of_the_cpu(tmp_path):
@@ -89,6 +93,20 @@ def test_the_self_test_takes_a_layer_of_each_kind(tmp_path):
     for flags, seen in ((["--n-cpu-moe", "1"], True), (["--cpu-moe"], False)):
         opened, said = on_card(*flags, path=file, **fake(log=1))
         assert opened and ("linear_int4_skinny" in said) == seen and "add_rows" in said
+
+
+def test_served(serve, tmp_path):  # noqa: F811
+    """Pages on disk are those of as many layers as they were computed with; Ollama's size is what the card has."""
+    request = {"prompt": [40 + i * 7 % 150 for i in range(80)], "temperature": 0, "max_tokens": 2}
+    cached, on_card = [], []
+    for n in (1, 0, 1, 2):
+        server = serve("--n-cpu-moe", n, "--prefix-cache-dir", tmp_path / "pages")
+        cached.append(server.complete(**request)["usage"]["prompt_tokens_details"]["cached_tokens"])
+        on_card.append(server.get("/api/ps").json["models"][0]["size_vram"])
+        assert server.stop() == 0
+    assert cached == [0, 0, 64, 0]
+    some, everything, again, rest = on_card
+    assert rest < some == again < everything and abs(some - (rest + everything) / 2) <= 1
 
 
 # --- auto ----------------------------------------------------------------------------------------------------------------
@@ -159,6 +177,14 @@ def test_bench_like(tmp_path):
                      "--prompt", 8, "--generate", 2, "--depth", 0, "--batch", 1, "--json")
     report = json.loads(result.out)
     assert report["decode"][0]["tokens_per_s"] > 0 and report["n_cpu_moe"] == 1
+
+
+@pytest.mark.parametrize("share, flags, steps", [(0.2, [], 2048), (0.025, [], 512), (0.025, ["--expert-device", "gpu"], 512)])
+def test_steps_are_as_long_as_the_card_allows(share, flags, steps):
+    """2048 tokens unless somebody says how many; where their scratch is what does not fit, fewer rather than an error."""
+    report = succeed("bench", V2, *GPU, "--prompt", 1, "--generate", 1, "--depth", 0, "--batch", 1, "--repeat", 1, "--json",
+                     "--max-model-len", 640, "--gpu-memory-utilization", share, *flags, env=fake(free_mib=400)).json
+    assert report["max_num_batched_tokens"] == steps and report["n_cpu_moe"] == 0
 
 
 @pytest.mark.parametrize("flags", [["-ncmoe", 1, "-cmoe"], ["-cmoe", "--expert-device", "gpu"], ["-ncmoe", 1, "--expert-device", "cpu"],

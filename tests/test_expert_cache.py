@@ -133,6 +133,7 @@ def test_steps_are_longer(packed):
     step = lambda *flags, gib="1": succeed(*bench, *flags, env={"MOEBIUS_MEMORY": gib}).json["max_num_batched_tokens"]
     assert step() == 512 and step(*cache) == 2048 and step(*cache, "--max-num-batched-tokens", 512) == 512
     assert step(*cache, gib="0.2") == 512
+    assert step("--expert-cache", 0.25, gib="0.3") == 512  # what was asked for comes first
 
 
 # --- what is chosen, and what is refused -----------------------------------------------------------------------------

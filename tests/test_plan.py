@@ -162,6 +162,15 @@ def test_ranks():
     assert plan(*base[:6], "100@200", "--context", "8192", "--ranks", "2", code=3)["fits"] is False
 
 
+def test_steps_are_longer_with_a_disk():
+    """As the engine's are: where their scratch takes less than an eighth of the RAM, and leaves room for the rest."""
+    base = [V3, "--quant", "int4", *NO_CARD[:2], "--nvme", 2, "--context"]
+    scratch = lambda ram, context, *flags: plan(*base, context, "--ram", ram, *flags)["scratch_bytes"]
+    short, long = (scratch("30@50", 8192, "--max-num-batched-tokens", n) for n in (512, 2048))
+    assert scratch("30@50", 8192) == scratch("26@50", 131072) == long > short
+    assert scratch("17@50", 8192) == scratch("25@50", 131072) == short
+
+
 def test_layers_beside_a_card():
     """Which N, what it takes on each side, and the flags to have it; the arithmetic is tests/unit/test_plan.c's."""
     base = [LITE, "--quant", "int4", "--gpu", "small=8,448,40", "--ram", "32@50", "--context", "8192"]
@@ -176,6 +185,8 @@ def test_layers_beside_a_card():
     everything = [plan(*base, *flags) for flags in (["-ncmoe", 26], ["-ncmoe", 300], ["-cmoe"], ["--expert-device", "cpu"])]
     assert all(other["n_cpu_moe"] == 26 and other["decode"] == everything[0]["decode"] for other in everything)
     assert step(everything[0], 1, 0)["expected_tokens_per_s"] < step(report, 1, 0)["expected_tokens_per_s"]
+    for several in (["--nodes", 2], ["--gpu", "2xrtx-4090"]):
+        refused(moebius("plan", *base, "-ncmoe", 3, *several), "--n-cpu-moe 3", "one card")
     assert plan(LITE, *NO_CARD)["n_cpu_moe"] is None and plan(LITE, *CARD, "--quant", "int4")["n_cpu_moe"] == 0
 
 

@@ -118,6 +118,7 @@ def test_blocks_of_gguf(tmp_path):
     case = Case(path, tmp_path, "--no-repack")
     case.flags.remove("--no-repack")
     assert "stay as they lie" not in str(case.same(2))
+    assert "stay as they lie" in case.same(2, "--max-model-len", 64, env={"MOEBIUS_MEMORY": "0.016"}).err  # half for each
     bench = ["--prompt", 3, "--generate", 2, "--batch", 1, "--depth", 0, "--repeat", 1, "--json"]
     assert 0 < on_ranks(2, "bench", path, *bench, *ALONE).json["repacked_bytes"] < 1.2e6  # alone it is 1.3
 

@@ -20,7 +20,7 @@
 #include <stdint.h>
 #include "ranks/transport.h"
 
-enum { WIRE_VERSION = 1, WIRE_HOST = 64, WIRE_MAX_EXPERTS = 4096 /* as config.c allows */ };
+enum { WIRE_VERSION = 2, WIRE_HOST = 64, WIRE_MAX_EXPERTS = 4096 /* as config.c allows */ };
 static const uint32_t WIRE_MAGIC = 0x4e524f4d; /* "MORN" */
 
 enum wire_kind {
