@@ -24,7 +24,7 @@ static const struct plan_efficiency table[PLAN_CONSTANTS] = {
     [PLAN_RAM_EXPERTS] = {"ram_experts", 0.80, false,
                           "a prediction, not measured by us; published engines reach 9 to 40 % of the rated speed"},
     [PLAN_SSD] = {"ssd", 0.90, true,
-                  "bench --expert-cache: 84 to 194 % of what the disk gave just before, virtual disks"},
+                  "moebius bench --expert-cache, two machines with virtual disks, 2026-11-22 and -23: 0.84 to 1.9"},
     [PLAN_SYSTEM_RAM] = {"system_ram_bytes", 8e9, false, "assumed"},
     [PLAN_GPU_MEMORY] = {"gpu_memory", 0.92, false,
                          "calm's README, 923 of 1008 GB/s on an RTX 4090: not measured by us"},
