@@ -36,7 +36,7 @@ enum {
     RECORDING_BROKEN = 901,
     WRONG_THREAD = 908
 };
-enum { KERNELS_MAX = 128, BLOCKS_MAX = 1024, PAGE = 4096, ALIGN = 16 };
+enum { KERNELS_MAX = 128, BLOCKS_MAX = 1024, NAN_BYTES = 24 << 20, PAGE = 4096, ALIGN = 16 };
 
 /* --- what to do ----------------------------------------------------------------------------------------------------- */
 
@@ -100,7 +100,7 @@ static int take(void **at, size_t bytes, bool pinned, bool cards_alone) {
     blocks[i].pinned = pinned;
     *at = blocks[i].at = map + map_bytes - PAGE - rounded;
     madvise(map, map_bytes, MADV_NOHUGEPAGE);
-    if (bytes <= 8 << 20) memset(*at, 0xff, bytes); /* what is larger is staging and cache: it would take too long */
+    if (bytes <= NAN_BYTES) memset(*at, 0xff, bytes); /* what is larger is staging and cache: it would take too long */
     blocks[i].cards_alone = cards_alone;
     if (cards_alone) mprotect(map, map_bytes - PAGE, PROT_NONE);
     return OK;
@@ -127,11 +127,19 @@ static bool is_inside(const void *at, size_t bytes, bool pinned) {
 }
 
 #ifdef SHIM_RACES
+static bool holds(int block, const uint8_t *at) {
+    const uint8_t *first = blocks[block].at;
+    return first && at >= first && at < first + blocks[block].bytes;
+}
+
 bool shim_is_cards(const void *at) {
-    static int last; /* the next access is near, most of the time */
-    for (int i = 0; i < BLOCKS_MAX; i++, last = (last + 1) % BLOCKS_MAX) {
-        const uint8_t *first = blocks[last].at;
-        if (first && (const uint8_t *)at >= first && (const uint8_t *)at < first + blocks[last].bytes) return true;
+    static int found[256]; /* in which block pages lay lately, by their numbers' last bits */
+    int *last = &found[(uintptr_t)at / PAGE % 256];
+    for (int i = -1; i < BLOCKS_MAX; i++) {
+        const int block = i < 0 ? *last : i;
+        if (!holds(block, at)) continue;
+        *last = block;
+        return true;
     }
     return false;
 }
