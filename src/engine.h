@@ -11,12 +11,15 @@
 #include "sched/sched.h"
 #include "text/chat.h"
 
+/* Where routed experts are computed, as --expert-device has it. */
+enum expert_device { EXPERTS_AUTO, EXPERTS_ON_GPU, EXPERTS_ON_CPU };
+
 /* From the command line; 0 or NULL means "choose". */
 struct engine_options {
     const char *model, *revision, *chat_template;
-    int expert_device;         /* of routed experts, beside a card: 0 auto, 1 gpu, 2 cpu (engine_offload.h) */
+    int expert_device;         /* enum expert_device, beside a card (engine_offload.h) */
     int n_cpu_moe;             /* below 0: not said; else the CPU computes them in so many layers */
-    bool cpu_moe;              /* the same as expert_device 2 */
+    bool cpu_moe;              /* the same as EXPERTS_ON_CPU */
     const char *device;        /* NULL or "auto", "cpu", "cuda", "cuda:N" */
     const char *expert_shares; /* of each process; NULL: what they have room for (engine_ranks.h) */
     const char *expert_cache;  /* NULL or "auto", or GiB that routed experts may take; "0": as they lie in the files */

@@ -6,7 +6,6 @@
 #include "engine_weights.h"
 #include "plan/predict.h"
 
-enum { ON_GPU = 1, ON_CPU = 2 };
 /* What a context takes that nobody asked for: a longer one is what is left. */
 enum { CONTEXT_TOKENS = 8192 };
 
@@ -15,12 +14,13 @@ static const double GIB = 1 << 30, RAM_GB_S = 50; /* of the machine that the lin
 int engine_offload_settle(struct engine_options *o, struct mo_error *error) {
     if (o->cpu_moe && o->n_cpu_moe >= 0)
         return mo_error_set(error, MO_E_INVALID, "--cpu-moe and --n-cpu-moe %d: one of them", o->n_cpu_moe);
-    if ((o->cpu_moe && o->expert_device == ON_GPU) || (o->n_cpu_moe >= 0 && o->expert_device)) {
+    if ((o->cpu_moe && o->expert_device == EXPERTS_ON_GPU) || (o->n_cpu_moe >= 0 && o->expert_device)) {
         return mo_error_set(error, MO_E_INVALID, "%s and --expert-device %s both say who computes experts: one of them",
-                            o->cpu_moe ? "--cpu-moe" : "--n-cpu-moe", o->expert_device == ON_GPU ? "gpu" : "cpu");
+                            o->cpu_moe ? "--cpu-moe" : "--n-cpu-moe",
+                            o->expert_device == EXPERTS_ON_GPU ? "gpu" : "cpu");
     }
-    if (o->cpu_moe) o->expert_device = ON_CPU;
-    if (o->n_cpu_moe == 0) o->expert_device = ON_GPU;
+    if (o->cpu_moe) o->expert_device = EXPERTS_ON_CPU;
+    if (o->n_cpu_moe == 0) o->expert_device = EXPERTS_ON_GPU;
     o->cpu_moe = false;
     if (o->n_cpu_moe == 0) o->n_cpu_moe = -1;
     return 0;
@@ -29,7 +29,7 @@ int engine_offload_settle(struct engine_options *o, struct mo_error *error) {
 void engine_offload_begin(struct engine *engine) {
     const struct engine_options *o = &engine->options;
     int layers = model_moe_layers(&engine->model), asked = o->n_cpu_moe > 0 ? o->n_cpu_moe : 0;
-    engine->cpu_layers = o->expert_device == ON_CPU || asked > layers ? layers : asked;
+    engine->cpu_layers = o->expert_device == EXPERTS_ON_CPU || asked > layers ? layers : asked;
 }
 
 static bool is_free(const struct engine *engine) {

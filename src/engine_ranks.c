@@ -78,7 +78,7 @@ int engine_ranks_check(const struct engine_options *o, struct mo_error *error) {
     double shares[RANKS_MAX];
     char *end = NULL;
     bool has_cache = o->expert_cache && strcmp(o->expert_cache, "auto") && strtod(o->expert_cache, &end) != 0;
-    bool is_on_gpu = o->device && !strncmp(o->device, "cuda", 4) && o->expert_device != 2;
+    bool is_on_gpu = o->device && !strncmp(o->device, "cuda", 4) && o->expert_device != EXPERTS_ON_CPU;
     if (ranks_count() == 1 && !o->expert_shares) return 0;
     if (ranks_count() == 1) {
         return mo_error_set(error, MO_E_INVALID, "--expert-shares is for several processes: mpirun -n 2 moebius ...");
@@ -259,7 +259,7 @@ int engine_ranks_meet(struct engine *engine, struct mo_error *error) {
         return mo_error_set(error, MO_E_UNSUPPORTED,
                             "%s: the model has no routed experts that several processes could share", engine->path);
     }
-    if (engine->gpu >= 0 && engine->options.expert_device != 2) return experts_on_gpu("auto", error);
+    if (engine->gpu >= 0 && engine->options.expert_device != EXPERTS_ON_CPU) return experts_on_gpu("auto", error);
     int code = engine_ranks_hello(engine, &hellos[0], error);
     if (!code) ranks_set_host(0, hellos[0].host);
     if (!code) code = hear_hellos(hellos, error);
