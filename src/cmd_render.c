@@ -82,7 +82,7 @@ int cmd_render(int argc, char **argv) {
          .target = &options.chat_template,
          .value = "NAME",
          .help = "instead of the model's own: deepseek-coder-v2, deepseek-v3,\ndeepseek-v3-0324, "
-                 "deepseek-r1, deepseek-r1-0528, deepseek-v3.1"},
+                 "deepseek-r1, deepseek-r1-0528, deepseek-v3.1,\ndeepseek-v3.1-terminus, deepseek-v3.2"},
         {.names = "--json",
          .type = CLI_FLAG,
          .target = &options.json,
@@ -104,7 +104,7 @@ int cmd_render(int argc, char **argv) {
         .name = "render",
         .arguments = "MODEL --messages FILE [flags]",
         .about = "Prints the prompt that a chat request becomes: the exact bytes of the model's chat template.\n"
-                 "Only the tokenizer files of MODEL are needed. No released template prints \"tools\".",
+                 "Only the tokenizer files of MODEL are needed. \"tools\" is one of the chat_template_kwargs.",
         .examples = "  echo '{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}' | moebius render "
                     "./model --messages -",
         .flags = flags,

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from conftest import PROGRAM, SHARED, moebius, refused, succeed
 TOKENIZERS = ["deepseek-v2", "deepseek-v3"]
 VARIANTS = {"deepseek-v2-lite": "deepseek-v2", "deepseek-r1": "deepseek-v3", "deepseek-v3.1": "deepseek-v3"}
 TEMPLATES = ["deepseek-coder-v2", "deepseek-v3", "deepseek-v3-0324", "deepseek-r1", "deepseek-r1-0528", "deepseek-v3.1"]
+OWN_VECTORS = Path(__file__).resolve().parent / "data" / "chat" / "vectors.jsonl"
 
 
 def shared(*names):
@@ -120,6 +122,35 @@ def test_chat_vectors(name, tmp_path):
         result = render(models[i % 3], request_of(vector))
         assert result.code == 0, f"{vector['id']}: {result}"
         assert result.out == vector["expected"].encode(), vector["id"]
+
+
+@pytest.mark.parametrize("name, least", [("deepseek-v3.2", 80), ("deepseek-v3.1-terminus", 50)])
+def test_own_chat_vectors(tiny, name, least):
+    """What DeepSeek's module for V3.2, and Jinja with the template of V3.1-Terminus, make of conversations of ours."""
+    given, *vectors = read_lines(OWN_VECTORS)
+    vectors = [v for v in vectors if v["template"] == name]
+    assert len(vectors) > least
+    for vector in vectors:
+        kwargs = {**vector["kwargs"], "tools": given["tools"][:vector["tools"]]}
+        result = render(tiny, {**request_of(vector), "chat_template_kwargs": kwargs}, "--chat-template", name)
+        assert result.code == 0, f"{vector['id']}: {result}"
+        assert result.out.decode() == vector["expected"].replace("[[TOOLS]]", given["preamble"]), vector["id"]
+
+
+def test_architecture_without_template(tmp_path):
+    """V3.2's release has no template: config.json says which it is. One that is there counts more (V3.2-Exp has V3.1-Terminus')."""
+    model = template_folder(tmp_path / "model", None)
+    request = {"messages": [{"role": "user", "content": "x"}], "chat_template_kwargs": {"thinking": True}}
+    (model / "config.json").write_text(json.dumps({"architectures": ["DeepseekV32ForCausalLM"], "model_type": "deepseek_v32"}))
+    assert succeed("render", model, "--messages", "-", stdin=json.dumps(request).encode()).out.decode() == (
+        f"{tiny_tokenizer.BOS}<｜User｜>x<｜Assistant｜><think>")
+    for config in ({"architectures": ["DeepseekV3ForCausalLM"]}, {"architectures": []}, {"architectures": 3}, {}):
+        (model / "config.json").write_text(json.dumps(config))
+        refused(render(model, request), "no chat template", "--chat-template")
+    (model / "config.json").write_text("{")
+    refused(render(model, request), "config.json")
+    template_folder(model, "{{ unknown }}")
+    refused(render(model, request), "not known")
 
 
 def test_chat_vectors_by_name(tmp_path):

@@ -25,6 +25,15 @@
 #define PLAIN_CLOSE "}\n"
 #define PLAIN_END "</tool_call>"
 
+/* CHAT_CALLS_DSML: a block of calls; a call, its parameters, and where these end. DSML is a token where the tokenizer has it. */
+#define DSML "｜DSML｜"
+#define DSML_BLOCK "function_calls>"
+#define DSML_CALL "invoke"
+#define DSML_CALL_NAME " name=\""
+#define DSML_PARAMETER "parameter"
+#define DSML_PARAMETER_NAME " name=\""
+#define DSML_PARAMETER_KIND "\" string=\"" /* then true: the value is the text itself; or false: it is JSON */
+
 enum { CALL_NAME_MAX = 128 }; /* bytes of a function's name, of letters, digits, _ - . : / */
 
 #endif

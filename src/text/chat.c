@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include "base/json_spell.h"
 #include "text/chat_priv.h"
 
 enum { MARKERS_MAX = 4 };
@@ -18,15 +19,22 @@ static const struct chat_template TEMPLATES[] = {
      chat_render_coder_v2,
      {"'User: ' + message['content']", "'Assistant: ' + message['content'] + eos_token"}},
     {"deepseek-v3.1", chat_render_v3_1, {"is_first_sp", "'<｜Assistant｜></think>'", "not thinking"}},
+    {"deepseek-v3.1-terminus",
+     chat_render_v3_1_terminus,
+     {"'<｜Assistant｜></think>'", "is_last_user or ns.is_only_sys", "not ns.is_prefix", "not thinking"}},
+    {"deepseek-v3.2", chat_render_v3_2, {"｜DSML｜", "function_calls>", "invoke name=", "function_results"}},
     {"deepseek-r1", chat_render_r1, {"is_first_sp", "'<｜Assistant｜><think>"}},
     {"deepseek-r1-0528", chat_render_r1_0528, {"is_first_sp", "is_last_user", "content.split('</think>')[-1]"}},
     {"deepseek-v3-0324", chat_render_v3_0324, {"is_first_sp", "is_last_user"}},
     {"deepseek-v3", chat_render_v3, {"is_first_sp", "message['content'] is none", "is_output_first"}},
 };
 
-/* No template of ours has these; later or rewritten ones (V3.1-Terminus, copies that print the tools) do, and
- * must not be taken for the one that they grew from. */
+/* A template that has one of these, which the row's own markers do not ask for, is a later or rewritten one (copies that print the
+ * tools) and must not be taken for the one that it grew from. */
 static const char *const FOREIGN_MARKERS[] = {"tools", "is_only_sys", "is_prefix", "enable_thinking"};
+
+/* What config.json calls models whose release has no template. (V3.2-Exp is called so too, and has one.) */
+static const char V3_2_ARCHITECTURE[] = "DeepseekV32ForCausalLM";
 
 #define N_TEMPLATES (sizeof TEMPLATES / sizeof *TEMPLATES)
 #define N_FOREIGN (sizeof FOREIGN_MARKERS / sizeof *FOREIGN_MARKERS)
@@ -45,12 +53,24 @@ static bool has_markers(const struct chat_template *chat, const char *jinja) {
     return true;
 }
 
-const struct chat_template *chat_template_detect(const char *jinja) {
-    for (size_t i = 0; i < N_FOREIGN; i++) {
-        if (strstr(jinja, FOREIGN_MARKERS[i])) return NULL;
+static bool asks_for(const struct chat_template *chat, const char *word) {
+    for (int i = 0; i < MARKERS_MAX && chat->markers[i]; i++) {
+        if (strstr(chat->markers[i], word)) return true;
     }
+    return false;
+}
+
+/* V3.2's release has no Jinja template: every copy is somebody's, and means the same. */
+static bool is_foreign(const struct chat_template *chat, const char *jinja) {
+    for (size_t i = 0; i < N_FOREIGN && chat->render != chat_render_v3_2; i++) {
+        if (strstr(jinja, FOREIGN_MARKERS[i]) && !asks_for(chat, FOREIGN_MARKERS[i])) return true;
+    }
+    return false;
+}
+
+const struct chat_template *chat_template_detect(const char *jinja) {
     for (size_t i = 0; i < N_TEMPLATES; i++) {
-        if (has_markers(&TEMPLATES[i], jinja)) return &TEMPLATES[i];
+        if (has_markers(&TEMPLATES[i], jinja) && !is_foreign(&TEMPLATES[i], jinja)) return &TEMPLATES[i];
     }
     return NULL;
 }
@@ -69,11 +89,14 @@ bool chat_template_may_reason(const struct chat_template *chat) {
 
 enum chat_calls chat_template_calls(const struct chat_template *chat) {
     if (chat->render == chat_render_coder_v2) return CHAT_CALLS_PLAIN;
-    return chat->render == chat_render_v3_1 ? CHAT_CALLS_BARE : CHAT_CALLS_FENCED;
+    if (chat->render == chat_render_v3_2) return CHAT_CALLS_DSML;
+    bool is_bare = chat->render == chat_render_v3_1 || chat->render == chat_render_v3_1_terminus;
+    return is_bare ? CHAT_CALLS_BARE : CHAT_CALLS_FENCED;
 }
 
 const char *chat_template_names(void) {
-    return "deepseek-coder-v2, deepseek-v3, deepseek-v3-0324, deepseek-r1, deepseek-r1-0528, deepseek-v3.1";
+    return "deepseek-coder-v2, deepseek-v3, deepseek-v3-0324, deepseek-r1, deepseek-r1-0528, deepseek-v3.1, "
+           "deepseek-v3.1-terminus, deepseek-v3.2";
 }
 
 int chat_template_choose(const struct chat_template **chat, const char *name, const struct tokenizer *tokenizer,
@@ -85,7 +108,8 @@ int chat_template_choose(const struct chat_template **chat, const char *name, co
         return mo_error_set(error, MO_E_INVALID, "--chat-template: expected one of %s, found \"%.100s\"",
                             chat_template_names(), name);
     }
-    *chat = jinja ? chat_template_detect(jinja) : NULL;
+    bool is_v3_2 = !jinja && !strcmp(tokenizer_architecture(tokenizer), V3_2_ARCHITECTURE);
+    *chat = jinja ? chat_template_detect(jinja) : is_v3_2 ? chat_template_by_name("deepseek-v3.2") : NULL;
     if (*chat) return 0;
     return mo_error_set(error, MO_E_UNSUPPORTED, "the model %s: choose one with --chat-template NAME (%s)",
                         jinja ? "has a chat template that is not known here" : "has no chat template",
@@ -108,8 +132,8 @@ void chat_refuse(struct chat_job *job, const struct chat_message *message, const
 }
 
 static enum chat_role role_parse(const char *name) {
-    static const char *const names[] = {"system", "user", "assistant", "tool"};
-    for (unsigned i = 0; name && i < 4; i++) {
+    static const char *const names[] = {"system", "user", "assistant", "tool", "developer"};
+    for (unsigned i = 0; name && i < sizeof names / sizeof *names; i++) {
         if (strcmp(name, names[i]) == 0) return (enum chat_role)(1u << i);
     }
     return 0;
@@ -177,6 +201,14 @@ void chat_put(struct chat_job *job, struct chat_string string) {
 
 void chat_put_json(struct chat_job *job, const json_t *text) {
     chat_put(job, (struct chat_string){json_string_value(text), json_string_length(text)});
+}
+
+void chat_put_value(struct chat_job *job, const json_t *value) {
+    struct buffer text = {0};
+    json_spell(&text, value);
+    if (text.failed) fail(job, mo_error_set(job->error, MO_E_NO_MEMORY, "out of memory for the prompt"));
+    chat_put(job, (struct chat_string){text.data, text.size});
+    buffer_free(&text);
 }
 
 void chat_own(struct chat_job *job, const char *text) {

@@ -1,5 +1,6 @@
 /* text/chat.h - messages to prompt text, without a Jinja interpreter: one C function per released template,
- * chosen by marker strings in the checkpoint's own template, byte-equal to what Jinja2 renders.
+ * chosen by marker strings in the checkpoint's own template, byte-equal to what Jinja2 renders (V3.2's release has a Python
+ * module instead: to what that renders).
  *
  * The result remembers which bytes the template itself wrote: only there may added tokens be recognised, so a
  * user's text can never become a special token. Includes: base, text/tokenizer.h. */
@@ -9,7 +10,8 @@
 #include <jansson.h>
 #include "text/tokenizer.h"
 
-/* deepseek-coder-v2, deepseek-v3, deepseek-v3-0324, deepseek-r1, deepseek-r1-0528, deepseek-v3.1 */
+/* deepseek-coder-v2, deepseek-v3, deepseek-v3-0324, deepseek-r1, deepseek-r1-0528, deepseek-v3.1, deepseek-v3.1-terminus (V3.2-Exp's
+ * too), deepseek-v3.2 */
 struct chat_template;
 
 /* By `--chat-template NAME`; NULL if unknown. */
@@ -26,12 +28,13 @@ enum chat_calls {
     CHAT_CALLS_PLAIN, /* <tool_call>, {"name": ..., "arguments": {...}}, </tool_call>, a line each: models without own tokens */
     CHAT_CALLS_FENCED, /* V3, R1: <｜tool▁call▁begin｜>function<｜tool▁sep｜>NAME, the arguments in a block of ```json */
     CHAT_CALLS_BARE, /* V3.1: <｜tool▁call▁begin｜>NAME<｜tool▁sep｜>ARGUMENTS */
+    CHAT_CALLS_DSML, /* V3.2: <｜DSML｜invoke name="NAME">, a <｜DSML｜parameter ...> for each argument */
 };
 enum chat_calls chat_template_calls(const struct chat_template *chat);
 /* "deepseek-coder-v2, deepseek-v3, ...", for messages. */
 const char *chat_template_names(void);
-/* What --chat-template NAME says (NULL: not given), else the checkpoint's own template. If there is none, or
- * it is none of ours, the message names the flag. */
+/* What --chat-template NAME says (NULL: not given), else the checkpoint's own template, or the one of its architecture where a release
+ * has none. If it is none of ours, the message names the flag. */
 int chat_template_choose(const struct chat_template **chat, const char *name, const struct tokenizer *tokenizer,
                          struct mo_error *error);
 
@@ -43,9 +46,10 @@ struct chat_prompt {
 };
 void chat_prompt_free(struct chat_prompt *prompt); /* accepts a zeroed one */
 
-/* `messages` is an OpenAI message array; `kwargs` an object of extra template variables or NULL (V3.1:
- * thinking; all: tools, OpenAI's list of functions, which is told to the model with the system's message). A message that the template could not render (unknown role, missing content, arguments not a
- * string, ...) is MO_E_INVALID and names messages[i]. `bos` and `eos` are the contents of those tokens. */
+/* `messages` is an OpenAI message array; `kwargs` an object of extra template variables or NULL (V3.1 and
+ * later: thinking; V3.2: response_format, a schema; all: tools, OpenAI's list of functions, which is told to the model with the
+ * system's message). A message that the template could not render (unknown role, missing content, arguments not a string, ...) is
+ * MO_E_INVALID and names messages[i]. `bos` and `eos` are the contents of those tokens. */
 int chat_render(const struct chat_template *chat, const json_t *messages, bool add_generation_prompt,
                 const json_t *kwargs, const char *bos, const char *eos, struct chat_prompt *out,
                 struct mo_error *error);

@@ -17,7 +17,7 @@ struct chat_job {
     struct mo_error *error;
 };
 
-enum chat_role { CHAT_SYSTEM = 1, CHAT_USER = 2, CHAT_ASSISTANT = 4, CHAT_TOOL = 8 };
+enum chat_role { CHAT_SYSTEM = 1, CHAT_USER = 2, CHAT_ASSISTANT = 4, CHAT_TOOL = 8, CHAT_DEVELOPER = 16 };
 
 struct chat_message {
     const json_t *json;
@@ -44,6 +44,8 @@ void chat_own(struct chat_job *job, const char *text);
 /* Writes what came with the messages: never an added token. */
 void chat_put(struct chat_job *job, struct chat_string string);
 void chat_put_json(struct chat_job *job, const json_t *text); /* nothing if it is no string */
+/* Writes any value as JSON, as Python spells it. */
+void chat_put_value(struct chat_job *job, const json_t *value);
 
 /* Jinja's truth of a value: not null, false, 0, "" or empty. */
 bool chat_truth(const json_t *value);
@@ -59,5 +61,7 @@ void chat_render_v3_0324(struct chat_job *job);
 void chat_render_r1(struct chat_job *job);
 void chat_render_r1_0528(struct chat_job *job);
 void chat_render_v3_1(struct chat_job *job);
+void chat_render_v3_1_terminus(struct chat_job *job);
+void chat_render_v3_2(struct chat_job *job);
 
 #endif

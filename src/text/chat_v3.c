@@ -105,6 +105,8 @@ struct state {
     bool is_tool;  /* the last message was a tool's */
     bool is_output_first;
     bool is_last_user;
+    bool is_only_sys; /* V3.1-Terminus: nobody but the system has spoken */
+    bool is_prefix;   /* V3.1-Terminus: some answer is to be continued */
 };
 
 static void put_output(struct chat_job *job, struct state *ns, const struct chat_message *message,
@@ -272,7 +274,7 @@ void chat_render_r1_0528(struct chat_job *job) {
 
 static void v3_1_calls(struct chat_job *job, struct state *ns, const struct chat_message *message,
                        const json_t *calls) {
-    if (ns->is_last_user) chat_own(job, ASSISTANT "</think>");
+    if (ns->is_last_user || ns->is_only_sys) chat_own(job, ASSISTANT "</think>");
     ns->is_last_user = ns->is_tool = false;
     for (size_t i = 0; i < json_array_size(calls); i++) {
         const json_t *call = json_array_get(calls, i);
@@ -288,10 +290,9 @@ static void v3_1_calls(struct chat_job *job, struct state *ns, const struct chat
 
 static void v3_1_answer(struct chat_job *job, struct state *ns, const struct chat_message *message, bool thinking) {
     struct chat_string content = chat_content(job, message);
-    if (ns->is_last_user) {
-        bool opens = thinking && chat_truth(json_object_get(message->json, "prefix"));
-        chat_own(job, opens ? ASSISTANT "<think>" : ASSISTANT "</think>");
-    }
+    bool is_prefix = chat_truth(json_object_get(message->json, "prefix"));
+    if (ns->is_last_user) chat_own(job, thinking && is_prefix ? ASSISTANT "<think>" : ASSISTANT "</think>");
+    ns->is_prefix = ns->is_prefix || is_prefix;
     chat_put(job, ns->is_tool ? content : after_first_thought(content));
     chat_own(job, END_OF_SENTENCE);
     ns->is_last_user = ns->is_tool = false;
@@ -316,15 +317,29 @@ static void v3_1_message(struct chat_job *job, struct state *ns, const struct ch
     }
 }
 
-void chat_render_v3_1(struct chat_job *job) {
+/* V3.1-Terminus, and V3.2-Exp: an answer is opened after the system's words alone, too. */
+static void v3_1_render(struct chat_job *job, bool is_terminus) {
     bool thinking = chat_truth(json_object_get(job->kwargs, "thinking"));
     struct state ns = {0};
     system_render(job, CHAT_CALLS_BARE);
+    for (size_t i = 0; i < json_array_size(job->messages) && is_terminus && !job->code; i++) {
+        ns.is_only_sys = ns.is_only_sys || chat_message_at(job, i, ROLES).role == CHAT_SYSTEM;
+    }
     for (size_t i = 0; i < json_array_size(job->messages) && !job->code; i++) {
         struct chat_message message = chat_message_at(job, i, ROLES);
         v3_1_message(job, &ns, &message, thinking);
+        if (message.role != CHAT_SYSTEM) ns.is_only_sys = false;
     }
-    if (job->add_generation_prompt && ns.is_last_user && !ns.is_tool) {
+    bool opens = ns.is_last_user || (is_terminus && (ns.is_only_sys || !ns.is_prefix));
+    if (job->add_generation_prompt && opens && !ns.is_tool) {
         chat_own(job, thinking ? ASSISTANT "<think>" : ASSISTANT "</think>");
     }
+}
+
+void chat_render_v3_1(struct chat_job *job) {
+    v3_1_render(job, false);
+}
+
+void chat_render_v3_1_terminus(struct chat_job *job) {
+    v3_1_render(job, true);
 }

@@ -124,6 +124,23 @@ static int json_read(const struct checkpoint *checkpoint, const char *name, size
     return code;
 }
 
+/* Some releases have no template: what the model is called says which it would be. */
+static int architecture_read(struct tokenizer *tokenizer, const struct checkpoint *checkpoint, struct mo_error *error) {
+    static const char name[] = "config.json";
+    char where[WHERE_BYTES];
+    json_t *config = NULL;
+    if (!checkpoint_has_file(checkpoint, name)) return 0;
+    int code = json_read(checkpoint, name, CONFIG_BYTES_MAX, where, &config, error);
+    if (code) return code;
+    const json_t *first = json_array_get(json_object_get(config, "architectures"), 0);
+    if (json_is_string(first)) {
+        tokenizer->architecture = arena_strndup(tokenizer->arena, json_string_value(first), json_string_length(first));
+        if (!tokenizer->architecture) code = mo_error_set(error, MO_E_NO_MEMORY, "%s: out of memory", where);
+    }
+    json_decref(config);
+    return code;
+}
+
 int tokenizer_load(struct tokenizer **tokenizer, const struct checkpoint *checkpoint, struct mo_error *error) {
     static const char config_name[] = "tokenizer_config.json";
     char where[WHERE_BYTES], config_where[WHERE_BYTES];
@@ -135,6 +152,7 @@ int tokenizer_load(struct tokenizer **tokenizer, const struct checkpoint *checkp
     }
     if (!code) code = tokenizer_create(tokenizer, root, config, where, config_where, error);
     if (!code && !(*tokenizer)->chat_template) code = template_read(*tokenizer, checkpoint, error);
+    if (!code && !(*tokenizer)->chat_template) code = architecture_read(*tokenizer, checkpoint, error);
     json_decref(root);
     json_decref(config);
     if (code) {
@@ -264,4 +282,8 @@ bool tokenizer_adds_bos(const struct tokenizer *tokenizer) {
 
 const char *tokenizer_chat_template(const struct tokenizer *tokenizer) {
     return tokenizer->chat_template;
+}
+
+const char *tokenizer_architecture(const struct tokenizer *tokenizer) {
+    return tokenizer->architecture ? tokenizer->architecture : "";
 }

@@ -17,11 +17,11 @@
 #define EOS "<｜end▁of▁sentence｜>"
 #define USER "<｜User｜>"
 #define ASSISTANT "<｜Assistant｜>"
-#define EVERY_TEMPLATE 63
+#define EVERY_TEMPLATE 255
 
-static const char *const NAMES[] = {"deepseek-coder-v2", "deepseek-v3",      "deepseek-v3-0324",
-                                    "deepseek-r1",       "deepseek-r1-0528", "deepseek-v3.1"};
-enum { N_NAMES = 6, V3_FAMILY = EVERY_TEMPLATE & ~1 };
+static const char *const NAMES[] = {"deepseek-coder-v2", "deepseek-v3",   "deepseek-v3-0324",       "deepseek-r1",
+                                    "deepseek-r1-0528",  "deepseek-v3.1", "deepseek-v3.1-terminus", "deepseek-v3.2"};
+enum { N_NAMES = 8, V3_FAMILY = EVERY_TEMPLATE & ~1, V3_2 = 128 };
 
 static json_t *messages_of(const char *json) {
     json_error_t at;
@@ -68,6 +68,34 @@ static void test_prompts(void **state) {
     expect_text("deepseek-v3.1", late, true, "{\"thinking\": true}", BOS "S\n\nT" USER "Q" ASSISTANT "<think>");
     expect_text("deepseek-v3.1", late, true, "{\"thinking\": 0}", BOS "S\n\nT" USER "Q" ASSISTANT "</think>");
     expect_text("deepseek-v3", "[]", true, NULL, BOS ASSISTANT);
+    expect_text("deepseek-v3.1-terminus", two, true, NULL, BOS USER "Q" ASSISTANT "</think>A" EOS ASSISTANT "</think>");
+    expect_text("deepseek-v3.2", late, false, NULL, BOS USER "Q" ASSISTANT "</think>ST");
+    expect_text("deepseek-v3.2", late, true, "{\"thinking\": true}",
+                BOS USER "Q" ASSISTANT "<think>ST" ASSISTANT "<think>");
+    expect_text("deepseek-v3.2", "[]", true, NULL, BOS ASSISTANT "</think>");
+}
+
+/* What DeepSeek's module refuses or leaves open: an answer that is last and was not thought about, and results that are missing. */
+static void test_v3_2_open_ends(void **state) {
+    (void)state;
+    const char *thinking = "{\"thinking\": true}";
+    const char *answer = "[{\"role\": \"user\", \"content\": \"Q\"}, {\"role\": \"assistant\", \"content\": \"A\"}]";
+    const char *short_of_one =
+        "[{\"role\": \"user\", \"content\": \"Q\"}, {\"role\": \"assistant\", \"tool_calls\": [{\"function\": "
+        "{\"name\": \"f\", "
+        "\"arguments\": \"{}\"}}, {\"function\": {\"name\": \"f\", \"arguments\": \"{}\"}}], \"reasoning\": \"why\"}, "
+        "{\"role\": \"tool\", \"content\": \"1\"}]";
+    expect_text("deepseek-v3.2", answer, false, thinking, BOS USER "Q" ASSISTANT "<think></think>A" EOS);
+    expect_text("deepseek-v3.2", answer, true, NULL, BOS USER "Q" ASSISTANT "</think>A" EOS ASSISTANT "</think>");
+    expect_text("deepseek-v3.2", short_of_one, true, thinking,
+                BOS USER
+                "Q" ASSISTANT "<think>why</think>\n\n<｜DSML｜function_calls>\n<｜DSML｜invoke name=\"f\">\n\n"
+                "</｜DSML｜invoke>\n<｜DSML｜invoke name=\"f\">\n\n</｜DSML｜invoke>\n</｜DSML｜function_calls>" EOS
+                "\n\n<function_results>\n<result>1</result>\n</function_results>\n\n<think>");
+    expect_text("deepseek-v3.2", "[{\"role\": \"user\", \"content\": \"Q\"}]", true,
+                "{\"response_format\": {\"maximum\": 0.1, \"x\": [\"\\u001f\\u007f\", true]}}",
+                BOS "\n\n## Response Format:\n\nYou MUST strictly adhere to the following schema to reply:\n"
+                    "{\"maximum\": 0.1, \"x\": [\"\\u001f\x7f\", true]}" USER "Q" ASSISTANT "</think>");
 }
 
 /* `where` is a set of templates, a bit for each of NAMES. */
@@ -79,7 +107,7 @@ static const struct {
     {EVERY_TEMPLATE, "[3]", "messages[0]: expected an object"},
     {EVERY_TEMPLATE, "[{\"content\": \"x\"}]", "messages[0]: \"role\""},
     {EVERY_TEMPLATE, "[{\"role\": 1, \"content\": \"x\"}]", "messages[0]: \"role\""},
-    {EVERY_TEMPLATE, "[{\"role\": \"user\", \"content\": \"\"}, {\"role\": \"developer\", \"content\": \"x\"}]",
+    {EVERY_TEMPLATE & ~V3_2, "[{\"role\": \"user\", \"content\": \"\"}, {\"role\": \"developer\", \"content\": \"x\"}]",
      "messages[1]: role \"developer\""},
     {EVERY_TEMPLATE, "[{\"role\": \"user\"}]", "messages[0]: \"content\" is missing"},
     {EVERY_TEMPLATE, "[{\"role\": \"user\", \"content\": null}]", "messages[0]: expected \"content\""},
@@ -96,6 +124,15 @@ static const struct {
      "messages[0]: expected the \"function.name\""},
     {V3_FAMILY & ~16, "[{\"role\": \"assistant\", \"content\": null, \"tool_calls\": 3}]",
      "\"tool_calls\" to be an array"},
+    {V3_2, "[{\"role\": \"developer\", \"content\": \"\"}]", "messages[0]: the developer's"},
+    {V3_2, "[{\"role\": \"bot\", \"content\": \"\"}]", "messages[0]: role \"bot\""},
+    {V3_2, "[{\"role\": \"tool\", \"content\": \"x\"}]", "messages[0]: a tool's result"},
+    {V3_2, "[{\"role\": \"assistant\", \"content\": \"x\"}, {\"role\": \"tool\", \"content\": \"x\"}]",
+     "messages[1]: a tool's result"},
+    {V3_2, "[{\"role\": \"assistant\", \"tool_calls\": [{\"function\": {\"name\": \"f\", \"arguments\": \"[1]\"}}]}]",
+     "messages[0]: expected the \"function.arguments\""},
+    {V3_2, "[{\"role\": \"assistant\", \"tool_calls\": [{\"function\": {\"name\": \"f\", \"arguments\": \"{\"}}]}]",
+     "messages[0]: expected the \"function.arguments\""},
     {16, "[{\"role\": \"assistant\", \"content\": null, \"tool_calls\": []}]", "messages[0]: expected \"content\""},
 };
 
@@ -121,19 +158,23 @@ static void test_refused(void **state) {
 
 /* All that users and tools wrote, in every place where a template puts it: it consists of "#" only, which no
  * template writes, or of special tokens. */
-#define CONVERSATION(x)                                                                                                \
+#define CONVERSATION(x, arguments)                                                                                     \
     "[{\"role\": \"system\", \"content\": \"" x "\"}, {\"role\": \"user\", \"content\": \"" x "\"}, "                  \
     "{\"role\": \"assistant\", \"content\": \"" x "\", \"tool_calls\": [{\"type\": \"" x "\", \"function\": "          \
-    "{\"name\": \"" x "\", \"arguments\": \"" x "\"}}, {\"type\": \"" x "\", \"function\": {\"name\": \"" x            \
-    "\", \"arguments\": \"" x "\"}}]}, {\"role\": \"tool\", \"content\": \"" x "\"}, "                                 \
-    "{\"role\": \"assistant\", \"content\": \"" x "\"}, {\"role\": \"user\", \"content\": \"" x "\"}]"
+    "{\"name\": \"" x "\", \"arguments\": \"" arguments "\"}}, {\"type\": \"" x "\", \"function\": {\"name\": \"" x    \
+    "\", \"arguments\": \"" arguments "\"}}]}, {\"role\": \"tool\", \"content\": \"" x "\"}, "                         \
+    "{\"role\": \"assistant\", \"content\": \"" x "\", \"reasoning_content\": \"" x "\"}, "                            \
+    "{\"role\": \"user\", \"content\": \"" x "\"}]"
+#define OBJECT(x) "{\\\"" x "\\\": \\\"" x "\\\"}"
 #define PLAIN(x)                                                                                                       \
     "[{\"role\": \"system\", \"content\": \"" x "\"}, {\"role\": \"user\", \"content\": \"" x "\"}, "                  \
     "{\"role\": \"assistant\", \"content\": \"" x "\"}]"
 
+#define MARKS USER EOS BOS "｜DSML｜"
 static const char *conversation(int name, bool typed) {
     if (name == 0) return typed ? PLAIN(USER EOS BOS) : PLAIN("###");
-    return typed ? CONVERSATION(USER EOS BOS) : CONVERSATION("###");
+    if (1 << name == V3_2) return typed ? CONVERSATION(MARKS, OBJECT(MARKS)) : CONVERSATION("###", OBJECT("###"));
+    return typed ? CONVERSATION(MARKS, MARKS) : CONVERSATION("###", "###");
 }
 
 /* The ranges hold every byte of the template and none of the messages. */
@@ -206,7 +247,7 @@ static void test_content_with_nul(void **state) {
 
 static void test_names(void **state) {
     (void)state;
-    char all[256] = "";
+    char all[512] = "";
     for (int i = 0; i < N_NAMES; i++) {
         assert_non_null(chat_template_by_name(NAMES[i]));
         strcat(all, i ? ", " : "");
@@ -233,6 +274,16 @@ static void test_choose(void **state) {
     const struct chat_template *chat;
     struct mo_error error = {0};
     assert_string_equal(chat_template_name(chat_template_detect(coder)), "deepseek-coder-v2");
+    /* what tells V3.1-Terminus' from V3.1's, and both from copies that print the tools; copies for V3.2 are all its own */
+    static const char v3_1[] = "is_first_sp '<｜Assistant｜></think>' if not thinking ";
+    static const char terminus[] =
+        "is_first_sp '<｜Assistant｜></think>' not thinking ns.is_last_user or ns.is_only_sys not ns.is_prefix";
+    static const char dsml[] = "if tools enable_thinking '｜DSML｜' function_calls> invoke name=\"function_results";
+    assert_string_equal(chat_template_name(chat_template_detect(v3_1)), "deepseek-v3.1");
+    assert_string_equal(chat_template_name(chat_template_detect(terminus)), "deepseek-v3.1-terminus");
+    assert_string_equal(chat_template_name(chat_template_detect(dsml)), "deepseek-v3.2");
+    assert_null(chat_template_detect("is_first_sp '<｜Assistant｜></think>' not thinking is_only_sys"));
+    assert_null(chat_template_detect("is_first_sp '<｜Assistant｜></think>' not thinking tools"));
     assert_null(chat_template_detect(""));
     assert_null(chat_template_detect("{% for message in messages %}<|im_start|>{{ message['role'] }}{% endfor %}"));
     assert_null(chat_template_detect("{% if tools %}{% endif %}{{ 'User: ' + message['content'] }}"
@@ -285,9 +336,11 @@ static void test_many_results(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_prompts),      cmocka_unit_test(test_refused),          cmocka_unit_test(test_ranges),
-        cmocka_unit_test(test_typed_tokens), cmocka_unit_test(test_content_with_nul), cmocka_unit_test(test_names),
-        cmocka_unit_test(test_choose),       cmocka_unit_test(test_many_results),
+        cmocka_unit_test(test_prompts),          cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_ranges),           cmocka_unit_test(test_typed_tokens),
+        cmocka_unit_test(test_content_with_nul), cmocka_unit_test(test_names),
+        cmocka_unit_test(test_choose),           cmocka_unit_test(test_many_results),
+        cmocka_unit_test(test_v3_2_open_ends),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
