@@ -1,7 +1,7 @@
 /* grammar/calls.c - an answer that may call functions, or must: free text until the mark of a call comes, then calls whose names
  * are known and whose arguments follow their schemas, and nothing behind them.
  *
- *   {"form": 0, 1, 2 (enum chat_calls), "must": true, "many": true,
+ *   {"form": 0 to 3 (enum chat_calls), "must": true, "many": true,
  *    "tools": [{"name": "f", "parameters": schema, "strict": false}, ...],
  *    "content": schema,     the answer is one of these, or calls; without it any text
  *    "thinks": true}        it may begin with a thought, whose marks are tokens
@@ -19,7 +19,8 @@ struct calls {
     const struct vocabulary *vocabulary;
     const json_t *root;
     enum chat_calls form;
-    int32_t names; /* name, arguments and what is between them, of all functions */
+    struct parameter_marks marks; /* DSML's */
+    int32_t names;                /* name, arguments and what is between them, of all functions */
 };
 
 /* --- any text until a word comes ------------------------------------------------------------------ */
@@ -41,7 +42,7 @@ static int32_t text_behind(struct nodes *nodes, const char *word, size_t n, cons
                            int32_t instead) {
     struct byte_set sets[WORD_MAX + 1] = {0};
     size_t size = strlen(word);
-    int32_t any = nodes_alt(nodes, NODES_EMPTY, instead);
+    int32_t any = instead;
     for (int byte = 0; byte < VOCABULARY_FIRST_MARK; byte++) {
         byte_set_add(&sets[next_length(word, n, (uint8_t)byte)], (uint8_t)byte);
     }
@@ -53,8 +54,8 @@ static int32_t text_behind(struct nodes *nodes, const char *word, size_t n, cons
     return any;
 }
 
-/* Any text without the word, which may end anywhere; or it goes on with `then` where the word is complete, or with `instead`
- * anywhere. */
+/* Any text without the word, which goes on with `then` where the word is complete, or with `instead` anywhere: with NODES_EMPTY
+ * it ends. */
 static int32_t text_until(struct nodes *nodes, const char *word, int32_t then, int32_t instead) {
     int32_t rules[WORD_MAX];
     int numbers[WORD_MAX] = {0};
@@ -78,8 +79,23 @@ static int32_t join(struct calls *c, int32_t a, int32_t b) {
     return nodes_cat(c->nodes, a, b);
 }
 
+/* One of DSML's tags, which all have its mark behind "<" or "</". */
+static int32_t tag(struct calls *c, const char *before, const char *behind) {
+    return join(c, nodes_text(c->nodes, before), join(c, mark(c, DSML), nodes_text(c->nodes, behind)));
+}
+
+static void parse_marks(struct calls *c) {
+    static const char CLOSE[] = "</" DSML, BEHIND[] = DSML_PARAMETER ">\n";
+    bool is_token = vocabulary_mark(c->vocabulary, DSML) != 0;
+    c->marks.open = tag(c, "<", DSML_PARAMETER " name=");
+    c->marks.close = tag(c, "</", BEHIND);
+    c->marks.text = is_token ? text_until(c->nodes, DSML, NODES_NEVER, c->marks.close)
+                             : text_until(c->nodes, CLOSE, nodes_text(c->nodes, BEHIND), NODES_NEVER);
+}
+
 static int32_t between_name_and_arguments(struct calls *c) {
     if (c->form == CHAT_CALLS_BARE) return mark(c, CALL_SEPARATOR);
+    if (c->form == CHAT_CALLS_DSML) return nodes_text(c->nodes, "\">\n");
     return nodes_text(c->nodes, c->form == CHAT_CALLS_PLAIN ? PLAIN_BETWEEN : FENCED_OPEN);
 }
 
@@ -89,7 +105,8 @@ static int32_t parse_tool(struct calls *c, const json_t *tool, size_t index) {
     if (!json_is_string(name) || json_string_length(name) == 0 || !json_is_object(schema)) {
         return nodes_fail(c->nodes, MO_E_INVALID, "expected a function with a name and parameters at %zu", index);
     }
-    int32_t arguments = schema_arguments(c->nodes, schema, json_is_true(json_object_get(tool, "strict")));
+    const struct parameter_marks *marks = c->form == CHAT_CALLS_DSML ? &c->marks : NULL;
+    int32_t arguments = schema_arguments(c->nodes, schema, json_is_true(json_object_get(tool, "strict")), marks);
     if (c->nodes->code && was_well) {
         mo_error_prefix(c->nodes->error, "%.100s", json_string_value(name));
         return NODES_EMPTY;
@@ -120,6 +137,8 @@ static int32_t one_call(struct calls *c) {
     case CHAT_CALLS_FENCED:
         return join(c, join(c, mark(c, CALL_BEGIN), join(c, nodes_text(n, FENCED_KIND), mark(c, CALL_SEPARATOR))),
                     join(c, c->names, join(c, nodes_text(n, FENCED_CLOSE), mark(c, CALL_END))));
+    case CHAT_CALLS_DSML:
+        return join(c, tag(c, "<", DSML_CALL DSML_CALL_NAME), join(c, c->names, tag(c, "</", DSML_CALL ">\n")));
     default:
         return join(c, mark(c, CALL_BEGIN), join(c, c->names, mark(c, CALL_END)));
     }
@@ -134,7 +153,20 @@ static int32_t all_calls(struct calls *c, bool many) {
     }
     int32_t gap = c->form == CHAT_CALLS_FENCED ? nodes_optional(c->nodes, nodes_text(c->nodes, "\n")) : NODES_EMPTY;
     if (many) more = nodes_repeat(c->nodes, join(c, gap, one), 0, -1);
-    return join(c, join(c, one, more), mark(c, CALLS_END));
+    return join(c, join(c, one, more), c->form == CHAT_CALLS_DSML ? tag(c, "</", DSML_BLOCK) : mark(c, CALLS_END));
+}
+
+/* A block of calls may stand behind text; alone or instead of a schema's text, it begins as in the format. */
+static int32_t answer_in_dsml(struct calls *c, bool must, const json_t *content, int32_t calls) {
+    static const char BEGIN[] = "<" DSML;
+    bool is_token = vocabulary_mark(c->vocabulary, DSML) != 0;
+    int32_t block = join(c, nodes_text(c->nodes, DSML_BLOCK "\n"), calls);
+    int32_t begun = join(c, nodes_text(c->nodes, "<"), join(c, mark(c, DSML), block));
+    int32_t alone = join(c, nodes_text(c->nodes, "\n\n"), begun);
+    if (must) return alone;
+    if (content) return nodes_alt(c->nodes, schema_parse_json(c->nodes, content), alone);
+    if (is_token) return text_until(c->nodes, DSML, NODES_NEVER, nodes_alt(c->nodes, NODES_EMPTY, begun));
+    return text_until(c->nodes, BEGIN, block, NODES_EMPTY);
 }
 
 static int32_t whole_answer(struct calls *c, bool must, const json_t *content, int32_t calls) {
@@ -144,10 +176,10 @@ static int32_t whole_answer(struct calls *c, bool must, const json_t *content, i
     int32_t begun = join(c, mark(c, first), calls);
     if (must) return begun;
     if (content) return nodes_alt(c->nodes, schema_parse_json(c->nodes, content), begun);
-    if (is_token) return text_until(c->nodes, SPELLED, NODES_NEVER, begun);
-    if (c->form == CHAT_CALLS_PLAIN) return text_until(c->nodes, PLAIN_BEGIN, calls, NODES_NEVER);
+    if (is_token) return text_until(c->nodes, SPELLED, NODES_NEVER, nodes_alt(c->nodes, NODES_EMPTY, begun));
+    if (c->form == CHAT_CALLS_PLAIN) return text_until(c->nodes, PLAIN_BEGIN, calls, NODES_EMPTY);
     int32_t rest = nodes_text(c->nodes, first + strlen(SPELLED));
-    return text_until(c->nodes, SPELLED, join(c, rest, calls), NODES_NEVER);
+    return text_until(c->nodes, SPELLED, join(c, rest, calls), NODES_EMPTY);
 }
 
 /* A thought in front, if the model likes. */
@@ -169,12 +201,17 @@ int32_t calls_parse(struct nodes *nodes, const char *text, size_t size, const st
         return NODES_EMPTY;
     }
     json_int_t form = json_integer_value(json_object_get(root, "form"));
-    bool is_known = form >= CHAT_CALLS_PLAIN && form <= CHAT_CALLS_BARE;
-    struct calls c = {nodes, vocabulary, root, is_known ? (enum chat_calls)form : CHAT_CALLS_PLAIN, NODES_NEVER};
+    bool is_known = form >= CHAT_CALLS_PLAIN && form <= CHAT_CALLS_DSML;
+    struct calls c = {.nodes = nodes,
+                      .vocabulary = vocabulary,
+                      .root = root,
+                      .form = is_known ? (enum chat_calls)form : CHAT_CALLS_PLAIN};
+    if (c.form == CHAT_CALLS_DSML) parse_marks(&c);
     c.names = parse_tools(&c);
     int32_t calls = all_calls(&c, json_is_true(json_object_get(root, "many")));
-    int32_t answer =
-        whole_answer(&c, json_is_true(json_object_get(root, "must")), json_object_get(root, "content"), calls);
+    bool must = json_is_true(json_object_get(root, "must"));
+    const json_t *content = json_object_get(root, "content");
+    int32_t answer = (c.form == CHAT_CALLS_DSML ? answer_in_dsml : whole_answer)(&c, must, content, calls);
     if (json_is_true(json_object_get(root, "thinks"))) answer = thought_first(&c, answer);
     json_decref(root);
     return answer;

@@ -18,16 +18,26 @@ int32_t schema_parse(struct nodes *nodes, const char *text, size_t size);
 int32_t schema_parse_json(struct nodes *nodes, const json_t *schema);
 
 /* How the characters that an expression matches are spelled in the answer. */
-enum regex_spelling { REGEX_PLAIN, REGEX_IN_JSON /* between the quotes of a JSON string, escaped as there */ };
+enum regex_spelling {
+    REGEX_PLAIN,
+    REGEX_IN_JSON,      /* between the quotes of a JSON string, escaped as there */
+    REGEX_IN_PARAMETER, /* of a call in DSML: without U+FF5C, which its marks begin with */
+};
 /* regex.c: the whole text matches. With `search`, a part of it is enough where ^ and $ do not say otherwise. */
 int32_t regex_parse(struct nodes *nodes, const char *text, size_t size, enum regex_spelling spelling, bool search);
 
 /* calls.c: an answer that may call functions. */
 struct vocabulary;
 int32_t calls_parse(struct nodes *nodes, const char *text, size_t size, const struct vocabulary *vocabulary);
-/* schema.c: the schema of a call's arguments, which are an object. Unless it is `strict`, what cannot be kept of it is left out
- * where it stands, and not refused. */
-int32_t schema_arguments(struct nodes *nodes, const json_t *schema, bool strict);
+/* How arguments are written that are no JSON object, but a list of parameters (DSML). */
+struct parameter_marks {
+    int32_t open;  /* before a parameter's name, which stands in quotes */
+    int32_t close; /* behind its value */
+    int32_t text;  /* a value that is any text, and `close` */
+};
+/* schema.c: the schema of a call's arguments, which are an object; `marks`: written as parameters, or NULL. Unless it is `strict`, what
+ * cannot be kept of it is left out where it stands, and not refused. */
+int32_t schema_arguments(struct nodes *nodes, const json_t *schema, bool strict, const struct parameter_marks *marks);
 
 /* gbnf.c: llama.cpp's rules. */
 int32_t gbnf_parse(struct nodes *nodes, const char *text, size_t size);

@@ -39,6 +39,11 @@ static bool take(struct regex *r, const char *text) {
 
 static int32_t spell(struct regex *r, struct class *set) {
     if (r->spelling == REGEX_IN_JSON) return class_nodes_in_json(r->nodes, set);
+    if (r->spelling == REGEX_IN_PARAMETER) { /* the marks' first character is not in it */
+        class_invert(set);
+        class_add(set, 0xff5c, 0xff5c);
+        class_invert(set);
+    }
     return class_nodes(r->nodes, set);
 }
 

@@ -198,7 +198,11 @@ static int32_t parse_types(struct schema *s, const json_t *schema) {
 static int32_t add_constant(struct schema *s, const json_t *value, unsigned types, int32_t any) {
     bool fits = !types;
     for (int k = 0; k < N_TYPES; k++) fits = fits || ((types >> k & 1) && value_has_type(value, k));
-    return fits ? nodes_alt(s->nodes, json_constant(s->nodes, value), any) : any;
+    if (!fits) return any;
+    if (s->mode == SCHEMA_PARAMETERS)
+        return schema_fail(s, MO_E_UNSUPPORTED, "enum and const of all arguments are not supported");
+    int32_t node = s->mode == SCHEMA_TEXT ? schema_text_constant(s, value) : json_constant(s->nodes, value);
+    return nodes_alt(s->nodes, node, any);
 }
 
 bool schema_holds(const json_t *list, const json_t *value) {
@@ -275,6 +279,8 @@ static void path_add(struct schema *s, const char *part) {
 static int32_t any_of_type(struct schema *s, const json_t *schema) {
     const json_t *type = json_object_get(schema, "type");
     s->nodes->code = 0;
+    if (s->mode == SCHEMA_TEXT) return s->marks->text;
+    if (s->mode == SCHEMA_PARAMETERS) return schema_object(s, NULL);
     if (json_is_string(type)) {
         for (int k = 0; k < N_TYPES; k++) {
             json_t *alone = !strcmp(json_string_value(type), TYPES[k]) ? json_pack("{s:s}", "type", TYPES[k]) : NULL;
@@ -324,12 +330,21 @@ static void compile_references(struct schema *s) {
     }
 }
 
+/* Parameters are no target: "#" is a JSON object wherever it is named. */
+static int32_t compile_root(struct schema *s) {
+    if (s->mode == SCHEMA_JSON) return schema_reference(s, "#");
+    s->path[s->path_size++] = '#';
+    int32_t root = schema_value(s, s->root, NULL, NULL);
+    s->mode = SCHEMA_JSON;
+    return root;
+}
+
 static int32_t compile(struct schema *s) {
     int32_t root = NODES_EMPTY;
     s->refs = calloc(SCHEMA_REFS_MAX, sizeof *s->refs);
     s->made = json_array();
     if (s->refs && s->made) {
-        root = schema_reference(s, "#");
+        root = compile_root(s);
         compile_references(s);
     } else {
         nodes_fail(s->nodes, MO_E_NO_MEMORY, "out of memory for a schema");
@@ -355,8 +370,12 @@ int32_t schema_parse_json(struct nodes *nodes, const json_t *schema) {
     return compile(&s);
 }
 
-int32_t schema_arguments(struct nodes *nodes, const json_t *schema, bool strict) {
-    struct schema s = {.nodes = nodes, .is_lenient = !strict, .root = json_copy((json_t *)(uintptr_t)schema)};
+int32_t schema_arguments(struct nodes *nodes, const json_t *schema, bool strict, const struct parameter_marks *marks) {
+    struct schema s = {.nodes = nodes,
+                       .mode = marks ? SCHEMA_PARAMETERS : SCHEMA_JSON,
+                       .marks = marks,
+                       .is_lenient = !strict,
+                       .root = json_copy((json_t *)(uintptr_t)schema)};
     const json_t *type = json_object_get(s.root, "type");
     bool is_object = json_is_string(type) && !strcmp(json_string_value(type), "object");
     if (strict && type && !is_object)

@@ -3,6 +3,7 @@
  *   schema.c           keywords, types, constants, alternatives
  *   schema_scalar.c    strings and numbers
  *   schema_compound.c  objects and arrays
+ *   schema_parameters.c  a call's arguments where each is written by itself
  *   schema_merge.c     $ref, and several schemas that hold at once (allOf, keywords beside $ref or anyOf) as one
  *
  * The texts that come out are valid, but not every valid text can come out: properties stand in the schema's order, what
@@ -22,8 +23,17 @@ struct schema_ref {
     int32_t node;
 };
 
+/* What is being written. */
+enum schema_mode {
+    SCHEMA_JSON,
+    SCHEMA_PARAMETERS, /* an object, as a list of parameters */
+    SCHEMA_TEXT,       /* a string, as a parameter's bare text, with what closes it */
+};
+
 struct schema {
     struct nodes *nodes;
+    enum schema_mode mode;
+    const struct parameter_marks *marks; /* of the other modes */
     struct json_parts parts;
     json_t *root;
     json_t *made;            /* an array that keeps what merging made */
@@ -52,6 +62,18 @@ int32_t schema_numeric(struct schema *s, const json_t *schema, bool integer);
 /* schema_compound.c */
 int32_t schema_object(struct schema *s, const json_t *schema);
 int32_t schema_array(struct schema *s, const json_t *schema);
+
+/* schema_parameters.c: a parameter with the name (a node, with its quotes) and the value of the schema at `key`, `part`. */
+int32_t schema_parameter(struct schema *s, int32_t name, const json_t *schema, const char *key, const char *part);
+/* One after the other, in their order; `required` [n]; then any number of `other`. */
+int32_t schema_parameters(struct schema *s, const int32_t *parameters, const bool *required, size_t n, int32_t other);
+/* Where there may be none, an empty line stands for them. */
+int32_t schema_parameter_list(struct schema *s, int32_t parameters, bool may_be_empty);
+/* A string as it is, between quotes. */
+int32_t schema_parameter_name(struct schema *s, const json_t *name);
+/* SCHEMA_TEXT: one character, and a constant with what closes it. */
+int32_t schema_text_character(struct schema *s);
+int32_t schema_text_constant(struct schema *s, const json_t *value);
 
 /* schema_merge.c: the node of what "$ref" names. */
 int32_t schema_reference(struct schema *s, const char *pointer);

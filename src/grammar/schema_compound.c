@@ -23,11 +23,17 @@ static bool is_listed(const struct members *members, const json_t *name) {
 
 static void add_member(struct schema *s, struct members *members, json_t *name, bool required, const json_t *schema,
                        const char *key) {
-    int32_t value = schema_value(s, schema, key, json_string_value(name));
+    int32_t node;
+    if (s->mode == SCHEMA_PARAMETERS) {
+        node = schema_parameter(s, schema_parameter_name(s, name), schema, key, json_string_value(name));
+    } else {
+        int32_t value = schema_value(s, schema, key, json_string_value(name));
+        node = json_member(s->nodes, json_constant(s->nodes, name), value);
+    }
     json_array_append(s->made, name);
     members->names[members->n] = name;
     members->required[members->n] = required;
-    members->nodes[members->n++] = json_member(s->nodes, json_constant(s->nodes, name), value);
+    members->nodes[members->n++] = node;
 }
 
 /* The listed properties, then required ones that are not listed. */
@@ -60,6 +66,8 @@ static int32_t after_comma(struct schema *s, int32_t part) {
 
 static int32_t members_text(struct schema *s, const struct members *members) {
     struct nodes *nodes = s->nodes;
+    if (s->mode == SCHEMA_PARAMETERS)
+        return schema_parameters(s, members->nodes, members->required, members->n, members->other);
     int32_t space = json_space(nodes, &s->parts);
     /* what may come when nothing was written yet, and when something was */
     int32_t first = nodes_text(nodes, "}"), later = nodes_cat(nodes, space, first);
@@ -85,6 +93,12 @@ static void check_counts(struct schema *s, const json_t *schema, const struct me
     }
 }
 
+/* With any name that the node writes. */
+static int32_t other_member(struct schema *s, int32_t name, const json_t *schema) {
+    if (s->mode == SCHEMA_PARAMETERS) return schema_parameter(s, name, schema, "additionalProperties", NULL);
+    return json_member(s->nodes, name, schema_value(s, schema, "additionalProperties", NULL));
+}
+
 static int32_t fixed_object(struct schema *s, const json_t *schema, const json_t *extra) {
     size_t most =
         json_object_size(json_object_get(schema, "properties")) + json_array_size(json_object_get(schema, "required"));
@@ -99,9 +113,8 @@ static int32_t fixed_object(struct schema *s, const json_t *schema, const json_t
     if (members.names && members.nodes && members.required) {
         fill_members(s, schema, extra, &members);
         if (!json_is_false(extra)) {
-            int32_t value = schema_value(s, extra, "additionalProperties", NULL);
             int32_t name = json_string_except(s->nodes, members.names, members.n);
-            members.other = json_member(s->nodes, name, value);
+            members.other = other_member(s, name, extra);
         }
         check_counts(s, schema, &members);
         node = members_text(s, &members);
@@ -118,6 +131,12 @@ static int32_t fixed_object(struct schema *s, const json_t *schema, const json_t
 static int32_t map_name(struct schema *s, const json_t *schema, const json_t **value) {
     const json_t *names = json_object_get(schema, "propertyNames");
     json_t *patterns = json_object_get(schema, "patternProperties");
+    bool is_list = s->mode == SCHEMA_PARAMETERS;
+    if (is_list && (names || patterns)) {
+        return schema_fail(s, MO_E_UNSUPPORTED,
+                           "propertyNames and patternProperties of all arguments are not supported");
+    }
+    if (is_list) return json_string_except(s->nodes, NULL, 0);
     if (patterns) {
         bool is_closed = !json_object_get(schema, "additionalProperties") || json_is_false(*value);
         if (json_object_size(patterns) != 1 || names || !is_closed) {
@@ -146,12 +165,14 @@ static int32_t map_name(struct schema *s, const json_t *schema, const json_t **v
 static int32_t map_object(struct schema *s, const json_t *schema, const json_t *extra) {
     int min = schema_count(s, schema, "minProperties", 0), max = schema_count(s, schema, "maxProperties", -1);
     if (min > 1) return schema_fail(s, MO_E_UNSUPPORTED, "minProperties above 1 is not supported: names may repeat");
+    bool is_list = s->mode == SCHEMA_PARAMETERS;
     if (max >= 0 && min > max) return NODES_NEVER;
     int32_t name = map_name(s, schema, &extra);
     if (json_is_false(extra)) max = 0;
-    int32_t value = max == 0 ? NODES_EMPTY : schema_value(s, extra, "additionalProperties", NULL);
     if (max == 0 && min > 0) return NODES_NEVER;
-    return json_list(s->nodes, &s->parts, "{", json_member(s->nodes, name, value), min, max, "}");
+    int32_t member = max == 0 ? NODES_EMPTY : other_member(s, name, extra);
+    if (is_list) return schema_parameter_list(s, nodes_repeat(s->nodes, member, min, max), min == 0);
+    return json_list(s->nodes, &s->parts, "{", member, min, max, "}");
 }
 
 int32_t schema_object(struct schema *s, const json_t *schema) {

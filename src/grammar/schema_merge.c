@@ -205,7 +205,9 @@ const json_t *schema_merge(struct schema *s, const json_t *a, const json_t *b) {
     }
     json_t *both = keep(s, json_copy((json_t *)(uintptr_t)a));
     if (both) merge_into(s, both, b);
-    return s->nodes->code ? NULL : both;
+    if (s->nodes->code) return NULL;
+    const json_t *type = json_object_get(both, "type"); /* where they have none in common, nothing is both */
+    return json_is_array(type) && json_array_size(type) == 0 ? json_false() : both;
 }
 
 const json_t *schema_merge_all(struct schema *s, const json_t *schema, const char *keyword, const json_t *parts) {

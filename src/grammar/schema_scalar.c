@@ -29,20 +29,25 @@ static const struct {
 };
 
 static int32_t quoted(struct schema *s, int32_t inner) {
+    if (s->mode == SCHEMA_TEXT) return nodes_cat(s->nodes, inner, s->marks->close);
     int32_t quote = nodes_text(s->nodes, "\"");
     return nodes_cat(s->nodes, quote, nodes_cat(s->nodes, inner, quote));
+}
+
+static enum regex_spelling spelling(const struct schema *s) {
+    return s->mode == SCHEMA_TEXT ? REGEX_IN_PARAMETER : REGEX_IN_JSON;
 }
 
 static int32_t string_of_format(struct schema *s, const char *format) {
     for (size_t i = 0; i < sizeof FORMATS / sizeof *FORMATS; i++) {
         if (strcmp(format, FORMATS[i].name)) continue;
-        return regex_parse(s->nodes, FORMATS[i].regex, strlen(FORMATS[i].regex), REGEX_IN_JSON, false);
+        return regex_parse(s->nodes, FORMATS[i].regex, strlen(FORMATS[i].regex), spelling(s), false);
     }
     return schema_fail(s, MO_E_UNSUPPORTED, "the format \"%.60s\" is not supported", format);
 }
 
 static int32_t string_of_pattern(struct schema *s, const json_t *pattern) {
-    int32_t node = regex_parse(s->nodes, json_string_value(pattern), json_string_length(pattern), REGEX_IN_JSON, true);
+    int32_t node = regex_parse(s->nodes, json_string_value(pattern), json_string_length(pattern), spelling(s), true);
     if (s->nodes->code && strncmp(s->nodes->error->message, "#", 1) != 0) {
         mo_error_prefix(s->nodes->error, "%s/pattern", s->path);
     }
@@ -62,8 +67,10 @@ int32_t schema_string(struct schema *s, const json_t *schema) {
     if (max >= 0 && min > max) return NODES_NEVER;
     if (pattern) return quoted(s, string_of_pattern(s, pattern));
     if (format) return quoted(s, string_of_format(s, json_string_value(format)));
-    if (!has_length) return json_string_text(s->nodes, &s->parts);
-    return quoted(s, nodes_repeat(s->nodes, json_character(s->nodes, &s->parts), min, max));
+    bool is_text = s->mode == SCHEMA_TEXT;
+    if (!has_length) return is_text ? s->marks->text : json_string_text(s->nodes, &s->parts);
+    int32_t character = is_text ? schema_text_character(s) : json_character(s->nodes, &s->parts);
+    return quoted(s, nodes_repeat(s->nodes, character, min, max));
 }
 
 /* A side of a number's range. */

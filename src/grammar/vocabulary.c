@@ -5,8 +5,8 @@
 #include "text/calls.h"
 
 static const char *const MARKS[VOCABULARY_MARKS] = {CALLS_BEGIN, CALLS_END,   CALL_BEGIN, CALL_SEPARATOR,
-                                                    CALL_END,    THINK_BEGIN, THINK_END};
-static const char MARK_BYTES[VOCABULARY_MARKS] = {'\xf8', '\xf9', '\xfa', '\xfb', '\xfc', '\xfd', '\xfe'};
+                                                    CALL_END,    THINK_BEGIN, THINK_END,  DSML};
+static const char MARK_BYTES[VOCABULARY_MARKS] = {'\xf8', '\xf9', '\xfa', '\xfb', '\xfc', '\xfd', '\xfe', '\xff'};
 
 /* A token and its bytes, for sorting. */
 struct entry {

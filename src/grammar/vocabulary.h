@@ -16,7 +16,7 @@ struct vocabulary_node {
     uint8_t byte;
 };
 
-enum { VOCABULARY_MARKS = 7, VOCABULARY_FIRST_MARK = 0xf8 /* the byte of the first; UTF-8 has none of these */ };
+enum { VOCABULARY_MARKS = 8, VOCABULARY_FIRST_MARK = 0xf8 /* the byte of the first; UTF-8 has none of these */ };
 
 struct vocabulary {
     const struct tokenizer *tokenizer;
@@ -34,7 +34,7 @@ void vocabulary_free(struct vocabulary *vocabulary); /* accepts NULL */
 
 /* The bytes of a token as grammars know it; NULL and *size 0 for one that is never text. */
 const char *vocabulary_bytes(const struct vocabulary *vocabulary, int32_t token, size_t *size);
-/* The byte that stands for the mark "<｜...｜>" (text/calls.h), or 0 if it is no token here. */
+/* The byte that stands for the mark "<｜...｜>" (or "｜DSML｜"; text/calls.h), or 0 if it is no token here. */
 uint8_t vocabulary_mark(const struct vocabulary *vocabulary, const char *mark);
 
 /* 64-bit words of a mask. */

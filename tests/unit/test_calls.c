@@ -10,7 +10,7 @@
 #include "text_fixture.h"
 
 enum { REFUSED = -1, GOES_ON, MAY_END, MUST_END };
-enum { N_MARKS = 7 };
+enum { N_MARKS = 8 };
 
 static struct tokenizer *plain, *marked;
 static struct vocabulary *without_marks, *with_marks;
@@ -18,7 +18,7 @@ static struct vocabulary *without_marks, *with_marks;
 /* The fixture, and the marks of calls as tokens. */
 static struct tokenizer *load_marked(void) {
     static const char *const MARKS[N_MARKS] = {CALLS_BEGIN, CALLS_END,   CALL_BEGIN, CALL_SEPARATOR,
-                                               CALL_END,    THINK_BEGIN, THINK_END};
+                                               CALL_END,    THINK_BEGIN, THINK_END,  DSML};
     json_t *root = fixture_json();
     for (int i = 0; i < N_MARKS; i++) {
         json_array_append_new(json_object_get(root, "added_tokens"),
@@ -127,6 +127,101 @@ static void test_plain(void **state) {
     EXPECT(without_marks, TOOLS("0", ""), {PLAIN_F, MUST_END}, {"a" PLAIN_F, MUST_END}, );
 }
 
+#define TAG(text) "<" DSML text
+#define END_TAG(text) "</" DSML text ">\n"
+#define GIVEN(name, kind, value) TAG("parameter name=\"" name "\" string=\"" kind "\">") value END_TAG("parameter")
+#define BLOCK TAG("function_calls>\n")
+#define BLOCK_END "</" DSML "function_calls>"
+#define INVOKED(name, parameters) TAG("invoke name=\"" name "\">\n") parameters END_TAG("invoke")
+#define DSML_F INVOKED("f", "\n")
+#define IN_CITY BLOCK TAG("invoke name=\"get_weather\">\n")
+
+static void test_dsml(void **state) {
+    (void)state;
+    EXPECT(with_marks, TOOLS("3", ", \"many\": true"), {"", MAY_END}, {"the <b> </ ｜DSML", MAY_END}, {DSML, REFUSED},
+           {"a<" DSML, GOES_ON}, {"a\n\n" BLOCK, GOES_ON}, {BLOCK BLOCK_END, REFUSED}, {BLOCK DSML_F, GOES_ON},
+           {BLOCK DSML_F BLOCK_END, MUST_END}, {BLOCK INVOKED("f", "") BLOCK_END, MUST_END},
+           {BLOCK DSML_F DSML_F BLOCK_END, MUST_END}, {BLOCK DSML_F BLOCK_END "\n", REFUSED},
+           {BLOCK TAG("invoke name=\"g"), GOES_ON}, {BLOCK TAG("invoke name=\"h"), REFUSED},
+           {BLOCK INVOKED("f", GIVEN("a", "true", "x")), REFUSED}, {IN_CITY END_TAG("invoke"), REFUSED},
+           {IN_CITY GIVEN("city", "true", "雨 \"</b>\" \n</ \\"), GOES_ON},
+           {IN_CITY GIVEN("city", "true", ""), GOES_ON}, {IN_CITY GIVEN("city", "true", DSML), REFUSED},
+           {IN_CITY GIVEN("city", "true", CALL_END), REFUSED}, {IN_CITY GIVEN("city", "false", "\"x\""), REFUSED},
+           {IN_CITY GIVEN("town", "true", "x"), REFUSED}, );
+    EXPECT(with_marks, TOOLS("3", ", \"must\": true"), {"", GOES_ON}, {"a", REFUSED}, {BLOCK, REFUSED},
+           {"\n\n" BLOCK DSML_F BLOCK_END, MUST_END}, {"\n\n" BLOCK DSML_F DSML_F, REFUSED}, );
+    EXPECT(with_marks, TOOLS("3", ", \"content\": {\"type\": \"integer\"}"), {"12", MAY_END}, {"a", REFUSED},
+           {"\n\n" BLOCK DSML_F BLOCK_END, MUST_END}, );
+    EXPECT(without_marks, TOOLS("3", ""), {"a <", MAY_END}, {"a\n\n" BLOCK DSML_F BLOCK_END, MUST_END},
+           {"<" DSML "tool", REFUSED},
+           {IN_CITY GIVEN("city", "true",
+                          "a </"
+                          "b"),
+            GOES_ON},
+           {IN_CITY GIVEN("city", "true", "</" DSML "x"), REFUSED}, );
+    struct grammar *grammar = compile(with_marks, TOOLS("3", ""));
+    assert_int_equal(read_text(grammar, with_marks, "a ｜DSM", false), MAY_END);
+    assert_int_equal(read_text(grammar, with_marks, "a " DSML, false), REFUSED);
+    grammar_release(grammar);
+}
+
+#define HAS(parameters) "{\"form\": 3, \"must\": true, \"tools\": [{\"name\": \"f\", \"parameters\": " parameters "}]}"
+#define GIVES(parameters) "\n\n" BLOCK TAG("invoke name=\"f\">\n") parameters
+#define WHOLE(parameters) GIVES(parameters) END_TAG("invoke") BLOCK_END
+
+/* What is text and what is JSON follows from the schema; the order is its own, and what is not required may be missing. */
+static void test_dsml_values(void **state) {
+    (void)state;
+    EXPECT(with_marks,
+           HAS("{\"properties\": {\"s\": {\"type\": \"string\", \"maxLength\": 2}, \"n\": {\"type\": [\"integer\", "
+               "\"null\"]}, "
+               "\"e\": {\"enum\": [\"a\\\"b\", 3]}, \"l\": {\"type\": \"array\", \"items\": {\"type\": \"string\"}}}, "
+               "\"required\": [\"n\"]}"),
+           {WHOLE(GIVEN("n", "false", "12")), MUST_END}, {WHOLE(GIVEN("n", "false", "null")), MUST_END},
+           {GIVES(GIVEN("n", "true", "12")), REFUSED}, {GIVES(GIVEN("n", "false", "1.5")), REFUSED},
+           {WHOLE(""), REFUSED}, {WHOLE(GIVEN("s", "true", "\"雨") GIVEN("n", "false", "1")), MUST_END},
+           {GIVES(GIVEN("s", "true", "abc")), REFUSED},
+           {GIVES(GIVEN("n", "false", "1") GIVEN("s", "true", "a")), REFUSED},
+           {WHOLE(GIVEN("n", "false", "1") GIVEN("e", "true", "a\"b")), MUST_END},
+           {WHOLE(GIVEN("n", "false", "1") GIVEN("e", "false", "3")), MUST_END},
+           {GIVES(GIVEN("n", "false", "1") GIVEN("e", "true", "3")), REFUSED},
+           {WHOLE(GIVEN("n", "false", "1") GIVEN("l", "false", "[\"a\", \"b\"]")), MUST_END}, );
+    EXPECT(with_marks,
+           HAS("{\"properties\": {\"p\": {\"type\": \"string\", \"pattern\": \"^[^b]+$\"}, \"d\": {\"format\": "
+               "\"date\", \"type\": "
+               "\"string\"}, \"u\": {\"anyOf\": [{\"type\": \"string\", \"maxLength\": 1}, {\"$ref\": "
+               "\"#/$defs/o\"}]}, \"x\": {}, \"c\": "
+               "{\"const\": \"k\"}}, \"$defs\": {\"o\": {\"type\": \"object\", \"properties\": {\"self\": {\"$ref\": "
+               "\"#\"}}}}}"),
+           {WHOLE("\n"), MUST_END}, {WHOLE(GIVEN("p", "true", "a\n\"\\")), MUST_END},
+           {GIVES(GIVEN("p", "true", "ab")), REFUSED}, {GIVES(GIVEN("p", "true", "a｜")), REFUSED},
+           {WHOLE(GIVEN("d", "true", "2026-11-23")), MUST_END}, {GIVES(GIVEN("d", "true", "2026-11-32")), REFUSED},
+           {WHOLE(GIVEN("u", "true", "a")), MUST_END},
+           {WHOLE(GIVEN("u", "false", "{\"self\": {\"c\": \"k\"}}")), MUST_END},
+           {GIVES(GIVEN("u", "false", "1")), REFUSED}, {WHOLE(GIVEN("x", "true", "any")), MUST_END},
+           {WHOLE(GIVEN("x", "false", "[null]")), MUST_END}, {GIVES(GIVEN("x", "false", "\"s\"")), REFUSED},
+           {WHOLE(GIVEN("c", "true", "k")), MUST_END}, {GIVES(GIVEN("c", "false", "\"k\"")), REFUSED}, );
+    /* any arguments, others beside those that are named, and what cannot be kept */
+    EXPECT(with_marks, HAS("{}"), {WHOLE("\n"), MUST_END},
+           {WHOLE(GIVEN("any", "true", "x") GIVEN("b", "false", "{}")), MUST_END}, );
+    EXPECT(with_marks,
+           HAS("{\"properties\": {\"a\": {\"type\": \"string\"}}, \"additionalProperties\": {\"type\": \"integer\"}}"),
+           {WHOLE(GIVEN("a", "true", "x") GIVEN("ab", "false", "1")), MUST_END},
+           {GIVES(GIVEN("a", "false", "1")), REFUSED}, {GIVES(GIVEN("b", "true", "1")), REFUSED}, );
+    EXPECT(with_marks,
+           HAS("{\"properties\": {\"a\": {\"type\": \"string\", \"pattern\": \"(?<=a)b\"}, \"b\": {\"not\": {}}}}"),
+           {WHOLE(GIVEN("a", "true", "x") GIVEN("b", "true", "x")), MUST_END},
+           {GIVES(GIVEN("a", "false", "1")), REFUSED}, );
+    EXPECT(with_marks, HAS("{\"propertyNames\": {\"pattern\": \"a\"}}"), {WHOLE(GIVEN("b", "true", "x")), MUST_END}, );
+    EXPECT(with_marks, HAS("{\"minProperties\": 1}"), {WHOLE("\n"), REFUSED},
+           {WHOLE(GIVEN("b", "true", "x")), MUST_END}, );
+    EXPECT(with_marks,
+           HAS("{\"anyOf\": [{\"required\": [\"a\"]}, {\"required\": [\"b\"]}], \"additionalProperties\": false, "
+               "\"properties\": "
+               "{\"a\": {\"type\": \"integer\"}, \"b\": {\"type\": \"integer\"}}}"),
+           {WHOLE(GIVEN("b", "false", "1")), MUST_END}, {WHOLE("\n"), REFUSED}, );
+}
+
 static void test_must(void **state) {
     (void)state;
     EXPECT(with_marks, TOOLS("2", ", \"must\": true"), {"", GOES_ON}, {"a", REFUSED},
@@ -213,6 +308,14 @@ static void test_lenient(void **state) {
             "f: #/properties/a: the keyword \"not\"");
     refused(ONE("{\"type\": \"string\"}", ", \"strict\": true"), "arguments are an object");
     refused(ONE("{\"properties\": {\"a\": false}, \"required\": [\"a\"]}", ""), "no text can satisfy it");
+    refused("{\"form\": 3, \"tools\": [{\"name\": \"f\", \"strict\": true, \"parameters\": {\"propertyNames\": "
+            "{\"pattern\": \"a\"}}}]}",
+            "f: #: propertyNames and patternProperties of all");
+    refused("{\"form\": 3, \"tools\": [{\"name\": \"f\", \"strict\": true, \"parameters\": {\"enum\": [{}]}}]}",
+            "f: #: enum and const");
+    refused("{\"form\": 3, \"tools\": [{\"name\": \"f\", \"strict\": true, \"parameters\": {\"properties\": {\"a\": "
+            "{\"not\": {}}}}}]}",
+            "f: #/properties/a: the keyword \"not\"");
     refused("{\"form\": 0, \"tools\": []}", "not empty");
     refused("{\"form\": 0, \"tools\": [{}]}", "a name");
     refused("[", "tools");
@@ -220,9 +323,10 @@ static void test_lenient(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bare),    cmocka_unit_test(test_fenced),  cmocka_unit_test(test_plain),
-        cmocka_unit_test(test_must),    cmocka_unit_test(test_spelled), cmocka_unit_test(test_masks),
-        cmocka_unit_test(test_content), cmocka_unit_test(test_thought), cmocka_unit_test(test_lenient),
+        cmocka_unit_test(test_bare),    cmocka_unit_test(test_fenced),      cmocka_unit_test(test_plain),
+        cmocka_unit_test(test_must),    cmocka_unit_test(test_spelled),     cmocka_unit_test(test_masks),
+        cmocka_unit_test(test_content), cmocka_unit_test(test_thought),     cmocka_unit_test(test_lenient),
+        cmocka_unit_test(test_dsml),    cmocka_unit_test(test_dsml_values),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
