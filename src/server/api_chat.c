@@ -176,7 +176,7 @@ static enum message_thought thought_of(const struct engine *engine, const struct
 /* A tokenizer may call its marks special: then they have to be asked for. */
 static bool hides_marks(const struct tokenizer *tokenizer) {
     static const char *const MARKS[] = {THINK_BEGIN,    THINK_END, CALLS_BEGIN, CALL_BEGIN,
-                                        CALL_SEPARATOR, CALL_END,  CALLS_END};
+                                        CALL_SEPARATOR, CALL_END,  CALLS_END,   DSML};
     bool hides = false;
     for (size_t i = 0; i < sizeof MARKS / sizeof *MARKS; i++) {
         int32_t id = tokenizer_added_id(tokenizer, MARKS[i]);

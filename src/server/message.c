@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/random.h>
 #include "server/message_call.h"
+#include "server/message_priv.h"
 #include "text/calls.h"
 #include "base/utf8.h"
 
@@ -16,14 +17,6 @@ struct message_part {
     bool is_cut_off;
 };
 
-/* What the held text begins with. */
-enum { MAYBE_THOUGHT, THOUGHT_MARK, THOUGHT_BEGIN, THOUGHT, CONTENT_BEGIN, CONTENT, CALL_HEAD, ARGUMENTS, CALL_TAIL };
-
-/* A marker, and what comes behind it. */
-struct marker {
-    const char *text;
-    int state;
-};
 enum { MARKERS_MAX = 3 };
 
 /* --- parts --------------------------------------------------------------------------------------- */
@@ -51,8 +44,7 @@ static void add_part(struct message *m, enum message_kind kind, const char *text
     m->parts[m->n_parts++] = (struct message_part){kind, begin, begin + size, call, is_cut_off};
 }
 
-/* Text that belongs to what is there of its kind, if that came last. */
-static void add_text(struct message *m, enum message_kind kind, const char *text, size_t size) {
+void message_add(struct message *m, enum message_kind kind, const char *text, size_t size) {
     if (size == 0 || (kind == MESSAGE_REASONING && m->rules.hides_thought)) return;
     if (!is_continued(m, kind)) {
         add_part(m, kind, text, size);
@@ -62,12 +54,10 @@ static void add_text(struct message *m, enum message_kind kind, const char *text
     m->parts[m->n_parts - 1].end = m->text.size;
 }
 
-/* Text whose last character may be there in part only: returns how many bytes are whole. At the end the rest is shown as
- * U+FFFD. */
-static size_t add_whole(struct message *m, enum message_kind kind, const char *text, size_t size, bool ends) {
+size_t message_add_whole(struct message *m, enum message_kind kind, const char *text, size_t size, bool ends) {
     size_t whole = utf8_valid_prefix((const uint8_t *)text, size);
-    add_text(m, kind, text, whole);
-    if (ends && whole < size) add_text(m, kind, "\xEF\xBF\xBD", 3);
+    message_add(m, kind, text, whole);
+    if (ends && whole < size) message_add(m, kind, "\xEF\xBF\xBD", 3);
     return ends ? size : whole;
 }
 
@@ -116,15 +106,18 @@ static int markers_of(const struct message *m, struct marker markers[MARKERS_MAX
         markers[0] = (struct marker){PLAIN_BEGIN, CALL_HEAD};
         return 1;
     }
+    if (m->rules.form == CHAT_CALLS_DSML) {
+        markers[0] = (struct marker){"<" DSML DSML_BLOCK, DSML_CALLS};
+        return 1;
+    }
     markers[0] = (struct marker){CALLS_BEGIN, CONTENT};
     markers[1] = (struct marker){CALL_BEGIN, CALL_HEAD};
     markers[2] = (struct marker){CALLS_END, CONTENT};
     return 3;
 }
 
-/* Where the first marker stands, or what may become one: else n. `found` is NULL unless it is there as a whole. */
-static size_t find_marker(const struct marker *markers, int n_markers, const char *text, size_t n, bool ends,
-                          const struct marker **found) {
+size_t message_find(const struct marker *markers, int n_markers, const char *text, size_t n, bool ends,
+                    const struct marker **found) {
     *found = NULL;
     for (size_t i = 0; n_markers && i < n; i++) {
         const char *next = memchr(text + i, '<', n - i);
@@ -144,27 +137,29 @@ static size_t step_text(struct message *m, const char *text, size_t n, bool ends
     const struct marker *found;
     int n_markers = markers_of(m, markers);
     enum message_kind kind = m->state == THOUGHT ? MESSAGE_REASONING : MESSAGE_CONTENT;
-    size_t until = find_marker(markers, n_markers, text, n, ends, &found), size = until;
+    size_t until = message_find(markers, n_markers, text, n, ends, &found), size = until;
     while (n_markers && size > 0 && text[size - 1] == '\n') size--;
     bool is_last = ends && !found;
     if (is_last && kind == MESSAGE_CONTENT && m->n_calls == 0) size = until;
-    size_t taken = add_whole(m, kind, text, size, found || ends);
+    size_t taken = message_add_whole(m, kind, text, size, found || ends);
     if (found) m->state = found->state;
     return found ? until + strlen(found->text) : is_last ? n : taken;
 }
 
-static void begin_call(struct message *m, const char *name, size_t size) {
+void message_begin_call(struct message *m, enum message_state next, const char *name, size_t size) {
     m->n_calls++;
     m->call_is_cut_off = true;
     m->depth = 0;
     m->in_string = m->is_escaped = false;
-    m->state = ARGUMENTS;
+    m->n_parameters = 0;
+    m->state = (int)next;
     add_part(m, MESSAGE_CALL, name, size);
 }
 
-static void end_call(struct message *m, bool is_cut_off) {
+void message_end_call(struct message *m, enum message_state next, bool is_cut_off) {
     m->call_is_cut_off = is_cut_off;
-    m->state = CONTENT;
+    m->is_in_block = next == DSML_CALLS;
+    m->state = (int)next;
     add_part(m, MESSAGE_CALL_END, NULL, 0);
 }
 
@@ -175,11 +170,11 @@ static size_t step_head(struct message *m, const char *text, size_t n, bool ends
     if (used == CALL_NOT_YET) return ends ? n : 0;
     if (used == CALL_WRONG) { /* it only looked like a call */
         const char *marker = m->rules.form == CHAT_CALLS_PLAIN ? PLAIN_BEGIN : CALL_BEGIN;
-        add_text(m, MESSAGE_CONTENT, marker, strlen(marker));
+        message_add(m, MESSAGE_CONTENT, marker, strlen(marker));
         m->state = CONTENT;
         return 0;
     }
-    begin_call(m, name, size);
+    message_begin_call(m, ARGUMENTS, name, size);
     return (size_t)used;
 }
 
@@ -202,11 +197,11 @@ static size_t step_arguments(struct message *m, const char *text, size_t n, bool
     size_t whole = ends ? n : utf8_valid_prefix((const uint8_t *)text, n), i = 0;
     bool is_done = false;
     if (m->depth == 0 && whole > 0 && text[0] != '{') {
-        end_call(m, true);
+        message_end_call(m, CONTENT, true);
         return 0;
     }
     while (i < whole && !is_done) is_done = ends_json(m, text[i++]);
-    add_whole(m, MESSAGE_ARGUMENTS, text, i, true);
+    message_add_whole(m, MESSAGE_ARGUMENTS, text, i, true);
     if (is_done) m->state = CALL_TAIL;
     return i;
 }
@@ -214,7 +209,7 @@ static size_t step_arguments(struct message *m, const char *text, size_t n, bool
 static size_t step_tail(struct message *m, const char *text, size_t n, bool ends) {
     int used = call_tail(m->rules.form, text, n);
     if (used == CALL_NOT_YET && !ends) return 0;
-    end_call(m, false);
+    message_end_call(m, CONTENT, false);
     return used == CALL_NOT_YET ? n : used == CALL_WRONG ? 0 : (size_t)used;
 }
 
@@ -232,6 +227,11 @@ static size_t step(struct message *m, const char *text, size_t n, bool ends) {
         return step_arguments(m, text, n, ends);
     case CALL_TAIL:
         return step_tail(m, text, n, ends);
+    case DSML_CALLS:
+    case DSML_PARAMETERS:
+    case DSML_TEXT:
+    case DSML_JSON:
+        return message_step_dsml(m, text, n, ends);
     default:
         return step_text(m, text, n, ends);
     }
@@ -278,8 +278,8 @@ int message_push(struct message *message, const char *text, size_t size) {
 
 int message_finish(struct message *message) {
     if (message->held.size && run(message, true)) return -1;
-    if (message->state == ARGUMENTS) end_call(message, true);
-    if (message->state == CALL_TAIL) end_call(message, false);
+    if (message->state == ARGUMENTS || message->state > DSML_CALLS) message_end_call(message, CONTENT, true);
+    if (message->state == CALL_TAIL) message_end_call(message, CONTENT, false);
     return message->failed ? -1 : 0;
 }
 

@@ -58,8 +58,10 @@ struct message {
     bool call_is_cut_off; /* the last one */
     int depth;            /* of the arguments' JSON */
     bool in_string, is_escaped;
-    char id[32]; /* what the ids of its calls begin with */
-    bool failed; /* no memory */
+    int n_parameters; /* of the arguments, in DSML */
+    bool is_in_block; /* of calls in DSML, behind the first */
+    char id[32];      /* what the ids of its calls begin with */
+    bool failed;      /* no memory */
 };
 
 void message_init(struct message *message, const struct message_rules *rules);

@@ -50,10 +50,14 @@ static int result_of(const struct reader *r) {
 
 int call_head(enum chat_calls form, const json_t *tools, const char *text, size_t n, const char **name,
               size_t *name_size) {
-    static const char *const BEFORE[] = {
-        [CHAT_CALLS_PLAIN] = PLAIN_OPEN, [CHAT_CALLS_FENCED] = FENCED_KIND CALL_SEPARATOR, [CHAT_CALLS_BARE] = ""};
-    static const char *const BEHIND[] = {
-        [CHAT_CALLS_PLAIN] = PLAIN_BETWEEN, [CHAT_CALLS_FENCED] = FENCED_OPEN, [CHAT_CALLS_BARE] = CALL_SEPARATOR};
+    static const char *const BEFORE[] = {[CHAT_CALLS_PLAIN] = PLAIN_OPEN,
+                                         [CHAT_CALLS_FENCED] = FENCED_KIND CALL_SEPARATOR,
+                                         [CHAT_CALLS_BARE] = "",
+                                         [CHAT_CALLS_DSML] = ""};
+    static const char *const BEHIND[] = {[CHAT_CALLS_PLAIN] = PLAIN_BETWEEN,
+                                         [CHAT_CALLS_FENCED] = FENCED_OPEN,
+                                         [CHAT_CALLS_BARE] = CALL_SEPARATOR,
+                                         [CHAT_CALLS_DSML] = "\">"};
     struct reader r = {text, n, 0, 0};
     read_literal(&r, BEFORE[form]);
     *name = text + r.at;

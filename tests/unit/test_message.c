@@ -81,6 +81,10 @@ static const json_t *const SOME = (const json_t *)&SOME; /* expect() puts the li
     (struct message_rules) {                                                                                           \
         .tools = SOME, .form = CHAT_CALLS_BARE                                                                         \
     }
+#define TAGS                                                                                                           \
+    (struct message_rules) {                                                                                           \
+        .tools = SOME, .form = CHAT_CALLS_DSML                                                                         \
+    }
 #define THOUGHT                                                                                                        \
     (struct message_rules) {                                                                                           \
         .thought = MESSAGE_THOUGHT_FIRST                                                                               \
@@ -147,6 +151,63 @@ static void test_odd_calls(void **state) {
            "R(I call " CALL_BEGIN ")F0(f)A({})E");
 }
 
+#define BLOCK "<｜DSML｜function_calls>\n"
+#define BLOCK_END "</｜DSML｜function_calls>"
+#define INVOKE(name) "<｜DSML｜invoke name=\"" name "\">\n"
+#define INVOKE_END "</｜DSML｜invoke>\n"
+#define PARAMETER(name, kind, value)                                                                                   \
+    "<｜DSML｜parameter name=\"" name "\" string=\"" kind "\">" value "</｜DSML｜parameter>\n"
+
+static void test_dsml(void **state) {
+    (void)state;
+    expect(TAGS,
+           "Well.\n\n" BLOCK INVOKE("get_weather") PARAMETER("city", "true", "Büsum \"N\"\n\t\\\x01 </｜DSML <b>")
+               PARAMETER("days", "false", "[1, {\"a\": \"</\"}]") INVOKE_END INVOKE("f") "\n" INVOKE_END BLOCK_END,
+           "C(Well.)F0(get_weather)A({\"city\": \"Büsum \\\"N\\\"\\n\\t\\\\\\u0001 </｜DSML <b>\", \"days\": [1, "
+           "{\"a\": \"</\"}]})E"
+           "F1(f)A({})E");
+    expect(TAGS,
+           BLOCK INVOKE("f") PARAMETER("", "true", "") PARAMETER("a\"b <", "false", " null ") INVOKE_END BLOCK_END
+           "more\n",
+           "F0(f)A({\"\": \"\", \"a\\\"b <\":  null })EC(more)");
+    expect(TAGS, "<｜DSML｜function_calls><｜DSML｜invoke name=\"f\"></｜DSML｜invoke></｜DSML｜function_calls>",
+           "F0(f)A({})E");
+    expect(TAGS, BLOCK INVOKE("f") INVOKE_END BLOCK_END "\n" BLOCK INVOKE("f") INVOKE_END BLOCK_END,
+           "F0(f)A({})EF1(f)A({})E");
+    struct message_rules both = {MESSAGE_THOUGHT_FIRST, false, SOME, CHAT_CALLS_DSML};
+    expect(both, "I call " BLOCK "</think>\n\n" BLOCK INVOKE("f") INVOKE_END BLOCK_END,
+           "R(I call <｜DSML｜function_calls>)F0(f)A({})E");
+    expect(BARE, BLOCK, "C(" BLOCK ")");
+}
+
+/* What is no call, or none any more, is text; what ends early is cut off. */
+static void test_odd_dsml(void **state) {
+    (void)state;
+    expect(TAGS, "a <｜DSML｜invoke name=\"f\">", "C(a <｜DSML｜invoke name=\"f\">)");
+    expect(TAGS, "a\n" BLOCK "which is a block", "C(a" BLOCK "which is a block)");
+    expect(TAGS, BLOCK INVOKE("unknown") INVOKE_END, "C(" BLOCK INVOKE("unknown") INVOKE_END ")");
+    expect(TAGS, "a\n\n" BLOCK "<｜DSML｜invoke name=\"get_wea", "C(a)");
+    expect(TAGS, "a\n\n<｜DSML｜func", "C(a\n\n<｜DSML｜func)");
+    expect(TAGS, BLOCK BLOCK_END "a", "C(a)");
+    expect(TAGS, BLOCK INVOKE("f") INVOKE_END "and so on", "F0(f)A({})EC(\nand so on)");
+    expect(TAGS, BLOCK INVOKE("f") "so", "F0(f)eC(\nso)");
+    expect(TAGS, BLOCK INVOKE("f") PARAMETER("a", "maybe", "x") "b", "F0(f)eC(\n" PARAMETER("a", "maybe", "x") "b)");
+    expect(TAGS, BLOCK INVOKE("f") "<｜DSML｜parameter name=\"a\"></｜DSML｜parameter>" PARAMETER("b", "true", "x") "c",
+           "F0(f)eC(\n<｜DSML｜parameter name=\"a\"></｜DSML｜parameter>" PARAMETER("b", "true", "x") "c)");
+    expect(TAGS, BLOCK INVOKE("f") PARAMETER("a", "false", "7") PARAMETER("b", "false", "seven") INVOKE_END BLOCK_END,
+           "F0(f)A({\"a\": 7, \"b\": )eC(seven</｜DSML｜parameter>\n" INVOKE_END BLOCK_END ")");
+    expect(TAGS, BLOCK INVOKE("f") PARAMETER("a", "false", ""), "F0(f)A({\"a\": )eC(</｜DSML｜parameter>)");
+    expect(TAGS, BLOCK INVOKE("f"), "F0(f)e");
+    expect(TAGS, BLOCK INVOKE("f") PARAMETER("a", "true", "x"), "F0(f)A({\"a\": \"x\")e");
+    expect(TAGS, BLOCK INVOKE("f") "<｜DSML｜parameter name=\"a\" string=\"tr", "F0(f)e");
+    expect(TAGS, BLOCK INVOKE("f") "<｜DSML｜parameter name=\"a\" string=\"true\">雨\n</｜DS",
+           "F0(f)A({\"a\": \"雨\\n)e");
+    expect(TAGS, BLOCK INVOKE("f") "<｜DSML｜parameter name=\"a\" string=\"false\">[1, \"雨",
+           "F0(f)A({\"a\": [1, \"雨)e");
+    expect(TAGS, BLOCK INVOKE("f") "</｜DSML｜invoke", "F0(f)e");
+    expect(TAGS, BLOCK INVOKE("f") INVOKE_END "</｜DSML｜func", "F0(f)A({})E");
+}
+
 static void test_what_it_was(void **state) {
     (void)state;
     json_t *list = tools();
@@ -175,7 +236,8 @@ static void test_what_it_was(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_content),   cmocka_unit_test(test_thought),     cmocka_unit_test(test_calls),
-        cmocka_unit_test(test_odd_calls), cmocka_unit_test(test_what_it_was),
+        cmocka_unit_test(test_odd_calls), cmocka_unit_test(test_what_it_was), cmocka_unit_test(test_dsml),
+        cmocka_unit_test(test_odd_dsml),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
