@@ -127,8 +127,11 @@ static void take_block(struct reader *reader, const char *role, const json_t *bl
         take_call(reader, block);
     } else if (is_user && !strcmp(type, "tool_result")) {
         take_result(reader, block);
-    } else if (!is_answer || (strcmp(type, "thinking") != 0 && strcmp(type, "redacted_thinking") != 0)) {
-        refuse_block(reader->error, "messages", reader->where, block); /* earlier thoughts: templates leave them out */
+    } else if (is_answer && !strcmp(type, "thinking")) {
+        const json_t *text = json_object_get(block, "thinking");
+        if (json_is_string(text)) turns_add_thought(&reader->turns, text);
+    } else if (!is_answer || strcmp(type, "redacted_thinking") != 0) {
+        refuse_block(reader->error, "messages", reader->where, block);
     }
 }
 
@@ -184,6 +187,7 @@ static void read_messages(struct reader *reader, struct fields *f) {
         take_message(reader, json_array_get(messages, i), i);
     }
     turns_go_on(&reader->turns);
+    turns_free(&reader->turns);
     if (!(reader->turns.messages && reader->found) && !fields_failed(f)) api_error_no_memory(f->error);
 }
 

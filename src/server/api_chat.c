@@ -43,7 +43,7 @@ static json_t *message_copy(const json_t *message, size_t index, struct api_erro
     }
     json_t *copy = put_copy(message);
     int code = copy ? 0 : -1;
-    if (!code && role && strcmp(role, "developer") == 0) {
+    if (!code && role && strcmp(role, "developer") == 0) { /* OpenAI's, who instructs; V3.2's format has one who asks */
         code = json_object_set_new(copy, "role", json_string("system"));
     }
     if (!code && !content && role && !strcmp(role, "assistant")) { /* as some clients write an empty answer */
@@ -128,6 +128,20 @@ static void add_effort(struct fields *f, json_t **variables) {
     put(variables, "thinking", json_boolean(strcmp(word, "none") != 0 && strcmp(word, "minimal") != 0));
 }
 
+/* The schema of the answer, for a template that tells it (V3.2's). */
+static void add_format(struct fields *f, json_t **variables) {
+    const json_t *shape = json_object_get(fields_get(f, "response_format"), "json_schema");
+    const json_t *schema = json_object_get(shape, "schema");
+    if (!json_is_object(schema) || json_object_get(*variables, "response_format")) return;
+    put(variables, "response_format", put_share(schema));
+}
+
+/* What other families' templates call it. */
+static void rename_thinking(json_t **variables) {
+    const json_t *enabled = json_object_get(*variables, "enable_thinking");
+    if (enabled && !json_object_get(*variables, "thinking")) put(variables, "thinking", put_share(enabled));
+}
+
 /* DeepSeek's "thinking": {"type": "enabled"}, as a template's variable. */
 static void add_thinking(struct fields *f, json_t **variables) {
     const json_t *thinking = fields_object(f, "thinking");
@@ -145,8 +159,10 @@ json_t *api_template_variables(struct fields *f, const json_t *tools) {
     json_t *variables = kwargs ? put_copy(kwargs) : json_object();
     json_object_del(variables, "tools"); /* only those that were checked */
     if (tools) put(&variables, "tools", put_share(tools));
+    rename_thinking(&variables);
     add_thinking(f, &variables);
     add_effort(f, &variables);
+    add_format(f, &variables);
     if (!variables && !fields_failed(f)) api_error_no_memory(f->error);
     if (!fields_failed(f)) return variables;
     json_decref(variables);

@@ -114,7 +114,9 @@ static void parse_as_chat(struct api_job *job, int think) {
  * those that there are. */
 static void settle_message(struct fields *f, json_t *message, size_t index) {
     const json_t *content = json_object_get(message, "content");
+    const json_t *thought = json_object_get(message, "thinking");
     bool calls = json_array_size(json_object_get(message, "tool_calls")) > 0;
+    if (json_is_string(thought)) json_object_set_new(message, "reasoning_content", put_share(thought));
     if (json_array_size(json_object_get(message, "images")) > 0) {
         api_error_field(f->error, "messages", "messages[%zu]: this model takes no images", index);
     }

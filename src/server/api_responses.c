@@ -91,6 +91,15 @@ static void take_output(struct turns *turns, const json_t *item, const char *whe
     if (!error->status) turns_add_result(turns, id, content);
 }
 
+/* Its text; a summary is none. */
+static void take_reasoning(struct turns *turns, const json_t *item) {
+    const json_t *content = json_object_get(item, "content");
+    for (size_t i = 0; i < json_array_size(content); i++) {
+        const json_t *text = json_object_get(json_array_get(content, i), "text");
+        if (json_is_string(text)) turns_add_thought(turns, text);
+    }
+}
+
 static void take_item(struct turns *turns, const json_t *item, size_t index, struct api_error *error) {
     const char *type = fields_type_of(item);
     char where[48];
@@ -103,7 +112,9 @@ static void take_item(struct turns *turns, const json_t *item, size_t index, str
         take_call(turns, item, where, error);
     } else if (!strcmp(type, "function_call_output")) {
         take_output(turns, item, where, error);
-    } else if (strcmp(type, "reasoning") != 0) { /* earlier thoughts: templates leave them out */
+    } else if (!strcmp(type, "reasoning")) {
+        take_reasoning(turns, item);
+    } else {
         api_error_field(error, "input", "%s: an item of type \"%.60s\" is not known here", where, type);
     }
 }
@@ -123,6 +134,7 @@ static json_t *read_input(struct fields *f) {
     for (size_t i = 0; i < json_array_size(input) && !fields_failed(f); i++) {
         take_item(&turns, json_array_get(input, i), i, f->error);
     }
+    turns_free(&turns);
     if (!turns.messages && !fields_failed(f)) api_error_no_memory(f->error);
     return turns.messages;
 }

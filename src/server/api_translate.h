@@ -16,6 +16,7 @@ struct turns {
     json_t *messages;    /* NULL once memory ran out */
     json_t *open;        /* the last one, while more that the same side says belongs to it; else NULL: in `messages` */
     const char *speaker; /* "user", "assistant": of `open` */
+    json_t *thought;     /* a string that belongs to the answer that comes next, or NULL: turns_free */
     bool has_begun;      /* something was said that is no instruction */
 };
 /* More that "system" (or "developer"), "user" or "assistant" say. Takes `content` over: a string, or a list of text parts. */
@@ -23,6 +24,10 @@ void turns_add(struct turns *turns, const char *role, json_t *content);
 void turns_add_call(struct turns *turns, const char *id, const char *name,
                     json_t *arguments); /* a string; taken over */
 void turns_add_result(struct turns *turns, const char *id, json_t *content);
+/* Some of what an answer thought before what comes next, a string: templates leave out what is past. */
+void turns_add_thought(struct turns *turns, const json_t *text);
+/* What is not in `messages`. */
+void turns_free(struct turns *turns);
 /* The last message is an answer that was begun, without calls: it goes on. */
 void turns_go_on(struct turns *turns);
 

@@ -4,9 +4,24 @@
 #include "server/api_translate.h"
 #include "server/put.h"
 
+void turns_free(struct turns *turns) {
+    json_decref(turns->thought);
+    turns->thought = NULL;
+}
+
 static void fail(struct turns *turns) {
+    turns_free(turns);
     json_decref(turns->messages);
     *turns = (struct turns){0};
+}
+
+/* A thought goes to the answer that it comes before, or nowhere. */
+static void settle_thought(struct turns *turns, json_t *message, const char *role) {
+    if (!turns->thought) return;
+    bool is_answer = message && !strcmp(role, "assistant");
+    int code = is_answer ? json_object_set(message, "reasoning_content", turns->thought) : 0;
+    turns_free(turns);
+    if (code) fail(turns);
 }
 
 /* A new last message, or NULL. */
@@ -19,9 +34,30 @@ static json_t *add_message(struct turns *turns, const char *role) {
 /* The message that `role` is speaking. Its content is null until there is some, as templates tell a bare call. */
 static json_t *open_message(struct turns *turns, const char *role) {
     if (turns->open && !strcmp(turns->speaker, role)) return turns->open;
-    turns->open = add_message(turns, role);
+    json_t *message = add_message(turns, role);
+    settle_thought(turns, message, role);
+    turns->open = turns->messages ? message : NULL;
     turns->speaker = role;
     return turns->open;
+}
+
+/* An answer that has begun thinks on. */
+void turns_add_thought(struct turns *turns, const json_t *text) {
+    bool is_open = turns->open && !strcmp(turns->speaker, "assistant");
+    const json_t *before = is_open ? json_object_get(turns->open, "reasoning_content") : turns->thought;
+    struct buffer whole = {0};
+    if (before) buffer_add(&whole, json_string_value(before), json_string_length(before));
+    buffer_add(&whole, json_string_value(text), json_string_length(text));
+    json_t *thought = put_text(&whole);
+    buffer_free(&whole);
+    if (!thought) {
+        fail(turns);
+    } else if (!is_open) {
+        turns_free(turns);
+        turns->thought = thought;
+    } else if (json_object_set_new(turns->open, "reasoning_content", thought)) {
+        fail(turns);
+    }
 }
 
 /* Texts are kept as a list of parts, which the chat joins. */

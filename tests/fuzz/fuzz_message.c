@@ -1,5 +1,6 @@
 /* tests/fuzz/fuzz_message.c - an answer's text (the first byte says how it is to be read) gives the same message whole and cut
- * anywhere: valid UTF-8, calls with known names that begin and end in order, arguments that are JSON's brackets at least. */
+ * anywhere: valid UTF-8, calls with known names that begin and end in order, arguments that are JSON's brackets at least, and JSON where
+ * they were written in DSML. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,11 +18,19 @@ static const json_t *tools(void) {
 
 /* What was told: pieces as they came, a byte for each beginning and end. */
 struct told {
-    struct buffer text;
+    struct buffer text, arguments; /* of the last call */
     enum message_kind last;
     int n_calls;
     bool in_call;
 };
+
+/* (jansson has no names with NUL, and a limit of nesting, which is one less inside a parameter) */
+static void check_arguments(const struct buffer *text) {
+    if (text->size > 2000 || memmem(text->data, text->size, "\\u0000", 6)) return;
+    json_t *object = json_loadb(text->data, text->size, JSON_DECODE_INT_AS_REAL, NULL);
+    require(json_is_object(object));
+    json_decref(object);
+}
 
 static void check_piece(struct told *told, const struct message_piece *piece) {
     bool has_text = piece->kind != MESSAGE_CALL_END;
@@ -40,10 +49,18 @@ static void check_piece(struct told *told, const struct message_piece *piece) {
     }
 }
 
+static void follow_arguments(struct told *told, const struct message *message, const struct message_piece *piece) {
+    bool is_over = piece->kind == MESSAGE_CALL_END && message->rules.form == CHAT_CALLS_DSML && !piece->is_cut_off;
+    if (piece->kind == MESSAGE_CALL) told->arguments.size = 0;
+    if (piece->kind == MESSAGE_ARGUMENTS) buffer_add(&told->arguments, piece->text, piece->size);
+    if (is_over) check_arguments(&told->arguments);
+}
+
 static void take(struct told *told, struct message *message) {
     for (int i = 0; i < message_count(message); i++) {
         struct message_piece piece = message_at(message, i);
         check_piece(told, &piece);
+        follow_arguments(told, message, &piece);
         bool goes_on = told->text.size > 0 && told->last == piece.kind && piece.kind != MESSAGE_CALL && piece.size > 0;
         if (!goes_on) buffer_printf(&told->text, "\n%d%d:", (int)piece.kind, piece.is_cut_off);
         buffer_add(&told->text, piece.text, piece.size);
@@ -67,6 +84,7 @@ static void tell(const struct message_rules *rules, const char *text, size_t siz
     require(message_finish(&message) == 0);
     take(told, &message);
     require(!told->in_call && message_has_called(&message) <= (told->n_calls > 0));
+    buffer_free(&told->arguments);
     message_free(&message);
 }
 
@@ -75,7 +93,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     struct message_rules rules = {.thought = (enum message_thought)(data[0] % 3),
                                   .hides_thought = data[0] & 64,
                                   .tools = data[0] & 128 ? NULL : tools(),
-                                  .form = (enum chat_calls)(data[0] / 3 % 3)};
+                                  .form = (enum chat_calls)(data[0] / 3 % 4)};
     uint8_t held[4];
     int n_held = 0;
     char *text = malloc(3 * size + 1);

@@ -17,10 +17,10 @@ enum { VOCAB = 300, CONTEXT = 2000 };
 
 /* The text side of an engine: all that parsing looks at. */
 static const struct engine *make_engine(size_t size) {
-    static const char *const TEMPLATES[] = {"deepseek-coder-v2", "deepseek-v3",      "deepseek-v3-0324",
-                                            "deepseek-r1",       "deepseek-r1-0528", "deepseek-v3.1"};
+    static const char *const TEMPLATES[] = {"deepseek-coder-v2", "deepseek-v3",   "deepseek-v3-0324", "deepseek-r1",
+                                            "deepseek-r1-0528",  "deepseek-v3.1", "deepseek-v3.2"};
     static struct engine engine;
-    engine.chat = chat_template_by_name(TEMPLATES[size % 6]);
+    engine.chat = chat_template_by_name(TEMPLATES[size % 7]);
     if (engine.tokenizer) return &engine;
     engine.tokenizer = byte_tokenizer();
     if (grammar_cache_create(&engine.grammars, engine.tokenizer, VOCAB, NULL)) abort();

@@ -13,7 +13,8 @@ def folder(tmp_path_factory):
     return folder, tool_model.make(folder)
 
 
-@pytest.fixture(scope="module", params=[("deepseek-r1", {}), ("deepseek-r1-0528", {}), ("deepseek-v3.1", {"thinking": {"type": "enabled"}})],
+@pytest.fixture(scope="module", params=[("deepseek-r1", {}), ("deepseek-r1-0528", {}), ("deepseek-v3.1", {"thinking": {"type": "enabled"}}),
+                                        ("deepseek-v3.2", {"chat_template_kwargs": {"enable_thinking": True}})],
                 ids=lambda value: value[0])
 def thinker(request, start, folder):
     """ask(**fields) -> the answer's JSON; a thought ends soon."""

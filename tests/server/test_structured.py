@@ -245,7 +245,7 @@ def reasoner(tmp_path_factory):
 
 @pytest.mark.parametrize("template, kwargs, thinks", [
     ("deepseek-r1", {}, True), ("deepseek-r1-0528", {}, True), ("deepseek-v3.1", {"thinking": True}, True),
-    ("deepseek-v3.1", {}, False), ("deepseek-v3-0324", {}, False),
+    ("deepseek-v3.1", {}, False), ("deepseek-v3-0324", {}, False), ("deepseek-v3.2", {"thinking": True}, True), ("deepseek-v3.2", {}, False),
 ])
 def test_after_reasoning(start, reasoner, template, kwargs, thinks):
     server = start(reasoner, *FLAGS, "--chat-template", template)

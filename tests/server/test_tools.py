@@ -30,14 +30,23 @@ TOOLS = [
     {"type": "function", "function": {"name": "note", "parameters": NOTE}},
     {"type": "function", "function": {"name": "stop.now", "description": "Stops."}},
 ]
-TEMPLATES = ["deepseek-coder-v2", "deepseek-v3", "deepseek-v3-0324", "deepseek-r1", "deepseek-r1-0528", "deepseek-v3.1"]
+TEMPLATES = ["deepseek-coder-v2", "deepseek-v3", "deepseek-v3-0324", "deepseek-r1", "deepseek-r1-0528", "deepseek-v3.1", "deepseek-v3.2",
+             "deepseek-v3.2 spelled"]  # by a tokenizer without its mark
+OWN_VECTORS = Path(__file__).resolve().parents[1] / "data" / "chat" / "vectors.jsonl"
 BEGIN = "<｜tool▁calls▁begin｜>"
+DSML = tool_model.DSML
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tools") / "tiny"
     return folder, tool_model.make(folder)
+
+
+@pytest.fixture(scope="module")
+def markless(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("markless") / "tiny"
+    return folder, tool_model.make(folder, without=[DSML])
 
 
 class Family:
@@ -49,6 +58,9 @@ class Family:
         self.fields = {"model": server.model, "messages": TALK, "tools": TOOLS, "max_tokens": 900, "temperature": 1}
         if template == "deepseek-coder-v2":
             self.likely = {str(token): 5 for token in self.tokens("<tool_call>")}
+        if template == "deepseek-v3.2":
+            self.likely = {str(token): 6 for token in [*self.tokens("</"), ids.get(DSML, 0)]}
+        self.has_token = template == "deepseek-v3.2" and DSML in ids or template not in ("deepseek-coder-v2", "deepseek-v3.2")
 
     def tokens(self, text):
         return self.server.post("/tokenize", {"prompt": text, "add_special_tokens": False}).json["tokens"]
@@ -60,9 +72,11 @@ class Family:
 
 
 @pytest.fixture(scope="module", params=TEMPLATES)
-def family(request, start, folder):
-    server = start(folder[0], *FLAGS, "--chat-template", request.param)
-    yield Family(server, request.param, folder[1])
+def family(request, start, folder, markless):
+    template, _, is_spelled = request.param.partition(" ")
+    path, ids = markless if is_spelled else folder
+    server = start(path, *FLAGS, "--max-model-len", "4096", "--chat-template", template)  # V3.2 says much about functions
+    yield Family(server, template, ids)
     assert server.becomes_idle() and server.stop() == 0, server.log
 
 
@@ -84,7 +98,7 @@ def check_calls(message, names=None):
         assert function["name"] in (names or SCHEMAS), function
         jsonschema.Draft202012Validator(SCHEMAS[function["name"]]).validate(json.loads(function["arguments"]))
     assert len({call["id"] for call in calls}) == len(calls)
-    assert "tool▁" not in (message["content"] or "") and "tool_call>" not in (message["content"] or "")
+    assert not any(mark in (message["content"] or "") for mark in ("tool▁", "tool_call>", DSML))
     return calls
 
 
@@ -119,7 +133,7 @@ def test_the_model_decides(family):
         n_called += len(calls) > 0
         n_spoken += bool(answer["message"]["content"])
         assert answer["finish_reason"] == ("tool_calls" if calls else answer["finish_reason"])
-    if family.template != "deepseek-coder-v2":  # whose mark is ten letters, which no bias spells in order
+    if family.has_token:  # else its mark is many letters, which no bias spells in order
         assert n_called >= 3
     assert n_called + n_spoken >= 6
 
@@ -289,6 +303,7 @@ MARK = {name: f"<｜tool▁{name.replace('_', '▁')}｜>" for name in ("calls_b
 WRITTEN = {
     "deepseek-coder-v2": '<tool_call>\n{"name": "note", "arguments": {"done": true}}\n</tool_call>',
     "deepseek-v3.1": "{calls_begin}{call_begin}note{sep}ARGS{call_end}{calls_end}",
+    "deepseek-v3.2": f'<{DSML}invoke name="note">\n<{DSML}parameter name="done" string="false">true</{DSML}parameter>\n</{DSML}invoke>',
 }
 FENCED = "{calls_begin}{call_begin}function{sep}note\n```json\nARGS\n```{call_end}"
 
@@ -327,19 +342,23 @@ def test_conversation(family):
 
 def test_released_conversations(family):
     """What Jinja renders from the released templates comes out of the server too, once it is what a client may send."""
-    path = SHARED / "chat-templates" / "vectors.jsonl"
+    path = OWN_VECTORS if family.template == "deepseek-v3.2" else SHARED / "chat-templates" / "vectors.jsonl"
     if not path.exists():
         pytest.skip(f"left out: chat-templates/vectors.jsonl is not in {os.path.relpath(SHARED)} (set MOEBIUS_TEST_DATA)")
     vectors = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    given = vectors.pop(0) if path == OWN_VECTORS else {"tools": [], "preamble": ""}
     n = 0
     for vector in vectors:
+        if any(message["role"] == "developer" for message in vector["messages"]):
+            continue  # to this API somebody who instructs
         calling = [message for message in vector["messages"] if message.get("tool_calls")]
         both = any(message.get("content") is not None for message in calling)  # V3's first template would drop the calls
         if vector["template"] != family.template or not calling or (both and family.template == "deepseek-v3"):
             continue
-        prompt = prompt_of(family.server, vector["messages"], chat_template_kwargs=vector["kwargs"],
+        tools = given["tools"][:vector["tools"]] if path == OWN_VECTORS else None
+        prompt = prompt_of(family.server, vector["messages"], chat_template_kwargs=vector["kwargs"], tools=tools,
                            add_generation_prompt=vector["add_generation_prompt"])
-        assert prompt == vector["expected"], vector["id"]
+        assert prompt == vector["expected"].replace("[[TOOLS]]", given["preamble"]), vector["id"]
         n += 1
     assert n >= 4 or family.template == "deepseek-coder-v2", n
 
@@ -361,7 +380,7 @@ def test_list_of_functions(family):
     system = {"role": "system", "content": "Be <｜tool▁sep｜> good."}
     nasty = [{"type": "function", "function": {"name": "f", "description": BEGIN}}]
     ids = family.server.post("/tokenize", {"messages": [system, *TALK], "tools": nasty}).json["tokens"]
-    has_marks = family.template != "deepseek-coder-v2"
+    has_marks = family.template not in ("deepseek-coder-v2", "deepseek-v3.2")
     assert ids.count(family.ids[BEGIN]) == has_marks and ids.count(family.ids["<｜tool▁sep｜>"]) == has_marks
     prompt = prompt_of(family.server, [system, *TALK], tools=TOOLS)
     assert prompt.index("good.") < prompt.index("get_weather") < prompt.index("stop.now") < prompt.index("hello")

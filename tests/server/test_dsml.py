@@ -1,0 +1,130 @@
+"""V3.2: arguments that are bare text, thoughts that go back in with the calls they led to, the shape of an answer in the prompt. The
+weights are random: calls are forced, and their text is whatever comes."""
+
+import json
+
+import pytest
+import tool_model
+from serving import FLAGS, parse_events
+
+TALK = [{"role": "user", "content": "hello"}]
+WRITE = {"type": "object", "properties": {"text": {"type": "string"}, "times": {"type": "integer", "minimum": 1, "maximum": 9}},
+         "required": ["text", "times"], "additionalProperties": False}
+TOOLS = [{"type": "function", "function": {"name": "write", "parameters": WRITE}}]
+CALL = {"id": "call_1", "type": "function", "function": {"name": "write", "arguments": json.dumps({"text": 'a "b"\n', "times": 2})}}
+THINKING = {"chat_template_kwargs": {"thinking": True}}
+
+
+@pytest.fixture(scope="module", params=["marked", "spelled"])
+def server(request, start, tmp_path_factory):
+    """With the mark as a token, and by a tokenizer without it."""
+    folder = tmp_path_factory.mktemp("dsml") / "tiny"
+    ids = tool_model.make(folder, without=[tool_model.DSML] if request.param == "spelled" else [])
+    server = start(folder, *FLAGS, "--max-model-len", "4096", "--chat-template", "deepseek-v3.2", "--tool-call-parser", "deepseek_v32",
+                   "--reasoning-parser", "deepseek_v3")
+    tokens = server.post("/tokenize", {"prompt": "</", "add_special_tokens": False}).json["tokens"]
+    server.ids, server.likely = ids, {str(token): 7 for token in [*tokens, ids.get(tool_model.DSML, tokens[0])]}
+    yield server
+    assert server.becomes_idle() and server.stop() == 0, server.log
+
+
+def ask(server, reply=False, **fields):
+    got = server.post("/v1/chat/completions", {"model": server.model, "messages": TALK, "tools": TOOLS, "tool_choice": "required", "temperature": 1,
+                                               "max_tokens": 800, "parallel_tool_calls": False, "logit_bias": server.likely, **fields})
+    assert got.status == 200, got
+    return got if reply else got.json["choices"][0]
+
+
+def prompt_of(server, messages, **fields):
+    reply = server.post("/apply-template", {"messages": messages, **fields})
+    assert reply.status == 200, reply
+    return reply.json["prompt"]
+
+
+def test_bare_text(server):
+    """Text comes as it is, quotes and new lines too, and out as JSON; streamed it says the same."""
+    n_whole = 0
+    for seed in range(6):
+        fields = {"seed": seed, "max_tokens": 500}
+        choice = ask(server, **fields)
+        assert choice["message"]["content"] is None
+        function = choice["message"]["tool_calls"][0]["function"] if choice["message"].get("tool_calls") else {"arguments": ""}
+        streamed = ""
+        for chunk in parse_events(ask(server, reply=True, stream=True, **fields).body):
+            for call in chunk["choices"][0]["delta"].get("tool_calls", []) if chunk["choices"] else []:
+                streamed += call["function"]["arguments"]
+        assert streamed == function["arguments"]
+        if choice["finish_reason"] == "tool_calls":
+            n_whole += 1
+            arguments = json.loads(function["arguments"])
+            assert list(arguments) == ["text", "times"] and 1 <= arguments["times"] <= 9 and tool_model.DSML not in arguments["text"]
+    assert n_whole > 0 or tool_model.DSML not in server.ids  # else its end is many letters, which no bias spells in order
+
+
+def test_thinks_and_calls(server):
+    """The thought ends, then the call must come."""
+    bias = {**server.likely, str(server.ids["</think>"]): 5}
+    for kwargs in ({"thinking": True}, {"enable_thinking": True}):
+        message = ask(server, seed=1, chat_template_kwargs=kwargs, logit_bias=bias, tool_choice={"type": "function", "function": {"name": "write"}})["message"]
+        assert "reasoning_content" in message and message["tool_calls"][0]["function"]["name"] == "write" and not message["content"]
+    assert "reasoning_content" not in ask(server, seed=1, chat_template_kwargs={"enable_thinking": False})["message"]
+
+
+def test_thoughts_come_back(server):
+    """Those behind the last question stand in the prompt, whatever the API calls them; earlier ones do not."""
+    result = {"role": "tool", "tool_call_id": "call_1", "content": "done"}
+    talk = [*TALK, {"role": "assistant", "content": "Well.", "tool_calls": [CALL], "reasoning_content": "hm, why"}, result]
+    prompt = prompt_of(server, talk, tools=TOOLS, **THINKING)
+    assert prompt.endswith('hello<｜Assistant｜><think>hm, why</think>Well.\n\n<｜DSML｜function_calls>\n<｜DSML｜invoke name="write">\n'
+                           '<｜DSML｜parameter name="text" string="true">a "b"\n</｜DSML｜parameter>\n'
+                           '<｜DSML｜parameter name="times" string="false">2</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜function_calls>'
+                           '<｜end▁of▁sentence｜>\n\n<function_results>\n<result>done</result>\n</function_results>\n\n<think>')
+    assert "hm, why" not in prompt_of(server, [*talk, *TALK], tools=TOOLS, **THINKING)
+    assert "hm, why" not in prompt_of(server, talk, tools=TOOLS)
+    n = server.post("/tokenize", {"messages": talk, "tools": TOOLS, **THINKING}).json["count"]
+    use = {"type": "tool_use", "id": "call_1", "name": "write", "input": json.loads(CALL["function"]["arguments"])}
+    claude = {"model": server.model, "max_tokens": 1, "thinking": {"type": "adaptive"}, "tools": [{"name": "write", "input_schema": WRITE}],
+              "messages": [*TALK, {"role": "assistant", "content": [
+                  {"type": "thinking", "thinking": "hm, ", "signature": ""}, {"type": "thinking", "thinking": "why"}, {"type": "redacted_thinking", "data": "x"},
+                  {"type": "text", "text": "Well."}, use]}, {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "call_1", "content": "done"}]}]}
+    assert server.post("/v1/messages/count_tokens", claude).json["input_tokens"] == n
+    function_call = {"type": "function_call", "call_id": "call_1", **CALL["function"]}
+    responses = {"model": server.model, "max_output_tokens": 1, "reasoning": {"effort": "high"}, "tools": [{"type": "function", "name": "write", "parameters": WRITE}],
+                 "input": [*TALK, {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "hm, why"}]},
+                           {"role": "assistant", "content": "Well."}, function_call, {"type": "function_call_output", "call_id": "call_1", "output": "done"}]}
+    assert server.post("/v1/responses/input_tokens", responses).json["input_tokens"] == n
+    ollama = {"model": server.model, "stream": False, "think": True, "tools": TOOLS, "options": {"num_predict": 1}, "messages": [
+        *TALK, {"role": "assistant", "content": "Well.", "thinking": "hm, why", "tool_calls": [{"function": {"name": "write", "arguments": use["input"]}}]},
+        {"role": "tool", "content": "done"}]}
+    assert server.post("/api/chat", ollama).json["prompt_eval_count"] == n
+
+
+def test_thought_without_an_answer(server):
+    """A thought alone is no message; it goes to no other side's."""
+    n = server.post("/v1/messages/count_tokens", {"model": server.model, "messages": [*TALK, *TALK]}).json["input_tokens"]
+    body = {"model": server.model, "messages": [*TALK, {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm"}]}, *TALK]}
+    assert server.post("/v1/messages/count_tokens", body).json["input_tokens"] == n
+
+
+def test_format_is_told(server):
+    schema = {"type": "object", "properties": {"n": {"type": "number", "maximum": 0.5}}, "required": ["n"]}
+    fields = {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}}
+    told = f"## Response Format:\n\nYou MUST strictly adhere to the following schema to reply:\n{json.dumps(schema)}<｜User｜>hello"
+    assert told in prompt_of(server, TALK, **fields)
+    assert "Response Format" not in prompt_of(server, TALK, response_format={"type": "json_object"})
+
+
+@pytest.mark.parametrize("arguments", ["[1]", "{", "7", ""])
+def test_bad_arguments(server, arguments):
+    call = {**CALL, "function": {"name": "write", "arguments": arguments}}
+    reply = server.post("/v1/chat/completions", {"model": server.model, "messages": [*TALK, {"role": "assistant", "tool_calls": [call]}]})
+    assert reply.status == 400 and "messages[1]: expected the \"function.arguments\"" in reply.error["message"], reply
+
+
+def test_go_on(server):
+    """An answer that is continued follows what its question opened."""
+    last = {"role": "assistant", "content": "Well, ", "prefix": True}
+    n = server.post("/tokenize", {"messages": TALK}).json["count"]
+    answer = server.post("/v1/chat/completions", {"model": server.model, "messages": [*TALK, last], "max_tokens": 1}).json
+    words = server.post("/tokenize", {"prompt": "Well, ", "add_special_tokens": False}).json["count"]
+    assert answer["usage"]["prompt_tokens"] == n + words
