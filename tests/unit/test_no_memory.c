@@ -49,7 +49,8 @@ static const struct {
      "\"schema\":" SCHEMA "}},\"stop\":[\"q\"],\"logit_bias\":{\"5\":1}}"},
     {API_MESSAGES,
      "{\"max_tokens\":9,\"system\":[{\"type\":\"text\",\"text\":\"s\"}],\"messages\":[{\"role\":\"user\",\"content\":"
-     "\"x\"},{\"role\":\"assistant\",\"content\":[{\"type\":\"text\",\"text\":\"t\"},{\"type\":\"tool_use\",\"id\":"
+     "\"x\"},{\"role\":\"assistant\",\"content\":[{\"type\":\"thinking\",\"thinking\":\"h\"},"
+     "{\"type\":\"text\",\"text\":\"t\"},{\"type\":\"thinking\",\"thinking\":\"m\"},{\"type\":\"tool_use\",\"id\":"
      "\"a\",\"name\":\"f\",\"input\":{\"a\":1}}]},{\"role\":\"user\",\"content\":[{\"type\":\"tool_result\","
      "\"tool_use_id\":\"a\",\"content\":[{\"type\":\"text\",\"text\":\"r\"},{\"type\":\"tool_reference\","
      "\"tool_name\":\"f\"}]},{\"type\":\"text\",\"text\":\"u\"}]},{\"role\":\"assistant\",\"content\":\"go\"}],"
@@ -58,7 +59,8 @@ static const struct {
      "\"enabled\",\"budget_tokens\":5}}"},
     {API_RESPONSES,
      "{\"max_output_tokens\":9,\"instructions\":\"s\",\"input\":[{\"role\":\"user\",\"content\":[{\"type\":"
-     "\"input_text\",\"text\":\"x\"}]},{\"type\":\"function_call\",\"call_id\":\"a\",\"namespace\":\"n\",\"name\":"
+     "\"input_text\",\"text\":\"x\"}]},{\"type\":\"reasoning\",\"content\":[{\"text\":\"h\"},{\"text\":\"m\"}]},"
+     "{\"type\":\"function_call\",\"call_id\":\"a\",\"namespace\":\"n\",\"name\":"
      "\"f\",\"arguments\":\"{}\"},{\"type\":\"function_call_output\",\"call_id\":\"a\",\"output\":\"r\"}],\"tools\":"
      "[{\"type\":\"namespace\",\"name\":\"n\",\"tools\":[{\"type\":\"function\"," TOOL ",\"parameters\":" SCHEMA
      "}]}],\"tool_choice\":{\"type\":\"allowed_tools\",\"mode\":\"auto\",\"tools\":[{\"type\":\"function\",\"name\":"
