@@ -65,7 +65,7 @@ static int test_kv_b(struct self_kernels *k) {
 /* As much of a backend as the cache's own functions look at. */
 static void make_cache(struct cpu *cpu, const struct self_kernels *k, const struct kern *kern, enum kv_format kv) {
     *cpu = (struct cpu){.model = k->test->model, .options = {.kv = kv}, .kern = *kern};
-    cpu->row_bytes = kv_row_bytes(k->test->model, kv);
+    cpu->row_bytes = cache_row_bytes(k->test->model->kv_lora, k->test->model->rope_dim, kv);
 }
 
 /* Leaves the decoded rows in want_row: [SELF_KEYS][latent]. */
