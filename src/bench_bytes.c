@@ -1,5 +1,6 @@
 #include "bench_bytes.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 static size_t mlp_bytes(const struct mlp *mlp) {
@@ -8,7 +9,10 @@ static size_t mlp_bytes(const struct mlp *mlp) {
 
 static size_t attention_bytes(const struct model *model, const struct layer *layer) {
     size_t q = model->q_kind == Q_LOW_RANK ? mat_bytes(&layer->q_a) + mat_bytes(&layer->q_b) : mat_bytes(&layer->q);
-    return q + mat_bytes(&layer->kv_a) + mat_bytes(&layer->kv_b) + mat_bytes(&layer->o);
+    const struct indexer *indexer = &layer->indexer;
+    size_t index =
+        model->index_topk ? mat_bytes(&indexer->q) + mat_bytes(&indexer->k) + mat_bytes(&indexer->weights) : 0;
+    return q + mat_bytes(&layer->kv_a) + mat_bytes(&layer->kv_b) + mat_bytes(&layer->o) + index;
 }
 
 static size_t fixed_bytes(const struct model *model, const struct weights *weights) {
@@ -25,13 +29,20 @@ static size_t fixed_bytes(const struct model *model, const struct weights *weigh
 int bench_bytes_open(struct bench_bytes *bytes, const struct model *model, const struct weights *weights,
                      enum kv_format kv, struct mo_error *error) {
     *bytes = (struct bench_bytes){.model = model, .weights = weights, .fixed = fixed_bytes(model, weights)};
-    bytes->cache_row = kv_row_bytes(model, kv) * (size_t)model->layers;
+    bytes->cache_key = cache_key_bytes(model->index_dim, kv) * (size_t)model->layers;
+    bytes->cache_row = kv_row_bytes(model, kv) * (size_t)model->layers - bytes->cache_key;
     bytes->seen = calloc((size_t)model->experts + 1, sizeof *bytes->seen);
     return bytes->seen ? 0 : mo_error_set(error, MO_E_NO_MEMORY, "no memory to count experts");
 }
 
 void bench_bytes_close(struct bench_bytes *bytes) {
     free(bytes->seen);
+}
+
+double bench_cache_bytes(const struct bench_bytes *bytes, double rows, int batch, int depth) {
+    int most = bytes->model->index_topk;
+    if (!most || depth <= most) return rows * (double)bytes->cache_row;
+    return rows * (double)bytes->cache_key + fmin(rows, (double)batch * most) * (double)bytes->cache_row;
 }
 
 void bench_bytes_begin(struct bench_bytes *bytes) {
@@ -64,6 +75,7 @@ double bench_prompt_operations(const struct model *model, const struct weights *
         const struct layer *w = &weights->layers[i];
         total += mat_operations(&w->q) + mat_operations(&w->q_a) + mat_operations(&w->q_b);
         total += mat_operations(&w->kv_a) + mat_operations(&w->kv_b) + mat_operations(&w->o);
+        total += mat_operations(&w->indexer.q) + mat_operations(&w->indexer.k) + mat_operations(&w->indexer.weights);
         total += mlp_operations(&w->dense) + mlp_operations(&w->shared) + mat_operations(&w->router);
         if (!model_layer_is_dense(model, i)) total += model->top_k * mlp_operations(&w->experts[0]);
     }

@@ -10,7 +10,8 @@ struct bench_bytes {
     const struct model *model;
     const struct weights *weights;
     size_t fixed;     /* attention, dense, shared, router, head: read by every pass */
-    size_t cache_row; /* one token, all layers */
+    size_t cache_row; /* one token's latents, all layers */
+    size_t cache_key; /* and its index keys */
     size_t experts;   /* visited since bench_bytes_begin */
     int *seen;        /* [experts] the last visit, as its layer's stamp */
     int stamp;
@@ -23,6 +24,10 @@ void bench_bytes_close(struct bench_bytes *bytes); /* accepts a zeroed one */
 /* Operations (a product and a sum are two) that the matrices take for one token of a prompt, without the head, which only
  * the last token needs, and without attention itself. */
 double bench_prompt_operations(const struct model *model, const struct weights *weights);
+
+/* Of the cache, for a step of `batch` sequences that see `rows` different tokens together: all rows, or the index keys of all and
+ * index_topk rows a sequence, once it sees more than that (`depth`). */
+double bench_cache_bytes(const struct bench_bytes *bytes, double rows, int batch, int depth);
 
 /* Forgets the experts of the pass before. */
 void bench_bytes_begin(struct bench_bytes *bytes);

@@ -245,7 +245,7 @@ static int decode_step(struct bench *b, int batch, int pos, bool look, struct mo
 static double step_bytes(const struct bench *b, int batch, int depth, int pos) {
     int64_t shared = (int64_t)shared_pages(depth) * KV_PAGE_TOKENS, own = pos + 1 - shared;
     return (double)b->bytes.fixed + (double)b->bytes.experts +
-           (double)(shared + own * batch) * (double)b->bytes.cache_row;
+           bench_cache_bytes(&b->bytes, (double)(shared + own * batch), batch, pos + 1);
 }
 
 /* The bytes of some of the steps, spread over all. */

@@ -60,7 +60,11 @@ static struct inputs *shared_inputs(const struct calibration *c, const struct sl
     case ROLE_Q:
     case ROLE_Q_A:
     case ROLE_KV_A:
+    case ROLE_INDEX_K:
+    case ROLE_INDEX_WEIGHTS:
         return inputs_of(c, ROLE_KV_A, slot->layer, 0);
+    case ROLE_INDEX_Q:
+        return inputs_of(c, ROLE_Q_B, slot->layer, 0);
     case ROLE_DENSE_GATE:
     case ROLE_DENSE_UP:
         return inputs_of(c, ROLE_DENSE_GATE, slot->layer, 0);

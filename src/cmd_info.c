@@ -211,6 +211,7 @@ static int print_json(const struct facts *f, struct mo_error *error) {
                              "kv_bytes_per_token", "f32", kv_bytes(f, KV_F32), "bf16", kv_bytes(f, KV_BF16), "fp8",
                              kv_bytes(f, KV_FP8), "context", f->model.context, "layers", f->model.layers, "licence",
                              f->licence, "hash", f->hash);
+    json_object_set_new(root, "index_topk", f->model.index_topk ? json_integer(f->model.index_topk) : json_null());
     json_object_set_new(root, "synthetic", json_boolean(f->model.synthetic));
     json_object_set_new(root, "packed", f->checkpoint.is_packed ? packed_json(f) : json_null());
     json_object_set_new(root, "gguf", f->checkpoint.gguf ? gguf_json(f) : json_null());
@@ -236,6 +237,10 @@ static void print_text(const struct facts *f) {
     if (m->experts) {
         printf("experts: %d routed, %d of them a token, %d shared, width %d\n", m->experts, m->top_k, m->shared_experts,
                m->expert_width);
+    }
+    if (m->index_topk) {
+        printf("sparse attention: %d tokens a query, chosen by an indexer of %d heads of %d\n", m->index_topk,
+               m->index_heads, m->index_dim);
     }
     printf("context: %d tokens\nlicence: %s\nhash: %s\n", m->context, f->licence, f->hash);
     if (f->checkpoint.is_packed) print_packed(f);

@@ -17,13 +17,14 @@ import pytest
 
 import conftest
 import gguf_model
-from conftest import SETS, change_config, copy_set, moebius, refused, succeed
-from test_golden import SHORT, Case, with_routing
+from conftest import GOLDEN, change_config, copy_set, moebius, refused, succeed
+from test_golden import SHORT, Case, is_sparse, with_routing
 
 BUILD = Path(os.environ.get("MOEBIUS", conftest.ROOT / "build" / "moebius")).resolve().parent
 SHIM = BUILD / "tests" / "shim"
 DRIVER = Path(os.environ.get("MOEBIUS_CUDA_DRIVER", SHIM))  # make cuda-race-test, make cuda-ptx-test
 GPU = ["--device", "cuda"]
+SETS = [name for name in conftest.SETS if not is_sparse(name)]  # there are no kernels for an indexer: test_refused_indexer
 
 
 # On a machine with a GPU (`make gpu-pytest`): the program itself, on the first card; what needs the fake driver is left out there.
@@ -217,6 +218,10 @@ def test_cuda_was_not_built_in():
 def test_old_driver():
     refused(info(*GPU, version=11080), "driver is too old", "11.8", "12.0")
     refused(info(*GPU, version=12090), "driver is too old", "12.9", "made by CUDA 13.0")
+
+
+def test_refused_indexer():
+    refused(moebius("logits", GOLDEN / "v32-tiny", "--ids", "1,2", *GPU, env=fake()), "indexer", "index_topk 16", "--device cpu")
 
 
 def test_old_card():

@@ -1,4 +1,4 @@
-/* The sums of attention: dots, weighted_sum, softmax_step and its exponential. */
+/* The sums of attention: dots, weighted_sum, relu_sum, softmax_step and its exponential. */
 #include "check/check_priv.h"
 
 #include <math.h>
@@ -188,6 +188,58 @@ static void check_weighted_sum(struct check *check, bool page) {
     check_end(check);
 }
 
+/* ---- the indexer ---- */
+
+struct relu_case {
+    float *w, *s; /* [heads], [heads][stride] */
+    int heads, n, stride;
+};
+
+static struct relu_case make_relu_case(struct check *check, int round) {
+    struct check_random *random = &check->random;
+    struct relu_case c = {.heads = random_int(random, 1, 19), .n = random_int(random, 1, 150)};
+    if (round == 1) c.heads = 64, c.n = 64;
+    c.stride = c.n + random_int(random, 0, 3);
+    int count = (c.heads - 1) * c.stride + c.n;
+    c.w = check_floats(check, c.heads);
+    c.s = check_floats(check, count);
+    for (int h = 0; h < c.heads; h++) c.w[h] = random_float(random);
+    for (int i = 0; i < count; i++) c.s[i] = random_float(random);
+    if (round % 8 == 2) c.s[random_int(random, 0, count - 1)] = NAN;
+    if (round % 8 == 3) c.s[random_int(random, 0, count - 1)] = INFINITY;
+    if (round % 8 == 4) c.s[random_int(random, 0, count - 1)] = -INFINITY;
+    if (round % 8 == 5) c.s[random_int(random, 0, count - 1)] = -0.0f;
+    return c;
+}
+
+static void check_relu_value(struct check *check, const struct relu_case *c, int t, float got) {
+    double sum = 0, size = 1e-30;
+    for (int h = 0; h < c->heads; h++) {
+        double score = (double)c->s[h * c->stride + t], product = (double)c->w[h] * (score < 0 ? 0 : score);
+        sum += product;
+        size += fabs(product);
+    }
+    check_value(check, "score", t, got, (float)sum, 2e-6 * size);
+}
+
+static void check_relu_sum(struct check *check) {
+    check_begin(check, "relu_sum", 41, "of sum |ws|", 2e-6);
+    for (int round = 0; round < 150; round++, check->cases++) {
+        check_round(check, round);
+        struct relu_case c = make_relu_case(check, round);
+        float *got = check_floats(check, c.n), *expected = check_floats(check, c.n), *alone = check_floats(check, c.n);
+        check->kern.relu_sum(c.w, c.s, (size_t)c.stride, c.heads, c.n, got);
+        check->ref.relu_sum(c.w, c.s, (size_t)c.stride, c.heads, c.n, expected);
+        for (int t = 0; t < c.n; t++) {
+            check->kern.relu_sum(c.w, c.s + t, (size_t)c.stride, c.heads, 1, alone + t);
+            check_relu_value(check, &c, t, got[t]);
+            check_bits(check, "score", t, got[t], expected[t]);
+            check_bits(check, "alone", t, alone[t], got[t]);
+        }
+    }
+    check_end(check);
+}
+
 /* ---- softmax ---- */
 
 struct softmax_case {
@@ -283,6 +335,7 @@ void check_attention(struct check *check) {
     check_dots(check);
     check_weighted_sum(check, false);
     if (check->kern.page_sum != check->kern.weighted_sum) check_weighted_sum(check, true);
+    check_relu_sum(check);
     check_softmax(check);
     check_exp(check);
 }

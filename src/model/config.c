@@ -58,11 +58,18 @@ static int read_architecture(const struct reader *r, struct model *model) {
         return mo_error_set(r->error, MO_E_NOT_FOUND, "%s: key \"architectures\": expected a list with one name",
                             r->where);
     }
-    if (strcmp(name, "DeepseekV2ForCausalLM") && strcmp(name, "DeepseekV3ForCausalLM")) {
-        return refuse(r, "architectures", "DeepseekV2ForCausalLM or DeepseekV3ForCausalLM", name);
+    if (strcmp(name, "DeepseekV2ForCausalLM") && strcmp(name, "DeepseekV3ForCausalLM") &&
+        strcmp(name, "DeepseekV32ForCausalLM")) {
+        return refuse(r, "architectures", "DeepseekV2ForCausalLM, DeepseekV3ForCausalLM or DeepseekV32ForCausalLM",
+                      name);
     }
     snprintf(model->architecture, sizeof model->architecture, "%s", name);
     return 0;
+}
+
+/* V3.2 is V3 with an indexer. */
+static bool is_v3(const struct model *model) {
+    return strcmp(model->architecture, "DeepseekV2ForCausalLM") != 0;
 }
 
 static int read_sizes(const struct reader *r, struct model *model) {
@@ -88,6 +95,18 @@ static int read_sizes(const struct reader *r, struct model *model) {
     return code;
 }
 
+/* V3.2: which of the cached tokens a query attends to. The indexer's queries come from the low-rank ones. */
+static int read_indexer(const struct reader *r, struct model *model) {
+    if (strcmp(model->architecture, "DeepseekV32ForCausalLM") != 0) return 0;
+    int code = need_int(r, "index_topk", 1, MAX_CONTEXT, &model->index_topk);
+    if (!code) code = need_int(r, "index_n_heads", 1, MAX_HEADS, &model->index_heads);
+    if (!code) code = need_int(r, "index_head_dim", 1, MAX_HEAD_DIM, &model->index_dim);
+    if (!code && model->index_dim < model->rope_dim)
+        code = refuse(r, "index_head_dim", "qk_rope_head_dim or more", "less");
+    if (!code && model->q_kind != Q_LOW_RANK) code = refuse(r, "q_lora_rank", "a number", "none");
+    return code;
+}
+
 /* A model without n_routed_experts has dense layers only. */
 static int read_experts(const struct reader *r, struct model *model) {
     int code = may_int(r, "n_routed_experts", 1, MAX_EXPERTS, &model->experts);
@@ -101,7 +120,7 @@ static int read_experts(const struct reader *r, struct model *model) {
     if (!code) code = need_int(r, "moe_intermediate_size", 1, MAX_DIM, &model->expert_width);
     if (!code) code = need_int(r, "num_experts_per_tok", 1, model->experts, &model->top_k);
     if (!code) code = may_int(r, "n_shared_experts", 1, 64, &model->shared_experts);
-    enum json_need need = !strcmp(model->architecture, "DeepseekV3ForCausalLM") ? JSON_REQUIRED_KEY : JSON_OPTIONAL_KEY;
+    enum json_need need = is_v3(model) ? JSON_REQUIRED_KEY : JSON_OPTIONAL_KEY;
     if (!code) code = json_get_bool(r->object, "norm_topk_prob", need, r->where, &model->norm_topk, r->error);
     if (!code) {
         code =
@@ -130,8 +149,7 @@ static int read_groups(const struct reader *r, struct model *model) {
 
 static int read_gate(const struct reader *r, struct model *model) {
     if (!model->experts) return 0;
-    bool is_v3 = !strcmp(model->architecture, "DeepseekV3ForCausalLM");
-    const char *method = is_v3 ? "noaux_tc" : "greedy", *scoring = is_v3 ? "sigmoid" : "softmax";
+    const char *method = is_v3(model) ? "noaux_tc" : "greedy", *scoring = is_v3(model) ? "sigmoid" : "softmax";
     int code = may_string(r, "topk_method", &method);
     if (!code) code = may_string(r, "scoring_func", &scoring);
     if (code) return code;
@@ -360,6 +378,7 @@ static int read_all(const struct reader *r, struct model *model) {
     }
     int code = read_architecture(r, model);
     if (!code) code = read_sizes(r, model);
+    if (!code) code = read_indexer(r, model);
     if (!code) code = read_experts(r, model);
     if (!code) code = check_count(r, model);
     if (!code) code = read_gate(r, model);

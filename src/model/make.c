@@ -31,7 +31,7 @@ static void layout(const struct maker *maker, const struct slot *slot, struct ma
 }
 
 static void slot_name(const struct slot *slot, char name[NAME_MAX_BYTES], const char *suffix) {
-    names_tensor(name, slot->role, slot->layer, slot->expert, slot->role == ROLE_ROUTER_BIAS ? "" : suffix);
+    names_tensor(name, slot->role, slot->layer, slot->expert, *names_suffix(slot->role) ? suffix : "");
 }
 
 /* ---- a batch on all threads ---- */

@@ -48,11 +48,13 @@ static int64_t count_attention(const struct model *model) {
     int64_t hidden = model->hidden, heads = model->heads, q_out = heads * model_q_head_dim(model);
     int64_t q = model->q_kind == Q_DIRECT ? hidden * q_out : (int64_t)model->q_lora * (hidden + q_out);
     int64_t kv = hidden * model_latent_dim(model) + (int64_t)model->kv_lora * heads * (model->nope_dim + model->v_dim);
-    return q + kv + heads * model->v_dim * hidden;
+    int64_t indexer =
+        model_index_q_dim(model) * (int64_t)model->q_lora + hidden * (model->index_dim + model->index_heads);
+    return q + kv + heads * model->v_dim * hidden + indexer;
 }
 
 static int64_t count_norms(const struct model *model) {
-    int64_t layer = 2LL * model->hidden + model->kv_lora + model->q_lora;
+    int64_t layer = 2LL * model->hidden + model->kv_lora + model->q_lora + 2LL * model->index_dim;
     return model->layers * layer + model->hidden;
 }
 

@@ -1,7 +1,7 @@
-/* model/model.h - one description for V2-Lite, V2 and V3: numbers, and four enums where the family differs.
+/* model/model.h - one description for V2-Lite, V2, V3 and V3.2: numbers, and four enums where the family differs.
  * Filled from config.json by config.c; everything later reads this and never the JSON.
  * Includes: base. Sources: DeepSeek-V2 (arXiv 2405.04434), DeepSeek-V3 (arXiv 2412.19437), config.json of the
- * published checkpoints. */
+ * published checkpoints; V3.2: DeepSeek-V3.2-Exp's technical report and inference/model.py. */
 #ifndef MOEBIUS_MODEL_MODEL_H
 #define MOEBIUS_MODEL_MODEL_H
 
@@ -45,6 +45,8 @@ struct model {
     enum q_kind q_kind;
     int q_lora;                             /* Q_LOW_RANK */
     int kv_lora, nope_dim, rope_dim, v_dim; /* a head of q is [nope | rope]; the cache row is [kv_lora | rope] */
+    int index_topk; /* V3.2: cached tokens that a query attends to, chosen by the indexer; 0: all of them, and no indexer */
+    int index_heads, index_dim; /* of the indexer: a head of its q, and its one key, are [rope | rest] */
 
     int dense_width;  /* intermediate_size */
     int expert_width; /* moe_intermediate_size */
@@ -96,6 +98,9 @@ static inline int model_moe_layers(const struct model *model) {
 }
 static inline int model_q_head_dim(const struct model *model) {
     return model->nope_dim + model->rope_dim;
+}
+static inline int model_index_q_dim(const struct model *model) {
+    return model->index_heads * model->index_dim;
 }
 static inline int model_latent_dim(const struct model *model) {
     return model->kv_lora + model->rope_dim;

@@ -20,6 +20,11 @@ static const char *const role_names[ROLES] = {
     [ROLE_KV_A_NORM] = "model.layers.%1$d.self_attn.kv_a_layernorm",
     [ROLE_KV_B] = "model.layers.%1$d.self_attn.kv_b_proj",
     [ROLE_O] = "model.layers.%1$d.self_attn.o_proj",
+    [ROLE_INDEX_Q] = "model.layers.%1$d.self_attn.indexer.wq_b",
+    [ROLE_INDEX_K] = "model.layers.%1$d.self_attn.indexer.wk",
+    [ROLE_INDEX_WEIGHTS] = "model.layers.%1$d.self_attn.indexer.weights_proj",
+    [ROLE_INDEX_K_NORM] = "model.layers.%1$d.self_attn.indexer.k_norm",
+    [ROLE_INDEX_K_BIAS] = "model.layers.%1$d.self_attn.indexer.k_norm.bias",
     [ROLE_DENSE_GATE] = "model.layers.%1$d.mlp.gate_proj",
     [ROLE_DENSE_UP] = "model.layers.%1$d.mlp.up_proj",
     [ROLE_DENSE_DOWN] = "model.layers.%1$d.mlp.down_proj",
@@ -46,6 +51,10 @@ const char *names_tensor(char *name, enum role role, int layer, int expert, cons
     }
     snprintf(name + n, (size_t)(NAME_MAX_BYTES - n), "%s", suffix);
     return name;
+}
+
+const char *names_suffix(enum role role) {
+    return role == ROLE_ROUTER_BIAS || role == ROLE_INDEX_K_BIAS ? "" : ".weight";
 }
 
 int names_layer(const char *name) {

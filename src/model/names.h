@@ -18,6 +18,11 @@ enum role {
     ROLE_KV_A_NORM,
     ROLE_KV_B,
     ROLE_O,
+    ROLE_INDEX_Q, /* of V3.2's indexer */
+    ROLE_INDEX_K,
+    ROLE_INDEX_WEIGHTS,
+    ROLE_INDEX_K_NORM,
+    ROLE_INDEX_K_BIAS,
     ROLE_DENSE_GATE,
     ROLE_DENSE_UP,
     ROLE_DENSE_DOWN,
@@ -36,6 +41,9 @@ enum { NAME_MAX_BYTES = 128 };
 
 /* "model.layers.3.mlp.experts.7.up_proj" + `suffix` (".weight", ".qweight", ...) into name [NAME_MAX_BYTES]. */
 const char *names_tensor(char *name, enum role role, int layer, int expert, const char *suffix);
+
+/* What a tensor of this role is called behind the role's own name: ".weight", or nothing for a bias. */
+const char *names_suffix(enum role role);
 
 /* The layer of "model.layers.N. ...", or -1 for a tensor outside of the layers. */
 int names_layer(const char *name);

@@ -9,7 +9,7 @@ static const char *const group_names[TENSOR_GROUPS] = {
 };
 
 /* Most of the bits are in the first column. kv_b turns every cached row into keys and values, and the head chooses the token:
- * they keep more; the embedding is looked up and not read through, and the router must not move. A large matrix that is read
+ * they keep more, and so does the indexer, which chooses what is seen at all; the embedding is looked up and not read through, and the router must not move. A large matrix that is read
  * through is read faster as INT8 than as FP8 on a CPU. */
 static const struct {
     const char *name;
@@ -29,9 +29,9 @@ const char *tensor_group_name(enum tensor_group group) {
 enum tensor_group tensor_group_of(enum role role) {
     if (role >= ROLE_EXPERT_GATE) return GROUP_ROUTED;
     if (role >= ROLE_SHARED_GATE) return GROUP_SHARED;
-    if (role == ROLE_ROUTER) return GROUP_ROUTER;
+    if (role == ROLE_ROUTER || role == ROLE_INDEX_WEIGHTS) return GROUP_ROUTER;
     if (role >= ROLE_DENSE_GATE) return GROUP_DENSE;
-    if (role == ROLE_KV_B) return GROUP_KV_B;
+    if (role == ROLE_KV_B || role == ROLE_INDEX_Q || role == ROLE_INDEX_K) return GROUP_KV_B;
     if (role == ROLE_EMBED) return GROUP_EMBEDDING;
     return role == ROLE_HEAD ? GROUP_HEAD : GROUP_ATTENTION;
 }

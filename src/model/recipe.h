@@ -12,10 +12,10 @@ enum tensor_group {
     GROUP_SHARED,
     GROUP_DENSE,
     GROUP_ATTENTION, /* q, kv_a, o */
-    GROUP_KV_B,
+    GROUP_KV_B,      /* and the indexer's wq_b, wk */
     GROUP_HEAD,
     GROUP_EMBEDDING,
-    GROUP_ROUTER,
+    GROUP_ROUTER, /* and the indexer's weights_proj */
     TENSOR_GROUPS
 };
 const char *tensor_group_name(enum tensor_group group);

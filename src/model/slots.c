@@ -19,6 +19,15 @@ static void add_mlp(struct list *list, enum role gate, int width) {
     add(list, gate + 2, hidden, width);
 }
 
+static void add_indexer(struct list *list) {
+    const struct model *m = list->model;
+    add(list, ROLE_INDEX_Q, model_index_q_dim(m), m->q_lora);
+    add(list, ROLE_INDEX_K, m->index_dim, m->hidden);
+    add(list, ROLE_INDEX_WEIGHTS, m->index_heads, m->hidden);
+    add(list, ROLE_INDEX_K_NORM, m->index_dim, 0);
+    add(list, ROLE_INDEX_K_BIAS, m->index_dim, 0);
+}
+
 static void add_attention(struct list *list) {
     const struct model *m = list->model;
     int q_out = m->heads * model_q_head_dim(m);
@@ -34,6 +43,7 @@ static void add_attention(struct list *list) {
     add(list, ROLE_KV_A_NORM, m->kv_lora, 0);
     add(list, ROLE_KV_B, m->heads * (m->nope_dim + m->v_dim), m->kv_lora);
     add(list, ROLE_O, m->hidden, m->heads * m->v_dim);
+    if (m->index_topk) add_indexer(list);
     add(list, ROLE_FFN_NORM, m->hidden, 0);
 }
 

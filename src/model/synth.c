@@ -133,13 +133,14 @@ static int fill(void *context, const struct made *made, int unit, void *scratch,
     return -1;
 }
 
-/* Norms near 1; biases that nudge the router without ruling it. */
+/* Norms near 1; biases that nudge the router without ruling it, or the indexer's keys. */
 static void values(void *context, const struct slot *slot, float *out) {
     const struct synth *synth = context;
     uint64_t stream = stream_of(synth->seed, slot, 0);
+    const bool is_bias = !*names_suffix(slot->role);
     for (int i = 0; i < slot->rows; i++) {
         float x = jitter(word_at(stream, (uint64_t)i));
-        out[i] = slot->role == ROLE_ROUTER_BIAS ? (x - 1) * 0.05f : x;
+        out[i] = is_bias ? (x - 1) * 0.05f : x;
     }
 }
 

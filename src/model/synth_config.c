@@ -16,13 +16,23 @@ static const struct shape shapes[] = {
     {"deepseek-v2", 60, 1, 5120, 128, 1536, 12288, 1536, 160, 6, 2, 102400, 8, 3, 16.0, 0.707, 100000, 100001, 0},
     {"deepseek-v3", 61, 3, 7168, 128, 1536, 18432, 2048, 256, 8, 1, 129280, 8, 4, 2.5, 1.0, 0, 1, 1},
     {"deepseek-r1", 61, 3, 7168, 128, 1536, 18432, 2048, 256, 8, 1, 129280, 8, 4, 2.5, 1.0, 0, 1, 1},
+    {"deepseek-v3.2", 61, 3, 7168, 128, 1536, 18432, 2048, 256, 8, 1, 129280, 8, 4, 2.5, 1.0, 0, 1, 1},
 };
 enum { N_SHAPES = sizeof shapes / sizeof *shapes, MAX_CONFIG_BYTES = 4 << 20, CONTEXT = 163840 };
 
-static const char NAMES[] = "deepseek-coder-v2-lite|deepseek-v2-lite|deepseek-v2|deepseek-v3|deepseek-r1";
+static const char NAMES[] = "deepseek-coder-v2-lite|deepseek-v2-lite|deepseek-v2|deepseek-v3|deepseek-r1|deepseek-v3.2";
 
 static void set(json_t *config, const char *key, json_t *value) {
     json_object_set_new(config, key, value);
+}
+
+/* V3.2 is V3, and chooses what to attend to. */
+static void set_indexer(json_t *config) {
+    set(config, "architectures", json_pack("[s]", "DeepseekV32ForCausalLM"));
+    set(config, "model_type", json_string("deepseek_v32"));
+    set(config, "index_topk", json_integer(2048));
+    set(config, "index_n_heads", json_integer(64));
+    set(config, "index_head_dim", json_integer(128));
 }
 
 /* V3 chooses experts in a way of its own. */
@@ -30,6 +40,7 @@ static void set_gate(json_t *config, const struct shape *s) {
     bool is_v3 = s->mtp_layers > 0;
     set(config, "architectures", json_pack("[s]", is_v3 ? "DeepseekV3ForCausalLM" : "DeepseekV2ForCausalLM"));
     set(config, "model_type", json_string(is_v3 ? "deepseek_v3" : "deepseek_v2"));
+    if (!strcmp(s->name, "deepseek-v3.2")) set_indexer(config);
     set(config, "scoring_func", json_string(is_v3 ? "sigmoid" : "softmax"));
     set(config, "topk_method", json_string(is_v3 ? "noaux_tc" : s->groups > 1 ? "group_limited_greedy" : "greedy"));
     set(config, "norm_topk_prob", json_boolean(is_v3));

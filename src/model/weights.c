@@ -251,6 +251,17 @@ static int bind_mlp(const struct binder *b, enum role gate, int width, struct ml
     return code;
 }
 
+static int bind_indexer(struct binder *b, struct indexer *indexer) {
+    const struct model *m = b->model;
+    if (!m->index_topk) return 0;
+    int code = bind_matrix(b, ROLE_INDEX_Q, model_index_q_dim(m), m->q_lora, &indexer->q);
+    if (!code) code = bind_matrix(b, ROLE_INDEX_K, m->index_dim, m->hidden, &indexer->k);
+    if (!code) code = bind_matrix(b, ROLE_INDEX_WEIGHTS, m->index_heads, m->hidden, &indexer->weights);
+    if (!code) code = bind_vector(b, ROLE_INDEX_K_NORM, ".weight", m->index_dim, &indexer->k_norm);
+    if (!code) code = bind_vector(b, ROLE_INDEX_K_BIAS, "", m->index_dim, &indexer->k_bias);
+    return code;
+}
+
 static int bind_attention(struct binder *b, struct layer *layer) {
     const struct model *m = b->model;
     int q_out = m->heads * model_q_head_dim(m), hidden = m->hidden, code;
@@ -265,7 +276,7 @@ static int bind_attention(struct binder *b, struct layer *layer) {
     if (!code) code = bind_vector(b, ROLE_KV_A_NORM, ".weight", m->kv_lora, &layer->kv_a_norm);
     if (!code) code = bind_kv_b(b, &layer->kv_b);
     if (!code) code = bind_matrix(b, ROLE_O, hidden, m->heads * m->v_dim, &layer->o);
-    return code;
+    return code ? code : bind_indexer(b, &layer->indexer);
 }
 
 static int bind_experts(struct binder *b, struct layer *layer) {
@@ -370,6 +381,12 @@ struct mat *weights_matrix(const struct weights *weights, enum role role, int in
         return &layer->kv_b;
     case ROLE_O:
         return &layer->o;
+    case ROLE_INDEX_Q:
+        return &layer->indexer.q;
+    case ROLE_INDEX_K:
+        return &layer->indexer.k;
+    case ROLE_INDEX_WEIGHTS:
+        return &layer->indexer.weights;
     case ROLE_ROUTER:
         return &layer->router;
     default:
@@ -397,6 +414,10 @@ const float **weights_vector(struct weights *weights, enum role role, int index)
         return &layer->q_a_norm;
     case ROLE_KV_A_NORM:
         return &layer->kv_a_norm;
+    case ROLE_INDEX_K_NORM:
+        return &layer->indexer.k_norm;
+    case ROLE_INDEX_K_BIAS:
+        return &layer->indexer.k_bias;
     case ROLE_ROUTER_BIAS:
         return &layer->router_bias;
     default:

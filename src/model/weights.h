@@ -13,6 +13,14 @@ struct mlp {
     struct mat down;     /* [hidden][width] */
 };
 
+/* V3.2: score of a cached token = sum over heads of weight * max(q k, 0). */
+struct indexer {
+    struct mat q;                 /* [index_heads * index_dim][q_lora] */
+    struct mat k;                 /* [index_dim][hidden] */
+    struct mat weights;           /* [index_heads][hidden] */
+    const float *k_norm, *k_bias; /* [index_dim] of a LayerNorm */
+};
+
 struct layer {
     const float *attn_norm; /* [hidden] */
     const float *ffn_norm;  /* [hidden] */
@@ -23,6 +31,7 @@ struct layer {
     const float *kv_a_norm; /* [kv_lora] */
     struct mat kv_b;        /* [heads * (nope + v)][kv_lora]: a head is [k_nope | v] */
     struct mat o;           /* [hidden][heads * v] */
+    struct indexer indexer; /* where index_topk is set */
 
     struct mlp dense;         /* the first layers; else: */
     struct mat router;        /* [experts][hidden] */

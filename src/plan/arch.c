@@ -45,6 +45,7 @@ static const struct plan_arch builtin[] = {
      .shared_experts = 2},
     {.name = "deepseek-v3", V3},
     {.name = "deepseek-r1", V3},
+    {.name = "deepseek-v3.2", V3, .index_topk = 2048, .index_heads = 64, .index_dim = 128},
     {.name = "qwen2.5-coder-14b",
      .published = "bf16",
      .layers = 48,
@@ -135,7 +136,7 @@ static int64_t count_attention(const struct plan_arch *a) {
 }
 
 static int64_t count_norms(const struct plan_arch *a) {
-    int64_t layer = 2LL * a->hidden + a->kv_lora + a->q_lora;
+    int64_t layer = 2LL * a->hidden + a->kv_lora + a->q_lora + 2LL * a->index_dim;
     if (a->qkv_bias) layer += (int64_t)a->head_dim * (a->heads + 2 * a->kv_heads);
     return a->layers * layer + a->hidden;
 }
@@ -148,10 +149,11 @@ void plan_arch_params(const struct plan_arch *a, int64_t params[PLAN_GROUPS]) {
     int64_t hidden = a->hidden, moe = plan_arch_moe_layers(a), expert = plan_arch_expert_params(a);
     params[PLAN_ATTENTION] = a->layers * count_attention(a);
     params[PLAN_KV_B] = (int64_t)a->layers * a->kv_lora * a->heads * (a->nope_dim + a->v_dim);
+    params[PLAN_KV_B] += a->layers * ((int64_t)a->index_heads * a->q_lora + hidden) * a->index_dim;
     params[PLAN_DENSE] = a->dense_layers * 3 * hidden * a->dense_width;
     params[PLAN_SHARED] = moe * a->shared_experts * expert;
     params[PLAN_ROUTED] = moe * a->experts * expert;
-    params[PLAN_ROUTER] = moe * a->experts * (hidden + a->router_bias);
+    params[PLAN_ROUTER] = moe * a->experts * (hidden + a->router_bias) + a->layers * a->index_heads * hidden;
     params[PLAN_HEAD] = a->tied_embedding ? 0 : a->vocab * hidden;
     params[PLAN_EMBEDDING] = a->vocab * hidden;
     params[PLAN_NORM] = count_norms(a);
@@ -178,7 +180,17 @@ double plan_arch_kv_bytes(const struct plan_arch *arch, enum kv_format kv) {
     static const int value_bytes[KV_FORMATS] = {4, 2, 1};
     double row = plan_arch_is_latent(arch) ? (double)cache_row_bytes(arch->kv_lora, arch->rope_dim, kv)
                                            : 2.0 * arch->kv_heads * arch->head_dim * value_bytes[kv];
-    return row * arch->layers;
+    return (row + (double)cache_key_bytes(arch->index_dim, kv)) * arch->layers;
+}
+
+static bool is_sparse(const struct plan_arch *arch, double depth) {
+    return arch->index_topk && depth > arch->index_topk;
+}
+
+double plan_arch_read_bytes(const struct plan_arch *arch, enum kv_format kv, double depth) {
+    double token = plan_arch_kv_bytes(arch, kv), key = (double)cache_key_bytes(arch->index_dim, kv) * arch->layers;
+    if (is_sparse(arch, depth)) return depth * key + arch->index_topk * (token - key);
+    return depth * (token - key); /* nobody asks for the keys */
 }
 
 /* ---- work ---- */
@@ -202,4 +214,16 @@ double plan_arch_pair_ops(const struct plan_arch *a, bool expanded) {
         dims = 2.0 * a->kv_lora + a->rope_dim;
     }
     return 2 * dims * a->heads * a->layers;
+}
+
+double plan_arch_query_ops(const struct plan_arch *arch, double depth) {
+    double pair = plan_arch_pair_ops(arch, false), index = 2.0 * arch->index_heads * arch->index_dim * arch->layers;
+    return is_sparse(arch, depth) ? arch->index_topk * pair + depth * index : depth * pair;
+}
+
+/* The first index_topk tokens, then on the mean of those behind them. */
+double plan_arch_prompt_ops(const struct plan_arch *arch, double tokens) {
+    double dense = is_sparse(arch, tokens) ? arch->index_topk : tokens, rest = tokens - dense;
+    return dense * dense / 2 * plan_arch_pair_ops(arch, true) +
+           (rest > 0 ? rest * plan_arch_query_ops(arch, (dense + tokens) / 2 + 1) : 0);
 }

@@ -15,11 +15,11 @@
 /* Weights that are stored, placed and read alike. */
 enum plan_group {
     PLAN_ATTENTION, /* q, kv_a, o; or q, k, v, o */
-    PLAN_KV_B,      /* from the latent to keys and values */
+    PLAN_KV_B,      /* from the latent to keys and values; an indexer's queries and key */
     PLAN_DENSE,
     PLAN_SHARED,
     PLAN_ROUTED,
-    PLAN_ROUTER,
+    PLAN_ROUTER, /* and an indexer's weights of its heads */
     PLAN_HEAD,
     PLAN_EMBEDDING, /* a row a token: takes memory, costs no time */
     PLAN_NORM,      /* and biases */
@@ -35,6 +35,7 @@ struct plan_arch {
     bool runs_here;     /* this engine computes it */
     int layers, dense_layers, hidden, heads, vocab, context;
     int q_lora, kv_lora, nope_dim, rope_dim, v_dim; /* latent attention: kv_lora > 0 */
+    int index_topk, index_heads, index_dim;         /* V3.2: as in model.h */
     int kv_heads, head_dim;                         /* grouped queries: kv_lora == 0 */
     bool qkv_bias, router_bias, tied_embedding;
     int dense_width, expert_width, experts, top_k, shared_experts;
@@ -68,6 +69,8 @@ static inline bool plan_arch_is_latent(const struct plan_arch *arch) {
 
 /* Bytes of one token in the cache, all layers. */
 double plan_arch_kv_bytes(const struct plan_arch *arch, enum kv_format kv);
+/* What a query that sees `depth` tokens reads of it: all, or every index key and the rows that it attends to. */
+double plan_arch_read_bytes(const struct plan_arch *arch, enum kv_format kv, double depth);
 
 /* Experts of a layer that a batch of independent tokens meets: E (1 - (1 - k/E)^B). Real text is more alike than that, so
  * it is the upper end. */
@@ -77,5 +80,8 @@ double plan_arch_distinct_experts(const struct plan_arch *arch, int batch);
  * a key, all layers; `expanded`: as long prompts are computed (latent attention only). */
 double plan_arch_linear_ops(const struct plan_arch *arch);
 double plan_arch_pair_ops(const struct plan_arch *arch, bool expanded);
+/* Attention of one query that sees `depth` tokens, absorbed; and of all tokens of a prompt. */
+double plan_arch_query_ops(const struct plan_arch *arch, double depth);
+double plan_arch_prompt_ops(const struct plan_arch *arch, double tokens);
 
 #endif

@@ -103,6 +103,8 @@ static enum plan_group group_of(const char *name) {
         enum plan_group group;
     } parts[] = {
         {"embed_tokens", PLAN_EMBEDDING},
+        {".indexer.weights_proj.", PLAN_ROUTER},
+        {".indexer.w", PLAN_KV_B},
         {"lm_head", PLAN_HEAD},
         {"norm", PLAN_NORM},
         {"_bias", PLAN_ROUTER},

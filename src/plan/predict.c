@@ -26,6 +26,9 @@ static void add_layer(struct plan_weights *w, const struct model *model, const s
     add_mat(w, PLAN_ATTENTION, &layer->kv_a);
     add_mat(w, PLAN_KV_B, &layer->kv_b);
     add_mat(w, PLAN_ATTENTION, &layer->o);
+    add_mat(w, PLAN_ROUTER, &layer->indexer.weights);
+    add_mat(w, PLAN_KV_B, &layer->indexer.q);
+    add_mat(w, PLAN_KV_B, &layer->indexer.k);
     if (dense) {
         add_mlp(w, PLAN_DENSE, &layer->dense);
         return;
@@ -58,7 +61,8 @@ struct plan_speed plan_predict_step(const struct plan_predictor *p, int batch, i
     struct plan_speed speed;
     if (counted_bytes > 0) { /* what is neither fixed nor cache are experts; a cache that is shared counts once */
         double rest = counted_bytes - plan_weights_fixed_bytes(&p->arch, &p->weights);
-        double row = plan_arch_kv_bytes(&p->arch, p->kv), rows = (double)batch * depth;
+        double row = plan_arch_read_bytes(&p->arch, p->kv, fmax(depth, 1)) / fmax(depth, 1);
+        double rows = (double)batch * depth;
         c.cache_rows = fmin(rows, fmax(rest, 0) / row);
         if (p->arch.experts && rows > depth) c.cache_rows = fmin(c.cache_rows, depth + 64.0 * batch);
         c.routed_bytes = fmax(rest - c.cache_rows * row, 0);

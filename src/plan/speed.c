@@ -96,7 +96,6 @@ static double fixed_ops(const struct job *job) {
 
 static struct job decode_job(const struct plan_input *in, const struct plan_memory *memory, int batch, int depth) {
     const struct plan_arch *arch = &in->arch;
-    double rows = (double)batch * depth;
     struct job job = {
         .in = in,
         .memory = memory,
@@ -104,8 +103,8 @@ static struct job decode_job(const struct plan_input *in, const struct plan_memo
         .steps = 1,
         .fixed = plan_weights_fixed_bytes(arch, &in->weights),
         .routed = plan_weights_routed_bytes(arch, &in->weights, batch),
-        .cache = rows * plan_arch_kv_bytes(arch, in->wish.kv),
-        .pair_ops = rows * plan_arch_pair_ops(arch, false),
+        .cache = batch * plan_arch_read_bytes(arch, in->wish.kv, depth),
+        .pair_ops = batch * plan_arch_query_ops(arch, depth),
     };
     count_ops(&job, batch, batch);
     return job;
@@ -124,7 +123,7 @@ static struct job prefill_job(const struct plan_input *in, const struct plan_mem
         .fixed = chunks * plan_weights_fixed_bytes(arch, &in->weights),
         .routed = chunks * plan_weights_routed_bytes(arch, &in->weights, chunk),
         .cache = chunks * tokens / 2 * plan_arch_kv_bytes(arch, in->wish.kv),
-        .pair_ops = (double)tokens * tokens / 2 * plan_arch_pair_ops(arch, true),
+        .pair_ops = plan_arch_prompt_ops(arch, tokens),
     };
     count_ops(&job, tokens, 1);
     return job;
@@ -390,7 +389,8 @@ void plan_predict_cpu(const struct plan_cpu_case *the_case, int batch, int depth
     struct plan_memory memory = {.place = the_case->ssd_gb_s > 0 ? PLAN_IN_RAM_SSD : PLAN_IN_RAM, .held = 1};
     struct job job = decode_job(&in, &memory, batch, depth);
     if (the_case->routed_bytes >= 0) job.routed = the_case->routed_bytes;
-    if (the_case->cache_rows >= 0) job.cache = the_case->cache_rows * plan_arch_kv_bytes(&in.arch, in.wish.kv);
+    if (the_case->cache_rows >= 0 && depth > 0)
+        job.cache = the_case->cache_rows * plan_arch_read_bytes(&in.arch, in.wish.kv, depth) / depth;
     *speed = (struct plan_speed){.batch = batch, .depth = depth, .tokens = batch};
     time_job(&job, speed);
 }

@@ -94,7 +94,8 @@ static void add(struct products *p, const struct weights *weights, enum role rol
 }
 
 static void add_layer(struct products *p, const struct selftest *test, int layer) {
-    static const enum role every[] = {ROLE_Q, ROLE_Q_A, ROLE_Q_B, ROLE_KV_A, ROLE_KV_B, ROLE_O};
+    static const enum role every[] = {ROLE_Q, ROLE_Q_A,     ROLE_Q_B,     ROLE_KV_A,         ROLE_KV_B,
+                                      ROLE_O, ROLE_INDEX_Q, ROLE_INDEX_K, ROLE_INDEX_WEIGHTS};
     for (size_t i = 0; i < sizeof every / sizeof *every; i++) add(p, test->weights, every[i], layer, 0);
     if (model_layer_is_dense(test->model, layer)) {
         for (int i = 0; i < 3; i++) add(p, test->weights, (enum role)(ROLE_DENSE_GATE + i), layer, 0);

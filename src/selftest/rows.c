@@ -65,7 +65,7 @@ static int test_kv_b(struct self_kernels *k) {
 /* As much of a backend as the cache's own functions look at. */
 static void make_cache(struct cpu *cpu, const struct self_kernels *k, const struct kern *kern, enum kv_format kv) {
     *cpu = (struct cpu){.model = k->test->model, .options = {.kv = kv}, .kern = *kern};
-    cpu->row_bytes = kv_row_bytes(k->test->model, kv);
+    cpu->row_bytes = cache_row_bytes(k->test->model->kv_lora, k->test->model->rope_dim, kv);
 }
 
 /* Leaves the decoded rows in want_row: [SELF_KEYS][latent]. */
@@ -150,6 +150,18 @@ static int test_values(struct self_kernels *k, kern_weighted_sum *kernel, kern_w
     return self_judge(k, &d, name, "values of one page", "query");
 }
 
+/* The indexer's sums over the scores that were made last, as if each query were a head. */
+static int test_index(struct self_kernels *k) {
+    struct self_difference d = {0};
+    float heads[SELF_QUERIES];
+    if (!k->test->model->index_topk) return 0;
+    self_fill(heads, SELF_QUERIES, 13);
+    k->kern->relu_sum(heads, k->want_score, KV_PAGE_TOKENS, SELF_QUERIES, SELF_KEYS, k->got);
+    k->plain.relu_sum(heads, k->want_score, KV_PAGE_TOKENS, SELF_QUERIES, SELF_KEYS, k->want);
+    self_compare(&d, 0, k->got, k->want, SELF_KEYS);
+    return self_judge(k, &d, "relu_sum", "scores of one page", "row");
+}
+
 /* The cache's formats, the one in use last: with its rows the rest goes on. */
 static int test_attention(struct self_kernels *k) {
     const struct model *m = k->test->model;
@@ -160,7 +172,9 @@ static int test_attention(struct self_kernels *k) {
     }
     self_fill(k->query, SELF_QUERIES * latent, 12);
     if (!code && head < latent) code = test_scores(k, head); /* the expanded form's */
+    if (!code && m->index_topk && m->index_dim < latent) code = test_scores(k, m->index_dim);
     if (!code) code = test_scores(k, latent);
+    if (!code) code = test_index(k);
     if (!code) code = test_softmax(k);
     if (!code) code = test_values(k, k->kern->page_sum, k->plain.page_sum, "page_sum");
     return code ? code : test_values(k, k->kern->weighted_sum, k->plain.weighted_sum, "weighted_sum");

@@ -4,7 +4,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+import make_tiny_text_model
 from pages import GREEDY, PAGE, answer, cached, prompt_of
+from serving import FLAGS, GOLDEN
 from words import letters, only
 
 
@@ -81,3 +83,15 @@ def test_metrics(server):
         server.complete(prompt, **GREEDY)
     steps = [[b - a for a, b in zip(*pair)] for pair in zip(counts, counts[1:])]
     assert steps == [[2 * PAGE, 0, 2 * PAGE + 1], [2 * PAGE, 2 * PAGE, 2 * PAGE + 1]]
+
+
+def test_index_keys_are_shared_too(start, tmp_path_factory):
+    """V3.2: what its indexer chooses from lies in the pages, too."""
+    folder = tmp_path_factory.mktemp("sparse") / "tiny"
+    make_tiny_text_model.make(GOLDEN / "v32-tiny", folder)
+    server = start(folder, *FLAGS)
+    prompt = prompt_of(1500, 3 * PAGE + 5)
+    first, second = (server.complete(prompt, **GREEDY) for _ in range(2))
+    assert (cached(first), cached(second)) == (0, 3 * PAGE)
+    assert answer(first) == answer(second)
+    assert server.stop() == 0

@@ -146,6 +146,42 @@ static void test_company_awq(void **state) {
     check_company("v2lite-tiny-awq", KV_BF16);
 }
 
+/* Rows that see few tokens, and rows for which an indexer chooses, in one batch. */
+static void test_company_sparse(void **state) {
+    (void)state;
+    check_company("v32-tiny", KV_F32);
+    check_company("v32-tiny", KV_BF16);
+    check_company("v32-tiny", KV_FP8);
+}
+
+/* A page that went out and came back elsewhere brings its index keys along. */
+static void test_page_travels(void **state) {
+    (void)state;
+    struct fixture f;
+    fixture_open(&f, "v32-tiny");
+    struct backend *backend = open_backend(&f, ATTENTION_ABSORBED, KV_FP8, 2);
+    int seq = 0, first = 0, rows = 64, one = 1, last = 64;
+    int32_t pages[1][4] = {{5, 3}}, moved[1][4] = {{17, 4}};
+    size_t vocab = (size_t)f.model.vocab;
+    float *whole = calloc(64 * vocab, sizeof *whole), *want = calloc(vocab, sizeof *want),
+          *got = calloc(vocab, sizeof *got);
+    void *page = malloc(kv_pool_bytes(&f.model, KV_FP8, 1));
+    step(backend, &f, 1, &seq, &first, &rows, pages, whole);
+    step(backend, &f, 1, &seq, &last, &one, pages, want);
+    assert_int_equal(backend->ops->page_out(backend, 5, page, NULL), 0);
+    backend->ops->close(backend);
+    backend = open_backend(&f, ATTENTION_ABSORBED, KV_FP8, 2);
+    assert_int_equal(backend->ops->page_in(backend, 17, page, NULL), 0);
+    step(backend, &f, 1, &seq, &last, &one, moved, got);
+    assert_memory_equal(got, want, vocab * sizeof *got);
+    backend->ops->close(backend);
+    free(page);
+    free(whole);
+    free(want);
+    free(got);
+    fixture_close(&f);
+}
+
 /* Chunk sizes do not matter either, bit for bit; and the expanded form agrees. */
 static void test_chunks_and_forms(void **state) {
     (void)state;
@@ -195,13 +231,17 @@ static void test_cache_rows(void **state) {
     assert_int_equal(kv_row_bytes(&lite, KV_FP8) * 27, 17712);
     assert_int_equal(kv_row_bytes(&v3, KV_FP8) * 61, 40016);
     assert_int_equal(kv_pool_bytes(&v3, KV_F32, 3), 61 * 3 * 64 * 576 * 4);
+    v3.index_dim = 128; /* V3.2 */
+    assert_int_equal(kv_row_bytes(&v3, KV_BF16), 1152 + 256);
+    assert_int_equal(kv_row_bytes(&v3, KV_FP8), 656 + 132);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_company_lite), cmocka_unit_test(test_company_v3_fp8),
-        cmocka_unit_test(test_company_awq),  cmocka_unit_test(test_chunks_and_forms),
-        cmocka_unit_test(test_threads),      cmocka_unit_test(test_cache_rows),
+        cmocka_unit_test(test_company_lite),   cmocka_unit_test(test_company_v3_fp8),
+        cmocka_unit_test(test_company_awq),    cmocka_unit_test(test_chunks_and_forms),
+        cmocka_unit_test(test_threads),        cmocka_unit_test(test_cache_rows),
+        cmocka_unit_test(test_company_sparse), cmocka_unit_test(test_page_travels),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

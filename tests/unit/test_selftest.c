@@ -277,6 +277,10 @@ static void wrong_add(float *x, float a, const float *y, int n) {
     x[0] = flipped(x[0], 2);
 }
 
+static void wrong_relu_sum(const float *w, const float *s, size_t s_stride, int heads, int n, float *out) {
+    good.relu_sum(w, s, s_stride, heads - 1, n, out); /* a head too few */
+}
+
 /* One kernel of the table replaced. */
 #define FOUND_WRONG(function, wrong, kv, ...)                                                                          \
     do {                                                                                                               \
@@ -297,6 +301,13 @@ static void test_every_other_kernel(void **state) {
     FOUND_WRONG(rms_norm, wrong_norm, KV_BF16, "rms_norm");
     FOUND_WRONG(silu_mul, wrong_silu, KV_BF16, "silu_mul");
     FOUND_WRONG(add_scaled, wrong_add, KV_BF16, "add_scaled");
+    engine_close(engine);
+}
+
+static void test_indexer(void **state) {
+    (void)state;
+    open_model("tests/golden/data/v32-tiny", NULL);
+    FOUND_WRONG(relu_sum, wrong_relu_sum, KV_BF16, "relu_sum");
     engine_close(engine);
 }
 
@@ -325,6 +336,7 @@ int main(void) {
         cmocka_unit_test(test_published_formats),
         cmocka_unit_test(test_every_other_kernel),
         cmocka_unit_test(test_row_sums),
+        cmocka_unit_test(test_indexer),
     };
     const struct CMUnitTest only_right[] = {cmocka_unit_test(test_all_models_at_all_levels)};
     enum cpu_level level = cpu_detect() > CPU_AMX ? CPU_AMX : cpu_detect();

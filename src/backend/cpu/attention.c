@@ -31,13 +31,14 @@ static void finish_row(void *context, int row, int worker) {
         cpu->kern.rms_norm(latent, cpu->weights->layers[task->layer].kv_a_norm, m->kv_lora, (float)m->norm_eps, latent);
     if (!isfinite(mean)) cpu_note_fault(cpu, task->layer, "attn_in", row);
     cpu_rope_apply(cpu, row, latent + m->kv_lora);
+    if (m->index_topk) attn_index_finish(cpu, task->layer, row);
     int pos = cpu->pos[row];
     const struct batch_seq *seq = &cpu->batch->seqs[cpu->seq[row]];
     uint8_t *page = kv_cache_page(cpu, task->layer, seq->pages[pos / KV_PAGE_TOKENS]);
     kv_cache_store(cpu, page + (size_t)(pos % KV_PAGE_TOKENS) * cpu->row_bytes, latent);
 }
 
-/* q, or q_a, and kv_a read the same input: one pass of the pool. */
+/* q, or q_a, kv_a and the indexer read the same input: one pass of the pool. */
 static void project_in(struct cpu *cpu, const struct layer *layer) {
     const struct model *m = cpu->model;
     int n = cpu->batch->n_rows;
@@ -47,10 +48,27 @@ static void project_in(struct cpu *cpu, const struct layer *layer) {
     float **to_q = low_rank ? cpu_row_pointers(cpu, cpu->q_a, (size_t)m->q_lora, n)
                             : cpu_row_pointers(cpu, cpu->q, q_stride(cpu), n);
     float **to_kv = cpu_row_pointers(cpu, cpu->kv_a, (size_t)model_latent_dim(m), n);
-    struct linear jobs[2] = {{.w = q, .x = x, .y = to_q, .n = n}, {.w = &layer->kv_a, .x = x, .y = to_kv, .n = n}};
+    struct linear jobs[4] = {{.w = q, .x = x, .y = to_q, .n = n}, {.w = &layer->kv_a, .x = x, .y = to_kv, .n = n}};
     jobs[0].q = cpu_quantize(cpu, q, x, n);
     jobs[1].q = cpu_quantize_like(cpu, &jobs[0], &layer->kv_a, x, n);
-    cpu_linear_each(cpu, jobs, 2);
+    cpu_linear_each(cpu, jobs, 2 + attn_index_jobs(cpu, layer, x, &jobs[0], jobs + 2));
+}
+
+/* The heads' queries, and the indexer's where a row is sparse. */
+static void project_low_rank(struct cpu *cpu, const struct layer *layer) {
+    const struct model *m = cpu->model;
+    int n = cpu->batch->n_rows;
+    const float *const *x = (const float *const *)cpu_row_pointers(cpu, cpu->q_a, (size_t)m->q_lora, n);
+    struct linear jobs[2] = {
+        {.w = &layer->q_b, .x = x, .y = cpu_row_pointers(cpu, cpu->q, q_stride(cpu), n), .n = n},
+        {.w = &layer->indexer.q, .x = x, .n = n},
+    };
+    jobs[0].q = cpu_quantize(cpu, jobs[0].w, x, n);
+    if (cpu->has_sparse) {
+        jobs[1].q = cpu_quantize_like(cpu, &jobs[0], jobs[1].w, x, n);
+        jobs[1].y = cpu_row_pointers(cpu, cpu->index_q, (size_t)model_index_q_dim(m), n);
+    }
+    cpu_linear_each(cpu, jobs, 1 + cpu->has_sparse);
 }
 
 void cpu_attn_in(struct backend *backend, int layer) {
@@ -66,7 +84,7 @@ void cpu_attn_in(struct backend *backend, int layer) {
     project_in(cpu, w);
     if (m->q_kind == Q_LOW_RANK) {
         cpu_norm_rows(cpu, cpu->q_a, m->q_lora, (size_t)m->q_lora, w->q_a_norm, cpu->q_a, n, layer, "attn_in");
-        cpu_linear(cpu, &w->q_b, cpu->q_a, (size_t)m->q_lora, cpu->q, q_stride(cpu), n);
+        project_low_rank(cpu, w);
     }
     pool_run(cpu->pool, n, finish_row, &task);
     cpu_linear_show(cpu, &w->kv_b, cpu->kv_a, (size_t)model_latent_dim(m), n);
@@ -77,6 +95,7 @@ void cpu_attn(struct backend *backend, int layer) {
     struct cpu *cpu = (struct cpu *)backend;
     if (cpu->failure.code) return;
     stage_begin(cpu);
+    attn_index(cpu, layer);
     attn_absorbed(cpu, layer);
     attn_expanded(cpu, layer);
 }

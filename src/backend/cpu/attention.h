@@ -1,11 +1,12 @@
-/* backend/cpu/attention.h - shared by attention.c (projections, cache, both forms' outline), attn_absorbed.c and
- * attn_expanded.c. Multi-head latent attention, DeepSeek-V2 (arXiv 2405.04434) section 2.1. The cache holds, per token, the
+/* backend/cpu/attention.h - shared by attention.c (projections, cache, both forms' outline), attn_absorbed.c,
+ * attn_expanded.c and attn_index.c. Multi-head latent attention, DeepSeek-V2 (arXiv 2405.04434) section 2.1. The cache holds, per token, the
  * normed latent c and the rotated shared key r. Two forms give the same result:
  *   absorbed  score = (q_nope W_UK) c + q_rope r;  out = W_UV (sum of p c)   - less to read: decode, short chunks
  *   expanded  k = [W_UK c | r], v = W_UV c per cached token; plain attention - less to compute: long chunks
  * The absorbed form cuts the positions into chunks at fixed places, walks the pages of a chunk in order with a running
  * softmax, and joins the chunks in order; the expanded one walks all pages in order. So a row's result depends neither on
- * its batch nor on how the work was split. */
+ * its batch nor on how the work was split. Where an indexer chooses (V3.2; attn_index.c), a row that sees more than index_topk
+ * tokens takes the absorbed form over the chosen ones, in ascending positions, as if nothing else were in the cache. */
 #ifndef MOEBIUS_BACKEND_CPU_ATTENTION_H
 #define MOEBIUS_BACKEND_CPU_ATTENTION_H
 
@@ -38,6 +39,19 @@ static inline float *attended_of(const struct cpu *cpu, int row, int head) {
 static inline struct mat f32_matrix(const float *data, int rows, int cols) {
     return (struct mat){.format = MAT_F32, .rows = rows, .cols = cols, .data = data};
 }
+
+/* Does the row see more cached tokens than it attends to? */
+static inline bool row_is_sparse(const struct cpu *cpu, int row) {
+    return cpu->model->index_topk && cpu->pos[row] >= cpu->model->index_topk;
+}
+
+/* attn_index.c. Products with the normed rows `x` that the indexer wants of all rows: returns how many, 2 at most. */
+int attn_index_jobs(struct cpu *cpu, const struct layer *layer, const float *const *x, const struct linear *like,
+                    struct linear *jobs);
+/* A row's index key, normed and rotated, to the cache; and its index queries rotated, where it is sparse. */
+void attn_index_finish(struct cpu *cpu, int layer, int row);
+/* chosen [rows][index_topk] of every sparse row. */
+void attn_index(struct cpu *cpu, int layer);
 
 /* Widens a page of the sequence into the worker's memory, [n_tokens][latent]. */
 void attn_load_page(struct cpu *cpu, int layer, const struct batch_seq *seq, int page_pos, int n_tokens, int worker);

@@ -79,13 +79,15 @@ void attn_absorb(struct cpu *cpu, int layer) {
 
 /* ---- queries against chunks ---- */
 
-/* Queries that share a pass over a chunk's pages: some heads of one row, or one head of some rows. */
+/* Queries that share a pass over a chunk's pages: some heads of one row, or one head of some rows. Keys are counted as they are
+ * seen: of a sparse row, which has a block of its own, key i lies at position chosen[i]. */
 struct query_block {
     const struct batch_seq *seq;
     int row, head, n; /* of the first query; n <= ATTENTION_ROWS */
     bool by_head;
-    int first_chunk; /* number of the block's first task */
-    int chunks;      /* that its last row can see */
+    const int32_t *chosen; /* [index_topk] or NULL: key i lies at position i */
+    int first_chunk;       /* number of the block's first task */
+    int chunks;            /* that its last row can see */
 };
 
 static int block_row(const struct query_block *b, int i) {
@@ -98,6 +100,15 @@ static int block_head(const struct query_block *b, int i) {
 
 static size_t block_state(const struct cpu *cpu, const struct query_block *b, int i) {
     return (size_t)block_row(b, i) * (size_t)cpu->model->heads + (size_t)block_head(b, i);
+}
+
+/* Keys that query i sees. */
+static int keys_seen(const struct cpu *cpu, const struct query_block *b, int i) {
+    return b->chosen ? cpu->model->index_topk : cpu->pos[block_row(b, i)] + 1;
+}
+
+static int keys_of(const struct cpu *cpu, const struct query_block *b) {
+    return keys_seen(cpu, b, b->n - 1);
 }
 
 static int ceil_div(int a, int b) {
@@ -113,25 +124,35 @@ static int heads_together(const struct cpu *cpu, const struct batch_seq *seq) {
     return smaller(heads > HEADS_LEAST ? heads : HEADS_LEAST, ATTENTION_ROWS);
 }
 
-/* Few rows go by head, so that a pass over the cache serves all heads; many rows fill a pass by themselves. */
-static int list_seq(const struct cpu *cpu, const struct batch_seq *seq, struct query_block *out) {
+/* Rows [first, first + rows) of a sequence. Few go by head, so that a pass over the cache serves all heads; many fill a pass by
+ * themselves, if all see the same keys. */
+static int list_rows(const struct cpu *cpu, const struct batch_seq *seq, int first, int rows, struct query_block *out) {
     int heads = cpu->model->heads, n = 0;
-    bool by_head = seq->n_rows < smaller(heads, ATTENTION_ROWS);
-    int outer = by_head ? seq->n_rows : heads, inner = by_head ? heads : seq->n_rows;
+    bool sparse = row_is_sparse(cpu, first), by_head = sparse || rows < smaller(heads, ATTENTION_ROWS);
+    int outer = by_head ? rows : heads, inner = by_head ? heads : rows;
     int most = by_head ? heads_together(cpu, seq) : ATTENTION_ROWS;
     for (int i = 0; i < outer; i++) {
         for (int j = 0; j < inner; j += most) {
             struct query_block *b = &out[n++];
             *b = (struct query_block){.seq = seq, .n = smaller(inner - j, most), .by_head = by_head};
-            b->row = seq->first_row + (by_head ? i : j);
+            b->row = first + (by_head ? i : j);
             b->head = by_head ? j : i;
-            b->chunks = cpu->pos[block_row(b, b->n - 1)] / CHUNK_TOKENS + 1;
+            if (sparse) b->chosen = cpu->chosen + (size_t)b->row * (size_t)cpu->model->index_topk;
+            b->chunks = ceil_div(keys_of(cpu, b), CHUNK_TOKENS);
         }
     }
     return n;
 }
 
-/* By list_seq: rows times heads over ATTENTION_ROWS, both rounded up where they are small, and a part for every thread. */
+static int list_seq(const struct cpu *cpu, const struct batch_seq *seq, struct query_block *out) {
+    int dense = 0, n = 0;
+    while (dense < seq->n_rows && !row_is_sparse(cpu, seq->first_row + dense)) dense++;
+    if (dense) n = list_rows(cpu, seq, seq->first_row, dense, out);
+    if (dense < seq->n_rows) n += list_rows(cpu, seq, seq->first_row + dense, seq->n_rows - dense, out + n);
+    return n;
+}
+
+/* By list_rows: rows times heads over ATTENTION_ROWS, both rounded up where they are small, and a part for every thread. */
 static size_t most_blocks(const struct model *model, int rows, int threads) {
     return (size_t)rows * (size_t)(ceil_div(2 * model->heads, ATTENTION_ROWS) + 2) + (size_t)threads;
 }
@@ -179,23 +200,36 @@ static int find_block(const struct wave *wave, int task) {
     return low;
 }
 
-/* Queries whose row lies before `pos`; rows ascend. */
-static int queries_before(const struct cpu *cpu, const struct query_block *b, int pos) {
+/* Queries that do not see `key`; rows ascend. */
+static int queries_before(const struct cpu *cpu, const struct query_block *b, int key) {
     int n = 0;
-    while (n < b->n && cpu->pos[block_row(b, n)] < pos) n++;
+    while (n < b->n && keys_seen(cpu, b, n) <= key) n++;
     return n;
 }
 
-/* NULL: the block sees nothing there. */
-static const uint8_t *cached_row(const struct cpu *cpu, int layer, const struct query_block *b, int pos) {
-    if (pos > cpu->pos[block_row(b, b->n - 1)]) return NULL;
+/* NULL: the block sees no such key. */
+static const uint8_t *cached_row(const struct cpu *cpu, int layer, const struct query_block *b, int key) {
+    if (key >= keys_of(cpu, b)) return NULL;
+    int pos = b->chosen ? b->chosen[key] : key;
     const uint8_t *page = kv_cache_page(cpu, layer, b->seq->pages[pos / KV_PAGE_TOKENS]);
     return page + (size_t)(pos % KV_PAGE_TOKENS) * cpu->row_bytes;
 }
 
+/* n keys of a page, or from all over the cache. */
+static void load_rows(const struct cpu *cpu, int layer, const struct query_block *b, int key, int n, float *out) {
+    if (!b->chosen) {
+        kv_cache_load(cpu, cached_row(cpu, layer, b, key), n, out);
+        return;
+    }
+    for (int i = 0; i < n; i++) {
+        kv_cache_load(cpu, cached_row(cpu, layer, b, key + i), 1,
+                      out + (size_t)i * (size_t)model_latent_dim(cpu->model));
+    }
+}
+
 /* Widens a page, and multiplies its keys by the queries from `skip` on: a few keys at a time, so that they are in the nearest
  * cache when they are used, and the next ones are on their way from memory meanwhile. */
-static void score_page(struct cpu *cpu, int layer, const struct query_block *b, int skip, int page_pos, int tokens,
+static void score_page(struct cpu *cpu, int layer, const struct query_block *b, int skip, int first, int tokens,
                        int worker) {
     const int latent = model_latent_dim(cpu->model), most = cpu->kern.tile_order ? KV_PAGE_TOKENS : KEYS_TOGETHER;
     struct kern_dots job = {.q = q_latent_of(cpu, block_row(b, skip), block_head(b, skip)),
@@ -209,25 +243,25 @@ static void score_page(struct cpu *cpu, int layer, const struct query_block *b, 
         job.k = keys;
         job.n_k = smaller(tokens - t, most);
         job.out = cpu->workers[worker].score + t;
-        job.next = cached_row(cpu, layer, b, page_pos + t + most);
-        job.next_bytes = (size_t)most * cpu->row_bytes;
-        kv_cache_load(cpu, cached_row(cpu, layer, b, page_pos + t), job.n_k, keys);
+        job.next = cached_row(cpu, layer, b, first + t + most);
+        job.next_bytes = (size_t)(b->chosen ? 1 : most) * cpu->row_bytes;
+        load_rows(cpu, layer, b, first + t, job.n_k, keys);
         cpu->kern.dots(&job);
     }
 }
 
-static void attend_page(struct cpu *cpu, int layer, const struct query_block *b, struct partial *out, int page_pos,
+/* A page's worth of keys from `first` on. */
+static void attend_page(struct cpu *cpu, int layer, const struct query_block *b, struct partial *out, int first,
                         bool is_first, int worker) {
     const struct model *m = cpu->model;
-    int latent = model_latent_dim(m), skip = queries_before(cpu, b, page_pos), n = b->n - skip;
-    int tokens = smaller(cpu->pos[block_row(b, b->n - 1)] + 1 - page_pos, KV_PAGE_TOKENS);
+    int latent = model_latent_dim(m), skip = queries_before(cpu, b, first), n = b->n - skip;
+    int tokens = smaller(keys_of(cpu, b) - first, KV_PAGE_TOKENS);
     struct worker_scratch *scratch = &cpu->workers[worker];
     float keep[ATTENTION_ROWS];
-    score_page(cpu, layer, b, skip, page_pos, tokens, worker);
+    score_page(cpu, layer, b, skip, first, tokens, worker);
     for (int i = 0; i < n; i++) {
-        keep[i] = attn_softmax(cpu, scratch->score + (size_t)i * KV_PAGE_TOKENS,
-                               cpu->pos[block_row(b, skip + i)] - page_pos + 1, tokens, &out->max[skip + i],
-                               &out->sum[skip + i]);
+        keep[i] = attn_softmax(cpu, scratch->score + (size_t)i * KV_PAGE_TOKENS, keys_seen(cpu, b, skip + i) - first,
+                               tokens, &out->max[skip + i], &out->sum[skip + i]);
     }
     cpu->kern.page_sum(out->acc + (size_t)skip * (size_t)m->kv_lora, (size_t)m->kv_lora, is_first ? NULL : keep,
                        scratch->score, KV_PAGE_TOKENS, scratch->page, (size_t)latent, n, tokens, m->kv_lora);
@@ -239,14 +273,14 @@ static void attend_chunk(void *context, int index, int worker) {
     int task = wave->first_task + index;
     const struct query_block *b = &wave->blocks[find_block(wave, task)];
     struct partial *out = &wave->partials[index];
-    int start = (task - b->first_chunk) * CHUNK_TOKENS, last = cpu->pos[block_row(b, b->n - 1)];
+    int start = (task - b->first_chunk) * CHUNK_TOKENS, end = smaller(keys_of(cpu, b), start + CHUNK_TOKENS);
     out->skip = queries_before(cpu, b, start);
     for (int i = 0; i < b->n; i++) {
         out->max[i] = -INFINITY;
         out->sum[i] = 0;
     }
-    for (int pos = start; pos <= last && pos < start + CHUNK_TOKENS; pos += KV_PAGE_TOKENS) {
-        attend_page(cpu, wave->layer, b, out, pos, pos == start, worker);
+    for (int key = start; key < end; key += KV_PAGE_TOKENS) {
+        attend_page(cpu, wave->layer, b, out, key, key == start, worker);
     }
 }
 

@@ -63,14 +63,17 @@ static void cpu_begin(struct backend *backend, const struct batch *batch) {
     assert(batch->n_seqs <= cpu->options.max_seqs && batch->n_logits <= cpu->options.max_logits);
     cpu->batch = batch;
     cpu->failure.code = 0;
+    cpu->has_sparse = false;
     atomic_store(&cpu->fault.seen, 0);
     for (int s = 0; s < batch->n_seqs; s++) {
         const struct batch_seq *seq = &batch->seqs[s];
-        cpu->expanded[s] = seq->n_rows >= cpu->expanded_from;
         for (int i = 0; i < seq->n_rows; i++) {
             cpu->pos[seq->first_row + i] = seq->first_pos + i;
             cpu->seq[seq->first_row + i] = s;
         }
+        bool is_sparse = row_is_sparse(cpu, seq->first_row + seq->n_rows - 1); /* its last row sees most */
+        cpu->has_sparse |= is_sparse;
+        cpu->expanded[s] = seq->n_rows >= cpu->expanded_from && !is_sparse;
     }
     cpu_rope_prepare(cpu);
 }
@@ -206,6 +209,11 @@ static float *floats(struct cpu *cpu, size_t a, size_t b, size_t c, bool *failed
     return take(cpu, n, failed);
 }
 
+/* Are there contexts of which the indexer leaves something out? */
+static bool may_be_sparse(const struct model *m) {
+    return m->index_topk && m->index_topk < m->context;
+}
+
 static void open_worker(struct cpu *cpu, struct worker_scratch *w, bool *failed) {
     const struct model *m = cpu->model;
     size_t kv_lora = (size_t)m->kv_lora, latent = (size_t)model_latent_dim(m), page = KV_PAGE_TOKENS;
@@ -215,6 +223,9 @@ static void open_worker(struct cpu *cpu, struct worker_scratch *w, bool *failed)
     w->value = floats(cpu, page, (size_t)m->v_dim, 1, failed);
     w->score = floats(cpu, ATTENTION_ROWS_TILES, page, 1, failed);
     w->sum = floats(cpu, (size_t)cpu->options.max_rows, LINEAR_BLOCK_MAX, 1, failed);
+    if (!may_be_sparse(m)) return;
+    w->index_key = floats(cpu, page, (size_t)m->index_dim, 1, failed);
+    w->index_dots = floats(cpu, page, (size_t)m->index_heads, 1, failed);
 }
 
 static void open_workers(struct cpu *cpu, bool *failed) {
@@ -227,6 +238,18 @@ static void open_workers(struct cpu *cpu, bool *failed) {
 
 static size_t larger(size_t a, size_t b) {
     return a > b ? a : b;
+}
+
+static void open_indexer(struct cpu *cpu, bool *failed) {
+    const struct model *m = cpu->model;
+    size_t rows = (size_t)cpu->options.max_rows;
+    if (m->index_topk) cpu->index_k = floats(cpu, rows, (size_t)m->index_dim, 1, failed);
+    if (!may_be_sparse(m)) return;
+    cpu->index_stride = (m->context + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS * KV_PAGE_TOKENS;
+    cpu->index_q = floats(cpu, rows, (size_t)model_index_q_dim(m), 1, failed);
+    cpu->index_weight = floats(cpu, rows, (size_t)m->index_heads, 1, failed);
+    cpu->index_score = floats(cpu, INDEX_ROWS, (size_t)cpu->index_stride, 1, failed);
+    cpu->chosen = (int32_t *)floats(cpu, rows, (size_t)m->index_topk, 1, failed);
 }
 
 static void open_activations(struct cpu *cpu, bool *failed) {
@@ -243,7 +266,8 @@ static void open_activations(struct cpu *cpu, bool *failed) {
     cpu->max = floats(cpu, rows, heads, 1, failed);
     cpu->sum = floats(cpu, rows, heads, 1, failed);
     cpu->attended = floats(cpu, rows, heads, (size_t)m->v_dim, failed);
-    if (cpu->options.attention != ATTENTION_EXPANDED) {
+    open_indexer(cpu, failed);
+    if (cpu->options.attention != ATTENTION_EXPANDED || may_be_sparse(m)) {
         cpu->q_latent = floats(cpu, rows, heads, (size_t)model_latent_dim(m), failed);
         cpu->acc = floats(cpu, rows, heads, (size_t)m->kv_lora, failed);
     }
@@ -271,6 +295,10 @@ static size_t stage_bytes(const struct cpu *cpu) {
                        cpu_quantized_bytes(n, attended) + cpu_quantized_bytes(n, m->q_lora + 1) +
                        cpu_quantized_bytes((int)pairs, m->expert_width + 1) +
                        cpu_quantized_bytes(n, m->shared_experts * m->expert_width + 1);
+    if (m->index_topk) {
+        lists += 5 * rows * sizeof(void *);
+        quantized += cpu_quantized_bytes(n, m->q_lora);
+    }
     size_t exchange = cpu->options.ranks ? exchange_stage_bytes(m, &cpu->options) : 0;
     return lists + jobs + ahead + exchange + quantized + attn_absorbed_stage_bytes(m, &cpu->options) + 64 * STAGE_ALIGN;
 }

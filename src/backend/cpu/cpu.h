@@ -21,17 +21,20 @@ enum {
     LINEAR_BLOCK_MIN = 32,      /* a panel; where many threads want something to do */
     ATTENTION_ROWS = 32,        /* query rows that share a pass over a page */
     ATTENTION_ROWS_TILES = 128, /* over an expanded page in tile order: packing the keys must be worth it */
+    INDEX_ROWS = 16,            /* that are scored against all of the cache at once */
     PREDICTED_ROWS = 8,         /* with experts on disk: steps of more rows want too many different ones to foresee */
 };
 
 /* Memory for one worker thread. */
 struct worker_scratch {
-    float *page;   /* [KV_PAGE_TOKENS][latent] one page of the cache, widened */
-    float *weight; /* [nope + v][kv_lora] kv_b of one head, widened */
-    float *key;    /* [KV_PAGE_TOKENS][nope + rope] expanded */
-    float *value;  /* [KV_PAGE_TOKENS][v] expanded */
-    float *score;  /* [ATTENTION_ROWS_TILES][KV_PAGE_TOKENS] */
-    float *sum;    /* [max_rows][LINEAR_BLOCK_MAX] products on their way into an accumulator */
+    float *page;       /* [KV_PAGE_TOKENS][latent] one page of the cache, widened */
+    float *weight;     /* [nope + v][kv_lora] kv_b of one head, widened */
+    float *key;        /* [KV_PAGE_TOKENS][nope + rope] expanded */
+    float *value;      /* [KV_PAGE_TOKENS][v] expanded */
+    float *score;      /* [ATTENTION_ROWS_TILES][KV_PAGE_TOKENS] */
+    float *sum;        /* [max_rows][LINEAR_BLOCK_MAX] products on their way into an accumulator */
+    float *index_key;  /* [KV_PAGE_TOKENS][index_dim] one page of index keys, widened */
+    float *index_dots; /* [index_heads][KV_PAGE_TOKENS] */
 };
 
 /* Short-lived arrays of one stage (pointer lists, quantised activations); emptied when the next stage begins. */
@@ -69,8 +72,8 @@ struct cpu {
     int expanded_from; /* ATTENTION_AUTO: rows of one sequence from which expanding pays */
     float *rotation;   /* [max_rows][rope / 2][2] cos, sin */
 
-    uint8_t *cache; /* [layers][n_pages][KV_PAGE_TOKENS] rows of row_bytes */
-    size_t cache_bytes, row_bytes;
+    uint8_t *cache; /* [layers][n_pages] pages: [KV_PAGE_TOKENS] rows of row_bytes, then their index keys */
+    size_t cache_bytes, row_bytes, page_bytes;
     struct kv_taker *taker; /* with options.take_cache */
 
     float *x;         /* [max_rows][hidden] the residual stream */
@@ -82,6 +85,14 @@ struct cpu {
     float *acc;       /* [max_rows][heads][kv_lora] absorbed */
     float *max, *sum; /* [max_rows][heads] running softmax */
     float *attended;  /* [max_rows][heads][v] */
+
+    bool has_sparse; /* some row of the batch attends to index_topk tokens; what follows is NULL where none ever does */
+    float *index_q;  /* [max_rows][index_heads][index_dim] */
+    float *index_k;  /* [max_rows][index_dim]; wherever there is an indexer */
+    float *index_weight; /* [max_rows][index_heads] */
+    float *index_score;  /* [INDEX_ROWS][index_stride] of every cached token */
+    int index_stride;    /* context, rounded up to pages */
+    int32_t *chosen;     /* [max_rows][index_topk] positions, ascending */
 
     float *gate, *up;               /* [max_rows * top_k][expert_width], or [max_rows][dense_width] */
     float *shared_gate, *shared_up; /* [max_rows][shared_experts * expert_width] */
@@ -140,6 +151,7 @@ void cpu_linear_show(struct cpu *cpu, const struct mat *w, float *x, size_t x_st
 /* rope.c */
 void cpu_rope_prepare(struct cpu *cpu); /* rotation for the batch's positions */
 void cpu_rope_apply(const struct cpu *cpu, int row, float *pairs /* [rope] */);
+void cpu_rope_apply_halves(const struct cpu *cpu, int row, float *values /* [rope] */);
 
 /* kv_cache.c */
 int kv_cache_open(struct cpu *cpu, struct mo_error *error);
@@ -153,6 +165,9 @@ int cpu_page_in(struct backend *backend, int32_t page, const void *from, struct 
 void kv_cache_store(const struct cpu *cpu, uint8_t *row, const float *latent /* [latent] */);
 /* The first n_tokens of a page, widened: out [n_tokens][latent]. */
 void kv_cache_load(const struct cpu *cpu, const uint8_t *page, int n_tokens, float *out);
+/* The same for index keys: that of token `at` of a page; the first n_tokens, out [n_tokens][index_dim]. */
+void kv_cache_store_key(const struct cpu *cpu, uint8_t *page, int at, const float *key);
+void kv_cache_load_keys(const struct cpu *cpu, const uint8_t *page, int n_tokens, float *out);
 
 /* attention.c; the rest of it is in attention.h */
 void cpu_attn_in(struct backend *backend, int layer);

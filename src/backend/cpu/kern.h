@@ -126,6 +126,10 @@ struct kern {
      * the parts of p and v. */
     kern_weighted_sum *page_sum;
 
+    /* out[t] = sum_h w[h] * max(s[h][t], 0), fma from 0, h ascending: V3.2's score of a cached token. h in [0, heads), t in [0, n);
+     * s_stride in floats. A NaN stays one. */
+    void (*relu_sum)(const float *w, const float *s, size_t s_stride, int heads, int n, float *out);
+
     /* One online-softmax step over scores s[n], n >= 1: s *= scale; new max = max(*max, max s);
      * s[i] = exp(s[i] - new max); *sum = *sum * keep + sum of s (lanes, tree); returns keep = exp(old max -
      * new max) (old *max may be -INFINITY: keep is then 0). A maximum of -0 becomes 0: which of the two a

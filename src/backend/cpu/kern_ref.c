@@ -251,6 +251,17 @@ static void weighted_sum(float *acc, size_t acc_stride, const float *keep, const
     }
 }
 
+static void relu_sum(const float *w, const float *s, size_t s_stride, int heads, int n, float *out) {
+    for (int t = 0; t < n; t++) {
+        float sum = 0;
+        for (int h = 0; h < heads; h++) {
+            float score = s[(size_t)h * s_stride + (size_t)t];
+            sum = fmaf(w[h], score < 0 ? 0 : score, sum);
+        }
+        out[t] = sum;
+    }
+}
+
 /* e^x with a relative error below 2e-7: 2^n * e^r, where r is at most ln(2) / 2 beside 0. Below ln(2^-126)
  * the result is 0: subnormals are slow and no use here. Not expf, which no other level could follow. */
 static float exp_poly(float x) {
@@ -330,6 +341,7 @@ void kern_init_ref(struct kern *kern) {
     kern->decode_rows = format_decode_rows;
     kern->dots = dots;
     kern->weighted_sum = kern->page_sum = weighted_sum;
+    kern->relu_sum = relu_sum;
     kern->softmax_step = softmax_step;
     kern->rms_norm = rms_norm;
     kern->silu_mul = silu_mul;

@@ -5,7 +5,7 @@
 #include "backend/cpu/cpu.h"
 
 size_t kv_row_bytes(const struct model *model, enum kv_format kv) {
-    return cache_row_bytes(model->kv_lora, model->rope_dim, kv);
+    return cache_row_bytes(model->kv_lora, model->rope_dim, kv) + cache_key_bytes(model->index_dim, kv);
 }
 
 size_t kv_pool_bytes(const struct model *model, enum kv_format kv, int n_pages) {
@@ -14,7 +14,8 @@ size_t kv_pool_bytes(const struct model *model, enum kv_format kv, int n_pages) 
 
 /* Without take_cache, pages are taken from the system when they are first written. */
 int kv_cache_open(struct cpu *cpu, struct mo_error *error) {
-    cpu->row_bytes = kv_row_bytes(cpu->model, cpu->options.kv);
+    cpu->row_bytes = cache_row_bytes(cpu->model->kv_lora, cpu->model->rope_dim, cpu->options.kv);
+    cpu->page_bytes = KV_PAGE_TOKENS * kv_row_bytes(cpu->model, cpu->options.kv);
     size_t bytes = kv_pool_bytes(cpu->model, cpu->options.kv, cpu->options.n_pages);
     void *cache = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (cache == MAP_FAILED) {
@@ -37,12 +38,12 @@ void kv_cache_close(struct cpu *cpu) {
 
 uint8_t *kv_cache_page(const struct cpu *cpu, int layer, int page) {
     size_t index = (size_t)layer * (size_t)cpu->options.n_pages + (size_t)page;
-    return cpu->cache + index * KV_PAGE_TOKENS * cpu->row_bytes;
+    return cpu->cache + index * cpu->page_bytes;
 }
 
 int cpu_page_out(struct backend *backend, int32_t page, void *to, struct mo_error *error) {
     const struct cpu *cpu = (struct cpu *)backend;
-    size_t bytes = KV_PAGE_TOKENS * cpu->row_bytes;
+    size_t bytes = cpu->page_bytes;
     (void)error;
     for (int layer = 0; layer < cpu->model->layers; layer++) {
         memcpy((uint8_t *)to + (size_t)layer * bytes, kv_cache_page(cpu, layer, page), bytes);
@@ -52,7 +53,7 @@ int cpu_page_out(struct backend *backend, int32_t page, void *to, struct mo_erro
 
 int cpu_page_in(struct backend *backend, int32_t page, const void *from, struct mo_error *error) {
     const struct cpu *cpu = (struct cpu *)backend;
-    size_t bytes = KV_PAGE_TOKENS * cpu->row_bytes;
+    size_t bytes = cpu->page_bytes;
     (void)error;
     for (int layer = 0; layer < cpu->model->layers; layer++) {
         memcpy(kv_cache_page(cpu, layer, page), (const uint8_t *)from + (size_t)layer * bytes, bytes);
@@ -131,4 +132,43 @@ void kv_cache_load(const struct cpu *cpu, const uint8_t *page, int n_tokens, flo
         return;
     }
     for (int t = 0; t < n_tokens; t++) load_fp8(cpu, page + (size_t)t * cpu->row_bytes, out + (size_t)t * (size_t)n);
+}
+
+static int key_groups(const struct model *model) {
+    return (model->index_dim + KV_SCALE_GROUP - 1) / KV_SCALE_GROUP;
+}
+
+/* A page's scales of FP8 keys: [KV_PAGE_TOKENS][key_groups] */
+static float *key_scales(const struct cpu *cpu, const uint8_t *keys) {
+    return (float *)(uintptr_t)(keys + (size_t)KV_PAGE_TOKENS * (size_t)cpu->model->index_dim);
+}
+
+void kv_cache_store_key(const struct cpu *cpu, uint8_t *page, int at, const float *key) {
+    const int n = cpu->model->index_dim, groups = key_groups(cpu->model);
+    uint8_t *keys = page + KV_PAGE_TOKENS * cpu->row_bytes;
+    const size_t first = (size_t)at * (size_t)n;
+    if (cpu->options.kv == KV_F32) {
+        memcpy(keys + first * sizeof *key, key, (size_t)n * sizeof *key);
+    } else if (cpu->options.kv == KV_BF16) {
+        store_bf16(keys + first * 2, key, n);
+    } else {
+        for (int g = 0; g < groups; g++) {
+            int from = g * KV_SCALE_GROUP, count = n - from < KV_SCALE_GROUP ? n - from : KV_SCALE_GROUP;
+            key_scales(cpu, keys)[at * groups + g] = store_fp8_group(keys + first + from, key + from, count);
+        }
+    }
+}
+
+void kv_cache_load_keys(const struct cpu *cpu, const uint8_t *page, int n_tokens, float *out) {
+    static const enum mat_format formats[KV_FORMATS] = {MAT_F32, MAT_BF16, MAT_FP8};
+    const uint8_t *data = page + KV_PAGE_TOKENS * cpu->row_bytes;
+    struct mat keys = {
+        .format = formats[cpu->options.kv], .rows = n_tokens, .cols = cpu->model->index_dim, .data = data};
+    if (cpu->options.kv == KV_FP8) {
+        keys.scale = key_scales(cpu, data);
+        keys.scale_rows = 1;
+        keys.scale_cols = KV_SCALE_GROUP;
+        keys.scale_stride = key_groups(cpu->model);
+    }
+    cpu->kern.decode_rows(&keys, 0, n_tokens, out);
 }

@@ -14,6 +14,17 @@ void cpu_rope_prepare(struct cpu *cpu) {
     }
 }
 
+/* The indexer's: i and i + rope / 2 are pair i. */
+void cpu_rope_apply_halves(const struct cpu *cpu, int row, float *values) {
+    int n = cpu->model->rope_dim / 2;
+    const float *rotation = cpu->rotation + (size_t)row * (size_t)n * 2;
+    for (int i = 0; i < n; i++) {
+        float a = values[i], b = values[n + i], c = rotation[2 * i], s = rotation[2 * i + 1];
+        values[i] = a * c - b * s;
+        values[n + i] = a * s + b * c;
+    }
+}
+
 /* DeepSeek stores rotary dimensions interleaved: 2i and 2i + 1 are pair i. */
 void cpu_rope_apply(const struct cpu *cpu, int row, float *pairs) {
     int n = cpu->model->rope_dim / 2;

@@ -104,6 +104,11 @@ int cuda_check_model(const struct model *m, const struct backend_options *option
             "the GPU kernels want a %s of at most %d and divisible by %d, found %d (--device cpu takes it)", d->what,
             d->at_most, d->multiple_of, d->value);
     }
+    if (m->index_topk) {
+        return mo_error_set(error, MO_E_UNSUPPORTED,
+                            "the GPU has no kernels for an indexer (index_topk %d) yet (--device cpu takes it)",
+                            m->index_topk);
+    }
     if (options->compute == COMPUTE_F32) {
         return mo_error_set(
             error, MO_E_UNSUPPORTED,

@@ -13,6 +13,7 @@
 #include "backend/cpu/x86/gguf.inc.h"
 #include "backend/cpu/x86/peak.inc.h"
 #include "backend/cpu/x86/stages.inc.h"
+#include "backend/cpu/x86/index.inc.h"
 
 static void decode_rows(const struct mat *w, int r0, int r1, float *out) {
     static void (*const decode[MAT_FORMATS])(const struct mat *, int, int, float *) = {
@@ -41,6 +42,7 @@ void kern_init_avx2(struct kern *kern) {
     kern->sum_rows[MAT_FP8] = sum_rows_fp8;
     kern->dots = dots;
     kern->weighted_sum = kern->page_sum = weighted_sum;
+    kern->relu_sum = relu_sum;
     kern->softmax_step = softmax_step;
     kern->rms_norm = rms_norm;
     kern->silu_mul = silu_mul;

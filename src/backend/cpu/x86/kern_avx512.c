@@ -14,6 +14,7 @@
 #include "backend/cpu/x86/gguf.inc.h"
 #include "backend/cpu/x86/peak.inc.h"
 #include "backend/cpu/x86/stages.inc.h"
+#include "backend/cpu/x86/index.inc.h"
 
 static bool has_byte_tables;
 
@@ -61,6 +62,7 @@ void kern_init_avx512(struct kern *kern) {
     }
     kern->dots = dots;
     kern->weighted_sum = kern->page_sum = weighted_sum;
+    kern->relu_sum = relu_sum;
     kern->softmax_step = softmax_step;
     kern->rms_norm = rms_norm;
     kern->silu_mul = silu_mul;

@@ -1,0 +1,166 @@
+/* backend/cpu/attn_index.c - V3.2's lightning indexer: which index_topk of the cached tokens a query attends to. Source:
+ * DeepSeek-V3.2-Exp's inference/model.py, as of 17 November 2025 (the rotation is half-split here).
+ *   score of a token = sum over heads of weight * max(q k, 0); the largest scores win, and of equal ones the lowest positions.
+ * Left out, as they change no choice: factors that all scores have in common (1 / sqrt(heads), 1 / sqrt(dim)), and the Hadamard
+ * transform of q and k, which keeps every product; it prepares them for FP8, to which only a cache in FP8 rounds here. */
+#include "backend/cpu/attention.h"
+
+#include <math.h>
+#include <string.h>
+#include "base/numbers.h"
+
+enum { CHUNK_TOKENS = 256, DIGITS = 3, BINS = 1 << 11 };
+
+/* ---- queries and keys ---- */
+
+int attn_index_jobs(struct cpu *cpu, const struct layer *layer, const float *const *x, const struct linear *like,
+                    struct linear *jobs) {
+    const struct model *m = cpu->model;
+    const struct indexer *indexer = &layer->indexer;
+    int n = cpu->batch->n_rows;
+    if (!m->index_topk) return 0;
+    jobs[0] = (struct linear){.w = &indexer->k, .x = x, .n = n};
+    jobs[0].y = cpu_row_pointers(cpu, cpu->index_k, (size_t)m->index_dim, n);
+    jobs[0].q = cpu_quantize_like(cpu, like, jobs[0].w, x, n);
+    if (!cpu->has_sparse) return 1;
+    jobs[1] = (struct linear){.w = &indexer->weights, .x = x, .n = n};
+    jobs[1].y = cpu_row_pointers(cpu, cpu->index_weight, (size_t)m->index_heads, n);
+    jobs[1].q = cpu_quantize_like(cpu, like, jobs[1].w, x, n);
+    return 2;
+}
+
+/* A LayerNorm in place; returns the variance. */
+static double layer_norm(float *x, const float *weight, const float *bias, int n) {
+    const double eps = 1e-6;
+    double sum = 0, squares = 0;
+    for (int i = 0; i < n; i++) sum += (double)x[i];
+    double mean = sum / n;
+    for (int i = 0; i < n; i++) squares += ((double)x[i] - mean) * ((double)x[i] - mean);
+    double variance = squares / n, factor = 1 / sqrt(variance + eps);
+    for (int i = 0; i < n; i++) x[i] = (float)(((double)x[i] - mean) * factor * (double)weight[i] + (double)bias[i]);
+    return variance;
+}
+
+static float *index_q_of(const struct cpu *cpu, int row) {
+    return cpu->index_q + (size_t)row * (size_t)model_index_q_dim(cpu->model);
+}
+
+void attn_index_finish(struct cpu *cpu, int layer, int row) {
+    const struct model *m = cpu->model;
+    const struct indexer *indexer = &cpu->weights->layers[layer].indexer;
+    const int pos = cpu->pos[row];
+    float *key = cpu->index_k + (size_t)row * (size_t)m->index_dim;
+    double variance = layer_norm(key, indexer->k_norm, indexer->k_bias, m->index_dim);
+    if (!isfinite(variance)) cpu_note_fault(cpu, layer, "attn_in", row);
+    cpu_rope_apply_halves(cpu, row, key);
+    uint8_t *page = kv_cache_page(cpu, layer, cpu->batch->seqs[cpu->seq[row]].pages[pos / KV_PAGE_TOKENS]);
+    kv_cache_store_key(cpu, page, pos % KV_PAGE_TOKENS, key);
+    if (!row_is_sparse(cpu, row)) return;
+    for (int head = 0; head < m->index_heads; head++) {
+        cpu_rope_apply_halves(cpu, row, index_q_of(cpu, row) + (size_t)head * (size_t)m->index_dim);
+    }
+}
+
+/* ---- scores ---- */
+
+/* Some sparse rows at a time; a task is a row and a chunk of the positions. */
+struct wave {
+    struct cpu *cpu;
+    int layer;
+    const int *rows; /* [n] */
+    int n, chunks;   /* that the row furthest on can see */
+};
+
+static void score_page(struct cpu *cpu, const uint8_t *page, int row, int tokens, float *out, int worker) {
+    const struct model *m = cpu->model;
+    const struct worker_scratch *scratch = &cpu->workers[worker];
+    kv_cache_load_keys(cpu, page, tokens, scratch->index_key);
+    const struct kern_dots job = {.q = index_q_of(cpu, row),
+                                  .q_stride = (size_t)m->index_dim,
+                                  .n_q = m->index_heads,
+                                  .k = scratch->index_key,
+                                  .k_stride = (size_t)m->index_dim,
+                                  .n_k = tokens,
+                                  .dim = m->index_dim,
+                                  .out = scratch->index_dots,
+                                  .out_stride = KV_PAGE_TOKENS};
+    cpu->kern.dots(&job);
+    cpu->kern.relu_sum(cpu->index_weight + (size_t)row * (size_t)m->index_heads, scratch->index_dots, KV_PAGE_TOKENS,
+                       m->index_heads, tokens, out);
+}
+
+static void score_chunk(void *context, int index, int worker) {
+    const struct wave *wave = context;
+    struct cpu *cpu = wave->cpu;
+    int which = index / wave->chunks, row = wave->rows[which], start = index % wave->chunks * CHUNK_TOKENS;
+    int end = smaller(cpu->pos[row] + 1, start + CHUNK_TOKENS);
+    const int32_t *pages = cpu->batch->seqs[cpu->seq[row]].pages;
+    float *score = cpu->index_score + (size_t)which * (size_t)cpu->index_stride;
+    for (int pos = start; pos < end; pos += KV_PAGE_TOKENS) {
+        const uint8_t *page = kv_cache_page(cpu, wave->layer, pages[pos / KV_PAGE_TOKENS]);
+        score_page(cpu, page, row, smaller(end - pos, KV_PAGE_TOKENS), score + pos, worker);
+    }
+}
+
+/* ---- the choice ---- */
+
+/* Numbers that order as the scores do. */
+static uint32_t rank_of(float score) {
+    uint32_t bits;
+    score += 0.0f; /* -0 becomes 0 */
+    memcpy(&bits, &score, sizeof bits);
+    return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+/* The k-th largest rank, digit by digit; *equal: how many of the k have just this one. */
+static uint32_t find_least(const float *score, int n, int k, int *equal) {
+    static const int shifts[DIGITS] = {21, 10, 0}, bits[DIGITS] = {11, 11, 10};
+    uint32_t found = 0, known = 0;
+    for (int d = 0; d < DIGITS; d++) {
+        int count[BINS] = {0}, digit = BINS - 1;
+        const uint32_t mask = (1u << bits[d]) - 1;
+        for (int i = 0; i < n; i++) {
+            uint32_t rank = rank_of(score[i]);
+            if ((rank & known) == found) count[rank >> shifts[d] & mask]++;
+        }
+        for (; count[digit] < k; digit--) k -= count[digit];
+        found |= (uint32_t)digit << shifts[d];
+        known |= mask << shifts[d];
+    }
+    *equal = k;
+    return found;
+}
+
+static void choose(void *context, int which, int worker) {
+    (void)worker;
+    const struct wave *wave = context;
+    struct cpu *cpu = wave->cpu;
+    int row = wave->rows[which], k = cpu->model->index_topk, seen = cpu->pos[row] + 1, n = 0, equal;
+    const float *score = cpu->index_score + (size_t)which * (size_t)cpu->index_stride;
+    int32_t *chosen = cpu->chosen + (size_t)row * (size_t)k;
+    uint32_t least = find_least(score, seen, k, &equal);
+    bool is_finite = true;
+    for (int pos = 0; pos < seen; pos++) {
+        uint32_t rank = rank_of(score[pos]);
+        is_finite &= isfinite(score[pos]) != 0;
+        if (rank > least || (rank == least && equal-- > 0)) chosen[n++] = pos;
+    }
+    if (!is_finite) cpu_note_fault(cpu, wave->layer, "attn", row);
+}
+
+void attn_index(struct cpu *cpu, int layer) {
+    if (!cpu->has_sparse) return;
+    int *rows = stage_alloc(cpu, (size_t)cpu->batch->n_rows * sizeof *rows), n = 0;
+    for (int row = 0; row < cpu->batch->n_rows; row++) {
+        if (row_is_sparse(cpu, row)) rows[n++] = row;
+    }
+    for (int first = 0; first < n; first += INDEX_ROWS) {
+        struct wave wave = {.cpu = cpu, .layer = layer, .rows = rows + first, .n = smaller(n - first, INDEX_ROWS)};
+        for (int i = 0; i < wave.n; i++) {
+            int chunks = cpu->pos[wave.rows[i]] / CHUNK_TOKENS + 1;
+            wave.chunks = chunks > wave.chunks ? chunks : wave.chunks;
+        }
+        pool_run(cpu->pool, wave.n * wave.chunks, score_chunk, &wave);
+        pool_run(cpu->pool, wave.n, choose, &wave);
+    }
+}
