@@ -293,8 +293,7 @@ int selftest_kernels(const struct selftest *test, const struct kern *kern, struc
     struct region region = {.base = aligned_alloc(64, selftest_kernels_bytes(test->model))};
     if (!region.base) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the self-test");
     take_memory(&k, &region, test->model);
-    kern_init(&k.plain, CPU_REF);
-    if (kern->tile_order) kern_init_tile_order(&k.plain);
+    kern_init_plain(&k.plain, kern);
     for (int t = 0; t < SELF_TOKENS; t++) self_fill(k.x[t], widest(test->model), (uint64_t)t + 1);
     int code = test_products(&k);
     if (!code) code = self_test_rows(&k);

@@ -26,12 +26,15 @@ enum {
 
 /* Memory for one worker thread. */
 struct worker_scratch {
-    float *page;   /* [KV_PAGE_TOKENS][latent] one page of the cache, widened */
-    float *weight; /* [nope + v][kv_lora] kv_b of one head, widened */
-    float *key;    /* [KV_PAGE_TOKENS][nope + rope] expanded */
-    float *value;  /* [KV_PAGE_TOKENS][v] expanded */
-    float *score;  /* [ATTENTION_ROWS_TILES][KV_PAGE_TOKENS] */
-    float *sum;    /* [max_rows][LINEAR_BLOCK_MAX] products on their way into an accumulator */
+    float *page;       /* [KV_PAGE_TOKENS][latent] one page of the cache, widened */
+    float *weight;     /* [nope + v][kv_lora] kv_b of one head, widened */
+    float *key;        /* [KV_PAGE_TOKENS][nope + rope] expanded */
+    float *value;      /* [KV_PAGE_TOKENS][v] expanded */
+    float *score;      /* [ATTENTION_ROWS_TILES][KV_PAGE_TOKENS] */
+    uint16_t *query16; /* in pairs: [ATTENTION_ROWS] queries rounded to bf16 */
+    uint16_t *key16;   /* [KV_PAGE_TOKENS] a page's keys: rows of an fp8 cache, or expanded ones */
+    uint16_t *value16; /* [KV_PAGE_TOKENS][v] expanded */
+    float *sum;        /* [max_rows][LINEAR_BLOCK_MAX] products on their way into an accumulator */
 };
 
 /* Short-lived arrays of one stage (pointer lists, quantised activations); emptied when the next stage begins. */
@@ -53,6 +56,7 @@ struct cpu {
     const struct weights *weights;
     struct backend_options options;
     struct kern kern;
+    bool in_pairs; /* attention's sums are those of bf16, in pair order (kern.h) */
     struct pool *pool;
     struct arena *arena;  /* NULL while scratch is only counted */
     size_t scratch_bytes; /* what open_memory takes */
