@@ -37,6 +37,7 @@ enum {
     TOKENS = 64,       /* that share rounded activations */
     GROUP_ROWS = 64,   /* of weights, whose sums are kept from span to span */
     TILE_ROWS = 4,     /* times TILE_TOKENS: 24 sums */
+    FP8_TOKENS = 3,    /* of FP8, whose chunks have sums of their own besides */
     SPAN = 2048,       /* k of activations rounded at a time */
     BLOCK = 1024,      /* k that weights and tokens of a tile go through from the first cache */
     PITCH = SPAN + 32, /* lines of several tokens would meet in the same set of it */
@@ -173,19 +174,24 @@ struct job {
     int span;       /* where the span begins */
 };
 
-/* acc [tokens][TILE_ROWS] += `count` k of rows and tokens. */
-INLINE void add_tile(int tokens, const uint16_t *const *row, const uint16_t *x, int count, vec acc[][TILE_ROWS]) {
-    for (int at = 0; at < count; at += STEP) {
-        ivec weight[TILE_ROWS];
+/* acc [tokens][TILE_ROWS] += the `count` k (at most STEP) of rows and tokens from `at` on. */
+INLINE void add_step(int tokens, const uint16_t *const *row, const uint16_t *x, int at, int count,
+                     vec acc[][TILE_ROWS]) {
+    ivec weight[TILE_ROWS];
+    UNROLL
+    for (int i = 0; i < TILE_ROWS; i++) weight[i] = load_pairs(row[i] + at, count);
+    UNROLL
+    for (int t = 0; t < tokens; t++) {
+        const ivec xv = load_pairs(x + t * PITCH + at, count);
         UNROLL
-        for (int i = 0; i < TILE_ROWS; i++) weight[i] = load_pairs(row[i] + at, count - at);
-        UNROLL
-        for (int t = 0; t < tokens; t++) {
-            const ivec xv = load_pairs(x + t * PITCH + at, count - at);
-            UNROLL
-            for (int i = 0; i < TILE_ROWS; i++) acc[t][i] = add_pairs(weight[i], xv, acc[t][i]);
-        }
+        for (int i = 0; i < TILE_ROWS; i++) acc[t][i] = add_pairs(weight[i], xv, acc[t][i]);
     }
+}
+
+INLINE void add_tile(int tokens, const uint16_t *const *row, const uint16_t *x, int count, vec acc[][TILE_ROWS]) {
+    int at = 0;
+    for (; at + STEP <= count; at += STEP) add_step(tokens, row, x, at, STEP, acc);
+    if (at < count) add_step(tokens, row, x, at, count - at, acc);
 }
 
 INLINE void bf16_tile(int tokens, const uint16_t *const *row, const uint16_t *x, int count, vec *sum) {
@@ -197,42 +203,54 @@ INLINE void bf16_tile(int tokens, const uint16_t *const *row, const uint16_t *x,
     for (int i = 0; i < tokens * TILE_ROWS; i++) sum[i] = acc[i / TILE_ROWS][i % TILE_ROWS];
 }
 
-/* Columns k to end, chunk by chunk, each with its rows' scales. */
-INLINE void fp8_tile(const struct mat *w, const char *const *scales, int tokens, const uint16_t *const *row,
-                     const uint16_t *x, int k, int end, vec *sum) {
-    for (int at = 0; k < end;) {
-        const int stop = fp8_chunk_end(w, k), block = k / w->scale_cols;
-        const uint16_t *chunk[TILE_ROWS];
-        vec acc[TILE_TOKENS][TILE_ROWS], scale[TILE_ROWS];
-        UNROLL
-        for (int i = 0; i < TILE_ROWS; i++) {
-            chunk[i] = row[i] + at;
-            scale[i] = vec_set1(fp8_scale(scales[i], block) * FP8_UNIT);
-        }
-        UNROLL
-        for (int i = 0; i < tokens * TILE_ROWS; i++) acc[i / TILE_ROWS][i % TILE_ROWS] = vec_zero();
-        add_tile(tokens, chunk, x + at, stop - k, acc);
-        UNROLL
-        for (int i = 0; i < tokens * TILE_ROWS; i++)
-            sum[i] = vec_fma(acc[i / TILE_ROWS][i % TILE_ROWS], scale[i % TILE_ROWS], sum[i]);
-        at += stop - k;
-        k = stop;
-    }
+/* Row i of the tile at r; rows that do not exist are the last one once more. */
+INLINE int tile_row(const struct job *job, int r, int i) {
+    const int last = job->r0 + job->rows - 1;
+    return r + i < last ? r + i : last;
 }
 
-/* The rows of a tile where they lie, or as bf16; rows that do not exist stand for the last one. */
-static void find_rows(const struct job *job, int r, int k, int end, const uint16_t **row, const char **scales) {
+/* A line of each row of a tile. */
+INLINE void ask_rows(const char *p, size_t pitch) {
+    UNROLL
+    for (int i = 0; i < TILE_ROWS; i++) ask_for(p + (size_t)i * pitch);
+}
+
+/* A chunk of FP8 columns (kern.h), and what its partial sums are multiplied by. */
+struct chunk {
+    int count;
+    float scale[TILE_ROWS];
+};
+
+/* Chunk by chunk, partial sums and sums in registers. */
+INLINE void fp8_tile(int tokens, const struct chunk *chunk, const uint16_t *const *row, const uint16_t *x, int count,
+                     vec *sums) {
+    vec sum[FP8_TOKENS * TILE_ROWS];
+    UNROLL
+    for (int i = 0; i < tokens * TILE_ROWS; i++) sum[i] = sums[i];
+    for (int at = 0; at < count; at += chunk->count, chunk++) {
+        const uint16_t *from[TILE_ROWS];
+        vec acc[TILE_TOKENS][TILE_ROWS];
+        UNROLL
+        for (int i = 0; i < TILE_ROWS; i++) from[i] = row[i] + at;
+        UNROLL
+        for (int i = 0; i < tokens * TILE_ROWS; i++) acc[i / TILE_ROWS][i % TILE_ROWS] = vec_zero();
+        add_tile(tokens, from, x + at, chunk->count, acc);
+        UNROLL
+        for (int i = 0; i < tokens * TILE_ROWS; i++)
+            sum[i] = vec_fma(acc[i / TILE_ROWS][i % TILE_ROWS], vec_set1(chunk->scale[i % TILE_ROWS]), sum[i]);
+    }
+    UNROLL
+    for (int i = 0; i < tokens * TILE_ROWS; i++) sums[i] = sum[i];
+}
+
+/* Rows r to r + TILE_ROWS as they lie, or as bf16. */
+static void find_rows(const struct job *job, int r, int k, int end, const uint16_t **row) {
     const struct fp8_table table = fp8_table_load(in_order);
-    const int last = job->r0 + job->rows - 1;
     for (int i = 0; i < TILE_ROWS; i++) {
-        const int which = r + i < last ? r + i : last;
-        const char *from = row_at(job->w, which, k);
-        row[i] = (const uint16_t *)(const void *)from;
-        if (job->w->format != MAT_FP8) continue;
+        const char *from = row_at(job->w, tile_row(job, r, i), k);
         uint16_t *to = job->copy + i * PITCH;
-        row[i] = to;
-        scales[i] = fp8_scales(job->w, which);
-        for (int at = 0; at < end - k; at += FP8_LINE) {
+        row[i] = job->w->format == MAT_FP8 ? to : (const uint16_t *)(const void *)from;
+        for (int at = 0; job->w->format == MAT_FP8 && at < end - k; at += FP8_LINE) {
             ivec first, second;
             fp8_to_bf16(&table, fp8_load_part(from + at, end - k - at), &first, &second);
             ivec_store(to + at, first);
@@ -241,22 +259,36 @@ static void find_rows(const struct job *job, int r, int k, int end, const uint16
     }
 }
 
-/* Rows r to r + TILE_ROWS, columns k to end, all tokens. */
+static void find_chunks(const struct job *job, int r, int k, int end, struct chunk *chunk) {
+    for (int stop; k < end; k = stop, chunk++) {
+        stop = fp8_chunk_end(job->w, k);
+        chunk->count = stop - k;
+        for (int i = 0; i < TILE_ROWS; i++)
+            chunk->scale[i] = fp8_scale(fp8_scales(job->w, tile_row(job, r, i)), k / job->w->scale_cols) * FP8_UNIT;
+    }
+}
+
+/* Rows r to r + TILE_ROWS, columns k to end, all tokens; meanwhile the next rows are asked for. */
 INLINE void add_rows(const struct job *job, enum mat_format format, int r, int k, int end) {
+    const int most = format == MAT_FP8 ? FP8_TOKENS : TILE_TOKENS, tiles = (job->n + most - 1) / most;
+    const size_t size = format == MAT_FP8 ? 1 : 2, share = ((size_t)(end - k) * size / (size_t)tiles + 63) / 64 * 64;
+    const char *next = row_at(job->w, r + TILE_ROWS, k);
     const uint16_t *row[TILE_ROWS];
-    const char *scales[TILE_ROWS];
-    find_rows(job, r, k, end, row, scales);
-    for (int t = 0; t < job->n; t += TILE_TOKENS) {
+    struct chunk chunk[BLOCK];
+    find_rows(job, r, k, end, row);
+    if (format == MAT_FP8) find_chunks(job, r, k, end, chunk);
+    for (int t = 0; t < job->n; t += most, next += share) {
         const uint16_t *x = job->x + t * PITCH + (k - job->span);
         vec *sum = job->sum + ((r - job->r0) * TOKENS + t * TILE_ROWS);
+        for (size_t at = 0; at < share; at += 64) ask_rows(next + at, (size_t)job->w->cols * size);
 #define TILE_CASE(N)                                                                                                   \
     case N:                                                                                                            \
-        if (format == MAT_FP8)                                                                                         \
-            fp8_tile(job->w, scales, N, row, x, k, end, sum);                                                          \
-        else                                                                                                           \
+        if (format != MAT_FP8)                                                                                         \
             bf16_tile(N, row, x, end - k, sum);                                                                        \
+        else if (N <= FP8_TOKENS)                                                                                      \
+            fp8_tile(N, chunk, row, x, end - k, sum);                                                                  \
         break;
-        switch (job->n - t < TILE_TOKENS ? job->n - t : TILE_TOKENS) {
+        switch (job->n - t < most ? job->n - t : most) {
             TILE_CASE(1)
             TILE_CASE(2)
             TILE_CASE(3)
@@ -337,27 +369,34 @@ INLINE const char *ask_some(const char *next, const char *end) {
     return next;
 }
 
+/* sum [queries][keys] += the next `count` (at most STEP) of each. */
+INLINE void dot_step(const struct kern_pair_dots *job, int keys, int queries, const uint16_t *q, const uint16_t *k,
+                     int count, vec *sum) {
+    ivec key[DOT_KEYS];
+    UNROLL
+    for (int j = 0; j < keys; j++) key[j] = load_pairs(k + (size_t)j * job->k_stride, count);
+    UNROLL
+    for (int n = 0; n < queries; n++) {
+        const ivec query = load_pairs(q + (size_t)n * job->q_stride, count);
+        UNROLL
+        for (int j = 0; j < keys; j++) sum[n * keys + j] = add_pairs(key[j], query, sum[n * keys + j]);
+    }
+}
+
 /* Queries from i and keys from t. */
 INLINE void dot_tile(const struct kern_pair_dots *job, struct asked *asked, int keys, int queries, int i, int t) {
     const uint16_t *q = job->q + (size_t)i * job->q_stride, *k = job->k + (size_t)t * job->k_stride;
     const char *next = asked->next;
     float *out = job->out + (size_t)i * job->out_stride + t;
     vec sum[DOT_QUERIES * DOT_KEYS];
+    int c = 0;
     UNROLL
     for (int n = 0; n < queries * keys; n++) sum[n] = vec_zero();
-    for (int c = 0; c < job->dim; c += STEP) {
-        const int left = job->dim - c;
-        ivec key[DOT_KEYS];
+    for (; c + STEP <= job->dim; c += STEP) {
         next = ask_some(next, asked->end);
-        UNROLL
-        for (int j = 0; j < keys; j++) key[j] = load_pairs(k + (size_t)j * job->k_stride + c, left);
-        UNROLL
-        for (int n = 0; n < queries; n++) {
-            const ivec query = load_pairs(q + (size_t)n * job->q_stride + c, left);
-            UNROLL
-            for (int j = 0; j < keys; j++) sum[n * keys + j] = add_pairs(key[j], query, sum[n * keys + j]);
-        }
+        dot_step(job, keys, queries, q + c, k + c, STEP, sum);
     }
+    if (c < job->dim) dot_step(job, keys, queries, q + c, k + c, job->dim - c, sum);
     asked->next = next;
     UNROLL
     for (int n = 0; n < queries; n++, out += job->out_stride) {
@@ -501,6 +540,7 @@ INLINE void sum_columns(const struct sum_part *part, int vecs, int columns, int 
     int i = 0;
     pack_values(part, c, vecs, columns);
     for (; i + SUM_ROWS <= part->m; i += SUM_ROWS) sum_tile(part, SUM_ROWS, vecs, columns, i, c);
+    for (; i + 4 <= part->m; i += 4) sum_tile(part, 4, vecs, columns, i, c);
     for (; i + 2 <= part->m; i += 2) sum_tile(part, 2, vecs, columns, i, c);
     if (i < part->m) sum_tile(part, 1, vecs, columns, i, c);
 }
