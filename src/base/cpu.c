@@ -9,6 +9,10 @@ const char *cpu_level_name(enum cpu_level level) {
     return level_names[level];
 }
 
+const char *cpu_level_bits(enum cpu_level level) {
+    return level == CPU_AVX512_BF16 || level == CPU_AMX_BF16 ? level_names[level] : "plain C";
+}
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #if defined(__linux__)

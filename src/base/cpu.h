@@ -24,5 +24,7 @@ bool cpu_offers(enum cpu_level level);
 /* The best that is taken by itself, or what MOEBIUS_CPU says. An unknown name or a level that this machine lacks is an error. */
 int cpu_level_get(enum cpu_level *level, struct mo_error *error);
 const char *cpu_level_name(enum cpu_level level);
+/* Whose bits a level's products and sums have: "plain C", or its own name. */
+const char *cpu_level_bits(enum cpu_level level);
 
 #endif

@@ -277,6 +277,9 @@ static void take_memory(struct self_kernels *k, struct region *region, const str
     k->query = take(region, SELF_QUERIES * latent * sizeof(float));
     k->got_score = take(region, score);
     k->want_score = take(region, score);
+    k->query16 = take(region, SELF_QUERIES * latent * sizeof(uint16_t));
+    k->key16 = take(region, SELF_KEYS * latent * sizeof(uint16_t));
+    k->got16 = take(region, SELF_KEYS * latent * sizeof(uint16_t));
     k->cache = take(region, SELF_KEYS * (kv_row_bytes(m, KV_F32) + KV_ROW_ALIGN)); /* no format takes more */
 }
 
