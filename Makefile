@@ -23,14 +23,15 @@ SRC     := $(filter-out $(MAIN) src/ranks/mpi/%,$(sort $(wildcard src/*.c src/*/
 OBJ     := $(SRC:%.c=$(BUILD)/obj/%.o)
 
 # Only the kernels of an instruction set are compiled for it: one binary runs everywhere.
-ISA_avx2   := -mavx2 -mfma -mf16c -mbmi2
-ISA_vnni   := $(ISA_avx2) -mavxvnni
-ISA_avx512 := $(ISA_avx2) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni
-ISA_amx    := $(ISA_avx512) -mamx-tile -mamx-int8
-ISA_bf16   := $(ISA_amx) -mamx-bf16
+ISA_avx2        := -mavx2 -mfma -mf16c -mbmi2
+ISA_avx_vnni    := $(ISA_avx2) -mavxvnni
+ISA_avx512      := $(ISA_avx2) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni
+ISA_avx512_bf16 := $(ISA_avx512) -mavx512bf16 -mavx512vbmi
+ISA_amx         := $(ISA_avx512) -mamx-tile -mamx-int8
+ISA_amx_bf16    := $(ISA_amx) -mamx-bf16
 # Never sanitized: clang takes ten minutes for their unrolled loops, and `moebius check` watches their bounds with guard pages.
 KERNEL_FLAGS := -O3 -fno-sanitize=all
-isa = $(ISA_$(lastword $(subst _, ,$(basename $(notdir $(1))))))
+isa = $(ISA_$(patsubst kern_%,%,$(basename $(notdir $(1)))))
 
 # The one part that needs an MPI, and belongs to the one it was compiled with; the program looks for it only where it is started as one
 # of several processes. MPI=0, or no mpicc: it is left out.

@@ -109,13 +109,16 @@ int cmd_check(int argc, char **argv) {
         .max_positionals = 1,
         .about =
             "Does this processor compute what it should? Every kernel, at every level of instructions that there is\n"
-            "(MOEBIUS_CPU=ref|avx2|avx-vnni|avx512|amx sets the highest), is compared with plain C, bit for bit, and\n"
+            "(MOEBIUS_CPU=ref|avx2|avx-vnni|avx512|avx512-bf16|amx sets the highest), is compared with plain C, bit "
+            "for bit, and\n"
             "sums in double: odd sizes, ragged groups, subnormal and extreme scales, NaN, between pages that may not\n"
             "be touched. With --bench: how fast they read weights for one token, beside what the threads read from\n"
             "memory in the same seconds, and compute for 64, beside the machine's rate of 8-bit operations.\n\n"
-            "MOEBIUS_CPU=amx-bf16 is taken only when asked for, by every command: it adds in an order of its own (and "
-            "is\n"
-            "compared with plain C of that order), and has been run in emulation only, never on hardware.",
+            "avx512-bf16 rounds activations to bf16, adds in an order of its own (and is compared with plain C of "
+            "that\n"
+            "order), and is taken by itself on AMD's processors alone, where it does twice the work. amx-bf16 has an\n"
+            "order of its own, too, is taken only when MOEBIUS_CPU asks for it, by every command, and has been run in\n"
+            "emulation only, never on hardware.",
         .examples = "  moebius check\n"
                     "  moebius check --bench int4",
     };

@@ -69,6 +69,8 @@ static int open_engine(struct source *s, const struct arguments *a, const struct
     options.model = a->model;
     options.revision = a->revision;
     options.device = "cpu";
+    options.compute = COMPUTE_F32; /* the same numbers on every machine */
+    options.kv = 1 + KV_BF16;
     options.threads = a->recipe.threads;
     options.max_model_len = CALIBRATION_CONTEXT;
     struct model model;

@@ -25,14 +25,14 @@ static int make_key(const struct engine *engine, const char *hash, struct page_a
     enum cpu_level level = CPU_REF;
     char *text = NULL, build[BUILD_ID_BYTES];
     cpu_level_get(&level, NULL);
-    int size = asprintf(
-        &text,
-        "moebius %s %s; model %s; quantization %s; %s %d; experts %d; level %s; native fp8 %s; cache %d; "
-        "compute %d; attention %d; batch invariant %d; layers %d; row %zu; page %d",
-        MOEBIUS_VERSION, build_id(build), hash, o->quantization ? o->quantization : "auto", engine->backend->ops->name,
-        card_generation(engine), engine->cpu_layers, level == CPU_AMX_BF16 ? "amx-bf16" : "any", native ? native : "0",
-        o->kv, o->compute, o->attention, o->batch_invariant, engine->model.layers,
-        kv_row_bytes(&engine->model, (enum kv_format)(o->kv - 1)), KV_PAGE_TOKENS);
+    int size =
+        asprintf(&text,
+                 "moebius %s %s; model %s; quantization %s; %s %d; experts %d; level %s; native fp8 %s; cache %d; "
+                 "compute %d; attention %d; batch invariant %d; layers %d; row %zu; page %d",
+                 MOEBIUS_VERSION, build_id(build), hash, o->quantization ? o->quantization : "auto",
+                 engine->backend->ops->name, card_generation(engine), engine->cpu_layers, cpu_level_bits(level),
+                 native ? native : "0", o->kv, o->compute, o->attention, o->batch_invariant, engine->model.layers,
+                 kv_row_bytes(&engine->model, (enum kv_format)(o->kv - 1)), KV_PAGE_TOKENS);
     if (size < 0) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the key of the cache on disk");
     SHA256((const unsigned char *)text, (size_t)size, key->bytes);
     free(text);

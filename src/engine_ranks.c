@@ -111,21 +111,35 @@ static double experts_bytes(const struct engine *engine, int owner) {
     return bytes;
 }
 
-static bool has_tiles(void) {
+/* Two levels have bits of their own for BF16 and FP8 (kern.h); experts of all other formats have the same ones everywhere. */
+static bool depends_on_level(const struct mat *w) {
+    return w->format == MAT_BF16 || w->format == MAT_FP8;
+}
+
+static const char *expert_bits(const struct engine *engine) {
+    const struct model *m = &engine->model;
     enum cpu_level level;
-    return !cpu_level_get(&level, NULL) && level == CPU_AMX_BF16;
+    bool depends = false;
+    for (int l = m->dense_layers; l < m->layers; l++) {
+        for (int e = 0; e < m->experts; e++) {
+            const struct mlp *expert = &engine->weights.layers[l].experts[e];
+            depends |=
+                depends_on_level(&expert->gate) || depends_on_level(&expert->up) || depends_on_level(&expert->down);
+        }
+    }
+    return cpu_level_bits(depends && !cpu_level_get(&level, NULL) ? level : CPU_REF);
 }
 
 int engine_ranks_hello(const struct engine *engine, struct wire_hello *hello, struct mo_error *error) {
     *hello = (struct wire_hello){.head = {WIRE_MAGIC, WIRE_HELLO},
                                  .wire_version = WIRE_VERSION,
                                  .version = MOEBIUS_VERSION,
-                                 .has_tiles = has_tiles(),
                                  .threads = engine->options.threads,
                                  .processors = pool_default_threads(),
                                  .machine_processors = (int32_t)sysconf(_SC_NPROCESSORS_ONLN),
                                  .memory_bytes = memory_available_bytes() * engine->options.memory_utilization};
     gethostname(hello->host, sizeof hello->host - 1);
+    snprintf(hello->bits, sizeof hello->bits, "%s", expert_bits(engine));
     return checkpoint_hash(&engine->checkpoint, 0, hello->hash, error);
 }
 
@@ -144,9 +158,10 @@ static int check_hello(int rank, const struct wire_hello *theirs, const struct w
         return not_the_same(rank, "version of Moebius", text[0], text[1], error);
     }
     if (strcmp(theirs->hash, ours->hash)) return not_the_same(rank, "model", theirs->hash, ours->hash, error);
-    if (theirs->has_tiles == ours->has_tiles) return 0;
-    return not_the_same(rank, "way to compute (MOEBIUS_CPU)", theirs->has_tiles ? "amx-bf16" : "not amx-bf16",
-                        ours->has_tiles ? "amx-bf16" : "not amx-bf16", error);
+    if (!strncmp(theirs->bits, ours->bits, sizeof ours->bits)) return 0;
+    char text[sizeof theirs->bits];
+    snprintf(text, sizeof text, "%.15s", theirs->bits);
+    return not_the_same(rank, "way to compute (MOEBIUS_CPU=avx512, on all of them, is one)", text, ours->bits, error);
 }
 
 /* The next message of any of them, in `m`; what went wrong there becomes the error here. */

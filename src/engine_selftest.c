@@ -44,6 +44,7 @@ static int test_level(const struct selftest *test, struct selftest_report *repor
     char advice[128] = "`moebius check` says more";
     int code = cpu_level_get(&level, error);
     if (code || level == CPU_REF) return code; /* plain C is what others are compared with */
+    level = kern_level(level, test->compute == COMPUTE_F32);
     kern_init(&kern, level);
     code = selftest_kernels(test, &kern, report, &why);
     if (!code) return 0;

@@ -4,6 +4,7 @@ MOEBIUS names the program (default build/moebius). Other people's data is looked
 ../shared beside the checkout; tests that need it are skipped, and say so, when it is not there.
 """
 
+import functools
 import json
 import os
 import re
@@ -76,6 +77,12 @@ def refused(result, *words):
     for word in words:
         assert str(word) in lines[0], f"the message lacks {word!r}: {result}"
     return lines[0]
+
+
+@functools.cache
+def taken_level():
+    """The level of instructions that this machine takes by itself."""
+    return succeed("doctor", "--quick", "--json", env={"MOEBIUS_CPU": ""}).json["processor"]["level"]
 
 
 def read_f32(path, *shape):

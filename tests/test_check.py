@@ -9,7 +9,7 @@ import pytest
 
 from conftest import PROGRAM, moebius, refused, succeed
 
-LEVELS = ["ref", "avx2", "avx-vnni", "avx512", "amx", "amx-bf16"]  # the last one has to be asked for
+LEVELS = ["ref", "avx2", "avx-vnni", "avx512", "avx512-bf16", "amx", "amx-bf16"]  # the last one has to be asked for
 GGUF = ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs",
         "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s",
         "iq3_xxs", "iq3_s", "tq1_0", "tq2_0", "mxfp4"]
@@ -33,7 +33,7 @@ def best():
 
 
 def offered(best):
-    """Levels up to one; avx-vnni may be missing where better ones are there."""
+    """Levels up to one; avx-vnni and avx512-bf16 may be missing where better ones are there."""
     return [level for level in LEVELS[:LEVELS.index(best) + 1] if has(level)]
 
 

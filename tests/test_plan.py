@@ -465,7 +465,7 @@ def test_tables_correct_the_guides():
 
 def test_doctor_quick():
     report = succeed("doctor", "--quick", "--json").json
-    assert report["processor"]["level"] in ("ref", "avx2", "avx-vnni", "avx512", "amx") and report["processor"]["threads"] >= 1
+    assert report["processor"]["level"] in ("ref", "avx2", "avx-vnni", "avx512", "avx512-bf16", "amx") and report["processor"]["threads"] >= 1
     assert 0 < report["memory"]["available_bytes"] <= report["memory"]["bytes"]
     assert "read_gb_s" not in report["memory"] and report["disk"] is None
     assert report["cards"] or report["no_card"]

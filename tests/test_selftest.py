@@ -25,7 +25,7 @@ BUILD = Path(conftest.PROGRAM).resolve().parent
 BROKEN = BUILD / "tests" / "moebius_broken"
 SHIM = BUILD / "tests" / "shim"
 DEMO = conftest.ROOT / "models" / "demo"
-LEVELS = ["ref", "avx2", "avx-vnni", "avx512", "amx"]
+LEVELS = ["ref", "avx2", "avx-vnni", "avx512", "avx512-bf16", "amx"]
 TILED = BUILD / "tests" / "moebius_tiles"
 PROMPT = ["-p", "def f(", "-n", "4", "--temp", "0"]
 
@@ -43,8 +43,15 @@ def broken(*arguments, kernels, **env):
     return conftest.Result([str(a) for a in arguments], done)
 
 
+@functools.cache
 def best_level():
-    return offered()[-1]
+    """The one that is taken by itself."""
+    return conftest.taken_level()
+
+
+def fp32_level():
+    """The one whose kernels `--compute f32` takes."""
+    return "avx512" if best_level() == "avx512-bf16" else best_level()
 
 
 needs_simd = pytest.mark.skipif(offered() == ["ref"], reason="this machine has plain C alone, which others are compared with")
@@ -84,9 +91,12 @@ def test_the_matrix_unit_in_plain_c(level):
 
 
 @needs_simd
-@pytest.mark.parametrize("kernel, quantization", [("gemm_q8", "int4"), ("gemm_q8", "int8"), ("gemm", "auto"), ("dots", "auto")])
+@pytest.mark.parametrize("kernel, quantization", [("gemm_q8", "int4"), ("gemm_q8", "int8"), ("gemm", "auto"), ("dots", "auto"),
+                                                  ("pair_dots", "auto")])
 def test_a_wrong_kernel_is_named(kernel, quantization):
     level = best_level()
+    if kernel == "pair_dots" and level != "avx512-bf16":
+        pytest.skip("left out: sums of bf16, for want of a processor of AMD's that has them")
     result = broken("run", DEMO, *PROMPT, "--quantization", quantization, kernels=f"{level}:{kernel}")
     line = refused(result, "self-test", f"level {level}", f"kernel {kernel}", "expected the bits of plain C", "the largest error is",
                    "MOEBIUS_CPU=", "--no-self-test", "report")
@@ -103,7 +113,8 @@ def test_blocks_of_a_gguf(kernel, flags, tmp_path):
     path = gguf_model.convert(GOLDEN / "v2lite-tiny", tmp_path / "m.gguf", Type.Q8_0)
     opened, said = opens(conftest.PROGRAM, path, *flags)
     assert opened, said
-    opened, said = opens(BROKEN, path, *flags, env={"MOEBIUS_BROKEN": f"{best_level()}:{kernel}"})
+    level = fp32_level() if flags else best_level()
+    opened, said = opens(BROKEN, path, *flags, env={"MOEBIUS_BROKEN": f"{level}:{kernel}"})
     assert not opened and f"kernel {kernel}, q8_0 of" in said, said
 
 

@@ -3,10 +3,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const level_names[] = {"ref", "avx2", "avx-vnni", "avx512", "amx", "amx-bf16"};
+static const char *const level_names[] = {"ref", "avx2", "avx-vnni", "avx512", "avx512-bf16", "amx", "amx-bf16"};
 
 const char *cpu_level_name(enum cpu_level level) {
     return level_names[level];
+}
+
+const char *cpu_level_bits(enum cpu_level level) {
+    return level == CPU_AVX512_BF16 || level == CPU_AMX_BF16 ? level_names[level] : "plain C";
 }
 
 #if defined(__x86_64__)
@@ -37,13 +41,26 @@ static int may_use_tiles(void) {
 #endif
 }
 
+static bool has_avx512_bf16(void) {
+    enum { VBMI = 1 << 1, BF16 = 1 << 5 };
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !has_all(c, VBMI)) return false;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && has_all(a, BF16);
+}
+
+static bool is_amd(void) {
+    unsigned a, b, c, d;
+    return __get_cpuid(0, &a, &b, &c, &d) && b == signature_AMD_ebx && c == signature_AMD_ecx && d == signature_AMD_edx;
+}
+
 /* What there is beside AVX-512, from the processor's flags. A test's build has tiles in plain C (tiles.inc.h). */
 static enum cpu_level detect_tiles(unsigned saved, unsigned flags_edx) {
     enum { STATE_TILES = 0x60000, TILE_INT8 = 3 << 24, BF16 = 1 << 22 };
 #if defined(MOEBIUS_TILES_IN_C)
     return CPU_AMX_BF16;
 #endif
-    if (!has_all(saved, STATE_TILES) || !has_all(flags_edx, TILE_INT8) || !may_use_tiles()) return CPU_AVX512;
+    if (!has_all(saved, STATE_TILES) || !has_all(flags_edx, TILE_INT8) || !may_use_tiles())
+        return has_avx512_bf16() ? CPU_AVX512_BF16 : CPU_AVX512;
     return has_all(flags_edx, BF16) ? CPU_AMX_BF16 : CPU_AMX;
 }
 
@@ -71,19 +88,35 @@ static bool has_avx_vnni(void) {
     return false;
 }
 
+static bool has_avx512_bf16(void) {
+    return false;
+}
+
+static bool is_amd(void) {
+    return false;
+}
+
 enum cpu_level cpu_detect(void) {
     return CPU_REF;
 }
 #endif
 
 bool cpu_offers(enum cpu_level level) {
-    return level <= cpu_detect() && (level != CPU_AVX_VNNI || has_avx_vnni());
+    if (level == CPU_AVX_VNNI && !has_avx_vnni()) return false;
+    if (level == CPU_AVX512_BF16 && !has_avx512_bf16()) return false;
+    return level <= cpu_detect();
+}
+
+/* Never amx-bf16, and avx512-bf16 by vendor: a timing would make answers depend on noise. */
+static enum cpu_level taken_by_itself(enum cpu_level best) {
+    if (best > CPU_AMX) return CPU_AMX;
+    return best == CPU_AVX512_BF16 && !is_amd() ? CPU_AVX512 : best;
 }
 
 int cpu_level_get(enum cpu_level *level, struct mo_error *error) {
     enum cpu_level best = cpu_detect();
     const char *wanted = getenv("MOEBIUS_CPU");
-    *level = best > CPU_AMX ? CPU_AMX : best;
+    *level = taken_by_itself(best);
     if (!wanted || !*wanted) return 0;
     for (int i = CPU_REF; i < CPU_LEVELS; i++) {
         if (strcmp(wanted, level_names[i]) != 0) continue;
@@ -95,5 +128,6 @@ int cpu_level_get(enum cpu_level *level, struct mo_error *error) {
         return 0;
     }
     return mo_error_set(error, MO_E_INVALID,
-                        "MOEBIUS_CPU is \"%s\"; expected ref, avx2, avx-vnni, avx512, amx or amx-bf16", wanted);
+                        "MOEBIUS_CPU is \"%s\"; expected ref, avx2, avx-vnni, avx512, avx512-bf16, amx or amx-bf16",
+                        wanted);
 }

@@ -55,6 +55,7 @@ struct q8_row check_make_q8(struct check *check, const float *x, int n, int grou
 void check_gemm(struct check *check, enum mat_format format, bool quantized); /* gemm.c */
 void check_signed_zero(struct check *check);
 void check_attention(struct check *check);     /* attention.c */
+void check_pairs(struct check *check);         /* pairs.c */
 void check_vectors(struct check *check);       /* vectors.c */
 void check_float_formats(struct check *check); /* formats.c */
 void check_layouts(struct check *check);

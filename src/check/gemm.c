@@ -83,15 +83,27 @@ static float scale_max(const struct mat *m) {
     return max;
 }
 
-static double activation(const struct gemm_case *c, int t, int k) {
+/* Whether a level has bits of its own for this product. */
+static bool is_reordered(const struct check *check, const struct gemm_case *c) {
+    const enum mat_format format = c->mat.format;
+    return (check->kern.tile_order || check->kern.pair_order) && (format == MAT_BF16 || format == MAT_FP8);
+}
+
+static double activation(const struct check *check, const struct gemm_case *c, int t, int k) {
+    uint16_t rounded;
+    if (check->kern.pair_order && is_reordered(check, c)) {
+        check->ref.to_bf16(&c->x[t][k], 1, &rounded);
+        return (double)bf16_to_f32(rounded);
+    }
     return c->quantized ? (double)c->q[t].q[k] * (double)c->q[t].scale[k / q8_group(&c->mat)] : (double)c->x[t][k];
 }
 
 /* What a sum may lose to numbers that are too small. In tile order these are all below 2^-126: at each k a weight (times x,
- * below 12 here), the products of three parts of x, and a share of the step's sums: sixteen in all. FP8 is scaled afterwards. */
+ * below 12 here), the products of three parts of x, and a share of the step's sums: sixteen in all. In pair order less. FP8 is scaled
+ * afterwards. */
 static double lost_by_underflow(const struct check *check, const struct gemm_case *c) {
     double cols = c->mat.cols, unit = 256 * (double)scale_max(&c->mat);
-    if (!check->kern.tile_order) return cols * 0x1p-149 * unit;
+    if (!is_reordered(check, c)) return cols * 0x1p-149 * unit;
     return cols * 16 * 0x1p-126 * (c->mat.format == MAT_FP8 ? unit : 1);
 }
 
@@ -121,7 +133,7 @@ static void check_values(struct check *check, const struct gemm_case *c) {
         for (int t = 0; t < c->n; t++) {
             double sum = 0, size = 0;
             for (int k = 0; k < cols; k++) {
-                double x = activation(c, t, k);
+                double x = activation(check, c, t, k);
                 sum += (double)w[k] * x;
                 size += (double)w_size[k] * fabs(x);
             }
@@ -192,6 +204,11 @@ static void check_kind(struct check *check, struct gemm_kind what) {
     check_case(check, what, awq ? 1160 : 9, 1408, 3, DATA_PLAIN); /* more rows than a block of them */
     check_round(check, 0);
     check_case(check, what, 24, 160, CHECK_TOKENS_MAX, DATA_PLAIN); /* more tokens than a block of them */
+    if (check->kern.pair_order && (format == MAT_BF16 || format == MAT_FP8)) {
+        check_round(check, 0);
+        check_case(check, what, 130, 4650, 5,
+                   DATA_PLAIN); /* more columns than are rounded at once, more rows than have sums */
+    }
     if (check->kern.gemm[format] != check->ref.gemm[format] && !gguf_is_blocks(format)) {
         check_round(check, 0);
         check_case(check, what, 2048, 1408, 2, DATA_PLAIN);

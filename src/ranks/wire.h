@@ -20,7 +20,7 @@
 #include <stdint.h>
 #include "ranks/transport.h"
 
-enum { WIRE_VERSION = 2, WIRE_HOST = 64, WIRE_MAX_EXPERTS = 4096 /* as config.c allows */ };
+enum { WIRE_VERSION = 3, WIRE_HOST = 64, WIRE_MAX_EXPERTS = 4096 /* as config.c allows */ };
 static const uint32_t WIRE_MAGIC = 0x4e524f4d; /* "MORN" */
 
 enum wire_kind {
@@ -48,7 +48,7 @@ struct wire_hello {
     char version[32]; /* of the program */
     char host[WIRE_HOST];
     char hash[72];                                   /* of the model: checkpoint_hash */
-    int32_t has_tiles;                               /* sums of its own bits (kern.h, tile order) */
+    char bits[16];                                   /* whose its experts have: cpu_level_bits */
     int32_t threads, processors, machine_processors; /* it computes with, it may use, there are */
     double memory_bytes;                             /* that it may take */
 };

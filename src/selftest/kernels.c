@@ -278,6 +278,9 @@ static void take_memory(struct self_kernels *k, struct region *region, const str
     k->query = take(region, SELF_QUERIES * latent * sizeof(float));
     k->got_score = take(region, score);
     k->want_score = take(region, score);
+    k->query16 = take(region, SELF_QUERIES * latent * sizeof(uint16_t));
+    k->key16 = take(region, SELF_KEYS * latent * sizeof(uint16_t));
+    k->got16 = take(region, SELF_KEYS * latent * sizeof(uint16_t));
     k->cache = take(region, SELF_KEYS * (kv_row_bytes(m, KV_F32) + KV_ROW_ALIGN)); /* no format takes more */
 }
 
@@ -294,8 +297,7 @@ int selftest_kernels(const struct selftest *test, const struct kern *kern, struc
     struct region region = {.base = aligned_alloc(64, selftest_kernels_bytes(test->model))};
     if (!region.base) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the self-test");
     take_memory(&k, &region, test->model);
-    kern_init(&k.plain, CPU_REF);
-    if (kern->tile_order) kern_init_tile_order(&k.plain);
+    kern_init_plain(&k.plain, kern);
     for (int t = 0; t < SELF_TOKENS; t++) self_fill(k.x[t], widest(test->model), (uint64_t)t + 1);
     int code = test_products(&k);
     if (!code) code = self_test_rows(&k);

@@ -31,6 +31,8 @@ struct self_kernels {
     float *query;                  /* [SELF_QUERIES][latent] */
     float *got_score, *want_score; /* [SELF_QUERIES][KV_PAGE_TOKENS] */
     uint8_t *cache;                /* [SELF_KEYS] rows of the cache, any format */
+    uint16_t *query16;             /* [SELF_QUERIES][latent] in bf16 */
+    uint16_t *key16, *got16;       /* [SELF_KEYS][latent] */
 };
 
 /* The same numbers in every run, roughly normal. */

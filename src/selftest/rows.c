@@ -162,6 +162,80 @@ static int test_index(struct self_kernels *k) {
     return self_judge(k, &d, "relu_sum", "scores of one page", "row");
 }
 
+/* ---- the same over bf16, for a level that does that ---- */
+
+/* Keys and queries, rounded: in key16 and query16. */
+static int test_rounding(struct self_kernels *k) {
+    struct self_difference d = {0};
+    const int latent = model_latent_dim(k->test->model), n = SELF_KEYS * latent;
+    k->kern->to_bf16(k->want_row, n, k->got16);
+    k->plain.to_bf16(k->want_row, n, k->key16);
+    k->plain.to_bf16(k->query, SELF_QUERIES * latent, k->query16);
+    for (int i = 0; i < n; i++) {
+        float got = bf16_to_f32(k->got16[i]), want = bf16_to_f32(k->key16[i]);
+        self_compare(&d, i / latent, &got, &want, 1);
+    }
+    return self_judge(k, &d, "to_bf16", "cached tokens", "row");
+}
+
+static int test_pair_scores(struct self_kernels *k, int dim, int n) {
+    struct self_difference d = {0};
+    const size_t latent = (size_t)model_latent_dim(k->test->model);
+    char where[64];
+    struct kern_pair_dots job = {.q = k->query16,
+                                 .q_stride = latent,
+                                 .n_q = SELF_QUERIES,
+                                 .k = k->key16,
+                                 .k_stride = latent,
+                                 .n_k = n,
+                                 .dim = dim,
+                                 .out = k->got_score,
+                                 .out_stride = KV_PAGE_TOKENS};
+    for (int s = 0; s < SELF_QUERIES * KV_PAGE_TOKENS; s++) k->got_score[s] = k->want_score[s] = NAN;
+    k->kern->pair_dots(&job);
+    job.out = k->want_score;
+    k->plain.pair_dots(&job);
+    self_compare(&d, 0, k->got_score, k->want_score, SELF_QUERIES * KV_PAGE_TOKENS);
+    snprintf(where, sizeof where, "%d queries, %d keys of %d values", SELF_QUERIES, n, dim);
+    return self_judge(k, &d, "pair_dots", where, "table");
+}
+
+/* With the scores as weights: over what was there, then on top of it. */
+static int test_pair_values(struct self_kernels *k) {
+    struct self_difference d = {0};
+    const int kv_lora = k->test->model->kv_lora;
+    float keep[SELF_QUERIES];
+    struct kern_pair_sum job = {.acc_stride = (size_t)kv_lora,
+                                .p = k->want_score,
+                                .p_stride = KV_PAGE_TOKENS,
+                                .v = k->key16,
+                                .v_stride = (size_t)model_latent_dim(k->test->model),
+                                .m = SELF_QUERIES,
+                                .n_t = SELF_KEYS,
+                                .n_c = kv_lora};
+    for (int i = 0; i < SELF_QUERIES; i++) keep[i] = 0.5f + 0.03f * (float)i;
+    for (int again = 0; again < 2; again++) {
+        job.keep = again ? keep : NULL;
+        job.acc = k->got;
+        k->kern->pair_sum(&job);
+        job.acc = k->want;
+        k->plain.pair_sum(&job);
+        for (int i = 0; i < SELF_QUERIES; i++)
+            self_compare(&d, i, k->got + i * kv_lora, k->want + i * kv_lora, kv_lora);
+    }
+    return self_judge(k, &d, "pair_sum", "values of one page", "query");
+}
+
+static int test_pairs(struct self_kernels *k) {
+    const int latent = model_latent_dim(k->test->model), head = model_q_head_dim(k->test->model);
+    if (!k->kern->pair_order) return 0;
+    int code = test_rounding(k);
+    if (!code && head < latent) code = test_pair_scores(k, head, SELF_KEYS); /* the expanded form's */
+    if (!code) code = test_pair_scores(k, latent, 4);
+    if (!code) code = test_pair_scores(k, latent, SELF_KEYS);
+    return code ? code : test_pair_values(k);
+}
+
 /* The cache's formats, the one in use last: with its rows the rest goes on. */
 static int test_attention(struct self_kernels *k) {
     const struct model *m = k->test->model;
@@ -177,7 +251,8 @@ static int test_attention(struct self_kernels *k) {
     if (!code) code = test_index(k);
     if (!code) code = test_softmax(k);
     if (!code) code = test_values(k, k->kern->page_sum, k->plain.page_sum, "page_sum");
-    return code ? code : test_values(k, k->kern->weighted_sum, k->plain.weighted_sum, "weighted_sum");
+    if (!code) code = test_values(k, k->kern->weighted_sum, k->plain.weighted_sum, "weighted_sum");
+    return code ? code : test_pairs(k);
 }
 
 /* ---- kernels of one row ---- */

@@ -34,12 +34,18 @@ static void wrong_dots(const struct kern_dots *job) {
     flip(&job->out[0]);
 }
 
+static void wrong_pair_dots(const struct kern_pair_dots *job) {
+    right[broken_level].pair_dots(job);
+    flip(&job->out[0]);
+}
+
 static void break_kernel(struct kern *kern, const char *name) {
     for (int format = 0; format < MAT_FORMATS; format++) {
         if (!strcmp(name, "gemm_q8") && kern->gemm_q8[format]) kern->gemm_q8[format] = wrong_q8;
         if (!strcmp(name, "gemm")) kern->gemm[format] = wrong_gemm;
     }
     if (!strcmp(name, "dots")) kern->dots = wrong_dots;
+    if (!strcmp(name, "pair_dots") && kern->pair_dots) kern->pair_dots = wrong_pair_dots;
 }
 
 void __wrap_kern_init(struct kern *kern, enum cpu_level level) {

@@ -128,6 +128,9 @@ static void fill_hello(struct wire_hello *hello) {
                                  .version = MOEBIUS_VERSION,
                                  .host = "elsewhere",
                                  .memory_bytes = 1e12};
+    enum cpu_level level;
+    assert_int_equal(cpu_level_get(&level, &error), 0);
+    snprintf(hello->bits, sizeof hello->bits, "%s", cpu_level_bits(level));
     int code = checkpoint_open(&checkpoint, MODEL, &error);
     if (!code) code = checkpoint_hash(&checkpoint, 0, hello->hash, &error);
     if (code) fail_msg("%s", error.message);

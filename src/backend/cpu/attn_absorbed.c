@@ -250,6 +250,55 @@ static void score_page(struct cpu *cpu, int layer, const struct query_block *b, 
     }
 }
 
+/* The queries from `skip` on as bf16. */
+static void round_queries(struct cpu *cpu, const struct query_block *b, int skip, int worker) {
+    const int latent = model_latent_dim(cpu->model);
+    for (int i = skip; i < b->n; i++)
+        cpu->kern.to_bf16(q_latent_of(cpu, block_row(b, i), block_head(b, i)), latent,
+                          cpu->workers[worker].query16 + (size_t)i * (size_t)latent);
+}
+
+/* n keys as bf16: gathered, or those of an fp8 cache rounded. By way of the worker's page. */
+static void load_rounded(struct cpu *cpu, int layer, const struct query_block *b, int key, int n, uint16_t *out,
+                         int worker) {
+    const size_t latent = (size_t)model_latent_dim(cpu->model);
+    float *rows = cpu->workers[worker].page;
+    if (cpu->options.kv == KV_BF16) {
+        for (size_t i = 0; i < (size_t)n; i++)
+            memcpy(out + i * latent, cached_row(cpu, layer, b, key + (int)i), latent * sizeof *out);
+        return;
+    }
+    load_rows(cpu, layer, b, key, n, rows);
+    cpu->kern.to_bf16(rows, n * (int)latent, out);
+}
+
+/* As score_page, over bf16: the cache's rows as they lie, where they lie side by side. Returns the page's. */
+static const uint16_t *score_page_in_pairs(struct cpu *cpu, int layer, const struct query_block *b, int skip, int first,
+                                           int tokens, int worker) {
+    const size_t latent = (size_t)model_latent_dim(cpu->model);
+    struct worker_scratch *scratch = &cpu->workers[worker];
+    const bool as_they_lie = cpu->options.kv == KV_BF16 && !b->chosen;
+    const void *page = cached_row(cpu, layer, b, first);
+    const uint16_t *keys = as_they_lie ? page : scratch->key16;
+    struct kern_pair_dots job = {.q = scratch->query16 + (size_t)skip * latent,
+                                 .q_stride = latent,
+                                 .n_q = b->n - skip,
+                                 .k_stride = latent,
+                                 .dim = (int)latent,
+                                 .out_stride = KV_PAGE_TOKENS};
+    for (int t = 0; t < tokens; t += KEYS_TOGETHER) {
+        const size_t at = (size_t)t * latent;
+        job.k = keys + at;
+        job.n_k = smaller(tokens - t, KEYS_TOGETHER);
+        job.out = scratch->score + t;
+        job.next = cached_row(cpu, layer, b, first + t + KEYS_TOGETHER);
+        job.next_bytes = (size_t)(b->chosen ? 1 : KEYS_TOGETHER) * cpu->row_bytes;
+        if (!as_they_lie) load_rounded(cpu, layer, b, first + t, job.n_k, scratch->key16 + at, worker);
+        cpu->kern.pair_dots(&job);
+    }
+    return keys;
+}
+
 /* A page's worth of keys from `first` on. */
 static void attend_page(struct cpu *cpu, int layer, const struct query_block *b, struct partial *out, int first,
                         bool is_first, int worker) {
@@ -257,14 +306,32 @@ static void attend_page(struct cpu *cpu, int layer, const struct query_block *b,
     int latent = model_latent_dim(m), skip = queries_before(cpu, b, first), n = b->n - skip;
     int tokens = smaller(keys_of(cpu, b) - first, KV_PAGE_TOKENS);
     struct worker_scratch *scratch = &cpu->workers[worker];
-    float keep[ATTENTION_ROWS];
-    score_page(cpu, layer, b, skip, first, tokens, worker);
+    float keep[ATTENTION_ROWS], *acc = out->acc + (size_t)skip * (size_t)m->kv_lora;
+    const uint16_t *values = NULL;
+    if (cpu->in_pairs) {
+        values = score_page_in_pairs(cpu, layer, b, skip, first, tokens, worker);
+    } else {
+        score_page(cpu, layer, b, skip, first, tokens, worker);
+    }
     for (int i = 0; i < n; i++) {
         keep[i] = attn_softmax(cpu, scratch->score + (size_t)i * KV_PAGE_TOKENS, keys_seen(cpu, b, skip + i) - first,
                                tokens, &out->max[skip + i], &out->sum[skip + i]);
     }
-    cpu->kern.page_sum(out->acc + (size_t)skip * (size_t)m->kv_lora, (size_t)m->kv_lora, is_first ? NULL : keep,
-                       scratch->score, KV_PAGE_TOKENS, scratch->page, (size_t)latent, n, tokens, m->kv_lora);
+    if (!cpu->in_pairs) {
+        cpu->kern.page_sum(acc, (size_t)m->kv_lora, is_first ? NULL : keep, scratch->score, KV_PAGE_TOKENS,
+                           scratch->page, (size_t)latent, n, tokens, m->kv_lora);
+        return;
+    }
+    cpu->kern.pair_sum(&(struct kern_pair_sum){.acc = acc,
+                                               .acc_stride = (size_t)m->kv_lora,
+                                               .keep = is_first ? NULL : keep,
+                                               .p = scratch->score,
+                                               .p_stride = KV_PAGE_TOKENS,
+                                               .v = values,
+                                               .v_stride = (size_t)latent,
+                                               .m = n,
+                                               .n_t = tokens,
+                                               .n_c = m->kv_lora});
 }
 
 static void attend_chunk(void *context, int index, int worker) {
@@ -275,6 +342,7 @@ static void attend_chunk(void *context, int index, int worker) {
     struct partial *out = &wave->partials[index];
     int start = (task - b->first_chunk) * CHUNK_TOKENS, end = smaller(keys_of(cpu, b), start + CHUNK_TOKENS);
     out->skip = queries_before(cpu, b, start);
+    if (cpu->in_pairs) round_queries(cpu, b, out->skip, worker);
     for (int i = 0; i < b->n; i++) {
         out->max[i] = -INFINITY;
         out->sum[i] = 0;

@@ -28,12 +28,13 @@ static void multiply(const struct kern *kern, const struct mat *w, int first, in
 }
 
 /* Straight from the weights where their own kernel takes fp32; else widened into the worker's memory. Widening FP8 once is
- * dearer than doing it for every page only where the matrix unit would be left idle. */
+ * dearer than doing it for every page only where the matrix unit or products of bf16 would be left idle. */
 static struct head_weight load_weight(const struct cpu *cpu, int layer, int head, int worker) {
     const struct model *m = cpu->model;
     const struct mat *kv_b = &cpu->weights->layers[layer].kv_b;
     int rows = m->nope_dim + m->v_dim, first = head * rows;
-    if (q8_group(kv_b) == 0 && (kv_b->format != MAT_FP8 || cpu->kern.tile_order)) {
+    const bool fp8_pays = cpu->kern.tile_order || cpu->kern.pair_order;
+    if (q8_group(kv_b) == 0 && (kv_b->format != MAT_FP8 || fp8_pays)) {
         return (struct head_weight){*kv_b, first, first + m->nope_dim};
     }
     cpu->kern.decode_rows(kv_b, first, first + rows, cpu->workers[worker].weight);
@@ -52,31 +53,68 @@ static void expand_page(struct cpu *cpu, const struct head_weight *weight, int t
         memcpy(scratch->key + (size_t)t * key_dim + m->nope_dim, scratch->page + (size_t)t * latent + m->kv_lora,
                (size_t)m->rope_dim * sizeof(float));
     }
+    if (!cpu->in_pairs) return;
+    cpu->kern.to_bf16(scratch->key, tokens * (int)key_dim, scratch->key16);
+    cpu->kern.to_bf16(scratch->value, tokens * m->v_dim, scratch->value16);
+}
+
+static void score_block_in_pairs(struct cpu *cpu, int first, int n, int head, int tokens, int worker) {
+    struct worker_scratch *scratch = &cpu->workers[worker];
+    const int dim = model_q_head_dim(cpu->model);
+    for (int i = 0; i < n; i++)
+        cpu->kern.to_bf16(q_of(cpu, first + i, head), dim, scratch->query16 + (size_t)i * (size_t)dim);
+    cpu->kern.pair_dots(&(struct kern_pair_dots){.q = scratch->query16,
+                                                 .q_stride = (size_t)dim,
+                                                 .n_q = n,
+                                                 .k = scratch->key16,
+                                                 .k_stride = (size_t)dim,
+                                                 .n_k = tokens,
+                                                 .dim = dim,
+                                                 .out = scratch->score,
+                                                 .out_stride = KV_PAGE_TOKENS});
+}
+
+static void score_block(struct cpu *cpu, int first, int n, int head, int tokens, int worker) {
+    struct worker_scratch *scratch = &cpu->workers[worker];
+    const int dim = model_q_head_dim(cpu->model);
+    cpu->kern.dots(&(struct kern_dots){.q = q_of(cpu, first, head),
+                                       .q_stride = q_stride(cpu),
+                                       .n_q = n,
+                                       .k = scratch->key,
+                                       .k_stride = (size_t)dim,
+                                       .n_k = tokens,
+                                       .dim = dim,
+                                       .out = scratch->score,
+                                       .out_stride = KV_PAGE_TOKENS});
 }
 
 /* Rows [first, first + n) of one head against the expanded page. */
 static void attend_block(struct cpu *cpu, int first, int n, int head, int page_pos, int tokens, int worker) {
     const struct model *m = cpu->model;
     struct worker_scratch *scratch = &cpu->workers[worker];
-    int dim = model_q_head_dim(m);
     float keep[ATTENTION_ROWS_TILES];
-    const struct kern_dots scores = {.q = q_of(cpu, first, head),
-                                     .q_stride = q_stride(cpu),
-                                     .n_q = n,
-                                     .k = scratch->key,
-                                     .k_stride = (size_t)dim,
-                                     .n_k = tokens,
-                                     .dim = dim,
-                                     .out = scratch->score,
-                                     .out_stride = KV_PAGE_TOKENS};
-    cpu->kern.dots(&scores);
+    (cpu->in_pairs ? score_block_in_pairs : score_block)(cpu, first, n, head, tokens, worker);
     for (int i = 0; i < n; i++) {
         size_t state = (size_t)(first + i) * (size_t)m->heads + (size_t)head;
         keep[i] = attn_softmax(cpu, scratch->score + (size_t)i * KV_PAGE_TOKENS, cpu->pos[first + i] - page_pos + 1,
                                tokens, &cpu->max[state], &cpu->sum[state]);
     }
-    cpu->kern.page_sum(attended_of(cpu, first, head), attended_stride(cpu), page_pos == 0 ? NULL : keep, scratch->score,
-                       KV_PAGE_TOKENS, scratch->value, (size_t)m->v_dim, n, tokens, m->v_dim);
+    float *acc = attended_of(cpu, first, head);
+    if (!cpu->in_pairs) {
+        cpu->kern.page_sum(acc, attended_stride(cpu), page_pos == 0 ? NULL : keep, scratch->score, KV_PAGE_TOKENS,
+                           scratch->value, (size_t)m->v_dim, n, tokens, m->v_dim);
+        return;
+    }
+    cpu->kern.pair_sum(&(struct kern_pair_sum){.acc = acc,
+                                               .acc_stride = attended_stride(cpu),
+                                               .keep = page_pos == 0 ? NULL : keep,
+                                               .p = scratch->score,
+                                               .p_stride = KV_PAGE_TOKENS,
+                                               .v = scratch->value16,
+                                               .v_stride = (size_t)m->v_dim,
+                                               .m = n,
+                                               .n_t = tokens,
+                                               .n_c = m->v_dim});
 }
 
 /* All rows of the sequence that can see the page, in blocks. */

@@ -214,6 +214,10 @@ static bool may_be_sparse(const struct model *m) {
     return m->index_topk && m->index_topk < m->context;
 }
 
+static size_t larger(size_t a, size_t b) {
+    return a > b ? a : b;
+}
+
 static void open_worker(struct cpu *cpu, struct worker_scratch *w, bool *failed) {
     const struct model *m = cpu->model;
     size_t kv_lora = (size_t)m->kv_lora, latent = (size_t)model_latent_dim(m), page = KV_PAGE_TOKENS;
@@ -222,6 +226,10 @@ static void open_worker(struct cpu *cpu, struct worker_scratch *w, bool *failed)
     w->key = floats(cpu, page, (size_t)model_q_head_dim(m), 1, failed);
     w->value = floats(cpu, page, (size_t)m->v_dim, 1, failed);
     w->score = floats(cpu, ATTENTION_ROWS_TILES, page, 1, failed);
+    size_t widest = larger(latent, (size_t)model_q_head_dim(m));
+    w->query16 = take(cpu, ATTENTION_ROWS * widest * sizeof(uint16_t), failed);
+    w->key16 = take(cpu, page * widest * sizeof(uint16_t), failed);
+    w->value16 = take(cpu, page * (size_t)m->v_dim * sizeof(uint16_t), failed);
     w->sum = floats(cpu, (size_t)cpu->options.max_rows, LINEAR_BLOCK_MAX, 1, failed);
     if (!may_be_sparse(m)) return;
     w->index_key = floats(cpu, page, (size_t)m->index_dim, 1, failed);
@@ -234,10 +242,6 @@ static void open_workers(struct cpu *cpu, bool *failed) {
     for (int i = 0; i < cpu->options.threads && !*failed; i++) {
         open_worker(cpu, cpu->workers ? &cpu->workers[i] : &counted, failed);
     }
-}
-
-static size_t larger(size_t a, size_t b) {
-    return a > b ? a : b;
 }
 
 static void open_indexer(struct cpu *cpu, bool *failed) {
@@ -333,7 +337,8 @@ int cpu_backend_open(struct backend **backend, const struct model *model, const 
     struct cpu *cpu = calloc(1, sizeof *cpu);
     if (!cpu) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the CPU backend");
     *cpu = (struct cpu){.backend = {.ops = &cpu_ops}, .model = model, .weights = weights, .options = *options};
-    kern_init(&cpu->kern, level);
+    kern_init(&cpu->kern, kern_level(level, options->compute == COMPUTE_F32));
+    cpu->in_pairs = cpu->kern.pair_order && options->kv != KV_F32;
     cpu->magnitude = (float)model_rope_magnitude(model);
     cpu->softmax_scale = (float)model_softmax_scale(model);
     cpu->expanded_from = attention_expanded_rows(model, options->attention);

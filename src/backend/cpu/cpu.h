@@ -32,6 +32,9 @@ struct worker_scratch {
     float *key;        /* [KV_PAGE_TOKENS][nope + rope] expanded */
     float *value;      /* [KV_PAGE_TOKENS][v] expanded */
     float *score;      /* [ATTENTION_ROWS_TILES][KV_PAGE_TOKENS] */
+    uint16_t *query16; /* in pairs: [ATTENTION_ROWS] queries rounded to bf16 */
+    uint16_t *key16;   /* [KV_PAGE_TOKENS] a page's keys: rows of an fp8 cache, or expanded ones */
+    uint16_t *value16; /* [KV_PAGE_TOKENS][v] expanded */
     float *sum;        /* [max_rows][LINEAR_BLOCK_MAX] products on their way into an accumulator */
     float *index_key;  /* [KV_PAGE_TOKENS][index_dim] one page of index keys, widened */
     float *index_dots; /* [index_heads][KV_PAGE_TOKENS] */
@@ -56,6 +59,7 @@ struct cpu {
     const struct weights *weights;
     struct backend_options options;
     struct kern kern;
+    bool in_pairs; /* attention's sums are those of bf16, in pair order (kern.h) */
     struct pool *pool;
     struct arena *arena;  /* NULL while scratch is only counted */
     size_t scratch_bytes; /* what open_memory takes */

@@ -19,6 +19,13 @@
  *          even + odd; then c + that. What lies past the row is 0. Subnormal numbers count as 0, going in and coming out.
  * Products smaller than 2^-126 are lost, and where Inf should come out, it may be NaN.
  *
+ * Another, avx512-bf16, rounds activations to bf16 for products of BF16 and FP8 weights, and has sums of bf16 for attention, where
+ * the table says `pair_order`; in plain C they are in kern_pair_order.c. In any batch the same bits here too.
+ *   rounded  to the nearest bf16, halves to even.
+ *   pairs    lanes, but lane l takes values 2l and 2l + 1, then 32 on: lane = fma(second, second, lane), then the same with the
+ *            first ones; as if the row went on with zeros up to a multiple of 32. Subnormal numbers count as 0, going in and
+ *            coming out, also where a number is rounded.
+ *
  * No kernel allocates, and none reads or writes outside the arrays it is given. Pointers are 4-byte aligned;
  * weights as format.h says. Includes: base/cpu.h, model/format.h. */
 #ifndef MOEBIUS_BACKEND_CPU_KERN_H
@@ -63,6 +70,7 @@ static inline int q8_group(const struct mat *w) {
  *                   In tile order BF16 and FP8 make a sum of steps for each of the three parts of x; at the end
  *                   (third + second) + first. FP8: each chunk makes a partial sum from 0, of steps from its start, over
  *                   w / 256; then sum = fma(partial, scale * 256, sum).
+ *                   In pair order BF16 and FP8 do as above, but with pairs, and x rounded.
  *   INT4_AWQ        no lanes. By steps of AWQ_STEP k: sum = fma((q - z) * u, x, sum), ascending from 0; then
  *                   y = fma(sum, scale / u, y). u = 16^(j % 4), the row being nibble j of its word: so the
  *                   nibble need not be shifted. */
@@ -97,12 +105,33 @@ struct kern_dots {
 typedef void kern_weighted_sum(float *acc, size_t acc_stride, const float *keep, const float *p, size_t p_stride,
                                const float *v, size_t v_stride, int m, int n_t, int n_c);
 
+/* The same in pair order, of rows of bf16. *_stride in values. */
+struct kern_pair_dots {
+    const uint16_t *q, *k;
+    float *out;
+    size_t q_stride, k_stride, out_stride;
+    int n_q, n_k, dim;
+    const void *next; /* as above */
+    size_t next_bytes;
+};
+
+/* page_sum in pair order, of p rounded and values of bf16: the product with keep first, then for every two t, ascending, an fma
+ * for the second, and one for the first; a second one that is missing is 0. */
+struct kern_pair_sum {
+    float *acc;
+    const float *keep, *p;
+    const uint16_t *v;
+    size_t acc_stride, p_stride, v_stride;
+    int m, n_t, n_c;
+};
+
 /* Kinds of products: 8-bit integers to 32-bit sums, single precision, pairs of bf16 to single precision. */
 enum kern_peak { PEAK_INT8, PEAK_F32, PEAK_BF16, KERN_PEAKS };
 
 struct kern {
     const char *name; /* cpu_level_name */
     bool tile_order;  /* see above; such kernels also want many rows at once, as they pack x first */
+    bool pair_order;  /* see above; the same */
 
     /* For INT4_AWQ, r0 and r1 are multiples of 8 (or r1 == rows), for turned blocks of 16; others take any range. */
     kern_gemm *gemm[MAT_FORMATS];
@@ -130,6 +159,11 @@ struct kern {
      * s_stride in floats. A NaN stays one. */
     void (*relu_sum)(const float *w, const float *s, size_t s_stride, int heads, int n, float *out);
 
+    /* What attention takes instead of dots and page_sum where these are (else NULL). to_bf16: n numbers, rounded. */
+    void (*to_bf16)(const float *x, int n, uint16_t *out);
+    void (*pair_dots)(const struct kern_pair_dots *job);
+    void (*pair_sum)(const struct kern_pair_sum *job);
+
     /* One online-softmax step over scores s[n], n >= 1: s *= scale; new max = max(*max, max s);
      * s[i] = exp(s[i] - new max); *sum = *sum * keep + sum of s (lanes, tree); returns keep = exp(old max -
      * new max) (old *max may be -INFINITY: keep is then 0). A maximum of -0 becomes 0: which of the two a
@@ -155,16 +189,22 @@ struct kern {
     uint64_t (*read_streams)(const char *p, size_t stream_bytes);
 };
 
+/* The level whose table a backend takes: with every sum in fp32 (--compute f32) none that rounds activations. */
+enum cpu_level kern_level(enum cpu_level level, bool in_f32);
 /* The table for a level. Each kern_init_* overwrites what it does better. */
 void kern_init(struct kern *kern, enum cpu_level level);
 void kern_init_ref(struct kern *kern);
 void kern_init_avx2(struct kern *kern);
 void kern_init_avx_vnni(struct kern *kern);
 void kern_init_avx512(struct kern *kern);
-void kern_init_amx(struct kern *kern); /* after kern_init_avx512 */
+void kern_init_avx512_bf16(struct kern *kern); /* after kern_init_avx512 */
+void kern_init_amx(struct kern *kern);         /* the same */
 void kern_init_amx_bf16(struct kern *kern);
-/* What amx-bf16 computes, in plain C, over the plain C table. */
+/* What amx-bf16 computes, and avx512-bf16, in plain C, over the plain C table. */
 void kern_init_tile_order(struct kern *kern);
+void kern_init_pair_order(struct kern *kern);
+/* The plain C that has the bits of a table. */
+void kern_init_plain(struct kern *plain, const struct kern *like);
 /* For what is written in plain C (see above): where the chunk that begins at k ends; and its FP8 weights without their scale,
  * divided by 256, which returns the scale times 256. */
 int kern_chunk_end(const struct mat *w, int k);

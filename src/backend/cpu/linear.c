@@ -14,7 +14,7 @@ static float *before_block(float *block, int r0) {
 static int largest_block_rows(const struct kern *kern, const struct mat *w) {
     if (w->format == MAT_INT4_AWQ) return LINEAR_BLOCK_AWQ;
     if (kern->tile_order && (w->format == MAT_BF16 || w->format == MAT_FP8)) return LINEAR_BLOCK_TILES;
-    if (w->format == MAT_FP8) return LINEAR_BLOCK_FP8;
+    if (w->format == MAT_FP8 || (w->format == MAT_BF16 && kern->pair_order)) return LINEAR_BLOCK_FP8;
     if (gguf_is_blocks(w->format)) return LINEAR_BLOCK_GGUF;
     return mat_is_integer(w->format) ? LINEAR_BLOCK_PANELS : LINEAR_BLOCK;
 }

@@ -1,51 +1,23 @@
 /* backend/cpu/x86/fp8_table.inc.h - FP8 matrices times one token, sums of their rows, and their decoding, where bytes can be
- * looked up in a table of 128 (AVX512_VBMI: Intel since Ice Lake, AMD since Zen 4). An e4m3 value has few enough bits to be
- * a bf16, and both bytes of that are looked up for 64 weights at once, NaN and denormals included.
- *
- * Included by kern_avx512.c after dense.inc.h; the sums are made in the same order, so the bits are the same. */
-#define VBMI __attribute__((target("avx512vbmi")))
-#define FP8_LINE 64
+ * looked up (fp8_byte.inc.h). Included by kern_avx512.c after dense.inc.h; the sums are made in the same order, so the bits are
+ * the same. */
+#include "backend/cpu/x86/fp8_byte.inc.h"
 
-/* [low, high byte][magnitude] of value / FP8_UNIT as bf16 */
-static uint8_t fp8_byte[2][128];
-/* Where the bytes go first, so that what is unpacked and split (fp8_look_up) comes out in order: after unpacking, 128-bit lane
- * l holds bytes 16 l + j as words; words 2 d and 2 d + 1 of a register become element d of two results 16 weights apart. */
+/* After unpacking, 128-bit lane l holds bytes 16 l + j as words; words 2 d and 2 d + 1 of a register become element d of two
+ * results 16 weights apart (fp8_look_up). */
 static uint8_t fp8_order[FP8_LINE];
 
 static void fp8_fill_tables(void) {
-    for (int i = 0; i < 128; i++) {
-        uint16_t bits = f32_to_bf16(e4m3_to_f32((uint8_t)i) / FP8_UNIT);
-        fp8_byte[0][i] = (uint8_t)bits;
-        fp8_byte[1][i] = (uint8_t)(bits >> 8);
-    }
+    fp8_fill_bytes();
     for (int l = 0; l < 4; l++)
         for (int j = 0; j < 16; j++) fp8_order[16 * l + j] = (uint8_t)(32 * (j / 8) + 16 * (j % 2) + 4 * l + j % 8 / 2);
 }
 
-/* The same in registers. */
-struct fp8_table {
-    ivec low[2], high[2], order;
-};
-
-VBMI INLINE struct fp8_table fp8_table_load(void) {
-    return (struct fp8_table){.low = {ivec_load(fp8_byte[0]), ivec_load(fp8_byte[0] + 64)},
-                              .high = {ivec_load(fp8_byte[1]), ivec_load(fp8_byte[1] + 64)},
-                              .order = ivec_load(fp8_order)};
-}
-
-/* The first `count` bytes of 64, the rest 0. */
-INLINE ivec fp8_load_part(const char *p, int count) {
-    return _mm512_maskz_loadu_epi8(_bzhi_u64(~0ull, (unsigned)(count < FP8_LINE ? count : FP8_LINE)), p);
-}
-
 /* 64 weights, in order. */
 VBMI INLINE void fp8_look_up(const struct fp8_table *table, ivec bytes, vec out[4]) {
-    const ivec upper = ivec_set1((int)0xffff0000), sign = ivec_set1((int)0x80808080);
-    ivec b = _mm512_permutexvar_epi8(table->order, bytes);
-    ivec low = _mm512_permutex2var_epi8(table->low[0], b, table->low[1]);
-    ivec high = _mm512_permutex2var_epi8(table->high[0], b, table->high[1]);
-    high = _mm512_ternarylogic_epi32(high, b, sign, 0xf8); /* high | (b & sign) */
-    ivec first = _mm512_unpacklo_epi8(low, high), second = _mm512_unpackhi_epi8(low, high);
+    const ivec upper = ivec_set1((int)0xffff0000);
+    ivec first, second;
+    fp8_to_bf16(table, bytes, &first, &second);
     out[0] = vec_from_bits(_mm512_slli_epi32(first, 16));
     out[1] = vec_from_bits(ivec_and(first, upper));
     out[2] = vec_from_bits(_mm512_slli_epi32(second, 16));
@@ -101,7 +73,7 @@ VBMI INLINE void fp8_dot(const struct fp8_table *table, const struct mat *w, int
 }
 
 VBMI static void fp8_one_token(const struct mat *w, int r0, int r1, const float *x, float *y) {
-    const struct fp8_table table = fp8_table_load();
+    const struct fp8_table table = fp8_table_load(fp8_order);
     int r = r0;
     for (; r + DOT_ROWS <= r1; r += DOT_ROWS) fp8_dot(&table, w, DOT_ROWS, r, x, y + r);
     for (; r < r1; r++) fp8_dot(&table, w, 1, r, x, y + r);
@@ -151,7 +123,7 @@ VBMI INLINE void fp8_sum_some(const struct fp8_table *table, const struct mat *w
 }
 
 VBMI static void sum_rows_fp8_by_table(const struct mat *w, int r0, int r1, const float *p, float *sum) {
-    const struct fp8_table table = fp8_table_load();
+    const struct fp8_table table = fp8_table_load(fp8_order);
     int r = r0;
     for (; r + SUM_ROWS <= r1; r += SUM_ROWS) fp8_sum_some(&table, w, SUM_ROWS, r, p + (r - r0), r == r0, sum);
     for (; r < r1; r++) fp8_sum_some(&table, w, 1, r, p + (r - r0), r == r0, sum);
@@ -159,7 +131,7 @@ VBMI static void sum_rows_fp8_by_table(const struct mat *w, int r0, int r1, cons
 
 /* As dense_decode_row. */
 VBMI static void decode_fp8_by_table(const struct mat *w, int r0, int r1, float *out) {
-    const struct fp8_table table = fp8_table_load();
+    const struct fp8_table table = fp8_table_load(fp8_order);
     const vec restore = vec_set1(FP8_UNIT);
     for (int r = r0; r < r1; r++, out += w->cols) {
         const char *row = (const char *)w->data + (size_t)r * (size_t)w->cols, *scales = fp8_scales(w, r);

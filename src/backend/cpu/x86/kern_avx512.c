@@ -31,7 +31,7 @@ static void decode_rows(const struct mat *w, int r0, int r1, float *out) {
     (decode[w->format] ? decode[w->format] : decode_gguf)(w, r0, r1, out);
 }
 
-/* Not used by any kernel: it does half of what fp32 products do (docs/performance.md, entry 5). */
+/* Not used by this level: on Intel's it does half of what fp32 products do (docs/performance.md, entry 5), on AMD's twice that. */
 __attribute__((target("avx512bf16"))) static double bf16_peak(int rounds) {
     FLOAT_PEAK(2 * VL, _mm512_dpbf16_ps(sum[i], (__m512bh)a, (__m512bh)a))
 }
