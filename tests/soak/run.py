@@ -45,7 +45,7 @@ SERVER = [*ENGINE, "--request-timeout", "5"]
 # name -> what changes bits (so that the server that is asked alone has it too), and what must not.
 CONFIGURATIONS = {
     "plain": ([], ["--max-num-seqs", "8"]),
-    "memory": (["--max-model-len", "2048"], ["--max-num-seqs", "16"]),
+    "memory": (["--max-model-len", "1536"], ["--max-num-seqs", "16"]),
     "narrow": ([], ["--max-num-seqs", "2", "--max-queue", "6", "--max-connections", "40", "--max-num-batched-tokens", "48"]),
     "disk": ([], ["--max-num-seqs", "4", "--prefix-cache-dir", "{folder}/cache", "--prefix-cache-disk", "0.009"]),
     "experts": ([], ["--max-num-seqs", "8", "--expert-cache", "0.004"]),
@@ -60,7 +60,7 @@ CONFIGURATIONS = {
 ENDS = [signal.SIGTERM, signal.SIGINT] + [signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) != signal.SIG_IGN)
 CONFIGURATIONS["batch"] = ([], ["--max-num-seqs", "8"])  # run-batch, killed and gone on with
 MAY_REFUSE = {"narrow"}
-SMALL_MEMORY_GIB = {"memory": "0.08", "disk": "0.2"}  # fewer pages than sequences may need
+SMALL_MEMORY_GIB = {"memory": "0.06", "disk": "0.2"}  # fewer pages than sequences may need
 
 
 # What is worth knowing of a round: whether it met what it is there for.
@@ -87,6 +87,12 @@ class Host(Server):
         super().__init__(options.model, *SERVER, *flags, folder=folder, program=start, env=env)
         self.pid = self.process.pid if ranks == 1 else first_child(self.process.pid)
         self.ranks = ranks
+
+    def wait_ready(self):
+        assert wait_until(lambda: self.get("/health").status == 200, LONG_S), self.log
+
+    def request(self, method, path, body=None, headers=None, timeout_s=LONG_S):
+        return super().request(method, path, body, headers, timeout_s)
 
     def status(self):
         """{"threads", "files", "rss_mb"} of the server's process."""
@@ -316,7 +322,7 @@ class Soak:
             self.round(number, min(self.options.round, seconds / 3))
             self.vandalise()
             number += 1
-        self.host.becomes_idle(LONG_S)
+        assert self.host.becomes_idle(LONG_S), "requests or pages were left behind"
         self.end(self.host)
 
 
