@@ -30,25 +30,30 @@ static void *load_main(void *argument) {
     return NULL;
 }
 
-/* Waits for SIGINT or SIGTERM: whether one came within `wait_ms` (negative: for ever). */
-static bool signal_came(int wait_ms) {
+/* The signals that end the server: also that its terminal has gone, unless it was started not to mind (nohup). */
+static sigset_t ending_signals(void) {
+    struct sigaction hangup;
     sigset_t signals;
     sigemptyset(&signals);
     sigaddset(&signals, SIGINT);
     sigaddset(&signals, SIGTERM);
+    if (sigaction(SIGHUP, NULL, &hangup) == 0 && hangup.sa_handler != SIG_IGN) sigaddset(&signals, SIGHUP);
+    return signals;
+}
+
+/* Waits for one of them: which came within `wait_ms` (negative: for ever), or 0. */
+static int signal_wait(int wait_ms) {
+    const sigset_t signals = ending_signals();
     const struct timespec wait = {.tv_nsec = wait_ms * 1000000L};
     int number;
     do number = wait_ms < 0 ? sigwaitinfo(&signals, NULL) : sigtimedwait(&signals, NULL, &wait);
     while (number < 0 && errno == EINTR);
-    return number > 0;
+    return number > 0 ? number : 0;
 }
 
 /* Blocked in every thread that starts after this; the main thread waits for them. */
 static void block_signals(void) {
-    sigset_t signals;
-    sigemptyset(&signals);
-    sigaddset(&signals, SIGINT);
-    sigaddset(&signals, SIGTERM);
+    const sigset_t signals = ending_signals();
     pthread_sigmask(SIG_BLOCK, &signals, NULL);
 }
 
@@ -87,13 +92,14 @@ static void announce(const struct serve_arguments *a, const struct server *serve
     }
 }
 
-/* No new work; what runs may finish. A second signal ends everything at once. */
+/* No new work; what runs may finish. A second signal ends everything at once, but SIGHUP: shells send it on to what had it. */
 static void drain(struct server *server) {
     server_drain(server);
     int n = server_answers(server);
     if (n) log_info("shutting down when %d running answers are done; once more ends them", n);
     while (server_answers(server) > 0) {
-        if (signal_came(POLL_MS)) _exit(1);
+        int number = signal_wait(POLL_MS);
+        if (number && number != SIGHUP) _exit(1);
     }
 }
 
@@ -111,7 +117,7 @@ static int serve(const struct serve_arguments *a, struct loading *loading, struc
         return mo_error_set(error, MO_E_NO_MEMORY, "cannot start a thread: %s", strerror(reason));
     }
     while (!atomic_load(&loading->done)) {
-        if (signal_came(POLL_MS)) _exit(0); /* nothing to lose yet, and a load cannot be stopped half way */
+        if (signal_wait(POLL_MS)) _exit(0); /* nothing to lose yet, and a load cannot be stopped half way */
     }
     pthread_join(loader, NULL);
     code = loading->error.code;
@@ -120,7 +126,7 @@ static int serve(const struct serve_arguments *a, struct loading *loading, struc
     } else {
         server_ready(server, loading->engine, loading->hash);
         announce(a, server, loading->engine);
-        signal_came(-1);
+        signal_wait(-1);
         drain(server);
     }
     server_close(server);
@@ -140,7 +146,7 @@ int cmd_serve(int argc, char **argv) {
             "Serves the model by the OpenAI API: /v1/chat/completions, /v1/completions (with "
             "\"suffix\": fill in the middle),\n"
             "/v1/models, /tokenize, /health, /metrics; and by llama.cpp's for editors: /infill, /completion, /props.\n"
-            "Several requests share each step. SIGTERM lets running answers finish.\n"
+            "Several requests share each step. SIGTERM, or a closed terminal, lets running answers finish.\n"
             "In a vLLM command line, \"moebius serve\" stands for \"vllm serve\" or \"python -m "
             "vllm.entrypoints.openai.api_server\".",
         .flags = flags,

@@ -7,7 +7,7 @@
 #include "base/file.h"
 #include "base/utf8.h"
 
-enum { CONTEXT_BYTES = 80 };
+enum { CONTEXT_BYTES = 80, ROOM_BYTES = 1 << 20 };
 
 /* What stands before byte `end`: a piece of its line that a message can show. */
 static const char *context_before(const char *text, size_t end, int *size) {
@@ -18,10 +18,26 @@ static const char *context_before(const char *text, size_t end, int *size) {
     return text + begin;
 }
 
+/* jansson does not look whether it could keep the next byte of a string, and crashes where it could not (2.14). A text of which it
+ * may hold all four times, twice of that while a buffer grows, is begun only if there is that much. */
+static bool has_room(size_t size) {
+    void *volatile room = malloc(4 * size + ROOM_BYTES); /* volatile: else the compiler knows how this ends */
+    bool has = room != NULL;
+    free(room);
+    return has;
+}
+
+static int no_memory(const char *where, size_t size, struct mo_error *error) {
+    return mo_error_set(error, MO_E_NO_MEMORY, "%s: no memory to read %zu bytes of JSON", where, size);
+}
+
 int json_parse(const char *text, size_t size, const char *where, json_t **root, struct mo_error *error) {
     json_error_t at;
+    *root = NULL;
+    if (!has_room(size)) return no_memory(where, size, error);
     *root = json_loadb(text, size, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &at);
     if (*root) return 0;
+    if (at.line < 0) return no_memory(where, size, error); /* it has nothing to say against the text */
     size_t end = at.position > 0 && (size_t)at.position < size ? (size_t)at.position : size;
     int shown;
     const char *before = context_before(text, end, &shown);

@@ -41,7 +41,7 @@ json_t *fields_parse(const char *body, size_t size, struct api_error *error) {
     } else if (brackets.n > API_JSON_BRACKETS_MAX) {
         api_error_field(error, NULL, "the body has more than %d objects and arrays", API_JSON_BRACKETS_MAX);
     } else if (json_parse(body, size, "body", &root, &cause)) {
-        api_error_field(error, NULL, "%s", cause.message);
+        api_error_from(error, &cause, NULL);
     } else if (!json_is_object(root)) {
         api_error_field(error, NULL, "the body must be a JSON object, found %s", json_type_name(root));
         json_decref(root);

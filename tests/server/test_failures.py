@@ -1,7 +1,10 @@
 """When the model itself fails: a checkpoint with a NaN in one token's embedding. The request that meets it gets an error
-with the place; the server goes on."""
+with the place; the server goes on. And when there is no memory."""
 
 import json
+import re
+import resource
+from pathlib import Path
 
 import anthropic
 import numpy as np
@@ -9,7 +12,7 @@ import openai
 import pytest
 
 import st
-from serving import BOS_ID, post_bytes
+from serving import BOS_ID, FLAGS, PROGRAM, post_bytes
 from words import PROMPT
 
 POISON = 511
@@ -89,3 +92,30 @@ def test_it_is_counted(server):
     assert server.post("/v1/completions", {"prompt": [POISON], "max_tokens": 4}).status == 500
     assert server.metrics().value("vllm:request_success_total", finished_reason="error") == before + 1
     assert server.becomes_idle()
+
+
+# --- no memory -------------------------------------------------------------------------------------------------------
+
+
+def address_space(pid):
+    """Bytes of it that the process has taken."""
+    return int(re.search(r"^VmSize:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.M).group(1)) << 10
+
+
+def test_no_memory_for_a_body(start, model):
+    """Bodies for which there is none are refused as the server's trouble, not as bad JSON, and it lives on."""
+    server = start(model, *FLAGS, program=PROGRAM)  # not the sanitizers' build, which takes all addresses
+    small = {"prompt": PROMPT, "max_tokens": 3, "ignore_eos": True}
+    assert server.complete(**small)["usage"]["completion_tokens"] == 3
+    pid, (_, most) = server.process.pid, resource.prlimit(server.process.pid, resource.RLIMIT_AS)
+    for size in [300_000, 100_000, 700_000, 5_000_000] * 5:
+        resource.prlimit(pid, resource.RLIMIT_AS, (address_space(pid), most))
+        reply = server.post("/v1/completions", {"prompt": "x" * size, "max_tokens": 1})
+        resource.prlimit(pid, resource.RLIMIT_AS, (most, most))
+        assert server.process.poll() is None, server.log[-2000:]
+        assert reply.status in (400, 503), reply
+        assert reply.error["code"] == ("overloaded" if reply.status == 503 else "context_length_exceeded"), reply
+        assert reply.status == 503 or size < 5_000_000
+        assert server.complete(**small)["usage"]["completion_tokens"] == 3
+    assert server.post("/v1/completions", {"prompt": "x" * 5_000_000}).status == 400
+    assert server.becomes_idle() and server.stop() == 0

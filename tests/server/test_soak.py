@@ -125,8 +125,9 @@ def test_more_work_than_places(start, model):
 # --- the end ---------------------------------------------------------------------------------------------------------
 
 
-def test_sigterm_lets_answers_end(own):
-    """Running answers end whole, new ones are refused, the exit status is 0."""
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGHUP])
+def test_signal_lets_answers_end(own, sig):
+    """Running answers end whole, new ones are refused, the exit status is 0; also when the terminal goes away."""
     results = {}
 
     def ask(name, stream):
@@ -139,8 +140,10 @@ def test_sigterm_lets_answers_end(own):
         thread.start()
     assert wait_until(lambda: own.metrics().value("vllm:num_requests_running") == 4)
     idle = own.raw()
-    own.process.send_signal(signal.SIGTERM)
+    own.process.send_signal(sig)
     time.sleep(0.1)
+    if sig == signal.SIGHUP:  # from the terminal, and from its shell
+        own.process.send_signal(sig)
     refused = False
     try:
         with own.raw(timeout_s=5) as late:
@@ -148,7 +151,7 @@ def test_sigterm_lets_answers_end(own):
             refused = late.reply().status == 503
     except (OSError, EOFError):
         refused = True
-    assert refused, "a new request was taken after SIGTERM"
+    assert refused, "a new request was taken after the signal"
     for thread in threads:
         thread.join(60)
     for name, reply in results.items():
@@ -174,6 +177,18 @@ def test_idle_server_ends_at_once(own, sig):
     assert time.monotonic() - start < 5
     for connection in connections:
         connection.close()
+
+
+def test_sighup_is_ignored_if_it_was(start, model, tmp_path):
+    """`nohup moebius serve` outlives its terminal."""
+    program = tmp_path / "ignoring"
+    program.write_text(f"#!/bin/sh\ntrap '' HUP\nexec '{DEBUG_PROGRAM}' \"$@\"\n")
+    program.chmod(0o755)
+    server = start(model, *FLAGS, program=program)
+    server.process.send_signal(signal.SIGHUP)
+    time.sleep(0.2)
+    assert server.complete("the", max_tokens=3, ignore_eos=True)["usage"]["completion_tokens"] == 3
+    assert server.stop(60) == 0
 
 
 def test_sigterm_while_a_reader_is_slow(own):
