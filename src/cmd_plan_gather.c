@@ -18,7 +18,9 @@ const char *plan_report_not_here(const struct plan_report *report) {
     if (plan_shares_experts(&report->input))
         return "several machines are tried as processes of one; no real network has been met yet";
     if (m->nodes > 1) return "several machines share routed experts alone in this engine (--ranks)";
-    if (m->gpu.count > 1) return "the engine does not use several cards yet";
+    if (m->gpu.count > 1 && m->parallel != PLAN_PARALLEL_PIPELINE)
+        return "several cards share layers alone in this engine (--parallel pipeline)";
+    if (m->gpu.count > 1) return "the engine's GPU code has not been run on a GPU yet, nor on several";
     if (m->gpu.count) return "the engine's GPU code has not been run on a GPU yet";
     return NULL;
 }
