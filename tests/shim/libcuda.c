@@ -9,6 +9,7 @@
  *   free_mib1, free_mib2, ...                what these cards have, where they have not the same
  *   init, alloc, pinned, load, launch, copy, wait, event, prepare, graph   the N-th such call fails (alloc and pinned: out of
  *                                              memory; event: waiting for one)
+ *   eager                                    1: a stream whose event is waited for goes on behind it, as far as it can
  *   log                                      1: every call on stderr
  * MOEBIUS_SHIM_WRONG names a kernel whose last block never runs: what it should have written keeps what was there. */
 #include "fibre.h"
@@ -613,7 +614,7 @@ API int cuEventElapsedTime(float *ms, const struct shim_event *first, const stru
 }
 API int cuEventSynchronize(const struct shim_event *event) {
     if (!has_context()) return NO_CONTEXT;
-    if (event->stream) work_until(event->stream, event->after);
+    if (event->stream) work_until(event->stream, option("eager", 0) ? UINT64_MAX : event->after);
     return fails("event") ? LAUNCH_FAILED : OK;
 }
 API int cuEventDestroy_v2(struct shim_event *event) {
