@@ -123,6 +123,7 @@ static int gather_gpu(struct plan_report *r, struct mo_error *error) {
     }
     plan_detect_cuda(&cuda);
     plan_cuda_gpu(&cuda, &machine->gpu);
+    if (machine->gpu.count > 1 && !a->parallel) machine->parallel = PLAN_PARALLEL_PIPELINE; /* as they would be used */
     snprintf(r->gpu_from, sizeof r->gpu_from, "%.120s", cuda.n ? "by the driver" : cuda.why_not);
     if (cuda.n || a->device != 2) return 0;
     return mo_error_set(error, MO_E_NOT_FOUND, "--device cuda: %s (--gpu names a card to plan for)", cuda.why_not);

@@ -272,8 +272,11 @@ static int check_devices(const struct serve_arguments *a, struct mo_error *error
     } sizes[] = {{"--tensor-parallel-size", a->tensor_parallel}, {"--data-parallel-size", a->data_parallel}};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         if (sizes[i].value == 1) continue;
-        return mo_error_set(error, MO_E_UNSUPPORTED, "%s %d: only 1 is supported: the model runs on one device",
-                            sizes[i].flag, sizes[i].value);
+        return mo_error_set(
+            error, MO_E_UNSUPPORTED,
+            "%s %d: only 1 is supported: each layer runs on one device (--pipeline-parallel-size shares "
+            "the layers)",
+            sizes[i].flag, sizes[i].value);
     }
     return 0;
 }

@@ -44,9 +44,8 @@ void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_M
                  "the model)"},
         {.names = "--tensor-split,-ts", .type = CLI_STRING, .target = &o->tensor_split, .value = "N,N,...",
          .help = "how much of the model each card holds, in proportion, in whole\nlayers: 3,1 (default: by their free memory)"},
-        {.names = "--pipeline-parallel-size,-pp", .type = CLI_INT, .target = &o->pipeline_parallel, .min = 1,
-         .max = CUDA_PARTS_MAX, .value = "N",
-         .help = "with --device cuda, the first N cards, which work one after another:\nfor more memory, not for more speed"},
+        {.names = "--pipeline-parallel-size,-pp", .type = CLI_INT, .target = &o->pipeline_parallel, .min = 1, .max = CUDA_PARTS_MAX,
+         .value = "N", .help = "with --device cuda, the first N cards, which work one after another:\nfor memory, not for speed"},
         {.names = "--expert-device,--experts", .type = CLI_CHOICE, .target = &o->expert_device, .choices = "auto|gpu|cpu",
          .help = "with --device cuda, where routed experts are computed; cpu: from\nthe machine's memory, where they lie "
                  "(default auto: on the GPU, but\nfor as many layers as do not fit there)"},

@@ -68,13 +68,18 @@ static int count_asked(struct engine *engine, int *n, struct mo_error *error) {
                         engine->options.tensor_split, *n, pipeline);
 }
 
+static const char *flag_of(const struct engine *engine) {
+    return engine->options.tensor_split ? "--tensor-split" : "--pipeline-parallel-size";
+}
+
 int engine_cards_parse(struct engine *engine, struct mo_error *error) {
     const char *text = engine->options.device;
     int asked = 0, code = count_asked(engine, &asked, error);
     if (code) return code;
     if (!text || !strcmp(text, "auto") || !strcmp(text, "cpu")) {
         if (asked <= 1) return 0;
-        return mo_error_set(error, MO_E_INVALID, "%d cards are asked for: --device cuda takes them", asked);
+        return mo_error_set(error, MO_E_INVALID, "%s asks for %d cards: --device cuda takes them", flag_of(engine),
+                            asked);
     }
     if (!strcmp(text, "cuda")) {
         engine->may_add_cards = !asked;
@@ -83,9 +88,8 @@ int engine_cards_parse(struct engine *engine, struct mo_error *error) {
     }
     code = parse_list(engine, text, error);
     if (code || !asked || asked == engine->n_parts) return code;
-    return mo_error_set(error, MO_E_INVALID, "--device %s names %d card%s, %s speaks of %d", text, engine->n_parts,
-                        engine->n_parts == 1 ? "" : "s",
-                        engine->options.tensor_split ? "--tensor-split" : "--pipeline-parallel-size", asked);
+    return mo_error_set(error, MO_E_INVALID, "--device %s names %d card%s, %s asks for %d", text, engine->n_parts,
+                        engine->n_parts == 1 ? "" : "s", flag_of(engine), asked);
 }
 
 const char *engine_cards_name(const struct engine *engine, char text[CARDS_NAME_BYTES]) {
@@ -137,7 +141,8 @@ static int count_layers(const struct engine *engine, struct layer_costs *costs, 
 }
 
 static double room_of(const struct engine *engine, int card) {
-    return engine->options.tensor_split ? engine->card_shares[card] : (double)engine->gpu_free_bytes[card];
+    const double free_bytes = (double)engine->gpu_free_bytes[card];
+    return engine->options.tensor_split ? engine->card_shares[card] : free_bytes > 0 ? free_bytes : 1;
 }
 
 /* Each card takes layers until `level` times its room is full, the last one what is left: whether that is no more. */

@@ -103,7 +103,8 @@ int engine_device_left(const struct engine *engine, const struct backend_options
 int engine_device_open(struct engine *engine, const struct backend_options *backend, struct mo_error *error) {
     if (engine->gpu == CPU) return cpu_backend_open(&engine->backend, &engine->model, &engine->weights, backend, error);
     char layers[CARDS_LAYERS_BYTES];
-    if (engine->n_parts > 1) log_info("%s; they work one after another", engine_cards_layers(engine, layers));
-    return cuda_backend_open(&engine->backend, &engine->model, &engine->weights, backend, engine->parts,
-                             engine->n_parts, error);
+    int code = cuda_backend_open(&engine->backend, &engine->model, &engine->weights, backend, engine->parts,
+                                 engine->n_parts, error);
+    if (!code && engine->n_parts > 1) log_info("%s; they work one after another", engine_cards_layers(engine, layers));
+    return code;
 }

@@ -365,7 +365,6 @@ int cuda_split_open(struct backend **backend, const struct model *model, const s
                     struct mo_error *error);
 /* The card, or NULL where there are several. */
 struct cuda *cuda_alone(struct backend *backend);
-struct cuda_load cuda_split_load(const struct backend *backend);
 
 /* step.c: the batch as the kernels want it. */
 void cuda_begin(struct backend *backend, const struct batch *batch);

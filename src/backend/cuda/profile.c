@@ -180,7 +180,3 @@ int cuda_profile_step(struct backend *backend, const struct batch *batch, bool t
     int code = backend->ops->end(backend, error);
     return code == MO_E_NUMERIC ? 0 : code; /* stages called again and again leave no sane numbers, and need not */
 }
-
-struct cuda_load cuda_backend_load(const struct backend *backend) {
-    return cuda_split_load(backend);
-}

@@ -284,11 +284,10 @@ struct cuda *cuda_alone(struct backend *backend) {
     return backend->ops == &split_ops ? NULL : (struct cuda *)backend;
 }
 
-struct cuda_load cuda_split_load(const struct backend *backend) {
+struct cuda_load cuda_backend_load(const struct backend *backend) {
     const struct split *split = (const struct split *)backend;
-    struct cuda_load sum;
     if (backend->ops != &split_ops) return ((const struct cuda *)backend)->load;
-    sum = split->cards[0]->load;
+    struct cuda_load sum = split->cards[0]->load;
     for (int i = 1; i < split->n; i++) { /* one after another */
         sum.bytes += split->cards[i]->load.bytes;
         sum.s += split->cards[i]->load.s;
