@@ -61,14 +61,14 @@ static double cost_ms(const struct engine *engine, double *bytes) {
 
 static void say(const struct engine *engine, int context, double short_bytes) {
     char cards[CARDS_NAME_BYTES];
-    double bytes, ms = cost_ms(engine, &bytes), free = 0;
-    for (int i = 0; i < engine->n_parts; i++) free += (double)engine->gpu_free_bytes[i];
+    double bytes, ms = cost_ms(engine, &bytes), have = 0;
+    for (int i = 0; i < engine->n_parts; i++) have += (double)engine->gpu_free_bytes[i];
     log_info(
         "%s: %.2f GiB are missing (%.2f are free) for all of the model and a context of %d tokens. So the routed "
         "experts of %d of %d layers (%.2f GiB) stay in the machine's memory and are computed by the CPU (--n-cpu-moe "
         "%d): by plan's estimate %.1f ms more a token (%.0f MB) where memory gives %.0f GB/s. Fewer bits a weight, "
         "--kv-cache-dtype fp8, a smaller --max-model-len or --max-num-batched-tokens leave more on the card",
-        engine_cards_name(engine, cards), short_bytes / GIB, free / GIB, context, engine->cpu_layers,
+        engine_cards_name(engine, cards), short_bytes / GIB, have / GIB, context, engine->cpu_layers,
         model_moe_layers(&engine->model), engine_offload_bytes(engine) / GIB, engine->cpu_layers, ms, bytes * 1e-6,
         RAM_GB_S);
 }
