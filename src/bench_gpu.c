@@ -6,13 +6,13 @@
 
 enum { PASSES = 9 };
 
-/* "cuda" or "cuda:N" -> 0 or N; -1: another device, or not a number (the engine refuses it). */
+/* "cuda" or "cuda:N" -> 0 or N, of several the first; -1: another device, or not a number (the engine refuses it). */
 static int card_of(const char *device) {
     char *end;
     if (!device || strncmp(device, "cuda", 4)) return -1;
     if (!device[4]) return 0;
     long n = device[4] == ':' ? strtol(device + 5, &end, 10) : -1;
-    return n < 0 || n > 255 || end == device + 5 || *end ? -1 : (int)n;
+    return n < 0 || n > 255 || end == device + 5 || (*end && *end != ',') ? -1 : (int)n;
 }
 
 static int measure(struct bench_gpu *gpu, struct mo_error *error) {

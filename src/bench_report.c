@@ -5,6 +5,7 @@
 #include <string.h>
 #include "base/json.h"
 #include "bench_guide.h"
+#include "engine_cards.h"
 #include "model/pack.h"
 #include "plan/predict.h"
 
@@ -48,10 +49,14 @@ static void say_opened(const struct bench_report *r) {
 
 void bench_say_machine(const struct bench_report *r) {
     const struct engine *e = r->engine;
+    char layers[CARDS_LAYERS_BYTES];
     say_model(r);
     if (r->gpu) {
         bench_gpu_say_card(r->gpu);
         bench_gpu_say_load(r->gpu);
+        if (e->n_parts > 1)
+            printf("  the first of %d GPUs that work one after another: %s\n", e->n_parts,
+                   engine_cards_layers(e, layers));
         if (e->cpu_layers) {
             printf("  the routed experts of %d of %d layers on the CPU\n", e->cpu_layers, model_moe_layers(&e->model));
         }
@@ -242,10 +247,21 @@ static json_t *synthetic_json(const struct bench_report *r) {
                      seed ? json_integer((json_int_t)strtoull(seed + strlen("--seed "), NULL, 10)) : json_null());
 }
 
+static json_t *cards_json(const struct engine *engine) {
+    json_t *list = json_array();
+    for (int i = 0; i < engine->n_parts; i++) {
+        const struct cuda_part *part = &engine->parts[i];
+        json_array_append_new(list, json_pack("{si si si}", "index", part->device, "first_layer", part->first_layer,
+                                              "layers", part->n_layers));
+    }
+    return list;
+}
+
 static void add_gpu(const struct bench_report *r, json_t *root) {
     const struct cuda_load *l = &r->gpu->load;
     bool read = !l->generated && l->s > 0;
     json_object_set_new(root, "gpu", bench_gpu_json(r->gpu));
+    json_object_set_new(root, "gpus", cards_json(r->engine));
     json_object_set_new(root, "n_cpu_moe", json_integer(r->engine->cpu_layers));
     json_object_set_new(root, "load_gb_s", read ? json_real(l->bytes / l->s * 1e-9) : json_null());
     for (int i = 0; i < r->n_prompt; i++) {

@@ -129,7 +129,7 @@ static int look_at_kernels(struct bench_report *r, struct bench_decode *d, int b
                            struct mo_error *error) {
     struct cuda_profile profile;
     bool timed = batch == 1 && !r->gpu->has_profile;
-    if (r->engine->cpu_layers) return 0; /* a step is not the card's alone */
+    if (r->engine->cpu_layers || r->engine->n_parts > 1) return 0; /* a step is not one card's alone */
     int code = bench_profile_decode(&r->bench, batch, depth, timed, &profile, error);
     d->kernels = code ? 0 : profile.step_kernels;
     if (code || !timed) return code;

@@ -114,6 +114,7 @@ static void check_cards(struct checkup *c, bool json) {
     }
     if (c->cuda.n && !json)
         say("", "driver for CUDA %d.%d", c->cuda.driver_version / 1000, c->cuda.driver_version % 1000 / 10);
+    if (c->cuda.n > 1 && !json) say("", "together they hold a model by layers: --device cuda -pp %d", c->cuda.n);
     for (int i = 0; i < c->cuda.n; i++) {
         if (c->cuda.capability[i] < 80)
             advise(c, json, "%s is older than compute capability 8.0: this engine's kernels will not run on it",

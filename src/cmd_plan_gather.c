@@ -18,7 +18,9 @@ const char *plan_report_not_here(const struct plan_report *report) {
     if (plan_shares_experts(&report->input))
         return "several machines are tried as processes of one; no real network has been met yet";
     if (m->nodes > 1) return "several machines share routed experts alone in this engine (--ranks)";
-    if (m->gpu.count > 1) return "the engine does not use several cards yet";
+    if (m->gpu.count > 1 && m->parallel != PLAN_PARALLEL_PIPELINE)
+        return "several cards share layers alone in this engine (--parallel pipeline)";
+    if (m->gpu.count > 1) return "the engine's GPU code has not been run on a GPU yet, nor on several";
     if (m->gpu.count) return "the engine's GPU code has not been run on a GPU yet";
     return NULL;
 }
@@ -124,6 +126,7 @@ static int gather_gpu(struct plan_report *r, struct mo_error *error) {
     }
     plan_detect_cuda(&cuda);
     plan_cuda_gpu(&cuda, &machine->gpu);
+    if (machine->gpu.count > 1 && !a->parallel) machine->parallel = PLAN_PARALLEL_PIPELINE; /* as they would be used */
     snprintf(r->gpu_from, sizeof r->gpu_from, "%.120s", cuda.n ? "by the driver" : cuda.why_not);
     if (cuda.n || a->device != 2) return 0;
     return mo_error_set(error, MO_E_NOT_FOUND, "--device cuda: %s (--gpu names a card to plan for)", cuda.why_not);

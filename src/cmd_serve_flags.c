@@ -18,7 +18,7 @@ enum {
 };
 
 void serve_arguments_init(struct serve_arguments *a) {
-    *a = (struct serve_arguments){.tensor_parallel = 1, .pipeline_parallel = 1, .data_parallel = 1};
+    *a = (struct serve_arguments){.tensor_parallel = 1, .data_parallel = 1};
     engine_options_init(&a->engine);
     a->engine.cache_disk_gib = 16;
     a->engine.max_grammars = GRAMMAR_CACHE_MAX;
@@ -169,13 +169,6 @@ static int vllm_flags(struct serve_arguments *a, struct cli_flag *out) {
          .max = 4096,
          .value = "1",
          .help = "only 1"},
-        {.names = "--pipeline-parallel-size,-pp",
-         .type = CLI_INT,
-         .target = &a->pipeline_parallel,
-         .min = 1,
-         .max = 4096,
-         .value = "1",
-         .help = "only 1"},
         {.names = "--data-parallel-size,-dp",
          .type = CLI_INT,
          .target = &a->data_parallel,
@@ -210,9 +203,13 @@ static int harmless_flags(struct cli_flag *out) {
          .type = CLI_IGNORED_FLAG,
          .help = "requests are never logged"},
         {.names = "--disable-log-stats", .type = CLI_IGNORED_FLAG, .help = "numbers are at /metrics only"},
-        {.names = "--disable-custom-all-reduce", .type = CLI_IGNORED_FLAG, .help = "one device, nothing to reduce"},
+        {.names = "--disable-custom-all-reduce",
+         .type = CLI_IGNORED_FLAG,
+         .help = "nothing to reduce: cards share the layers"},
         {.names = "--enable-auto-tool-choice", .type = CLI_IGNORED_FLAG, .help = "always on"},
-        {.names = "--enable-expert-parallel", .type = CLI_IGNORED_FLAG, .help = "one device holds all experts"},
+        {.names = "--enable-expert-parallel",
+         .type = CLI_IGNORED_FLAG,
+         .help = "a layer's experts are all on one device"},
         {.names = "--jinja", .type = CLI_IGNORED_FLAG, .help = "chat templates are known here, functions included"},
         {.names = "--tool-call-parser",
          .type = CLI_IGNORED,
@@ -272,13 +269,14 @@ static int check_devices(const struct serve_arguments *a, struct mo_error *error
     const struct {
         const char *flag;
         int value;
-    } sizes[] = {{"--tensor-parallel-size", a->tensor_parallel},
-                 {"--pipeline-parallel-size", a->pipeline_parallel},
-                 {"--data-parallel-size", a->data_parallel}};
+    } sizes[] = {{"--tensor-parallel-size", a->tensor_parallel}, {"--data-parallel-size", a->data_parallel}};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         if (sizes[i].value == 1) continue;
-        return mo_error_set(error, MO_E_UNSUPPORTED, "%s %d: only 1 is supported: the model runs on one device",
-                            sizes[i].flag, sizes[i].value);
+        return mo_error_set(
+            error, MO_E_UNSUPPORTED,
+            "%s %d: only 1 is supported: each layer runs on one device (--pipeline-parallel-size shares "
+            "the layers)",
+            sizes[i].flag, sizes[i].value);
     }
     return 0;
 }

@@ -20,7 +20,7 @@ struct serve_arguments {
     int reasoning_format; /* llama.cpp's: 0 auto, 1 deepseek, 2 none */
     /* vLLM's */
     const char *tokenizer;
-    int tensor_parallel, pipeline_parallel, data_parallel;
+    int tensor_parallel, data_parallel;
     int dtype;
     bool has_dtype;
 };

@@ -1,5 +1,6 @@
 #include "engine.h"
 
+#include "engine_cards.h"
 #include "engine_device.h"
 #include "engine_disk.h"
 #include "engine_experts.h"
@@ -39,7 +40,12 @@ void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_M
         {.names = "--revision", .type = CLI_STRING, .target = &o->revision, .value = "REV",
          .help = "branch, tag or commit in the Hugging Face cache (default main)"},
         {.names = "--device", .type = CLI_STRING, .target = &o->device, .value = "auto|cpu|cuda[:N]",
-         .help = "where to compute (default auto)"},
+         .help = "where to compute (default auto); several cards share the layers:\ncuda:0,cuda:1 (cuda alone: as few as hold "
+                 "the model)"},
+        {.names = "--tensor-split,-ts", .type = CLI_STRING, .target = &o->tensor_split, .value = "N,N,...",
+         .help = "how much of the model each card holds, in proportion, in whole\nlayers: 3,1 (default: by their free memory)"},
+        {.names = "--pipeline-parallel-size,-pp", .type = CLI_INT, .target = &o->pipeline_parallel, .min = 1, .max = CUDA_PARTS_MAX,
+         .value = "N", .help = "with --device cuda, the first N cards, which work one after another:\nfor memory, not for speed"},
         {.names = "--expert-device,--experts", .type = CLI_CHOICE, .target = &o->expert_device, .choices = "auto|gpu|cpu",
          .help = "with --device cuda, where routed experts are computed; cpu: from\nthe machine's memory, where they lie "
                  "(default auto: on the GPU, but\nfor as many layers as do not fit there)"},
@@ -192,6 +198,7 @@ static int open_all(struct engine *engine, struct mo_error *error) {
     engine_offload_begin(engine);
     if (!code) code = engine_device_choose(engine, error);
     if (!code) code = engine_settle_weights(engine, error);
+    if (!code && engine->gpu >= 0) code = engine_cards_add(engine, error);
     if (!code && engine->gpu >= 0) engine_plan_lengthen_steps(engine);
     if (!code) code = engine_ranks_meet(engine, error);
     if (!code) code = engine_offload_choose(engine, error);

@@ -20,7 +20,9 @@ struct engine_options {
     int expert_device;         /* enum expert_device, beside a card (engine_offload.h) */
     int n_cpu_moe;             /* below 0: not said; else the CPU computes them in so many layers */
     bool cpu_moe;              /* the same as EXPERTS_ON_CPU */
-    const char *device;        /* NULL or "auto", "cpu", "cuda", "cuda:N" */
+    const char *device;        /* NULL or "auto", "cpu", "cuda", "cuda:N", "cuda:N,cuda:M" */
+    const char *tensor_split;  /* how much each card holds, in proportion: "3,1"; NULL: by their free memory */
+    int pipeline_parallel;     /* so many cards; 0: not said */
     const char *expert_shares; /* of each process; NULL: what they have room for (engine_ranks.h) */
     const char *expert_cache;  /* NULL or "auto", or GiB that routed experts may take; "0": as they lie in the files */
     int threads;
@@ -51,7 +53,7 @@ struct engine_options {
 void engine_options_init(struct engine_options *options);
 
 /* The flags that every command with a model shares, for a cli table. Ends with an entry without names. */
-enum { ENGINE_FLAGS_MAX = 28 };
+enum { ENGINE_FLAGS_MAX = 30 };
 void engine_flags(struct engine_options *options, struct cli_flag flags[ENGINE_FLAGS_MAX]);
 
 struct engine {
@@ -76,9 +78,13 @@ struct engine {
     struct sched *sched;
     int32_t eos[MODEL_MAX_EOS];
     int n_eos, n_pages;
-    int gpu;        /* the card that computes; -1: the CPU */
+    int gpu;     /* the card that computes, of several the first; -1: the CPU */
+    int n_parts; /* cards that compute, each some of the layers (engine_cards.h) */
+    bool may_add_cards;
+    struct cuda_part parts[CUDA_PARTS_MAX];
+    size_t gpu_free_bytes[CUDA_PARTS_MAX];
+    double card_shares[CUDA_PARTS_MAX]; /* of --tensor-split */
     int cpu_layers; /* beside it, with routed experts that the CPU computes: the first so many that have some */
-    size_t gpu_free_bytes;
     double load_s, self_test_s; /* the second is part of the first; 0: left out */
 
     pthread_t thread; /* runs the scheduler between engine_start and engine_close */

@@ -1,35 +1,15 @@
 #include "engine_device.h"
 
-#include <stdlib.h>
 #include <string.h>
 #include "base/log.h"
+#include "engine_cards.h"
 #include "engine_weights.h"
 
 /* The GPU's kernels have run as C on a CPU only (tests/shim). Until they have been seen to work on a card, a card is used by
  * those who ask for it. */
 static const bool AUTO_TAKES_GPU = false;
 
-enum { CPU = -1, AUTO = -2 };
-
-/* "auto", "cpu", "cuda" or "cuda:N" -> AUTO, CPU or N. */
-static int parse_device(const char *text, int *device, struct mo_error *error) {
-    char *end;
-    if (!text || !strcmp(text, "auto")) {
-        *device = AUTO;
-    } else if (!strcmp(text, "cpu")) {
-        *device = CPU;
-    } else if (!strcmp(text, "cuda")) {
-        *device = 0;
-    } else {
-        long n = strncmp(text, "cuda:", 5) ? -1 : strtol(text + 5, &end, 10);
-        if (n < 0 || n > 255 || end == text + 5 || *end) {
-            return mo_error_set(error, MO_E_INVALID, "--device: expected auto, cpu, cuda or cuda:N, found \"%s\"",
-                                text);
-        }
-        *device = (int)n;
-    }
-    return 0;
-}
+enum { CPU = -1 };
 
 /* What a backend would be opened with, as far as it decides whether the GPU can do it. */
 static struct backend_options options_of(const struct engine *engine) {
@@ -44,36 +24,45 @@ static struct backend_options options_of(const struct engine *engine) {
                                     .cpu_layers = engine->cpu_layers};
 }
 
-static int choose_asked(struct engine *engine, struct mo_error *error) {
+/* The CPU computes, and why. */
+static int give_up(struct engine *engine, const struct mo_error *reason) {
+    log_warn("%s; computing on the CPU", reason->message);
+    engine->gpu = CPU;
+    engine->n_parts = 0;
+    return 0;
+}
+
+/* A machine without the first card has none, most of the time; one without another has not what was asked for. */
+static int look_at_cards(struct engine *engine, struct mo_error *error) {
     struct mo_error reason = {0};
-    struct cuda_card_info card;
-    size_t bytes;
+    for (int i = 0; i < engine->n_parts; i++) {
+        struct cuda_card_info card;
+        int code = cuda_backend_probe(engine->parts[i].device, &card, &reason);
+        if (code == MO_E_NOT_FOUND && i == 0) return give_up(engine, &reason);
+        if (code && error) *error = reason;
+        if (code) return code;
+        engine->gpu_free_bytes[i] = card.free_bytes;
+    }
+    return 0;
+}
+
+static int choose_asked(struct engine *engine, struct mo_error *error) {
+    struct cuda_bytes bytes;
     struct backend_options options = options_of(engine);
+    const struct cuda_part whole = cuda_whole(&engine->model, engine->gpu);
     int code = engine_will_quantize(engine)
                    ? 0 /* the weights that it will get are not made yet; they are counted then */
-                   : cuda_backend_bytes(&engine->model, &engine->weights, &options, &bytes, error);
-    if (code) return code;
-    code = cuda_backend_probe(engine->gpu, &card, &reason);
-    if (!code) {
-        engine->gpu_free_bytes = card.free_bytes;
-        return 0;
-    }
-    if (code != MO_E_NOT_FOUND) {
-        if (error) *error = reason;
-        return code;
-    }
-    log_warn("%s; computing on the CPU", reason.message);
-    engine->gpu = CPU;
-    return 0;
+                   : cuda_backend_bytes(&engine->model, &engine->weights, &options, &whole, &bytes, error);
+    return code ? code : look_at_cards(engine, error);
 }
 
 static void choose_freely(struct engine *engine) {
     struct mo_error reason = {0};
     struct cuda_card_info card;
-    size_t bytes;
+    struct cuda_bytes bytes;
     struct backend_options options = options_of(engine);
-    engine->gpu = CPU;
-    if (cuda_backend_bytes(&engine->model, &engine->weights, &options, &bytes, &reason)) return;
+    const struct cuda_part whole = cuda_whole(&engine->model, 0);
+    if (cuda_backend_bytes(&engine->model, &engine->weights, &options, &whole, &bytes, &reason)) return;
     if (cuda_backend_probe(0, &card, &reason)) return;
     if (!AUTO_TAKES_GPU) {
         log_info("GPU 0 (%s) is left alone: its kernels have not been run on a card yet; --device cuda takes it",
@@ -81,26 +70,41 @@ static void choose_freely(struct engine *engine) {
         return;
     }
     engine->gpu = 0;
-    engine->gpu_free_bytes = card.free_bytes;
+    engine->n_parts = 1;
+    engine->gpu_free_bytes[0] = card.free_bytes;
 }
 
 int engine_device_choose(struct engine *engine, struct mo_error *error) {
-    int code = parse_device(engine->options.device, &engine->gpu, error);
-    if (code || engine->gpu == CPU) return code;
-    if (engine->gpu != AUTO) return choose_asked(engine, error);
-    choose_freely(engine);
+    const char *text = engine->options.device;
+    int code = engine_cards_parse(engine, error);
+    engine->gpu = code || !engine->n_parts ? CPU : engine->parts[0].device;
+    if (code) return code;
+    if (engine->n_parts) return choose_asked(engine, error);
+    if (!text || !strcmp(text, "auto")) choose_freely(engine);
     return 0;
 }
 
 int engine_device_left(const struct engine *engine, const struct backend_options *backend, double *bytes,
                        struct mo_error *error) {
-    size_t taken = 0;
-    int code = cuda_backend_bytes(&engine->model, &engine->weights, backend, &taken, error);
-    *bytes = (double)engine->gpu_free_bytes * engine->options.memory_utilization - (double)taken;
-    return code;
+    const int layers = engine->model.layers;
+    for (int i = 0; i < engine->n_parts; i++) {
+        const struct cuda_part *part = &engine->parts[i];
+        struct cuda_bytes taken;
+        int code = cuda_backend_bytes(&engine->model, &engine->weights, backend, part, &taken, error);
+        if (code) return code;
+        double room = (double)engine->gpu_free_bytes[i] * engine->options.memory_utilization;
+        double left = room - (double)(taken.weights + taken.scratch);
+        if (part->n_layers < layers) left *= (double)layers / part->n_layers;
+        if (i == 0 || left < *bytes) *bytes = left; /* all cards have as many tokens */
+    }
+    return 0;
 }
 
 int engine_device_open(struct engine *engine, const struct backend_options *backend, struct mo_error *error) {
     if (engine->gpu == CPU) return cpu_backend_open(&engine->backend, &engine->model, &engine->weights, backend, error);
-    return cuda_backend_open(&engine->backend, &engine->model, &engine->weights, backend, engine->gpu, error);
+    char layers[CARDS_LAYERS_BYTES];
+    int code = cuda_backend_open(&engine->backend, &engine->model, &engine->weights, backend, engine->parts,
+                                 engine->n_parts, error);
+    if (!code && engine->n_parts > 1) log_info("%s; they work one after another", engine_cards_layers(engine, layers));
+    return code;
 }

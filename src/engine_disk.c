@@ -11,11 +11,18 @@
 
 static const double GIB = 1 << 30, SAVE_S = 5;
 
-/* The matrix units of another generation of cards may add in another order; 0: the CPU, whose bits are the same everywhere. */
-static int card_generation(const struct engine *engine) {
+/* The matrix units of another generation of cards may add in another order; "0": the CPU, whose bits are the same everywhere. Cards
+ * of several say which layers are theirs: "89, 90 from layer 14". */
+static void name_generations(const struct engine *engine, char *text, size_t size) {
     struct cuda_card_info card = {0};
-    if (engine->gpu >= 0) cuda_backend_probe(engine->gpu, &card, NULL);
-    return card.capability;
+    size_t n = 0;
+    snprintf(text, size, "0");
+    for (int i = 0, before = -1; i < engine->n_parts; i++, before = card.capability) {
+        cuda_backend_probe(engine->parts[i].device, &card, NULL);
+        if (card.capability == before) continue;
+        n += (size_t)snprintf(text + n, size - n, i ? ", %d from layer %d" : "%d", card.capability,
+                              engine->parts[i].first_layer);
+    }
 }
 
 /* Everything but tokens that has a say in a page's bits. Kernels of one build agree in every bit, those of another may not. */
@@ -23,15 +30,16 @@ static int make_key(const struct engine *engine, const char *hash, struct page_a
     const struct engine_options *o = &engine->options;
     const char *native = getenv("MOEBIUS_CUDA_FP8_NATIVE");
     enum cpu_level level = CPU_REF;
-    char *text = NULL, build[BUILD_ID_BYTES];
+    char *text = NULL, build[BUILD_ID_BYTES], cards[32 * CUDA_PARTS_MAX];
     cpu_level_get(&level, NULL);
+    name_generations(engine, cards, sizeof cards);
     int size =
         asprintf(&text,
-                 "moebius %s %s; model %s; quantization %s; %s %d; experts %d; level %s; native fp8 %s; cache %d; "
+                 "moebius %s %s; model %s; quantization %s; %s %s; experts %d; level %s; native fp8 %s; cache %d; "
                  "compute %d; attention %d; batch invariant %d; layers %d; row %zu; page %d",
                  MOEBIUS_VERSION, build_id(build), hash, o->quantization ? o->quantization : "auto",
-                 engine->backend->ops->name, card_generation(engine), engine->cpu_layers, cpu_level_bits(level),
-                 native ? native : "0", o->kv, o->compute, o->attention, o->batch_invariant, engine->model.layers,
+                 engine->backend->ops->name, cards, engine->cpu_layers, cpu_level_bits(level), native ? native : "0",
+                 o->kv, o->compute, o->attention, o->batch_invariant, engine->model.layers,
                  kv_row_bytes(&engine->model, (enum kv_format)(o->kv - 1)), KV_PAGE_TOKENS);
     if (size < 0) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the key of the cache on disk");
     SHA256((const unsigned char *)text, (size_t)size, key->bytes);

@@ -1,13 +1,9 @@
 #include "engine_offload.h"
 
 #include "base/log.h"
-#include "engine_device.h"
-#include "engine_plan.h"
+#include "engine_cards.h"
 #include "engine_weights.h"
 #include "plan/predict.h"
-
-/* What a context takes that nobody asked for: a longer one is what is left. */
-enum { CONTEXT_TOKENS = 8192 };
 
 static const double GIB = 1 << 30, RAM_GB_S = 50; /* of the machine that the line in the log speaks of */
 
@@ -64,33 +60,29 @@ static double cost_ms(const struct engine *engine, double *bytes) {
 }
 
 static void say(const struct engine *engine, int context, double short_bytes) {
-    double bytes, ms = cost_ms(engine, &bytes);
+    char cards[CARDS_NAME_BYTES];
+    double bytes, ms = cost_ms(engine, &bytes), have = 0;
+    for (int i = 0; i < engine->n_parts; i++) have += (double)engine->gpu_free_bytes[i];
     log_info(
-        "GPU %d: %.2f GiB are missing (%.2f are free) for all of the model and a context of %d tokens. So the routed "
+        "%s: %.2f GiB are missing (%.2f are free) for all of the model and a context of %d tokens. So the routed "
         "experts of %d of %d layers (%.2f GiB) stay in the machine's memory and are computed by the CPU (--n-cpu-moe "
         "%d): by plan's estimate %.1f ms more a token (%.0f MB) where memory gives %.0f GB/s. Fewer bits a weight, "
         "--kv-cache-dtype fp8, a smaller --max-model-len or --max-num-batched-tokens leave more on the card",
-        engine->gpu, short_bytes / GIB, (double)engine->gpu_free_bytes / GIB, context, engine->cpu_layers,
+        engine_cards_name(engine, cards), short_bytes / GIB, have / GIB, context, engine->cpu_layers,
         model_moe_layers(&engine->model), engine_offload_bytes(engine) / GIB, engine->cpu_layers, ms, bytes * 1e-6,
         RAM_GB_S);
 }
 
-/* What is missing on the card with the experts of `layers` layers on the CPU; below 0: it fits. */
+/* What is missing on the cards with the experts of `layers` layers on the CPU; below 0: it fits. */
 static int missing(struct engine *engine, int layers, int context, double *bytes, struct mo_error *error) {
-    struct backend_options backend;
-    double left = 0;
     engine->cpu_layers = layers;
-    engine_plan_options(engine, &backend);
-    int pages = (context + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS;
-    int code = engine_device_left(engine, &backend, &left, error);
-    *bytes = (double)kv_pool_bytes(&engine->model, backend.kv, pages) - left;
-    return code;
+    return engine_cards_missing(engine, context, bytes, error);
 }
 
 /* The fewest layers; all of them where even that is not enough, for a shorter context or an error with the numbers. */
 static int choose(struct engine *engine, struct mo_error *error) {
     int asked = engine->options.max_model_len, most = engine->model.context;
-    int context = asked ? asked : most < CONTEXT_TOKENS ? most : CONTEXT_TOKENS;
+    int context = engine_cards_context(engine);
     int low = 0, high = engine_offload_most(engine); /* too few, enough */
     double short_bytes, bytes;
     if (asked > most) return 0; /* too long for the model: engine_plan refuses it */

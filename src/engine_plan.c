@@ -2,6 +2,7 @@
 
 #include "base/memory.h"
 #include "cache/disk.h"
+#include "engine_cards.h"
 #include "engine_device.h"
 #include "engine_experts.h"
 #include "engine_offload.h"
@@ -109,6 +110,7 @@ static bool steps_fit(const struct engine *engine) {
     const int asked = engine->options.max_model_len;
     double left;
     most.cpu_layers = engine_offload_most(engine);
+    if (most.n_parts && engine_cards_split(&most, NULL)) return false;
     engine_plan_options(&most, &backend);
     if (cache_bytes_left(&most, &backend, &left, NULL)) return false;
     if (left < (double)kv_pool_bytes(&engine->model, backend.kv, (asked + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS))
@@ -126,9 +128,10 @@ void engine_plan_lengthen_steps(struct engine *engine) {
 
 int engine_plan(struct engine *engine, struct backend_options *backend, struct mo_error *error) {
     const struct engine_options *o = &engine->options;
+    int code = engine->n_parts ? engine_cards_split(engine, error) : 0;
     engine_plan_options(engine, backend);
     double page_bytes = (double)kv_pool_bytes(&engine->model, backend->kv, 1), left;
-    int code = cache_bytes_left(engine, backend, &left, error);
+    if (!code) code = cache_bytes_left(engine, backend, &left, error);
     if (code) return code;
     double fit = left / page_bytes;
     int fit_pages = fit > 1 << 28 ? 1 << 28 : fit < 1 ? 1 : (int)fit;

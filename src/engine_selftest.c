@@ -4,6 +4,7 @@
 #include <string.h>
 #include "base/clock.h"
 #include "base/log.h"
+#include "engine_cards.h"
 #include "expert/store.h"
 #include "selftest/selftest.h"
 
@@ -55,17 +56,19 @@ static int test_level(const struct selftest *test, struct selftest_report *repor
 static int test_card(const struct engine *engine, const struct selftest *test, const struct backend_options *backend,
                      struct selftest_report *report, struct mo_error *error) {
     struct mo_error why = {0}, named;
+    char cards[CARDS_NAME_BYTES];
     int code = selftest_card(test, engine->backend, backend, report, &why);
     if (!code) return 0;
     if (code != MO_E_INTERNAL) return fail_with(error, &why, "");
-    mo_error_set(&named, code, "GPU %d%s, with a %s cache, %s", engine->gpu,
+    mo_error_set(&named, code, "%s%s, with a %s cache, %s", engine_cards_name(engine, cards),
                  engine->cpu_layers ? " and the CPU's experts" : "", test->kv == KV_FP8 ? "fp8" : "bf16", why.message);
     return fail_with(error, &named, "--device cpu computes without the card");
 }
 
 static int run(struct engine *engine, const struct backend_options *backend, struct selftest_report *report,
                struct mo_error *error) {
-    const struct selftest test = {&engine->model, &engine->weights, backend->kv, backend->compute};
+    const struct selftest test = {&engine->model,   &engine->weights, backend->kv,
+                                  backend->compute, engine->parts,    engine->n_parts};
     int code = test_level(&test, report, error); /* the CPU first: a card is held against it */
     if (code || engine->gpu < 0) return code;
     return test_card(engine, &test, backend, report, error);
@@ -74,19 +77,19 @@ static int run(struct engine *engine, const struct backend_options *backend, str
 int engine_selftest(struct engine *engine, const struct backend_options *backend, struct mo_error *error) {
     struct selftest_report report = {0};
     double start = clock_now_s();
+    char cards[CARDS_NAME_BYTES];
     if (engine->options.no_self_test) return 0;
     if (engine->gpu >= 0 && !has_bytes(engine)) {
-        log_info("the self-test is left out: the weights were made on their way to GPU %d, and the CPU has nothing to "
+        log_info("the self-test is left out: the weights were made on their way to %s, and the CPU has nothing to "
                  "compare it with",
-                 engine->gpu);
+                 engine_cards_name(engine, cards));
         return 0;
     }
     int code = run(engine, backend, &report, error);
     if (engine->store) store_stats_begin(engine->store); /* a card's experts may have come from there */
     if (!code && report.overflowed) {
-        log_warn(
-            "the self-test of GPU %d ended early: on the CPU, too, these weights lead to numbers that are not finite",
-            engine->gpu);
+        log_warn("the self-test of %s ended early: on the CPU, too, these weights lead to numbers that are not finite",
+                 engine_cards_name(engine, cards));
     }
     engine->self_test_s = clock_now_s() - start;
     return code;

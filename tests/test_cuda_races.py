@@ -45,11 +45,11 @@ def run(monkeypatch, seen, mixed):
     monkeypatch.setenv("LD_LIBRARY_PATH", str(BUILD / "tests" / "race"))
     monkeypatch.setenv("MOEBIUS_CUDA_EARLY", "1")  # the same rules, and one more
 
-    def run(model, rows, chunk, *flags):
+    def run(model, rows, chunk, *flags, cards=1):
         ids = ",".join(str(7 * i % 97 + 3) for i in range(rows))
         path = mixed if model[0] == mixed.name else GOLDEN / model[0]
         result = succeed("logits", path, *model[1:], "--ids", ids, "--chunk", chunk, *GPU, *flags,
-                         env=fake(log=1, capability=120))
+                         env=fake(log=1, capability=120, devices=cards))
         launches = re.findall(r"^fake cuda: (\w+) \d+ x 256, \d+ bytes(.*)$", result.err, re.M)
         kernels = {name for name, _ in launches}
         assert len(kernels) > 5
@@ -77,6 +77,11 @@ def test_other_paths(run, monkeypatch):
     run(MODELS["bf16"], 20, 4, "--expert-device", "cpu")
     monkeypatch.setenv("MOEBIUS_CUDA_FP8_NATIVE", "1")
     run(MODELS["fp8"], 70, 70)
+
+
+def test_two_cards(run):
+    """Steps of a card begin behind those of another; recorded ones too."""
+    run(MODELS["bf16"], 20, 4, "-pp", 2, cards=2)
 
 
 def test_every_kernel_ran(seen):

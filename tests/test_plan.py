@@ -554,6 +554,8 @@ def test_card_by_the_driver(driver):
     assert "compute capability 8.9" in text and "CUDA 13.0" in text
     result = succeed("plan", LITE, "--quant", "fp8", "--ram", "64@89", "--json", env=env).json
     assert result["class"] == "vram" and result["machine"]["gpu"]["count"] == 2 and result["machine"]["gpu"]["from"] == "by the driver"
+    assert result["machine"]["parallel"] == "pipeline"  # as the engine would use them
+    assert "--device cuda -pp 3" in text
 
 
 def test_old_card(driver):

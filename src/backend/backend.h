@@ -144,7 +144,7 @@ int cpu_backend_open(struct backend **backend, const struct model *model, const 
  * it has ended the program. */
 int cpu_backend_work(struct backend *backend, struct mo_error *error);
 
-/* One GPU, as its driver describes it. */
+/* A GPU, as its driver describes it. */
 struct cuda_card_info {
     char name[128];
     int capability; /* 89 is 8.9 */
@@ -152,11 +152,26 @@ struct cuda_card_info {
 };
 /* Looks for card `device` without taking anything of it. No driver or card: MO_E_NOT_FOUND. */
 int cuda_backend_probe(int device, struct cuda_card_info *info, struct mo_error *error);
-/* Bytes that cuda_backend_open takes on the card besides the cache; also refuses what its kernels cannot compute. */
+
+/* The layers of a card, one or more. That with the first also has the embedding, that with the last the head. */
+struct cuda_part {
+    int device, first_layer, n_layers;
+};
+enum { CUDA_PARTS_MAX = 16 };
+/* All of a model on one card. */
+static inline struct cuda_part cuda_whole(const struct model *model, int device) {
+    return (struct cuda_part){device, 0, model->layers};
+}
+/* Bytes that cuda_backend_open takes on a part's card besides the cache; also refuses what its kernels cannot compute. */
+struct cuda_bytes {
+    size_t weights, scratch;
+};
 int cuda_backend_bytes(const struct model *model, const struct weights *weights, const struct backend_options *options,
-                       size_t *bytes, struct mo_error *error);
-/* `weights` must outlive the backend if the CPU computes experts. */
+                       const struct cuda_part *part, struct cuda_bytes *bytes, struct mo_error *error);
+/* One backend over n_parts cards, which together have the layers in order, each once. `weights` must outlive the backend if the CPU
+ * computes experts. */
 int cuda_backend_open(struct backend **backend, const struct model *model, const struct weights *weights,
-                      const struct backend_options *options, int device, struct mo_error *error);
+                      const struct backend_options *options, const struct cuda_part *parts, int n_parts,
+                      struct mo_error *error);
 
 #endif

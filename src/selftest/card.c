@@ -10,7 +10,7 @@
 #include "forward.h"
 
 /* Prompts of more than 64 rows take kernels of their own on a card; 72 rows are read from the first layer's weights alone. */
-enum { PROMPT = 8, LONG_PROMPT = 72, PAGES = 2, LAYERS_MAX = 3 };
+enum { PROMPT = 8, LONG_PROMPT = 72, PAGES = 2, LAYERS_MAX = 3 + CUDA_PARTS_MAX };
 
 /* Every stage is judged alone: the CPU goes on with the card's residual stream. What a stage adds to a row is compared: the share of its
  * length that may be wrong, and for each value a share of itself and of the row's root mean square. A card multiplies activations in bf16,
@@ -26,7 +26,7 @@ static const double TIE_SHARE = 0.05;
 struct pair {
     const struct selftest *test;
     struct backend *card, *cpu;
-    int layers[LAYERS_MAX], n_layers; /* one of each kind */
+    int layers[LAYERS_MAX], n_layers; /* one of each kind, and of each card */
     float *before;                    /* [rows][hidden] residual of both before a stage */
     bool *same_experts;               /* [rows] so far */
     int n_rows;
@@ -301,11 +301,20 @@ size_t selftest_card_bytes(const struct model *model, const struct backend_optio
     return cpu_backend_scratch_bytes(model, &cpu) + kv_pool_bytes(model, cpu.kv, PAGES) + pair_bytes(model);
 }
 
+/* In order, each once. */
+static void add_layer(struct pair *p, int layer) {
+    int i = 0;
+    while (i < p->n_layers && p->layers[i] < layer) i++;
+    if (layer >= p->test->model->layers || (i < p->n_layers && p->layers[i] == layer)) return;
+    memmove(p->layers + i + 1, p->layers + i, (size_t)(p->n_layers++ - i) * sizeof *p->layers);
+    p->layers[i] = layer;
+}
+
 static void choose_layers(struct pair *p, const struct model *m, int cpu_layers) {
-    int first_on_card = m->dense_layers + cpu_layers;
-    p->layers[p->n_layers++] = 0;
-    if (m->dense_layers > 0 && m->dense_layers < m->layers) p->layers[p->n_layers++] = m->dense_layers;
-    if (cpu_layers && first_on_card < m->layers) p->layers[p->n_layers++] = first_on_card;
+    add_layer(p, 0);
+    add_layer(p, m->dense_layers);
+    add_layer(p, m->dense_layers + cpu_layers);
+    for (int i = 0; i < p->test->n_parts; i++) add_layer(p, p->test->parts[i].first_layer);
 }
 
 int selftest_card(const struct selftest *test, struct backend *card, const struct backend_options *options,

@@ -2,7 +2,7 @@
  *
  *   kernels  the level's CPU kernels against plain C, which has the same bits (kern.h): products of a few rows of a matrix of every
  *            format, width and kind of activations that the model has, and the kernels of attention and of rows
- *   card     a GPU against the CPU, once that is known to be right: a few tokens through one layer of each kind and the head
+ *   card     a GPU against the CPU, once that is known to be right: a few tokens through one layer of each kind, one of each card, and the head
  *
  * They read little of the weights. Experts that a card has the CPU compute may come from the store, which counts from 0 again
  * afterwards (engine_selftest.c). A card writes to the first two pages of its cache, before anybody else does. Found: MO_E_INTERNAL,
@@ -20,6 +20,8 @@ struct selftest {
     const struct weights *weights; /* matrices without bytes are left out */
     enum kv_format kv;
     enum compute compute;
+    const struct cuda_part *parts; /* [n_parts] of the cards: one layer of each is looked at */
+    int n_parts;
 };
 
 /* What was done. */

@@ -226,8 +226,10 @@ static void open_card(struct fixture *f, enum kv_format kv, enum attention atten
                                       .attention = attention,
                                       .copies_pages = true};
     struct mo_error error = {0};
+    const struct cuda_part whole = cuda_whole(&f->model, 0);
     setenv("MOEBIUS_CUDA_FP8_NATIVE", "1", 1); /* so that the kernel is there; a test switches it on when it wants it */
-    if (cuda_backend_open(&f->backend, &f->model, &f->weights, &options, 0, &error)) card_is_lost(error.message);
+    if (cuda_backend_open(&f->backend, &f->model, &f->weights, &options, &whole, 1, &error))
+        card_is_lost(error.message);
     f->cuda = (struct cuda *)f->backend;
     f->cuda->fp8_native = false;
     f->cuda->card.processors =

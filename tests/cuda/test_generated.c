@@ -50,7 +50,8 @@ static void open_made_up(struct made_up *m, const char *quant, uint64_t seed) {
     const struct synth job = {.config = config, .recipe = &recipe, .seed = seed, .name = "odd"};
     if (!code) code = synth_model(&job, &m->model, &error);
     if (!code) code = synth_later(&job, &m->model, &m->weights, &error);
-    if (!code) code = cuda_backend_open(&m->backend, &m->model, &m->weights, &options, 0, &error);
+    const struct cuda_part whole = cuda_whole(&m->model, 0);
+    if (!code) code = cuda_backend_open(&m->backend, &m->model, &m->weights, &options, &whole, 1, &error);
     if (code) fail_msg("%s: %s", quant, error.message);
     m->cuda = (struct cuda *)m->backend;
     json_decref(config);

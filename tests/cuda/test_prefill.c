@@ -183,10 +183,11 @@ static void test_large_heads(void **unused) {
     struct weights none = {0};
     struct backend_options options = {.max_rows = 8, .max_logits = 1, .max_seqs = 1, .n_pages = 4, .kv = KV_BF16};
     struct mo_error error = {0};
-    size_t bytes;
+    struct cuda_bytes bytes;
     model.v_dim = 132;
     options.attention = ATTENTION_EXPANDED;
-    assert_int_equal(cuda_backend_bytes(&model, &none, &options, &bytes, &error), MO_E_UNSUPPORTED);
+    const struct cuda_part whole = cuda_whole(&model, 0);
+    assert_int_equal(cuda_backend_bytes(&model, &none, &options, &whole, &bytes, &error), MO_E_UNSUPPORTED);
     assert_non_null(strstr(error.message, "found 12 + 16 and 132"));
     struct cuda cuda = {.model = &model, .options = {.max_rows = 512, .max_seqs = 1, .n_pages = 4}};
     assert_int_equal(cuda_expanded_plan(&cuda, &error), 0);

@@ -64,7 +64,7 @@ def test_harmless_flags(start, model):
 
 REFUSED = [
     (["--tensor-parallel-size", "2"], ["--tensor-parallel-size", "1"]),
-    (["--pipeline-parallel-size", "4"], ["--pipeline-parallel-size"]),
+    (["--pipeline-parallel-size", "4"], ["--pipeline-parallel-size", "--device cuda"]),
     (["--speculative-config", "{"], ["--speculative-config"]),
     (["--speculative-config", "[]"], ["--speculative-config"]),
     (["--speculative-config", '{"method": "eagle", "num_speculative_tokens": 4}'], ["eagle", "ngram"]),

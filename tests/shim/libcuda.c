@@ -1,13 +1,15 @@
-/* tests/shim/libcuda.c - a libcuda.so.1 for tests: its card's memory is the machine's, its kernels run as fibres, and it
+/* tests/shim/libcuda.c - a libcuda.so.1 for tests: its cards' memory is the machine's, its kernels run as fibres, and it
  * fails where it is told to. It does nothing before somebody waits for it: as late as a card might, so that what the host reads or
  * overwrites too early is found out. Memory ends at a page that must not be touched, so that a kernel that reads or writes past the
  * end of what it was given dies on the spot; and between kernels and copies the card's memory is nobody's, so that a host that takes an
- * address of the card's for one of its own dies, too. (Not what is taken where both sides reach it, as tests do: cuda_memory_is_shared.)
+ * address of the card's for one of its own dies, too, and so does a kernel that reaches for another card's: there is no peer access. (Not what is taken where both sides reach it, as tests do: cuda_memory_is_shared.)
  *
  * MOEBIUS_FAKE_CUDA is a list of NAME=NUMBER, separated by commas:
  *   devices, version, capability, processors, free_mib   what the machine has (default 1, 13000, 89, 3, 8192)
+ *   free_mib1, free_mib2, ...                what these cards have, where they have not the same
  *   init, alloc, pinned, load, launch, copy, wait, event, prepare, graph   the N-th such call fails (alloc and pinned: out of
  *                                              memory; event: waiting for one)
+ *   eager                                    1: a stream whose event is waited for goes on behind it, as far as it can
  *   log                                      1: every call on stderr
  * MOEBIUS_SHIM_WRONG names a kernel whose last block never runs: what it should have written keeps what was there. */
 #include "fibre.h"
@@ -36,7 +38,7 @@ enum {
     RECORDING_BROKEN = 901,
     WRONG_THREAD = 908
 };
-enum { KERNELS_MAX = 128, BLOCKS_MAX = 1024, NAN_BYTES = 24 << 20, PAGE = 4096, ALIGN = 16 };
+enum { KERNELS_MAX = 128, DEVICES_MAX = 8, BLOCKS_MAX = 1024, NAN_BYTES = 24 << 20, PAGE = 4096, ALIGN = 16 };
 
 /* --- what to do ----------------------------------------------------------------------------------------------------- */
 
@@ -68,25 +70,29 @@ static bool fails(const char *kind) {
 static struct {
     uint8_t *map, *at;
     size_t map_bytes, bytes;
+    int device; /* whose memory it is, or whose context it was pinned in */
     bool pinned, cards_alone;
 } blocks[BLOCKS_MAX];
 
-/* While the card works its memory can be reached. */
-static void open_memory(bool open) {
-    for (int i = 0; i < BLOCKS_MAX; i++) {
-        if (blocks[i].cards_alone)
-            mprotect(blocks[i].map, blocks[i].map_bytes - PAGE, open ? PROT_READ | PROT_WRITE : PROT_NONE);
+/* While a card works its memory can be reached, and no other card's. */
+static void open_memory(int device) {
+    static int open = -1;
+    for (int i = 0; i < BLOCKS_MAX && open != device; i++) {
+        if (!blocks[i].cards_alone || (blocks[i].device != device && blocks[i].device != open)) continue;
+        mprotect(blocks[i].map, blocks[i].map_bytes - PAGE,
+                 blocks[i].device == device ? PROT_READ | PROT_WRITE : PROT_NONE);
     }
+    open = device;
 }
 
-static size_t bytes_taken(void) {
+static size_t bytes_taken(int device) {
     size_t sum = 0;
-    for (int i = 0; i < BLOCKS_MAX; i++) sum += blocks[i].bytes;
+    for (int i = 0; i < BLOCKS_MAX; i++) sum += blocks[i].device == device ? blocks[i].bytes : 0;
     return sum;
 }
 
 /* The end of what is given is the end of a page. New memory holds NaN, as a card's might. */
-static int take(void **at, size_t bytes, bool pinned, bool cards_alone) {
+static int take(void **at, size_t bytes, int device, bool pinned, bool cards_alone) {
     int i = 0;
     size_t rounded = (bytes + ALIGN - 1) / ALIGN * ALIGN, map_bytes = (rounded + PAGE - 1) / PAGE * PAGE + PAGE;
     while (i < BLOCKS_MAX && blocks[i].map) i++;
@@ -97,6 +103,7 @@ static int take(void **at, size_t bytes, bool pinned, bool cards_alone) {
     blocks[i].map = map;
     blocks[i].map_bytes = map_bytes;
     blocks[i].bytes = bytes;
+    blocks[i].device = device;
     blocks[i].pinned = pinned;
     *at = blocks[i].at = map + map_bytes - PAGE - rounded;
     madvise(map, map_bytes, MADV_NOHUGEPAGE);
@@ -116,11 +123,12 @@ static int give_back(const void *at) {
     return INVALID;
 }
 
-static bool is_inside(const void *at, size_t bytes, bool pinned) {
+/* A card's memory, or (device -1) what is pinned. */
+static bool is_inside(const void *at, size_t bytes, int device) {
     for (int i = 0; i < BLOCKS_MAX; i++) {
         const uint8_t *first = blocks[i].at;
-        if (first && blocks[i].pinned == pinned && (const uint8_t *)at >= first &&
-            (const uint8_t *)at + bytes <= first + blocks[i].bytes)
+        if (first && (device < 0 ? blocks[i].pinned : !blocks[i].pinned && blocks[i].device == device) &&
+            (const uint8_t *)at >= first && (const uint8_t *)at + bytes <= first + blocks[i].bytes)
             return true;
     }
     return false;
@@ -152,13 +160,17 @@ struct shim_function {
     shim_kernel *kernel;
     size_t params_bytes;
     int own_bytes, shared_bytes; /* of shared memory: declared, and what a launch may ask for beside it */
+    int device;
 };
-static struct shim_function functions[KERNELS_MAX];
+static struct shim_function functions[DEVICES_MAX][KERNELS_MAX]; /* each card loads its own */
 static int n_functions;
 static uint64_t seed;
 
 void shim_register(const char *name, shim_kernel *kernel, size_t params_bytes, int own_bytes) {
-    functions[n_functions++] = (struct shim_function){name, kernel, params_bytes, own_bytes, (48 << 10) - own_bytes};
+    for (int i = 0; i < DEVICES_MAX; i++)
+        functions[i][n_functions] =
+            (struct shim_function){name, kernel, params_bytes, own_bytes, (48 << 10) - own_bytes, i};
+    n_functions++;
 }
 
 /* A recording: launches and their arguments, as they were then. */
@@ -173,7 +185,8 @@ struct shim_graph {
     int n, owners;
 };
 static struct shim_graph *recording;
-static pthread_t recorder; /* the thread that began it */
+static const struct shim_stream *recorded; /* the stream of it */
+static pthread_t recorder;                 /* the thread that began it */
 static bool is_relaxed, is_broken;
 
 /* For every call but a launch. A card would keep some of them in the recording, and do them again in every replay: with memory that
@@ -205,17 +218,19 @@ static int release(struct shim_graph *g) {
     return OK;
 }
 
-/* --- the stream: what was asked for and is not done yet -------------------------------------------------------------- */
+/* --- streams: what was asked for and is not done yet ------------------------------------------------------------------ */
 
-/* Reached when so many things have been done since the start; the time of that. */
+/* Reached when so many things have been done in a stream since its start; the time of that. */
 struct shim_event {
+    struct shim_stream *stream; /* NULL: never recorded */
     uint64_t after;
     double ms;
     unsigned flags;
-    bool is_recorded;
+    int device;
 };
 
-enum work_kind { LAUNCH, GRAPH, COPY, FILL, EVENT };
+/* WAIT: for another stream's event, as it was when that was asked for. */
+enum work_kind { LAUNCH, GRAPH, COPY, FILL, EVENT, WAIT };
 struct work {
     enum work_kind kind;
     struct shim_launch launch;
@@ -225,10 +240,18 @@ struct work {
     const void *from;
     size_t bytes;
     unsigned char value;
+    struct shim_stream *stream;
+    uint64_t after;
 };
-static struct work *queue;
-static size_t n_queued, queue_room;
-static uint64_t n_done;
+/* Streams do nothing for each other but what they were told to wait for: so what should have been waited for has not been done. */
+struct shim_stream {
+    int device;
+    struct work *queue;
+    size_t n_queued, room;
+    uint64_t n_done;
+    struct shim_stream *next;
+};
+static struct shim_stream *streams;
 
 static double now_ms(void) {
     struct timespec now;
@@ -248,8 +271,13 @@ static void run_launch(const struct shim_launch *l) {
     shim_run(l->function->kernel, l->params, &grid, &seed);
 }
 
+static void work_until(struct shim_stream *stream, uint64_t n);
+
 static void do_work(struct work *work) {
     switch (work->kind) {
+    case WAIT:
+        work_until(work->stream, work->after);
+        break;
     case LAUNCH:
         run_launch(&work->launch);
         free(work->launch.params);
@@ -269,33 +297,42 @@ static void do_work(struct work *work) {
     }
 }
 
-/* Works until `n` things have been done since the start. */
-static void work_until(uint64_t n) {
+/* Works until `n` things have been done in the stream since its start. */
+static void work_until(struct shim_stream *stream, uint64_t n) {
     size_t i = 0;
-    if (!n_queued || n_done >= n) return;
-    open_memory(true);
-    for (; i < n_queued && n_done < n; i++, n_done++) do_work(&queue[i]);
-    open_memory(false);
-    n_queued -= i;
-    memmove(queue, queue + i, n_queued * sizeof *queue);
+    for (; i < stream->n_queued && stream->n_done < n; i++, stream->n_done++) {
+        open_memory(stream->device);
+        do_work(&stream->queue[i]);
+    }
+    open_memory(-1);
+    stream->n_queued -= i;
+    if (i) memmove(stream->queue, stream->queue + i, stream->n_queued * sizeof *stream->queue);
 }
-static void work_off(void) {
-    work_until(n_done + n_queued);
+static void work_off(struct shim_stream *stream) {
+    work_until(stream, stream->n_done + stream->n_queued);
+}
+static void add_stream(struct shim_stream *stream) {
+    stream->next = streams;
+    streams = stream;
+}
+/* As some calls do, which say that they may. */
+static void work_off_all(void) {
+    for (struct shim_stream *s = streams; s; s = s->next) work_off(s);
 }
 
-static int later(struct work work) {
-    if (n_queued == queue_room) {
-        queue_room = queue_room ? 2 * queue_room : 256;
-        queue = realloc(queue, queue_room * sizeof *queue);
+static int later(struct shim_stream *stream, struct work work) {
+    if (stream->n_queued == stream->room) {
+        stream->room = stream->room ? 2 * stream->room : 256;
+        stream->queue = realloc(stream->queue, stream->room * sizeof *stream->queue);
     }
-    queue[n_queued++] = work;
+    stream->queue[stream->n_queued++] = work;
     return OK;
 }
 
 /* A copy from or to memory that is not pinned is over when the call returns. */
-static int copy(void *to, const void *from, const void *host, size_t bytes) {
-    later((struct work){.kind = COPY, .to = to, .from = from, .bytes = bytes});
-    if (!is_inside(host, bytes, true)) work_off();
+static int copy(struct shim_stream *stream, void *to, const void *from, const void *host, size_t bytes) {
+    later(stream, (struct work){.kind = COPY, .to = to, .from = from, .bytes = bytes});
+    if (!is_inside(host, bytes, -1)) work_off(stream);
     return OK;
 }
 
@@ -318,14 +355,15 @@ int cuMemAlloc_v2(uint64_t *at, size_t bytes);
 int cuMemFree_v2(uint64_t at);
 int cuMemHostAlloc(void **at, size_t bytes, unsigned flags);
 int cuMemFreeHost(void *at);
-int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream);
-int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream);
-int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void *stream);
-int cuStreamCreate(void **stream, unsigned flags);
-int cuStreamSynchronize(void *stream);
-int cuStreamDestroy_v2(void *stream);
+int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, struct shim_stream *stream);
+int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, struct shim_stream *stream);
+int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, struct shim_stream *stream);
+int cuStreamCreate(struct shim_stream **stream, unsigned flags);
+int cuStreamSynchronize(struct shim_stream *stream);
+int cuStreamWaitEvent(struct shim_stream *stream, const struct shim_event *event, unsigned flags);
+int cuStreamDestroy_v2(struct shim_stream *stream);
 int cuEventCreate(struct shim_event **event, unsigned flags);
-int cuEventRecord(struct shim_event *event, void *stream);
+int cuEventRecord(struct shim_event *event, struct shim_stream *stream);
 int cuEventSynchronize(const struct shim_event *event);
 int cuEventElapsedTime(float *ms, const struct shim_event *first, const struct shim_event *second);
 int cuEventDestroy_v2(struct shim_event *event);
@@ -334,27 +372,44 @@ int cuModuleUnload(void *module);
 int cuModuleGetFunction(struct shim_function **function, void *module, const char *name);
 int cuFuncGetAttribute(int *value, int attribute, const struct shim_function *function);
 int cuFuncSetAttribute(struct shim_function *function, int attribute, int value);
-int cuStreamBeginCapture_v2(void *stream, int mode);
-int cuStreamEndCapture(void *stream, struct shim_graph **graph);
+int cuStreamBeginCapture_v2(struct shim_stream *stream, int mode);
+int cuStreamEndCapture(struct shim_stream *stream, struct shim_graph **graph);
 int cuGraphInstantiateWithFlags(struct shim_graph **ready, struct shim_graph *graph, unsigned long long flags);
-int cuGraphLaunch(struct shim_graph *graph, void *stream);
+int cuGraphLaunch(struct shim_graph *graph, struct shim_stream *stream);
 int cuGraphExecDestroy(struct shim_graph *graph);
 int cuGraphDestroy(struct shim_graph *graph);
 int cuLaunchKernel(const struct shim_function *function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
-                   unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes, void *stream,
-                   void **arguments, void **extra);
+                   unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes,
+                   struct shim_stream *stream, void **arguments, void **extra);
 
 static char thing; /* what handles point at */
 
-/* A thread without a context can do nothing that a card has a part in; the context goes with the last one who retained it. */
-static int retained, generation = 1;
-static _Thread_local int used;
+/* A card's context. A thread without one can do nothing that a card has a part in; it goes with the last one who retained it. */
+static struct shim_context {
+    int device, retained, generation;
+    struct shim_stream own;
+} contexts[DEVICES_MAX];
+static _Thread_local struct shim_context *used;
+static _Thread_local int used_generation;
 static bool has_context(void) {
-    return retained > 0 && used == generation;
+    return used && used->retained > 0 && used_generation == used->generation;
 }
 
 static int ready(void) {
     return !has_context() ? NO_CONTEXT : is_recording() ? NOT_WHILE_RECORDING : OK;
+}
+
+/* NULL is the context's own stream. */
+static struct shim_stream *stream_of(struct shim_stream *given) {
+    return given ? given : &used->own;
+}
+
+/* What a stream is asked for wants its card's context. */
+static int ready_for(struct shim_stream **stream) {
+    int refusal = ready();
+    if (refusal) return refusal;
+    *stream = stream_of(*stream);
+    return (*stream)->device == used->device ? OK : INVALID_HANDLE;
 }
 
 API int cuInit(unsigned flags) {
@@ -426,129 +481,144 @@ API int cuDeviceGetAttribute(int *value, int attribute, int device) {
     return OK;
 }
 API int cuDevicePrimaryCtxRetain(void **context, int device) {
-    (void)device;
-    *context = &thing;
-    retained++;
+    struct shim_context *c = &contexts[device];
+    c->device = c->own.device = device;
+    if (!c->retained++ && !c->generation) add_stream(&c->own);
+    *context = &contexts[device];
     return OK;
 }
 API int cuDevicePrimaryCtxRelease_v2(int device) {
-    (void)device;
-    work_off();
-    free(queue);
-    queue = NULL;
-    queue_room = 0;
-    if (option("leaks", 0) && bytes_taken())
-        fprintf(stderr, "fake cuda: %zu bytes were not given back\n", bytes_taken());
-    if (retained == 0) return INVALID;
-    generation += --retained == 0;
+    work_off_all();
+    if (option("leaks", 0) && bytes_taken(device))
+        fprintf(stderr, "fake cuda: %zu bytes were not given back\n", bytes_taken(device));
+    if (contexts[device].retained == 0) return INVALID;
+    contexts[device].generation += --contexts[device].retained == 0;
     return OK;
 }
 API int cuCtxSetCurrent(void *context) {
-    used = context == &thing && retained ? generation : 0;
-    return used ? OK : INVALID;
+    used = context;
+    if (used) used_generation = used->generation;
+    return has_context() ? OK : INVALID;
 }
 API int cuMemGetInfo_v2(size_t *free_bytes, size_t *total_bytes) {
-    *total_bytes = (size_t)option("free_mib", 8192) << 20;
-    *free_bytes = *total_bytes - bytes_taken();
+    char own[32];
+    if (!has_context()) return NO_CONTEXT;
+    snprintf(own, sizeof own, "free_mib%d", used->device);
+    *total_bytes = (size_t)option(own, option("free_mib", 8192)) << 20;
+    *free_bytes = *total_bytes - bytes_taken(used->device);
     return OK;
 }
 API int cuMemAlloc_v2(uint64_t *at, size_t bytes) {
     int refusal = ready();
     if (refusal) return refusal;
     void *memory = NULL;
-    int code = fails("alloc") ? NO_MEMORY : take(&memory, bytes, false, true);
+    int code = fails("alloc") ? NO_MEMORY : take(&memory, bytes, used->device, false, true);
     *at = (uint64_t)(uintptr_t)memory;
     return code;
 }
 API int cuMemFree_v2(uint64_t at) {
     int refusal = ready();
     if (refusal) return refusal;
-    work_off();
+    work_off_all();
     return give_back((void *)(uintptr_t)at);
 }
 API int cuMemHostAlloc(void **at, size_t bytes, unsigned flags) {
     int refusal = ready();
     if (refusal) return refusal;
     bool is_cards = flags & 2; /* kernels are to reach it */
-    return fails(is_cards ? "alloc" : "pinned") ? NO_MEMORY : take(at, bytes, !is_cards, false);
+    return fails(is_cards ? "alloc" : "pinned") ? NO_MEMORY : take(at, bytes, used->device, !is_cards, false);
 }
 API int cuMemFreeHost(void *at) {
     int refusal = ready();
     if (refusal) return refusal;
-    work_off();
+    work_off_all();
     return give_back(at);
 }
 
-API int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream) {
-    (void)stream;
-    int refusal = ready();
+API int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, struct shim_stream *stream) {
+    int refusal = ready_for(&stream);
     if (refusal) return refusal;
     if (fails("copy")) return LAUNCH_FAILED;
-    if (!is_inside((void *)(uintptr_t)to, bytes, false)) return INVALID;
-    return copy((void *)(uintptr_t)to, from, from, bytes);
+    if (!is_inside((void *)(uintptr_t)to, bytes, stream->device)) return INVALID;
+    return copy(stream, (void *)(uintptr_t)to, from, from, bytes);
 }
-API int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) {
-    (void)stream;
-    int refusal = ready();
+API int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, struct shim_stream *stream) {
+    int refusal = ready_for(&stream);
     if (refusal) return refusal;
     if (fails("copy")) return LAUNCH_FAILED;
-    if (!is_inside((void *)(uintptr_t)from, bytes, false)) return INVALID;
-    return copy(to, (void *)(uintptr_t)from, to, bytes);
+    if (!is_inside((void *)(uintptr_t)from, bytes, stream->device)) return INVALID;
+    return copy(stream, to, (void *)(uintptr_t)from, to, bytes);
 }
-API int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void *stream) {
-    (void)stream;
-    int refusal = ready();
+API int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, struct shim_stream *stream) {
+    int refusal = ready_for(&stream);
     if (refusal) return refusal;
-    if (!is_inside((void *)(uintptr_t)to, bytes, false)) return INVALID;
-    return later((struct work){.kind = FILL, .to = (void *)(uintptr_t)to, .value = value, .bytes = bytes});
+    if (!is_inside((void *)(uintptr_t)to, bytes, stream->device)) return INVALID;
+    return later(stream, (struct work){.kind = FILL, .to = (void *)(uintptr_t)to, .value = value, .bytes = bytes});
 }
-API int cuStreamCreate(void **stream, unsigned flags) {
+API int cuStreamCreate(struct shim_stream **stream, unsigned flags) {
     (void)flags;
     if (!has_context()) return NO_CONTEXT;
-    *stream = &thing;
+    *stream = calloc(1, sizeof **stream);
+    if (!*stream) return NO_MEMORY;
+    (*stream)->device = used->device;
+    add_stream(*stream);
     return OK;
 }
-API int cuStreamSynchronize(void *stream) {
-    (void)stream;
-    int refusal = ready();
+API int cuStreamSynchronize(struct shim_stream *stream) {
+    int refusal = ready_for(&stream);
     if (refusal) return refusal;
-    work_off();
+    work_off(stream);
     return fails("wait") ? LAUNCH_FAILED : OK;
 }
-API int cuStreamDestroy_v2(void *stream) {
-    (void)stream;
+API int cuStreamWaitEvent(struct shim_stream *stream, const struct shim_event *event, unsigned flags) {
+    int refusal = ready_for(&stream);
+    if (refusal) return refusal;
+    if (flags) return INVALID;
+    if (!event->stream) return OK;
+    return later(stream, (struct work){.kind = WAIT, .stream = event->stream, .after = event->after});
+}
+API int cuStreamDestroy_v2(struct shim_stream *stream) {
+    struct shim_stream **at = &streams;
+    work_off_all(); /* others may be waiting for it */
+    while (*at != stream) at = &(*at)->next;
+    *at = stream->next;
+    free(stream->queue);
+    free(stream);
     return OK;
 }
 API int cuEventCreate(struct shim_event **event, unsigned flags) {
     if (!has_context()) return NO_CONTEXT;
     *event = calloc(1, sizeof **event);
-    if (*event) (*event)->flags = flags;
-    return *event ? OK : NO_MEMORY;
-}
-API int cuEventRecord(struct shim_event *event, void *stream) {
-    (void)stream;
-    int refusal = ready();
-    if (refusal) return refusal;
-    later((struct work){.kind = EVENT, .event = event});
-    event->after = n_done + n_queued;
-    event->is_recorded = true;
+    if (!*event) return NO_MEMORY;
+    **event = (struct shim_event){.flags = flags, .device = used->device};
     return OK;
+}
+API int cuEventRecord(struct shim_event *event, struct shim_stream *stream) {
+    int refusal = ready_for(&stream);
+    if (refusal) return refusal;
+    if (event->device != stream->device) return INVALID_HANDLE;
+    later(stream, (struct work){.kind = EVENT, .event = event});
+    event->after = stream->n_done + stream->n_queued;
+    event->stream = stream;
+    return OK;
+}
+static bool is_over(const struct shim_event *event) {
+    return event->after <= event->stream->n_done;
 }
 API int cuEventElapsedTime(float *ms, const struct shim_event *first, const struct shim_event *second) {
     enum { NO_TIMING = 2 };
-    if (!first->is_recorded || !second->is_recorded || (first->flags | second->flags) & NO_TIMING)
-        return INVALID_HANDLE;
-    if (first->after > n_done || second->after > n_done) return NOT_READY;
+    if (!first->stream || !second->stream || (first->flags | second->flags) & NO_TIMING) return INVALID_HANDLE;
+    if (!is_over(first) || !is_over(second)) return NOT_READY;
     *ms = (float)(second->ms - first->ms);
     return OK;
 }
 API int cuEventSynchronize(const struct shim_event *event) {
     if (!has_context()) return NO_CONTEXT;
-    work_until(event->after);
+    if (event->stream) work_until(event->stream, option("eager", 0) ? UINT64_MAX : event->after);
     return fails("event") ? LAUNCH_FAILED : OK;
 }
 API int cuEventDestroy_v2(struct shim_event *event) {
-    work_off();
+    work_off_all();
     free(event);
     return OK;
 }
@@ -566,10 +636,11 @@ API int cuModuleUnload(void *module) {
 API int cuModuleGetFunction(struct shim_function **function, void *module, const char *name) {
     int capability = (int)option("capability", 89);
     (void)module;
+    if (!has_context()) return NO_CONTEXT;
     if (strstr(name, "_native") && strstr(name, "linear") && capability != 89 && capability < 120) return NOT_FOUND;
     for (int i = 0; i < n_functions; i++) {
-        if (strcmp(functions[i].name, name)) continue;
-        *function = &functions[i];
+        if (strcmp(functions[used->device][i].name, name)) continue;
+        *function = &functions[used->device][i];
         return OK;
     }
     return NOT_FOUND;
@@ -590,7 +661,7 @@ struct launch_attribute {
 };
 struct launch_config {
     unsigned grid[3], block[3], shared_bytes;
-    void *stream;
+    struct shim_stream *stream;
     const struct launch_attribute *attributes;
     unsigned n_attributes;
 };
@@ -601,6 +672,8 @@ int cuLaunchKernelEx(const struct launch_config *config, const struct shim_funct
 API int cuLaunchKernelEx(const struct launch_config *config, const struct shim_function *function, void **arguments,
                          void **extra) {
     if (!has_context()) return NO_CONTEXT;
+    struct shim_stream *stream = stream_of(config->stream);
+    if (stream->device != used->device || function->device != used->device) return INVALID_HANDLE;
     if (fails("launch")) return LAUNCH_FAILED;
     bool flat =
         config->grid[1] == 1 && config->grid[2] == 1 && config->block[1] == 1 && config->block[2] == 1 && !extra;
@@ -616,12 +689,13 @@ API int cuLaunchKernelEx(const struct launch_config *config, const struct shim_f
                                                                  .shared_bytes = (int)config->shared_bytes,
                                                                  .begins_early = early},
                                             arguments[0]);
-    return recording ? record(launch) : later((struct work){.kind = LAUNCH, .launch = launch});
+    bool is_recorded = recording && recorded == stream;
+    return is_recorded ? record(launch) : later(stream, (struct work){.kind = LAUNCH, .launch = launch});
 }
 
 API int cuLaunchKernel(const struct shim_function *function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
-                       unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes, void *stream,
-                       void **arguments, void **extra) {
+                       unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes,
+                       struct shim_stream *stream, void **arguments, void **extra) {
     const struct launch_config config = {.grid = {grid_x, grid_y, grid_z},
                                          .block = {block_x, block_y, block_z},
                                          .shared_bytes = shared_bytes,
@@ -629,10 +703,10 @@ API int cuLaunchKernel(const struct shim_function *function, unsigned grid_x, un
     return cuLaunchKernelEx(&config, function, arguments, extra);
 }
 
-API int cuStreamBeginCapture_v2(void *stream, int mode) {
-    (void)stream;
-    if (!has_context()) return NO_CONTEXT;
-    if (recording) return INVALID;
+API int cuStreamBeginCapture_v2(struct shim_stream *stream, int mode) {
+    int refusal = ready_for(&stream);
+    if (refusal) return refusal;
+    recorded = stream;
     recording = calloc(1, sizeof *recording);
     recording->owners = 1;
     recorder = pthread_self();
@@ -640,10 +714,9 @@ API int cuStreamBeginCapture_v2(void *stream, int mode) {
     is_broken = false;
     return OK;
 }
-API int cuStreamEndCapture(void *stream, struct shim_graph **graph) {
-    (void)stream;
+API int cuStreamEndCapture(struct shim_stream *stream, struct shim_graph **graph) {
     *graph = NULL;
-    if (!recording) return INVALID;
+    if (!recording || recorded != stream) return INVALID;
     if (!is_relaxed && !pthread_equal(recorder, pthread_self())) return WRONG_THREAD;
     if (is_broken) {
         release(recording);
@@ -659,13 +732,13 @@ API int cuGraphInstantiateWithFlags(struct shim_graph **ready, struct shim_graph
     *ready = graph;
     return fails("prepare") ? NO_MEMORY : OK;
 }
-API int cuGraphLaunch(struct shim_graph *graph, void *stream) {
-    (void)stream;
-    int refusal = ready();
+API int cuGraphLaunch(struct shim_graph *graph, struct shim_stream *stream) {
+    int refusal = ready_for(&stream);
     if (refusal) return refusal;
+    if (graph->n && graph->launches[0].function->device != stream->device) return INVALID_HANDLE;
     if (fails("graph")) return LAUNCH_FAILED;
     graph->owners++;
-    return later((struct work){.kind = GRAPH, .graph = graph});
+    return later(stream, (struct work){.kind = GRAPH, .graph = graph});
 }
 API int cuGraphExecDestroy(struct shim_graph *graph) {
     return release(graph);

@@ -15,7 +15,14 @@ static void read_back(struct cuda *cuda, void *to, const void *from, size_t byte
     cuda_keep(cuda, cuda->driver.copy_out(to, (cuda_address)(uintptr_t)from, bytes, cuda->stream), what);
 }
 
-static int blame(struct cuda *cuda, const struct flight *flight, struct mo_error *error) {
+/* The step that ended last. */
+static const struct flight *ended(const struct cuda *cuda) {
+    return &cuda->flights[(cuda->n_ended - 1) % 2];
+}
+
+int cuda_blame(struct cuda *cuda, struct mo_error *error) {
+    const struct flight *flight = ended(cuda);
+    if (*flight->fault == ~0ull) return 0;
     int key = (int)(*flight->fault >> 32) - 1, row = (int)(*flight->fault & 0xffffffff), layer = key / 4,
         layers = cuda->model->layers;
     const struct batch *b = flight->batch;
@@ -47,26 +54,28 @@ static int blame(struct cuda *cuda, const struct flight *flight, struct mo_error
                         where, stage, row, b->seqs[seq].first_pos + row - b->seqs[seq].first_row, token);
 }
 
-static int cuda_end(struct backend *backend, struct mo_error *error) {
-    struct cuda *cuda = (struct cuda *)backend;
+int cuda_wait_step(struct cuda *cuda, struct mo_error *error) {
     cuda->stage = "end"; /* a step that nobody waits for is ended by the thread that closes */
     cuda_keep(cuda, cuda->driver.context_use(cuda->card.context), "cuCtxSetCurrent");
     cuda_submit(cuda);
-    const struct flight *flight = &cuda->flights[cuda->n_ended++ % 2];
+    cuda->n_ended++;
     cuda->stage = "end";
-    if (!cuda->failure.code) cuda_keep(cuda, cuda->driver.event_wait(flight->done), "the kernels of this step");
+    if (!cuda->failure.code) cuda_keep(cuda, cuda->driver.event_wait(ended(cuda)->done), "the kernels of this step");
+    if (cuda->failure.code && error) *error = cuda->failure;
+    return cuda->failure.code;
+}
+
+static int cuda_end(struct backend *backend, struct mo_error *error) {
+    struct cuda *cuda = (struct cuda *)backend;
     struct backend *cpu = cuda->hybrid.cpu;
     struct mo_error of_cpu = {0};
-    int code = cpu ? cpu->ops->end(cpu, &of_cpu) : 0; /* every step that began there ends there */
-    if (cuda->failure.code) {
-        if (error) *error = cuda->failure;
-        return cuda->failure.code;
-    }
-    if (*flight->fault != ~0ull) return blame(cuda, flight, error); /* what the CPU found then came of it */
-    if (!code) return 0;
+    int code = cuda_wait_step(cuda, error);
+    int cpu_code = cpu ? cpu->ops->end(cpu, &of_cpu) : 0; /* every step that began there ends there */
+    if (!code) code = cuda_blame(cuda, error);            /* what the CPU found then came of it */
+    if (code || !cpu_code) return code;
     cuda->fault_row = cpu->ops->fault_row(cpu);
     if (error) *error = of_cpu;
-    return code;
+    return cpu_code;
 }
 
 static int cuda_fault_row(struct backend *backend) {
@@ -78,8 +87,7 @@ static const float *cuda_logits(struct backend *backend) {
 }
 
 static const int32_t *cuda_picked(struct backend *backend) {
-    struct cuda *cuda = (struct cuda *)backend;
-    return cuda->flights[(cuda->n_ended - 1) % 2].picked;
+    return ended((struct cuda *)backend)->picked;
 }
 
 static const float *cuda_residual(struct backend *backend) {
@@ -133,7 +141,7 @@ static void close_card(struct cuda *cuda) {
 static void cuda_close(struct backend *backend) {
     struct cuda *cuda = (struct cuda *)backend;
     if (cuda->card_open) close_card(cuda);
-    if (cuda->hybrid.cpu) cuda->hybrid.cpu->ops->close(cuda->hybrid.cpu);
+    if (cuda->hybrid.cpu && !cuda->hybrid.is_shared) cuda->hybrid.cpu->ops->close(cuda->hybrid.cpu);
     cuda_driver_close(&cuda->driver);
     arena_destroy(cuda->arena);
     free(cuda);
@@ -181,9 +189,10 @@ static const struct backend_ops cuda_ops = {
     .page_in = cuda_page_in,
 };
 
-static int take_pinned(struct cuda *cuda, size_t bytes, const char *what, void *at, struct mo_error *error) {
+int cuda_take_pinned(const struct cuda *cuda, size_t bytes, const char *what, void *at, struct mo_error *error) {
+    enum { PORTABLE = 1 }; /* CU_MEMHOSTALLOC_PORTABLE: other cards may use it, too */
     void *memory = NULL;
-    int code = cuda_check(&cuda->driver, cuda->driver.pinned_take(&memory, bytes, 0), error,
+    int code = cuda_check(&cuda->driver, cuda->driver.pinned_take(&memory, bytes, PORTABLE), error,
                           "%.2f GiB of pinned memory for the %s", (double)bytes / (1 << 30), what);
     memcpy(at, &memory, sizeof memory);
     return code;
@@ -193,7 +202,7 @@ static int take_pinned(struct cuda *cuda, size_t bytes, const char *what, void *
 static int take_flights(struct cuda *cuda, struct mo_error *error) {
     size_t picked = cuda->step_bytes, fault = (picked + (size_t)cuda->options.max_logits * sizeof(int32_t) + 7) / 8 * 8;
     size_t each = fault + sizeof *cuda->flights[0].fault;
-    int code = take_pinned(cuda, 2 * each, "batch", &cuda->pinned, error);
+    int code = cuda_take_pinned(cuda, 2 * each, "batch", &cuda->pinned, error);
     for (int i = 0; i < 2 && !code; i++) {
         struct flight *flight = &cuda->flights[i];
         flight->staging = cuda->pinned + (size_t)i * each;
@@ -218,11 +227,11 @@ static int take_host_memory(struct cuda *cuda, struct mo_error *error) {
     model_rope_frequencies(m, cuda->frequency);
     size_t logits = (size_t)cuda->options.max_logits * (size_t)m->vocab * sizeof(float);
     int code = take_flights(cuda, error);
-    if (!code) code = take_pinned(cuda, logits, "logits", &cuda->logits, error);
+    if (!code && cuda_has_head(cuda)) code = cuda_take_pinned(cuda, logits, "logits", &cuda->logits, error);
     if (code || !cuda->hybrid.cpu) return code;
     size_t residual = rows * (size_t)m->hidden * sizeof(float);
-    code = take_pinned(cuda, residual, "residual stream", &cuda->hybrid.x, error);
-    if (!code) code = take_pinned(cuda, residual, "experts' sums", &cuda->hybrid.sum, error);
+    code = cuda_take_pinned(cuda, residual, "residual stream", &cuda->hybrid.x, error);
+    if (!code) code = cuda_take_pinned(cuda, residual, "experts' sums", &cuda->hybrid.sum, error);
     if (!code) code = cuda_check(&cuda->driver, cuda->driver.event_create(&cuda->hybrid.copied, 2), error, "an event");
     return code;
 }
@@ -233,7 +242,7 @@ static int count(struct cuda *cuda, const struct weights *weights, struct mo_err
     int code = cuda_check_model(cuda->model, &cuda->options, error);
     if (code) return code;
     cuda->row_bytes = kv_row_bytes(cuda->model, cuda->options.kv);
-    cuda->cache_bytes = kv_pool_bytes(cuda->model, cuda->options.kv, cuda->options.n_pages);
+    cuda->cache_bytes = (size_t)cuda->part.n_layers * (size_t)cuda->options.n_pages * KV_PAGE_TOKENS * cuda->row_bytes;
     code = cuda_expanded_plan(cuda, error);
     if (code) return code;
     cuda->max_slots = cuda_max_slots(cuda);
@@ -255,8 +264,16 @@ static bool switch_of(const char *name, bool normal) {
     return text ? strcmp(text, "0") != 0 : normal;
 }
 
-static int open_all(struct cuda *cuda, const struct weights *weights, int device, struct mo_error *error) {
-    int code = count(cuda, weights, error);
+/* The CPU that computes experts: its own, or that of all the cards. */
+static int open_cpu(struct cuda *cuda, const struct weights *weights, struct backend *shared, struct mo_error *error) {
+    if (!cuda_has_cpu_experts(cuda)) return 0;
+    cuda->hybrid.cpu = shared;
+    cuda->hybrid.is_shared = shared != NULL;
+    return shared ? 0 : cuda_hybrid_open(&cuda->hybrid, cuda->model, weights, &cuda->options, error);
+}
+
+static int open_all(struct cuda *cuda, const struct weights *weights, struct backend *cpu, struct mo_error *error) {
+    int device = cuda->part.device, code = count(cuda, weights, error);
     if (!code) code = cuda_driver_open(&cuda->driver, error);
     if (!code) code = cuda_card_open(&cuda->driver, device, &cuda->card, error);
     if (code) return code;
@@ -264,7 +281,7 @@ static int open_all(struct cuda *cuda, const struct weights *weights, int device
     code = cuda_check(&cuda->driver, cuda->driver.stream_create(&cuda->stream, 1), error, "GPU %d: no stream", device);
     if (!code) code = cuda_load_kernels(cuda, error);
     if (!code) code = cuda_take_memory(cuda, error);
-    if (!code && cuda->options.cpu_layers) code = cuda_hybrid_open(cuda, weights, error);
+    if (!code) code = open_cpu(cuda, weights, cpu, error);
     if (!code) code = take_host_memory(cuda, error);
     if (!code) code = cuda_pages_open(cuda, error);
     if (!code) code = cuda_graph_open(cuda, error);
@@ -275,7 +292,8 @@ static int open_all(struct cuda *cuda, const struct weights *weights, int device
     return code;
 }
 
-static struct cuda *create(const struct model *model, const struct backend_options *options) {
+static struct cuda *create(const struct model *model, const struct backend_options *options,
+                           const struct cuda_part *part) {
     struct cuda *cuda = calloc(1, sizeof *cuda);
     struct arena *arena = arena_create();
     if (!cuda || !arena) {
@@ -283,7 +301,7 @@ static struct cuda *create(const struct model *model, const struct backend_optio
         free(cuda);
         return NULL;
     }
-    *cuda = (struct cuda){.model = model, .options = *options, .arena = arena, .fault_row = -1};
+    *cuda = (struct cuda){.model = model, .part = *part, .options = *options, .arena = arena, .fault_row = -1};
     bool picks = switch_of("MOEBIUS_CUDA_PICKS", true); /* 0: the host chooses every token, as on the CPU */
     cuda->no_fold = !switch_of("MOEBIUS_CUDA_FOLD", true);
     cuda->prefetch = switch_of("MOEBIUS_CUDA_PREFETCH", false);
@@ -298,11 +316,11 @@ static struct cuda *create(const struct model *model, const struct backend_optio
 }
 
 int cuda_backend_bytes(const struct model *model, const struct weights *weights, const struct backend_options *options,
-                       size_t *bytes, struct mo_error *error) {
-    struct cuda *cuda = create(model, options);
+                       const struct cuda_part *part, struct cuda_bytes *bytes, struct mo_error *error) {
+    struct cuda *cuda = create(model, options, part);
     if (!cuda) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the CUDA backend");
     int code = count(cuda, weights, error);
-    *bytes = cuda->weights_bytes + cuda->scratch_bytes;
+    *bytes = (struct cuda_bytes){cuda->weights_bytes, cuda->scratch_bytes};
     cuda_close(&cuda->backend);
     return code;
 }
@@ -323,15 +341,26 @@ int cuda_backend_probe(int device, struct cuda_card_info *info, struct mo_error 
     return code;
 }
 
-int cuda_backend_open(struct backend **backend, const struct model *model, const struct weights *weights,
-                      const struct backend_options *options, int device, struct mo_error *error) {
-    struct cuda *cuda = create(model, options);
+int cuda_open(struct cuda **out, const struct model *model, const struct weights *weights,
+              const struct backend_options *options, const struct cuda_part *part, struct backend *cpu,
+              struct mo_error *error) {
+    struct cuda *cuda = create(model, options, part);
     if (!cuda) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the CUDA backend");
-    int code = open_all(cuda, weights, device, error);
+    int code = open_all(cuda, weights, cpu, error);
     if (code) {
         cuda_close(&cuda->backend);
         return code;
     }
-    *backend = &cuda->backend;
+    *out = cuda;
     return 0;
+}
+
+int cuda_backend_open(struct backend **backend, const struct model *model, const struct weights *weights,
+                      const struct backend_options *options, const struct cuda_part *parts, int n_parts,
+                      struct mo_error *error) {
+    struct cuda *cuda = NULL;
+    if (n_parts > 1) return cuda_split_open(backend, model, weights, options, parts, n_parts, error);
+    int code = cuda_open(&cuda, model, weights, options, parts, NULL, error);
+    if (!code) *backend = &cuda->backend;
+    return code;
 }

@@ -4,6 +4,8 @@
  * waits once a step, in end(). A second step may begin before the first ends: what the host writes for a step, and what comes back, is there
  * twice (struct flight), everything on the card once.
  *
+ * Of several cards each is such a one, with some of the layers; split.c calls their stages in turn.
+ *
  * Engine thread. A failed call is kept and reported by end(), and every step after it fails the same way: a card that lost its
  * memory does not come back. Includes: backend.h, driver.h, params.h, probe.h. */
 #ifndef MOEBIUS_BACKEND_CUDA_CUDA_H
@@ -185,6 +187,7 @@ struct launch_watch {
 /* What routed experts on the CPU need. */
 struct hybrid {
     struct backend *cpu; /* NULL: all experts are on the card */
+    bool is_shared;      /* it is that of several cards, whose split begins, ends and closes it */
     bool has_routed;     /* the last route() was the CPU's */
     struct model model;  /* without shared experts */
     struct batch batch;  /* without logits */
@@ -195,6 +198,7 @@ struct hybrid {
 struct cuda {
     struct backend backend; /* first: a struct backend * is a struct cuda * */
     const struct model *model;
+    struct cuda_part part; /* of the model: all of it, but for one of several cards */
     struct backend_options options;
     struct arena *arena;
     struct cuda_driver driver;
@@ -224,7 +228,7 @@ struct cuda {
     uint8_t *pinned;                 /* what the flights point to */
     uint8_t *page;                   /* pinned, one page on its way; NULL: no pages are copied */
     struct cuda_stream *page_stream; /* beside the step at work */
-    float *logits;                   /* pinned [max_logits][vocab] */
+    float *logits;                   /* pinned [max_logits][vocab], with the head */
     float *residual;                 /* [max_rows][hidden], for the tap */
     int32_t *id;                     /* [max_rows][top_k], for the tap */
     float *weight;
@@ -315,19 +319,52 @@ bool cuda_is_expanded(const struct cuda *cuda, const struct batch_seq *seq);
 void cuda_expanded_begin(struct cuda *cuda, struct expand_item *tiles, struct expanded_item *items);
 void cuda_expanded_attn(struct cuda *cuda, const struct device_layer *w, uint8_t *cache);
 
+/* Which layers are here, and what comes with the first and the last. */
+static inline int cuda_end_layer(const struct cuda *cuda) {
+    return cuda->part.first_layer + cuda->part.n_layers;
+}
+static inline bool cuda_has_embedding(const struct cuda *cuda) {
+    return cuda->part.first_layer == 0;
+}
+static inline bool cuda_has_head(const struct cuda *cuda) {
+    return cuda_end_layer(cuda) == cuda->model->layers;
+}
 /* Whether the CPU computes a layer's routed experts: of the first cpu_layers that have some. */
 static inline bool cuda_is_on_cpu(const struct cuda *cuda, int layer) {
     return layer >= cuda->model->dense_layers && layer < cuda->model->dense_layers + cuda->options.cpu_layers;
 }
-static inline bool cuda_has_experts(const struct cuda *cuda) { /* of some layer */
-    return cuda->options.cpu_layers < model_moe_layers(cuda->model);
+/* Of some layer that is here: on the card; on the CPU. */
+static inline bool cuda_has_experts(const struct cuda *cuda) {
+    return cuda_end_layer(cuda) > cuda->model->dense_layers + cuda->options.cpu_layers;
+}
+static inline bool cuda_has_cpu_experts(const struct cuda *cuda) {
+    int first = cuda->part.first_layer, first_experts = cuda->model->dense_layers;
+    return cuda->options.cpu_layers && cuda_end_layer(cuda) > first_experts &&
+           first < first_experts + cuda->options.cpu_layers;
 }
 
 /* hybrid.c: routed experts on the CPU. */
-int cuda_hybrid_open(struct cuda *cuda, const struct weights *weights, struct mo_error *error);
-void cuda_hybrid_begin(struct cuda *cuda);
+int cuda_hybrid_open(struct hybrid *hybrid, const struct model *model, const struct weights *weights,
+                     const struct backend_options *options, struct mo_error *error);
+void cuda_hybrid_begin(struct hybrid *hybrid, const struct batch *batch);
 void cuda_hybrid_route(struct cuda *cuda, int layer);
 void cuda_hybrid_experts(struct cuda *cuda, int layer);
+
+/* cuda.c: one card. `cpu` computes experts for several; NULL: it opens one if it needs one. */
+int cuda_open(struct cuda **cuda, const struct model *model, const struct weights *weights,
+              const struct backend_options *options, const struct cuda_part *part, struct backend *cpu,
+              struct mo_error *error);
+int cuda_take_pinned(const struct cuda *cuda, size_t bytes, const char *what, void *at, struct mo_error *error);
+/* The end of the oldest step, in two parts: waits for it, for a failure of the card; blames a row for its first NaN, if it has one. */
+int cuda_wait_step(struct cuda *cuda, struct mo_error *error);
+int cuda_blame(struct cuda *cuda, struct mo_error *error);
+
+/* split.c: several cards behind one stage table. */
+int cuda_split_open(struct backend **backend, const struct model *model, const struct weights *weights,
+                    const struct backend_options *options, const struct cuda_part *parts, int n_parts,
+                    struct mo_error *error);
+/* The card, or NULL where there are several. */
+struct cuda *cuda_alone(struct backend *backend);
 
 /* step.c: the batch as the kernels want it. */
 void cuda_begin(struct backend *backend, const struct batch *batch);

@@ -41,6 +41,7 @@ struct cuda_ready_graph;
     X(fill, cuMemsetD8Async, (cuda_address to, unsigned char value, size_t bytes, struct cuda_stream *stream))         \
     X(stream_create, cuStreamCreate, (struct cuda_stream * *stream, unsigned flags))                                   \
     X(stream_wait, cuStreamSynchronize, (struct cuda_stream * stream))                                                 \
+    X(stream_after, cuStreamWaitEvent, (struct cuda_stream * stream, struct cuda_event * event, unsigned flags))       \
     X(stream_destroy, cuStreamDestroy_v2, (struct cuda_stream * stream))                                               \
     X(event_create, cuEventCreate, (struct cuda_event * *event, unsigned flags))                                       \
     X(event_record, cuEventRecord, (struct cuda_event * event, struct cuda_stream * stream))                           \

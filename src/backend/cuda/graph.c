@@ -44,7 +44,7 @@ void cuda_graph_begin(struct cuda *cuda) {
     cuda->recorder.n_calls = 0;
     cuda->recorder.mode = STEP_EAGER;
     cuda->recorder.graph = NULL;
-    if (!cuda->options.cpu_layers) start(cuda);
+    if (!cuda_has_cpu_experts(cuda)) start(cuda);
 }
 
 void cuda_stage(struct cuda *cuda, cuda_stage_call *call, int layer) {
@@ -106,11 +106,11 @@ void cuda_graph_end(struct cuda *cuda) {
 
 int cuda_graph_open(struct cuda *cuda, struct mo_error *error) {
     const char *text = getenv("MOEBIUS_CUDA_GRAPHS");
-    bool only_head = cuda->options.cpu_layers && !cuda_has_experts(cuda); /* is left behind the CPU's last layer */
+    bool only_head = cuda_has_cpu_experts(cuda) && !cuda_has_experts(cuda); /* is left behind the CPU's last layer */
     cuda->recorder.off = (text && !strcmp(text, "0")) || only_head || cuda->waits; /* a recording cannot wait */
     /* embed, head, pick, and at most five stages a layer */
     cuda->recorder.calls =
-        arena_alloc_array(cuda->arena, (size_t)cuda->model->layers * 5 + 3, sizeof *cuda->recorder.calls);
+        arena_alloc_array(cuda->arena, (size_t)cuda->part.n_layers * 5 + 3, sizeof *cuda->recorder.calls);
     return cuda->recorder.calls ? 0 : mo_error_set(error, MO_E_NO_MEMORY, "no memory for the CUDA backend");
 }
 

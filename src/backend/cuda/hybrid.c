@@ -15,10 +15,10 @@ static float *residual_of(struct backend *cpu) {
     return (float *)(uintptr_t)cpu->ops->residual(cpu);
 }
 
-void cuda_hybrid_begin(struct cuda *cuda) {
-    cuda->hybrid.batch = *cuda->batch;
-    cuda->hybrid.batch.n_logits = 0;
-    cuda->hybrid.cpu->ops->begin(cuda->hybrid.cpu, &cuda->hybrid.batch);
+void cuda_hybrid_begin(struct hybrid *hybrid, const struct batch *batch) {
+    hybrid->batch = *batch;
+    hybrid->batch.n_logits = 0;
+    hybrid->cpu->ops->begin(hybrid->cpu, &hybrid->batch);
 }
 
 void cuda_hybrid_route(struct cuda *cuda, int layer) {
@@ -46,14 +46,15 @@ void cuda_hybrid_experts(struct cuda *cuda, int layer) {
     cuda_launch(cuda, KERNEL_ADD_ROWS, cuda->batch->n_rows, 0, &p);
 }
 
-int cuda_hybrid_open(struct cuda *cuda, const struct weights *weights, struct mo_error *error) {
-    struct backend_options options = cuda->options;
+int cuda_hybrid_open(struct hybrid *hybrid, const struct model *model, const struct weights *weights,
+                     const struct backend_options *wanted, struct mo_error *error) {
+    struct backend_options options = *wanted;
     options.n_pages = 1; /* its attention is not used */
     options.max_logits = 1;
     options.kv = KV_F32;
     options.take_cache = false;
     options.predict_experts = false; /* its residual stream is not the model's when a layer ends */
-    cuda->hybrid.model = *cuda->model;
-    cuda->hybrid.model.shared_experts = 0; /* these are the card's */
-    return cpu_backend_open(&cuda->hybrid.cpu, &cuda->hybrid.model, weights, &options, error);
+    hybrid->model = *model;
+    hybrid->model.shared_experts = 0; /* these are the card's */
+    return cpu_backend_open(&hybrid->cpu, &hybrid->model, weights, &options, error);
 }

@@ -69,7 +69,8 @@ void cuda_place_scratch(struct cuda *cuda, struct device_region *region) {
     s->pick_best = device_take(region, (size_t)cuda->options.max_logits * PICK_BLOCKS * sizeof *s->pick_best);
     s->fault = device_take(region, 8);
     s->step = device_take(region, cuda->step_bytes);
-    s->logits = device_take(region, (size_t)cuda->options.max_logits * (size_t)m->vocab * 4);
+    s->logits =
+        cuda_has_head(cuda) ? device_take(region, (size_t)cuda->options.max_logits * (size_t)m->vocab * 4) : NULL;
     cuda->packed_bytes = packed_bytes(cuda);
     s->packed = device_take(region, cuda->packed_bytes);
     s->factor = device_take(region, 2 * rows * 4);

@@ -153,14 +153,15 @@ static void count_launches(struct profiler *p, const struct watched_stage *stage
 
 int cuda_profile_step(struct backend *backend, const struct batch *batch, bool timed, struct cuda_profile *out,
                       struct mo_error *error) {
-    struct cuda *cuda = (struct cuda *)backend;
+    struct cuda *cuda = cuda_alone(backend);
     struct watched_stage stages[STAGES];
     struct profiler p = {.cuda = cuda, .out = out};
-    bool off = cuda->recorder.off;
     *out = (struct cuda_profile){0};
-    if (cuda->hybrid.cpu) {
-        return mo_error_set(error, MO_E_UNSUPPORTED, "with experts on the CPU a step is not the GPU's alone");
+    if (!cuda || cuda->hybrid.cpu) {
+        return mo_error_set(error, MO_E_UNSUPPORTED,
+                            "with several GPUs, or experts on the CPU, a step is not one GPU's alone");
     }
+    bool off = cuda->recorder.off;
     list_stages(cuda->model, batch, stages);
     cuda->recorder.off = true; /* the stages are called by hand */
     backend->ops->begin(backend, batch);
@@ -178,8 +179,4 @@ int cuda_profile_step(struct backend *backend, const struct batch *batch, bool t
     if (p.second) cuda->driver.event_destroy(p.second);
     int code = backend->ops->end(backend, error);
     return code == MO_E_NUMERIC ? 0 : code; /* stages called again and again leave no sane numbers, and need not */
-}
-
-struct cuda_load cuda_backend_load(const struct backend *backend) {
-    return ((const struct cuda *)backend)->load;
 }

@@ -49,7 +49,7 @@ static size_t q_stride(const struct model *m) {
 
 static uint8_t *cache_of(const struct cuda *cuda, int layer) {
     size_t layer_bytes = (size_t)cuda->options.n_pages * KV_PAGE_TOKENS * cuda->row_bytes;
-    return (uint8_t *)(uintptr_t)(cuda->cache_at + (size_t)layer * layer_bytes);
+    return (uint8_t *)(uintptr_t)(cuda->cache_at + (size_t)(layer - cuda->part.first_layer) * layer_bytes);
 }
 
 static struct rope_params rope_of(const struct cuda *cuda, const struct device_layer *w, int layer) {

@@ -243,7 +243,7 @@ void cuda_begin(struct backend *backend, const struct batch *batch) {
     cuda_keep(cuda, result, "sending the batch");
     result = cuda->driver.fill((cuda_address)(uintptr_t)cuda->scratch.fault, 0xff, sizeof *flight->fault, cuda->stream);
     cuda_keep(cuda, result, "clearing the fault word");
-    if (cuda->hybrid.cpu) cuda_hybrid_begin(cuda);
+    if (cuda->hybrid.cpu && !cuda->hybrid.is_shared) cuda_hybrid_begin(&cuda->hybrid, batch);
     cuda_graph_begin(cuda);
     cuda->n_begun++;
 }

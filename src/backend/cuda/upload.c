@@ -356,25 +356,31 @@ static int bring_layer(struct upload *u, const struct layer *layer, struct devic
     return code ? code : bring_experts(u, layer, out);
 }
 
+static int bring_embedding(struct upload *u, const struct mat *embed, struct device_weights *out) {
+    bool f32 = embed->format == MAT_F32, blocks = gguf_is_blocks(embed->format) && upload_knows(embed->format);
+    out->embed_format = f32 ? RAW_F32 : blocks ? (int)upload_raw_format(embed) : RAW_BF16;
+    return bring_rows(u, embed, &out->embed,
+                      f32      ? REPACK_ROWS_F32
+                      : blocks ? REPACK_ROWS_BLOCKS
+                               : REPACK_ROWS_BF16,
+                      "embed_tokens");
+}
+
+static int bring_head(struct upload *u, const struct weights *weights, struct device_weights *out) {
+    int code = bring_vector(u, weights->final_norm, u->cuda->model->hidden, &out->final_norm);
+    return code ? code : bring(u, &out->head, &weights->head, "lm_head");
+}
+
 /* The one walk. */
 static int bring_all(struct upload *u, const struct weights *weights) {
-    struct cuda *cuda = u->cuda;
-    struct device_weights *out = &cuda->weights;
-    const struct model *m = cuda->model;
-    enum mat_format embed = weights->embed.format;
-    bool f32 = embed == MAT_F32, blocks = gguf_is_blocks(embed) && upload_knows(embed);
+    const struct cuda *cuda = u->cuda;
+    struct device_weights *out = &u->cuda->weights;
     u->region = (struct device_region){.base = cuda->weights_at};
     u->n = 0;
     u->layer = u->expert = -1;
-    out->embed_format = f32 ? RAW_F32 : blocks ? (int)upload_raw_format(&weights->embed) : RAW_BF16;
-    int code = bring_rows(u, &weights->embed, &out->embed,
-                          f32      ? REPACK_ROWS_F32
-                          : blocks ? REPACK_ROWS_BLOCKS
-                                   : REPACK_ROWS_BF16,
-                          "embed_tokens");
-    if (!code) code = bring_vector(u, weights->final_norm, m->hidden, &out->final_norm);
-    if (!code) code = bring(u, &out->head, &weights->head, "lm_head");
-    for (u->layer = 0; u->layer < m->layers && !code; u->layer++) {
+    int code = cuda_has_embedding(cuda) ? bring_embedding(u, &weights->embed, out) : 0;
+    if (!code && cuda_has_head(cuda)) code = bring_head(u, weights, out);
+    for (u->layer = cuda->part.first_layer; u->layer < cuda_end_layer(cuda) && !code; u->layer++) {
         code = bring_layer(u, &weights->layers[u->layer], &out->layers[u->layer]);
     }
     return code;
