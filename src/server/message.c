@@ -143,7 +143,13 @@ static size_t step_text(struct message *m, const char *text, size_t n, bool ends
     if (is_last && kind == MESSAGE_CONTENT && m->n_calls == 0) size = until;
     size_t taken = message_add_whole(m, kind, text, size, found || ends);
     if (found) m->state = found->state;
+    if (found) m->n_newlines = (int)(until - size);
     return found ? until + strlen(found->text) : is_last ? n : taken;
+}
+
+void message_add_marker(struct message *m, const char *marker) {
+    while (m->n_newlines-- > 0) message_add(m, MESSAGE_CONTENT, "\n", 1);
+    message_add(m, MESSAGE_CONTENT, marker, strlen(marker));
 }
 
 void message_begin_call(struct message *m, enum message_state next, const char *name, size_t size) {
@@ -169,8 +175,7 @@ static size_t step_head(struct message *m, const char *text, size_t n, bool ends
     int used = call_head(m->rules.form, m->rules.tools, text, n, &name, &size);
     if (used == CALL_NOT_YET) return ends ? n : 0;
     if (used == CALL_WRONG) { /* it only looked like a call */
-        const char *marker = m->rules.form == CHAT_CALLS_PLAIN ? PLAIN_BEGIN : CALL_BEGIN;
-        message_add(m, MESSAGE_CONTENT, marker, strlen(marker));
+        message_add_marker(m, m->rules.form == CHAT_CALLS_PLAIN ? PLAIN_BEGIN : CALL_BEGIN);
         m->state = CONTENT;
         return 0;
     }

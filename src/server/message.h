@@ -60,6 +60,7 @@ struct message {
     bool in_string, is_escaped;
     int n_parameters; /* of the arguments, in DSML */
     bool is_in_block; /* of calls in DSML, behind the first */
+    int n_newlines;   /* before the last marker, left out with it */
     char id[32];      /* what the ids of its calls begin with */
     bool failed;      /* no memory */
 };

@@ -50,7 +50,7 @@ static size_t step_calls(struct message *m, const char *text, size_t n, bool end
         return (size_t)head;
     }
     if (used == CALL_NOT_YET || head == CALL_NOT_YET) return ends ? n : 0;
-    if (!m->is_in_block) message_add(m, MESSAGE_CONTENT, "<" DSML DSML_BLOCK, strlen("<" DSML DSML_BLOCK));
+    if (!m->is_in_block) message_add_marker(m, "<" DSML DSML_BLOCK);
     m->state = CONTENT;
     m->is_in_block = false;
     return 0;

@@ -37,6 +37,8 @@ void message_add(struct message *m, enum message_kind kind, const char *text, si
 /* The same for text whose last character may be there in part only: returns how many bytes are whole. At the end the rest is shown
  * as U+FFFD. */
 size_t message_add_whole(struct message *m, enum message_kind kind, const char *text, size_t size, bool ends);
+/* A marker that began no call is content, with the newlines before it. */
+void message_add_marker(struct message *m, const char *marker);
 /* Begins a call, whose arguments follow. */
 void message_begin_call(struct message *m, enum message_state next, const char *name, size_t size);
 /* Ends it; content may follow, or other calls. */

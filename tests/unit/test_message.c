@@ -146,6 +146,8 @@ static void test_odd_calls(void **state) {
     expect(BARE, CALL_BEGIN "f" CALL_SEPARATOR "7", "F0(f)eC(7)");
     expect(BARE, CALL_BEGIN "unknown" CALL_SEPARATOR "{}", "C(" CALL_BEGIN "unknown" CALL_SEPARATOR "{})");
     expect(PLAIN, "<tool_call> is what it is", "C(<tool_call> is what it is)");
+    expect(PLAIN, "so\n\n<tool_call>\n", "C(so)");
+    expect(PLAIN, "so\n\n<tool_call>\n\n<tool_call>!\n", "C(so\n\n<tool_call>\n\n<tool_call>!\n)");
     expect(PLAIN, "<tool_call><tool_call>\n{\"name\": \"f\", \"arguments\": {}}", "C(<tool_call>)F0(f)A({})E");
     expect(both, "I call " CALL_BEGIN "</think>" CALL_BEGIN "f" CALL_SEPARATOR "{}" CALL_END,
            "R(I call " CALL_BEGIN ")F0(f)A({})E");
@@ -184,7 +186,7 @@ static void test_dsml(void **state) {
 static void test_odd_dsml(void **state) {
     (void)state;
     expect(TAGS, "a <｜DSML｜invoke name=\"f\">", "C(a <｜DSML｜invoke name=\"f\">)");
-    expect(TAGS, "a\n" BLOCK "which is a block", "C(a" BLOCK "which is a block)");
+    expect(TAGS, "a\n" BLOCK "which is a block", "C(a\n" BLOCK "which is a block)");
     expect(TAGS, BLOCK INVOKE("unknown") INVOKE_END, "C(" BLOCK INVOKE("unknown") INVOKE_END ")");
     expect(TAGS, "a\n\n" BLOCK "<｜DSML｜invoke name=\"get_wea", "C(a)");
     expect(TAGS, "a\n\n<｜DSML｜func", "C(a\n\n<｜DSML｜func)");
