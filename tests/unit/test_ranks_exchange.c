@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/clock.h"
+#include "base/cpu.h"
 #include "engine_ranks.h"
 #include "forward.h"
 
