@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/clock.h"
+#include "base/cpu.h"
 #include "engine_ranks.h"
 #include "forward.h"
 
@@ -199,6 +200,12 @@ static void test_same_version_and_model(void **state) {
     push(&world.hello, sizeof world.hello);
     assert_int_equal(engine_open(&engine, &options, &error), MO_E_INVALID);
     assert_non_null(strstr(error.message, world.hello.hash));
+    fill_hello(&world.hello);
+    strcpy(world.hello.bits, "of its own");
+    push(&world.hello, sizeof world.hello);
+    assert_int_equal(engine_open(&engine, &options, &error), MO_E_INVALID);
+    assert_non_null(strstr(error.message, "MOEBIUS_CPU"));
+    assert_non_null(strstr(error.message, "of its own"));
     ranks_end();
     assert_true(world.seen[WIRE_END] == 1 && world.seen[WIRE_PLAN] == 0);
 }
