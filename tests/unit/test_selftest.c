@@ -31,7 +31,7 @@ static void open_model(const char *path, const char *quantization) {
 }
 
 static int run(const struct kern *kern, enum kv_format kv, enum compute compute) {
-    const struct selftest test = {&engine->model, &engine->weights, kv, compute};
+    const struct selftest test = {.model = &engine->model, .weights = &engine->weights, .kv = kv, .compute = compute};
     struct selftest_report report = {0};
     memset(&why, 0, sizeof why);
     int code = selftest_kernels(&test, kern, &report, &why);
