@@ -55,10 +55,10 @@ CONFIGURATIONS = {
     "ranks": ([], ["--max-num-seqs", "8"]),
     "all": (["--quantization", "int4", "--kv-cache-dtype", "fp8"],
             ["--max-num-seqs", "5", "--draft-max", "4", "--prefix-cache-dir", "{folder}/cache", "--max-num-batched-tokens", "96"]),
+    "batch": ([], ["--max-num-seqs", "8"]),  # run-batch, killed and gone on with
 }
 # What ends a server; nohup's children do not mind SIGHUP.
 ENDS = [signal.SIGTERM, signal.SIGINT] + [signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) != signal.SIG_IGN)
-CONFIGURATIONS["batch"] = ([], ["--max-num-seqs", "8"])  # run-batch, killed and gone on with
 MAY_REFUSE = {"narrow"}
 SMALL_MEMORY_GIB = {"memory": "0.06", "disk": "0.2"}  # fewer pages than sequences may need
 
@@ -143,6 +143,7 @@ class Soak:
     def learn(self):
         """What each request is answered when nothing else runs."""
         alone = Host(self.options, [*self.bits, "--max-num-seqs", "8", "--no-enable-prefix-caching"], self.folder)
+        self.host = alone  # so that it does not outlive a failure here
         for item in self.pool:
             reply = alone.post(item.path, answers.body_of(item, False))
             assert reply.status < 500 or reply.status == 501, (item, reply)
