@@ -166,9 +166,9 @@ def test_bounds(trace, tmp_path):
 
 
 def test_documented_figures():
-    """docs/what-fits.md's: bits are the same on every machine, and so is what is counted."""
+    """docs/what-fits.md's: at this level bits are the same on every machine, and so is what is counted."""
     text = ROOT / "tests/data/heldout/marshmallow-4.4.0/marshmallow/fields.py"
-    report = succeed("experts", DEMO, "--text", text, "--json", *ALONE).json
+    report = succeed("experts", DEMO, "--text", text, "--json", *ALONE, env={"MOEBIUS_CPU": "avx2"}).json
     doc = (ROOT / "docs" / "what-fits.md").read_text()
     rows = [p for p in report["curve"] if p["slots"] in (10, 24, 38)]
     for point in rows:
