@@ -323,6 +323,11 @@ class Metrics:
 # --- the server ------------------------------------------------------------------------------------------------------
 
 
+def hear_hangups():
+    """Tests may be run under nohup, and what a program ignores, those that it starts ignore too."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 class Server:
     def __init__(self, model, *flags, env=None, program=PROGRAM, folder, wait=True):
         """`model` may be None: then a flag names it."""
@@ -330,7 +335,7 @@ class Server:
         with open(self.log_path, "wb") as log:
             command = [program, "serve", *([str(model)] if model else []), "--host", HOST, "--port", "0", *map(str, flags)]
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                            env={**os.environ, **(env or {})})
+                                            env={**os.environ, **(env or {})}, preexec_fn=hear_hangups)
         try:
             self.port = self.find_port()
             if wait:
