@@ -62,6 +62,14 @@ def test_compute_f32_has_plain_bits(name, tmp_path):
         assert logits(case, tmp_path, "avx512-bf16", *flags)[1] == logits(case, tmp_path, "avx2", *flags)[1]
 
 
+@pytest.mark.parametrize("name", ["v2lite-tiny", "v3-tiny-fp8"])
+def test_routers_are_not_rounded(name, tmp_path):
+    """With weights of 8 bits and an fp32 cache routers alone have BF16 weights, and they decide as at every level."""
+    case = Case(name, "p17")
+    flags = ("--quantization", "int8", "--kv-cache-dtype", "f32")
+    assert logits(case, tmp_path, "avx512-bf16", *flags)[1] == logits(case, tmp_path, "avx2", *flags)[1]
+
+
 @pytest.mark.parametrize("kv", CACHES)
 @pytest.mark.parametrize("name", ["v2lite-tiny", "v3-tiny-fp8"])
 def test_in_any_chunks(name, kv, tmp_path):

@@ -67,10 +67,14 @@ int self_judge(struct self_kernels *k, const struct self_difference *d, const ch
 
 /* ---- which products ---- */
 
+/* Which of a table's kernels multiplies. */
+enum by { BY_GEMM, BY_GEMM_Q8, BY_GEMM_UNROUNDED };
+
 struct product {
     const struct mat *w;
     enum role role;
     int layer, expert;
+    enum by by;
 };
 
 struct products {
@@ -84,33 +88,36 @@ static bool is_like(const struct mat *a, const struct mat *b) {
            a->scale_rows == b->scale_rows && a->scale_cols == b->scale_cols;
 }
 
-static void add(struct products *p, const struct weights *weights, enum role role, int layer, int expert) {
-    const struct mat *w = weights_matrix(weights, role, layer, expert);
+static void add(struct products *p, const struct self_kernels *k, enum role role, int layer, int expert) {
+    const struct mat *w = weights_matrix(k->test->weights, role, layer, expert);
+    const bool is_q8 = q8_group(w) && k->test->compute != COMPUTE_F32;
+    const bool is_unrounded = role == ROLE_ROUTER && w->format == MAT_BF16 && k->kern->gemm_unrounded;
+    const enum by by = is_q8 ? BY_GEMM_Q8 : is_unrounded ? BY_GEMM_UNROUNDED : BY_GEMM;
     if (!w->data || w->rows == 0 || p->n == PRODUCTS_MAX) return;
     for (int i = 0; i < p->n; i++) {
-        if (is_like(p->list[i].w, w)) return;
+        if (p->list[i].by == by && is_like(p->list[i].w, w)) return;
     }
-    p->list[p->n++] = (struct product){w, role, layer, expert};
+    p->list[p->n++] = (struct product){w, role, layer, expert, by};
 }
 
-static void add_layer(struct products *p, const struct selftest *test, int layer) {
+static void add_layer(struct products *p, const struct self_kernels *k, int layer) {
     static const enum role every[] = {ROLE_Q, ROLE_Q_A,     ROLE_Q_B,     ROLE_KV_A,         ROLE_KV_B,
                                       ROLE_O, ROLE_INDEX_Q, ROLE_INDEX_K, ROLE_INDEX_WEIGHTS};
-    for (size_t i = 0; i < sizeof every / sizeof *every; i++) add(p, test->weights, every[i], layer, 0);
-    if (model_layer_is_dense(test->model, layer)) {
-        for (int i = 0; i < 3; i++) add(p, test->weights, (enum role)(ROLE_DENSE_GATE + i), layer, 0);
+    for (size_t i = 0; i < sizeof every / sizeof *every; i++) add(p, k, every[i], layer, 0);
+    if (model_layer_is_dense(k->test->model, layer)) {
+        for (int i = 0; i < 3; i++) add(p, k, (enum role)(ROLE_DENSE_GATE + i), layer, 0);
         return;
     }
-    add(p, test->weights, ROLE_ROUTER, layer, 0);
-    for (int i = 0; i < 3; i++) add(p, test->weights, (enum role)(ROLE_SHARED_GATE + i), layer, 0);
-    for (int e = 0; e < test->model->experts; e++) {
-        for (int i = 0; i < 3; i++) add(p, test->weights, (enum role)(ROLE_EXPERT_GATE + i), layer, e);
+    add(p, k, ROLE_ROUTER, layer, 0);
+    for (int i = 0; i < 3; i++) add(p, k, (enum role)(ROLE_SHARED_GATE + i), layer, 0);
+    for (int e = 0; e < k->test->model->experts; e++) {
+        for (int i = 0; i < 3; i++) add(p, k, (enum role)(ROLE_EXPERT_GATE + i), layer, e);
     }
 }
 
-static void list_products(struct products *p, const struct selftest *test) {
-    add(p, test->weights, ROLE_HEAD, 0, 0);
-    for (int layer = 0; layer < test->model->layers; layer++) add_layer(p, test, layer);
+static void list_products(struct products *p, const struct self_kernels *k) {
+    add(p, k, ROLE_HEAD, 0, 0);
+    for (int layer = 0; layer < k->test->model->layers; layer++) add_layer(p, k, layer);
 }
 
 /* ---- one product ---- */
@@ -125,7 +132,7 @@ struct rows_job {
     const struct mat *w;
     int r0, r1, n;
     const int *token; /* [n] */
-    bool quantized;
+    enum by by;
     int base;   /* out[t] begins at this row */
     float *out; /* [n][SELF_ROWS] */
 };
@@ -140,34 +147,34 @@ static void multiply(const struct self_kernels *k, const struct kern *kern, cons
         y[t] =
             (float *)((uintptr_t)(job->out + t * SELF_ROWS) - (uintptr_t)job->base * sizeof(float)); /* as at row 0 */
     }
-    if (job->quantized) {
+    if (job->by == BY_GEMM_Q8) {
         kern->gemm_q8[job->w->format](job->w, job->r0, job->r1, q, job->n, y, NULL);
     } else {
-        kern->gemm[job->w->format](job->w, job->r0, job->r1, x, job->n, y);
+        (job->by == BY_GEMM ? kern->gemm[job->w->format] : kern->gemm_unrounded)(job->w, job->r0, job->r1, x, job->n,
+                                                                                 y);
     }
 }
 
-static int judge_product(struct self_kernels *k, const struct self_difference *d, const struct product *p, int tokens,
-                         bool quantized) {
+static int judge_product(struct self_kernels *k, const struct self_difference *d, const struct product *p, int tokens) {
+    static const char *const names[] = {"gemm", "gemm_q8", "gemm_unrounded"};
     char name[NAME_MAX_BYTES], where[NAME_MAX_BYTES + 80];
     names_tensor(name, p->role, p->layer, p->expert, "");
     snprintf(where, sizeof where, "%s of %s, the last rows by %d columns, %d token%s", mat_format_name(p->w->format),
              name, p->w->cols, tokens, tokens == 1 ? "" : "s");
-    return self_judge(k, d, quantized ? "gemm_q8" : "gemm", where, "token");
+    return self_judge(k, d, names[p->by], where, "token");
 }
 
 /* The kernel's rows of `w` from r0 on for a batch, against the plain ones, which begin at `base`. */
-static int test_batch(struct self_kernels *k, const struct product *p, const struct mat *w, int r0, int base, int n,
-                      bool quantized) {
+static int test_batch(struct self_kernels *k, const struct product *p, const struct mat *w, int r0, int base, int n) {
     static const int token[SELF_MANY] = {0, 1, 2, 0, 2, 2, 1, 0, 1, 1, 2, 0, 0, 2, 1, 2, 0, 1, 0, 0, 1, 2, 2};
     const int rows = w->rows - r0;
     struct self_difference d = {.first_column = r0};
     for (int i = 0; i < n * SELF_ROWS; i++) k->got[i] = unset;
-    multiply(k, k->kern, &(struct rows_job){w, r0, w->rows, n, token, quantized, r0, k->got});
+    multiply(k, k->kern, &(struct rows_job){w, r0, w->rows, n, token, p->by, r0, k->got});
     for (int t = 0; t < n; t++) {
         self_compare(&d, t, k->got + t * SELF_ROWS, k->want + token[t] * SELF_ROWS + (r0 - base), rows);
     }
-    return judge_product(k, &d, p, n, quantized);
+    return judge_product(k, &d, p, n);
 }
 
 static int padded(int cols) {
@@ -197,7 +204,7 @@ static int quantize(struct self_kernels *k, const struct mat *w, int group) {
 }
 
 /* The rows from r1 on once more, turned: as they will be read after a while (model/turn.h). */
-static int test_turned(struct self_kernels *k, const struct product *p, int r1, int base, bool quantized) {
+static int test_turned(struct self_kernels *k, const struct product *p, int r1, int base) {
     struct mat from = *p->w, turned = from;
     from.rows = turned.rows = from.rows - r1;
     from.data = gguf_rows_at(p->w, r1);
@@ -206,29 +213,33 @@ static int test_turned(struct self_kernels *k, const struct product *p, int r1, 
     if (!data) return mo_error_set(k->error, MO_E_NO_MEMORY, "no memory for some rows of a matrix");
     turned.data = data;
     gguf_turn(&from, data);
-    int code = test_batch(k, p, &turned, 0, base - r1, 1, quantized);
-    if (!code) code = test_batch(k, p, &turned, 0, base - r1, SELF_FEW, quantized);
-    if (!code) code = test_batch(k, p, &turned, 0, base - r1, SELF_MANY, quantized);
+    int code = test_batch(k, p, &turned, 0, base - r1, 1);
+    if (!code) code = test_batch(k, p, &turned, 0, base - r1, SELF_FEW);
+    if (!code) code = test_batch(k, p, &turned, 0, base - r1, SELF_MANY);
     free(data);
     return code;
+}
+
+static bool is_plain(const struct self_kernels *k, const struct product *p) {
+    const enum mat_format format = p->w->format;
+    if (p->by == BY_GEMM_Q8) return k->kern->gemm_q8[format] == k->plain.gemm_q8[format];
+    if (p->by == BY_GEMM_UNROUNDED) return k->kern->gemm_unrounded == k->plain.gemm_unrounded;
+    return k->kern->gemm[format] == k->plain.gemm[format];
 }
 
 static int test_product(struct self_kernels *k, const struct product *p, bool *format_seen) {
     static const int tokens[SELF_TOKENS] = {0, 1, 2};
     const struct mat *w = p->w;
-    const bool quantized = q8_group(w) && k->test->compute != COMPUTE_F32;
     const int r0 = first_row(w, *format_seen ? SELF_ROWS_MANY : SELF_ROWS), r1 = first_row(w, SELF_ROWS_MANY);
-    if (quantized ? k->kern->gemm_q8[w->format] == k->plain.gemm_q8[w->format]
-                  : k->kern->gemm[w->format] == k->plain.gemm[w->format])
-        return 0; /* it is the plain C */
-    int code = quantized ? quantize(k, w, q8_group(w)) : 0;
+    if (is_plain(k, p)) return 0;
+    int code = p->by == BY_GEMM_Q8 ? quantize(k, w, q8_group(w)) : 0;
     if (code) return code;
-    if (r0 < r1) multiply(k, &k->plain, &(struct rows_job){w, r0, r1, 1, tokens, quantized, r0, k->want});
-    multiply(k, &k->plain, &(struct rows_job){w, r1, w->rows, SELF_TOKENS, tokens, quantized, r0, k->want});
-    code = test_batch(k, p, w, r0, r0, 1, quantized);
-    if (!code) code = test_batch(k, p, w, r1, r0, SELF_FEW, quantized);
-    if (!code) code = test_batch(k, p, w, r1, r0, SELF_MANY, quantized);
-    if (!code && gguf_can_turn(w->format) && !w->turned) code = test_turned(k, p, r1, r0, quantized);
+    if (r0 < r1) multiply(k, &k->plain, &(struct rows_job){w, r0, r1, 1, tokens, p->by, r0, k->want});
+    multiply(k, &k->plain, &(struct rows_job){w, r1, w->rows, SELF_TOKENS, tokens, p->by, r0, k->want});
+    code = test_batch(k, p, w, r0, r0, 1);
+    if (!code) code = test_batch(k, p, w, r1, r0, SELF_FEW);
+    if (!code) code = test_batch(k, p, w, r1, r0, SELF_MANY);
+    if (!code && gguf_can_turn(w->format) && !w->turned) code = test_turned(k, p, r1, r0);
     *format_seen = true;
     return code;
 }
@@ -237,7 +248,7 @@ static int test_products(struct self_kernels *k) {
     struct products products = {.n = 0};
     bool seen[MAT_FORMATS] = {false};
     int code = 0;
-    list_products(&products, k->test);
+    list_products(&products, k);
     for (int i = 0; i < products.n && !code; i++) {
         code = test_product(k, &products.list[i], &seen[products.list[i].w->format]);
     }

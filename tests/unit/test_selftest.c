@@ -274,6 +274,10 @@ static void wrong_pair_sum(const struct kern_pair_sum *job) {
     good.pair_sum(&less);
 }
 
+static void wrong_unrounded(const struct mat *w, int r0, int r1, const float *const *x, int n, float *const *y) {
+    good.gemm[w->format](w, r0, r1, x, n, y); /* of activations rounded all the same */
+}
+
 static float wrong_softmax(float *s, int n, float scale, float *max, float *sum) {
     float before = *sum, keep = good.softmax_step(s, n, scale, max, sum);
     *sum += before * (1 - keep); /* the old sum is not corrected */
@@ -314,6 +318,7 @@ static void test_every_other_kernel(void **state) {
     FOUND_WRONG(page_sum, wrong_sum, KV_BF16, "page_sum");
     FOUND_WRONG(weighted_sum, wrong_sum, KV_BF16, "weighted_sum");
     if (good.pair_order) {
+        FOUND_WRONG(gemm_unrounded, wrong_unrounded, KV_BF16, "gemm_unrounded", "layers.1.mlp.gate,");
         FOUND_WRONG(to_bf16, wrong_rounding, KV_BF16, "to_bf16");
         FOUND_WRONG(pair_dots, wrong_pair_dots, KV_BF16, "pair_dots", "keys");
         FOUND_WRONG(pair_sum, wrong_pair_sum, KV_FP8, "pair_sum");

@@ -135,6 +135,7 @@ struct linear {
     const float *scale;    /* [n] factor of each row, for cpu_linear_sum; NULL: 1 */
     int n;
     const struct q8_row *q; /* [n] or NULL; made by cpu_quantize for this w */
+    bool is_unrounded;      /* x is not rounded to bf16 at any level */
 };
 /* Bytes of stage memory that quantising n rows of `cols` takes. */
 size_t cpu_quantized_bytes(int n, int cols);
@@ -149,6 +150,9 @@ void cpu_linear_each(struct cpu *cpu, const struct linear *jobs, int n_jobs);
 void cpu_linear_sum(struct cpu *cpu, const struct linear *jobs, int n_jobs);
 /* One matrix on contiguous rows. */
 void cpu_linear(struct cpu *cpu, const struct mat *w, float *x, size_t x_stride, float *y, size_t y_stride, int n);
+/* The same with x as it is at every level: for routers, so that near ties are decided alike. */
+void cpu_linear_unrounded(struct cpu *cpu, const struct mat *w, float *x, size_t x_stride, float *y, size_t y_stride,
+                          int n);
 /* Shows the observer rows that are multiplied by `w` elsewhere, or in another order. */
 void cpu_linear_show(struct cpu *cpu, const struct mat *w, float *x, size_t x_stride, int n);
 

@@ -20,7 +20,7 @@
  * Products smaller than 2^-126 are lost, and where Inf should come out, it may be NaN.
  *
  * Another, avx512-bf16, rounds activations to bf16 for products of BF16 and FP8 weights, and has sums of bf16 for attention, where
- * the table says `pair_order`; in plain C they are in kern_pair_order.c. In any batch the same bits here too.
+ * the table says `pair_order`; in plain C they are in kern_pair_order.c. gemm_unrounded leaves activations as they are. In any batch the same bits here too.
  *   rounded  to the nearest bf16, halves to even.
  *   pairs    lanes, but lane l takes values 2l and 2l + 1, then 32 on: lane = fma(second, second, lane), then the same with the
  *            first ones; as if the row went on with zeros up to a multiple of 32. Subnormal numbers count as 0, going in and
@@ -135,6 +135,8 @@ struct kern {
 
     /* For INT4_AWQ, r0 and r1 are multiples of 8 (or r1 == rows), for turned blocks of 16; others take any range. */
     kern_gemm *gemm[MAT_FORMATS];
+    /* BF16 in lanes, x as it is, where the table's own product rounds x (pair order); else NULL. */
+    kern_gemm *gemm_unrounded;
     /* NULL where q8_group is 0. For INT4 and INT8, r0 and r1 are multiples of 32 (or r1 == rows), for turned blocks of 16; others take any. */
     kern_gemm_q8 *gemm_q8[MAT_FORMATS];
 
@@ -188,6 +190,11 @@ struct kern {
      * line of each in turn, as a product over as many rows does. Returns a sum over everything. */
     uint64_t (*read_streams)(const char *p, size_t stream_bytes);
 };
+
+/* The product of activations as they are, for what decides: two experts that are nearly tied. */
+static inline kern_gemm *kern_gemm_unrounded(const struct kern *kern, enum mat_format format) {
+    return format == MAT_BF16 && kern->gemm_unrounded ? kern->gemm_unrounded : kern->gemm[format];
+}
 
 /* The level whose table a backend takes: with every sum in fp32 (--compute f32) none that rounds activations. */
 enum cpu_level kern_level(enum cpu_level level, bool in_f32);

@@ -120,6 +120,7 @@ static void pair_sum(const struct kern_pair_sum *job) {
 
 void kern_init_pair_order(struct kern *kern) {
     kern->pair_order = true;
+    kern->gemm_unrounded = kern->gemm[MAT_BF16];
     kern->gemm[MAT_BF16] = kern->gemm[MAT_FP8] = gemm;
     kern->to_bf16 = round_all;
     kern->pair_dots = pair_dots;

@@ -53,7 +53,8 @@ static void multiply(const struct kern *kern, const struct linear *job, int r0, 
     if (job->q) {
         kern->gemm_q8[job->w->format](job->w, r0, r1, job->q, job->n, y, next);
     } else {
-        kern->gemm[job->w->format](job->w, r0, r1, job->x, job->n, y);
+        const enum mat_format format = job->w->format;
+        (job->is_unrounded ? kern_gemm_unrounded(kern, format) : kern->gemm[format])(job->w, r0, r1, job->x, job->n, y);
     }
 }
 
@@ -199,9 +200,22 @@ void cpu_linear_show(struct cpu *cpu, const struct mat *w, float *x, size_t x_st
     show(cpu, &(struct linear){.w = w, .x = (const float *const *)cpu_row_pointers(cpu, x, x_stride, n), .n = n}, 1);
 }
 
-void cpu_linear(struct cpu *cpu, const struct mat *w, float *x, size_t x_stride, float *y, size_t y_stride, int n) {
+static struct linear linear_of_rows(struct cpu *cpu, const struct mat *w, float *x, size_t x_stride, float *y,
+                                    size_t y_stride, int n) {
     const float *const *from = (const float *const *)cpu_row_pointers(cpu, x, x_stride, n);
     struct linear job = {.w = w, .x = from, .y = cpu_row_pointers(cpu, y, y_stride, n), .n = n};
     job.q = cpu_quantize(cpu, w, from, n);
+    return job;
+}
+
+void cpu_linear(struct cpu *cpu, const struct mat *w, float *x, size_t x_stride, float *y, size_t y_stride, int n) {
+    struct linear job = linear_of_rows(cpu, w, x, x_stride, y, y_stride, n);
+    cpu_linear_each(cpu, &job, 1);
+}
+
+void cpu_linear_unrounded(struct cpu *cpu, const struct mat *w, float *x, size_t x_stride, float *y, size_t y_stride,
+                          int n) {
+    struct linear job = linear_of_rows(cpu, w, x, x_stride, y, y_stride, n);
+    job.is_unrounded = true;
     cpu_linear_each(cpu, &job, 1);
 }

@@ -138,7 +138,7 @@ void cpu_route(struct backend *backend, int layer) {
     if (cpu->failure.code) return;
     stage_begin(cpu);
     cpu_norm_rows(cpu, cpu->x, m->hidden, (size_t)m->hidden, w->ffn_norm, cpu->normed, n, layer, "attention");
-    cpu_linear(cpu, &w->router, cpu->normed, (size_t)m->hidden, cpu->score, (size_t)m->experts, n);
+    cpu_linear_unrounded(cpu, &w->router, cpu->normed, (size_t)m->hidden, cpu->score, (size_t)m->experts, n);
     pool_run(cpu->pool, n, route_row, &task);
 }
 

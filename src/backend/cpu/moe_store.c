@@ -94,7 +94,7 @@ static int choose_by_router(struct cpu *cpu, int layer, int32_t *ids) {
     for (size_t i = 0; i < (size_t)n; i++) {
         cpu->kern.rms_norm(cpu->x + i * hidden, w->ffn_norm, m->hidden, (float)m->norm_eps, normed + i * hidden);
     }
-    cpu_linear(cpu, &w->router, normed, hidden, cpu->score, experts, n);
+    cpu_linear_unrounded(cpu, &w->router, normed, hidden, cpu->score, experts, n);
     for (size_t i = 0; i < (size_t)n; i++) {
         cpu_choose_experts(m, w->router_bias, cpu->score + i * experts, ids + i * k, weights);
     }

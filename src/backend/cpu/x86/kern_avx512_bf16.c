@@ -579,6 +579,7 @@ void kern_init_avx512_bf16(struct kern *kern) {
         for (int j = 0; j < 16; j++) in_order[16 * l + j] = (uint8_t)(32 * (j / 8) + 8 * l + j % 8);
     kern->name = "avx512-bf16";
     kern->pair_order = true;
+    kern->gemm_unrounded = kern->gemm[MAT_BF16];
     kern->gemm[MAT_BF16] = kern->gemm[MAT_FP8] = gemm_pairs;
     kern->to_bf16 = round_all;
     kern->pair_dots = pair_dots;
