@@ -129,10 +129,12 @@ def test_the_model_decides(family):
     n_called = n_spoken = 0
     for seed in range(6):
         answer = family.chat(seed=seed, max_tokens=700)["choices"][0]
+        if answer["finish_reason"] == "length" and answer["message"].get("tool_calls"):
+            answer["message"]["tool_calls"].pop()  # may be cut off
         calls = check_calls(answer["message"])
         n_called += len(calls) > 0
         n_spoken += bool(answer["message"]["content"])
-        assert answer["finish_reason"] == ("tool_calls" if calls else answer["finish_reason"])
+        assert answer["finish_reason"] in (["tool_calls", "length"] if calls else ["stop", "length"])
     if family.has_token:  # else its mark is many letters, which no bias spells in order
         assert n_called >= 3
     assert n_called + n_spoken >= 6
