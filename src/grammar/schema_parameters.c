@@ -67,7 +67,7 @@ int32_t schema_text_character(struct schema *s) {
 }
 
 int32_t schema_text_constant(struct schema *s, const json_t *value) {
-    bool has_mark = strstr(json_string_value(value), DSML);
+    bool has_mark = memmem(json_string_value(value), json_string_length(value), DSML, strlen(DSML));
     if (has_mark) return NODES_NEVER; /* it would be read as the end */
     int32_t text = nodes_literal(s->nodes, json_string_value(value), json_string_length(value));
     return nodes_cat(s->nodes, text, s->marks->close);

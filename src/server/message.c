@@ -183,15 +183,17 @@ static size_t step_head(struct message *m, const char *text, size_t n, bool ends
     return (size_t)used;
 }
 
+bool message_take_string(struct message *m, char c) {
+    bool is_in = m->in_string || c == '"';
+    bool closes = m->in_string && c == '"' && !m->is_escaped;
+    m->is_escaped = m->in_string && c == '\\' && !m->is_escaped;
+    m->in_string = is_in && !closes;
+    return is_in;
+}
+
 /* Follows JSON: whether the byte ends the value, which is an object. */
 static bool ends_json(struct message *m, char c) {
-    if (m->in_string) {
-        bool closes = c == '"' && !m->is_escaped;
-        m->is_escaped = c == '\\' && !m->is_escaped;
-        m->in_string = !closes;
-        return false;
-    }
-    if (c == '"') m->in_string = true;
+    if (message_take_string(m, c)) return false;
     if (c == '{' || c == '[') m->depth++;
     if (c == '}' || c == ']') m->depth--;
     return m->depth <= 0;

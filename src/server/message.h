@@ -59,6 +59,7 @@ struct message {
     int depth;            /* of the arguments' JSON */
     bool in_string, is_escaped;
     int n_parameters; /* of the arguments, in DSML */
+    size_t n_seen;    /* bytes of a parameter's JSON that were looked at */
     bool is_in_block; /* of calls in DSML, behind the first */
     int n_newlines;   /* before the last marker, left out with it */
     char id[32];      /* what the ids of its calls begin with */

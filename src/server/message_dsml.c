@@ -94,6 +94,8 @@ static void open_parameter(struct message *m, const struct opening *opening) {
     add_arguments(m, &text);
     buffer_free(&text);
     m->state = opening->is_text ? DSML_TEXT : DSML_JSON;
+    m->n_seen = 0;
+    m->in_string = m->is_escaped = false;
 }
 
 static size_t step_parameters(struct message *m, const char *text, size_t n, bool ends) {
@@ -139,6 +141,18 @@ static size_t step_text(struct message *m, const char *text, size_t n, bool ends
     return found ? until + strlen(CLOSE_PARAMETER) : ends ? n : whole;
 }
 
+/* The same of JSON, whose strings may spell the tag. Each byte is looked at once, however the text comes. */
+static size_t find_json_end(struct message *m, const char *text, size_t n, bool *found) {
+    static const size_t size = sizeof CLOSE_PARAMETER - 1;
+    *found = false;
+    for (; m->n_seen < n; m->n_seen++) {
+        size_t rest = n - m->n_seen;
+        bool may_end = !message_take_string(m, text[m->n_seen]) && text[m->n_seen] == '<';
+        if (may_end && find_end(text + m->n_seen, rest < size ? rest : size, found) == 0) break;
+    }
+    return m->n_seen;
+}
+
 static bool is_json(const char *text, size_t size) {
     json_t *value = json_loadb(text, size, JSON_DECODE_ANY | JSON_DECODE_INT_AS_REAL | JSON_ALLOW_NUL, NULL);
     json_decref(value);
@@ -148,7 +162,7 @@ static bool is_json(const char *text, size_t size) {
 /* Held until it ends: what is no JSON ends the call before its first byte, and is content. */
 static size_t step_json(struct message *m, const char *text, size_t n, bool ends) {
     bool found;
-    size_t until = find_end(text, n, &found);
+    size_t until = find_json_end(m, text, n, &found);
     if (!found && !ends) return 0;
     if (found && !is_json(text, until)) {
         message_end_call(m, CONTENT, true);

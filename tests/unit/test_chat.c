@@ -92,6 +92,12 @@ static void test_v3_2_open_ends(void **state) {
                 "Q" ASSISTANT "<think>why</think>\n\n<｜DSML｜function_calls>\n<｜DSML｜invoke name=\"f\">\n\n"
                 "</｜DSML｜invoke>\n<｜DSML｜invoke name=\"f\">\n\n</｜DSML｜invoke>\n</｜DSML｜function_calls>" EOS
                 "\n\n<function_results>\n<result>1</result>\n</function_results>\n\n<think>");
+    expect_text("deepseek-v3.2", /* longer than 64 bits */
+                "[{\"role\": \"assistant\", \"tool_calls\": [{\"function\": {\"name\": \"f\", \"arguments\": "
+                "\"{\\\"n\\\": 100000000000000000000}\"}}]}]",
+                false, NULL,
+                BOS "\n\n<｜DSML｜function_calls>\n<｜DSML｜invoke name=\"f\">\n<｜DSML｜parameter name=\"n\" "
+                    "string=\"false\">1e+20</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜function_calls>" EOS);
     expect_text("deepseek-v3.2", "[{\"role\": \"user\", \"content\": \"Q\"}]", true,
                 "{\"response_format\": {\"maximum\": 0.1, \"x\": [\"\\u001f\\u007f\", true]}}",
                 BOS "\n\n## Response Format:\n\nYou MUST strictly adhere to the following schema to reply:\n"

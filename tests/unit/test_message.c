@@ -176,6 +176,9 @@ static void test_dsml(void **state) {
            "F0(f)A({})E");
     expect(TAGS, BLOCK INVOKE("f") INVOKE_END BLOCK_END "\n" BLOCK INVOKE("f") INVOKE_END BLOCK_END,
            "F0(f)A({})EF1(f)A({})E");
+    expect(TAGS,
+           BLOCK INVOKE("f") PARAMETER("a", "false", "[\"\\\"</｜DSML｜parameter>\", \"\\\\\"]") INVOKE_END BLOCK_END,
+           "F0(f)A({\"a\": [\"\\\"</｜DSML｜parameter>\", \"\\\\\"]})E");
     struct message_rules both = {MESSAGE_THOUGHT_FIRST, false, SOME, CHAT_CALLS_DSML};
     expect(both, "I call " BLOCK "</think>\n\n" BLOCK INVOKE("f") INVOKE_END BLOCK_END,
            "R(I call <｜DSML｜function_calls>)F0(f)A({})E");
