@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include "backend/cpu/kern.h"
 #include "base/clock.h"
 #include "base/cpu.h"
 #include "base/log.h"
@@ -127,7 +128,8 @@ static const char *expert_bits(const struct engine *engine) {
                 depends_on_level(&expert->gate) || depends_on_level(&expert->up) || depends_on_level(&expert->down);
         }
     }
-    return cpu_level_bits(depends && !cpu_level_get(&level, NULL) ? level : CPU_REF);
+    if (!depends || cpu_level_get(&level, NULL)) return cpu_level_bits(CPU_REF);
+    return cpu_level_bits(kern_level(level, engine->options.compute == COMPUTE_F32));
 }
 
 int engine_ranks_hello(const struct engine *engine, struct wire_hello *hello, struct mo_error *error) {

@@ -214,6 +214,21 @@ def test_unlike_models_are_refused(packed):
 
 
 @needs_mpi
+def test_levels_with_bits_of_their_own(packed):
+    """Refused where the experts' bits would differ: not with every sum in fp32, nor with experts of 4 bits."""
+    if "which this machine lacks" in moebius("check", "no-bench", "--bench", env={"MOEBIUS_CPU": "avx512-bf16"}).err:
+        pytest.skip("left out: two ways to compute, for want of AVX512_BF16 and VBMI")
+
+    def run(model, *flags):
+        command = [PROGRAM, "logits", model, "--ids", "1", *ALONE, *flags]
+        return run_parts((1, ["env", "MOEBIUS_CPU=avx2", *command]), (1, ["env", "MOEBIUS_CPU=avx512-bf16", *command]))
+
+    says(run(packed["v2lite-bf16"]), "rank 1", "way to compute", "avx512-bf16, here plain C")
+    for result in (run(packed["v2lite-bf16"], "--compute", "f32"), run(packed["v3-int4"])):
+        assert result.code == 0, str(result)
+
+
+@needs_mpi
 def test_what_a_rank_cannot_open_is_said_by_the_first():
     commands = [(1, [PROGRAM, "logits", model, "--ids", "1", *ALONE]) for model in (GOLDEN / "v3-tiny", "/nowhere")]
     says(run_parts(*commands), "rank 1", "/nowhere")

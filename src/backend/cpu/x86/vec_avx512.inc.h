@@ -27,7 +27,7 @@ INLINE __mmask16 part16(int n) {
 }
 
 INLINE __mmask32 part32(int n) {
-    return _bzhi_u32(0xffffffff, (unsigned)(n > 32 ? 32 : n));
+    return _bzhi_u32(0xffffffff, (unsigned)(n < 0 ? 0 : n > 32 ? 32 : n));
 }
 
 /* Asks for a line that will be read soon, into the second cache: the first waits for so few lines at a time that a Zen 4 reads at half
