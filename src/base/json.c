@@ -183,3 +183,12 @@ int json_get_string(const json_t *object, const char *key, enum json_need need, 
     *out = json_string_value(value);
     return 0;
 }
+
+json_t *json_read_object(const char *text, size_t size) {
+    if (!text || !has_room(size)) return NULL;
+    json_t *object = json_loadb(text, size, JSON_ALLOW_NUL, NULL);
+    if (!object) object = json_loadb(text, size, JSON_ALLOW_NUL | JSON_DECODE_INT_AS_REAL, NULL);
+    if (json_is_object(object)) return object;
+    json_decref(object);
+    return NULL;
+}

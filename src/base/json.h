@@ -13,6 +13,10 @@
 int json_parse(const char *text, size_t size, const char *where, json_t **root, struct mo_error *error);
 int json_parse_file(const char *path, size_t max_bytes, json_t **root, struct mo_error *error);
 
+/* What a call was given, as models write it: the object that a text says, or NULL. Longer integers than 64 bits hold make all
+ * numbers reals, which keep 15 digits and their size. Caller owns it. */
+json_t *json_read_object(const char *text, size_t size);
+
 /* For output, which must not fail because a file's name is not UTF-8 or a division had nothing to divide: such bytes become
  * U+FFFD, such numbers null. NULL: no memory. */
 json_t *json_lossy(const char *text);

@@ -13,16 +13,6 @@ json_t *put_number(double value) {
     return json_real(strtod(text, NULL));
 }
 
-/* Models write longer integers than 64 bits hold. */
-json_t *put_arguments(const struct buffer *text) {
-    const char *data = text->data ? text->data : "";
-    json_t *json = json_loadb(data, text->size, JSON_ALLOW_NUL, NULL);
-    if (!json) json = json_loadb(data, text->size, JSON_ALLOW_NUL | JSON_DECODE_INT_AS_REAL, NULL);
-    if (json_is_object(json)) return json;
-    json_decref(json);
-    return NULL;
-}
-
 static int append(const char *text, size_t size, void *out) {
     buffer_add(out, text, size);
     return ((struct buffer *)out)->failed ? -1 : 0;

@@ -39,8 +39,6 @@ static inline json_t *put_share(const json_t *value) {
  * good for. */
 json_t *put_text(const struct buffer *text);
 json_t *put_number(double value);
-/* What a call was given, if it is a whole object; else NULL. Numbers keep 15 digits, and all of them their size. */
-json_t *put_arguments(const struct buffer *text);
 
 /* What goes to clients, whole or in frames: appends the text of `json`, which is taken over. -1 without memory. */
 int put_dump(struct buffer *out, json_t *json);

@@ -1,5 +1,6 @@
 /* Answers as Anthropic's POST /v1/messages gives them: a message of blocks, whole or told block by block. */
 #include <string.h>
+#include "base/json.h"
 #include "server/dialect.h"
 #include "server/frame.h"
 #include "server/put.h"
@@ -52,7 +53,7 @@ static json_t *message(const struct respond_head *head, const struct choice *cho
 
 /* Arguments that the end cut off are no JSON: the call is shown without any. */
 static json_t *call_input(const struct part *part) {
-    json_t *input = put_arguments(&part->text);
+    json_t *input = json_read_object(part->text.data, part->text.size);
     return input ? input : json_object();
 }
 

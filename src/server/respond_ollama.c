@@ -2,6 +2,7 @@
 
 #include <stdio.h>
 #include "base/clock.h"
+#include "base/json.h"
 #include "server/frame.h"
 #include "server/put.h"
 
@@ -30,7 +31,7 @@ struct said {
 
 /* A call that is whole. One that was cut off is left out: its arguments are no object. */
 static int add_call(struct said *said, int index) {
-    json_t *arguments = put_arguments(&said->arguments);
+    json_t *arguments = json_read_object(said->arguments.data, said->arguments.size);
     if (!arguments) return 0;
     return json_array_append_new(said->calls, json_pack("{s:s, s:{s:i, s:o, s:o}}", "id", said->id, "function", "index",
                                                         index, "name", put_text(&said->name), "arguments", arguments));

@@ -3,6 +3,7 @@
  * somebody who asks. Source: encoding/encoding_dsv32.py of deepseek-ai/DeepSeek-V3.2 on Hugging Face, and its test vectors. What the
  * module refuses in a chat that ends in an answer (one without its thoughts) is taken for an answer that thought nothing. */
 #include <string.h>
+#include "base/json.h"
 #include "text/calls.h"
 #include "text/chat_priv.h"
 
@@ -74,22 +75,9 @@ static void put_parameter(struct chat_job *job, const char *key, size_t key_size
     chat_own(job, "</" DSML DSML_PARAMETER ">");
 }
 
-/* The object that a text of JSON says, or NULL; the caller's. Models write longer integers than 64 bits hold: then numbers are
- * floats. */
-static json_t *read_object(const json_t *text) {
-    const char *data = json_string_value(text);
-    const size_t size = json_string_length(text), flags = JSON_ALLOW_NUL;
-    if (!data) return NULL;
-    json_t *json = json_loadb(data, size, flags, NULL);
-    if (!json) json = json_loadb(data, size, flags | JSON_DECODE_INT_AS_REAL, NULL);
-    if (json_is_object(json)) return json;
-    json_decref(json);
-    return NULL;
-}
-
 /* A line each. The text of the arguments is JSON: an object. */
 static void put_parameters(struct chat_job *job, const struct chat_message *message, const json_t *arguments) {
-    json_t *object = read_object(arguments), *value;
+    json_t *object = json_read_object(json_string_value(arguments), json_string_length(arguments)), *value;
     const char *key, *between = "";
     size_t size;
     if (!object) {

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
+#include "base/json.h"
 #include "server/api_fields.h"
 #include "server/dialect.h"
 #include "server/put.h"
@@ -129,11 +130,9 @@ static void test_arguments(void **state) {
         {"[1]", NULL},
         {"", NULL},
     };
+    assert_null(json_read_object(NULL, 0));
     for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
-        struct buffer text = {0};
-        buffer_add_text(&text, CASES[i].written);
-        json_t *json = put_arguments(&text);
-        buffer_free(&text);
+        json_t *json = json_read_object(CASES[i].written, strlen(CASES[i].written));
         assert_int_equal(json != NULL, CASES[i].told != NULL);
         if (!json) continue;
         expect_dump(json, CASES[i].told);
