@@ -62,7 +62,8 @@ static bool asks_for(const struct chat_template *chat, const char *word) {
 
 /* V3.2's release has no Jinja template: every copy is somebody's, and means the same. */
 static bool is_foreign(const struct chat_template *chat, const char *jinja) {
-    for (size_t i = 0; i < N_FOREIGN && chat->render != chat_render_v3_2; i++) {
+    if (chat->render == chat_render_v3_2) return false;
+    for (size_t i = 0; i < N_FOREIGN; i++) {
         if (strstr(jinja, FOREIGN_MARKERS[i]) && !asks_for(chat, FOREIGN_MARKERS[i])) return true;
     }
     return false;

@@ -20,7 +20,8 @@
  * Products smaller than 2^-126 are lost, and where Inf should come out, it may be NaN.
  *
  * Another, avx512-bf16, rounds activations to bf16 for products of BF16 and FP8 weights, and has sums of bf16 for attention, where
- * the table says `pair_order`; in plain C they are in kern_pair_order.c. gemm_unrounded leaves activations as they are. In any batch the same bits here too.
+ * the table says `pair_order`; in plain C they are in kern_pair_order.c. gemm_unrounded leaves activations as they are. In any
+ * batch the same bits here too.
  *   rounded  to the nearest bf16, halves to even.
  *   pairs    lanes, but lane l takes values 2l and 2l + 1, then 32 on: lane = fma(second, second, lane), then the same with the
  *            first ones; as if the row went on with zeros up to a multiple of 32. Subnormal numbers count as 0, going in and
