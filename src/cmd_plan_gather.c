@@ -193,6 +193,17 @@ static int gather_hits(struct plan_report *r, struct mo_error *error) {
     return plan_curve_read(&r->input.machine.curve, a->expert_trace, &r->input.arch, error);
 }
 
+/* Cards of which some layers' experts are elsewhere share layers, as the engine's do. */
+static int gather_cpu_layers(struct plan_machine *machine, struct mo_error *error) {
+    if (machine->gpu.count > 1 && machine->parallel == PLAN_PARALLEL_AUTO) machine->parallel = PLAN_PARALLEL_PIPELINE;
+    bool shares_layers = machine->gpu.count < 2 || machine->parallel == PLAN_PARALLEL_PIPELINE;
+    if (shares_layers && machine->nodes == 1) return 0;
+    return mo_error_set(
+        error, MO_E_INVALID,
+        "--n-cpu-moe %d: of some layers, beside cards of one machine that share layers (--parallel pipeline)",
+        machine->cpu_layers);
+}
+
 static int gather_machine(struct plan_report *r, struct plan_host *host, struct mo_error *error) {
     const struct plan_arguments *a = r->arguments;
     struct plan_machine *machine = &r->input.machine;
@@ -207,9 +218,7 @@ static int gather_machine(struct plan_report *r, struct plan_host *host, struct 
     if (!code) code = gather_gpu(r, error);
     if (!code && machine->experts == PLAN_EXPERTS_GPU && !machine->gpu.count)
         code = mo_error_set(error, MO_E_INVALID, "--experts gpu: there is no card (%s)", r->gpu_from);
-    if (!code && machine->cpu_layers && (machine->gpu.count > 1 || machine->nodes > 1))
-        code = mo_error_set(error, MO_E_INVALID, "--n-cpu-moe %d: of some layers beside one card, in one machine",
-                            machine->cpu_layers);
+    if (!code && machine->cpu_layers) code = gather_cpu_layers(machine, error);
     if (!code) code = gather_ram(r, host, error);
     if (!code) code = plan_network_parse(machine, a->network ? a->network : "1.25,50", error);
     if (!code) code = gather_ranks(r, error);

@@ -115,9 +115,9 @@ static void say_hits(const struct plan_report *r) {
 /* What a user can say to have the same. */
 static void say_split(const struct plan_report *r) {
     const struct plan_input *in = &r->input;
-    printf("  %-24s %d of %d layers' in RAM, the others' on the card (--n-cpu-moe %d%s)\n", "routed experts",
-           plan_cpu_layers(in, &r->memory), plan_arch_moe_layers(&in->arch), plan_cpu_layers(in, &r->memory),
-           in->machine.cpu_layers ? "" : ": as few as this context allows");
+    printf("  %-24s %d of %d layers' in RAM, the others' on the card%s (--n-cpu-moe %d%s)\n", "routed experts",
+           plan_cpu_layers(in, &r->memory), plan_arch_moe_layers(&in->arch), in->machine.gpu.count > 1 ? "s" : "",
+           plan_cpu_layers(in, &r->memory), in->machine.cpu_layers ? "" : ": as few as this context allows");
 }
 
 static void say_fit(const struct plan_report *r) {

@@ -4,12 +4,13 @@
 #include <string.h>
 #include "base/log.h"
 #include "engine_device.h"
+#include "engine_offload.h"
 #include "engine_plan.h"
 
 /* What a context takes that nobody asked for: a longer one is what is left. */
 enum { CONTEXT_TOKENS = 8192, DEVICE_MAX = 255, ROUNDS = 50 };
 
-static const double GIB = 1 << 30;
+static const double GIB = 1 << 30, SHARE_LEAST = 1e-9, SHARE_MOST = 1e9;
 
 /* ---- what was asked for ---- */
 
@@ -42,19 +43,23 @@ static int parse_list(struct engine *engine, const char *text, struct mo_error *
     return code;
 }
 
-/* "3,1" -> how many; each above 0. */
+/* "3,1" -> how many. Shares are limited so that dealing, which divides bytes by them, meets no infinity. */
 static int parse_split(struct engine *engine, int *n, struct mo_error *error) {
     const char *text = engine->options.tensor_split, *at = text;
     for (*n = 0; *n < CUDA_PARTS_MAX;) {
         char *end;
         double share = strtod(at, &end);
-        if (end == at || !(share > 0) || share > 1e9 || (*end && *end != ',')) break;
+        bool is_good = end != at && share >= SHARE_LEAST && share <= SHARE_MOST; /* no NaN is */
+        if (!is_good || (*end && *end != ',')) break;
         engine->card_shares[(*n)++] = share;
         if (!*end) return 0;
         at = end + 1;
     }
-    return mo_error_set(error, MO_E_INVALID,
-                        "--tensor-split: expected numbers above 0, one a card, as in 3,1; found \"%s\"", text);
+    return mo_error_set(
+        error, MO_E_INVALID,
+        "--tensor-split: expected numbers above 0 (%g to %g), one for each of at most %d cards, as in 3,1; "
+        "found \"%s\"",
+        SHARE_LEAST, SHARE_MOST, CUDA_PARTS_MAX, text);
 }
 
 /* How many cards the other flags speak of; 0: of none. */
@@ -224,6 +229,19 @@ static bool add_next(struct engine *engine) {
     return true;
 }
 
+/* Not even all cards hold everything: the first one is taken, if it holds what cannot stay in the machine's memory; else all are. */
+static int share_with_cpu(struct engine *engine, struct mo_error *error) {
+    const int cards = engine->n_parts, on_cpu = engine->cpu_layers;
+    double bytes = 0;
+    engine->n_parts = 1;
+    engine->cpu_layers = engine_offload_most(engine);
+    int least = engine->options.max_model_len ? engine_cards_context(engine) : 1;
+    int code = engine_cards_missing(engine, least, &bytes, error);
+    engine->cpu_layers = on_cpu;
+    if (bytes > 0) engine->n_parts = cards;
+    return code;
+}
+
 int engine_cards_add(struct engine *engine, struct mo_error *error) {
     const int context = engine_cards_context(engine);
     double of_one = 0, bytes = 0;
@@ -231,9 +249,9 @@ int engine_cards_add(struct engine *engine, struct mo_error *error) {
     int code = engine_cards_missing(engine, context, &of_one, error);
     bytes = of_one;
     while (!code && bytes > 0 && add_next(engine)) code = engine_cards_missing(engine, context, &bytes, error);
+    if (!code && bytes > 0) code = share_with_cpu(engine, error);
     if (code) return code;
-    if (bytes > 0) engine->n_parts = 1; /* not even all of them hold it: experts stay in the machine's memory */
-    if (engine->n_parts > 1) {
+    if (engine->n_parts > 1 && bytes <= 0) {
         log_info("%.2f GiB are missing on GPU 0 for all of the model and a context of %d tokens: %d GPUs hold them",
                  of_one / GIB, context, engine->n_parts);
     }

@@ -8,7 +8,8 @@
  * contradict each other in, or name no card for, is an error. Leaves n_parts 0 where --device is no card. */
 int engine_cards_parse(struct engine *engine, struct mo_error *error);
 
-/* Adds cards, as few as are needed, if nobody has said how many and one does not hold the model and a context. Needs weights. */
+/* Adds cards, if nobody has said how many and one does not hold the model and a context: as few as do. Where all are too few, one stays
+ * with experts on the CPU, or all if one does not hold the rest. Needs weights. */
 int engine_cards_add(struct engine *engine, struct mo_error *error);
 
 /* Deals the layers in order, so that the same share of each card's free memory is taken (of --tensor-split's numbers, where there are

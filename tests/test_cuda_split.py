@@ -114,6 +114,8 @@ WRONG = [
     ([*GPU, "-ts", "1,2", "-pp", 3], "is for 2 cards"),
     ([*GPU, "-ts", "1,0"], "numbers above 0"),
     ([*GPU, "-ts", "3;1"], "numbers above 0"),
+    ([*GPU, "-ts", "1e-308,1"], "numbers above 0"),  # GPU 0 would have got most layers
+    ([*GPU, "-ts", ",".join("1" * 17)], "at most 16 cards"),
     ([*GPU, "-ts", "1,1,1,1"], "4 cards are asked for, and the model has 3 layers"),
     (["--device", "cpu", "-pp", 2], "--device cuda takes them"),
     (["-ts", "1,1"], "--device cuda takes them"),
@@ -148,6 +150,15 @@ def test_as_few_cards_as_hold_the_model(tmp_path):
     for alone in (["--device", "cuda:0"], [*GPU, "-pp", 1], ["--device", "cuda:1"]):
         assert "--n-cpu-moe" in on_small_cards(two, *alone).err
     assert "--n-cpu-moe" in on_small_cards(two, *GPU, devices=1).err
+
+
+def test_cards_that_together_are_too_small():
+    """One is taken if it holds all but experts, else both: as if they had been asked for."""
+    asked, found = (on_small_cards(1, *flags, devices=2) for flags in (TWO, GPU))
+    assert len(parts(found.err)) == 2 and "--n-cpu-moe 2" in found.err and "hold them" not in found.err
+    assert found.out == asked.out
+    one = succeed("logits", V2, "--ids", IDS, "--chunk", 8, "--max-model-len", 640, *GPU, env=fake(devices=2, free_mib=2, free_mib1=0))
+    assert not parts(one.err) and "--n-cpu-moe 2" in one.err
 
 
 # --- what goes with it -----------------------------------------------------------------------------------------------------

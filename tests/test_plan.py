@@ -185,9 +185,20 @@ def test_layers_beside_a_card():
     everything = [plan(*base, *flags) for flags in (["-ncmoe", 26], ["-ncmoe", 300], ["-cmoe"], ["--expert-device", "cpu"])]
     assert all(other["n_cpu_moe"] == 26 and other["decode"] == everything[0]["decode"] for other in everything)
     assert step(everything[0], 1, 0)["expected_tokens_per_s"] < step(report, 1, 0)["expected_tokens_per_s"]
-    for several in (["--nodes", 2], ["--gpu", "2xrtx-4090"]):
-        refused(moebius("plan", *base, "-ncmoe", 3, *several), "--n-cpu-moe 3", "one card")
+    for several in (["--nodes", 2], ["--gpu", "2xrtx-4090", "--parallel", "tensor"]):
+        refused(moebius("plan", *base, "-ncmoe", 3, *several), "--n-cpu-moe 3", "one machine", "--parallel pipeline")
     assert plan(LITE, *NO_CARD)["n_cpu_moe"] is None and plan(LITE, *CARD, "--quant", "int4")["n_cpu_moe"] == 0
+
+
+def test_layers_beside_several_cards():
+    """As the engine does it: the cards share layers, and what is not on them is in RAM."""
+    base = [LITE, "--quant", "int4", "--ram", "32@50", "--context", "8192"]
+    one, two = (plan(*base, "--gpu", gpu, "-ncmoe", 20) for gpu in ("small=8,448,40", "2xsmall=8,448,40"))
+    assert two["n_cpu_moe"] == one["n_cpu_moe"] == 20 and two["fits"] and two["class"] == "ram"
+    assert two["machine"]["parallel"] == "pipeline" and two["weights_bytes"] == one["weights_bytes"]
+    assert two["cache_tokens"] > 2 * one["cache_tokens"] and "20 of 26 layers' in RAM" in succeed("plan", *base, "--gpu", "2xsmall=8,448,40", "-ncmoe", 20).text
+    fewer = plan(*base, "--gpu", "2xsmall=8,448,40", "--parallel", "pipeline", "-ncmoe", 5)
+    assert step(fewer, 1, 0)["expected_tokens_per_s"] > step(two, 1, 0)["expected_tokens_per_s"]
 
 
 def test_hit_rate():

@@ -248,6 +248,21 @@ def test_products_that_are_not_finite(model, name, stage, tmp_path):
     assert f"layer 1, stage {stage} " in message
 
 
+def test_keys_too_small_for_a_scale(model, tmp_path):
+    """448 times smaller than the largest one is 0: such keys are all alike, and no NaN."""
+    def shrink(tensors):
+        for name, (dtype, shape, raw) in tensors.items():
+            if ".k_norm." in name:
+                values = np.zeros(shape, "<f4")
+                values[1::2] = 1e-43 if name.endswith(".bias") else 0
+                tensors[name] = (dtype, shape, values.tobytes())
+
+    rewrite(model, shrink)
+    tokens = tokens_of(40)
+    got = [logits(model, tokens, tmp_path, "--kv-cache-dtype", kv, "--no-self-test") for kv in ("fp8", "bf16")]
+    assert np.isfinite(got[0]).all() and np.isfinite(got[1]).all()
+
+
 def test_sanitize_sparse(tmp_path):
     """A short selection for the sanitizers: ragged chunks, every cache, three threads."""
     case = Case("v32-tiny", "p200")

@@ -147,14 +147,14 @@ static double cache_tokens(const struct plan_input *in, const struct plan_memory
     return token > 0 && left > 0 ? floor(left / token) : 0;
 }
 
-/* Beside other experts: what was asked for, else as many as there is room for. Several cards or machines share otherwise. */
+/* Beside other experts: what was asked for, else as many as there is room for beside one card. Machines share otherwise. */
 static int card_layers(const struct plan_input *in, const struct plan_memory *m) {
     const struct plan_machine *machine = &in->machine;
     int all = plan_arch_moe_layers(&in->arch), asked = machine->cpu_layers;
     struct plan_memory at = *m;
-    if (!uses_gpu(m->place) || m->place == PLAN_IN_GPU || machine->gpu.count != 1 || machine->nodes > 1) return 0;
+    if (!uses_gpu(m->place) || m->place == PLAN_IN_GPU || machine->nodes > 1) return 0;
     if (asked) return asked < all ? all - asked : 0;
-    if (machine->experts != PLAN_EXPERTS_AUTO) return 0;
+    if (machine->gpu.count > 1 || machine->experts != PLAN_EXPERTS_AUTO) return 0;
     for (at.card_layers = all - 1; at.card_layers > 0; at.card_layers--) {
         fill_rooms(in, m->kv_bytes, &at);
         if (room_left(&at.gpu) >= 0) break;

@@ -115,10 +115,10 @@ static int ceil_div(int a, int b) {
     return (a + b - 1) / b;
 }
 
-/* Heads of a row that share a pass: as many as leave every thread a task. Chunks are the other way to share work, but a short
- * sequence has one. */
-static int heads_together(const struct cpu *cpu, const struct batch_seq *seq) {
-    int chunks = (seq->first_pos + seq->n_rows - 1) / CHUNK_TOKENS + 1;
+/* Heads of a row with so many keys that share a pass: as many as leave every thread a task. Chunks are the other way to share work,
+ * but few keys have one. */
+static int heads_together(const struct cpu *cpu, int keys) {
+    int chunks = ceil_div(keys, CHUNK_TOKENS);
     int parts = ceil_div(pool_threads(cpu->pool), cpu->batch->n_rows * chunks);
     int heads = ceil_div(cpu->model->heads, parts);
     return smaller(heads > HEADS_LEAST ? heads : HEADS_LEAST, ATTENTION_ROWS);
@@ -130,7 +130,8 @@ static int list_rows(const struct cpu *cpu, const struct batch_seq *seq, int fir
     int heads = cpu->model->heads, n = 0;
     bool sparse = row_is_sparse(cpu, first), by_head = sparse || rows < smaller(heads, ATTENTION_ROWS);
     int outer = by_head ? rows : heads, inner = by_head ? heads : rows;
-    int most = by_head ? heads_together(cpu, seq) : ATTENTION_ROWS;
+    int keys = sparse ? cpu->model->index_topk : cpu->pos[first + rows - 1] + 1;
+    int most = by_head ? heads_together(cpu, keys) : ATTENTION_ROWS;
     for (int i = 0; i < outer; i++) {
         for (int j = 0; j < inner; j += most) {
             struct query_block *b = &out[n++];

@@ -68,14 +68,16 @@ static void store_bf16(uint8_t *out, const float *values, int n) {
     }
 }
 
-/* scale = amax / 448 maps the largest value to e4m3's largest; an all-zero group gets 1. A NaN stays one. */
+/* scale = amax / 448 maps the largest value to e4m3's largest; 0, also where that is too small for a number, becomes 1. A NaN stays
+ * one. */
 static float store_fp8_group(uint8_t *out, const float *values, int n) {
     float amax = 0;
     for (int i = 0; i < n; i++) {
         float size = fabsf(values[i]);
         if (!(size <= amax)) amax = size;
     }
-    float scale = amax == 0 ? 1 : amax / 448;
+    float scale = amax / 448;
+    if (scale == 0) scale = 1;
     for (int i = 0; i < n; i++) out[i] = f32_to_e4m3(values[i] / scale);
     return scale;
 }
