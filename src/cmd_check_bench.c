@@ -41,13 +41,13 @@ static void say_machine(const struct bench_run *run) {
     say_tops("8-bit", run->int8_tops);
     say_tops("f32", run->f32_tops);
     say_tops("bf16", run->bf16_tops);
-    printf("\n%-8s %-9s %-11s  %24s  %8s  %21s\n", "level", "weights", "activations", "one token: weights, GB/s",
+    printf("\n%-11s %-9s %-11s  %24s  %8s  %21s\n", "level", "weights", "activations", "one token: weights, GB/s",
            "of memory", "64 tokens: Gop/s");
     fflush(stdout);
 }
 
 static void say_line(const struct bench_run *run, const struct bench_line *l) {
-    printf("%-8s %-9s %-11s  %24.2f  %7.1f %%  %12.1f", l->level, l->weights, l->activations, l->gb_per_s,
+    printf("%-11s %-9s %-11s  %24.2f  %7.1f %%  %12.1f", l->level, l->weights, l->activations, l->gb_per_s,
            100 * l->gb_per_s / l->read_gb_s, l->gop_per_s);
     if (run->int8_tops.median > 0) printf("  %5.1f %% of 8-bit", 100 * share_of_peak(run, l));
     printf("\n");
