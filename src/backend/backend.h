@@ -126,8 +126,10 @@ struct backend {
 /* Rows of one sequence from which a step attends to it in expanded form: one rule for all backends. */
 int attention_expanded_rows(const struct model *model, enum attention attention);
 
-/* Bytes of one token's cache row in one layer. */
+/* Bytes of one token's cache row, and its index key, in one layer of any family but V4's. */
 size_t kv_row_bytes(const struct model *model, enum kv_format kv);
+/* Bytes of a page of a layer. */
+size_t kv_page_bytes(const struct model *model, int layer, enum kv_format kv);
 /* Bytes that a pool of n_pages takes, all layers. */
 size_t kv_pool_bytes(const struct model *model, enum kv_format kv, int n_pages);
 

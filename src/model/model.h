@@ -56,7 +56,7 @@ struct hybrid_model {
     double swiglu_limit;             /* gate is at most that, up at most that either way; 0: no limit */
 };
 /* RATIO_SPARSE windows overlap (a row is made of eight tokens, and the next begins four later) and have an indexer. */
-enum { RATIO_SPARSE = 4, RATIO_DENSE = 128 };
+enum { RATIO_SPARSE = 4, RATIO_DENSE = 128, MODEL_MAX_ROPE = 1024 };
 
 struct model {
     char architecture[64];    /* "DeepseekV2ForCausalLM" */

@@ -37,7 +37,7 @@ static int touch(uint8_t *from, uint8_t *to) {
 
 static int take_pages(const struct cpu *cpu, int layer, int page, int n) {
     uintptr_t from = (uintptr_t)kv_cache_page(cpu, layer, page);
-    uint8_t *to = kv_cache_page(cpu, layer, page) + (size_t)n * cpu->page_bytes;
+    uint8_t *to = kv_cache_page(cpu, layer, page) + (size_t)n * cpu->page_bytes[layer];
     return touch((uint8_t *)(from / SYSTEM_PAGE * SYSTEM_PAGE), to);
 }
 
