@@ -104,7 +104,8 @@ struct backend_ops {
     /* Read back, of the step that ended last; valid until the next begin(). */
     const float *(*logits)(struct backend *backend);   /* [n_logits][vocab]; rows with a pick hold nothing */
     const int32_t *(*picked)(struct backend *backend); /* [n_logits] ids; rows without a pick hold nothing */
-    const float *(*residual)(struct backend *backend); /* [n_rows][hidden], as of the last stage */
+    /* [n_rows][hidden], as of the last stage; of V4's streams what the head would read of them. */
+    const float *(*residual)(struct backend *backend);
     /* The last route(): ids and weights [n_rows][top_k], in falling order of the score they were chosen by. */
     void (*routing)(struct backend *backend, const int32_t **ids, const float **weights);
 

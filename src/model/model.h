@@ -37,7 +37,7 @@ struct rope {
     int original_context;                                        /* YaRN */
 };
 
-enum { MODEL_MAX_EOS = 16, MODEL_MAX_LAYERS = 1024 };
+enum { MODEL_MAX_EOS = 16, MODEL_MAX_LAYERS = 1024, MODEL_MAX_STREAMS = 16 };
 
 /* What V4 has beyond the others. A row of its cache, [kv_lora | rope], is key and value at once of all heads: nope_dim = kv_lora and
  * v_dim = kv_lora + rope_dim. A query sees the last `window` rows and, where the layer has a ratio, rows into which the model

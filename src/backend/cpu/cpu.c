@@ -1,4 +1,5 @@
 #include "backend/cpu/attention.h"
+#include "backend/cpu/streams.h"
 
 #include <assert.h>
 #include <math.h>
@@ -82,7 +83,9 @@ static void embed_row(void *context, int row, int worker) {
     (void)worker;
     struct cpu *cpu = context;
     int token = cpu->batch->token[row];
-    cpu->kern.decode_rows(&cpu->weights->embed, token, token + 1, cpu->x + (size_t)row * (size_t)cpu->model->hidden);
+    size_t width = (size_t)model_streams(cpu->model) * (size_t)cpu->model->hidden;
+    cpu->kern.decode_rows(&cpu->weights->embed, token, token + 1, cpu->x + (size_t)row * width);
+    streams_spread(cpu, row);
 }
 
 static void cpu_embed(struct backend *backend) {
@@ -98,10 +101,12 @@ static void cpu_head(struct backend *backend) {
     int n = cpu->batch->n_logits;
     if (cpu->failure.code) return;
     stage_begin(cpu);
+    if (model_is_hybrid(m)) streams_read(cpu, &cpu->weights->head_mixer, cpu->batch->logits_row, n, cpu->target);
     for (int i = 0; i < n; i++) {
         int row = cpu->batch->logits_row[i];
-        float mean = cpu->kern.rms_norm(cpu->x + (size_t)row * hidden, cpu->weights->final_norm, m->hidden,
-                                        (float)m->norm_eps, cpu->normed + (size_t)i * hidden);
+        const float *x = cpu->target + (size_t)(model_is_hybrid(m) ? i : row) * hidden;
+        float mean = cpu->kern.rms_norm(x, cpu->weights->final_norm, m->hidden, (float)m->norm_eps,
+                                        cpu->normed + (size_t)i * hidden);
         if (!isfinite(mean)) cpu_note_fault(cpu, m->layers - 1, "feed-forward", row);
     }
     cpu_linear(cpu, &cpu->weights->head, cpu->normed, hidden, cpu->logits, (size_t)m->vocab, n);
@@ -135,8 +140,12 @@ static const float *cpu_logits(struct backend *backend) {
     return ((struct cpu *)backend)->logits;
 }
 
+/* V4: what the head would read of the streams. */
 static const float *cpu_residual(struct backend *backend) {
-    return ((struct cpu *)backend)->x;
+    struct cpu *cpu = (struct cpu *)backend;
+    if (!model_is_hybrid(cpu->model)) return cpu->x;
+    stage_begin(cpu);
+    return streams_read(cpu, &cpu->weights->head_mixer, NULL, cpu->batch->n_rows, cpu->target);
 }
 
 static void cpu_routing(struct backend *backend, const int32_t **ids, const float **weights) {
@@ -290,13 +299,22 @@ static void open_latent(struct cpu *cpu, bool *failed) {
     cpu->acc = floats(cpu, rows, heads, (size_t)m->kv_lora, failed);
 }
 
+static void open_streams(struct cpu *cpu, bool *failed) {
+    const struct model *m = cpu->model;
+    size_t rows = (size_t)cpu->options.max_rows, logits = (size_t)cpu->options.max_logits, hidden = (size_t)m->hidden;
+    cpu->target = cpu->x = floats(cpu, rows, (size_t)model_streams(m), hidden, failed);
+    if (!model_is_hybrid(m)) return;
+    cpu->target = floats(cpu, larger(rows, logits), hidden, 1, failed);
+    cpu->mix = floats(cpu, rows, (size_t)model_mix_dim(m), 1, failed);
+}
+
 static void open_activations(struct cpu *cpu, bool *failed) {
     const struct model *m = cpu->model;
     size_t rows = (size_t)cpu->options.max_rows, heads = (size_t)m->heads, hidden = (size_t)m->hidden;
     size_t routed = (size_t)m->top_k * (size_t)m->expert_width, dense = m->dense_layers ? (size_t)m->dense_width : 0;
     size_t shared = (size_t)m->shared_experts * (size_t)m->expert_width;
     cpu->rotation = floats(cpu, rows, (size_t)m->rope_dim, 1, failed);
-    cpu->x = floats(cpu, rows, hidden, 1, failed);
+    open_streams(cpu, failed);
     cpu->normed = floats(cpu, larger(rows, (size_t)cpu->options.max_logits), hidden, 1, failed);
     cpu->q_a = floats(cpu, rows, (size_t)m->q_lora, 1, failed);
     cpu->q = floats(cpu, rows, heads, (size_t)model_q_head_dim(m), failed);
@@ -326,6 +344,7 @@ static size_t stage_bytes(const struct cpu *cpu) {
     size_t pairs = rows * (size_t)m->top_k, threads = (size_t)cpu->options.threads;
     size_t lists = (8 * rows + 8 * pairs + threads * rows) * sizeof(void *) + pairs * sizeof(struct q8_row);
     size_t ahead = cpu->options.predict_experts ? PREDICTED_ROWS * (size_t)(m->hidden + m->top_k) * 4 : 0;
+    if (model_is_hybrid(m)) lists += rows * (size_t)m->hybrid.streams * sizeof(float);
     size_t jobs = (2 * (size_t)m->experts + 8) * (sizeof(struct linear) + 4 * sizeof(int)) + pairs * 2 * sizeof(int);
     int n = (int)rows, width = m->dense_width > m->hidden ? m->dense_width : m->hidden;
     int attended = m->heads * m->v_dim;

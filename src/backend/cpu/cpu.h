@@ -1,5 +1,5 @@
 /* backend/cpu/cpu.h - the CPU backend's state, shared by its files: cpu.c (open, close, simple stages), linear.c
- * (matrix products over the thread pool), attention.c, rope.c, kv_cache.c, moe*.c. Engine thread, except inside pool tasks.
+ * (matrix products over the thread pool), streams.c, attention.c, rope.c, kv_cache.c, moe*.c. Engine thread, except inside pool tasks.
  * Includes: backend.h, kern.h, base. */
 #ifndef MOEBIUS_BACKEND_CPU_CPU_H
 #define MOEBIUS_BACKEND_CPU_CPU_H
@@ -84,7 +84,9 @@ struct cpu {
     size_t *layer_at;       /* [layers] where its pages begin */
     struct kv_taker *taker; /* with options.take_cache */
 
-    float *x;         /* [max_rows][hidden] the residual stream */
+    float *x;         /* [max_rows][streams][hidden] the residual stream, or V4's streams */
+    float *target;    /* [max_rows][hidden] what a block's output is added to (streams.h): x, but for V4 */
+    float *mix;       /* V4 [max_rows][model_mix_dim] what the block at work mixes by */
     float *normed;    /* [max_rows][hidden] */
     float *q_a;       /* [max_rows][q_lora] */
     float *q;         /* [max_rows][heads][nope + rope] */

@@ -2,6 +2,7 @@
 #include <math.h>
 #include <string.h>
 #include "backend/cpu/moe.h"
+#include "backend/cpu/streams.h"
 
 /* SiLU(gate) * up, a row a task. */
 struct silu_task {
@@ -29,7 +30,7 @@ void cpu_ffn_dense(struct backend *backend, int layer) {
     int n = cpu->batch->n_rows;
     if (cpu->failure.code) return;
     stage_begin(cpu);
-    cpu_norm_rows(cpu, cpu->x, (int)hidden, hidden, w->ffn_norm, cpu->normed, n, layer, "attention");
+    streams_begin(cpu, &w->ffn_mixer, w->ffn_norm, layer, "attention");
     const float *const *x = (const float *const *)cpu_row_pointers(cpu, cpu->normed, hidden, n);
     float **gate = cpu_row_pointers(cpu, cpu->gate, width, n), **up = cpu_row_pointers(cpu, cpu->up, width, n);
     struct linear in[2] = {{.w = &w->dense.gate, .x = x, .y = gate, .n = n},
@@ -38,10 +39,11 @@ void cpu_ffn_dense(struct backend *backend, int layer) {
     in[1].q = cpu_quantize_like(cpu, &in[0], in[1].w, x, n);
     cpu_linear_each(cpu, in, 2);
     silu_rows(cpu, cpu->gate, cpu->up, (int)width, n);
-    struct linear down = {
-        .w = &w->dense.down, .x = (const float *const *)gate, .n = n, .y = cpu_row_pointers(cpu, cpu->x, hidden, n)};
+    struct linear down = {.w = &w->dense.down, .x = (const float *const *)gate, .n = n};
+    down.y = cpu_row_pointers(cpu, streams_target(cpu), hidden, n);
     down.q = cpu_quantize(cpu, down.w, down.x, n);
     cpu_linear_sum(cpu, &down, 1);
+    streams_end(cpu);
 }
 
 static void softmax(float *scores, int n) {
@@ -137,7 +139,7 @@ void cpu_route(struct backend *backend, int layer) {
     struct route_task task = {cpu, layer};
     if (cpu->failure.code) return;
     stage_begin(cpu);
-    cpu_norm_rows(cpu, cpu->x, m->hidden, (size_t)m->hidden, w->ffn_norm, cpu->normed, n, layer, "attention");
+    streams_begin(cpu, &w->ffn_mixer, w->ffn_norm, layer, "attention");
     cpu_linear_unrounded(cpu, &w->router, cpu->normed, (size_t)m->hidden, cpu->score, (size_t)m->experts, n);
     pool_run(cpu->pool, n, route_row, &task);
 }
@@ -237,9 +239,9 @@ struct moe_down moe_begin_down(const struct moe *moe, int from, int to) {
     struct cpu *cpu = moe->cpu;
     struct moe_down down = {.from = from, .x = (const float *const *)moe->gate + from};
     down.q = cpu_quantize(cpu, &moe->w->experts[0].down, down.x, to - from);
-    down.residual = cpu_row_pointers(cpu, cpu->x, (size_t)cpu->model->hidden, cpu->batch->n_rows);
+    down.target = cpu_row_pointers(cpu, cpu->target, (size_t)cpu->model->hidden, cpu->batch->n_rows);
     down.y = stage_alloc(cpu, (size_t)(to - from) * sizeof *down.y);
-    for (int i = from; i < to; i++) down.y[i - from] = down.residual[moe->assignment.row[i]];
+    for (int i = from; i < to; i++) down.y[i - from] = down.target[moe->assignment.row[i]];
     return down;
 }
 
@@ -254,12 +256,12 @@ void moe_list_down(const struct moe *moe, const struct moe_down *down, int e, co
                            .n = moe_rows(moe, e)};
 }
 
-int moe_list_shared_down(const struct moe *moe, float *const *residual, struct linear *job) {
+int moe_list_shared_down(const struct moe *moe, float *const *target, struct linear *job) {
     struct cpu *cpu = moe->cpu;
     int n_rows = cpu->batch->n_rows;
     size_t width = (size_t)cpu->model->expert_width * (size_t)cpu->model->shared_experts;
     if (!width) return 0;
-    *job = (struct linear){.w = &moe->w->shared.down, .y = residual, .n = n_rows};
+    *job = (struct linear){.w = &moe->w->shared.down, .y = target, .n = n_rows};
     job->x = (const float *const *)cpu_row_pointers(cpu, cpu->shared_gate, width, n_rows);
     job->q = cpu_quantize(cpu, job->w, job->x, n_rows);
     return 1;
@@ -286,7 +288,7 @@ void moe_compute_pairs(const struct moe *moe, float *y) {
     cpu_linear_each(cpu, jobs, n);
 }
 
-/* Gate and up of every expert that has rows, and of the shared one; then down of the same, into the residual stream: for
+/* Gate and up of every expert that has rows, and of the shared one; then down of the same, into the block's target: for
  * every row in ascending order of expert, then the shared one. */
 static void compute_resident(struct cpu *cpu, int layer) {
     int experts = cpu->model->experts, n = 0;
@@ -307,7 +309,7 @@ static void compute_resident(struct cpu *cpu, int layer) {
     for (int e = 0; e < experts; e++) {
         if (moe_rows(&moe, e)) moe_list_down(&moe, &down, e, &moe.w->experts[e], &jobs[n++]);
     }
-    n += moe_list_shared_down(&moe, down.residual, &jobs[n]);
+    n += moe_list_shared_down(&moe, down.target, &jobs[n]);
     cpu_linear_sum(cpu, jobs, n);
 }
 
@@ -315,6 +317,7 @@ void cpu_experts(struct backend *backend, int layer) {
     struct cpu *cpu = (struct cpu *)backend;
     if (cpu->failure.code) return;
     stage_begin(cpu);
+    streams_target(cpu);
     if (cpu->options.ranks) {
         moe_compute_with_ranks(cpu, layer);
     } else if (cpu->options.store) {
@@ -322,4 +325,5 @@ void cpu_experts(struct backend *backend, int layer) {
     } else {
         compute_resident(cpu, layer);
     }
+    streams_end(cpu);
 }

@@ -24,12 +24,12 @@ struct moe {
     float **gate, **up;     /* [pairs] */
 };
 
-/* Pairs [from, to) on their way into the residual stream. */
+/* Pairs [from, to) on their way into the block's target. */
 struct moe_down {
     int from;
     const float *const *x;  /* [to - from] */
     const struct q8_row *q; /* [to - from] or NULL */
-    float **residual;       /* [n_rows] */
+    float **target;         /* [n_rows] */
     float **y;              /* [to - from] */
 };
 
@@ -47,7 +47,7 @@ void moe_shared_silu(const struct moe *moe);
 struct moe_down moe_begin_down(const struct moe *moe, int from, int to);
 void moe_list_down(const struct moe *moe, const struct moe_down *down, int e, const struct mlp *expert,
                    struct linear *job);
-int moe_list_shared_down(const struct moe *moe, float *const *residual, struct linear *job); /* how many: 0 or 1 */
+int moe_list_shared_down(const struct moe *moe, float *const *target, struct linear *job); /* how many: 0 or 1 */
 
 /* moe_store.c: cpu_experts with options.store. */
 void moe_compute_from_store(struct cpu *cpu, int layer);

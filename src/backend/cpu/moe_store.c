@@ -135,9 +135,9 @@ static int compute_waves(struct moe *moe, const int *experts, int n, int layer, 
 static void compute_shared_down(const struct moe *moe) {
     struct cpu *cpu = moe->cpu;
     struct linear job;
-    float **residual = cpu_row_pointers(cpu, cpu->x, (size_t)cpu->model->hidden, cpu->batch->n_rows);
+    float **target = cpu_row_pointers(cpu, cpu->target, (size_t)cpu->model->hidden, cpu->batch->n_rows);
     moe_shared_silu(moe);
-    if (moe_list_shared_down(moe, residual, &job)) cpu_linear_sum(cpu, &job, 1);
+    if (moe_list_shared_down(moe, target, &job)) cpu_linear_sum(cpu, &job, 1);
 }
 
 void moe_compute_from_store(struct cpu *cpu, int layer) {
