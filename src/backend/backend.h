@@ -106,7 +106,8 @@ struct backend_ops {
     const int32_t *(*picked)(struct backend *backend); /* [n_logits] ids; rows without a pick hold nothing */
     /* [n_rows][hidden], as of the last stage; of V4's streams what the head would read of them. */
     const float *(*residual)(struct backend *backend);
-    /* The last route(): ids and weights [n_rows][top_k], in falling order of the score they were chosen by. */
+    /* The last route(): ids and weights [n_rows][top_k], in falling order of the score they were chosen by, or as a token's table
+     * lists them, an expert perhaps twice. */
     void (*routing)(struct backend *backend, const int32_t **ids, const float **weights);
 
     /* Copies a page of the cache, [layers][KV_PAGE_TOKENS] rows as they lie, also while a step is at work: out one that no step at

@@ -90,6 +90,8 @@ static void embed_row(void *context, int row, int worker) {
 
 static void cpu_embed(struct backend *backend) {
     struct cpu *cpu = (struct cpu *)backend;
+    stage_begin(cpu);
+    moe_predict_first(cpu);
     pool_run(cpu->pool, cpu->batch->n_rows, embed_row, cpu);
 }
 
@@ -344,7 +346,7 @@ static size_t stage_bytes(const struct cpu *cpu) {
     size_t pairs = rows * (size_t)m->top_k, threads = (size_t)cpu->options.threads;
     size_t lists = (8 * rows + 8 * pairs + threads * rows) * sizeof(void *) + pairs * sizeof(struct q8_row);
     size_t ahead = cpu->options.predict_experts ? PREDICTED_ROWS * (size_t)(m->hidden + m->top_k) * 4 : 0;
-    if (model_is_hybrid(m)) lists += rows * (size_t)m->hybrid.streams * sizeof(float);
+    if (model_is_hybrid(m)) lists += (rows * (size_t)m->hybrid.streams + pairs) * sizeof(float);
     size_t jobs = (2 * (size_t)m->experts + 8) * (sizeof(struct linear) + 4 * sizeof(int)) + pairs * 2 * sizeof(int);
     int n = (int)rows, width = m->dense_width > m->hidden ? m->dense_width : m->hidden;
     int attended = m->heads * m->v_dim;

@@ -208,10 +208,16 @@ void cpu_attn_out(struct backend *backend, int layer);
 void cpu_ffn_dense(struct backend *backend, int layer);
 void cpu_route(struct backend *backend, int layer);
 void cpu_experts(struct backend *backend, int layer);
+/* moe_store.c: a step begins, with options.store; reads ahead what layer 0 will need where a table says so. */
+void moe_predict_first(struct cpu *cpu);
 /* moe_ranks.c: what it takes for messages, and of stage memory. */
 size_t exchange_bytes(const struct model *model, const struct backend_options *options);
 size_t exchange_stage_bytes(const struct model *model, const struct backend_options *options);
 /* One token's choice: scores [experts] (logits in, scores out), ids and weights [top_k]. */
 void cpu_choose_experts(const struct model *model, const float *bias, float *scores, int32_t *ids, float *weights);
+/* The same where a table has chosen: `listed` [top_k]. */
+void cpu_listed_experts(const struct model *model, const int32_t *listed, float *scores, int32_t *ids, float *weights);
+/* [top_k] of a row in a layer that has a table, else NULL. */
+const int32_t *cpu_experts_of_token(const struct cpu *cpu, int layer, int row);
 
 #endif

@@ -9,17 +9,28 @@ struct silu_task {
     const struct kern *kern;
     float *gate, *up;
     int width;
+    float limit; /* 0: none */
 };
+
+/* V4: gate is `limit` at most, up is that either way. NaN stays NaN. */
+static void clamp(float *gate, float *up, int n, float limit) {
+    for (int i = 0; i < n; i++) {
+        gate[i] = gate[i] > limit ? limit : gate[i];
+        up[i] = up[i] > limit ? limit : up[i];
+        up[i] = up[i] < -limit ? -limit : up[i];
+    }
+}
 
 static void silu_row(void *context, int index, int worker) {
     (void)worker;
     const struct silu_task *task = context;
     size_t at = (size_t)index * (size_t)task->width;
+    if (task->limit > 0) clamp(task->gate + at, task->up + at, task->width, task->limit);
     task->kern->silu_mul(task->gate + at, task->up + at, task->width);
 }
 
 static void silu_rows(struct cpu *cpu, float *gate, float *up, int width, int n) {
-    struct silu_task task = {&cpu->kern, gate, up, width};
+    struct silu_task task = {&cpu->kern, gate, up, width, (float)cpu->model->hybrid.swiglu_limit};
     pool_run(cpu->pool, n, silu_row, &task);
 }
 
@@ -90,26 +101,55 @@ static void limit_groups(const struct model *model, const float *choice, uint8_t
     for (int i = 0; i < model->experts; i++) taken[i] = !kept[i / size];
 }
 
+/* log(1 + exp(x)), where exp does not overflow. */
+static float softplus(float x) {
+    return fmaxf(x, 0) + log1pf(expf(-fabsf(x)));
+}
+
+/* Logits to scores. */
+static void score_experts(const struct model *model, float *scores) {
+    int n = model->experts;
+    switch (model->gate_kind) {
+    case GATE_SIGMOID_GROUPED:
+        for (int i = 0; i < n; i++) scores[i] = 1 / (1 + expf(-scores[i]));
+        break;
+    case GATE_SQRT_SOFTPLUS:
+        for (int i = 0; i < n; i++) scores[i] = sqrtf(softplus(scores[i]));
+        break;
+    default:
+        softmax(scores, n);
+    }
+}
+
+/* Of those chosen, by their scores alone: a bias takes part in choosing only. */
+static void weigh_experts(const struct model *model, const float *scores, const int32_t *ids, float *weights) {
+    float sum = 0;
+    for (int i = 0; i < model->top_k; i++) sum += weights[i] = scores[ids[i]];
+    float factor = (float)model->routed_scale / (model->norm_topk ? sum + 1e-20f : 1);
+    for (int i = 0; i < model->top_k; i++) weights[i] *= factor;
+}
+
 void cpu_choose_experts(const struct model *model, const float *bias, float *scores, int32_t *ids, float *weights) {
     float choice[MAX_ROUTED];
     uint8_t taken[MAX_ROUTED] = {0};
     int n = model->experts;
     assert(n <= MAX_ROUTED);
-    if (model->gate_kind == GATE_SIGMOID_GROUPED) {
-        for (int i = 0; i < n; i++) scores[i] = 1 / (1 + expf(-scores[i]));
-    } else {
-        softmax(scores, n);
-    }
+    score_experts(model, scores);
     for (int i = 0; i < n; i++) choice[i] = scores[i] + (bias ? bias[i] : 0);
     if (model->groups > 1) limit_groups(model, choice, taken);
-    float sum = 0;
-    for (int i = 0; i < model->top_k; i++) {
-        ids[i] = take_largest(choice, taken, n);
-        weights[i] = scores[ids[i]]; /* the bias takes part in choosing only */
-        sum += weights[i];
-    }
-    float factor = (float)model->routed_scale / (model->norm_topk ? sum + 1e-20f : 1);
-    for (int i = 0; i < model->top_k; i++) weights[i] *= factor;
+    for (int i = 0; i < model->top_k; i++) ids[i] = take_largest(choice, taken, n);
+    weigh_experts(model, scores, ids, weights);
+}
+
+void cpu_listed_experts(const struct model *model, const int32_t *listed, float *scores, int32_t *ids, float *weights) {
+    score_experts(model, scores);
+    memcpy(ids, listed, (size_t)model->top_k * sizeof *ids);
+    weigh_experts(model, scores, ids, weights);
+}
+
+const int32_t *cpu_experts_of_token(const struct cpu *cpu, int layer, int row) {
+    const int32_t *table = cpu->weights->layers[layer].router_table;
+    return table ? table + (size_t)cpu->batch->token[row] * (size_t)cpu->model->top_k : NULL;
 }
 
 struct route_task {
@@ -126,9 +166,15 @@ static void route_row(void *context, int row, int worker) {
     float sum = 0;
     for (int i = 0; i < m->experts; i++) sum += fabsf(scores[i]);
     if (!isfinite(sum)) cpu_note_fault(cpu, task->layer, "route", row);
-    size_t at = (size_t)row * (size_t)m->top_k;
-    cpu_choose_experts(m, cpu->weights->layers[task->layer].router_bias, scores, cpu->expert_id + at,
-                       cpu->expert_weight + at);
+    const float *bias = cpu->weights->layers[task->layer].router_bias;
+    const int32_t *listed = cpu_experts_of_token(cpu, task->layer, row);
+    int32_t *ids = cpu->expert_id + (size_t)row * (size_t)m->top_k;
+    float *weights = cpu->expert_weight + (size_t)row * (size_t)m->top_k;
+    if (listed) {
+        cpu_listed_experts(m, listed, scores, ids, weights);
+    } else {
+        cpu_choose_experts(m, bias, scores, ids, weights);
+    }
 }
 
 void cpu_route(struct backend *backend, int layer) {
@@ -144,6 +190,14 @@ void cpu_route(struct backend *backend, int layer) {
     pool_run(cpu->pool, n, route_row, &task);
 }
 
+/* Is pair i one that a token's table lists a second time? */
+static bool is_repeated(const int32_t *ids, int i, int top_k) {
+    for (int j = i / top_k * top_k; j < i; j++) {
+        if (ids[j] == ids[i]) return true;
+    }
+    return false;
+}
+
 static struct assignment assign(struct cpu *cpu) {
     const struct model *m = cpu->model;
     int pairs = cpu->batch->n_rows * m->top_k;
@@ -154,12 +208,16 @@ static struct assignment assign(struct cpu *cpu) {
     };
     int *next = a.first + 1; /* counting sort: next[e] runs from first[e] to first[e + 1] while pairs are placed */
     memset(a.first, 0, (size_t)(m->experts + 2) * sizeof(int));
-    for (int i = 0; i < pairs; i++) next[cpu->expert_id[i] + 1]++;
+    for (int i = 0; i < pairs; i++) next[cpu->expert_id[i] + 1] += !is_repeated(cpu->expert_id, i, m->top_k);
     for (int e = 0; e < m->experts; e++) next[e + 1] += next[e];
     for (int i = 0; i < pairs; i++) {
-        int at = next[cpu->expert_id[i]]++;
-        a.row[at] = i / m->top_k;
-        a.weight[at] = cpu->expert_weight[i];
+        int *at = &next[cpu->expert_id[i]];
+        if (is_repeated(cpu->expert_id, i, m->top_k)) {
+            a.weight[*at - 1] += cpu->expert_weight[i];
+            continue;
+        }
+        a.row[*at] = i / m->top_k;
+        a.weight[(*at)++] = cpu->expert_weight[i];
     }
     return a;
 }
@@ -301,7 +359,7 @@ static void compute_resident(struct cpu *cpu, int layer) {
     }
     n += moe_list_shared_gate_up(&moe, jobs + n);
     cpu_linear_each(cpu, jobs, n);
-    int pairs = cpu->batch->n_rows * cpu->model->top_k;
+    int pairs = moe.assignment.first[experts];
     moe_silu(&moe, 0, pairs);
     moe_shared_silu(&moe);
     struct moe_down down = moe_begin_down(&moe, 0, pairs);

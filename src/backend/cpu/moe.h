@@ -5,11 +5,12 @@
 
 #include "backend/cpu/cpu.h"
 
-/* The batch's (row, expert) pairs sorted by expert: pair i of the sorted list is row row[i] with weight[i]. */
+/* The batch's (row, expert) pairs sorted by expert: pair i of the sorted list is row row[i] with weight[i]. An expert that a table lists
+ * twice for a token is one pair, with the sum of both weights. */
 struct assignment {
     int *first;    /* [experts + 1] */
-    int *row;      /* [n_rows * top_k] */
-    float *weight; /* [n_rows * top_k] */
+    int *row;      /* [first[experts]], n_rows * top_k at most */
+    float *weight; /* the same */
 };
 
 /* One layer of one step, in stage memory. */
