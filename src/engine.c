@@ -188,10 +188,21 @@ int engine_open_weights(struct engine *engine, struct mo_error *error) {
     return code ? code : open_weights(engine, error);
 }
 
+/* A guess that was wrong leaves rows behind the sequence, which are computed again; V4's pages hold sums that no row leaves. */
+static int check_drafts(const struct engine *engine, struct mo_error *error) {
+    if (!engine->options.max_drafts || !model_is_hybrid(&engine->model)) return 0;
+    return mo_error_set(
+        error, MO_E_UNSUPPORTED,
+        "--draft-max %d: %s keeps sums of its tokens in the cache, out of which a wrong guess cannot be "
+        "taken again; it goes without",
+        engine->options.max_drafts, engine->model.architecture);
+}
+
 static int open_all(struct engine *engine, struct mo_error *error) {
     struct backend_options backend;
     settle_options(&engine->options);
     int code = engine->options.like ? engine_make_weights(engine, error) : open_checkpoint(engine, error);
+    if (!code) code = check_drafts(engine, error);
     if (!code) code = model_load_generation(&engine->model, &engine->checkpoint, &engine->defaults, error);
     if (!code) code = open_text(engine, error);
     if (!code && !engine->options.like) code = open_weights(engine, error);

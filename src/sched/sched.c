@@ -100,6 +100,7 @@ static bool allocate(struct sched *sched) {
 int sched_create(struct sched **out, const struct sched_options *options, struct mo_error *error) {
     *out = NULL;
     assert(options->max_drafts >= 0 && options->max_drafts <= DRAFT_MAX);
+    assert(!options->max_drafts || !model_is_hybrid(options->model));
     if (check_options(options, error)) return MO_E_INVALID;
     struct sched *sched = calloc(1, sizeof *sched);
     if (!sched) return mo_error_set(error, MO_E_NO_MEMORY, "out of memory for the scheduler");

@@ -110,7 +110,7 @@ struct sched_options {
     int n_pages;
     bool prefix_caching; /* sequences share the pages of what they have in common from the start */
     struct disk *disk;   /* NULL: none. Wants prefix_caching, and a backend that copies pages; outlives the scheduler */
-    int max_drafts;      /* 0 .. DRAFT_MAX: tokens to guess a sequence and step, where rows and logits are left over */
+    int max_drafts; /* 0 .. DRAFT_MAX: tokens to guess a sequence and step, where rows and logits are left over; 0 for V4 */
     double (*clock)(void *context); /* seconds, monotonic; NULL: the system's */
     void *clock_context;
 };

@@ -612,7 +612,8 @@ static void step(void) {
     if (sim.step_failed) {
         bool one_row = sim.fake.fault_row >= 0 && sim.fake.fault_row < sim.sched->now->batch.n_rows;
         check(sim.step_errors <= 1 || !one_row, "one bad row ended %d requests", sim.step_errors);
-        for (int i = 0; i < MAX_LIVE; i++) sim.clients[i].deadline_step++;
+        int lost = sim.fake.sums_up ? KV_PAGE_TOKENS : 1; /* steps: a row each may be all that there is room for */
+        for (int i = 0; i < MAX_LIVE; i++) sim.clients[i].deadline_step += lost;
     } else if (oldest != 0 && oldest_live() == oldest && !came_late && !is_loading(oldest)) {
         check(computed_rows(oldest) > before, "the oldest stands still");
     }
@@ -651,6 +652,8 @@ static void epoch_open(void) {
                                          .max_drafts = chance(40) ? 1 + below(DRAFT_MAX) : 0,
                                          .clock = sim_clock,
                                          .clock_context = &sim.now_s};
+    sim.fake.sums_up = !sim.options.max_drafts && chance(40);
+    sim.model.hybrid.window = sim.fake.sums_up ? 128 : 0;
     sim.options.disk = sim.options.prefix_caching && chance(50) ? broken_disk_take(&sim.broken) : NULL;
     sim.fake.fail_copies = chance(5);
     if (sched_create(&sim.sched, &sim.options, &error)) abort();
