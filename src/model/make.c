@@ -162,7 +162,10 @@ static int declare_matrix(struct pack *pack, const struct maker *maker, const st
         return pack_add(pack, name, DTYPE_U8, shape, 3, error);
     }
     assert(!gguf_is_blocks(mat->format)); /* recipes make none of these */
-    enum dtype dtype = mat->format == MAT_FP8 ? DTYPE_F8_E4M3 : mat->format == MAT_F16 ? DTYPE_F16 : DTYPE_BF16;
+    enum dtype dtype = mat->format == MAT_FP8   ? DTYPE_F8_E4M3
+                       : mat->format == MAT_F32 ? DTYPE_F32
+                       : mat->format == MAT_F16 ? DTYPE_F16
+                                                : DTYPE_BF16;
     int code = pack_add(pack, name, dtype, (int64_t[]){mat->rows, mat->cols}, 2, error);
     if (code || mat->format != MAT_FP8) return code;
     slot_name(maker, slot, name, ".weight_scale_inv");
@@ -180,7 +183,8 @@ int make_declare(struct pack *pack, const struct maker *maker, const struct slot
             continue;
         }
         slot_name(maker, &slots[i], name, ".weight");
-        code = pack_add(pack, name, DTYPE_F32, (int64_t[]){slots[i].rows}, 1, error);
+        const int64_t shape[2] = {slots[i].rows, slots[i].entries};
+        code = pack_add(pack, name, slots[i].entries ? DTYPE_I32 : DTYPE_F32, shape, slots[i].entries ? 2 : 1, error);
     }
     return code;
 }
@@ -225,10 +229,14 @@ static int collect(struct batch *batch, struct make_room *buffer, const struct s
 }
 
 static int write_values(struct pack *pack, const struct maker *maker, const struct slot *slot, struct mo_error *error) {
-    size_t bytes = (size_t)slot->rows * sizeof(float);
-    float *values = malloc(bytes);
-    if (!values) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for %d values", slot->rows);
-    maker->values(maker->context, slot, values);
+    size_t bytes = (size_t)slot->rows * (size_t)(slot->entries ? slot->entries : 1) * 4; /* fp32 or int32 */
+    void *values = malloc(bytes);
+    if (!values) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for %zu values", bytes / 4);
+    if (slot->entries) {
+        maker->table(maker->context, slot, values);
+    } else {
+        maker->values(maker->context, slot, values);
+    }
     int code = pack_write(pack, values, bytes, error);
     free(values);
     return code;

@@ -157,7 +157,7 @@ double model_rope_magnitude(const struct model *model);
 /* Frequencies of the rotary pairs, by &model->rope or &model->hybrid.rope: out [rope_dim / 2]. */
 void model_rope_frequencies(const struct model *model, const struct rope *rope, double *out);
 
-/* Parameters and bytes, from the description alone. */
+/* Parameters, from the description alone. V4: mixers count as routers do; tables that choose experts have none. */
 struct model_params {
     int64_t attention, dense, shared, routed, router, embedding, norm, head, total, active;
 };

@@ -9,7 +9,7 @@ static const char *const group_names[TENSOR_GROUPS] = {
 };
 
 /* Most of the bits are in the first column. kv_b turns every cached row into keys and values, and the head chooses the token:
- * they keep more, and so does the indexer, which chooses what is seen at all; the embedding is looked up and not read through, and the router must not move. A large matrix that is read
+ * they keep more, and so do the indexer, which chooses what is seen at all, and what compresses many tokens into a row that stays; the embedding is looked up and not read through, and the router must not move. A large matrix that is read
  * through is read faster as INT8 than as FP8 on a CPU. */
 static const struct {
     const char *name;
@@ -26,11 +26,16 @@ const char *tensor_group_name(enum tensor_group group) {
     return group_names[group];
 }
 
+static bool is_mixer(enum role role) {
+    return role == ROLE_ATTN_MIX || role == ROLE_FFN_MIX || role == ROLE_HEAD_MIX;
+}
+
 enum tensor_group tensor_group_of(enum role role) {
     if (role >= ROLE_EXPERT_GATE) return GROUP_ROUTED;
     if (role >= ROLE_SHARED_GATE) return GROUP_SHARED;
-    if (role == ROLE_ROUTER || role == ROLE_INDEX_WEIGHTS) return GROUP_ROUTER;
+    if (role == ROLE_ROUTER || role == ROLE_INDEX_WEIGHTS || is_mixer(role)) return GROUP_ROUTER;
     if (role >= ROLE_DENSE_GATE) return GROUP_DENSE;
+    if (role >= ROLE_COMPRESS_KV) return GROUP_KV_B;
     if (role == ROLE_KV_B || role == ROLE_INDEX_Q || role == ROLE_INDEX_K) return GROUP_KV_B;
     if (role == ROLE_EMBED) return GROUP_EMBEDDING;
     return role == ROLE_HEAD ? GROUP_HEAD : GROUP_ATTENTION;
@@ -116,6 +121,7 @@ static enum mat_format blocks_for(enum mat_format format, int cols) {
 void recipe_layout(const struct recipe *recipe, enum role role, enum mat_format from, int rows, int cols,
                    struct mat *mat) {
     enum mat_format format = blocks_for(recipe->format[tensor_group_of(role)], cols);
+    if (is_mixer(role)) format = from == MAT_F32 || from == MAT_F16 ? from : MAT_BF16;
     *mat = (struct mat){.format = format, .rows = rows, .cols = cols};
     if (format == MAT_BF16 && from == MAT_F16) mat->format = MAT_F16;
     if (mat_is_integer(format)) mat->group_size = recipe->group_size;
