@@ -10,9 +10,9 @@ const uint8_t awq_order[8] = {0, 2, 4, 6, 1, 3, 5, 7};
 
 const char *mat_format_name(enum mat_format format) {
     static const char *const names[MAT_FORMATS] = {
-        "f32",   "f16",     "bf16",   "fp8",   "int4_awq", "int4",  "int8",  "q4_0",   "q4_1",   "q5_0",
-        "q5_1",  "q8_0",    "q2_k",   "q3_k",  "q4_k",     "q5_k",  "q6_k",  "iq4_nl", "iq4_xs", "iq1_s",
-        "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs",  "iq3_s", "tq1_0", "tq2_0",  "mxfp4",
+        "f32",   "f16",   "bf16",    "fp8",    "fp4",   "int4_awq", "int4",  "int8",  "q4_0",   "q4_1",
+        "q5_0",  "q5_1",  "q8_0",    "q2_k",   "q3_k",  "q4_k",     "q5_k",  "q6_k",  "iq4_nl", "iq4_xs",
+        "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs",  "iq3_s", "tq1_0", "tq2_0",  "mxfp4",
     };
     return names[format];
 }
@@ -28,6 +28,8 @@ size_t mat_bytes(const struct mat *mat) {
         return count * 2;
     case MAT_FP8:
         return count + ceil_div(mat->rows, mat->scale_rows) * (size_t)mat->scale_stride * sizeof(float);
+    case MAT_FP4:
+        return count / 2 + count / FP4_GROUP;
     case MAT_INT4_AWQ:
         /* A group adds half a byte of zero point and two of scale for each row. */
         return count / 2 + ceil_div(mat->cols, mat->group_size) * ((size_t)mat->rows / 2 + (size_t)mat->rows * 2);
@@ -44,7 +46,7 @@ size_t mat_bytes(const struct mat *mat) {
 size_t mat_data_bytes(const struct mat *mat) {
     size_t count = (size_t)mat->rows * (size_t)mat->cols;
     if (mat->format == MAT_FP8) return count;
-    return mat->format == MAT_INT4_AWQ ? count / 2 : mat_bytes(mat);
+    return mat->format == MAT_INT4_AWQ || mat->format == MAT_FP4 ? count / 2 : mat_bytes(mat);
 }
 
 static float float_from_bits(uint32_t bits) {
@@ -70,6 +72,10 @@ float f16_to_f32(uint16_t bits) {
 
 float bf16_to_f32(uint16_t bits) {
     return float_from_bits((uint32_t)bits << 16);
+}
+
+float e8m0_to_f32(uint8_t bits) {
+    return bits == 255 ? NAN : ldexpf(1, bits - 127);
 }
 
 float e4m3_to_f32(uint8_t bits) {
@@ -162,6 +168,9 @@ void format_decode_span(const struct mat *mat, int row, int k0, int count, float
         break;
     case MAT_FP8:
         decode_fp8(mat, row, k0, count, out);
+        break;
+    case MAT_FP4:
+        fp4_decode_span(mat, row, k0, count, out);
         break;
     case MAT_INT4_AWQ:
         decode_awq(mat, row, k0, count, out);
