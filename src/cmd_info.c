@@ -109,11 +109,6 @@ static int verify(const struct checkpoint *checkpoint, struct mo_error *error) {
     return code;
 }
 
-/* Of prediction layers: behind the last, or by name. */
-static bool is_left_out(const struct facts *f, const char *name) {
-    return names_layer(name) >= f->model.layers || !strncmp(name, "mtp.", strlen("mtp."));
-}
-
 static int gather(struct facts *f, const char *model, const char *revision, const struct depth *depth,
                   struct mo_error *error) {
     int code = model_locate(model, revision, f->path, sizeof f->path, error);
@@ -127,9 +122,9 @@ static int gather(struct facts *f, const char *model, const char *revision, cons
     for (int i = 0; i < f->checkpoint.n_tensors; i++) {
         const struct tensor *tensor = &f->checkpoint.tensors[i];
         bool is_other = f->checkpoint.is_packed && !strncmp(tensor->name, PACK_PREFIX, strlen(PACK_PREFIX));
-        int64_t *sum = is_other                       ? &f->other_bytes
-                       : is_left_out(f, tensor->name) ? &f->left_out_bytes
-                                                      : &f->bytes[stored_kind(tensor)];
+        int64_t *sum = is_other                                             ? &f->other_bytes
+                       : names_is_prediction(tensor->name, f->model.layers) ? &f->left_out_bytes
+                                                                            : &f->bytes[stored_kind(tensor)];
         *sum += (int64_t)tensor->bytes;
     }
     find_licence(f);

@@ -249,7 +249,7 @@ int plan_header_add(struct plan_seen *seen, const json_t *header, const struct p
         int code = read_entry(name, json, path, &entry, error);
         if (code) return code;
         seen->tensors++;
-        if (names_layer(name) >= arch->layers || names_is_ignored(name)) {
+        if (names_is_prediction(name, arch->layers)) {
             seen->left_out_bytes += entry.bytes;
             continue;
         }
