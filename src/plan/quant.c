@@ -5,7 +5,7 @@
 #include <string.h>
 #include "model/recipe.h"
 
-/* Scales included: fp8 has an fp32 one per 128x128 block; int8 and int4 an fp16 one per 128; AWQ also a 4-bit zero point
+/* Scales included: fp8 has an fp32 one per 128x128 block; fp4 (DeepSeek-V4's experts) one of 8 bits per 32; int8 and int4 an fp16 one per 128; AWQ also a 4-bit zero point
  * per group. */
 static const struct plan_format formats[] = {
     {"f32", 32, PLAN_K_F32},
@@ -13,6 +13,7 @@ static const struct plan_format formats[] = {
     {"f16", 16, PLAN_K_16BIT},
     {"int8", 8 + 16.0 / 128, PLAN_K_8BIT},
     {"fp8", 8 + 32.0 / (128 * 128), PLAN_K_8BIT},
+    {"fp4", 4 + 8.0 / 32, PLAN_K_4BIT},
     {"int4", 4 + 16.0 / 128, PLAN_K_4BIT},
     {"awq", 4 + 20.0 / 128, PLAN_K_4BIT},
     {"awq-g64", 4 + 20.0 / 64, PLAN_K_4BIT},
@@ -135,10 +136,11 @@ static int change_group(struct plan_quant *quant, const char *text, size_t size,
         const char *group = plan_group_name((enum plan_group)i);
         if (strlen(group) != name || memcmp(group, text, name)) continue;
         if (find_format(&quant->group[i], text + name + 1, size - name - 1)) return 0;
-        return mo_error_set(error, MO_E_INVALID,
-                            "--quant: %s: expected a format (f32, bf16, f16, int8, fp8, int4, awq, awq-g64, awq-g32) "
-                            "or bits from 0.5 to 32, found \"%.*s\"",
-                            group, (int)(size - name - 1), text + name + 1);
+        return mo_error_set(
+            error, MO_E_INVALID,
+            "--quant: %s: expected a format (f32, bf16, f16, int8, fp8, fp4, int4, awq, awq-g64, awq-g32) "
+            "or bits from 0.5 to 32, found \"%.*s\"",
+            group, (int)(size - name - 1), text + name + 1);
     }
     return mo_error_set(error, MO_E_INVALID,
                         "--quant: expected GROUP=FORMAT with attention, kv_b, dense, shared, routed, router, head, "
