@@ -139,7 +139,7 @@ static json_t *params_json(const struct model_params *p) {
 }
 
 static int64_t kv_bytes(const struct facts *f, enum kv_format kv) {
-    return (int64_t)(kv_pool_bytes(&f->model, kv, 1) / KV_PAGE_TOKENS);
+    return (int64_t)(kv_pool_bytes(&f->model, kv, KV_PAGES_A_NEAR, 1) / KV_PAGES_A_NEAR / KV_PAGE_TOKENS);
 }
 
 /* What a packed file says of itself. */

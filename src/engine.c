@@ -163,6 +163,7 @@ static int open_sched(struct engine *engine, struct mo_error *error) {
         .max_num_batched_tokens = o->max_num_batched_tokens,
         .max_logits = o->max_logits,
         .n_pages = engine->n_pages,
+        .n_near = engine->n_near,
         .prefix_caching = o->prefix_caching,
         .disk = engine->disk,
         .max_drafts = o->max_drafts,

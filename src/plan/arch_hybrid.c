@@ -29,8 +29,10 @@ void plan_hybrid_params(const struct plan_arch *a, int64_t params[PLAN_GROUPS]) 
                          h->dense_layers * (RATIO_DENSE * dense_width(a) + row);
 }
 
+/* With a page's share of near parts. */
 static double page_bytes(const struct plan_arch *a, int ratio, enum kv_format kv) {
-    return (double)cache_hybrid_page_bytes(a->kv_lora, a->rope_dim, a->hybrid.index_dim, ratio, kv);
+    double near = (double)cache_near_bytes(a->kv_lora, a->rope_dim, a->hybrid.index_dim, ratio, kv);
+    return (double)cache_far_bytes(a->kv_lora, a->rope_dim, a->hybrid.index_dim, ratio, kv) + near / KV_PAGES_A_NEAR;
 }
 
 double plan_hybrid_kv_bytes(const struct plan_arch *a, enum kv_format kv) {
