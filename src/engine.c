@@ -193,8 +193,8 @@ static int check_drafts(const struct engine *engine, struct mo_error *error) {
     if (!engine->options.max_drafts || !model_is_hybrid(&engine->model)) return 0;
     return mo_error_set(
         error, MO_E_UNSUPPORTED,
-        "--draft-max %d: %s keeps sums of its tokens in the cache, out of which a wrong guess cannot be "
-        "taken again; it goes without",
+        "--draft-max %d: %s keeps sums of its tokens in the cache, and a wrong guess could not be taken out of them "
+        "again: it runs without guesses only",
         engine->options.max_drafts, engine->model.architecture);
 }
 
