@@ -132,7 +132,31 @@ static void check_block_layout(struct check *check, enum mat_format format) {
     check_end(check);
 }
 
+/* Every value with every scale, where format.h says that they lie. */
+static void check_fp4_layout(struct check *check) {
+    enum { ROWS = 70, COLS = 160, GROUPS = COLS / FP4_GROUP };
+    struct mat m = {.format = MAT_FP4, .rows = ROWS, .cols = COLS};
+    check_begin(check, "fp4 layout", 90, "(same bits)", 1);
+    check_round(check, 0);
+    uint8_t *data = check_alloc(check, ROWS * COLS / 2), *scales = check_alloc(check, ROWS * GROUPS);
+    for (int i = 0; i < ROWS * COLS / 2; i++) data[i] = (uint8_t)(i % 8 * 2 + 1) << 4 | (uint8_t)((i * 3) % 16);
+    for (int i = 0; i < ROWS * GROUPS; i++) scales[i] = (uint8_t)i; /* to 255, and again */
+    m.data = data;
+    m.scales8 = scales;
+    if (mat_bytes(&m) != ROWS * COLS / 2 + ROWS * GROUPS || mat_data_bytes(&m) != ROWS * COLS / 2)
+        check_fault(check, "mat_bytes is %zu, mat_data_bytes %zu", mat_bytes(&m), mat_data_bytes(&m));
+    float *out = check_floats(check, ROWS * COLS);
+    check->kern.decode_rows(&m, 0, ROWS, out);
+    for (int i = 0; i < ROWS * COLS; i++, check->cases++) {
+        int scale = i / FP4_GROUP % 256, code = data[i / 2] >> i % 2 * 4 & 15;
+        double value = scale == 255 ? (double)NAN : ldexp((double)small_float(code, 2, 1), scale - 127);
+        check_bits(check, "fp4", i, out[i], (float)value + 0.0f); /* -0 is 0: they are whole numbers */
+    }
+    check_end(check);
+}
+
 void check_layouts(struct check *check) {
+    check_fp4_layout(check);
     check_awq_layout(check);
     check_block_layout(check, MAT_INT4);
     check_block_layout(check, MAT_INT8);

@@ -23,6 +23,7 @@ struct speed {
     struct mat mat;      /* the first of them */
     uint32_t *zeros;     /* [COLS / GROUP][ROWS / 8] */
     uint16_t *scales16;  /* [COLS / GROUP][ROWS] */
+    uint8_t *scales8;    /* [ROWS][COLS / FP4_GROUP] */
     float *scale;        /* [ROWS / GROUP][COLS / GROUP] */
     float *x_data;       /* [SPEED_TOKENS][COLS] */
     float *y_data;       /* [threads][SPEED_TOKENS][ROWS] */
@@ -89,7 +90,7 @@ bool speed_has(const struct speed *speed, enum cpu_level level, bool quantized) 
     kern_init(&kern, level);
     const enum mat_format format = speed->mat.format;
     if (quantized) return kern.gemm_q8[format];
-    return !mat_is_integer(format) && !gguf_is_blocks(format);
+    return !mat_is_integer(format) && format != MAT_FP4 && !gguf_is_blocks(format);
 }
 
 /* ---- the data ---- */
@@ -135,16 +136,20 @@ static int allocate_set(struct speed *s, struct mo_error *error) {
 }
 
 static int allocate_scales(struct speed *s, struct mo_error *error) {
-    const size_t groups = COLS / GROUP, n_scale = groups * ROWS / GROUP;
+    const size_t groups = COLS / GROUP, n_scale = groups * ROWS / GROUP, n8 = (size_t)ROWS * COLS / FP4_GROUP;
     s->zeros = malloc(groups * ROWS / 8 * sizeof *s->zeros);
     s->scales16 = malloc(groups * ROWS * sizeof *s->scales16);
     s->scale = malloc(n_scale * sizeof *s->scale);
-    if (!s->zeros || !s->scales16 || !s->scale) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for scales");
+    s->scales8 = malloc(n8);
+    if (!s->zeros || !s->scales16 || !s->scales8 || !s->scale)
+        return mo_error_set(error, MO_E_NO_MEMORY, "no memory for scales");
     for (size_t i = 0; i < groups * ROWS / 8; i++) s->zeros[i] = 0x88888888;
     for (size_t i = 0; i < groups * ROWS; i++) s->scales16[i] = 0x2000; /* 2^-7 */
+    memset(s->scales8, 120, n8);                                        /* 2^-7 */
     for (size_t i = 0; i < n_scale; i++) s->scale[i] = 0.01f;
     s->mat.zeros = s->zeros;
     s->mat.scales16 = s->scales16;
+    s->mat.scales8 = s->scales8;
     s->mat.scale = s->scale;
     return 0;
 }
@@ -210,6 +215,7 @@ void speed_close(struct speed *speed) {
     if (speed->data) munmap(speed->data, speed->mat_size * (size_t)speed->count);
     free(speed->zeros);
     free(speed->scales16);
+    free(speed->scales8);
     free(speed->scale);
     free(speed->x_data);
     free(speed->y_data);

@@ -188,8 +188,8 @@ static double count_weights(const struct entry *e, struct plan_format *format) {
     static const struct {
         const char *dtype, *format;
         double weights;
-    } kinds[] = {{"F32", "f32", 1},     {"BF16", "bf16", 1}, {"F16", "f16", 1},
-                 {"F8_E4M3", "fp8", 1}, {"I32", "awq", 8},   {"I8", "bf16,routed=fp4", 2}};
+    } kinds[] = {{"F32", "f32", 1}, {"BF16", "bf16", 1}, {"F16", "f16", 1}, {"F8_E4M3", "fp8", 1},
+                 {"I32", "awq", 8}, {"I8", "fp4", 2},    {"F4", "fp4", 1}};
     enum mat_format block;
     int group;
     struct plan_quant quant;

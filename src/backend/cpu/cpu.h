@@ -13,7 +13,7 @@
 enum {
     LINEAR_BLOCK = 64,         /* weight rows a task: small enough to spread, large enough to stream */
     LINEAR_BLOCK_FP8 = 256,    /* rows are half as long in memory, and what a task's end fetches ahead is wasted */
-    LINEAR_BLOCK_GGUF = 256,   /* the same, and each row is its own stream */
+    LINEAR_BLOCK_GGUF = 256,   /* the same, and each row is its own stream (FP4's, too) */
     LINEAR_BLOCK_AWQ = 512,    /* a line of AWQ runs along the rows: 256 bytes of each */
     LINEAR_BLOCK_PANELS = 512, /* sixteen panels of INT4 or INT8: two sets, read eight panels in step */
     LINEAR_BLOCK_TILES = 512,  /* of BF16 and FP8 in tile order: packing the tokens must be worth it */
