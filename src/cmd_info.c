@@ -215,8 +215,8 @@ static json_t *hybrid_json(const struct model *m) {
     const struct hybrid_model *h = &m->hybrid;
     json_t *ratios = json_array();
     for (int i = 0; i < m->layers; i++) json_array_append_new(ratios, json_integer(h->ratio[i]));
-    return json_pack("{si so si si si sf}", "window", h->window, "ratios", ratios, "index_topk", h->index_topk,
-                     "streams", h->streams, "hash_layers", count_hashed(m), "swiglu_limit", h->swiglu_limit);
+    return json_pack("{si so si si sf}", "window", h->window, "ratios", ratios, "streams", h->streams, "hash_layers",
+                     count_hashed(m), "swiglu_limit", h->swiglu_limit);
 }
 
 static void print_hybrid(const struct model *m) {
@@ -241,7 +241,8 @@ static int print_json(const struct facts *f, struct mo_error *error) {
                              "kv_bytes_per_token", "f32", kv_bytes(f, KV_F32), "bf16", kv_bytes(f, KV_BF16), "fp8",
                              kv_bytes(f, KV_FP8), "context", f->model.context, "layers", f->model.layers, "licence",
                              f->licence, "hash", f->hash);
-    json_object_set_new(root, "index_topk", f->model.index_topk ? json_integer(f->model.index_topk) : json_null());
+    int index_topk = model_is_hybrid(&f->model) ? f->model.hybrid.index_topk : f->model.index_topk;
+    json_object_set_new(root, "index_topk", index_topk ? json_integer(index_topk) : json_null());
     json_object_set_new(root, "hybrid", model_is_hybrid(&f->model) ? hybrid_json(&f->model) : json_null());
     json_object_set_new(root, "synthetic", json_boolean(f->model.synthetic));
     json_object_set_new(root, "packed", f->checkpoint.is_packed ? packed_json(f) : json_null());

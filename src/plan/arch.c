@@ -28,8 +28,8 @@ const char *plan_kv_name(enum kv_format kv) {
     .q_lora = 1536, .dense_width = 18432, .expert_width = 2048, .experts = 256, .top_k = 8, .shared_experts = 1,       \
     .router_bias = true
 #define V4                                                                                                             \
-    .published = "fp8,routed=fp4,head=bf16", .vocab = 129280, .kv_lora = 448, .nope_dim = 448, .rope_dim = 64,         \
-    .v_dim = 512, .context = 1 << 20, .runs_here = true, .router_bias = true, .top_k = 6, .shared_experts = 1
+    .published = "fp4,head=bf16", .vocab = 129280, .kv_lora = 448, .nope_dim = 448, .rope_dim = 64, .v_dim = 512,      \
+    .context = 1 << 20, .runs_here = true, .router_bias = true, .top_k = 6, .shared_experts = 1
 #define V4_HYBRID .window = 128, .index_heads = 64, .index_dim = 128, .o_lora = 1024, .streams = 4, .hash_layers = 3
 static const struct plan_arch builtin[] = {
     {.name = "deepseek-coder-v2-lite", V2_LITE},

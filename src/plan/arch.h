@@ -40,7 +40,7 @@ struct plan_hybrid {
 
 struct plan_arch {
     char name[128];
-    char published[32]; /* the recipe (quant.h) of the published weights */
+    char published[16]; /* the recipe (quant.h) of the published weights */
     bool runs_here;     /* this engine computes it */
     int layers, dense_layers, hidden, heads, vocab, context;
     int q_lora, kv_lora, nope_dim, rope_dim, v_dim; /* latent attention: kv_lora > 0 */

@@ -8,8 +8,7 @@ enum { MAX_LAYERS = 1024, MAX_DIM = 1 << 20, MAX_HEADS = 4096, MAX_VOCAB = 1 << 
 static const char *published_recipe(const struct model *model) {
     switch (model->quant) {
     case QUANT_FP8_BLOCK:
-        return model_is_hybrid(model) ? "fp8,routed=fp4,head=bf16"
-                                      : "fp8"; /* experts of a base model: fp8, says its header */
+        return model_is_hybrid(model) ? "fp4,head=bf16" : "fp8"; /* experts of a base model: fp8, says its header */
     case QUANT_FP8_SCALED:
         return "fp8";
     case QUANT_AWQ:

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include "base/text.h"
 #include "model/format.h"
 #include "model/names.h"
 
@@ -99,6 +100,11 @@ struct entry {
     int last_dim;
 };
 
+/* V4: what mixes the streams of the residual. */
+static bool is_mixer(const char *name) {
+    return strstr(name, "hc_attn_") || strstr(name, "hc_ffn_") || strstr(name, "hc_head_");
+}
+
 /* Includes the names of the models that are here for comparison. */
 static enum plan_group group_of(const char *name) {
     static const struct {
@@ -107,7 +113,6 @@ static enum plan_group group_of(const char *name) {
     } parts[] = {
         {"embed_tokens", PLAN_EMBEDDING},
         {".tid2eid", PLAN_EMBEDDING}, /* V4, to the line's end: a row a token id, looked up */
-        {"hc_", PLAN_ROUTER},
         {".gate.bias", PLAN_ROUTER},
         {".ape", PLAN_NORM},
         {".attn_sink", PLAN_NORM},
@@ -126,6 +131,7 @@ static enum plan_group group_of(const char *name) {
         {".compressor.", PLAN_KV_B},
         {".ffn.gate.", PLAN_ROUTER},
     };
+    if (is_mixer(name)) return text_ends_with(name, "_fn") ? PLAN_ROUTER : PLAN_NORM;
     if (!strncmp(name, "embed.", strlen("embed."))) return PLAN_EMBEDDING;
     if (!strncmp(name, "head.", strlen("head."))) return PLAN_HEAD;
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
@@ -165,7 +171,7 @@ static int read_entry(const char *name, const json_t *json, const char *path, st
 
 /* What belongs to a matrix, or is a table of experts: bytes without weights of their own. */
 static bool has_no_weights(const char *name) {
-    return strstr(name, "scale") || strstr(name, "qzeros") || strstr(name, ".tid2eid");
+    return (strstr(name, "scale") && !is_mixer(name)) || strstr(name, "qzeros") || strstr(name, ".tid2eid");
 }
 
 /* GGUF's blocks, which have names of their own. */
@@ -188,8 +194,8 @@ static double count_weights(const struct entry *e, struct plan_format *format) {
     static const struct {
         const char *dtype, *format;
         double weights;
-    } kinds[] = {{"F32", "f32", 1},     {"BF16", "bf16", 1}, {"F16", "f16", 1},
-                 {"F8_E4M3", "fp8", 1}, {"I32", "awq", 8},   {"I8", "bf16,routed=fp4", 2}};
+    } kinds[] = {{"F32", "f32", 1}, {"BF16", "bf16", 1}, {"F16", "f16", 1}, {"F8_E4M3", "fp8", 1},
+                 {"I32", "awq", 8}, {"I8", "fp4", 2},    {"F4", "fp4", 1}};
     enum mat_format block;
     int group;
     struct plan_quant quant;
