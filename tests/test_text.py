@@ -124,9 +124,9 @@ def test_chat_vectors(name, tmp_path):
         assert result.out == vector["expected"].encode(), vector["id"]
 
 
-@pytest.mark.parametrize("name, least", [("deepseek-v3.2", 80), ("deepseek-v3.1-terminus", 50)])
+@pytest.mark.parametrize("name, least", [("deepseek-v3.2", 80), ("deepseek-v4", 200), ("deepseek-v4-0731", 12), ("deepseek-v3.1-terminus", 50)])
 def test_own_chat_vectors(tiny, name, least):
-    """What DeepSeek's module for V3.2, and Jinja with the template of V3.1-Terminus, make of conversations of ours."""
+    """What DeepSeek's software for V3.2 and V4, and Jinja with the template of V3.1-Terminus, make of conversations of ours."""
     given, *vectors = read_lines(OWN_VECTORS)
     vectors = [v for v in vectors if v["template"] == name]
     assert len(vectors) > least
@@ -134,7 +134,7 @@ def test_own_chat_vectors(tiny, name, least):
         kwargs = {**vector["kwargs"], "tools": given["tools"][:vector["tools"]]}
         result = render(tiny, {**request_of(vector), "chat_template_kwargs": kwargs}, "--chat-template", name)
         assert result.code == 0, f"{vector['id']}: {result}"
-        assert result.out.decode() == vector["expected"].replace("[[TOOLS]]", given["preamble"]), vector["id"]
+        assert result.out.decode() == vector["expected"].replace("[[TOOLS]]", given["preamble"].get(name, "")), vector["id"]
 
 
 def test_architecture_without_template(tmp_path):

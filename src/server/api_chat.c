@@ -43,9 +43,11 @@ static json_t *message_copy(const json_t *message, size_t index, struct api_erro
     }
     json_t *copy = put_copy(message);
     int code = copy ? 0 : -1;
-    if (!code && role && strcmp(role, "developer") == 0) { /* OpenAI's, who instructs; V3.2's format has one who asks */
+    if (!code && role &&
+        strcmp(role, "developer") == 0) { /* OpenAI's, who instructs; V3.2's format and V4's have one who asks */
         code = json_object_set_new(copy, "role", json_string("system"));
     }
+    json_object_del(copy, "task"); /* V4's format has a meaning for it, DeepSeek's API has not */
     if (!code && !content && role && !strcmp(role, "assistant")) { /* as some clients write an empty answer */
         code = json_object_set_new(copy, "content", json_null());
     }
@@ -120,15 +122,17 @@ static void open_last(struct api_job *job, struct token_list *ids) {
     }
 }
 
-/* OpenAI's, where DeepSeek's own word is not there. Models here think or do not: every effort but none is the same. */
+/* OpenAI's, where DeepSeek's own word is not there. Models think or do not; to V4's it says how much, too. */
 static void add_effort(struct fields *f, json_t **variables) {
     const json_t *effort = fields_string(f, "reasoning_effort");
-    const char *word = json_string_value(effort);
+    if (effort && !json_object_get(*variables, "reasoning_effort"))
+        put(variables, "reasoning_effort", put_share(effort));
+    const char *word = json_string_value(json_object_get(*variables, "reasoning_effort"));
     if (!word || json_object_get(*variables, "thinking")) return;
     put(variables, "thinking", json_boolean(strcmp(word, "none") != 0 && strcmp(word, "minimal") != 0));
 }
 
-/* The schema of the answer, for a template that tells it (V3.2's). */
+/* The schema of the answer, for a template that tells it (V3.2's, V4's). */
 static void add_format(struct fields *f, json_t **variables) {
     const json_t *shape = json_object_get(fields_get(f, "response_format"), "json_schema");
     const json_t *schema = json_object_get(shape, "schema");

@@ -98,9 +98,9 @@ int tokenizer_parse(struct tokenizer **tokenizer, const char *json, size_t size,
     return code;
 }
 
-/* chat_template.jinja, if there. */
-static int template_read(struct tokenizer *tokenizer, const struct checkpoint *checkpoint, struct mo_error *error) {
-    static const char name[] = "chat_template.jinja";
+/* A file of that name, if there, as the template. */
+static int template_read(struct tokenizer *tokenizer, const struct checkpoint *checkpoint, const char *name,
+                         struct mo_error *error) {
     char *text;
     size_t size;
     if (!checkpoint_has_file(checkpoint, name)) return 0;
@@ -141,6 +141,9 @@ static int architecture_read(struct tokenizer *tokenizer, const struct checkpoin
     return code;
 }
 
+/* V4's releases have a Python module in the place of a template: it is not run, but says as well which it is. */
+static const char *const TEMPLATES[] = {"chat_template.jinja", "encoding/encoding_dsv4.py"};
+
 int tokenizer_load(struct tokenizer **tokenizer, const struct checkpoint *checkpoint, struct mo_error *error) {
     static const char config_name[] = "tokenizer_config.json";
     char where[WHERE_BYTES], config_where[WHERE_BYTES];
@@ -151,7 +154,9 @@ int tokenizer_load(struct tokenizer **tokenizer, const struct checkpoint *checkp
         code = json_read(checkpoint, config_name, CONFIG_BYTES_MAX, config_where, &config, error);
     }
     if (!code) code = tokenizer_create(tokenizer, root, config, where, config_where, error);
-    if (!code && !(*tokenizer)->chat_template) code = template_read(*tokenizer, checkpoint, error);
+    for (size_t i = 0; i < sizeof TEMPLATES / sizeof *TEMPLATES && !code && !(*tokenizer)->chat_template; i++) {
+        code = template_read(*tokenizer, checkpoint, TEMPLATES[i], error);
+    }
     if (!code && !(*tokenizer)->chat_template) code = architecture_read(*tokenizer, checkpoint, error);
     json_decref(root);
     json_decref(config);
