@@ -291,7 +291,9 @@ static int prepare_one(struct calibration *c, const struct made *made, struct mo
     code = gptq_open(&shared->gptq, &shared->moments, c->pool, error);
     if (!code) return 0;
     char name[NAME_MAX_BYTES];
-    return mo_error_prefix(error, "--calibrate: %s", names_tensor(name, slot->role, slot->layer, slot->expert, ""));
+    return mo_error_prefix(
+        error, "--calibrate: %s",
+        names_tensor(name, model_naming(&c->engine->model), slot->role, slot->layer, slot->expert, ""));
 }
 
 /* The text's runs have a line of their own, and no part in the rate of what is made. */

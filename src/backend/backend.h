@@ -20,8 +20,6 @@
 #include "model/weights.h"
 #include "ranks/ranks.h"
 
-enum { KV_PAGE_TOKENS = 64 };
-
 enum compute { COMPUTE_FAST, COMPUTE_F32 };
 enum attention { ATTENTION_AUTO, ATTENTION_ABSORBED, ATTENTION_EXPANDED };
 

@@ -1,5 +1,7 @@
 /* model/cache_row.h - what one token takes of the cache in one layer: the row of its latent and, where there is an indexer (V3.2), its
- * index key. A page has the rows of its tokens, and behind them their keys.
+ * index key. A page has the rows of its tokens, and behind them their keys. In V4's layers with a ratio it has, behind the rows of
+ * its tokens, the compressed rows whose windows end in it, for RATIO_SPARSE as many index keys, and what has been summed up, after
+ * the last of its tokens that was computed, of the rows that are still being made.
  *   F32, BF16  row [kv_lora + rope]; key [index_dim]
  *   FP8        row e4m3 [kv_lora] | fp32 scale per KV_SCALE_GROUP of them | rope bf16, padded to 16 bytes. The rope part stays
  *              in bf16: its error would turn with the position.
@@ -7,10 +9,11 @@
 #ifndef MOEBIUS_MODEL_CACHE_ROW_H
 #define MOEBIUS_MODEL_CACHE_ROW_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 enum kv_format { KV_F32, KV_BF16, KV_FP8, KV_FORMATS };
-enum { KV_SCALE_GROUP = 128, KV_ROW_ALIGN = 16 };
+enum { KV_PAGE_TOKENS = 64, KV_SCALE_GROUP = 128, KV_ROW_ALIGN = 16 };
 
 static inline size_t cache_row_bytes(int kv_lora, int rope_dim, enum kv_format kv) {
     size_t lora = (size_t)kv_lora, rope = (size_t)rope_dim;
@@ -23,6 +26,28 @@ static inline size_t cache_key_bytes(int index_dim, enum kv_format kv) {
     size_t dim = (size_t)index_dim;
     if (kv != KV_FP8) return dim * (kv == KV_F32 ? 4 : 2);
     return dim + (dim + KV_SCALE_GROUP - 1) / KV_SCALE_GROUP * sizeof(float);
+}
+
+/* V4: room for compressed rows in a page; of a ratio beyond its tokens, in each. */
+static inline int cache_compressed_rows(int ratio) {
+    return ratio == 0 ? 0 : ratio > KV_PAGE_TOKENS ? 1 : KV_PAGE_TOKENS / ratio;
+}
+
+/* V4: fp32 numbers of the rows being made. For each channel of a row (and of an index key) the largest gate, the sum of exp(gate -
+ * largest), and that of the same times the values. Overlapping windows: two rows at a time. */
+static inline size_t cache_state_floats(int latent, int index_dim, bool overlaps) {
+    return 3 * (overlaps ? 2 * ((size_t)latent + (size_t)index_dim) : (size_t)latent);
+}
+
+/* V4: bytes of a page of one layer. */
+static inline size_t cache_hybrid_page_bytes(int kv_lora, int rope_dim, int index_dim, int ratio, enum kv_format kv) {
+    const size_t row = cache_row_bytes(kv_lora, rope_dim, kv), n = (size_t)cache_compressed_rows(ratio);
+    const bool overlaps = ratio > 0 && ratio < KV_PAGE_TOKENS;
+    size_t bytes = KV_PAGE_TOKENS * row;
+    if (!ratio) return bytes;
+    bytes += n * (row + (overlaps ? cache_key_bytes(index_dim, kv) : 0));
+    bytes = (bytes + KV_ROW_ALIGN - 1) / KV_ROW_ALIGN * KV_ROW_ALIGN;
+    return bytes + cache_state_floats(kv_lora + rope_dim, index_dim, overlaps) * sizeof(float);
 }
 
 #endif

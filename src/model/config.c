@@ -2,54 +2,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "base/json.h"
 #include "model/checkpoint.h"
-#include "model/model.h"
-
-/* Bounds that no DeepSeek model comes near; they keep every later product of two dimensions inside 63 bits,
- * and check_count does so for those of more. */
-enum {
-    MAX_LAYERS = 1024,
-    MAX_DIM = 1 << 20,
-    MAX_HEADS = 4096,
-    MAX_HEAD_DIM = 1024,
-    MAX_VOCAB = 1 << 22,
-    MAX_EXPERTS = 4096,
-    MAX_CONTEXT = 1 << 26,
-    MAX_CONFIG_BYTES = 4 << 20,
-};
-
-/* What every reader below needs: the object, its name in messages, and where to put an error. */
-struct reader {
-    const json_t *object;
-    const char *where;
-    struct mo_error *error;
-};
-
-static int need_int(const struct reader *r, const char *key, int min, int max, int *out) {
-    return json_get_int(r->object, key, JSON_REQUIRED_KEY, min, max, r->where, out, r->error);
-}
-
-static int may_int(const struct reader *r, const char *key, int min, int max, int *out) {
-    return json_get_int(r->object, key, JSON_OPTIONAL_KEY, min, max, r->where, out, r->error);
-}
-
-static int may_double(const struct reader *r, const char *key, double min, double max, double *out) {
-    return json_get_double(r->object, key, JSON_OPTIONAL_KEY, min, max, r->where, out, r->error);
-}
-
-static int may_bool(const struct reader *r, const char *key, bool *out) {
-    return json_get_bool(r->object, key, JSON_OPTIONAL_KEY, r->where, out, r->error);
-}
-
-static int may_string(const struct reader *r, const char *key, const char **out) {
-    return json_get_string(r->object, key, JSON_OPTIONAL_KEY, r->where, out, r->error);
-}
-
-static int refuse(const struct reader *r, const char *key, const char *expected, const char *found) {
-    return mo_error_set(r->error, MO_E_UNSUPPORTED, "%s: key \"%s\": expected %s, found \"%s\"", r->where, key,
-                        expected, found);
-}
+#include "model/config_priv.h"
 
 static int read_architecture(const struct reader *r, struct model *model) {
     const json_t *list = json_object_get(r->object, "architectures");
@@ -58,9 +12,13 @@ static int read_architecture(const struct reader *r, struct model *model) {
         return mo_error_set(r->error, MO_E_NOT_FOUND, "%s: key \"architectures\": expected a list with one name",
                             r->where);
     }
-    if (strcmp(name, "DeepseekV2ForCausalLM") && strcmp(name, "DeepseekV3ForCausalLM") &&
-        strcmp(name, "DeepseekV32ForCausalLM")) {
-        return refuse(r, "architectures", "DeepseekV2ForCausalLM, DeepseekV3ForCausalLM or DeepseekV32ForCausalLM",
+    static const char *const known[] = {"DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM",
+                                        "DeepseekV4ForCausalLM"};
+    bool is_known = false;
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) is_known |= !strcmp(name, known[i]);
+    if (!is_known) {
+        return refuse(r, "architectures",
+                      "DeepseekV2ForCausalLM, DeepseekV3ForCausalLM, DeepseekV32ForCausalLM or DeepseekV4ForCausalLM",
                       name);
     }
     snprintf(model->architecture, sizeof model->architecture, "%s", name);
@@ -74,7 +32,7 @@ static bool is_v3(const struct model *model) {
 
 static int read_sizes(const struct reader *r, struct model *model) {
     int code = 0;
-    if (!code) code = need_int(r, "num_hidden_layers", 1, MAX_LAYERS, &model->layers);
+    if (!code) code = need_int(r, "num_hidden_layers", 1, MODEL_MAX_LAYERS, &model->layers);
     if (!code) code = need_int(r, "hidden_size", 1, MAX_DIM, &model->hidden);
     if (!code) code = need_int(r, "num_attention_heads", 1, MAX_HEADS, &model->heads);
     if (!code) code = need_int(r, "vocab_size", 1, MAX_VOCAB, &model->vocab);
@@ -115,7 +73,7 @@ static int read_experts(const struct reader *r, struct model *model) {
     if (code || !model->experts) return code;
     int every = 1;
     if (!code) code = may_int(r, "first_k_dense_replace", 0, model->layers, &model->dense_layers);
-    if (!code) code = may_int(r, "moe_layer_freq", 1, MAX_LAYERS, &every);
+    if (!code) code = may_int(r, "moe_layer_freq", 1, MODEL_MAX_LAYERS, &every);
     if (!code && every != 1) code = refuse(r, "moe_layer_freq", "1", "another number");
     if (!code) code = need_int(r, "moe_intermediate_size", 1, MAX_DIM, &model->expert_width);
     if (!code) code = need_int(r, "num_experts_per_tok", 1, model->experts, &model->top_k);
@@ -175,7 +133,7 @@ static int read_gate(const struct reader *r, struct model *model) {
     return code;
 }
 
-static int read_yarn(const struct reader *config, const json_t *scaling, struct rope *rope) {
+int config_read_yarn(const struct reader *config, const json_t *scaling, struct rope *rope) {
     char where[512];
     snprintf(where, sizeof where, "%s: rope_scaling", config->where);
     struct reader r = {scaling, where, config->error};
@@ -193,11 +151,6 @@ static int read_yarn(const struct reader *config, const json_t *scaling, struct 
     return code;
 }
 
-static bool is_given(const json_t *object, const char *key) {
-    const json_t *value = json_object_get(object, key);
-    return value && !json_is_null(value);
-}
-
 /* Keys that other ports write and that would change the rotation. */
 static int refuse_foreign_rope(const struct reader *r) {
     const json_t *scaling = json_object_get(r->object, "rope_scaling");
@@ -206,11 +159,12 @@ static int refuse_foreign_rope(const struct reader *r) {
     bool interleaved = true;
     int code = may_bool(r, "rope_interleave", &interleaved);
     if (!code && !interleaved) code = refuse(r, "rope_interleave", "true", "false");
-    if (!code && is_given(r->object, "rope_parameters")) {
+    if (!code && is_given(r, "rope_parameters")) {
         code = refuse(r, "rope_parameters", "rope_theta and rope_scaling, as DeepSeek writes them", "rope_parameters");
     }
-    if (!code && is_given(r->object, "partial_rotary_factor")) code = refuse(r, "partial_rotary_factor", "none", "one");
-    if (!code && is_given(scaling, "attention_factor"))
+    if (!code && is_given(r, "partial_rotary_factor")) code = refuse(r, "partial_rotary_factor", "none", "one");
+    const struct reader of_scaling = {scaling, r->where, r->error};
+    if (!code && is_given(&of_scaling, "attention_factor"))
         code = refuse(r, "rope_scaling.attention_factor", "none", "one");
     if (!code && type && rope_type && strcmp(type, rope_type))
         code = refuse(r, "rope_scaling.rope_type", type, rope_type);
@@ -229,7 +183,7 @@ static int read_rope(const struct reader *r, struct model *model) {
     if (!type) return refuse(r, "rope_scaling.type", "yarn", "none");
     if (!strcmp(type, "default")) return 0;
     if (strcmp(type, "yarn")) return refuse(r, "rope_scaling.type", "yarn", type);
-    return read_yarn(r, scaling, &model->rope);
+    return config_read_yarn(r, scaling, &model->rope);
 }
 
 /* Keys that would change the arithmetic in ways that no published DeepSeek model uses. */
@@ -243,7 +197,7 @@ static int refuse_unknown_arithmetic(const struct reader *r, struct model *model
     if (!code && bias) code = refuse(r, "attention_bias", "false", "true");
     if (!code) code = may_double(r, "rms_norm_eps", 0, 1, &model->norm_eps);
     if (!code) code = may_bool(r, "tie_word_embeddings", &model->tied_embedding);
-    if (!code) code = may_int(r, "num_nextn_predict_layers", 0, MAX_LAYERS, &model->mtp_layers);
+    if (!code) code = may_int(r, "num_nextn_predict_layers", 0, MODEL_MAX_LAYERS, &model->mtp_layers);
     return code;
 }
 
@@ -372,17 +326,25 @@ static int check_count(const struct reader *r, const struct model *model) {
                         routed);
 }
 
+/* All families but V4's. */
+static int read_latent(const struct reader *r, struct model *model) {
+    int code = read_sizes(r, model);
+    if (!code) code = read_indexer(r, model);
+    if (!code) code = read_experts(r, model);
+    if (!code) code = read_gate(r, model);
+    if (!code) code = read_rope(r, model);
+    return code;
+}
+
 static int read_all(const struct reader *r, struct model *model) {
     if (!json_is_object(r->object)) {
         return mo_error_set(r->error, MO_E_INVALID, "%s: expected a JSON object", r->where);
     }
     int code = read_architecture(r, model);
-    if (!code) code = read_sizes(r, model);
-    if (!code) code = read_indexer(r, model);
-    if (!code) code = read_experts(r, model);
+    if (code) return code;
+    bool is_hybrid = !strcmp(model->architecture, "DeepseekV4ForCausalLM");
+    code = is_hybrid ? config_read_hybrid(r, model) : read_latent(r, model);
     if (!code) code = check_count(r, model);
-    if (!code) code = read_gate(r, model);
-    if (!code) code = read_rope(r, model);
     if (!code) code = refuse_unknown_arithmetic(r, model);
     if (!code) code = read_quantization(r, model);
     if (!code) code = read_ends(r, model);

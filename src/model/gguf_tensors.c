@@ -148,7 +148,7 @@ static int add_experts(struct lister *l, const struct gguf_tensor *tensor, const
     size_t bytes = tensor->bytes / (size_t)experts / (size_t)parts;
     const uint8_t *data = tensor->data;
     for (int i = 0; i < (int)experts * parts && !code; i++) {
-        names_tensor(name, row->role + (enum role)(i % parts), layer, i / parts, row->suffix);
+        names_tensor(name, NAMES_LATENT, row->role + (enum role)(i % parts), layer, i / parts, row->suffix);
         code = add(l, tensor, name, n_rows, data);
         data += bytes;
     }
@@ -182,7 +182,7 @@ static int add_any(struct lister *l, const struct gguf_tensor *tensor) {
     }
     if (!row) return add(l, tensor, other_name(rest, layer, name), 0, tensor->data);
     if (row->mapping != AS_IT_IS) return add_experts(l, tensor, row, layer);
-    return add(l, tensor, names_tensor(name, row->role, layer, 0, row->suffix), 0, tensor->data);
+    return add(l, tensor, names_tensor(name, NAMES_LATENT, row->role, layer, 0, row->suffix), 0, tensor->data);
 }
 
 int gguf_list_tensors(const struct checkpoint *checkpoint, struct tensor **list, int *n, struct mo_error *error) {

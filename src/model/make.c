@@ -30,8 +30,9 @@ static void layout(const struct maker *maker, const struct slot *slot, struct ma
     if (source && mat_is_alike(source, &made->mat)) made->mat = *source;
 }
 
-static void slot_name(const struct slot *slot, char name[NAME_MAX_BYTES], const char *suffix) {
-    names_tensor(name, slot->role, slot->layer, slot->expert, *names_suffix(slot->role) ? suffix : "");
+static void slot_name(const struct maker *maker, const struct slot *slot, char name[NAME_MAX_BYTES],
+                      const char *suffix) {
+    names_tensor(name, maker->naming, slot->role, slot->layer, slot->expert, *names_suffix(slot->role) ? suffix : "");
 }
 
 /* ---- a batch on all threads ---- */
@@ -123,7 +124,7 @@ static int batch_fill(struct batch *batch, struct pool *pool, const char *source
         for (int unit = batch->first_unit[i]; unit < batch->first_unit[i + 1]; unit++) {
             if (batch->bad_rows[unit] >= 0) {
                 char name[NAME_MAX_BYTES];
-                slot_name(made->slot, name, ".weight");
+                slot_name(maker, made->slot, name, ".weight");
                 return mo_error_set(error, MO_E_NUMERIC, "%s: tensor %s: row %d holds a value that is not finite",
                                     source, name, batch->bad_rows[unit]);
             }
@@ -154,7 +155,7 @@ static int declare_matrix(struct pack *pack, const struct maker *maker, const st
     struct made made;
     layout(maker, slot, &made);
     const struct mat *mat = &made.mat;
-    slot_name(slot, name, ".weight");
+    slot_name(maker, slot, name, ".weight");
     if (mat_is_integer(mat->format)) {
         size_t block = block_bytes(mat->format, mat->group_size), panel = block_panel_bytes(mat);
         int64_t shape[3] = {(int64_t)(mat_bytes(mat) / panel), (int64_t)(panel / block), (int64_t)block};
@@ -164,7 +165,7 @@ static int declare_matrix(struct pack *pack, const struct maker *maker, const st
     enum dtype dtype = mat->format == MAT_FP8 ? DTYPE_F8_E4M3 : mat->format == MAT_F16 ? DTYPE_F16 : DTYPE_BF16;
     int code = pack_add(pack, name, dtype, (int64_t[]){mat->rows, mat->cols}, 2, error);
     if (code || mat->format != MAT_FP8) return code;
-    slot_name(slot, name, ".weight_scale_inv");
+    slot_name(maker, slot, name, ".weight_scale_inv");
     int64_t scale_rows = (mat->rows + mat->scale_rows - 1) / mat->scale_rows;
     return pack_add(pack, name, DTYPE_F32, (int64_t[]){scale_rows, mat->scale_stride}, 2, error);
 }
@@ -178,7 +179,7 @@ int make_declare(struct pack *pack, const struct maker *maker, const struct slot
             code = declare_matrix(pack, maker, &slots[i], error);
             continue;
         }
-        slot_name(&slots[i], name, ".weight");
+        slot_name(maker, &slots[i], name, ".weight");
         code = pack_add(pack, name, DTYPE_F32, (int64_t[]){slots[i].rows}, 1, error);
     }
     return code;

@@ -27,6 +27,7 @@ struct make_error {
 struct maker {
     void *context;
     const struct recipe *recipe;
+    enum naming naming;   /* the model's */
     size_t scratch_bytes; /* for each thread */
     /* The matrix as it is now, or NULL: there is none. Its bytes are taken as they are where they are what is wanted. */
     const struct mat *(*source)(void *context, const struct slot *slot);

@@ -22,18 +22,17 @@ double model_rope_magnitude(const struct model *model) {
 }
 
 /* The pair index at which a rotary frequency makes `rotations` turns over the original context. */
-static double correction_pair(const struct model *model, double rotations) {
+static double correction_pair(const struct model *model, const struct rope *rope, double rotations) {
     const double pi = 3.14159265358979323846;
-    return model->rope_dim * log(model->rope.original_context / (rotations * 2 * pi)) / (2 * log(model->rope.theta));
+    return model->rope_dim * log(rope->original_context / (rotations * 2 * pi)) / (2 * log(rope->theta));
 }
 
-void model_rope_frequencies(const struct model *model, double *out) {
-    const struct rope *rope = &model->rope;
+void model_rope_frequencies(const struct model *model, const struct rope *rope, double *out) {
     int pairs = model->rope_dim / 2;
     for (int i = 0; i < pairs; i++) out[i] = pow(rope->theta, -2.0 * i / model->rope_dim);
     if (rope->kind != ROPE_YARN) return;
-    double low = floor(correction_pair(model, rope->beta_fast));
-    double high = ceil(correction_pair(model, rope->beta_slow));
+    double low = floor(correction_pair(model, rope, rope->beta_fast));
+    double high = ceil(correction_pair(model, rope, rope->beta_slow));
     low = low < 0 ? 0 : low;
     high = high > model->rope_dim - 1 ? model->rope_dim - 1 : high;
     if (low == high) high += 0.001;

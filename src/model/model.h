@@ -1,7 +1,8 @@
-/* model/model.h - one description for V2-Lite, V2, V3 and V3.2: numbers, and four enums where the family differs.
+/* model/model.h - one description for V2-Lite, V2, V3, V3.2 and V4: numbers, and enums where the family differs.
  * Filled from config.json by config.c; everything later reads this and never the JSON.
  * Includes: base. Sources: DeepSeek-V2 (arXiv 2405.04434), DeepSeek-V3 (arXiv 2412.19437), config.json of the
- * published checkpoints; V3.2: DeepSeek-V3.2-Exp's technical report and inference/model.py. */
+ * published checkpoints; V3.2: DeepSeek-V3.2-Exp's technical report and inference/model.py; V4: its config.json, and
+ * transformers 5.23, models/deepseek_v4. */
 #ifndef MOEBIUS_MODEL_MODEL_H
 #define MOEBIUS_MODEL_MODEL_H
 
@@ -9,12 +10,14 @@
 #include <stddef.h>
 #include <stdint.h>
 #include "base/error.h"
+#include "model/names.h"
 
 enum q_kind { Q_DIRECT, Q_LOW_RANK };
 enum gate_kind {
     GATE_SOFTMAX_GREEDY,  /* V2-Lite: softmax, top-k */
     GATE_SOFTMAX_GROUPED, /* V2: softmax, best groups by their best expert, top-k */
     GATE_SIGMOID_GROUPED, /* V3: sigmoid + bias for choosing, groups by their best two, weights without bias */
+    GATE_SQRT_SOFTPLUS,   /* V4: sqrt(softplus) + bias for choosing, top-k, weights without bias */
 };
 enum rope_kind { ROPE_PLAIN, ROPE_YARN };
 
@@ -34,7 +37,26 @@ struct rope {
     int original_context;                                        /* YaRN */
 };
 
-enum { MODEL_MAX_EOS = 16 };
+enum { MODEL_MAX_EOS = 16, MODEL_MAX_LAYERS = 1024 };
+
+/* What V4 has beyond the others. A row of its cache, [kv_lora | rope], is key and value at once of all heads: nope_dim = kv_lora and
+ * v_dim = kv_lora + rope_dim. A query sees the last `window` rows and, where the layer has a ratio, rows into which the model
+ * has compressed as many tokens each. */
+struct hybrid_model {
+    int window;                      /* sliding_window; 0: not this family */
+    uint8_t ratio[MODEL_MAX_LAYERS]; /* compress_ratios: 0 (window alone), RATIO_SPARSE, RATIO_DENSE */
+    int index_topk;                  /* RATIO_SPARSE: compressed rows that a query sees, chosen by an indexer */
+    int index_heads, index_dim;      /* a head of the indexer's q, and its one key, are [rest | rope] */
+    struct rope rope;                /* in layers with a ratio; model.rope is that of the others */
+    int o_groups, o_lora;            /* heads are projected to o_lora in so many groups, then together to hidden */
+    int streams;                     /* hc_mult: residual streams, mixed by hyper-connections */
+    int sinkhorn_iterations;         /* hc_sinkhorn_iters */
+    double mix_eps;                  /* hc_eps */
+    int hash_layers;                 /* the first so many layers choose experts by token id, from a table */
+    double swiglu_limit;             /* gate is at most that, up at most that either way; 0: no limit */
+};
+/* RATIO_SPARSE windows overlap (a row is made of eight tokens, and the next begins four later) and have an indexer. */
+enum { RATIO_SPARSE = 4, RATIO_DENSE = 128 };
 
 struct model {
     char architecture[64];    /* "DeepseekV2ForCausalLM" */
@@ -57,6 +79,7 @@ struct model {
     double routed_scale;
 
     struct rope rope;
+    struct hybrid_model hybrid; /* V4 */
     double norm_eps;
     bool tied_embedding;
 
@@ -92,6 +115,27 @@ int model_load_generation(struct model *model, const struct checkpoint *checkpoi
 static inline bool model_layer_is_dense(const struct model *model, int layer) {
     return layer < model->dense_layers;
 }
+static inline bool model_is_hybrid(const struct model *model) {
+    return model->hybrid.window > 0;
+}
+static inline enum naming model_naming(const struct model *model) {
+    return model_is_hybrid(model) ? NAMES_HYBRID : NAMES_LATENT;
+}
+/* Residual streams of a token. */
+static inline int model_streams(const struct model *model) {
+    return model_is_hybrid(model) ? model->hybrid.streams : 1;
+}
+/* Numbers that a hyper-connection mixes by: before, after, and among the streams. */
+static inline int model_mix_dim(const struct model *model) {
+    return (2 + model->hybrid.streams) * model->hybrid.streams;
+}
+/* Values that a token adds to a compressed row of `dim`: overlapping windows have a part for this one and one for the next. */
+static inline int model_compress_dim(int ratio, int dim) {
+    return ratio == RATIO_SPARSE ? 2 * dim : dim;
+}
+static inline bool model_layer_is_hashed(const struct model *model, int layer) {
+    return layer < model->hybrid.hash_layers;
+}
 /* Layers that have routed experts: all from dense_layers on. */
 static inline int model_moe_layers(const struct model *model) {
     return model->experts ? model->layers - model->dense_layers : 0;
@@ -110,8 +154,8 @@ static inline int model_latent_dim(const struct model *model) {
 double model_softmax_scale(const struct model *model);
 /* What cos and sin are multiplied by: m(mscale) / m(mscale_all_dim). */
 double model_rope_magnitude(const struct model *model);
-/* Frequencies of the rotary pairs: out [rope_dim / 2]. */
-void model_rope_frequencies(const struct model *model, double *out);
+/* Frequencies of the rotary pairs, by &model->rope or &model->hybrid.rope: out [rope_dim / 2]. */
+void model_rope_frequencies(const struct model *model, const struct rope *rope, double *out);
 
 /* Parameters and bytes, from the description alone. */
 struct model_params {

@@ -6,7 +6,7 @@
 #include "base/text.h"
 
 /* %1$d stands for the layer, %2$d for the expert. */
-static const char *const role_names[ROLES] = {
+static const char *const latent_names[ROLES] = {
     [ROLE_EMBED] = "model.embed_tokens",
     [ROLE_HEAD] = "lm_head",
     [ROLE_FINAL_NORM] = "model.norm",
@@ -38,8 +38,53 @@ static const char *const role_names[ROLES] = {
     [ROLE_EXPERT_DOWN] = "model.layers.%1$d.mlp.experts.%2$d.down_proj",
 };
 
-const char *names_tensor(char *name, enum role role, int layer, int expert, const char *suffix) {
-    const char *format = role_names[role];
+/* Source: DeepSeek-V4-Flash's checkpoint, by transformers 5.23, conversion_mapping.py. */
+static const char *const hybrid_names[ROLES] = {
+    [ROLE_EMBED] = "embed",
+    [ROLE_HEAD] = "head",
+    [ROLE_FINAL_NORM] = "norm",
+    [ROLE_HEAD_MIX] = "hc_head_fn",
+    [ROLE_HEAD_MIX_BASE] = "hc_head_base",
+    [ROLE_HEAD_MIX_SCALE] = "hc_head_scale",
+    [ROLE_ATTN_NORM] = "layers.%1$d.attn_norm",
+    [ROLE_FFN_NORM] = "layers.%1$d.ffn_norm",
+    [ROLE_ATTN_MIX] = "layers.%1$d.hc_attn_fn",
+    [ROLE_ATTN_MIX_BASE] = "layers.%1$d.hc_attn_base",
+    [ROLE_ATTN_MIX_SCALE] = "layers.%1$d.hc_attn_scale",
+    [ROLE_FFN_MIX] = "layers.%1$d.hc_ffn_fn",
+    [ROLE_FFN_MIX_BASE] = "layers.%1$d.hc_ffn_base",
+    [ROLE_FFN_MIX_SCALE] = "layers.%1$d.hc_ffn_scale",
+    [ROLE_Q_A] = "layers.%1$d.attn.wq_a",
+    [ROLE_Q_A_NORM] = "layers.%1$d.attn.q_norm",
+    [ROLE_Q_B] = "layers.%1$d.attn.wq_b",
+    [ROLE_KV_A] = "layers.%1$d.attn.wkv",
+    [ROLE_KV_A_NORM] = "layers.%1$d.attn.kv_norm",
+    [ROLE_O_A] = "layers.%1$d.attn.wo_a",
+    [ROLE_O] = "layers.%1$d.attn.wo_b",
+    [ROLE_SINKS] = "layers.%1$d.attn.attn_sink",
+    [ROLE_COMPRESS_KV] = "layers.%1$d.attn.compressor.wkv",
+    [ROLE_COMPRESS_GATE] = "layers.%1$d.attn.compressor.wgate",
+    [ROLE_COMPRESS_BIAS] = "layers.%1$d.attn.compressor.ape",
+    [ROLE_COMPRESS_NORM] = "layers.%1$d.attn.compressor.norm",
+    [ROLE_INDEX_Q] = "layers.%1$d.attn.indexer.wq_b",
+    [ROLE_INDEX_WEIGHTS] = "layers.%1$d.attn.indexer.weights_proj",
+    [ROLE_INDEX_COMPRESS_KV] = "layers.%1$d.attn.indexer.compressor.wkv",
+    [ROLE_INDEX_COMPRESS_GATE] = "layers.%1$d.attn.indexer.compressor.wgate",
+    [ROLE_INDEX_COMPRESS_BIAS] = "layers.%1$d.attn.indexer.compressor.ape",
+    [ROLE_INDEX_COMPRESS_NORM] = "layers.%1$d.attn.indexer.compressor.norm",
+    [ROLE_ROUTER] = "layers.%1$d.ffn.gate",
+    [ROLE_ROUTER_BIAS] = "layers.%1$d.ffn.gate.bias",
+    [ROLE_ROUTER_TABLE] = "layers.%1$d.ffn.gate.tid2eid",
+    [ROLE_SHARED_GATE] = "layers.%1$d.ffn.shared_experts.w1",
+    [ROLE_SHARED_UP] = "layers.%1$d.ffn.shared_experts.w3",
+    [ROLE_SHARED_DOWN] = "layers.%1$d.ffn.shared_experts.w2",
+    [ROLE_EXPERT_GATE] = "layers.%1$d.ffn.experts.%2$d.w1",
+    [ROLE_EXPERT_UP] = "layers.%1$d.ffn.experts.%2$d.w3",
+    [ROLE_EXPERT_DOWN] = "layers.%1$d.ffn.experts.%2$d.w2",
+};
+
+const char *names_tensor(char *name, enum naming naming, enum role role, int layer, int expert, const char *suffix) {
+    const char *format = naming == NAMES_HYBRID ? hybrid_names[role] : latent_names[role];
     int n = 0;
     for (const char *at = format; *at && n < NAME_MAX_BYTES - 16; at++) {
         if (*at != '%') {
@@ -54,11 +99,22 @@ const char *names_tensor(char *name, enum role role, int layer, int expert, cons
 }
 
 const char *names_suffix(enum role role) {
-    return role == ROLE_ROUTER_BIAS || role == ROLE_INDEX_K_BIAS ? "" : ".weight";
+    switch (role) {
+    case ROLE_ROUTER_BIAS:
+    case ROLE_ROUTER_TABLE:
+    case ROLE_INDEX_K_BIAS:
+    case ROLE_SINKS:
+    case ROLE_COMPRESS_BIAS:
+    case ROLE_INDEX_COMPRESS_BIAS:
+        return "";
+    default:
+        return role >= ROLE_ATTN_MIX && role <= ROLE_HEAD_MIX_SCALE ? "" : ".weight";
+    }
 }
 
 int names_layer(const char *name) {
-    static const char prefix[] = "model.layers.";
+    static const char prefix[] = "layers.";
+    if (!strncmp(name, "model.", 6)) name += 6;
     if (strncmp(name, prefix, sizeof prefix - 1)) return -1;
     char *end;
     long layer = strtol(name + sizeof prefix - 1, &end, 10);
@@ -66,5 +122,6 @@ int names_layer(const char *name) {
 }
 
 int names_is_ignored(const char *name) {
-    return text_ends_with(name, ".rotary_emb.inv_freq") || text_ends_with(name, ".input_scale");
+    return !strncmp(name, "mtp.", 4) || text_ends_with(name, ".rotary_emb.inv_freq") ||
+           text_ends_with(name, ".input_scale");
 }

@@ -4,6 +4,12 @@
 
 #include <stddef.h>
 
+/* Who named the tensors. */
+enum naming {
+    NAMES_LATENT, /* V2 to V3.2: "model.layers.3.self_attn.q_a_proj" */
+    NAMES_HYBRID, /* V4: "layers.3.attn.wq_a" */
+};
+
 enum role {
     ROLE_EMBED,
     ROLE_HEAD,
@@ -23,11 +29,31 @@ enum role {
     ROLE_INDEX_WEIGHTS,
     ROLE_INDEX_K_NORM,
     ROLE_INDEX_K_BIAS,
+    ROLE_O_A, /* of V4 from here on: the groups' own projection, before ROLE_O */
+    ROLE_SINKS,
+    ROLE_COMPRESS_KV,
+    ROLE_COMPRESS_GATE,
+    ROLE_COMPRESS_BIAS,
+    ROLE_COMPRESS_NORM,
+    ROLE_INDEX_COMPRESS_KV, /* the four of the indexer's keys */
+    ROLE_INDEX_COMPRESS_GATE,
+    ROLE_INDEX_COMPRESS_BIAS,
+    ROLE_INDEX_COMPRESS_NORM,
+    ROLE_ATTN_MIX, /* hyper-connections: three each, before attention, before the feed-forward, and (no layer) before the head */
+    ROLE_ATTN_MIX_BASE,
+    ROLE_ATTN_MIX_SCALE,
+    ROLE_FFN_MIX,
+    ROLE_FFN_MIX_BASE,
+    ROLE_FFN_MIX_SCALE,
+    ROLE_HEAD_MIX,
+    ROLE_HEAD_MIX_BASE,
+    ROLE_HEAD_MIX_SCALE,
     ROLE_DENSE_GATE,
     ROLE_DENSE_UP,
     ROLE_DENSE_DOWN,
     ROLE_ROUTER,
     ROLE_ROUTER_BIAS,
+    ROLE_ROUTER_TABLE, /* V4: experts of each token id */
     ROLE_SHARED_GATE,
     ROLE_SHARED_UP,
     ROLE_SHARED_DOWN,
@@ -40,12 +66,12 @@ enum role {
 enum { NAME_MAX_BYTES = 128 };
 
 /* "model.layers.3.mlp.experts.7.up_proj" + `suffix` (".weight", ".qweight", ...) into name [NAME_MAX_BYTES]. */
-const char *names_tensor(char *name, enum role role, int layer, int expert, const char *suffix);
+const char *names_tensor(char *name, enum naming naming, enum role role, int layer, int expert, const char *suffix);
 
-/* What a tensor of this role is called behind the role's own name: ".weight", or nothing for a bias. */
+/* What a tensor of this role is called behind the role's own name: ".weight", or nothing where the name says all. */
 const char *names_suffix(enum role role);
 
-/* The layer of "model.layers.N. ...", or -1 for a tensor outside of the layers. */
+/* The layer of "model.layers.N. ..." and "layers.N. ...", or -1 for a tensor outside of the layers. */
 int names_layer(const char *name);
 
 /* Tensors that some checkpoints carry and that take no part in the arithmetic. */

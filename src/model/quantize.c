@@ -56,6 +56,7 @@ static struct maker maker_of(const struct quantize *q, const struct slot *slots,
     return (struct maker){
         .context = (void *)(uintptr_t)q,
         .recipe = q->recipe,
+        .naming = model_naming(q->model),
         .scratch_bytes = ((plain > feedback ? plain : feedback) + 63) / 64 * 64,
         .source = source,
         .prepare = prepare,

@@ -144,9 +144,13 @@ static void values(void *context, const struct slot *slot, float *out) {
     }
 }
 
-static struct maker maker_of(const struct synth *synth) {
-    return (struct maker){
-        .context = (void *)(uintptr_t)synth, .recipe = synth->recipe, .source = source, .fill = fill, .values = values};
+static struct maker maker_of(const struct synth *synth, const struct model *model) {
+    return (struct maker){.context = (void *)(uintptr_t)synth,
+                          .recipe = synth->recipe,
+                          .naming = model_naming(model),
+                          .source = source,
+                          .fill = fill,
+                          .values = values};
 }
 
 /* config.json of the result, as text; malloc'd. */
@@ -181,9 +185,9 @@ static int set_metadata(struct pack *pack, const struct synth *synth, const char
     return code;
 }
 
-static int write_all(const struct synth *synth, struct pack *pack, const char *quant, const struct slot *slots, int n,
-                     struct make_report *report, struct mo_error *error) {
-    struct maker maker = maker_of(synth);
+static int write_all(const struct synth *synth, const struct model *model, struct pack *pack, const char *quant,
+                     const struct slot *slots, int n, struct make_report *report, struct mo_error *error) {
+    struct maker maker = maker_of(synth, model);
     int code = set_metadata(pack, synth, quant, error);
     if (!code) code = make_declare(pack, &maker, slots, n, error);
     if (!code) code = pack_begin(pack, error);
@@ -202,7 +206,7 @@ int synth_file(const struct synth *synth, const char *path, const char *quant, s
     int code = synth_model(synth, &model, error);
     if (!code) code = slots_list(&model, arena, &slots, &n, error);
     if (!code) code = pack_create(&pack, path, error);
-    if (!code) code = write_all(synth, pack, quant, slots, n, report, error);
+    if (!code) code = write_all(synth, &model, pack, quant, slots, n, report, error);
     pack_close(pack);
     arena_destroy(arena);
     return code;
@@ -231,7 +235,7 @@ static int plant(const struct synth *synth, const struct model *model, struct we
 int synth_memory(const struct synth *synth, const struct model *model, struct weights *weights,
                  struct make_report *report, struct mo_error *error) {
     struct slot *slots;
-    struct maker maker = maker_of(synth);
+    struct maker maker = maker_of(synth, model);
     int n;
     *weights = (struct weights){.arena = arena_create()};
     if (!weights->arena) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the weights");

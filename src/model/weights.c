@@ -1,44 +1,27 @@
-#include "model/weights.h"
-
 #include <assert.h>
 #include <math.h>
 #include <stdarg.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include "base/arena.h"
-#include "base/pool.h"
 #include "model/gguf.h"
-#include "model/names.h"
 #include "model/pack.h"
-
-/* The binding in progress. `used` marks tensors that have found their place; what is left at the end is unknown. */
-struct binder {
-    const struct model *model;
-    const struct checkpoint *checkpoint;
-    struct arena *arena;
-    bool *used;        /* [n_tensors] */
-    int layer, expert; /* what names are made with */
-    int threads;
-    struct pool *pool; /* NULL before the first kv_b that is joined */
-    struct mo_error *error;
-};
+#include "model/weights_priv.h"
 
 static const char *path_of(const struct binder *b, const struct tensor *tensor) {
     return b->checkpoint->shards[tensor->shard].path;
 }
 
-static const struct tensor *find(const struct binder *b, enum role role, const char *suffix) {
+const struct tensor *weights_find(const struct binder *b, enum role role, const char *suffix) {
     char name[NAME_MAX_BYTES];
-    const struct tensor *tensor = checkpoint_find(b->checkpoint, names_tensor(name, role, b->layer, b->expert, suffix));
+    const struct tensor *tensor =
+        checkpoint_find(b->checkpoint, names_tensor(name, model_naming(b->model), role, b->layer, b->expert, suffix));
     if (tensor) b->used[tensor - b->checkpoint->tensors] = true;
     return tensor;
 }
 
-__attribute__((format(printf, 4, 5))) static int refuse(const struct binder *b, int code, const struct tensor *tensor,
-                                                        const char *format, ...) {
+int weights_refuse(const struct binder *b, int code, const struct tensor *tensor, const char *format, ...) {
     char reason[512];
     va_list arguments;
     va_start(arguments, format);
@@ -47,26 +30,27 @@ __attribute__((format(printf, 4, 5))) static int refuse(const struct binder *b, 
     return mo_error_set(b->error, code, "%s: tensor %s: %s", path_of(b, tensor), tensor->name, reason);
 }
 
-static int missing(const struct binder *b, enum role role, const char *suffix, int64_t rows, int64_t cols) {
+int weights_missing(const struct binder *b, enum role role, const char *suffix, int64_t rows, int64_t cols) {
     char name[NAME_MAX_BYTES], shape[64];
-    names_tensor(name, role, b->layer, b->expert, suffix);
+    names_tensor(name, model_naming(b->model), role, b->layer, b->expert, suffix);
     snprintf(shape, sizeof shape, cols ? "[%lld, %lld]" : "[%lld]", (long long)rows, (long long)cols);
     return mo_error_set(b->error, MO_E_CORRUPT, "%s: tensor %s is missing (expected shape %s)",
                         b->checkpoint->shards[0].path, name, shape);
 }
 
-static int check_shape(const struct binder *b, const struct tensor *tensor, int64_t rows, int64_t cols) {
+int weights_check_shape(const struct binder *b, const struct tensor *tensor, int64_t rows, int64_t cols) {
     bool same = tensor->n_dims == (cols ? 2 : 1) && tensor->shape[0] == rows && (!cols || tensor->shape[1] == cols);
     if (same) return 0;
     char expected[64], found[TENSOR_SHAPE_BYTES];
     snprintf(expected, sizeof expected, cols ? "[%lld, %lld]" : "[%lld]", (long long)rows, (long long)cols);
-    return refuse(b, MO_E_CORRUPT, tensor, "expected shape %s (by config.json), found %s", expected,
-                  tensor_shape_text(tensor, found));
+    return weights_refuse(b, MO_E_CORRUPT, tensor, "expected shape %s (by config.json), found %s", expected,
+                          tensor_shape_text(tensor, found));
 }
 
 static int check_alignment(const struct binder *b, const struct tensor *tensor) {
     if ((uintptr_t)tensor->data % dtype_bytes(tensor->dtype) == 0) return 0;
-    return refuse(b, MO_E_UNSUPPORTED, tensor, "its data is not aligned to %zu bytes", dtype_bytes(tensor->dtype));
+    return weights_refuse(b, MO_E_UNSUPPORTED, tensor, "its data is not aligned to %zu bytes",
+                          dtype_bytes(tensor->dtype));
 }
 
 static float widen(const struct tensor *tensor, int64_t i) {
@@ -82,43 +66,45 @@ static float widen(const struct tensor *tensor, int64_t i) {
 }
 
 /* A small tensor (norm, bias, scales) as fp32 in the arena, every value finite. */
-static int copy_values(const struct binder *b, const struct tensor *tensor, const float **out) {
+int weights_copy_values(const struct binder *b, const struct tensor *tensor, const float **out) {
     if (tensor->dtype != DTYPE_F32 && tensor->dtype != DTYPE_F16 && tensor->dtype != DTYPE_BF16) {
-        return refuse(b, MO_E_UNSUPPORTED, tensor, "expected F32, F16 or BF16, found %s", dtype_name(tensor->dtype));
+        return weights_refuse(b, MO_E_UNSUPPORTED, tensor, "expected F32, F16 or BF16, found %s",
+                              dtype_name(tensor->dtype));
     }
     float *values = arena_alloc_array(b->arena, (size_t)tensor->elements, sizeof *values);
-    if (!values) return refuse(b, MO_E_NO_MEMORY, tensor, "no memory for its values");
+    if (!values) return weights_refuse(b, MO_E_NO_MEMORY, tensor, "no memory for its values");
     for (int64_t i = 0; i < tensor->elements; i++) {
         values[i] = widen(tensor, i);
         if (!isfinite(values[i])) {
-            return refuse(b, MO_E_NUMERIC, tensor, "value %lld is %g: expected finite numbers", (long long)i,
-                          (double)values[i]);
+            return weights_refuse(b, MO_E_NUMERIC, tensor, "value %lld is %g: expected finite numbers", (long long)i,
+                                  (double)values[i]);
         }
     }
     *out = values;
     return 0;
 }
 
-static int bind_vector(const struct binder *b, enum role role, const char *suffix, int n, const float **out) {
-    const struct tensor *tensor = find(b, role, suffix);
-    if (!tensor) return missing(b, role, suffix, n, 0);
-    int code = check_shape(b, tensor, n, 0);
-    return code ? code : copy_values(b, tensor, out);
+int weights_bind_vector(const struct binder *b, enum role role, const char *suffix, int n, const float **out) {
+    const struct tensor *tensor = weights_find(b, role, suffix);
+    if (!tensor) return weights_missing(b, role, suffix, n, 0);
+    int code = weights_check_shape(b, tensor, n, 0);
+    return code ? code : weights_copy_values(b, tensor, out);
 }
 
 /* FP8 with one scale per 128x128 block, per row, or for the whole matrix. */
 static int bind_fp8(const struct binder *b, enum role role, const struct tensor *tensor, struct mat *mat) {
     enum quant_kind quant = b->model->quant;
     if (quant != QUANT_FP8_BLOCK && quant != QUANT_FP8_SCALED && quant != QUANT_MOEBIUS) {
-        return refuse(b, MO_E_UNSUPPORTED, tensor, "found F8_E4M3, but config.json has no FP8 quantization_config");
+        return weights_refuse(b, MO_E_UNSUPPORTED, tensor,
+                              "found F8_E4M3, but config.json has no FP8 quantization_config");
     }
     bool block = quant != QUANT_FP8_SCALED;
     const char *suffix = block ? ".weight_scale_inv" : ".weight_scale";
     int block_rows = b->model->quant_block[0], block_cols = b->model->quant_block[1];
     int64_t rows = block ? (mat->rows + block_rows - 1) / block_rows : mat->rows;
     int64_t cols = block ? (mat->cols + block_cols - 1) / block_cols : 1;
-    const struct tensor *scale = find(b, role, suffix);
-    if (!scale) return missing(b, role, suffix, rows, cols);
+    const struct tensor *scale = weights_find(b, role, suffix);
+    if (!scale) return weights_missing(b, role, suffix, rows, cols);
     mat->format = MAT_FP8;
     mat->scale_stride = (int)cols;
     mat->scale_rows = block ? block_rows : 1;
@@ -126,18 +112,18 @@ static int bind_fp8(const struct binder *b, enum role role, const struct tensor 
     if (!block && scale->elements == 1) {
         mat->scale_rows = mat->rows;
     } else if (block || scale->n_dims != 1 || scale->shape[0] != rows) { /* [rows] is as good as [rows, 1] */
-        int code = check_shape(b, scale, rows, cols);
+        int code = weights_check_shape(b, scale, rows, cols);
         if (code) return code;
     }
-    return copy_values(b, scale, &mat->scale);
+    return weights_copy_values(b, scale, &mat->scale);
 }
 
 static int check_scales16(const struct binder *b, const struct tensor *scales) {
     const uint16_t *bits = scales->data;
     for (int64_t i = 0; i < scales->elements; i++) {
         if ((bits[i] & 0x7c00) == 0x7c00) {
-            return refuse(b, MO_E_NUMERIC, scales, "scale %lld is %g: expected finite numbers", (long long)i,
-                          (double)f16_to_f32(bits[i]));
+            return weights_refuse(b, MO_E_NUMERIC, scales, "scale %lld is %g: expected finite numbers", (long long)i,
+                                  (double)f16_to_f32(bits[i]));
         }
     }
     return 0;
@@ -146,24 +132,25 @@ static int check_scales16(const struct binder *b, const struct tensor *scales) {
 /* One of the three tensors of an AWQ matrix. */
 static int find_awq_part(const struct binder *b, enum role role, const char *suffix, enum dtype dtype, int64_t rows,
                          int64_t cols, const struct tensor **out) {
-    const struct tensor *tensor = find(b, role, suffix);
-    if (!tensor) return missing(b, role, suffix, rows, cols);
+    const struct tensor *tensor = weights_find(b, role, suffix);
+    if (!tensor) return weights_missing(b, role, suffix, rows, cols);
     *out = tensor;
-    int code = check_shape(b, tensor, rows, cols);
+    int code = weights_check_shape(b, tensor, rows, cols);
     if (!code) code = check_alignment(b, tensor);
     if (!code && tensor->dtype != dtype) {
-        code =
-            refuse(b, MO_E_UNSUPPORTED, tensor, "expected %s, found %s", dtype_name(dtype), dtype_name(tensor->dtype));
+        code = weights_refuse(b, MO_E_UNSUPPORTED, tensor, "expected %s, found %s", dtype_name(dtype),
+                              dtype_name(tensor->dtype));
     }
     return code;
 }
 
 static int bind_awq(const struct binder *b, enum role role, const struct tensor *words, struct mat *mat) {
     if (b->model->quant != QUANT_AWQ) {
-        return refuse(b, MO_E_UNSUPPORTED, words,
-                      "found packed weights, but config.json has no AWQ quantization_config");
+        return weights_refuse(b, MO_E_UNSUPPORTED, words,
+                              "found packed weights, but config.json has no AWQ quantization_config");
     }
-    if (mat->rows % 8) return refuse(b, MO_E_UNSUPPORTED, words, "expected outputs in eights, found %d", mat->rows);
+    if (mat->rows % 8)
+        return weights_refuse(b, MO_E_UNSUPPORTED, words, "expected outputs in eights, found %d", mat->rows);
     int group = b->model->quant_group, groups = (mat->cols + group - 1) / group;
     const struct tensor *zeros, *scales;
     int code = find_awq_part(b, role, ".qweight", DTYPE_I32, mat->cols, mat->rows / 8, &words);
@@ -195,8 +182,8 @@ static int bind_plain(const struct binder *b, enum role role, const struct tenso
         return bind_fp8(b, role, tensor, mat);
     default:
         if (gguf_mat_format(tensor->dtype, &mat->format)) return 0;
-        return refuse(b, MO_E_UNSUPPORTED, tensor, "expected F32, F16, BF16 or F8_E4M3, found %s",
-                      dtype_name(tensor->dtype));
+        return weights_refuse(b, MO_E_UNSUPPORTED, tensor, "expected F32, F16, BF16 or F8_E4M3, found %s",
+                              dtype_name(tensor->dtype));
     }
     return 0;
 }
@@ -207,26 +194,28 @@ static int bind_blocks(const struct binder *b, const struct tensor *tensor, stru
     char found[TENSOR_SHAPE_BYTES];
     int64_t panels = (mat->rows + BLOCK_ROWS - 1) / BLOCK_ROWS, blocks = (mat->cols + BLOCK_COLS - 1) / BLOCK_COLS;
     if (b->model->quant != QUANT_MOEBIUS) {
-        return refuse(b, MO_E_UNSUPPORTED, tensor, "found U8, but config.json has no quantization_config of ours");
+        return weights_refuse(b, MO_E_UNSUPPORTED, tensor,
+                              "found U8, but config.json has no quantization_config of ours");
     }
     bool shaped = tensor->n_dims == 3 && tensor->shape[0] == panels && tensor->shape[1] == blocks;
     if (!shaped || block_format_of((size_t)tensor->shape[2], &mat->format, &mat->group_size)) {
-        return refuse(b, MO_E_CORRUPT, tensor,
-                      "expected blocks of [%lld, %lld, bytes of an INT4 or INT8 block] (by config.json), found %s",
-                      (long long)panels, (long long)blocks, tensor_shape_text(tensor, found));
+        return weights_refuse(
+            b, MO_E_CORRUPT, tensor,
+            "expected blocks of [%lld, %lld, bytes of an INT4 or INT8 block] (by config.json), found %s",
+            (long long)panels, (long long)blocks, tensor_shape_text(tensor, found));
     }
     mat->data = tensor->data;
     return 0;
 }
 
-static int bind_matrix(const struct binder *b, enum role role, int rows, int cols, struct mat *mat) {
+int weights_bind_matrix(const struct binder *b, enum role role, int rows, int cols, struct mat *mat) {
     *mat = (struct mat){.rows = rows, .cols = cols};
-    const struct tensor *words = find(b, role, ".qweight");
+    const struct tensor *words = weights_find(b, role, ".qweight");
     if (words) return bind_awq(b, role, words, mat);
-    const struct tensor *tensor = find(b, role, ".weight");
-    if (!tensor) return missing(b, role, ".weight", rows, cols);
+    const struct tensor *tensor = weights_find(b, role, names_suffix(role));
+    if (!tensor) return weights_missing(b, role, names_suffix(role), rows, cols);
     if (tensor->dtype == DTYPE_U8) return bind_blocks(b, tensor, mat);
-    int code = check_shape(b, tensor, rows, cols);
+    int code = weights_check_shape(b, tensor, rows, cols);
     if (!code) code = check_alignment(b, tensor);
     return code ? code : bind_plain(b, role, tensor, mat);
 }
@@ -234,9 +223,9 @@ static int bind_matrix(const struct binder *b, enum role role, int rows, int col
 /* Of a GGUF in two parts, as llama.cpp wants it, or whole. */
 static int bind_kv_b(struct binder *b, struct mat *mat) {
     const struct model *m = b->model;
-    const struct tensor *k = find(b, ROLE_KV_B, SPLIT_K_B), *v = find(b, ROLE_KV_B, SPLIT_V_B);
-    bool split = k && v && !find(b, ROLE_KV_B, ".weight");
-    if (!split) return bind_matrix(b, ROLE_KV_B, m->heads * (m->nope_dim + m->v_dim), m->kv_lora, mat);
+    const struct tensor *k = weights_find(b, ROLE_KV_B, SPLIT_K_B), *v = weights_find(b, ROLE_KV_B, SPLIT_V_B);
+    bool split = k && v && !weights_find(b, ROLE_KV_B, ".weight");
+    if (!split) return weights_bind_matrix(b, ROLE_KV_B, m->heads * (m->nope_dim + m->v_dim), m->kv_lora, mat);
     int code = check_alignment(b, k);
     if (!code) code = check_alignment(b, v);
     if (!code && !b->pool) code = pool_create(&b->pool, b->threads, b->error);
@@ -245,20 +234,20 @@ static int bind_kv_b(struct binder *b, struct mat *mat) {
 
 static int bind_mlp(const struct binder *b, enum role gate, int width, struct mlp *mlp) {
     int hidden = b->model->hidden;
-    int code = bind_matrix(b, gate, width, hidden, &mlp->gate);
-    if (!code) code = bind_matrix(b, gate + 1, width, hidden, &mlp->up);
-    if (!code) code = bind_matrix(b, gate + 2, hidden, width, &mlp->down);
+    int code = weights_bind_matrix(b, gate, width, hidden, &mlp->gate);
+    if (!code) code = weights_bind_matrix(b, gate + 1, width, hidden, &mlp->up);
+    if (!code) code = weights_bind_matrix(b, gate + 2, hidden, width, &mlp->down);
     return code;
 }
 
 static int bind_indexer(struct binder *b, struct indexer *indexer) {
     const struct model *m = b->model;
     if (!m->index_topk) return 0;
-    int code = bind_matrix(b, ROLE_INDEX_Q, model_index_q_dim(m), m->q_lora, &indexer->q);
-    if (!code) code = bind_matrix(b, ROLE_INDEX_K, m->index_dim, m->hidden, &indexer->k);
-    if (!code) code = bind_matrix(b, ROLE_INDEX_WEIGHTS, m->index_heads, m->hidden, &indexer->weights);
-    if (!code) code = bind_vector(b, ROLE_INDEX_K_NORM, ".weight", m->index_dim, &indexer->k_norm);
-    if (!code) code = bind_vector(b, ROLE_INDEX_K_BIAS, "", m->index_dim, &indexer->k_bias);
+    int code = weights_bind_matrix(b, ROLE_INDEX_Q, model_index_q_dim(m), m->q_lora, &indexer->q);
+    if (!code) code = weights_bind_matrix(b, ROLE_INDEX_K, m->index_dim, m->hidden, &indexer->k);
+    if (!code) code = weights_bind_matrix(b, ROLE_INDEX_WEIGHTS, m->index_heads, m->hidden, &indexer->weights);
+    if (!code) code = weights_bind_vector(b, ROLE_INDEX_K_NORM, ".weight", m->index_dim, &indexer->k_norm);
+    if (!code) code = weights_bind_vector(b, ROLE_INDEX_K_BIAS, "", m->index_dim, &indexer->k_bias);
     return code;
 }
 
@@ -266,25 +255,30 @@ static int bind_attention(struct binder *b, struct layer *layer) {
     const struct model *m = b->model;
     int q_out = m->heads * model_q_head_dim(m), hidden = m->hidden, code;
     if (m->q_kind == Q_DIRECT) {
-        code = bind_matrix(b, ROLE_Q, q_out, hidden, &layer->q);
+        code = weights_bind_matrix(b, ROLE_Q, q_out, hidden, &layer->q);
     } else {
-        code = bind_matrix(b, ROLE_Q_A, m->q_lora, hidden, &layer->q_a);
-        if (!code) code = bind_vector(b, ROLE_Q_A_NORM, ".weight", m->q_lora, &layer->q_a_norm);
-        if (!code) code = bind_matrix(b, ROLE_Q_B, q_out, m->q_lora, &layer->q_b);
+        code = weights_bind_matrix(b, ROLE_Q_A, m->q_lora, hidden, &layer->q_a);
+        if (!code) code = weights_bind_vector(b, ROLE_Q_A_NORM, ".weight", m->q_lora, &layer->q_a_norm);
+        if (!code) code = weights_bind_matrix(b, ROLE_Q_B, q_out, m->q_lora, &layer->q_b);
     }
-    if (!code) code = bind_matrix(b, ROLE_KV_A, model_latent_dim(m), hidden, &layer->kv_a);
-    if (!code) code = bind_vector(b, ROLE_KV_A_NORM, ".weight", m->kv_lora, &layer->kv_a_norm);
+    if (!code) code = weights_bind_matrix(b, ROLE_KV_A, model_latent_dim(m), hidden, &layer->kv_a);
+    if (!code) code = weights_bind_vector(b, ROLE_KV_A_NORM, ".weight", m->kv_lora, &layer->kv_a_norm);
     if (!code) code = bind_kv_b(b, &layer->kv_b);
-    if (!code) code = bind_matrix(b, ROLE_O, hidden, m->heads * m->v_dim, &layer->o);
+    if (!code) code = weights_bind_matrix(b, ROLE_O, hidden, m->heads * m->v_dim, &layer->o);
     return code ? code : bind_indexer(b, &layer->indexer);
+}
+
+static int bind_router(struct binder *b, struct layer *layer) {
+    const struct model *m = b->model;
+    int code = weights_bind_matrix(b, ROLE_ROUTER, m->experts, m->hidden, &layer->router);
+    if (code || m->gate_kind == GATE_SOFTMAX_GREEDY || m->gate_kind == GATE_SOFTMAX_GROUPED) return code;
+    if (model_layer_is_hashed(m, b->layer)) return weights_bind_hybrid_table(b, layer);
+    return weights_bind_vector(b, ROLE_ROUTER_BIAS, "", m->experts, &layer->router_bias);
 }
 
 static int bind_experts(struct binder *b, struct layer *layer) {
     const struct model *m = b->model;
-    int code = bind_matrix(b, ROLE_ROUTER, m->experts, m->hidden, &layer->router);
-    if (!code && m->gate_kind == GATE_SIGMOID_GROUPED) {
-        code = bind_vector(b, ROLE_ROUTER_BIAS, "", m->experts, &layer->router_bias);
-    }
+    int code = bind_router(b, layer);
     if (!code && m->shared_experts) {
         code = bind_mlp(b, ROLE_SHARED_GATE, m->shared_experts * m->expert_width, &layer->shared);
     }
@@ -301,9 +295,9 @@ static int bind_experts(struct binder *b, struct layer *layer) {
 static int bind_layer(struct binder *b, int index, struct layer *layer) {
     const struct model *m = b->model;
     b->layer = index;
-    int code = bind_vector(b, ROLE_ATTN_NORM, ".weight", m->hidden, &layer->attn_norm);
-    if (!code) code = bind_attention(b, layer);
-    if (!code) code = bind_vector(b, ROLE_FFN_NORM, ".weight", m->hidden, &layer->ffn_norm);
+    int code = weights_bind_vector(b, ROLE_ATTN_NORM, ".weight", m->hidden, &layer->attn_norm);
+    if (!code) code = model_is_hybrid(m) ? weights_bind_hybrid_layer(b, layer) : bind_attention(b, layer);
+    if (!code) code = weights_bind_vector(b, ROLE_FFN_NORM, ".weight", m->hidden, &layer->ffn_norm);
     if (code) return code;
     if (model_layer_is_dense(m, index)) return bind_mlp(b, ROLE_DENSE_GATE, m->dense_width, &layer->dense);
     return bind_experts(b, layer);
@@ -313,7 +307,8 @@ static int bind_layer(struct binder *b, int index, struct layer *layer) {
 static bool is_left_out(const struct binder *b, const struct tensor *tensor) {
     int layer = names_layer(tensor->name), layers = b->model->layers;
     if (layer >= layers && layer < layers + b->model->mtp_layers) return true;
-    if (b->model->tied_embedding && !strcmp(tensor->name, "lm_head.weight")) return true;
+    if (b->model->tied_embedding && (!strcmp(tensor->name, "lm_head.weight") || !strcmp(tensor->name, "head.weight")))
+        return true;
     if (b->checkpoint->is_packed && !strncmp(tensor->name, PACK_PREFIX, sizeof PACK_PREFIX - 1)) return true;
     return names_is_ignored(tensor->name);
 }
@@ -322,8 +317,8 @@ static int check_leftovers(const struct binder *b) {
     for (int i = 0; i < b->checkpoint->n_tensors; i++) {
         const struct tensor *tensor = &b->checkpoint->tensors[i];
         if (b->used[i] || is_left_out(b, tensor)) continue;
-        return refuse(b, MO_E_UNSUPPORTED, tensor, "unknown tensor: config.json's %s has no place for it",
-                      b->model->architecture);
+        return weights_refuse(b, MO_E_UNSUPPORTED, tensor, "unknown tensor: config.json's %s has no place for it",
+                              b->model->architecture);
     }
     return 0;
 }
@@ -333,14 +328,15 @@ static int bind_all(struct binder *b, struct weights *weights) {
     weights->layers = arena_alloc_array(b->arena, (size_t)m->layers, sizeof *weights->layers);
     if (!weights->layers || !b->used)
         return mo_error_set(b->error, MO_E_NO_MEMORY, "no memory for %d layers", m->layers);
-    int code = bind_matrix(b, ROLE_EMBED, m->vocab, m->hidden, &weights->embed);
+    int code = weights_bind_matrix(b, ROLE_EMBED, m->vocab, m->hidden, &weights->embed);
     for (int i = 0; i < m->layers && !code; i++) code = bind_layer(b, i, &weights->layers[i]);
-    if (!code) code = bind_vector(b, ROLE_FINAL_NORM, ".weight", m->hidden, &weights->final_norm);
+    if (!code) code = weights_bind_vector(b, ROLE_FINAL_NORM, ".weight", m->hidden, &weights->final_norm);
     if (m->tied_embedding) {
         weights->head = weights->embed;
     } else if (!code) {
-        code = bind_matrix(b, ROLE_HEAD, m->vocab, m->hidden, &weights->head);
+        code = weights_bind_matrix(b, ROLE_HEAD, m->vocab, m->hidden, &weights->head);
     }
+    if (!code && model_is_hybrid(m)) code = weights_bind_hybrid_head(b, weights);
     if (!code) code = check_leftovers(b);
     return code;
 }
@@ -367,6 +363,7 @@ int weights_bind(struct weights *weights, const struct model *model, const struc
 struct mat *weights_matrix(const struct weights *weights, enum role role, int index, int expert) {
     if (role == ROLE_EMBED) return (struct mat *)&weights->embed;
     if (role == ROLE_HEAD) return (struct mat *)&weights->head;
+    if (role == ROLE_HEAD_MIX) return (struct mat *)&weights->head_mixer.mix;
     struct layer *layer = &weights->layers[index];
     switch (role) {
     case ROLE_Q:
@@ -389,6 +386,20 @@ struct mat *weights_matrix(const struct weights *weights, enum role role, int in
         return &layer->indexer.weights;
     case ROLE_ROUTER:
         return &layer->router;
+    case ROLE_O_A:
+        return &layer->o_a;
+    case ROLE_COMPRESS_KV:
+        return &layer->compressor.kv;
+    case ROLE_COMPRESS_GATE:
+        return &layer->compressor.gate;
+    case ROLE_INDEX_COMPRESS_KV:
+        return &layer->index_compressor.kv;
+    case ROLE_INDEX_COMPRESS_GATE:
+        return &layer->index_compressor.gate;
+    case ROLE_ATTN_MIX:
+        return &layer->attn_mixer.mix;
+    case ROLE_FFN_MIX:
+        return &layer->ffn_mixer.mix;
     default:
         break;
     }
@@ -404,6 +415,8 @@ struct mat *weights_matrix(const struct weights *weights, enum role role, int in
 
 const float **weights_vector(struct weights *weights, enum role role, int index) {
     if (role == ROLE_FINAL_NORM) return &weights->final_norm;
+    if (role == ROLE_HEAD_MIX_BASE) return &weights->head_mixer.base;
+    if (role == ROLE_HEAD_MIX_SCALE) return &weights->head_mixer.scale;
     struct layer *layer = &weights->layers[index];
     switch (role) {
     case ROLE_ATTN_NORM:
@@ -420,6 +433,24 @@ const float **weights_vector(struct weights *weights, enum role role, int index)
         return &layer->indexer.k_bias;
     case ROLE_ROUTER_BIAS:
         return &layer->router_bias;
+    case ROLE_SINKS:
+        return &layer->sinks;
+    case ROLE_COMPRESS_BIAS:
+        return &layer->compressor.bias;
+    case ROLE_COMPRESS_NORM:
+        return &layer->compressor.norm;
+    case ROLE_INDEX_COMPRESS_BIAS:
+        return &layer->index_compressor.bias;
+    case ROLE_INDEX_COMPRESS_NORM:
+        return &layer->index_compressor.norm;
+    case ROLE_ATTN_MIX_BASE:
+        return &layer->attn_mixer.base;
+    case ROLE_ATTN_MIX_SCALE:
+        return &layer->attn_mixer.scale;
+    case ROLE_FFN_MIX_BASE:
+        return &layer->ffn_mixer.base;
+    case ROLE_FFN_MIX_SCALE:
+        return &layer->ffn_mixer.scale;
     default:
         assert(0 && "the role is a vector");
         return NULL;

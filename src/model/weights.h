@@ -21,6 +21,22 @@ struct indexer {
     const float *k_norm, *k_bias; /* [index_dim] of a LayerNorm */
 };
 
+/* V4: makes one row of the tokens of a window: channel c of it is the sum of their values, weighted by the softmax of their gates. With
+ * RATIO_SPARSE a token has two values and gates, [for the next window | for its own]. `dim` is a cache row, or an index key. */
+struct compressor {
+    struct mat kv, gate; /* [model_compress_dim(ratio, dim)][hidden] */
+    const float
+        *bias; /* [ratio][model_compress_dim(ratio, dim)] added to the gates, by the token's place in its window */
+    const float *norm; /* [dim] */
+};
+
+/* V4: a hyper-connection. The streams of a token, normed as one row, give what they are mixed by. */
+struct mixer {
+    struct mat mix;     /* [model_mix_dim][streams * hidden]; the head's [streams][...] */
+    const float *base;  /* [rows of mix] */
+    const float *scale; /* [3] before, after, among; the head's [1] */
+};
+
 struct layer {
     const float *attn_norm; /* [hidden] */
     const float *ffn_norm;  /* [hidden] */
@@ -31,7 +47,14 @@ struct layer {
     const float *kv_a_norm; /* [kv_lora] */
     struct mat kv_b;        /* [heads * (nope + v)][kv_lora]: a head is [k_nope | v] */
     struct mat o;           /* [hidden][heads * v] */
-    struct indexer indexer; /* where index_topk is set */
+    struct indexer indexer; /* where index_topk is set; with V4's RATIO_SPARSE its q and weights */
+
+    struct mat o_a;               /* V4 [o_groups * o_lora][heads * v / o_groups]; then o [hidden][o_groups * o_lora] */
+    const float *sinks;           /* V4 [heads]: a score that goes to no key */
+    struct compressor compressor; /* V4, where the layer has a ratio */
+    struct compressor index_compressor; /* V4, RATIO_SPARSE: of index keys */
+    struct mixer attn_mixer, ffn_mixer; /* V4 */
+    const int32_t *router_table;        /* V4, the first hash_layers [vocab][top_k], or NULL */
 
     struct mlp dense;         /* the first layers; else: */
     struct mat router;        /* [experts][hidden] */
@@ -52,6 +75,7 @@ struct weights_later {
 struct weights {
     struct mat embed, head;  /* [vocab][hidden] */
     const float *final_norm; /* [hidden] */
+    struct mixer head_mixer; /* V4 */
     struct layer *layers;    /* [layers] */
     struct arena *arena;     /* owns everything above */
     void *made;              /* [made_bytes] matrices that were made in memory instead (make.h), or NULL */

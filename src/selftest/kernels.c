@@ -158,7 +158,7 @@ static void multiply(const struct self_kernels *k, const struct kern *kern, cons
 static int judge_product(struct self_kernels *k, const struct self_difference *d, const struct product *p, int tokens) {
     static const char *const names[] = {"gemm", "gemm_q8", "gemm_unrounded"};
     char name[NAME_MAX_BYTES], where[NAME_MAX_BYTES + 80];
-    names_tensor(name, p->role, p->layer, p->expert, "");
+    names_tensor(name, model_naming(k->test->model), p->role, p->layer, p->expert, "");
     snprintf(where, sizeof where, "%s of %s, the last rows by %d columns, %d token%s", mat_format_name(p->w->format),
              name, p->w->cols, tokens, tokens == 1 ? "" : "s");
     return self_judge(k, d, names[p->by], where, "token");

@@ -16,7 +16,7 @@ static void use(const struct model *model) {
     if (model->rope_dim < 2 || model->rope_dim % 2 != 0) abort();
     double *frequencies = malloc(sizeof(double) * (size_t)(model->rope_dim / 2));
     if (!frequencies) abort();
-    model_rope_frequencies(model, frequencies);
+    model_rope_frequencies(model, &model->rope, frequencies);
     for (int i = 0; i < model->rope_dim / 2; i++) {
         if (!isfinite(frequencies[i])) abort();
     }

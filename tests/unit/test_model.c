@@ -115,7 +115,7 @@ static void test_yarn_frequencies(void **state) {
     struct model m;
     double frequency[32];
     parse(&m, lite);
-    model_rope_frequencies(&m, frequency);
+    model_rope_frequencies(&m, &m.rope, frequency);
     const json_t *expected = json_object_get(table, "inv_freq_f32"),
                  *plain = json_object_get(table, "inv_freq_plain_f64");
     assert_int_equal(json_array_size(expected), 32);
@@ -124,7 +124,7 @@ static void test_yarn_frequencies(void **state) {
         assert_true(fabs(frequency[i] - want) <= 2e-7 * want);
     }
     m.rope.kind = ROPE_PLAIN;
-    model_rope_frequencies(&m, frequency);
+    model_rope_frequencies(&m, &m.rope, frequency);
     for (size_t i = 0; i < 32; i++) {
         double want = json_number_value(json_array_get(plain, i));
         assert_true(fabs(frequency[i] - want) <= 1e-12 * want);

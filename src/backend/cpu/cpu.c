@@ -334,6 +334,9 @@ int cpu_backend_open(struct backend **backend, const struct model *model, const 
     enum cpu_level level;
     int code = cpu_level_get(&level, error);
     if (code) return code;
+    if (model_is_hybrid(model)) {
+        return mo_error_set(error, MO_E_UNSUPPORTED, "%s cannot be run yet", model->architecture);
+    }
     struct cpu *cpu = calloc(1, sizeof *cpu);
     if (!cpu) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the CPU backend");
     *cpu = (struct cpu){.backend = {.ops = &cpu_ops}, .model = model, .weights = weights, .options = *options};
@@ -353,7 +356,7 @@ int cpu_backend_open(struct backend **backend, const struct model *model, const 
         return code;
     }
     if (options->pin_threads) pool_pin(cpu->pool);
-    model_rope_frequencies(model, cpu->frequency);
+    model_rope_frequencies(model, &model->rope, cpu->frequency);
     *backend = &cpu->backend;
     return 0;
 }

@@ -224,7 +224,7 @@ static int take_host_memory(struct cuda *cuda, struct mo_error *error) {
     if (!cuda->frequency || !cuda->residual || !cuda->id || !cuda->weight) {
         return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the CUDA backend");
     }
-    model_rope_frequencies(m, cuda->frequency);
+    model_rope_frequencies(m, &m->rope, cuda->frequency);
     size_t logits = (size_t)cuda->options.max_logits * (size_t)m->vocab * sizeof(float);
     int code = take_flights(cuda, error);
     if (!code && cuda_has_head(cuda)) code = cuda_take_pinned(cuda, logits, "logits", &cuda->logits, error);

@@ -1,0 +1,40 @@
+/* model/weights_priv.h - what the files that bind tensors share: weights.c, and weights_hybrid.c for V4's own. Private to
+ * src/model. */
+#ifndef MOEBIUS_MODEL_WEIGHTS_PRIV_H
+#define MOEBIUS_MODEL_WEIGHTS_PRIV_H
+
+#include "base/arena.h"
+#include "base/pool.h"
+#include "model/weights.h"
+
+/* The binding in progress. `used` marks tensors that have found their place; what is left at the end is unknown. */
+struct binder {
+    const struct model *model;
+    const struct checkpoint *checkpoint;
+    struct arena *arena;
+    bool *used;        /* [n_tensors] */
+    int layer, expert; /* what names are made with */
+    int threads;
+    struct pool *pool; /* NULL before the first kv_b that is joined */
+    struct mo_error *error;
+};
+
+/* The tensor of a role, marked as used; NULL: there is none. */
+const struct tensor *weights_find(const struct binder *b, enum role role, const char *suffix);
+/* An error that names file and tensor. */
+__attribute__((format(printf, 4, 5))) int weights_refuse(const struct binder *b, int code, const struct tensor *tensor,
+                                                         const char *format, ...);
+/* An error that names the tensor which is not there, and the shape that it should have (cols 0: one dimension). */
+int weights_missing(const struct binder *b, enum role role, const char *suffix, int64_t rows, int64_t cols);
+int weights_check_shape(const struct binder *b, const struct tensor *tensor, int64_t rows, int64_t cols);
+/* A small tensor as fp32 in the arena, every value finite. */
+int weights_copy_values(const struct binder *b, const struct tensor *tensor, const float **out);
+int weights_bind_vector(const struct binder *b, enum role role, const char *suffix, int n, const float **out);
+int weights_bind_matrix(const struct binder *b, enum role role, int rows, int cols, struct mat *mat);
+
+/* weights_hybrid.c: attention and hyper-connections of a layer, the table of one that chooses by token, and the head's mixer. */
+int weights_bind_hybrid_layer(struct binder *b, struct layer *layer);
+int weights_bind_hybrid_table(struct binder *b, struct layer *layer);
+int weights_bind_hybrid_head(struct binder *b, struct weights *weights);
+
+#endif
