@@ -138,12 +138,24 @@ def test_own_chat_vectors(tiny, name, least):
 
 
 def test_architecture_without_template(tmp_path):
-    """V3.2's release has no template: config.json says which it is. One that is there counts more (V3.2-Exp has V3.1-Terminus')."""
+    """Releases of V3.2 and V4 have no template: config.json says which it is. One that is there counts more (V3.2-Exp has
+    V3.1-Terminus'), and so does the module of a V4: it is not run."""
     model = template_folder(tmp_path / "model", None)
     request = {"messages": [{"role": "user", "content": "x"}], "chat_template_kwargs": {"thinking": True}}
     (model / "config.json").write_text(json.dumps({"architectures": ["DeepseekV32ForCausalLM"], "model_type": "deepseek_v32"}))
     assert succeed("render", model, "--messages", "-", stdin=json.dumps(request).encode()).out.decode() == (
         f"{tiny_tokenizer.BOS}<｜User｜>x<｜Assistant｜><think>")
+    (model / "config.json").write_text(json.dumps({"architectures": ["DeepseekV4ForCausalLM"], "model_type": "deepseek_v4"}))
+    request["chat_template_kwargs"]["reasoning_effort"] = "high"
+    assert succeed("render", model, "--messages", "-", stdin=json.dumps(request).encode()).out.decode() == (
+        f"{tiny_tokenizer.BOS}<｜User｜>x<｜Assistant｜><think>")
+    (model / "encoding").mkdir()
+    module = model / "encoding" / "encoding_dsv4.py"
+    for said, then in (("", ""), ("Beyond maximum", "Reasoning Effort: Absolute maximum with no shortcuts permitted.\n")):
+        module.write_text(f"raise SystemExit  # ｜DSML｜tool_calls> <tool_result> invoke name= {said}", encoding="utf-8")
+        rendered = succeed("render", model, "--messages", "-", stdin=json.dumps(request).encode()).out.decode()
+        assert rendered.startswith(f"{tiny_tokenizer.BOS}{then or '<｜User｜>'}")
+    module.unlink()
     for config in ({"architectures": ["DeepseekV3ForCausalLM"]}, {"architectures": []}, {"architectures": 3}, {}):
         (model / "config.json").write_text(json.dumps(config))
         refused(render(model, request), "no chat template", "--chat-template")

@@ -102,6 +102,10 @@ enum chat_calls chat_template_calls(const struct chat_template *chat) {
     return is_bare ? CHAT_CALLS_BARE : CHAT_CALLS_FENCED;
 }
 
+const char *chat_template_gap(const struct chat_template *chat) {
+    return chat_template_calls(chat) == CHAT_CALLS_DSML_V4 ? "\n\n" : "\n";
+}
+
 bool chat_calls_are_dsml(enum chat_calls form) {
     return form == CHAT_CALLS_DSML || form == CHAT_CALLS_DSML_V4;
 }

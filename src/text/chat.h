@@ -33,6 +33,8 @@ enum chat_calls {
     N_CHAT_CALLS,
 };
 enum chat_calls chat_template_calls(const struct chat_template *chat);
+/* What goes between the parts of a message that is sent in parts: a new line, in V4's format an empty one. */
+const char *chat_template_gap(const struct chat_template *chat);
 bool chat_calls_are_dsml(enum chat_calls form);
 /* The name of DSML's block of calls in that form, with the ">" behind it. */
 const char *chat_calls_block(enum chat_calls form);

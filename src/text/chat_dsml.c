@@ -47,8 +47,7 @@ static const char V4_BEFORE[] =
 static const char V4_BEHIND[] =
     "\nYou MUST strictly follow the above defined tool name and parameter schemas to invoke tool calls.\n";
 
-static void put_tools(struct chat_job *job, enum chat_calls form) {
-    const json_t *tools = json_object_get(job->kwargs, "tools");
+static void put_tools(struct chat_job *job, const json_t *tools, enum chat_calls form) {
     bool is_v4 = form == CHAT_CALLS_DSML_V4;
     chat_own(job, is_v4 ? V4_BEFORE : V3_2_BEFORE);
     for (size_t i = 0; i < json_array_size(tools); i++) {
@@ -58,11 +57,11 @@ static void put_tools(struct chat_job *job, enum chat_calls form) {
     chat_own(job, is_v4 ? V4_BEHIND : V3_2_BEHIND);
 }
 
-void chat_put_requirements(struct chat_job *job, enum chat_calls form) {
-    const json_t *format = json_object_get(job->kwargs, "response_format");
-    if (chat_has_tools(job)) {
+void chat_put_requirements(struct chat_job *job, const json_t *from, enum chat_calls form) {
+    const json_t *tools = json_object_get(from, "tools"), *format = json_object_get(from, "response_format");
+    if (json_array_size(tools) > 0) {
         chat_own(job, "\n\n");
-        put_tools(job, form);
+        put_tools(job, tools, form);
     }
     if (!chat_truth(format)) return;
     chat_own(job, "\n\n## Response Format:\n\nYou MUST strictly adhere to the following schema to reply:\n");

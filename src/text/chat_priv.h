@@ -65,8 +65,8 @@ bool chat_has_tools(const struct chat_job *job);
 void chat_put_tools(struct chat_job *job, enum chat_calls form);
 
 /* chat_dsml.c: what formats with DSML have in common; `form` is theirs. */
-/* The functions and the shape of the answer, each behind an empty line. */
-void chat_put_requirements(struct chat_job *job, enum chat_calls form);
+/* The functions and the shape of the answer, each behind an empty line: what is "tools" and "response_format" in `from`. */
+void chat_put_requirements(struct chat_job *job, const json_t *from, enum chat_calls form);
 /* Where nothing is said, "content" may be missing. */
 void chat_put_content_if_any(struct chat_job *job, const struct chat_message *message);
 /* What an answer thought, or NULL: by DeepSeek's name for it or by vLLM's. */

@@ -34,7 +34,7 @@ static void put_question(struct talk *talk, const struct chat_message *message) 
     struct chat_string content = chat_content(job, message);
     if (is_developer && content.size == 0) chat_refuse(job, message, "the developer's \"content\" is empty");
     chat_own(job, USER);
-    if (is_developer && message->index == 0) chat_put_requirements(job, CHAT_CALLS_DSML);
+    if (is_developer && message->index == 0) chat_put_requirements(job, job->kwargs, CHAT_CALLS_DSML);
     if (is_developer) chat_own(job, "\n\n# The user's message is: ");
     chat_put(job, content);
     chat_own(job, ASSISTANT);
@@ -89,7 +89,7 @@ static void put_message(struct talk *talk, size_t index) {
         put_result(talk, &message);
     } else if (message.role == CHAT_SYSTEM) {
         chat_put_content_if_any(talk->job, &message);
-        if (index == 0) chat_put_requirements(talk->job, CHAT_CALLS_DSML);
+        if (index == 0) chat_put_requirements(talk->job, talk->job->kwargs, CHAT_CALLS_DSML);
     }
 }
 
@@ -103,7 +103,7 @@ void chat_render_v3_2(struct chat_job *job) {
         if (last & QUESTIONS) talk.question = i;
     }
     chat_own(job, job->bos);
-    if (!(first & PLACES_OF_TOOLS)) chat_put_requirements(job, CHAT_CALLS_DSML);
+    if (!(first & PLACES_OF_TOOLS)) chat_put_requirements(job, job->kwargs, CHAT_CALLS_DSML);
     for (size_t i = 0; i < talk.n && !job->code; i++) put_message(&talk, i);
     bool is_open = last & (QUESTIONS | CHAT_TOOL);
     if (!job->add_generation_prompt || is_open) return;

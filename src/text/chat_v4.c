@@ -25,13 +25,13 @@ enum {
 struct talk {
     struct chat_job *job;
     bool thinks;
-    bool keeps;         /* the thoughts of earlier turns */
-    size_t n;           /* messages */
-    size_t n_asked;     /* up to the last question, with it: 0 if there is none */
-    json_t *ranks;      /* of the last answer's calls, where it has any: {"id": which of them}; NULL: none yet */
-    const json_t *task; /* the task of the message before, or NULL */
-    bool has_system;
-    bool is_open; /* what comes next is the answer's */
+    bool keeps;          /* the thoughts of earlier turns */
+    size_t n;            /* messages */
+    size_t n_asked;      /* up to the last question, with it: 0 if there is none */
+    json_t *ranks;       /* of the last answer's calls, where it has any: {"id": which of them}; NULL: none yet */
+    const json_t *task;  /* the task of the message before, or NULL */
+    bool developer_says; /* what is wanted */
+    bool is_open;        /* what comes next is the answer's */
 };
 
 static struct chat_message message_at(struct talk *talk, size_t index) {
@@ -240,12 +240,18 @@ static void put_answer(struct talk *talk, const struct chat_message *message) {
     if (chat_truth(calls)) rank_calls(talk, calls);
 }
 
+/* What a message wants by itself, or the conversation as a whole. */
+static void put_requirements(struct talk *talk, const json_t *from) {
+    chat_put_requirements(talk->job, from, CHAT_CALLS_DSML_V4);
+}
+
 static void put_developer(struct talk *talk, const struct chat_message *message) {
     struct chat_string content = chat_content(talk->job, message);
     if (content.size == 0) chat_refuse(talk->job, message, "the developer's \"content\" is empty");
     chat_own(talk->job, USER);
     chat_put(talk->job, content);
-    if (message->index == 0 && !talk->has_system) chat_put_requirements(talk->job, CHAT_CALLS_DSML_V4);
+    put_requirements(talk, message->json);
+    if (message->index == 0 && talk->developer_says) put_requirements(talk, talk->job->kwargs);
 }
 
 /* The message, or the user's turn that begins with it. Returns where the conversation goes on. */
@@ -269,15 +275,19 @@ static size_t put_message(struct talk *talk, size_t index) {
 
 /* All that the system says, wherever, and what is wanted, unless a developer begins, who says that. */
 static void put_system(struct talk *talk) {
+    bool has_system = false, has_said = false;
     for (size_t i = 0; i < talk->n && !talk->job->code; i++) {
         struct chat_message message = message_at(talk, i);
         if (message.role != CHAT_SYSTEM) continue;
-        if (talk->has_system) chat_own(talk->job, "\n\n");
+        bool says = json_string_length(json_object_get(message.json, "content")) > 0;
+        if (has_said && says) chat_own(talk->job, "\n\n");
         chat_put_content_if_any(talk->job, &message);
-        talk->has_system = true;
+        put_requirements(talk, message.json);
+        has_system = true;
+        has_said = has_said || says;
     }
-    bool developer_says = !talk->has_system && is_role(talk, 0, CHAT_DEVELOPER) && !is_left_out(talk, 0);
-    if (!developer_says) chat_put_requirements(talk->job, CHAT_CALLS_DSML_V4);
+    talk->developer_says = !has_system && is_role(talk, 0, CHAT_DEVELOPER) && !is_left_out(talk, 0);
+    if (!talk->developer_says) put_requirements(talk, talk->job->kwargs);
 }
 
 static void render(struct chat_job *job, bool is_0731) {
@@ -287,7 +297,9 @@ static void render(struct chat_job *job, bool is_0731) {
                         .keeps = chat_has_tools(job) || (drop && !chat_truth(drop)),
                         .n = json_array_size(job->messages)};
     for (size_t i = 0; i < talk.n && !job->code; i++) {
-        if ((int)message_at(&talk, i).role & QUESTIONS) talk.n_asked = i + 1;
+        struct chat_message message = message_at(&talk, i);
+        if ((int)message.role & QUESTIONS) talk.n_asked = i + 1;
+        talk.keeps = talk.keeps || json_array_size(json_object_get(message.json, "tools")) > 0;
     }
     chat_own(job, job->bos);
     put_effort(&talk, is_0731);
