@@ -7,8 +7,8 @@
 #include "base/text.h"
 
 /* What Moebius, and who converts or reads about the model, needs; the rest (weights for other programs, code, pictures) stays
- * where it is. Of folders nothing: there lie other programs' copies (original/, onnx/); but V4's module says how
- * it is talked to. */
+ * where it is. Of folders nothing: there lie other programs' copies (original/, onnx/); but what
+ * V4 has in the place of a template lies in one. */
 static const char *const NEEDED[] = {
     "config.json",   "generation_config.json",   "quantize_config.json",    "quant_config.json",
     "tokenizer*",    "chat_template*",           "special_tokens_map.json", "added_tokens.json",

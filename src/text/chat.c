@@ -129,17 +129,17 @@ static const struct chat_template *of_architecture(const char *architecture) {
 
 int chat_template_choose(const struct chat_template **chat, const char *name, const struct tokenizer *tokenizer,
                          struct mo_error *error) {
-    const char *jinja = tokenizer_chat_template(tokenizer);
+    const char *jinja = tokenizer_chat_template(tokenizer), *text = jinja ? jinja : tokenizer_chat_module(tokenizer);
     if (name) {
         *chat = chat_template_by_name(name);
         if (*chat) return 0;
         return mo_error_set(error, MO_E_INVALID, "--chat-template: expected one of %s, found \"%.100s\"",
                             chat_template_names(), name);
     }
-    *chat = jinja ? chat_template_detect(jinja) : of_architecture(tokenizer_architecture(tokenizer));
+    *chat = text ? chat_template_detect(text) : of_architecture(tokenizer_architecture(tokenizer));
     if (*chat) return 0;
     return mo_error_set(error, MO_E_UNSUPPORTED, "the model %s: choose one with --chat-template NAME (%s)",
-                        jinja ? "has a chat template that is not known here" : "has no chat template",
+                        text ? "has a chat template that is not known here" : "has no chat template",
                         chat_template_names());
 }
 

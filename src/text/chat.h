@@ -40,8 +40,8 @@ bool chat_calls_are_dsml(enum chat_calls form);
 const char *chat_calls_block(enum chat_calls form);
 /* "deepseek-coder-v2, deepseek-v3, ...", for messages. */
 const char *chat_template_names(void);
-/* What --chat-template NAME says (NULL: not given), else the checkpoint's own template or module, or the one of its architecture where
- * a release has none. If it is none of ours, the message names the flag. */
+/* What --chat-template NAME says (NULL: not given), else the checkpoint's own template or module, or the one of its architecture
+ * where a release has none. If it is none of ours, the message names the flag. */
 int chat_template_choose(const struct chat_template **chat, const char *name, const struct tokenizer *tokenizer,
                          struct mo_error *error);
 
@@ -54,8 +54,8 @@ struct chat_prompt {
 void chat_prompt_free(struct chat_prompt *prompt); /* accepts a zeroed one */
 
 /* `messages` is an OpenAI message array; `kwargs` an object of extra template variables or NULL (V3.1 and
- * later: thinking; V3.2 and V4: response_format, a schema; V4: reasoning_effort, drop_thinking; all: tools, OpenAI's list of functions, which is told to the model with the
- * system's message). A message that the template could not render (unknown role, missing content, arguments not a string, ...) is
+ * later: thinking; V3.2 and V4: response_format, a schema; V4: reasoning_effort, drop_thinking; all: tools, OpenAI's list of
+ * functions, which is told to the model with the system's message). A message that the template could not render (unknown role, missing content, arguments not a string, ...) is
  * MO_E_INVALID and names messages[i]. `bos` and `eos` are the contents of those tokens. */
 int chat_render(const struct chat_template *chat, const json_t *messages, bool add_generation_prompt,
                 const json_t *kwargs, const char *bos, const char *eos, struct chat_prompt *out,

@@ -1,5 +1,5 @@
-/* What V3.2's format and V4's have in common: how functions, the shape of an answer, and calls are written. The fixed texts are parts
- * of these formats (DeepSeek's encoding_dsv32.py and encoding_dsv4.py; NOTICE). */
+/* What V3.2's format and V4's have in common: how functions, the shape of an answer, and calls are written. The fixed texts are
+ * parts of these formats (DeepSeek's encoding_dsv32.py and encoding_dsv4.py; NOTICE). */
 #include "base/json.h"
 #include "text/calls.h"
 #include "text/chat_priv.h"

@@ -1,10 +1,12 @@
 /* The format of V4, and of V4-Flash-0731, whose efforts have other texts. There is no tool's turn: results are blocks of the user's,
- * with the questions beside them. Thoughts stay from the last of these turns on, and all of them where there are functions. Source:
- * encoding/encoding_dsv4.py of deepseek-ai/DeepSeek-V4-Flash on Hugging Face, its README and its test vectors, and DeepSeek's package
- * deepseek-recipe 0.2.0. As in the package, and not in the module, the system's messages all stand first, and an answer is opened
- * behind the reminders that follow a question: in the module a system's message between others leaves an answer without its mark, and
- * a reminder stands inside of one. As in the module, and not in the package: developers, tasks, a line for no arguments, and results
- * that are a turn with the questions between them. */
+ * with the questions beside them. Thoughts stay from the last of these turns on, and all of them where there are functions.
+ * Source: encoding/encoding_dsv4.py of deepseek-ai/DeepSeek-V4-Flash on Hugging Face, its README and its test vectors, and
+ * DeepSeek's package deepseek-recipe 0.2.0.
+ *
+ * As in the package, and not in the module, the system's messages all stand first, and an answer is opened behind the reminders
+ * that follow a question: in the module a system's message between others leaves an answer without its mark, and a reminder stands
+ * inside of one. As in the module, and not in the package: developers, tasks, a line for no arguments, an answer that needs no
+ * question before it, and results that are one turn with the questions between them. */
 #include <stdlib.h>
 #include <string.h>
 #include "text/calls.h"
@@ -54,8 +56,8 @@ static const char BEYOND_MAXIMUM[] =
     "Do not stop reasoning until you have independently verified the solution from multiple angles and are certain "
     "that no assumption remains unchecked and no error remains undiscovered.\n\n";
 
-/* What is said for an effort. V4 has two, high and max, 0731 has low, high and max; OpenAI's others go where DeepSeek's API sends them
- * for the model. */
+/* What is said for an effort. V4 has two, high and max, 0731 has low, high and max; OpenAI's others go where DeepSeek's API sends
+ * them for the model. */
 static const struct {
     const char *word, *v4, *v4_0731;
 } EFFORTS[] = {

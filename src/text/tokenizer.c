@@ -98,17 +98,17 @@ int tokenizer_parse(struct tokenizer **tokenizer, const char *json, size_t size,
     return code;
 }
 
-/* A file of that name, if there, as the template. */
+/* The text of one of MODEL's files, if there; `kept` is the tokenizer's. */
 static int template_read(struct tokenizer *tokenizer, const struct checkpoint *checkpoint, const char *name,
-                         struct mo_error *error) {
+                         const char **kept, struct mo_error *error) {
     char *text;
     size_t size;
     if (!checkpoint_has_file(checkpoint, name)) return 0;
     int code = checkpoint_read_file(checkpoint, name, TEMPLATE_BYTES_MAX, &text, &size, error);
     if (code) return code;
-    tokenizer->chat_template = arena_strndup(tokenizer->arena, text, size);
+    *kept = arena_strndup(tokenizer->arena, text, size);
     free(text);
-    return tokenizer->chat_template ? 0 : mo_error_set(error, MO_E_NO_MEMORY, "%s: out of memory", checkpoint->path);
+    return *kept ? 0 : mo_error_set(error, MO_E_NO_MEMORY, "%s: out of memory", checkpoint->path);
 }
 
 /* One of MODEL's files as JSON; where [4400] is its name in messages. */
@@ -141,8 +141,14 @@ static int architecture_read(struct tokenizer *tokenizer, const struct checkpoin
     return code;
 }
 
-/* V4's releases have a Python module in the place of a template: it is not run, but says as well which it is. */
-static const char *const TEMPLATES[] = {"chat_template.jinja", "encoding/encoding_dsv4.py"};
+/* What says how to talk to the model, where tokenizer_config.json does not. */
+static int chat_read(struct tokenizer *tokenizer, const struct checkpoint *checkpoint, struct mo_error *error) {
+    static const char jinja[] = "chat_template.jinja", module[] = "encoding/encoding_dsv4.py";
+    int code = template_read(tokenizer, checkpoint, jinja, &tokenizer->chat_template, error);
+    if (code || tokenizer->chat_template) return code;
+    code = template_read(tokenizer, checkpoint, module, &tokenizer->chat_module, error);
+    return code ? code : architecture_read(tokenizer, checkpoint, error);
+}
 
 int tokenizer_load(struct tokenizer **tokenizer, const struct checkpoint *checkpoint, struct mo_error *error) {
     static const char config_name[] = "tokenizer_config.json";
@@ -154,10 +160,7 @@ int tokenizer_load(struct tokenizer **tokenizer, const struct checkpoint *checkp
         code = json_read(checkpoint, config_name, CONFIG_BYTES_MAX, config_where, &config, error);
     }
     if (!code) code = tokenizer_create(tokenizer, root, config, where, config_where, error);
-    for (size_t i = 0; i < sizeof TEMPLATES / sizeof *TEMPLATES && !code && !(*tokenizer)->chat_template; i++) {
-        code = template_read(*tokenizer, checkpoint, TEMPLATES[i], error);
-    }
-    if (!code && !(*tokenizer)->chat_template) code = architecture_read(*tokenizer, checkpoint, error);
+    if (!code && !(*tokenizer)->chat_template) code = chat_read(*tokenizer, checkpoint, error);
     json_decref(root);
     json_decref(config);
     if (code) {
@@ -287,6 +290,10 @@ bool tokenizer_adds_bos(const struct tokenizer *tokenizer) {
 
 const char *tokenizer_chat_template(const struct tokenizer *tokenizer) {
     return tokenizer->chat_template;
+}
+
+const char *tokenizer_chat_module(const struct tokenizer *tokenizer) {
+    return tokenizer->chat_module;
 }
 
 const char *tokenizer_architecture(const struct tokenizer *tokenizer) {

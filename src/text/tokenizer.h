@@ -65,8 +65,11 @@ int32_t tokenizer_bos(const struct tokenizer *tokenizer);
 int32_t tokenizer_eos(const struct tokenizer *tokenizer);
 bool tokenizer_adds_bos(const struct tokenizer *tokenizer); /* add_bos_token */
 /* chat_template of tokenizer_config.json (the string, or the entry "default" of a named list), else
- * chat_template.jinja, else encoding/encoding_dsv4.py (V4's releases have that instead); NULL if there is none. */
+ * chat_template.jinja; NULL if there is none. */
 const char *tokenizer_chat_template(const struct tokenizer *tokenizer);
+/* Where there is no chat template, encoding/encoding_dsv4.py: V4's releases have this in its place. It is Python, and only looked at.
+ * NULL if there is none. */
+const char *tokenizer_chat_module(const struct tokenizer *tokenizer);
 /* Where there is no chat template, the first of config.json's "architectures"; else "". */
 const char *tokenizer_architecture(const struct tokenizer *tokenizer);
 
