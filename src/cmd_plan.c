@@ -26,7 +26,7 @@ static void fill_flags(struct command_line *c, struct cli_flag flags[FLAGS_MAX])
         {.names = "--model,-m", .type = CLI_STRING, .target = &a->model, .value = "MODEL", .help = "the model, if not given as MODEL"},
         {.names = "--revision", .type = CLI_STRING, .target = &a->revision, .value = "REV", .help = "branch, tag or commit in the Hugging Face cache"},
         {.names = "--quantization,--quant", .type = CLI_STRING, .target = &a->quant, .value = "RECIPE",
-         .help = "f32, bf16, f16, int8, fp8, int4, awq, awq-g64 or awq-g32, and groups that differ:\nint4,head=bf16,routed=2.4 (bits); "
+         .help = "f32, bf16, f16, int8, fp8, int4, fp4, awq, awq-g64 or awq-g32, and groups that differ:\nint4,head=bf16,routed=2.4 (bits); "
                  "default: the files' own"},
         {.names = "--kv-cache-dtype,--kv", .type = CLI_CHOICE, .target = &a->kv, .choices = "auto|f32|bf16|fp8", .help = "format of the cache (default auto: bf16)"},
         {.names = "--max-model-len,--context,-c", .type = CLI_INT, .target = &a->context, .min = 1, .max = 1 << 26, .value = "N",
@@ -120,7 +120,7 @@ int cmd_plan(int argc, char **argv) {
             "just its "
             "leading\n"
             "header, or a built-in name: deepseek-coder-v2-lite, deepseek-v2-lite, deepseek-v2, deepseek-v3, "
-            "deepseek-r1, deepseek-v3.2, and\n"
+            "deepseek-r1, deepseek-v3.2,\ndeepseek-v4-flash, deepseek-v4-pro, and\n"
             "for comparison qwen2.5-coder-14b, qwen2.5-coder-32b, codestral-22b, mixtral-8x7b. Weights are never "
             "read.\n"
             "A limit is what the memory and the arithmetic allow; what is expected is less, by shares that --explain\n"

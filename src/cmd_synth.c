@@ -40,7 +40,7 @@ int cmd_synth(int argc, char **argv) {
     /* clang-format off */
     const struct cli_flag flags[] = {
         {.names = "--like", .type = CLI_STRING, .target = &a.like, .value = "NAME",
-         .help = "the shapes of deepseek-coder-v2-lite, deepseek-v2-lite, deepseek-v2,\ndeepseek-v3, deepseek-r1 or deepseek-v3.2"},
+         .help = "the shapes of deepseek-coder-v2-lite, deepseek-v2-lite, deepseek-v2,\ndeepseek-v3, deepseek-r1, deepseek-v3.2, deepseek-v4-flash or\ndeepseek-v4-pro"},
         {.names = "--config", .type = CLI_STRING, .target = &a.config, .value = "FILE", .help = "or those that this config.json says"},
         {.names = "--layers", .type = CLI_INT, .target = &a.layers, .min = 1, .max = 1024, .value = "N", .help = "only so many layers"},
         {.names = "--seed", .type = CLI_UINT64, .target = &a.seed, .value = "N", .help = "other weights for another seed (default 1)"},

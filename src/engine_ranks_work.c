@@ -36,14 +36,8 @@ static int say_alive(double *said_s, struct mo_error *error) {
     return give_up_unless_ended(code, error);
 }
 
-/* Of the weights alone: scales lie elsewhere, or were copied. */
-static size_t data_bytes(const struct mat *mat) {
-    size_t count = (size_t)mat->rows * (size_t)mat->cols;
-    return mat->format == MAT_FP8 ? count : mat->format == MAT_INT4_AWQ ? count / 2 : mat_bytes(mat);
-}
-
 static int touch(const struct mat *mat, double *said_s, struct mo_error *error) {
-    uintptr_t at = (uintptr_t)mat->data / PAGE * PAGE, end = (uintptr_t)mat->data + data_bytes(mat);
+    uintptr_t at = (uintptr_t)mat->data / PAGE * PAGE, end = (uintptr_t)mat->data + mat_data_bytes(mat);
     for (; at < end; at += TOUCH_BYTES) {
         size_t n = end - at < TOUCH_BYTES ? end - at : TOUCH_BYTES;
         if (madvise((void *)at, n, MADV_POPULATE_READ) && errno == EINVAL) { /* before Linux 5.14 */

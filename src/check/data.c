@@ -154,6 +154,22 @@ static void put_power(struct check_random *random, enum data_kind kind, uint8_t 
     if (kind == DATA_EXTREME) block[0] = (uint8_t)random_int(random, 100, 150);
 }
 
+/* All 16 values, and scales of any size: 0 and 254, the least and the largest power, are among the extreme ones. */
+static void make_fp4(struct check *check, struct mat *m, enum data_kind kind) {
+    static const uint8_t extremes[] = {0, 1, 2, 253, 254};
+    struct check_random *random = &check->random;
+    const size_t n = mat_data_bytes(m), n_scales = mat_bytes(m) - n;
+    uint8_t *data = check_alloc(check, n), *scales = check_alloc(check, n_scales);
+    for (size_t i = 0; i < n; i++) data[i] = (uint8_t)(random_u32(random) >> 9 & (kind == DATA_ZERO ? 0x88 : 0xff));
+    for (size_t i = 0; i < n_scales; i++) {
+        scales[i] = (uint8_t)(kind == DATA_TINY ? random_int(random, 0, 60) : random_int(random, 117, 125));
+        if (kind == DATA_EXTREME && random_u32(random) & 1) scales[i] = extremes[random_int(random, 0, 4)];
+        if (kind == DATA_SPECIAL && random_u32(random) % 50 == 0) scales[i] = 255; /* NaN */
+    }
+    m->data = data;
+    m->scales8 = scales;
+}
+
 /* Random bytes, but for the block's scales. */
 static void make_gguf(struct check *check, struct mat *m, enum data_kind kind) {
     struct check_random *random = &check->random;
@@ -179,15 +195,17 @@ static void make_gguf(struct check *check, struct mat *m, enum data_kind kind) {
 }
 
 int check_round_cols(enum mat_format format, int cols) {
-    int values;
+    int values = FP4_GROUP;
     size_t bytes;
-    return gguf_block(format, &values, &bytes) ? (cols + values - 1) / values * values : cols;
+    return format == MAT_FP4 || gguf_block(format, &values, &bytes) ? (cols + values - 1) / values * values : cols;
 }
 
 struct mat check_make_mat(struct check *check, enum mat_format format, int rows, int cols, enum data_kind kind) {
     struct mat m = {.format = format, .rows = rows, .cols = cols};
     if (format == MAT_FP8) {
         make_fp8(check, &m, kind);
+    } else if (format == MAT_FP4) {
+        make_fp4(check, &m, kind);
     } else if (format == MAT_INT4_AWQ) {
         make_awq(check, &m, kind);
     } else if (mat_is_integer(format)) {

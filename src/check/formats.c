@@ -49,7 +49,23 @@ static void check_e4m3(struct check *check) {
     check_end(check);
 }
 
+static void check_e2m1(struct check *check) {
+    check_begin(check, "e2m1, e8m0", 0, "(same bits)", 1);
+    for (int i = 0; i < 8; i++, check->cases++) {
+        float value = small_float(i, 2, 1), next = i < 7 ? small_float(i + 1, 2, 1) : 8, middle = (value + next) / 2;
+        check_bits(check, "to e2m1", i, f32_to_e2m1(value), (float)i);
+        check_bits(check, "to -e2m1", i, f32_to_e2m1(-value), (float)(i ? i + 8 : 0));
+        check_bits(check, "below", i, f32_to_e2m1(nextafterf(middle, value)), (float)i);
+        check_bits(check, "middle", i, f32_to_e2m1(middle), (float)(i < 7 ? i + (i & 1) : 7));
+        check_bits(check, "above", i, f32_to_e2m1(nextafterf(middle, next)), (float)(i < 7 ? i + 1 : 7));
+    }
+    for (int i = 0; i < 256; i++, check->cases++)
+        check_bits(check, "e8m0", i, e8m0_to_f32((uint8_t)i), i == 255 ? NAN : (float)ldexp(1, i - 127));
+    check_end(check);
+}
+
 void check_float_formats(struct check *check) {
+    check_e2m1(check);
     check_halves(check);
     check_e4m3(check);
 }
@@ -132,7 +148,31 @@ static void check_block_layout(struct check *check, enum mat_format format) {
     check_end(check);
 }
 
+/* Every value with every scale, where format.h says that they lie. */
+static void check_fp4_layout(struct check *check) {
+    enum { ROWS = 70, COLS = 160, GROUPS = COLS / FP4_GROUP };
+    struct mat m = {.format = MAT_FP4, .rows = ROWS, .cols = COLS};
+    check_begin(check, "fp4 layout", 90, "(same bits)", 1);
+    check_round(check, 0);
+    uint8_t *data = check_alloc(check, ROWS * COLS / 2), *scales = check_alloc(check, ROWS * GROUPS);
+    for (int i = 0; i < ROWS * COLS / 2; i++) data[i] = (uint8_t)(i % 8 * 2 + 1) << 4 | (uint8_t)((i * 3) % 16);
+    for (int i = 0; i < ROWS * GROUPS; i++) scales[i] = (uint8_t)i; /* to 255, and again */
+    m.data = data;
+    m.scales8 = scales;
+    if (mat_bytes(&m) != ROWS * COLS / 2 + ROWS * GROUPS || mat_data_bytes(&m) != ROWS * COLS / 2)
+        check_fault(check, "mat_bytes is %zu, mat_data_bytes %zu", mat_bytes(&m), mat_data_bytes(&m));
+    float *out = check_floats(check, ROWS * COLS);
+    check->kern.decode_rows(&m, 0, ROWS, out);
+    for (int i = 0; i < ROWS * COLS; i++, check->cases++) {
+        int scale = i / FP4_GROUP % 256, code = data[i / 2] >> i % 2 * 4 & 15;
+        double value = scale == 255 ? (double)NAN : ldexp((double)small_float(code, 2, 1), scale - 127);
+        check_bits(check, "fp4", i, out[i], (float)value + 0.0f); /* -0 is 0: they are whole numbers */
+    }
+    check_end(check);
+}
+
 void check_layouts(struct check *check) {
+    check_fp4_layout(check);
     check_awq_layout(check);
     check_block_layout(check, MAT_INT4);
     check_block_layout(check, MAT_INT8);

@@ -23,16 +23,13 @@ static void add_range(struct range *ranges, int *n, const void *data, size_t byt
 
 /* The tensors that a matrix is read from: `ranges` has room for three. */
 static void list_mat(const struct mat *mat, struct range *ranges, int *n) {
-    size_t weights = (size_t)mat->rows * (size_t)mat->cols;
-    if (mat->format == MAT_FP8) {
-        add_range(ranges, n, mat->data, weights);
+    add_range(ranges, n, mat->data, mat_data_bytes(mat));
+    if (mat->format == MAT_FP4) {
+        add_range(ranges, n, mat->scales8, mat_bytes(mat) - mat_data_bytes(mat));
     } else if (mat->format == MAT_INT4_AWQ) {
         size_t groups = ((size_t)mat->cols + (size_t)mat->group_size - 1) / (size_t)mat->group_size;
-        add_range(ranges, n, mat->data, weights / 2);
         add_range(ranges, n, mat->zeros, groups * (size_t)mat->rows / 2);
         add_range(ranges, n, mat->scales16, groups * (size_t)mat->rows * sizeof *mat->scales16);
-    } else {
-        add_range(ranges, n, mat->data, mat_bytes(mat));
     }
 }
 
@@ -112,6 +109,7 @@ void records_place(const struct records *records, int index, uint8_t *to, struct
     for (int i = 0; i < 3; i++) {
         struct mat *mat = mats[i];
         mat->data = moved(records, record, to, mat->data);
+        if (mat->format == MAT_FP4) mat->scales8 = moved(records, record, to, mat->scales8);
         if (mat->format != MAT_INT4_AWQ) continue;
         mat->zeros = (const uint32_t *)moved(records, record, to, mat->zeros);
         mat->scales16 = (const uint16_t *)moved(records, record, to, mat->scales16);

@@ -20,6 +20,8 @@ enum dtype {
     DTYPE_BF16,
     DTYPE_F8_E4M3,
     DTYPE_F8_E5M2,
+    DTYPE_F8_E8M0,
+    DTYPE_F4,
     DTYPE_I64,
     DTYPE_I32,
     DTYPE_I16,
@@ -52,7 +54,9 @@ enum dtype {
     DTYPES
 };
 const char *dtype_name(enum dtype dtype);
-size_t dtype_bytes(enum dtype dtype); /* of a value; of blocks what they are aligned to */
+size_t dtype_bytes(enum dtype dtype); /* of a value (F4: of two); of blocks what they are aligned to */
+/* What so many values take; -1: no whole number of bytes, or more than a size. Not of blocks. */
+int64_t dtype_bytes_of(enum dtype dtype, int64_t elements);
 
 enum { TENSOR_MAX_DIMS = 4, TENSOR_SHAPE_BYTES = TENSOR_MAX_DIMS * 22 + 3 }; /* of 19 digits, a sign and ", " each */
 

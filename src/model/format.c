@@ -10,9 +10,9 @@ const uint8_t awq_order[8] = {0, 2, 4, 6, 1, 3, 5, 7};
 
 const char *mat_format_name(enum mat_format format) {
     static const char *const names[MAT_FORMATS] = {
-        "f32",   "f16",     "bf16",   "fp8",   "int4_awq", "int4",  "int8",  "q4_0",   "q4_1",   "q5_0",
-        "q5_1",  "q8_0",    "q2_k",   "q3_k",  "q4_k",     "q5_k",  "q6_k",  "iq4_nl", "iq4_xs", "iq1_s",
-        "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs",  "iq3_s", "tq1_0", "tq2_0",  "mxfp4",
+        "f32",   "f16",   "bf16",    "fp8",    "fp4",   "int4_awq", "int4",  "int8",  "q4_0",   "q4_1",
+        "q5_0",  "q5_1",  "q8_0",    "q2_k",   "q3_k",  "q4_k",     "q5_k",  "q6_k",  "iq4_nl", "iq4_xs",
+        "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs",  "iq3_s", "tq1_0", "tq2_0",  "mxfp4",
     };
     return names[format];
 }
@@ -28,6 +28,8 @@ size_t mat_bytes(const struct mat *mat) {
         return count * 2;
     case MAT_FP8:
         return count + ceil_div(mat->rows, mat->scale_rows) * (size_t)mat->scale_stride * sizeof(float);
+    case MAT_FP4:
+        return count / 2 + count / FP4_GROUP;
     case MAT_INT4_AWQ:
         /* A group adds half a byte of zero point and two of scale for each row. */
         return count / 2 + ceil_div(mat->cols, mat->group_size) * ((size_t)mat->rows / 2 + (size_t)mat->rows * 2);
@@ -44,7 +46,16 @@ size_t mat_bytes(const struct mat *mat) {
 size_t mat_data_bytes(const struct mat *mat) {
     size_t count = (size_t)mat->rows * (size_t)mat->cols;
     if (mat->format == MAT_FP8) return count;
-    return mat->format == MAT_INT4_AWQ ? count / 2 : mat_bytes(mat);
+    return mat->format == MAT_INT4_AWQ || mat->format == MAT_FP4 ? count / 2 : mat_bytes(mat);
+}
+
+const void *mat_scales(const struct mat *mat) {
+    return mat->format == MAT_FP8 ? (const void *)mat->scale : mat->format == MAT_FP4 ? mat->scales8 : NULL;
+}
+
+void mat_set_scales(struct mat *mat, const void *scales) {
+    if (mat->format == MAT_FP8) mat->scale = scales;
+    if (mat->format == MAT_FP4) mat->scales8 = scales;
 }
 
 static float float_from_bits(uint32_t bits) {
@@ -70,6 +81,10 @@ float f16_to_f32(uint16_t bits) {
 
 float bf16_to_f32(uint16_t bits) {
     return float_from_bits((uint32_t)bits << 16);
+}
+
+float e8m0_to_f32(uint8_t bits) {
+    return bits == 255 ? NAN : ldexpf(1, bits - 127);
 }
 
 float e4m3_to_f32(uint8_t bits) {
@@ -107,6 +122,13 @@ uint8_t f32_to_e4m3(float value) {
     if (absolute < 0x1p-6f) return (uint8_t)(sign | (uint8_t)lrintf(absolute * 0x1p9f));
     uint32_t rounded = magnitude + 0x7ffff + (magnitude >> 20 & 1);
     return (uint8_t)(sign | ((rounded >> 20) - ((127 - 7) << 3)));
+}
+
+/* Where a value lies half way between two, the even code wins. */
+uint8_t f32_to_e2m1(float value) {
+    const float v = fabsf(value);
+    const int code = (v > 0.25f) + (v >= 0.75f) + (v > 1.25f) + (v >= 1.75f) + (v > 2.5f) + (v >= 3.5f) + (v > 5.0f);
+    return (uint8_t)(code && value < 0 ? code | 8 : code);
 }
 
 /* Files promise only 2-byte alignment, so wider words are copied out. */
@@ -162,6 +184,9 @@ void format_decode_span(const struct mat *mat, int row, int k0, int count, float
         break;
     case MAT_FP8:
         decode_fp8(mat, row, k0, count, out);
+        break;
+    case MAT_FP4:
+        fp4_decode_span(mat, row, k0, count, out);
         break;
     case MAT_INT4_AWQ:
         decode_awq(mat, row, k0, count, out);

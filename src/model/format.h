@@ -6,6 +6,9 @@
  *   FP8             data [rows][cols] e4m3 (OCP "fn": no infinities, 0x7f and 0xff are NaN), times
  *                   scale[(r / scale_rows) * scale_stride + k / scale_cols]
  *                   (128x128 blocks, one per row, or one for all: see the three fields)
+ *   FP4             DeepSeek-V4's experts (OCP's MXFP4, scales apart): data [rows][cols / 2], byte i holds the e2m1 values of
+ *                   k = 2i low, 2i + 1 high; scales8 [rows][cols / 32] e8m0; w = 2^(scale - 128) * gguf_mxfp4_values[q], that is
+ *                   2^(scale - 127) times the value (-0 being 0); a scale of 255 makes 32 NaN. cols is a multiple of 32
  *   INT4_AWQ        AutoAWQ "gemm": data [cols][rows/8] 32-bit words; nibble j of word c is row
  *                   8c + awq_order[j]; zeros [groups][rows/8] words in the same order; scales16
  *                   [groups][rows] fp16; w = (q - z) * scale; group = k / group_size, the last may be ragged
@@ -20,7 +23,7 @@
 
 /* clang-format off */
 enum mat_format {
-    MAT_F32, MAT_F16, MAT_BF16, MAT_FP8, MAT_INT4_AWQ, MAT_INT4, MAT_INT8,
+    MAT_F32, MAT_F16, MAT_BF16, MAT_FP8, MAT_FP4, MAT_INT4_AWQ, MAT_INT4, MAT_INT8,
     MAT_Q4_0, MAT_Q4_1, MAT_Q5_0, MAT_Q5_1, MAT_Q8_0, MAT_Q2_K, MAT_Q3_K, MAT_Q4_K, MAT_Q5_K, MAT_Q6_K,
     MAT_IQ4_NL, MAT_IQ4_XS, MAT_IQ1_S, MAT_IQ1_M, MAT_IQ2_XXS, MAT_IQ2_XS, MAT_IQ2_S, MAT_IQ3_XXS, MAT_IQ3_S,
     MAT_TQ1_0, MAT_TQ2_0, MAT_MXFP4,
@@ -31,12 +34,13 @@ enum mat_format {
 struct mat {
     enum mat_format format;
     int rows, cols;
-    const void *data; /* 2-byte aligned at least (MXFP4: not even that): files promise no more */
+    const void *data; /* 2-byte aligned at least (FP4, MXFP4: not even that): files promise no more */
 
     const float *scale;         /* FP8 */
     int scale_rows, scale_cols; /* FP8: weights per scale in each direction; scale_cols % 32 == 0 or >= cols */
     int scale_stride;           /* FP8: scales per row of scales */
 
+    const uint8_t *scales8;   /* FP4 [rows][cols / 32] e8m0 */
     const uint32_t *zeros;    /* INT4_AWQ [groups][rows/8] */
     const uint16_t *scales16; /* INT4_AWQ [groups][rows] fp16 */
     int group_size;           /* INT4_AWQ, INT4, INT8: k with one scale: 32, 64 or 128 */
@@ -171,22 +175,35 @@ extern const uint16_t gguf_iq1_grid[2048 + 1], gguf_iq2_xxs_grid[256 + 1], gguf_
 extern const uint16_t gguf_iq2_s_grid[1024 + 1], gguf_iq3_xxs_grid[256 + 1], gguf_iq3_s_grid[512 + 1];
 extern const int8_t gguf_iq2_values[16], gguf_iq3_xxs_values[16], gguf_iq3_s_values[16];
 
+/* FP4. Twice the values of e2m1: 0, 0.5, 1, 1.5, 2, 3, 4, 6, and the same with a sign. That is gguf_mxfp4_values. */
+enum { FP4_GROUP = 32 };
+/* Where the values of row `row` begin, [cols / 2]; its scales, [cols / 32]. */
+const uint8_t *fp4_row_at(const struct mat *mat, int row);
+const uint8_t *fp4_scales_at(const struct mat *mat, int row);
+/* Group `group` of a row: 32 values and one scale, as of a block of GGUF's. */
+void fp4_take_apart(const struct mat *mat, int row, int group, struct gguf_parts *out);
+
 extern const uint8_t awq_order[8]; /* {0, 2, 4, 6, 1, 3, 5, 7} */
 
 const char *mat_format_name(enum mat_format format);
 /* Bytes that the matrix occupies, scales and zeros included. */
 size_t mat_bytes(const struct mat *mat);
-/* Bytes that begin at mat->data: without the scales of FP8, the scales and zeros of AWQ, which are elsewhere. */
+/* Bytes that begin at mat->data: without the scales of FP8 and FP4, the scales and zeros of AWQ, which are elsewhere. */
 size_t mat_data_bytes(const struct mat *mat);
+/* FP8 and FP4: where the scales are, mat_bytes - mat_data_bytes of them; NULL for the others. */
+const void *mat_scales(const struct mat *mat);
+void mat_set_scales(struct mat *mat, const void *scales);
 
 /* Exact widening of one value. */
 float f16_to_f32(uint16_t bits);
 float bf16_to_f32(uint16_t bits);
 float e4m3_to_f32(uint8_t bits);
-/* Round to nearest even; e4m3 saturates at 448, NaN stays NaN. */
+float e8m0_to_f32(uint8_t bits); /* 2^(bits - 127); 255 is NaN */
+/* Round to nearest even; e4m3 saturates at 448, NaN stays NaN; e2m1 saturates at 6 and has none (and no -0). */
 uint16_t f32_to_bf16(float value);
 uint16_t f32_to_f16(float value); /* too large becomes infinity */
 uint8_t f32_to_e4m3(float value);
+uint8_t f32_to_e2m1(float value);
 
 /* Plain-C decoder, scales applied: rows [r0, r1) into out [r1 - r0][cols] fp32. The definition of every format. */
 void format_decode_rows(const struct mat *mat, int r0, int r1, float *out);

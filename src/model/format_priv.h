@@ -1,4 +1,4 @@
-/* model/format_priv.h - shared by format.c, block.c, gguf_blocks.c and gguf_grid_blocks.c only. */
+/* model/format_priv.h - shared by format.c, block.c, fp4.c, gguf_blocks.c and gguf_grid_blocks.c only. */
 #ifndef MOEBIUS_MODEL_FORMAT_PRIV_H
 #define MOEBIUS_MODEL_FORMAT_PRIV_H
 
@@ -15,6 +15,9 @@ static inline float half_at(const uint8_t *at) {
 
 /* format_decode_span for INT4 and INT8. */
 void block_decode_span(const struct mat *mat, int row, int k0, int count, float *out);
+
+/* The same for FP4. */
+void fp4_decode_span(const struct mat *mat, int row, int k0, int count, float *out);
 
 /* mat_bytes and format_decode_span for GGUF's blocks. */
 size_t gguf_bytes(const struct mat *mat);

@@ -13,7 +13,7 @@
 /* Rows made at a time: four panels of blocks, or one row of FP8 scales. */
 enum { MAKE_ROWS = 128 };
 
-/* A matrix to be made: mat.data and mat.scale are memory to be filled, every byte of it. */
+/* A matrix to be made: mat.data and mat_scales are memory to be filled, every byte of it. */
 struct made {
     const struct slot *slot;
     struct mat mat;
@@ -37,8 +37,9 @@ struct maker {
     /* Fills rows [unit * MAKE_ROWS, ...) of a matrix, on any thread; returns the first row that holds something not finite,
      * or -1. */
     int (*fill)(void *context, const struct made *made, int unit, void *scratch, struct make_error *sum);
-    /* Fills a vector. */
+    /* Fills a vector; a table, [rows][entries]. */
     void (*values)(void *context, const struct slot *slot, float *values);
+    void (*table)(void *context, const struct slot *slot, int32_t *table);
     /* Called when a matrix is where it belongs; may be NULL. */
     void (*done)(void *context, const struct slot *slot);
 };
@@ -53,7 +54,7 @@ int make_declare(struct pack *pack, const struct maker *maker, const struct slot
 /* Makes them, after pack_begin. `label` is for the progress line; `source` for messages. */
 int make_file(struct pack *pack, struct pool *pool, const struct maker *maker, const struct slot *slots, int n,
               const char *label, const char *source, struct make_report *report, struct mo_error *error);
-/* Makes all matrices anew in memory that `weights` then owns; vectors stay. */
+/* Makes all matrices anew in memory that `weights` then owns; vectors and tables stay. */
 int make_memory(struct weights *weights, struct pool *pool, const struct maker *maker, const struct slot *slots, int n,
                 const char *label, const char *source, struct make_report *report, struct mo_error *error);
 

@@ -52,7 +52,55 @@ static int64_t count_attention(const struct model *model) {
     return q + kv + heads * model->v_dim * hidden + indexer;
 }
 
+/* Of one layer: projections, compressors and indexer; scores, gates and biases of compressors. */
+static int64_t count_hybrid_layer(const struct model *m, int ratio) {
+    const struct hybrid_model *h = &m->hybrid;
+    int64_t hidden = m->hidden, attended = (int64_t)m->heads * m->v_dim, row = model_latent_dim(m);
+    int64_t count = m->q_lora * (hidden + attended) + hidden * row + h->o_lora * attended +
+                    hidden * h->o_groups * h->o_lora + m->heads;
+    int64_t compressed = ratio ? model_compress_dim(ratio, (int)row) : 0;
+    if (ratio == RATIO_SPARSE) {
+        compressed += model_compress_dim(ratio, h->index_dim);
+        count += h->index_heads * ((int64_t)h->index_dim * m->q_lora + hidden);
+    }
+    return count + compressed * (2 * hidden + ratio);
+}
+
+static int64_t count_hybrid_norms(const struct model *m) {
+    int64_t count = m->hidden;
+    for (int i = 0; i < m->layers; i++) {
+        const int ratio = m->hybrid.ratio[i], row = model_latent_dim(m);
+        count +=
+            2LL * m->hidden + m->q_lora + row * (ratio ? 2 : 1) + (ratio == RATIO_SPARSE ? m->hybrid.index_dim : 0);
+    }
+    return count;
+}
+
+/* Two a layer, and the head's. */
+static int64_t count_mixers(const struct model *m) {
+    if (!model_is_hybrid(m)) return 0;
+    int64_t row = (int64_t)m->hybrid.streams * m->hidden + 1, rows = model_mix_dim(m);
+    return 2LL * m->layers * (rows * row + 3) + m->hybrid.streams * row + 1;
+}
+
+static int64_t count_all_attention(const struct model *m) {
+    int64_t count = 0;
+    for (int i = 0; i < m->layers; i++)
+        count += model_is_hybrid(m) ? count_hybrid_layer(m, m->hybrid.ratio[i]) : count_attention(m);
+    return count;
+}
+
+/* What the router's scores are corrected by. */
+static int64_t count_router_bias(const struct model *m) {
+    if (m->gate_kind == GATE_SQRT_SOFTPLUS) {
+        int hashed = m->hybrid.hash_layers < m->layers ? m->hybrid.hash_layers : m->layers;
+        return (int64_t)(m->layers - hashed) * m->experts;
+    }
+    return m->gate_kind == GATE_SIGMOID_GROUPED ? (int64_t)(m->layers - m->dense_layers) * m->experts : 0;
+}
+
 static int64_t count_norms(const struct model *model) {
+    if (model_is_hybrid(model)) return count_hybrid_norms(model);
     int64_t layer = 2LL * model->hidden + model->kv_lora + model->q_lora + 2LL * model->index_dim;
     return model->layers * layer + model->hidden;
 }
@@ -60,13 +108,12 @@ static int64_t count_norms(const struct model *model) {
 void model_count_params(const struct model *model, struct model_params *params) {
     int64_t hidden = model->hidden, moe_layers = model->layers - model->dense_layers;
     int64_t expert = 3 * hidden * model->expert_width;
-    int64_t bias = model->gate_kind == GATE_SIGMOID_GROUPED ? model->experts : 0;
     *params = (struct model_params){
-        .attention = model->layers * count_attention(model),
+        .attention = count_all_attention(model),
         .dense = model->dense_layers * 3 * hidden * model->dense_width,
         .shared = moe_layers * model->shared_experts * expert,
         .routed = moe_layers * model->experts * expert,
-        .router = moe_layers * (model->experts * hidden + bias),
+        .router = moe_layers * model->experts * hidden + count_router_bias(model) + count_mixers(model),
         .embedding = model->vocab * hidden,
         .norm = count_norms(model),
         .head = model->tied_embedding ? 0 : model->vocab * hidden,

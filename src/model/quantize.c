@@ -33,6 +33,12 @@ static void values(void *context, const struct slot *slot, float *out) {
     memcpy(out, *weights_vector(&weights, slot->role, slot->layer), (size_t)slot->rows * sizeof *out);
 }
 
+static void table(void *context, const struct slot *slot, int32_t *out) {
+    const struct quantize *q = context;
+    const size_t n = (size_t)slot->rows * (size_t)slot->entries;
+    memcpy(out, q->weights->layers[slot->layer].router_table, n * sizeof *out);
+}
+
 /* Whole pages inside of the matrix go; they can be read again from the file, if they are of one. */
 static void done(void *context, const struct slot *slot) {
     const struct quantize *q = context;
@@ -62,6 +68,7 @@ static struct maker maker_of(const struct quantize *q, const struct slot *slots,
         .prepare = prepare,
         .fill = fill,
         .values = values,
+        .table = table,
         .done = done,
     };
 }
@@ -111,6 +118,7 @@ static const char *const small_files[] = {
     "tokenizer_config.json",
     "generation_config.json",
     "chat_template.jinja",
+    "encoding/encoding_dsv4.py",
     "README.md",
     "LICENSE-MODEL",
     "LICENSE",
@@ -185,7 +193,7 @@ int quantize_file(const struct quantize *q, const char *path, const char *quant,
     return code;
 }
 
-/* Drops what stays as it is: vectors, and matrices that are stored as the recipe wants already. Returns how many are left. */
+/* Drops what stays as it is: vectors, tables, and matrices that are stored as the recipe wants already. Returns how many are left. */
 static int drop_unchanged(const struct quantize *q, struct slot *slots, int n) {
     int left = 0;
     for (int i = 0; i < n; i++) {

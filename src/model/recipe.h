@@ -11,22 +11,23 @@ enum tensor_group {
     GROUP_ROUTED,
     GROUP_SHARED,
     GROUP_DENSE,
-    GROUP_ATTENTION, /* q, kv_a, o */
-    GROUP_KV_B,      /* and the indexer's wq_b, wk */
+    GROUP_ATTENTION, /* q, kv_a, o_a, o */
+    GROUP_KV_B,      /* and the indexer's wq_b, wk, and what compressors make rows of */
     GROUP_HEAD,
     GROUP_EMBEDDING,
-    GROUP_ROUTER, /* and the indexer's weights_proj */
+    GROUP_ROUTER, /* and the indexer's weights_proj, and mixers */
     TENSOR_GROUPS
 };
 const char *tensor_group_name(enum tensor_group group);
 enum tensor_group tensor_group_of(enum role role); /* of a matrix */
 
 struct recipe {
-    enum mat_format format[TENSOR_GROUPS]; /* MAT_BF16, MAT_FP8, MAT_INT8 or MAT_INT4; made up: or blocks of GGUF */
-    int group_size;                        /* INT4, INT8 */
+    enum mat_format
+        format[TENSOR_GROUPS]; /* MAT_BF16, MAT_FP8, MAT_INT8, MAT_FP4 or MAT_INT4; made up: or blocks of GGUF */
+    int group_size;            /* INT4, INT8 */
 };
 
-/* "int4", "int8", "fp8", "bf16", then ",GROUP=FORMAT" any number of times. `group_size` is 32, 64 or 128. */
+/* "int4", "fp4", "int8", "fp8", "bf16", then ",GROUP=FORMAT" any number of times. `group_size` is 32, 64 or 128. */
 int recipe_parse(struct recipe *recipe, const char *text, int group_size, struct mo_error *error);
 /* The same, and "q4_k_m": GGUF's blocks, about as llama.cpp's files of that name mix them. Nothing encodes these: they are for
  * numbers that are made up where they are multiplied. */
@@ -37,7 +38,7 @@ int recipe_set(struct recipe *recipe, enum tensor_group group, const char *forma
 json_t *recipe_json(const struct recipe *recipe);
 
 /* What a matrix of this role becomes: the recipe's format, except that F16 stays when BF16 is asked for (as many bits, and
- * nothing is lost), and that blocks are smaller ones where rows are no multiple of them. Fills rows, cols and how the bytes
+ * nothing is lost), that a mixer in F32, F16 or BF16 stays what it is (a few MB that every value of the residual passes), and that blocks are smaller ones where rows are no multiple of them. Fills rows, cols and how the bytes
  * are laid out, not where they are. */
 void recipe_layout(const struct recipe *recipe, enum role role, enum mat_format from, int rows, int cols,
                    struct mat *mat);

@@ -10,18 +10,18 @@ static const struct {
     const char *name;
     size_t bytes;
 } dtype_table[DTYPES] = {
-    [DTYPE_F64] = {"F64", 8},       [DTYPE_F32] = {"F32", 4},         [DTYPE_F16] = {"F16", 2},
-    [DTYPE_BF16] = {"BF16", 2},     [DTYPE_F8_E4M3] = {"F8_E4M3", 1}, [DTYPE_F8_E5M2] = {"F8_E5M2", 1},
-    [DTYPE_I64] = {"I64", 8},       [DTYPE_I32] = {"I32", 4},         [DTYPE_I16] = {"I16", 2},
-    [DTYPE_I8] = {"I8", 1},         [DTYPE_U8] = {"U8", 1},           [DTYPE_BOOL] = {"BOOL", 1},
-    [DTYPE_Q4_0] = {"Q4_0", 2},     [DTYPE_Q4_1] = {"Q4_1", 2},       [DTYPE_Q5_0] = {"Q5_0", 2},
-    [DTYPE_Q5_1] = {"Q5_1", 2},     [DTYPE_Q8_0] = {"Q8_0", 2},       [DTYPE_Q2_K] = {"Q2_K", 2},
-    [DTYPE_Q3_K] = {"Q3_K", 2},     [DTYPE_Q4_K] = {"Q4_K", 2},       [DTYPE_Q5_K] = {"Q5_K", 2},
-    [DTYPE_Q6_K] = {"Q6_K", 2},     [DTYPE_IQ4_NL] = {"IQ4_NL", 2},   [DTYPE_IQ4_XS] = {"IQ4_XS", 2},
-    [DTYPE_IQ1_S] = {"IQ1_S", 2},   [DTYPE_IQ1_M] = {"IQ1_M", 2},     [DTYPE_IQ2_XXS] = {"IQ2_XXS", 2},
-    [DTYPE_IQ2_XS] = {"IQ2_XS", 2}, [DTYPE_IQ2_S] = {"IQ2_S", 2},     [DTYPE_IQ3_XXS] = {"IQ3_XXS", 2},
-    [DTYPE_IQ3_S] = {"IQ3_S", 2},   [DTYPE_TQ1_0] = {"TQ1_0", 2},     [DTYPE_TQ2_0] = {"TQ2_0", 2},
-    [DTYPE_MXFP4] = {"MXFP4", 1},
+    [DTYPE_F64] = {"F64", 8},         [DTYPE_F32] = {"F32", 4},         [DTYPE_F16] = {"F16", 2},
+    [DTYPE_BF16] = {"BF16", 2},       [DTYPE_F8_E4M3] = {"F8_E4M3", 1}, [DTYPE_F8_E5M2] = {"F8_E5M2", 1},
+    [DTYPE_F8_E8M0] = {"F8_E8M0", 1}, [DTYPE_F4] = {"F4", 1},           [DTYPE_I64] = {"I64", 8},
+    [DTYPE_I32] = {"I32", 4},         [DTYPE_I16] = {"I16", 2},         [DTYPE_I8] = {"I8", 1},
+    [DTYPE_U8] = {"U8", 1},           [DTYPE_BOOL] = {"BOOL", 1},       [DTYPE_Q4_0] = {"Q4_0", 2},
+    [DTYPE_Q4_1] = {"Q4_1", 2},       [DTYPE_Q5_0] = {"Q5_0", 2},       [DTYPE_Q5_1] = {"Q5_1", 2},
+    [DTYPE_Q8_0] = {"Q8_0", 2},       [DTYPE_Q2_K] = {"Q2_K", 2},       [DTYPE_Q3_K] = {"Q3_K", 2},
+    [DTYPE_Q4_K] = {"Q4_K", 2},       [DTYPE_Q5_K] = {"Q5_K", 2},       [DTYPE_Q6_K] = {"Q6_K", 2},
+    [DTYPE_IQ4_NL] = {"IQ4_NL", 2},   [DTYPE_IQ4_XS] = {"IQ4_XS", 2},   [DTYPE_IQ1_S] = {"IQ1_S", 2},
+    [DTYPE_IQ1_M] = {"IQ1_M", 2},     [DTYPE_IQ2_XXS] = {"IQ2_XXS", 2}, [DTYPE_IQ2_XS] = {"IQ2_XS", 2},
+    [DTYPE_IQ2_S] = {"IQ2_S", 2},     [DTYPE_IQ3_XXS] = {"IQ3_XXS", 2}, [DTYPE_IQ3_S] = {"IQ3_S", 2},
+    [DTYPE_TQ1_0] = {"TQ1_0", 2},     [DTYPE_TQ2_0] = {"TQ2_0", 2},     [DTYPE_MXFP4] = {"MXFP4", 1},
 };
 
 const char *dtype_name(enum dtype dtype) {
@@ -30,6 +30,12 @@ const char *dtype_name(enum dtype dtype) {
 
 size_t dtype_bytes(enum dtype dtype) {
     return dtype_table[dtype].bytes;
+}
+
+int64_t dtype_bytes_of(enum dtype dtype, int64_t elements) {
+    int64_t bytes;
+    if (dtype == DTYPE_F4) return elements % 2 ? -1 : elements / 2;
+    return __builtin_mul_overflow(elements, (int64_t)dtype_bytes(dtype), &bytes) ? -1 : bytes;
 }
 
 /* The file being read, for the functions below. */
@@ -82,21 +88,21 @@ static int read_offsets(const struct header *h, const json_t *entry, struct tens
     if (json_array_size(offsets) != 2 || !json_is_integer(from) || !json_is_integer(to)) {
         return corrupt(h, tensor->name, "two integers in \"data_offsets\"", "something else");
     }
-    int64_t begin = json_integer_value(from), end = json_integer_value(to), bytes;
+    int64_t begin = json_integer_value(from), end = json_integer_value(to);
     if (begin < 0 || end < begin || (uint64_t)end > h->data_bytes) {
         return mo_error_set(h->error, MO_E_CORRUPT,
                             "%s: tensor %s: data_offsets [%lld, %lld] are outside of the file's %zu data bytes "
                             "(truncated download?)",
                             h->path, tensor->name, (long long)begin, (long long)end, h->data_bytes);
     }
-    if (__builtin_mul_overflow(tensor->elements, (int64_t)dtype_bytes(tensor->dtype), &bytes) || bytes != end - begin) {
+    if (dtype_bytes_of(tensor->dtype, tensor->elements) != end - begin) {
         char shape[TENSOR_SHAPE_BYTES];
         return mo_error_set(h->error, MO_E_CORRUPT, "%s: tensor %s: %s %s does not take the %lld bytes it has", h->path,
                             tensor->name, dtype_name(tensor->dtype), tensor_shape_text(tensor, shape),
                             (long long)(end - begin));
     }
     tensor->data = h->data + begin;
-    tensor->bytes = (size_t)bytes;
+    tensor->bytes = (size_t)(end - begin);
     return 0;
 }
 

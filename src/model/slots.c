@@ -7,9 +7,13 @@ struct list {
     int n, layer, expert;
 };
 
-static void add(struct list *list, enum role role, int rows, int cols) {
-    if (list->slots) list->slots[list->n] = (struct slot){role, list->layer, list->expert, rows, cols};
+static void add_slot(struct list *list, enum role role, int rows, int cols, int entries) {
+    if (list->slots) list->slots[list->n] = (struct slot){role, list->layer, list->expert, rows, cols, entries};
     list->n++;
+}
+
+static void add(struct list *list, enum role role, int rows, int cols) {
+    add_slot(list, role, rows, cols, 0);
 }
 
 static void add_mlp(struct list *list, enum role gate, int width) {
@@ -26,6 +30,46 @@ static void add_indexer(struct list *list) {
     add(list, ROLE_INDEX_WEIGHTS, m->index_heads, m->hidden);
     add(list, ROLE_INDEX_K_NORM, m->index_dim, 0);
     add(list, ROLE_INDEX_K_BIAS, m->index_dim, 0);
+}
+
+/* `kv` is the first of the four roles of a compressor. */
+static void add_compressor(struct list *list, enum role kv, int dim) {
+    const int ratio = list->model->hybrid.ratio[list->layer], width = model_compress_dim(ratio, dim);
+    add(list, kv, width, list->model->hidden);
+    add(list, kv + 1, width, list->model->hidden);
+    add(list, kv + 2, ratio * width, 0);
+    add(list, kv + 3, dim, 0);
+}
+
+/* `mix` is the first of the three roles of a mixer. */
+static void add_mixer(struct list *list, enum role mix, int rows, int scales) {
+    add(list, mix, rows, list->model->hybrid.streams * list->model->hidden);
+    add(list, mix + 1, rows, 0);
+    add(list, mix + 2, scales, 0);
+}
+
+static void add_hybrid_attention(struct list *list) {
+    const struct model *m = list->model;
+    const struct hybrid_model *h = &m->hybrid;
+    const int attended = m->heads * m->v_dim, latent = model_latent_dim(m), ratio = h->ratio[list->layer];
+    add_mixer(list, ROLE_ATTN_MIX, model_mix_dim(m), 3);
+    add(list, ROLE_ATTN_NORM, m->hidden, 0);
+    add(list, ROLE_Q_A, m->q_lora, m->hidden);
+    add(list, ROLE_Q_A_NORM, m->q_lora, 0);
+    add(list, ROLE_Q_B, attended, m->q_lora);
+    add(list, ROLE_KV_A, latent, m->hidden);
+    add(list, ROLE_KV_A_NORM, latent, 0);
+    if (ratio) add_compressor(list, ROLE_COMPRESS_KV, latent);
+    if (ratio == RATIO_SPARSE) {
+        add(list, ROLE_INDEX_Q, h->index_heads * h->index_dim, m->q_lora);
+        add(list, ROLE_INDEX_WEIGHTS, h->index_heads, m->hidden);
+        add_compressor(list, ROLE_INDEX_COMPRESS_KV, h->index_dim);
+    }
+    add(list, ROLE_SINKS, m->heads, 0);
+    add(list, ROLE_O_A, h->o_groups * h->o_lora, attended / h->o_groups);
+    add(list, ROLE_O, m->hidden, h->o_groups * h->o_lora);
+    add_mixer(list, ROLE_FFN_MIX, model_mix_dim(m), 3);
+    add(list, ROLE_FFN_NORM, m->hidden, 0);
 }
 
 static void add_attention(struct list *list) {
@@ -47,10 +91,20 @@ static void add_attention(struct list *list) {
     add(list, ROLE_FFN_NORM, m->hidden, 0);
 }
 
+/* What chooses experts beside the router's scores. */
+static void add_choice(struct list *list) {
+    const struct model *m = list->model;
+    if (model_layer_is_hashed(m, list->layer)) {
+        add_slot(list, ROLE_ROUTER_TABLE, m->vocab, 0, m->top_k);
+    } else if (m->gate_kind == GATE_SIGMOID_GROUPED || m->gate_kind == GATE_SQRT_SOFTPLUS) {
+        add(list, ROLE_ROUTER_BIAS, m->experts, 0);
+    }
+}
+
 static void add_experts(struct list *list) {
     const struct model *m = list->model;
     add(list, ROLE_ROUTER, m->experts, m->hidden);
-    if (m->gate_kind == GATE_SIGMOID_GROUPED) add(list, ROLE_ROUTER_BIAS, m->experts, 0);
+    add_choice(list);
     if (m->shared_experts) add_mlp(list, ROLE_SHARED_GATE, m->shared_experts * m->expert_width);
     for (int i = 0; i < m->experts; i++) {
         list->expert = i;
@@ -64,7 +118,11 @@ static void add_all(struct list *list) {
     add(list, ROLE_EMBED, m->vocab, m->hidden);
     for (int i = 0; i < m->layers; i++) {
         list->layer = i;
-        add_attention(list);
+        if (model_is_hybrid(m)) {
+            add_hybrid_attention(list);
+        } else {
+            add_attention(list);
+        }
         if (model_layer_is_dense(m, i)) {
             add_mlp(list, ROLE_DENSE_GATE, m->dense_width);
         } else {
@@ -72,6 +130,7 @@ static void add_all(struct list *list) {
         }
     }
     list->layer = 0;
+    if (model_is_hybrid(m)) add_mixer(list, ROLE_HEAD_MIX, m->hybrid.streams, 1);
     add(list, ROLE_FINAL_NORM, m->hidden, 0);
     if (!m->tied_embedding) add(list, ROLE_HEAD, m->vocab, m->hidden);
 }

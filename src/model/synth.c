@@ -17,6 +17,12 @@ static inline uint64_t word_at(uint64_t stream, uint64_t i) {
     return mix(stream + (i + 1) * 0x9e3779b97f4a7c15u);
 }
 
+/* What all numbers follow from: a maker's context. */
+struct numbers {
+    uint64_t seed;
+    int experts;
+};
+
 static uint64_t stream_of(uint64_t seed, const struct slot *slot, int part) {
     uint64_t stream = mix(seed ^ 0x6d6f6562697573u);
     stream = mix(stream + (uint64_t)slot->role);
@@ -57,6 +63,7 @@ float synth_root_mean_square(enum mat_format format) {
     int n = 0;
     if (format == MAT_INT4) return sqrtf((15 * 15 + 2 * 15 + 3) / 12.0f); /* of -8 .. 7 */
     if (format == MAT_INT8) return sqrtf(127 * 128 / 3.0f);               /* of -127 .. 127 */
+    if (format == MAT_FP4) return sqrtf(68.5f / 8);                       /* of 0, 0.5, 1, 1.5, 2, 3, 4, 6 */
     for (int code = 0; code < 256; code++) {
         float value = e4m3_to_f32((uint8_t)code);
         if (!isfinite(value)) continue;
@@ -101,6 +108,18 @@ static void fill_fp8(const struct made *made, int r0, int n, uint64_t values, ui
     }
 }
 
+/* Every value as likely as any other, scales of two sizes. */
+static void fill_fp4(const struct made *made, int r0, int n, uint64_t values, uint64_t scales) {
+    const struct mat *mat = &made->mat;
+    const size_t row = (size_t)(mat->cols / 2), groups = (size_t)(mat->cols / FP4_GROUP), at = (size_t)r0 * groups;
+    uint8_t *out = (uint8_t *)(uintptr_t)fp4_scales_at(mat, r0);
+    int exponent;
+    frexpf(deviation_of(made->slot) / synth_root_mean_square(MAT_FP4), &exponent); /* from a half to once as much */
+    fill_bytes((uint8_t *)(uintptr_t)fp4_row_at(mat, r0), (size_t)n * row, values, (size_t)r0 * row);
+    for (size_t i = 0; i < (size_t)n * groups; i++)
+        out[i] = (uint8_t)(127 + exponent - (int)(word_at(scales, at + i) & 1));
+}
+
 /* Evenly spread between plus and minus sqrt(3) deviations. */
 static void fill_bf16(const struct made *made, int r0, int n, uint64_t values) {
     const struct mat *mat = &made->mat;
@@ -111,6 +130,13 @@ static void fill_bf16(const struct made *made, int r0, int n, uint64_t values) {
     for (size_t i = 0; i < size; i++) data[i] = f32_to_bf16(((float)(int16_t)data[i] + 0.5f) * step);
 }
 
+static void fill_f32(const struct made *made, int r0, int n, uint64_t values) {
+    const struct mat *mat = &made->mat;
+    size_t at = (size_t)r0 * (size_t)mat->cols, size = (size_t)n * (size_t)mat->cols;
+    float *data = (float *)(uintptr_t)mat->data + at, step = deviation_of(made->slot) * sqrtf(3) * 0x1p-31f;
+    for (size_t i = 0; i < size; i++) data[i] = (float)(int32_t)(word_at(values, at + i) >> 32) * step;
+}
+
 static const struct mat *source(void *context, const struct slot *slot) {
     (void)context;
     (void)slot;
@@ -118,39 +144,68 @@ static const struct mat *source(void *context, const struct slot *slot) {
 }
 
 static int fill(void *context, const struct made *made, int unit, void *scratch, struct make_error *sum) {
-    const struct synth *synth = context;
+    const struct numbers *numbers = context;
     int r0 = unit * MAKE_ROWS, n = made->mat.rows - r0 < MAKE_ROWS ? made->mat.rows - r0 : MAKE_ROWS;
-    uint64_t data = stream_of(synth->seed, made->slot, 0), scales = stream_of(synth->seed, made->slot, 1);
+    uint64_t data = stream_of(numbers->seed, made->slot, 0), scales = stream_of(numbers->seed, made->slot, 1);
     (void)scratch;
     (void)sum;
     if (made->mat.format == MAT_FP8) {
         fill_fp8(made, r0, n, data, scales);
+    } else if (made->mat.format == MAT_FP4) {
+        fill_fp4(made, r0, n, data, scales);
     } else if (made->mat.format == MAT_BF16) {
         fill_bf16(made, r0, n, data);
+    } else if (made->mat.format == MAT_F32) {
+        fill_f32(made, r0, n, data);
     } else {
         fill_blocks(made, r0, n, data, scales);
     }
     return -1;
 }
 
-/* Norms near 1; biases that nudge the router without ruling it, or the indexer's keys. */
+/* Norms, and what mixers scale by, near 1. Biases nudge the router without ruling it, or the indexer's keys; sinks, and what shifts
+ * the gates of mixers and compressors, are of the size of what they are added to. */
 static void values(void *context, const struct slot *slot, float *out) {
-    const struct synth *synth = context;
-    uint64_t stream = stream_of(synth->seed, slot, 0);
-    const bool is_bias = !*names_suffix(slot->role);
+    const struct numbers *numbers = context;
+    uint64_t stream = stream_of(numbers->seed, slot, 0);
+    const enum role role = slot->role;
+    const bool is_factor =
+        *names_suffix(role) || role == ROLE_ATTN_MIX_SCALE || role == ROLE_FFN_MIX_SCALE || role == ROLE_HEAD_MIX_SCALE;
+    const float size = role == ROLE_ROUTER_BIAS || role == ROLE_INDEX_K_BIAS ? 0.05f : 2;
     for (int i = 0; i < slot->rows; i++) {
         float x = jitter(word_at(stream, (uint64_t)i));
-        out[i] = is_bias ? (x - 1) * 0.05f : x;
+        out[i] = is_factor ? x : (x - 1) * size;
     }
 }
 
-static struct maker maker_of(const struct synth *synth, const struct model *model) {
-    return (struct maker){.context = (void *)(uintptr_t)synth,
+/* Each token's experts by chance, none of them twice. */
+static void table(void *context, const struct slot *slot, int32_t *out) {
+    const struct numbers *numbers = context;
+    uint64_t stream = stream_of(numbers->seed, slot, 0);
+    for (size_t i = 0; i < (size_t)slot->rows * (size_t)slot->entries; i++) {
+        const size_t first = i - i % (size_t)slot->entries;
+        int32_t expert = (int32_t)(word_at(stream, i) % (uint64_t)numbers->experts);
+        for (size_t k = first; k < i;) {
+            bool taken = out[k] == expert;
+            if (taken) expert = (expert + 1) % numbers->experts;
+            k = taken ? first : k + 1;
+        }
+        out[i] = expert;
+    }
+}
+
+static struct numbers numbers_of(const struct synth *synth, const struct model *model) {
+    return (struct numbers){synth->seed, model->experts};
+}
+
+static struct maker maker_of(const struct synth *synth, const struct model *model, struct numbers *numbers) {
+    return (struct maker){.context = numbers,
                           .recipe = synth->recipe,
                           .naming = model_naming(model),
                           .source = source,
                           .fill = fill,
-                          .values = values};
+                          .values = values,
+                          .table = table};
 }
 
 /* config.json of the result, as text; malloc'd. */
@@ -187,7 +242,8 @@ static int set_metadata(struct pack *pack, const struct synth *synth, const char
 
 static int write_all(const struct synth *synth, const struct model *model, struct pack *pack, const char *quant,
                      const struct slot *slots, int n, struct make_report *report, struct mo_error *error) {
-    struct maker maker = maker_of(synth, model);
+    struct numbers numbers = numbers_of(synth, model);
+    struct maker maker = maker_of(synth, model, &numbers);
     int code = set_metadata(pack, synth, quant, error);
     if (!code) code = make_declare(pack, &maker, slots, n, error);
     if (!code) code = pack_begin(pack, error);
@@ -212,9 +268,24 @@ int synth_file(const struct synth *synth, const char *path, const char *quant, s
     return code;
 }
 
-/* The tree of weights.h, empty but for the vectors. */
+static bool plant_table(struct numbers *numbers, struct weights *weights, const struct slot *slot) {
+    int32_t *out = arena_alloc_array(weights->arena, (size_t)slot->rows * (size_t)slot->entries, sizeof *out);
+    if (out) table(numbers, slot, out);
+    weights->layers[slot->layer].router_table = out;
+    return out;
+}
+
+static bool plant_vector(struct numbers *numbers, struct weights *weights, const struct slot *slot) {
+    float *out = arena_alloc_array(weights->arena, (size_t)slot->rows, sizeof *out);
+    if (out) values(numbers, slot, out);
+    *weights_vector(weights, slot->role, slot->layer) = out;
+    return out;
+}
+
+/* The tree of weights.h, empty but for the vectors and tables. */
 static int plant(const struct synth *synth, const struct model *model, struct weights *weights,
                  const struct slot *slots, int n, struct mo_error *error) {
+    struct numbers numbers = numbers_of(synth, model);
     struct arena *arena = weights->arena;
     bool failed = !(weights->layers = arena_alloc_array(arena, (size_t)model->layers, sizeof *weights->layers));
     for (int i = model->dense_layers; i < model->layers && !failed; i++) {
@@ -223,11 +294,7 @@ static int plant(const struct synth *synth, const struct model *model, struct we
     }
     for (int i = 0; i < n && !failed; i++) {
         if (slots[i].cols) continue;
-        float *out = arena_alloc_array(arena, (size_t)slots[i].rows, sizeof *out);
-        failed = !out;
-        if (failed) break;
-        values((void *)(uintptr_t)synth, &slots[i], out);
-        *weights_vector(weights, slots[i].role, slots[i].layer) = out;
+        failed = !(slots[i].entries ? plant_table : plant_vector)(&numbers, weights, &slots[i]);
     }
     return failed ? mo_error_set(error, MO_E_NO_MEMORY, "no memory for %d tensors", n) : 0;
 }
@@ -235,7 +302,8 @@ static int plant(const struct synth *synth, const struct model *model, struct we
 int synth_memory(const struct synth *synth, const struct model *model, struct weights *weights,
                  struct make_report *report, struct mo_error *error) {
     struct slot *slots;
-    struct maker maker = maker_of(synth, model);
+    struct numbers numbers = numbers_of(synth, model);
+    struct maker maker = maker_of(synth, model, &numbers);
     int n;
     *weights = (struct weights){.arena = arena_create()};
     if (!weights->arena) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the weights");

@@ -91,33 +91,6 @@ int weights_bind_vector(const struct binder *b, enum role role, const char *suff
     return code ? code : weights_copy_values(b, tensor, out);
 }
 
-/* FP8 with one scale per 128x128 block, per row, or for the whole matrix. */
-static int bind_fp8(const struct binder *b, enum role role, const struct tensor *tensor, struct mat *mat) {
-    enum quant_kind quant = b->model->quant;
-    if (quant != QUANT_FP8_BLOCK && quant != QUANT_FP8_SCALED && quant != QUANT_MOEBIUS) {
-        return weights_refuse(b, MO_E_UNSUPPORTED, tensor,
-                              "found F8_E4M3, but config.json has no FP8 quantization_config");
-    }
-    bool block = quant != QUANT_FP8_SCALED;
-    const char *suffix = block ? ".weight_scale_inv" : ".weight_scale";
-    int block_rows = b->model->quant_block[0], block_cols = b->model->quant_block[1];
-    int64_t rows = block ? (mat->rows + block_rows - 1) / block_rows : mat->rows;
-    int64_t cols = block ? (mat->cols + block_cols - 1) / block_cols : 1;
-    const struct tensor *scale = weights_find(b, role, suffix);
-    if (!scale) return weights_missing(b, role, suffix, rows, cols);
-    mat->format = MAT_FP8;
-    mat->scale_stride = (int)cols;
-    mat->scale_rows = block ? block_rows : 1;
-    mat->scale_cols = block ? block_cols : mat->cols;
-    if (!block && scale->elements == 1) {
-        mat->scale_rows = mat->rows;
-    } else if (block || scale->n_dims != 1 || scale->shape[0] != rows) { /* [rows] is as good as [rows, 1] */
-        int code = weights_check_shape(b, scale, rows, cols);
-        if (code) return code;
-    }
-    return weights_copy_values(b, scale, &mat->scale);
-}
-
 static int check_scales16(const struct binder *b, const struct tensor *scales) {
     const uint16_t *bits = scales->data;
     for (int64_t i = 0; i < scales->elements; i++) {
@@ -179,10 +152,10 @@ static int bind_plain(const struct binder *b, enum role role, const struct tenso
         mat->format = MAT_BF16;
         break;
     case DTYPE_F8_E4M3:
-        return bind_fp8(b, role, tensor, mat);
+        return weights_bind_fp8(b, role, tensor, mat);
     default:
         if (gguf_mat_format(tensor->dtype, &mat->format)) return 0;
-        return weights_refuse(b, MO_E_UNSUPPORTED, tensor, "expected F32, F16, BF16 or F8_E4M3, found %s",
+        return weights_refuse(b, MO_E_UNSUPPORTED, tensor, "expected F32, F16, BF16, F8_E4M3 or I8 (FP4), found %s",
                               dtype_name(tensor->dtype));
     }
     return 0;
@@ -215,6 +188,7 @@ int weights_bind_matrix(const struct binder *b, enum role role, int rows, int co
     const struct tensor *tensor = weights_find(b, role, names_suffix(role));
     if (!tensor) return weights_missing(b, role, names_suffix(role), rows, cols);
     if (tensor->dtype == DTYPE_U8) return bind_blocks(b, tensor, mat);
+    if (tensor->dtype == DTYPE_I8 || tensor->dtype == DTYPE_F4) return weights_bind_fp4(b, role, tensor, mat);
     int code = weights_check_shape(b, tensor, rows, cols);
     if (!code) code = check_alignment(b, tensor);
     return code ? code : bind_plain(b, role, tensor, mat);

@@ -32,6 +32,10 @@ int weights_copy_values(const struct binder *b, const struct tensor *tensor, con
 int weights_bind_vector(const struct binder *b, enum role role, const char *suffix, int n, const float **out);
 int weights_bind_matrix(const struct binder *b, enum role role, int rows, int cols, struct mat *mat);
 
+/* weights_float.c: narrow floats, whose scales are tensors of their own. `tensor` has the values; its shape is FP4's to check. */
+int weights_bind_fp8(const struct binder *b, enum role role, const struct tensor *tensor, struct mat *mat);
+int weights_bind_fp4(const struct binder *b, enum role role, const struct tensor *tensor, struct mat *mat);
+
 /* weights_hybrid.c: attention and hyper-connections of a layer, the table of one that chooses by token, and the head's mixer. */
 int weights_bind_hybrid_layer(struct binder *b, struct layer *layer);
 int weights_bind_hybrid_table(struct binder *b, struct layer *layer);

@@ -9,7 +9,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 static void check_tensor(const struct tensor *tensor, const uint8_t *data, size_t size, size_t header_bytes) {
     const uint8_t *from = tensor->data;
     if (!tensor->name || tensor->n_dims < 0 || tensor->n_dims > TENSOR_MAX_DIMS) abort();
-    if (tensor->bytes > size || (size_t)tensor->elements * dtype_bytes(tensor->dtype) != tensor->bytes) abort();
+    if (tensor->bytes > size || (size_t)dtype_bytes_of(tensor->dtype, tensor->elements) != tensor->bytes) abort();
     if (tensor->bytes && (from < data + header_bytes || from + tensor->bytes > data + size)) abort();
     volatile uint8_t sink = 0;
     for (size_t i = 0; i < tensor->bytes; i++) sink = (uint8_t)(sink ^ from[i]);

@@ -106,6 +106,7 @@ static struct mat make_mat(struct world *w, enum mat_format format, int rows) {
     size_t weights = (size_t)rows * COLS;
     mat.data = place_tensor(w, format == MAT_BF16 ? 2 * weights : format == MAT_FP8 ? weights : weights / 2);
     if (format == MAT_FP8) mat.scale = &scale;
+    if (format == MAT_FP4) mat.scales8 = place_tensor(w, weights / FP4_GROUP);
     if (format != MAT_INT4_AWQ) return mat;
     mat.zeros = place_tensor(w, 2 * (size_t)rows / 2);
     mat.scales16 = place_tensor(w, 2 * (size_t)rows * 2);
@@ -113,14 +114,14 @@ static struct mat make_mat(struct world *w, enum mat_format format, int rows) {
 }
 
 static int setup_plain(void **state) {
-    static const enum mat_format formats[] = {MAT_BF16, MAT_FP8, MAT_INT4_AWQ};
+    static const enum mat_format formats[] = {MAT_BF16, MAT_FP8, MAT_INT4_AWQ, MAT_FP4};
     struct world *w = make_world(FILES, PLAIN_BYTES);
     w->at[0] = w->at[1] = HEADER;
     for (int i = 0; i < RECORDS; i++) {
         struct mlp *mlp = &w->experts[DENSE + (RECORDS - 1 - i) / EXPERTS][i % EXPERTS];
-        mlp->down = make_mat(w, formats[i % 3], 24 + 8 * (i % 5));
-        mlp->gate = make_mat(w, formats[i % 3], 72);
-        mlp->up = make_mat(w, formats[i % 3], 72);
+        mlp->down = make_mat(w, formats[i % 4], 24 + 8 * (i % 5));
+        mlp->gate = make_mat(w, formats[i % 4], 72);
+        mlp->up = make_mat(w, formats[i % 4], 72);
     }
     w->predicts = (struct tensor){.name = "model.layers.4.x", .data = place_tensor(w, 9000), .bytes = 9000};
     w->checkpoint.tensors = &w->predicts;
@@ -165,6 +166,10 @@ static void check_mat(const struct world *w, const struct mat *found, const stru
     assert_true(found->format == mapped->format && found->rows == mapped->rows && found->scale == mapped->scale);
     if (found->format == MAT_BF16) check_tensor(w, found->data, mapped->data, 2 * weights);
     if (found->format == MAT_FP8) check_tensor(w, found->data, mapped->data, weights);
+    if (found->format == MAT_FP4) {
+        check_tensor(w, found->data, mapped->data, weights / 2);
+        check_tensor(w, found->scales8, mapped->scales8, weights / FP4_GROUP);
+    }
     if (found->format != MAT_INT4_AWQ) return;
     check_tensor(w, found->data, mapped->data, weights / 2);
     check_tensor(w, found->zeros, mapped->zeros, (size_t)found->rows);
@@ -254,6 +259,7 @@ static void test_rest_of_plain_files(void **state) {
             size_t weights = (size_t)mats[k]->rows * COLS, rows = (size_t)mats[k]->rows;
             experts += mats[k]->format == MAT_BF16  ? 2 * weights
                        : mats[k]->format == MAT_FP8 ? weights
+                       : mats[k]->format == MAT_FP4 ? weights / 2 + weights / FP4_GROUP
                                                     : weights / 2 + 5 * rows;
         }
     }

@@ -57,12 +57,12 @@ struct q8_row {
 
 /* The group of activations that gemm_q8 wants for a matrix; 0 if the format has none. */
 static inline int q8_group(const struct mat *w) {
-    if (w->format == MAT_INT4_AWQ || gguf_is_blocks(w->format)) return Q8_GROUP_MIN;
+    if (w->format == MAT_INT4_AWQ || w->format == MAT_FP4 || gguf_is_blocks(w->format)) return Q8_GROUP_MIN;
     return mat_is_integer(w->format) ? w->group_size : 0;
 }
 
 /* y[t][r] = sum_k W[r][k] * x[t][k] for r in [r0, r1), t in [0, n), in fp32. y[t] points at row 0.
- *   F32, F16, BF16, INT4, INT8, GGUF's blocks
+ *   F32, F16, BF16, FP4, INT4, INT8, GGUF's blocks
  *                   lane = fma(w, x, lane); tree.
  *   FP8             by chunks: from k to the end of its scale block, FP8_CHUNK at most; no blocks where one
  *                   scale spans the row. In a chunk partial = fma(w / 256, x, partial), in lanes counted from
@@ -78,7 +78,8 @@ static inline int q8_group(const struct mat *w) {
 typedef void kern_gemm(const struct mat *w, int r0, int r1, const float *const *x, int n, float *const *y);
 /* The same for 8-bit activations. For each group of k (q8_group), ascending, from y = 0:
  * y = fmaf((float)isum, wscale * xscale, y), where isum = sum of (q of the weight - zero point) * q is an exact integer.
- *   GGUF's blocks   the group of activations is 32 k; the sums are those of the 16 or 32 k that have a scale of their own (struct
+ *   GGUF's blocks, FP4
+ *                   the group of activations is 32 k; the sums are those of the 16 or 32 k that have a scale of their own (struct
  *                   gguf_parts), ascending. wscale = gguf_parts.scale, that is d * the block's own scale, which is exact;
  *                   isum has at most 24 bits, so that it is exact as a float too. Where the format has a minimum, y then
  *                   becomes fmaf(low, xscale * (float)xsum, y), where xsum = sum of q over the same k. */

@@ -165,7 +165,7 @@ static void gemm_block_q8(const struct mat *w, int r0, int r1, const struct q8_r
         for (int r = r0; r < r1; r++) block_row_q8(w, r, x + t, n - t < TOKENS ? n - t : TOKENS, y + t);
 }
 
-/* ---- GGUF's blocks ---- */
+/* ---- GGUF's blocks, and FP4's groups, which are the same in two places ---- */
 
 /* A block of one row times one token. */
 static float gguf_add_block(const struct gguf_parts *block, const struct q8_row *x, int k0, float y) {
@@ -187,7 +187,7 @@ static void gemm_gguf_q8(const struct mat *w, int r0, int r1, const struct q8_ro
                          const void *next) {
     struct gguf_parts parts;
     uint8_t room[GGUF_BLOCK_MAX];
-    int values;
+    int values = FP4_GROUP;
     size_t bytes;
     (void)next;
 
@@ -195,7 +195,10 @@ static void gemm_gguf_q8(const struct mat *w, int r0, int r1, const struct q8_ro
     for (int r = r0; r < r1; r++) {
         for (int t = 0; t < n; t++) y[t][r] = 0;
         for (int k = 0; k < w->cols; k += values) {
-            gguf_take_apart(w->format, gguf_block_at(w, r, k / values, room), &parts);
+            if (w->format == MAT_FP4)
+                fp4_take_apart(w, r, k / values, &parts);
+            else
+                gguf_take_apart(w->format, gguf_block_at(w, r, k / values, room), &parts);
             for (int t = 0; t < n; t++) y[t][r] = gguf_add_block(&parts, &x[t], k, y[t][r]);
         }
     }
@@ -333,6 +336,7 @@ void kern_init_ref(struct kern *kern) {
         kern->gemm[format] = gemm_dense;
         if (gguf_is_blocks((enum mat_format)format)) kern->gemm_q8[format] = gemm_gguf_q8;
     }
+    kern->gemm_q8[MAT_FP4] = gemm_gguf_q8;
     kern->gemm[MAT_INT4_AWQ] = gemm_awq;
     kern->gemm_q8[MAT_INT4_AWQ] = gemm_awq_q8;
     kern->gemm_q8[MAT_INT4] = gemm_block_q8;

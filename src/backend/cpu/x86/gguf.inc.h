@@ -1,5 +1,5 @@
 /* backend/cpu/x86/gguf.inc.h - matrices in GGUF's blocks times 8-bit and fp32 activations; included by each level after
- * block.inc.h, gguf_unpack.inc.h and gguf_grids.inc.h.
+ * block.inc.h, gguf_unpack.inc.h, gguf_grids.inc.h and fp4.inc.h. FP4's groups of 32 are blocks whose scales lie elsewhere.
  *
  * Some tokens: VL rows x 256 k are unpacked into the first cache, where all formats look the same, and there they meet every
  * token. One token: the sums are made while blocks are taken apart, as storing and reading lines would cost half of the time. */
@@ -43,6 +43,7 @@ static const struct gguf_shape gguf_shapes[MAT_FORMATS] = {
     [MAT_IQ3_S] = {iq3_s_lines, iq3_s_sums, GGUF_8_BITS, BYTE_ZERO, 32, false},
     [MAT_TQ1_0] = {tq1_0_lines, tq1_0_sums, GGUF_5_BITS, 1, 32, false},
     [MAT_TQ2_0] = {tq2_0_lines, tq2_0_sums, GGUF_5_BITS, 1, 32, false},
+    [MAT_FP4] = {fp4_lines, NULL, GGUF_5_BITS, FP4_ZERO, 32, false}, /* one token: fp4_multiply_one */
     [MAT_MXFP4] = {mxfp4_lines, mxfp4_sums, GGUF_8_BITS, BYTE_ZERO, 32, false},
 };
 
@@ -53,6 +54,7 @@ struct gguf_walk {
     const struct mat *w;
     const struct gguf_shape *shape;
     const uint8_t *data, *next; /* the first row's, or panel's; what the thread reads after it */
+    const uint8_t *scales;      /* FP4: the first row's */
     size_t pitch, block_bytes;  /* of one row */
     int rows, values;           /* of a block */
     int lane;                   /* of the first row in a turned panel */
@@ -60,9 +62,16 @@ struct gguf_walk {
 
 static struct gguf_walk gguf_walk_rows(const struct mat *w, int r, int rows, const void *next) {
     struct gguf_walk walk = {.w = w, .shape = &gguf_shapes[w->format], .rows = rows, .lane = r % TURN_ROWS};
-    gguf_block(w->format, &walk.values, &walk.block_bytes);
+    if (w->format == MAT_FP4) {
+        walk.values = FP4_GROUP;
+        walk.block_bytes = FP4_GROUP / 2;
+        walk.data = fp4_row_at(w, r);
+        walk.scales = fp4_scales_at(w, r);
+    } else {
+        gguf_block(w->format, &walk.values, &walk.block_bytes);
+        walk.data = gguf_rows_at(w, r);
+    }
     walk.pitch = (size_t)(w->cols / walk.values) * walk.block_bytes;
-    walk.data = gguf_rows_at(w, r);
     walk.next = next ? next : walk.data + (w->turned ? TURN_ROWS : VL) * walk.pitch;
     return walk;
 }
@@ -120,6 +129,9 @@ static int gguf_unpack_step(const struct gguf_walk *walk, int k, struct gguf_row
     uint8_t few[VL * GGUF_STEP_BYTES_MAX];
     *rows = gguf_begin_step(walk, k, count, few);
     walk->shape->lines(rows, panel, count / walk->values);
+    if (walk->scales)
+        fp4_step_scales(walk->scales + k / FP4_GROUP, (size_t)(walk->w->cols / FP4_GROUP), walk->rows,
+                        count / FP4_GROUP, panel->scale);
     return count;
 }
 
@@ -297,11 +309,32 @@ static int gguf_multiply_many(const struct gguf_walk *walk, int k, const struct 
     return count;
 }
 
+/* One token of FP4, as much as is whole cache lines of VL rows; returns how many k. */
+static int fp4_multiply_one(const struct gguf_walk *walk, const struct q8_row *x, vec *acc) {
+    const int groups = walk->w->cols / FP4_GROUP, end = groups / FP4_ASK_GROUPS * FP4_ASK_GROUPS;
+    ivec words[4];
+    vec f = *acc;
+    KEEP_LOOP
+    for (int g = 0; g < end; g += FP4_ASK_GROUPS) {
+        const size_t at = (size_t)g * FP4_GROUP / 2;
+        const int left = groups - g;
+        ask_for(walk->scales + (size_t)VL * (size_t)(groups + g)); /* of the next VL rows, in as many steps */
+        if (g % FP4_SCALES == 0)
+            fp4_take_scales(walk->scales + g, (size_t)groups, VL, left < FP4_SCALES ? left : FP4_SCALES, words);
+        f = fp4_add_lines(walk->data + at, walk->pitch, gguf_ahead(walk, at, FP4_AHEAD, walk->pitch),
+                          words[g % FP4_SCALES / FP4_ASK_GROUPS], x->q + g * FP4_GROUP, x->scale + g, x->sum + g, f);
+    }
+    *acc = f;
+    return end * FP4_GROUP;
+}
+
 static void gguf_multiply_rows(const struct gguf_walk *walk, int r, const struct q8_row *x, int n, float *const *y) {
     vec acc[GGUF_TOKENS];
     for (int t = 0; t < n; t++) acc[t] = vec_zero();
-    for (int k = 0; k < walk->w->cols;)
-        k += n == 1 ? gguf_multiply_one(walk, k, x, acc) : gguf_multiply_many(walk, k, x, n, acc);
+    const bool one = n == 1 && walk->shape->sums;
+    int k = n == 1 && walk->scales && walk->rows == VL ? fp4_multiply_one(walk, x, acc) : 0;
+    while (k < walk->w->cols)
+        k += one ? gguf_multiply_one(walk, k, x, acc) : gguf_multiply_many(walk, k, x, n, acc);
     for (int t = 0; t < n; t++) {
         if (walk->rows < VL)
             vec_store_part(y[t] + r, acc[t], walk->rows);
@@ -386,7 +419,7 @@ static void gemm_gguf(const struct mat *w, int r0, int r1, const float *const *x
 
 static void gguf_init(struct kern *kern) {
     for (int format = 0; format < MAT_FORMATS; format++) {
-        if (!gguf_is_blocks((enum mat_format)format)) continue;
+        if (!gguf_shapes[format].lines) continue;
         kern->gemm_q8[format] = gemm_gguf_q8;
         kern->gemm[format] = gemm_gguf;
     }

@@ -10,6 +10,7 @@
 #include "backend/cpu/x86/block.inc.h"
 #include "backend/cpu/x86/gguf_unpack.inc.h"
 #include "backend/cpu/x86/gguf_grids.inc.h"
+#include "backend/cpu/x86/fp4.inc.h"
 #include "backend/cpu/x86/gguf.inc.h"
 #include "backend/cpu/x86/peak.inc.h"
 #include "backend/cpu/x86/stages.inc.h"

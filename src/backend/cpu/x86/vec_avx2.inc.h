@@ -277,21 +277,60 @@ INLINE int nan_seen(ivec seen) {
 
 /* ---- GGUF's blocks: a lane is a row ---- */
 
-/* 16 bytes of each of VL rows, `pitch` bytes apart, as four words: lane i of out[j] is word j of row i. */
-INLINE void rows_to_lanes(const uint8_t *p, size_t pitch, ivec out[4]) {
-    ivec y[4];
-    UNROLL
-    for (int i = 0; i < 4; i++) {
-        const uint8_t *row = p + (size_t)i * pitch;
-        y[i] = _mm256_castsi128_si256(_mm_loadu_si128((const void *)row));
-        y[i] = _mm256_inserti128_si256(y[i], _mm_loadu_si128((const void *)(row + 4 * pitch)), 1);
-    }
+/* 16 bytes of each of two rows, `pitch` bytes apart. */
+INLINE ivec two_rows(const uint8_t *p, size_t pitch) {
+    ivec first = _mm256_castsi128_si256(_mm_loadu_si128((const void *)p));
+    return _mm256_inserti128_si256(first, _mm_loadu_si128((const void *)(p + pitch)), 1);
+}
+
+/* Of rows i and i + 4 in y[i], lane l of out[j] = word j of row l. */
+INLINE void turn_words(const ivec y[4], ivec out[4]) {
     ivec a = _mm256_unpacklo_epi32(y[0], y[1]), b = _mm256_unpackhi_epi32(y[0], y[1]);
     ivec c = _mm256_unpacklo_epi32(y[2], y[3]), d = _mm256_unpackhi_epi32(y[2], y[3]);
     out[0] = _mm256_unpacklo_epi64(a, c);
     out[1] = _mm256_unpackhi_epi64(a, c);
     out[2] = _mm256_unpacklo_epi64(b, d);
     out[3] = _mm256_unpackhi_epi64(b, d);
+}
+
+/* 16 bytes of each of VL rows, `pitch` bytes apart, as four words: lane i of out[j] is word j of row i. */
+INLINE void rows_to_lanes(const uint8_t *p, size_t pitch, ivec out[4]) {
+    ivec y[4];
+    UNROLL
+    for (int i = 0; i < 4; i++) y[i] = two_rows(p + (size_t)i * pitch, 4 * pitch);
+    turn_words(y, out);
+}
+
+/* 16 bytes of nibbles of each of VL rows, the even one low: 32 values[nibble], in order, as eight words. */
+INLINE void nibbles_to_lanes(const uint8_t *p, size_t pitch, const int8_t *values, ivec out[8]) {
+    const ivec table = _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)values)), low = _mm256_set1_epi8(15);
+    ivec first[4], second[4];
+    UNROLL
+    for (int i = 0; i < 4; i++) {
+        ivec y = two_rows(p + (size_t)i * pitch, 4 * pitch);
+        ivec even = _mm256_shuffle_epi8(table, _mm256_and_si256(y, low));
+        ivec odd = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(y, 4), low));
+        first[i] = _mm256_unpacklo_epi8(even, odd);
+        second[i] = _mm256_unpackhi_epi8(even, odd);
+    }
+    turn_words(first, out);
+    turn_words(second, out + 4);
+}
+
+/* of[i] = the four lanes i of each of v, in order. */
+INLINE void fours_to_rows(const ivec v[2], ivec of[2]) {
+    of[0] = _mm256_permute2x128_si256(v[0], v[1], 0x20);
+    of[1] = _mm256_permute2x128_si256(v[0], v[1], 0x31);
+}
+
+/* 8 * VL bytes, those at even places and those at odd ones. */
+INLINE void bytes_even_odd(const int8_t *p, ivec *even, ivec *odd) {
+    const ivec a = ivec_load(p), b = ivec_load(p + 32);
+    const ivec low = _mm256_packs_epi16(_mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8),
+                                        _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8));
+    const ivec high = _mm256_packs_epi16(_mm256_srai_epi16(a, 8), _mm256_srai_epi16(b, 8));
+    *even = _mm256_permute4x64_epi64(low, 0xd8);
+    *odd = _mm256_permute4x64_epi64(high, 0xd8);
 }
 
 /* Sums of four lanes each: those of v[j]'s lanes 4i to 4i + 3 in lane 4i + j. */
@@ -411,6 +450,11 @@ INLINE ivec block_dot(enum mat_format format, ivec run, ivec values, ivec x4) {
     __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(run) : "x"(values), "x"(x4));
     return run;
 }
+
+/* Four products a lane of bytes up to 24, and four more. */
+INLINE ivec fp4_dot(ivec values, ivec x4, ivec more, ivec more_x4) {
+    return block_dot(MAT_INT8, block_dot(MAT_INT8, ivec_zero(), values, x4), more, more_x4);
+}
 #else
 enum { BYTE_ZERO = 0 }; /* what stands for 0 in the bytes that block_values yields for INT8 */
 
@@ -436,5 +480,10 @@ INLINE ivec block_dot(enum mat_format format, ivec run, ivec values, ivec x4) {
     pairs = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
     __asm__("vpaddd %1, %0, %0" : "+x"(run) : "x"(pairs));
     return run;
+}
+
+INLINE ivec fp4_dot(ivec values, ivec x4, ivec more, ivec more_x4) {
+    ivec pairs = _mm256_add_epi16(_mm256_maddubs_epi16(values, x4), _mm256_maddubs_epi16(more, more_x4));
+    return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 #endif

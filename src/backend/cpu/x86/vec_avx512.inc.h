@@ -298,23 +298,64 @@ INLINE int nan_seen(ivec seen) {
 
 /* ---- GGUF's blocks: a lane is a row ---- */
 
-/* 16 bytes of each of VL rows, `pitch` bytes apart, as four words: lane i of out[j] is word j of row i. */
-INLINE void rows_to_lanes(const uint8_t *p, size_t pitch, ivec out[4]) {
-    ivec z[4];
-    UNROLL
-    for (int i = 0; i < 4; i++) {
-        const uint8_t *row = p + (size_t)i * pitch;
-        z[i] = _mm512_castsi128_si512(_mm_loadu_si128((const void *)row));
-        z[i] = _mm512_inserti32x4(z[i], _mm_loadu_si128((const void *)(row + 4 * pitch)), 1);
-        z[i] = _mm512_inserti32x4(z[i], _mm_loadu_si128((const void *)(row + 8 * pitch)), 2);
-        z[i] = _mm512_inserti32x4(z[i], _mm_loadu_si128((const void *)(row + 12 * pitch)), 3);
-    }
+/* 16 bytes of each of four rows, `pitch` bytes apart. */
+INLINE ivec four_rows(const uint8_t *p, size_t pitch) {
+    ivec z = _mm512_castsi128_si512(_mm_loadu_si128((const void *)p));
+    z = _mm512_inserti32x4(z, _mm_loadu_si128((const void *)(p + pitch)), 1);
+    z = _mm512_inserti32x4(z, _mm_loadu_si128((const void *)(p + 2 * pitch)), 2);
+    return _mm512_inserti32x4(z, _mm_loadu_si128((const void *)(p + 3 * pitch)), 3);
+}
+
+/* Of rows i, i + 4, i + 8 and i + 12 in z[i], lane l of out[j] = word j of row l. */
+INLINE void turn_words(const ivec z[4], ivec out[4]) {
     ivec a = _mm512_unpacklo_epi32(z[0], z[1]), b = _mm512_unpackhi_epi32(z[0], z[1]);
     ivec c = _mm512_unpacklo_epi32(z[2], z[3]), d = _mm512_unpackhi_epi32(z[2], z[3]);
     out[0] = _mm512_unpacklo_epi64(a, c);
     out[1] = _mm512_unpackhi_epi64(a, c);
     out[2] = _mm512_unpacklo_epi64(b, d);
     out[3] = _mm512_unpackhi_epi64(b, d);
+}
+
+/* 16 bytes of each of VL rows, `pitch` bytes apart, as four words: lane i of out[j] is word j of row i. */
+INLINE void rows_to_lanes(const uint8_t *p, size_t pitch, ivec out[4]) {
+    ivec z[4];
+    UNROLL
+    for (int i = 0; i < 4; i++) z[i] = four_rows(p + (size_t)i * pitch, 4 * pitch);
+    turn_words(z, out);
+}
+
+/* 16 bytes of nibbles of each of VL rows, the even one low: 32 values[nibble], in order, as eight words. */
+INLINE void nibbles_to_lanes(const uint8_t *p, size_t pitch, const int8_t *values, ivec out[8]) {
+    const ivec table = _mm512_broadcast_i32x4(_mm_loadu_si128((const void *)values)), low = _mm512_set1_epi8(15);
+    ivec first[4], second[4];
+    UNROLL
+    for (int i = 0; i < 4; i++) {
+        ivec z = four_rows(p + (size_t)i * pitch, 4 * pitch);
+        ivec even = _mm512_shuffle_epi8(table, _mm512_and_si512(z, low));
+        ivec odd = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(z, 4), low));
+        first[i] = _mm512_unpacklo_epi8(even, odd);
+        second[i] = _mm512_unpackhi_epi8(even, odd);
+    }
+    turn_words(first, out);
+    turn_words(second, out + 4);
+}
+
+/* of[i] = the four lanes i of each of v, in order. */
+INLINE void fours_to_rows(const ivec v[4], ivec of[4]) {
+    ivec a = _mm512_shuffle_i32x4(v[0], v[1], 0x44), b = _mm512_shuffle_i32x4(v[0], v[1], 0xee);
+    ivec c = _mm512_shuffle_i32x4(v[2], v[3], 0x44), d = _mm512_shuffle_i32x4(v[2], v[3], 0xee);
+    of[0] = _mm512_shuffle_i32x4(a, c, 0x88);
+    of[1] = _mm512_shuffle_i32x4(a, c, 0xdd);
+    of[2] = _mm512_shuffle_i32x4(b, d, 0x88);
+    of[3] = _mm512_shuffle_i32x4(b, d, 0xdd);
+}
+
+/* 8 * VL bytes, those at even places and those at odd ones. */
+INLINE void bytes_even_odd(const int8_t *p, ivec *even, ivec *odd) {
+    const ivec a = ivec_load(p), b = ivec_load(p + 64);
+    *even = _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi16_epi8(a)), _mm512_cvtepi16_epi8(b), 1);
+    *odd = _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi16_epi8(_mm512_srli_epi16(a, 8))),
+                              _mm512_cvtepi16_epi8(_mm512_srli_epi16(b, 8)), 1);
 }
 
 /* Sums of four lanes each: those of v[j]'s lanes 4i to 4i + 3 in lane 4i + j. */
@@ -457,4 +498,9 @@ INLINE ivec block_run_end(enum mat_format format, ivec sum, ivec run) {
 INLINE ivec block_dot(enum mat_format format, ivec run, ivec values, ivec x4) {
     (void)format;
     return q8_dot(run, values, x4);
+}
+
+/* Four products a lane of bytes up to 24, and four more. */
+INLINE ivec fp4_dot(ivec values, ivec x4, ivec more, ivec more_x4) {
+    return q8_dot(q8_dot(ivec_zero(), values, x4), more, more_x4);
 }
