@@ -1,5 +1,6 @@
 #include "bench_measure.h"
 
+#include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include "base/clock.h"
@@ -149,9 +150,11 @@ static int compute(struct bench *b, int seq, const int32_t *pages, int first, in
     return code;
 }
 
-/* After sequence 0 was computed up to `end` from position 0. */
+/* After sequence 0 was computed up to `end` from position 0. V4: the page in which it ended was complete before, and is no more. */
 static void note_filled(struct bench *b, int end) {
-    b->filled = larger(b->filled, smaller(end, b->first_own_page * KV_PAGE_TOKENS));
+    int filled = smaller(end, b->first_own_page * KV_PAGE_TOKENS);
+    bool is_hybrid = model_is_hybrid(&b->engine->model);
+    b->filled = is_hybrid ? filled / KV_PAGE_TOKENS * KV_PAGE_TOKENS : larger(b->filled, filled);
 }
 
 int bench_warm_up(struct bench *bench, struct mo_error *error) {
@@ -234,6 +237,12 @@ static int end_step(struct bench *b, int batch, struct mo_error *error) {
     return 0;
 }
 
+/* Steps begin at `depth` anew. Where pages hold what their tokens were summed up to (V4), the pages' beginnings are computed once
+ * more: such a model goes back to the beginning of a page alone. */
+static int go_back(struct bench *b, int batch, int depth, struct mo_error *error) {
+    return model_is_hybrid(&b->engine->model) ? fill_cache(b, batch, depth, error) : 0;
+}
+
 static int decode_step(struct bench *b, int batch, int pos, bool look, struct mo_error *error) {
     const struct forward_tap tap = {.context = &b->bytes, .routing = bench_bytes_add_experts};
     if (look) bench_bytes_begin(&b->bytes);
@@ -251,6 +260,7 @@ static double step_bytes(const struct bench *b, int batch, int depth, int pos) {
 /* The bytes of some of the steps, spread over all. */
 static int look_into_steps(struct bench *b, struct bench_decode *r, struct mo_error *error) {
     int steps = b->plan->generate, looks = smaller(steps, LOOKS), code = 0;
+    assert(!model_is_hybrid(&b->engine->model)); /* steps are left out */
     for (int i = 0; i < looks && !code; i++) {
         int at = r->depth + (int)((int64_t)steps * i / looks);
         code = decode_step(b, r->batch, at, true, error);
@@ -293,6 +303,7 @@ int bench_time_decode(struct bench *bench, int batch, int depth, struct bench_de
     for (int i = 0; i < smaller(WARM_UP_STEPS, steps) && !code; i++) {
         code = decode_step(bench, batch, depth + i, !bench->looks_apart, error);
     }
+    if (!code) code = go_back(bench, batch, depth, error);
     if (!code && bench->looks_apart) code = look_into_steps(bench, result, error);
     bench_experts_begin(&result->experts, bench->engine);
     if (!code) code = time_steps(bench, result, error);

@@ -350,6 +350,10 @@ static int start(struct calibration *c, const char *text, size_t size, const str
         return mo_error_set(error, MO_E_UNSUPPORTED, "--calibrate: backend %s does not show what it computes",
                             ops->name);
     }
+    if (model_is_hybrid(&c->engine->model)) { /* o_a has other inputs in each of its groups */
+        return mo_error_set(error, MO_E_UNSUPPORTED, "--calibrate: not for %s yet; every format works without it",
+                            c->engine->model.architecture);
+    }
     int code = read_text(c, text, size, options->max_tokens, error);
     if (!code) code = list_inputs(c, options->recipe, error);
     return code ? code : plan_passes(c, options->recipe, options->memory_gib, error);

@@ -88,7 +88,7 @@ void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_M
          .help = "same bits for a sequence whatever runs beside it"},
         {.names = "--chat-template", .type = CLI_STRING, .target = &o->chat_template, .value = "NAME",
          .help = "deepseek-coder-v2, deepseek-v3, deepseek-v3-0324, deepseek-r1,\ndeepseek-r1-0528, deepseek-v3.1, "
-                 "deepseek-v3.1-terminus, deepseek-v3.2\n(default: recognised from the model)"},
+                 "deepseek-v3.1-terminus, deepseek-v3.2,\ndeepseek-v4, deepseek-v4-0731 (default: recognised from the model)"},
         {.names = "--generation-config", .type = CLI_CHOICE, .target = &o->generation_config, .choices = "auto|none",
          .help = "auto (default): start from the model's own sampling settings"},
         {.names = "--no-repack,-nr", .type = CLI_FLAG, .target = &o->no_repack,
@@ -163,6 +163,7 @@ static int open_sched(struct engine *engine, struct mo_error *error) {
         .max_num_batched_tokens = o->max_num_batched_tokens,
         .max_logits = o->max_logits,
         .n_pages = engine->n_pages,
+        .n_near = engine->n_near,
         .prefix_caching = o->prefix_caching,
         .disk = engine->disk,
         .max_drafts = o->max_drafts,
@@ -188,10 +189,21 @@ int engine_open_weights(struct engine *engine, struct mo_error *error) {
     return code ? code : open_weights(engine, error);
 }
 
+/* A guess that was wrong leaves rows behind the sequence, which are computed again; V4's pages hold sums that no row leaves. */
+static int check_drafts(const struct engine *engine, struct mo_error *error) {
+    if (!engine->options.max_drafts || !model_is_hybrid(&engine->model)) return 0;
+    return mo_error_set(
+        error, MO_E_UNSUPPORTED,
+        "--draft-max %d: %s keeps sums of its tokens in the cache, and a wrong guess could not be taken out of them "
+        "again: it runs without guesses only",
+        engine->options.max_drafts, engine->model.architecture);
+}
+
 static int open_all(struct engine *engine, struct mo_error *error) {
     struct backend_options backend;
     settle_options(&engine->options);
     int code = engine->options.like ? engine_make_weights(engine, error) : open_checkpoint(engine, error);
+    if (!code) code = check_drafts(engine, error);
     if (!code) code = model_load_generation(&engine->model, &engine->checkpoint, &engine->defaults, error);
     if (!code) code = open_text(engine, error);
     if (!code && !engine->options.like) code = open_weights(engine, error);

@@ -511,6 +511,11 @@ def test_no_card():
     refused(moebius("logits", GOLDEN / "v4-tiny", "--ids", "1,2", "--device", "cuda"), "DeepseekV4ForCausalLM", "--device cpu")
 
 
+def test_no_guesses():
+    """What has been summed up cannot be taken back."""
+    refused(moebius("run", GOLDEN / "v4-tiny", "-p", "x", "--draft-max", "4"), "--draft-max 4", "DeepseekV4ForCausalLM")
+
+
 def test_sanitize_v4(tmp_path):
     """A short selection for the sanitizers: ragged chunks, every cache, three threads."""
     for name in SETS:

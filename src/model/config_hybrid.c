@@ -3,7 +3,7 @@
 #include <string.h>
 #include "model/config_priv.h"
 
-enum { MAX_WINDOW = 1 << 16, MAX_STREAMS = 16, MAX_ITERATIONS = 1000 };
+enum { MAX_WINDOW = 1 << 16, MAX_ITERATIONS = 1000 };
 
 static int read_sizes(const struct reader *r, struct model *model) {
     int head_dim = 0, kv_heads = 1;
@@ -64,7 +64,7 @@ static int read_streams(const struct reader *r, struct model *model) {
     struct hybrid_model *h = &model->hybrid;
     h->mix_eps = 1e-6;
     h->sinkhorn_iterations = 20;
-    int code = need_int(r, "hc_mult", 1, MAX_STREAMS, &h->streams);
+    int code = need_int(r, "hc_mult", 1, MODEL_MAX_STREAMS, &h->streams);
     if (!code) code = may_int(r, "hc_sinkhorn_iters", 1, MAX_ITERATIONS, &h->sinkhorn_iterations);
     if (!code) code = may_double(r, "hc_eps", 0, 1, &h->mix_eps);
     if (!code && (int64_t)h->streams * model->hidden > MAX_DIM)

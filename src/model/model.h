@@ -37,7 +37,7 @@ struct rope {
     int original_context;                                        /* YaRN */
 };
 
-enum { MODEL_MAX_EOS = 16, MODEL_MAX_LAYERS = 1024 };
+enum { MODEL_MAX_EOS = 16, MODEL_MAX_LAYERS = 1024, MODEL_MAX_STREAMS = 16 };
 
 /* What V4 has beyond the others. A row of its cache, [kv_lora | rope], is key and value at once of all heads: nope_dim = kv_lora and
  * v_dim = kv_lora + rope_dim. A query sees the last `window` rows and, where the layer has a ratio, rows into which the model
@@ -56,7 +56,7 @@ struct hybrid_model {
     double swiglu_limit;             /* gate is at most that, up at most that either way; 0: no limit */
 };
 /* RATIO_SPARSE windows overlap (a row is made of eight tokens, and the next begins four later) and have an indexer. */
-enum { RATIO_SPARSE = 4, RATIO_DENSE = 128 };
+enum { RATIO_SPARSE = 4, RATIO_DENSE = 128, MODEL_MAX_ROPE = 1024 };
 
 struct model {
     char architecture[64];    /* "DeepseekV2ForCausalLM" */

@@ -100,6 +100,7 @@ static bool allocate(struct sched *sched) {
 int sched_create(struct sched **out, const struct sched_options *options, struct mo_error *error) {
     *out = NULL;
     assert(options->max_drafts >= 0 && options->max_drafts <= DRAFT_MAX);
+    assert(!options->max_drafts || !model_is_hybrid(options->model));
     if (check_options(options, error)) return MO_E_INVALID;
     struct sched *sched = calloc(1, sizeof *sched);
     if (!sched) return mo_error_set(error, MO_E_NO_MEMORY, "out of memory for the scheduler");
@@ -113,7 +114,10 @@ int sched_create(struct sched **out, const struct sched_options *options, struct
     }
     copy_eos(sched);
     code = kv_pages_init(&sched->kv, options->n_pages, error);
+    if (!code && options->n_near)
+        code = kv_pages_limit_near(&sched->kv, options->n_near, options->model->hybrid.window, error);
     if (code) goto fail;
+    options->backend->near = sched->kv.near.place;
     code = sample_scratch_init(&sched->scratch, options->model->vocab, error);
     if (!code) code = sched_disk_open(sched, error);
     if (code) goto fail;

@@ -184,6 +184,7 @@ static void move_on(struct sched *sched, struct seq *seq, int n_rows) {
     seq->n_computed += n_rows;
     int n_known = seq->kv.n_known;
     if (sched->options.prefix_caching) kv_seq_publish(&sched->kv, &seq->kv, seq->tokens, seq->n_computed);
+    kv_seq_pass(&sched->kv, &seq->kv, seq->n_computed);
     if (seq->kv.n_known > n_known) seq_note_pages(sched, seq);
 }
 
@@ -254,6 +255,12 @@ static const int32_t *pages_of_row(const struct batch *batch, int row) {
     return NULL;
 }
 
+/* The step's rows of this sequence will be computed again. Where pages hold what their tokens were summed up to (V4's compressors),
+ * these were added already: it goes back to its page's beginning, which goes on from the page before. */
+static void go_back(const struct sched *sched, struct seq *seq) {
+    if (model_is_hybrid(sched->options.model)) seq->n_computed -= seq->n_computed % KV_PAGE_TOKENS;
+}
+
 /* One bad row ends its own sequence only: the others have not moved on, and run again with the next step. */
 void batch_fail(struct sched *sched, int row, const struct mo_error *error) {
     const int32_t *guilty = pages_of_row(&sched->now->batch, row);
@@ -261,6 +268,7 @@ void batch_fail(struct sched *sched, int row, const struct mo_error *error) {
     for (int i = 0; i < n; i++) {
         struct seq *seq = sched->running[i];
         if (seq->n_rows == 0 || (guilty && seq->kv.pages != guilty)) {
+            if (seq->n_rows > 0) go_back(sched, seq);
             sched->running[n_kept++] = seq;
             continue;
         }

@@ -91,7 +91,8 @@ static bool is_like(const struct mat *a, const struct mat *b) {
 static void add(struct products *p, const struct self_kernels *k, enum role role, int layer, int expert) {
     const struct mat *w = weights_matrix(k->test->weights, role, layer, expert);
     const bool is_q8 = q8_group(w) && k->test->compute != COMPUTE_F32;
-    const bool is_unrounded = role == ROLE_ROUTER && w->format == MAT_BF16 && k->kern->gemm_unrounded;
+    const bool decides = role == ROLE_ROUTER || role == ROLE_ATTN_MIX || role == ROLE_FFN_MIX || role == ROLE_HEAD_MIX;
+    const bool is_unrounded = decides && w->format == MAT_BF16 && k->kern->gemm_unrounded;
     const enum by by = is_q8 ? BY_GEMM_Q8 : is_unrounded ? BY_GEMM_UNROUNDED : BY_GEMM;
     if (!w->data || w->rows == 0 || p->n == PRODUCTS_MAX) return;
     for (int i = 0; i < p->n; i++) {
@@ -101,8 +102,24 @@ static void add(struct products *p, const struct self_kernels *k, enum role role
 }
 
 static void add_layer(struct products *p, const struct self_kernels *k, int layer) {
-    static const enum role every[] = {ROLE_Q, ROLE_Q_A,     ROLE_Q_B,     ROLE_KV_A,         ROLE_KV_B,
-                                      ROLE_O, ROLE_INDEX_Q, ROLE_INDEX_K, ROLE_INDEX_WEIGHTS};
+    static const enum role every[] = {
+        ROLE_Q,
+        ROLE_Q_A,
+        ROLE_Q_B,
+        ROLE_KV_A,
+        ROLE_KV_B,
+        ROLE_O,
+        ROLE_INDEX_Q,
+        ROLE_INDEX_K,
+        ROLE_INDEX_WEIGHTS,
+        ROLE_O_A,
+        ROLE_COMPRESS_KV,
+        ROLE_COMPRESS_GATE,
+        ROLE_INDEX_COMPRESS_KV,
+        ROLE_INDEX_COMPRESS_GATE,
+        ROLE_ATTN_MIX,
+        ROLE_FFN_MIX,
+    };
     for (size_t i = 0; i < sizeof every / sizeof *every; i++) add(p, k, every[i], layer, 0);
     if (model_layer_is_dense(k->test->model, layer)) {
         for (int i = 0; i < 3; i++) add(p, k, (enum role)(ROLE_DENSE_GATE + i), layer, 0);
@@ -117,6 +134,7 @@ static void add_layer(struct products *p, const struct self_kernels *k, int laye
 
 static void list_products(struct products *p, const struct self_kernels *k) {
     add(p, k, ROLE_HEAD, 0, 0);
+    add(p, k, ROLE_HEAD_MIX, 0, 0);
     for (int layer = 0; layer < k->test->model->layers; layer++) add_layer(p, k, layer);
 }
 
@@ -261,6 +279,7 @@ static int test_products(struct self_kernels *k) {
 static int widest(const struct model *m) {
     int width = larger(m->hidden, larger(m->q_lora, model_latent_dim(m)));
     width = larger(width, larger(m->heads * m->v_dim, m->dense_layers ? m->dense_width : 0));
+    width = larger(width, larger(model_streams(m) * m->hidden, m->hybrid.o_groups * m->hybrid.o_lora));
     return larger(width, larger(m->shared_experts, 1) * m->expert_width);
 }
 

@@ -9,6 +9,7 @@
 #include <stdarg.h>
 #include "base/log.h"
 #include "broken_disk.h"
+#include "check_near.h"
 #include "fake_backend.h"
 #include "sched/sched_state.h"
 
@@ -519,6 +520,9 @@ static void check_pages(void) {
     check(sched->started || sched->n_held == 0, "pages are held, and no step is at work");
     check_pages_at_work(owners);
     check_users(&sched->kv, owners);
+    check(near_faults(sched, sim.options.n_near) == 0, "%d near parts are wrong",
+          near_faults(sched, sim.options.n_near));
+    if (sched->kv.near.place && chance(10)) near_lose_all(sim.sched, &sim.fake);
     check_tree(&sched->kv);
     for (const struct seq *seq = sched->waiting.first; seq; seq = seq->next) {
         check(seq->kv.n_pages == 0 && seq->n_computed == 0, "request %" PRIu64 " waits with pages", seq->id);
@@ -612,7 +616,8 @@ static void step(void) {
     if (sim.step_failed) {
         bool one_row = sim.fake.fault_row >= 0 && sim.fake.fault_row < sim.sched->now->batch.n_rows;
         check(sim.step_errors <= 1 || !one_row, "one bad row ended %d requests", sim.step_errors);
-        for (int i = 0; i < MAX_LIVE; i++) sim.clients[i].deadline_step++;
+        int lost = sim.fake.sums_up ? KV_PAGE_TOKENS : 1; /* steps: a row each may be all that there is room for */
+        for (int i = 0; i < MAX_LIVE; i++) sim.clients[i].deadline_step += lost;
     } else if (oldest != 0 && oldest_live() == oldest && !came_late && !is_loading(oldest)) {
         check(computed_rows(oldest) > before, "the oldest stands still");
     }
@@ -624,12 +629,21 @@ static void step(void) {
     }
 }
 
+/* As many near parts as running sequences look at, and some more. */
+static void limit_near(void) {
+    const struct sched_options *o = &sim.options;
+    int seen = sim.fake.window / KV_PAGE_TOKENS + 4;
+    int n = seen * o->max_num_seqs + o->max_num_batched_tokens / KV_PAGE_TOKENS + 1 + below(chance(50) ? 2 : 12);
+    if (n < o->n_pages) sim.options.n_near = sim.fake.n_near = n;
+}
+
 static void epoch_open(void) {
     struct mo_error error;
     static const int32_t eos[] = {FAKE_EOS, -1, FAKE_VOCAB}; /* the last two can never come */
     int seqs = 1 + below(chance(50) ? 4 : 24), rows = seqs + below(chance(50) ? 10 : 300);
     int logits = seqs + below(FAKE_MAX_LOGITS - seqs);
-    int pages = 3 + below(chance(50) ? 9 : 60);
+    const bool sums_up = chance(30);
+    int pages = 3 + below(chance(50) ? 9 : 60) + (sums_up ? 6 * seqs : 0);
     fake_open(&sim.fake, FAKE_VOCAB, pages, rows, logits, seqs);
     sim.fake.base.picks = chance(75);
     sim.fake.base.runs_ahead = sim.fake.base.picks && chance(90);
@@ -648,9 +662,13 @@ static void epoch_open(void) {
                                          .max_logits = logits,
                                          .n_pages = pages,
                                          .prefix_caching = chance(80),
-                                         .max_drafts = chance(40) ? 1 + below(DRAFT_MAX) : 0,
+                                         .max_drafts = !sums_up && chance(50) ? 1 + below(DRAFT_MAX) : 0,
                                          .clock = sim_clock,
                                          .clock_context = &sim.now_s};
+    sim.fake.sums_up = sums_up;
+    sim.fake.window = chance(30) ? 1 + below(160) : 64 * below(3) + 1 + below(3);
+    sim.model.hybrid.window = sums_up ? sim.fake.window : 0;
+    if (sim.fake.sums_up && chance(70)) limit_near();
     sim.options.disk = sim.options.prefix_caching && chance(50) ? broken_disk_take(&sim.broken) : NULL;
     sim.fake.fail_copies = chance(5);
     if (sched_create(&sim.sched, &sim.options, &error)) abort();

@@ -534,6 +534,38 @@ static void test_failed_row(void **state) {
     world_close(&quiet);
 }
 
+/* The same for a model whose pages hold what their tokens were summed up to: the other goes back to its page's beginning, since its
+ * row was added already. */
+static void test_failed_row_that_was_summed_up(void **state) {
+    (void)state;
+    struct world world;
+    struct owner owners[2];
+    int32_t prompts[2][100];
+    struct sched_options options = world_options();
+    options.prefix_caching = true;
+    for (int i = 0; i < 100; i++) prompts[0][i] = 2 + i % 7, prompts[1][i] = 2 + i % 11;
+    world_open(&world, options);
+    world.fake.sums_up = true;
+    world.model.hybrid.window = world.fake.window = 128;
+    for (int i = 0; i < 2; i++) {
+        struct sched_request request = request_of(&world, &owners[i], prompts[i], 100, 60);
+        request.ignore_eos = true;
+        submit(&world, &request);
+    }
+    while (owners[1].n_tokens < 10) sched_step(world.sched);
+    world.fake.fail_next = true;
+    world.fake.fault_row = 0;
+    sched_step(world.sched);
+    assert_int_equal(owners[0].finish, FINISH_ERROR);
+    assert_int_equal(owners[1].finish, FINISH_NONE);
+    uint64_t steps = stats_of(&world).steps;
+    run(&world); /* 64 to 109 again, 16 a step, which gives a token; then one a step */
+    assert_int_equal(stats_of(&world).steps - steps, 3 + 49);
+    assert_int_equal(owners[1].n_tokens, 60);
+    expect_greedy(&owners[1], prompts[1], 100);
+    world_close(&world);
+}
+
 static int bucket_of(const struct sched_histogram *histogram) {
     for (int i = 0; i < SCHED_BUCKETS; i++) {
         if (histogram->count[i] > 0) return i;
@@ -666,16 +698,16 @@ static void test_callback_submits(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_one_request),   cmocka_unit_test(test_decode_before_prompt),
-        cmocka_unit_test(test_prompt_scores), cmocka_unit_test(test_stop_tokens),
-        cmocka_unit_test(test_stop_strings),  cmocka_unit_test(test_code_points),
-        cmocka_unit_test(test_context_full),  cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_options),       cmocka_unit_test(test_preemption),
-        cmocka_unit_test(test_cancel),        cmocka_unit_test(test_failed_pass),
-        cmocka_unit_test(test_failed_row),    cmocka_unit_test(test_histograms),
-        cmocka_unit_test(test_threads),       cmocka_unit_test(test_callback_submits),
-        cmocka_unit_test(test_indentation),   cmocka_unit_test(test_line_limit),
-        cmocka_unit_test(test_times),
+        cmocka_unit_test(test_one_request),      cmocka_unit_test(test_decode_before_prompt),
+        cmocka_unit_test(test_prompt_scores),    cmocka_unit_test(test_stop_tokens),
+        cmocka_unit_test(test_stop_strings),     cmocka_unit_test(test_code_points),
+        cmocka_unit_test(test_context_full),     cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_options),          cmocka_unit_test(test_preemption),
+        cmocka_unit_test(test_cancel),           cmocka_unit_test(test_failed_pass),
+        cmocka_unit_test(test_failed_row),       cmocka_unit_test(test_failed_row_that_was_summed_up),
+        cmocka_unit_test(test_histograms),       cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_callback_submits), cmocka_unit_test(test_indentation),
+        cmocka_unit_test(test_line_limit),       cmocka_unit_test(test_times),
     };
     return cmocka_run_group_tests_name("sched", tests, NULL, NULL);
 }

@@ -1,4 +1,5 @@
 #include "backend/cpu/attention.h"
+#include "backend/cpu/streams.h"
 
 #include <math.h>
 
@@ -79,8 +80,11 @@ void cpu_attn_in(struct backend *backend, int layer) {
     int n = cpu->batch->n_rows;
     if (cpu->failure.code) return;
     stage_begin(cpu);
-    cpu_norm_rows(cpu, cpu->x, m->hidden, (size_t)m->hidden, w->attn_norm, cpu->normed, n, layer - 1,
-                  layer == 0 ? "embed" : "feed-forward");
+    streams_begin(cpu, &w->attn_mixer, w->attn_norm, layer - 1, layer == 0 ? "embed" : "feed-forward");
+    if (model_is_hybrid(m)) {
+        attn_hybrid_in(cpu, layer);
+        return;
+    }
     project_in(cpu, w);
     if (m->q_kind == Q_LOW_RANK) {
         cpu_norm_rows(cpu, cpu->q_a, m->q_lora, (size_t)m->q_lora, w->q_a_norm, cpu->q_a, n, layer, "attn_in");
@@ -95,6 +99,10 @@ void cpu_attn(struct backend *backend, int layer) {
     struct cpu *cpu = (struct cpu *)backend;
     if (cpu->failure.code) return;
     stage_begin(cpu);
+    if (model_is_hybrid(cpu->model)) {
+        attn_hybrid_middle(cpu, layer);
+        return;
+    }
     attn_index(cpu, layer);
     attn_absorbed(cpu, layer);
     attn_expanded(cpu, layer);
@@ -105,9 +113,14 @@ void cpu_attn_out(struct backend *backend, int layer) {
     int n = cpu->batch->n_rows;
     const struct mat *o = &cpu->weights->layers[layer].o;
     if (cpu->failure.code) return;
+    const bool is_hybrid = model_is_hybrid(cpu->model);
+    float *from = is_hybrid ? cpu->o_low : cpu->attended;
     stage_begin(cpu);
-    const float *const *x = (const float *const *)cpu_row_pointers(cpu, cpu->attended, attended_stride(cpu), n);
-    struct linear job = {.w = o, .x = x, .n = n, .y = cpu_row_pointers(cpu, cpu->x, (size_t)cpu->model->hidden, n)};
+    if (is_hybrid) attn_hybrid_out(cpu, layer);
+    const float *const *x = (const float *const *)cpu_row_pointers(cpu, from, (size_t)o->cols, n);
+    struct linear job = {.w = o, .x = x, .n = n};
+    job.y = cpu_row_pointers(cpu, streams_target(cpu), (size_t)cpu->model->hidden, n);
     job.q = cpu_quantize(cpu, o, x, n);
     cpu_linear_sum(cpu, &job, 1);
+    streams_end(cpu);
 }

@@ -80,14 +80,14 @@ void attn_absorb(struct cpu *cpu, int layer) {
 /* ---- queries against chunks ---- */
 
 /* Queries that share a pass over a chunk's pages: some heads of one row, or one head of some rows. Keys are counted as they are
- * seen: of a sparse row, which has a block of its own, key i lies at position chosen[i]. */
+ * seen: of a row that attends to a choice, which has a block of its own, key i lies where cached_row says. */
 struct query_block {
     const struct batch_seq *seq;
     int row, head, n; /* of the first query; n <= ATTENTION_ROWS */
     bool by_head;
-    const int32_t *chosen; /* [index_topk] or NULL: key i lies at position i */
-    int first_chunk;       /* number of the block's first task */
-    int chunks;            /* that its last row can see */
+    int gathered;    /* keys of a choice; 0: key i lies at position i */
+    int first_chunk; /* number of the block's first task */
+    int chunks;      /* that its last row can see */
 };
 
 static int block_row(const struct query_block *b, int i) {
@@ -104,7 +104,7 @@ static size_t block_state(const struct cpu *cpu, const struct query_block *b, in
 
 /* Keys that query i sees. */
 static int keys_seen(const struct cpu *cpu, const struct query_block *b, int i) {
-    return b->chosen ? cpu->model->index_topk : cpu->pos[block_row(b, i)] + 1;
+    return b->gathered ? b->gathered : cpu->pos[block_row(b, i)] + 1;
 }
 
 static int keys_of(const struct cpu *cpu, const struct query_block *b) {
@@ -124,13 +124,20 @@ static int heads_together(const struct cpu *cpu, int keys) {
     return smaller(heads > HEADS_LEAST ? heads : HEADS_LEAST, ATTENTION_ROWS);
 }
 
+/* Keys of the row's choice; 0: it sees what lies before it. */
+static int keys_gathered(const struct cpu *cpu, int layer, int row) {
+    if (model_is_hybrid(cpu->model)) return attn_hybrid_keys(cpu, layer, row);
+    return row_is_sparse(cpu, row) ? cpu->model->index_topk : 0;
+}
+
 /* Rows [first, first + rows) of a sequence. Few go by head, so that a pass over the cache serves all heads; many fill a pass by
  * themselves, if all see the same keys. */
-static int list_rows(const struct cpu *cpu, const struct batch_seq *seq, int first, int rows, struct query_block *out) {
-    int heads = cpu->model->heads, n = 0;
-    bool sparse = row_is_sparse(cpu, first), by_head = sparse || rows < smaller(heads, ATTENTION_ROWS);
+static int list_rows(const struct cpu *cpu, int layer, const struct batch_seq *seq, int first, int rows,
+                     struct query_block *out) {
+    int heads = cpu->model->heads, n = 0, gathered = keys_gathered(cpu, layer, first);
+    bool by_head = gathered || rows < smaller(heads, ATTENTION_ROWS);
     int outer = by_head ? rows : heads, inner = by_head ? heads : rows;
-    int keys = sparse ? cpu->model->index_topk : cpu->pos[first + rows - 1] + 1;
+    int keys = gathered ? gathered : cpu->pos[first + rows - 1] + 1;
     int most = by_head ? heads_together(cpu, keys) : ATTENTION_ROWS;
     for (int i = 0; i < outer; i++) {
         for (int j = 0; j < inner; j += most) {
@@ -138,18 +145,18 @@ static int list_rows(const struct cpu *cpu, const struct batch_seq *seq, int fir
             *b = (struct query_block){.seq = seq, .n = smaller(inner - j, most), .by_head = by_head};
             b->row = first + (by_head ? i : j);
             b->head = by_head ? j : i;
-            if (sparse) b->chosen = cpu->chosen + (size_t)b->row * (size_t)cpu->model->index_topk;
+            if (gathered) b->gathered = keys_gathered(cpu, layer, b->row);
             b->chunks = ceil_div(keys_of(cpu, b), CHUNK_TOKENS);
         }
     }
     return n;
 }
 
-static int list_seq(const struct cpu *cpu, const struct batch_seq *seq, struct query_block *out) {
-    int dense = 0, n = 0;
-    while (dense < seq->n_rows && !row_is_sparse(cpu, seq->first_row + dense)) dense++;
-    if (dense) n = list_rows(cpu, seq, seq->first_row, dense, out);
-    if (dense < seq->n_rows) n += list_rows(cpu, seq, seq->first_row + dense, seq->n_rows - dense, out + n);
+static int list_seq(const struct cpu *cpu, int layer, const struct batch_seq *seq, struct query_block *out) {
+    int dense = 0, n = 0, first = seq->first_row;
+    while (dense < seq->n_rows && !keys_gathered(cpu, layer, first + dense)) dense++;
+    if (dense) n = list_rows(cpu, layer, seq, first, dense, out);
+    if (dense < seq->n_rows) n += list_rows(cpu, layer, seq, first + dense, seq->n_rows - dense, out + n);
     return n;
 }
 
@@ -158,10 +165,10 @@ static size_t most_blocks(const struct model *model, int rows, int threads) {
     return (size_t)rows * (size_t)(ceil_div(2 * model->heads, ATTENTION_ROWS) + 2) + (size_t)threads;
 }
 
-static int list_blocks(const struct cpu *cpu, struct query_block *out) {
+static int list_blocks(const struct cpu *cpu, int layer, struct query_block *out) {
     int n = 0, chunks = 0;
     for (int s = 0; s < cpu->batch->n_seqs; s++) {
-        if (!cpu->expanded[s]) n += list_seq(cpu, &cpu->batch->seqs[s], out + n);
+        if (!cpu->expanded[s]) n += list_seq(cpu, layer, &cpu->batch->seqs[s], out + n);
     }
     for (int i = 0; i < n; i++) {
         out[i].first_chunk = chunks;
@@ -172,7 +179,7 @@ static int list_blocks(const struct cpu *cpu, struct query_block *out) {
 
 /* What a block gets from one chunk. */
 struct partial {
-    float *acc; /* [ATTENTION_ROWS][kv_lora] */
+    float *acc; /* [ATTENTION_ROWS][value_dim] */
     float max[ATTENTION_ROWS], sum[ATTENTION_ROWS];
     int skip; /* queries that the chunk lies ahead of */
 };
@@ -211,14 +218,15 @@ static int queries_before(const struct cpu *cpu, const struct query_block *b, in
 /* NULL: the block sees no such key. */
 static const uint8_t *cached_row(const struct cpu *cpu, int layer, const struct query_block *b, int key) {
     if (key >= keys_of(cpu, b)) return NULL;
-    int pos = b->chosen ? b->chosen[key] : key;
+    if (model_is_hybrid(cpu->model)) return attn_hybrid_row(cpu, layer, b->row, key);
+    int pos = b->gathered ? cpu->chosen[(size_t)b->row * (size_t)cpu->model->index_topk + (size_t)key] : key;
     const uint8_t *page = kv_cache_page(cpu, layer, b->seq->pages[pos / KV_PAGE_TOKENS]);
     return page + (size_t)(pos % KV_PAGE_TOKENS) * cpu->row_bytes;
 }
 
 /* n keys of a page, or from all over the cache. */
 static void load_rows(const struct cpu *cpu, int layer, const struct query_block *b, int key, int n, float *out) {
-    if (!b->chosen) {
+    if (!b->gathered) {
         kv_cache_load(cpu, cached_row(cpu, layer, b, key), n, out);
         return;
     }
@@ -245,7 +253,7 @@ static void score_page(struct cpu *cpu, int layer, const struct query_block *b, 
         job.n_k = smaller(tokens - t, most);
         job.out = cpu->workers[worker].score + t;
         job.next = cached_row(cpu, layer, b, first + t + most);
-        job.next_bytes = (size_t)(b->chosen ? 1 : most) * cpu->row_bytes;
+        job.next_bytes = (size_t)(b->gathered ? 1 : most) * cpu->row_bytes;
         load_rows(cpu, layer, b, first + t, job.n_k, keys);
         cpu->kern.dots(&job);
     }
@@ -278,7 +286,7 @@ static const uint16_t *score_page_in_pairs(struct cpu *cpu, int layer, const str
                                            int tokens, int worker) {
     const size_t latent = (size_t)model_latent_dim(cpu->model);
     struct worker_scratch *scratch = &cpu->workers[worker];
-    const bool as_they_lie = cpu->options.kv == KV_BF16 && !b->chosen;
+    const bool as_they_lie = cpu->options.kv == KV_BF16 && !b->gathered;
     const void *page = cached_row(cpu, layer, b, first);
     const uint16_t *keys = as_they_lie ? page : scratch->key16;
     struct kern_pair_dots job = {.q = scratch->query16 + (size_t)skip * latent,
@@ -293,7 +301,7 @@ static const uint16_t *score_page_in_pairs(struct cpu *cpu, int layer, const str
         job.n_k = smaller(tokens - t, KEYS_TOGETHER);
         job.out = scratch->score + t;
         job.next = cached_row(cpu, layer, b, first + t + KEYS_TOGETHER);
-        job.next_bytes = (size_t)(b->chosen ? 1 : KEYS_TOGETHER) * cpu->row_bytes;
+        job.next_bytes = (size_t)(b->gathered ? 1 : KEYS_TOGETHER) * cpu->row_bytes;
         if (!as_they_lie) load_rounded(cpu, layer, b, first + t, job.n_k, scratch->key16 + at, worker);
         cpu->kern.pair_dots(&job);
     }
@@ -304,10 +312,11 @@ static const uint16_t *score_page_in_pairs(struct cpu *cpu, int layer, const str
 static void attend_page(struct cpu *cpu, int layer, const struct query_block *b, struct partial *out, int first,
                         bool is_first, int worker) {
     const struct model *m = cpu->model;
-    int latent = model_latent_dim(m), skip = queries_before(cpu, b, first), n = b->n - skip;
+    const int latent = model_latent_dim(m), values_dim = value_dim(m);
+    int skip = queries_before(cpu, b, first), n = b->n - skip;
     int tokens = smaller(keys_of(cpu, b) - first, KV_PAGE_TOKENS);
     struct worker_scratch *scratch = &cpu->workers[worker];
-    float keep[ATTENTION_ROWS], *acc = out->acc + (size_t)skip * (size_t)m->kv_lora;
+    float keep[ATTENTION_ROWS], *acc = out->acc + (size_t)skip * (size_t)values_dim;
     const uint16_t *values = NULL;
     if (cpu->in_pairs) {
         values = score_page_in_pairs(cpu, layer, b, skip, first, tokens, worker);
@@ -319,12 +328,12 @@ static void attend_page(struct cpu *cpu, int layer, const struct query_block *b,
                                tokens, &out->max[skip + i], &out->sum[skip + i]);
     }
     if (!cpu->in_pairs) {
-        cpu->kern.page_sum(acc, (size_t)m->kv_lora, is_first ? NULL : keep, scratch->score, KV_PAGE_TOKENS,
-                           scratch->page, (size_t)latent, n, tokens, m->kv_lora);
+        cpu->kern.page_sum(acc, (size_t)values_dim, is_first ? NULL : keep, scratch->score, KV_PAGE_TOKENS,
+                           scratch->page, (size_t)latent, n, tokens, values_dim);
         return;
     }
     cpu->kern.pair_sum(&(struct kern_pair_sum){.acc = acc,
-                                               .acc_stride = (size_t)m->kv_lora,
+                                               .acc_stride = (size_t)values_dim,
                                                .keep = is_first ? NULL : keep,
                                                .p = scratch->score,
                                                .p_stride = KV_PAGE_TOKENS,
@@ -332,7 +341,7 @@ static void attend_page(struct cpu *cpu, int layer, const struct query_block *b,
                                                .v_stride = (size_t)latent,
                                                .m = n,
                                                .n_t = tokens,
-                                               .n_c = m->kv_lora});
+                                               .n_c = values_dim});
 }
 
 static void attend_chunk(void *context, int index, int worker) {
@@ -355,11 +364,11 @@ static void attend_chunk(void *context, int index, int worker) {
 
 /* Query i of a block takes in one chunk's partial: both sides are brought to the larger maximum. */
 static void join(struct cpu *cpu, const struct query_block *b, int chunk, const struct partial *part, int i) {
-    int kv_lora = cpu->model->kv_lora;
+    int dim = value_dim(cpu->model);
     size_t state = block_state(cpu, b, i);
-    float *acc = cpu->acc + state * (size_t)kv_lora, *from = part->acc + (size_t)i * (size_t)kv_lora;
+    float *acc = cpu->acc + state * (size_t)dim, *from = part->acc + (size_t)i * (size_t)dim;
     if (chunk == 0) {
-        memcpy(acc, from, (size_t)kv_lora * sizeof *acc);
+        memcpy(acc, from, (size_t)dim * sizeof *acc);
         cpu->max[state] = part->max[i];
         cpu->sum[state] = part->sum[i];
         return;
@@ -367,7 +376,7 @@ static void join(struct cpu *cpu, const struct query_block *b, int chunk, const 
     float factor = part->max[i], unused = 0;
     float keep = cpu->kern.softmax_step(&factor, 1, 1, &cpu->max[state], &unused);
     cpu->sum[state] = cpu->sum[state] * keep + part->sum[i] * factor;
-    cpu->kern.weighted_sum(acc, (size_t)kv_lora, &keep, &factor, 1, from, (size_t)kv_lora, 1, 1, kv_lora);
+    cpu->kern.weighted_sum(acc, (size_t)dim, &keep, &factor, 1, from, (size_t)dim, 1, 1, dim);
 }
 
 /* One query of one of the wave's blocks: its chunks in order. */
@@ -444,7 +453,7 @@ static int wave_tasks(int threads) {
 }
 
 static size_t partial_bytes(const struct model *model) {
-    return (size_t)ATTENTION_ROWS * (size_t)model->kv_lora * sizeof(float);
+    return (size_t)ATTENTION_ROWS * (size_t)value_dim(model) * sizeof(float);
 }
 
 size_t attn_absorbed_stage_bytes(const struct model *model, const struct backend_options *options) {
@@ -466,7 +475,7 @@ void attn_absorbed(struct cpu *cpu, int layer) {
     struct query_block *blocks =
         stage_alloc(cpu, most_blocks(cpu->model, cpu->batch->n_rows, threads) * sizeof *blocks);
     struct wave wave = {.cpu = cpu, .layer = layer, .blocks = blocks};
-    wave.n_blocks = list_blocks(cpu, blocks);
+    wave.n_blocks = list_blocks(cpu, layer, blocks);
     wave.partials = alloc_partials(cpu, most);
     int tasks = blocks[wave.n_blocks - 1].first_chunk + blocks[wave.n_blocks - 1].chunks;
     for (; wave.first_task < tasks; wave.first_task += most) {
@@ -475,5 +484,9 @@ void attn_absorbed(struct cpu *cpu, int layer) {
         pool_run(cpu->pool, wave.n_tasks, attend_chunk, &wave);
         pool_run(cpu->pool, touched * ATTENTION_ROWS, join_chunks, &wave);
     }
-    up_project_values(cpu, layer);
+    if (model_is_hybrid(cpu->model)) {
+        attn_hybrid_finish(cpu, layer);
+    } else {
+        up_project_values(cpu, layer);
+    }
 }

@@ -1,5 +1,5 @@
-/* backend/cpu/attn_index.c - V3.2's lightning indexer: which index_topk of the cached tokens a query attends to. Source:
- * DeepSeek-V3.2-Exp's inference/model.py, as of 17 November 2025 (the rotation is half-split here).
+/* backend/cpu/attn_index.c - the lightning indexer: which index_topk of the cached tokens (V3.2) or of the compressed rows (V4) a
+ * query attends to. Source: DeepSeek-V3.2-Exp's inference/model.py, as of 17 November 2025 (the rotation is half-split here).
  *   score of a token = sum over heads of weight * max(q k, 0); the largest scores win, and of equal ones the lowest positions.
  * Left out, as they change no choice: factors that all scores have in common (1 / sqrt(heads), 1 / sqrt(dim)), and the Hadamard
  * transform of q and k, which keeps every product; it prepares them for FP8, to which only a cache in FP8 rounds here. */
@@ -9,7 +9,7 @@
 #include <string.h>
 #include "base/numbers.h"
 
-enum { CHUNK_TOKENS = 256, DIGITS = 3, BINS = 1 << 11 };
+enum { CHUNK_KEYS = 256, DIGITS = 3, BINS = 1 << 11 };
 
 /* ---- queries and keys ---- */
 
@@ -63,42 +63,56 @@ void attn_index_finish(struct cpu *cpu, int layer, int row) {
 
 /* ---- scores ---- */
 
-/* Some sparse rows at a time; a task is a row and a chunk of the positions. */
+/* Some sparse rows at a time; a task is a row and a chunk of its keys. */
 struct wave {
     struct cpu *cpu;
     int layer;
+    struct index_shape shape;
     const int *rows; /* [n] */
     int n, chunks;   /* that the row furthest on can see */
 };
 
-static void score_page(struct cpu *cpu, const uint8_t *page, int row, int tokens, float *out, int worker) {
-    const struct model *m = cpu->model;
+struct index_shape attn_index_shape(const struct model *m) {
+    const struct hybrid_model *h = &m->hybrid;
+    if (model_is_hybrid(m)) return (struct index_shape){h->index_heads, h->index_dim, h->index_topk, RATIO_SPARSE};
+    return (struct index_shape){m->index_heads, m->index_dim, m->index_topk, 1};
+}
+
+static void score_page(const struct wave *wave, const uint8_t *page, int row, int keys, float *out, int worker) {
+    struct cpu *cpu = wave->cpu;
+    const struct index_shape *shape = &wave->shape;
     const struct worker_scratch *scratch = &cpu->workers[worker];
-    kv_cache_load_keys(cpu, page, tokens, scratch->index_key);
-    const struct kern_dots job = {.q = index_q_of(cpu, row),
-                                  .q_stride = (size_t)m->index_dim,
-                                  .n_q = m->index_heads,
+    kv_cache_load_keys(cpu, page, keys, scratch->index_key);
+    const size_t dim = (size_t)shape->dim, heads = (size_t)shape->heads;
+    const struct kern_dots job = {.q = cpu->index_q + (size_t)row * heads * dim,
+                                  .q_stride = dim,
+                                  .n_q = shape->heads,
                                   .k = scratch->index_key,
-                                  .k_stride = (size_t)m->index_dim,
-                                  .n_k = tokens,
-                                  .dim = m->index_dim,
+                                  .k_stride = dim,
+                                  .n_k = keys,
+                                  .dim = shape->dim,
                                   .out = scratch->index_dots,
                                   .out_stride = KV_PAGE_TOKENS};
     cpu->kern.dots(&job);
-    cpu->kern.relu_sum(cpu->index_weight + (size_t)row * (size_t)m->index_heads, scratch->index_dots, KV_PAGE_TOKENS,
-                       m->index_heads, tokens, out);
+    cpu->kern.relu_sum(cpu->index_weight + (size_t)row * heads, scratch->index_dots, KV_PAGE_TOKENS, shape->heads, keys,
+                       out);
+}
+
+/* Keys that a row can see. */
+static int keys_seen(const struct wave *wave, int row) {
+    return (wave->cpu->pos[row] + 1) / wave->shape.tokens_a_key;
 }
 
 static void score_chunk(void *context, int index, int worker) {
     const struct wave *wave = context;
     struct cpu *cpu = wave->cpu;
-    int which = index / wave->chunks, row = wave->rows[which], start = index % wave->chunks * CHUNK_TOKENS;
-    int end = smaller(cpu->pos[row] + 1, start + CHUNK_TOKENS);
+    int which = index / wave->chunks, row = wave->rows[which], start = index % wave->chunks * CHUNK_KEYS;
+    int end = smaller(keys_seen(wave, row), start + CHUNK_KEYS), in_page = kv_cache_page_keys(cpu->model);
     const int32_t *pages = cpu->batch->seqs[cpu->seq[row]].pages;
     float *score = cpu->index_score + (size_t)which * (size_t)cpu->index_stride;
-    for (int pos = start; pos < end; pos += KV_PAGE_TOKENS) {
-        const uint8_t *page = kv_cache_page(cpu, wave->layer, pages[pos / KV_PAGE_TOKENS]);
-        score_page(cpu, page, row, smaller(end - pos, KV_PAGE_TOKENS), score + pos, worker);
+    for (int key = start; key < end; key += in_page) {
+        const uint8_t *page = kv_cache_page(cpu, wave->layer, pages[key / in_page]);
+        score_page(wave, page, row, smaller(end - key, in_page), score + key, worker);
     }
 }
 
@@ -135,15 +149,15 @@ static void choose(void *context, int which, int worker) {
     (void)worker;
     const struct wave *wave = context;
     struct cpu *cpu = wave->cpu;
-    int row = wave->rows[which], k = cpu->model->index_topk, seen = cpu->pos[row] + 1, n = 0, equal;
+    int row = wave->rows[which], k = wave->shape.topk, seen = keys_seen(wave, row), n = 0, equal;
     const float *score = cpu->index_score + (size_t)which * (size_t)cpu->index_stride;
     int32_t *chosen = cpu->chosen + (size_t)row * (size_t)k;
     uint32_t least = find_least(score, seen, k, &equal);
     bool is_finite = true;
-    for (int pos = 0; pos < seen; pos++) {
-        uint32_t rank = rank_of(score[pos]);
-        is_finite &= isfinite(score[pos]) != 0;
-        if (rank > least || (rank == least && equal-- > 0)) chosen[n++] = pos;
+    for (int key = 0; key < seen; key++) {
+        uint32_t rank = rank_of(score[key]);
+        is_finite &= isfinite(score[key]) != 0;
+        if (rank > least || (rank == least && equal-- > 0)) chosen[n++] = key;
     }
     if (!is_finite) cpu_note_fault(cpu, wave->layer, "attn", row);
 }
@@ -156,8 +170,9 @@ void attn_index(struct cpu *cpu, int layer) {
     }
     for (int first = 0; first < n; first += INDEX_ROWS) {
         struct wave wave = {.cpu = cpu, .layer = layer, .rows = rows + first, .n = smaller(n - first, INDEX_ROWS)};
+        wave.shape = attn_index_shape(cpu->model);
         for (int i = 0; i < wave.n; i++) {
-            int chunks = cpu->pos[wave.rows[i]] / CHUNK_TOKENS + 1;
+            int chunks = (keys_seen(&wave, wave.rows[i]) + CHUNK_KEYS - 1) / CHUNK_KEYS;
             wave.chunks = chunks > wave.chunks ? chunks : wave.chunks;
         }
         pool_run(cpu->pool, wave.n * wave.chunks, score_chunk, &wave);

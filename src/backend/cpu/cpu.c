@@ -1,4 +1,5 @@
 #include "backend/cpu/attention.h"
+#include "backend/cpu/streams.h"
 
 #include <assert.h>
 #include <math.h>
@@ -82,11 +83,15 @@ static void embed_row(void *context, int row, int worker) {
     (void)worker;
     struct cpu *cpu = context;
     int token = cpu->batch->token[row];
-    cpu->kern.decode_rows(&cpu->weights->embed, token, token + 1, cpu->x + (size_t)row * (size_t)cpu->model->hidden);
+    size_t width = (size_t)model_streams(cpu->model) * (size_t)cpu->model->hidden;
+    cpu->kern.decode_rows(&cpu->weights->embed, token, token + 1, cpu->x + (size_t)row * width);
+    streams_spread(cpu, row);
 }
 
 static void cpu_embed(struct backend *backend) {
     struct cpu *cpu = (struct cpu *)backend;
+    stage_begin(cpu);
+    moe_predict_first(cpu);
     pool_run(cpu->pool, cpu->batch->n_rows, embed_row, cpu);
 }
 
@@ -98,10 +103,12 @@ static void cpu_head(struct backend *backend) {
     int n = cpu->batch->n_logits;
     if (cpu->failure.code) return;
     stage_begin(cpu);
+    if (model_is_hybrid(m)) streams_read(cpu, &cpu->weights->head_mixer, cpu->batch->logits_row, n, cpu->target);
     for (int i = 0; i < n; i++) {
         int row = cpu->batch->logits_row[i];
-        float mean = cpu->kern.rms_norm(cpu->x + (size_t)row * hidden, cpu->weights->final_norm, m->hidden,
-                                        (float)m->norm_eps, cpu->normed + (size_t)i * hidden);
+        const float *x = cpu->target + (size_t)(model_is_hybrid(m) ? i : row) * hidden;
+        float mean = cpu->kern.rms_norm(x, cpu->weights->final_norm, m->hidden, (float)m->norm_eps,
+                                        cpu->normed + (size_t)i * hidden);
         if (!isfinite(mean)) cpu_note_fault(cpu, m->layers - 1, "feed-forward", row);
     }
     cpu_linear(cpu, &cpu->weights->head, cpu->normed, hidden, cpu->logits, (size_t)m->vocab, n);
@@ -135,8 +142,12 @@ static const float *cpu_logits(struct backend *backend) {
     return ((struct cpu *)backend)->logits;
 }
 
+/* V4: what the head would read of the streams. */
 static const float *cpu_residual(struct backend *backend) {
-    return ((struct cpu *)backend)->x;
+    struct cpu *cpu = (struct cpu *)backend;
+    if (!model_is_hybrid(cpu->model)) return cpu->x;
+    stage_begin(cpu);
+    return streams_read(cpu, &cpu->weights->head_mixer, NULL, cpu->batch->n_rows, cpu->target);
 }
 
 static void cpu_routing(struct backend *backend, const int32_t **ids, const float **weights) {
@@ -181,7 +192,7 @@ static const struct backend_ops cpu_ops = {
 /* Rows of one sequence from which expanding the cache costs less than absorbing: per query and key the absorbed form takes
  * 2 (latent + kv_lora) operations a head, the expanded one 2 (q + v), plus 2 kv_lora (nope + v) once a key. */
 int attention_expanded_rows(const struct model *m, enum attention attention) {
-    if (attention == ATTENTION_ABSORBED) return INT32_MAX;
+    if (attention == ATTENTION_ABSORBED || model_is_hybrid(m)) return INT32_MAX;
     if (attention == ATTENTION_EXPANDED) return 0;
     int64_t saved = model_latent_dim(m) + m->kv_lora - model_q_head_dim(m) - m->v_dim;
     int64_t once = (int64_t)m->kv_lora * (m->nope_dim + m->v_dim);
@@ -211,7 +222,8 @@ static float *floats(struct cpu *cpu, size_t a, size_t b, size_t c, bool *failed
 
 /* Are there contexts of which the indexer leaves something out? */
 static bool may_be_sparse(const struct model *m) {
-    return m->index_topk && m->index_topk < m->context;
+    const struct index_shape shape = attn_index_shape(m);
+    return shape.topk && shape.topk < m->context / shape.tokens_a_key;
 }
 
 static size_t larger(size_t a, size_t b) {
@@ -222,9 +234,11 @@ static void open_worker(struct cpu *cpu, struct worker_scratch *w, bool *failed)
     const struct model *m = cpu->model;
     size_t kv_lora = (size_t)m->kv_lora, latent = (size_t)model_latent_dim(m), page = KV_PAGE_TOKENS;
     w->page = floats(cpu, page, latent, 1, failed);
-    w->weight = floats(cpu, (size_t)(m->nope_dim + m->v_dim), kv_lora, 1, failed);
-    w->key = floats(cpu, page, (size_t)model_q_head_dim(m), 1, failed);
-    w->value = floats(cpu, page, (size_t)m->v_dim, 1, failed);
+    if (!model_is_hybrid(m)) {
+        w->weight = floats(cpu, (size_t)(m->nope_dim + m->v_dim), kv_lora, 1, failed);
+        w->key = floats(cpu, page, (size_t)model_q_head_dim(m), 1, failed);
+        w->value = floats(cpu, page, (size_t)m->v_dim, 1, failed);
+    }
     w->score = floats(cpu, ATTENTION_ROWS_TILES, page, 1, failed);
     size_t widest = larger(latent, (size_t)model_q_head_dim(m));
     w->query16 = take(cpu, ATTENTION_ROWS * widest * sizeof(uint16_t), failed);
@@ -232,8 +246,9 @@ static void open_worker(struct cpu *cpu, struct worker_scratch *w, bool *failed)
     w->value16 = take(cpu, page * (size_t)m->v_dim * sizeof(uint16_t), failed);
     w->sum = floats(cpu, (size_t)cpu->options.max_rows, LINEAR_BLOCK_MAX, 1, failed);
     if (!may_be_sparse(m)) return;
-    w->index_key = floats(cpu, page, (size_t)m->index_dim, 1, failed);
-    w->index_dots = floats(cpu, page, (size_t)m->index_heads, 1, failed);
+    const struct index_shape shape = attn_index_shape(m);
+    w->index_key = floats(cpu, page, (size_t)shape.dim, 1, failed);
+    w->index_dots = floats(cpu, page, (size_t)shape.heads, 1, failed);
 }
 
 static void open_workers(struct cpu *cpu, bool *failed) {
@@ -249,11 +264,50 @@ static void open_indexer(struct cpu *cpu, bool *failed) {
     size_t rows = (size_t)cpu->options.max_rows;
     if (m->index_topk) cpu->index_k = floats(cpu, rows, (size_t)m->index_dim, 1, failed);
     if (!may_be_sparse(m)) return;
-    cpu->index_stride = (m->context + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS * KV_PAGE_TOKENS;
-    cpu->index_q = floats(cpu, rows, (size_t)model_index_q_dim(m), 1, failed);
-    cpu->index_weight = floats(cpu, rows, (size_t)m->index_heads, 1, failed);
+    const struct index_shape shape = attn_index_shape(m);
+    const int keys = m->context / shape.tokens_a_key;
+    cpu->index_stride = (keys + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS * KV_PAGE_TOKENS;
+    cpu->index_q = floats(cpu, rows, (size_t)shape.heads, (size_t)shape.dim, failed);
+    cpu->index_weight = floats(cpu, rows, (size_t)shape.heads, 1, failed);
     cpu->index_score = floats(cpu, INDEX_ROWS, (size_t)cpu->index_stride, 1, failed);
-    cpu->chosen = (int32_t *)floats(cpu, rows, (size_t)m->index_topk, 1, failed);
+    cpu->chosen = (int32_t *)floats(cpu, rows, (size_t)shape.topk, 1, failed);
+}
+
+static void open_hybrid(struct cpu *cpu, bool *failed) {
+    const struct model *m = cpu->model;
+    const struct hybrid_model *h = &m->hybrid;
+    size_t rows = (size_t)cpu->options.max_rows, latent = (size_t)model_latent_dim(m);
+    cpu->far_frequency = take(cpu, (size_t)m->rope_dim * sizeof *cpu->far_frequency, failed);
+    cpu->far_rotation = floats(cpu, rows, (size_t)m->rope_dim, 1, failed);
+    cpu->ones = floats(cpu, latent, 1, 1, failed);
+    for (size_t i = 0; cpu->ones && i < latent; i++) cpu->ones[i] = 1;
+    cpu->acc = floats(cpu, rows, (size_t)m->heads, latent, failed);
+    cpu->q_latent = cpu->q; /* nothing to absorb */
+    cpu->attended = cpu->acc;
+    cpu->o_low = floats(cpu, rows, (size_t)h->o_groups, (size_t)h->o_lora, failed);
+    cpu->compress.kv = floats(cpu, rows, 2 * latent, 1, failed);
+    cpu->compress.gate = floats(cpu, rows, 2 * latent, 1, failed);
+    cpu->index_compress.kv = floats(cpu, rows, 2 * (size_t)h->index_dim, 1, failed);
+    cpu->index_compress.gate = floats(cpu, rows, 2 * (size_t)h->index_dim, 1, failed);
+}
+
+/* What the absorbed and the expanded form take. */
+static void open_latent(struct cpu *cpu, bool *failed) {
+    const struct model *m = cpu->model;
+    size_t rows = (size_t)cpu->options.max_rows, heads = (size_t)m->heads;
+    cpu->attended = floats(cpu, rows, heads, (size_t)m->v_dim, failed);
+    if (cpu->options.attention == ATTENTION_EXPANDED && !may_be_sparse(m)) return;
+    cpu->q_latent = floats(cpu, rows, heads, (size_t)model_latent_dim(m), failed);
+    cpu->acc = floats(cpu, rows, heads, (size_t)m->kv_lora, failed);
+}
+
+static void open_streams(struct cpu *cpu, bool *failed) {
+    const struct model *m = cpu->model;
+    size_t rows = (size_t)cpu->options.max_rows, logits = (size_t)cpu->options.max_logits, hidden = (size_t)m->hidden;
+    cpu->target = cpu->x = floats(cpu, rows, (size_t)model_streams(m), hidden, failed);
+    if (!model_is_hybrid(m)) return;
+    cpu->target = floats(cpu, larger(rows, logits), hidden, 1, failed);
+    cpu->mix = floats(cpu, rows, (size_t)model_mix_dim(m), 1, failed);
 }
 
 static void open_activations(struct cpu *cpu, bool *failed) {
@@ -262,18 +316,18 @@ static void open_activations(struct cpu *cpu, bool *failed) {
     size_t routed = (size_t)m->top_k * (size_t)m->expert_width, dense = m->dense_layers ? (size_t)m->dense_width : 0;
     size_t shared = (size_t)m->shared_experts * (size_t)m->expert_width;
     cpu->rotation = floats(cpu, rows, (size_t)m->rope_dim, 1, failed);
-    cpu->x = floats(cpu, rows, hidden, 1, failed);
+    open_streams(cpu, failed);
     cpu->normed = floats(cpu, larger(rows, (size_t)cpu->options.max_logits), hidden, 1, failed);
     cpu->q_a = floats(cpu, rows, (size_t)m->q_lora, 1, failed);
     cpu->q = floats(cpu, rows, heads, (size_t)model_q_head_dim(m), failed);
     cpu->kv_a = floats(cpu, rows, (size_t)model_latent_dim(m), 1, failed);
     cpu->max = floats(cpu, rows, heads, 1, failed);
     cpu->sum = floats(cpu, rows, heads, 1, failed);
-    cpu->attended = floats(cpu, rows, heads, (size_t)m->v_dim, failed);
     open_indexer(cpu, failed);
-    if (cpu->options.attention != ATTENTION_EXPANDED || may_be_sparse(m)) {
-        cpu->q_latent = floats(cpu, rows, heads, (size_t)model_latent_dim(m), failed);
-        cpu->acc = floats(cpu, rows, heads, (size_t)m->kv_lora, failed);
+    if (model_is_hybrid(m)) {
+        open_hybrid(cpu, failed);
+    } else {
+        open_latent(cpu, failed);
     }
     cpu->gate = floats(cpu, rows, larger(routed, dense), 1, failed);
     cpu->up = floats(cpu, rows, larger(routed, dense), 1, failed);
@@ -292,6 +346,7 @@ static size_t stage_bytes(const struct cpu *cpu) {
     size_t pairs = rows * (size_t)m->top_k, threads = (size_t)cpu->options.threads;
     size_t lists = (8 * rows + 8 * pairs + threads * rows) * sizeof(void *) + pairs * sizeof(struct q8_row);
     size_t ahead = cpu->options.predict_experts ? PREDICTED_ROWS * (size_t)(m->hidden + m->top_k) * 4 : 0;
+    if (model_is_hybrid(m)) lists += (rows * (size_t)m->hybrid.streams + pairs) * sizeof(float);
     size_t jobs = (2 * (size_t)m->experts + 8) * (sizeof(struct linear) + 4 * sizeof(int)) + pairs * 2 * sizeof(int);
     int n = (int)rows, width = m->dense_width > m->hidden ? m->dense_width : m->hidden;
     int attended = m->heads * m->v_dim;
@@ -299,9 +354,15 @@ static size_t stage_bytes(const struct cpu *cpu) {
                        cpu_quantized_bytes(n, attended) + cpu_quantized_bytes(n, m->q_lora + 1) +
                        cpu_quantized_bytes((int)pairs, m->expert_width + 1) +
                        cpu_quantized_bytes(n, m->shared_experts * m->expert_width + 1);
-    if (m->index_topk) {
+    if (attn_index_shape(m).topk) {
         lists += 5 * rows * sizeof(void *);
         quantized += cpu_quantized_bytes(n, m->q_lora);
+    }
+    if (model_is_hybrid(m)) {
+        const size_t groups = (size_t)m->hybrid.o_groups;
+        lists += 10 * rows * sizeof(void *) + groups * (rows * sizeof(void *) + sizeof(struct linear) + 256);
+        quantized += 5 * cpu_quantized_bytes(n, m->hidden) + cpu_quantized_bytes(n, (int)groups * m->hybrid.o_lora) +
+                     groups * cpu_quantized_bytes(n, attended / (int)groups);
     }
     size_t exchange = cpu->options.ranks ? exchange_stage_bytes(m, &cpu->options) : 0;
     return lists + jobs + ahead + exchange + quantized + attn_absorbed_stage_bytes(m, &cpu->options) + 64 * STAGE_ALIGN;
@@ -310,6 +371,7 @@ static size_t stage_bytes(const struct cpu *cpu) {
 static int open_memory(struct cpu *cpu, struct mo_error *error) {
     bool failed = false;
     cpu->frequency = take(cpu, (size_t)cpu->model->rope_dim * sizeof *cpu->frequency, &failed);
+    cpu->cache_layers = take(cpu, (size_t)cpu->model->layers * sizeof *cpu->cache_layers, &failed);
     cpu->pos = take(cpu, (size_t)cpu->options.max_rows * sizeof *cpu->pos, &failed);
     cpu->seq = take(cpu, (size_t)cpu->options.max_rows * sizeof *cpu->seq, &failed);
     cpu->expanded = take(cpu, (size_t)cpu->options.max_seqs * sizeof *cpu->expanded, &failed);
@@ -334,9 +396,6 @@ int cpu_backend_open(struct backend **backend, const struct model *model, const 
     enum cpu_level level;
     int code = cpu_level_get(&level, error);
     if (code) return code;
-    if (model_is_hybrid(model)) {
-        return mo_error_set(error, MO_E_UNSUPPORTED, "%s cannot be run yet", model->architecture);
-    }
     struct cpu *cpu = calloc(1, sizeof *cpu);
     if (!cpu) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the CPU backend");
     *cpu = (struct cpu){.backend = {.ops = &cpu_ops}, .model = model, .weights = weights, .options = *options};
@@ -357,6 +416,7 @@ int cpu_backend_open(struct backend **backend, const struct model *model, const 
     }
     if (options->pin_threads) pool_pin(cpu->pool);
     model_rope_frequencies(model, &model->rope, cpu->frequency);
+    if (model_is_hybrid(model)) model_rope_frequencies(model, &model->hybrid.rope, cpu->far_frequency);
     *backend = &cpu->backend;
     return 0;
 }

@@ -1,5 +1,5 @@
 /* backend/cpu/cpu.h - the CPU backend's state, shared by its files: cpu.c (open, close, simple stages), linear.c
- * (matrix products over the thread pool), attention.c, rope.c, kv_cache.c, moe*.c. Engine thread, except inside pool tasks.
+ * (matrix products over the thread pool), streams.c, attention.c, rope.c, kv_cache.c, moe*.c. Engine thread, except inside pool tasks.
  * Includes: backend.h, kern.h, base. */
 #ifndef MOEBIUS_BACKEND_CPU_CPU_H
 #define MOEBIUS_BACKEND_CPU_CPU_H
@@ -53,6 +53,12 @@ struct numeric_fault {
     const char *stage;
 };
 
+/* Where a layer's part of the cache lies. */
+struct cache_layer {
+    size_t page_bytes, near_bytes;
+    size_t pages_at, near_at;
+};
+
 struct cpu {
     struct backend backend; /* first: a struct backend * is a struct cpu * */
     const struct model *model;
@@ -73,14 +79,19 @@ struct cpu {
     double *frequency; /* [rope / 2] */
     float magnitude;   /* of cos and sin */
     float softmax_scale;
-    int expanded_from; /* ATTENTION_AUTO: rows of one sequence from which expanding pays */
-    float *rotation;   /* [max_rows][rope / 2][2] cos, sin */
+    int expanded_from;     /* ATTENTION_AUTO: rows of one sequence from which expanding pays */
+    float *rotation;       /* [max_rows][rope / 2][2] cos, sin */
+    double *far_frequency; /* V4: the same for layers with a ratio */
+    float *far_rotation;
 
-    uint8_t *cache; /* [layers][n_pages] pages: [KV_PAGE_TOKENS] rows of row_bytes, then their index keys */
-    size_t cache_bytes, row_bytes, page_bytes;
-    struct kv_taker *taker; /* with options.take_cache */
+    uint8_t *cache; /* [layers]: n_pages pages; then (V4) near parts. As cache_row.h says */
+    size_t cache_bytes, row_bytes;
+    struct cache_layer *cache_layers; /* [layers] */
+    struct kv_taker *taker;           /* with options.take_cache */
 
-    float *x;         /* [max_rows][hidden] the residual stream */
+    float *x;         /* [max_rows][streams][hidden] the residual stream, or V4's streams */
+    float *target;    /* [max_rows][hidden] what a block's output is added to (streams.h): x, but for V4 */
+    float *mix;       /* V4 [max_rows][model_mix_dim] what the block at work mixes by */
     float *normed;    /* [max_rows][hidden] */
     float *q_a;       /* [max_rows][q_lora] */
     float *q;         /* [max_rows][heads][nope + rope] */
@@ -89,14 +100,19 @@ struct cpu {
     float *acc;       /* [max_rows][heads][kv_lora] absorbed */
     float *max, *sum; /* [max_rows][heads] running softmax */
     float *attended;  /* [max_rows][heads][v] */
+    float *ones;      /* V4 [latent] */
+    float *o_low;     /* V4 [max_rows][o_groups * o_lora] */
+    struct compress_rows {
+        float *kv, *gate; /* V4 [max_rows][model_compress_dim]; then, where a window ends, its row in kv */
+    } compress, index_compress;
 
     bool has_sparse; /* some row of the batch attends to index_topk tokens; what follows is NULL where none ever does */
     float *index_q;  /* [max_rows][index_heads][index_dim] */
     float *index_k;  /* [max_rows][index_dim]; wherever there is an indexer */
     float *index_weight; /* [max_rows][index_heads] */
-    float *index_score;  /* [INDEX_ROWS][index_stride] of every cached token */
-    int index_stride;    /* context, rounded up to pages */
-    int32_t *chosen;     /* [max_rows][index_topk] positions, ascending */
+    float *index_score;  /* [INDEX_ROWS][index_stride] of every cached token, or compressed row */
+    int index_stride;    /* as many as there can be, rounded up to pages */
+    int32_t *chosen;     /* [max_rows][index_topk] of them, ascending */
 
     float *gate, *up;               /* [max_rows * top_k][expert_width], or [max_rows][dense_width] */
     float *shared_gate, *shared_up; /* [max_rows][shared_experts * expert_width] */
@@ -136,6 +152,7 @@ struct linear {
     int n;
     const struct q8_row *q; /* [n] or NULL; made by cpu_quantize for this w */
     bool is_unrounded;      /* x is not rounded to bf16 at any level */
+    int from, to;           /* rows of w, for cpu_linear_each: multiples of LINEAR_BLOCK_MIN; to 0: all of them */
 };
 /* Bytes of stage memory that quantising n rows of `cols` takes. */
 size_t cpu_quantized_bytes(int n, int cols);
@@ -160,6 +177,11 @@ void cpu_linear_show(struct cpu *cpu, const struct mat *w, float *x, size_t x_st
 void cpu_rope_prepare(struct cpu *cpu); /* rotation for the batch's positions */
 void cpu_rope_apply(const struct cpu *cpu, int row, float *pairs /* [rope] */);
 void cpu_rope_apply_halves(const struct cpu *cpu, int row, float *values /* [rope] */);
+/* V4: a row's rotation in a layer, and that of any position in layers with a ratio [rope / 2][2]; turned by, and turned back. */
+const float *cpu_rope_of(const struct cpu *cpu, int layer, int row);
+void cpu_rope_far(const struct cpu *cpu, int pos, float *rotation);
+void cpu_rope_turn(const float *rotation, int rope_dim, float *pairs);
+void cpu_rope_turn_back(const float *rotation, int rope_dim, float *pairs);
 
 /* kv_cache.c */
 int kv_cache_open(struct cpu *cpu, struct mo_error *error);
@@ -173,9 +195,14 @@ int cpu_page_in(struct backend *backend, int32_t page, const void *from, struct 
 void kv_cache_store(const struct cpu *cpu, uint8_t *row, const float *latent /* [latent] */);
 /* The first n_tokens of a page, widened: out [n_tokens][latent]. */
 void kv_cache_load(const struct cpu *cpu, const uint8_t *page, int n_tokens, float *out);
-/* The same for index keys: that of token `at` of a page; the first n_tokens, out [n_tokens][index_dim]. */
+/* The same for index keys: key `at` of a page; the first n, out [n][index_dim]. */
 void kv_cache_store_key(const struct cpu *cpu, uint8_t *page, int at, const float *key);
-void kv_cache_load_keys(const struct cpu *cpu, const uint8_t *page, int n_tokens, float *out);
+void kv_cache_load_keys(const struct cpu *cpu, const uint8_t *page, int n, float *out);
+/* Keys that a page has room for. */
+int kv_cache_page_keys(const struct model *model);
+/* V4: the near part of a page, whose far part is kv_cache_page; and in it the sums, cache_state_floats. */
+uint8_t *kv_cache_near(const struct cpu *cpu, int layer, int page);
+float *kv_cache_state(const struct cpu *cpu, int layer, int page);
 
 /* attention.c; the rest of it is in attention.h */
 void cpu_attn_in(struct backend *backend, int layer);
@@ -186,10 +213,16 @@ void cpu_attn_out(struct backend *backend, int layer);
 void cpu_ffn_dense(struct backend *backend, int layer);
 void cpu_route(struct backend *backend, int layer);
 void cpu_experts(struct backend *backend, int layer);
+/* moe_store.c: a step begins, with options.store; reads ahead what layer 0 will need where a table says so. */
+void moe_predict_first(struct cpu *cpu);
 /* moe_ranks.c: what it takes for messages, and of stage memory. */
 size_t exchange_bytes(const struct model *model, const struct backend_options *options);
 size_t exchange_stage_bytes(const struct model *model, const struct backend_options *options);
 /* One token's choice: scores [experts] (logits in, scores out), ids and weights [top_k]. */
 void cpu_choose_experts(const struct model *model, const float *bias, float *scores, int32_t *ids, float *weights);
+/* The same where a table has chosen: `listed` [top_k]. */
+void cpu_listed_experts(const struct model *model, const int32_t *listed, float *scores, int32_t *ids, float *weights);
+/* [top_k] of a row in a layer that has a table, else NULL. */
+const int32_t *cpu_experts_of_token(const struct cpu *cpu, int layer, int row);
 
 #endif

@@ -1,3 +1,4 @@
+#include <assert.h>
 #include <errno.h>
 #include <math.h>
 #include <string.h>
@@ -8,15 +9,49 @@ size_t kv_row_bytes(const struct model *model, enum kv_format kv) {
     return cache_row_bytes(model->kv_lora, model->rope_dim, kv) + cache_key_bytes(model->index_dim, kv);
 }
 
-size_t kv_pool_bytes(const struct model *model, enum kv_format kv, int n_pages) {
-    return (size_t)model->layers * (size_t)n_pages * KV_PAGE_TOKENS * kv_row_bytes(model, kv);
+size_t kv_page_bytes(const struct model *model, int layer, enum kv_format kv) {
+    const struct hybrid_model *h = &model->hybrid;
+    if (!model_is_hybrid(model)) return KV_PAGE_TOKENS * kv_row_bytes(model, kv);
+    return cache_far_bytes(model->kv_lora, model->rope_dim, h->index_dim, h->ratio[layer], kv);
+}
+
+size_t kv_near_bytes(const struct model *model, int layer, enum kv_format kv) {
+    const struct hybrid_model *h = &model->hybrid;
+    if (!model_is_hybrid(model)) return 0;
+    return cache_near_bytes(model->kv_lora, model->rope_dim, h->index_dim, h->ratio[layer], kv);
+}
+
+size_t kv_pool_bytes(const struct model *model, enum kv_format kv, int n_pages, int n_near) {
+    size_t page = 0, near = 0;
+    for (int layer = 0; layer < model->layers; layer++) {
+        page += kv_page_bytes(model, layer, kv);
+        near += kv_near_bytes(model, layer, kv);
+    }
+    return (size_t)n_pages * page + (size_t)(n_near ? n_near : n_pages) * near;
+}
+
+static int near_parts(const struct cpu *cpu) {
+    return cpu->options.n_near ? cpu->options.n_near : cpu->options.n_pages;
+}
+
+static void place_layers(struct cpu *cpu) {
+    size_t at = 0;
+    for (int layer = 0; layer < cpu->model->layers; layer++) {
+        struct cache_layer *l = &cpu->cache_layers[layer];
+        *l = (struct cache_layer){.page_bytes = kv_page_bytes(cpu->model, layer, cpu->options.kv),
+                                  .near_bytes = kv_near_bytes(cpu->model, layer, cpu->options.kv),
+                                  .pages_at = at};
+        at += (size_t)cpu->options.n_pages * l->page_bytes;
+        l->near_at = at;
+        at += (size_t)near_parts(cpu) * l->near_bytes;
+    }
 }
 
 /* Without take_cache, pages are taken from the system when they are first written. */
 int kv_cache_open(struct cpu *cpu, struct mo_error *error) {
     cpu->row_bytes = cache_row_bytes(cpu->model->kv_lora, cpu->model->rope_dim, cpu->options.kv);
-    cpu->page_bytes = KV_PAGE_TOKENS * kv_row_bytes(cpu->model, cpu->options.kv);
-    size_t bytes = kv_pool_bytes(cpu->model, cpu->options.kv, cpu->options.n_pages);
+    place_layers(cpu);
+    size_t bytes = kv_pool_bytes(cpu->model, cpu->options.kv, cpu->options.n_pages, near_parts(cpu));
     void *cache = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (cache == MAP_FAILED) {
         return mo_error_set(error, MO_E_NO_MEMORY,
@@ -37,26 +72,39 @@ void kv_cache_close(struct cpu *cpu) {
 }
 
 uint8_t *kv_cache_page(const struct cpu *cpu, int layer, int page) {
-    size_t index = (size_t)layer * (size_t)cpu->options.n_pages + (size_t)page;
-    return cpu->cache + index * cpu->page_bytes;
+    const struct cache_layer *l = &cpu->cache_layers[layer];
+    return cpu->cache + l->pages_at + (size_t)page * l->page_bytes;
+}
+
+uint8_t *kv_cache_near(const struct cpu *cpu, int layer, int page) {
+    const struct cache_layer *l = &cpu->cache_layers[layer];
+    int place = cpu->backend.near ? cpu->backend.near[page] : page;
+    assert(place >= 0 && place < near_parts(cpu));
+    return cpu->cache + l->near_at + (size_t)place * l->near_bytes;
 }
 
 int cpu_page_out(struct backend *backend, int32_t page, void *to, struct mo_error *error) {
     const struct cpu *cpu = (struct cpu *)backend;
-    size_t bytes = cpu->page_bytes;
+    uint8_t *at = to;
     (void)error;
     for (int layer = 0; layer < cpu->model->layers; layer++) {
-        memcpy((uint8_t *)to + (size_t)layer * bytes, kv_cache_page(cpu, layer, page), bytes);
+        const struct cache_layer *l = &cpu->cache_layers[layer];
+        memcpy(at, kv_cache_page(cpu, layer, page), l->page_bytes);
+        if (l->near_bytes) memcpy(at + l->page_bytes, kv_cache_near(cpu, layer, page), l->near_bytes);
+        at += l->page_bytes + l->near_bytes;
     }
     return 0;
 }
 
 int cpu_page_in(struct backend *backend, int32_t page, const void *from, struct mo_error *error) {
     const struct cpu *cpu = (struct cpu *)backend;
-    size_t bytes = cpu->page_bytes;
+    const uint8_t *at = from;
     (void)error;
     for (int layer = 0; layer < cpu->model->layers; layer++) {
-        memcpy(kv_cache_page(cpu, layer, page), (const uint8_t *)from + (size_t)layer * bytes, bytes);
+        const struct cache_layer *l = &cpu->cache_layers[layer];
+        memcpy(kv_cache_page(cpu, layer, page), at, l->page_bytes);
+        if (l->near_bytes) memcpy(kv_cache_near(cpu, layer, page), at + l->page_bytes, l->near_bytes);
+        at += l->page_bytes + l->near_bytes;
     }
     return 0;
 }
@@ -136,18 +184,35 @@ void kv_cache_load(const struct cpu *cpu, const uint8_t *page, int n_tokens, flo
     for (int t = 0; t < n_tokens; t++) load_fp8(cpu, page + (size_t)t * cpu->row_bytes, out + (size_t)t * (size_t)n);
 }
 
-static int key_groups(const struct model *model) {
-    return (model->index_dim + KV_SCALE_GROUP - 1) / KV_SCALE_GROUP;
+/* ---- index keys ---- */
+
+static int key_dim(const struct model *model) {
+    return model_is_hybrid(model) ? model->hybrid.index_dim : model->index_dim;
 }
 
-/* A page's scales of FP8 keys: [KV_PAGE_TOKENS][key_groups] */
+static int key_groups(const struct model *model) {
+    return (key_dim(model) + KV_SCALE_GROUP - 1) / KV_SCALE_GROUP;
+}
+
+int kv_cache_page_keys(const struct model *model) {
+    return model_is_hybrid(model) ? cache_compressed_rows(RATIO_SPARSE) : KV_PAGE_TOKENS;
+}
+
+/* A page's keys, behind all its rows. */
+static uint8_t *keys_of(const struct cpu *cpu, const uint8_t *page) {
+    int rows = model_is_hybrid(cpu->model) ? cache_compressed_rows(RATIO_SPARSE) : KV_PAGE_TOKENS;
+    return (uint8_t *)(uintptr_t)(page + (size_t)rows * cpu->row_bytes);
+}
+
+/* The scales of a page's FP8 keys: [keys][key_groups] */
 static float *key_scales(const struct cpu *cpu, const uint8_t *keys) {
-    return (float *)(uintptr_t)(keys + (size_t)KV_PAGE_TOKENS * (size_t)cpu->model->index_dim);
+    size_t n = (size_t)kv_cache_page_keys(cpu->model) * (size_t)key_dim(cpu->model);
+    return (float *)(uintptr_t)(keys + n);
 }
 
 void kv_cache_store_key(const struct cpu *cpu, uint8_t *page, int at, const float *key) {
-    const int n = cpu->model->index_dim, groups = key_groups(cpu->model);
-    uint8_t *keys = page + KV_PAGE_TOKENS * cpu->row_bytes;
+    const int n = key_dim(cpu->model), groups = key_groups(cpu->model);
+    uint8_t *keys = keys_of(cpu, page);
     const size_t first = (size_t)at * (size_t)n;
     if (cpu->options.kv == KV_F32) {
         memcpy(keys + first * sizeof *key, key, (size_t)n * sizeof *key);
@@ -161,16 +226,21 @@ void kv_cache_store_key(const struct cpu *cpu, uint8_t *page, int at, const floa
     }
 }
 
-void kv_cache_load_keys(const struct cpu *cpu, const uint8_t *page, int n_tokens, float *out) {
+void kv_cache_load_keys(const struct cpu *cpu, const uint8_t *page, int n, float *out) {
     static const enum mat_format formats[KV_FORMATS] = {MAT_F32, MAT_BF16, MAT_FP8};
-    const uint8_t *data = page + KV_PAGE_TOKENS * cpu->row_bytes;
-    struct mat keys = {
-        .format = formats[cpu->options.kv], .rows = n_tokens, .cols = cpu->model->index_dim, .data = data};
+    const uint8_t *data = keys_of(cpu, page);
+    struct mat keys = {.format = formats[cpu->options.kv], .rows = n, .cols = key_dim(cpu->model), .data = data};
     if (cpu->options.kv == KV_FP8) {
         keys.scale = key_scales(cpu, data);
         keys.scale_rows = 1;
         keys.scale_cols = KV_SCALE_GROUP;
         keys.scale_stride = key_groups(cpu->model);
     }
-    cpu->kern.decode_rows(&keys, 0, n_tokens, out);
+    cpu->kern.decode_rows(&keys, 0, n, out);
+}
+
+/* ---- V4's ---- */
+
+float *kv_cache_state(const struct cpu *cpu, int layer, int page) {
+    return (float *)(void *)(kv_cache_near(cpu, layer, page) + KV_PAGE_TOKENS * cpu->row_bytes);
 }

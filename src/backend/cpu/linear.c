@@ -25,9 +25,13 @@ static int block_rows(const struct kern *kern, const struct mat *w, int halvings
     return rows > LINEAR_BLOCK_MIN ? rows : LINEAR_BLOCK_MIN;
 }
 
-static int count_blocks(const struct kern *kern, const struct mat *w, int halvings) {
-    int rows = block_rows(kern, w, halvings);
-    return (w->rows + rows - 1) / rows;
+static int end_of(const struct linear *job) {
+    return job->to ? job->to : job->w->rows;
+}
+
+static int count_blocks(const struct kern *kern, const struct linear *job, int halvings) {
+    int rows = block_rows(kern, job->w, halvings);
+    return (end_of(job) - job->from + rows - 1) / rows;
 }
 
 /* Many threads want small tasks: halves them until every thread has two. */
@@ -35,7 +39,7 @@ static int choose_halvings(const struct cpu *cpu, const struct linear *jobs, int
     int halvings = 0, wanted = TASKS_A_THREAD * pool_threads(cpu->pool);
     for (; LINEAR_BLOCK_MAX >> halvings > LINEAR_BLOCK_MIN; halvings++) {
         int tasks = 0;
-        for (int i = 0; i < n_jobs; i++) tasks += count_blocks(&cpu->kern, jobs[i].w, halvings);
+        for (int i = 0; i < n_jobs; i++) tasks += count_blocks(&cpu->kern, &jobs[i], halvings);
         if (tasks >= wanted) break;
     }
     return halvings;
@@ -59,8 +63,8 @@ static void multiply(const struct kern *kern, const struct linear *job, int r0, 
     }
 }
 
-static int block_end(const struct mat *w, int r0, int rows) {
-    return r0 + rows < w->rows ? r0 + rows : w->rows;
+static int block_end(const struct linear *job, int r0, int rows) {
+    return smaller(r0 + rows, end_of(job));
 }
 
 /* Quantising, a row a task. */
@@ -136,8 +140,9 @@ static const void *guess_next(const struct each_task *task, int index) {
     index += pool_threads(task->cpu->pool);
     if (index >= task->first[task->n_jobs]) return NULL;
     int which = find_job(task, index);
-    const struct mat *w = task->jobs[which].w;
-    return weights_at(w, (index - task->first[which]) * block_rows(&task->cpu->kern, w, task->halvings));
+    const struct linear *job = &task->jobs[which];
+    int rows = block_rows(&task->cpu->kern, job->w, task->halvings);
+    return weights_at(job->w, job->from + (index - task->first[which]) * rows);
 }
 
 static void run_each(void *context, int index, int worker) {
@@ -146,8 +151,8 @@ static void run_each(void *context, int index, int worker) {
     int which = find_job(task, index);
     const struct linear *job = &task->jobs[which];
     const struct kern *kern = &task->cpu->kern;
-    int rows = block_rows(kern, job->w, task->halvings), r0 = (index - task->first[which]) * rows;
-    multiply(kern, job, r0, block_end(job->w, r0, rows), job->y, guess_next(task, index));
+    int rows = block_rows(kern, job->w, task->halvings), r0 = job->from + (index - task->first[which]) * rows;
+    multiply(kern, job, r0, block_end(job, r0, rows), job->y, guess_next(task, index));
 }
 
 static void show(const struct cpu *cpu, const struct linear *jobs, int n_jobs) {
@@ -159,7 +164,7 @@ void cpu_linear_each(struct cpu *cpu, const struct linear *jobs, int n_jobs) {
     show(cpu, jobs, n_jobs);
     int *first = stage_alloc(cpu, (size_t)(n_jobs + 1) * sizeof *first), halvings = choose_halvings(cpu, jobs, n_jobs);
     first[0] = 0;
-    for (int i = 0; i < n_jobs; i++) first[i + 1] = first[i] + count_blocks(&cpu->kern, jobs[i].w, halvings);
+    for (int i = 0; i < n_jobs; i++) first[i + 1] = first[i] + count_blocks(&cpu->kern, &jobs[i], halvings);
     struct each_task task = {cpu, jobs, first, n_jobs, halvings};
     pool_run(cpu->pool, first[n_jobs], run_each, &task);
 }
@@ -174,7 +179,7 @@ struct sum_task {
 static void run_sum(void *context, int index, int worker) {
     const struct sum_task *task = context;
     const struct cpu *cpu = task->cpu;
-    int r0 = index * task->rows, r1 = block_end(task->jobs[0].w, r0, task->rows);
+    int r0 = index * task->rows, r1 = block_end(&task->jobs[0], r0, task->rows);
     float **block = task->block + (size_t)worker * (size_t)cpu->options.max_rows;
     float *sum = cpu->workers[worker].sum;
     for (int i = 0; i < cpu->batch->n_rows; i++) block[i] = before_block(sum + (size_t)i * LINEAR_BLOCK_MAX, r0);
@@ -193,7 +198,7 @@ void cpu_linear_sum(struct cpu *cpu, const struct linear *jobs, int n_jobs) {
     size_t n = (size_t)pool_threads(cpu->pool) * (size_t)cpu->options.max_rows;
     int halvings = choose_halvings(cpu, jobs, 1), rows = block_rows(&cpu->kern, jobs[0].w, halvings);
     struct sum_task task = {cpu, jobs, stage_alloc(cpu, n * sizeof(float *)), n_jobs, rows};
-    pool_run(cpu->pool, count_blocks(&cpu->kern, jobs[0].w, halvings), run_sum, &task);
+    pool_run(cpu->pool, count_blocks(&cpu->kern, &jobs[0], halvings), run_sum, &task);
 }
 
 void cpu_linear_show(struct cpu *cpu, const struct mat *w, float *x, size_t x_stride, int n) {

@@ -2,23 +2,35 @@
 #include <math.h>
 #include <string.h>
 #include "backend/cpu/moe.h"
+#include "backend/cpu/streams.h"
 
 /* SiLU(gate) * up, a row a task. */
 struct silu_task {
     const struct kern *kern;
     float *gate, *up;
     int width;
+    float limit; /* 0: none */
 };
+
+/* V4: gate is `limit` at most, up is that either way. NaN stays NaN. */
+static void clamp(float *gate, float *up, int n, float limit) {
+    for (int i = 0; i < n; i++) {
+        gate[i] = gate[i] > limit ? limit : gate[i];
+        up[i] = up[i] > limit ? limit : up[i];
+        up[i] = up[i] < -limit ? -limit : up[i];
+    }
+}
 
 static void silu_row(void *context, int index, int worker) {
     (void)worker;
     const struct silu_task *task = context;
     size_t at = (size_t)index * (size_t)task->width;
+    if (task->limit > 0) clamp(task->gate + at, task->up + at, task->width, task->limit);
     task->kern->silu_mul(task->gate + at, task->up + at, task->width);
 }
 
 static void silu_rows(struct cpu *cpu, float *gate, float *up, int width, int n) {
-    struct silu_task task = {&cpu->kern, gate, up, width};
+    struct silu_task task = {&cpu->kern, gate, up, width, (float)cpu->model->hybrid.swiglu_limit};
     pool_run(cpu->pool, n, silu_row, &task);
 }
 
@@ -29,7 +41,7 @@ void cpu_ffn_dense(struct backend *backend, int layer) {
     int n = cpu->batch->n_rows;
     if (cpu->failure.code) return;
     stage_begin(cpu);
-    cpu_norm_rows(cpu, cpu->x, (int)hidden, hidden, w->ffn_norm, cpu->normed, n, layer, "attention");
+    streams_begin(cpu, &w->ffn_mixer, w->ffn_norm, layer, "attention");
     const float *const *x = (const float *const *)cpu_row_pointers(cpu, cpu->normed, hidden, n);
     float **gate = cpu_row_pointers(cpu, cpu->gate, width, n), **up = cpu_row_pointers(cpu, cpu->up, width, n);
     struct linear in[2] = {{.w = &w->dense.gate, .x = x, .y = gate, .n = n},
@@ -38,10 +50,11 @@ void cpu_ffn_dense(struct backend *backend, int layer) {
     in[1].q = cpu_quantize_like(cpu, &in[0], in[1].w, x, n);
     cpu_linear_each(cpu, in, 2);
     silu_rows(cpu, cpu->gate, cpu->up, (int)width, n);
-    struct linear down = {
-        .w = &w->dense.down, .x = (const float *const *)gate, .n = n, .y = cpu_row_pointers(cpu, cpu->x, hidden, n)};
+    struct linear down = {.w = &w->dense.down, .x = (const float *const *)gate, .n = n};
+    down.y = cpu_row_pointers(cpu, streams_target(cpu), hidden, n);
     down.q = cpu_quantize(cpu, down.w, down.x, n);
     cpu_linear_sum(cpu, &down, 1);
+    streams_end(cpu);
 }
 
 static void softmax(float *scores, int n) {
@@ -88,26 +101,55 @@ static void limit_groups(const struct model *model, const float *choice, uint8_t
     for (int i = 0; i < model->experts; i++) taken[i] = !kept[i / size];
 }
 
+/* log(1 + exp(x)), where exp does not overflow. */
+static float softplus(float x) {
+    return fmaxf(x, 0) + log1pf(expf(-fabsf(x)));
+}
+
+/* Logits to scores. */
+static void score_experts(const struct model *model, float *scores) {
+    int n = model->experts;
+    switch (model->gate_kind) {
+    case GATE_SIGMOID_GROUPED:
+        for (int i = 0; i < n; i++) scores[i] = 1 / (1 + expf(-scores[i]));
+        break;
+    case GATE_SQRT_SOFTPLUS:
+        for (int i = 0; i < n; i++) scores[i] = sqrtf(softplus(scores[i]));
+        break;
+    default:
+        softmax(scores, n);
+    }
+}
+
+/* Of those chosen, by their scores alone: a bias takes part in choosing only. */
+static void weigh_experts(const struct model *model, const float *scores, const int32_t *ids, float *weights) {
+    float sum = 0;
+    for (int i = 0; i < model->top_k; i++) sum += weights[i] = scores[ids[i]];
+    float factor = (float)model->routed_scale / (model->norm_topk ? sum + 1e-20f : 1);
+    for (int i = 0; i < model->top_k; i++) weights[i] *= factor;
+}
+
 void cpu_choose_experts(const struct model *model, const float *bias, float *scores, int32_t *ids, float *weights) {
     float choice[MAX_ROUTED];
     uint8_t taken[MAX_ROUTED] = {0};
     int n = model->experts;
     assert(n <= MAX_ROUTED);
-    if (model->gate_kind == GATE_SIGMOID_GROUPED) {
-        for (int i = 0; i < n; i++) scores[i] = 1 / (1 + expf(-scores[i]));
-    } else {
-        softmax(scores, n);
-    }
+    score_experts(model, scores);
     for (int i = 0; i < n; i++) choice[i] = scores[i] + (bias ? bias[i] : 0);
     if (model->groups > 1) limit_groups(model, choice, taken);
-    float sum = 0;
-    for (int i = 0; i < model->top_k; i++) {
-        ids[i] = take_largest(choice, taken, n);
-        weights[i] = scores[ids[i]]; /* the bias takes part in choosing only */
-        sum += weights[i];
-    }
-    float factor = (float)model->routed_scale / (model->norm_topk ? sum + 1e-20f : 1);
-    for (int i = 0; i < model->top_k; i++) weights[i] *= factor;
+    for (int i = 0; i < model->top_k; i++) ids[i] = take_largest(choice, taken, n);
+    weigh_experts(model, scores, ids, weights);
+}
+
+void cpu_listed_experts(const struct model *model, const int32_t *listed, float *scores, int32_t *ids, float *weights) {
+    score_experts(model, scores);
+    memcpy(ids, listed, (size_t)model->top_k * sizeof *ids);
+    weigh_experts(model, scores, ids, weights);
+}
+
+const int32_t *cpu_experts_of_token(const struct cpu *cpu, int layer, int row) {
+    const int32_t *table = cpu->weights->layers[layer].router_table;
+    return table ? table + (size_t)cpu->batch->token[row] * (size_t)cpu->model->top_k : NULL;
 }
 
 struct route_task {
@@ -124,9 +166,15 @@ static void route_row(void *context, int row, int worker) {
     float sum = 0;
     for (int i = 0; i < m->experts; i++) sum += fabsf(scores[i]);
     if (!isfinite(sum)) cpu_note_fault(cpu, task->layer, "route", row);
-    size_t at = (size_t)row * (size_t)m->top_k;
-    cpu_choose_experts(m, cpu->weights->layers[task->layer].router_bias, scores, cpu->expert_id + at,
-                       cpu->expert_weight + at);
+    const float *bias = cpu->weights->layers[task->layer].router_bias;
+    const int32_t *listed = cpu_experts_of_token(cpu, task->layer, row);
+    int32_t *ids = cpu->expert_id + (size_t)row * (size_t)m->top_k;
+    float *weights = cpu->expert_weight + (size_t)row * (size_t)m->top_k;
+    if (listed) {
+        cpu_listed_experts(m, listed, scores, ids, weights);
+    } else {
+        cpu_choose_experts(m, bias, scores, ids, weights);
+    }
 }
 
 void cpu_route(struct backend *backend, int layer) {
@@ -137,9 +185,17 @@ void cpu_route(struct backend *backend, int layer) {
     struct route_task task = {cpu, layer};
     if (cpu->failure.code) return;
     stage_begin(cpu);
-    cpu_norm_rows(cpu, cpu->x, m->hidden, (size_t)m->hidden, w->ffn_norm, cpu->normed, n, layer, "attention");
+    streams_begin(cpu, &w->ffn_mixer, w->ffn_norm, layer, "attention");
     cpu_linear_unrounded(cpu, &w->router, cpu->normed, (size_t)m->hidden, cpu->score, (size_t)m->experts, n);
     pool_run(cpu->pool, n, route_row, &task);
+}
+
+/* Is pair i one that a token's table lists a second time? */
+static bool is_repeated(const int32_t *ids, int i, int top_k) {
+    for (int j = i / top_k * top_k; j < i; j++) {
+        if (ids[j] == ids[i]) return true;
+    }
+    return false;
 }
 
 static struct assignment assign(struct cpu *cpu) {
@@ -152,12 +208,16 @@ static struct assignment assign(struct cpu *cpu) {
     };
     int *next = a.first + 1; /* counting sort: next[e] runs from first[e] to first[e + 1] while pairs are placed */
     memset(a.first, 0, (size_t)(m->experts + 2) * sizeof(int));
-    for (int i = 0; i < pairs; i++) next[cpu->expert_id[i] + 1]++;
+    for (int i = 0; i < pairs; i++) next[cpu->expert_id[i] + 1] += !is_repeated(cpu->expert_id, i, m->top_k);
     for (int e = 0; e < m->experts; e++) next[e + 1] += next[e];
     for (int i = 0; i < pairs; i++) {
-        int at = next[cpu->expert_id[i]]++;
-        a.row[at] = i / m->top_k;
-        a.weight[at] = cpu->expert_weight[i];
+        int *at = &next[cpu->expert_id[i]];
+        if (is_repeated(cpu->expert_id, i, m->top_k)) {
+            a.weight[*at - 1] += cpu->expert_weight[i];
+            continue;
+        }
+        a.row[*at] = i / m->top_k;
+        a.weight[(*at)++] = cpu->expert_weight[i];
     }
     return a;
 }
@@ -237,9 +297,9 @@ struct moe_down moe_begin_down(const struct moe *moe, int from, int to) {
     struct cpu *cpu = moe->cpu;
     struct moe_down down = {.from = from, .x = (const float *const *)moe->gate + from};
     down.q = cpu_quantize(cpu, &moe->w->experts[0].down, down.x, to - from);
-    down.residual = cpu_row_pointers(cpu, cpu->x, (size_t)cpu->model->hidden, cpu->batch->n_rows);
+    down.target = cpu_row_pointers(cpu, cpu->target, (size_t)cpu->model->hidden, cpu->batch->n_rows);
     down.y = stage_alloc(cpu, (size_t)(to - from) * sizeof *down.y);
-    for (int i = from; i < to; i++) down.y[i - from] = down.residual[moe->assignment.row[i]];
+    for (int i = from; i < to; i++) down.y[i - from] = down.target[moe->assignment.row[i]];
     return down;
 }
 
@@ -254,12 +314,12 @@ void moe_list_down(const struct moe *moe, const struct moe_down *down, int e, co
                            .n = moe_rows(moe, e)};
 }
 
-int moe_list_shared_down(const struct moe *moe, float *const *residual, struct linear *job) {
+int moe_list_shared_down(const struct moe *moe, float *const *target, struct linear *job) {
     struct cpu *cpu = moe->cpu;
     int n_rows = cpu->batch->n_rows;
     size_t width = (size_t)cpu->model->expert_width * (size_t)cpu->model->shared_experts;
     if (!width) return 0;
-    *job = (struct linear){.w = &moe->w->shared.down, .y = residual, .n = n_rows};
+    *job = (struct linear){.w = &moe->w->shared.down, .y = target, .n = n_rows};
     job->x = (const float *const *)cpu_row_pointers(cpu, cpu->shared_gate, width, n_rows);
     job->q = cpu_quantize(cpu, job->w, job->x, n_rows);
     return 1;
@@ -286,7 +346,7 @@ void moe_compute_pairs(const struct moe *moe, float *y) {
     cpu_linear_each(cpu, jobs, n);
 }
 
-/* Gate and up of every expert that has rows, and of the shared one; then down of the same, into the residual stream: for
+/* Gate and up of every expert that has rows, and of the shared one; then down of the same, into the block's target: for
  * every row in ascending order of expert, then the shared one. */
 static void compute_resident(struct cpu *cpu, int layer) {
     int experts = cpu->model->experts, n = 0;
@@ -299,7 +359,7 @@ static void compute_resident(struct cpu *cpu, int layer) {
     }
     n += moe_list_shared_gate_up(&moe, jobs + n);
     cpu_linear_each(cpu, jobs, n);
-    int pairs = cpu->batch->n_rows * cpu->model->top_k;
+    int pairs = moe.assignment.first[experts];
     moe_silu(&moe, 0, pairs);
     moe_shared_silu(&moe);
     struct moe_down down = moe_begin_down(&moe, 0, pairs);
@@ -307,7 +367,7 @@ static void compute_resident(struct cpu *cpu, int layer) {
     for (int e = 0; e < experts; e++) {
         if (moe_rows(&moe, e)) moe_list_down(&moe, &down, e, &moe.w->experts[e], &jobs[n++]);
     }
-    n += moe_list_shared_down(&moe, down.residual, &jobs[n]);
+    n += moe_list_shared_down(&moe, down.target, &jobs[n]);
     cpu_linear_sum(cpu, jobs, n);
 }
 
@@ -315,6 +375,7 @@ void cpu_experts(struct backend *backend, int layer) {
     struct cpu *cpu = (struct cpu *)backend;
     if (cpu->failure.code) return;
     stage_begin(cpu);
+    streams_target(cpu);
     if (cpu->options.ranks) {
         moe_compute_with_ranks(cpu, layer);
     } else if (cpu->options.store) {
@@ -322,4 +383,5 @@ void cpu_experts(struct backend *backend, int layer) {
     } else {
         compute_resident(cpu, layer);
     }
+    streams_end(cpu);
 }

@@ -5,11 +5,12 @@
 
 #include "backend/cpu/cpu.h"
 
-/* The batch's (row, expert) pairs sorted by expert: pair i of the sorted list is row row[i] with weight[i]. */
+/* The batch's (row, expert) pairs sorted by expert: pair i of the sorted list is row row[i] with weight[i]. An expert that a table lists
+ * twice for a token is one pair, with the sum of both weights. */
 struct assignment {
     int *first;    /* [experts + 1] */
-    int *row;      /* [n_rows * top_k] */
-    float *weight; /* [n_rows * top_k] */
+    int *row;      /* [first[experts]], n_rows * top_k at most */
+    float *weight; /* the same */
 };
 
 /* One layer of one step, in stage memory. */
@@ -24,12 +25,12 @@ struct moe {
     float **gate, **up;     /* [pairs] */
 };
 
-/* Pairs [from, to) on their way into the residual stream. */
+/* Pairs [from, to) on their way into the block's target. */
 struct moe_down {
     int from;
     const float *const *x;  /* [to - from] */
     const struct q8_row *q; /* [to - from] or NULL */
-    float **residual;       /* [n_rows] */
+    float **target;         /* [n_rows] */
     float **y;              /* [to - from] */
 };
 
@@ -47,7 +48,7 @@ void moe_shared_silu(const struct moe *moe);
 struct moe_down moe_begin_down(const struct moe *moe, int from, int to);
 void moe_list_down(const struct moe *moe, const struct moe_down *down, int e, const struct mlp *expert,
                    struct linear *job);
-int moe_list_shared_down(const struct moe *moe, float *const *residual, struct linear *job); /* how many: 0 or 1 */
+int moe_list_shared_down(const struct moe *moe, float *const *target, struct linear *job); /* how many: 0 or 1 */
 
 /* moe_store.c: cpu_experts with options.store. */
 void moe_compute_from_store(struct cpu *cpu, int layer);

@@ -277,8 +277,8 @@ static void add_columns(void *context, int index, int worker) {
     const struct cpu *cpu = piece->moe->cpu;
     int hidden = cpu->model->hidden, first = index * ADD_COLUMNS, n = smaller(ADD_COLUMNS, hidden - first);
     for (int i = piece->from; i < piece->to; i++) {
-        float *x = cpu->x + (size_t)assignment->row[i] * (size_t)hidden + first;
-        cpu->kern.add_scaled(x, assignment->weight[i], piece->product[i - piece->from] + first, n);
+        float *to = cpu->target + (size_t)assignment->row[i] * (size_t)hidden + first;
+        cpu->kern.add_scaled(to, assignment->weight[i], piece->product[i - piece->from] + first, n);
     }
 }
 
@@ -307,7 +307,7 @@ static void add_shared(struct cpu *cpu, const float *product) {
     int hidden = cpu->model->hidden;
     for (int i = 0; i < cpu->batch->n_rows && cpu->model->shared_experts; i++) {
         size_t at = (size_t)i * (size_t)hidden;
-        cpu->kern.add_scaled(cpu->x + at, 1, product + at, hidden);
+        cpu->kern.add_scaled(cpu->target + at, 1, product + at, hidden);
     }
 }
 

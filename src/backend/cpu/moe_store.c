@@ -5,6 +5,7 @@
  * wave is on its way meanwhile. Behind them stand those that the next layer will probably want. */
 #include <string.h>
 #include "backend/cpu/moe.h"
+#include "backend/cpu/streams.h"
 #include "base/numbers.h"
 
 enum {
@@ -82,6 +83,20 @@ static void release(struct cpu *cpu, int layer, const int *experts, int from, in
 
 /* ---- what the next layer will want ---- */
 
+/* Known where a table lists them. */
+static void predict_listed(struct cpu *cpu, int layer) {
+    const size_t k = (size_t)cpu->model->top_k, n = (size_t)cpu->batch->n_rows;
+    size_t mark = cpu->stage.used;
+    int32_t *ids = stage_alloc(cpu, n * k * sizeof *ids);
+    for (size_t i = 0; i < n; i++) memcpy(ids + i * k, cpu_experts_of_token(cpu, layer, (int)i), k * sizeof *ids);
+    store_predict(cpu->options.store, layer, ids, (int)(n * k));
+    cpu->stage.used = mark;
+}
+
+void moe_predict_first(struct cpu *cpu) {
+    if (cpu->predicts && model_layer_is_hashed(cpu->model, 0)) predict_listed(cpu, 0);
+}
+
 /* By its own router, on a residual stream that lacks this layer's experts and its own attention: the earlier it is asked, the more
  * of the reading is hidden. Whether the numbers are finite is asked by those who compute with them. */
 static int choose_by_router(struct cpu *cpu, int layer, int32_t *ids) {
@@ -91,8 +106,9 @@ static int choose_by_router(struct cpu *cpu, int layer, int32_t *ids) {
     int n = cpu->batch->n_rows;
     float *normed = stage_alloc(cpu, (size_t)n * hidden * sizeof *normed);
     float *weights = stage_alloc(cpu, k * sizeof *weights);
+    const float *x = model_is_hybrid(m) ? streams_read(cpu, &w->ffn_mixer, NULL, n, normed) : cpu->x;
     for (size_t i = 0; i < (size_t)n; i++) {
-        cpu->kern.rms_norm(cpu->x + i * hidden, w->ffn_norm, m->hidden, (float)m->norm_eps, normed + i * hidden);
+        cpu->kern.rms_norm(x + i * hidden, w->ffn_norm, m->hidden, (float)m->norm_eps, normed + i * hidden);
     }
     cpu_linear_unrounded(cpu, &w->router, normed, hidden, cpu->score, experts, n);
     for (size_t i = 0; i < (size_t)n; i++) {
@@ -105,6 +121,10 @@ static void predict(struct cpu *cpu, int layer, int n_wanted) {
     const struct model *m = cpu->model;
     bool is_short = cpu->batch->n_rows <= PREDICTED_ROWS;
     if (!cpu->predicts || layer >= m->layers) return;
+    if (model_layer_is_hashed(m, layer)) {
+        predict_listed(cpu, layer);
+        return;
+    }
     if (!is_short && n_wanted * 100 < m->experts * PROMPT_SHARE_PERCENT) return;
     size_t mark = cpu->stage.used;
     int n = is_short ? PREDICTED_ROWS * m->top_k : m->experts;
@@ -135,9 +155,9 @@ static int compute_waves(struct moe *moe, const int *experts, int n, int layer, 
 static void compute_shared_down(const struct moe *moe) {
     struct cpu *cpu = moe->cpu;
     struct linear job;
-    float **residual = cpu_row_pointers(cpu, cpu->x, (size_t)cpu->model->hidden, cpu->batch->n_rows);
+    float **target = cpu_row_pointers(cpu, cpu->target, (size_t)cpu->model->hidden, cpu->batch->n_rows);
     moe_shared_silu(moe);
-    if (moe_list_shared_down(moe, residual, &job)) cpu_linear_sum(cpu, &job, 1);
+    if (moe_list_shared_down(moe, target, &job)) cpu_linear_sum(cpu, &job, 1);
 }
 
 void moe_compute_from_store(struct cpu *cpu, int layer) {

@@ -1,0 +1,22 @@
+/* backend/cpu/streams.h - the residual stream, as the stages see it. In V4 it is several, x [n_rows][streams][hidden], mixed around
+ * each block (streams.c); in all other models these are a norm of x, x, and nothing. Includes: cpu.h. */
+#ifndef MOEBIUS_BACKEND_CPU_STREAMS_H
+#define MOEBIUS_BACKEND_CPU_STREAMS_H
+
+#include "backend/cpu/cpu.h"
+
+/* A block begins (attn_in, route, ffn_dense): normed = RMS norm of what it reads. A row that is not finite is blamed on `stage` of
+ * `layer`, which produced it. */
+void streams_begin(struct cpu *cpu, const struct mixer *mixer, const float *norm, int layer, const char *stage);
+/* What its output is added to, [n_rows][hidden]: cpu->target, in V4 all zeros now. Once a block. */
+float *streams_target(struct cpu *cpu);
+/* The output is complete. */
+void streams_end(struct cpu *cpu);
+
+/* V4, at any time: what a block with this mixer would read of some rows, NULL: the first n; out [n][hidden], which it returns. Stage
+ * memory: n * streams floats. */
+const float *streams_read(struct cpu *cpu, const struct mixer *mixer, const int32_t *rows, int n, float *out);
+/* The first stream of a row, copied into all of them. */
+void streams_spread(struct cpu *cpu, int row);
+
+#endif
