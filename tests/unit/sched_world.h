@@ -87,6 +87,11 @@ static inline void world_open(struct world *world, struct sched_options options)
     fake_open(&world->fake, FAKE_VOCAB, options.n_pages, options.max_num_batched_tokens, options.max_logits,
               options.max_num_seqs);
     world->model = fake_model(FAKE_VOCAB);
+    if (options.n_near) { /* pages have near parts, and these are fewer */
+        world->fake.sums_up = true;
+        world->fake.n_near = options.n_near;
+        world->model.hybrid.window = world->fake.window = 64;
+    }
     options.backend = &world->fake.base;
     options.model = &world->model;
     options.tokenizer = world->tokenizer;

@@ -566,6 +566,36 @@ static void test_failed_row_that_was_summed_up(void **state) {
     world_close(&world);
 }
 
+/* A prompt of more pages than there are near parts left is let in beside others all the same: it passes by its pages. */
+static void test_few_near_parts(void **state) {
+    (void)state;
+    struct world world;
+    struct owner owners[2];
+    int32_t prompts[2][1200];
+    struct sched_options options = world_options();
+    options.max_model_len = 1500;
+    options.max_num_seqs = 2;
+    options.n_pages = 40;
+    options.n_near = 11;
+    for (int i = 0; i < 1200; i++) prompts[0][i] = 2 + i % 7, prompts[1][i] = 2 + i % 11;
+    world_open(&world, options);
+    struct sched_request request = request_of(&world, &owners[0], prompts[0], 100, 300);
+    request.ignore_eos = true;
+    submit(&world, &request);
+    while (owners[0].n_tokens < 10) sched_step(world.sched);
+    request = request_of(&world, &owners[1], prompts[1], 1200, 70);
+    request.ignore_eos = true;
+    submit(&world, &request);
+    while (owners[0].finish == FINISH_NONE) sched_step(world.sched);
+    assert_true(owners[1].n_tokens > 0);
+    run(&world);
+    assert_int_equal(owners[1].n_tokens, 70);
+    expect_greedy(&owners[0], prompts[0], 100);
+    expect_greedy(&owners[1], prompts[1], 1200);
+    assert_int_equal(stats_of(&world).preemptions, 0);
+    world_close(&world);
+}
+
 static int bucket_of(const struct sched_histogram *histogram) {
     for (int i = 0; i < SCHED_BUCKETS; i++) {
         if (histogram->count[i] > 0) return i;
@@ -698,16 +728,17 @@ static void test_callback_submits(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_one_request),      cmocka_unit_test(test_decode_before_prompt),
-        cmocka_unit_test(test_prompt_scores),    cmocka_unit_test(test_stop_tokens),
-        cmocka_unit_test(test_stop_strings),     cmocka_unit_test(test_code_points),
-        cmocka_unit_test(test_context_full),     cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_options),          cmocka_unit_test(test_preemption),
-        cmocka_unit_test(test_cancel),           cmocka_unit_test(test_failed_pass),
-        cmocka_unit_test(test_failed_row),       cmocka_unit_test(test_failed_row_that_was_summed_up),
-        cmocka_unit_test(test_histograms),       cmocka_unit_test(test_threads),
-        cmocka_unit_test(test_callback_submits), cmocka_unit_test(test_indentation),
-        cmocka_unit_test(test_line_limit),       cmocka_unit_test(test_times),
+        cmocka_unit_test(test_one_request),    cmocka_unit_test(test_decode_before_prompt),
+        cmocka_unit_test(test_prompt_scores),  cmocka_unit_test(test_stop_tokens),
+        cmocka_unit_test(test_stop_strings),   cmocka_unit_test(test_code_points),
+        cmocka_unit_test(test_context_full),   cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_options),        cmocka_unit_test(test_preemption),
+        cmocka_unit_test(test_cancel),         cmocka_unit_test(test_failed_pass),
+        cmocka_unit_test(test_failed_row),     cmocka_unit_test(test_failed_row_that_was_summed_up),
+        cmocka_unit_test(test_few_near_parts), cmocka_unit_test(test_histograms),
+        cmocka_unit_test(test_threads),        cmocka_unit_test(test_callback_submits),
+        cmocka_unit_test(test_indentation),    cmocka_unit_test(test_line_limit),
+        cmocka_unit_test(test_times),
     };
     return cmocka_run_group_tests_name("sched", tests, NULL, NULL);
 }
