@@ -15,6 +15,7 @@ MODELS = {  # name: set, --quant
     "v3-int4": ("v3-tiny", "int4"),
     "v3-mixed": ("v3-tiny", "int4,routed=int8,head=bf16"),
     "v2-fp8": ("v2-tiny", "fp8"),
+    "v3-fp4": ("v3-tiny", "fp4"),
     "v2lite-bf16": ("v2lite-tiny", "bf16"),
 }
 PLAIN = ["v3-tiny-fp8", "v2-tiny", "v2lite-tiny-awq", "v2lite-tiny-ct-fp8", "v2lite-tiny-fp8-tensor",  # two in two shards

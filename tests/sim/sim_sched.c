@@ -520,8 +520,8 @@ static void check_pages(void) {
     check(sched->started || sched->n_held == 0, "pages are held, and no step is at work");
     check_pages_at_work(owners);
     check_users(&sched->kv, owners);
-    check(near_faults(sched, sim.options.n_near) == 0, "%d near parts are wrong",
-          near_faults(sched, sim.options.n_near));
+    int near_wrong = near_faults(sched, sim.options.n_near);
+    check(near_wrong == 0, "%d near parts are wrong", near_wrong);
     if (sched->kv.near.place && chance(10)) near_lose_all(sim.sched, &sim.fake);
     check_tree(&sched->kv);
     for (const struct seq *seq = sched->waiting.first; seq; seq = seq->next) {
@@ -630,11 +630,10 @@ static void step(void) {
 }
 
 /* As many near parts as running sequences look at, and some more. */
-static void limit_near(void) {
-    const struct sched_options *o = &sim.options;
-    int seen = sim.fake.window / KV_PAGE_TOKENS + 4;
-    int n = seen * o->max_num_seqs + o->max_num_batched_tokens / KV_PAGE_TOKENS + 1 + below(chance(50) ? 2 : 12);
-    if (n < o->n_pages) sim.options.n_near = sim.fake.n_near = n;
+static void limit_near(struct sched_options *o) {
+    int n = (sim.fake.window / KV_PAGE_TOKENS + 4) * o->max_num_seqs + o->max_num_batched_tokens / KV_PAGE_TOKENS + 1;
+    n += below(chance(50) ? 2 : 12);
+    if (n < o->n_pages) o->n_near = sim.fake.n_near = n;
 }
 
 static void epoch_open(void) {
@@ -668,7 +667,7 @@ static void epoch_open(void) {
     sim.fake.sums_up = sums_up;
     sim.fake.window = chance(30) ? 1 + below(160) : 64 * below(3) + 1 + below(3);
     sim.model.hybrid.window = sums_up ? sim.fake.window : 0;
-    if (sim.fake.sums_up && chance(70)) limit_near();
+    if (sim.fake.sums_up && chance(70)) limit_near(&sim.options);
     sim.options.disk = sim.options.prefix_caching && chance(50) ? broken_disk_take(&sim.broken) : NULL;
     sim.fake.fail_copies = chance(5);
     if (sched_create(&sim.sched, &sim.options, &error)) abort();
