@@ -616,8 +616,7 @@ static void step(void) {
     if (sim.step_failed) {
         bool one_row = sim.fake.fault_row >= 0 && sim.fake.fault_row < sim.sched->now->batch.n_rows;
         check(sim.step_errors <= 1 || !one_row, "one bad row ended %d requests", sim.step_errors);
-        int lost = sim.fake.sums_up ? KV_PAGE_TOKENS : 1; /* steps: a row each may be all that there is room for */
-        for (int i = 0; i < MAX_LIVE; i++) sim.clients[i].deadline_step += lost;
+        for (int i = 0; i < MAX_LIVE; i++) sim.clients[i].deadline_step += sim.fake.sums_up ? KV_PAGE_TOKENS : 1;
     } else if (oldest != 0 && oldest_live() == oldest && !came_late && !is_loading(oldest)) {
         check(computed_rows(oldest) > before, "the oldest stands still");
     }
