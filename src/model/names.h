@@ -2,6 +2,7 @@
 #ifndef MOEBIUS_MODEL_NAMES_H
 #define MOEBIUS_MODEL_NAMES_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 /* Who named the tensors. */
@@ -67,6 +68,9 @@ enum { NAME_MAX_BYTES = 128 };
 
 /* "model.layers.3.mlp.experts.7.up_proj" + `suffix` (".weight", ".qweight", ...) into name [NAME_MAX_BYTES]. */
 const char *names_tensor(char *name, enum naming naming, enum role role, int layer, int expert, const char *suffix);
+
+bool names_has(enum naming naming, enum role role);
+bool names_is_in_layer(enum role role);
 
 /* What a tensor of this role is called behind the role's own name: ".weight", or nothing where the name says all. */
 const char *names_suffix(enum role role);
