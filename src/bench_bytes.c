@@ -7,19 +7,40 @@ static size_t mlp_bytes(const struct mlp *mlp) {
     return mlp->gate.rows ? mat_bytes(&mlp->gate) + mat_bytes(&mlp->up) + mat_bytes(&mlp->down) : 0;
 }
 
-static size_t attention_bytes(const struct model *model, const struct layer *layer) {
-    size_t q = model->q_kind == Q_LOW_RANK ? mat_bytes(&layer->q_a) + mat_bytes(&layer->q_b) : mat_bytes(&layer->q);
-    const struct indexer *indexer = &layer->indexer;
-    size_t index =
-        model->index_topk ? mat_bytes(&indexer->q) + mat_bytes(&indexer->k) + mat_bytes(&indexer->weights) : 0;
-    return q + mat_bytes(&layer->kv_a) + mat_bytes(&layer->kv_b) + mat_bytes(&layer->o) + index;
+/* Matrices of a layer's attention and hyper-connections, one after another; NULL after the last. Some have no rows. */
+static const struct mat *attention_matrix(const struct layer *layer, int i) {
+    const struct mat *const all[] = {&layer->q,
+                                     &layer->q_a,
+                                     &layer->q_b,
+                                     &layer->kv_a,
+                                     &layer->kv_b,
+                                     &layer->o_a,
+                                     &layer->o,
+                                     &layer->indexer.q,
+                                     &layer->indexer.k,
+                                     &layer->indexer.weights,
+                                     &layer->compressor.kv,
+                                     &layer->compressor.gate,
+                                     &layer->index_compressor.kv,
+                                     &layer->index_compressor.gate,
+                                     &layer->attn_mixer.mix,
+                                     &layer->ffn_mixer.mix};
+    return i < (int)(sizeof all / sizeof *all) ? all[i] : NULL;
+}
+
+static size_t attention_bytes(const struct layer *layer) {
+    size_t bytes = 0;
+    const struct mat *mat;
+    for (int i = 0; (mat = attention_matrix(layer, i)); i++) bytes += mat->rows ? mat_bytes(mat) : 0;
+    return bytes;
 }
 
 static size_t fixed_bytes(const struct model *model, const struct weights *weights) {
     size_t total = mat_bytes(&weights->head);
+    if (weights->head_mixer.mix.rows) total += mat_bytes(&weights->head_mixer.mix);
     for (int i = 0; i < model->layers; i++) {
         const struct layer *layer = &weights->layers[i];
-        total += attention_bytes(model, layer);
+        total += attention_bytes(layer);
         total += model_layer_is_dense(model, i) ? mlp_bytes(&layer->dense)
                                                 : mat_bytes(&layer->router) + mlp_bytes(&layer->shared);
     }
@@ -28,7 +49,7 @@ static size_t fixed_bytes(const struct model *model, const struct weights *weigh
 
 int bench_bytes_open(struct bench_bytes *bytes, const struct model *model, const struct weights *weights,
                      enum kv_format kv, struct mo_error *error) {
-    *bytes = (struct bench_bytes){.model = model, .weights = weights, .fixed = fixed_bytes(model, weights)};
+    *bytes = (struct bench_bytes){.model = model, .weights = weights, .fixed = fixed_bytes(model, weights), .kv = kv};
     bytes->cache_key = cache_key_bytes(model->index_dim, kv) * (size_t)model->layers;
     bytes->cache_row = kv_row_bytes(model, kv) * (size_t)model->layers - bytes->cache_key;
     bytes->seen = calloc((size_t)model->experts + 1, sizeof *bytes->seen);
@@ -39,7 +60,28 @@ void bench_bytes_close(struct bench_bytes *bytes) {
     free(bytes->seen);
 }
 
+/* Of what they see, `own` tokens are each sequence's alone. */
+static double hybrid_cache_bytes(const struct bench_bytes *bytes, double rows, int batch, int depth) {
+    const struct model *m = bytes->model;
+    const struct hybrid_model *h = &m->hybrid;
+    const double row = (double)cache_row_bytes(m->kv_lora, m->rope_dim, bytes->kv);
+    const double key = (double)cache_key_bytes(h->index_dim, bytes->kv);
+    const double own = batch > 1 ? (rows - depth) / (batch - 1) : depth, window = fmin(depth, h->window);
+    double total = 0;
+    for (int i = 0; i < m->layers; i++) {
+        const int ratio = h->ratio[i];
+        const bool is_sparse = ratio == RATIO_SPARSE;
+        const double n = ratio ? rows / ratio : 0;
+        total += (window + (batch - 1) * fmin(own, window)) * row;
+        total += is_sparse && depth / ratio > h->index_topk ? n * key + fmin(n, (double)batch * h->index_topk) * row
+                                                            : n * row;
+        if (ratio) total += 4.0 * batch * (double)cache_state_floats(model_latent_dim(m), h->index_dim, is_sparse);
+    }
+    return total;
+}
+
 double bench_cache_bytes(const struct bench_bytes *bytes, double rows, int batch, int depth) {
+    if (model_is_hybrid(bytes->model)) return hybrid_cache_bytes(bytes, rows, batch, depth);
     int most = bytes->model->index_topk;
     if (!most || depth <= most) return rows * (double)bytes->cache_row;
     return rows * (double)bytes->cache_key + fmin(rows, (double)batch * most) * (double)bytes->cache_row;
@@ -73,9 +115,8 @@ double bench_prompt_operations(const struct model *model, const struct weights *
     double total = 0;
     for (int i = 0; i < model->layers; i++) {
         const struct layer *w = &weights->layers[i];
-        total += mat_operations(&w->q) + mat_operations(&w->q_a) + mat_operations(&w->q_b);
-        total += mat_operations(&w->kv_a) + mat_operations(&w->kv_b) + mat_operations(&w->o);
-        total += mat_operations(&w->indexer.q) + mat_operations(&w->indexer.k) + mat_operations(&w->indexer.weights);
+        const struct mat *mat;
+        for (int k = 0; (mat = attention_matrix(w, k)); k++) total += mat_operations(mat);
         total += mlp_operations(&w->dense) + mlp_operations(&w->shared) + mat_operations(&w->router);
         if (!model_layer_is_dense(model, i)) total += model->top_k * mlp_operations(&w->experts[0]);
     }

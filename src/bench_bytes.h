@@ -12,8 +12,9 @@ struct bench_bytes {
     size_t fixed;     /* attention, dense, shared, router, head: read by every pass */
     size_t cache_row; /* one token's latents, all layers */
     size_t cache_key; /* and its index keys */
-    size_t experts;   /* visited since bench_bytes_begin */
-    int *seen;        /* [experts] the last visit, as its layer's stamp */
+    enum kv_format kv;
+    size_t experts; /* visited since bench_bytes_begin */
+    int *seen;      /* [experts] the last visit, as its layer's stamp */
     int stamp;
 };
 
@@ -26,7 +27,8 @@ void bench_bytes_close(struct bench_bytes *bytes); /* accepts a zeroed one */
 double bench_prompt_operations(const struct model *model, const struct weights *weights);
 
 /* Of the cache, for a step of `batch` sequences that see `rows` different tokens together: all rows, or the index keys of all and
- * index_topk rows a sequence, once it sees more than that (`depth`). */
+ * index_topk rows a sequence, once it sees more than that (`depth`). V4: the window's rows, the compressed ones or their index keys
+ * and those that are chosen, and what is summed up for the next. */
 double bench_cache_bytes(const struct bench_bytes *bytes, double rows, int batch, int depth);
 
 /* Forgets the experts of the pass before. */

@@ -122,9 +122,9 @@ static int gather(struct facts *f, const char *model, const char *revision, cons
     for (int i = 0; i < f->checkpoint.n_tensors; i++) {
         const struct tensor *tensor = &f->checkpoint.tensors[i];
         bool is_other = f->checkpoint.is_packed && !strncmp(tensor->name, PACK_PREFIX, strlen(PACK_PREFIX));
-        int64_t *sum = is_other                                       ? &f->other_bytes
-                       : names_layer(tensor->name) >= f->model.layers ? &f->left_out_bytes
-                                                                      : &f->bytes[stored_kind(tensor)];
+        int64_t *sum = is_other                                             ? &f->other_bytes
+                       : names_is_prediction(tensor->name, f->model.layers) ? &f->left_out_bytes
+                                                                            : &f->bytes[stored_kind(tensor)];
         *sum += (int64_t)tensor->bytes;
     }
     find_licence(f);
@@ -139,7 +139,7 @@ static json_t *params_json(const struct model_params *p) {
 }
 
 static int64_t kv_bytes(const struct facts *f, enum kv_format kv) {
-    return (int64_t)kv_row_bytes(&f->model, kv) * f->model.layers;
+    return (int64_t)(kv_pool_bytes(&f->model, kv, KV_PAGES_A_NEAR, 1) / KV_PAGES_A_NEAR / KV_PAGE_TOKENS);
 }
 
 /* What a packed file says of itself. */
@@ -201,6 +201,36 @@ static void print_gguf(const struct facts *f) {
     }
 }
 
+static int count_ratio(const struct model *m, int ratio) {
+    int n = 0;
+    for (int i = 0; i < m->layers; i++) n += m->hybrid.ratio[i] == ratio;
+    return n;
+}
+
+static int count_hashed(const struct model *m) {
+    return m->hybrid.hash_layers < m->layers ? m->hybrid.hash_layers : m->layers;
+}
+
+static json_t *hybrid_json(const struct model *m) {
+    const struct hybrid_model *h = &m->hybrid;
+    json_t *ratios = json_array();
+    for (int i = 0; i < m->layers; i++) json_array_append_new(ratios, json_integer(h->ratio[i]));
+    return json_pack("{si so si si sf}", "window", h->window, "ratios", ratios, "streams", h->streams, "hash_layers",
+                     count_hashed(m), "swiglu_limit", h->swiglu_limit);
+}
+
+static void print_hybrid(const struct model *m) {
+    const struct hybrid_model *h = &m->hybrid;
+    printf("attention: the last %d tokens; in %d layers also rows of %d tokens each, of which an indexer of %d heads "
+           "of %d "
+           "chooses %d; in %d layers rows of %d tokens each, all of them\n",
+           h->window, count_ratio(m, RATIO_SPARSE), RATIO_SPARSE, h->index_heads, h->index_dim, h->index_topk,
+           count_ratio(m, RATIO_DENSE), RATIO_DENSE);
+    printf("residual: %d streams; experts by token id in the first %d layers", h->streams, count_hashed(m));
+    if (h->swiglu_limit > 0) printf("; gates limited to %g", h->swiglu_limit);
+    printf("\n");
+}
+
 static int print_json(const struct facts *f, struct mo_error *error) {
     json_t *formats = json_object();
     for (int i = 0; i < STORED_KINDS; i++) {
@@ -211,7 +241,9 @@ static int print_json(const struct facts *f, struct mo_error *error) {
                              "kv_bytes_per_token", "f32", kv_bytes(f, KV_F32), "bf16", kv_bytes(f, KV_BF16), "fp8",
                              kv_bytes(f, KV_FP8), "context", f->model.context, "layers", f->model.layers, "licence",
                              f->licence, "hash", f->hash);
-    json_object_set_new(root, "index_topk", f->model.index_topk ? json_integer(f->model.index_topk) : json_null());
+    int index_topk = model_is_hybrid(&f->model) ? f->model.hybrid.index_topk : f->model.index_topk;
+    json_object_set_new(root, "index_topk", index_topk ? json_integer(index_topk) : json_null());
+    json_object_set_new(root, "hybrid", model_is_hybrid(&f->model) ? hybrid_json(&f->model) : json_null());
     json_object_set_new(root, "synthetic", json_boolean(f->model.synthetic));
     json_object_set_new(root, "packed", f->checkpoint.is_packed ? packed_json(f) : json_null());
     json_object_set_new(root, "gguf", f->checkpoint.gguf ? gguf_json(f) : json_null());
@@ -242,6 +274,7 @@ static void print_text(const struct facts *f) {
         printf("sparse attention: %d tokens a query, chosen by an indexer of %d heads of %d\n", m->index_topk,
                m->index_heads, m->index_dim);
     }
+    if (model_is_hybrid(m)) print_hybrid(m);
     printf("context: %d tokens\nlicence: %s\nhash: %s\n", m->context, f->licence, f->hash);
     if (f->checkpoint.is_packed) print_packed(f);
     if (f->checkpoint.gguf) print_gguf(f);

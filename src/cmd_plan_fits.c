@@ -309,6 +309,73 @@ static void print_v3_ranks(void) {
            "`/metrics` counts both.\n");
 }
 
+/* ---- DeepSeek-V4 ---- */
+
+/* By the recipe that is given, or as published. */
+static struct plan_input input_of_v4(const char *model, const char *quant, int context) {
+    struct plan_arch arch;
+    plan_arch_builtin(&arch, model);
+    return plan_table_input(model, quant ? quant : arch.published, "none", KV_BF16, context, 1);
+}
+
+static void print_v4_ram(void) {
+    static const double gb_s[] = {89, 300, 600, 844};
+    static const struct {
+        const char *model, *quant;
+    } rows[] = {{"deepseek-v4-flash", NULL},
+                {"deepseek-v4-flash", "int4"},
+                {"deepseek-v4-pro", NULL},
+                {"deepseek-v4-pro", "int4"}};
+    printf("\n## DeepSeek-V4: everything in RAM\n\nNo card: the GPU has no kernels for it yet. One sequence that sees "
+           "32,768 "
+           "tokens, cache in bf16, limit / expected by\n"
+           "the speed of the RAM. As published: experts in FP4, the rest in FP8, head and embedding in BF16.\n\n"
+           "| model | recipe | weights, GB | cache, GB | 89 GB/s | 300 GB/s | 600 GB/s | 844 GB/s |\n"
+           "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n");
+    for (size_t r = 0; r < sizeof rows / sizeof *rows; r++) {
+        struct plan_input in = input_of_v4(rows[r].model, rows[r].quant, 32768);
+        printf("| %s | %s | %.0f | %.2f |", rows[r].model, rows[r].quant ? rows[r].quant : "as published",
+               plan_weights_total(&in.weights) / GB, plan_arch_kv_bytes(&in.arch, KV_BF16) * 32768 / GB);
+        for (size_t i = 0; i < sizeof gb_s / sizeof *gb_s; i++) {
+            struct plan_cpu_case c = {&in.arch, &in.weights, KV_BF16, gb_s[i], 0, 0, -1, -1, 0, 0};
+            struct plan_speed speed;
+            plan_predict_cpu(&c, 1, 32768, &speed);
+            printf(" %.1f / %.1f |", plan_speed_limit(&speed), plan_speed_expected(&speed));
+        }
+        printf("\n");
+    }
+}
+
+/* What RAM does not hold comes from a disk. */
+static void print_v4_disk(void) {
+    static const double gb[] = {32, 64, 96, 128, 192};
+    static const char *const models[] = {"deepseek-v4-flash", "deepseek-v4-pro"};
+    printf("\nThe same with less RAM than that, at 89 GB/s, and the other experts on a disk of 7 GB/s (8 GB are left "
+           "to the "
+           "system):\n"
+           "share of the experts that RAM holds, which is the hit rate if all are alike, and tokens/s as expected.\n\n"
+           "| as published | 32 GB | 64 GB | 96 GB | 128 GB | 192 GB |\n| --- | ---: | ---: | ---: | ---: | ---: |\n");
+    for (int m = 0; m < 2; m++) {
+        printf("| %s |", models[m]);
+        for (size_t i = 0; i < sizeof gb / sizeof *gb; i++) {
+            struct plan_input in = input_of_v4(models[m], NULL, 8192);
+            struct plan_memory memory;
+            struct plan_speed speed;
+            in.machine.ram_bytes = gb[i] * GB;
+            in.machine.ram_gb_s = 89;
+            in.machine.ssd_gb_s = 7;
+            plan_memory(&in, &memory);
+            plan_decode(&in, &memory, 1, 8192, &speed);
+            if (memory.fits) {
+                printf(" %.0f %%: %.2f |", memory.held * 100, plan_speed_expected(&speed));
+            } else {
+                printf(" - |");
+            }
+        }
+        printf("\n");
+    }
+}
+
 /* ---- figures of others ---- */
 
 static void print_possible(void) {
@@ -347,26 +414,28 @@ static void print_constants(void) {
 }
 
 static void print_how(void) {
-    printf("\n## How it is computed\n\n"
-           "- GB are 1e9 bytes. `moebius plan MODEL --explain` prints every term of every figure.\n"
-           "- A step reads all matrices but the routed experts once, each expert that the batch meets once, and batch "
-           "x depth rows\n"
-           "  of the cache. Norms and the embedding's rows are left out.\n"
-           "- A batch of B independent tokens meets E (1 - (1 - k/E)^B) of E experts in a layer. Text is more alike: "
-           "an upper end.\n"
-           "- A limit is the slowest device, all of them at full speed at once. An expectation is one device after the "
-           "other, each at\n"
-           "  its share, and 3.3 us for each kernel on a card: 7 a layer, 6 where it is dense, one more with low-rank "
-           "queries, "
-           "and\n"
-           "  one more from 9 rows on.\n"
-           "- What RAM does not hold is read from disk to RAM and then from RAM. With routing that has no favourites, "
-           "the hit rate\n"
-           "  is the share that RAM holds.\n"
-           "- Recipes: `int4` is 4-bit in groups of 128 with fp16 scales (4.125 bits), kv_b and head in fp8, embedding "
-           "and router in\n"
-           "  bf16; `fp8` has 128x128 blocks; `awq-g64` keeps head and embedding in 16 bits; `routed=2.4` are 2.4 bits "
-           "for experts.\n");
+    printf(
+        "\n## How it is computed\n\n"
+        "- GB are 1e9 bytes. `moebius plan MODEL --explain` prints every term of every figure.\n"
+        "- A step reads all matrices but the routed experts once, each expert that the batch meets once, and batch "
+        "x depth rows\n"
+        "  of the cache (V4: its window, and compressed rows or index keys and the rows that are chosen). Norms and\n"
+        "  the embedding's rows are left out.\n"
+        "- A batch of B independent tokens meets E (1 - (1 - k/E)^B) of E experts in a layer. Text is more alike: "
+        "an upper end.\n"
+        "- A limit is the slowest device, all of them at full speed at once. An expectation is one device after the "
+        "other, each at\n"
+        "  its share, and 3.3 us for each kernel on a card: 7 a layer, 6 where it is dense, one more with low-rank "
+        "queries, "
+        "and\n"
+        "  one more from 9 rows on.\n"
+        "- What RAM does not hold is read from disk to RAM and then from RAM. With routing that has no favourites, "
+        "the hit rate\n"
+        "  is the share that RAM holds.\n"
+        "- Recipes: `int4` is 4-bit in groups of 128 with fp16 scales (4.125 bits), kv_b and head in fp8, embedding "
+        "and router in\n"
+        "  bf16; `fp8` has 128x128 blocks; `awq-g64` keeps head and embedding in 16 bits; `routed=2.4` are 2.4 bits "
+        "for experts.\n");
 }
 
 void plan_print_what_fits(void) {
@@ -387,6 +456,8 @@ void plan_print_what_fits(void) {
     print_v3_disk();
     print_hits();
     print_v3_ranks();
+    print_v4_ram();
+    print_v4_disk();
     printf("\n## The hosting guide's memory table\n\n");
     plan_print_table(PLAN_TABLE_VRAM);
     printf("\n## The hosting guide's concurrency table\n\n");

@@ -77,6 +77,22 @@ static int gather_wish(struct plan_report *r, struct mo_error *error) {
     return 0;
 }
 
+/* Which layer has which ratio makes no difference. */
+static struct hybrid_model hybrid_of(const struct plan_arch *a) {
+    const struct plan_hybrid *h = &a->hybrid;
+    struct hybrid_model hybrid = {.window = h->window,
+                                  .index_topk = h->index_topk,
+                                  .index_heads = h->index_heads,
+                                  .index_dim = h->index_dim,
+                                  .o_groups = h->o_groups,
+                                  .o_lora = h->o_lora,
+                                  .streams = h->streams,
+                                  .hash_layers = h->hash_layers};
+    for (int i = 0; i < h->sparse_layers + h->dense_layers; i++)
+        hybrid.ratio[i] = i < h->sparse_layers ? RATIO_SPARSE : RATIO_DENSE;
+    return hybrid;
+}
+
 /* The backend counts its own scratch, from the numbers alone. */
 static double cpu_scratch(const struct plan_input *in, int threads) {
     const struct plan_arch *a = &in->arch;
@@ -101,6 +117,7 @@ static double cpu_scratch(const struct plan_input *in, int threads) {
         .experts = a->experts,
         .top_k = a->top_k,
         .shared_experts = a->shared_experts,
+        .hybrid = hybrid_of(a),
     };
     struct backend_options options = {.threads = threads,
                                       .max_rows = in->wish.batched_tokens,

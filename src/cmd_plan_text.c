@@ -30,6 +30,8 @@ static void say_model(const struct plan_report *r) {
            r->recipe_is_published && !in->weights.measured ? ", as published" : "");
     if (in->arch.index_topk && in->machine.gpu.count)
         printf("note: the GPU has no kernels for this model's indexer yet: figures with a card are what it could do\n");
+    if (plan_arch_is_hybrid(&in->arch) && in->machine.gpu.count)
+        printf("note: the GPU has no kernels for this model yet: figures with a card are what it could do\n");
     if (in->weights.note[0]) printf("note: %s\n", in->weights.note);
     if (!in->weights.measured && !plan_quant_is_real(&in->quant))
         printf("note: a number of bits is for planning; this engine has no such format\n");

@@ -8,7 +8,7 @@
 void recipe_flags(struct recipe_arguments *a, struct cli_flag flags[RECIPE_FLAGS_MAX]) {
     /* clang-format off */
     const struct cli_flag table[] = {
-        {.names = "Formats (int4, int8, fp8 or bf16)", .type = CLI_HEADING},
+        {.names = "Formats (int4, fp4, int8, fp8 or bf16)", .type = CLI_HEADING},
         {.names = "--quant,--quantization,-q", .type = CLI_STRING, .target = &a->quant, .value = "Q",
          .help = "of everything that is large; also as int4,head=bf16,kv_b=int8"},
         {.names = "--group", .type = CLI_INT, .target = &a->group_size, .min = 32, .max = 128, .value = "N",
@@ -30,7 +30,7 @@ void recipe_flags(struct recipe_arguments *a, struct cli_flag flags[RECIPE_FLAGS
 }
 
 int recipe_from_arguments(struct recipe *recipe, struct recipe_arguments *a, struct mo_error *error) {
-    if (!a->quant) return mo_error_set(error, MO_E_INVALID, "no --quant given: int4, int8, fp8 or bf16");
+    if (!a->quant) return mo_error_set(error, MO_E_INVALID, "no --quant given: int4, fp4, int8, fp8 or bf16");
     int n = snprintf(a->text, sizeof a->text, "%s", a->quant);
     int code = n < 0 || (size_t)n >= sizeof a->text / 2 ? mo_error_set(error, MO_E_INVALID, "--quant: too long") : 0;
     if (!code && (code = recipe_parse(recipe, a->quant, a->group_size ? a->group_size : 128, error))) {

@@ -152,6 +152,7 @@ int cmd_run(int argc, char **argv) {
     struct engine *engine = NULL;
     struct cli_flag shared[ENGINE_FLAGS_MAX + SAMPLING_FLAGS_MAX];
     engine_options_init(&options);
+    options.only_scheduled = true;
     sampling_flags_table(&a.sampling, shared);
     int n = 0;
     while (shared[n].names) n++;

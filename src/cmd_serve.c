@@ -77,7 +77,7 @@ static void print_url(const struct serve_arguments *a, const struct server *serv
 static void announce(const struct serve_arguments *a, const struct server *server, const struct engine *engine) {
     const struct engine_options *o = &engine->options;
     char url[300], cut[200] = "", tested[48] = "";
-    double cache = (double)kv_pool_bytes(&engine->model, (enum kv_format)(o->kv - 1), engine->n_pages);
+    double cache = (double)kv_pool_bytes(&engine->model, (enum kv_format)(o->kv - 1), engine->n_pages, engine->n_near);
     print_url(a, server, url, sizeof url);
     if (!a->engine.max_model_len && o->max_model_len < engine->model.context) {
         snprintf(cut, sizeof cut, ": memory does not allow the model's %d", engine->model.context);

@@ -20,6 +20,7 @@ enum {
 void serve_arguments_init(struct serve_arguments *a) {
     *a = (struct serve_arguments){.tensor_parallel = 1, .data_parallel = 1};
     engine_options_init(&a->engine);
+    a->engine.only_scheduled = true;
     a->engine.cache_disk_gib = 16;
     a->engine.max_grammars = GRAMMAR_CACHE_MAX;
     a->server = (struct server_options){.host = "127.0.0.1",

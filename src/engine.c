@@ -78,7 +78,7 @@ void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_M
         {.names = "--kv-cache-dtype,--kv", .type = CLI_CHOICE, .target = &o->kv, .choices = "auto|f32|bf16|fp8",
          .help = "format of the latent cache (default auto: bf16; f32 with\n--compute f32)"},
         {.names = "--quantization,--quant,-q", .type = CLI_STRING, .target = &o->quantization, .value = "Q",
-         .help = "int4, int8, fp8 or bf16: quantize while loading (`moebius quantize`\ndoes it once and for all); "
+         .help = "int4, fp4, int8, fp8 or bf16: quantize while loading (`moebius quantize`\ndoes it once and for all); "
                  "default auto: as the weights are"},
         {.names = "--compute", .type = CLI_CHOICE, .target = &o->compute, .choices = "fast|f32",
          .help = "fast (default): 8-bit activations for INT4, INT8, AWQ weights and\nGGUF's blocks; f32: everything in single precision, the yardstick"},
@@ -88,7 +88,7 @@ void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_M
          .help = "same bits for a sequence whatever runs beside it"},
         {.names = "--chat-template", .type = CLI_STRING, .target = &o->chat_template, .value = "NAME",
          .help = "deepseek-coder-v2, deepseek-v3, deepseek-v3-0324, deepseek-r1,\ndeepseek-r1-0528, deepseek-v3.1, "
-                 "deepseek-v3.1-terminus, deepseek-v3.2\n(default: recognised from the model)"},
+                 "deepseek-v3.1-terminus, deepseek-v3.2,\ndeepseek-v4, deepseek-v4-0731 (default: recognised from the model)"},
         {.names = "--generation-config", .type = CLI_CHOICE, .target = &o->generation_config, .choices = "auto|none",
          .help = "auto (default): start from the model's own sampling settings"},
         {.names = "--no-repack,-nr", .type = CLI_FLAG, .target = &o->no_repack,
@@ -163,6 +163,7 @@ static int open_sched(struct engine *engine, struct mo_error *error) {
         .max_num_batched_tokens = o->max_num_batched_tokens,
         .max_logits = o->max_logits,
         .n_pages = engine->n_pages,
+        .n_near = engine->n_near,
         .prefix_caching = o->prefix_caching,
         .disk = engine->disk,
         .max_drafts = o->max_drafts,
@@ -193,8 +194,8 @@ static int check_drafts(const struct engine *engine, struct mo_error *error) {
     if (!engine->options.max_drafts || !model_is_hybrid(&engine->model)) return 0;
     return mo_error_set(
         error, MO_E_UNSUPPORTED,
-        "--draft-max %d: %s keeps sums of its tokens in the cache, out of which a wrong guess cannot be "
-        "taken again; it goes without",
+        "--draft-max %d: %s keeps sums of its tokens in the cache, and a wrong guess could not be taken out of them "
+        "again: it runs without guesses only",
         engine->options.max_drafts, engine->model.architecture);
 }
 

@@ -46,6 +46,7 @@ struct engine_options {
     bool prefix_caching;      /* answers share the cache of what their prompts begin with */
     const char *cache_folder; /* pages that outlive the engine go there; NULL: they do not */
     double cache_disk_gib;    /* that they may take */
+    bool only_scheduled;      /* the cache's pages are the scheduler's alone, so V4 can do with fewer near parts */
     bool take_cache;          /* take all of the cache's memory, beside the first requests: a server's promise */
     bool no_repack;           /* GGUF's blocks stay as they lie in the file */
     bool no_self_test;        /* trust kernels and card unseen */
@@ -77,7 +78,7 @@ struct engine {
     struct disk *disk; /* pages below those in memory; NULL: none */
     struct sched *sched;
     int32_t eos[MODEL_MAX_EOS];
-    int n_eos, n_pages;
+    int n_eos, n_pages, n_near;
     int gpu;     /* the card that computes, of several the first; -1: the CPU */
     int n_parts; /* cards that compute, each some of the layers (engine_cards.h) */
     bool may_add_cards;

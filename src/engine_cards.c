@@ -134,7 +134,7 @@ static int count_layers(const struct engine *engine, struct layer_costs *costs, 
     struct backend_options options;
     engine_plan_options(engine, &options);
     int pages = (engine_cards_context(engine) + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS, code = 0;
-    double cache = (double)kv_pool_bytes(m, options.kv, pages) / m->layers;
+    double cache = (double)kv_pool_bytes(m, options.kv, pages, 0) / m->layers;
     for (int l = 0; l < m->layers && !code; l++) {
         const struct cuda_part part = {0, l, 1};
         struct cuda_bytes bytes;
@@ -214,7 +214,7 @@ int engine_cards_missing(struct engine *engine, int context, double *bytes, stru
     if (code) return code;
     engine_plan_options(engine, &backend);
     code = engine_device_left(engine, &backend, &left, error);
-    *bytes = (double)kv_pool_bytes(&engine->model, backend.kv, pages) - left;
+    *bytes = (double)kv_pool_bytes(&engine->model, backend.kv, pages, 0) - left;
     return code;
 }
 

@@ -57,7 +57,7 @@ int engine_disk_open(struct engine *engine, struct mo_error *error) {
     int code = checkpoint_hash(&engine->checkpoint, 0, hash, error);
     if (!code) code = make_key(engine, hash, &options.key, error);
     if (code) return code;
-    options.page_bytes = kv_pool_bytes(&engine->model, (enum kv_format)(o->kv - 1), 1);
+    options.page_bytes = kv_pool_bytes(&engine->model, (enum kv_format)(o->kv - 1), 1, 1);
     double start_s = clock_now_s();
     if (disk_open(&engine->disk, &options, &reason)) {
         log_warn("--prefix-cache-dir: %s; going on without it", reason.message);

@@ -94,7 +94,7 @@ int engine_experts_leave(const struct engine *engine, double scratch, double *by
 
 /* What the plan has left. */
 static double free_bytes(const struct engine *engine, const struct backend_options *backend) {
-    double cache = (double)kv_pool_bytes(&engine->model, backend->kv, backend->n_pages);
+    double cache = (double)kv_pool_bytes(&engine->model, backend->kv, backend->n_pages, backend->n_near);
     double scratch = engine_plan_scratch(engine, backend);
     double left = memory_bytes(engine) - rest_bytes(engine) - scratch - (engine->gpu < 0 ? cache : 0);
     return left > least_bytes(engine) ? left : least_bytes(engine);

@@ -14,7 +14,7 @@ static const double GIB = 1 << 30;
 double engine_plan_scratch(const struct engine *engine, const struct backend_options *backend) {
     const struct engine_options *o = &engine->options;
     size_t grammars = engine->grammars ? grammar_cache_bytes(o->max_grammars, o->max_num_seqs) : 0;
-    size_t slots = o->cache_folder ? disk_memory_bytes(kv_pool_bytes(&engine->model, backend->kv, 1)) : 0;
+    size_t slots = o->cache_folder ? disk_memory_bytes(kv_pool_bytes(&engine->model, backend->kv, 1, 1)) : 0;
     return (double)cpu_backend_scratch_bytes(&engine->model, backend) + (double)(grammars + slots) +
            engine_selftest_bytes(engine, backend);
 }
@@ -41,7 +41,39 @@ static bool has_more_layers(const struct engine *engine) {
     return engine->gpu >= 0 && engine->cpu_layers < model_moe_layers(&engine->model);
 }
 
-static int settle_context(struct engine *engine, int fit_pages, double page_bytes, struct mo_error *error) {
+/* Near parts for so many pages; 0: as many as these. What running sequences look at is always there; beside it, one in KV_PAGES_A_NEAR
+ * pages of the cache keeps what it takes to go on from it. */
+static int near_for(const struct engine *engine, int n_pages) {
+    const struct engine_options *o = &engine->options;
+    if (!model_is_hybrid(&engine->model) || !o->only_scheduled) return 0;
+    int64_t seen =
+        (int64_t)engine->model.hybrid.window / KV_PAGE_TOKENS + 4; /* its ends, the page begun, one on its way */
+    int64_t running = seen * o->max_num_seqs + o->max_num_batched_tokens / KV_PAGE_TOKENS + 1;
+    int64_t n = running + n_pages / KV_PAGES_A_NEAR;
+    return n < n_pages ? (int)n : 0;
+}
+
+static double cache_bytes(const struct engine *engine, const struct backend_options *backend, int64_t n_tokens) {
+    int n_pages = (int)((n_tokens + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS);
+    return (double)kv_pool_bytes(&engine->model, backend->kv, n_pages, near_for(engine, n_pages));
+}
+
+/* The most pages whose cache takes no more than that. */
+static int pages_within(const struct engine *engine, const struct backend_options *backend, double bytes) {
+    int low = 1, high = 1 << 28;
+    while (low < high) {
+        int middle = low + (high - low + 1) / 2;
+        if (cache_bytes(engine, backend, (int64_t)middle * KV_PAGE_TOKENS) <= bytes) {
+            low = middle;
+        } else {
+            high = middle - 1;
+        }
+    }
+    return low;
+}
+
+static int settle_context(struct engine *engine, const struct backend_options *backend, int fit_pages,
+                          struct mo_error *error) {
     struct engine_options *o = &engine->options;
     int context = engine->model.context;
     int64_t fit_tokens = (int64_t)fit_pages * KV_PAGE_TOKENS;
@@ -53,8 +85,8 @@ static int settle_context(struct engine *engine, int fit_pages, double page_byte
         return mo_error_set(error, MO_E_NO_MEMORY,
                             "--max-model-len %d needs %.2f GiB of cache, %.2f GiB are left beside the "
                             "weights; %lld tokens would fit (--kv-cache-dtype fp8 makes the cache smaller%s)",
-                            o->max_model_len, page_bytes * o->max_model_len / KV_PAGE_TOKENS / GIB,
-                            page_bytes * fit_pages / GIB, (long long)fit_tokens,
+                            o->max_model_len, cache_bytes(engine, backend, o->max_model_len) / GIB,
+                            cache_bytes(engine, backend, fit_tokens) / GIB, (long long)fit_tokens,
                             has_more_layers(engine) ? ", --n-cpu-moe N leaves experts in the machine's memory" : "");
     }
     if (!o->max_model_len) o->max_model_len = context < fit_tokens ? context : (int)fit_tokens;
@@ -113,8 +145,7 @@ static bool steps_fit(const struct engine *engine) {
     if (most.n_parts && engine_cards_split(&most, NULL)) return false;
     engine_plan_options(&most, &backend);
     if (cache_bytes_left(&most, &backend, &left, NULL)) return false;
-    if (left < (double)kv_pool_bytes(&engine->model, backend.kv, (asked + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS))
-        return false;
+    if (left < cache_bytes(engine, &backend, asked)) return false;
     return engine->gpu >= 0 || engine_plan_scratch(engine, &backend) <= memory_available_bytes() * PLAN_LONG_STEP_SHARE;
 }
 
@@ -130,14 +161,14 @@ int engine_plan(struct engine *engine, struct backend_options *backend, struct m
     const struct engine_options *o = &engine->options;
     int code = engine->n_parts ? engine_cards_split(engine, error) : 0;
     engine_plan_options(engine, backend);
-    double page_bytes = (double)kv_pool_bytes(&engine->model, backend->kv, 1), left;
+    double left;
     if (!code) code = cache_bytes_left(engine, backend, &left, error);
     if (code) return code;
-    double fit = left / page_bytes;
-    int fit_pages = fit > 1 << 28 ? 1 << 28 : fit < 1 ? 1 : (int)fit;
-    code = settle_context(engine, fit_pages, page_bytes, error);
+    int fit_pages = pages_within(engine, backend, left);
+    code = settle_context(engine, backend, fit_pages, error);
     if (code) return code;
     int64_t pages = pages_of(o, o->max_model_len);
     engine->n_pages = backend->n_pages = pages < fit_pages ? (int)pages : fit_pages;
+    engine->n_near = backend->n_near = near_for(engine, engine->n_pages);
     return 0;
 }

@@ -41,7 +41,8 @@ static double room_bytes(const struct engine *engine, const struct backend_optio
     const bool is_all = has_rest(engine);
     const double available = memory_available_bytes() * memory_share(engine);
     const double file = is_all ? (double)engine->checkpoint.total_bytes - engine->ranks_bytes : 0;
-    const double cache = is_all ? (double)kv_pool_bytes(&engine->model, backend->kv, engine->n_pages) : 0;
+    const double cache =
+        is_all ? (double)kv_pool_bytes(&engine->model, backend->kv, engine->n_pages, engine->n_near) : 0;
     const double beside = engine_plan_scratch(engine, backend) + cache;
     const double rest = file > turned ? file - turned : 0;
     const double in_all = available - beside - rest, ours = available * engine->options.memory_utilization - beside;

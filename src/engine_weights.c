@@ -44,7 +44,7 @@ int engine_check_quantization(const struct model *model, const char *name, struc
     if (is_as_it_is(model, name) || !recipe_parse(&recipe, name, GROUP_SIZE, &reason)) return 0;
     return mo_error_set(
         error, MO_E_UNSUPPORTED,
-        "--quantization %s: this checkpoint's weights are used as they are (%s), or become int4, int8, fp8 "
+        "--quantization %s: this checkpoint's weights are used as they are (%s), or become int4, fp4, int8, fp8 "
         "or bf16 while they are loaded",
         name, names_of(model->quant)[0]);
 }

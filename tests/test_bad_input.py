@@ -327,9 +327,73 @@ def test_awq_scale_is_not_finite(tmp_path, bits):
     refused(open_model(folder), "model.safetensors", name, "finite")
 
 
-@pytest.mark.parametrize("suffix", [".weight_scale_inv", ".qzeros", ".scales", ".weight_scale"])
+EXPERT = "layers.1.ffn.experts.3.w2"  # FP4 in v4-tiny-fp8
+
+
+def change_v4(tmp_path, change):
+    folder = copy_set("v4-tiny-fp8", tmp_path / "m")
+    rewrite(folder, change)
+    return folder
+
+
+@pytest.mark.parametrize("name", [EXPERT + ".scale", "layers.1.attn.wq_b.scale"])  # of FP4, of FP8
+def test_scale_that_is_a_power_and_not_finite(tmp_path, name):
+    def change(tensors):
+        dtype, shape, raw = tensors[name]
+        tensors[name] = (dtype, shape, raw[:-1] + b"\xff")
+
+    at = int(np.prod(st.File(conftest.GOLDEN / "v4-tiny-fp8" / "model.safetensors").header[name]["shape"])) - 1
+    refused(open_model(change_v4(tmp_path, change)), "model.safetensors", name, f"value {at} is nan", "finite")
+
+
+@pytest.mark.parametrize("name, dtype, words", [
+    (EXPERT + ".scale", "U8", ["expected F8_E8M0", "found U8"]),
+    (EXPERT + ".weight", "F8_E4M3", ["expected shape", "[64, 32]", "[64, 16]"]),
+    ("layers.1.attn.wq_b.scale", "I8", ["I8"]),
+])
+def test_fp4_of_another_type(tmp_path, name, dtype, words):
+    def change(tensors):
+        _, shape, raw = tensors[name]
+        tensors[name] = (dtype, shape, raw)
+
+    refused(open_model(change_v4(tmp_path, change)), "model.safetensors", name, *words)
+
+
+@pytest.mark.parametrize("name", [EXPERT + ".scale", EXPERT + ".weight"])
+def test_fp4_of_another_shape(tmp_path, name):
+    def change(tensors):
+        dtype, shape, raw = tensors[name]
+        tensors[name] = (dtype, [shape[0] // 2, shape[1] * 2], raw)
+
+    refused(open_model(change_v4(tmp_path, change)), "model.safetensors", name, "expected shape", "found")
+
+
+def test_fp4_without_quantization_config(tmp_path):
+    folder = copy_set("v4-tiny-fp8", tmp_path / "m")
+
+    def change(tensors):
+        for name, (dtype, shape, raw) in tensors.items():
+            if dtype == "F8_E4M3":
+                tensors[name] = ("BF16", shape, bytes(2 * len(raw)))
+        aligned = sorted(tensors.items(), key=lambda item: -st.ITEM_BYTES[item[1][0]])
+        tensors.clear()
+        tensors.update(aligned)
+
+    rewrite(folder, change)
+    change_config(folder, quantization_config=None)
+    refused(open_model(folder), "model.safetensors", ".experts.0.w1.weight", "found I8", "quantization_config")
+
+
+def test_half_a_byte(tmp_path):
+    folder = copy_set("v4-tiny-fp8", tmp_path / "m")
+    change_entry(folder, EXPERT + ".weight", dtype="F4", shape=[3, 1])
+    refused(open_model(folder), "model.safetensors", EXPERT, "F4 [3, 1] does not take")
+
+
+@pytest.mark.parametrize("suffix", [".weight_scale_inv", ".qzeros", ".scales", ".weight_scale", ".scale"])
 def test_missing_scale(tmp_path, suffix):
-    set_name = {".weight_scale_inv": "v3-tiny-fp8", ".weight_scale": "v2lite-tiny-ct-fp8"}.get(suffix, "v2lite-tiny-awq")
+    set_name = {".weight_scale_inv": "v3-tiny-fp8", ".weight_scale": "v2lite-tiny-ct-fp8",
+                ".scale": "v4-tiny-fp8"}.get(suffix, "v2lite-tiny-awq")
     folder = copy_set(set_name, tmp_path / "m")
     for path in sorted(folder.glob("model*.safetensors")):
         tensors = st.tensors_of(st.File(path))

@@ -178,23 +178,28 @@ def info(folder, *flags):
     return succeed("info", folder, "--json", *flags).json
 
 
+ROLES = {  # the first part of a tensor's name that is found says what it is
+    "norm": "norm", "embed_tokens": "embedding", "lm_head": "head", "self_attn": "attention", "shared_experts": "shared",
+    ".experts.": "routed", "mlp.gate.": "router", "mlp.": "dense",
+    **dict.fromkeys(("hc_", "ffn.gate."), "router"), ".attn.": "attention", "embed.": "embedding", "head.": "head"}  # V4
+
+
+def is_prediction(tensor, config):
+    """Of multi-token prediction, which is left out."""
+    layer = re.match(r"model\.layers\.(\d+)\.", tensor)
+    return tensor.startswith("mtp.") or bool(layer) and int(layer.group(1)) >= config["num_hidden_layers"]
+
+
 def parameters_by_role(name):
-    """Counted here from the headers: every weight once, by its name; scales and zeros are none."""
+    """Counted here from the headers: every weight once, by its name; scales, zeros and tables of experts are none."""
     config = json.loads((GOLDEN / name / "config.json").read_text())
     counts = dict.fromkeys(["attention", "dense", "shared", "routed", "router", "embedding", "norm", "head"], 0)
     for path in sorted((GOLDEN / name).glob("*.safetensors")):
         for tensor, entry in st.File(path).tensors().items():
-            layer = re.match(r"model\.layers\.(\d+)\.", tensor)
-            if layer and int(layer.group(1)) >= config["num_hidden_layers"]:
-                continue  # multi-token prediction
-            if re.search(r"(scale|scale_inv|scales|qzeros)$", tensor):
+            if is_prediction(tensor, config) or re.search(r"(scale|scale_inv|scales|qzeros|tid2eid)$", tensor) and "hc_" not in tensor:
                 continue
-            n = math.prod(entry["shape"]) * (8 if tensor.endswith("qweight") else 1)
-            role = ("norm" if "norm" in tensor else "embedding" if "embed_tokens" in tensor else
-                    "head" if "lm_head" in tensor else "attention" if "self_attn" in tensor else
-                    "shared" if "shared_experts" in tensor else "routed" if ".experts." in tensor else
-                    "router" if "mlp.gate." in tensor else "dense")
-            counts[role] += n
+            n = math.prod(entry["shape"]) * (8 if tensor.endswith("qweight") else 2 if entry["dtype"] == "I8" else 1)
+            counts[next(role for part, role in ROLES.items() if part in tensor)] += n
     counts["total"] = sum(counts.values())
     used = counts["routed"] * config["num_experts_per_tok"] // config["n_routed_experts"]
     counts["active"] = counts["total"] - counts["embedding"] - counts["routed"] + used
@@ -224,8 +229,7 @@ def test_info_bytes_by_format(name):
     total = 0
     for path in sorted((GOLDEN / name).glob("*.safetensors")):
         for tensor, entry in st.File(path).tensors().items():
-            layer = re.match(r"model\.layers\.(\d+)\.", tensor)
-            if not (layer and int(layer.group(1)) >= config["num_hidden_layers"]):
+            if not is_prediction(tensor, config):
                 total += entry["data_offsets"][1] - entry["data_offsets"][0]
     assert all(isinstance(n, int) and n > 0 for n in by_format.values())
     everything = sum(path.stat().st_size for path in (GOLDEN / name).glob("*.safetensors"))

@@ -24,7 +24,7 @@ BUILD = Path(os.environ.get("MOEBIUS", conftest.ROOT / "build" / "moebius")).res
 SHIM = BUILD / "tests" / "shim"
 DRIVER = Path(os.environ.get("MOEBIUS_CUDA_DRIVER", SHIM))  # make cuda-race-test, make cuda-ptx-test
 GPU = ["--device", "cuda"]
-SETS = [name for name in conftest.SETS if not is_sparse(name)]  # there are no kernels for an indexer: test_refused_indexer
+SETS = [name for name in conftest.SETS if not is_sparse(name)]  # there are no kernels for these: test_refused_indexer, test_refused_v4
 
 
 # On a machine with a GPU (`make gpu-pytest`): the program itself, on the first card; what needs the fake driver is left out there.
@@ -222,6 +222,10 @@ def test_old_driver():
 
 def test_refused_indexer():
     refused(moebius("logits", GOLDEN / "v32-tiny", "--ids", "1,2", *GPU, env=fake()), "indexer", "index_topk 16", "--device cpu")
+
+
+def test_refused_v4():
+    refused(moebius("logits", GOLDEN / "v4-tiny", "--ids", "1,2", *GPU, env=fake()), "DeepseekV4ForCausalLM", "--device cpu")
 
 
 def test_old_card():

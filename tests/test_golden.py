@@ -1,6 +1,6 @@
 """The numbers: every golden set through `moebius logits`, against DeepSeek's reference code run in float32.
 
-Tolerances are those of golden/README.md. A set's prompts are `p1`, `p17`, `p200` and, for two sets, `long`.
+Tolerances are those of golden/README.md. A set's prompts are `p1`, `p17`, `p200` and, for some sets, `long`.
 """
 
 import json
@@ -23,9 +23,9 @@ def is_8bit(name):
 
 
 def is_sparse(name):
-    """Sets that attend to 16 tokens of many: what rounds turns near choices, and each changes so much that an error says nothing.
-    How near the default is where more are chosen: test_sparse.py."""
-    return "v32" in name
+    """Sets that attend to a few chosen tokens, or compressed rows, of many: what rounds turns near choices, and each changes so much
+    that an error says nothing. How near the default is where more are chosen: test_sparse.py, test_v4.py."""
+    return name.startswith(("v32", "v4"))
 
 
 class Case:
@@ -110,7 +110,7 @@ def test_f32_is_usually_closer(name, case_id, tmp_path):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", LONG_SETS)
 def test_f32_long(name, form, tmp_path):
-    """5000 tokens in chunks, then one decode step at position 5000."""
+    """Thousands of tokens in chunks, then one decode step."""
     case = Case(name, "long")
     got = case.logits(tmp_path, "--compute", "f32", "--attention", form, "--chunk", 1000)
     assert largest(got, case.expected) <= 2e-3

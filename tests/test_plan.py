@@ -231,8 +231,8 @@ def header_bytes(folder, layers):
     total = 0
     for path in folder.glob("*.safetensors"):
         for name, entry in st.File(path).tensors().items():
-            layer = re.match(r"model\.layers\.(\d+)\.", name)
-            if not layer or int(layer.group(1)) < layers:
+            layer = re.match(r"(?:model\.)?layers\.(\d+)\.", name)
+            if not name.startswith("mtp.") and (not layer or int(layer.group(1)) < layers):
                 total += entry["data_offsets"][1] - entry["data_offsets"][0]
     return total
 

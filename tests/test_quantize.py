@@ -18,9 +18,9 @@ import st
 import tiny_tokenizer
 from conftest import GOLDEN, PROGRAM, ROOT, copy_set, moebius, read_f32, read_i32, refused, succeed
 
-FORMATS = ["int4", "int8", "fp8", "bf16"]
+FORMATS = ["int4", "fp4", "int8", "fp8", "bf16"]
 # Root mean square of the change over that of the weights: random weights leave about 1 / (steps in their range).
-MOST_CHANGED = {"int4": 0.105, "int8": 0.0066, "fp8": 0.028, "bf16": 0.002}
+MOST_CHANGED = {"int4": 0.105, "fp4": 0.117, "int8": 0.0066, "fp8": 0.028, "bf16": 0.002}
 SOURCES = ["v2lite-tiny", "v2-tiny", "v3-tiny-fp8", "v2lite-tiny-awq"]
 SYNTHETIC = "random weights"
 TINY = {"num_hidden_layers": 3, "first_k_dense_replace": 1, "hidden_size": 256, "num_attention_heads": 4,
@@ -74,6 +74,21 @@ def e4m3(raw):
     return np.where(code & 128, -value, value).astype(np.float32)
 
 
+def fp4(raw, scale, rows, cols):
+    code = np.frombuffer(raw, np.uint8).reshape(rows, cols // 2)
+    code = np.stack([code & 15, code >> 4], axis=2).reshape(rows, cols)
+    value = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)[code & 7] * np.where(code & 8, -1, 1).astype(np.float32)
+    return value * np.repeat(powers(scale).reshape(rows, cols // 32), 32, axis=1)
+
+
+def powers(raw):
+    return np.ldexp(np.float32(1), np.frombuffer(raw, np.uint8).astype(np.int32) - 127)
+
+
+def by_blocks(scale, rows, cols):
+    return np.kron(scale.reshape(-(-rows // 128), -(-cols // 128)), np.ones((128, 128), np.float32))[:rows, :cols]
+
+
 def decode(file, name, rows, cols):
     """The matrix `name` as float32, from a golden set or from a file of ours."""
     weight = file.header.get(name + ".weight")
@@ -82,14 +97,21 @@ def decode(file, name, rows, cols):
     raw = file.bytes_of(name + ".weight")
     if weight["dtype"] == "U8":
         return decode_blocks(raw, *weight["shape"], rows, cols)[0]
+    if weight["dtype"] in ("I8", "F4"):
+        assert weight["shape"] == [rows, cols // 2 if weight["dtype"] == "I8" else cols]
+        scale = name + ".scale" if name + ".scale" in file.header else name + ".weight_scale_inv"
+        assert file.header[scale]["shape"] == [rows, cols // 32]
+        return fp4(raw, file.bytes_of(scale), rows, cols)
     assert weight["shape"] == [rows, cols]
     if weight["dtype"] == "BF16":
         return st.bf16_to(raw).reshape(rows, cols)
     if weight["dtype"] == "F32":
         return np.frombuffer(raw, "<f4").reshape(rows, cols)
     assert weight["dtype"] == "F8_E4M3"
-    scale = np.frombuffer(file.bytes_of(name + ".weight_scale_inv"), "<f4").reshape(-(-rows // 128), -(-cols // 128))
-    return e4m3(raw).reshape(rows, cols) * np.kron(scale, np.ones((128, 128), np.float32))[:rows, :cols]
+    if name + ".scale" in file.header:
+        return e4m3(raw).reshape(rows, cols) * by_blocks(powers(file.bytes_of(name + ".scale")), rows, cols)
+    scale = np.frombuffer(file.bytes_of(name + ".weight_scale_inv"), "<f4")
+    return e4m3(raw).reshape(rows, cols) * by_blocks(scale, rows, cols)
 
 
 def matrices(file):
@@ -165,7 +187,7 @@ def test_bf16_of_bf16_loses_nothing(name, tmp_path):
         assert a.tobytes() == b.tobytes()
 
 
-@pytest.mark.parametrize("name, quant", [(name, quant) for name in SOURCES for quant in ("int4", "fp8", "int8,head=bf16")
+@pytest.mark.parametrize("name, quant", [(name, quant) for name in SOURCES for quant in ("int4", "fp4", "fp8", "int8,head=bf16")
                                          if (name, quant) != ("v3-tiny-fp8", "fp8")])
 def test_on_the_way_in_is_the_same(name, quant, tmp_path):
     quantize(GOLDEN / name, tmp_path / "m", "--quant", quant)
@@ -179,6 +201,46 @@ def test_fp8_of_fp8_is_the_checkpoint_itself(tmp_path):
     a = logits(GOLDEN / "v3-tiny-fp8", tmp_path / "1")
     b = logits(GOLDEN / "v3-tiny-fp8", tmp_path / "2", "--quantization", "fp8")
     assert a.tobytes() == b.tobytes()
+
+
+def as_f4(folder):
+    """FP4 by safetensors' own name for it, which counts values instead of bytes."""
+    path = folder / "model.safetensors"
+    tensors = st.tensors_of(st.File(path))
+    for name, (dtype, shape, raw) in tensors.items():
+        if dtype == "I8":
+            tensors[name] = ("F4", [shape[0], shape[1] * 2], raw)
+    path.write_bytes(st.pack(*st.build(tensors)))
+
+
+@pytest.mark.parametrize("form", ["I8", "F4"])
+def test_reads_fp4_as_published(form, tmp_path):
+    """Two values a byte, scales that are powers of two: BF16 holds them all, fp4 takes them as they lie, int4 comes near."""
+    folder, routed = copy_set("v4-tiny-fp8", tmp_path / "m"), 0
+    if form == "F4":
+        as_f4(folder)
+    before = st.File(folder / "model.safetensors")
+    for quant in ("bf16", "fp4", "int4"):
+        quantize(folder, tmp_path / quant, "--quant", quant)
+        after = st.File(tmp_path / quant)
+        succeed("info", "--verify", tmp_path / quant)
+        for name, entry in before.tensors().items():
+            if not name.endswith(".weight") or name.startswith("mtp.") or entry["dtype"] not in ("I8", "F4", "F8_E4M3"):
+                continue
+            rows, cols = entry["shape"]
+            cols *= 2 if entry["dtype"] == "I8" else 1
+            name = name.removesuffix(".weight")
+            w, got = decode(before, name, rows, cols), decode(after, name, rows, cols)
+            routed += entry["dtype"] == form and ".experts." in name
+            if quant == "int4":
+                assert np.sqrt(((w - got) ** 2).mean() / (w**2).mean()) < 0.14, name
+            elif quant == "bf16" or ".experts." in name:
+                assert (w == got).all(), name
+            if quant == "fp4" and ".experts." in name:
+                assert after.header[name + ".weight"]["dtype"] == "I8"
+                assert after.bytes_of(name + ".weight") == before.bytes_of(name + ".weight")
+                assert after.bytes_of(name + ".weight_scale_inv") == before.bytes_of(name + ".scale")
+    assert routed == 3 * 3 * 6 * 2  # formats, matrices of an expert, experts, layers
 
 
 def test_on_the_way_in_refuses_what_it_cannot(tmp_path):

@@ -185,7 +185,7 @@ def on_card(*flags, name="v2lite-tiny", wrong=None, path=None, **env):
     return opens(SHIM / "moebius", path or GOLDEN / name, "--device", "cuda", *flags, env=env)
 
 
-@pytest.mark.parametrize("name", [name for name in SETS if not is_sparse(name)])  # no kernels for an indexer
+@pytest.mark.parametrize("name", [name for name in SETS if not is_sparse(name)])  # no kernels for an indexer, or V4
 def test_a_right_card(name):
     for flags in ([], ["--kv-cache-dtype", "fp8"], ["--expert-device", "cpu"]):
         opened, said = on_card(*flags, name=name)

@@ -124,9 +124,9 @@ def test_chat_vectors(name, tmp_path):
         assert result.out == vector["expected"].encode(), vector["id"]
 
 
-@pytest.mark.parametrize("name, least", [("deepseek-v3.2", 80), ("deepseek-v3.1-terminus", 50)])
+@pytest.mark.parametrize("name, least", [("deepseek-v3.2", 80), ("deepseek-v4", 200), ("deepseek-v4-0731", 12), ("deepseek-v3.1-terminus", 50)])
 def test_own_chat_vectors(tiny, name, least):
-    """What DeepSeek's module for V3.2, and Jinja with the template of V3.1-Terminus, make of conversations of ours."""
+    """What DeepSeek's software for V3.2 and V4, and Jinja with the template of V3.1-Terminus, make of conversations of ours."""
     given, *vectors = read_lines(OWN_VECTORS)
     vectors = [v for v in vectors if v["template"] == name]
     assert len(vectors) > least
@@ -134,16 +134,28 @@ def test_own_chat_vectors(tiny, name, least):
         kwargs = {**vector["kwargs"], "tools": given["tools"][:vector["tools"]]}
         result = render(tiny, {**request_of(vector), "chat_template_kwargs": kwargs}, "--chat-template", name)
         assert result.code == 0, f"{vector['id']}: {result}"
-        assert result.out.decode() == vector["expected"].replace("[[TOOLS]]", given["preamble"]), vector["id"]
+        assert result.out.decode() == vector["expected"].replace("[[TOOLS]]", given["preamble"].get(name, "")), vector["id"]
 
 
 def test_architecture_without_template(tmp_path):
-    """V3.2's release has no template: config.json says which it is. One that is there counts more (V3.2-Exp has V3.1-Terminus')."""
+    """Releases of V3.2 and V4 have no template: config.json says which it is. One that is there counts more (V3.2-Exp has
+    V3.1-Terminus'), and so does the module of a V4: it is not run."""
     model = template_folder(tmp_path / "model", None)
     request = {"messages": [{"role": "user", "content": "x"}], "chat_template_kwargs": {"thinking": True}}
     (model / "config.json").write_text(json.dumps({"architectures": ["DeepseekV32ForCausalLM"], "model_type": "deepseek_v32"}))
     assert succeed("render", model, "--messages", "-", stdin=json.dumps(request).encode()).out.decode() == (
         f"{tiny_tokenizer.BOS}<｜User｜>x<｜Assistant｜><think>")
+    (model / "config.json").write_text(json.dumps({"architectures": ["DeepseekV4ForCausalLM"], "model_type": "deepseek_v4"}))
+    request["chat_template_kwargs"]["reasoning_effort"] = "high"
+    assert succeed("render", model, "--messages", "-", stdin=json.dumps(request).encode()).out.decode() == (
+        f"{tiny_tokenizer.BOS}<｜User｜>x<｜Assistant｜><think>")
+    (model / "encoding").mkdir()
+    module = model / "encoding" / "encoding_dsv4.py"
+    for said, then in (("", ""), ("Beyond maximum", "Reasoning Effort: Absolute maximum with no shortcuts permitted.\n")):
+        module.write_text(f"raise SystemExit  # ｜DSML｜tool_calls> <tool_result> invoke name= {said}", encoding="utf-8")
+        rendered = succeed("render", model, "--messages", "-", stdin=json.dumps(request).encode()).out.decode()
+        assert rendered.startswith(f"{tiny_tokenizer.BOS}{then or '<｜User｜>'}")
+    module.unlink()
     for config in ({"architectures": ["DeepseekV3ForCausalLM"]}, {"architectures": []}, {"architectures": 3}, {}):
         (model / "config.json").write_text(json.dumps(config))
         refused(render(model, request), "no chat template", "--chat-template")

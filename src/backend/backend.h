@@ -59,6 +59,7 @@ struct backend_options {
     int max_logits;   /* largest n_logits */
     int max_seqs;     /* largest n_seqs */
     int n_pages;      /* pages in the pool, each for KV_PAGE_TOKENS tokens of all layers */
+    int n_near;       /* V4: near parts of pages (cache_row.h), in places 0 .. n_near - 1; 0: n_pages */
     enum kv_format kv;
     enum compute compute;
     enum attention attention;
@@ -110,7 +111,7 @@ struct backend_ops {
      * lists them, an expert perhaps twice. */
     void (*routing)(struct backend *backend, const int32_t **ids, const float **weights);
 
-    /* Copies a page of the cache, [layers][KV_PAGE_TOKENS] rows as they lie, also while a step is at work: out one that no step at
+    /* Copies a page of the cache, layer by layer as it lies (V4: far part, near part), also while a step is at work: out one that no step at
      * work writes, in one that none knows. NULL where it cannot. */
     int (*page_out)(struct backend *backend, int32_t page, void *to, struct mo_error *error);
     int (*page_in)(struct backend *backend, int32_t page, const void *from, struct mo_error *error);
@@ -122,6 +123,9 @@ struct backend_ops {
 /* Every backend's state begins with this. */
 struct backend {
     const struct backend_ops *ops;
+    const int32_t *
+        near; /* [n_pages] V4: the place of each page's near part; NULL: it is the page's number. The caller's, who keeps
+                            those in place that a step, page_out or page_in looks at */
     bool picks, runs_ahead; /* see struct batch; without them choosing tokens is left to the host */
 };
 
@@ -130,10 +134,11 @@ int attention_expanded_rows(const struct model *model, enum attention attention)
 
 /* Bytes of one token's cache row, and its index key, in one layer of any family but V4's. */
 size_t kv_row_bytes(const struct model *model, enum kv_format kv);
-/* Bytes of a page of a layer. */
+/* Bytes of a page of a layer (V4: of its far part), and of its near part (V4; else 0). */
 size_t kv_page_bytes(const struct model *model, int layer, enum kv_format kv);
-/* Bytes that a pool of n_pages takes, all layers. */
-size_t kv_pool_bytes(const struct model *model, enum kv_format kv, int n_pages);
+size_t kv_near_bytes(const struct model *model, int layer, enum kv_format kv);
+/* Bytes that a pool of n_pages takes, all layers; of V4 also n_near near parts (0: n_pages). */
+size_t kv_pool_bytes(const struct model *model, enum kv_format kv, int n_pages, int n_near);
 
 /* Bytes that cpu_backend_open takes besides the cache (n_pages is not looked at). */
 size_t cpu_backend_scratch_bytes(const struct model *model, const struct backend_options *options);

@@ -49,7 +49,23 @@ static void check_e4m3(struct check *check) {
     check_end(check);
 }
 
+static void check_e2m1(struct check *check) {
+    check_begin(check, "e2m1, e8m0", 0, "(same bits)", 1);
+    for (int i = 0; i < 8; i++, check->cases++) {
+        float value = small_float(i, 2, 1), next = i < 7 ? small_float(i + 1, 2, 1) : 8, middle = (value + next) / 2;
+        check_bits(check, "to e2m1", i, f32_to_e2m1(value), (float)i);
+        check_bits(check, "to -e2m1", i, f32_to_e2m1(-value), (float)(i ? i + 8 : 0));
+        check_bits(check, "below", i, f32_to_e2m1(nextafterf(middle, value)), (float)i);
+        check_bits(check, "middle", i, f32_to_e2m1(middle), (float)(i < 7 ? i + (i & 1) : 7));
+        check_bits(check, "above", i, f32_to_e2m1(nextafterf(middle, next)), (float)(i < 7 ? i + 1 : 7));
+    }
+    for (int i = 0; i < 256; i++, check->cases++)
+        check_bits(check, "e8m0", i, e8m0_to_f32((uint8_t)i), i == 255 ? NAN : (float)ldexp(1, i - 127));
+    check_end(check);
+}
+
 void check_float_formats(struct check *check) {
+    check_e2m1(check);
     check_halves(check);
     check_e4m3(check);
 }

@@ -1,7 +1,7 @@
 /* grammar/calls.c - an answer that may call functions, or must: free text until the mark of a call comes, then calls whose names
  * are known and whose arguments follow their schemas, and nothing behind them.
  *
- *   {"form": 0 to 3 (enum chat_calls), "must": true, "many": true,
+ *   {"form": 0 to 4 (enum chat_calls), "must": true, "many": true,
  *    "tools": [{"name": "f", "parameters": schema, "strict": false}, ...],
  *    "content": schema,     the answer is one of these, or calls; without it any text
  *    "thinks": true}        it may begin with a thought, whose marks are tokens
@@ -95,7 +95,7 @@ static void parse_marks(struct calls *c) {
 
 static int32_t between_name_and_arguments(struct calls *c) {
     if (c->form == CHAT_CALLS_BARE) return mark(c, CALL_SEPARATOR);
-    if (c->form == CHAT_CALLS_DSML) return nodes_text(c->nodes, "\">\n");
+    if (chat_calls_are_dsml(c->form)) return nodes_text(c->nodes, "\">\n");
     return nodes_text(c->nodes, c->form == CHAT_CALLS_PLAIN ? PLAIN_BETWEEN : FENCED_OPEN);
 }
 
@@ -105,7 +105,7 @@ static int32_t parse_tool(struct calls *c, const json_t *tool, size_t index) {
     if (!json_is_string(name) || json_string_length(name) == 0 || !json_is_object(schema)) {
         return nodes_fail(c->nodes, MO_E_INVALID, "expected a function with a name and parameters at %zu", index);
     }
-    const struct parameter_marks *marks = c->form == CHAT_CALLS_DSML ? &c->marks : NULL;
+    const struct parameter_marks *marks = chat_calls_are_dsml(c->form) ? &c->marks : NULL;
     int32_t arguments = schema_arguments(c->nodes, schema, json_is_true(json_object_get(tool, "strict")), marks);
     if (c->nodes->code && was_well) {
         mo_error_prefix(c->nodes->error, "%.100s", json_string_value(name));
@@ -138,6 +138,7 @@ static int32_t one_call(struct calls *c) {
         return join(c, join(c, mark(c, CALL_BEGIN), join(c, nodes_text(n, FENCED_KIND), mark(c, CALL_SEPARATOR))),
                     join(c, c->names, join(c, nodes_text(n, FENCED_CLOSE), mark(c, CALL_END))));
     case CHAT_CALLS_DSML:
+    case CHAT_CALLS_DSML_V4:
         return join(c, tag(c, "<", DSML_CALL DSML_CALL_NAME), join(c, c->names, tag(c, "</", DSML_CALL ">\n")));
     default:
         return join(c, mark(c, CALL_BEGIN), join(c, c->names, mark(c, CALL_END)));
@@ -153,14 +154,16 @@ static int32_t all_calls(struct calls *c, bool many) {
     }
     int32_t gap = c->form == CHAT_CALLS_FENCED ? nodes_optional(c->nodes, nodes_text(c->nodes, "\n")) : NODES_EMPTY;
     if (many) more = nodes_repeat(c->nodes, join(c, gap, one), 0, -1);
-    return join(c, join(c, one, more), c->form == CHAT_CALLS_DSML ? tag(c, "</", DSML_BLOCK) : mark(c, CALLS_END));
+    bool is_dsml = chat_calls_are_dsml(c->form);
+    return join(c, join(c, one, more), is_dsml ? tag(c, "</", chat_calls_block(c->form)) : mark(c, CALLS_END));
 }
 
 /* A block of calls may stand behind text; alone or instead of a schema's text, it begins as in the format. */
 static int32_t answer_in_dsml(struct calls *c, bool must, const json_t *content, int32_t calls) {
     static const char BEGIN[] = "<" DSML;
     bool is_token = vocabulary_mark(c->vocabulary, DSML) != 0;
-    int32_t block = join(c, nodes_text(c->nodes, DSML_BLOCK "\n"), calls);
+    int32_t line = join(c, nodes_text(c->nodes, chat_calls_block(c->form)), nodes_text(c->nodes, "\n"));
+    int32_t block = join(c, line, calls);
     int32_t begun = join(c, nodes_text(c->nodes, "<"), join(c, mark(c, DSML), block));
     int32_t alone = join(c, nodes_text(c->nodes, "\n\n"), begun);
     if (must) return alone;
@@ -201,17 +204,17 @@ int32_t calls_parse(struct nodes *nodes, const char *text, size_t size, const st
         return NODES_EMPTY;
     }
     json_int_t form = json_integer_value(json_object_get(root, "form"));
-    bool is_known = form >= CHAT_CALLS_PLAIN && form <= CHAT_CALLS_DSML;
+    bool is_known = form >= CHAT_CALLS_PLAIN && form < N_CHAT_CALLS;
     struct calls c = {.nodes = nodes,
                       .vocabulary = vocabulary,
                       .root = root,
                       .form = is_known ? (enum chat_calls)form : CHAT_CALLS_PLAIN};
-    if (c.form == CHAT_CALLS_DSML) parse_marks(&c);
+    if (chat_calls_are_dsml(c.form)) parse_marks(&c);
     c.names = parse_tools(&c);
     int32_t calls = all_calls(&c, json_is_true(json_object_get(root, "many")));
     bool must = json_is_true(json_object_get(root, "must"));
     const json_t *content = json_object_get(root, "content");
-    int32_t answer = (c.form == CHAT_CALLS_DSML ? answer_in_dsml : whole_answer)(&c, must, content, calls);
+    int32_t answer = (chat_calls_are_dsml(c.form) ? answer_in_dsml : whole_answer)(&c, must, content, calls);
     if (json_is_true(json_object_get(root, "thinks"))) answer = thought_first(&c, answer);
     json_decref(root);
     return answer;

@@ -1,7 +1,8 @@
 /* model/cache_row.h - what one token takes of the cache in one layer: the row of its latent and, where there is an indexer (V3.2), its
  * index key. A page has the rows of its tokens, and behind them their keys. In V4's layers with a ratio it has, behind the rows of
  * its tokens, the compressed rows whose windows end in it, for RATIO_SPARSE as many index keys, and what has been summed up, after
- * the last of its tokens that was computed, of the rows that are still being made.
+ * the last of its tokens that was computed, of the rows that are still being made. It lies in two parts: far, the compressed rows and
+ * keys, which any later query may see; and near, the tokens' rows and sums, of which there may be fewer (sched/near.h).
  *   F32, BF16  row [kv_lora + rope]; key [index_dim]
  *   FP8        row e4m3 [kv_lora] | fp32 scale per KV_SCALE_GROUP of them | rope bf16, padded to 16 bytes. The rope part stays
  *              in bf16: its error would turn with the position.
@@ -39,15 +40,22 @@ static inline size_t cache_state_floats(int latent, int index_dim, bool overlaps
     return 3 * (overlaps ? 2 * ((size_t)latent + (size_t)index_dim) : (size_t)latent);
 }
 
-/* V4: bytes of a page of one layer. */
-static inline size_t cache_hybrid_page_bytes(int kv_lora, int rope_dim, int index_dim, int ratio, enum kv_format kv) {
-    const size_t row = cache_row_bytes(kv_lora, rope_dim, kv), n = (size_t)cache_compressed_rows(ratio);
+/* V4, where pages are a scheduler's: so many have one near part, beside those that running sequences look at. */
+enum { KV_PAGES_A_NEAR = 8 };
+
+/* V4: bytes of a page's two parts in one layer. */
+static inline size_t cache_far_bytes(int kv_lora, int rope_dim, int index_dim, int ratio, enum kv_format kv) {
     const bool overlaps = ratio > 0 && ratio < KV_PAGE_TOKENS;
-    size_t bytes = KV_PAGE_TOKENS * row;
-    if (!ratio) return bytes;
-    bytes += n * (row + (overlaps ? cache_key_bytes(index_dim, kv) : 0));
-    bytes = (bytes + KV_ROW_ALIGN - 1) / KV_ROW_ALIGN * KV_ROW_ALIGN;
-    return bytes + cache_state_floats(kv_lora + rope_dim, index_dim, overlaps) * sizeof(float);
+    size_t row = cache_row_bytes(kv_lora, rope_dim, kv) + (overlaps ? cache_key_bytes(index_dim, kv) : 0);
+    size_t bytes = (size_t)cache_compressed_rows(ratio) * row;
+    return (bytes + KV_ROW_ALIGN - 1) / KV_ROW_ALIGN * KV_ROW_ALIGN;
+}
+
+static inline size_t cache_near_bytes(int kv_lora, int rope_dim, int index_dim, int ratio, enum kv_format kv) {
+    const bool overlaps = ratio > 0 && ratio < KV_PAGE_TOKENS;
+    size_t state = ratio ? cache_state_floats(kv_lora + rope_dim, index_dim, overlaps) * sizeof(float) : 0;
+    size_t bytes = KV_PAGE_TOKENS * cache_row_bytes(kv_lora, rope_dim, kv) + state;
+    return (bytes + KV_ROW_ALIGN - 1) / KV_ROW_ALIGN * KV_ROW_ALIGN;
 }
 
 #endif

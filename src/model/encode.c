@@ -231,6 +231,54 @@ static void encode_fp8(const struct workspace *s, const struct mat *to, int r0, 
     }
 }
 
+/* ---- FP4 ---- */
+
+/* With the scale 2^exponent: what is lost of 32 values, each counting w. */
+static float fp4_error(const float *x, const float *w, int exponent) {
+    const float scale = ldexpf(1, exponent), inverse = ldexpf(1, -exponent);
+    float error = 0;
+    for (int i = 0; i < FP4_GROUP; i++) {
+        const float d = x[i] - (float)gguf_mxfp4_values[f32_to_e2m1(x[i] * inverse)] * 0.5f * scale;
+        error += w[i] * d * d;
+    }
+    return error;
+}
+
+/* The power of two with which the largest value is not cut off, or the ones beside it. As fp32 has them with their inverses. */
+static int find_fp4_exponent(const float *x, const float *w) {
+    const float largest = fabsf(largest_of(x, FP4_GROUP));
+    float best_error = INFINITY;
+    int best = 0, first;
+    if (largest == 0) return 0;
+    frexpf(largest / 6, &first); /* largest / 6 < 2^first */
+    for (int exponent = first - 1; exponent <= first + 1; exponent++) {
+        const int kept = exponent < -125 ? -125 : exponent > 125 ? 125 : exponent;
+        const float error = fp4_error(x, w, kept);
+        if (error >= best_error) continue;
+        best_error = error;
+        best = kept;
+    }
+    return best;
+}
+
+static void encode_fp4(const struct workspace *s, const struct mat *to, int r0, int n, struct make_error *sum) {
+    static const float ones[FP4_GROUP] = {[0 ... FP4_GROUP - 1] = 1};
+    for (int r = 0; r < n; r++) {
+        uint8_t *out = (uint8_t *)(uintptr_t)fp4_row_at(to, r0 + r);
+        uint8_t *scales = (uint8_t *)(uintptr_t)fp4_scales_at(to, r0 + r);
+        for (int k = 0; k < to->cols; k += FP4_GROUP) {
+            const float *x = s->rows + (size_t)r * s->pitch + k;
+            const int exponent = find_fp4_exponent(x, s->w + k);
+            const float inverse = ldexpf(1, -exponent);
+            scales[k / FP4_GROUP] = (uint8_t)(exponent + 127);
+            for (int i = 0; i < FP4_GROUP; i += 2)
+                out[(k + i) / 2] = (uint8_t)(f32_to_e2m1(x[i] * inverse) | f32_to_e2m1(x[i + 1] * inverse) << 4);
+            sum->error += (double)fp4_error(x, ones, exponent);
+            for (int i = 0; i < FP4_GROUP; i++) sum->total += (double)x[i] * (double)x[i];
+        }
+    }
+}
+
 /* ---- BF16 ---- */
 
 static void encode_bf16(const struct workspace *s, const struct mat *to, int r0, int n, struct make_error *sum) {
@@ -259,6 +307,8 @@ int encode_rows(const struct mat *from, const struct mat *to, const float *impor
     load_importance(&s, importance, to->cols);
     if (to->format == MAT_FP8) {
         encode_fp8(&s, to, r0, n, sum);
+    } else if (to->format == MAT_FP4) {
+        encode_fp4(&s, to, r0, n, sum);
     } else if (to->format == MAT_BF16) {
         encode_bf16(&s, to, r0, n, sum);
     } else {

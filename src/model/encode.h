@@ -1,4 +1,4 @@
-/* model/encode.h - weights to fewer bits: any format to BF16, FP8, INT8 or INT4, some rows at a time, on any thread.
+/* model/encode.h - weights to fewer bits: any format to BF16, FP8, INT8, FP4 or INT4, some rows at a time, on any thread.
  *
  * A scale is searched for: candidates around the largest value, each followed by the scale that fits its integers best, and
  * the one with the least squared error wins. With `importance`, the error of column k counts importance[k] times (the mean

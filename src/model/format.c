@@ -49,6 +49,15 @@ size_t mat_data_bytes(const struct mat *mat) {
     return mat->format == MAT_INT4_AWQ || mat->format == MAT_FP4 ? count / 2 : mat_bytes(mat);
 }
 
+const void *mat_scales(const struct mat *mat) {
+    return mat->format == MAT_FP8 ? (const void *)mat->scale : mat->format == MAT_FP4 ? mat->scales8 : NULL;
+}
+
+void mat_set_scales(struct mat *mat, const void *scales) {
+    if (mat->format == MAT_FP8) mat->scale = scales;
+    if (mat->format == MAT_FP4) mat->scales8 = scales;
+}
+
 static float float_from_bits(uint32_t bits) {
     float value;
     memcpy(&value, &bits, sizeof value);
@@ -113,6 +122,13 @@ uint8_t f32_to_e4m3(float value) {
     if (absolute < 0x1p-6f) return (uint8_t)(sign | (uint8_t)lrintf(absolute * 0x1p9f));
     uint32_t rounded = magnitude + 0x7ffff + (magnitude >> 20 & 1);
     return (uint8_t)(sign | ((rounded >> 20) - ((127 - 7) << 3)));
+}
+
+/* Where a value lies half way between two, the even code wins. */
+uint8_t f32_to_e2m1(float value) {
+    const float v = fabsf(value);
+    const int code = (v > 0.25f) + (v >= 0.75f) + (v > 1.25f) + (v >= 1.75f) + (v > 2.5f) + (v >= 3.5f) + (v > 5.0f);
+    return (uint8_t)(code && value < 0 ? code | 8 : code);
 }
 
 /* Files promise only 2-byte alignment, so wider words are copied out. */

@@ -190,16 +190,20 @@ const char *mat_format_name(enum mat_format format);
 size_t mat_bytes(const struct mat *mat);
 /* Bytes that begin at mat->data: without the scales of FP8 and FP4, the scales and zeros of AWQ, which are elsewhere. */
 size_t mat_data_bytes(const struct mat *mat);
+/* FP8 and FP4: where the scales are, mat_bytes - mat_data_bytes of them; NULL for the others. */
+const void *mat_scales(const struct mat *mat);
+void mat_set_scales(struct mat *mat, const void *scales);
 
 /* Exact widening of one value. */
 float f16_to_f32(uint16_t bits);
 float bf16_to_f32(uint16_t bits);
 float e4m3_to_f32(uint8_t bits);
 float e8m0_to_f32(uint8_t bits); /* 2^(bits - 127); 255 is NaN */
-/* Round to nearest even; e4m3 saturates at 448, NaN stays NaN. */
+/* Round to nearest even; e4m3 saturates at 448, NaN stays NaN; e2m1 saturates at 6 and has none (and no -0). */
 uint16_t f32_to_bf16(float value);
 uint16_t f32_to_f16(float value); /* too large becomes infinity */
 uint8_t f32_to_e4m3(float value);
+uint8_t f32_to_e2m1(float value);
 
 /* Plain-C decoder, scales applied: rows [r0, r1) into out [r1 - r0][cols] fp32. The definition of every format. */
 void format_decode_rows(const struct mat *mat, int r0, int r1, float *out);

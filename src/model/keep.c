@@ -30,8 +30,8 @@ static int keep(struct keeper *k, struct mat *mat, struct mo_error *error) {
     if (code) return code;
     size_t data = mat_data_bytes(&made), scales = mat_bytes(&made) - data;
     made.data = copy(k->weights, made.data, data);
-    if (scales) made.scale = copy(k->weights, made.scale, scales);
-    if (!made.data || (scales && !made.scale))
+    if (scales) mat_set_scales(&made, copy(k->weights, mat_scales(&made), scales));
+    if (!made.data || (scales && !mat_scales(&made)))
         return mo_error_set(error, MO_E_NO_MEMORY, "no memory for %zu bytes of weights", data + scales);
     *mat = made;
     progress_update(&k->progress, (double)k->bytes);

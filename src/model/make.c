@@ -19,7 +19,7 @@ static size_t room_bytes(const struct mat *mat) {
 
 static void place(struct mat *mat, uint8_t *at) {
     mat->data = at;
-    if (mat->format == MAT_FP8) mat->scale = (const float *)(const void *)(at + round_up(mat_data_bytes(mat), ALIGN));
+    mat_set_scales(mat, at + round_up(mat_data_bytes(mat), ALIGN));
 }
 
 /* Where the bytes are there already, they are in made->mat. */
@@ -161,6 +161,12 @@ static int declare_matrix(struct pack *pack, const struct maker *maker, const st
         int64_t shape[3] = {(int64_t)(mat_bytes(mat) / panel), (int64_t)(panel / block), (int64_t)block};
         return pack_add(pack, name, DTYPE_U8, shape, 3, error);
     }
+    if (mat->format == MAT_FP4) {
+        int code = pack_add(pack, name, DTYPE_I8, (int64_t[]){mat->rows, mat->cols / 2}, 2, error);
+        slot_name(maker, slot, name, ".weight_scale_inv");
+        return code ? code
+                    : pack_add(pack, name, DTYPE_F8_E8M0, (int64_t[]){mat->rows, mat->cols / FP4_GROUP}, 2, error);
+    }
     assert(!gguf_is_blocks(mat->format)); /* recipes make none of these */
     enum dtype dtype = mat->format == MAT_FP8   ? DTYPE_F8_E4M3
                        : mat->format == MAT_F32 ? DTYPE_F32
@@ -254,8 +260,8 @@ static int write_batch(struct pack *pack, const struct batch *batch, const struc
         }
         const struct mat *mat = &(made++)->mat;
         code = pack_write(pack, mat->data, mat_data_bytes(mat), error);
-        if (!code && mat->format == MAT_FP8)
-            code = pack_write(pack, mat->scale, mat_bytes(mat) - mat_data_bytes(mat), error);
+        if (!code && mat_scales(mat))
+            code = pack_write(pack, mat_scales(mat), mat_bytes(mat) - mat_data_bytes(mat), error);
         if (maker->done) maker->done(maker->context, &slots[i]);
     }
     return code;

@@ -13,7 +13,7 @@
 /* Rows made at a time: four panels of blocks, or one row of FP8 scales. */
 enum { MAKE_ROWS = 128 };
 
-/* A matrix to be made: mat.data and mat.scale are memory to be filled, every byte of it. */
+/* A matrix to be made: mat.data and mat_scales are memory to be filled, every byte of it. */
 struct made {
     const struct slot *slot;
     struct mat mat;

@@ -129,6 +129,10 @@ int names_layer(const char *name) {
     return *end == '.' && layer >= 0 && layer < 1 << 20 ? (int)layer : -1;
 }
 
+int names_is_prediction(const char *name, int layers) {
+    return names_layer(name) >= layers || !strncmp(name, "mtp.", 4);
+}
+
 int names_is_ignored(const char *name) {
     return !strncmp(name, "mtp.", 4) || text_ends_with(name, ".rotary_emb.inv_freq") ||
            text_ends_with(name, ".input_scale");

@@ -78,6 +78,9 @@ const char *names_suffix(enum role role);
 /* The layer of "model.layers.N. ..." and "layers.N. ...", or -1 for a tensor outside of the layers. */
 int names_layer(const char *name);
 
+/* A tensor of a prediction layer, which is left out: behind the model's last, or named so. */
+int names_is_prediction(const char *name, int layers);
+
 /* Tensors that some checkpoints carry and that take no part in the arithmetic. */
 int names_is_ignored(const char *name);
 

@@ -61,6 +61,11 @@ static int by_position(const void *a, const void *b) {
 static int check_scales(const struct checkpoint *checkpoint, const struct tensor *tensor, struct mo_error *error) {
     enum mat_format format;
     int group;
+    const uint8_t *nan = tensor->dtype == DTYPE_F8_E8M0 ? memchr(tensor->data, 255, tensor->bytes) : NULL;
+    if (nan) {
+        return mo_error_set(error, MO_E_NUMERIC, "%s: tensor %s: scale %zu is not finite", checkpoint->path,
+                            tensor->name, (size_t)(nan - (const uint8_t *)tensor->data));
+    }
     if (tensor->dtype != DTYPE_U8 || tensor->n_dims != 3) return 0;
     size_t block = (size_t)tensor->shape[2];
     if (block_format_of(block, &format, &group)) return 0;

@@ -118,6 +118,7 @@ static const char *const small_files[] = {
     "tokenizer_config.json",
     "generation_config.json",
     "chat_template.jinja",
+    "encoding/encoding_dsv4.py",
     "README.md",
     "LICENSE-MODEL",
     "LICENSE",

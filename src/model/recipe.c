@@ -8,17 +8,18 @@ static const char *const group_names[TENSOR_GROUPS] = {
     [GROUP_EMBEDDING] = "embedding", [GROUP_ROUTER] = "router",
 };
 
-/* Most of the bits are in the first column. kv_b turns every cached row into keys and values, and the head chooses the token:
+/* Most of the bits are in the first two columns. kv_b turns every cached row into keys and values, and the head chooses the token:
  * they keep more, and so do the indexer, which chooses what is seen at all, and what compresses many tokens into a row that stays; the embedding is looked up and not read through, and the router must not move. A large matrix that is read
  * through is read faster as INT8 than as FP8 on a CPU. */
 static const struct {
     const char *name;
-    enum mat_format most, kv_b, head, embedding_and_router;
+    enum mat_format routed, rest, kv_b, head, embedding_and_router;
 } table[] = {
-    {"int4", MAT_INT4, MAT_FP8, MAT_INT8, MAT_BF16},
-    {"int8", MAT_INT8, MAT_INT8, MAT_INT8, MAT_BF16},
-    {"fp8", MAT_FP8, MAT_FP8, MAT_FP8, MAT_BF16},
-    {"bf16", MAT_BF16, MAT_BF16, MAT_BF16, MAT_BF16},
+    {"int4", MAT_INT4, MAT_INT4, MAT_FP8, MAT_INT8, MAT_BF16},
+    {"fp4", MAT_FP4, MAT_FP8, MAT_FP8, MAT_FP8, MAT_BF16}, /* about as V4 is published */
+    {"int8", MAT_INT8, MAT_INT8, MAT_INT8, MAT_INT8, MAT_BF16},
+    {"fp8", MAT_FP8, MAT_FP8, MAT_FP8, MAT_FP8, MAT_BF16},
+    {"bf16", MAT_BF16, MAT_BF16, MAT_BF16, MAT_BF16, MAT_BF16},
 };
 enum { N_ROWS = sizeof table / sizeof *table, FP8_BLOCK = 128 };
 
@@ -51,10 +52,10 @@ static int find_row(const char *name, size_t size) {
 int recipe_set(struct recipe *recipe, enum tensor_group group, const char *format, struct mo_error *error) {
     int row = find_row(format, strcspn(format, ","));
     if (row < 0) {
-        return mo_error_set(error, MO_E_INVALID, "format of %s: expected int4, int8, fp8 or bf16, found \"%.40s\"",
+        return mo_error_set(error, MO_E_INVALID, "format of %s: expected int4, fp4, int8, fp8 or bf16, found \"%.40s\"",
                             group_names[group], format);
     }
-    recipe->format[group] = table[row].most;
+    recipe->format[group] = table[row].routed;
     return 0;
 }
 
@@ -75,12 +76,13 @@ static int set_one(struct recipe *recipe, const char *text, struct mo_error *err
 int recipe_parse(struct recipe *recipe, const char *text, int group_size, struct mo_error *error) {
     int row = find_row(text, strcspn(text, ","));
     if (row < 0) {
-        return mo_error_set(error, MO_E_INVALID, "expected int4, int8, fp8 or bf16, found \"%.40s\"", text);
+        return mo_error_set(error, MO_E_INVALID, "expected int4, fp4, int8, fp8 or bf16, found \"%.40s\"", text);
     }
     if (group_size != 32 && group_size != 64 && group_size != 128) {
         return mo_error_set(error, MO_E_INVALID, "expected groups of 32, 64 or 128, found %d", group_size);
     }
-    for (int i = 0; i < TENSOR_GROUPS; i++) recipe->format[i] = table[row].most;
+    for (int i = 0; i < TENSOR_GROUPS; i++) recipe->format[i] = table[row].rest;
+    recipe->format[GROUP_ROUTED] = table[row].routed;
     recipe->format[GROUP_KV_B] = table[row].kv_b;
     recipe->format[GROUP_HEAD] = table[row].head;
     recipe->format[GROUP_EMBEDDING] = recipe->format[GROUP_ROUTER] = table[row].embedding_and_router;
@@ -114,6 +116,7 @@ json_t *recipe_json(const struct recipe *recipe) {
 static enum mat_format blocks_for(enum mat_format format, int cols) {
     int values;
     size_t bytes;
+    if (format == MAT_FP4 && cols % FP4_GROUP) return MAT_FP8;
     if (!gguf_block(format, &values, &bytes) || cols % values == 0) return format;
     return cols % 32 ? MAT_BF16 : MAT_Q5_0;
 }

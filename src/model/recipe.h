@@ -22,11 +22,12 @@ const char *tensor_group_name(enum tensor_group group);
 enum tensor_group tensor_group_of(enum role role); /* of a matrix */
 
 struct recipe {
-    enum mat_format format[TENSOR_GROUPS]; /* MAT_BF16, MAT_FP8, MAT_INT8 or MAT_INT4; made up: or blocks of GGUF */
-    int group_size;                        /* INT4, INT8 */
+    enum mat_format
+        format[TENSOR_GROUPS]; /* MAT_BF16, MAT_FP8, MAT_INT8, MAT_FP4 or MAT_INT4; made up: or blocks of GGUF */
+    int group_size;            /* INT4, INT8 */
 };
 
-/* "int4", "int8", "fp8", "bf16", then ",GROUP=FORMAT" any number of times. `group_size` is 32, 64 or 128. */
+/* "int4", "fp4", "int8", "fp8", "bf16", then ",GROUP=FORMAT" any number of times. `group_size` is 32, 64 or 128. */
 int recipe_parse(struct recipe *recipe, const char *text, int group_size, struct mo_error *error);
 /* The same, and "q4_k_m": GGUF's blocks, about as llama.cpp's files of that name mix them. Nothing encodes these: they are for
  * numbers that are made up where they are multiplied. */

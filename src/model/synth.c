@@ -63,6 +63,7 @@ float synth_root_mean_square(enum mat_format format) {
     int n = 0;
     if (format == MAT_INT4) return sqrtf((15 * 15 + 2 * 15 + 3) / 12.0f); /* of -8 .. 7 */
     if (format == MAT_INT8) return sqrtf(127 * 128 / 3.0f);               /* of -127 .. 127 */
+    if (format == MAT_FP4) return sqrtf(68.5f / 8);                       /* of 0, 0.5, 1, 1.5, 2, 3, 4, 6 */
     for (int code = 0; code < 256; code++) {
         float value = e4m3_to_f32((uint8_t)code);
         if (!isfinite(value)) continue;
@@ -107,6 +108,18 @@ static void fill_fp8(const struct made *made, int r0, int n, uint64_t values, ui
     }
 }
 
+/* Every value as likely as any other, scales of two sizes. */
+static void fill_fp4(const struct made *made, int r0, int n, uint64_t values, uint64_t scales) {
+    const struct mat *mat = &made->mat;
+    const size_t row = (size_t)(mat->cols / 2), groups = (size_t)(mat->cols / FP4_GROUP), at = (size_t)r0 * groups;
+    uint8_t *out = (uint8_t *)(uintptr_t)fp4_scales_at(mat, r0);
+    int exponent;
+    frexpf(deviation_of(made->slot) / synth_root_mean_square(MAT_FP4), &exponent); /* from a half to once as much */
+    fill_bytes((uint8_t *)(uintptr_t)fp4_row_at(mat, r0), (size_t)n * row, values, (size_t)r0 * row);
+    for (size_t i = 0; i < (size_t)n * groups; i++)
+        out[i] = (uint8_t)(127 + exponent - (int)(word_at(scales, at + i) & 1));
+}
+
 /* Evenly spread between plus and minus sqrt(3) deviations. */
 static void fill_bf16(const struct made *made, int r0, int n, uint64_t values) {
     const struct mat *mat = &made->mat;
@@ -138,6 +151,8 @@ static int fill(void *context, const struct made *made, int unit, void *scratch,
     (void)sum;
     if (made->mat.format == MAT_FP8) {
         fill_fp8(made, r0, n, data, scales);
+    } else if (made->mat.format == MAT_FP4) {
+        fill_fp4(made, r0, n, data, scales);
     } else if (made->mat.format == MAT_BF16) {
         fill_bf16(made, r0, n, data);
     } else if (made->mat.format == MAT_F32) {

@@ -58,7 +58,8 @@ int weights_bind_fp8(const struct binder *b, enum role role, const struct tensor
 /* I8 [rows][cols / 2] as published, or F4 [rows][cols], which is how safetensors counts them. */
 int weights_bind_fp4(const struct binder *b, enum role role, const struct tensor *tensor, struct mat *mat) {
     const char *suffix = block_suffix(b);
-    if (b->model->quant != QUANT_FP8_BLOCK) {
+    const bool is_ours = b->model->quant == QUANT_MOEBIUS;
+    if (b->model->quant != QUANT_FP8_BLOCK && !is_ours) {
         return weights_refuse(b, MO_E_UNSUPPORTED, tensor, "found %s, but config.json has no FP8 quantization_config",
                               dtype_name(tensor->dtype));
     }
@@ -75,7 +76,7 @@ int weights_bind_fp4(const struct binder *b, enum role role, const struct tensor
         code = weights_refuse(b, MO_E_UNSUPPORTED, scale, "expected F8_E8M0 (scales of FP4), found %s",
                               dtype_name(scale->dtype));
     }
-    if (!code) code = check_powers(b, scale);
+    if (!code && !is_ours) code = check_powers(b, scale); /* of our files `info --verify` looks at them */
     mat->format = MAT_FP4;
     mat->data = tensor->data;
     mat->scales8 = scale->data;

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 #include "base/utf8.h"
+#include "plan/arch_hybrid.h"
 
 const char *plan_group_name(enum plan_group group) {
     static const char *const names[PLAN_GROUPS] = {"attention", "kv_b", "dense",     "shared", "routed",
@@ -26,6 +27,10 @@ const char *plan_kv_name(enum kv_format kv) {
     .published = "fp8", .layers = 61, .dense_layers = 3, .hidden = 7168, .heads = 128, .vocab = 129280, LATENT,        \
     .q_lora = 1536, .dense_width = 18432, .expert_width = 2048, .experts = 256, .top_k = 8, .shared_experts = 1,       \
     .router_bias = true
+#define V4                                                                                                             \
+    .published = "fp4,head=bf16", .vocab = 129280, .kv_lora = 448, .nope_dim = 448, .rope_dim = 64, .v_dim = 512,      \
+    .context = 1 << 20, .runs_here = true, .router_bias = true, .top_k = 6, .shared_experts = 1
+#define V4_HYBRID .window = 128, .index_heads = 64, .index_dim = 128, .o_lora = 1024, .streams = 4, .hash_layers = 3
 static const struct plan_arch builtin[] = {
     {.name = "deepseek-coder-v2-lite", V2_LITE},
     {.name = "deepseek-v2-lite", V2_LITE},
@@ -46,6 +51,24 @@ static const struct plan_arch builtin[] = {
     {.name = "deepseek-v3", V3},
     {.name = "deepseek-r1", V3},
     {.name = "deepseek-v3.2", V3, .index_topk = 2048, .index_heads = 64, .index_dim = 128},
+    {.name = "deepseek-v4-flash",
+     V4,
+     .layers = 43,
+     .hidden = 4096,
+     .heads = 64,
+     .q_lora = 1024,
+     .expert_width = 2048,
+     .experts = 256,
+     .hybrid = {V4_HYBRID, .sparse_layers = 21, .dense_layers = 20, .index_topk = 512, .o_groups = 8}},
+    {.name = "deepseek-v4-pro",
+     V4,
+     .layers = 61,
+     .hidden = 7168,
+     .heads = 128,
+     .q_lora = 1536,
+     .expert_width = 3072,
+     .experts = 384,
+     .hybrid = {V4_HYBRID, .sparse_layers = 30, .dense_layers = 31, .index_topk = 1024, .o_groups = 16}},
     {.name = "qwen2.5-coder-14b",
      .published = "bf16",
      .layers = 48,
@@ -157,6 +180,7 @@ void plan_arch_params(const struct plan_arch *a, int64_t params[PLAN_GROUPS]) {
     params[PLAN_HEAD] = a->tied_embedding ? 0 : a->vocab * hidden;
     params[PLAN_EMBEDDING] = a->vocab * hidden;
     params[PLAN_NORM] = count_norms(a);
+    if (plan_arch_is_hybrid(a)) plan_hybrid_params(a, params);
 }
 
 int64_t plan_arch_total(const struct plan_arch *arch) {
@@ -178,6 +202,7 @@ int64_t plan_arch_active(const struct plan_arch *arch) {
 
 double plan_arch_kv_bytes(const struct plan_arch *arch, enum kv_format kv) {
     static const int value_bytes[KV_FORMATS] = {4, 2, 1};
+    if (plan_arch_is_hybrid(arch)) return plan_hybrid_kv_bytes(arch, kv);
     double row = plan_arch_is_latent(arch) ? (double)cache_row_bytes(arch->kv_lora, arch->rope_dim, kv)
                                            : 2.0 * arch->kv_heads * arch->head_dim * value_bytes[kv];
     return (row + (double)cache_key_bytes(arch->index_dim, kv)) * arch->layers;
@@ -187,7 +212,12 @@ static bool is_sparse(const struct plan_arch *arch, double depth) {
     return arch->index_topk && depth > arch->index_topk;
 }
 
+double plan_arch_chunk_bytes(const struct plan_arch *arch, enum kv_format kv, double depth) {
+    return plan_arch_is_hybrid(arch) ? plan_hybrid_read_bytes(arch, kv, depth) : depth * plan_arch_kv_bytes(arch, kv);
+}
+
 double plan_arch_read_bytes(const struct plan_arch *arch, enum kv_format kv, double depth) {
+    if (plan_arch_is_hybrid(arch)) return plan_hybrid_read_bytes(arch, kv, depth);
     double token = plan_arch_kv_bytes(arch, kv), key = (double)cache_key_bytes(arch->index_dim, kv) * arch->layers;
     if (is_sparse(arch, depth)) return depth * key + arch->index_topk * (token - key);
     return depth * (token - key); /* nobody asks for the keys */
@@ -217,12 +247,22 @@ double plan_arch_pair_ops(const struct plan_arch *a, bool expanded) {
 }
 
 double plan_arch_query_ops(const struct plan_arch *arch, double depth) {
+    if (plan_arch_is_hybrid(arch)) return plan_hybrid_query_ops(arch, depth);
     double pair = plan_arch_pair_ops(arch, false), index = 2.0 * arch->index_heads * arch->index_dim * arch->layers;
     return is_sparse(arch, depth) ? arch->index_topk * pair + depth * index : depth * pair;
 }
 
+/* Of all tokens, by some of them. */
+static double sampled_prompt_ops(const struct plan_arch *arch, double tokens) {
+    enum { SAMPLES = 256 };
+    double sum = 0;
+    for (int i = 0; i < SAMPLES; i++) sum += plan_arch_query_ops(arch, tokens * (i + 0.5) / SAMPLES);
+    return sum * tokens / SAMPLES;
+}
+
 /* The first index_topk tokens, then on the mean of those behind them. */
 double plan_arch_prompt_ops(const struct plan_arch *arch, double tokens) {
+    if (plan_arch_is_hybrid(arch)) return sampled_prompt_ops(arch, tokens);
     double dense = is_sparse(arch, tokens) ? arch->index_topk : tokens, rest = tokens - dense;
     return dense * dense / 2 * plan_arch_pair_ops(arch, true) +
            (rest > 0 ? rest * plan_arch_query_ops(arch, (dense + tokens) / 2 + 1) : 0);

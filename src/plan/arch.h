@@ -14,20 +14,29 @@
 
 /* Weights that are stored, placed and read alike. */
 enum plan_group {
-    PLAN_ATTENTION, /* q, kv_a, o; or q, k, v, o */
-    PLAN_KV_B,      /* from the latent to keys and values; an indexer's queries and key */
+    PLAN_ATTENTION, /* q, kv_a, o_a, o; or q, k, v, o */
+    PLAN_KV_B,      /* from the latent to keys and values; an indexer's queries and key; compressors */
     PLAN_DENSE,
     PLAN_SHARED,
     PLAN_ROUTED,
-    PLAN_ROUTER, /* and an indexer's weights of its heads */
+    PLAN_ROUTER, /* and an indexer's weights of its heads, and mixers */
     PLAN_HEAD,
     PLAN_EMBEDDING, /* a row a token: takes memory, costs no time */
-    PLAN_NORM,      /* and biases */
+    PLAN_NORM,      /* and biases, sinks */
     PLAN_GROUPS
 };
 const char *plan_group_name(enum plan_group group);
 
 const char *plan_kv_name(enum kv_format kv);
+
+/* DeepSeek-V4, as in model.h; window 0: another family. */
+struct plan_hybrid {
+    int window;
+    int sparse_layers, dense_layers; /* of RATIO_SPARSE and RATIO_DENSE; the others see the window alone */
+    int index_topk, index_heads, index_dim;
+    int o_groups, o_lora;
+    int streams, hash_layers;
+};
 
 struct plan_arch {
     char name[128];
@@ -36,7 +45,8 @@ struct plan_arch {
     int layers, dense_layers, hidden, heads, vocab, context;
     int q_lora, kv_lora, nope_dim, rope_dim, v_dim; /* latent attention: kv_lora > 0 */
     int index_topk, index_heads, index_dim;         /* V3.2: as in model.h */
-    int kv_heads, head_dim;                         /* grouped queries: kv_lora == 0 */
+    struct plan_hybrid hybrid;
+    int kv_heads, head_dim; /* grouped queries: kv_lora == 0 */
     bool qkv_bias, router_bias, tied_embedding;
     int dense_width, expert_width, experts, top_k, shared_experts;
 };
@@ -63,6 +73,9 @@ int64_t plan_arch_expert_params(const struct plan_arch *arch); /* one expert of 
 static inline int plan_arch_moe_layers(const struct plan_arch *arch) {
     return arch->experts ? arch->layers - arch->dense_layers : 0;
 }
+static inline bool plan_arch_is_hybrid(const struct plan_arch *arch) {
+    return arch->hybrid.window > 0;
+}
 static inline bool plan_arch_is_latent(const struct plan_arch *arch) {
     return arch->kv_lora > 0;
 }
@@ -71,6 +84,8 @@ static inline bool plan_arch_is_latent(const struct plan_arch *arch) {
 double plan_arch_kv_bytes(const struct plan_arch *arch, enum kv_format kv);
 /* What a query that sees `depth` tokens reads of it: all, or every index key and the rows that it attends to. */
 double plan_arch_read_bytes(const struct plan_arch *arch, enum kv_format kv, double depth);
+/* What a chunk of a prompt reads, `depth` tokens on the mean into it. */
+double plan_arch_chunk_bytes(const struct plan_arch *arch, enum kv_format kv, double depth);
 
 /* Experts of a layer that a batch of independent tokens meets: E (1 - (1 - k/E)^B). Real text is more alike than that, so
  * it is the upper end. */

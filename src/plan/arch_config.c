@@ -8,6 +8,7 @@ enum { MAX_LAYERS = 1024, MAX_DIM = 1 << 20, MAX_HEADS = 4096, MAX_VOCAB = 1 << 
 static const char *published_recipe(const struct model *model) {
     switch (model->quant) {
     case QUANT_FP8_BLOCK:
+        return model_is_hybrid(model) ? "fp4,head=bf16" : "fp8"; /* experts of a base model: fp8, says its header */
     case QUANT_FP8_SCALED:
         return "fp8";
     case QUANT_AWQ:
@@ -17,6 +18,18 @@ static const char *published_recipe(const struct model *model) {
         break;
     }
     return "bf16";
+}
+
+static struct plan_hybrid hybrid_of(const struct model *m) {
+    const struct hybrid_model *h = &m->hybrid;
+    struct plan_hybrid hybrid = {h->window,    0,           0,         h->index_topk, h->index_heads,
+                                 h->index_dim, h->o_groups, h->o_lora, h->streams,    h->hash_layers};
+    if (hybrid.hash_layers > m->layers) hybrid.hash_layers = m->layers;
+    for (int i = 0; i < m->layers; i++) {
+        hybrid.sparse_layers += h->ratio[i] == RATIO_SPARSE;
+        hybrid.dense_layers += h->ratio[i] == RATIO_DENSE;
+    }
+    return hybrid;
 }
 
 void plan_arch_from_model(struct plan_arch *arch, const struct model *m, const char *name) {
@@ -36,7 +49,8 @@ void plan_arch_from_model(struct plan_arch *arch, const struct model *m, const c
         .index_topk = m->index_topk,
         .index_heads = m->index_heads,
         .index_dim = m->index_dim,
-        .router_bias = m->experts && m->gate_kind == GATE_SIGMOID_GROUPED,
+        .hybrid = hybrid_of(m),
+        .router_bias = m->experts && (m->gate_kind == GATE_SIGMOID_GROUPED || m->gate_kind == GATE_SQRT_SOFTPLUS),
         .tied_embedding = m->tied_embedding,
         .dense_width = m->dense_layers ? m->dense_width : 0,
         .expert_width = m->expert_width,
@@ -93,10 +107,11 @@ static int read_grouped(const json_t *root, const char *where, const char *archi
 }
 
 static int refuse_family(const char *where, const char *found, struct mo_error *error) {
-    return mo_error_set(error, MO_E_UNSUPPORTED,
-                        "%s: key \"architectures\": expected DeepseekV2, DeepseekV3, Qwen2, Llama, Mistral or "
-                        "MixtralForCausalLM, found \"%s\"",
-                        where, found ? found : "none");
+    return mo_error_set(
+        error, MO_E_UNSUPPORTED,
+        "%s: key \"architectures\": expected DeepseekV2, DeepseekV3, DeepseekV32, DeepseekV4, Qwen2, Llama, Mistral or "
+        "MixtralForCausalLM, found \"%s\"",
+        where, found ? found : "none");
 }
 
 static int parse_root(const json_t *root, const char *where, struct plan_arch *arch, bool *is_ours,

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include "base/text.h"
 #include "model/format.h"
 #include "model/names.h"
 
@@ -80,8 +81,11 @@ const char *plan_header_match(const json_t *header) {
         vocab = dimension(header, "model.embed_tokens.weight", 0);
     const char *name;
     json_t *entry;
+    if (!hidden) hidden = dimension(header, "embed.weight", 1);
+    if (!vocab) vocab = dimension(header, "embed.weight", 0);
     json_object_foreach((json_t *)header, name, entry) {
         const char *end = strstr(name, "input_layernorm.weight");
+        if (!end) end = strstr(name, ".attn_norm.weight");
         if (!hidden && end) hidden = dimension(header, name, 0);
     }
     int experts = count_experts(header);
@@ -96,6 +100,11 @@ struct entry {
     int last_dim;
 };
 
+/* V4: what mixes the streams of the residual. */
+static bool is_mixer(const char *name) {
+    return strstr(name, "hc_attn_") || strstr(name, "hc_ffn_") || strstr(name, "hc_head_");
+}
+
 /* Includes the names of the models that are here for comparison. */
 static enum plan_group group_of(const char *name) {
     static const struct {
@@ -103,6 +112,10 @@ static enum plan_group group_of(const char *name) {
         enum plan_group group;
     } parts[] = {
         {"embed_tokens", PLAN_EMBEDDING},
+        {".tid2eid", PLAN_EMBEDDING}, /* V4, to the line's end: a row a token id, looked up */
+        {".gate.bias", PLAN_ROUTER},
+        {".ape", PLAN_NORM},
+        {".attn_sink", PLAN_NORM},
         {".indexer.weights_proj.", PLAN_ROUTER},
         {".indexer.w", PLAN_KV_B},
         {"lm_head", PLAN_HEAD},
@@ -115,7 +128,12 @@ static enum plan_group group_of(const char *name) {
         {".block_sparse_moe.gate.", PLAN_ROUTER},
         {".mlp.", PLAN_DENSE},
         {".kv_b_proj.", PLAN_KV_B},
+        {".compressor.", PLAN_KV_B},
+        {".ffn.gate.", PLAN_ROUTER},
     };
+    if (is_mixer(name)) return text_ends_with(name, "_fn") ? PLAN_ROUTER : PLAN_NORM;
+    if (!strncmp(name, "embed.", strlen("embed."))) return PLAN_EMBEDDING;
+    if (!strncmp(name, "head.", strlen("head."))) return PLAN_HEAD;
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
         if (strstr(name, parts[i].part)) return parts[i].group;
     }
@@ -151,8 +169,9 @@ static int read_entry(const char *name, const json_t *json, const char *path, st
     return 0;
 }
 
-static bool is_scale(const char *name) {
-    return strstr(name, "scale") || strstr(name, "qzeros");
+/* What belongs to a matrix, or is a table of experts: bytes without weights of their own. */
+static bool has_no_weights(const char *name) {
+    return (strstr(name, "scale") && !is_mixer(name)) || strstr(name, "qzeros") || strstr(name, ".tid2eid");
 }
 
 /* GGUF's blocks, which have names of their own. */
@@ -175,13 +194,14 @@ static double count_weights(const struct entry *e, struct plan_format *format) {
     static const struct {
         const char *dtype, *format;
         double weights;
-    } kinds[] = {{"F32", "f32", 1}, {"BF16", "bf16", 1}, {"F16", "f16", 1}, {"F8_E4M3", "fp8", 1}, {"I32", "awq", 8}};
+    } kinds[] = {{"F32", "f32", 1}, {"BF16", "bf16", 1}, {"F16", "f16", 1}, {"F8_E4M3", "fp8", 1},
+                 {"I32", "awq", 8}, {"I8", "fp4", 2},    {"F4", "fp4", 1}};
     enum mat_format block;
     int group;
     struct plan_quant quant;
     const char *recipe = NULL;
     double weights = 0;
-    if (is_scale(e->name)) return 0;
+    if (has_no_weights(e->name)) return 0;
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
         if (strcmp(kinds[i].dtype, e->dtype) != 0) continue;
         recipe = kinds[i].format;
@@ -235,7 +255,7 @@ int plan_header_add(struct plan_seen *seen, const json_t *header, const struct p
         int code = read_entry(name, json, path, &entry, error);
         if (code) return code;
         seen->tensors++;
-        if (names_layer(name) >= arch->layers) {
+        if (names_is_prediction(name, arch->layers)) {
             seen->left_out_bytes += entry.bytes;
             continue;
         }

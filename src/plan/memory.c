@@ -25,12 +25,13 @@ const char *plan_place_text(enum plan_place place) {
 
 /* Activations of `wish.batched_tokens` rows, 16-bit but for the residual and the logits. */
 static double scratch_bytes(const struct plan_arch *a, const struct plan_wish *wish) {
-    double rows = wish->batched_tokens, hidden = a->hidden;
+    double rows = wish->batched_tokens, hidden = a->hidden, streams = plan_arch_is_hybrid(a) ? a->hybrid.streams : 1;
     double q = plan_arch_is_latent(a) ? a->nope_dim + a->rope_dim + a->v_dim + 2.0 * a->kv_lora + a->rope_dim
                                       : 2.0 * a->head_dim + 2.0 * a->kv_heads * a->head_dim / a->heads;
     double routed = (double)(a->top_k + a->shared_experts) * a->expert_width;
     double width = routed > a->dense_width ? routed : a->dense_width;
-    return rows * (hidden * 6 + a->heads * q * 2 + width * 4 + a->experts * 4.0) + 4.0 * wish->seqs * a->vocab;
+    return rows * (hidden * (2 + 4 * streams) + a->heads * q * 2 + width * 4 + a->experts * 4.0) +
+           4.0 * wish->seqs * a->vocab;
 }
 
 double plan_usable_ram(const struct plan_machine *machine, const struct plan_wish *wish) {

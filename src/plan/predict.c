@@ -26,9 +26,16 @@ static void add_layer(struct plan_weights *w, const struct model *model, const s
     add_mat(w, PLAN_ATTENTION, &layer->kv_a);
     add_mat(w, PLAN_KV_B, &layer->kv_b);
     add_mat(w, PLAN_ATTENTION, &layer->o);
+    add_mat(w, PLAN_ATTENTION, &layer->o_a);
     add_mat(w, PLAN_ROUTER, &layer->indexer.weights);
     add_mat(w, PLAN_KV_B, &layer->indexer.q);
     add_mat(w, PLAN_KV_B, &layer->indexer.k);
+    add_mat(w, PLAN_KV_B, &layer->compressor.kv);
+    add_mat(w, PLAN_KV_B, &layer->compressor.gate);
+    add_mat(w, PLAN_KV_B, &layer->index_compressor.kv);
+    add_mat(w, PLAN_KV_B, &layer->index_compressor.gate);
+    add_mat(w, PLAN_ROUTER, &layer->attn_mixer.mix);
+    add_mat(w, PLAN_ROUTER, &layer->ffn_mixer.mix);
     if (dense) {
         add_mlp(w, PLAN_DENSE, &layer->dense);
         return;
@@ -42,6 +49,7 @@ void plan_weights_from_model(struct plan_weights *weights, const struct model *m
     *weights = (struct plan_weights){.measured = true};
     add_mat(weights, PLAN_EMBEDDING, &bound->embed);
     if (!model->tied_embedding) add_mat(weights, PLAN_HEAD, &bound->head);
+    add_mat(weights, PLAN_ROUTER, &bound->head_mixer.mix);
     for (int i = 0; i < model->layers; i++)
         add_layer(weights, model, &bound->layers[i], model_layer_is_dense(model, i));
 }

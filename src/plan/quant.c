@@ -5,7 +5,8 @@
 #include <string.h>
 #include "model/recipe.h"
 
-/* Scales included: fp8 has an fp32 one per 128x128 block; int8 and int4 an fp16 one per 128; AWQ also a 4-bit zero point
+/* Scales included: fp8 has an fp32 one per 128x128 block; int8 and int4 an fp16 one per 128; fp4
+ * one of 8 bits per 32; AWQ also a 4-bit zero point
  * per group. */
 static const struct plan_format formats[] = {
     {"f32", 32, PLAN_K_F32},
@@ -14,6 +15,7 @@ static const struct plan_format formats[] = {
     {"int8", 8 + 16.0 / 128, PLAN_K_8BIT},
     {"fp8", 8 + 32.0 / (128 * 128), PLAN_K_8BIT},
     {"int4", 4 + 16.0 / 128, PLAN_K_4BIT},
+    {"fp4", 4 + 8.0 / 32, PLAN_K_4BIT},
     {"awq", 4 + 20.0 / 128, PLAN_K_4BIT},
     {"awq-g64", 4 + 20.0 / 64, PLAN_K_4BIT},
     {"awq-g32", 4 + 20.0 / 32, PLAN_K_4BIT},
@@ -27,6 +29,7 @@ enum plan_kernel plan_kernel_of(enum mat_format format) {
     case MAT_F16:
     case MAT_BF16:
         return PLAN_K_16BIT;
+    case MAT_FP4:
     case MAT_INT4_AWQ:
     case MAT_INT4:
         return PLAN_K_4BIT;
@@ -43,15 +46,19 @@ enum plan_kernel plan_kernel_of(enum mat_format format) {
     }
 }
 
-/* A recipe as plan sees it. Routed, shared and dense experts and the projections of attention have its own format. */
+/* A recipe as plan sees it. Shared and dense experts and the projections of attention have its own format, `routed` is that of
+ * routed experts. */
 struct mix {
-    const char *name, *kv_b, *head, *embedding;
+    const char *name, *kv_b, *head, *embedding, *routed;
 };
 
 /* What others publish; our own recipes are model/recipe.h's. */
 static const struct mix published[] = {
-    {"f32", "f32", "f32", "f32"},         {"f16", "f16", "f16", "f16"}, {"awq-g32", "awq-g32", "f16", "f16"},
-    {"awq-g64", "awq-g64", "f16", "f16"}, {"awq", "awq", "f16", "f16"},
+    {"f32", "f32", "f32", "f32", "f32"},
+    {"f16", "f16", "f16", "f16", "f16"},
+    {"awq-g32", "awq-g32", "f16", "f16", "awq-g32"},
+    {"awq-g64", "awq-g64", "f16", "f16", "awq-g64"},
+    {"awq", "awq", "f16", "f16", "awq"},
 };
 enum { N_PUBLISHED = sizeof published / sizeof *published, GROUP_SIZE = 128 };
 
@@ -67,7 +74,8 @@ static bool find_mix(struct mix *mix, const char *name, size_t size) {
     snprintf(text, sizeof text, "%.*s", (int)size, name);
     if (recipe_parse(&recipe, text, GROUP_SIZE, NULL)) return false;
     *mix = (struct mix){
-        .name = mat_format_name(recipe.format[GROUP_ROUTED]),
+        .name = mat_format_name(recipe.format[GROUP_ATTENTION]),
+        .routed = mat_format_name(recipe.format[GROUP_ROUTED]),
         .kv_b = mat_format_name(recipe.format[GROUP_KV_B]),
         .head = mat_format_name(recipe.format[GROUP_HEAD]),
         .embedding = mat_format_name(recipe.format[GROUP_EMBEDDING]),
@@ -116,10 +124,11 @@ static int start_recipe(struct plan_quant *quant, const char *text, size_t size,
     if (!find_mix(&mix, text, size)) {
         return mo_error_set(
             error, MO_E_INVALID,
-            "--quant: expected f32, bf16, f16, int8, fp8, int4, awq, awq-g64 or awq-g32, found \"%.*s\"", (int)size,
-            text);
+            "--quant: expected f32, bf16, f16, int8, fp8, int4, fp4, awq, awq-g64 or awq-g32, found \"%.*s\"",
+            (int)size, text);
     }
     for (int i = 0; i < PLAN_GROUPS; i++) set_group(quant, (enum plan_group)i, mix.name);
+    set_group(quant, PLAN_ROUTED, mix.routed);
     set_group(quant, PLAN_KV_B, mix.kv_b);
     set_group(quant, PLAN_HEAD, mix.head);
     set_group(quant, PLAN_EMBEDDING, mix.embedding);
@@ -135,10 +144,11 @@ static int change_group(struct plan_quant *quant, const char *text, size_t size,
         const char *group = plan_group_name((enum plan_group)i);
         if (strlen(group) != name || memcmp(group, text, name)) continue;
         if (find_format(&quant->group[i], text + name + 1, size - name - 1)) return 0;
-        return mo_error_set(error, MO_E_INVALID,
-                            "--quant: %s: expected a format (f32, bf16, f16, int8, fp8, int4, awq, awq-g64, awq-g32) "
-                            "or bits from 0.5 to 32, found \"%.*s\"",
-                            group, (int)(size - name - 1), text + name + 1);
+        return mo_error_set(
+            error, MO_E_INVALID,
+            "--quant: %s: expected a format (f32, bf16, f16, int8, fp8, int4, fp4, awq, awq-g64, awq-g32) "
+            "or bits from 0.5 to 32, found \"%.*s\"",
+            group, (int)(size - name - 1), text + name + 1);
     }
     return mo_error_set(error, MO_E_INVALID,
                         "--quant: expected GROUP=FORMAT with attention, kv_b, dense, shared, routed, router, head, "

@@ -122,7 +122,7 @@ static struct job prefill_job(const struct plan_input *in, const struct plan_mem
         .steps = chunks,
         .fixed = chunks * plan_weights_fixed_bytes(arch, &in->weights),
         .routed = chunks * plan_weights_routed_bytes(arch, &in->weights, chunk),
-        .cache = chunks * tokens / 2 * plan_arch_kv_bytes(arch, in->wish.kv),
+        .cache = chunks * plan_arch_chunk_bytes(arch, in->wish.kv, tokens / 2.0),
         .pair_ops = plan_arch_prompt_ops(arch, tokens),
     };
     count_ops(&job, tokens, 1);

@@ -31,7 +31,12 @@ int kv_pages_init(struct kv_pages *kv, int n_pages, struct mo_error *error) {
     return prefix_init(&kv->tree, n_pages, error);
 }
 
+int kv_pages_limit_near(struct kv_pages *kv, int n_near, int window, struct mo_error *error) {
+    return near_init(&kv->near, kv->n_pages, n_near, window, error);
+}
+
 void kv_pages_free(struct kv_pages *kv) {
+    near_free(&kv->near);
     prefix_free(&kv->tree);
     free(kv->pages);
     *kv = (struct kv_pages){0};
@@ -42,6 +47,11 @@ void kv_pages_free(struct kv_pages *kv) {
 int kv_pages_for(int n_tokens) {
     assert(n_tokens >= 0);
     return n_tokens / KV_PAGE_TOKENS + (n_tokens % KV_PAGE_TOKENS != 0);
+}
+
+int kv_pages_left(const struct kv_pages *kv) {
+    int near = near_left(&kv->near);
+    return near < kv->n_free ? near : kv->n_free;
 }
 
 int kv_seq_init(struct kv_seq *seq, int max_tokens, uint64_t root, struct mo_error *error) {
@@ -66,6 +76,8 @@ static void leave(struct kv_pages *kv, int32_t page) {
 }
 
 void kv_seq_release(struct kv_pages *kv, struct kv_seq *seq) {
+    for (int i = seq->first_near; i < seq->n_pages; i++) near_leave(&kv->near, seq->pages[i]);
+    seq->first_near = 0;
     /* The last page first: a page is found by way of those before it, so they have to be there longer. */
     while (seq->n_pages > 0) leave(kv, seq->pages[--seq->n_pages]);
     seq->n_known = 0;
@@ -80,37 +92,64 @@ static void use(struct kv_pages *kv, struct kv_seq *seq, int32_t page) {
 int kv_seq_grow(struct kv_pages *kv, struct kv_seq *seq, int n_tokens) {
     int n_pages = kv_pages_for(n_tokens);
     assert(n_pages <= seq->capacity);
-    if (n_pages - seq->n_pages > kv->n_free) return MO_E_LIMIT;
+    if (n_pages - seq->n_pages > kv_pages_left(kv)) return MO_E_LIMIT;
     while (seq->n_pages < n_pages) {
         int32_t page = kv->first;
         prefix_remove(&kv->tree, page);
         use(kv, seq, page);
+        near_use(&kv->near, page);
     }
     return 0;
 }
 
+void kv_seq_pass(struct kv_pages *kv, struct kv_seq *seq, int n_tokens) {
+    int first = near_first(&kv->near, n_tokens);
+    for (; seq->first_near < first; seq->first_near++) near_leave(&kv->near, seq->pages[seq->first_near]);
+}
+
 /* ---- pages found by their tokens ---- */
 
-int kv_find(const struct kv_pages *kv, uint64_t root, const int32_t *tokens, int n_tokens, int *n_used) {
-    uint64_t serial = root;
-    int n = 0;
-    for (*n_used = 0; n < n_tokens / KV_PAGE_TOKENS; n++) {
+/* Pages from `had` on have been added, and computed: the sequence looks at the last ones now. */
+static void look_at_last(struct kv_pages *kv, struct kv_seq *seq, int had) {
+    int first = near_first(&kv->near, seq->n_pages * KV_PAGE_TOKENS);
+    for (int i = first > had ? first : had; i < seq->n_pages; i++) near_use(&kv->near, seq->pages[i]);
+    for (int i = seq->first_near; i < had && i < first; i++) near_leave(&kv->near, seq->pages[i]);
+    seq->first_near = first > seq->first_near ? first : seq->first_near;
+}
+
+/* Pages of a walk through the tree from page `first` on, whose parent is `serial`: up to which a sequence could share them. `behind`
+ * of the pages before them have a near part that it looks at. */
+static int find_end(const struct kv_pages *kv, uint64_t serial, const int32_t *tokens, int n_tokens, int first,
+                    int behind, int *n_used) {
+    int end = first, n_near = behind, used = 0;
+    *n_used = 0;
+    for (int n = first; n < n_tokens / KV_PAGE_TOKENS; n++) {
         int32_t page = prefix_find(&kv->tree, serial, tokens + (size_t)n * KV_PAGE_TOKENS);
         if (page < 0) break;
-        *n_used += kv->pages[page].users > 0;
+        used += kv->pages[page].users > 0;
         serial = prefix_serial(&kv->tree, page);
+        n_near = near_has(&kv->near, page) ? n_near + 1 : 0;
+        if (n + 1 - near_first(&kv->near, (n + 1) * KV_PAGE_TOKENS) > n_near) continue;
+        end = n + 1;
+        *n_used = used;
     }
-    return n;
+    return end;
+}
+
+int kv_find(const struct kv_pages *kv, uint64_t root, const int32_t *tokens, int n_tokens, int *n_used) {
+    return find_end(kv, root, tokens, n_tokens, 0, 0, n_used);
 }
 
 int kv_seq_share(struct kv_pages *kv, struct kv_seq *seq, const int32_t *tokens, int n_tokens) {
     assert(seq->n_pages == seq->n_known && n_tokens / KV_PAGE_TOKENS <= seq->capacity);
-    while (seq->n_pages < n_tokens / KV_PAGE_TOKENS) {
+    int n_used, had = seq->n_pages;
+    int end = find_end(kv, seq->serial, tokens, n_tokens, had, had - seq->first_near, &n_used);
+    while (seq->n_pages < end) {
         int32_t page = prefix_find(&kv->tree, seq->serial, tokens + (size_t)seq->n_pages * KV_PAGE_TOKENS);
-        if (page < 0) break;
         use(kv, seq, page);
         seq->serial = prefix_serial(&kv->tree, page);
     }
+    look_at_last(kv, seq, had);
     return seq->n_known = seq->n_pages;
 }
 

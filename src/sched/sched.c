@@ -114,7 +114,10 @@ int sched_create(struct sched **out, const struct sched_options *options, struct
     }
     copy_eos(sched);
     code = kv_pages_init(&sched->kv, options->n_pages, error);
+    if (!code && options->n_near)
+        code = kv_pages_limit_near(&sched->kv, options->n_near, options->model->hybrid.window, error);
     if (code) goto fail;
+    options->backend->near = sched->kv.near.place;
     code = sample_scratch_init(&sched->scratch, options->model->vocab, error);
     if (!code) code = sched_disk_open(sched, error);
     if (code) goto fail;

@@ -108,6 +108,7 @@ struct sched_options {
     int max_num_batched_tokens; /* rows a step, >= max_num_seqs: the backend's max_rows */
     int max_logits;             /* logit rows a step, >= max_num_seqs: the backend's max_logits */
     int n_pages;
+    int n_near;          /* V4: near parts of pages (near.h), n_pages at most; 0: n_pages */
     bool prefix_caching; /* sequences share the pages of what they have in common from the start */
     struct disk *disk;   /* NULL: none. Wants prefix_caching, and a backend that copies pages; outlives the scheduler */
     int max_drafts; /* 0 .. DRAFT_MAX: tokens to guess a sequence and step, where rows and logits are left over; 0 for V4 */

@@ -73,7 +73,7 @@ static int take_pages(struct sched *sched, struct seq *seq, int n_rows, struct r
             preempt_youngest(sched, room);
             continue;
         }
-        n_rows = (seq->kv.n_pages + sched->kv.n_free) * KV_PAGE_TOKENS - seq->n_computed;
+        n_rows = (seq->kv.n_pages + kv_pages_left(&sched->kv)) * KV_PAGE_TOKENS - seq->n_computed;
     }
     return n_rows;
 }
@@ -112,7 +112,7 @@ static bool can_admit(const struct sched *sched, const struct seq *seq, const st
     kv_find(&sched->kv, seq->kv.root, seq->tokens, tokens_to_share(sched, seq), &n_used);
     int pages = pages_ahead(seq) - n_used;
     for (int i = 0; i < sched->n_running; i++) pages += pages_ahead(sched->running[i]);
-    return pages <= sched->kv.n_free;
+    return pages <= kv_pages_left(&sched->kv);
 }
 
 static void share_prefix(struct sched *sched, struct seq *seq) {

@@ -184,6 +184,7 @@ static void move_on(struct sched *sched, struct seq *seq, int n_rows) {
     seq->n_computed += n_rows;
     int n_known = seq->kv.n_known;
     if (sched->options.prefix_caching) kv_seq_publish(&sched->kv, &seq->kv, seq->tokens, seq->n_computed);
+    kv_seq_pass(&sched->kv, &seq->kv, seq->n_computed);
     if (seq->kv.n_known > n_known) seq_note_pages(sched, seq);
 }
 

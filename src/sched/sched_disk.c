@@ -89,7 +89,7 @@ static int32_t next_unsaved(struct sched *sched) {
     while (sched->unsaved_first >= 0) {
         int32_t page = sched->unsaved_first;
         const struct unsaved *u = &sched->unsaved[page];
-        bool there = prefix_serial(&sched->kv.tree, page) == u->serial;
+        bool there = prefix_serial(&sched->kv.tree, page) == u->serial && near_has(&sched->kv.near, page);
         bool wanted = disk_wants(sched->options.disk, &u->address, &u->parent, u->depth);
         if (there && wanted) return page;
         if (wanted) stats_forgotten(sched);
@@ -183,6 +183,7 @@ static bool take_page(struct sched *sched, struct seq *seq, const void *from) {
     }
     seq->n_computed += KV_PAGE_TOKENS;
     kv_seq_publish(&sched->kv, &seq->kv, seq->tokens, seq->n_computed);
+    kv_seq_pass(&sched->kv, &seq->kv, seq->n_computed);
     if (seq->n_counted > 0) return true; /* it was preempted: what it computed before is nobody's gain */
     seq->n_cached += KV_PAGE_TOKENS;
     stats_disk(sched, 0, KV_PAGE_TOKENS);

@@ -298,7 +298,7 @@ static size_t pair_bytes(const struct model *model) {
 
 size_t selftest_card_bytes(const struct model *model, const struct backend_options *options) {
     const struct backend_options cpu = beside(options);
-    return cpu_backend_scratch_bytes(model, &cpu) + kv_pool_bytes(model, cpu.kv, PAGES) + pair_bytes(model);
+    return cpu_backend_scratch_bytes(model, &cpu) + kv_pool_bytes(model, cpu.kv, PAGES, 0) + pair_bytes(model);
 }
 
 /* In order, each once. */

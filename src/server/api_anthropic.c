@@ -247,7 +247,8 @@ static void put_tools(struct fields *f, const json_t *found, json_t **chat) {
 
 /* --- the rest ------------------------------------------------------------------------------------ */
 
-/* "adaptive" leaves it to the model: one that can think, does. How long is its own affair: budget_tokens changes nothing. */
+/* "adaptive" leaves it to the model: one that can think, does. How long is its own affair, if not output_config.effort says more:
+ * budget_tokens changes nothing. */
 static void put_thinking(struct fields *f, json_t **chat) {
     const json_t *thinking = fields_object(f, "thinking");
     if (!thinking) return;
@@ -260,6 +261,9 @@ static void put_thinking(struct fields *f, json_t **chat) {
                         "thinking: type must be \"enabled\", \"adaptive\" or \"disabled\", found \"%.40s\"", type);
     }
     put(chat, "thinking", json_pack("{s:s}", "type", is_on ? "enabled" : "disabled"));
+    struct fields output = {fields_object(f, "output_config"), f->error};
+    const json_t *effort = is_on && output.object ? fields_string(&output, "effort") : NULL;
+    if (effort) put(chat, "reasoning_effort", put_share(effort));
 }
 
 static void put_format(struct fields *f, json_t **chat) {

@@ -10,8 +10,8 @@
 
 /* --- messages ------------------------------------------------------------------------------------ */
 
-/* A list of text parts becomes one string, a line each. */
-static json_t *join_parts(const json_t *parts, size_t message, struct api_error *error) {
+/* A list of text parts becomes one string, with the gap between them. */
+static json_t *join_parts(const json_t *parts, const char *gap, size_t message, struct api_error *error) {
     struct buffer text = {0};
     for (size_t i = 0; i < json_array_size(parts); i++) {
         const json_t *part = json_array_get(parts, i);
@@ -24,7 +24,7 @@ static json_t *join_parts(const json_t *parts, size_t message, struct api_error 
             buffer_free(&text);
             return NULL;
         }
-        if (i) buffer_add_text(&text, "\n");
+        if (i) buffer_add_text(&text, gap);
         buffer_add(&text, json_string_value(piece), json_string_length(piece));
     }
     json_t *joined = put_text(&text);
@@ -33,7 +33,7 @@ static json_t *join_parts(const json_t *parts, size_t message, struct api_error 
     return joined;
 }
 
-static json_t *message_copy(const json_t *message, size_t index, struct api_error *error) {
+static json_t *message_copy(const json_t *message, const char *gap, size_t index, struct api_error *error) {
     const json_t *content = json_object_get(message, "content");
     const char *role = json_string_value(json_object_get(message, "role"));
     if (!json_is_object(message)) {
@@ -43,14 +43,17 @@ static json_t *message_copy(const json_t *message, size_t index, struct api_erro
     }
     json_t *copy = put_copy(message);
     int code = copy ? 0 : -1;
-    if (!code && role && strcmp(role, "developer") == 0) { /* OpenAI's, who instructs; V3.2's format has one who asks */
+    if (!code && role &&
+        strcmp(role, "developer") == 0) { /* OpenAI's, who instructs; V3.2's format and V4's have one who asks */
         code = json_object_set_new(copy, "role", json_string("system"));
     }
+    json_object_del(copy, "task"); /* V4's format has a meaning for these, DeepSeek's API has not */
+    json_object_del(copy, "tools");
     if (!code && !content && role && !strcmp(role, "assistant")) { /* as some clients write an empty answer */
         code = json_object_set_new(copy, "content", json_null());
     }
     if (!code && json_is_array(content)) {
-        json_t *joined = join_parts(content, index, error);
+        json_t *joined = join_parts(content, gap, index, error);
         code = joined ? json_object_set_new(copy, "content", joined) : -1;
     }
     if (!code) return copy;
@@ -59,11 +62,11 @@ static json_t *message_copy(const json_t *message, size_t index, struct api_erro
     return NULL;
 }
 
-static json_t *copy_messages(const json_t *messages, struct api_error *error) {
+static json_t *copy_messages(const json_t *messages, const char *gap, struct api_error *error) {
     json_t *copies = json_array();
     if (!copies) api_error_no_memory(error);
     for (size_t i = 0; copies && i < json_array_size(messages); i++) {
-        json_t *copy = message_copy(json_array_get(messages, i), i, error);
+        json_t *copy = message_copy(json_array_get(messages, i), gap, i, error);
         if (copy && json_array_append_new(copies, copy) == 0) continue;
         json_decref(copies);
         if (!error->status) api_error_no_memory(error);
@@ -74,7 +77,7 @@ static json_t *copy_messages(const json_t *messages, struct api_error *error) {
 
 json_t *api_messages_copy(const json_t *messages, const struct chat_template *chat, struct api_error *error) {
     struct mo_error cause = {0};
-    json_t *copies = copy_messages(messages, error);
+    json_t *copies = copy_messages(messages, chat ? chat_template_gap(chat) : "\n", error);
     if (!copies || chat_settle_calls(chat, copies, &cause) == 0) return copies;
     api_error_from(error, &cause, "messages");
     json_decref(copies);
@@ -120,15 +123,17 @@ static void open_last(struct api_job *job, struct token_list *ids) {
     }
 }
 
-/* OpenAI's, where DeepSeek's own word is not there. Models here think or do not: every effort but none is the same. */
+/* OpenAI's, where DeepSeek's own word is not there. Models think or do not; to V4's it says how much, too. */
 static void add_effort(struct fields *f, json_t **variables) {
     const json_t *effort = fields_string(f, "reasoning_effort");
-    const char *word = json_string_value(effort);
+    if (effort && !json_object_get(*variables, "reasoning_effort"))
+        put(variables, "reasoning_effort", put_share(effort));
+    const char *word = json_string_value(json_object_get(*variables, "reasoning_effort"));
     if (!word || json_object_get(*variables, "thinking")) return;
     put(variables, "thinking", json_boolean(strcmp(word, "none") != 0 && strcmp(word, "minimal") != 0));
 }
 
-/* The schema of the answer, for a template that tells it (V3.2's). */
+/* The schema of the answer, for a template that tells it (V3.2's, V4's). */
 static void add_format(struct fields *f, json_t **variables) {
     const json_t *shape = json_object_get(fields_get(f, "response_format"), "json_schema");
     const json_t *schema = json_object_get(shape, "schema");

@@ -101,7 +101,11 @@ static int parse_think(struct fields *f) {
 
 /* The body is a chat's by now. A model that thinks whatever it is told has its thoughts left out where none are wanted. */
 static void parse_as_chat(struct api_job *job, int think) {
-    if (think >= 0) set(job, "chat_template_kwargs", json_pack("{s:b}", "thinking", think));
+    const json_t *level = fields_get(&job->fields, "think");
+    if (!json_is_string(level)) level = NULL;
+    if (think >= 0) {
+        set(job, "chat_template_kwargs", json_pack("{s:b, s:O*}", "thinking", think, "reasoning_effort", level));
+    }
     if (think == 0) set(job, "include_reasoning", json_false());
     if (fields_failed(&job->fields)) return;
     api_chat_parse(job);

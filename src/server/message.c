@@ -106,8 +106,8 @@ static int markers_of(const struct message *m, struct marker markers[MARKERS_MAX
         markers[0] = (struct marker){PLAIN_BEGIN, CALL_HEAD};
         return 1;
     }
-    if (m->rules.form == CHAT_CALLS_DSML) {
-        markers[0] = (struct marker){"<" DSML DSML_BLOCK, DSML_CALLS};
+    if (chat_calls_are_dsml(m->rules.form)) {
+        markers[0] = (struct marker){message_block(m), DSML_CALLS};
         return 1;
     }
     markers[0] = (struct marker){CALLS_BEGIN, CONTENT};

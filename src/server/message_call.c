@@ -53,11 +53,13 @@ int call_head(enum chat_calls form, const json_t *tools, const char *text, size_
     static const char *const BEFORE[] = {[CHAT_CALLS_PLAIN] = PLAIN_OPEN,
                                          [CHAT_CALLS_FENCED] = FENCED_KIND CALL_SEPARATOR,
                                          [CHAT_CALLS_BARE] = "",
-                                         [CHAT_CALLS_DSML] = ""};
+                                         [CHAT_CALLS_DSML] = "",
+                                         [CHAT_CALLS_DSML_V4] = ""};
     static const char *const BEHIND[] = {[CHAT_CALLS_PLAIN] = PLAIN_BETWEEN,
                                          [CHAT_CALLS_FENCED] = FENCED_OPEN,
                                          [CHAT_CALLS_BARE] = CALL_SEPARATOR,
-                                         [CHAT_CALLS_DSML] = "\">"};
+                                         [CHAT_CALLS_DSML] = "\">",
+                                         [CHAT_CALLS_DSML_V4] = "\">"};
     struct reader r = {text, n, 0, 0};
     read_literal(&r, BEFORE[form]);
     *name = text + r.at;

@@ -1,4 +1,4 @@
-/* server/message_dsml.c - calls as V3.2 writes them: a block of calls, a tag for each parameter. The arguments are told as the JSON
+/* server/message_dsml.c - calls as V3.2 and V4 write them: a block of calls, a tag for each parameter. The arguments are told as the JSON
  * object that they are: text is escaped, and goes out as it comes; JSON goes out once it is known to be JSON. Blanks between tags
  * mean nothing. */
 #include <jansson.h>
@@ -8,6 +8,10 @@
 #include "server/message_call.h"
 #include "server/message_priv.h"
 #include "text/calls.h"
+
+const char *message_block(const struct message *m) {
+    return m->rules.form == CHAT_CALLS_DSML_V4 ? "<" DSML DSML_BLOCK_V4 : "<" DSML DSML_BLOCK;
+}
 
 #define CLOSE_PARAMETER "</" DSML DSML_PARAMETER ">"
 
@@ -33,16 +37,16 @@ static int read_tag(const char *text, size_t n, const char *tag) {
 
 /* A block that begins with something else than a call was none. */
 static size_t step_calls(struct message *m, const char *text, size_t n, bool ends) {
-    const char *name;
+    const char *name, *end = m->rules.form == CHAT_CALLS_DSML_V4 ? "</" DSML DSML_BLOCK_V4 : "</" DSML DSML_BLOCK;
     size_t size;
-    int used = read_tag(text, n, "</" DSML DSML_BLOCK), head = read_tag(text, n, "<" DSML DSML_CALL DSML_CALL_NAME);
+    int used = read_tag(text, n, end), head = read_tag(text, n, "<" DSML DSML_CALL DSML_CALL_NAME);
     if (used >= 0) {
         m->state = CONTENT;
         m->is_in_block = false;
         return (size_t)used;
     }
     if (head >= 0) {
-        int more = call_head(CHAT_CALLS_DSML, m->rules.tools, text + head, n - (size_t)head, &name, &size);
+        int more = call_head(m->rules.form, m->rules.tools, text + head, n - (size_t)head, &name, &size);
         head = more >= 0 ? head + more : more;
     }
     if (head >= 0) {
@@ -50,7 +54,7 @@ static size_t step_calls(struct message *m, const char *text, size_t n, bool end
         return (size_t)head;
     }
     if (used == CALL_NOT_YET || head == CALL_NOT_YET) return ends ? n : 0;
-    if (!m->is_in_block) message_add_marker(m, "<" DSML DSML_BLOCK);
+    if (!m->is_in_block) message_add_marker(m, message_block(m));
     m->state = CONTENT;
     m->is_in_block = false;
     return 0;

@@ -25,9 +25,11 @@
 #define PLAIN_CLOSE "}\n"
 #define PLAIN_END "</tool_call>"
 
-/* CHAT_CALLS_DSML: a block of calls; a call, its parameters, and where these end. DSML is a token where the tokenizer has it. */
+/* CHAT_CALLS_DSML and its later form: a block of calls; a call, its parameters, and where these end. DSML is a token where the
+ * tokenizer has it. */
 #define DSML "｜DSML｜"
 #define DSML_BLOCK "function_calls>"
+#define DSML_BLOCK_V4 "tool_calls>"
 #define DSML_CALL "invoke"
 #define DSML_CALL_NAME " name=\""
 #define DSML_PARAMETER "parameter"

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/json_spell.h"
+#include "text/calls.h"
 #include "text/chat_priv.h"
 
 enum { MARKERS_MAX = 4 };
@@ -23,6 +24,8 @@ static const struct chat_template TEMPLATES[] = {
      chat_render_v3_1_terminus,
      {"'<｜Assistant｜></think>'", "is_last_user or ns.is_only_sys", "not ns.is_prefix", "not thinking"}},
     {"deepseek-v3.2", chat_render_v3_2, {"｜DSML｜", "function_calls>", "invoke name=", "function_results"}},
+    {"deepseek-v4-0731", chat_render_v4_0731, {"｜DSML｜", "tool_calls>", "tool_result>", "Beyond maximum"}},
+    {"deepseek-v4", chat_render_v4, {"｜DSML｜", "tool_calls>", "tool_result>", "invoke name="}},
     {"deepseek-r1", chat_render_r1, {"is_first_sp", "'<｜Assistant｜><think>"}},
     {"deepseek-r1-0528", chat_render_r1_0528, {"is_first_sp", "is_last_user", "content.split('</think>')[-1]"}},
     {"deepseek-v3-0324", chat_render_v3_0324, {"is_first_sp", "is_last_user"}},
@@ -33,8 +36,11 @@ static const struct chat_template TEMPLATES[] = {
  * tools) and must not be taken for the one that it grew from. */
 static const char *const FOREIGN_MARKERS[] = {"tools", "is_only_sys", "is_prefix", "enable_thinking"};
 
-/* What config.json calls models whose release has no template. (V3.2-Exp is called so too, and has one.) */
-static const char V3_2_ARCHITECTURE[] = "DeepseekV32ForCausalLM";
+/* What config.json calls models whose release has no template. (V3.2-Exp is called as V3.2 is, and has one. V4-Flash-0731 is called
+ * as V4 is: its module says which it is.) */
+static const struct {
+    const char *architecture, *name;
+} WITHOUT_TEMPLATE[] = {{"DeepseekV32ForCausalLM", "deepseek-v3.2"}, {"DeepseekV4ForCausalLM", "deepseek-v4"}};
 
 #define N_TEMPLATES (sizeof TEMPLATES / sizeof *TEMPLATES)
 #define N_FOREIGN (sizeof FOREIGN_MARKERS / sizeof *FOREIGN_MARKERS)
@@ -60,9 +66,9 @@ static bool asks_for(const struct chat_template *chat, const char *word) {
     return false;
 }
 
-/* V3.2's release has no Jinja template: every copy is somebody's, and means the same. */
+/* Releases with DSML have no Jinja template: every copy is somebody's, and means the same. */
 static bool is_foreign(const struct chat_template *chat, const char *jinja) {
-    if (chat->render == chat_render_v3_2) return false;
+    if (chat_calls_are_dsml(chat_template_calls(chat))) return false;
     for (size_t i = 0; i < N_FOREIGN; i++) {
         if (strstr(jinja, FOREIGN_MARKERS[i]) && !asks_for(chat, FOREIGN_MARKERS[i])) return true;
     }
@@ -91,29 +97,49 @@ bool chat_template_may_reason(const struct chat_template *chat) {
 enum chat_calls chat_template_calls(const struct chat_template *chat) {
     if (chat->render == chat_render_coder_v2) return CHAT_CALLS_PLAIN;
     if (chat->render == chat_render_v3_2) return CHAT_CALLS_DSML;
+    if (chat->render == chat_render_v4 || chat->render == chat_render_v4_0731) return CHAT_CALLS_DSML_V4;
     bool is_bare = chat->render == chat_render_v3_1 || chat->render == chat_render_v3_1_terminus;
     return is_bare ? CHAT_CALLS_BARE : CHAT_CALLS_FENCED;
 }
 
+const char *chat_template_gap(const struct chat_template *chat) {
+    return chat_template_calls(chat) == CHAT_CALLS_DSML_V4 ? "\n\n" : "\n";
+}
+
+bool chat_calls_are_dsml(enum chat_calls form) {
+    return form == CHAT_CALLS_DSML || form == CHAT_CALLS_DSML_V4;
+}
+
+const char *chat_calls_block(enum chat_calls form) {
+    return form == CHAT_CALLS_DSML_V4 ? DSML_BLOCK_V4 : DSML_BLOCK;
+}
+
 const char *chat_template_names(void) {
     return "deepseek-coder-v2, deepseek-v3, deepseek-v3-0324, deepseek-r1, deepseek-r1-0528, deepseek-v3.1, "
-           "deepseek-v3.1-terminus, deepseek-v3.2";
+           "deepseek-v3.1-terminus, deepseek-v3.2, deepseek-v4, deepseek-v4-0731";
+}
+
+static const struct chat_template *of_architecture(const char *architecture) {
+    for (size_t i = 0; i < sizeof WITHOUT_TEMPLATE / sizeof *WITHOUT_TEMPLATE; i++) {
+        if (!strcmp(architecture, WITHOUT_TEMPLATE[i].architecture))
+            return chat_template_by_name(WITHOUT_TEMPLATE[i].name);
+    }
+    return NULL;
 }
 
 int chat_template_choose(const struct chat_template **chat, const char *name, const struct tokenizer *tokenizer,
                          struct mo_error *error) {
-    const char *jinja = tokenizer_chat_template(tokenizer);
+    const char *jinja = tokenizer_chat_template(tokenizer), *text = jinja ? jinja : tokenizer_chat_module(tokenizer);
     if (name) {
         *chat = chat_template_by_name(name);
         if (*chat) return 0;
         return mo_error_set(error, MO_E_INVALID, "--chat-template: expected one of %s, found \"%.100s\"",
                             chat_template_names(), name);
     }
-    bool is_v3_2 = !jinja && !strcmp(tokenizer_architecture(tokenizer), V3_2_ARCHITECTURE);
-    *chat = jinja ? chat_template_detect(jinja) : is_v3_2 ? chat_template_by_name("deepseek-v3.2") : NULL;
+    *chat = text ? chat_template_detect(text) : of_architecture(tokenizer_architecture(tokenizer));
     if (*chat) return 0;
     return mo_error_set(error, MO_E_UNSUPPORTED, "the model %s: choose one with --chat-template NAME (%s)",
-                        jinja ? "has a chat template that is not known here" : "has no chat template",
+                        text ? "has a chat template that is not known here" : "has no chat template",
                         chat_template_names());
 }
 
@@ -127,13 +153,21 @@ static void fail(struct chat_job *job, int code) {
     if (!job->code) job->code = code;
 }
 
+void chat_no_memory(struct chat_job *job) {
+    fail(job, mo_error_set(job->error, MO_E_NO_MEMORY, "out of memory for the prompt"));
+}
+
 void chat_refuse(struct chat_job *job, const struct chat_message *message, const char *what) {
     if (job->code) return;
     fail(job, mo_error_set(job->error, MO_E_INVALID, "messages[%zu]: %s", message->index, what));
 }
 
+void chat_refuse_variable(struct chat_job *job, const char *what) {
+    if (!job->code) fail(job, mo_error_set(job->error, MO_E_INVALID, "%s", what));
+}
+
 static enum chat_role role_parse(const char *name) {
-    static const char *const names[] = {"system", "user", "assistant", "tool", "developer"};
+    static const char *const names[] = {"system", "user", "assistant", "tool", "developer", "latest_reminder"};
     for (unsigned i = 0; name && i < sizeof names / sizeof *names; i++) {
         if (strcmp(name, names[i]) == 0) return (enum chat_role)(1u << i);
     }
@@ -193,7 +227,7 @@ static bool text_reserve(struct chat_job *job, size_t n) {
 void chat_put(struct chat_job *job, struct chat_string string) {
     if (job->code || string.size == 0) return;
     if (!text_reserve(job, string.size)) {
-        fail(job, mo_error_set(job->error, MO_E_NO_MEMORY, "out of memory for the prompt"));
+        chat_no_memory(job);
         return;
     }
     memcpy(job->out->text + job->out->size, string.text, string.size);
@@ -207,7 +241,7 @@ void chat_put_json(struct chat_job *job, const json_t *text) {
 void chat_put_value(struct chat_job *job, const json_t *value) {
     struct buffer text = {0};
     json_spell(&text, value);
-    if (text.failed) fail(job, mo_error_set(job->error, MO_E_NO_MEMORY, "out of memory for the prompt"));
+    if (text.failed) chat_no_memory(job);
     chat_put(job, (struct chat_string){text.data, text.size});
     buffer_free(&text);
 }
@@ -217,7 +251,7 @@ void chat_own(struct chat_job *job, const char *text) {
     size_t begin = out->size;
     if (job->code || !text[0]) return;
     if (!ranges_reserve(job)) {
-        fail(job, mo_error_set(job->error, MO_E_NO_MEMORY, "out of memory for the prompt"));
+        chat_no_memory(job);
         return;
     }
     chat_put(job, (struct chat_string){text, strlen(text)});

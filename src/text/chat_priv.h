@@ -17,7 +17,14 @@ struct chat_job {
     struct mo_error *error;
 };
 
-enum chat_role { CHAT_SYSTEM = 1, CHAT_USER = 2, CHAT_ASSISTANT = 4, CHAT_TOOL = 8, CHAT_DEVELOPER = 16 };
+enum chat_role {
+    CHAT_SYSTEM = 1,
+    CHAT_USER = 2,
+    CHAT_ASSISTANT = 4,
+    CHAT_TOOL = 8,
+    CHAT_DEVELOPER = 16,
+    CHAT_REMINDER = 32,
+};
 
 struct chat_message {
     const json_t *json;
@@ -36,8 +43,10 @@ struct chat_message chat_message_at(struct chat_job *job, size_t index, int role
 /* Its content, which must be a string; or, asked first, whether it is null. */
 struct chat_string chat_content(struct chat_job *job, const struct chat_message *message);
 bool chat_content_is_null(const struct chat_message *message);
-/* Records what is wrong with a message. */
+/* Records what is wrong with a message, or with a variable that `what` names. */
 void chat_refuse(struct chat_job *job, const struct chat_message *message, const char *what);
+void chat_refuse_variable(struct chat_job *job, const char *what);
+void chat_no_memory(struct chat_job *job);
 
 /* Writes what the template itself says: added tokens are recognised in it. */
 void chat_own(struct chat_job *job, const char *text);
@@ -55,6 +64,16 @@ bool chat_truth(const json_t *value);
 bool chat_has_tools(const struct chat_job *job);
 void chat_put_tools(struct chat_job *job, enum chat_calls form);
 
+/* chat_dsml.c: what formats with DSML have in common; `form` is theirs. */
+/* The functions and the shape of the answer, each behind an empty line: what is "tools" and "response_format" in `from`. */
+void chat_put_requirements(struct chat_job *job, const json_t *from, enum chat_calls form);
+/* Where nothing is said, "content" may be missing. */
+void chat_put_content_if_any(struct chat_job *job, const struct chat_message *message);
+/* What an answer thought, or NULL: by DeepSeek's name for it or by vLLM's. */
+const json_t *chat_thought(const struct chat_message *message);
+/* The block of an answer's calls behind an empty line, if it has any. */
+void chat_put_calls(struct chat_job *job, const struct chat_message *message, enum chat_calls form);
+
 void chat_render_coder_v2(struct chat_job *job);
 void chat_render_v3(struct chat_job *job);
 void chat_render_v3_0324(struct chat_job *job);
@@ -63,5 +82,7 @@ void chat_render_r1_0528(struct chat_job *job);
 void chat_render_v3_1(struct chat_job *job);
 void chat_render_v3_1_terminus(struct chat_job *job);
 void chat_render_v3_2(struct chat_job *job);
+void chat_render_v4(struct chat_job *job);
+void chat_render_v4_0731(struct chat_job *job);
 
 #endif

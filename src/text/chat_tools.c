@@ -44,37 +44,10 @@ static void put_signatures(struct chat_job *job, const json_t *tools) {
     chat_own(job, "</tools>\n\n");
 }
 
-/* V3.2's own: this text is part of its format (DeepSeek's encoding_dsv32.py; NOTICE). */
-static void put_dsml(struct chat_job *job, const json_t *tools) {
-    chat_own(job, "## Tools\n\nYou have access to a set of tools you can use to answer the user's question.\n"
-                  "You can invoke functions by writing a \"<" DSML DSML_BLOCK
-                  "\" block like the following as part of your reply to the "
-                  "user:\n<" DSML DSML_BLOCK "\n<" DSML DSML_CALL DSML_CALL_NAME "$FUNCTION_NAME\">\n"
-                  "<" DSML DSML_PARAMETER DSML_PARAMETER_NAME "$PARAMETER_NAME" DSML_PARAMETER_KIND
-                  "true|false\">$PARAMETER_VALUE</" DSML DSML_PARAMETER ">\n...\n</" DSML DSML_CALL
-                  ">\n<" DSML DSML_CALL DSML_CALL_NAME "$FUNCTION_NAME2\">\n...\n</" DSML DSML_CALL
-                  ">\n</" DSML DSML_BLOCK "\n\n"
-                  "String and scalar parameters should be specified as is without any escaping or quotes, while lists "
-                  "and objects should "
-                  "use JSON format. The \"string\" attribute should be set to \"true\" for string type parameters and "
-                  "\"false\" for other "
-                  "types (numbers, booleans, arrays, objects).\n\n"
-                  "If the thinking_mode is enabled, then after function results you should strongly consider "
-                  "outputting a thinking block. "
-                  "Here is an example:\n\n<" DSML DSML_BLOCK "\n...\n</" DSML DSML_BLOCK "\n\n<function_results>\n...\n"
-                  "</function_results>\n\n" THINK_BEGIN "...thinking about results" THINK_END "\n\n"
-                  "Here are the functions available in JSONSchema format:\n<functions>\n");
-    for (size_t i = 0; i < json_array_size(tools); i++) {
-        chat_put_value(job, json_object_get(json_array_get(tools, i), "function"));
-        chat_own(job, "\n");
-    }
-    chat_own(job, "</functions>\n");
-}
-
 void chat_put_tools(struct chat_job *job, enum chat_calls form) {
     const json_t *tools = json_object_get(job->kwargs, "tools");
-    if (form == CHAT_CALLS_BARE || form == CHAT_CALLS_DSML) {
-        (form == CHAT_CALLS_BARE ? put_bare : put_dsml)(job, tools);
+    if (form == CHAT_CALLS_BARE) {
+        put_bare(job, tools);
         return;
     }
     put_signatures(job, tools);

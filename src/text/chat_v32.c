@@ -3,7 +3,6 @@
  * somebody who asks. Source: encoding/encoding_dsv32.py of deepseek-ai/DeepSeek-V3.2 on Hugging Face, and its test vectors. What the
  * module refuses in a chat that ends in an answer (one without its thoughts) is taken for an answer that thought nothing. */
 #include <string.h>
-#include "base/json.h"
 #include "text/calls.h"
 #include "text/chat_priv.h"
 
@@ -29,31 +28,13 @@ static void open_answer(struct talk *talk, bool is_current) {
     chat_own(talk->job, talk->thinks && is_current ? THINK_BEGIN : THINK_END);
 }
 
-/* The functions and the shape of the answer, where they are told. */
-static void put_requirements(struct chat_job *job) {
-    const json_t *format = json_object_get(job->kwargs, "response_format");
-    if (chat_has_tools(job)) {
-        chat_own(job, "\n\n");
-        chat_put_tools(job, CHAT_CALLS_DSML);
-    }
-    if (!chat_truth(format)) return;
-    chat_own(job, "\n\n## Response Format:\n\nYou MUST strictly adhere to the following schema to reply:\n");
-    chat_put_value(job, format);
-}
-
-/* Where nothing is said, "content" may be missing. */
-static void put_content_if_any(struct chat_job *job, const struct chat_message *message) {
-    const json_t *content = json_object_get(message->json, "content");
-    if (content && !json_is_null(content)) chat_put(job, chat_content(job, message));
-}
-
 static void put_question(struct talk *talk, const struct chat_message *message) {
     struct chat_job *job = talk->job;
     bool is_developer = message->role == CHAT_DEVELOPER;
     struct chat_string content = chat_content(job, message);
     if (is_developer && content.size == 0) chat_refuse(job, message, "the developer's \"content\" is empty");
     chat_own(job, USER);
-    if (is_developer && message->index == 0) put_requirements(job);
+    if (is_developer && message->index == 0) chat_put_requirements(job, job->kwargs, CHAT_CALLS_DSML);
     if (is_developer) chat_own(job, "\n\n# The user's message is: ");
     chat_put(job, content);
     chat_own(job, ASSISTANT);
@@ -62,68 +43,15 @@ static void put_question(struct talk *talk, const struct chat_message *message) 
 
 /* --- answers ------------------------------------------------------------------------------------- */
 
-static void put_parameter(struct chat_job *job, const char *key, size_t key_size, const json_t *value) {
-    bool is_string = json_is_string(value);
-    chat_own(job, "<" DSML DSML_PARAMETER DSML_PARAMETER_NAME);
-    chat_put(job, (struct chat_string){key, key_size});
-    chat_own(job, is_string ? DSML_PARAMETER_KIND "true\">" : DSML_PARAMETER_KIND "false\">");
-    if (is_string) {
-        chat_put_json(job, value);
-    } else {
-        chat_put_value(job, value);
-    }
-    chat_own(job, "</" DSML DSML_PARAMETER ">");
-}
-
-/* A line each. The text of the arguments is JSON: an object. */
-static void put_parameters(struct chat_job *job, const struct chat_message *message, const json_t *arguments) {
-    json_t *object = json_read_object(json_string_value(arguments), json_string_length(arguments)), *value;
-    const char *key, *between = "";
-    size_t size;
-    if (!object) {
-        chat_refuse(job, message,
-                    "expected the \"function.arguments\" of every tool call to be a string of JSON, an object");
-    }
-    json_object_keylen_foreach(object, key, size, value) {
-        chat_own(job, between);
-        put_parameter(job, key, size, value);
-        between = "\n";
-    }
-    json_decref(object);
-}
-
-static void put_call(struct chat_job *job, const struct chat_message *message, const json_t *call) {
-    const json_t *function = json_object_get(call, "function"), *name = json_object_get(function, "name");
-    if (!json_is_string(name))
-        chat_refuse(job, message, "expected the \"function.name\" of every tool call to be a string");
-    chat_own(job, "\n<" DSML DSML_CALL DSML_CALL_NAME);
-    chat_put_json(job, name);
-    chat_own(job, "\">\n");
-    put_parameters(job, message, json_object_get(function, "arguments"));
-    chat_own(job, "\n</" DSML DSML_CALL ">");
-}
-
-static void put_calls(struct chat_job *job, const struct chat_message *message) {
-    const json_t *calls = json_object_get(message->json, "tool_calls");
-    if (!chat_truth(calls)) return;
-    if (!json_is_array(calls)) chat_refuse(job, message, "expected \"tool_calls\" to be an array");
-    chat_own(job, "\n\n<" DSML DSML_BLOCK);
-    for (size_t i = 0; i < json_array_size(calls); i++) put_call(job, message, json_array_get(calls, i));
-    chat_own(job, "\n</" DSML DSML_BLOCK);
-}
-
-/* Thoughts come back by DeepSeek's name for them or by vLLM's. */
 static void put_answer(struct talk *talk, const struct chat_message *message) {
     struct chat_job *job = talk->job;
     bool is_current = talk->question == talk->n || message->index > talk->question;
-    const json_t *thought = json_object_get(message->json, "reasoning_content");
-    if (!chat_truth(thought)) thought = json_object_get(message->json, "reasoning");
     if (talk->thinks && is_current) {
-        chat_put_json(job, thought);
+        chat_put_json(job, chat_thought(message));
         chat_own(job, THINK_END);
     }
-    put_content_if_any(job, message);
-    put_calls(job, message);
+    chat_put_content_if_any(job, message);
+    chat_put_calls(job, message, CHAT_CALLS_DSML);
     chat_own(job, END_OF_SENTENCE);
 }
 
@@ -160,8 +88,8 @@ static void put_message(struct talk *talk, size_t index) {
     } else if (message.role == CHAT_TOOL) {
         put_result(talk, &message);
     } else if (message.role == CHAT_SYSTEM) {
-        put_content_if_any(talk->job, &message);
-        if (index == 0) put_requirements(talk->job);
+        chat_put_content_if_any(talk->job, &message);
+        if (index == 0) chat_put_requirements(talk->job, talk->job->kwargs, CHAT_CALLS_DSML);
     }
 }
 
@@ -175,7 +103,7 @@ void chat_render_v3_2(struct chat_job *job) {
         if (last & QUESTIONS) talk.question = i;
     }
     chat_own(job, job->bos);
-    if (!(first & PLACES_OF_TOOLS)) put_requirements(job);
+    if (!(first & PLACES_OF_TOOLS)) chat_put_requirements(job, job->kwargs, CHAT_CALLS_DSML);
     for (size_t i = 0; i < talk.n && !job->code; i++) put_message(&talk, i);
     bool is_open = last & (QUESTIONS | CHAT_TOOL);
     if (!job->add_generation_prompt || is_open) return;

@@ -98,17 +98,17 @@ int tokenizer_parse(struct tokenizer **tokenizer, const char *json, size_t size,
     return code;
 }
 
-/* chat_template.jinja, if there. */
-static int template_read(struct tokenizer *tokenizer, const struct checkpoint *checkpoint, struct mo_error *error) {
-    static const char name[] = "chat_template.jinja";
+/* The text of one of MODEL's files, if there; `kept` is the tokenizer's. */
+static int template_read(struct tokenizer *tokenizer, const struct checkpoint *checkpoint, const char *name,
+                         const char **kept, struct mo_error *error) {
     char *text;
     size_t size;
     if (!checkpoint_has_file(checkpoint, name)) return 0;
     int code = checkpoint_read_file(checkpoint, name, TEMPLATE_BYTES_MAX, &text, &size, error);
     if (code) return code;
-    tokenizer->chat_template = arena_strndup(tokenizer->arena, text, size);
+    *kept = arena_strndup(tokenizer->arena, text, size);
     free(text);
-    return tokenizer->chat_template ? 0 : mo_error_set(error, MO_E_NO_MEMORY, "%s: out of memory", checkpoint->path);
+    return *kept ? 0 : mo_error_set(error, MO_E_NO_MEMORY, "%s: out of memory", checkpoint->path);
 }
 
 /* One of MODEL's files as JSON; where [4400] is its name in messages. */
@@ -141,6 +141,15 @@ static int architecture_read(struct tokenizer *tokenizer, const struct checkpoin
     return code;
 }
 
+/* What says how to talk to the model, where tokenizer_config.json does not. */
+static int chat_read(struct tokenizer *tokenizer, const struct checkpoint *checkpoint, struct mo_error *error) {
+    static const char jinja[] = "chat_template.jinja", module[] = "encoding/encoding_dsv4.py";
+    int code = template_read(tokenizer, checkpoint, jinja, &tokenizer->chat_template, error);
+    if (code || tokenizer->chat_template) return code;
+    code = template_read(tokenizer, checkpoint, module, &tokenizer->chat_module, error);
+    return code ? code : architecture_read(tokenizer, checkpoint, error);
+}
+
 int tokenizer_load(struct tokenizer **tokenizer, const struct checkpoint *checkpoint, struct mo_error *error) {
     static const char config_name[] = "tokenizer_config.json";
     char where[WHERE_BYTES], config_where[WHERE_BYTES];
@@ -151,8 +160,7 @@ int tokenizer_load(struct tokenizer **tokenizer, const struct checkpoint *checkp
         code = json_read(checkpoint, config_name, CONFIG_BYTES_MAX, config_where, &config, error);
     }
     if (!code) code = tokenizer_create(tokenizer, root, config, where, config_where, error);
-    if (!code && !(*tokenizer)->chat_template) code = template_read(*tokenizer, checkpoint, error);
-    if (!code && !(*tokenizer)->chat_template) code = architecture_read(*tokenizer, checkpoint, error);
+    if (!code && !(*tokenizer)->chat_template) code = chat_read(*tokenizer, checkpoint, error);
     json_decref(root);
     json_decref(config);
     if (code) {
@@ -282,6 +290,10 @@ bool tokenizer_adds_bos(const struct tokenizer *tokenizer) {
 
 const char *tokenizer_chat_template(const struct tokenizer *tokenizer) {
     return tokenizer->chat_template;
+}
+
+const char *tokenizer_chat_module(const struct tokenizer *tokenizer) {
+    return tokenizer->chat_module;
 }
 
 const char *tokenizer_architecture(const struct tokenizer *tokenizer) {

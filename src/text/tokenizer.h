@@ -28,7 +28,7 @@ struct text_range {
 };
 
 struct checkpoint;
-/* Reads tokenizer.json and, if there, tokenizer_config.json and chat_template.jinja; without a template config.json, too. */
+/* Reads tokenizer.json and, if there, tokenizer_config.json and a file with a template; without one config.json, too. */
 int tokenizer_load(struct tokenizer **tokenizer, const struct checkpoint *checkpoint, struct mo_error *error);
 /* The same from memory; `config` may be NULL. `where` names the source in messages. */
 int tokenizer_parse(struct tokenizer **tokenizer, const char *json, size_t size, const char *config, size_t config_size,
@@ -67,6 +67,9 @@ bool tokenizer_adds_bos(const struct tokenizer *tokenizer); /* add_bos_token */
 /* chat_template of tokenizer_config.json (the string, or the entry "default" of a named list), else
  * chat_template.jinja; NULL if there is none. */
 const char *tokenizer_chat_template(const struct tokenizer *tokenizer);
+/* Where there is no chat template, encoding/encoding_dsv4.py: V4's releases have this in its place. It is Python, and only looked at.
+ * NULL if there is none. */
+const char *tokenizer_chat_module(const struct tokenizer *tokenizer);
 /* Where there is no chat template, the first of config.json's "architectures"; else "". */
 const char *tokenizer_architecture(const struct tokenizer *tokenizer);
 

@@ -31,6 +31,7 @@ struct tokenizer {
     int32_t bos, eos;
     bool adds_bos;
     const char *chat_template;
+    const char *chat_module;  /* NULL: none */
     const char *architecture; /* NULL: not known */
 };
 

@@ -543,7 +543,7 @@ static void check_page_copies(enum kv_format kv) {
     fixture_open(&f, &styles[2], &model, kv);
     fill_cache(&f);
     uint8_t *cache = (uint8_t *)(uintptr_t)f.cuda->cache_at, *want = malloc(f.cuda->cache_bytes);
-    size_t layer_bytes = KV_PAGE_TOKENS * f.cuda->row_bytes, page_bytes = kv_pool_bytes(&model, kv, 1);
+    size_t layer_bytes = KV_PAGE_TOKENS * f.cuda->row_bytes, page_bytes = kv_pool_bytes(&model, kv, 1, 1);
     uint8_t *page = malloc(page_bytes);
     memcpy(want, cache, f.cuda->cache_bytes);
     struct batch_seq seq = {0, 1, 0, pages};

@@ -50,7 +50,7 @@ static void check_piece(struct told *told, const struct message_piece *piece) {
 }
 
 static void follow_arguments(struct told *told, const struct message *message, const struct message_piece *piece) {
-    bool is_over = piece->kind == MESSAGE_CALL_END && message->rules.form == CHAT_CALLS_DSML && !piece->is_cut_off;
+    bool is_over = piece->kind == MESSAGE_CALL_END && chat_calls_are_dsml(message->rules.form) && !piece->is_cut_off;
     if (piece->kind == MESSAGE_CALL) told->arguments.size = 0;
     if (piece->kind == MESSAGE_ARGUMENTS) buffer_add(&told->arguments, piece->text, piece->size);
     if (is_over) check_arguments(&told->arguments);
@@ -93,7 +93,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     struct message_rules rules = {.thought = (enum message_thought)(data[0] % 3),
                                   .hides_thought = data[0] & 64,
                                   .tools = data[0] & 128 ? NULL : tools(),
-                                  .form = (enum chat_calls)(data[0] / 3 % 4)};
+                                  .form = (enum chat_calls)(data[0] / 3 % N_CHAT_CALLS)};
     uint8_t held[4];
     int n_held = 0;
     char *text = malloc(3 * size + 1);

@@ -225,16 +225,17 @@ def open_model(config, plain):
 
 @torch.no_grad()
 def run_model(model, tokens):
-    """Logits [n, V], the residual streams [L + 1][n][streams][H], and each layer's experts with their weights."""
-    routing, streams, hooks = [], [], []
+    """Logits [n, V], what the head would read of the residual streams [L + 1][n][H], and each layer's experts with their weights."""
+    routing, hidden, hooks = [], [], []
+    read = lambda streams: hidden.append(model.model.hc_head(streams)[0].numpy())
+    hooks.append(model.model.layers[0].register_forward_pre_hook(lambda _, a: read(a[0])))
     for layer in model.model.layers:
-        hooks.append(layer.register_forward_pre_hook(lambda _, a: streams.append(a[0][0])))
-        hooks.append(layer.register_forward_hook(lambda _, a, out: streams.append(out[0])))
+        hooks.append(layer.register_forward_hook(lambda _, a, out: read(out)))
         hooks.append(layer.mlp.gate.register_forward_hook(lambda _, a, out: routing.append(out[1:])))
     logits = model(torch.tensor([tokens]), use_cache=False).logits[0]
     for hook in hooks:
         hook.remove()
-    return logits.numpy(), np.stack([streams[0].numpy()] + [s.numpy() for s in streams[1::2]]), routing
+    return logits.numpy(), np.stack(hidden), routing
 
 
 def check_files(folder, quantized, tokens, want):

@@ -1,4 +1,4 @@
-"""V3.2: arguments that are bare text, thoughts that go back in with the calls they led to, the shape of an answer in the prompt. The
+"""V3.2 and V4: arguments that are bare text, thoughts that go back in with the calls they led to, the shape of an answer in the prompt. The
 weights are random: calls are forced, and their text is whatever comes."""
 
 import json
@@ -13,15 +13,18 @@ WRITE = {"type": "object", "properties": {"text": {"type": "string"}, "times": {
 TOOLS = [{"type": "function", "function": {"name": "write", "parameters": WRITE}}]
 CALL = {"id": "call_1", "type": "function", "function": {"name": "write", "arguments": json.dumps({"text": 'a "b"\n', "times": 2})}}
 THINKING = {"chat_template_kwargs": {"thinking": True}}
+V3_2, V4 = "deepseek-v3.2", "deepseek-v4-0731"
 
 
-@pytest.fixture(scope="module", params=["marked", "spelled"])
+@pytest.fixture(scope="module", params=[(V3_2, "marked"), (V3_2, "spelled"), (V4, "marked"), (V4, "spelled")], ids="-".join)
 def server(request, start, tmp_path_factory):
     """With the mark as a token, and by a tokenizer without it."""
+    form, mark = request.param
     folder = tmp_path_factory.mktemp("dsml") / "tiny"
-    ids = tool_model.make(folder, without=[tool_model.DSML] if request.param == "spelled" else [])
-    server = start(folder, *FLAGS, "--max-model-len", "4096", "--chat-template", "deepseek-v3.2", "--tool-call-parser", "deepseek_v32",
+    ids = tool_model.make(folder, without=[tool_model.DSML] if mark == "spelled" else [])
+    server = start(folder, *FLAGS, "--max-model-len", "4096", "--chat-template", form, "--tool-call-parser", "deepseek_v32",
                    "--reasoning-parser", "deepseek_v3")
+    server.form = form
     tokens = server.post("/tokenize", {"prompt": "</", "add_special_tokens": False}).json["tokens"]
     server.ids, server.likely = ids, {str(token): 7 for token in [*tokens, ids.get(tool_model.DSML, tokens[0])]}
     yield server
@@ -71,15 +74,19 @@ def test_thinks_and_calls(server):
 
 
 def test_thoughts_come_back(server):
-    """Those behind the last question stand in the prompt, whatever the API calls them; earlier ones do not."""
+    """Those behind the last question stand in the prompt, whatever the API calls them; earlier ones where V4 has functions, else not."""
+    block = "tool_calls" if server.form == V4 else "function_calls"
+    answer = ("<｜User｜><tool_result>done</tool_result><｜Assistant｜><think>" if server.form == V4 else
+              "\n\n<function_results>\n<result>done</result>\n</function_results>\n\n<think>")
     result = {"role": "tool", "tool_call_id": "call_1", "content": "done"}
     talk = [*TALK, {"role": "assistant", "content": "Well.", "tool_calls": [CALL], "reasoning_content": "hm, why"}, result]
     prompt = prompt_of(server, talk, tools=TOOLS, **THINKING)
-    assert prompt.endswith('hello<｜Assistant｜><think>hm, why</think>Well.\n\n<｜DSML｜function_calls>\n<｜DSML｜invoke name="write">\n'
+    assert prompt.endswith(f'hello<｜Assistant｜><think>hm, why</think>Well.\n\n<｜DSML｜{block}>\n<｜DSML｜invoke name="write">\n'
                            '<｜DSML｜parameter name="text" string="true">a "b"\n</｜DSML｜parameter>\n'
-                           '<｜DSML｜parameter name="times" string="false">2</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜function_calls>'
-                           '<｜end▁of▁sentence｜>\n\n<function_results>\n<result>done</result>\n</function_results>\n\n<think>')
-    assert "hm, why" not in prompt_of(server, [*talk, *TALK], tools=TOOLS, **THINKING)
+                           '<｜DSML｜parameter name="times" string="false">2</｜DSML｜parameter>\n</｜DSML｜invoke>\n'
+                           f'</｜DSML｜{block}><｜end▁of▁sentence｜>{answer}')
+    assert ("hm, why" in prompt_of(server, [*talk, *TALK], tools=TOOLS, **THINKING)) == (server.form == V4)
+    assert "hm, why" not in prompt_of(server, [*talk, *TALK], **THINKING)
     assert "hm, why" not in prompt_of(server, talk, tools=TOOLS)
     n = server.post("/tokenize", {"messages": talk, "tools": TOOLS, **THINKING}).json["count"]
     use = {"type": "tool_use", "id": "call_1", "name": "write", "input": json.loads(CALL["function"]["arguments"])}
@@ -89,7 +96,7 @@ def test_thoughts_come_back(server):
                   {"type": "text", "text": "Well."}, use]}, {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "call_1", "content": "done"}]}]}
     assert server.post("/v1/messages/count_tokens", claude).json["input_tokens"] == n
     function_call = {"type": "function_call", "call_id": "call_1", **CALL["function"]}
-    responses = {"model": server.model, "max_output_tokens": 1, "reasoning": {"effort": "high"}, "tools": [{"type": "function", "name": "write", "parameters": WRITE}],
+    responses = {"model": server.model, "max_output_tokens": 1, "reasoning": {"effort": "low"}, "tools": [{"type": "function", "name": "write", "parameters": WRITE}],
                  "input": [*TALK, {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "hm, why"}]},
                            {"role": "assistant", "content": "Well."}, function_call, {"type": "function_call_output", "call_id": "call_1", "output": "done"}]}
     assert server.post("/v1/responses/input_tokens", responses).json["input_tokens"] == n
@@ -112,6 +119,44 @@ def test_format_is_told(server):
     told = f"## Response Format:\n\nYou MUST strictly adhere to the following schema to reply:\n{json.dumps(schema)}<｜User｜>hello"
     assert told in prompt_of(server, TALK, **fields)
     assert "Response Format" not in prompt_of(server, TALK, response_format={"type": "json_object"})
+
+
+def test_effort(server):
+    """Every API has a word for how much to think; only V4's prompt says it, and not where nothing is to be thought."""
+    levels = {word: prompt_of(server, TALK, reasoning_effort=word) for word in ("none", "low", "medium", "high", "xhigh", "max")}
+    assert levels["none"].endswith("</think>") and all(levels[word].endswith("<think>") for word in levels if word != "none")
+    said = {word: prompt.partition("Reasoning Effort: ")[2].partition(" ")[0] for word, prompt in levels.items()}
+    high, most = ("Absolute", "Beyond") if server.form == V4 else ("", "")
+    assert said == {"none": "", "low": "", "medium": high, "high": high, "xhigh": high, "max": most}
+    assert prompt_of(server, TALK, chat_template_kwargs={"reasoning_effort": "max"}) == levels["max"]
+    assert prompt_of(server, TALK, thinking={"type": "enabled"}, reasoning_effort="max") == levels["max"]
+    assert prompt_of(server, TALK, thinking={"type": "disabled"}, reasoning_effort="max") == levels["none"]
+    n = {word: server.post("/tokenize", {"messages": TALK, "reasoning_effort": word}).json["count"] for word in levels}
+    for word in ("low", "medium", "max"):
+        chat = server.post("/v1/chat/completions", {"model": server.model, "messages": TALK, "max_tokens": 1, "reasoning_effort": word}).json
+        assert chat["usage"]["prompt_tokens"] == n[word]
+        claude = {"model": server.model, "messages": TALK, "output_config": {"effort": word}}
+        count = server.post("/v1/messages/count_tokens", {**claude, "thinking": {"type": "adaptive"}}).json["input_tokens"]
+        assert count == n[word] and server.post("/v1/messages/count_tokens", claude).json["input_tokens"] == n["none"]
+        assert server.post("/v1/responses/input_tokens", {"model": server.model, "input": TALK, "reasoning": {"effort": word}}).json["input_tokens"] == n[word]
+        ollama = {"model": server.model, "stream": False, "think": word, "options": {"num_predict": 1}, "messages": TALK}
+        assert server.post("/api/chat", ollama).json["prompt_eval_count"] == n[word]
+    if server.form == V4:
+        reply = server.post("/v1/chat/completions", {"model": server.model, "messages": TALK, "reasoning_effort": "huge"})
+        assert reply.status == 400 and "reasoning_effort" in reply.error["message"], reply
+
+
+def test_what_only_the_format_has(server):
+    """A reminder is a role of V4's, and parts are paragraphs there; a task, which its API does not have, changes nothing."""
+    talk = [{"role": "latest_reminder", "content": "23 November"}, {**TALK[0], "task": "query", "tools": TOOLS}]
+    reply = server.post("/apply-template", {"messages": talk})
+    if server.form == V4:
+        assert reply.json["prompt"].endswith("<｜latest_reminder｜>23 November<｜User｜>hello<｜Assistant｜></think>")
+    else:
+        assert reply.status == 400 and "latest_reminder" in reply.error["message"]
+    assert prompt_of(server, talk[1:]) == prompt_of(server, TALK)
+    parts = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
+    assert ("a\n\nb<" if server.form == V4 else "a\nb<") in prompt_of(server, parts)
 
 
 @pytest.mark.parametrize("arguments", ["[1]", "{", "7", ""])

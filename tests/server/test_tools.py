@@ -31,7 +31,8 @@ TOOLS = [
     {"type": "function", "function": {"name": "stop.now", "description": "Stops."}},
 ]
 TEMPLATES = ["deepseek-coder-v2", "deepseek-v3", "deepseek-v3-0324", "deepseek-r1", "deepseek-r1-0528", "deepseek-v3.1", "deepseek-v3.2",
-             "deepseek-v3.2 spelled"]  # by a tokenizer without its mark
+             "deepseek-v3.2 spelled", "deepseek-v4"]  # spelled: by a tokenizer without its mark
+IN_DSML = ("deepseek-v3.2", "deepseek-v4")
 OWN_VECTORS = Path(__file__).resolve().parents[1] / "data" / "chat" / "vectors.jsonl"
 BEGIN = "<｜tool▁calls▁begin｜>"
 DSML = tool_model.DSML
@@ -58,9 +59,9 @@ class Family:
         self.fields = {"model": server.model, "messages": TALK, "tools": TOOLS, "max_tokens": 900, "temperature": 1}
         if template == "deepseek-coder-v2":
             self.likely = {str(token): 5 for token in self.tokens("<tool_call>")}
-        if template == "deepseek-v3.2":
+        if template in IN_DSML:
             self.likely = {str(token): 6 for token in [*self.tokens("</"), ids.get(DSML, 0)]}
-        self.has_token = template == "deepseek-v3.2" and DSML in ids or template not in ("deepseek-coder-v2", "deepseek-v3.2")
+        self.has_token = template in IN_DSML and DSML in ids or template not in ("deepseek-coder-v2", *IN_DSML)
 
     def tokens(self, text):
         return self.server.post("/tokenize", {"prompt": text, "add_special_tokens": False}).json["tokens"]
@@ -305,7 +306,7 @@ MARK = {name: f"<｜tool▁{name.replace('_', '▁')}｜>" for name in ("calls_b
 WRITTEN = {
     "deepseek-coder-v2": '<tool_call>\n{"name": "note", "arguments": {"done": true}}\n</tool_call>',
     "deepseek-v3.1": "{calls_begin}{call_begin}note{sep}ARGS{call_end}{calls_end}",
-    "deepseek-v3.2": f'<{DSML}invoke name="note">\n<{DSML}parameter name="done" string="false">true</{DSML}parameter>\n</{DSML}invoke>',
+    **{name: f'<{DSML}invoke name="note">\n<{DSML}parameter name="done" string="false">true</{DSML}parameter>\n</{DSML}invoke>' for name in IN_DSML},
 }
 FENCED = "{calls_begin}{call_begin}function{sep}note\n```json\nARGS\n```{call_end}"
 
@@ -344,15 +345,17 @@ def test_conversation(family):
 
 def test_released_conversations(family):
     """What Jinja renders from the released templates comes out of the server too, once it is what a client may send."""
-    path = OWN_VECTORS if family.template == "deepseek-v3.2" else SHARED / "chat-templates" / "vectors.jsonl"
+    path = OWN_VECTORS if family.template in IN_DSML else SHARED / "chat-templates" / "vectors.jsonl"
     if not path.exists():
         pytest.skip(f"left out: chat-templates/vectors.jsonl is not in {os.path.relpath(SHARED)} (set MOEBIUS_TEST_DATA)")
     vectors = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    given = vectors.pop(0) if path == OWN_VECTORS else {"tools": [], "preamble": ""}
+    given = vectors.pop(0) if path == OWN_VECTORS else {"tools": [], "preamble": {}}
     n = 0
     for vector in vectors:
         if any(message["role"] == "developer" for message in vector["messages"]):
             continue  # to this API somebody who instructs
+        if any("task" in message or "tools" in message for message in vector["messages"]) or "question-before-results" in vector["id"]:
+            continue  # which it does not have
         calling = [message for message in vector["messages"] if message.get("tool_calls")]
         both = any(message.get("content") is not None for message in calling)  # V3's first template would drop the calls
         if vector["template"] != family.template or not calling or (both and family.template == "deepseek-v3"):
@@ -360,7 +363,7 @@ def test_released_conversations(family):
         tools = given["tools"][:vector["tools"]] if path == OWN_VECTORS else None
         prompt = prompt_of(family.server, vector["messages"], chat_template_kwargs=vector["kwargs"], tools=tools,
                            add_generation_prompt=vector["add_generation_prompt"])
-        assert prompt == vector["expected"].replace("[[TOOLS]]", given["preamble"]), vector["id"]
+        assert prompt == vector["expected"].replace("[[TOOLS]]", given["preamble"].get(family.template, "")), vector["id"]
         n += 1
     assert n >= 4 or family.template == "deepseek-coder-v2", n
 
@@ -382,7 +385,7 @@ def test_list_of_functions(family):
     system = {"role": "system", "content": "Be <｜tool▁sep｜> good."}
     nasty = [{"type": "function", "function": {"name": "f", "description": BEGIN}}]
     ids = family.server.post("/tokenize", {"messages": [system, *TALK], "tools": nasty}).json["tokens"]
-    has_marks = family.template not in ("deepseek-coder-v2", "deepseek-v3.2")
+    has_marks = family.template not in ("deepseek-coder-v2", *IN_DSML)
     assert ids.count(family.ids[BEGIN]) == has_marks and ids.count(family.ids["<｜tool▁sep｜>"]) == has_marks
     prompt = prompt_of(family.server, [system, *TALK], tools=TOOLS)
     assert prompt.index("good.") < prompt.index("get_weather") < prompt.index("stop.now") < prompt.index("hello")

@@ -19,13 +19,13 @@ ASK = "how much rain in Rome?"
 USER = [{"role": "user", "content": ASK}]
 
 
-@pytest.fixture(scope="module", params=["deepseek-coder-v2", "deepseek-v3-0324", "deepseek-v3.1", "deepseek-v3.2"])
+@pytest.fixture(scope="module", params=["deepseek-coder-v2", "deepseek-v3-0324", "deepseek-v3.1", "deepseek-v3.2", "deepseek-v4"])
 def server(request, start, tmp_path_factory):
     """Each way to write calls, one of them as plain text."""
     folder = tmp_path_factory.mktemp("caller") / "tiny"
     marks = tool_model.make(folder)
     server = start(folder, *FLAGS, "--max-model-len", "4096", "--chat-template", request.param)  # V3.2 says much about functions
-    server.marks, server.thinks, server.template = marks, request.param in ("deepseek-v3.1", "deepseek-v3.2"), request.param
+    server.marks, server.thinks, server.template = marks, request.param in ("deepseek-v3.1", "deepseek-v3.2", "deepseek-v4"), request.param
     yield server
     assert server.becomes_idle()
     assert server.stop() == 0
@@ -232,7 +232,7 @@ def test_numbers_keep_their_digits(claude, server):
         reply = server.post("/api/chat", {"messages": USER, "tools": tools, "stream": stream, "options": options}).body
         calls = [call for line in reply.splitlines() for call in json.loads(line)["message"].get("tool_calls", [])]
         assert all(call["function"]["arguments"] == written for call in calls)
-        assert calls or server.template in ("deepseek-coder-v2", "deepseek-v3.2")  # no call begins with a token that a bias could name
+        assert calls or server.template in ("deepseek-coder-v2", "deepseek-v3.2", "deepseek-v4")  # no call begins with a token that a bias could name
 
 
 # --- whole requests --------------------------------------------------------------------------------------------------

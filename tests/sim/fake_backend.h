@@ -36,7 +36,9 @@ struct fake_backend {
     uint64_t n_begun, n_ended; /* step n is steps[n % 2] */
     uint64_t n_ahead, n_picked;
     bool late, sums_up;
-    int *summed; /* [n_pages] tokens of a page that were summed up */
+    int n_near, window;  /* sums_up: near parts of pages, and how far a token looks at them */
+    int *summed;         /* [n_near] tokens of a page that were summed up */
+    uint64_t *near_past; /* [n_near][KV_PAGE_TOKENS] as past */
     struct sample_scratch scratch;
     const int32_t *script; /* [n_script] if set: the token that follows position i is script[i] */
     int n_script;
@@ -121,9 +123,29 @@ static inline int32_t fake_token(const struct fake_backend *fake, uint64_t n, in
     return token < 0 ? fake->steps[(n - 1) % 2].picked[-1 - token] : token;
 }
 
+/* The place of a page's near part. */
+static inline int fake_near(struct fake_backend *fake, int32_t page) {
+    int place = fake->base.near ? fake->base.near[page] : page;
+    FAKE_EXPECT(fake, place >= 0 && place < fake->n_near);
+    return place < 0 ? 0 : place;
+}
+
 /* The tokens of a sequence's page `at` that were summed up. */
-static inline int *fake_summed(const struct fake_backend *fake, const struct batch_seq *seq, int at) {
-    return &fake->summed[seq->pages[at]];
+static inline int *fake_summed(struct fake_backend *fake, const struct batch_seq *seq, int at) {
+    return &fake->summed[fake_near(fake, seq->pages[at])];
+}
+
+static inline uint64_t *fake_near_past(struct fake_backend *fake, const struct batch_seq *seq, int position) {
+    int place = fake_near(fake, seq->pages[position / KV_PAGE_TOKENS]);
+    return &fake->near_past[(size_t)place * KV_PAGE_TOKENS + (size_t)(position % KV_PAGE_TOKENS)];
+}
+
+/* A token goes to the near part of its page, and looks at those before it. */
+static inline void fake_look_back(struct fake_backend *fake, const struct batch_seq *seq, int position, uint64_t hash) {
+    *fake_near_past(fake, seq, position) = hash;
+    for (int q = position - fake->window + 1; q < position; q++) {
+        if (q >= 0) FAKE_EXPECT(fake, *fake_near_past(fake, seq, q) == fake->past[fake_slot(seq, q)]);
+    }
 }
 
 static inline void fake_sum_up(struct fake_backend *fake, const struct batch_seq *seq) {
@@ -148,6 +170,7 @@ static inline void fake_store(struct fake_backend *fake, uint64_t n) {
             size_t slot = fake_slot(seq, seq->first_pos + i);
             fake->pool[slot] = fake_token(fake, n, batch->token[seq->first_row + i]);
             fake->past[slot] = hash = fake_hash_add(hash, fake->pool[slot]);
+            if (fake->sums_up) fake_look_back(fake, seq, seq->first_pos + i, hash);
         }
     }
 }
@@ -272,6 +295,10 @@ static int fake_page_out(struct backend *backend, int32_t page, void *to, struct
     if (fake->fail_copies) return mo_error_set(error, MO_E_INTERNAL, "reading a page of the cache");
     memcpy(to, fake->pool + at, KV_PAGE_TOKENS * 4);
     memcpy((char *)to + KV_PAGE_TOKENS * 4, fake->past + at, KV_PAGE_TOKENS * 8);
+    if (!fake->sums_up) return 0;
+    FAKE_EXPECT(fake, fake->summed[fake_near(fake, page)] == KV_PAGE_TOKENS);
+    FAKE_EXPECT(fake, !memcmp(fake->near_past + (size_t)fake_near(fake, page) * KV_PAGE_TOKENS, fake->past + at,
+                              KV_PAGE_TOKENS * 8));
     return 0;
 }
 
@@ -282,7 +309,9 @@ static int fake_page_in(struct backend *backend, int32_t page, const void *from,
     if (fake->fail_copies) return mo_error_set(error, MO_E_INTERNAL, "sending a page of the cache");
     memcpy(fake->pool + at, from, KV_PAGE_TOKENS * 4);
     memcpy(fake->past + at, (const char *)from + KV_PAGE_TOKENS * 4, KV_PAGE_TOKENS * 8);
-    fake->summed[page] = KV_PAGE_TOKENS; /* only full pages travel */
+    if (!fake->sums_up) return 0;
+    fake->summed[fake_near(fake, page)] = KV_PAGE_TOKENS; /* only full pages travel */
+    memcpy(fake->near_past + (size_t)fake_near(fake, page) * KV_PAGE_TOKENS, fake->past + at, KV_PAGE_TOKENS * 8);
     return 0;
 }
 
@@ -317,14 +346,19 @@ static inline void fake_open(struct fake_backend *fake, int vocab, int n_pages, 
     fake->max_seqs = max_seqs;
     fake->pool = calloc((size_t)n_pages * KV_PAGE_TOKENS, sizeof *fake->pool);
     fake->past = calloc((size_t)n_pages * KV_PAGE_TOKENS, sizeof *fake->past);
+    fake->n_near = n_pages;
     fake->summed = calloc((size_t)n_pages, sizeof *fake->summed);
-    if (!fake->pool || !fake->past || !fake->summed || sample_scratch_init(&fake->scratch, vocab, NULL)) abort();
+    fake->near_past = calloc((size_t)n_pages * KV_PAGE_TOKENS, sizeof *fake->near_past);
+    if (!fake->pool || !fake->past || !fake->summed || !fake->near_past ||
+        sample_scratch_init(&fake->scratch, vocab, NULL))
+        abort();
 }
 
 static inline void fake_close(struct fake_backend *fake) {
     free(fake->pool);
     free(fake->past);
     free(fake->summed);
+    free(fake->near_past);
     sample_scratch_free(&fake->scratch);
     fake->pool = NULL;
 }

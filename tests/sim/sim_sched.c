@@ -507,6 +507,44 @@ static void check_tree(const struct kv_pages *kv) {
     check(wrong == 0, "%d pages hold other tokens than they are known by", wrong);
 }
 
+/* Every near part has one place, a page with lookers has one, and those without stand in the list. */
+static void check_near(const struct sched *sched) {
+    static uint8_t taken[4096], lookers[4096];
+    const struct near_parts *near = &sched->kv.near;
+    int wrong = 0, n_idle = 0, n_listed = 0, n_placed = 0;
+    if (!near->place) return;
+    memset(taken, 0, sizeof taken);
+    memset(lookers, 0, sizeof lookers);
+    for (int i = 0; i < sched->n_running + sched->n_held; i++) {
+        const struct kv_seq *kv = i < sched->n_running ? &sched->running[i]->kv : &sched->held[i - sched->n_running];
+        for (int p = kv->first_near; p < kv->n_pages; p++) lookers[kv->pages[p]]++;
+    }
+    for (int i = 0; i < sched->kv.n_pages; i++) {
+        int place = near->place[i];
+        wrong += near->pages[i].users != lookers[i] || (lookers[i] > 0 && place < 0);
+        if (place < 0) continue;
+        n_placed++;
+        n_idle += lookers[i] == 0;
+        wrong += taken[place]++ > 0;
+    }
+    for (int32_t i = near->first; i >= 0 && n_listed <= sched->kv.n_pages; i = near->pages[i].next) n_listed++;
+    check(wrong == 0, "%d near parts are wrong", wrong);
+    check(n_idle == near->n_idle && n_listed == n_idle && n_placed + near->n_unused == sim.options.n_near,
+          "%d near parts idle, %d in the list, %d counted; %d placed, %d unused", n_idle, n_listed, near->n_idle,
+          n_placed, near->n_unused);
+}
+
+/* Now and then all that nobody looks at goes, as if other pages had wanted it. */
+static void lose_near(void) {
+    struct near_parts *near = &sim.sched->kv.near;
+    while (near->n_idle > 0) {
+        int place = near->place[near->first];
+        near_lose(near);
+        memset(sim.fake.near_past + (size_t)place * KV_PAGE_TOKENS, 0xff, KV_PAGE_TOKENS * sizeof *sim.fake.near_past);
+        sim.fake.summed[place] = 0;
+    }
+}
+
 static void check_pages(void) {
     static uint8_t owners[4096];
     const struct sched *sched = sim.sched;
@@ -519,6 +557,8 @@ static void check_pages(void) {
     check(sched->started || sched->n_held == 0, "pages are held, and no step is at work");
     check_pages_at_work(owners);
     check_users(&sched->kv, owners);
+    check_near(sched);
+    if (sched->kv.near.place && chance(10)) lose_near();
     check_tree(&sched->kv);
     for (const struct seq *seq = sched->waiting.first; seq; seq = seq->next) {
         check(seq->kv.n_pages == 0 && seq->n_computed == 0, "request %" PRIu64 " waits with pages", seq->id);
@@ -625,12 +665,21 @@ static void step(void) {
     }
 }
 
+/* As many near parts as running sequences look at, and some more. */
+static void limit_near(void) {
+    const struct sched_options *o = &sim.options;
+    int seen = sim.fake.window / KV_PAGE_TOKENS + 4;
+    int n = seen * o->max_num_seqs + o->max_num_batched_tokens / KV_PAGE_TOKENS + 1 + below(chance(50) ? 2 : 12);
+    if (n < o->n_pages) sim.options.n_near = sim.fake.n_near = n;
+}
+
 static void epoch_open(void) {
     struct mo_error error;
     static const int32_t eos[] = {FAKE_EOS, -1, FAKE_VOCAB}; /* the last two can never come */
     int seqs = 1 + below(chance(50) ? 4 : 24), rows = seqs + below(chance(50) ? 10 : 300);
     int logits = seqs + below(FAKE_MAX_LOGITS - seqs);
-    int pages = 3 + below(chance(50) ? 9 : 60);
+    const bool sums_up = chance(30);
+    int pages = 3 + below(chance(50) ? 9 : 60) + (sums_up ? 6 * seqs : 0);
     fake_open(&sim.fake, FAKE_VOCAB, pages, rows, logits, seqs);
     sim.fake.base.picks = chance(75);
     sim.fake.base.runs_ahead = sim.fake.base.picks && chance(90);
@@ -649,11 +698,13 @@ static void epoch_open(void) {
                                          .max_logits = logits,
                                          .n_pages = pages,
                                          .prefix_caching = chance(80),
-                                         .max_drafts = chance(40) ? 1 + below(DRAFT_MAX) : 0,
+                                         .max_drafts = !sums_up && chance(50) ? 1 + below(DRAFT_MAX) : 0,
                                          .clock = sim_clock,
                                          .clock_context = &sim.now_s};
-    sim.fake.sums_up = !sim.options.max_drafts && chance(40);
-    sim.model.hybrid.window = sim.fake.sums_up ? 128 : 0;
+    sim.fake.sums_up = sums_up;
+    sim.fake.window = chance(30) ? 1 + below(160) : 64 * below(3) + 1 + below(3);
+    sim.model.hybrid.window = sums_up ? sim.fake.window : 0;
+    if (sim.fake.sums_up && chance(70)) limit_near();
     sim.options.disk = sim.options.prefix_caching && chance(50) ? broken_disk_take(&sim.broken) : NULL;
     sim.fake.fail_copies = chance(5);
     if (sched_create(&sim.sched, &sim.options, &error)) abort();

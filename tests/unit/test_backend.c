@@ -167,7 +167,7 @@ static void test_page_travels(void **state) {
     size_t vocab = (size_t)f.model.vocab;
     float *whole = calloc(64 * vocab, sizeof *whole), *want = calloc(vocab, sizeof *want),
           *got = calloc(vocab, sizeof *got);
-    void *page = malloc(kv_pool_bytes(&f.model, KV_FP8, 1));
+    void *page = malloc(kv_pool_bytes(&f.model, KV_FP8, 1, 1));
     step(backend, &f, 1, &seq, &first, &rows, pages, whole);
     step(backend, &f, 1, &seq, &last, &one, pages, want);
     assert_int_equal(backend->ops->page_out(backend, 5, page, NULL), 0);
@@ -236,7 +236,7 @@ static void test_cache_rows(void **state) {
     assert_int_equal(kv_row_bytes(&lite, KV_FP8), 656);
     assert_int_equal(kv_row_bytes(&lite, KV_FP8) * 27, 17712);
     assert_int_equal(kv_row_bytes(&v3, KV_FP8) * 61, 40016);
-    assert_int_equal(kv_pool_bytes(&v3, KV_F32, 3), 61 * 3 * 64 * 576 * 4);
+    assert_int_equal(kv_pool_bytes(&v3, KV_F32, 3, 0), 61 * 3 * 64 * 576 * 4);
     v3.index_dim = 128; /* V3.2 */
     assert_int_equal(kv_row_bytes(&v3, KV_BF16), 1152 + 256);
     assert_int_equal(kv_row_bytes(&v3, KV_FP8), 656 + 132);

@@ -8,6 +8,7 @@
 #include "grammar/grammar.h"
 #include "text/calls.h"
 #include "text_fixture.h"
+#include "dsml_fixture.h"
 
 enum { REFUSED = -1, GOES_ON, MAY_END, MUST_END };
 enum { N_MARKS = 8 };
@@ -78,7 +79,7 @@ struct example {
     int expected;
 };
 
-static void expect(const struct vocabulary *vocabulary, const char *rules, const struct example *examples, int n) {
+static void expect_one(const struct vocabulary *vocabulary, const char *rules, const struct example *examples, int n) {
     struct grammar *grammar = compile(vocabulary, rules);
     for (int i = 0; i < n; i++) {
         int found = read_text(grammar, vocabulary, examples[i].text, true);
@@ -87,6 +88,22 @@ static void expect(const struct vocabulary *vocabulary, const char *rules, const
         }
     }
     grammar_release(grammar);
+}
+
+/* What is in DSML holds for both of its forms. */
+static void expect(const struct vocabulary *vocabulary, const char *rules, const struct example *examples, int n) {
+    static const char FORM[] = "{\"form\": 3";
+    expect_one(vocabulary, rules, examples, n);
+    if (strncmp(rules, FORM, strlen(FORM)) != 0) return;
+    struct example *changed = calloc((size_t)n, sizeof *changed);
+    char *rules_v4 = strdup(rules);
+    assert_true(changed && rules_v4);
+    rules_v4[strlen(FORM) - 1] = '4';
+    for (int i = 0; i < n; i++) changed[i] = (struct example){in_v4(examples[i].text), examples[i].expected};
+    expect_one(vocabulary, rules_v4, changed, n);
+    for (int i = 0; i < n; i++) free((void *)(uintptr_t)changed[i].text);
+    free(changed);
+    free(rules_v4);
 }
 #define EXPECT(vocabulary, rules, ...)                                                                                 \
     do {                                                                                                               \
@@ -153,7 +170,7 @@ static void test_dsml(void **state) {
     EXPECT(with_marks, TOOLS("3", ", \"content\": {\"type\": \"integer\"}"), {"12", MAY_END}, {"a", REFUSED},
            {"\n\n" BLOCK DSML_F BLOCK_END, MUST_END}, );
     EXPECT(without_marks, TOOLS("3", ""), {"a <", MAY_END}, {"a\n\n" BLOCK DSML_F BLOCK_END, MUST_END},
-           {"<" DSML "tool", REFUSED},
+           {"<" DSML "other", REFUSED},
            {IN_CITY GIVEN("city", "true",
                           "a </"
                           "b"),

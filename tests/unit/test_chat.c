@@ -17,11 +17,12 @@
 #define EOS "<｜end▁of▁sentence｜>"
 #define USER "<｜User｜>"
 #define ASSISTANT "<｜Assistant｜>"
-#define EVERY_TEMPLATE 255
+#define EVERY_TEMPLATE 1023
 
-static const char *const NAMES[] = {"deepseek-coder-v2", "deepseek-v3",   "deepseek-v3-0324",       "deepseek-r1",
-                                    "deepseek-r1-0528",  "deepseek-v3.1", "deepseek-v3.1-terminus", "deepseek-v3.2"};
-enum { N_NAMES = 8, V3_FAMILY = EVERY_TEMPLATE & ~1, V3_2 = 128 };
+static const char *const NAMES[] = {"deepseek-coder-v2", "deepseek-v3",     "deepseek-v3-0324",       "deepseek-r1",
+                                    "deepseek-r1-0528",  "deepseek-v3.1",   "deepseek-v3.1-terminus", "deepseek-v3.2",
+                                    "deepseek-v4",       "deepseek-v4-0731"};
+enum { N_NAMES = 10, V3_FAMILY = EVERY_TEMPLATE & ~1, V3_2 = 128, V4 = 256 | 512, WITH_DSML = V3_2 | V4 };
 
 static json_t *messages_of(const char *json) {
     json_error_t at;
@@ -104,6 +105,36 @@ static void test_v3_2_open_ends(void **state) {
                     "{\"maximum\": 0.1, \"x\": [\"\\u001f\x7f\", true]}" USER "Q" ASSISTANT "</think>");
 }
 
+/* A list of functions keeps all thoughts; results go by the order of the calls; only known efforts are taken. */
+static void test_v4(void **state) {
+    (void)state;
+    const char *talk = "[{\"role\": \"user\", \"content\": \"Q\"}, {\"role\": \"assistant\", \"content\": \"A\", "
+                       "\"reasoning\": \"why\"}, {\"role\": \"user\", \"content\": \"R\"}]";
+    const char *results =
+        "[{\"role\": \"assistant\", \"tool_calls\": [{\"id\": \"a\", \"function\": {\"name\": \"f\", \"arguments\": "
+        "\"{}\"}}, {\"id\": \"b\", \"function\": {\"name\": \"f\", \"arguments\": \"{}\"}}]}, "
+        "{\"role\": \"tool\", \"tool_call_id\": \"b\", \"content\": \"2\"}, "
+        "{\"role\": \"tool\", \"tool_call_id\": \"a\", \"content\": \"1\"}, {\"role\": \"user\", \"content\": \"Q\"}]";
+    expect_text("deepseek-v4", talk, true, "{\"thinking\": true, \"reasoning_effort\": \"high\"}",
+                BOS USER "Q" ASSISTANT "</think>A" EOS USER "R" ASSISTANT "<think>");
+    expect_text("deepseek-v4", talk, true, "{\"thinking\": true, \"drop_thinking\": false}",
+                BOS USER "Q" ASSISTANT "<think>why</think>A" EOS USER "R" ASSISTANT "<think>");
+    expect_text("deepseek-v4", talk, true, "{\"reasoning_effort\": \"max\"}",
+                BOS USER "Q" ASSISTANT "</think>A" EOS USER "R" ASSISTANT "</think>");
+    expect_text("deepseek-v4", results, true, NULL,
+                BOS "\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"f\">\n\n</｜DSML｜invoke>\n"
+                    "<｜DSML｜invoke name=\"f\">\n\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>" EOS USER
+                    "<tool_result>1</tool_result>\n\n<tool_result>2</tool_result>\n\nQ" ASSISTANT "</think>");
+    expect_text("deepseek-v4", "[]", true, NULL, BOS ASSISTANT "</think>");
+    static const char *const UNKNOWN[] = {"{\"reasoning_effort\": \"huge\"}", "{\"reasoning_effort\": 3}"};
+    for (int i = 0; i < 2; i++) {
+        struct chat_prompt prompt;
+        struct mo_error error = {0};
+        assert_int_equal(render("deepseek-v4-0731", talk, true, UNKNOWN[i], &prompt, &error), MO_E_INVALID);
+        assert_non_null(strstr(error.message, "\"reasoning_effort\": expected"));
+    }
+}
+
 /* `where` is a set of templates, a bit for each of NAMES. */
 static const struct {
     int where;
@@ -113,7 +144,8 @@ static const struct {
     {EVERY_TEMPLATE, "[3]", "messages[0]: expected an object"},
     {EVERY_TEMPLATE, "[{\"content\": \"x\"}]", "messages[0]: \"role\""},
     {EVERY_TEMPLATE, "[{\"role\": 1, \"content\": \"x\"}]", "messages[0]: \"role\""},
-    {EVERY_TEMPLATE & ~V3_2, "[{\"role\": \"user\", \"content\": \"\"}, {\"role\": \"developer\", \"content\": \"x\"}]",
+    {EVERY_TEMPLATE & ~WITH_DSML,
+     "[{\"role\": \"user\", \"content\": \"\"}, {\"role\": \"developer\", \"content\": \"x\"}]",
      "messages[1]: role \"developer\""},
     {EVERY_TEMPLATE, "[{\"role\": \"user\"}]", "messages[0]: \"content\" is missing"},
     {EVERY_TEMPLATE, "[{\"role\": \"user\", \"content\": null}]", "messages[0]: expected \"content\""},
@@ -130,14 +162,18 @@ static const struct {
      "messages[0]: expected the \"function.name\""},
     {V3_FAMILY & ~16, "[{\"role\": \"assistant\", \"content\": null, \"tool_calls\": 3}]",
      "\"tool_calls\" to be an array"},
-    {V3_2, "[{\"role\": \"developer\", \"content\": \"\"}]", "messages[0]: the developer's"},
-    {V3_2, "[{\"role\": \"bot\", \"content\": \"\"}]", "messages[0]: role \"bot\""},
+    {WITH_DSML, "[{\"role\": \"developer\", \"content\": \"\"}]", "messages[0]: the developer's"},
+    {EVERY_TEMPLATE & ~V4, "[{\"role\": \"latest_reminder\", \"content\": \"\"}]", "role \"latest_reminder\""},
+    {V4, "[{\"role\": \"user\", \"content\": \"\", \"task\": \"sing\"}]", "messages[0]: expected \"task\""},
+    {WITH_DSML, "[{\"role\": \"bot\", \"content\": \"\"}]", "messages[0]: role \"bot\""},
     {V3_2, "[{\"role\": \"tool\", \"content\": \"x\"}]", "messages[0]: a tool's result"},
     {V3_2, "[{\"role\": \"assistant\", \"content\": \"x\"}, {\"role\": \"tool\", \"content\": \"x\"}]",
      "messages[1]: a tool's result"},
-    {V3_2, "[{\"role\": \"assistant\", \"tool_calls\": [{\"function\": {\"name\": \"f\", \"arguments\": \"[1]\"}}]}]",
+    {WITH_DSML,
+     "[{\"role\": \"assistant\", \"tool_calls\": [{\"function\": {\"name\": \"f\", \"arguments\": \"[1]\"}}]}]",
      "messages[0]: expected the \"function.arguments\""},
-    {V3_2, "[{\"role\": \"assistant\", \"tool_calls\": [{\"function\": {\"name\": \"f\", \"arguments\": \"{\"}}]}]",
+    {WITH_DSML,
+     "[{\"role\": \"assistant\", \"tool_calls\": [{\"function\": {\"name\": \"f\", \"arguments\": \"{\"}}]}]",
      "messages[0]: expected the \"function.arguments\""},
     {16, "[{\"role\": \"assistant\", \"content\": null, \"tool_calls\": []}]", "messages[0]: expected \"content\""},
 };
@@ -179,7 +215,7 @@ static void test_refused(void **state) {
 #define MARKS USER EOS BOS "｜DSML｜"
 static const char *conversation(int name, bool typed) {
     if (name == 0) return typed ? PLAIN(USER EOS BOS) : PLAIN("###");
-    if (1 << name == V3_2) return typed ? CONVERSATION(MARKS, OBJECT(MARKS)) : CONVERSATION("###", OBJECT("###"));
+    if (1 << name & WITH_DSML) return typed ? CONVERSATION(MARKS, OBJECT(MARKS)) : CONVERSATION("###", OBJECT("###"));
     return typed ? CONVERSATION(MARKS, MARKS) : CONVERSATION("###", "###");
 }
 
@@ -260,7 +296,7 @@ static void test_names(void **state) {
         strcat(all, NAMES[i]);
     }
     assert_string_equal(chat_template_names(), all);
-    assert_null(chat_template_by_name("deepseek-v4"));
+    assert_null(chat_template_by_name("deepseek-v5"));
     assert_null(chat_template_by_name(""));
 }
 
@@ -272,6 +308,11 @@ static struct tokenizer *with_template(const char *jinja) {
     json_decref(config);
     return t;
 }
+
+#define V4_MODULE                                                                                                      \
+    "dsml_token: str = \"｜DSML｜\" <{dsml_token}tool_calls> <{dsml_token}invoke name=\"$TOOL_NAME\"> <tool_result>"
+#define V4_JINJA                                                                                                       \
+    "if tools enable_thinking '｜DSML｜' '<' + dsml_token + 'tool_calls>' + 'invoke name=\"' '<tool_result>'"
 
 static void test_choose(void **state) {
     (void)state;
@@ -288,6 +329,13 @@ static void test_choose(void **state) {
     assert_string_equal(chat_template_name(chat_template_detect(v3_1)), "deepseek-v3.1");
     assert_string_equal(chat_template_name(chat_template_detect(terminus)), "deepseek-v3.1-terminus");
     assert_string_equal(chat_template_name(chat_template_detect(dsml)), "deepseek-v3.2");
+    /* DeepSeek's module in Python for V4, copies in Jinja, and the module for V4.1 */
+    assert_string_equal(chat_template_name(chat_template_detect(V4_MODULE)), "deepseek-v4");
+    assert_string_equal(chat_template_name(chat_template_detect(V4_MODULE "Effort: Beyond maximum")),
+                        "deepseek-v4-0731");
+    assert_string_equal(chat_template_name(chat_template_detect(V4_JINJA)), "deepseek-v4");
+    assert_null(
+        chat_template_detect("dsml_token: str = \"｜DSML｜\" <{dsml_token}{tc_block_name}> \" invoke\" <tool_result>"));
     assert_null(chat_template_detect("is_first_sp '<｜Assistant｜></think>' not thinking is_only_sys"));
     assert_null(chat_template_detect("is_first_sp '<｜Assistant｜></think>' not thinking tools"));
     assert_null(chat_template_detect(""));
@@ -346,7 +394,7 @@ int main(void) {
         cmocka_unit_test(test_ranges),           cmocka_unit_test(test_typed_tokens),
         cmocka_unit_test(test_content_with_nul), cmocka_unit_test(test_names),
         cmocka_unit_test(test_choose),           cmocka_unit_test(test_many_results),
-        cmocka_unit_test(test_v3_2_open_ends),
+        cmocka_unit_test(test_v3_2_open_ends),   cmocka_unit_test(test_v4),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -35,7 +35,7 @@ static struct planned plan_of(const char *cache_folder, int n_ranks) {
     if (engine_plan(engine, &backend, &error)) fail_msg("%s", error.message);
     struct planned planned = {.n_pages = engine->n_pages,
                               .scratch = engine_plan_scratch(engine, &backend),
-                              .page = (double)kv_pool_bytes(&engine->model, backend.kv, 1)};
+                              .page = (double)kv_pool_bytes(&engine->model, backend.kv, 1, 1)};
     if (n_ranks) planned.exchange = (double)exchange_bytes(&engine->model, &backend);
     engine_close(engine);
     return planned;

@@ -10,6 +10,7 @@
 #include "server/message.h"
 #include "text/calls.h"
 #include "base/utf8.h"
+#include "dsml_fixture.h"
 
 /* Adds the pieces to a line: "R(thought)C(content)F0(name)A(arguments)E", a small e for a call that was cut off. */
 static void note(struct buffer *line, const struct message *message) {
@@ -34,7 +35,7 @@ static json_t *tools(void) {
 }
 
 /* Whole, then cut at random: a piece may come in several, whose texts are joined here. */
-static void expect(struct message_rules rules, const char *text, const char *expected) {
+static void expect_one(struct message_rules rules, const char *text, const char *expected) {
     json_t *list = tools();
     if (rules.tools) rules.tools = list;
     for (int round = 0; round < 60; round++) {
@@ -66,6 +67,17 @@ static void expect(struct message_rules rules, const char *text, const char *exp
         message_free(&message);
     }
     json_decref(list);
+}
+
+/* What is in DSML holds for both of its forms. */
+static void expect(struct message_rules rules, const char *text, const char *expected) {
+    expect_one(rules, text, expected);
+    if (rules.form != CHAT_CALLS_DSML) return;
+    char *text_v4 = in_v4(text), *expected_v4 = in_v4(expected);
+    rules.form = CHAT_CALLS_DSML_V4;
+    expect_one(rules, text_v4, expected_v4);
+    free(text_v4);
+    free(expected_v4);
 }
 
 static const json_t *const SOME = (const json_t *)&SOME; /* expect() puts the list in its place */
@@ -183,6 +195,8 @@ static void test_dsml(void **state) {
     expect(both, "I call " BLOCK "</think>\n\n" BLOCK INVOKE("f") INVOKE_END BLOCK_END,
            "R(I call <｜DSML｜function_calls>)F0(f)A({})E");
     expect(BARE, BLOCK, "C(" BLOCK ")");
+    struct message_rules v4 = {MESSAGE_NO_THOUGHT, false, SOME, CHAT_CALLS_DSML_V4};
+    expect(v4, BLOCK INVOKE("f") INVOKE_END BLOCK_END, "C(" BLOCK INVOKE("f") INVOKE_END BLOCK_END ")");
 }
 
 /* What is no call, or none any more, is text; what ends early is cut off. */

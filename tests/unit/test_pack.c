@@ -49,7 +49,7 @@ static struct encoded encode(const struct mat *from, const char *format, int gro
     e.decoded = malloc((size_t)from->rows * (size_t)from->cols * sizeof(float));
     memset(e.data, 0xa5, mat_bytes(&e.to));
     e.to.data = e.data;
-    if (e.to.format == MAT_FP8) e.to.scale = e.scale;
+    mat_set_scales(&e.to, e.scale);
     void *scratch = malloc(encode_scratch_bytes(from->cols));
     e.bad_row = -1;
     for (int unit = 0; unit * MAKE_ROWS < from->rows && e.bad_row < 0; unit++) {
@@ -139,6 +139,58 @@ static void test_fp8(void **state) {
     free(x);
 }
 
+/* The nearest of the values, of a scale that is at least as good as the one under which none is cut off; and what it says of the
+ * error is so. */
+static void test_fp4(void **state) {
+    (void)state;
+    static const int shapes[][2] = {{1, 32}, {70, 224}, {130, 640}};
+    for (int s = 0; s < 3; s++) {
+        struct mat mat;
+        const int rows = shapes[s][0], cols = shapes[s][1];
+        float *x = random_matrix(&mat, rows, cols, 0.02f);
+        struct encoded e = encode(&mat, "fp4", 128, NULL);
+        assert_int_equal(e.to.format, MAT_FP4);
+        double plain = 0, error = squared_distance(x, e.decoded, (size_t)rows * (size_t)cols);
+        for (int at = 0; at < rows * cols; at += FP4_GROUP) {
+            float largest = 0;
+            for (int i = 0; i < FP4_GROUP; i++) largest = fmaxf(largest, fabsf(x[at + i]));
+            const float scale = exp2f(ceilf(log2f(largest / 6))), used = e8m0_to_f32(e.to.scales8[at / FP4_GROUP]);
+            double group_plain = 0, group = 0;
+            for (int i = 0; i < FP4_GROUP; i++) {
+                float nearest = INFINITY, best = INFINITY, v = x[at + i];
+                for (int code = 0; code < 16; code++) {
+                    nearest = fminf(nearest, fabsf(v - (float)gguf_mxfp4_values[code] * 0.5f * used));
+                    best = fminf(best, fabsf(v - (float)gguf_mxfp4_values[code] * 0.5f * scale));
+                }
+                assert_true(fabsf(v - e.decoded[at + i]) <= nearest * 1.0001f);
+                group += (double)nearest * (double)nearest;
+                group_plain += (double)best * (double)best;
+            }
+            assert_true(group <= group_plain * 1.00001);
+            plain += group_plain;
+        }
+        assert_true(error <= plain * (cols > 32 ? 0.98 : 1.00001));
+        assert_true(fabs(e.sum.error - error) <= 1e-3 * error);
+        encoded_free(&e);
+        free(x);
+    }
+}
+
+/* Rows that are no multiple of 32 have no FP4. */
+static void test_fp4_of_other_rows(void **state) {
+    (void)state;
+    struct recipe recipe;
+    struct mat mat;
+    assert_int_equal(recipe_parse(&recipe, "fp4", 128, NULL), 0);
+    recipe_layout(&recipe, ROLE_EXPERT_UP, MAT_BF16, 40, 96, &mat);
+    assert_int_equal(mat.format, MAT_FP4);
+    recipe_layout(&recipe, ROLE_EXPERT_UP, MAT_BF16, 40, 100, &mat);
+    assert_int_equal(mat.format, MAT_FP8);
+    assert_int_equal(mat.scale_stride, 1);
+    recipe_layout(&recipe, ROLE_SHARED_UP, MAT_BF16, 40, 96, &mat);
+    assert_int_equal(mat.format, MAT_FP8);
+}
+
 static void test_bf16(void **state) {
     (void)state;
     struct mat mat;
@@ -150,16 +202,16 @@ static void test_bf16(void **state) {
 }
 
 static void test_extremes(void **state) {
-    static const char *const formats[] = {"int4", "int8", "fp8", "bf16"};
+    static const char *const formats[] = {"int4", "int8", "fp8", "bf16", "fp4"};
     static const float sizes[] = {0, 1e-30f, 1e-7f, 1e4f, 1e30f};
     (void)state;
-    for (int f = 0; f < 4; f++) {
+    for (int f = 0; f < 5; f++) {
         for (int s = 0; s < 5; s++) {
             struct mat mat;
-            float *x = random_matrix(&mat, 40, 140, sizes[s]);
+            float *x = random_matrix(&mat, 40, 160, sizes[s]);
             struct encoded e = encode(&mat, formats[f], 64, NULL);
             assert_int_equal(e.bad_row, -1);
-            for (int i = 0; i < 40 * 140; i++) {
+            for (int i = 0; i < 40 * 160; i++) {
                 if (!isfinite(e.decoded[i]) || (sizes[s] == 0 && e.decoded[i] != 0))
                     fail_msg("%s %g", formats[f], (double)sizes[s]);
             }
@@ -194,12 +246,12 @@ static double weighted_distance(const float *x, const float *y, const float *w, 
 
 /* Where some columns count far more, their error gets smaller, at the others' expense. */
 static void test_importance(void **state) {
-    static const char *const formats[] = {"int4", "int8", "fp8"};
+    static const char *const formats[] = {"int4", "int8", "fp8", "fp4"};
     (void)state;
     struct mat mat;
     float *x = random_matrix(&mat, 128, 256, 1), w[256];
     for (int k = 0; k < 256; k++) w[k] = k % 16 == 3 ? 100 : 0.1f;
-    for (int f = 0; f < 3; f++) {
+    for (int f = 0; f < 4; f++) {
         struct encoded plain = encode(&mat, formats[f], 128, NULL), weighted = encode(&mat, formats[f], 128, w);
         double a = weighted_distance(x, plain.decoded, w, 128, 256),
                b = weighted_distance(x, weighted.decoded, w, 128, 256);
@@ -395,6 +447,12 @@ static void test_bad_scale(void **state) {
     assert_int_equal(pack_verify(&checkpoint, &error), MO_E_NUMERIC);
     assert_non_null(strstr(error.message, "block 1"));
     checkpoint_close(&checkpoint);
+    blocks[70] = 255; /* as a power of two, NaN */
+    write_file(path, "{}", "t", DTYPE_F8_E8M0, (int64_t[]){3, 50}, 2, blocks);
+    assert_int_equal(checkpoint_open(&checkpoint, path, &error), 0);
+    assert_int_equal(pack_verify(&checkpoint, &error), MO_E_NUMERIC);
+    assert_non_null(strstr(error.message, "scale 70"));
+    checkpoint_close(&checkpoint);
     unlink(path);
 }
 
@@ -452,6 +510,7 @@ static void test_published_shapes(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_integers),     cmocka_unit_test(test_fp8),
+        cmocka_unit_test(test_fp4),          cmocka_unit_test(test_fp4_of_other_rows),
         cmocka_unit_test(test_bf16),         cmocka_unit_test(test_extremes),
         cmocka_unit_test(test_not_finite),   cmocka_unit_test(test_importance),
         cmocka_unit_test(test_pack_panel),   cmocka_unit_test(test_file),

@@ -55,13 +55,9 @@ static void test_parameters(void **state) {
         const char *name;
         double total, active;
     } models[] = {
-        {"deepseek-coder-v2-lite", 15.706, 2.451},
-        {"deepseek-v2", 235.74, 20.9},
-        {"deepseek-v3", 671.03, 36.62},
-        {"qwen2.5-coder-14b", 14.77, 13.99},
-        {"qwen2.5-coder-32b", 32.76, 31.98},
-        {"codestral-22b", 22.25, 22.05},
-        {"mixtral-8x7b", 46.70, 12.75},
+        {"deepseek-coder-v2-lite", 15.706, 2.451}, {"deepseek-v2", 235.74, 20.9},   {"deepseek-v3", 671.03, 36.62},
+        {"deepseek-v4-flash", 284.33, 13.27},        {"deepseek-v4-pro", 1573.0, 48.85},   {"qwen2.5-coder-14b", 14.77, 13.99},
+        {"qwen2.5-coder-32b", 32.76, 31.98},       {"codestral-22b", 22.25, 22.05}, {"mixtral-8x7b", 46.70, 12.75},
     };
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
         struct plan_arch arch;

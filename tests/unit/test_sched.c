@@ -546,7 +546,7 @@ static void test_failed_row_that_was_summed_up(void **state) {
     for (int i = 0; i < 100; i++) prompts[0][i] = 2 + i % 7, prompts[1][i] = 2 + i % 11;
     world_open(&world, options);
     world.fake.sums_up = true;
-    world.model.hybrid.window = 128;
+    world.model.hybrid.window = world.fake.window = 128;
     for (int i = 0; i < 2; i++) {
         struct sched_request request = request_of(&world, &owners[i], prompts[i], 100, 60);
         request.ignore_eos = true;

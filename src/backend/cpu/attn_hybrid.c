@@ -88,7 +88,7 @@ static void finish_key(struct cpu *cpu, int layer, int row) {
     float mean = cpu->kern.rms_norm(latent, norm, latent_dim, (float)m->norm_eps, latent);
     if (!isfinite(mean)) cpu_note_fault(cpu, layer, "attn_in", row);
     cpu_rope_turn(cpu_rope_of(cpu, layer, row), m->rope_dim, latent + m->kv_lora);
-    uint8_t *page = kv_cache_page(cpu, layer, cpu->batch->seqs[cpu->seq[row]].pages[pos / KV_PAGE_TOKENS]);
+    uint8_t *page = kv_cache_near(cpu, layer, cpu->batch->seqs[cpu->seq[row]].pages[pos / KV_PAGE_TOKENS]);
     kv_cache_store(cpu, page + (size_t)(pos % KV_PAGE_TOKENS) * cpu->row_bytes, latent);
 }
 
@@ -144,14 +144,14 @@ const uint8_t *attn_hybrid_row(const struct cpu *cpu, int layer, int row, int ke
     const int ratio = h->ratio[layer], compressed = compressed_keys(cpu, layer, row);
     if (key >= compressed) {
         int pos = cpu->pos[row] + 1 - window_keys(cpu, row) + key - compressed;
-        uint8_t *page = kv_cache_page(cpu, layer, pages[pos / KV_PAGE_TOKENS]);
+        uint8_t *page = kv_cache_near(cpu, layer, pages[pos / KV_PAGE_TOKENS]);
         return page + (size_t)(pos % KV_PAGE_TOKENS) * cpu->row_bytes;
     }
     if (ratio == RATIO_SPARSE && row_is_sparse(cpu, row))
         key = cpu->chosen[(size_t)row * (size_t)h->index_topk + (size_t)key];
     int end = key * ratio + ratio - 1; /* the position with which its window ends */
     int slot = end % KV_PAGE_TOKENS * cache_compressed_rows(ratio) / KV_PAGE_TOKENS;
-    return kv_cache_compressed(cpu, kv_cache_page(cpu, layer, pages[end / KV_PAGE_TOKENS]), slot);
+    return kv_cache_page(cpu, layer, pages[end / KV_PAGE_TOKENS]) + (size_t)slot * cpu->row_bytes;
 }
 
 void attn_hybrid_middle(struct cpu *cpu, int layer) {

@@ -189,7 +189,7 @@ static void finish_row(void *context, int row, int worker) {
         if (!isfinite(mean)) cpu_note_fault(cpu, task->layer, "attn_in", row);
         cpu_rope_turn(rotation, rope_dim, values + part->dim - rope_dim);
         if (i == 0) {
-            kv_cache_store(cpu, kv_cache_compressed(cpu, page, slot), values);
+            kv_cache_store(cpu, page + (size_t)slot * cpu->row_bytes, values);
         } else {
             kv_cache_store_key(cpu, page, slot, values);
         }

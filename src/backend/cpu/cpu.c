@@ -371,8 +371,7 @@ static size_t stage_bytes(const struct cpu *cpu) {
 static int open_memory(struct cpu *cpu, struct mo_error *error) {
     bool failed = false;
     cpu->frequency = take(cpu, (size_t)cpu->model->rope_dim * sizeof *cpu->frequency, &failed);
-    cpu->page_bytes = take(cpu, (size_t)cpu->model->layers * sizeof *cpu->page_bytes, &failed);
-    cpu->layer_at = take(cpu, (size_t)cpu->model->layers * sizeof *cpu->layer_at, &failed);
+    cpu->cache_layers = take(cpu, (size_t)cpu->model->layers * sizeof *cpu->cache_layers, &failed);
     cpu->pos = take(cpu, (size_t)cpu->options.max_rows * sizeof *cpu->pos, &failed);
     cpu->seq = take(cpu, (size_t)cpu->options.max_rows * sizeof *cpu->seq, &failed);
     cpu->expanded = take(cpu, (size_t)cpu->options.max_seqs * sizeof *cpu->expanded, &failed);

@@ -53,6 +53,12 @@ struct numeric_fault {
     const char *stage;
 };
 
+/* Where a layer's part of the cache lies. */
+struct cache_layer {
+    size_t page_bytes, near_bytes;
+    size_t pages_at, near_at;
+};
+
 struct cpu {
     struct backend backend; /* first: a struct backend * is a struct cpu * */
     const struct model *model;
@@ -78,11 +84,10 @@ struct cpu {
     double *far_frequency; /* V4: the same for layers with a ratio */
     float *far_rotation;
 
-    uint8_t *cache; /* [layers][n_pages] pages, as cache_row.h says */
+    uint8_t *cache; /* [layers]: n_pages pages; then (V4) near parts. As cache_row.h says */
     size_t cache_bytes, row_bytes;
-    size_t *page_bytes;     /* [layers] of a page */
-    size_t *layer_at;       /* [layers] where its pages begin */
-    struct kv_taker *taker; /* with options.take_cache */
+    struct cache_layer *cache_layers; /* [layers] */
+    struct kv_taker *taker;           /* with options.take_cache */
 
     float *x;         /* [max_rows][streams][hidden] the residual stream, or V4's streams */
     float *target;    /* [max_rows][hidden] what a block's output is added to (streams.h): x, but for V4 */
@@ -195,8 +200,8 @@ void kv_cache_store_key(const struct cpu *cpu, uint8_t *page, int at, const floa
 void kv_cache_load_keys(const struct cpu *cpu, const uint8_t *page, int n, float *out);
 /* Keys that a page has room for. */
 int kv_cache_page_keys(const struct model *model);
-/* V4: compressed row `slot` of a page; the rows being made, cache_state_floats. */
-uint8_t *kv_cache_compressed(const struct cpu *cpu, uint8_t *page, int slot);
+/* V4: the near part of a page, whose far part is kv_cache_page; and in it the sums, cache_state_floats. */
+uint8_t *kv_cache_near(const struct cpu *cpu, int layer, int page);
 float *kv_cache_state(const struct cpu *cpu, int layer, int page);
 
 /* attention.c; the rest of it is in attention.h */

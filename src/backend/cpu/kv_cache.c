@@ -1,3 +1,4 @@
+#include <assert.h>
 #include <errno.h>
 #include <math.h>
 #include <string.h>
@@ -11,21 +12,38 @@ size_t kv_row_bytes(const struct model *model, enum kv_format kv) {
 size_t kv_page_bytes(const struct model *model, int layer, enum kv_format kv) {
     const struct hybrid_model *h = &model->hybrid;
     if (!model_is_hybrid(model)) return KV_PAGE_TOKENS * kv_row_bytes(model, kv);
-    return cache_hybrid_page_bytes(model->kv_lora, model->rope_dim, h->index_dim, h->ratio[layer], kv);
+    return cache_far_bytes(model->kv_lora, model->rope_dim, h->index_dim, h->ratio[layer], kv);
 }
 
-size_t kv_pool_bytes(const struct model *model, enum kv_format kv, int n_pages) {
-    size_t page = 0;
-    for (int layer = 0; layer < model->layers; layer++) page += kv_page_bytes(model, layer, kv);
-    return (size_t)n_pages * page;
+size_t kv_near_bytes(const struct model *model, int layer, enum kv_format kv) {
+    const struct hybrid_model *h = &model->hybrid;
+    if (!model_is_hybrid(model)) return 0;
+    return cache_near_bytes(model->kv_lora, model->rope_dim, h->index_dim, h->ratio[layer], kv);
+}
+
+size_t kv_pool_bytes(const struct model *model, enum kv_format kv, int n_pages, int n_near) {
+    size_t page = 0, near = 0;
+    for (int layer = 0; layer < model->layers; layer++) {
+        page += kv_page_bytes(model, layer, kv);
+        near += kv_near_bytes(model, layer, kv);
+    }
+    return (size_t)n_pages * page + (size_t)(n_near ? n_near : n_pages) * near;
+}
+
+static int near_parts(const struct cpu *cpu) {
+    return cpu->options.n_near ? cpu->options.n_near : cpu->options.n_pages;
 }
 
 static void place_layers(struct cpu *cpu) {
     size_t at = 0;
     for (int layer = 0; layer < cpu->model->layers; layer++) {
-        cpu->page_bytes[layer] = kv_page_bytes(cpu->model, layer, cpu->options.kv);
-        cpu->layer_at[layer] = at;
-        at += (size_t)cpu->options.n_pages * cpu->page_bytes[layer];
+        struct cache_layer *l = &cpu->cache_layers[layer];
+        *l = (struct cache_layer){.page_bytes = kv_page_bytes(cpu->model, layer, cpu->options.kv),
+                                  .near_bytes = kv_near_bytes(cpu->model, layer, cpu->options.kv),
+                                  .pages_at = at};
+        at += (size_t)cpu->options.n_pages * l->page_bytes;
+        l->near_at = at;
+        at += (size_t)near_parts(cpu) * l->near_bytes;
     }
 }
 
@@ -33,7 +51,7 @@ static void place_layers(struct cpu *cpu) {
 int kv_cache_open(struct cpu *cpu, struct mo_error *error) {
     cpu->row_bytes = cache_row_bytes(cpu->model->kv_lora, cpu->model->rope_dim, cpu->options.kv);
     place_layers(cpu);
-    size_t bytes = kv_pool_bytes(cpu->model, cpu->options.kv, cpu->options.n_pages);
+    size_t bytes = kv_pool_bytes(cpu->model, cpu->options.kv, cpu->options.n_pages, near_parts(cpu));
     void *cache = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (cache == MAP_FAILED) {
         return mo_error_set(error, MO_E_NO_MEMORY,
@@ -54,15 +72,26 @@ void kv_cache_close(struct cpu *cpu) {
 }
 
 uint8_t *kv_cache_page(const struct cpu *cpu, int layer, int page) {
-    return cpu->cache + cpu->layer_at[layer] + (size_t)page * cpu->page_bytes[layer];
+    const struct cache_layer *l = &cpu->cache_layers[layer];
+    return cpu->cache + l->pages_at + (size_t)page * l->page_bytes;
+}
+
+uint8_t *kv_cache_near(const struct cpu *cpu, int layer, int page) {
+    const struct cache_layer *l = &cpu->cache_layers[layer];
+    int place = cpu->backend.near ? cpu->backend.near[page] : page;
+    assert(place >= 0 && place < near_parts(cpu));
+    return cpu->cache + l->near_at + (size_t)place * l->near_bytes;
 }
 
 int cpu_page_out(struct backend *backend, int32_t page, void *to, struct mo_error *error) {
     const struct cpu *cpu = (struct cpu *)backend;
     uint8_t *at = to;
     (void)error;
-    for (int layer = 0; layer < cpu->model->layers; at += cpu->page_bytes[layer++]) {
-        memcpy(at, kv_cache_page(cpu, layer, page), cpu->page_bytes[layer]);
+    for (int layer = 0; layer < cpu->model->layers; layer++) {
+        const struct cache_layer *l = &cpu->cache_layers[layer];
+        memcpy(at, kv_cache_page(cpu, layer, page), l->page_bytes);
+        if (l->near_bytes) memcpy(at + l->page_bytes, kv_cache_near(cpu, layer, page), l->near_bytes);
+        at += l->page_bytes + l->near_bytes;
     }
     return 0;
 }
@@ -71,8 +100,11 @@ int cpu_page_in(struct backend *backend, int32_t page, const void *from, struct 
     const struct cpu *cpu = (struct cpu *)backend;
     const uint8_t *at = from;
     (void)error;
-    for (int layer = 0; layer < cpu->model->layers; at += cpu->page_bytes[layer++]) {
-        memcpy(kv_cache_page(cpu, layer, page), at, cpu->page_bytes[layer]);
+    for (int layer = 0; layer < cpu->model->layers; layer++) {
+        const struct cache_layer *l = &cpu->cache_layers[layer];
+        memcpy(kv_cache_page(cpu, layer, page), at, l->page_bytes);
+        if (l->near_bytes) memcpy(kv_cache_near(cpu, layer, page), at + l->page_bytes, l->near_bytes);
+        at += l->page_bytes + l->near_bytes;
     }
     return 0;
 }
@@ -168,7 +200,7 @@ int kv_cache_page_keys(const struct model *model) {
 
 /* A page's keys, behind all its rows. */
 static uint8_t *keys_of(const struct cpu *cpu, const uint8_t *page) {
-    int rows = KV_PAGE_TOKENS + (model_is_hybrid(cpu->model) ? cache_compressed_rows(RATIO_SPARSE) : 0);
+    int rows = model_is_hybrid(cpu->model) ? cache_compressed_rows(RATIO_SPARSE) : KV_PAGE_TOKENS;
     return (uint8_t *)(uintptr_t)(page + (size_t)rows * cpu->row_bytes);
 }
 
@@ -209,13 +241,6 @@ void kv_cache_load_keys(const struct cpu *cpu, const uint8_t *page, int n, float
 
 /* ---- V4's ---- */
 
-uint8_t *kv_cache_compressed(const struct cpu *cpu, uint8_t *page, int slot) {
-    return page + (size_t)(KV_PAGE_TOKENS + slot) * cpu->row_bytes;
-}
-
 float *kv_cache_state(const struct cpu *cpu, int layer, int page) {
-    const struct model *m = cpu->model;
-    bool overlaps = m->hybrid.ratio[layer] == RATIO_SPARSE;
-    size_t bytes = cache_state_floats(model_latent_dim(m), m->hybrid.index_dim, overlaps) * sizeof(float);
-    return (float *)(void *)(kv_cache_page(cpu, layer, page) + cpu->page_bytes[layer] - bytes);
+    return (float *)(void *)(kv_cache_near(cpu, layer, page) + KV_PAGE_TOKENS * cpu->row_bytes);
 }

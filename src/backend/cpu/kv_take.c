@@ -35,10 +35,19 @@ static int touch(uint8_t *from, uint8_t *to) {
     return 0;
 }
 
-static int take_pages(const struct cpu *cpu, int layer, int page, int n) {
-    uintptr_t from = (uintptr_t)kv_cache_page(cpu, layer, page);
-    uint8_t *to = kv_cache_page(cpu, layer, page) + (size_t)n * cpu->page_bytes[layer];
-    return touch((uint8_t *)(from / SYSTEM_PAGE * SYSTEM_PAGE), to);
+/* Pieces [first, first + n) of `bytes` each, which begin at `at`; there are `count`. */
+static int take_pieces(uint8_t *at, size_t bytes, int count, int first, int n) {
+    if (first >= count || !bytes) return 0;
+    int end = first + n < count ? first + n : count;
+    uintptr_t from = (uintptr_t)(at + (size_t)first * bytes);
+    return touch((uint8_t *)(from / SYSTEM_PAGE * SYSTEM_PAGE), at + (size_t)end * bytes);
+}
+
+static int take_pages(const struct cpu *cpu, int layer, int first, int n) {
+    const struct cache_layer *l = &cpu->cache_layers[layer];
+    int near = cpu->options.n_near ? cpu->options.n_near : cpu->options.n_pages;
+    if (take_pieces(cpu->cache + l->pages_at, l->page_bytes, cpu->options.n_pages, first, n)) return -1;
+    return take_pieces(cpu->cache + l->near_at, l->near_bytes, near, first, n);
 }
 
 static void *take_all(void *context) {

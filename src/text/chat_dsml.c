@@ -1,0 +1,134 @@
+/* What V3.2's format and V4's have in common: how functions, the shape of an answer, and calls are written. The fixed texts are
+ * parts of these formats (DeepSeek's encoding_dsv32.py and encoding_dsv4.py; NOTICE). */
+#include "base/json.h"
+#include "text/calls.h"
+#include "text/chat_priv.h"
+
+/* --- what is said before the conversation -------------------------------------------------------- */
+
+/* A call and its parameter, as they are shown; `tool` begins their names. */
+#define EXAMPLE(tool)                                                                                                  \
+    "<" DSML DSML_CALL DSML_CALL_NAME "$" tool "_NAME\">\n<" DSML DSML_PARAMETER DSML_PARAMETER_NAME                   \
+    "$PARAMETER_NAME" DSML_PARAMETER_KIND "true|false\">$PARAMETER_VALUE</" DSML DSML_PARAMETER                        \
+    ">\n...\n</" DSML DSML_CALL ">\n"                                                                                  \
+    "<" DSML DSML_CALL DSML_CALL_NAME "$" tool "_NAME2\">\n...\n</" DSML DSML_CALL ">\n"
+
+static const char V3_2_BEFORE[] =
+    "## Tools\n\nYou have access to a set of tools you can use to answer the user's question.\n"
+    "You can invoke functions by writing a \"<" DSML DSML_BLOCK "\" block like the following as part of your reply to "
+    "the user:\n<" DSML DSML_BLOCK
+    "\n" EXAMPLE("FUNCTION") "</" DSML DSML_BLOCK "\n\n"
+                             "String and scalar parameters should be specified as is without any escaping or quotes, "
+                             "while lists and objects "
+                             "should use JSON format. The \"string\" attribute should be set to \"true\" for string "
+                             "type parameters and "
+                             "\"false\" for other types (numbers, booleans, arrays, objects).\n\n"
+                             "If the thinking_mode is enabled, then after function results you should strongly "
+                             "consider outputting a thinking "
+                             "block. Here is an example:\n\n<" DSML DSML_BLOCK "\n...\n</" DSML DSML_BLOCK
+                             "\n\n<function_results>\n...\n"
+                             "</function_results>\n\n" THINK_BEGIN "...thinking about results" THINK_END "\n\n"
+                             "Here are the functions available in JSONSchema format:\n<functions>\n";
+static const char V3_2_BEHIND[] = "</functions>\n";
+
+static const char V4_BEFORE[] =
+    "## Tools\n\nYou have access to a set of tools to help answer the user's question. You can invoke tools by writing "
+    "a \"<" DSML DSML_BLOCK_V4 "\" block like the following:\n\n"
+    "<" DSML DSML_BLOCK_V4
+    "\n" EXAMPLE("TOOL") "</" DSML DSML_BLOCK_V4 "\n\n"
+                         "String parameters should be specified as is and set `string=\"true\"`. For all other types "
+                         "(numbers, booleans, "
+                         "arrays, objects), pass the value in JSON format and set `string=\"false\"`.\n\n"
+                         "If thinking_mode is enabled (triggered by " THINK_BEGIN
+                         "), you MUST output your complete reasoning inside " THINK_BEGIN "..." THINK_END
+                         " BEFORE any tool calls or final response.\n\n"
+                         "Otherwise, output directly after " THINK_END " with tool calls or final response.\n\n"
+                         "### Available Tool Schemas\n\n";
+static const char V4_BEHIND[] =
+    "\nYou MUST strictly follow the above defined tool name and parameter schemas to invoke tool calls.\n";
+
+static void put_tools(struct chat_job *job, const json_t *tools, enum chat_calls form) {
+    bool is_v4 = form == CHAT_CALLS_DSML_V4;
+    chat_own(job, is_v4 ? V4_BEFORE : V3_2_BEFORE);
+    for (size_t i = 0; i < json_array_size(tools); i++) {
+        chat_put_value(job, json_object_get(json_array_get(tools, i), "function"));
+        chat_own(job, "\n");
+    }
+    chat_own(job, is_v4 ? V4_BEHIND : V3_2_BEHIND);
+}
+
+void chat_put_requirements(struct chat_job *job, const json_t *from, enum chat_calls form) {
+    const json_t *tools = json_object_get(from, "tools"), *format = json_object_get(from, "response_format");
+    if (json_array_size(tools) > 0) {
+        chat_own(job, "\n\n");
+        put_tools(job, tools, form);
+    }
+    if (!chat_truth(format)) return;
+    chat_own(job, "\n\n## Response Format:\n\nYou MUST strictly adhere to the following schema to reply:\n");
+    chat_put_value(job, format);
+}
+
+/* --- answers ------------------------------------------------------------------------------------- */
+
+void chat_put_content_if_any(struct chat_job *job, const struct chat_message *message) {
+    const json_t *content = json_object_get(message->json, "content");
+    if (content && !json_is_null(content)) chat_put(job, chat_content(job, message));
+}
+
+const json_t *chat_thought(const struct chat_message *message) {
+    const json_t *thought = json_object_get(message->json, "reasoning_content");
+    return chat_truth(thought) ? thought : json_object_get(message->json, "reasoning");
+}
+
+static void put_parameter(struct chat_job *job, const char *key, size_t key_size, const json_t *value) {
+    bool is_string = json_is_string(value);
+    chat_own(job, "<" DSML DSML_PARAMETER DSML_PARAMETER_NAME);
+    chat_put(job, (struct chat_string){key, key_size});
+    chat_own(job, is_string ? DSML_PARAMETER_KIND "true\">" : DSML_PARAMETER_KIND "false\">");
+    if (is_string) {
+        chat_put_json(job, value);
+    } else {
+        chat_put_value(job, value);
+    }
+    chat_own(job, "</" DSML DSML_PARAMETER ">");
+}
+
+/* A line each. The text of the arguments is JSON: an object. */
+static void put_parameters(struct chat_job *job, const struct chat_message *message, const json_t *arguments) {
+    json_t *object = json_read_object(json_string_value(arguments), json_string_length(arguments)), *value;
+    const char *key, *between = "";
+    size_t size;
+    if (!object) {
+        chat_refuse(job, message,
+                    "expected the \"function.arguments\" of every tool call to be a string of JSON, an object");
+    }
+    json_object_keylen_foreach(object, key, size, value) {
+        chat_own(job, between);
+        put_parameter(job, key, size, value);
+        between = "\n";
+    }
+    json_decref(object);
+}
+
+static void put_call(struct chat_job *job, const struct chat_message *message, const json_t *call) {
+    const json_t *function = json_object_get(call, "function"), *name = json_object_get(function, "name");
+    if (!json_is_string(name))
+        chat_refuse(job, message, "expected the \"function.name\" of every tool call to be a string");
+    chat_own(job, "\n<" DSML DSML_CALL DSML_CALL_NAME);
+    chat_put_json(job, name);
+    chat_own(job, "\">\n");
+    put_parameters(job, message, json_object_get(function, "arguments"));
+    chat_own(job, "\n</" DSML DSML_CALL ">");
+}
+
+void chat_put_calls(struct chat_job *job, const struct chat_message *message, enum chat_calls form) {
+    const char *block = chat_calls_block(form);
+    const json_t *calls = json_object_get(message->json, "tool_calls");
+    if (!chat_truth(calls)) return;
+    if (!json_is_array(calls)) chat_refuse(job, message, "expected \"tool_calls\" to be an array");
+    chat_own(job, "\n\n<" DSML);
+    chat_own(job, block);
+    for (size_t i = 0; i < json_array_size(calls); i++) put_call(job, message, json_array_get(calls, i));
+    chat_own(job, "\n</" DSML);
+    chat_own(job, block);
+}

@@ -1,0 +1,169 @@
+"""DeepSeek-V4 served: what its compressed rows are still being made of lies in the cache's pages, so that what is computed goes on from
+any page, of any request, in memory or from disk, in batches and in steps of any size, with the bits of a prompt computed at once."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import make_tiny_text_model
+from pages import GREEDY, PAGE, answer, cached, prompt_of
+from serving import FLAGS, GOLDEN, Engine, post_bytes
+from words import letters, only
+
+KINDS = ["bf16", "fp8", "f32"]
+SETS = ["v4-tiny", "v4-tiny-fp8"]  # of the first, a row of 128 tokens takes two pages
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folders = {name: tmp_path_factory.mktemp("hybrid") / name for name in SETS}
+    for name, folder in folders.items():
+        make_tiny_text_model.make(GOLDEN / name, folder)
+    return folders
+
+
+@pytest.fixture(scope="module", params=SETS)
+def pair(request, start, models):
+    """A server, and one that computes every prompt."""
+    both = start(models[request.param], *FLAGS), start(models[request.param], *FLAGS, "--no-enable-prefix-caching")
+    yield both
+    for server in both:
+        assert server.becomes_idle() and server.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def hybrid(models):
+    return models["v4-tiny"]
+
+
+@pytest.mark.parametrize("n, expected", [(PAGE - 1, 0), (PAGE, 0), (PAGE + 1, PAGE), (2 * PAGE, PAGE), (2 * PAGE + 1, 2 * PAGE),
+                                         (3 * PAGE + 5, 3 * PAGE), (4 * PAGE + 63, 4 * PAGE), (7 * PAGE + 30, 7 * PAGE)])
+def test_second_time(pair, n, expected):
+    """At every other page's end a window of 128 tokens is half full."""
+    server, cold = pair
+    prompt = prompt_of(n, n)
+    first, second, plain = (s.complete(prompt, **GREEDY) for s in (server, server, cold))
+    assert (cached(first), cached(second), cached(plain)) == (0, expected, 0)
+    assert answer(first) == answer(second) == answer(plain)
+
+
+@pytest.mark.parametrize("pages", [1, 2, 3, 6])
+def test_common_beginning(pair, pages):
+    """What follows differs: the sums that were there at the page's end are not those of the first prompt's last token."""
+    server, cold = pair
+    begin = prompt_of(1000 + pages, pages * PAGE + 10)
+    server.complete(begin + prompt_of(1100, 150), **GREEDY)
+    for seed in (1101, 1102):
+        other = begin + prompt_of(seed, 140)
+        reply = server.complete(other, **GREEDY)
+        assert cached(reply) == pages * PAGE
+        assert answer(reply) == answer(cold.complete(other, **GREEDY))
+
+
+@pytest.mark.parametrize("n", [PAGE, 100, 2 * PAGE - 3])
+def test_answers_are_found_too(pair, models, tmp_path, n):
+    """The next turn of a talk: pages that were filled token by token, and one that was filled in part by the prompt."""
+    server, cold = pair
+    letter = letters(Engine(models["v4-tiny"], tmp_path))["a"]
+    prompt = prompt_of(1200 + n, n)
+    reply = server.complete(prompt, max_tokens=2 * PAGE + 9, logit_bias=only([letter]))
+    assert reply["choices"][0]["text"] == "a" * (2 * PAGE + 9)
+    turn = prompt + [letter] * (2 * PAGE + 9) + prompt_of(1201, 30)
+    again = server.complete(turn, **GREEDY)
+    assert cached(again) == (n + 2 * PAGE + 8) // PAGE * PAGE
+    assert answer(again) == answer(cold.complete(turn, **GREEDY))
+
+
+def test_at_the_same_time(pair):
+    server, cold = pair
+    begin = prompt_of(1400, 3 * PAGE)
+    prompts = [begin + prompt_of(1401 + i, 20 + 37 * i) for i in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda p: server.complete(p, **GREEDY), prompts))
+    assert [answer(r) for r in together] == [answer(cold.complete(p, **GREEDY)) for p in prompts]
+
+
+@pytest.mark.parametrize("n", [2 * PAGE, 150])
+def test_choices_share_a_prompt(pair, n):
+    """Three go on from the same page, which may be a part of one; each as if alone."""
+    server, cold = pair
+    prompt, fields = prompt_of(1500 + n, n), {"n": 3, "temperature": 1, "seed": 5, "max_tokens": 90}
+    texts = [[c["text"] for c in s.complete(prompt, **fields)["choices"]] for s in (server, cold, server)]
+    assert texts[0] == texts[1] == texts[2] and len(set(texts[0])) == 3
+
+
+@pytest.mark.parametrize("step", [1, 3, 64, 100])
+def test_steps_of_any_size(start, hybrid, step):
+    """--max-num-batched-tokens: prompts in pieces, several at once, some from the cache."""
+    prompts = [prompt_of(1600 + i, 30 + 53 * i) for i in range(6)]
+    servers = [start(hybrid, *FLAGS, *flags) for flags in (["--no-enable-prefix-caching"], ["--max-num-batched-tokens", step])]
+    want = [answer(servers[0].complete(p, **GREEDY)) for p in prompts]
+    for _ in range(2):
+        with ThreadPoolExecutor(6) as pool:
+            assert [answer(r) for r in pool.map(lambda p: servers[1].complete(p, **GREEDY), prompts)] == want
+    assert [s.stop() for s in servers] == [0, 0]
+
+
+def test_one_who_leaves(pair):
+    """In the middle of an answer: what is kept of it is right."""
+    server, cold = pair
+    prompt = prompt_of(1700, 90)
+    body = {"model": server.model, "prompt": prompt, "stream": True, **GREEDY, "max_tokens": 1200}
+    with server.raw() as raw:
+        raw.send(post_bytes("/v1/completions", body))
+        raw.head()
+        raw.read_exactly(20000)
+    assert server.becomes_idle()
+    ids = whole_answer(cold, prompt)
+    for n in (1, 70, 130):
+        turn = prompt + ids[:n]
+        assert answer(server.complete(turn, **GREEDY)) == answer(cold.complete(turn, **GREEDY)), n
+
+
+def whole_answer(server, prompt):
+    reply = server.complete(prompt, **{**GREEDY, "max_tokens": 140}, return_token_ids=True)
+    return reply["choices"][0]["token_ids"]
+
+
+def start_in_little(start, *arguments):
+    """With as little memory, by steps of 32 pages or so, as a server opens in."""
+    for mib in range(4, 60, 2):
+        try:
+            return start(*arguments, env={"MOEBIUS_MEMORY": str(mib / 1024)})
+        except (AssertionError, ConnectionError):  # it says that one sequence would not fit
+            continue
+    raise AssertionError("it opens in no memory")
+
+
+def test_too_little_memory(start, hybrid):
+    """Sequences that are sent back and computed again answer as they do alone."""
+    flags = [*FLAGS, "--max-model-len", 1024, "--max-num-batched-tokens", 64, "--kv-cache-dtype", "f32"]
+    prompts = [prompt_of(1800 + i, 150 + i) for i in range(8)]
+    fields = {**GREEDY, "max_tokens": 500}
+    cold, small = start(hybrid, *flags, "--no-enable-prefix-caching"), start_in_little(start, hybrid, *flags)
+    assert small.metrics().value("moebius:kv_pages_total") < 80  # all at once need 88
+    want = [answer(cold.complete(p, **fields)) for p in prompts]
+    with ThreadPoolExecutor(8) as pool:
+        assert [answer(r) for r in pool.map(lambda p: small.complete(p, **fields), prompts)] == want
+    assert small.metrics().value("vllm:num_preemptions_total") > 0
+    assert [s.stop() for s in (cold, small)] == [0, 0]
+
+
+@pytest.mark.parametrize("kv", KINDS)
+@pytest.mark.parametrize("name", SETS)
+def test_from_disk(start, models, tmp_path, name, kv):
+    """Computed, from memory, from disk: the same answer, bit by bit; and what follows another way."""
+    flags = [*FLAGS, "--kv-cache-dtype", kv, "--prefix-cache-dir", tmp_path / "pages"]
+    prompt, replies, others = prompt_of(1900, 7 * PAGE + 20), [], []
+    other = prompt[:5 * PAGE + 3] + prompt_of(1901, 100)
+    for _ in range(2):
+        server = start(models[name], *flags)
+        replies += [server.complete(prompt, **GREEDY) for _ in range(2)]
+        others.append(server.complete(other, **GREEDY))
+        assert server.stop() == 0
+    assert [cached(r) for r in replies] == [0] + 3 * [7 * PAGE]
+    assert all(answer(r) == answer(replies[0]) for r in replies)
+    plain = start(models[name], *FLAGS, "--kv-cache-dtype", kv, "--no-enable-prefix-caching")
+    assert answer(plain.complete(prompt, **GREEDY)) == answer(replies[0])
+    assert [answer(r) for r in others] == 2 * [answer(plain.complete(other, **GREEDY))]
+    assert plain.stop() == 0
