@@ -135,5 +135,5 @@ int names_is_prediction(const char *name, int layers) {
 
 int names_is_ignored(const char *name) {
     return !strncmp(name, "mtp.", 4) || text_ends_with(name, ".rotary_emb.inv_freq") ||
-           text_ends_with(name, ".input_scale");
+           text_ends_with(name, ".input_scale") || text_ends_with(name, ".exp_probs_b_vl.bias");
 }

@@ -81,7 +81,8 @@ int names_layer(const char *name);
 /* A tensor of a prediction layer, which is left out: behind the model's last, or named so. */
 int names_is_prediction(const char *name, int layers);
 
-/* Tensors that some checkpoints carry and that take no part in the arithmetic. */
+/* Tensors that some checkpoints carry and that take no part in the arithmetic of text (exp_probs_b_vl: where a V4 that sees sends
+ * pictures). */
 int names_is_ignored(const char *name);
 
 #endif
