@@ -134,7 +134,8 @@ def test_random_file(kind, tmp_path):
     whole = logits(path, out, *fast)
     assert np.isfinite(exact).all() and 0.3 < exact.std() < 10
     assert 0 < np.median(np.abs(whole - exact)) <= 0.25
-    assert np.array_equal(logits(path, out, *fast, "--expert-cache", 0.002), whole)
+    for more in (["--no-repack"], ["--expert-cache", 0.002]):
+        assert np.array_equal(logits(path, out, *fast, *more), whole), more
     planned = succeed("plan", path, "--gpu", "none", "--ram", "64@89", "--json").json
     assert planned["decode"][0]["expected_tokens_per_s"] > 0
     assert succeed("run", path, "-p", "return a", "-n", 2, "--json").json["prompt_tokens"] > 2
