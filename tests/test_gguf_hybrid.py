@@ -207,6 +207,7 @@ def refused_logits(path, tmp_path, *words):
     ("swiglu_clamp_exp", (["one"] * 3, Value.ARRAY), ["swiglu_clamp_exp", "array"]),
     ("swiglu_clamp_shexp", ([2.0] * 3, Value.ARRAY), ["swiglu_clamp_shexp", "swiglu_clamp_exp"]),
     ("swiglu_clamp_exp", ([float("nan")] * 3, Value.ARRAY), ["swiglu_clamp_exp"]),
+    ("swiglu_clamp_exp", ([float("inf")] * 3, Value.ARRAY), ["swiglu_clamp_exp", "finite"]),
     ("expert_gating_func", (2, Value.UINT32), ["expert_gating_func", "sqrtsoftplus"]),
     ("expert_group_count", (8, Value.UINT32), ["expert_group_count"]),
     ("expert_weights_norm", (False, Value.BOOL), ["norm_topk_prob"]),

@@ -5,6 +5,8 @@
  * Source: llama.cpp's converter (DeepseekV4Model) and its loader of "deepseek4", of October 2026. */
 #include "model/gguf_config_priv.h"
 
+#include <math.h>
+
 enum { GATE_SQRT_SOFTPLUS = 4 };
 
 static const struct maker_size sizes[] = {
@@ -55,7 +57,7 @@ static int layers_of(const struct gguf_maker *m) {
 }
 
 static int check_count(const struct gguf_maker *m, const char *key, const struct gguf_value *array) {
-    if (array->count >= (uint64_t)layers_of(m)) return 0;
+    if (array->count && array->count >= (uint64_t)layers_of(m)) return 0;
     return maker_refuse(m, key, "a number for each layer", "fewer");
 }
 
@@ -96,7 +98,7 @@ static int get_limit(const struct gguf_maker *m, const char *key, enum json_need
         if (gguf_f32_at(array, (uint64_t)i) != *limit)
             return maker_refuse(m, key, "the same number for all layers", "different ones");
     }
-    return 0;
+    return isfinite(*limit) ? 0 : maker_refuse(m, key, "finite numbers", "another one");
 }
 
 static int put_limit(const struct gguf_maker *m) {

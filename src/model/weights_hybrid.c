@@ -25,8 +25,8 @@ static int bind_table(const struct binder *b, enum role role, int rows, int cols
     bool is_flat = tensor->n_dims == 1 && tensor->shape[0] == (int64_t)rows * cols;
     int code = is_flat ? 0 : weights_check_shape(b, tensor, rows, cols);
     struct mat mat = {.rows = rows, .cols = cols, .data = tensor->data};
-    if (!code && gguf_mat_format(tensor->dtype, &mat.format) && gguf_is_blocks(mat.format))
-        return decode_table(b, tensor, mat, out);
+    bool has_format = !is_flat && gguf_mat_format(tensor->dtype, &mat.format);
+    if (!code && has_format && gguf_is_blocks(mat.format)) return decode_table(b, tensor, mat, out);
     return code ? code : weights_copy_values(b, tensor, out);
 }
 
