@@ -221,11 +221,11 @@ static json_t *hybrid_json(const struct model *m) {
 
 static void print_hybrid(const struct model *m) {
     const struct hybrid_model *h = &m->hybrid;
-    printf("attention: the last %d tokens; in %d layers also rows of %d tokens each, of which an indexer of %d heads "
-           "of %d "
-           "chooses %d; in %d layers rows of %d tokens each, all of them\n",
-           h->window, count_ratio(m, RATIO_SPARSE), RATIO_SPARSE, h->index_heads, h->index_dim, h->index_topk,
-           count_ratio(m, RATIO_DENSE), RATIO_DENSE);
+    printf(
+        "attention: the last %d tokens; in %d layers also rows of %d tokens each, of which an indexer of %d heads of "
+        "%d chooses %d; in %d layers rows of %d tokens each, all of them\n",
+        h->window, count_ratio(m, RATIO_SPARSE), RATIO_SPARSE, h->index_heads, h->index_dim, h->index_topk,
+        count_ratio(m, RATIO_DENSE), RATIO_DENSE);
     printf("residual: %d streams; experts by token id in the first %d layers", h->streams, count_hashed(m));
     if (h->swiglu_limit > 0) printf("; gates limited to %g", h->swiglu_limit);
     printf("\n");

@@ -26,7 +26,7 @@ static void fill_flags(struct command_line *c, struct cli_flag flags[FLAGS_MAX])
         {.names = "--model,-m", .type = CLI_STRING, .target = &a->model, .value = "MODEL", .help = "the model, if not given as MODEL"},
         {.names = "--revision", .type = CLI_STRING, .target = &a->revision, .value = "REV", .help = "branch, tag or commit in the Hugging Face cache"},
         {.names = "--quantization,--quant", .type = CLI_STRING, .target = &a->quant, .value = "RECIPE",
-         .help = "f32, bf16, f16, int8, fp8, int4, awq, awq-g64 or awq-g32, and groups that differ:\nint4,head=bf16,routed=2.4 (bits); "
+         .help = "f32, bf16, f16, int8, fp8, int4, fp4, awq, awq-g64 or awq-g32, and groups that differ:\nint4,head=bf16,routed=2.4 (bits); "
                  "default: the files' own"},
         {.names = "--kv-cache-dtype,--kv", .type = CLI_CHOICE, .target = &a->kv, .choices = "auto|f32|bf16|fp8", .help = "format of the cache (default auto: bf16)"},
         {.names = "--max-model-len,--context,-c", .type = CLI_INT, .target = &a->context, .min = 1, .max = 1 << 26, .value = "N",

@@ -15,10 +15,12 @@ MODELS = {  # name: set, --quant
     "v3-int4": ("v3-tiny", "int4"),
     "v3-mixed": ("v3-tiny", "int4,routed=int8,head=bf16"),
     "v2-fp8": ("v2-tiny", "fp8"),
+    "v3-fp4": ("v3-tiny", "fp4"),
     "v2lite-bf16": ("v2lite-tiny", "bf16"),
 }
-PLAIN = ["v3-tiny-fp8", "v2-tiny", "v2lite-tiny-awq", "v2lite-tiny-ct-fp8", "v2lite-tiny-fp8-tensor"]  # two in two shards
-SCATTERED = ["v3-tiny-fp8", "v2lite-tiny-awq"]  # and in three, in any order, FP8 at odd offsets
+PLAIN = ["v3-tiny-fp8", "v2-tiny", "v2lite-tiny-awq", "v2lite-tiny-ct-fp8", "v2lite-tiny-fp8-tensor",  # two in two shards
+         "v4-tiny", "v4-tiny-fp8"]  # the first layers' experts are known beforehand
+SCATTERED = ["v3-tiny-fp8", "v4-tiny-fp8", "v2lite-tiny-awq"]  # and in three, in any order, FP8 at odd offsets
 ALONE = ["--threads", 1]  # two threads have nothing to win at this size
 IDS = ",".join(str(7 * i % 250) for i in range(90))
 PLACES = re.compile(r"moebius: (\d+) of (\d+) experts fit into ")

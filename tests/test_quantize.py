@@ -336,6 +336,8 @@ def test_text_and_small_files_travel_along(tmp_path):
     tiny_tokenizer.write(folder)
     (folder / "generation_config.json").write_text('{"do_sample": false, "eos_token_id": [1, 5]}')
     (folder / "LICENSE").write_text("THE LICENCE OF A TEST\n")
+    (folder / "encoding").mkdir()
+    (folder / "encoding/encoding_dsv4.py").write_text("｜DSML｜tool_calls> <tool_result> Beyond maximum", encoding="utf-8")
     quantize(folder, out, "--quant", "bf16")
     shutil.move(folder, tmp_path / "away")
     folder = tmp_path / "away"
@@ -347,6 +349,9 @@ def test_text_and_small_files_travel_along(tmp_path):
     assert a["text"] == b["text"]
     assert succeed("info", out, "--json").json["licence"] == "THE LICENCE OF A TEST"
     quantize(out, tmp_path / "n", "--quant", "bf16")
+    asked = {"messages": [{"role": "user", "content": "x"}], "chat_template_kwargs": {"thinking": True, "reasoning_effort": "max"}}
+    for model in (folder, out, tmp_path / "n"):
+        assert b"Beyond maximum" in succeed("render", model, "--messages", "-", stdin=json.dumps(asked).encode()).out
     assert succeed("tokenize", tmp_path / "n", stdin=lines).out == succeed("tokenize", folder, stdin=lines).out
 
 

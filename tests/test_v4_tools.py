@@ -174,18 +174,17 @@ def test_published_counts(name, total, active):
 
 
 def page_bytes(ratio, row, key):
-    """Rows of 64 tokens; compressed rows (and keys) that end among them; sums in fp32."""
-    if not ratio:
-        return 64 * row
-    n, sums = (16, 3 * 2 * (64 + 32)) if ratio == 4 else (1, 3 * 64)
-    return (64 * row + n * (row + (key if ratio == 4 else 0)) + 15) // 16 * 16 + 4 * sums
+    """The far part of a page: compressed rows (and keys) that end in it; and of eight pages one near part: rows of 64 tokens, sums."""
+    n, sums = {0: (0, 0), 4: (16, 3 * 2 * (64 + 32)), 128: (1, 3 * 64)}[ratio]
+    far, near = n * (row + (key if ratio == 4 else 0)), 64 * row + 4 * sums
+    return -(-far // 16) * 16 + -(-near // 16) * 16 / 8
 
 
 def test_cache(made):
     info, planned = succeed("info", made["int4"], "--json").json, plan(made["int4"])
     pages = {kind: sum(page_bytes(ratio, row, key) for ratio in RATIOS)
              for kind, row, key in (("f32", 256, 128), ("bf16", 128, 64), ("fp8", 96, 36))}
-    assert info["kv_bytes_per_token"] == {kind: page // 64 for kind, page in pages.items()}
+    assert info["kv_bytes_per_token"] == {kind: int(page / 64) for kind, page in pages.items()}
     assert planned["kv_bytes_per_token"] == pytest.approx(pages["bf16"] / 64)
 
 

@@ -155,7 +155,7 @@ static void check_fp4_layout(struct check *check) {
     check_begin(check, "fp4 layout", 90, "(same bits)", 1);
     check_round(check, 0);
     uint8_t *data = check_alloc(check, ROWS * COLS / 2), *scales = check_alloc(check, ROWS * GROUPS);
-    for (int i = 0; i < ROWS * COLS / 2; i++) data[i] = (uint8_t)(i % 8 * 2 + 1) << 4 | (uint8_t)((i * 3) % 16);
+    for (int i = 0; i < ROWS * COLS / 2; i++) data[i] = (uint8_t)((i % 8 * 2 + 1) << 4 | (i * 3) % 16);
     for (int i = 0; i < ROWS * GROUPS; i++) scales[i] = (uint8_t)i; /* to 255, and again */
     m.data = data;
     m.scales8 = scales;

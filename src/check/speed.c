@@ -23,7 +23,8 @@ struct speed {
     struct mat mat;      /* the first of them */
     uint32_t *zeros;     /* [COLS / GROUP][ROWS / 8] */
     uint16_t *scales16;  /* [COLS / GROUP][ROWS] */
-    uint8_t *scales8;    /* [ROWS][COLS / FP4_GROUP] */
+    uint8_t *scales8;    /* [count][ROWS][COLS / FP4_GROUP]: of FP4, a sixteenth of its bytes */
+    size_t scales8_size; /* of a matrix; 0: not FP4 */
     float *scale;        /* [ROWS / GROUP][COLS / GROUP] */
     float *x_data;       /* [SPEED_TOKENS][COLS] */
     float *y_data;       /* [threads][SPEED_TOKENS][ROWS] */
@@ -52,6 +53,7 @@ static void run_slice(void *context, int index, int worker) {
     const struct speed *s = context;
     struct mat m = s->mat;
     m.data = s->data + (size_t)(index / SLICES) * s->mat_size;
+    m.scales8 = s->scales8 + (size_t)(index / SLICES) * s->scales8_size;
     const int r0 = index % SLICES * SLICE_ROWS, r1 = r0 + SLICE_ROWS;
     float *const *y = s->y + (size_t)worker * SPEED_TOKENS;
     if (s->quantized)
@@ -76,7 +78,8 @@ static double time_pass(struct speed *s, enum cpu_level level, bool quantized, i
 }
 
 double speed_read(struct speed *speed, enum cpu_level level, bool quantized) {
-    return (double)speed->mat_size * speed->count / time_pass(speed, level, quantized, 1, speed->count);
+    return (double)(speed->mat_size + speed->scales8_size) * speed->count /
+           time_pass(speed, level, quantized, 1, speed->count);
 }
 
 double speed_compute(struct speed *speed, enum cpu_level level, bool quantized) {
@@ -136,20 +139,20 @@ static int allocate_set(struct speed *s, struct mo_error *error) {
 }
 
 static int allocate_scales(struct speed *s, struct mo_error *error) {
-    const size_t groups = COLS / GROUP, n_scale = groups * ROWS / GROUP, n8 = (size_t)ROWS * COLS / FP4_GROUP;
+    const size_t groups = COLS / GROUP, n_scale = groups * ROWS / GROUP;
     s->zeros = malloc(groups * ROWS / 8 * sizeof *s->zeros);
     s->scales16 = malloc(groups * ROWS * sizeof *s->scales16);
     s->scale = malloc(n_scale * sizeof *s->scale);
-    s->scales8 = malloc(n8);
+    s->scales8_size = s->mat.format == MAT_FP4 ? mat_bytes(&s->mat) - s->mat_size : 0;
+    s->scales8 = malloc((size_t)s->count * s->scales8_size + 1);
     if (!s->zeros || !s->scales16 || !s->scales8 || !s->scale)
         return mo_error_set(error, MO_E_NO_MEMORY, "no memory for scales");
     for (size_t i = 0; i < groups * ROWS / 8; i++) s->zeros[i] = 0x88888888;
     for (size_t i = 0; i < groups * ROWS; i++) s->scales16[i] = 0x2000; /* 2^-7 */
-    memset(s->scales8, 120, n8);                                        /* 2^-7 */
+    memset(s->scales8, 120, (size_t)s->count * s->scales8_size);        /* 2^-7 */
     for (size_t i = 0; i < n_scale; i++) s->scale[i] = 0.01f;
     s->mat.zeros = s->zeros;
     s->mat.scales16 = s->scales16;
-    s->mat.scales8 = s->scales8;
     s->mat.scale = s->scale;
     return 0;
 }

@@ -112,7 +112,7 @@ static enum plan_group group_of(const char *name) {
         enum plan_group group;
     } parts[] = {
         {"embed_tokens", PLAN_EMBEDDING},
-        {".tid2eid", PLAN_EMBEDDING}, /* V4, to the line's end: a row a token id, looked up */
+        {".tid2eid", PLAN_EMBEDDING}, /* V4: a row a token id, looked up */
         {".gate.bias", PLAN_ROUTER},
         {".ape", PLAN_NORM},
         {".attn_sink", PLAN_NORM},

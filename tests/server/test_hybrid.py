@@ -1,6 +1,8 @@
 """DeepSeek-V4 served: what its compressed rows are still being made of lies in the cache's pages, so that what is computed goes on from
 any page, of any request, in memory or from disk, in batches and in steps of any size, with the bits of a prompt computed at once."""
 
+import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -123,6 +125,26 @@ def test_one_who_leaves(pair):
 def whole_answer(server, prompt):
     reply = server.complete(prompt, **{**GREEDY, "max_tokens": 140}, return_token_ids=True)
     return reply["choices"][0]["token_ids"]
+
+
+@pytest.mark.parametrize("window", [16, 200])
+def test_far_back(start, models, tmp_path, window):
+    """Prompts that leave each other only some of the tokens' own rows: what is left of an early one is gone on from where that can be,
+    in the middle of it too, and the rest is computed."""
+    folder = tmp_path / "model"
+    shutil.copytree(models["v4-tiny"], folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "sliding_window": window}))
+    server, cold = start(folder, *FLAGS), start(folder, *FLAGS, "--no-enable-prefix-caching")
+    prompts = [prompt_of(2100 + i, 1300 + i) for i in range(7)]
+    for prompt in prompts:
+        server.complete(prompt, **GREEDY)
+    turns = [p[:n] + prompt_of(2200 + n, 40) for n in (1290, 700, 333) for p in prompts] + prompts
+    replies = [server.complete(turn, **GREEDY) for turn in turns]
+    assert [answer(r) for r in replies] == [answer(cold.complete(turn, **GREEDY)) for turn in turns]
+    found = [cached(r) for r in replies]
+    assert all(n % PAGE == 0 for n in found) and 0 in found and 20 * PAGE in found
+    assert server.becomes_idle() and [s.stop() for s in (server, cold)] == [0, 0]
 
 
 def start_in_little(start, *arguments):

@@ -9,6 +9,7 @@
 #include <stdarg.h>
 #include "base/log.h"
 #include "broken_disk.h"
+#include "check_near.h"
 #include "fake_backend.h"
 #include "sched/sched_state.h"
 
@@ -507,44 +508,6 @@ static void check_tree(const struct kv_pages *kv) {
     check(wrong == 0, "%d pages hold other tokens than they are known by", wrong);
 }
 
-/* Every near part has one place, a page with lookers has one, and those without stand in the list. */
-static void check_near(const struct sched *sched) {
-    static uint8_t taken[4096], lookers[4096];
-    const struct near_parts *near = &sched->kv.near;
-    int wrong = 0, n_idle = 0, n_listed = 0, n_placed = 0;
-    if (!near->place) return;
-    memset(taken, 0, sizeof taken);
-    memset(lookers, 0, sizeof lookers);
-    for (int i = 0; i < sched->n_running + sched->n_held; i++) {
-        const struct kv_seq *kv = i < sched->n_running ? &sched->running[i]->kv : &sched->held[i - sched->n_running];
-        for (int p = kv->first_near; p < kv->n_pages; p++) lookers[kv->pages[p]]++;
-    }
-    for (int i = 0; i < sched->kv.n_pages; i++) {
-        int place = near->place[i];
-        wrong += near->pages[i].users != lookers[i] || (lookers[i] > 0 && place < 0);
-        if (place < 0) continue;
-        n_placed++;
-        n_idle += lookers[i] == 0;
-        wrong += taken[place]++ > 0;
-    }
-    for (int32_t i = near->first; i >= 0 && n_listed <= sched->kv.n_pages; i = near->pages[i].next) n_listed++;
-    check(wrong == 0, "%d near parts are wrong", wrong);
-    check(n_idle == near->n_idle && n_listed == n_idle && n_placed + near->n_unused == sim.options.n_near,
-          "%d near parts idle, %d in the list, %d counted; %d placed, %d unused", n_idle, n_listed, near->n_idle,
-          n_placed, near->n_unused);
-}
-
-/* Now and then all that nobody looks at goes, as if other pages had wanted it. */
-static void lose_near(void) {
-    struct near_parts *near = &sim.sched->kv.near;
-    while (near->n_idle > 0) {
-        int place = near->place[near->first];
-        near_lose(near);
-        memset(sim.fake.near_past + (size_t)place * KV_PAGE_TOKENS, 0xff, KV_PAGE_TOKENS * sizeof *sim.fake.near_past);
-        sim.fake.summed[place] = 0;
-    }
-}
-
 static void check_pages(void) {
     static uint8_t owners[4096];
     const struct sched *sched = sim.sched;
@@ -557,8 +520,9 @@ static void check_pages(void) {
     check(sched->started || sched->n_held == 0, "pages are held, and no step is at work");
     check_pages_at_work(owners);
     check_users(&sched->kv, owners);
-    check_near(sched);
-    if (sched->kv.near.place && chance(10)) lose_near();
+    check(near_faults(sched, sim.options.n_near) == 0, "%d near parts are wrong",
+          near_faults(sched, sim.options.n_near));
+    if (sched->kv.near.place && chance(10)) near_lose_all(sim.sched, &sim.fake);
     check_tree(&sched->kv);
     for (const struct seq *seq = sched->waiting.first; seq; seq = seq->next) {
         check(seq->kv.n_pages == 0 && seq->n_computed == 0, "request %" PRIu64 " waits with pages", seq->id);

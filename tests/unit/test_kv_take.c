@@ -44,7 +44,9 @@ static size_t count_missing(const struct cpu *cpu) {
 
 static void open_cache(struct cpu *cpu, struct model *model) {
     *model = (struct model){.layers = LAYERS, .kv_lora = 512, .rope_dim = 64};
-    *cpu = (struct cpu){.model = model, .options = {.n_pages = PAGES, .kv = KV_BF16, .take_cache = true}};
+    static struct cache_layer layers[LAYERS];
+    *cpu = (struct cpu){
+        .model = model, .cache_layers = layers, .options = {.n_pages = PAGES, .kv = KV_BF16, .take_cache = true}};
     atomic_store(&g_n_populate, 0);
     assert_int_equal(kv_cache_open(cpu, NULL), 0);
 }

@@ -318,6 +318,7 @@ static int fp4_multiply_one(const struct gguf_walk *walk, const struct q8_row *x
     for (int g = 0; g < end; g += FP4_ASK_GROUPS) {
         const size_t at = (size_t)g * FP4_GROUP / 2;
         const int left = groups - g;
+        ask_for(walk->scales + (size_t)VL * (size_t)(groups + g)); /* of the next VL rows, in as many steps */
         if (g % FP4_SCALES == 0)
             fp4_take_scales(walk->scales + g, (size_t)groups, VL, left < FP4_SCALES ? left : FP4_SCALES, words);
         f = fp4_add_lines(walk->data + at, walk->pitch, gguf_ahead(walk, at, FP4_AHEAD, walk->pitch),
