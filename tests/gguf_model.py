@@ -187,9 +187,9 @@ def put(writer, name, value, kind):
         writer.add_tensor(name, gguf.quants.quantize(value, kind), raw_dtype=kind)
 
 
-def open_writer(out, keys, align=None, split=0):
+def open_writer(out, keys, align=None, split=0, arch=ARCH):
     """keys: name -> (value, type)."""
-    writer = gguf.GGUFWriter(out, ARCH, split_max_tensors=split)
+    writer = gguf.GGUFWriter(out, arch, split_max_tensors=split)
     if align:
         writer.add_custom_alignment(align)
     for key, (value, of) in keys.items():
@@ -200,13 +200,15 @@ def open_writer(out, keys, align=None, split=0):
     return writer
 
 
-def write(out, keys, tensors, kind=Type.F32, align=None, split=0):
-    """tensors: name -> float32 array, or (bytes as uint8, type). `split`: tensors a file. Returns the first file."""
+def write(out, keys, tensors, kind=Type.F32, align=None, split=0, arch=ARCH):
+    """tensors: name -> float32 array, int32 array, or (bytes as uint8, type). `split`: tensors a file. Returns the first file."""
     out = Path(out)
-    writer = open_writer(out, keys, align, split)
+    writer = open_writer(out, keys, align, split, arch)
     for name, value in tensors.items():
         if isinstance(value, tuple):
             writer.add_tensor(name, value[0], raw_dtype=value[1])
+        elif value.dtype == np.int32:
+            writer.add_tensor(name, value)
         else:
             put(writer, name, value, stored_type(name, value, kind))
     writer.write_header_to_file()
@@ -214,6 +216,13 @@ def write(out, keys, tensors, kind=Type.F32, align=None, split=0):
     writer.write_tensors_to_file()
     writer.close()
     return sorted(out.parent.glob(f"{out.stem}-00001-of-*.gguf"))[0] if split else out
+
+
+def change(everything, changes):
+    """Puts other values in, or (DELETE) takes some away."""
+    everything.update(changes or {})
+    for name in [name for name, value in everything.items() if value is DELETE]:
+        del everything[name]
 
 
 def convert(folder, out, kind=Type.F32, split_kv_b=True, tokenizer=None, pre="deepseek-llm", keys=None, tensors=None,
@@ -226,10 +235,8 @@ def convert(folder, out, kind=Type.F32, split_kv_b=True, tokenizer=None, pre="de
         read = [json.loads((Path(tokenizer) / f"{name}.json").read_text()) for name in ("tokenizer", "tokenizer_config")]
         all_keys.update(tokenizer_keys(*read, config["vocab_size"], pre))
     all_tensors = tensors_of(read_values(folder), config, split_kv_b)
-    for everything, changes in ((all_keys, keys or {}), (all_tensors, tensors or {})):
-        everything.update(changes)
-        for name in [name for name, value in everything.items() if value is DELETE]:
-            del everything[name]
+    change(all_keys, keys)
+    change(all_tensors, tensors)
     return write(out, all_keys, all_tensors, kind, **options)
 
 

@@ -2,10 +2,11 @@
 """The logits of a GGUF file by llama.cpp beside those of Moebius: two programs that share no code read the same bytes.
 
     pip install llama-cpp-python        # compiles llama.cpp
-    python3 tools/compare_llama.py build/moebius FILE.gguf [--tokens 120]
+    python3 tools/compare_llama.py build/moebius FILE.gguf [--tokens 120] [--wide WIDE.gguf]
 
 Tokens are random. Both compute in fp32 with an fp32 cache as far as llama.cpp can: it multiplies blocks by 8-bit activations, so
-that only files of F32, F16 and BF16 agree to the last digits."""
+that only files of F32, F16 and BF16 agree to the last digits. With --wide llama.cpp reads another file: the blocks of the first as
+F32, by its own `llama-quantize --allow-requantize FILE.gguf WIDE.gguf F32`."""
 
 import argparse
 import subprocess
@@ -34,12 +35,14 @@ def main():
     parser.add_argument("program")
     parser.add_argument("file")
     parser.add_argument("--tokens", type=int, default=120)
+    parser.add_argument("--wide", metavar="WIDE.gguf", help="what llama.cpp reads in the file's place")
     a = parser.parse_args()
     n_vocabulary = Llama(a.file, vocab_only=True, verbose=False).n_vocab()
     ids = np.random.default_rng(1).integers(n_vocabulary, size=a.tokens).tolist()
-    theirs, ours = logits_of_llama(a.file, ids), logits_of_moebius(a.program, a.file, ids)
+    theirs, ours = logits_of_llama(a.wide or a.file, ids), logits_of_moebius(a.program, a.file, ids)
     greedy = int((theirs.argmax(1) == ours.argmax(1)).sum())
-    print(f"largest difference {np.abs(theirs - ours).max():.3g}, of logits that spread by {ours.std():.3g}; "
+    worst = np.abs(theirs - ours).max(axis=1)
+    print(f"largest difference {worst.max():.3g}, the median row's {np.median(worst):.3g}, of logits that spread by {ours.std():.3g}; "
           f"likeliest token equal {greedy} of {len(ids)}")
 
 

@@ -5,11 +5,12 @@ and by llama.cpp, without a download.
     tools/random_gguf.py lite-q4_k_m.gguf                            DeepSeek-V2-Lite's shape, 10.4 GB
     tools/random_gguf.py two.gguf --type q8_0 --layers 2
     tools/random_gguf.py v3.gguf --config config.json --kv-b whole   another model's shape; kv_b as before April 2025
+    tools/random_gguf.py v4.gguf --config config.json --type mxfp4_moe --layers 5    a DeepSeek-V4's
 
-q4_k_m and q5_k_m are those mixes, tensor by tensor; another type is taken for all matrices but the head's (Q6_K), and where rows are
-no multiple of its block llama.cpp's next smaller one. Blocks are random bits with scales that keep the size of what goes through a
-matrix, so that logits are finite; the vocabulary is made up. Needs numpy and the package `gguf` (build/venv has both). Memory: that
-of the largest tensor.
+q4_k_m and q5_k_m are those mixes, tensor by tensor, mxfp4_moe has experts of MXFP4 and all else in Q8_0; another type is taken for all
+matrices but the head's (Q6_K), and where rows are no multiple of its block llama.cpp's next smaller one. Blocks are random bits with
+scales that keep the size of what goes through a matrix, so that logits are finite; the vocabulary is made up. Needs numpy and the
+package `gguf` (build/venv has both). Memory: that of the largest tensor.
 
 Source of which tensor gets which type: llama.cpp's llama-quant.cpp; of where a block's scales are: its ggml-common.h.
 """
@@ -25,6 +26,7 @@ from gguf import GGMLQuantizationType as Type
 from gguf import GGUFValueType as Value
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+import gguf_hybrid  # noqa: E402
 import gguf_model  # noqa: E402  (the keys that converters write)
 import tiny_tokenizer  # noqa: E402
 
@@ -78,8 +80,70 @@ def shapes_of_layer(c, layer, split_kv_b):
         yield f"ffn_down{ending}", (*stack, hidden, inner)
 
 
+def is_hybrid(c):
+    return c["architectures"][0] == "DeepseekV4ForCausalLM"
+
+
+def shapes_of_compressor(prefix, ratio, hidden, dim):
+    width = 2 * dim if ratio == 4 else dim
+    yield f"{prefix}_kv.weight", (width, hidden)
+    yield f"{prefix}_gate.weight", (width, hidden)
+    yield f"{prefix}_ape.weight", (ratio, width)
+    yield f"{prefix}_norm.weight", (dim,)
+
+
+def shapes_of_hybrid_layer(c, layer):
+    """Of a V4."""
+    hidden, heads, dim, lora = c["hidden_size"], c["num_attention_heads"], c["head_dim"], c["q_lora_rank"]
+    groups, streams, ratio, experts = c["o_groups"], c["hc_mult"], c["compress_ratios"][layer], c["n_routed_experts"]
+    for where in ("attn", "ffn"):
+        yield f"hc_{where}_fn.weight", ((2 + streams) * streams, streams * hidden)
+        yield f"hc_{where}_base.weight", ((2 + streams) * streams,)
+        yield f"hc_{where}_scale.weight", (3,)
+        yield f"{where}_norm.weight", (hidden,)
+    yield "attn_q_a.weight", (lora, hidden)
+    yield "attn_q_a_norm.weight", (lora,)
+    yield "attn_q_b.weight", (heads * dim, lora)
+    yield "attn_kv.weight", (dim, hidden)
+    yield "attn_kv_a_norm.weight", (dim,)
+    yield "attn_sinks.weight", (heads,)
+    yield "attn_output_a.weight", (groups * c["o_lora_rank"], heads * dim // groups)
+    yield "attn_output_b.weight", (hidden, groups * c["o_lora_rank"])
+    if ratio:
+        yield from shapes_of_compressor("attn_compressor", ratio, hidden, dim)
+    if ratio == 4:
+        yield "indexer.attn_q_b.weight", (c["index_n_heads"] * c["index_head_dim"], lora)
+        yield "indexer.proj.weight", (c["index_n_heads"], hidden)
+        yield from shapes_of_compressor("indexer_compressor", ratio, hidden, c["index_head_dim"])
+    yield "ffn_gate_inp.weight", (experts, hidden)
+    if layer < c["num_hash_layers"]:
+        yield "ffn_gate_tid2eid.weight", (c["vocab_size"], c["num_experts_per_tok"])
+    else:
+        yield "exp_probs_b.bias", (experts,)
+    width = c["moe_intermediate_size"]
+    for ending, stack, inner in (("exps", (experts,), width), ("shexp", (), width * c["n_shared_experts"])):
+        for name, shape in (("gate", (inner, hidden)), ("up", (inner, hidden)), ("down", (hidden, inner))):
+            yield f"ffn_{name}_{ending}.weight", (*stack, *shape)
+
+
+def shapes_of_hybrid(c):
+    streams, hidden = c["hc_mult"], c["hidden_size"]
+    yield "token_embd.weight", (c["vocab_size"], hidden)
+    for layer in range(c["num_hidden_layers"]):
+        for name, shape in shapes_of_hybrid_layer(c, layer):
+            yield f"blk.{layer}.{name}", shape
+    yield "output_hc_fn.weight", (streams, streams * hidden)
+    yield "output_hc_base.weight", (streams,)
+    yield "output_hc_scale.weight", (1,)
+    yield "output_norm.weight", (hidden,)
+    yield "output.weight", (c["vocab_size"], hidden)
+
+
 def shapes_of(c, split_kv_b):
     """(name, shape) of every tensor, in the order of the file."""
+    if is_hybrid(c):
+        yield from shapes_of_hybrid(c)
+        return
     yield "token_embd.weight", (c["vocab_size"], c["hidden_size"])
     for layer in range(c["num_hidden_layers"]):
         for name, shape in shapes_of_layer(c, layer, split_kv_b):
@@ -100,8 +164,12 @@ def has_more_bits(name, layers):
 
 def type_of(name, shape, asked, layers):
     """`asked`: a type's name or a mix's. Norms, biases and routers stay F32."""
+    if "tid2eid" in name:
+        return Type.I32
     if len(shape) == 1 or "ffn_gate_inp" in name:
         return Type.F32
+    if asked == "mxfp4_moe":
+        return Type.MXFP4 if "_exps" in name else Type.Q8_0
     kind = MIXES.get(asked) or Type[asked.upper()]
     if kind in PLAIN:
         return kind
@@ -125,6 +193,9 @@ def random_blocks(random, kind, n, unit):
     """[n][bytes of a block], whose scales are about `unit`."""
     size = gguf.GGML_QUANT_SIZES[kind][1]
     raw = random_bytes(random, n * size).reshape(n, size)
+    if kind == Type.MXFP4:  # a power of two
+        raw[:, 0] = 127 + np.round(np.log2(unit)) + random.integers(-1, 2, n)
+        return raw
     scale = unit * random.uniform(0.75, 1.25, n).astype("<f4")
     for at, share in zip(gguf_model.SCALES_AT[kind], (1, SECOND.get(kind))):
         raw[:, at:at + 2] = (scale * share).astype("<f2").view(np.uint8).reshape(n, 2)
@@ -147,6 +218,11 @@ def deviation_of(name, shape, c):
 
 def values_of(random, name, shape, kind, c, sizes):
     """A tensor's bytes. `sizes` remembers root_mean_square."""
+    if kind == Type.I32:  # experts of each token, none of them twice
+        first = random.integers(c["n_routed_experts"], size=(shape[0], 1))
+        return ((first + np.arange(shape[1])) % c["n_routed_experts"]).astype("<i4")
+    if name.endswith(("_base.weight", "sinks.weight")):
+        return random.normal(0, 0.3, shape).astype("<f4")
     if len(shape) == 1:
         return np.full(shape, 0 if name.endswith(".bias") else 1, "<f4")
     n, deviation = int(np.prod(shape)), deviation_of(name, shape, c)
@@ -164,10 +240,13 @@ def values_of(random, name, shape, kind, c, sizes):
 
 
 def keys_of(c, split_kv_b, seed):
-    keys = gguf_model.keys_of(c, split_kv_b)
-    # llama.cpp does without this key only where the layers are as many as V2-Lite's; 0 is "none".
-    keys.setdefault("deepseek2.attention.q_lora_rank", (0, Value.UINT32))
-    keys.update(gguf_model.tokenizer_keys(tiny_tokenizer.tokenizer(), tiny_tokenizer.config(), c["vocab_size"], "deepseek-llm"))
+    if is_hybrid(c):
+        keys, pre = gguf_hybrid.keys_of(c), "joyai-llm"
+    else:
+        keys, pre = gguf_model.keys_of(c, split_kv_b), "deepseek-llm"
+        # llama.cpp does without this key only where the layers are as many as V2-Lite's; 0 is "none".
+        keys.setdefault("deepseek2.attention.q_lora_rank", (0, Value.UINT32))
+    keys.update(gguf_model.tokenizer_keys(tiny_tokenizer.tokenizer(), tiny_tokenizer.config(), c["vocab_size"], pre))
     keys["general.name"] = (f"random weights, seed {seed}", Value.STRING)
     keys["general.quantization_version"] = (gguf.GGML_QUANT_VERSION, Value.UINT32)
     return keys
@@ -178,7 +257,8 @@ def write(out, c, asked, split_kv_b=True, seed=1):
     random, sizes, found = np.random.Generator(np.random.SFC64(seed)), {}, {}
     tensors = [(name, shape, type_of(name, shape, asked, c["num_hidden_layers"])) for name, shape in shapes_of(c, split_kv_b)]
     beside = out.with_name(out.name + ".partial")
-    writer = gguf_model.open_writer(beside, keys_of(c, split_kv_b, seed))
+    arch = gguf_hybrid.ARCH if is_hybrid(c) else gguf_model.ARCH
+    writer = gguf_model.open_writer(beside, keys_of(c, split_kv_b, seed), arch=arch)
     for name, shape, kind in tensors:
         values, size = gguf.GGML_QUANT_SIZES[kind]
         n_bytes = int(np.prod(shape)) // values * size
@@ -195,7 +275,7 @@ def write(out, c, asked, split_kv_b=True, seed=1):
 
 
 def main():
-    types = [*MIXES, *(kind.name.lower() for kind in [*BLOCKS, *PLAIN])]
+    types = [*MIXES, "mxfp4_moe", *(kind.name.lower() for kind in [*BLOCKS, *PLAIN])]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--type", default="q4_k_m", choices=types, metavar="TYPE", help=", ".join(types) + " (default: %(default)s)")
@@ -208,7 +288,7 @@ def main():
         config = json.loads(args.config.read_text()) if args.config else dict(V2_LITE)
         if args.layers:
             config["num_hidden_layers"] = args.layers
-            config["first_k_dense_replace"] = min(args.layers, config["first_k_dense_replace"])
+            config["first_k_dense_replace"] = min(args.layers, config.get("first_k_dense_replace", 0))
         found = write(args.out, config, args.type, args.kv_b == "split", args.seed)
     except KeyError as e:
         sys.exit(f"random_gguf.py: {args.config}: no key {e}")

@@ -122,10 +122,12 @@ int hub_select(struct hub_listing *listing, const struct hub_patterns *patterns,
                         model, some);
 }
 
-/* And not statistics of a quantization, or the eyes of a model that sees: gguf_open.c leaves them out in the same way. */
+/* And not statistics of a quantization, the eyes of a model that sees, or prediction layers: gguf_open.c leaves them out in the same
+ * way. */
 static bool is_model(const char *path) {
     const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
-    return text_ends_with(name, ".gguf") && !text_ends_with(name, "imatrix.gguf") && strncmp(name, "mmproj", 6) != 0;
+    bool is_part = !strncmp(name, "mmproj", 6) || !strncmp(name, "mtp-", 4);
+    return text_ends_with(name, ".gguf") && !text_ends_with(name, "imatrix.gguf") && !is_part;
 }
 
 bool hub_is_first_of_gguf(const char *path) {

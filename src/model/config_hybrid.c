@@ -16,6 +16,7 @@ static int read_sizes(const struct reader *r, struct model *model) {
     if (!code) code = need_int(r, "head_dim", 4, MAX_HEAD_DIM, &head_dim);
     if (!code) code = need_int(r, "qk_rope_head_dim", 2, head_dim - 2, &model->rope_dim);
     if (!code) code = may_int(r, "num_key_value_heads", 1, MAX_HEADS, &kv_heads);
+    if (!code) code = may_int(r, "num_nextn_predict_layers", 0, MODEL_MAX_LAYERS, &model->mtp_layers);
     if (!code && kv_heads != 1) code = refuse(r, "num_key_value_heads", "1", "another number");
     if (!code && model->rope_dim % 2) code = refuse(r, "qk_rope_head_dim", "an even number", "an odd one");
     if (!code && head_dim % 2) code = refuse(r, "head_dim", "an even number", "an odd one");

@@ -9,9 +9,10 @@
  * gguf_open.c     finds the files of a model, and joins them
  * gguf_tensors.c  gives the tensors the names and shapes that weights.c knows; stacked experts become one tensor each
  * gguf_kv_b.c     joins the two parts of kv_b
- * gguf_config.c, gguf_tokenizer.c  write config.json, tokenizer.json and so on from the values, for the readers of these
+ * gguf_config*.c, gguf_tokenizer.c  write config.json, tokenizer.json and so on from the values, for the readers of these
  *
- * Source: the GGUF specification (ggml's docs/gguf.md), llama.cpp's converter and loader of "deepseek2". Includes: base, model. */
+ * Source: the GGUF specification (ggml's docs/gguf.md), llama.cpp's converter and loader of "deepseek2" and "deepseek4". Includes:
+ * base, model. */
 #ifndef MOEBIUS_MODEL_GGUF_H
 #define MOEBIUS_MODEL_GGUF_H
 
@@ -84,6 +85,8 @@ struct gguf {
     const char *config; /* config.json */
 };
 const struct gguf_tensor *gguf_find_tensor(const struct gguf *gguf, const char *name); /* or NULL */
+/* What keys begin with: "deepseek2" (V2 to V3), "deepseek4" (V4); the first also for what gguf_config refuses. */
+const char *gguf_architecture(const struct gguf *gguf);
 
 /* A ggml type. `dtype` is DTYPES for those that are not read. */
 struct gguf_tensor_type {
@@ -111,6 +114,7 @@ int gguf_get_array(const struct gguf *gguf, const char *key, enum json_need need
 /* Walks an array of strings: begin with *at = 0. */
 struct gguf_text gguf_next_text(const struct gguf_value *array, size_t *at);
 int32_t gguf_i32_at(const struct gguf_value *array, uint64_t index);
+double gguf_f32_at(const struct gguf_value *array, uint64_t index); /* by its shortest decimal, too */
 bool gguf_text_is(struct gguf_text text, const char *what);
 /* 10 * an F32, by its shortest decimal. */
 double gguf_ten_times(double shortest);

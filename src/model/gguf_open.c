@@ -28,11 +28,11 @@ static bool split_name(const char *path, int *stem, int *number, int *count) {
 
 /* ---- which file ---- */
 
-/* One model's first file; projectors of pictures and importance matrices lie beside models and are none. */
+/* One model's first file; projectors of pictures, prediction layers and importance matrices lie beside models and are none. */
 static bool is_first_file(const char *name) {
     int stem, number = 1, count;
-    if (!text_ends_with(name, ".gguf") || text_ends_with(name, "imatrix.gguf") || !strncmp(name, "mmproj", 6))
-        return false;
+    bool is_part = !strncmp(name, "mmproj", 6) || !strncmp(name, "mtp-", 4);
+    if (!text_ends_with(name, ".gguf") || text_ends_with(name, "imatrix.gguf") || is_part) return false;
     return !split_name(name, &stem, &number, &count) || number == 1;
 }
 

@@ -1,5 +1,6 @@
 /* A GGUF's tensors under the names and shapes of the published checkpoints, which weights.c knows.
- * Source of the names: llama.cpp's gguf-py (tensor_mapping of deepseek2). */
+ * Source of the names: llama.cpp's gguf-py (tensor_mapping of deepseek2), its converter's DeepseekV4Model, whose names antirez/ds4
+ * has too. */
 #include "model/gguf.h"
 
 #include <math.h>
@@ -55,11 +56,36 @@ static const struct row {
     {"ffn_up_exps.weight", ROLE_EXPERT_UP, ".weight", STACKED},
     {"ffn_down_exps.weight", ROLE_EXPERT_DOWN, ".weight", STACKED},
     {"ffn_gate_up_exps.weight", ROLE_EXPERT_GATE, ".weight", GATE_UP},
+    {"output_hc_fn.weight", ROLE_HEAD_MIX, "", AS_IT_IS}, /* V4 from here on */
+    {"output_hc_base.weight", ROLE_HEAD_MIX_BASE, "", AS_IT_IS},
+    {"output_hc_scale.weight", ROLE_HEAD_MIX_SCALE, "", AS_IT_IS},
+    {"hc_attn_fn.weight", ROLE_ATTN_MIX, "", AS_IT_IS},
+    {"hc_attn_base.weight", ROLE_ATTN_MIX_BASE, "", AS_IT_IS},
+    {"hc_attn_scale.weight", ROLE_ATTN_MIX_SCALE, "", AS_IT_IS},
+    {"hc_ffn_fn.weight", ROLE_FFN_MIX, "", AS_IT_IS},
+    {"hc_ffn_base.weight", ROLE_FFN_MIX_BASE, "", AS_IT_IS},
+    {"hc_ffn_scale.weight", ROLE_FFN_MIX_SCALE, "", AS_IT_IS},
+    {"attn_kv.weight", ROLE_KV_A, ".weight", AS_IT_IS},
+    {"attn_output_a.weight", ROLE_O_A, ".weight", AS_IT_IS},
+    {"attn_output_b.weight", ROLE_O, ".weight", AS_IT_IS},
+    {"attn_sinks.weight", ROLE_SINKS, "", AS_IT_IS},
+    {"attn_compressor_kv.weight", ROLE_COMPRESS_KV, ".weight", AS_IT_IS},
+    {"attn_compressor_gate.weight", ROLE_COMPRESS_GATE, ".weight", AS_IT_IS},
+    {"attn_compressor_ape.weight", ROLE_COMPRESS_BIAS, "", AS_IT_IS},
+    {"attn_compressor_norm.weight", ROLE_COMPRESS_NORM, ".weight", AS_IT_IS},
+    {"indexer.attn_q_b.weight", ROLE_INDEX_Q, ".weight", AS_IT_IS},
+    {"indexer.proj.weight", ROLE_INDEX_WEIGHTS, ".weight", AS_IT_IS},
+    {"indexer_compressor_kv.weight", ROLE_INDEX_COMPRESS_KV, ".weight", AS_IT_IS},
+    {"indexer_compressor_gate.weight", ROLE_INDEX_COMPRESS_GATE, ".weight", AS_IT_IS},
+    {"indexer_compressor_ape.weight", ROLE_INDEX_COMPRESS_BIAS, "", AS_IT_IS},
+    {"indexer_compressor_norm.weight", ROLE_INDEX_COMPRESS_NORM, ".weight", AS_IT_IS},
+    {"ffn_gate_tid2eid.weight", ROLE_ROUTER_TABLE, "", AS_IT_IS},
 };
 
 /* The list being made. */
 struct lister {
     const struct checkpoint *checkpoint;
+    enum naming naming;
     struct tensor *list; /* [n], room for `capacity` */
     int n, capacity;
     struct mo_error *error;
@@ -70,7 +96,7 @@ static const char *path_of(const struct lister *l, const struct gguf_tensor *ten
 }
 
 /* The row of a name, or NULL; *layer is -1 and *rest the name itself outside of the layers. */
-static const struct row *find_row(const char *name, int *layer, const char **rest) {
+static const struct row *find_row(enum naming naming, const char *name, int *layer, const char **rest) {
     *layer = -1;
     *rest = name;
     if (!strncmp(name, "blk.", 4)) {
@@ -81,8 +107,8 @@ static const struct row *find_row(const char *name, int *layer, const char **res
         *rest = end + 1;
     }
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-        bool in_layer = rows[i].role >= ROLE_ATTN_NORM;
-        if (in_layer == (*layer >= 0) && !strcmp(rows[i].name, *rest)) return &rows[i];
+        bool is_found = names_is_in_layer(rows[i].role) == (*layer >= 0) && !strcmp(rows[i].name, *rest);
+        if (is_found && names_has(naming, rows[i].role)) return &rows[i];
     }
     return NULL;
 }
@@ -127,8 +153,9 @@ static int add(struct lister *l, const struct gguf_tensor *from, const char *nam
 }
 
 static int check_experts(const struct lister *l, const struct gguf_tensor *tensor) {
-    static const char key[] = "deepseek2.expert_count";
+    char key[64];
     int experts = 0;
+    snprintf(key, sizeof key, "%s.expert_count", gguf_architecture(l->checkpoint->gguf));
     int code = gguf_get_int(l->checkpoint->gguf, key, JSON_OPTIONAL_KEY, 0, INT32_MAX, &experts, l->error);
     if (code || !experts || tensor->shape[0] == experts) return code;
     return mo_error_set(l->error, MO_E_CORRUPT, "%s: tensor %s: expected %d experts (key \"%s\"), found %lld",
@@ -148,7 +175,7 @@ static int add_experts(struct lister *l, const struct gguf_tensor *tensor, const
     size_t bytes = tensor->bytes / (size_t)experts / (size_t)parts;
     const uint8_t *data = tensor->data;
     for (int i = 0; i < (int)experts * parts && !code; i++) {
-        names_tensor(name, NAMES_LATENT, row->role + (enum role)(i % parts), layer, i / parts, row->suffix);
+        names_tensor(name, l->naming, row->role + (enum role)(i % parts), layer, i / parts, row->suffix);
         code = add(l, tensor, name, n_rows, data);
         data += bytes;
     }
@@ -172,7 +199,7 @@ static int add_any(struct lister *l, const struct gguf_tensor *tensor) {
     char name[2 * NAME_MAX_BYTES];
     const char *rest;
     int layer;
-    const struct row *row = find_row(tensor->name, &layer, &rest);
+    const struct row *row = find_row(l->naming, tensor->name, &layer, &rest);
     const struct gguf_tensor_type *type = gguf_type_of(tensor->type);
     if (type->dtype == DTYPES) {
         return mo_error_set(l->error, MO_E_UNSUPPORTED,
@@ -182,12 +209,14 @@ static int add_any(struct lister *l, const struct gguf_tensor *tensor) {
     }
     if (!row) return add(l, tensor, other_name(rest, layer, name), 0, tensor->data);
     if (row->mapping != AS_IT_IS) return add_experts(l, tensor, row, layer);
-    return add(l, tensor, names_tensor(name, NAMES_LATENT, row->role, layer, 0, row->suffix), 0, tensor->data);
+    return add(l, tensor, names_tensor(name, l->naming, row->role, layer, 0, row->suffix), 0, tensor->data);
 }
 
 int gguf_list_tensors(const struct checkpoint *checkpoint, struct tensor **list, int *n, struct mo_error *error) {
     const struct gguf *gguf = checkpoint->gguf;
-    struct lister lister = {.checkpoint = checkpoint, .error = error};
+    bool is_hybrid = !strcmp(gguf_architecture(gguf), "deepseek4");
+    struct lister lister = {
+        .checkpoint = checkpoint, .naming = is_hybrid ? NAMES_HYBRID : NAMES_LATENT, .error = error};
     int code = 0;
     for (int i = 0; i < gguf->n_tensors && !code; i++) code = add_any(&lister, &gguf->tensors[i]);
     *list = lister.list;

@@ -45,6 +45,7 @@ static const struct kind {
     {"deepseek-llm", {"[\r\n]", V2_LETTERS, V2_PUNCTUATION, "\\s+$", V2_EAST_ASIAN, DIGITS}},
     {"deepseek-coder", {"[\r\n]", "\\s?\\p{L}+", "\\s?\\p{P}+", V2_EAST_ASIAN, DIGITS}},
     {"deepseek-v3", {"\\p{N}{1,3}", V3_EAST_ASIAN, V3_WORDS}},
+    {"joyai-llm", {"\\p{N}{1,3}", V3_EAST_ASIAN, V3_WORDS}}, /* what llama.cpp's converter takes V4's for: V3's steps */
 };
 
 static json_t *step_json(const char *step) {
@@ -84,8 +85,8 @@ static int find_kind(const struct gguf *gguf, const struct kind **kind, struct m
         if (gguf_text_is(pre, kinds[i].pre)) return 0;
     }
     return mo_error_set(error, MO_E_UNSUPPORTED,
-                        "%s: key \"tokenizer.ggml.pre\": expected deepseek-llm, deepseek-coder or deepseek-v3, found "
-                        "%.*s",
+                        "%s: key \"tokenizer.ggml.pre\": expected deepseek-llm, deepseek-coder, deepseek-v3 or "
+                        "joyai-llm, found %.*s",
                         gguf->path, (int)(pre.size < 50 ? pre.size : 50), pre.data);
 }
 

@@ -89,6 +89,17 @@ static void shortest(float value, char text[32]) {
     }
 }
 
+/* Of an F32's bytes. */
+static double decimal_of(const uint8_t *data) {
+    char text[32];
+    uint32_t bits = (uint32_t)read_bits(data, 4);
+    float single;
+    memcpy(&single, &bits, sizeof single);
+    if (!isfinite(single)) return (double)single;
+    shortest(single, text);
+    return strtod(text, NULL);
+}
+
 int gguf_get_double(const struct gguf *gguf, const char *key, enum json_need need, double *out,
                     struct mo_error *error) {
     const struct gguf_value *value;
@@ -97,12 +108,7 @@ int gguf_get_double(const struct gguf *gguf, const char *key, enum json_need nee
     if (code || !value) return code;
     double found = NAN;
     if (value->type == GGUF_F32) {
-        char text[32];
-        uint32_t bits = (uint32_t)read_bits(value->data, 4);
-        float single;
-        memcpy(&single, &bits, sizeof single);
-        shortest(single, text);
-        found = isfinite(single) ? strtod(text, NULL) : (double)single;
+        found = decimal_of(value->data);
     } else if (value->type == GGUF_F64) {
         uint64_t bits = read_bits(value->data, 8);
         memcpy(&found, &bits, sizeof found);
@@ -173,6 +179,10 @@ struct gguf_text gguf_next_text(const struct gguf_value *array, size_t *at) {
 
 int32_t gguf_i32_at(const struct gguf_value *array, uint64_t index) {
     return (int32_t)read_bits(array->data + index * 4, 4);
+}
+
+double gguf_f32_at(const struct gguf_value *array, uint64_t index) {
+    return decimal_of(array->data + index * 4);
 }
 
 bool gguf_text_is(struct gguf_text text, const char *what) {

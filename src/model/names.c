@@ -83,6 +83,14 @@ static const char *const hybrid_names[ROLES] = {
     [ROLE_EXPERT_DOWN] = "layers.%1$d.ffn.experts.%2$d.w2",
 };
 
+bool names_has(enum naming naming, enum role role) {
+    return (naming == NAMES_HYBRID ? hybrid_names : latent_names)[role] != NULL;
+}
+
+bool names_is_in_layer(enum role role) {
+    return role >= ROLE_ATTN_NORM && (role < ROLE_HEAD_MIX || role > ROLE_HEAD_MIX_SCALE);
+}
+
 const char *names_tensor(char *name, enum naming naming, enum role role, int layer, int expert, const char *suffix) {
     const char *format = naming == NAMES_HYBRID ? hybrid_names[role] : latent_names[role];
     int n = 0;
@@ -127,5 +135,5 @@ int names_is_prediction(const char *name, int layers) {
 
 int names_is_ignored(const char *name) {
     return !strncmp(name, "mtp.", 4) || text_ends_with(name, ".rotary_emb.inv_freq") ||
-           text_ends_with(name, ".input_scale");
+           text_ends_with(name, ".input_scale") || text_ends_with(name, ".exp_probs_b_vl.bias");
 }

@@ -2,6 +2,7 @@
 #ifndef MOEBIUS_MODEL_NAMES_H
 #define MOEBIUS_MODEL_NAMES_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 /* Who named the tensors. */
@@ -68,6 +69,9 @@ enum { NAME_MAX_BYTES = 128 };
 /* "model.layers.3.mlp.experts.7.up_proj" + `suffix` (".weight", ".qweight", ...) into name [NAME_MAX_BYTES]. */
 const char *names_tensor(char *name, enum naming naming, enum role role, int layer, int expert, const char *suffix);
 
+bool names_has(enum naming naming, enum role role);
+bool names_is_in_layer(enum role role);
+
 /* What a tensor of this role is called behind the role's own name: ".weight", or nothing where the name says all. */
 const char *names_suffix(enum role role);
 
@@ -77,7 +81,8 @@ int names_layer(const char *name);
 /* A tensor of a prediction layer, which is left out: behind the model's last, or named so. */
 int names_is_prediction(const char *name, int layers);
 
-/* Tensors that some checkpoints carry and that take no part in the arithmetic. */
+/* Tensors that some checkpoints carry and that take no part in the arithmetic of text (exp_probs_b_vl: where a V4 that sees sends
+ * pictures). */
 int names_is_ignored(const char *name);
 
 #endif

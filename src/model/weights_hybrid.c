@@ -1,6 +1,22 @@
 /* model/weights_hybrid.c - binds what only DeepSeek-V4 has. */
+#include <math.h>
 #include <string.h>
+#include "model/gguf.h"
 #include "model/weights_priv.h"
+
+/* llama.cpp's quantizer takes this table for a matrix. */
+static int decode_table(const struct binder *b, const struct tensor *tensor, struct mat mat, const float **out) {
+    float *values = arena_alloc_array(b->arena, (size_t)tensor->elements, sizeof *values);
+    if (!values) return weights_refuse(b, MO_E_NO_MEMORY, tensor, "no memory for its values");
+    format_decode_rows(&mat, 0, mat.rows, values);
+    for (int64_t i = 0; i < tensor->elements; i++) {
+        if (isfinite(values[i])) continue;
+        return weights_refuse(b, MO_E_NUMERIC, tensor, "value %lld is %g: expected finite numbers", (long long)i,
+                              (double)values[i]);
+    }
+    *out = values;
+    return 0;
+}
 
 /* A table of fp32, [rows][cols] in the published files, in ours one row. */
 static int bind_table(const struct binder *b, enum role role, int rows, int cols, const float **out) {
@@ -8,6 +24,9 @@ static int bind_table(const struct binder *b, enum role role, int rows, int cols
     if (!tensor) return weights_missing(b, role, "", rows, cols);
     bool is_flat = tensor->n_dims == 1 && tensor->shape[0] == (int64_t)rows * cols;
     int code = is_flat ? 0 : weights_check_shape(b, tensor, rows, cols);
+    struct mat mat = {.rows = rows, .cols = cols, .data = tensor->data};
+    bool has_format = !is_flat && gguf_mat_format(tensor->dtype, &mat.format);
+    if (!code && has_format && gguf_is_blocks(mat.format)) return decode_table(b, tensor, mat, out);
     return code ? code : weights_copy_values(b, tensor, out);
 }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TESTS))
+import gguf_hybrid  # noqa: E402
 import gguf_model  # noqa: E402
 import numpy as np  # noqa: E402
 import st  # noqa: E402
@@ -76,11 +77,22 @@ def ggufs(folder):
         gguf_model.write(folder / f"{name}-few-bits.gguf", keys, few)
 
 
+def hybrid_ggufs(folder):
+    """The same of V4: keys of other types, a table of integers, experts in blocks."""
+    for name in ("v4-tiny", "v4-tiny-fp8"):
+        keys = gguf_hybrid.keys_of(json.loads((GOLDEN / name / "config.json").read_text()))
+        keys.update(gguf_model.tokenizer_keys(tiny_tokenizer.tokenizer(), tiny_tokenizer.config(), 256, "joyai-llm"))
+        tensors = gguf_hybrid.tensors_of(gguf_hybrid.read_values(GOLDEN / name))
+        small = {key: value if isinstance(value, tuple) else value[:2] for key, value in list(tensors.items())[-12:]}
+        gguf_model.write(folder / f"{name}.gguf", keys, small, arch=gguf_hybrid.ARCH)
+
+
 def main():
     out = Path(sys.argv[1])
     configs(fresh(out / "fuzz_config"))
     safetensors(fresh(out / "fuzz_safetensors"))
     ggufs(fresh(out / "fuzz_gguf"))
+    hybrid_ggufs(out / "fuzz_gguf")
     configs(fresh(out / "fuzz_plan"))
     headers(out / "fuzz_plan")
     for kept in sorted((TESTS / "fuzz" / "seeds").glob("*/")):
