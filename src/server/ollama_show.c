@@ -7,7 +7,10 @@
 #include "server/respond_ollama.h"
 #include "text/fim.h"
 
-#define FAMILY "deepseek2" /* as Ollama and llama.cpp call V2, V3 and R1 alike */
+/* As Ollama and llama.cpp call V2, V3 and R1 alike, and V4. */
+static const char *family_of(const struct model *model) {
+    return model_is_hybrid(model) ? "deepseek4" : "deepseek2";
+}
 
 /* --- details ------------------------------------------------------------------------------------- */
 
@@ -36,36 +39,60 @@ static json_t *level_json(const struct engine *engine) {
 }
 
 json_t *ollama_details_json(const struct engine *engine) {
+    const char *family = family_of(&engine->model);
     struct model_params params;
     model_count_params(&engine->model, &params);
     return json_pack("{s:s, s:s, s:s, s:[s], s:o, s:o}", "parent_model", "", "format",
-                     engine->checkpoint.gguf ? "gguf" : "safetensors", "family", FAMILY, "families", FAMILY,
+                     engine->checkpoint.gguf ? "gguf" : "safetensors", "family", family, "families", family,
                      "parameter_size", size_json(params.total), "quantization_level", level_json(engine));
 }
 
 /* --- numbers ------------------------------------------------------------------------------------- */
 
+/* "deepseek2.block_count" */
+static void put(json_t *info, const struct model *model, const char *key, json_t *value) {
+    char name[96];
+    snprintf(name, sizeof name, "%s.%s", family_of(model), key);
+    json_object_set_new(info, name, value);
+}
+
 /* The context is the server's: what clients measure their prompts by. */
-static json_t *info_json(const struct engine *engine, const char *name) {
+static void put_sizes(json_t *info, const struct engine *engine) {
     const struct model *m = &engine->model;
+    const bool is_hybrid = model_is_hybrid(m);
+    put(info, m, "block_count", json_integer(m->layers));
+    put(info, m, "context_length", json_integer(engine->options.max_model_len));
+    put(info, m, "embedding_length", json_integer(m->hidden));
+    put(info, m, "feed_forward_length", json_integer(m->dense_width));
+    put(info, m, "attention.head_count", json_integer(m->heads));
+    put(info, m, is_hybrid ? "attention.key_length" : "attention.kv_lora_rank",
+        json_integer(is_hybrid ? m->v_dim : m->kv_lora));
+    put(info, m, "attention.layer_norm_rms_epsilon", json_real(m->norm_eps));
+    put(info, m, "expert_count", json_integer(m->experts));
+    put(info, m, "expert_used_count", json_integer(m->top_k));
+    put(info, m, "expert_shared_count", json_integer(m->shared_experts));
+    put(info, m, "expert_feed_forward_length", json_integer(m->expert_width));
+    put(info, m, "leading_dense_block_count", json_integer(m->dense_layers));
+    put(info, m, "rope.dimension_count", json_integer(m->rope_dim));
+    put(info, m, "rope.freq_base", json_real(m->rope.theta));
+    put(info, m, "vocab_size", json_integer(m->vocab));
+}
+
+static json_t *info_json(const struct engine *engine, const char *name) {
     struct model_params params;
-    model_count_params(m, &params);
+    model_count_params(&engine->model, &params);
     const char *jinja = engine->tokenizer ? tokenizer_chat_template(engine->tokenizer) : NULL;
-    int bos = engine->tokenizer ? tokenizer_bos(engine->tokenizer) : m->bos;
-    return json_pack(
-        "{s:s, s:s, s:o, s:I, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:i, s:s, "
-        "s:i, s:i, s:s*}",
-        "general.architecture", FAMILY, "general.type", "model", "general.basename",
-        json_stringn(name, strcspn(name, ":")), "general.parameter_count", (json_int_t)params.total,
-        FAMILY ".block_count", m->layers, FAMILY ".context_length", engine->options.max_model_len,
-        FAMILY ".embedding_length", m->hidden, FAMILY ".feed_forward_length", m->dense_width,
-        FAMILY ".attention.head_count", m->heads, FAMILY ".attention.kv_lora_rank", m->kv_lora,
-        FAMILY ".attention.layer_norm_rms_epsilon", m->norm_eps, FAMILY ".expert_count", m->experts,
-        FAMILY ".expert_used_count", m->top_k, FAMILY ".expert_shared_count", m->shared_experts,
-        FAMILY ".expert_feed_forward_length", m->expert_width, FAMILY ".leading_dense_block_count", m->dense_layers,
-        FAMILY ".rope.dimension_count", m->rope_dim, FAMILY ".rope.freq_base", m->rope.theta, FAMILY ".vocab_size",
-        m->vocab, "tokenizer.ggml.model", "gpt2", "tokenizer.ggml.bos_token_id", bos, "tokenizer.ggml.eos_token_id",
-        engine->n_eos > 0 ? (int)engine->eos[0] : -1, "tokenizer.chat_template", jinja);
+    int bos = engine->tokenizer ? tokenizer_bos(engine->tokenizer) : engine->model.bos;
+    json_t *info = json_pack("{s:s, s:s, s:o, s:I}", "general.architecture", family_of(&engine->model), "general.type",
+                             "model", "general.basename", json_stringn(name, strcspn(name, ":")),
+                             "general.parameter_count", (json_int_t)params.total);
+    put_sizes(info, engine);
+    json_t *tokens = json_pack("{s:s, s:i, s:i, s:s*}", "tokenizer.ggml.model", "gpt2", "tokenizer.ggml.bos_token_id",
+                               bos, "tokenizer.ggml.eos_token_id", engine->n_eos > 0 ? (int)engine->eos[0] : -1,
+                               "tokenizer.chat_template", jinja);
+    json_object_update(info, tokens);
+    json_decref(tokens);
+    return info;
 }
 
 /* --- the template -------------------------------------------------------------------------------- */

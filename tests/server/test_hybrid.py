@@ -189,3 +189,11 @@ def test_from_disk(start, models, tmp_path, name, kv):
     assert answer(plain.complete(prompt, **GREEDY)) == answer(replies[0])
     assert [answer(r) for r in others] == 2 * [answer(plain.complete(other, **GREEDY))]
     assert plain.stop() == 0
+
+
+def test_in_ollamas_words(pair):
+    """llama.cpp's name of the family, and no rank of a latent, which it does not have."""
+    shown = pair[0].post("/api/show", {"model": pair[0].model}).json
+    assert shown["details"]["family"] == "deepseek4"
+    assert shown["model_info"]["deepseek4.attention.key_length"] == 64
+    assert not any("kv_lora" in key or key.startswith("deepseek2") for key in shown["model_info"])
