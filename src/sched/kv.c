@@ -153,19 +153,26 @@ int kv_seq_share(struct kv_pages *kv, struct kv_seq *seq, const int32_t *tokens,
     return seq->n_known = seq->n_pages;
 }
 
-/* Counts as just left, if it is free. */
+/* If it is free: counts as just left, or, where it cannot be found any more, is the first to be taken. */
 static void renew(struct kv_pages *kv, int32_t page) {
     if (kv->pages[page].users > 0) return;
     free_remove(kv, page);
-    free_push(kv, page, false);
+    free_push(kv, page, prefix_serial(&kv->tree, page) == 0);
+}
+
+/* `own` has been computed, and `same` already holds the same tokens: the first is the one to find, unless it has lost its near part,
+ * without which no sequence goes on from it. */
+static void meet(struct kv_pages *kv, int32_t own, int32_t same) {
+    if (!near_has(&kv->near, same) && near_has(&kv->near, own)) prefix_move(&kv->tree, same, own);
+    renew(kv, same);
 }
 
 void kv_seq_publish(struct kv_pages *kv, struct kv_seq *seq, const int32_t *tokens, int n_tokens) {
     for (; seq->n_known < n_tokens / KV_PAGE_TOKENS; seq->n_known++) {
         const int32_t *own = tokens + (size_t)seq->n_known * KV_PAGE_TOKENS;
-        int32_t same = prefix_find(&kv->tree, seq->serial, own); /* computed twice: the first is the one to find */
-        if (same >= 0) renew(kv, same);
-        seq->serial = same >= 0 ? prefix_serial(&kv->tree, same)
-                                : prefix_add(&kv->tree, seq->pages[seq->n_known], seq->serial, own);
+        int32_t page = seq->pages[seq->n_known], same = prefix_find(&kv->tree, seq->serial, own);
+        uint64_t serial = same >= 0 ? prefix_serial(&kv->tree, same) : prefix_add(&kv->tree, page, seq->serial, own);
+        if (same >= 0) meet(kv, page, same);
+        seq->serial = serial;
     }
 }

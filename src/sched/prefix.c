@@ -65,6 +65,17 @@ void prefix_remove(struct prefix_tree *tree, int32_t page) {
     *entry = (struct prefix_page){0};
 }
 
+void prefix_move(struct prefix_tree *tree, int32_t from, int32_t to) {
+    struct prefix_page entry = tree->pages[from];
+    assert(entry.serial != 0 && tree->pages[to].serial == 0);
+    memcpy(tokens_of(tree, to), tokens_of(tree, from), TOKEN_BYTES);
+    int32_t *link = bucket_of(tree, entry.parent, tokens_of(tree, to));
+    while (*link != from) link = &tree->pages[*link].next;
+    *link = to;
+    tree->pages[to] = entry;
+    tree->pages[from] = (struct prefix_page){0};
+}
+
 uint64_t prefix_serial(const struct prefix_tree *tree, int32_t page) {
     return tree->pages[page].serial;
 }

@@ -35,6 +35,8 @@ int32_t prefix_find(const struct prefix_tree *tree, uint64_t parent, const int32
 /* Puts a page in that is not there, and returns its serial. prefix_find must not know the same. */
 uint64_t prefix_add(struct prefix_tree *tree, int32_t page, uint64_t parent, const int32_t *tokens);
 void prefix_remove(struct prefix_tree *tree, int32_t page); /* ignores one that is not there */
+/* `to`, which is not there, takes the place of `from`, and its serial: what follows stays where it is. */
+void prefix_move(struct prefix_tree *tree, int32_t from, int32_t to);
 uint64_t prefix_serial(const struct prefix_tree *tree, int32_t page);
 
 #endif

@@ -139,7 +139,7 @@ def test_far_back(start, models, tmp_path, window):
     prompts = [prompt_of(2100 + i, 1300 + i) for i in range(7)]
     for prompt in prompts:
         server.complete(prompt, **GREEDY)
-    turns = [p[:n] + prompt_of(2200 + n, 40) for n in (1290, 700, 333) for p in prompts] + prompts
+    turns = [p[:n] + prompt_of(2200 + n, 40) for n in (1290, 700, 333) for p in prompts[::-1]] + prompts
     replies = [server.complete(turn, **GREEDY) for turn in turns]
     assert [answer(r) for r in replies] == [answer(cold.complete(turn, **GREEDY)) for turn in turns]
     found = [cached(r) for r in replies]

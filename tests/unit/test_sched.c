@@ -596,6 +596,39 @@ static void test_few_near_parts(void **state) {
     world_close(&world);
 }
 
+/* Pages that have lost their near parts are computed again, once: the next who wants them finds them. */
+static void test_near_parts_that_were_lost(void **state) {
+    (void)state;
+    struct world world;
+    struct owner owner;
+    int32_t prompt[300], other[1200];
+    struct sched_options options = world_options();
+    options.prefix_caching = true;
+    options.max_model_len = 1500;
+    options.max_num_seqs = 2;
+    options.n_pages = 60;
+    options.n_near = 11;
+    for (int i = 0; i < 1200; i++) other[i] = 2 + i % 11;
+    for (int i = 0; i < 300; i++) prompt[i] = 2 + i % 7;
+    world_open(&world, options);
+    const uint64_t found[] = {0, 256, 256 /* after the other */, 512, 768};
+    for (int i = 0; i < 5; i++) {
+        struct sched_request request = request_of(&world, &owner, other, 1200, 1);
+        if (i == 2) {
+            submit(&world, &request);
+            run(&world);
+        }
+        request = request_of(&world, &owner, prompt, 300, 5);
+        request.ignore_eos = true;
+        submit(&world, &request);
+        run(&world);
+        expect_greedy(&owner, prompt, 300);
+        assert_int_equal(stats_of(&world).prefix_found_tokens, found[i]);
+    }
+    assert_int_equal(stats_of(&world).pages_free, 60);
+    world_close(&world);
+}
+
 static int bucket_of(const struct sched_histogram *histogram) {
     for (int i = 0; i < SCHED_BUCKETS; i++) {
         if (histogram->count[i] > 0) return i;
@@ -738,7 +771,7 @@ int main(void) {
         cmocka_unit_test(test_few_near_parts), cmocka_unit_test(test_histograms),
         cmocka_unit_test(test_threads),        cmocka_unit_test(test_callback_submits),
         cmocka_unit_test(test_indentation),    cmocka_unit_test(test_line_limit),
-        cmocka_unit_test(test_times),
+        cmocka_unit_test(test_times),          cmocka_unit_test(test_near_parts_that_were_lost),
     };
     return cmocka_run_group_tests_name("sched", tests, NULL, NULL);
 }
