@@ -3,7 +3,8 @@
 #include <string.h>
 #include "model/config_priv.h"
 
-enum { MAX_WINDOW = 1 << 16, MAX_ITERATIONS = 1000 };
+/* GROUP_ROWS: products over some rows of a matrix begin at panels, whichever format it is in, and a group's are some rows. */
+enum { MAX_WINDOW = 1 << 16, MAX_ITERATIONS = 1000, GROUP_ROWS = 32 };
 
 static int read_sizes(const struct reader *r, struct model *model) {
     int head_dim = 0, kv_heads = 1;
@@ -58,6 +59,8 @@ static int read_attention(const struct reader *r, struct model *model) {
         code = refuse(r, "o_groups", "a divisor of num_attention_heads", "another number");
     if (!code && (int64_t)h->o_groups * h->o_lora > MAX_DIM)
         code = refuse(r, "o_lora_rank", "2^20 / o_groups or less", "more");
+    if (!code && h->o_groups > 1 && h->o_lora % GROUP_ROWS)
+        code = refuse(r, "o_lora_rank", "a multiple of 32", "another number");
     return code;
 }
 
