@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import make_tiny_text_model
+import st
 from pages import GREEDY, PAGE, answer, cached, prompt_of
 from serving import FLAGS, GOLDEN, Engine, post_bytes
 from words import letters, only
@@ -139,11 +140,41 @@ def test_far_back(start, models, tmp_path, window):
     prompts = [prompt_of(2100 + i, 1300 + i) for i in range(7)]
     for prompt in prompts:
         server.complete(prompt, **GREEDY)
-    turns = [p[:n] + prompt_of(2200 + n, 40) for n in (1290, 700, 333) for p in prompts] + prompts
+    turns = [p[:n] + prompt_of(2200 + n, 40) for n in (1290, 700, 333) for p in prompts[::-1]] + prompts
     replies = [server.complete(turn, **GREEDY) for turn in turns]
     assert [answer(r) for r in replies] == [answer(cold.complete(turn, **GREEDY)) for turn in turns]
     found = [cached(r) for r in replies]
     assert all(n % PAGE == 0 for n in found) and 0 in found and 20 * PAGE in found
+    assert server.becomes_idle() and [s.stop() for s in (server, cold)] == [0, 0]
+
+
+def spoil(folder, token):
+    """Rows of this token are not finite."""
+    file = st.File(folder / "model.safetensors")
+    _, (_, width), _ = st.tensors_of(file)["embed.weight"]
+    first = file.header["embed.weight"]["data_offsets"][0] + 2 * width * token
+    file.data[first:first + 2 * width] = b"\xc0\x7f" * width
+    file.write(folder / "model.safetensors")
+
+
+def test_steps_that_fail(start, models, tmp_path):
+    """A request whose token gives no number ends alone: others of its step are computed again from their page's beginning, with the
+    bits they have alone, and so is what they and it leave in the cache."""
+    folder, bad, fields = tmp_path / "model", 200, {**GREEDY, "logit_bias": {**GREEDY["logit_bias"], "200": -100}}
+    shutil.copytree(models["v4-tiny"], folder)
+    spoil(folder, bad)
+    flags = [folder, *FLAGS, "--no-self-test"]
+    server, cold = start(*flags, "--max-num-batched-tokens", 50), start(*flags, "--no-enable-prefix-caching")
+    begin = prompt_of(2300, 200)
+    prompts = [begin[:70 * (i % 3)] + prompt_of(2301 + i, 5 + 40 * (i % 5)) + (i % 3 == 2) * [bad] for i in range(24)]
+    ask = lambda s, prompt: s.post("/v1/completions", {"model": s.model, "prompt": prompt, **fields, "max_tokens": 90})
+    with ThreadPoolExecutor(6) as pool:
+        replies = list(pool.map(lambda p: ask(server, p), prompts))
+    for prompt, reply in zip(prompts, replies):
+        if prompt[-1] == bad:
+            assert reply.status == 500 and b"NaN or infinity" in reply.body, reply
+        else:
+            assert answer(reply.json) == answer(ask(cold, prompt).json)
     assert server.becomes_idle() and [s.stop() for s in (server, cold)] == [0, 0]
 
 
