@@ -76,7 +76,7 @@ static void leave(struct kv_pages *kv, int32_t page) {
 }
 
 void kv_seq_release(struct kv_pages *kv, struct kv_seq *seq) {
-    for (int i = seq->first_near; i < seq->n_pages; i++) near_leave(&kv->near, seq->pages[i]);
+    for (int i = seq->first_near; i < seq->n_pages; i++) near_leave(&kv->near, seq->pages[i], true);
     seq->first_near = 0;
     /* The last page first: a page is found by way of those before it, so they have to be there longer. */
     while (seq->n_pages > 0) leave(kv, seq->pages[--seq->n_pages]);
@@ -97,14 +97,14 @@ int kv_seq_grow(struct kv_pages *kv, struct kv_seq *seq, int n_tokens) {
         int32_t page = kv->first;
         prefix_remove(&kv->tree, page);
         use(kv, seq, page);
-        near_use(&kv->near, page);
+        near_begin(&kv->near, page);
     }
     return 0;
 }
 
 void kv_seq_pass(struct kv_pages *kv, struct kv_seq *seq, int n_tokens) {
     int first = near_first(&kv->near, n_tokens);
-    for (; seq->first_near < first; seq->first_near++) near_leave(&kv->near, seq->pages[seq->first_near]);
+    for (; seq->first_near < first; seq->first_near++) near_leave(&kv->near, seq->pages[seq->first_near], false);
 }
 
 /* ---- pages found by their tokens ---- */
@@ -112,8 +112,8 @@ void kv_seq_pass(struct kv_pages *kv, struct kv_seq *seq, int n_tokens) {
 /* Pages from `had` on have been added, and computed: the sequence looks at the last ones now. */
 static void look_at_last(struct kv_pages *kv, struct kv_seq *seq, int had) {
     int first = near_first(&kv->near, seq->n_pages * KV_PAGE_TOKENS);
-    for (int i = first > had ? first : had; i < seq->n_pages; i++) near_use(&kv->near, seq->pages[i]);
-    for (int i = seq->first_near; i < had && i < first; i++) near_leave(&kv->near, seq->pages[i]);
+    for (int i = first > had ? first : had; i < seq->n_pages; i++) near_share(&kv->near, seq->pages[i]);
+    for (int i = seq->first_near; i < had && i < first; i++) near_leave(&kv->near, seq->pages[i], false);
     seq->first_near = first > seq->first_near ? first : seq->first_near;
 }
 
@@ -164,6 +164,7 @@ static void renew(struct kv_pages *kv, int32_t page) {
  * without which no sequence goes on from it. */
 static void meet(struct kv_pages *kv, int32_t own, int32_t same) {
     if (!near_has(&kv->near, same) && near_has(&kv->near, own)) prefix_move(&kv->tree, same, own);
+    near_meet(&kv->near, own);
     renew(kv, same);
 }
 

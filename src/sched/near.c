@@ -48,8 +48,8 @@ void near_lose(struct near_parts *parts) {
     parts->place[page] = -1;
 }
 
-void near_use(struct near_parts *parts, int32_t page) {
-    if (!parts->place || parts->pages[page].users++ > 0) return;
+static void look(struct near_parts *parts, int32_t page) {
+    if (parts->pages[page].users++ > 0) return;
     if (parts->place[page] >= 0) {
         idle_remove(parts, page);
     } else {
@@ -58,16 +58,37 @@ void near_use(struct near_parts *parts, int32_t page) {
     }
 }
 
-void near_leave(struct near_parts *parts, int32_t page) {
+void near_begin(struct near_parts *parts, int32_t page) {
+    if (!parts->place) return;
+    look(parts, page);
+    parts->pages[page].is_common = false;
+}
+
+void near_share(struct near_parts *parts, int32_t page) {
+    if (!parts->place) return;
+    assert(parts->place[page] >= 0);
+    look(parts, page);
+    parts->pages[page].is_common = true;
+}
+
+void near_meet(struct near_parts *parts, int32_t page) {
+    if (parts->place) parts->pages[page].is_common = true;
+}
+
+static void idle_add(struct near_parts *parts, int32_t page, bool is_first) {
+    struct near_page *p = &parts->pages[page];
+    p->previous = is_first ? -1 : parts->last;
+    p->next = is_first ? parts->first : -1;
+    *(p->previous < 0 ? &parts->first : &parts->pages[p->previous].next) = page;
+    *(p->next < 0 ? &parts->last : &parts->pages[p->next].previous) = page;
+    parts->n_idle++;
+}
+
+void near_leave(struct near_parts *parts, int32_t page, bool ends) {
     if (!parts->place) return;
     struct near_page *p = &parts->pages[page];
     assert(p->users > 0);
-    if (--p->users > 0) return;
-    p->previous = parts->last;
-    p->next = -1;
-    *(parts->last < 0 ? &parts->first : &parts->pages[parts->last].next) = page;
-    parts->last = page;
-    parts->n_idle++;
+    if (--p->users == 0) idle_add(parts, page, !ends && !p->is_common);
 }
 
 int near_first(const struct near_parts *parts, int n_tokens) {

@@ -484,8 +484,8 @@ static void check_users(const struct kv_pages *kv, const uint8_t *owners) {
     for (int i = 0; i < kv->n_pages; i++) {
         wrong += owners[i] != kv->pages[i].users;
         n_unused += owners[i] == 0;
-        /* only what can be found may be shared */
-        wrong += owners[i] > 1 && prefix_serial(&kv->tree, i) == 0;
+        /* only what can be found may be shared, or could before it lost its near part */
+        wrong += owners[i] > 1 && prefix_serial(&kv->tree, i) == 0 && near_has(&kv->near, i);
     }
     for (int32_t i = kv->first; i >= 0 && n_free <= kv->n_pages; i = kv->pages[i].next, n_free++) {
         wrong += kv->pages[i].users != 0;

@@ -596,34 +596,47 @@ static void test_few_near_parts(void **state) {
     world_close(&world);
 }
 
-/* Pages that have lost their near parts are computed again, once: the next who wants them finds them. */
+/* Computes a prompt of n tokens, another for each seed. */
+static void compute(struct world *world, int seed, int n) {
+    struct owner owner;
+    int32_t prompt[1200];
+    for (int i = 0; i < n; i++) prompt[i] = 2 + (i * seed + i / 7) % 37;
+    struct sched_request request = request_of(world, &owner, prompt, n, 5);
+    request.ignore_eos = true;
+    submit(world, &request);
+    run(world);
+    expect_greedy(&owner, prompt, n);
+}
+
+static uint64_t found(struct world *world) {
+    return stats_of(world).prefix_found_tokens;
+}
+
+/* Where a sequence ended another goes on, though a prompt longer than all near parts came in between. Those that other ends have
+ * taken are computed again, once: the next who wants them finds them. */
 static void test_near_parts_that_were_lost(void **state) {
     (void)state;
     struct world world;
-    struct owner owner;
-    int32_t prompt[300], other[1200];
     struct sched_options options = world_options();
     options.prefix_caching = true;
     options.max_model_len = 1500;
     options.max_num_seqs = 2;
     options.n_pages = 60;
     options.n_near = 11;
-    for (int i = 0; i < 1200; i++) other[i] = 2 + i % 11;
-    for (int i = 0; i < 300; i++) prompt[i] = 2 + i % 7;
     world_open(&world, options);
-    const uint64_t found[] = {0, 256, 256 /* after the other */, 512, 768};
-    for (int i = 0; i < 5; i++) {
-        struct sched_request request = request_of(&world, &owner, other, 1200, 1);
-        if (i == 2) {
-            submit(&world, &request);
-            run(&world);
-        }
-        request = request_of(&world, &owner, prompt, 300, 5);
-        request.ignore_eos = true;
-        submit(&world, &request);
-        run(&world);
-        expect_greedy(&owner, prompt, 300);
-        assert_int_equal(stats_of(&world).prefix_found_tokens, found[i]);
+    compute(&world, 3, 300);
+    compute(&world, 3, 300);
+    assert_int_equal(found(&world), 256);
+    compute(&world, 5, 1200);
+    compute(&world, 3, 300);
+    assert_int_equal(found(&world), 2 * 256);
+    for (int i = 0; i < 12; i++) compute(&world, 6 + i, 100);
+    assert_int_equal(found(&world), 2 * 256);
+    compute(&world, 3, 300);
+    assert_int_equal(found(&world), 2 * 256);
+    for (int i = 3; i < 5; i++) {
+        compute(&world, 3, 300);
+        assert_int_equal(found(&world), (uint64_t)i * 256);
     }
     assert_int_equal(stats_of(&world).pages_free, 60);
     world_close(&world);

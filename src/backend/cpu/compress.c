@@ -71,7 +71,7 @@ static void clear(struct running *r) {
     }
 }
 
-/* A gate that is not finite makes a row that is not. */
+/* A gate that is NaN makes a row that is. */
 static void add(struct running *r, const float *gate, const float *bias, const float *value, int n) {
     for (int c = 0; c < n; c++) {
         float g = gate[c] + bias[c];
