@@ -28,10 +28,6 @@ static void say_model(const struct plan_report *r) {
     printf("%s: %.3f B parameters, %.3f B active a token; weights: %s%s\n", in->arch.name,
            (double)plan_arch_total(&in->arch) * 1e-9, (double)plan_arch_active(&in->arch) * 1e-9, recipe,
            r->recipe_is_published && !in->weights.measured ? ", as published" : "");
-    if (in->arch.index_topk && in->machine.gpu.count)
-        printf("note: the GPU has no kernels for this model's indexer yet: figures with a card are what it could do\n");
-    if (plan_arch_is_hybrid(&in->arch) && in->machine.gpu.count)
-        printf("note: the GPU has no kernels for this model yet: figures with a card are what it could do\n");
     if (in->weights.note[0]) printf("note: %s\n", in->weights.note);
     if (!in->weights.measured && !plan_quant_is_real(&in->quant))
         printf("note: a number of bits is for planning; this engine has no such format\n");

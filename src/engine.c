@@ -81,7 +81,7 @@ void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_M
          .help = "int4, fp4, int8, fp8 or bf16: quantize while loading (`moebius quantize`\ndoes it once and for all); "
                  "default auto: as the weights are"},
         {.names = "--compute", .type = CLI_CHOICE, .target = &o->compute, .choices = "fast|f32",
-         .help = "fast (default): 8-bit activations for INT4, INT8, AWQ weights and\nGGUF's blocks; f32: everything in single precision, the yardstick"},
+         .help = "fast (default): 8-bit activations for INT4, INT8, FP4, AWQ weights and\nGGUF's blocks; f32: everything in single precision, the yardstick"},
         {.names = "--attention", .type = CLI_CHOICE, .target = &o->attention, .choices = "auto|absorbed|expanded",
          .help = "form of latent attention (default auto: by chunk length)"},
         {.names = "--batch-invariant", .type = CLI_FLAG, .target = &o->batch_invariant,

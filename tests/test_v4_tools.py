@@ -252,7 +252,9 @@ def test_plan_by_depth():
 def test_plan_says_that_a_gpu_does_not_run_it():
     note = "the GPU has no kernels for this model yet"
     for name, says in (("deepseek-v4-flash", True), ("deepseek-v3", False)):
-        assert (note in succeed("plan", name, "--gpu", "8xh200", "--ram", "2000@600", "--parallel", "pipeline").text) == says
+        flags = ["--gpu", "8xh200", "--ram", "2000@600", "--parallel", "pipeline"]
+        assert (note in succeed("plan", name, *flags).text) == says
+        assert (note in succeed("plan", name, *flags, "--json").json["not_here"]) == says
 
 
 # --- bench -----------------------------------------------------------------------------------------------------------

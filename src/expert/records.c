@@ -120,7 +120,7 @@ void records_place(const struct records *records, int index, uint8_t *to, struct
 
 /* Prediction layers: weights.c leaves them out. */
 static bool is_left_out(const struct records *records, const struct tensor *tensor) {
-    return names_layer(tensor->name) >= records->model->layers;
+    return names_is_prediction(tensor->name, records->model->layers);
 }
 
 static int count_others(const struct records *records) {

@@ -1,8 +1,8 @@
 /* expert/records.h - where the bytes of each expert lie in the model's files, for store.c.
  *
- * An expert is three matrices (of AWQ nine tensors: words, zeros and scales of each; of FP4 six: values and scales). A packed file has them side by side; in
- * checkpoints as they are published they lie in any order, at any offset, and at times in two shards. Tensors that are neighbours
- * in a file are read in one go. FP8 scales were copied when the tensors were bound and belong to no record.
+ * An expert is three matrices (of AWQ nine tensors: words, zeros and scales of each; of FP4 six: values and scales). A packed
+ * file has them side by side; in checkpoints as they are published they lie in any order, at any offset, and at times in two shards.
+ * Tensors that are neighbours in a file are read in one go. FP8 scales were copied when the tensors were bound and belong to no record.
  * Includes: base, model, stream.h. */
 #ifndef MOEBIUS_EXPERT_RECORDS_H
 #define MOEBIUS_EXPERT_RECORDS_H

@@ -233,13 +233,14 @@ static void encode_fp8(const struct workspace *s, const struct mat *to, int r0, 
 
 /* ---- FP4 ---- */
 
-/* With the scale 2^exponent: what is lost of 32 values, each counting w. */
-static float fp4_error(const float *x, const float *w, int exponent) {
+/* With the scale 2^exponent: what is lost of 32 values, each counting w. In double: a square may be too small, or too large, for a
+ * float, and all scales would look alike. */
+static double fp4_error(const float *x, const float *w, int exponent) {
     const float scale = ldexpf(1, exponent), inverse = ldexpf(1, -exponent);
-    float error = 0;
+    double error = 0;
     for (int i = 0; i < FP4_GROUP; i++) {
-        const float d = x[i] - (float)gguf_mxfp4_values[f32_to_e2m1(x[i] * inverse)] * 0.5f * scale;
-        error += w[i] * d * d;
+        const double d = (double)(x[i] - (float)gguf_mxfp4_values[f32_to_e2m1(x[i] * inverse)] * 0.5f * scale);
+        error += (double)w[i] * d * d;
     }
     return error;
 }
@@ -247,13 +248,13 @@ static float fp4_error(const float *x, const float *w, int exponent) {
 /* The power of two with which the largest value is not cut off, or the ones beside it. As fp32 has them with their inverses. */
 static int find_fp4_exponent(const float *x, const float *w) {
     const float largest = fabsf(largest_of(x, FP4_GROUP));
-    float best_error = INFINITY;
+    double best_error = INFINITY;
     int best = 0, first;
     if (largest == 0) return 0;
     frexpf(largest / 6, &first); /* largest / 6 < 2^first */
     for (int exponent = first - 1; exponent <= first + 1; exponent++) {
         const int kept = exponent < -125 ? -125 : exponent > 125 ? 125 : exponent;
-        const float error = fp4_error(x, w, kept);
+        const double error = fp4_error(x, w, kept);
         if (error >= best_error) continue;
         best_error = error;
         best = kept;
@@ -273,7 +274,7 @@ static void encode_fp4(const struct workspace *s, const struct mat *to, int r0, 
             scales[k / FP4_GROUP] = (uint8_t)(exponent + 127);
             for (int i = 0; i < FP4_GROUP; i += 2)
                 out[(k + i) / 2] = (uint8_t)(f32_to_e2m1(x[i] * inverse) | f32_to_e2m1(x[i + 1] * inverse) << 4);
-            sum->error += (double)fp4_error(x, ones, exponent);
+            sum->error += fp4_error(x, ones, exponent);
             for (int i = 0; i < FP4_GROUP; i++) sum->total += (double)x[i] * (double)x[i];
         }
     }

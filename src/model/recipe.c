@@ -8,9 +8,10 @@ static const char *const group_names[TENSOR_GROUPS] = {
     [GROUP_EMBEDDING] = "embedding", [GROUP_ROUTER] = "router",
 };
 
-/* Most of the bits are in the first two columns. kv_b turns every cached row into keys and values, and the head chooses the token:
- * they keep more, and so do the indexer, which chooses what is seen at all, and what compresses many tokens into a row that stays; the embedding is looked up and not read through, and the router must not move. A large matrix that is read
- * through is read faster as INT8 than as FP8 on a CPU. */
+/* Most of the bits are in the first two columns. kv_b turns every cached row into keys and values, and the head chooses
+ * the token: they keep more, and so do the indexer, which chooses what is seen at all, and what compresses many tokens
+ * into a row that stays; the embedding is looked up and not read through, and the router must not move. A large matrix
+ * that is read through is read faster as INT8 than as FP8 on a CPU. */
 static const struct {
     const char *name;
     enum mat_format routed, rest, kv_b, head, embedding_and_router;

@@ -38,8 +38,9 @@ int recipe_set(struct recipe *recipe, enum tensor_group group, const char *forma
 json_t *recipe_json(const struct recipe *recipe);
 
 /* What a matrix of this role becomes: the recipe's format, except that F16 stays when BF16 is asked for (as many bits, and
- * nothing is lost), that a mixer in F32, F16 or BF16 stays what it is (a few MB that every value of the residual passes), and that blocks are smaller ones where rows are no multiple of them. Fills rows, cols and how the bytes
- * are laid out, not where they are. */
+ * nothing is lost), that a mixer in F32, F16 or BF16 stays what it is (a few MB that every value of the residual passes), that
+ * FP4 is FP8 and blocks are smaller ones where rows are no multiple of them. Fills rows, cols and how the bytes are
+ * laid out, not where they are. */
 void recipe_layout(const struct recipe *recipe, enum role role, enum mat_format from, int rows, int cols,
                    struct mat *mat);
 

@@ -55,8 +55,8 @@ void chat_prompt_free(struct chat_prompt *prompt); /* accepts a zeroed one */
 
 /* `messages` is an OpenAI message array; `kwargs` an object of extra template variables or NULL (V3.1 and
  * later: thinking; V3.2 and V4: response_format, a schema; V4: reasoning_effort, drop_thinking; all: tools, OpenAI's list of
- * functions, which is told to the model with the system's message). A message that the template could not render (unknown role, missing content, arguments not a string, ...) is
- * MO_E_INVALID and names messages[i]. `bos` and `eos` are the contents of those tokens. */
+ * functions, which is told to the model with the system's message). A message that the template could not render (unknown role,
+ * missing content, arguments not a string, ...) is MO_E_INVALID and names messages[i]. `bos` and `eos` are the contents of those tokens. */
 int chat_render(const struct chat_template *chat, const json_t *messages, bool add_generation_prompt,
                 const json_t *kwargs, const char *bos, const char *eos, struct chat_prompt *out,
                 struct mo_error *error);

@@ -5,8 +5,9 @@
  *
  * As in the package, and not in the module, the system's messages all stand first, and an answer is opened behind the reminders
  * that follow a question: in the module a system's message between others leaves an answer without its mark, and a reminder stands
- * inside of one. As in the module, and not in the package: developers, tasks, a line for no arguments, an answer that needs no
- * question before it, and results that are one turn with the questions between them. */
+ * inside of one. As in the module, and not in the package: developers, tasks (the module loses that of a question which joins
+ * another), a line for no arguments, an answer that needs no question before it, and results that are one turn with the questions
+ * between them. */
 #include <stdlib.h>
 #include <string.h>
 #include "text/calls.h"

@@ -31,7 +31,7 @@ def configs(folder):
 
 
 def safetensors(folder):
-    """The first and the smallest tensors of each set, each cut to at most four rows."""
+    """The first and the smallest tensors of each set, each cut to at most four rows, and one whose values are half a byte."""
     for path in sorted(GOLDEN.glob("*/*.safetensors")):
         file = st.File(path)
         names = list(file.tensors())
@@ -44,6 +44,7 @@ def safetensors(folder):
             for n in shape:
                 n_bytes *= n
             cut[name] = (entry["dtype"], shape, file.bytes_of(name)[:n_bytes])
+        cut["halves"] = ("F4", [3, 4], bytes(range(6)))
         header, data = st.build(cut)
         header["__metadata__"] = {"format": "pt"}
         (folder / f"{path.parent.name}-{path.stem}.bin").write_bytes(st.pack(header, data))

@@ -176,6 +176,27 @@ static void test_fp4(void **state) {
     }
 }
 
+/* Powers of two change scales alone, also where squares are no floats any more. */
+static void test_fp4_of_any_size(void **state) {
+    enum { ROWS = 40, COLS = 64, GROUPS = ROWS * COLS / FP4_GROUP };
+    static const int powers[] = {-100, -60, 60, 100};
+    struct mat mat;
+    float *x = random_matrix(&mat, ROWS, COLS, 1), *shifted = malloc(sizeof(float) * ROWS * COLS);
+    struct encoded plain = encode(&mat, "fp4", 128, NULL);
+    (void)state;
+    mat.data = shifted;
+    for (size_t p = 0; p < sizeof powers / sizeof *powers; p++) {
+        for (int i = 0; i < ROWS * COLS; i++) shifted[i] = ldexpf(x[i], powers[p]);
+        struct encoded e = encode(&mat, "fp4", 128, NULL);
+        assert_memory_equal(e.data, plain.data, ROWS * COLS / 2);
+        for (int i = 0; i < GROUPS; i++) assert_int_equal(e.to.scales8[i], plain.to.scales8[i] + powers[p]);
+        encoded_free(&e);
+    }
+    encoded_free(&plain);
+    free(shifted);
+    free(x);
+}
+
 /* Rows that are no multiple of 32 have no FP4. */
 static void test_fp4_of_other_rows(void **state) {
     (void)state;
@@ -509,14 +530,23 @@ static void test_published_shapes(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_integers),     cmocka_unit_test(test_fp8),
-        cmocka_unit_test(test_fp4),          cmocka_unit_test(test_fp4_of_other_rows),
-        cmocka_unit_test(test_bf16),         cmocka_unit_test(test_extremes),
-        cmocka_unit_test(test_not_finite),   cmocka_unit_test(test_importance),
-        cmocka_unit_test(test_pack_panel),   cmocka_unit_test(test_file),
-        cmocka_unit_test(test_unfinished),   cmocka_unit_test(test_damage),
-        cmocka_unit_test(test_wrong_blocks), cmocka_unit_test(test_bad_scale),
-        cmocka_unit_test(test_recipes),      cmocka_unit_test(test_published_shapes),
+        cmocka_unit_test(test_integers),
+        cmocka_unit_test(test_fp8),
+        cmocka_unit_test(test_fp4),
+        cmocka_unit_test(test_fp4_of_other_rows),
+        cmocka_unit_test(test_fp4_of_any_size),
+        cmocka_unit_test(test_bf16),
+        cmocka_unit_test(test_extremes),
+        cmocka_unit_test(test_not_finite),
+        cmocka_unit_test(test_importance),
+        cmocka_unit_test(test_pack_panel),
+        cmocka_unit_test(test_file),
+        cmocka_unit_test(test_unfinished),
+        cmocka_unit_test(test_damage),
+        cmocka_unit_test(test_wrong_blocks),
+        cmocka_unit_test(test_bad_scale),
+        cmocka_unit_test(test_recipes),
+        cmocka_unit_test(test_published_shapes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,4 +1,4 @@
-/* backend/cpu/x86/kern_avx_vnni.c - INT4, INT8 and GGUF blocks times 8-bit activations where AVX2 has VNNI's product of bytes: one
+/* backend/cpu/x86/kern_avx_vnni.c - INT4, INT8, FP4 and GGUF blocks times 8-bit activations where AVX2 has VNNI's product of bytes: one
  * instruction instead of two or four. Everything else stays with AVX2. The Makefile compiles this file alone with the level's
  * instructions. */
 #if defined(__x86_64__)
