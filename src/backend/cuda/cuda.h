@@ -41,6 +41,11 @@
     X(ATTN_EXPAND_FP8, expanded, attn_expand_fp8)                                                                      \
     X(ATTN_EXPANDED, expanded, attn_expanded)                                                                          \
     X(ATTN_EXPANDED_ANY, expanded, attn_expanded_any)                                                                  \
+    X(INDEX_ROWS, index, index_rows)                                                                                   \
+    X(INDEX_SCORE, index, index_score)                                                                                 \
+    X(INDEX_CHOOSE, index, index_choose)                                                                               \
+    X(LISTED_BF16, listed, listed_bf16)                                                                                \
+    X(LISTED_FP8, listed, listed_fp8)                                                                                  \
     X(FP8_NATIVE, linear_fp8, linear_fp8_native)                                                                       \
     X(EMBED, simple, embed)                                                                                            \
     X(PACK_ROWS, simple, pack_rows)                                                                                    \
@@ -60,7 +65,7 @@
 #define CUDA_KERNEL_ENUM(name, image, entry) KERNEL_##name,
 enum cuda_kernel { CUDA_KERNELS(CUDA_KERNEL_ENUM) CUDA_KERNEL_COUNT };
 #undef CUDA_KERNEL_ENUM
-enum { LINEAR_VARIANTS = 5, MAX_IMAGES = 20 };
+enum { LINEAR_VARIANTS = 5, MAX_IMAGES = 24 };
 
 /* A matrix on the card and what multiplies with it. */
 struct weight {
