@@ -309,7 +309,7 @@ int upload_rows(struct upload *u, const struct mat *mat, const void **out, enum 
     *out = at;
     struct mat room;
     if (note(u, mat, what, false)) return 0;
-    if (upload_is_random(u, mat)) return upload_random_rows(u, mat, at, bf16);
+    if (upload_is_random(u, mat)) return upload_random_rows(u, mat, at, target);
     int step = slice_rows(u, mat, false), code = fetch(u, &mat, &room);
     for (int r = 0; r < mat->rows && !code; r += step) {
         struct repack_params p = {.to = {.data = at}, .target = (int32_t)target};

@@ -81,6 +81,6 @@ void upload_copy(struct upload *u, void *to, const void *from, size_t bytes);
 bool upload_is_random(const struct upload *u, const struct mat *mat);
 /* Matrix `index` of w's; tile_rows 8: gate and up, which share tiles, at once. */
 int upload_random_tiles(struct upload *u, const struct mat *mat, const struct weight *w, int index, int tile_rows);
-int upload_random_rows(struct upload *u, const struct mat *mat, void *to, bool bf16);
+int upload_random_rows(struct upload *u, const struct mat *mat, void *to, enum repack_target target);
 
 #endif
