@@ -143,6 +143,20 @@ static inline int model_moe_layers(const struct model *model) {
 static inline int model_q_head_dim(const struct model *model) {
     return model->nope_dim + model->rope_dim;
 }
+/* What of a cache row are values: kv_lora of them, or (V4) all. */
+static inline int model_value_dim(const struct model *model) {
+    return model_is_hybrid(model) ? model->kv_lora + model->rope_dim : model->kv_lora;
+}
+/* The indexer's numbers, of V3.2 or V4; topk 0: there is none. A key stands for so many tokens. */
+struct index_shape {
+    int heads, dim, topk, tokens_a_key;
+};
+static inline struct index_shape model_index_shape(const struct model *model) {
+    const struct hybrid_model *h = &model->hybrid;
+    if (!model_is_hybrid(model))
+        return (struct index_shape){model->index_heads, model->index_dim, model->index_topk, 1};
+    return (struct index_shape){h->index_heads, h->index_dim, h->index_topk, RATIO_SPARSE};
+}
 static inline int model_index_q_dim(const struct model *model) {
     return model->index_heads * model->index_dim;
 }

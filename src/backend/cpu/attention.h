@@ -42,18 +42,6 @@ static inline struct mat f32_matrix(const float *data, int rows, int cols) {
     return (struct mat){.format = MAT_F32, .rows = rows, .cols = cols, .data = data};
 }
 
-/* What of a key are values: kv_lora of them, or (V4) all. */
-static inline int value_dim(const struct model *model) {
-    return model_is_hybrid(model) ? model_latent_dim(model) : model->kv_lora;
-}
-
-/* The indexer's numbers, of V3.2 or V4. */
-struct index_shape {
-    int heads, dim, topk;
-    int tokens_a_key;
-};
-struct index_shape attn_index_shape(const struct model *model);
-
 /* Does the row see more cached tokens (V4: compressed rows) than it attends to? */
 static inline bool row_is_sparse(const struct cpu *cpu, int row) {
     const struct model *m = cpu->model;

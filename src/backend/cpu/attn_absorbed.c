@@ -312,7 +312,7 @@ static const uint16_t *score_page_in_pairs(struct cpu *cpu, int layer, const str
 static void attend_page(struct cpu *cpu, int layer, const struct query_block *b, struct partial *out, int first,
                         bool is_first, int worker) {
     const struct model *m = cpu->model;
-    const int latent = model_latent_dim(m), values_dim = value_dim(m);
+    const int latent = model_latent_dim(m), values_dim = model_value_dim(m);
     int skip = queries_before(cpu, b, first), n = b->n - skip;
     int tokens = smaller(keys_of(cpu, b) - first, KV_PAGE_TOKENS);
     struct worker_scratch *scratch = &cpu->workers[worker];
@@ -364,7 +364,7 @@ static void attend_chunk(void *context, int index, int worker) {
 
 /* Query i of a block takes in one chunk's partial: both sides are brought to the larger maximum. */
 static void join(struct cpu *cpu, const struct query_block *b, int chunk, const struct partial *part, int i) {
-    int dim = value_dim(cpu->model);
+    int dim = model_value_dim(cpu->model);
     size_t state = block_state(cpu, b, i);
     float *acc = cpu->acc + state * (size_t)dim, *from = part->acc + (size_t)i * (size_t)dim;
     if (chunk == 0) {
@@ -453,7 +453,7 @@ static int wave_tasks(int threads) {
 }
 
 static size_t partial_bytes(const struct model *model) {
-    return (size_t)ATTENTION_ROWS * (size_t)value_dim(model) * sizeof(float);
+    return (size_t)ATTENTION_ROWS * (size_t)model_value_dim(model) * sizeof(float);
 }
 
 size_t attn_absorbed_stage_bytes(const struct model *model, const struct backend_options *options) {

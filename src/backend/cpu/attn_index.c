@@ -72,12 +72,6 @@ struct wave {
     int n, chunks;   /* that the row furthest on can see */
 };
 
-struct index_shape attn_index_shape(const struct model *m) {
-    const struct hybrid_model *h = &m->hybrid;
-    if (model_is_hybrid(m)) return (struct index_shape){h->index_heads, h->index_dim, h->index_topk, RATIO_SPARSE};
-    return (struct index_shape){m->index_heads, m->index_dim, m->index_topk, 1};
-}
-
 static void score_page(const struct wave *wave, const uint8_t *page, int row, int keys, float *out, int worker) {
     struct cpu *cpu = wave->cpu;
     const struct index_shape *shape = &wave->shape;
@@ -170,7 +164,7 @@ void attn_index(struct cpu *cpu, int layer) {
     }
     for (int first = 0; first < n; first += INDEX_ROWS) {
         struct wave wave = {.cpu = cpu, .layer = layer, .rows = rows + first, .n = smaller(n - first, INDEX_ROWS)};
-        wave.shape = attn_index_shape(cpu->model);
+        wave.shape = model_index_shape(cpu->model);
         for (int i = 0; i < wave.n; i++) {
             int chunks = (keys_seen(&wave, wave.rows[i]) + CHUNK_KEYS - 1) / CHUNK_KEYS;
             wave.chunks = chunks > wave.chunks ? chunks : wave.chunks;

@@ -222,7 +222,7 @@ static float *floats(struct cpu *cpu, size_t a, size_t b, size_t c, bool *failed
 
 /* Are there contexts of which the indexer leaves something out? */
 static bool may_be_sparse(const struct model *m) {
-    const struct index_shape shape = attn_index_shape(m);
+    const struct index_shape shape = model_index_shape(m);
     return shape.topk && shape.topk < m->context / shape.tokens_a_key;
 }
 
@@ -246,7 +246,7 @@ static void open_worker(struct cpu *cpu, struct worker_scratch *w, bool *failed)
     w->value16 = take(cpu, page * (size_t)m->v_dim * sizeof(uint16_t), failed);
     w->sum = floats(cpu, (size_t)cpu->options.max_rows, LINEAR_BLOCK_MAX, 1, failed);
     if (!may_be_sparse(m)) return;
-    const struct index_shape shape = attn_index_shape(m);
+    const struct index_shape shape = model_index_shape(m);
     w->index_key = floats(cpu, page, (size_t)shape.dim, 1, failed);
     w->index_dots = floats(cpu, page, (size_t)shape.heads, 1, failed);
 }
@@ -264,7 +264,7 @@ static void open_indexer(struct cpu *cpu, bool *failed) {
     size_t rows = (size_t)cpu->options.max_rows;
     if (m->index_topk) cpu->index_k = floats(cpu, rows, (size_t)m->index_dim, 1, failed);
     if (!may_be_sparse(m)) return;
-    const struct index_shape shape = attn_index_shape(m);
+    const struct index_shape shape = model_index_shape(m);
     const int keys = m->context / shape.tokens_a_key;
     cpu->index_stride = (keys + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS * KV_PAGE_TOKENS;
     cpu->index_q = floats(cpu, rows, (size_t)shape.heads, (size_t)shape.dim, failed);
@@ -354,7 +354,7 @@ static size_t stage_bytes(const struct cpu *cpu) {
                        cpu_quantized_bytes(n, attended) + cpu_quantized_bytes(n, m->q_lora + 1) +
                        cpu_quantized_bytes((int)pairs, m->expert_width + 1) +
                        cpu_quantized_bytes(n, m->shared_experts * m->expert_width + 1);
-    if (attn_index_shape(m).topk) {
+    if (model_index_shape(m).topk) {
         lists += 5 * rows * sizeof(void *);
         quantized += cpu_quantized_bytes(n, m->q_lora);
     }

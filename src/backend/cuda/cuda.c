@@ -67,7 +67,7 @@ int cuda_wait_step(struct cuda *cuda, struct mo_error *error) {
 
 static int cuda_end(struct backend *backend, struct mo_error *error) {
     struct cuda *cuda = (struct cuda *)backend;
-    struct backend *cpu = cuda->hybrid.cpu;
+    struct backend *cpu = cuda->offload.cpu;
     struct mo_error of_cpu = {0};
     int code = cuda_wait_step(cuda, error);
     int cpu_code = cpu ? cpu->ops->end(cpu, &of_cpu) : 0; /* every step that began there ends there */
@@ -103,8 +103,8 @@ static void cuda_routing(struct backend *backend, const int32_t **ids, const flo
     struct cuda *cuda = (struct cuda *)backend;
     size_t bytes = (size_t)cuda->batch->n_rows * (size_t)cuda->model->top_k * 4;
     cuda_graph_flush(cuda);
-    if (cuda->hybrid.has_routed) {
-        cuda->hybrid.cpu->ops->routing(cuda->hybrid.cpu, ids, weights);
+    if (cuda->offload.has_routed) {
+        cuda->offload.cpu->ops->routing(cuda->offload.cpu, ids, weights);
         return;
     }
     read_back(cuda, cuda->id, cuda->scratch.id, bytes, "reading the routing");
@@ -125,9 +125,9 @@ static void close_card(struct cuda *cuda) {
     for (int i = 0; i < 2; i++) {
         if (cuda->flights[i].done) d->event_destroy(cuda->flights[i].done);
     }
-    if (cuda->hybrid.x) d->pinned_free(cuda->hybrid.x);
-    if (cuda->hybrid.sum) d->pinned_free(cuda->hybrid.sum);
-    if (cuda->hybrid.copied) d->event_destroy(cuda->hybrid.copied);
+    if (cuda->offload.x) d->pinned_free(cuda->offload.x);
+    if (cuda->offload.sum) d->pinned_free(cuda->offload.sum);
+    if (cuda->offload.copied) d->event_destroy(cuda->offload.copied);
     if (cuda->weights_at) d->memory_free(cuda->weights_at);
     if (cuda->scratch_at) d->memory_free(cuda->scratch_at);
     if (cuda->cache_at) d->memory_free(cuda->cache_at);
@@ -141,7 +141,7 @@ static void close_card(struct cuda *cuda) {
 static void cuda_close(struct backend *backend) {
     struct cuda *cuda = (struct cuda *)backend;
     if (cuda->card_open) close_card(cuda);
-    if (cuda->hybrid.cpu && !cuda->hybrid.is_shared) cuda->hybrid.cpu->ops->close(cuda->hybrid.cpu);
+    if (cuda->offload.cpu && !cuda->offload.is_shared) cuda->offload.cpu->ops->close(cuda->offload.cpu);
     cuda_driver_close(&cuda->driver);
     arena_destroy(cuda->arena);
     free(cuda);
@@ -221,18 +221,20 @@ static int take_host_memory(struct cuda *cuda, struct mo_error *error) {
     cuda->residual = arena_alloc_array(cuda->arena, rows * (size_t)m->hidden, sizeof *cuda->residual);
     cuda->id = arena_alloc_array(cuda->arena, pairs, sizeof *cuda->id);
     cuda->weight = arena_alloc_array(cuda->arena, pairs, sizeof *cuda->weight);
-    if (!cuda->frequency || !cuda->residual || !cuda->id || !cuda->weight) {
+    cuda->far_frequency = arena_alloc_array(cuda->arena, (size_t)m->rope_dim, sizeof *cuda->far_frequency);
+    if (!cuda->frequency || !cuda->far_frequency || !cuda->residual || !cuda->id || !cuda->weight) {
         return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the CUDA backend");
     }
     model_rope_frequencies(m, &m->rope, cuda->frequency);
+    if (model_is_hybrid(m)) model_rope_frequencies(m, &m->hybrid.rope, cuda->far_frequency);
     size_t logits = (size_t)cuda->options.max_logits * (size_t)m->vocab * sizeof(float);
     int code = take_flights(cuda, error);
     if (!code && cuda_has_head(cuda)) code = cuda_take_pinned(cuda, logits, "logits", &cuda->logits, error);
-    if (code || !cuda->hybrid.cpu) return code;
+    if (code || !cuda->offload.cpu) return code;
     size_t residual = rows * (size_t)m->hidden * sizeof(float);
-    code = cuda_take_pinned(cuda, residual, "residual stream", &cuda->hybrid.x, error);
-    if (!code) code = cuda_take_pinned(cuda, residual, "experts' sums", &cuda->hybrid.sum, error);
-    if (!code) code = cuda_check(&cuda->driver, cuda->driver.event_create(&cuda->hybrid.copied, 2), error, "an event");
+    code = cuda_take_pinned(cuda, residual, "residual stream", &cuda->offload.x, error);
+    if (!code) code = cuda_take_pinned(cuda, residual, "experts' sums", &cuda->offload.sum, error);
+    if (!code) code = cuda_check(&cuda->driver, cuda->driver.event_create(&cuda->offload.copied, 2), error, "an event");
     return code;
 }
 
@@ -241,9 +243,8 @@ static int count(struct cuda *cuda, const struct weights *weights, struct mo_err
     struct device_region region = {0};
     int code = cuda_check_model(cuda->model, &cuda->options, error);
     if (code) return code;
-    cuda->row_bytes = kv_row_bytes(cuda->model, cuda->options.kv);
-    cuda->cache_bytes = (size_t)cuda->part.n_layers * (size_t)cuda->options.n_pages * KV_PAGE_TOKENS * cuda->row_bytes;
-    code = cuda_expanded_plan(cuda, error);
+    code = cuda_cache_plan(cuda, error);
+    if (!code) code = cuda_expanded_plan(cuda, error);
     if (code) return code;
     cuda->max_slots = cuda_max_slots(cuda);
     cuda->step_bytes = cuda_step_bytes(cuda);
@@ -267,9 +268,9 @@ static bool switch_of(const char *name, bool normal) {
 /* The CPU that computes experts: its own, or that of all the cards. */
 static int open_cpu(struct cuda *cuda, const struct weights *weights, struct backend *shared, struct mo_error *error) {
     if (!cuda_has_cpu_experts(cuda)) return 0;
-    cuda->hybrid.cpu = shared;
-    cuda->hybrid.is_shared = shared != NULL;
-    return shared ? 0 : cuda_hybrid_open(&cuda->hybrid, cuda->model, weights, &cuda->options, error);
+    cuda->offload.cpu = shared;
+    cuda->offload.is_shared = shared != NULL;
+    return shared ? 0 : cuda_offload_open(&cuda->offload, cuda->model, weights, &cuda->options, error);
 }
 
 static int open_all(struct cuda *cuda, const struct weights *weights, struct backend *cpu, struct mo_error *error) {

@@ -73,6 +73,11 @@ struct weight {
     enum weight_format format;
 };
 
+/* V4's hyper-connection: struct mixer of model/weights.h. */
+struct device_mixer {
+    const float *mix, *base, *scale;
+};
+
 struct device_layer {
     const float *attn_norm, *ffn_norm, *q_a_norm, *kv_a_norm;
     struct weight q; /* Q_LOW_RANK: q_a */
@@ -84,6 +89,18 @@ struct device_layer {
     const void *router;
     bool router_is_bf16;
     const float *router_bias;
+
+    struct weight index_q, index_weights; /* where there is an indexer */
+    struct weight index_k;                /* V3.2 */
+    const float *index_k_norm, *index_k_bias;
+
+    struct weight o_a;                                /* V4, from here on: [o_groups] matrices */
+    const float *sinks;                               /* [heads] */
+    struct weight compress, index_compress;           /* two matrices, values and gates; rows 0: none */
+    const float *compress_bias, *index_compress_bias; /* [ratio][rows of a matrix] */
+    const float *compress_norm, *index_compress_norm; /* of a row, of an index key */
+    struct device_mixer attn_mixer, ffn_mixer;
+    const int32_t *router_table; /* [vocab][top_k], or NULL */
 };
 
 struct device_weights {
@@ -91,6 +108,7 @@ struct device_weights {
     int embed_format; /* enum raw_format */
     struct weight head;
     const float *final_norm;
+    struct device_mixer head_mixer; /* V4, on every card: taps read by it */
     struct device_layer *layers;
 };
 
@@ -106,6 +124,28 @@ struct device_scratch {
     uint32_t *arrived; /* [row tiles of hidden], the router's, [max_logits] for picks, [heads + 1] for projections */
     unsigned long long *fault;
     uint8_t *step; /* what begin() sends: tokens, positions, work lists */
+
+    /* Where there is an indexer. */
+    float *index_q;      /* [max_rows][heads * dim] */
+    float *index_k;      /* V3.2 [max_rows][dim] */
+    float *index_weight; /* [max_rows][heads] */
+    float *index_score;  /* [INDEX_WAVE][index_stride] of every key */
+    int32_t *chosen;     /* [max_rows][topk] */
+    /* V4. x is what a block reads, and then what it adds to the streams. */
+    float *streams;                   /* [max_rows][streams][hidden] */
+    float *mix;                       /* [max_rows][model_mix_dim] */
+    float *compress, *index_compress; /* values [max_rows][model_compress_dim], then gates */
+    uint16_t *o_low;                  /* [max_rows][o_groups * o_lora] */
+};
+
+/* A layer's part of the cache: where it begins, in bytes from the cache's own beginning; and as kernels want it, addresses on the
+ * card. `keys` are the first page's index keys (V4: inside its pages). */
+struct cache_place {
+    size_t page_bytes, key_page_bytes, near_bytes, pages_at, keys_at, near_at;
+};
+struct cache_view {
+    uint8_t *pages, *keys, *near;
+    size_t page_bytes, key_page_bytes, near_bytes;
 };
 
 /* What begin() sends, in one copy. On the host and on the card the same offsets. */
@@ -118,6 +158,17 @@ struct step_data {
     int first_absorbed, n_absorbed; /* rows from the first to the last that is attended to in absorbed form */
     const struct expand_item *expand_items;
     const struct expanded_item *expanded_items;
+
+    /* Where rows attend to listed rows (V3.2, V4). */
+    const int32_t *first_page; /* [n] where the page numbers of a row's sequence begin in page_table */
+    const struct seq_rows *seqs;
+    int listed_splits; /* blocks over which a row's list is cut, at most */
+    int index_chunks;  /* of INDEX_CHUNK keys, of the row with most; 0: the indexer has nothing to choose */
+    /* V4. Rotations [n][rope / 2][2]. */
+    const int32_t *near; /* [n][near_pages] places of the near parts of page pos / 64, of the one before it, ... */
+    const float *far_rotation; /* in layers with a ratio */
+    const float
+        *window_rotation; /* [2][n]... of where the window that ends with a row began: RATIO_SPARSE's, RATIO_DENSE's */
 };
 
 /* What one filling of the window is for: ranges of the step's lists. */
@@ -149,7 +200,7 @@ struct stage_call {
 
 /* Steps of one shape; `ready` once they are recorded. */
 struct step_graph {
-    int rows, logits, items, seen;
+    int rows, logits, items, splits, chunks, seen;
     bool picks;
     struct cuda_ready_graph *ready;
 };
@@ -157,6 +208,9 @@ struct step_graph {
 /* Up to here the router's last block chooses, and the last block of a row tile adds up; products with more rows take the variant
  * for prompts. A guess: it has not been measured on any card. */
 enum { FEW_ROWS = 64 };
+
+/* Rows whose keys are scored at once, and keys of a block that scores them; rows that attend by list: see step.listed_splits. */
+enum { INDEX_WAVE = 64, INDEX_CHUNK = 256 };
 
 enum { GRAPHS_MAX = 256 };
 enum step_mode { STEP_EAGER, STEP_RECORD, STEP_REPLAY };
@@ -190,7 +244,7 @@ struct launch_watch {
 };
 
 /* What routed experts on the CPU need. */
-struct hybrid {
+struct offload {
     struct backend *cpu; /* NULL: all experts are on the card */
     bool is_shared;      /* it is that of several cards, whose split begins, ends and closes it */
     bool has_routed;     /* the last route() was the CPU's */
@@ -217,13 +271,16 @@ struct cuda {
     struct device_weights weights;
     struct device_scratch scratch;
     size_t weights_bytes, scratch_bytes, cache_bytes, row_bytes;
-    size_t step_bytes; /* room for step_data */
+    struct cache_place *cache_places; /* [part.n_layers] */
+    int near_pages;                   /* V4: that a row may look at */
+    int index_stride;                 /* keys that a row may see, rounded up to INDEX_CHUNK */
+    size_t step_bytes;                /* room for step_data */
     size_t packed_bytes;
     bool fp8_native; /* FP8 weights times e4m3 activations in prompts: MOEBIUS_CUDA_FP8_NATIVE=1 */
     int max_slots;   /* of attention's partial results */
     struct expanded expanded;
 
-    double *frequency; /* [rope / 2] */
+    double *frequency, *far_frequency; /* [rope / 2]; far: V4's in layers with a ratio */
     float magnitude, softmax_scale;
 
     const struct batch *batch; /* of the step that began last */
@@ -244,7 +301,7 @@ struct cuda {
     struct step_recorder recorder;
     struct launch_watch watch;
     struct cuda_load load;
-    struct hybrid hybrid;
+    struct offload offload;
     const char *stage; /* whose launches are under way */
     int fault_row;
     struct mo_error failure; /* of a call; code 0: none */
@@ -291,6 +348,11 @@ void cuda_graph_close(struct cuda *cuda);
 void cuda_graph_begin(struct cuda *cuda); /* after the step's data is on its way */
 void cuda_graph_flush(struct cuda *cuda); /* makes the step an eager one */
 void cuda_graph_end(struct cuda *cuda);
+/* cache.c: sizes, and where things are. */
+int cuda_cache_plan(struct cuda *cuda, struct mo_error *error);
+struct cache_view cuda_cache_of(const struct cuda *cuda, int layer);
+int cuda_near_of(const struct cuda *cuda, int32_t page); /* the place of a page's near part */
+size_t cuda_page_bytes(const struct cuda *cuda);         /* of a page, all layers that are here */
 /* pages.c: pages between the card and the host. */
 int cuda_pages_open(struct cuda *cuda, struct mo_error *error);
 void cuda_pages_close(struct cuda *cuda);
@@ -324,9 +386,26 @@ bool cuda_is_expanded(const struct cuda *cuda, const struct batch_seq *seq);
 void cuda_expanded_begin(struct cuda *cuda, struct expand_item *tiles, struct expanded_item *items);
 void cuda_expanded_attn(struct cuda *cuda, const struct device_layer *w, uint8_t *cache);
 
+/* The residual stream of a row, or V4's streams. */
+static inline size_t cuda_residual_floats(const struct model *model) {
+    return (size_t)model_streams(model) * (size_t)model->hidden;
+}
+static inline float *cuda_residual_at(const struct cuda *cuda) {
+    return model_is_hybrid(cuda->model) ? cuda->scratch.streams : cuda->scratch.x;
+}
+
 /* Which layers are here, and what comes with the first and the last. */
 static inline int cuda_end_layer(const struct cuda *cuda) {
     return cuda->part.first_layer + cuda->part.n_layers;
+}
+/* Whether rows attend to listed rows of the cache: those that an indexer chose, or a window. */
+static inline bool cuda_is_listed(const struct cuda *cuda) {
+    return model_is_hybrid(cuda->model) || cuda->model->index_topk > 0;
+}
+/* Whether a row at this position sees more keys than the indexer lets through. */
+static inline bool cuda_is_sparse(const struct cuda *cuda, int pos) {
+    const struct index_shape shape = model_index_shape(cuda->model);
+    return shape.topk > 0 && (pos + 1) / shape.tokens_a_key > shape.topk;
 }
 static inline bool cuda_has_embedding(const struct cuda *cuda) {
     return cuda->part.first_layer == 0;
@@ -348,12 +427,12 @@ static inline bool cuda_has_cpu_experts(const struct cuda *cuda) {
            first < first_experts + cuda->options.cpu_layers;
 }
 
-/* hybrid.c: routed experts on the CPU. */
-int cuda_hybrid_open(struct hybrid *hybrid, const struct model *model, const struct weights *weights,
-                     const struct backend_options *options, struct mo_error *error);
-void cuda_hybrid_begin(struct hybrid *hybrid, const struct batch *batch);
-void cuda_hybrid_route(struct cuda *cuda, int layer);
-void cuda_hybrid_experts(struct cuda *cuda, int layer);
+/* offload.c: routed experts on the CPU. */
+int cuda_offload_open(struct offload *offload, const struct model *model, const struct weights *weights,
+                      const struct backend_options *options, struct mo_error *error);
+void cuda_offload_begin(struct offload *offload, const struct batch *batch);
+void cuda_offload_route(struct cuda *cuda, int layer);
+void cuda_offload_experts(struct cuda *cuda, int layer);
 
 /* cuda.c: one card. `cpu` computes experts for several; NULL: it opens one if it needs one. */
 int cuda_open(struct cuda **cuda, const struct model *model, const struct weights *weights,
@@ -370,6 +449,9 @@ int cuda_split_open(struct backend **backend, const struct model *model, const s
                     struct mo_error *error);
 /* The card, or NULL where there are several. */
 struct cuda *cuda_alone(struct backend *backend);
+
+/* listed.c */
+int cuda_listed_splits(const struct cuda *cuda, int pos); /* of a row's list, in the layer where it is longest */
 
 /* step.c: the batch as the kernels want it. */
 void cuda_begin(struct backend *backend, const struct batch *batch);

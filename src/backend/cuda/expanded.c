@@ -63,7 +63,7 @@ void cuda_expanded_place(struct cuda *cuda, struct device_region *region) {
 }
 
 bool cuda_is_expanded(const struct cuda *cuda, const struct batch_seq *seq) {
-    return seq->n_rows >= cuda->expanded.rows_from;
+    return seq->n_rows >= cuda->expanded.rows_from && !cuda_is_sparse(cuda, seq->first_pos + seq->n_rows - 1);
 }
 
 /* The sequence's rows that see something of tokens [key0, key1), last ones first: they take longest. */

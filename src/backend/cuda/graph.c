@@ -13,16 +13,21 @@
 /* Relaxed: a step may be ended by another thread than began it, and with it the recording. */
 enum { GRAPH_ROWS = 64, CAPTURE_RELAXED = 2 };
 
-static struct step_graph *find(struct step_recorder *r, const struct batch *batch, int items) {
-    bool picks = batch->pick != NULL;
+static struct step_graph *find(struct step_recorder *r, const struct batch *batch, const struct step_data *step) {
+    const struct step_graph wanted = {.rows = batch->n_rows,
+                                      .logits = batch->n_logits,
+                                      .items = step->n_items,
+                                      .splits = step->listed_splits,
+                                      .chunks = step->index_chunks,
+                                      .picks = batch->pick != NULL};
     for (int i = 0; i < r->n_graphs; i++) {
         struct step_graph *g = &r->graphs[i];
-        if (g->rows == batch->n_rows && g->logits == batch->n_logits && g->items == items && g->picks == picks)
+        if (g->rows == wanted.rows && g->logits == wanted.logits && g->items == wanted.items &&
+            g->splits == wanted.splits && g->chunks == wanted.chunks && g->picks == wanted.picks)
             return g;
     }
     if (r->n_graphs == GRAPHS_MAX) return NULL;
-    r->graphs[r->n_graphs] =
-        (struct step_graph){.rows = batch->n_rows, .logits = batch->n_logits, .items = items, .picks = picks};
+    r->graphs[r->n_graphs] = wanted;
     return &r->graphs[r->n_graphs++];
 }
 
@@ -30,7 +35,7 @@ static void start(struct cuda *cuda) {
     struct step_recorder *r = &cuda->recorder;
     r->n_calls = 0;
     if (r->off || cuda->batch->n_rows > GRAPH_ROWS || cuda->expanded.n_passes || cuda->failure.code) return;
-    r->graph = find(r, cuda->batch, cuda->step.n_items);
+    r->graph = find(r, cuda->batch, &cuda->step);
     if (!r->graph) return;
     if (r->graph->ready) {
         r->mode = STEP_REPLAY;

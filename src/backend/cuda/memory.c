@@ -26,7 +26,10 @@ size_t cuda_counters(const struct cuda *cuda) {
 static size_t packed_bytes(const struct cuda *cuda) {
     const struct model *m = cuda->model;
     size_t rows = (size_t)cuda->options.max_rows, pairs = cuda_has_experts(cuda) ? rows * (size_t)m->top_k : 0;
-    size_t attended = (size_t)m->heads * (size_t)m->v_dim, dense = m->dense_layers ? (size_t)m->dense_width : 0;
+    const bool is_hybrid = model_is_hybrid(m);
+    size_t attended =
+        is_hybrid ? (size_t)m->hybrid.o_groups * (size_t)m->hybrid.o_lora : (size_t)m->heads * (size_t)m->v_dim;
+    size_t dense = m->dense_layers ? (size_t)m->dense_width : 0;
     size_t expert = (size_t)m->expert_width, shared = (size_t)m->shared_experts * expert;
     if (rows <= FEW_ROWS) return 0;
     size_t most = largest(rows * slabs_of((size_t)m->hidden), rows * slabs_of((size_t)m->q_lora));
@@ -35,6 +38,37 @@ static size_t packed_bytes(const struct cuda *cuda) {
     if (dense % 8 || all) most = largest(most, rows * slabs_of(dense));
     if (expert % 8 || all) most = largest(most, pairs * slabs_of(expert) + rows * slabs_of(shared));
     return most * (all ? NATIVE_ROW_BYTES : SLAB_COLS * 2);
+}
+
+/* Keys that a row may see, in whole chunks. */
+static int index_stride(const struct cuda *cuda) {
+    const int pool = cuda->options.n_pages * KV_PAGE_TOKENS, context = cuda->model->context;
+    const int keys = (context < pool ? context : pool) / model_index_shape(cuda->model).tokens_a_key;
+    return (keys + INDEX_CHUNK - 1) / INDEX_CHUNK * INDEX_CHUNK;
+}
+
+static void place_index(struct cuda *cuda, struct device_region *region) {
+    const struct index_shape shape = model_index_shape(cuda->model);
+    struct device_scratch *s = &cuda->scratch;
+    size_t rows = (size_t)cuda->options.max_rows, heads = (size_t)shape.heads, dim = (size_t)shape.dim;
+    cuda->index_stride = index_stride(cuda);
+    s->index_q = device_take(region, rows * heads * dim * 4);
+    s->index_k = device_take(region, model_is_hybrid(cuda->model) ? 0 : rows * dim * 4);
+    s->index_weight = device_take(region, rows * heads * 4);
+    s->index_score = device_take(region, INDEX_WAVE * (size_t)cuda->index_stride * 4);
+    s->chosen = device_take(region, rows * (size_t)shape.topk * 4);
+}
+
+static void place_hybrid(struct cuda *cuda, struct device_region *region) {
+    const struct model *m = cuda->model;
+    const struct hybrid_model *h = &m->hybrid;
+    struct device_scratch *s = &cuda->scratch;
+    size_t rows = (size_t)cuda->options.max_rows;
+    s->streams = device_take(region, rows * (size_t)h->streams * (size_t)m->hidden * 4);
+    s->mix = device_take(region, rows * (size_t)model_mix_dim(m) * 4);
+    s->compress = device_take(region, 2 * rows * (size_t)model_compress_dim(RATIO_SPARSE, model_latent_dim(m)) * 4);
+    s->index_compress = device_take(region, 2 * rows * (size_t)model_compress_dim(RATIO_SPARSE, h->index_dim) * 4);
+    s->o_low = device_take(region, rows * (size_t)h->o_groups * (size_t)h->o_lora * 2);
 }
 
 void cuda_place_scratch(struct cuda *cuda, struct device_region *region) {
@@ -50,7 +84,7 @@ void cuda_place_scratch(struct cuda *cuda, struct device_region *region) {
     s->q_a = device_take(region, rows * (size_t)m->q_lora * 4);
     s->kv_a = device_take(region, rows * latent * 4);
     s->q_latent = device_take(region, rows * heads * latent * 2);
-    s->partial = device_take(region, (size_t)cuda->max_slots * heads * (size_t)(m->kv_lora + 2) * 4);
+    s->partial = device_take(region, (size_t)cuda->max_slots * heads * (size_t)(model_value_dim(m) + 2) * 4);
     s->attended = device_take(region, rows * heads * (size_t)m->v_dim * 2);
     s->act = device_take(region, largest(dense, routed) * 2);
     s->shared_act = device_take(region, rows * shared * 2);
@@ -75,6 +109,8 @@ void cuda_place_scratch(struct cuda *cuda, struct device_region *region) {
     s->packed = device_take(region, cuda->packed_bytes);
     s->factor = device_take(region, 2 * rows * 4);
     cuda_expanded_place(cuda, region);
+    if (model_index_shape(m).topk) place_index(cuda, region);
+    if (model_is_hybrid(m)) place_hybrid(cuda, region);
 }
 
 /* One demand of the kernels on a model's numbers. */
@@ -86,6 +122,8 @@ struct demand {
 int cuda_check_model(const struct model *m, const struct backend_options *options, struct mo_error *error) {
     const struct demand demands[] = {
         {"kv_lora_rank", m->kv_lora, 16, MAX_KV_LORA},
+        {"head_dim", model_is_hybrid(m) ? m->v_dim : 0, 16, MAX_KV_LORA},
+        {"o_lora_rank", model_is_hybrid(m) ? m->hybrid.o_lora : 0, TILE_ROWS, 1 << 16},
         {"qk_rope_head_dim", m->rope_dim, 16, 64},
         {"qk_nope_head_dim", m->nope_dim, 4, 1 << 16},
         {"v_head_dim", m->v_dim, 4, 1 << 16},

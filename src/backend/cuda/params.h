@@ -222,6 +222,11 @@ struct linear_params {
     int32_t n_jobs;
 };
 
+/* A sequence's rows of the batch, and where its page numbers begin. */
+struct seq_rows {
+    int32_t first_row, n_rows, first_pos, first_page;
+};
+
 /* One block of attention: 16 (row, head) pairs of a sequence against splits [split0, split1). */
 struct attn_item {
     int32_t first_row, n_rows; /* the sequence's rows of the batch */

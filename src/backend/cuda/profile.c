@@ -157,7 +157,7 @@ int cuda_profile_step(struct backend *backend, const struct batch *batch, bool t
     struct watched_stage stages[STAGES];
     struct profiler p = {.cuda = cuda, .out = out};
     *out = (struct cuda_profile){0};
-    if (!cuda || cuda->hybrid.cpu) {
+    if (!cuda || cuda->offload.cpu) {
         return mo_error_set(error, MO_E_UNSUPPORTED,
                             "with several GPUs, or experts on the CPU, a step is not one GPU's alone");
     }

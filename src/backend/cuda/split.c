@@ -12,7 +12,7 @@
 
 /* From a card to the next one. */
 struct passage {
-    float *x;                   /* pinned [max_rows][hidden] */
+    float *x;                   /* pinned [max_rows][hidden], V4 [max_rows][streams][hidden] */
     struct cuda_event *written; /* by the card before, in its stream */
     struct cuda_event *read;    /* by the card behind: x may be written again */
 };
@@ -23,7 +23,7 @@ struct split {
     int n, current; /* cards; whose stages are called */
     struct cuda *cards[CUDA_PARTS_MAX];
     struct passage passages[CUDA_PARTS_MAX - 1]; /* behind each card but the last */
-    struct hybrid hybrid;                        /* the CPU that computes experts, for all cards */
+    struct offload offload;                      /* the CPU that computes experts, for all cards */
     const struct batch *batch;                   /* of the step that began last */
     struct batch without_head[2];                /* the same for all cards but the last; step n is [n % 2] */
     unsigned n_begun;
@@ -49,7 +49,7 @@ static struct cuda *take_turn(struct split *split, int i) {
 /* --- from card to card ----------------------------------------------------------------------------------------------- */
 
 static size_t rows_bytes(const struct split *split) {
-    return (size_t)split->batch->n_rows * (size_t)split->model->hidden * sizeof(float);
+    return (size_t)split->batch->n_rows * cuda_residual_floats(split->model) * sizeof(float);
 }
 
 /* What a failed card would have sent nobody can go on with: its failure is that of all cards. */
@@ -62,7 +62,8 @@ static void send_rows(const struct split *split, struct cuda *from, const struct
     if (from->failure.code) return;
     from->stage = "to the next GPU";
     cuda_keep(from, d->stream_after(from->stream, passage->read, 0), "waiting for the rows before");
-    cuda_keep(from, d->copy_out(passage->x, (cuda_address)(uintptr_t)from->scratch.x, rows_bytes(split), from->stream),
+    cuda_keep(from,
+              d->copy_out(passage->x, (cuda_address)(uintptr_t)cuda_residual_at(from), rows_bytes(split), from->stream),
               "sending the residual stream");
     cuda_keep(from, d->event_record(passage->written, from->stream), "sending the residual stream");
 }
@@ -72,7 +73,7 @@ static void receive_rows(const struct split *split, struct cuda *to, const struc
     if (to->failure.code) return;
     to->stage = "from the GPU before";
     cuda_keep(to, d->stream_after(to->stream, passage->written, 0), "waiting for the residual stream");
-    cuda_keep(to, d->copy_in((cuda_address)(uintptr_t)to->scratch.x, passage->x, rows_bytes(split), to->stream),
+    cuda_keep(to, d->copy_in((cuda_address)(uintptr_t)cuda_residual_at(to), passage->x, rows_bytes(split), to->stream),
               "receiving the residual stream");
     cuda_keep(to, d->event_record(passage->read, to->stream), "receiving the residual stream");
 }
@@ -102,6 +103,11 @@ static const struct batch *batch_for(const struct split *split, int card) {
     return card == split->n - 1 ? split->batch : &split->without_head[(split->n_begun - 1) % 2];
 }
 
+/* V4: the caller has told the split where near parts are. */
+static void share_near(const struct split *split, int card) {
+    split->cards[card]->backend.near = split->backend.near;
+}
+
 /* The rows go on to the next card, whose part of the step begins. What was called so far is on its way then. */
 static void move_on(struct split *split) {
     const struct passage *passage = &split->passages[split->current];
@@ -111,6 +117,7 @@ static void move_on(struct split *split) {
     struct cuda *to = take_turn(split, split->current + 1);
     share_failure(from, to);
     receive_rows(split, to, passage);
+    share_near(split, split->current);
     cuda_begin(&to->backend, batch_for(split, split->current));
 }
 
@@ -141,7 +148,8 @@ static void split_begin(struct backend *backend, const struct batch *batch) {
     shown->pick = NULL;
     struct cuda *first = take_turn(split, 0);
     if (wants_picks(batch)) receive_picks(split, first);
-    if (split->hybrid.cpu) cuda_hybrid_begin(&split->hybrid, batch);
+    if (split->offload.cpu) cuda_offload_begin(&split->offload, batch);
+    share_near(split, 0);
     cuda_begin(&first->backend, batch_for(split, 0));
 }
 
@@ -168,7 +176,7 @@ STAGE_AT(pick, split_of(backend)->model->layers)
 /* The first card that failed; else the first NaN, in the order of layers; else what the CPU found, which no card's NaN led to. */
 static int split_end(struct backend *backend, struct mo_error *error) {
     struct split *split = split_of(backend);
-    struct backend *cpu = split->hybrid.cpu;
+    struct backend *cpu = split->offload.cpu;
     struct mo_error of_cpu = {0};
     int code = 0;
     submit(split);
@@ -211,27 +219,25 @@ static void split_routing(struct backend *backend, const int32_t **ids, const fl
     card->ops->routing(card, ids, weights);
 }
 
-/* Each card's layers of it, one after another. */
-static size_t page_offset(const struct cuda *card) {
-    return (size_t)card->part.first_layer * KV_PAGE_TOKENS * card->row_bytes;
-}
-
+/* Each card's layers of a page, one after another. */
 static int split_page_out(struct backend *backend, int32_t page, void *to, struct mo_error *error) {
     const struct split *split = split_of(backend);
+    uint8_t *at = to;
     int code = 0;
-    for (int i = 0; i < split->n && !code; i++) {
-        struct cuda *card = split->cards[i];
-        code = cuda_page_out(&card->backend, page, (uint8_t *)to + page_offset(card), error);
+    for (int i = 0; i < split->n && !code; at += cuda_page_bytes(split->cards[i++])) {
+        share_near(split, i);
+        code = cuda_page_out(&split->cards[i]->backend, page, at, error);
     }
     return code;
 }
 
 static int split_page_in(struct backend *backend, int32_t page, const void *from, struct mo_error *error) {
     const struct split *split = split_of(backend);
+    const uint8_t *at = from;
     int code = 0;
-    for (int i = 0; i < split->n && !code; i++) {
-        struct cuda *card = split->cards[i];
-        code = cuda_page_in(&card->backend, page, (const uint8_t *)from + page_offset(card), error);
+    for (int i = 0; i < split->n && !code; at += cuda_page_bytes(split->cards[i++])) {
+        share_near(split, i);
+        code = cuda_page_in(&split->cards[i]->backend, page, at, error);
     }
     return code;
 }
@@ -253,7 +259,7 @@ static void split_close(struct backend *backend) {
     struct split *split = split_of(backend);
     for (int i = 0; i < split->n - 1; i++) close_passage(split, i);
     for (int i = split->n; i-- > 0;) split->cards[i]->backend.ops->close(&split->cards[i]->backend);
-    if (split->hybrid.cpu) split->hybrid.cpu->ops->close(split->hybrid.cpu);
+    if (split->offload.cpu) split->offload.cpu->ops->close(split->offload.cpu);
     free(split);
 }
 
@@ -298,7 +304,7 @@ struct cuda_load cuda_backend_load(const struct backend *backend) {
 /* Between card i and the next one. */
 static int open_passage(struct split *split, int i, const struct backend_options *options, struct mo_error *error) {
     struct passage *passage = &split->passages[i];
-    size_t bytes = (size_t)options->max_rows * (size_t)split->model->hidden * sizeof(float);
+    size_t bytes = (size_t)options->max_rows * cuda_residual_floats(split->model) * sizeof(float);
     const struct cuda *from = take_turn(split, i);
     int code = cuda_take_pinned(from, bytes, "residual stream", &passage->x, error);
     if (!code)
@@ -312,9 +318,9 @@ static int open_passage(struct split *split, int i, const struct backend_options
 static int open_all(struct split *split, const struct weights *weights, const struct backend_options *options,
                     const struct cuda_part *parts, int n_parts, struct mo_error *error) {
     int code = 0;
-    if (options->cpu_layers) code = cuda_hybrid_open(&split->hybrid, split->model, weights, options, error);
+    if (options->cpu_layers) code = cuda_offload_open(&split->offload, split->model, weights, options, error);
     for (int i = 0; i < n_parts && !code; i++) {
-        code = cuda_open(&split->cards[i], split->model, weights, options, &parts[i], split->hybrid.cpu, error);
+        code = cuda_open(&split->cards[i], split->model, weights, options, &parts[i], split->offload.cpu, error);
         if (!code) split->n++;
     }
     for (int i = 0; i < n_parts - 1 && !code; i++) code = open_passage(split, i, options, error);

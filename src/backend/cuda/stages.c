@@ -47,11 +47,6 @@ static size_t q_stride(const struct model *m) {
     return (size_t)m->heads * (size_t)model_q_head_dim(m);
 }
 
-static uint8_t *cache_of(const struct cuda *cuda, int layer) {
-    size_t layer_bytes = (size_t)cuda->options.n_pages * KV_PAGE_TOKENS * cuda->row_bytes;
-    return (uint8_t *)(uintptr_t)(cuda->cache_at + (size_t)(layer - cuda->part.first_layer) * layer_bytes);
-}
-
 static struct rope_params rope_of(const struct cuda *cuda, const struct device_layer *w, int layer) {
     const struct model *m = cuda->model;
     int n = cuda->batch->n_rows;
@@ -62,7 +57,7 @@ static struct rope_params rope_of(const struct cuda *cuda, const struct device_l
                                 .page = cuda->step.page,
                                 .pos = cuda->step.pos,
                                 .q_latent = cuda->scratch.q_latent,
-                                .cache = cache_of(cuda, layer),
+                                .cache = cuda_cache_of(cuda, layer).pages,
                                 .row_bytes = cuda->row_bytes,
                                 .fault = cuda->scratch.fault,
                                 .n = n,
@@ -199,8 +194,8 @@ static void attend_absorbed(struct cuda *cuda, const struct device_layer *w, uin
 void cuda_attn(struct backend *backend, int layer) {
     struct cuda *cuda = begin(backend, "attn");
     const struct device_layer *w = &cuda->weights.layers[layer];
-    if (cuda->step.n_absorbed) attend_absorbed(cuda, w, cache_of(cuda, layer));
-    cuda_expanded_attn(cuda, w, cache_of(cuda, layer));
+    if (cuda->step.n_absorbed) attend_absorbed(cuda, w, cuda_cache_of(cuda, layer).pages);
+    cuda_expanded_attn(cuda, w, cuda_cache_of(cuda, layer).pages);
 }
 
 void cuda_attn_out(struct backend *backend, int layer) {
@@ -304,9 +299,9 @@ void cuda_route(struct backend *backend, int layer) {
     const struct device_layer *w = &cuda->weights.layers[layer];
     const struct weight *shared = &w->shared_gate_up;
     int n = cuda->batch->n_rows;
-    cuda->hybrid.has_routed = cuda_is_on_cpu(cuda, layer);
-    if (cuda->hybrid.has_routed) {
-        cuda_hybrid_route(cuda, layer);
+    cuda->offload.has_routed = cuda_is_on_cpu(cuda, layer);
+    if (cuda->offload.has_routed) {
+        cuda_offload_route(cuda, layer);
         return;
     }
     struct linear_params p = cuda_linear_begin(cuda);
@@ -377,7 +372,7 @@ void cuda_experts(struct backend *backend, int layer) {
     struct cuda *cuda = begin(backend, "experts");
     const struct device_layer *w = &cuda->weights.layers[layer];
     if (cuda_is_on_cpu(cuda, layer)) {
-        cuda_hybrid_experts(cuda, layer);
+        cuda_offload_experts(cuda, layer);
         return;
     }
     experts_up(cuda, w, layer);

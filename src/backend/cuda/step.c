@@ -14,9 +14,10 @@ static int ceil_div_int(int a, int b) {
 int cuda_max_slots(const struct cuda *cuda) {
     const struct model *model = cuda->model;
     const struct backend_options *options = &cuda->options;
-    size_t slot_bytes = (size_t)model->heads * (size_t)(model->kv_lora + 2) * sizeof(float);
+    size_t slot_bytes = (size_t)model->heads * (size_t)(model_value_dim(model) + 2) * sizeof(float);
     size_t most = EXTRA_PARTIAL_BYTES / slot_bytes;
     size_t wanted = (size_t)options->n_pages / (SPLIT_TOKENS / PAGE_TOKENS) + (size_t)options->max_seqs;
+    if (cuda_is_listed(cuda)) wanted = (size_t)options->max_seqs * (size_t)cuda_listed_splits(cuda, model->context - 1);
     return options->max_rows * cuda->expanded.carry_slots + (int)(wanted < most ? wanted : most);
 }
 
@@ -27,15 +28,17 @@ static size_t most_pages(const struct cuda *cuda) {
 }
 
 static size_t most_attn_items(const struct cuda *cuda) {
+    if (cuda_is_listed(cuda)) return 0;
     /* A row ends at most that many tiles of queries, and one more when it is a sequence's last. */
     return (size_t)cuda->max_slots * (size_t)(ceil_div_int(cuda->model->heads, QUERY_TILE) + 1);
 }
 
 size_t cuda_step_bytes(const struct cuda *cuda) {
-    size_t rows = (size_t)cuda->options.max_rows, pieces = 13;
-    size_t ints = 5 * rows + (size_t)cuda->options.max_logits + most_pages(cuda);
+    size_t rows = (size_t)cuda->options.max_rows, pieces = 18, rotations = model_is_hybrid(cuda->model) ? 4 : 1;
+    size_t ints = (6 + (size_t)cuda->near_pages) * rows + (size_t)cuda->options.max_logits + most_pages(cuda);
     return ints * 4 + (size_t)cuda->options.max_logits * sizeof(struct pick_row) +
-           rows * (size_t)cuda->model->rope_dim * 4 + most_attn_items(cuda) * sizeof(struct attn_item) +
+           (size_t)cuda->options.max_seqs * sizeof(struct seq_rows) +
+           rotations * rows * (size_t)cuda->model->rope_dim * 4 + most_attn_items(cuda) * sizeof(struct attn_item) +
            (size_t)cuda->expanded.max_tiles * sizeof(struct expand_item) +
            (size_t)cuda->expanded.max_items * sizeof(struct expanded_item) + pieces * PIECE_ALIGN;
 }
@@ -70,6 +73,71 @@ static void send_picks(struct sender *sender) {
     }
 }
 
+/* Angles in double: at position 163,839 fp32 is already off by 1e-3. */
+static void rotation_at(const double *frequency, int pairs, int pos, float magnitude, float *out) {
+    for (int i = 0; i < pairs; i++) {
+        double angle = pos * frequency[i];
+        out[2 * i] = (float)cos(angle) * magnitude;
+        out[2 * i + 1] = (float)sin(angle) * magnitude;
+    }
+}
+
+static int pages_of(const struct batch_seq *seq) {
+    return (seq->first_pos + seq->n_rows + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS;
+}
+
+/* For rows that attend by list, and for what walks along a sequence. There are as many sequences as there can be, so that lengths depend
+ * on the step's shape alone. */
+static void send_seqs(struct sender *sender) {
+    struct cuda *cuda = sender->cuda;
+    const struct batch *b = cuda->batch;
+    const int n = b->n_rows < cuda->options.max_seqs ? b->n_rows : cuda->options.max_seqs;
+    int32_t *first_page = piece(sender, (size_t)b->n_rows * 4, (const void **)&cuda->step.first_page);
+    struct seq_rows *seqs = piece(sender, (size_t)n * sizeof *seqs, (const void **)&cuda->step.seqs);
+    int pages = 0;
+    memset(seqs, 0, (size_t)n * sizeof *seqs);
+    for (int s = 0; s < b->n_seqs; s++) {
+        const struct batch_seq *seq = &b->seqs[s];
+        seqs[s] = (struct seq_rows){seq->first_row, seq->n_rows, seq->first_pos, pages};
+        for (int i = 0; i < seq->n_rows; i++) first_page[seq->first_row + i] = pages;
+        pages += pages_of(seq);
+    }
+}
+
+/* V4: places of the near parts that a row looks at, its own first. */
+static void near_of_row(const struct cuda *cuda, const struct batch_seq *seq, int pos, int32_t *near) {
+    const int page = pos / KV_PAGE_TOKENS;
+    for (int k = 0; k < cuda->near_pages; k++) near[k] = k <= page ? cuda_near_of(cuda, seq->pages[page - k]) : -1;
+}
+
+/* V4: rotations of layers with a ratio, at a row's own position and where the windows that end with it began. */
+static void far_rotations_of_row(const struct cuda *cuda, int row, int pos, float *far, float *window) {
+    static const int ratios[2] = {RATIO_SPARSE, RATIO_DENSE};
+    const size_t rope = (size_t)cuda->model->rope_dim, n = (size_t)cuda->batch->n_rows;
+    rotation_at(cuda->far_frequency, (int)rope / 2, pos, 1, far + (size_t)row * rope);
+    for (size_t i = 0; i < 2; i++) {
+        float *out = window + (i * n + (size_t)row) * rope;
+        if ((pos + 1) % ratios[i]) continue;
+        rotation_at(cuda->far_frequency, (int)rope / 2, pos + 1 - ratios[i], 1, out);
+    }
+}
+
+static void send_hybrid(struct sender *sender) {
+    struct cuda *cuda = sender->cuda;
+    const struct batch *b = cuda->batch;
+    const size_t rows = (size_t)b->n_rows, rope = (size_t)cuda->model->rope_dim, near_pages = (size_t)cuda->near_pages;
+    int32_t *near = piece(sender, rows * near_pages * 4, (const void **)&cuda->step.near);
+    float *far = piece(sender, rows * rope * 4, (const void **)&cuda->step.far_rotation);
+    float *window = piece(sender, 2 * rows * rope * 4, (const void **)&cuda->step.window_rotation);
+    for (int s = 0; s < b->n_seqs; s++) {
+        for (int i = 0; i < b->seqs[s].n_rows; i++) {
+            int row = b->seqs[s].first_row + i, pos = b->seqs[s].first_pos + i;
+            near_of_row(cuda, &b->seqs[s], pos, near + (size_t)row * near_pages);
+            far_rotations_of_row(cuda, row, pos, far, window);
+        }
+    }
+}
+
 static void send_rows(struct sender *sender) {
     struct cuda *cuda = sender->cuda;
     const struct batch *b = cuda->batch;
@@ -85,13 +153,10 @@ static void send_rows(struct sender *sender) {
             page[row] = b->seqs[s].pages[pos[row] / KV_PAGE_TOKENS];
         }
     }
-    for (size_t row = 0; row < rows; row++) { /* angles in double: at position 163,839 fp32 is already off by 1e-3 */
-        for (size_t i = 0; i < pairs; i++) {
-            double angle = pos[row] * cuda->frequency[i];
-            rotation[(row * pairs + i) * 2] = (float)cos(angle) * cuda->magnitude;
-            rotation[(row * pairs + i) * 2 + 1] = (float)sin(angle) * cuda->magnitude;
-        }
-    }
+    for (size_t row = 0; row < rows; row++)
+        rotation_at(cuda->frequency, (int)pairs, pos[row], cuda->magnitude, rotation + row * pairs * 2);
+    if (cuda_is_listed(cuda)) send_seqs(sender);
+    if (model_is_hybrid(cuda->model)) send_hybrid(sender);
     send_picks(sender);
     size_t n_logits = (size_t)b->n_logits;
     int32_t *wanted = piece(sender, n_logits * 4, (const void **)&cuda->step.logits_row);
@@ -134,10 +199,6 @@ static int add_items(struct attn_item *items, const struct batch_seq *seq, int q
     return n;
 }
 
-static int pages_of(const struct batch_seq *seq) {
-    return (seq->first_pos + seq->n_rows + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS;
-}
-
 /* Comes last, since its length is not the same in every step of a shape. */
 static void send_pages(struct sender *sender, int n) {
     const struct batch *b = sender->cuda->batch;
@@ -148,10 +209,15 @@ static void send_pages(struct sender *sender, int n) {
     }
 }
 
+static int round_up_to_power(int n) {
+    int power = 1;
+    while (power < n) power *= 2;
+    return power;
+}
+
 /* The next power of two, so that few shapes cover a growing context; blocks without work end at once. */
 static int round_up_items(const struct cuda *cuda, int n) {
-    int rounded = 1;
-    while (rounded < n) rounded *= 2;
+    int rounded = round_up_to_power(n);
     return (size_t)rounded <= most_attn_items(cuda) ? rounded : n;
 }
 
@@ -175,6 +241,47 @@ static int send_seq(struct cuda *cuda, const struct batch_seq *seq, struct attn_
     return n;
 }
 
+/* Over how many blocks a row's list is cut: all its splits, while there is room for all results; else 1. The bits are the same. */
+static int listed_splits(const struct cuda *cuda) {
+    const struct batch *b = cuda->batch;
+    int wanted = 0, most = 1;
+    for (int s = 0; s < b->n_seqs; s++) {
+        const struct batch_seq *seq = &b->seqs[s];
+        const bool expanded = cuda_is_expanded(cuda, seq);
+        for (int i = 0; i < seq->n_rows; i++) {
+            int splits = expanded ? cuda->expanded.carry_slots : cuda_listed_splits(cuda, seq->first_pos + i);
+            wanted += splits;
+            if (!expanded && splits > most) most = splits;
+        }
+    }
+    return wanted <= cuda->max_slots ? round_up_to_power(most) : 1;
+}
+
+/* Slots of a sequence whose rows attend by list, or in expanded form: a count of 0 keeps those out of the list's blocks. */
+static void send_listed_seq(const struct cuda *cuda, const struct batch_seq *seq, int32_t *first, int32_t *count,
+                            int *slots) {
+    const bool expanded = cuda_is_expanded(cuda, seq), split = cuda->step.listed_splits > 1;
+    for (int i = 0; i < seq->n_rows; i++) {
+        int row = seq->first_row + i, n = split ? cuda_listed_splits(cuda, seq->first_pos + i) : 1;
+        first[row] = *slots;
+        count[row] = expanded ? 0 : n;
+        *slots += expanded ? cuda->expanded.carry_slots : n;
+    }
+}
+
+/* Chunks of keys that the indexer scores for the row that sees most; 0: it lets everything through. */
+static int index_chunks(const struct cuda *cuda) {
+    const struct batch *b = cuda->batch;
+    int most = 0;
+    for (int s = 0; s < b->n_seqs; s++) {
+        const int last = b->seqs[s].first_pos + b->seqs[s].n_rows - 1;
+        if (!cuda_is_sparse(cuda, last)) continue;
+        const int keys = (last + 1) / model_index_shape(cuda->model).tokens_a_key;
+        if (keys > most) most = keys;
+    }
+    return most ? round_up_to_power(ceil_div_int(most, INDEX_CHUNK)) : 0;
+}
+
 /* Rows from the first to the last that is absorbed; some between them may not be. */
 static void find_absorbed(struct cuda *cuda) {
     int first = -1, end = 0;
@@ -194,10 +301,17 @@ static void send_attention(struct sender *sender) {
     int slots = 0, pages = 0, n = 0;
     int32_t *first = piece(sender, (size_t)b->n_rows * 4, (const void **)&cuda->step.slot_first);
     int32_t *count = piece(sender, (size_t)b->n_rows * 4, (const void **)&cuda->step.slot_count);
+    const bool listed = cuda_is_listed(cuda);
+    cuda->step.listed_splits = listed ? listed_splits(cuda) : 0;
+    cuda->step.index_chunks = listed ? index_chunks(cuda) : 0;
     size_t items_at = sender->used;
     struct attn_item *items = piece(sender, most_attn_items(cuda) * sizeof *items, (const void **)&cuda->step.items);
     for (int s = 0; s < b->n_seqs; s++) {
-        n += send_seq(cuda, &b->seqs[s], items + n, first, count, &slots, pages);
+        if (listed) {
+            send_listed_seq(cuda, &b->seqs[s], first, count, &slots);
+        } else {
+            n += send_seq(cuda, &b->seqs[s], items + n, first, count, &slots, pages);
+        }
         pages += pages_of(&b->seqs[s]);
     }
     assert((size_t)n <= most_attn_items(cuda) && (size_t)pages <= most_pages(cuda) && slots <= cuda->max_slots);
@@ -243,7 +357,7 @@ void cuda_begin(struct backend *backend, const struct batch *batch) {
     cuda_keep(cuda, result, "sending the batch");
     result = cuda->driver.fill((cuda_address)(uintptr_t)cuda->scratch.fault, 0xff, sizeof *flight->fault, cuda->stream);
     cuda_keep(cuda, result, "clearing the fault word");
-    if (cuda->hybrid.cpu && !cuda->hybrid.is_shared) cuda_hybrid_begin(&cuda->hybrid, batch);
+    if (cuda->offload.cpu && !cuda->offload.is_shared) cuda_offload_begin(&cuda->offload, batch);
     cuda_graph_begin(cuda);
     cuda->n_begun++;
 }

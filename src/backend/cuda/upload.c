@@ -205,7 +205,7 @@ static void place(struct upload *u, struct weight *w, const struct mat *mat, int
     upload_place(&u->region, w, upload_layout_of(mat), &(struct upload_shape){mat->rows, mat->cols, tile_rows, n});
 }
 
-static int bring(struct upload *u, struct weight *w, const struct mat *mat, const char *what) {
+int upload_matrix(struct upload *u, struct weight *w, const struct mat *mat, const char *what) {
     place(u, w, mat, TILE_ROWS, 1);
     return send_matrix(u, mat, (struct target){w, 3, 0}, what);
 }
@@ -217,6 +217,14 @@ static void place_gate_up(struct upload *u, struct weight *w, const struct mlp *
     const struct mat *gate = &mlp->gate;
     upload_place(&u->region, w, upload_same_layout(gate, &mlp->up) ? upload_layout_of(gate) : as_bf16,
                  &(struct upload_shape){gate->rows, gate->cols, TILE_ROWS / 2, n});
+}
+
+int upload_two(struct upload *u, struct weight *w, const struct mat *first, const struct mat *second,
+               const char *what) {
+    const struct upload_layout layout = upload_same_layout(first, second) ? upload_layout_of(first) : as_bf16;
+    upload_place(&u->region, w, layout, &(struct upload_shape){first->rows, first->cols, TILE_ROWS, 2});
+    int code = send_matrix(u, first, (struct target){w, 3, 0}, what);
+    return code ? code : send_matrix(u, second, (struct target){w, 3, 1}, what);
 }
 
 static int send_mlp(struct upload *u, const struct mlp *mlp, const struct weight *gate_up, const struct weight *down,
@@ -293,16 +301,15 @@ static int bring_kv_b(struct upload *u, const struct mat *kv_b, struct device_la
     return finish_slice(u, buffer);
 }
 
-/* A matrix whose rows are looked up or multiplied one by one: fp32 or bf16, or blocks as they lie in the file. */
-static int bring_rows(struct upload *u, const struct mat *mat, const void **out, enum repack_target target,
-                      const char *what) {
+int upload_rows(struct upload *u, const struct mat *mat, const void **out, enum repack_target target,
+                const char *what) {
     bool bf16 = target == REPACK_ROWS_BF16;
     size_t row = target == REPACK_ROWS_BLOCKS ? blocks_row_bytes(mat) : (size_t)mat->cols * (bf16 ? 2 : 4);
     uint8_t *at = device_take(&u->region, (size_t)mat->rows * row);
     *out = at;
     struct mat room;
     if (note(u, mat, what, false)) return 0;
-    if (upload_is_random(u, mat)) return upload_random_rows(u, mat, at, bf16);
+    if (upload_is_random(u, mat)) return upload_random_rows(u, mat, at, target);
     int step = slice_rows(u, mat, false), code = fetch(u, &mat, &room);
     for (int r = 0; r < mat->rows && !code; r += step) {
         struct repack_params p = {.to = {.data = at}, .target = (int32_t)target};
@@ -317,58 +324,76 @@ static int bring_rows(struct upload *u, const struct mat *mat, const void **out,
     return code;
 }
 
-/* Norms and biases are copied as they are. */
-static int bring_vector(struct upload *u, const float *values, int n, const float **out) {
-    size_t bytes = (size_t)n * sizeof *values;
-    float *at = device_take(&u->region, bytes);
-    *out = values ? at : NULL;
-    if (u->counting || !values || u->wanted != UINT32_MAX) return 0;
-    return check(u, u->cuda->driver.copy_in((cuda_address)(uintptr_t)at, values, bytes, u->cuda->stream),
+int upload_vector(struct upload *u, const float *values, int n, const float **out) {
+    const void *at;
+    int code = upload_bytes(u, values, (size_t)n * sizeof *values, &at);
+    *out = at;
+    return code;
+}
+
+int upload_bytes(struct upload *u, const void *from, size_t bytes, const void **out) {
+    void *at = device_take(&u->region, bytes);
+    *out = from ? at : NULL;
+    if (u->counting || !from || u->wanted != UINT32_MAX) return 0;
+    return check(u, u->cuda->driver.copy_in((cuda_address)(uintptr_t)at, from, bytes, u->cuda->stream),
                  "sending a norm");
+}
+
+/* V3.2's. */
+static int bring_indexer(struct upload *u, const struct indexer *indexer, struct device_layer *out) {
+    const int dim = u->cuda->model->index_dim;
+    int code = upload_matrix(u, &out->index_q, &indexer->q, "indexer's q");
+    if (!code) code = upload_matrix(u, &out->index_k, &indexer->k, "indexer's k");
+    if (!code) code = upload_matrix(u, &out->index_weights, &indexer->weights, "indexer's weights");
+    if (!code) code = upload_vector(u, indexer->k_norm, dim, &out->index_k_norm);
+    return code ? code : upload_vector(u, indexer->k_bias, dim, &out->index_k_bias);
 }
 
 static int bring_attention(struct upload *u, const struct layer *layer, struct device_layer *out) {
     const struct model *m = u->cuda->model;
     bool low_rank = m->q_kind == Q_LOW_RANK;
-    int code = bring_vector(u, layer->attn_norm, m->hidden, &out->attn_norm);
-    if (!code) code = bring_vector(u, layer->kv_a_norm, m->kv_lora, &out->kv_a_norm);
-    if (!code && low_rank) code = bring_vector(u, layer->q_a_norm, m->q_lora, &out->q_a_norm);
-    if (!code) code = bring(u, &out->q, low_rank ? &layer->q_a : &layer->q, low_rank ? "q_a" : "q");
-    if (!code && low_rank) code = bring(u, &out->q_b, &layer->q_b, "q_b");
-    if (!code) code = bring(u, &out->kv_a, &layer->kv_a, "kv_a");
+    if (model_is_hybrid(m)) return upload_hybrid_attention(u, layer, out);
+    int code = upload_vector(u, layer->attn_norm, m->hidden, &out->attn_norm);
+    if (!code) code = upload_vector(u, layer->kv_a_norm, m->kv_lora, &out->kv_a_norm);
+    if (!code && low_rank) code = upload_vector(u, layer->q_a_norm, m->q_lora, &out->q_a_norm);
+    if (!code) code = upload_matrix(u, &out->q, low_rank ? &layer->q_a : &layer->q, low_rank ? "q_a" : "q");
+    if (!code && low_rank) code = upload_matrix(u, &out->q_b, &layer->q_b, "q_b");
+    if (!code) code = upload_matrix(u, &out->kv_a, &layer->kv_a, "kv_a");
     if (!code) code = bring_kv_b(u, &layer->kv_b, out);
-    if (!code) code = bring(u, &out->o, &layer->o, "o");
-    return code;
+    if (!code) code = upload_matrix(u, &out->o, &layer->o, "o");
+    return code || !m->index_topk ? code : bring_indexer(u, &layer->indexer, out);
 }
 
 static int bring_layer(struct upload *u, const struct layer *layer, struct device_layer *out) {
     const struct model *m = u->cuda->model;
     int code = bring_attention(u, layer, out);
-    if (!code) code = bring_vector(u, layer->ffn_norm, m->hidden, &out->ffn_norm);
+    if (!code && model_is_hybrid(m)) code = upload_mixer(u, &layer->ffn_mixer, &out->ffn_mixer, "ffn mixer");
+    if (!code) code = upload_vector(u, layer->ffn_norm, m->hidden, &out->ffn_norm);
     if (code) return code;
     if (model_layer_is_dense(m, u->layer)) return bring_mlp(u, &layer->dense, &out->gate_up, &out->down);
     if (m->shared_experts) code = bring_mlp(u, &layer->shared, &out->shared_gate_up, &out->shared_down);
     if (code || cuda_is_on_cpu(u->cuda, u->layer)) return code;
     out->router_is_bf16 = layer->router.format == MAT_BF16;
-    code =
-        bring_rows(u, &layer->router, &out->router, out->router_is_bf16 ? REPACK_ROWS_BF16 : REPACK_ROWS_F32, "router");
-    if (!code) code = bring_vector(u, layer->router_bias, m->experts, &out->router_bias);
+    code = upload_rows(u, &layer->router, &out->router, out->router_is_bf16 ? REPACK_ROWS_BF16 : REPACK_ROWS_F32,
+                       "router");
+    if (!code) code = upload_vector(u, layer->router_bias, m->experts, &out->router_bias);
+    if (!code && layer->router_table) code = upload_hybrid_table(u, layer, out);
     return code ? code : bring_experts(u, layer, out);
 }
 
 static int bring_embedding(struct upload *u, const struct mat *embed, struct device_weights *out) {
     bool f32 = embed->format == MAT_F32, blocks = gguf_is_blocks(embed->format) && upload_knows(embed->format);
     out->embed_format = f32 ? RAW_F32 : blocks ? (int)upload_raw_format(embed) : RAW_BF16;
-    return bring_rows(u, embed, &out->embed,
-                      f32      ? REPACK_ROWS_F32
-                      : blocks ? REPACK_ROWS_BLOCKS
-                               : REPACK_ROWS_BF16,
-                      "embed_tokens");
+    return upload_rows(u, embed, &out->embed,
+                       f32      ? REPACK_ROWS_F32
+                       : blocks ? REPACK_ROWS_BLOCKS
+                                : REPACK_ROWS_BF16,
+                       "embed_tokens");
 }
 
 static int bring_head(struct upload *u, const struct weights *weights, struct device_weights *out) {
-    int code = bring_vector(u, weights->final_norm, u->cuda->model->hidden, &out->final_norm);
-    return code ? code : bring(u, &out->head, &weights->head, "lm_head");
+    int code = upload_vector(u, weights->final_norm, u->cuda->model->hidden, &out->final_norm);
+    return code ? code : upload_matrix(u, &out->head, &weights->head, "lm_head");
 }
 
 /* The one walk. */
@@ -380,6 +405,8 @@ static int bring_all(struct upload *u, const struct weights *weights) {
     u->layer = u->expert = -1;
     int code = cuda_has_embedding(cuda) ? bring_embedding(u, &weights->embed, out) : 0;
     if (!code && cuda_has_head(cuda)) code = bring_head(u, weights, out);
+    if (!code && model_is_hybrid(cuda->model))
+        code = upload_mixer(u, &weights->head_mixer, &out->head_mixer, "head mixer");
     for (u->layer = cuda->part.first_layer; u->layer < cuda_end_layer(cuda) && !code; u->layer++) {
         code = bring_layer(u, &weights->layers[u->layer], &out->layers[u->layer]);
     }

@@ -56,6 +56,21 @@ bool upload_same_layout(const struct mat *a, const struct mat *b);
 void upload_place(struct device_region *region, struct weight *out, struct upload_layout layout,
                   const struct upload_shape *shape);
 
+/* upload.c: parts of the walk, each of which counts, or brings. */
+int upload_matrix(struct upload *u, struct weight *w, const struct mat *mat, const char *what);
+/* Two of one shape, one behind the other; of two layouts they become bf16. */
+int upload_two(struct upload *u, struct weight *w, const struct mat *first, const struct mat *second, const char *what);
+/* A matrix whose rows are looked up or multiplied one by one: fp32 or bf16, or blocks as they lie in the file. */
+int upload_rows(struct upload *u, const struct mat *mat, const void **out, enum repack_target target, const char *what);
+/* Norms, biases and tables are copied as they are; NULL stays NULL. */
+int upload_vector(struct upload *u, const float *values, int n, const float **out);
+int upload_bytes(struct upload *u, const void *from, size_t bytes, const void **out);
+
+/* upload_hybrid.c: what only V4 has. */
+int upload_hybrid_attention(struct upload *u, const struct layer *layer, struct device_layer *out);
+int upload_mixer(struct upload *u, const struct mixer *mixer, struct device_mixer *out, const char *what);
+int upload_hybrid_table(struct upload *u, const struct layer *layer, struct device_layer *out);
+
 /* upload_copy.c: bytes of a mapped file, which may still be on the disk, into a pinned buffer, on several threads; what follows
  * them is asked for. */
 int upload_copy_open(struct upload *u);
@@ -66,6 +81,6 @@ void upload_copy(struct upload *u, void *to, const void *from, size_t bytes);
 bool upload_is_random(const struct upload *u, const struct mat *mat);
 /* Matrix `index` of w's; tile_rows 8: gate and up, which share tiles, at once. */
 int upload_random_tiles(struct upload *u, const struct mat *mat, const struct weight *w, int index, int tile_rows);
-int upload_random_rows(struct upload *u, const struct mat *mat, void *to, bool bf16);
+int upload_random_rows(struct upload *u, const struct mat *mat, void *to, enum repack_target target);
 
 #endif

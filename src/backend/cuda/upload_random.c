@@ -1,16 +1,20 @@
 /* backend/cuda/upload_random.c - weights that nobody has (bench --like): each matrix is made where it belongs, on the card, so
  * that the host neither holds nor sends a byte of it. */
 #include <math.h>
+#include <stdlib.h>
 #include "backend/cuda/upload.h"
 #include "backend/cuda/params_bench.h"
 #include "model/synth.h"
 
 /* The finaliser of SplitMix64, so that neighbouring numbers are streams far apart. */
-static uint64_t stream_of(const struct upload *u) {
-    uint64_t z = u->weights->later->seed * 0x9e3779b97f4a7c15u + u->n;
+static uint64_t mix(uint64_t z) {
     z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
     z = (z ^ z >> 27) * 0x94d049bb133111ebu;
     return z ^ z >> 31;
+}
+
+static uint64_t stream_of(const struct upload *u) {
+    return mix(u->weights->later->seed * 0x9e3779b97f4a7c15u + u->n);
 }
 
 static float deviation_of(const struct upload *u, const struct mat *mat) {
@@ -100,12 +104,31 @@ int upload_random_tiles(struct upload *u, const struct mat *mat, const struct we
     return finish(u, p.to.data_step);
 }
 
-int upload_random_rows(struct upload *u, const struct mat *mat, void *to, bool bf16) {
+/* Routers and V4's mixers in fp32 are few: the host makes them. */
+static int send_random(struct upload *u, const struct generate_params *p) {
+    const struct cuda_driver *d = &u->cuda->driver;
+    float *values = malloc(p->count * sizeof *values);
+    if (!values) return mo_error_set(u->error, MO_E_NO_MEMORY, "no memory for random weights");
+    for (size_t i = 0; i < p->count; i++) {
+        const int32_t place = (int32_t)(mix(p->stream + i) >> 48) - 32768;
+        values[i] = p->step * ((float)place + 0.5f);
+    }
+    int result = d->copy_in((cuda_address)(uintptr_t)p->to.data, values, p->count * sizeof *values, u->cuda->stream);
+    if (!result) result = d->stream_wait(u->cuda->stream);
+    free(values);
+    return cuda_check(d, result, u->error, "GPU %d: sending random weights", u->cuda->card.index);
+}
+
+int upload_random_rows(struct upload *u, const struct mat *mat, void *to, enum repack_target target) {
     struct generate_params p = params_of(u, mat);
     p.to.data = to;
     p.count = (size_t)mat->rows * (size_t)mat->cols;
-    if (!bf16) {
-        return mo_error_set(u->error, MO_E_UNSUPPORTED, "random weights on a GPU: embedding and router in bf16 only");
+    if (target == REPACK_ROWS_BLOCKS) {
+        return mo_error_set(u->error, MO_E_UNSUPPORTED, "random weights on a GPU: embedding in bf16 or fp32 only");
+    }
+    if (target == REPACK_ROWS_F32) {
+        int code = send_random(u, &p);
+        return code ? code : finish(u, p.count * 4);
     }
     cuda_launch(u->cuda, KERNEL_GENERATE_ROWS, blocks_for((p.count + 7) / 8), 0, &p);
     return finish(u, p.count * 2);
