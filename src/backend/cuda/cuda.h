@@ -46,6 +46,9 @@
     X(INDEX_CHOOSE, index, index_choose)                                                                               \
     X(LISTED_BF16, listed, listed_bf16)                                                                                \
     X(LISTED_FP8, listed, listed_fp8)                                                                                  \
+    X(COMPRESS_SUMS, compress, compress_sums)                                                                          \
+    X(HYBRID_ROWS, hybrid, hybrid_rows)                                                                                \
+    X(HYBRID_MERGE, hybrid, hybrid_merge)                                                                              \
     X(FP8_NATIVE, linear_fp8, linear_fp8_native)                                                                       \
     X(EMBED, simple, embed)                                                                                            \
     X(PACK_ROWS, simple, pack_rows)                                                                                    \
@@ -376,6 +379,11 @@ void cuda_head(struct backend *backend, int unused);
 void cuda_pick(struct backend *backend, int unused);
 /* All of a layer's shared experts, added to x. */
 void cuda_shared_experts(struct cuda *cuda, int layer);
+
+/* attn_hybrid.c: V4's attention. What attn_out leaves in x is not added to anything: x is what a block adds to the streams. */
+void cuda_hybrid_attn_in(struct cuda *cuda, int layer);
+void cuda_hybrid_attn(struct cuda *cuda, int layer);
+void cuda_hybrid_attn_out(struct cuda *cuda, int layer);
 
 /* expanded.c */
 bool cuda_expanded_fits(const struct model *model);

@@ -1,10 +1,10 @@
 /* backend/cuda/kernels/index_key.cuh - the indexer's keys in the cache (struct index_keys of params_listed.h). Includes: device.cuh,
- * rope.cuh, params_listed.h. */
+ * rows.cuh, params_listed.h. */
 #ifndef MOEBIUS_CUDA_INDEX_KEY_CUH
 #define MOEBIUS_CUDA_INDEX_KEY_CUH
 
 #include "device.cuh"
-#include "rope.cuh"
+#include "rows.cuh"
 #include "../params_listed.h"
 
 /* Key `at` of a page, and (fp8) its scale. */
@@ -22,20 +22,7 @@ DEVICE void store_index_key(const struct index_keys *k, int page, int at, const 
         for (int i = LANE; i < k->dim; i += 32) ((uint16_t *)out)[i] = bf16_bits(key[i]);
         return;
     }
-    float amax = 0; /* a NaN stays one */
-    for (int i = LANE; i < k->dim; i += 32) {
-        float size = fabsf(key[i]);
-        if (!(size <= amax)) amax = size;
-    }
-    UNROLL
-    for (int step = 16; step > 0; step /= 2) {
-        float other = shuffle_xor_f32(amax, step);
-        if (!(other <= amax)) amax = other;
-    }
-    float scale = divide(amax, 448);
-    if (scale == 0) scale = 1;
-    for (int i = LANE; i < k->dim; i += 32) out[i] = e4m3_bits(divide(key[i], scale));
-    if (LANE == 0) *index_scale_at(k, page, at) = scale;
+    store_fp8_group(out, index_scale_at(k, page, at), key, k->dim);
 }
 
 #endif
