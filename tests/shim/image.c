@@ -13,6 +13,8 @@ const struct cuda_image cuda_images[] = {
     {"linear_bits3", (const unsigned char *)""},
     {"attn", (const unsigned char *)""},
     {"expanded", (const unsigned char *)""},
+    {"index", (const unsigned char *)""},
+    {"listed", (const unsigned char *)""},
     {"simple", (const unsigned char *)""},
     {"repack", (const unsigned char *)""},
     {"pick", (const unsigned char *)""},
