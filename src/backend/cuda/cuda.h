@@ -7,13 +7,14 @@
  * Of several cards each is such a one, with some of the layers; split.c calls their stages in turn.
  *
  * Engine thread. A failed call is kept and reported by end(), and every step after it fails the same way: a card that lost its
- * memory does not come back. Includes: backend.h, driver.h, params.h, probe.h. */
+ * memory does not come back. Includes: backend.h, driver.h, params.h, params_listed.h, probe.h. */
 #ifndef MOEBIUS_BACKEND_CUDA_CUDA_H
 #define MOEBIUS_BACKEND_CUDA_CUDA_H
 
 #include "backend/backend.h"
 #include "backend/cuda/driver.h"
 #include "backend/cuda/params.h"
+#include "backend/cuda/params_listed.h"
 #include "backend/cuda/probe.h"
 #include "base/arena.h"
 
@@ -212,9 +213,6 @@ struct step_graph {
  * for prompts. A guess: it has not been measured on any card. */
 enum { FEW_ROWS = 64 };
 
-/* Rows whose keys are scored at once, and keys of a block that scores them; rows that attend by list: see step.listed_splits. */
-enum { INDEX_WAVE = 64, INDEX_CHUNK = 256 };
-
 enum { GRAPHS_MAX = 256 };
 enum step_mode { STEP_EAGER, STEP_RECORD, STEP_REPLAY };
 struct step_recorder {
@@ -377,6 +375,7 @@ void cuda_route(struct backend *backend, int layer);
 void cuda_experts(struct backend *backend, int layer);
 void cuda_head(struct backend *backend, int unused);
 void cuda_pick(struct backend *backend, int unused);
+size_t cuda_attn_shared_bytes(const struct cuda *cuda); /* of a block of absorbed attention */
 /* All of a layer's shared experts, added to x. */
 void cuda_shared_experts(struct cuda *cuda, int layer);
 
@@ -458,8 +457,16 @@ int cuda_split_open(struct backend **backend, const struct model *model, const s
 /* The card, or NULL where there are several. */
 struct cuda *cuda_alone(struct backend *backend);
 
-/* listed.c */
+/* listed.c: which rows of the cache are attended to, and attention to them. */
 int cuda_listed_splits(const struct cuda *cuda, int pos); /* of a row's list, in the layer where it is longest */
+struct listed_rows cuda_listed_rows(const struct cuda *cuda, int layer);
+struct index_keys cuda_index_keys(const struct cuda *cuda, int layer);
+/* V3.2: everything of the indexer that comes before attention: keys to the cache, and queries. After attn_in's projections. */
+void cuda_index_in(struct cuda *cuda, int layer);
+/* chosen of the rows that see more keys than they attend to: a few launches where there are some. */
+void cuda_index(struct cuda *cuda, int layer);
+/* `partial` of all rows. */
+void cuda_listed_attn(struct cuda *cuda, int layer);
 
 /* step.c: the batch as the kernels want it. */
 void cuda_begin(struct backend *backend, const struct batch *batch);

@@ -11,7 +11,9 @@ enum {
     INDEX_TILE = 128,      /* of them in shared memory at a time */
     MAX_INDEX_DIM = 128,   /* CACHE_GROUP: an fp8 key has one scale */
     MAX_INDEX_HEADS = 64,
-    INDEX_PAD = 8, /* values between rows of shared memory: moves them to other banks */
+    INDEX_PAD = 8,         /* values between rows of shared memory: moves them to other banks */
+    LISTED_GROUP = 64,     /* rows of a list that are looked up at once */
+    LISTED_SHARED = 2 * LISTED_GROUP * 8, /* bytes of a block beside those of attn.cu */
 };
 
 /* The indexer's keys in a layer's part of the cache. A key stands for `ratio` tokens: 1 (V3.2), 4 (V4). A page has 64 / ratio of them,

@@ -4,11 +4,13 @@
 #include "attn_tile.cuh"
 #include "listed.cuh"
 
+enum { GROUP_TILES = LISTED_GROUP / TOKEN_TILE };
+
 struct listed_block {
     const struct listed_params *p;
-    int row, head; /* of the batch; the first of 16 */
-    int keys;      /* of the list */
-    const uint8_t **address; /* [2][SPLIT_TOKENS] of a split's rows and of the next one's */
+    int row, head;           /* of the batch; the first of 16 */
+    int keys;                /* of the list */
+    const uint8_t **address; /* [2][LISTED_GROUP] of some rows of the list, and of those behind them */
     struct attn_tile t;
 };
 
@@ -43,15 +45,16 @@ DEVICE const uint8_t *listed_row(const struct listed_params *p, int row, int at)
 }
 
 /* A thread finds a row; none past the end. */
-DEVICE void list_split(const struct listed_block *b, int split) {
-    int at = split * SPLIT_TOKENS + THREAD;
-    b->address[split % 2 * SPLIT_TOKENS + THREAD] = at < b->keys ? listed_row(b->p, b->row, at) : NULL;
+DEVICE void list_group(const struct listed_block *b, int group) {
+    int at = group * LISTED_GROUP + THREAD;
+    if (THREAD >= LISTED_GROUP) return;
+    b->address[at % (2 * LISTED_GROUP)] = at < b->keys ? listed_row(b->p, b->row, at) : NULL;
 }
 
 /* Starts copying 32 rows of the list from t0 on; those past its end become zeros. */
 DEVICE void fetch_listed(const struct listed_block *b, uint8_t *to, size_t to_stride, int t0) {
     int pieces = (int)(b->p->attn.row_bytes / 16);
-    const uint8_t **address = b->address + t0 % (2 * SPLIT_TOKENS);
+    const uint8_t **address = b->address + t0 % (2 * LISTED_GROUP);
     for (int i = THREAD; i < TOKEN_TILE * pieces; i += BLOCK_THREADS) {
         int t = i / pieces, c = i % pieces * 16;
         uint8_t *at = to + (size_t)t * to_stride + c;
@@ -76,7 +79,7 @@ DEVICE void store_heads(const struct listed_block *b, int slot, const struct sof
     }
 }
 
-/* Splits [split0, split1) of the list; the rows of the first are found already. */
+/* Splits [split0, split1) of the list; its first rows have been found. */
 DEVICE void attend_listed(const struct listed_block *b, int split0, int split1, int slot, const int fp8) {
     float acc[VALUE_PAIRS][2][4], total[VALUE_PAIRS][2][4];
     struct softmax state[2];
@@ -104,7 +107,7 @@ DEVICE void attend_listed(const struct listed_block *b, int split0, int split1, 
             barrier();
             if (i + 1 < end) fetch_listed(b, b->t.raw, to_stride, (i + 1) * TOKEN_TILE);
         }
-        if (i % SPLIT_TILES == 0 && i + SPLIT_TILES < end) list_split(b, i / SPLIT_TILES + 1);
+        if (i % GROUP_TILES == 0) list_group(b, i / GROUP_TILES + 1);
         score_tile(&b->t, tile);
         barrier();
         UNROLL
@@ -138,7 +141,7 @@ DEVICE void attend_row(const struct listed_params *p, const int fp8) {
     b.address = (const uint8_t **)lay_out(&b.t, shared, fp8);
     load_heads(&b);
     clear_softmax(&b.t);
-    list_split(&b, part);
+    list_group(&b, part * SPLIT_TILES / GROUP_TILES);
     barrier();
     attend_listed(&b, part, p->rows.splits == 1 ? ceil_div_int(b.keys, SPLIT_TOKENS) : part + 1, part, fp8);
 }
