@@ -338,6 +338,9 @@ void cuda_keep(struct cuda *cuda, int result, const char *what);
 /* A linear product in the making. `rows`: the most rows of x that a matrix meets. */
 struct linear_params cuda_linear_begin(const struct cuda *cuda);
 struct linear_job *cuda_linear_add(struct linear_params *p, const struct weight *w, int n, int groups);
+/* y = norm(x) W^T, rows of x and y side by side. */
+void cuda_linear_add_normed(struct linear_params *p, const struct weight *w, const float *x, const float *gain,
+                            float *y, int n, int fault);
 /* Launches the jobs (those of another format by themselves), with p's routing and rotation blocks. */
 void cuda_linear_run(struct cuda *cuda, struct linear_params *p, const struct weight *const *w, int rows);
 /* Columns of the variant that takes so many rows: 8, 16, 32, 64, or 128 for prompts. */

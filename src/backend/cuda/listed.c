@@ -32,20 +32,6 @@ struct index_keys cuda_index_keys(const struct cuda *cuda, int layer) {
                                .page_shift = shape.tokens_a_key == 1 ? 6 : 4};
 }
 
-/* A product of normed rows. */
-static void add_product(struct linear_params *p, const struct weight *w, const float *x, const float *gain, float *y,
-                        int n, int fault) {
-    struct linear_job *job = cuda_linear_add(p, w, n, 1);
-    job->x_kind = X_F32;
-    job->x = x;
-    job->x_stride = (size_t)w->m.cols;
-    job->gain = gain;
-    job->fault_key = fault;
-    job->y = y;
-    job->y_stride = (size_t)w->m.rows;
-    job->y_kind = Y_F32;
-}
-
 /* Keys always; queries and the weights of their heads where a row has a choice. */
 static void project_index(struct cuda *cuda, const struct device_layer *w, int layer) {
     const struct device_scratch *s = &cuda->scratch;
@@ -53,12 +39,12 @@ static void project_index(struct cuda *cuda, const struct device_layer *w, int l
     const struct weight *of_x[2] = {&w->index_k, &w->index_weights}, *of_q = &w->index_q;
     const int n = cuda->batch->n_rows, before = fault_key(layer, FAULT_BEFORE);
     struct linear_params p = cuda_linear_begin(cuda);
-    add_product(&p, of_x[0], s->x, w->attn_norm, s->index_k, n, before);
-    if (chooses) add_product(&p, of_x[1], s->x, w->attn_norm, s->index_weight, n, before);
+    cuda_linear_add_normed(&p, of_x[0], s->x, w->attn_norm, s->index_k, n, before);
+    if (chooses) cuda_linear_add_normed(&p, of_x[1], s->x, w->attn_norm, s->index_weight, n, before);
     cuda_linear_run(cuda, &p, of_x, n);
     if (!chooses) return;
     p = cuda_linear_begin(cuda);
-    add_product(&p, of_q, s->q_a, w->q_a_norm, s->index_q, n, fault_key(layer, FAULT_ATTN_IN));
+    cuda_linear_add_normed(&p, of_q, s->q_a, w->q_a_norm, s->index_q, n, fault_key(layer, FAULT_ATTN_IN));
     cuda_linear_run(cuda, &p, &of_q, n);
 }
 

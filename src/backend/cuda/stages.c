@@ -144,6 +144,10 @@ void cuda_attn_in(struct backend *backend, int layer) {
     struct cuda *cuda = begin(backend, "attn_in");
     const struct device_layer *w = &cuda->weights.layers[layer];
     const struct weight *key = &w->key;
+    if (model_is_hybrid(cuda->model)) {
+        cuda_hybrid_attn_in(cuda, layer);
+        return;
+    }
     project_in(cuda, w, layer);
     if (cuda->model->index_topk) cuda_index_in(cuda, layer);
     if (absorbs_early(cuda)) return;
@@ -204,6 +208,10 @@ static void attend_absorbed(struct cuda *cuda, int layer) {
 /* Expanded rows come last: the others' launches may write to rows that lie between theirs. */
 void cuda_attn(struct backend *backend, int layer) {
     struct cuda *cuda = begin(backend, "attn");
+    if (model_is_hybrid(cuda->model)) {
+        cuda_hybrid_attn(cuda, layer);
+        return;
+    }
     const struct device_layer *w = &cuda->weights.layers[layer];
     if (cuda->step.n_absorbed) attend_absorbed(cuda, layer);
     cuda_expanded_attn(cuda, w, cuda_cache_of(cuda, layer).pages);
@@ -211,6 +219,10 @@ void cuda_attn(struct backend *backend, int layer) {
 
 void cuda_attn_out(struct backend *backend, int layer) {
     struct cuda *cuda = begin(backend, "attn_out");
+    if (model_is_hybrid(cuda->model)) {
+        cuda_hybrid_attn_out(cuda, layer);
+        return;
+    }
     const struct model *m = cuda->model;
     const struct weight *o = &cuda->weights.layers[layer].o;
     struct linear_params p = cuda_linear_begin(cuda);
