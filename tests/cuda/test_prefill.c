@@ -90,7 +90,8 @@ static void multiply_lists(struct fixture *f, const int *counts, int n_counts, i
                                                                     .n_items = n_items,
                                                                     .n = MAX_ROWS,
                                                                     .groups = n + 3,
-                                                                    .fault_key = 1};
+                                                                    .fault_key = 1,
+                                                                    .limit = 2};
     cuda_linear_run(f->cuda, &p, &up, most);
     p = cuda_linear_begin(f->cuda);
     *cuda_linear_add(&p, down, pairs, n + 3) = (struct linear_job){.w = down->m,

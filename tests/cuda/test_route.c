@@ -5,19 +5,22 @@
 #include "backend/cpu/cpu.h"
 #include "bare_card.h"
 
-enum { HIDDEN = 16, STEP_ROWS = 8, PROMPT_ROWS = 70 };
+enum { HIDDEN = 16, STEP_ROWS = 8, PROMPT_ROWS = 70, TOKENS = 9, PICKED = 3 };
 
 static const struct shape {
     enum gate_kind kind;
     int experts, top_k, groups, top_groups;
     bool norm;
     double scale;
+    bool is_listed; /* a table says which, by token */
 } shapes[] = {
-    {GATE_SOFTMAX_GREEDY, 64, 6, 1, 1, false, 1},         /* V2-Lite */
-    {GATE_SOFTMAX_GROUPED, 160, 6, 8, 3, false, 16},      /* V2 */
-    {GATE_SIGMOID_GROUPED, 256, 8, 8, 4, true, 2.5},      /* V3 */
-    {GATE_SOFTMAX_GREEDY, MAX_EXPERTS, 8, 1, 1, true, 1}, /* the most that there may be */
-    {GATE_SIGMOID_GROUPED, MAX_EXPERTS, 4, MAX_GROUPS, 40, false, 1},
+    {GATE_SOFTMAX_GREEDY, 64, 6, 1, 1, false, 1, false},         /* V2-Lite */
+    {GATE_SOFTMAX_GROUPED, 160, 6, 8, 3, false, 16, false},      /* V2 */
+    {GATE_SIGMOID_GROUPED, 256, 8, 8, 4, true, 2.5, false},      /* V3 */
+    {GATE_SOFTMAX_GREEDY, MAX_EXPERTS, 8, 1, 1, true, 1, false}, /* the most that there may be */
+    {GATE_SIGMOID_GROUPED, MAX_EXPERTS, 4, MAX_GROUPS, 40, false, 1, false},
+    {GATE_SQRT_SOFTPLUS, 256, 6, 1, 1, true, 1.5, true}, /* V4's first layers, and the others */
+    {GATE_SQRT_SOFTPLUS, 256, 6, 1, 1, true, 1.5, false},
 };
 enum { SHAPES = sizeof shapes / sizeof *shapes };
 
@@ -34,6 +37,30 @@ static float logit_of(const struct shape *s, int row, int expert) {
     return (float)((expert * 37 + row * 11) % s->experts) * 6 / (float)s->experts - 3;
 }
 
+static bool has_bias(const struct shape *s) {
+    return !s->is_listed && (s->kind == GATE_SIGMOID_GROUPED || s->kind == GATE_SQRT_SOFTPLUS);
+}
+
+/* A token's experts; the third's are some of them twice. */
+static int expert_of(const struct shape *s, int token, int slot) {
+    return token == 2 ? (slot < 4 ? 100 + slot / 2 : 7) : (token * 31 + slot * 45) % s->experts;
+}
+
+static int token_of(int row) {
+    return row * 5 % TOKENS;
+}
+
+/* Some of the tokens were picked in the step before. */
+static void list_tokens(const struct shape *s, struct route_params *p) {
+    int32_t *table = take((size_t)(TOKENS * s->top_k) * 4), *token = take((size_t)p->n * 4), *picked = take(PICKED * 4);
+    for (int i = 0; i < TOKENS * s->top_k; i++) table[i] = expert_of(s, i / s->top_k, i % s->top_k);
+    for (int i = 0; i < PICKED; i++) picked[i] = token_of(i);
+    for (int row = 0; row < p->n; row++) token[row] = row < PICKED ? -1 - row : token_of(row);
+    p->table = table;
+    p->token = token;
+    p->picked = picked;
+}
+
 static struct route_params open_params(const struct shape *s, int n, bool choose) {
     size_t pairs = (size_t)(n * s->top_k), experts = (size_t)s->experts;
     float *x = take((size_t)n * HIDDEN * 4), *gain = take(HIDDEN * 4), *router = take(experts * HIDDEN * 4);
@@ -47,32 +74,34 @@ static struct route_params open_params(const struct shape *s, int n, bool choose
         bias[e] = (float)(e * 5 % 7) * 0.03f;
         for (int k = 0; k < HIDDEN && choose; k++) router[e * HIDDEN + k] = logit_of(s, k, e) / 4;
     }
-    return (struct route_params){.x = x,
-                                 .gain = gain,
-                                 .router = router,
-                                 .bias = s->kind == GATE_SIGMOID_GROUPED ? bias : NULL,
-                                 .score = score,
-                                 .id = take(pairs * 4),
-                                 .weight = take(pairs * 4),
-                                 .at = take(pairs * 4),
-                                 .at_weight = take(pairs * 4),
-                                 .pair_row = take(pairs * 4),
-                                 .items = take((pairs + experts) * sizeof(struct expert_item)),
-                                 .n_items = take(4),
-                                 .arrived = take(4),
-                                 .fault = take(8),
-                                 .n = n,
-                                 .hidden = HIDDEN,
-                                 .experts = s->experts,
-                                 .top_k = s->top_k,
-                                 .groups = s->groups,
-                                 .top_groups = s->top_groups,
-                                 .gate_kind = (int)s->kind,
-                                 .norm_topk = s->norm,
-                                 .item_rows = choose ? 2 : 8,
-                                 .blocks = (s->experts + BLOCK_WARPS - 1) / BLOCK_WARPS * ((n + 7) / 8),
-                                 .choose = choose,
-                                 .routed_scale = (float)s->scale};
+    struct route_params p = {.x = x,
+                             .gain = gain,
+                             .router = router,
+                             .bias = has_bias(s) ? bias : NULL,
+                             .score = score,
+                             .id = take(pairs * 4),
+                             .weight = take(pairs * 4),
+                             .at = take(pairs * 4),
+                             .at_weight = take(pairs * 4),
+                             .pair_row = take(pairs * 4),
+                             .items = take((pairs + experts) * sizeof(struct expert_item)),
+                             .n_items = take(4),
+                             .arrived = take(4),
+                             .fault = take(8),
+                             .n = n,
+                             .hidden = HIDDEN,
+                             .experts = s->experts,
+                             .top_k = s->top_k,
+                             .groups = s->groups,
+                             .top_groups = s->top_groups,
+                             .gate_kind = (int)s->kind,
+                             .norm_topk = s->norm,
+                             .item_rows = choose ? 2 : 8,
+                             .blocks = (s->experts + BLOCK_WARPS - 1) / BLOCK_WARPS * ((n + 7) / 8),
+                             .choose = choose,
+                             .routed_scale = (float)s->scale};
+    if (s->is_listed) list_tokens(s, &p);
+    return p;
 }
 
 static void check_choice(const struct shape *s, const struct route_params *p) {
@@ -85,9 +114,14 @@ static void check_choice(const struct shape *s, const struct route_params *p) {
                           .routed_scale = s->scale};
     for (int row = 0; row < p->n; row++) {
         float score[MAX_EXPERTS], weight[MAX_TOP_K];
-        int32_t id[MAX_TOP_K];
+        int32_t id[MAX_TOP_K], listed[MAX_TOP_K];
         for (int e = 0; e < s->experts; e++) score[e] = logit_of(s, row, e);
-        cpu_choose_experts(&model, p->bias, score, id, weight);
+        for (int j = 0; j < s->top_k; j++) listed[j] = expert_of(s, token_of(row), j);
+        if (s->is_listed) {
+            cpu_listed_experts(&model, listed, score, id, weight);
+        } else {
+            cpu_choose_experts(&model, p->bias, score, id, weight);
+        }
         for (int j = 0; j < s->top_k; j++) {
             int at = row * s->top_k + j;
             if (p->id[at] != id[j] || !(fabsf(p->weight[at] - weight[j]) <= 1e-4f * weight[j])) {

@@ -22,6 +22,7 @@ const struct cuda_image cuda_images[] = {
     {"pick", (const unsigned char *)""},
     {"generate", (const unsigned char *)""},
     {"probe", (const unsigned char *)""},
+    {"streams", (const unsigned char *)""},
     {0},
 };
 const int cuda_images_version = 13000;

@@ -59,6 +59,11 @@
     X(ADD_ROWS, simple, add_rows)                                                                                      \
     X(EXPERTS_SUM, simple, experts_sum)                                                                                \
     X(PICK, pick, pick)                                                                                                \
+    X(STREAMS_SPREAD, streams, streams_spread)                                                                         \
+    X(STREAMS_MULTIPLY, streams, streams_multiply)                                                                     \
+    X(STREAMS_COLLAPSE, streams, streams_collapse)                                                                     \
+    X(STREAMS_CLEAR, streams, streams_clear)                                                                           \
+    X(STREAMS_MIX, streams, streams_mix)                                                                               \
     X(REPACK_TILES, repack, repack_tiles)                                                                              \
     X(REPACK_SCALES, repack, repack_scales)                                                                            \
     X(REPACK_ROWS, repack, repack_rows)                                                                                \
@@ -138,6 +143,7 @@ struct device_scratch {
     /* V4. x is what a block reads, and then what it adds to the streams. */
     float *streams;                   /* [max_rows][streams][hidden] */
     float *mix;                       /* [max_rows][model_mix_dim] */
+    float *mix_piece;                 /* [max_rows][cuda_streams_piece_floats] */
     float *compress, *index_compress; /* values [max_rows][model_compress_dim], then gates */
     uint16_t *o_low;                  /* [max_rows][o_groups * o_lora] */
 };
@@ -386,6 +392,18 @@ void cuda_shared_experts(struct cuda *cuda, int layer);
 void cuda_hybrid_attn_in(struct cuda *cuda, int layer);
 void cuda_hybrid_attn(struct cuda *cuda, int layer);
 void cuda_hybrid_attn_out(struct cuda *cuda, int layer);
+
+/* streams.c: V4's residual streams around a block. In all other models nothing: x is the residual stream. */
+size_t cuda_streams_piece_floats(const struct model *model); /* of a row's products */
+void cuda_streams_spread(struct cuda *cuda);                 /* x into every stream of the batch's rows */
+/* A block begins: x = what it reads, not normed. */
+void cuda_streams_begin(struct cuda *cuda, const struct device_mixer *mixer);
+/* The block has read x: x = 0, to which it adds. */
+void cuda_streams_target(struct cuda *cuda);
+/* The block has added all to x: the streams are mixed with it. */
+void cuda_streams_end(struct cuda *cuda);
+/* What a block with this mixer would read of n rows, into these rows of x; `rows` on the card, or NULL: the first n. */
+void cuda_streams_read(struct cuda *cuda, const struct device_mixer *mixer, const int32_t *rows, int n);
 
 /* expanded.c */
 bool cuda_expanded_fits(const struct model *model);

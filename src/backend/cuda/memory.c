@@ -1,5 +1,6 @@
 /* backend/cuda/memory.c - what the card has to hold, counted before anything is taken. */
 #include "backend/cuda/cuda.h"
+#include "backend/cuda/params_streams.h"
 
 enum { REGION_ALIGN = 256 };
 
@@ -66,6 +67,7 @@ static void place_hybrid(struct cuda *cuda, struct device_region *region) {
     size_t rows = (size_t)cuda->options.max_rows;
     s->streams = device_take(region, rows * (size_t)h->streams * (size_t)m->hidden * 4);
     s->mix = device_take(region, rows * (size_t)model_mix_dim(m) * 4);
+    s->mix_piece = device_take(region, rows * cuda_streams_piece_floats(m) * 4);
     s->compress = device_take(region, 2 * rows * (size_t)model_compress_dim(RATIO_SPARSE, model_latent_dim(m)) * 4);
     s->index_compress = device_take(region, 2 * rows * (size_t)model_compress_dim(RATIO_SPARSE, h->index_dim) * 4);
     s->o_low = device_take(region, rows * (size_t)h->o_groups * (size_t)h->o_lora * 2);
@@ -128,6 +130,7 @@ int cuda_check_model(const struct model *m, const struct backend_options *option
         {"qk_nope_head_dim", m->nope_dim, 4, 1 << 16},
         {"v_head_dim", m->v_dim, 4, 1 << 16},
         {"hidden_size", m->hidden, 4, 1 << 20},
+        {"hc_mult", model_streams(m), 1, MAX_STREAMS},
         {"q_lora_rank", m->q_lora, 4, 1 << 20},
         {"intermediate_size", m->dense_layers ? m->dense_width : 0, 4, 1 << 20},
         {"moe_intermediate_size", m->expert_width, 4, 1 << 20},

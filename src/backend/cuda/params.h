@@ -145,6 +145,8 @@ struct linear_job {
     int32_t fault_logits; /* Y_F32: blame for results that are not finite; 0: do not look */
     int32_t last_work;
     int32_t x_in_order;   /* many rows: x was packed in the order of y, x_row only says whose it is */
+    float limit;          /* Y_SILU: gate is that at most, up at most that either way; 0: no limit */
+    int32_t unused;
 };
 
 /* Adds up each row's experts in ascending order, and the shared one; done by the last block to finish a row tile. */
@@ -166,7 +168,10 @@ struct route_params {
     const void *router; /* [experts][hidden] fp32 or bf16 */
     const float *bias;  /* [experts] or NULL */
     float *score;       /* [n][experts] */
-    int32_t *id;        /* [n][top_k] falling score */
+    const int32_t *table;  /* [vocab][top_k] a token's experts, one maybe twice; NULL: the best are chosen */
+    const int32_t *token;  /* [n] for the table, */
+    const int32_t *picked; /* as embed_params has them */
+    int32_t *id;           /* [n][top_k] falling score, or the table's order */
     float *weight;      /* [n][top_k] */
     int32_t *at;        /* [n][top_k] sorted pairs, ascending by expert */
     float *at_weight;   /* [n][top_k] */
@@ -391,9 +396,9 @@ struct pick_params {
 #define PARAMS_SIZE(type, n) static_assert(sizeof(struct type) == (n), "host and kernels disagree about struct " #type)
 #endif
 PARAMS_SIZE(device_matrix, 64);
-PARAMS_SIZE(linear_job, 192);
-PARAMS_SIZE(linear_params, 1008);
-PARAMS_SIZE(pack_params, 224);
+PARAMS_SIZE(linear_job, 200);
+PARAMS_SIZE(linear_params, 1056);
+PARAMS_SIZE(pack_params, 232);
 PARAMS_SIZE(attn_params, 72);
 PARAMS_SIZE(expand_params, 208);
 PARAMS_SIZE(expanded_params, 120);

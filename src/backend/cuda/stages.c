@@ -43,6 +43,12 @@ static void write_to(struct linear_job *job, void *y, size_t stride, enum y_kind
     job->y_kind = (int32_t)kind;
 }
 
+/* SiLU(gate) * up. */
+static void write_gated(struct linear_job *job, const struct model *m, uint16_t *y, int width) {
+    write_to(job, y, (size_t)width, Y_SILU);
+    job->limit = (float)m->hybrid.swiglu_limit;
+}
+
 static size_t q_stride(const struct model *m) {
     return (size_t)m->heads * (size_t)model_q_head_dim(m);
 }
@@ -241,7 +247,7 @@ void cuda_ffn_dense(struct backend *backend, int layer) {
     struct linear_params p = cuda_linear_begin(cuda);
     struct linear_job *job = cuda_linear_add(&p, gate_up, n, 1);
     read_normed(job, cuda->scratch.x, w->ffn_norm, m->hidden, fault_key(layer, FAULT_ATTENTION));
-    write_to(job, cuda->scratch.act, (size_t)m->dense_width, Y_SILU);
+    write_gated(job, m, cuda->scratch.act, m->dense_width);
     cuda_linear_run(cuda, &p, &gate_up, n);
     p = cuda_linear_begin(cuda);
     job = cuda_linear_add(&p, down, n, 1);
@@ -268,6 +274,9 @@ static struct route_params route_of(const struct cuda *cuda, const struct device
                                  .router = w->router,
                                  .bias = w->router_bias,
                                  .score = s->score,
+                                 .table = w->router_table,
+                                 .token = cuda->step.token,
+                                 .picked = s->picked,
                                  .id = s->id,
                                  .weight = s->weight,
                                  .at = s->at,
@@ -297,7 +306,7 @@ static struct route_params route_of(const struct cuda *cuda, const struct device
 static void read_shared(const struct cuda *cuda, struct linear_job *job, const struct device_layer *w, int layer) {
     const struct model *m = cuda->model;
     read_normed(job, cuda->scratch.x, w->ffn_norm, m->hidden, fault_key(layer, FAULT_ATTENTION));
-    write_to(job, cuda->scratch.shared_act, (size_t)m->shared_experts * (size_t)m->expert_width, Y_SILU);
+    write_gated(job, m, cuda->scratch.shared_act, m->shared_experts * m->expert_width);
 }
 
 void cuda_shared_experts(struct cuda *cuda, int layer) {
@@ -355,7 +364,7 @@ static void experts_up(struct cuda *cuda, const struct device_layer *w, int laye
     list_items(cuda, job);
     read_normed(job, cuda->scratch.x, w->ffn_norm, m->hidden, fault_key(layer, FAULT_ATTENTION));
     job->x_row = cuda->scratch.pair_row;
-    write_to(job, cuda->scratch.act, (size_t)m->expert_width, Y_SILU);
+    write_gated(job, m, cuda->scratch.act, m->expert_width);
     cuda_linear_run(cuda, &p, &up, item_rows(cuda));
 }
 

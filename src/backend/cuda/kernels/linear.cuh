@@ -171,6 +171,15 @@ DEVICE void multiply_slab(float (*part)[4], const struct slab *s, const uint16_t
     }
 }
 
+/* SiLU(gate) * up, both within the limit if there is one. NaN stays NaN. */
+DEVICE float silu_mul(float gate, float up, float limit) {
+    if (limit > 0) {
+        gate = gate > limit ? limit : gate;
+        up = up > limit ? limit : up < -limit ? -limit : up;
+    }
+    return divide_roughly(gate, 1.0f + expf(-gate)) * up;
+}
+
 /* Results for one row of y: rows g and g + 8 of a row tile. */
 DEVICE void emit(const struct linear_params *p, const struct work *work, int tile, int g, int token, float low,
                  float high, float factor) {
@@ -184,8 +193,7 @@ DEVICE void emit(const struct linear_params *p, const struct work *work, int til
     }
     if (job->y_kind == Y_SILU) {
         int row = tile * 8 + g;
-        if (row < job->w.rows)
-            ((uint16_t *)job->y)[at + row] = bf16_bits(divide_roughly(low, 1.0f + expf(-low)) * high);
+        if (row < job->w.rows) ((uint16_t *)job->y)[at + row] = bf16_bits(silu_mul(low, high, job->limit));
         return;
     }
     UNROLL

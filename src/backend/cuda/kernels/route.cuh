@@ -17,7 +17,8 @@ enum {
     ROUTE_STEPS = 4,
     GATE_GREEDY = 0,
     GATE_GROUPED = 1,
-    GATE_SIGMOID = 2
+    GATE_SIGMOID = 2,
+    GATE_SOFTPLUS = 3
 }; /* gate_kind as in model/model.h */
 
 DEVICE struct floats4 router_weights(const struct route_params *p, size_t at, const int is_bf16) {
@@ -113,11 +114,20 @@ DEVICE int take_best(float *values, int n) {
     return mine.index;
 }
 
+/* The square root of log(1 + exp(x)), where exp does not overflow. */
+DEVICE float root_softplus(float x) {
+    return sqrtf(fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x))));
+}
+
 /* Logits to scores, in place. */
 DEVICE void route_scores(const struct route_params *p, float *score) {
     int n = p->experts;
     if (p->gate_kind == GATE_SIGMOID) {
         for (int i = LANE; i < n; i += 32) score[i] = divide_roughly(1.0f, 1.0f + expf(-score[i]));
+        return;
+    }
+    if (p->gate_kind == GATE_SOFTPLUS) {
+        for (int i = LANE; i < n; i += 32) score[i] = root_softplus(score[i]);
         return;
     }
     float max = -INFINITY, sum = 0;
@@ -155,18 +165,27 @@ DEVICE void limit_groups(const struct route_params *p, float *choice, float *ran
     warp_barrier();
 }
 
+/* What the table lists for the row's token; NULL: there is no table. */
+DEVICE const int32_t *listed_experts(const struct route_params *p, int row) {
+    if (!p->table) return 0;
+    int token = p->token[row];
+    if (token < 0) token = p->picked[-1 - token];
+    return p->table + (size_t)token * (size_t)p->top_k;
+}
+
 /* One row's experts, a warp. `choice` [experts] and `rank` [groups] are the warp's own shared memory. */
 DEVICE void choose_row(const struct route_params *p, int row, float *choice, float *rank) {
     float *score = p->score + (size_t)row * (size_t)p->experts;
     int32_t *id = p->id + (size_t)row * (size_t)p->top_k;
     float *weight = p->weight + (size_t)row * (size_t)p->top_k, sum = 0;
+    const int32_t *listed = listed_experts(p, row);
     route_scores(p, score);
     for (int i = LANE; i < p->experts; i += 32) choice[i] = score[i] + (p->bias ? p->bias[i] : 0);
     warp_barrier();
     if (p->groups > 1) limit_groups(p, choice, rank);
     float mine = 0;
     for (int i = 0; i < p->top_k; i++) {
-        int best = max_int(take_best(choice, p->experts), 0); /* all NaN: noted as a fault already */
+        int best = listed ? listed[i] : max_int(take_best(choice, p->experts), 0); /* all NaN: noted as a fault */
         float value = score[best];                            /* the bias takes part in choosing only */
         sum += value;
         if (LANE != i) continue;
