@@ -171,11 +171,10 @@ void cuda_hybrid_attn(struct cuda *cuda, int layer) {
     cuda_launch(cuda, KERNEL_HYBRID_MERGE, cuda->batch->n_rows * ((m->heads + BLOCK_WARPS - 1) / BLOCK_WARPS), 0, &p);
 }
 
-/* Heads are projected in groups, and the groups together. x, which attn_in has read, is what the block adds to the streams. */
+/* Heads are projected in groups. */
 void cuda_hybrid_attn_out(struct cuda *cuda, int layer) {
     const struct model *m = cuda->model;
-    const struct device_layer *w = &cuda->weights.layers[layer];
-    const struct weight *o_a = &w->o_a, *o = &w->o;
+    const struct weight *o_a = &cuda->weights.layers[layer].o_a;
     const int n = cuda->batch->n_rows;
     struct linear_params p = cuda_linear_begin(cuda);
     struct linear_job *job = cuda_linear_add(&p, o_a, n, m->hybrid.o_groups);
@@ -184,17 +183,8 @@ void cuda_hybrid_attn_out(struct cuda *cuda, int layer) {
     job->x_stride = (size_t)m->heads * (size_t)m->v_dim;
     job->x_step = (size_t)o_a->m.cols;
     job->y = cuda->scratch.o_low;
-    job->y_stride = (size_t)o->m.cols;
+    job->y_stride = (size_t)m->hybrid.o_groups * (size_t)m->hybrid.o_lora;
     job->y_step = (size_t)m->hybrid.o_lora;
     job->y_kind = Y_BF16;
     cuda_linear_run(cuda, &p, &o_a, n);
-    p = cuda_linear_begin(cuda);
-    job = cuda_linear_add(&p, o, n, 1);
-    job->x_kind = X_BF16;
-    job->x = cuda->scratch.o_low;
-    job->x_stride = (size_t)o->m.cols;
-    job->y = cuda->scratch.x;
-    job->y_stride = (size_t)m->hidden;
-    job->y_kind = Y_F32;
-    cuda_linear_run(cuda, &p, &o, n);
 }

@@ -388,7 +388,7 @@ size_t cuda_attn_shared_bytes(const struct cuda *cuda); /* of a block of absorbe
 /* All of a layer's shared experts, added to x. */
 void cuda_shared_experts(struct cuda *cuda, int layer);
 
-/* attn_hybrid.c: V4's attention. What attn_out leaves in x is not added to anything: x is what a block adds to the streams. */
+/* attn_hybrid.c: V4's attention; attn_out up to o_low. */
 void cuda_hybrid_attn_in(struct cuda *cuda, int layer);
 void cuda_hybrid_attn(struct cuda *cuda, int layer);
 void cuda_hybrid_attn_out(struct cuda *cuda, int layer);

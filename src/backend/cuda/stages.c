@@ -225,16 +225,14 @@ void cuda_attn(struct backend *backend, int layer) {
 
 void cuda_attn_out(struct backend *backend, int layer) {
     struct cuda *cuda = begin(backend, "attn_out");
-    if (model_is_hybrid(cuda->model)) {
-        cuda_hybrid_attn_out(cuda, layer);
-        return;
-    }
     const struct model *m = cuda->model;
     const struct weight *o = &cuda->weights.layers[layer].o;
+    const bool is_hybrid = model_is_hybrid(m);
+    if (is_hybrid) cuda_hybrid_attn_out(cuda, layer);
     struct linear_params p = cuda_linear_begin(cuda);
     struct linear_job *job = cuda_linear_add(&p, o, cuda->batch->n_rows, 1);
-    read_bf16(job, cuda->scratch.attended, (size_t)m->heads * (size_t)m->v_dim);
-    write_to(job, cuda->scratch.x, (size_t)m->hidden, Y_ADD);
+    read_bf16(job, is_hybrid ? cuda->scratch.o_low : cuda->scratch.attended, (size_t)o->m.cols);
+    write_to(job, cuda->scratch.x, (size_t)m->hidden, is_hybrid ? Y_F32 : Y_ADD); /* V4's streams want the sum alone */
     cuda_linear_run(cuda, &p, &o, cuda->batch->n_rows);
 }
 
