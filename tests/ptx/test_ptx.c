@@ -142,6 +142,8 @@ static void test_rules(void **state) {
         0x3f800002,   /* (1 + 2^-23)^2, downwards */
         (uint32_t)-5, /* the signed byte of -5, wider and wider */
         40,           /* high half of {-5, 40} */
+        0xbf800000,   /* -1 and nearly 2^-23 less, towards zero */
+        0x3fb504f3,   /* the root of 2 */
         0xffffffff,   /* a byte of -5 / 0, which is anything (here all bits): not the number of the thread */
     };
     enum { N = sizeof wanted / sizeof *wanted };

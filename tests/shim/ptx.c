@@ -55,6 +55,15 @@ float ptx_fma_down(float a, float b, float c) {
     return sum;
 }
 
+float ptx_add_to_zero(float a, float b) {
+    int mode = fegetround();
+    fesetround(FE_TOWARDZERO);
+    volatile float x = a, y = b;
+    volatile float sum = x + y;
+    fesetround(mode);
+    return sum;
+}
+
 /* What is approximate is off by as much as the manual allows (`ulps`), by chance, but always alike for the same value: nothing may
  * depend on it, and a row must keep its bits in any batch. */
 static float off(float exact, float value, int ulps) {

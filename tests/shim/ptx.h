@@ -153,6 +153,7 @@ static inline float ptx_min(float a, float b) {
     return a < b || (a == b && signbit(a)) ? a : b;
 }
 float ptx_fma_down(float a, float b, float c);
+float ptx_add_to_zero(float a, float b);
 float ptx_div_approx(float a, float b);
 float ptx_rcp_approx_ftz(float a);
 float ptx_rsqrt_approx(float a);
