@@ -26,7 +26,11 @@ void cuda_offload_route(struct cuda *cuda, int layer) {
     cuda_address x = (cuda_address)(uintptr_t)cuda->scratch.x;
     cuda_keep(cuda, d->copy_out(cuda->offload.x, x, row_bytes(cuda), cuda->stream), "reading the residual stream");
     cuda_keep(cuda, d->event_record(cuda->offload.copied, cuda->stream), "reading the residual stream");
-    if (cuda->model->shared_experts) cuda_shared_experts(cuda, layer);
+    if (cuda->model->shared_experts) {
+        cuda_shared_experts(cuda, layer);
+    } else {
+        cuda_streams_target(cuda);
+    }
     cuda_keep(cuda, d->event_wait(cuda->offload.copied), "reading the residual stream");
     if (cuda->failure.code) return; /* nothing to compute with */
     memcpy(residual_of(cuda->offload.cpu), cuda->offload.x, row_bytes(cuda));
@@ -44,6 +48,7 @@ void cuda_offload_experts(struct cuda *cuda, int layer) {
               "sending the experts' sum");
     struct add_params p = {.x = cuda->scratch.x, .y = cuda->scratch.routed, .hidden = cuda->model->hidden};
     cuda_launch(cuda, KERNEL_ADD_ROWS, cuda->batch->n_rows, 0, &p);
+    cuda_streams_end(cuda);
 }
 
 int cuda_offload_open(struct offload *offload, const struct model *model, const struct weights *weights,

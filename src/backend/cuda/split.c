@@ -85,17 +85,17 @@ static bool wants_picks(const struct batch *batch) {
     return false;
 }
 
-/* What the last card picks in the step at work is what the first one looks up in this one. */
-static void receive_picks(struct split *split, struct cuda *first) {
+/* What the last card picks in the step at work is what another looks up in this one. */
+static void receive_picks(struct split *split, struct cuda *to) {
     struct cuda *last = last_of(split);
     const struct flight *flight = &last->flights[(last->n_begun - 1) % 2];
-    const struct cuda_driver *d = &first->driver;
+    const struct cuda_driver *d = &to->driver;
     size_t bytes = (size_t)flight->batch->n_logits * sizeof(int32_t);
-    share_failure(last, first);
-    if (first->failure.code) return;
-    first->stage = "from the last GPU";
-    cuda_keep(first, d->stream_after(first->stream, flight->done, 0), "waiting for the tokens");
-    cuda_keep(first, d->copy_in((cuda_address)(uintptr_t)first->scratch.picked, flight->picked, bytes, first->stream),
+    share_failure(last, to);
+    if (to->failure.code) return;
+    to->stage = "from the last GPU";
+    cuda_keep(to, d->stream_after(to->stream, flight->done, 0), "waiting for the tokens");
+    cuda_keep(to, d->copy_in((cuda_address)(uintptr_t)to->scratch.picked, flight->picked, bytes, to->stream),
               "receiving the tokens");
 }
 
@@ -108,6 +108,12 @@ static void share_near(const struct split *split, int card) {
     split->cards[card]->backend.near = split->backend.near;
 }
 
+/* V4's layers with tables of experts by token may go on behind a border. */
+static void share_picks(struct split *split, struct cuda *to) {
+    bool has_table = model_layer_is_hashed(split->model, to->part.first_layer);
+    if (has_table && to != last_of(split) && wants_picks(split->batch)) receive_picks(split, to);
+}
+
 /* The rows go on to the next card, whose part of the step begins. What was called so far is on its way then. */
 static void move_on(struct split *split) {
     const struct passage *passage = &split->passages[split->current];
@@ -118,6 +124,7 @@ static void move_on(struct split *split) {
     share_failure(from, to);
     receive_rows(split, to, passage);
     share_near(split, split->current);
+    share_picks(split, to);
     cuda_begin(&to->backend, batch_for(split, split->current));
 }
 

@@ -20,6 +20,7 @@ void cuda_embed(struct backend *backend, int unused) {
                              .hidden = cuda->model->hidden,
                              .format = cuda->weights.embed_format};
     cuda_launch(cuda, KERNEL_EMBED, cuda->batch->n_rows, 0, &p);
+    cuda_streams_spread(cuda);
 }
 
 /* Activations in fp32 that a norm comes before. */
@@ -150,6 +151,7 @@ void cuda_attn_in(struct backend *backend, int layer) {
     struct cuda *cuda = begin(backend, "attn_in");
     const struct device_layer *w = &cuda->weights.layers[layer];
     const struct weight *key = &w->key;
+    cuda_streams_begin(cuda, &w->attn_mixer);
     if (model_is_hybrid(cuda->model)) {
         cuda_hybrid_attn_in(cuda, layer);
         return;
@@ -234,6 +236,7 @@ void cuda_attn_out(struct backend *backend, int layer) {
     read_bf16(job, is_hybrid ? cuda->scratch.o_low : cuda->scratch.attended, (size_t)o->m.cols);
     write_to(job, cuda->scratch.x, (size_t)m->hidden, is_hybrid ? Y_F32 : Y_ADD); /* V4's streams want the sum alone */
     cuda_linear_run(cuda, &p, &o, cuda->batch->n_rows);
+    cuda_streams_end(cuda);
 }
 
 void cuda_ffn_dense(struct backend *backend, int layer) {
@@ -242,16 +245,19 @@ void cuda_ffn_dense(struct backend *backend, int layer) {
     const struct device_layer *w = &cuda->weights.layers[layer];
     const struct weight *gate_up = &w->gate_up, *down = &w->down;
     int n = cuda->batch->n_rows;
+    cuda_streams_begin(cuda, &w->ffn_mixer);
     struct linear_params p = cuda_linear_begin(cuda);
     struct linear_job *job = cuda_linear_add(&p, gate_up, n, 1);
     read_normed(job, cuda->scratch.x, w->ffn_norm, m->hidden, fault_key(layer, FAULT_ATTENTION));
     write_gated(job, m, cuda->scratch.act, m->dense_width);
     cuda_linear_run(cuda, &p, &gate_up, n);
+    cuda_streams_target(cuda);
     p = cuda_linear_begin(cuda);
     job = cuda_linear_add(&p, down, n, 1);
     read_bf16(job, cuda->scratch.act, (size_t)m->dense_width);
     write_to(job, cuda->scratch.x, (size_t)m->hidden, Y_ADD);
     cuda_linear_run(cuda, &p, &down, n);
+    cuda_streams_end(cuda);
 }
 
 /* Rows of one expert that a block takes: about twice the average, so that few experts need a second block; for prompts, where
@@ -315,6 +321,7 @@ void cuda_shared_experts(struct cuda *cuda, int layer) {
     struct linear_params p = cuda_linear_begin(cuda);
     read_shared(cuda, cuda_linear_add(&p, up, n, 1), w, layer);
     cuda_linear_run(cuda, &p, &up, n);
+    cuda_streams_target(cuda);
     p = cuda_linear_begin(cuda);
     struct linear_job *job = cuda_linear_add(&p, down, n, 1);
     read_bf16(job, cuda->scratch.shared_act, (size_t)m->shared_experts * (size_t)m->expert_width);
@@ -329,6 +336,7 @@ void cuda_route(struct backend *backend, int layer) {
     const struct device_layer *w = &cuda->weights.layers[layer];
     const struct weight *shared = &w->shared_gate_up;
     int n = cuda->batch->n_rows;
+    cuda_streams_begin(cuda, &w->ffn_mixer);
     cuda->offload.has_routed = cuda_is_on_cpu(cuda, layer);
     if (cuda->offload.has_routed) {
         cuda_offload_route(cuda, layer);
@@ -406,7 +414,9 @@ void cuda_experts(struct backend *backend, int layer) {
         return;
     }
     experts_up(cuda, w, layer);
+    cuda_streams_target(cuda);
     experts_down(cuda, w);
+    cuda_streams_end(cuda);
 }
 
 void cuda_head(struct backend *backend, int unused) {
@@ -415,6 +425,7 @@ void cuda_head(struct backend *backend, int unused) {
     const struct model *m = cuda->model;
     const struct weight *head = &cuda->weights.head;
     int n = cuda->batch->n_logits;
+    cuda_streams_read(cuda, &cuda->weights.head_mixer, cuda->step.logits_row, n);
     struct linear_params p = cuda_linear_begin(cuda);
     struct linear_job *job = cuda_linear_add(&p, head, n, 1);
     read_normed(job, cuda->scratch.x, cuda->weights.final_norm, m->hidden, fault_key(m->layers, FAULT_BEFORE));
