@@ -148,10 +148,6 @@ int cuda_check_model(const struct model *m, const struct backend_options *option
             "the GPU kernels want a %s of at most %d and divisible by %d, found %d (--device cpu takes it)", d->what,
             d->at_most, d->multiple_of, d->value);
     }
-    if (model_is_hybrid(m)) {
-        return mo_error_set(error, MO_E_UNSUPPORTED, "the GPU has no kernels for %s yet (--device cpu takes it)",
-                            m->architecture);
-    }
     if (options->compute == COMPUTE_F32) {
         return mo_error_set(
             error, MO_E_UNSUPPORTED,
