@@ -298,7 +298,7 @@ struct cuda {
     uint8_t *page;                   /* pinned, one page on its way; NULL: no pages are copied */
     struct cuda_stream *page_stream; /* beside the step at work */
     float *logits;                   /* pinned [max_logits][vocab], with the head */
-    float *residual;                 /* [max_rows][hidden], for the tap */
+    float *residual;                 /* [max_rows][streams][hidden], for the tap */
     int32_t *id;                     /* [max_rows][top_k], for the tap */
     float *weight;
 
