@@ -10,7 +10,7 @@ from conftest import GOLDEN, TESTS, succeed
 from test_cuda import BUILD, GPU, SHIM, fake
 from test_cuda_gguf import mixed_model
 
-# A model in each weight format, and one with an indexer.
+# A model in each weight format, one with an indexer, and V4.
 MODELS = {
     "bf16": ["v2lite-tiny"],
     "fp8": ["v3-tiny-fp8"],
@@ -18,6 +18,7 @@ MODELS = {
     "int4": ["v2-tiny", "--quantization", "int4"],
     "int8": ["v2-tiny", "--quantization", "int8"],
     "sparse": ["v32-tiny"],
+    "hybrid": ["v4-tiny"],
     "blocks": ["mixed.gguf"],  # made below
 }
 # Rows, and how they are cut: for prompts and 16 columns; 64 columns and 8; 32.

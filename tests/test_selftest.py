@@ -20,7 +20,6 @@ from gguf import GGMLQuantizationType as Type
 import conftest
 import gguf_model
 from conftest import GOLDEN, SETS, moebius, refused, succeed
-from test_golden import is_sparse
 
 BUILD = Path(conftest.PROGRAM).resolve().parent
 BROKEN = BUILD / "tests" / "moebius_broken"
@@ -185,7 +184,7 @@ def on_card(*flags, name="v2lite-tiny", wrong=None, path=None, **env):
     return opens(SHIM / "moebius", path or GOLDEN / name, "--device", "cuda", *flags, env=env)
 
 
-@pytest.mark.parametrize("name", [name for name in SETS if not name.startswith("v4")])  # no kernels for V4
+@pytest.mark.parametrize("name", SETS)
 def test_a_right_card(name):
     for flags in ([], ["--kv-cache-dtype", "fp8"], ["--expert-device", "cpu"]):
         opened, said = on_card(*flags, name=name)

@@ -1,0 +1,180 @@
+"""DeepSeek-V4 on a card, without a GPU (tests/shim): what must not change a bit, and how near the CPU it is. The kernels by themselves are
+in tests/cuda (test_hybrid.c, test_listed.c, test_streams.c); what a query sees, in test_v4.py."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import make_tiny_text_model
+from conftest import GOLDEN, change_config, copy_set, moebius, read_f32, refused, succeed
+from test_cuda import GPU, ON_CARD, fake, shim  # noqa: F401 (a fixture)
+from test_cuda_decode import HOST_CHOOSES, serve  # noqa: F401 (a fixture)
+from test_golden import Case, with_routing
+from test_sparse import F32, rewrite
+from test_v4 import VOCAB, tokens_of
+
+V4 = GOLDEN / "v4-tiny"
+KV = ["bf16", "fp8"]
+
+
+@pytest.fixture
+def model(tmp_path):
+    return copy_set("v4-tiny", tmp_path / "model")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """For `serve`."""
+    folder = tmp_path_factory.mktemp("hybrid") / "v4"
+    make_tiny_text_model.make(V4, folder)
+    return folder
+
+
+def logits(folder, tokens, tmp_path, *flags, env=None, n=None):
+    """Of all rows; with `n`, of so many tokens that follow the last one, and these."""
+    ids, out = tmp_path / "ids.json", tmp_path / "out.f32"
+    ids.write_text(json.dumps(tokens))
+    wanted = ["--greedy", n] if n else ["--all"]
+    result = succeed("logits", folder, "--ids", ids, "--out", out, *wanted, *flags, env=env)
+    got = read_f32(out, n or len(tokens), VOCAB)
+    return (got, result.json) if n else got
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flags", [[], ["--n-cpu-moe", 1], ["--expert-device", "cpu"]])
+@pytest.mark.parametrize("case_id", ["p1", "p17"])
+def test_golden(case_id, flags, tmp_path):
+    case = Case("v4-tiny", case_id)
+    got, agree = with_routing(case, tmp_path, *GPU, *flags)
+    error = np.abs(got - case.expected)
+    assert agree.mean() >= 0.8
+    assert error[agree].mean() <= 0.05
+    assert error[agree].max() <= 0.2
+
+
+def test_golden_fp8(tmp_path):
+    """Its experts are FP4: on the CPU they are multiplied as everywhere."""
+    case = Case("v4-tiny-fp8", "p17")
+    got, agree = with_routing(case, tmp_path, *GPU, "--expert-device", "cpu")
+    assert agree.mean() >= 0.8
+    assert np.abs(got - case.expected)[agree].mean() <= 0.05
+
+
+@pytest.mark.parametrize("kv, bound", [("bf16", 0.05), ("fp8", 0.25)])
+def test_near(model, kv, bound, tmp_path):
+    """Where all compressed rows are chosen, since what rounds turns near choices: the bars of the other sets."""
+    change_config(model, index_topk=300)
+    tokens = Case("v4-tiny", "p200").tokens[:140]
+    want = logits(model, tokens, tmp_path, "--device", "cpu", *F32)
+    error = np.abs(logits(model, tokens, tmp_path, *GPU, "--kv-cache-dtype", kv) - want).mean(axis=1)
+    assert 0 < np.median(error) <= bound  # the median: a row may have other experts
+
+
+def test_choices_are_the_cpus(tmp_path):
+    """Only 8 of up to 35 compressed rows are seen; a choice that rounding turns changes a row, but few are turned."""
+    tokens = Case("v4-tiny", "p200").tokens[:140]
+    want = logits(V4, tokens, tmp_path, "--device", "cpu", *F32)
+    error = np.abs(logits(V4, tokens, tmp_path, *GPU) - want).mean(axis=1)
+    assert 0 < np.median(error) <= 0.05
+
+
+def test_what_is_between_layers(tmp_path):
+    """Of the streams, what the head would read, also where a look makes a recorded step an eager one."""
+    case = Case("v4-tiny", "p17")
+    ids, files = ",".join(map(str, case.tokens)), [tmp_path / name for name in ("whole", "single", "cpu")]
+    for file, flags in zip(files, ([*GPU, "--chunk", 17], [*GPU, "--chunk", 1], ["--device", "cpu", *F32])):
+        succeed("logits", V4, "--ids", ids, "--hidden", file, *flags)
+    whole, single, cpu = (np.fromfile(file, "<f4") for file in files)
+    assert np.array_equal(whole, single)
+    assert 0 < np.abs(whole - cpu).mean() <= 0.02 * np.abs(cpu).mean()
+
+
+# --- same bits -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kv", KV)
+def test_chunks(kv, tmp_path):
+    """Cut within windows of 4, of 128, and pages; of more than 64 rows, and few."""
+    tokens, flags = tokens_of(140), [*GPU, "--kv-cache-dtype", kv, "--chunk"]
+    want = logits(V4, tokens, tmp_path, *flags, 140)
+    for chunk, n in ((97, 140), (33, 70), (5, 35)):
+        assert np.array_equal(logits(V4, tokens[:n], tmp_path, *flags, chunk), want[:n]), chunk
+
+
+@pytest.mark.parametrize("n", [31, 125])
+def test_decoding(n, tmp_path):
+    """Recorded steps, on over the end of a window, a page, a compressed row of 128: the bits of a prompt."""
+    tokens = tokens_of(n)
+    got, ids = logits(V4, tokens, tmp_path, *GPU, n=7)
+    assert np.array_equal(logits(V4, tokens + ids[:-1], tmp_path, *GPU)[n - 1:], got)
+    assert np.array_equal(logits(V4, tokens, tmp_path, *GPU, n=7, env={"MOEBIUS_CUDA_GRAPHS": "0"})[0], got)
+
+
+def test_splits(model, tmp_path):
+    """More rows than a split of attention has: a block for each where a row decodes; one that goes over both in the prompt."""
+    change_config(model, index_topk=64, sliding_window=208, num_hidden_layers=2)
+    rewrite(model, lambda tensors: [tensors.pop(name) for name in list(tensors) if name.startswith("layers.2.")])
+    tokens, flags = tokens_of(232), [*GPU, "--kv-cache-dtype", "fp8"]
+    got, ids = logits(model, tokens, tmp_path, *flags, n=4)
+    want = logits(model, tokens + ids[:-1], tmp_path, *flags, "--chunk", 235)
+    assert np.array_equal(want[231:], got)
+
+
+@pytest.mark.skipif(ON_CARD, reason="two of the fake driver's cards")
+def test_two_cards(tmp_path):
+    runs = [logits(V4, tokens_of(40), tmp_path, *GPU, *flags, n=4, env=fake(devices=2))[0] for flags in ([], ["-pp", 2])]
+    assert np.array_equal(*runs)
+
+
+@pytest.mark.skipif(ON_CARD, reason="the shim's order")
+def test_the_order_of_blocks_does_not_matter(tmp_path):
+    plain, other = (logits(V4, tokens_of(30), tmp_path, *GPU, env={"MOEBIUS_SHIM_SEED": seed}) for seed in ("1", "2"))
+    assert np.array_equal(plain, other)
+
+
+# --- served ----------------------------------------------------------------------------------------------------------
+
+
+def answers(server, prompts):
+    def ask(prompt):
+        reply = server.complete(prompt, temperature=0, max_tokens=5, ignore_eos=True)
+        return reply["choices"][0]["text"], reply["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        return list(pool.map(ask, prompts))
+
+
+def test_beside_each_other_and_from_disk(serve, tmp_path):  # noqa: F811
+    """Sequences of all lengths in one step; pages and what was being summed up in them, found in memory and on disk."""
+    prompts = [[40 + (i * 7 + n) % 150 for i in range(n)] for n in (5, 30, 140)]
+    flags = ["--kv-cache-dtype", "fp8", "--prefix-cache-dir", tmp_path / "pages"]
+    server = serve(*flags, env=HOST_CHOOSES)
+    alone = [answers(server, [prompt])[0][0] for prompt in prompts]
+    assert server.stop() == 0
+    server = serve(*flags)
+    assert answers(server, prompts) == [(alone[0], 0), (alone[1], 0), (alone[2], 128)]
+    assert answers(server, prompts[2:]) == [(alone[2], 128)]
+    assert server.stop() == 0
+
+
+# --- what fails ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, words", [("layers.1.attn.compressor.wkv.weight", "layer 1, stage attn_in "),
+                                         ("layers.0.attn.wkv.weight", "layer 0, stage attn_in "),
+                                         ("layers.0.attn.wo_b.weight", "layer 0, stage attention ")])
+def test_products_that_are_not_finite(model, name, words, tmp_path):
+    """The step fails by name, as on the CPU."""
+
+    def blow_up(tensors):
+        dtype, shape, _ = tensors[name]
+        tensors[name] = (dtype, shape, np.full(shape, 0x7F00, "<u2").tobytes())
+
+    rewrite(model, blow_up)
+    for device in (GPU, ["--device", "cpu"]):
+        message = refused(moebius("logits", model, "--ids", "5,6,7,8,9", *device, "--no-self-test"), "NaN or infinity")
+        assert words in message
