@@ -435,7 +435,7 @@ def test_fp4(tmp_path):
     """What `quantize` makes of a model: experts in FP4, the rest in FP8."""
     file, ids = tmp_path / "packed", ",".join(map(str, range(70)))
     said = succeed("quantize", Case("v3-tiny", "p1").folder, "--quant", "fp4", "-o", file)
-    assert "routed     fp4" in said.err, said
+    assert b"routed     fp4" in said.out, said
     flags = ["logits", file, "--ids", ids, "--all", "--out"]
     succeed(*flags, tmp_path / "cpu", "--compute", "f32")
     succeed(*flags, tmp_path / "gpu", *GPU)
