@@ -24,7 +24,7 @@ BUILD = Path(os.environ.get("MOEBIUS", conftest.ROOT / "build" / "moebius")).res
 SHIM = BUILD / "tests" / "shim"
 DRIVER = Path(os.environ.get("MOEBIUS_CUDA_DRIVER", SHIM))  # make cuda-race-test, make cuda-ptx-test
 GPU = ["--device", "cuda"]
-SETS = [name for name in conftest.SETS if not is_sparse(name)]  # there are no kernels for these: test_refused_indexer, test_refused_v4
+SETS = [name for name in conftest.SETS if not is_sparse(name)]  # V3.2: test_cuda_sparse.py; V4 has no kernels: test_refused_v4
 
 
 # On a machine with a GPU (`make gpu-pytest`): the program itself, on the first card; what needs the fake driver is left out there.
@@ -218,10 +218,6 @@ def test_cuda_was_not_built_in():
 def test_old_driver():
     refused(info(*GPU, version=11080), "driver is too old", "11.8", "12.0")
     refused(info(*GPU, version=12090), "driver is too old", "12.9", "made by CUDA 13.0")
-
-
-def test_refused_indexer():
-    refused(moebius("logits", GOLDEN / "v32-tiny", "--ids", "1,2", *GPU, env=fake()), "indexer", "index_topk 16", "--device cpu")
 
 
 def test_refused_v4():

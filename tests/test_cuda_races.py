@@ -10,13 +10,14 @@ from conftest import GOLDEN, TESTS, succeed
 from test_cuda import BUILD, GPU, SHIM, fake
 from test_cuda_gguf import mixed_model
 
-# A model in each weight format.
+# A model in each weight format, and one with an indexer.
 MODELS = {
     "bf16": ["v2lite-tiny"],
     "fp8": ["v3-tiny-fp8"],
     "awq": ["v2lite-tiny-awq"],
     "int4": ["v2-tiny", "--quantization", "int4"],
     "int8": ["v2-tiny", "--quantization", "int8"],
+    "sparse": ["v32-tiny"],
     "blocks": ["mixed.gguf"],  # made below
 }
 # Rows, and how they are cut: for prompts and 16 columns; 64 columns and 8; 32.

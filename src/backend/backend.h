@@ -107,6 +107,9 @@ struct backend_ops {
     const int32_t *(*picked)(struct backend *backend); /* [n_logits] ids; rows without a pick hold nothing */
     /* [n_rows][hidden], as of the last stage; of V4's streams what the head would read of them. */
     const float *(*residual)(struct backend *backend);
+    /* The residual as layers pass it on, [n_rows][model_streams][hidden]: but in V4 what residual() is. Between two blocks; the CPU's
+     * is its own, and whoever changes it changes what the next block reads. */
+    const float *(*streams)(struct backend *backend);
     /* The last route(): ids and weights [n_rows][top_k], in falling order of the score they were chosen by, or as a token's table
      * lists them, an expert perhaps twice. */
     void (*routing)(struct backend *backend, const int32_t **ids, const float **weights);

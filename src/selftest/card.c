@@ -10,7 +10,7 @@
 #include "forward.h"
 
 /* Prompts of more than 64 rows take kernels of their own on a card; 72 rows are read from the first layer's weights alone. */
-enum { PROMPT = 8, LONG_PROMPT = 72, PAGES = 2, LAYERS_MAX = 3 + CUDA_PARTS_MAX };
+enum { PROMPT = 8, LONG_PROMPT = 72, PAGES = 2, LAYERS_MAX = 6 + CUDA_PARTS_MAX };
 
 /* Every stage is judged alone: the CPU goes on with the card's residual stream. What a stage adds to a row is compared: the share of its
  * length that may be wrong, and for each value a share of itself and of the row's root mean square. A card multiplies activations in bf16,
@@ -27,8 +27,9 @@ struct pair {
     const struct selftest *test;
     struct backend *card, *cpu;
     int layers[LAYERS_MAX], n_layers; /* one of each kind, and of each card */
-    float *before;                    /* [rows][hidden] residual of both before a stage */
-    bool *same_experts;               /* [rows] so far */
+    size_t width;                     /* values of a row's residual: hidden, or V4's streams */
+    float *before;                    /* [rows][width] residual of both before a stage */
+    bool *same_choices;               /* [rows] the same experts so far, and no cached rows to choose */
     int n_rows;
     const char *step; /* of which this is a part */
     bool found;       /* in this step: what follows is a consequence */
@@ -115,15 +116,15 @@ static bool overflows(const float *x, int n) {
 
 /* What the stages since the last look have added to the residual stream. From here both go on with the card's. */
 static void look(struct pair *p, const char *stage, int layer) {
-    const size_t hidden = (size_t)p->test->model->hidden, bytes = (size_t)p->n_rows * hidden * sizeof(float);
-    const float *got = p->card->ops->residual(p->card);
+    const size_t width = p->width, bytes = (size_t)p->n_rows * width * sizeof(float);
+    const float *got = p->card->ops->streams(p->card);
     float *want =
-        (float *)(uintptr_t)p->cpu->ops->residual(p->cpu); /* its own, which is ours to fill between its stages */
+        (float *)(uintptr_t)p->cpu->ops->streams(p->cpu); /* its own, which is ours to fill between its stages */
     for (int row = 0; row < p->n_rows; row++) {
-        const size_t at = (size_t)row * hidden;
-        if (!p->same_experts[row] || p->report->overflowed) continue;
-        struct row_error e = compare_row(p->before + at, got + at, want + at, (int)hidden);
-        if (!overflows(want + at, (int)hidden)) {
+        const size_t at = (size_t)row * width;
+        if (!p->same_choices[row] || p->report->overflowed) continue;
+        struct row_error e = compare_row(p->before + at, got + at, want + at, (int)width);
+        if (!overflows(want + at, (int)width)) {
             judge_row(p, stage, layer, row, &e);
         } else if (!p->found) {
             p->report->overflowed = true;
@@ -149,10 +150,11 @@ static bool are_same(const int32_t *a, const int32_t *b, int n) {
     return true;
 }
 
-/* Would these experts be chosen if their scores were a little higher? Scores come by plain C. */
+/* Would these experts be chosen if their scores were a little higher? Scores come by plain C, of what the CPU's router read. */
 static bool is_tie(const struct pair *p, int layer, int row, const int32_t *ids) {
     const struct model *m = p->test->model;
     const struct layer *w = &p->test->weights->layers[layer];
+    const float *read = ((const struct cpu *)p->cpu)->target + (size_t)row * (size_t)m->hidden;
     struct kern plain;
     float *normed = malloc((size_t)m->hidden * sizeof *normed), *score = malloc((size_t)m->experts * sizeof *score);
     int32_t *chosen = malloc((size_t)m->top_k * sizeof *chosen);
@@ -161,7 +163,7 @@ static bool is_tie(const struct pair *p, int layer, int row, const int32_t *ids)
     if (normed && score && chosen && weight) {
         double sum = 0;
         kern_init(&plain, CPU_REF);
-        plain.rms_norm(p->before + (size_t)row * (size_t)m->hidden, w->ffn_norm, m->hidden, (float)m->norm_eps, normed);
+        plain.rms_norm(read, w->ffn_norm, m->hidden, (float)m->norm_eps, normed);
         plain.gemm[w->router.format](&w->router, 0, m->experts, (const float *const *)&normed, 1, &score);
         for (int e = 0; e < m->experts; e++) sum += (double)score[e] * (double)score[e];
         const float step = (float)(TIE_SHARE * sqrt(sum / m->experts));
@@ -187,7 +189,7 @@ static void look_at_choice(struct pair *p, int layer) {
         if (p->report->overflowed) continue;
         p->report->checks++;
         if (are_same(got, want, k)) continue;
-        p->same_experts[row] = false;
+        p->same_choices[row] = false;
         bool valid = true;
         for (int i = 0; i < k; i++) valid &= got[i] >= 0 && got[i] < p->test->model->experts && !holds(got, i, got[i]);
         if (p->found || (valid && is_tie(p, layer, row, got))) continue;
@@ -227,10 +229,16 @@ static void look_at_logits(struct pair *p, const struct batch *batch) {
     const float *got = p->card->ops->logits(p->card), *want = p->cpu->ops->logits(p->cpu);
     for (int i = 0; i < batch->n_logits; i++) {
         const size_t at = (size_t)i * (size_t)vocab;
-        if (!p->same_experts[batch->logits_row[i]]) continue;
+        if (!p->same_choices[batch->logits_row[i]]) continue;
         struct row_error e = compare_row(NULL, got + at, want + at, vocab);
         if (!p->report->overflowed) judge_row(p, "head", -1, batch->logits_row[i], &e);
     }
+}
+
+/* No indexer has to choose: one that chooses may take another of two keys that score nearly alike. */
+static bool sees_all(const struct model *m, const struct batch *batch, int row) {
+    const struct index_shape shape = model_index_shape(m);
+    return !shape.topk || (batch->seqs[0].first_pos + row + 1) / shape.tokens_a_key <= shape.topk;
 }
 
 /* `n_layers` of the layers, then the head if logits are wanted. Both backends end the step whatever is found. */
@@ -239,8 +247,8 @@ static int run_step(struct pair *p, const char *name, const struct batch *batch,
     struct mo_error why = {0};
     p->step = name;
     p->n_rows = batch->n_rows;
-    memset(p->before, 0, (size_t)batch->n_rows * (size_t)p->test->model->hidden * sizeof *p->before);
-    for (int row = 0; row < batch->n_rows; row++) p->same_experts[row] = true;
+    memset(p->before, 0, (size_t)batch->n_rows * p->width * sizeof *p->before);
+    for (int row = 0; row < batch->n_rows; row++) p->same_choices[row] = sees_all(p->test->model, batch, row);
     for (int b = 0; b < 2; b++) both[b]->ops->begin(both[b], batch);
     for (int b = 0; b < 2; b++) both[b]->ops->embed(both[b]);
     look(p, "embed", -1);
@@ -292,8 +300,12 @@ static struct backend_options beside(const struct backend_options *card) {
                                     .batch_invariant = card->batch_invariant};
 }
 
+static size_t width_of(const struct model *model) {
+    return (size_t)model_streams(model) * (size_t)model->hidden;
+}
+
 static size_t pair_bytes(const struct model *model) {
-    return LONG_PROMPT * ((size_t)model->hidden * sizeof(float) + sizeof(bool));
+    return LONG_PROMPT * (width_of(model) * sizeof(float) + sizeof(bool));
 }
 
 size_t selftest_card_bytes(const struct model *model, const struct backend_options *options) {
@@ -310,10 +322,21 @@ static void add_layer(struct pair *p, int layer) {
     p->layers[i] = layer;
 }
 
+static int first_with_ratio(const struct model *m, int ratio) {
+    int layer = 0;
+    while (layer < m->layers && m->hybrid.ratio[layer] != ratio) layer++;
+    return layer;
+}
+
 static void choose_layers(struct pair *p, const struct model *m, int cpu_layers) {
     add_layer(p, 0);
     add_layer(p, m->dense_layers);
     add_layer(p, m->dense_layers + cpu_layers);
+    if (model_is_hybrid(m)) { /* experts by table and by score; layers with each ratio */
+        add_layer(p, m->hybrid.hash_layers);
+        add_layer(p, first_with_ratio(m, RATIO_SPARSE));
+        add_layer(p, first_with_ratio(m, RATIO_DENSE));
+    }
     for (int i = 0; i < p->test->n_parts; i++) add_layer(p, p->test->parts[i].first_layer);
 }
 
@@ -324,7 +347,8 @@ int selftest_card(const struct selftest *test, struct backend *card, const struc
     float *memory = malloc(pair_bytes(test->model));
     if (!memory) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the self-test");
     p.before = memory;
-    p.same_experts = (bool *)(memory + LONG_PROMPT * (size_t)test->model->hidden);
+    p.width = width_of(test->model);
+    p.same_choices = (bool *)(memory + LONG_PROMPT * p.width);
     choose_layers(&p, test->model, options->cpu_layers);
     int code = cpu_backend_open(&p.cpu, test->model, test->weights, &cpu, error);
     if (!code) code = run_steps(&p, options);

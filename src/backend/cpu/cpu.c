@@ -150,6 +150,10 @@ static const float *cpu_residual(struct backend *backend) {
     return streams_read(cpu, &cpu->weights->head_mixer, NULL, cpu->batch->n_rows, cpu->target);
 }
 
+static const float *cpu_streams(struct backend *backend) {
+    return ((struct cpu *)backend)->x;
+}
+
 static void cpu_routing(struct backend *backend, const int32_t **ids, const float **weights) {
     *ids = ((struct cpu *)backend)->expert_id;
     *weights = ((struct cpu *)backend)->expert_weight;
@@ -183,6 +187,7 @@ static const struct backend_ops cpu_ops = {
     .fault_row = cpu_fault_row,
     .logits = cpu_logits,
     .residual = cpu_residual,
+    .streams = cpu_streams,
     .routing = cpu_routing,
     .page_out = cpu_page_out,
     .page_in = cpu_page_in,

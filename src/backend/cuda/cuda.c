@@ -90,13 +90,25 @@ static const int32_t *cuda_picked(struct backend *backend) {
     return ended((struct cuda *)backend)->picked;
 }
 
-static const float *cuda_residual(struct backend *backend) {
-    struct cuda *cuda = (struct cuda *)backend;
-    size_t bytes = (size_t)cuda->batch->n_rows * (size_t)cuda->model->hidden * sizeof(float);
-    cuda_graph_flush(cuda);
-    read_back(cuda, cuda->residual, cuda->scratch.x, bytes, "reading the residual stream");
+static const float *read_residual(struct cuda *cuda, const float *from, size_t row_floats) {
+    size_t bytes = (size_t)cuda->batch->n_rows * row_floats * sizeof(float);
+    read_back(cuda, cuda->residual, from, bytes, "reading the residual stream");
     wait_for(cuda, "reading the residual stream");
     return cuda->residual;
+}
+
+/* V4: by the head's mixer. */
+static const float *cuda_residual(struct backend *backend) {
+    struct cuda *cuda = (struct cuda *)backend;
+    cuda_graph_flush(cuda);
+    cuda_streams_read(cuda, &cuda->weights.head_mixer, NULL, cuda->batch->n_rows);
+    return read_residual(cuda, cuda->scratch.x, (size_t)cuda->model->hidden);
+}
+
+static const float *cuda_streams(struct backend *backend) {
+    struct cuda *cuda = (struct cuda *)backend;
+    cuda_graph_flush(cuda);
+    return read_residual(cuda, cuda_residual_at(cuda), cuda_residual_floats(cuda->model));
 }
 
 static void cuda_routing(struct backend *backend, const int32_t **ids, const float **weights) {
@@ -184,6 +196,7 @@ static const struct backend_ops cuda_ops = {
     .logits = cuda_logits,
     .picked = cuda_picked,
     .residual = cuda_residual,
+    .streams = cuda_streams,
     .routing = cuda_routing,
     .page_out = cuda_page_out,
     .page_in = cuda_page_in,
@@ -218,7 +231,7 @@ static int take_host_memory(struct cuda *cuda, struct mo_error *error) {
     const struct model *m = cuda->model;
     size_t rows = (size_t)cuda->options.max_rows, pairs = rows * (size_t)m->top_k;
     cuda->frequency = arena_alloc_array(cuda->arena, (size_t)m->rope_dim, sizeof *cuda->frequency);
-    cuda->residual = arena_alloc_array(cuda->arena, rows * (size_t)m->hidden, sizeof *cuda->residual);
+    cuda->residual = arena_alloc_array(cuda->arena, rows * cuda_residual_floats(m), sizeof *cuda->residual);
     cuda->id = arena_alloc_array(cuda->arena, pairs, sizeof *cuda->id);
     cuda->weight = arena_alloc_array(cuda->arena, pairs, sizeof *cuda->weight);
     cuda->far_frequency = arena_alloc_array(cuda->arena, (size_t)m->rope_dim, sizeof *cuda->far_frequency);

@@ -7,13 +7,14 @@
  * Of several cards each is such a one, with some of the layers; split.c calls their stages in turn.
  *
  * Engine thread. A failed call is kept and reported by end(), and every step after it fails the same way: a card that lost its
- * memory does not come back. Includes: backend.h, driver.h, params.h, probe.h. */
+ * memory does not come back. Includes: backend.h, driver.h, params.h, params_listed.h, probe.h. */
 #ifndef MOEBIUS_BACKEND_CUDA_CUDA_H
 #define MOEBIUS_BACKEND_CUDA_CUDA_H
 
 #include "backend/backend.h"
 #include "backend/cuda/driver.h"
 #include "backend/cuda/params.h"
+#include "backend/cuda/params_listed.h"
 #include "backend/cuda/probe.h"
 #include "base/arena.h"
 
@@ -41,6 +42,14 @@
     X(ATTN_EXPAND_FP8, expanded, attn_expand_fp8)                                                                      \
     X(ATTN_EXPANDED, expanded, attn_expanded)                                                                          \
     X(ATTN_EXPANDED_ANY, expanded, attn_expanded_any)                                                                  \
+    X(INDEX_ROWS, index, index_rows)                                                                                   \
+    X(INDEX_SCORE, index, index_score)                                                                                 \
+    X(INDEX_CHOOSE, index, index_choose)                                                                               \
+    X(LISTED_BF16, listed, listed_bf16)                                                                                \
+    X(LISTED_FP8, listed, listed_fp8)                                                                                  \
+    X(COMPRESS_SUMS, compress, compress_sums)                                                                          \
+    X(HYBRID_ROWS, hybrid, hybrid_rows)                                                                                \
+    X(HYBRID_MERGE, hybrid, hybrid_merge)                                                                              \
     X(FP8_NATIVE, linear_fp8, linear_fp8_native)                                                                       \
     X(EMBED, simple, embed)                                                                                            \
     X(PACK_ROWS, simple, pack_rows)                                                                                    \
@@ -210,9 +219,6 @@ struct step_graph {
  * for prompts. A guess: it has not been measured on any card. */
 enum { FEW_ROWS = 64 };
 
-/* Rows whose keys are scored at once, and keys of a block that scores them; rows that attend by list: see step.listed_splits. */
-enum { INDEX_WAVE = 64, INDEX_CHUNK = 256 };
-
 enum { GRAPHS_MAX = 256 };
 enum step_mode { STEP_EAGER, STEP_RECORD, STEP_REPLAY };
 struct step_recorder {
@@ -292,7 +298,7 @@ struct cuda {
     uint8_t *page;                   /* pinned, one page on its way; NULL: no pages are copied */
     struct cuda_stream *page_stream; /* beside the step at work */
     float *logits;                   /* pinned [max_logits][vocab], with the head */
-    float *residual;                 /* [max_rows][hidden], for the tap */
+    float *residual;                 /* [max_rows][streams][hidden], for the tap */
     int32_t *id;                     /* [max_rows][top_k], for the tap */
     float *weight;
 
@@ -338,6 +344,9 @@ void cuda_keep(struct cuda *cuda, int result, const char *what);
 /* A linear product in the making. `rows`: the most rows of x that a matrix meets. */
 struct linear_params cuda_linear_begin(const struct cuda *cuda);
 struct linear_job *cuda_linear_add(struct linear_params *p, const struct weight *w, int n, int groups);
+/* y = norm(x) W^T, rows of x and y side by side. */
+void cuda_linear_add_normed(struct linear_params *p, const struct weight *w, const float *x, const float *gain,
+                            float *y, int n, int fault);
 /* Launches the jobs (those of another format by themselves), with p's routing and rotation blocks. */
 void cuda_linear_run(struct cuda *cuda, struct linear_params *p, const struct weight *const *w, int rows);
 /* Columns of the variant that takes so many rows: 8, 16, 32, 64, or 128 for prompts. */
@@ -375,8 +384,14 @@ void cuda_route(struct backend *backend, int layer);
 void cuda_experts(struct backend *backend, int layer);
 void cuda_head(struct backend *backend, int unused);
 void cuda_pick(struct backend *backend, int unused);
+size_t cuda_attn_shared_bytes(const struct cuda *cuda); /* of a block of absorbed attention */
 /* All of a layer's shared experts, added to x. */
 void cuda_shared_experts(struct cuda *cuda, int layer);
+
+/* attn_hybrid.c: V4's attention; attn_out up to o_low. */
+void cuda_hybrid_attn_in(struct cuda *cuda, int layer);
+void cuda_hybrid_attn(struct cuda *cuda, int layer);
+void cuda_hybrid_attn_out(struct cuda *cuda, int layer);
 
 /* streams.c: V4's residual streams around a block. In all other models nothing: x is the residual stream. */
 size_t cuda_streams_piece_floats(const struct model *model); /* of a row's products */
@@ -463,8 +478,16 @@ int cuda_split_open(struct backend **backend, const struct model *model, const s
 /* The card, or NULL where there are several. */
 struct cuda *cuda_alone(struct backend *backend);
 
-/* listed.c */
+/* listed.c: which rows of the cache are attended to, and attention to them. */
 int cuda_listed_splits(const struct cuda *cuda, int pos); /* of a row's list, in the layer where it is longest */
+struct listed_rows cuda_listed_rows(const struct cuda *cuda, int layer);
+struct index_keys cuda_index_keys(const struct cuda *cuda, int layer);
+/* V3.2: everything of the indexer that comes before attention: keys to the cache, and queries. After attn_in's projections. */
+void cuda_index_in(struct cuda *cuda, int layer);
+/* chosen of the rows that see more keys than they attend to: a few launches where there are some. */
+void cuda_index(struct cuda *cuda, int layer);
+/* `partial` of all rows. */
+void cuda_listed_attn(struct cuda *cuda, int layer);
 
 /* step.c: the batch as the kernels want it. */
 void cuda_begin(struct backend *backend, const struct batch *batch);

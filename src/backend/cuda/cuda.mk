@@ -159,7 +159,8 @@ shim: $(SHIM)/moebius $(SHIM)/libcuda.so.1 $(CUDA_TESTS) $(BUNDLE)/bin/golden $(
 # --- checks of the kernels -------------------------------------------------------------------------------------------------
 
 CUDA_PYTEST = MOEBIUS=$(BUILD)/moebius $(VENV)/bin/python -m pytest -q \
-	tests/test_cuda.py tests/test_cuda_decode.py tests/test_cuda_gguf.py tests/test_cuda_offload.py tests/test_cuda_split.py
+	tests/test_cuda.py tests/test_cuda_decode.py tests/test_cuda_gguf.py tests/test_cuda_offload.py tests/test_cuda_sparse.py \
+	tests/test_cuda_split.py
 
 .PHONY: cuda-shim-test cuda-race-test cuda-ptx-test cuda-gate cuda-gate-full gpu-pytest
 cuda-shim-test: shim $(BUILD)/moebius $(VENV)/ready

@@ -125,6 +125,19 @@ struct linear_job *cuda_linear_add(struct linear_params *p, const struct weight 
     return job;
 }
 
+void cuda_linear_add_normed(struct linear_params *p, const struct weight *w, const float *x, const float *gain,
+                            float *y, int n, int fault) {
+    struct linear_job *job = cuda_linear_add(p, w, n, 1);
+    job->x_kind = X_F32;
+    job->x = x;
+    job->x_stride = (size_t)w->m.cols;
+    job->gain = gain;
+    job->fault_key = fault;
+    job->y = y;
+    job->y_stride = (size_t)w->m.rows;
+    job->y_kind = Y_F32;
+}
+
 int cuda_linear_columns(int rows) {
     return rows <= 8 ? 8 : rows <= 16 ? 16 : rows <= 32 ? 32 : rows <= FEW_ROWS ? FEW_ROWS : MANY_TOKENS;
 }
@@ -260,8 +273,9 @@ void cuda_linear_run(struct cuda *cuda, struct linear_params *p, const struct we
     int columns = cuda_linear_columns(rows);
     bool heads = p->n_jobs == 1 && p->job[0].groups > 1 && !p->job[0].items;
     if (columns == MANY_TOKENS && (heads || are_few(cuda, p))) columns = FEW_ROWS;
+    const bool short_k = heads && w[0]->format == WEIGHT_BF16 && w[0]->m.cols < SKINNY_COLS;
     if (p->n_jobs < 2 || w[0]->format == w[1]->format) {
-        run_jobs(cuda, p, p->n_jobs ? w[0]->format : WEIGHT_BF16, columns, heads && w[0]->format == WEIGHT_BF16);
+        run_jobs(cuda, p, p->n_jobs ? w[0]->format : WEIGHT_BF16, columns, short_k);
         return;
     }
     struct linear_params second = *p;

@@ -1,4 +1,5 @@
-/* backend/cuda/listed.c - attention to listed rows of the cache: V3.2's that its indexer chose; V4's compressed rows and window. */
+/* backend/cuda/listed.c - attention to listed rows of the cache: V3.2's that its indexer chose; V4's compressed rows and window. And
+ * the indexer (kernels/index.cu). */
 #include "backend/cuda/cuda.h"
 
 static int smaller(int a, int b) {
@@ -16,4 +17,126 @@ static int most_keys(const struct model *m, int pos) {
 
 int cuda_listed_splits(const struct cuda *cuda, int pos) {
     return (most_keys(cuda->model, pos) + SPLIT_TOKENS - 1) / SPLIT_TOKENS;
+}
+
+/* --- the indexer ---------------------------------------------------------------------------------------------------------- */
+
+struct index_keys cuda_index_keys(const struct cuda *cuda, int layer) {
+    const struct cache_view cache = cuda_cache_of(cuda, layer);
+    const struct index_shape shape = model_index_shape(cuda->model);
+    return (struct index_keys){.data = cache.keys,
+                               .page_bytes = cache.key_page_bytes,
+                               .ratio = shape.tokens_a_key,
+                               .dim = shape.dim,
+                               .fp8 = cuda->options.kv == KV_FP8,
+                               .page_shift = shape.tokens_a_key == 1 ? 6 : 4};
+}
+
+/* Keys always; queries and the weights of their heads where a row has a choice. */
+static void project_index(struct cuda *cuda, const struct device_layer *w, int layer) {
+    const struct device_scratch *s = &cuda->scratch;
+    const bool chooses = cuda->step.index_chunks > 0;
+    const struct weight *of_x[2] = {&w->index_k, &w->index_weights}, *of_q = &w->index_q;
+    const int n = cuda->batch->n_rows, before = fault_key(layer, FAULT_BEFORE);
+    struct linear_params p = cuda_linear_begin(cuda);
+    cuda_linear_add_normed(&p, of_x[0], s->x, w->attn_norm, s->index_k, n, before);
+    if (chooses) cuda_linear_add_normed(&p, of_x[1], s->x, w->attn_norm, s->index_weight, n, before);
+    cuda_linear_run(cuda, &p, of_x, n);
+    if (!chooses) return;
+    p = cuda_linear_begin(cuda);
+    cuda_linear_add_normed(&p, of_q, s->q_a, w->q_a_norm, s->index_q, n, fault_key(layer, FAULT_ATTN_IN));
+    cuda_linear_run(cuda, &p, &of_q, n);
+}
+
+void cuda_index_in(struct cuda *cuda, int layer) {
+    const struct model *m = cuda->model;
+    const struct device_layer *w = &cuda->weights.layers[layer];
+    project_index(cuda, w, layer);
+    struct index_rows_params p = {.keys = cuda_index_keys(cuda, layer),
+                                  .k = cuda->scratch.index_k,
+                                  .q = cuda->scratch.index_q,
+                                  .k_norm = w->index_k_norm,
+                                  .k_bias = w->index_k_bias,
+                                  .rotation = cuda->step.rotation,
+                                  .pos = cuda->step.pos,
+                                  .page = cuda->step.page,
+                                  .fault = cuda->scratch.fault,
+                                  .heads = m->index_heads,
+                                  .rope = m->rope_dim,
+                                  .topk = m->index_topk,
+                                  .fault_key = fault_key(layer, FAULT_ATTN_IN)};
+    cuda_launch(cuda, KERNEL_INDEX_ROWS, cuda->batch->n_rows, 0, &p);
+}
+
+static size_t score_shared_bytes(const struct index_shape *shape) {
+    const size_t heads = ((size_t)shape->heads + 15) / 16 * 16, row = (size_t)(shape->dim + INDEX_PAD) * 2;
+    return (2 * heads + INDEX_TILE) * row + heads * sizeof(float);
+}
+
+void cuda_index(struct cuda *cuda, int layer) {
+    const struct index_shape shape = model_index_shape(cuda->model);
+    const int n = cuda->batch->n_rows;
+    struct index_params p = {.keys = cuda_index_keys(cuda, layer),
+                             .q = cuda->scratch.index_q,
+                             .weight = cuda->scratch.index_weight,
+                             .pos = cuda->step.pos,
+                             .first_page = cuda->step.first_page,
+                             .page_table = cuda->step.page_table,
+                             .score = cuda->scratch.index_score,
+                             .chosen = cuda->scratch.chosen,
+                             .fault = cuda->scratch.fault,
+                             .heads = shape.heads,
+                             .topk = shape.topk,
+                             .stride = cuda->index_stride,
+                             .fault_key = fault_key(layer, FAULT_ATTENTION)};
+    if (!cuda->step.index_chunks) return;
+    for (p.first_row = 0; p.first_row < n; p.first_row += INDEX_WAVE) {
+        p.n_rows = smaller(n - p.first_row, INDEX_WAVE);
+        cuda_launch(cuda, KERNEL_INDEX_SCORE, p.n_rows * cuda->step.index_chunks, score_shared_bytes(&shape), &p);
+        cuda_launch(cuda, KERNEL_INDEX_CHOOSE, p.n_rows, 0, &p);
+    }
+}
+
+/* --- attention ------------------------------------------------------------------------------------------------------------ */
+
+struct listed_rows cuda_listed_rows(const struct cuda *cuda, int layer) {
+    const struct model *m = cuda->model;
+    struct listed_rows rows = {.pos = cuda->step.pos,
+                               .slot_first = cuda->step.slot_first,
+                               .slot_count = cuda->step.slot_count,
+                               .ratio = 1,
+                               .topk = model_index_shape(m).topk,
+                               .splits = cuda->step.listed_splits};
+    if (!model_is_hybrid(m)) return rows;
+    rows.ratio = m->hybrid.ratio[layer];
+    rows.window = m->hybrid.window;
+    if (rows.ratio == RATIO_DENSE) rows.topk = INT32_MAX; /* all of them */
+    return rows;
+}
+
+void cuda_listed_attn(struct cuda *cuda, int layer) {
+    const struct model *m = cuda->model;
+    const struct cache_view cache = cuda_cache_of(cuda, layer);
+    const int values = model_value_dim(m), tiles = (m->heads + QUERY_TILE - 1) / QUERY_TILE;
+    const struct listed_params p = {.attn = {.page_table = cuda->step.page_table,
+                                             .slot_first = cuda->step.slot_first,
+                                             .q_latent = cuda->scratch.q_latent,
+                                             .cache = cache.pages,
+                                             .partial = cuda->scratch.partial,
+                                             .row_bytes = cuda->row_bytes,
+                                             .heads = m->heads,
+                                             .kv_lora = values,
+                                             .rope = model_latent_dim(m) - values,
+                                             .scale = cuda->softmax_scale},
+                                    .rows = cuda_listed_rows(cuda, layer),
+                                    .first_page = cuda->step.first_page,
+                                    .near = cuda->step.near,
+                                    .chosen = cuda->scratch.chosen,
+                                    .near_cache = cache.near,
+                                    .page_bytes = cache.page_bytes,
+                                    .near_bytes = cache.near_bytes,
+                                    .near_pages = cuda->near_pages,
+                                    .scaled = m->kv_lora};
+    cuda_launch(cuda, cuda->options.kv == KV_FP8 ? KERNEL_LISTED_FP8 : KERNEL_LISTED_BF16,
+                cuda->batch->n_rows * tiles * p.rows.splits, cuda_attn_shared_bytes(cuda) + LISTED_SHARED, &p);
 }

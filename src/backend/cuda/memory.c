@@ -41,20 +41,20 @@ static size_t packed_bytes(const struct cuda *cuda) {
     return most * (all ? NATIVE_ROW_BYTES : SLAB_COLS * 2);
 }
 
-/* Keys that a row may see, in whole chunks. */
-static int index_stride(const struct cuda *cuda) {
+/* Keys that a row may see. */
+static int most_index_keys(const struct cuda *cuda) {
     const int pool = cuda->options.n_pages * KV_PAGE_TOKENS, context = cuda->model->context;
-    const int keys = (context < pool ? context : pool) / model_index_shape(cuda->model).tokens_a_key;
-    return (keys + INDEX_CHUNK - 1) / INDEX_CHUNK * INDEX_CHUNK;
+    return (context < pool ? context : pool) / model_index_shape(cuda->model).tokens_a_key;
 }
 
 static void place_index(struct cuda *cuda, struct device_region *region) {
     const struct index_shape shape = model_index_shape(cuda->model);
     struct device_scratch *s = &cuda->scratch;
     size_t rows = (size_t)cuda->options.max_rows, heads = (size_t)shape.heads, dim = (size_t)shape.dim;
-    cuda->index_stride = index_stride(cuda);
-    s->index_q = device_take(region, rows * heads * dim * 4);
     s->index_k = device_take(region, model_is_hybrid(cuda->model) ? 0 : rows * dim * 4);
+    if (most_index_keys(cuda) <= shape.topk) return; /* there is never a choice */
+    cuda->index_stride = (most_index_keys(cuda) + INDEX_CHUNK - 1) / INDEX_CHUNK * INDEX_CHUNK;
+    s->index_q = device_take(region, rows * heads * dim * 4);
     s->index_weight = device_take(region, rows * heads * 4);
     s->index_score = device_take(region, INDEX_WAVE * (size_t)cuda->index_stride * 4);
     s->chosen = device_take(region, rows * (size_t)shape.topk * 4);
@@ -137,6 +137,8 @@ int cuda_check_model(const struct model *m, const struct backend_options *option
         {"n_routed_experts", m->experts, 1, MAX_EXPERTS},
         {"num_experts_per_tok", m->top_k, 1, MAX_TOP_K},
         {"n_group", m->groups, 1, MAX_GROUPS},
+        {"index_n_heads", model_index_shape(m).heads, 1, MAX_INDEX_HEADS},
+        {"index_head_dim", model_index_shape(m).dim, 16, MAX_INDEX_DIM},
     };
     for (size_t i = 0; i < sizeof demands / sizeof *demands; i++) {
         const struct demand *d = &demands[i];
@@ -145,15 +147,6 @@ int cuda_check_model(const struct model *m, const struct backend_options *option
             error, MO_E_UNSUPPORTED,
             "the GPU kernels want a %s of at most %d and divisible by %d, found %d (--device cpu takes it)", d->what,
             d->at_most, d->multiple_of, d->value);
-    }
-    if (model_is_hybrid(m)) {
-        return mo_error_set(error, MO_E_UNSUPPORTED, "the GPU has no kernels for %s yet (--device cpu takes it)",
-                            m->architecture);
-    }
-    if (m->index_topk) {
-        return mo_error_set(error, MO_E_UNSUPPORTED,
-                            "the GPU has no kernels for an indexer (index_topk %d) yet (--device cpu takes it)",
-                            m->index_topk);
     }
     if (options->compute == COMPUTE_F32) {
         return mo_error_set(

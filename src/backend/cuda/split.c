@@ -221,6 +221,11 @@ static const float *split_residual(struct backend *backend) {
     return card->ops->residual(card);
 }
 
+static const float *split_streams(struct backend *backend) {
+    struct backend *card = &take_turn(split_of(backend), split_of(backend)->current)->backend;
+    return card->ops->streams(card);
+}
+
 static void split_routing(struct backend *backend, const int32_t **ids, const float **weights) {
     struct backend *card = &take_turn(split_of(backend), split_of(backend)->current)->backend;
     card->ops->routing(card, ids, weights);
@@ -288,6 +293,7 @@ static const struct backend_ops split_ops = {
     .logits = split_logits,
     .picked = split_picked,
     .residual = split_residual,
+    .streams = split_streams,
     .routing = split_routing,
     .page_out = split_page_out,
     .page_in = split_page_in,

@@ -152,7 +152,12 @@ void cuda_attn_in(struct backend *backend, int layer) {
     const struct device_layer *w = &cuda->weights.layers[layer];
     const struct weight *key = &w->key;
     cuda_streams_begin(cuda, &w->attn_mixer);
+    if (model_is_hybrid(cuda->model)) {
+        cuda_hybrid_attn_in(cuda, layer);
+        return;
+    }
     project_in(cuda, w, layer);
+    if (cuda->model->index_topk) cuda_index_in(cuda, layer);
     if (absorbs_early(cuda)) return;
     struct linear_params p = cuda_linear_begin(cuda);
     if (cuda->step.n_absorbed) p.job[p.n_jobs++] = absorb_job(cuda, key);
@@ -160,23 +165,20 @@ void cuda_attn_in(struct backend *backend, int layer) {
     cuda_linear_run(cuda, &p, &key, p.n_jobs ? cuda->step.n_absorbed : 1);
 }
 
-static size_t attn_shared_bytes(const struct cuda *cuda) {
+size_t cuda_attn_shared_bytes(const struct cuda *cuda) {
     size_t row = ((size_t)model_latent_dim(cuda->model) + 8) * 2;
     size_t second = cuda->options.kv == KV_FP8 ? cuda->row_bytes : row;
     size_t scores = 2 * QUERY_TILE * (TOKEN_TILE + 4) + 3 * QUERY_TILE, weights = QUERY_TILE * (TOKEN_TILE + 8);
     return QUERY_TILE * row + TOKEN_TILE * (row + second) + scores * sizeof(float) + weights * sizeof(uint16_t);
 }
 
-/* Splits of the cache, then their merging and the values' way back up, a head a block. */
-static void attend_absorbed(struct cuda *cuda, const struct device_layer *w, uint8_t *cache) {
+static void attend_all(struct cuda *cuda, int layer) {
     const struct model *m = cuda->model;
-    const struct weight *value = &w->value;
-    size_t first = (size_t)cuda->step.first_absorbed, width = (size_t)m->heads * (size_t)m->v_dim;
     struct attn_params a = {.items = cuda->step.items,
                             .page_table = cuda->step.page_table,
                             .slot_first = cuda->step.slot_first,
                             .q_latent = cuda->scratch.q_latent,
-                            .cache = cache,
+                            .cache = cuda_cache_of(cuda, layer).pages,
                             .partial = cuda->scratch.partial,
                             .row_bytes = cuda->row_bytes,
                             .heads = m->heads,
@@ -184,7 +186,20 @@ static void attend_absorbed(struct cuda *cuda, const struct device_layer *w, uin
                             .rope = m->rope_dim,
                             .scale = cuda->softmax_scale};
     cuda_launch(cuda, cuda->options.kv == KV_FP8 ? KERNEL_ATTN_FP8 : KERNEL_ATTN_BF16, cuda->step.n_items,
-                attn_shared_bytes(cuda), &a);
+                cuda_attn_shared_bytes(cuda), &a);
+}
+
+/* Splits of the cache, or of what the indexer has chosen of it; then their merging and the values' way back up, a head a block. */
+static void attend_absorbed(struct cuda *cuda, int layer) {
+    const struct model *m = cuda->model;
+    const struct weight *value = &cuda->weights.layers[layer].value;
+    size_t first = (size_t)cuda->step.first_absorbed, width = (size_t)m->heads * (size_t)m->v_dim;
+    if (m->index_topk) {
+        cuda_index(cuda, layer);
+        cuda_listed_attn(cuda, layer);
+    } else {
+        attend_all(cuda, layer);
+    }
     struct linear_params p = cuda_linear_begin(cuda);
     struct linear_job *job = cuda_linear_add(&p, value, cuda->step.n_absorbed, m->heads);
     job->x_kind = X_MERGE;
@@ -201,8 +216,12 @@ static void attend_absorbed(struct cuda *cuda, const struct device_layer *w, uin
 /* Expanded rows come last: the others' launches may write to rows that lie between theirs. */
 void cuda_attn(struct backend *backend, int layer) {
     struct cuda *cuda = begin(backend, "attn");
+    if (model_is_hybrid(cuda->model)) {
+        cuda_hybrid_attn(cuda, layer);
+        return;
+    }
     const struct device_layer *w = &cuda->weights.layers[layer];
-    if (cuda->step.n_absorbed) attend_absorbed(cuda, w, cuda_cache_of(cuda, layer).pages);
+    if (cuda->step.n_absorbed) attend_absorbed(cuda, layer);
     cuda_expanded_attn(cuda, w, cuda_cache_of(cuda, layer).pages);
 }
 
@@ -210,11 +229,12 @@ void cuda_attn_out(struct backend *backend, int layer) {
     struct cuda *cuda = begin(backend, "attn_out");
     const struct model *m = cuda->model;
     const struct weight *o = &cuda->weights.layers[layer].o;
+    const bool is_hybrid = model_is_hybrid(m);
+    if (is_hybrid) cuda_hybrid_attn_out(cuda, layer);
     struct linear_params p = cuda_linear_begin(cuda);
-    cuda_streams_target(cuda);
     struct linear_job *job = cuda_linear_add(&p, o, cuda->batch->n_rows, 1);
-    read_bf16(job, cuda->scratch.attended, (size_t)m->heads * (size_t)m->v_dim);
-    write_to(job, cuda->scratch.x, (size_t)m->hidden, Y_ADD);
+    read_bf16(job, is_hybrid ? cuda->scratch.o_low : cuda->scratch.attended, (size_t)o->m.cols);
+    write_to(job, cuda->scratch.x, (size_t)m->hidden, is_hybrid ? Y_F32 : Y_ADD); /* V4's streams want the sum alone */
     cuda_linear_run(cuda, &p, &o, cuda->batch->n_rows);
     cuda_streams_end(cuda);
 }
