@@ -427,6 +427,22 @@ def test_experts_on_the_cpu_from_disk(name, tmp_path):
     refused(moebius("logits", file, "--ids", "1", *GPU, "--expert-cache", 1), "--expert-cache", "--expert-device cpu")
 
 
+def test_fp4(tmp_path):
+    """What `quantize` makes of a model: experts in FP4, the rest in FP8."""
+    file, ids = tmp_path / "packed", ",".join(map(str, range(70)))
+    said = succeed("quantize", Case("v3-tiny", "p1").folder, "--quant", "fp4", "-o", file)
+    assert b"routed     fp4" in said.out, said
+    flags = ["logits", file, "--ids", ids, "--all", "--out"]
+    succeed(*flags, tmp_path / "cpu", "--compute", "f32")
+    gpu = [*GPU, "--attention", "absorbed"]
+    succeed(*flags, tmp_path / "gpu", *gpu)
+    succeed(*flags, tmp_path / "pieces", *gpu, "--chunk", 7)
+    want, got = (conftest.read_f32(tmp_path / name, 70, -1) for name in ("cpu", "gpu"))
+    error = np.abs(got - want).max(axis=1) / np.abs(want).max()
+    assert np.median(error) <= 0.02 and np.mean(error > 0.05) <= 0.1, (np.median(error), error.max())
+    assert (tmp_path / "pieces").read_bytes() == (tmp_path / "gpu").read_bytes()
+
+
 # --- GGUF ------------------------------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ from serving import Server  # noqa: E402
 IDS = [int(i) for i in np.random.default_rng(5).integers(0, 256, 70)]  # more than the variants for few rows take
 SPLIT_KV_B = True
 SHAPES = wide_shapes(WIDE, SPLIT_KV_B)
-HAVE_KERNELS = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"]
+HAVE_KERNELS = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4"]
 
 
 def write_model(path, kind_of, config=WIDE, shapes=SHAPES):

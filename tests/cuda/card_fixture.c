@@ -71,7 +71,7 @@ const struct model blocks_model = {
 };
 
 const struct model *model_for(const struct style *style) {
-    return gguf_is_blocks(style->format) ? &blocks_model : &odd_model;
+    return gguf_is_blocks(style->format) || style->format == MAT_FP4 ? &blocks_model : &odd_model;
 }
 
 const struct style styles[STYLES] = {
@@ -80,10 +80,11 @@ const struct style styles[STYLES] = {
     {"fp8 64x32", MAT_FP8, 0, 64, 32}, {"awq 32", MAT_INT4_AWQ, 32, 0, 0}, {"awq 128", MAT_INT4_AWQ, 128, 0, 0},
     {"int4 32", MAT_INT4, 32, 0, 0},   {"int4 64", MAT_INT4, 64, 0, 0},    {"int4 128", MAT_INT4, 128, 0, 0},
     {"int8 32", MAT_INT8, 32, 0, 0},   {"int8 64", MAT_INT8, 64, 0, 0},    {"int8 128", MAT_INT8, 128, 0, 0},
-    {"q4_0", MAT_Q4_0, 0, 0, 0},       {"q4_1", MAT_Q4_1, 0, 0, 0},        {"q5_0", MAT_Q5_0, 0, 0, 0},
-    {"q5_1", MAT_Q5_1, 0, 0, 0},       {"q8_0", MAT_Q8_0, 0, 0, 0},        {"q2_k", MAT_Q2_K, 0, 0, 0},
-    {"q3_k", MAT_Q3_K, 0, 0, 0},       {"q4_k", MAT_Q4_K, 0, 0, 0},        {"q5_k", MAT_Q5_K, 0, 0, 0},
-    {"q6_k", MAT_Q6_K, 0, 0, 0},       {"iq4_nl", MAT_IQ4_NL, 0, 0, 0},    {"iq4_xs", MAT_IQ4_XS, 0, 0, 0},
+    {"fp4", MAT_FP4, 0, 0, 0},         {"q4_0", MAT_Q4_0, 0, 0, 0},        {"q4_1", MAT_Q4_1, 0, 0, 0},
+    {"q5_0", MAT_Q5_0, 0, 0, 0},       {"q5_1", MAT_Q5_1, 0, 0, 0},        {"q8_0", MAT_Q8_0, 0, 0, 0},
+    {"q2_k", MAT_Q2_K, 0, 0, 0},       {"q3_k", MAT_Q3_K, 0, 0, 0},        {"q4_k", MAT_Q4_K, 0, 0, 0},
+    {"q5_k", MAT_Q5_K, 0, 0, 0},       {"q6_k", MAT_Q6_K, 0, 0, 0},        {"iq4_nl", MAT_IQ4_NL, 0, 0, 0},
+    {"iq4_xs", MAT_IQ4_XS, 0, 0, 0},   {"mxfp4", MAT_MXFP4, 0, 0, 0},
 };
 
 /* Random bytes are blocks of GGUF but for their fp16 numbers: where those are, and what makes the values about 1. */
@@ -97,6 +98,11 @@ static const struct halves {
     [MAT_Q6_K] = {208, -1, 4096, 0}, [MAT_IQ4_NL] = {0, -1, 127, 0}, [MAT_IQ4_XS] = {0, -1, 4064, 0},
 };
 
+/* e8m0 from 1/8 to 1, and here and there the smallest there are. */
+static uint8_t random_exponent(void) {
+    return (uint8_t)(draw() % 16 ? 124 + draw() % 4 : draw() % 2);
+}
+
 static void fill_gguf(const struct mat *mat, uint8_t *data) {
     const struct halves *h = &halves[mat->format];
     int values;
@@ -104,6 +110,10 @@ static void fill_gguf(const struct mat *mat, uint8_t *data) {
     gguf_block(mat->format, &values, &block);
     for (size_t i = 0; i < mat_bytes(mat); i++) data[i] = (uint8_t)draw();
     for (size_t at = 0; at < mat_bytes(mat); at += block) {
+        if (mat->format == MAT_MXFP4) {
+            data[at] = random_exponent();
+            continue;
+        }
         uint16_t d = f32_to_f16(uniform(0.5f, 2) / h->largest), low = 0;
         memcpy(data + at + h->d, &d, sizeof d);
         if (h->low < 0) continue;
@@ -155,6 +165,14 @@ static void fill_fp8(struct fixture *f, struct mat *mat, uint8_t *data) {
     mat->scale = scale;
 }
 
+static void fill_fp4(struct fixture *f, struct mat *mat, uint8_t *data) {
+    const size_t values = (size_t)mat->rows * (size_t)mat->cols;
+    uint8_t *scales = arena_alloc(f->arena, values / FP4_GROUP);
+    for (size_t i = 0; i < values / 2; i++) data[i] = (uint8_t)draw();
+    for (size_t i = 0; i < values / FP4_GROUP; i++) scales[i] = random_exponent();
+    mat->scales8 = scales;
+}
+
 static void fill_plain(struct mat *mat, void *data) {
     for (size_t i = 0; i < (size_t)mat->rows * (size_t)mat->cols; i++) {
         float value = uniform(-1, 1);
@@ -175,10 +193,12 @@ static struct mat random_mat(struct fixture *f, const struct style *style, int r
         mat.scale_cols = style->scale_cols ? style->scale_cols : cols;
         mat.scale_stride = (cols + mat.scale_cols - 1) / mat.scale_cols;
     }
+    if (mat.format == MAT_FP4 && cols % FP4_GROUP) mat.format = MAT_F16;
     mat.format = gguf_format_for(mat.format, cols);
     void *data = arena_alloc(f->arena, mat_bytes(&mat) + 64);
     mat.data = data;
     if (mat.format == MAT_FP8) fill_fp8(f, &mat, data);
+    if (mat.format == MAT_FP4) fill_fp4(f, &mat, data);
     if (gguf_is_blocks(mat.format)) fill_gguf(&mat, data);
     if (mat.format == MAT_INT4_AWQ) fill_awq(f, &mat, data);
     if (mat.format == MAT_INT4 || mat.format == MAT_INT8) fill_blocks(&mat, data);

@@ -33,7 +33,7 @@ struct style {
     int scale_rows, scale_cols; /* FP8; 0: one for all */
 };
 
-enum { FIRST_GGUF = 15, STYLES = FIRST_GGUF + 12, STYLE_BF16 = 2, STYLE_INT4 = 11, STYLE_Q4_K = FIRST_GGUF + 7 };
+enum { FIRST_GGUF = 16, STYLES = FIRST_GGUF + 13, STYLE_BF16 = 2, STYLE_INT4 = 11, STYLE_Q4_K = FIRST_GGUF + 7 };
 extern const struct style styles[STYLES];
 /* The model of odd sizes that a style goes with. */
 const struct model *model_for(const struct style *style);

@@ -41,7 +41,7 @@ static void open_made_up(struct made_up *m, const char *quant, uint64_t seed) {
     struct backend_options options = {.max_rows = COLUMNS, .max_logits = 4, .max_seqs = 4, .n_pages = 4, .kv = KV_BF16};
     *m = (struct made_up){0};
     assert_non_null(config);
-    if (!strcmp(quant, "q4_k_m")) { /* rows for blocks of 256, of 32, and (o) for none */
+    if (!strcmp(quant, "q4_k_m") || !strcmp(quant, "fp4")) { /* rows for blocks of 256, of 32, and (o) for none */
         json_object_set_new(config, "hidden_size", json_integer(256));
         json_object_set_new(config, "intermediate_size", json_integer(320));
         json_object_set_new(config, "moe_intermediate_size", json_integer(96));
@@ -120,9 +120,9 @@ static bool are_alike(const struct weight *a, int i, const struct weight *b, int
 }
 
 static void test_values(void **unused) {
-    static const char *const quants[] = {"bf16", "fp8", "int8", "int4", "q4_k_m"};
+    static const char *const quants[] = {"bf16", "fp8", "int8", "int4", "q4_k_m", "fp4"};
     (void)unused;
-    for (int q = 0; q < 5; q++) {
+    for (int q = 0; q < 6; q++) {
         struct made_up m;
         open_made_up(&m, quants[q], 1);
         const struct device_layer *dense = &m.cuda->weights.layers[0], *sparse = &m.cuda->weights.layers[1];

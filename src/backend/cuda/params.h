@@ -64,7 +64,7 @@ enum weight_format {
     WEIGHT_INT4, /* also Q4_0 */
     WEIGHT_AWQ,
     WEIGHT_INT8,  /* also Q8_0 */
-    WEIGHT_BITS4, /* Q4_1, Q4_K; by a table IQ4_NL, IQ4_XS */
+    WEIGHT_BITS4, /* Q4_1, Q4_K; by a table IQ4_NL, IQ4_XS; e2m1: FP4, MXFP4 */
     WEIGHT_BITS5, /* Q5_0, Q5_1, Q5_K: planes of four bits and one */
     WEIGHT_BITS6, /* Q6_K: four and two */
     WEIGHT_BITS3, /* Q3_K: two and one; Q2_K: two */
@@ -72,16 +72,17 @@ enum weight_format {
 };
 
 /* Scales of WEIGHT_BITS...: chunks of 64 or 256 k (group_shift), [row tile][chunk][chunk_bytes]. A chunk is rows of codes, [16] words
- * of 32 bits for each 64 k (CODE_BYTE_32: 128), and behind them `beside`, [16] words or halves for all of its k. w = scale * q + low.
+ * of 32 bits for each 64 k (CODE_BYTE_32, CODE_EXPONENT: 128), and behind them `beside`, [16] words or halves for all of its k. w = scale * q + low.
  *
  *                      codes, lowest first              beside              of
  *   CODE_HALF          two fp16 scales of 32 k          nothing             Q5_0, IQ4_NL
  *   CODE_HALF_LOW      the same                         two fp16 lows       Q4_1, Q5_1
  *   CODE_BYTE          four signed bytes, each of 16 k  fp16 d              Q6_K, Q3_K        scale = d * byte
  *   CODE_BYTE_32       the same, each of 32 k           fp16 d              IQ4_XS            the same
+ *   CODE_EXPONENT      four bytes, each of 32 k         nothing             FP4, MXFP4        scale = 2^(byte - 127)
  *   CODE_BYTE_LOW      two bytes, two more: 32 k        fp16 d, fp16 dmin   Q4_K, Q5_K        low = -dmin * (the others)
  *   CODE_NIBBLE_LOW    four bytes, each of 16 k         fp16 d, fp16 dmin   Q2_K              low nibble, high nibble */
-enum scale_coding { CODE_NONE, CODE_HALF, CODE_HALF_LOW, CODE_BYTE, CODE_BYTE_32, CODE_BYTE_LOW, CODE_NIBBLE_LOW };
+enum scale_coding { CODE_NONE, CODE_HALF, CODE_HALF_LOW, CODE_BYTE, CODE_BYTE_32, CODE_EXPONENT, CODE_BYTE_LOW, CODE_NIBBLE_LOW };
 
 struct device_matrix {
     const uint8_t *data;  /* tiles, see above */
@@ -312,6 +313,7 @@ enum raw_format {
     RAW_F16,
     RAW_BF16,
     RAW_FP8,
+    RAW_FP4,
     RAW_AWQ,
     RAW_INT4,
     RAW_INT8,
@@ -320,6 +322,7 @@ enum raw_format {
     RAW_Q5_0,
     RAW_Q5_1,
     RAW_Q8_0,
+    RAW_MXFP4,
     RAW_IQ4_NL, /* up to here 32 values each, behind it 256 */
     RAW_Q2_K,
     RAW_Q3_K,
@@ -330,7 +333,7 @@ enum raw_format {
 };
 struct raw_matrix {
     const uint8_t *data;   /* rows [row0, row0 + rows) */
-    const uint8_t *scale;  /* FP8 fp32 (the whole matrix's), AWQ fp16 [groups][all_rows] */
+    const uint8_t *scale;  /* FP8 fp32 (the whole matrix's), FP4 e8m0 [rows][cols / 32], AWQ fp16 [groups][all_rows] */
     const uint32_t *zeros; /* AWQ [groups][all_rows / 8] */
     int32_t format, rows, cols, row0, all_rows;
     int32_t scale_rows, scale_cols, scale_stride; /* FP8 */

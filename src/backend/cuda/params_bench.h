@@ -11,7 +11,9 @@ struct generate_params {
     uint64_t stream;         /* another one for each matrix */
     size_t count;
     float step;         /* BF16: a value is step * (i + 1/2), i from -2^15 to 2^15 - 1 */
-    uint32_t scale_low; /* the others: a scale's bits (fp32 for FP8, else fp16) are scale_low + [0, scale_span) */
+    /* The others: a scale's bits (fp32 for FP8, else fp16) are scale_low + [0, scale_span). CODE_EXPONENT: scale_low, and one more in
+     * scale_span of 65536. */
+    uint32_t scale_low;
     uint32_t scale_span;
     uint32_t low_bits; /* GGUF's blocks with a dmin: its fp16 bits */
     int32_t format;    /* enum weight_format */

@@ -11,7 +11,7 @@
 #include "backend/cuda/upload.h"
 #include "base/clock.h"
 
-enum { SLICE_BYTES = 32 << 20, SLICE_ROWS = 32, BUFFER_ALIGN = 256 };
+enum { SLICE_BYTES = 32 << 20, SLICE_ROWS = 32, BUFFER_ALIGN = 256, SLICE_SLACK = 2 * BUFFER_ALIGN };
 
 static size_t align_up(size_t n) {
     return (n + BUFFER_ALIGN - 1) / BUFFER_ALIGN * BUFFER_ALIGN;
@@ -36,6 +36,7 @@ static size_t row_bytes(const struct mat *mat, int rows) {
         return count * 2;
     case MAT_FP8:
         return count;
+    case MAT_FP4:
     case MAT_INT4_AWQ:
         return count / 2;
     case MAT_INT4:
@@ -46,8 +47,9 @@ static size_t row_bytes(const struct mat *mat, int rows) {
     }
 }
 
-/* The scales that lie beside a matrix's values: all of them travel with every slice. */
-static size_t scale_bytes(const struct mat *mat) {
+/* The scales that lie beside the values of so many rows. Of FP8 and AWQ those of the whole matrix travel with every slice. */
+static size_t scale_bytes(const struct mat *mat, int rows) {
+    if (mat->format == MAT_FP4) return (size_t)rows * (size_t)(mat->cols / FP4_GROUP);
     if (mat->format == MAT_FP8) {
         return (size_t)((mat->rows + mat->scale_rows - 1) / mat->scale_rows) * (size_t)mat->scale_stride *
                sizeof(float);
@@ -57,17 +59,19 @@ static size_t scale_bytes(const struct mat *mat) {
 }
 
 static size_t zeros_bytes(const struct mat *mat) {
-    return mat->format == MAT_INT4_AWQ ? scale_bytes(mat) / 4 : 0;
+    return mat->format == MAT_INT4_AWQ ? scale_bytes(mat, mat->rows) / 4 : 0;
 }
 
 static size_t slice_bytes(const struct mat *mat, int rows) {
-    return align_up(row_bytes(mat, rows)) + align_up(scale_bytes(mat)) + align_up(zeros_bytes(mat));
+    return align_up(row_bytes(mat, rows)) + align_up(scale_bytes(mat, rows)) + align_up(zeros_bytes(mat));
 }
 
 /* Rows of a slice: whole where the order of the bytes forbids cutting. */
 static int slice_rows(const struct upload *u, const struct mat *mat, bool whole) {
     if (whole || mat->format == MAT_INT4_AWQ) return mat->rows;
-    size_t panel = row_bytes(mat, SLICE_ROWS), room = u->buffer_bytes - align_up(scale_bytes(mat)) - BUFFER_ALIGN;
+    const bool by_row = mat->format == MAT_FP4;
+    size_t panel = row_bytes(mat, SLICE_ROWS) + (by_row ? scale_bytes(mat, SLICE_ROWS) : 0);
+    size_t room = u->buffer_bytes - (by_row ? 0 : align_up(scale_bytes(mat, mat->rows))) - SLICE_SLACK;
     size_t rows = room / panel * SLICE_ROWS;
     return rows < (size_t)mat->rows ? (int)rows : mat->rows;
 }
@@ -85,10 +89,12 @@ static int send_slice(struct upload *u, const struct mat *mat, int r0, int rows,
                       struct buffer **used) {
     const struct cuda_driver *d = &u->cuda->driver;
     struct buffer *b = &u->buffers[u->next++ % UPLOAD_BUFFERS];
-    size_t data = row_bytes(mat, rows), scales = scale_bytes(mat), zeros = zeros_bytes(mat);
+    size_t data = row_bytes(mat, rows), scales = scale_bytes(mat, rows), zeros = zeros_bytes(mat);
     size_t scales_at = align_up(data), zeros_at = scales_at + align_up(scales);
     const uint8_t *from = (const uint8_t *)mat->data + (mat->format == MAT_INT4_AWQ ? 0 : row_bytes(mat, r0));
-    const void *scale = mat->format == MAT_FP8 ? (const void *)mat->scale : mat->scales16;
+    const void *scale = mat->format == MAT_FP8   ? (const void *)mat->scale
+                        : mat->format == MAT_FP4 ? (const void *)fp4_scales_at(mat, r0)
+                                                 : mat->scales16;
     int code = b->in_flight ? check(u, d->event_wait(b->sent), "waiting for weights to arrive") : 0;
     if (code) return code;
     assert(zeros_at + zeros <= u->buffer_bytes);
@@ -148,7 +154,7 @@ static bool note(struct upload *u, const struct mat *mat, const char *what, bool
     if (u->counting) {
         u->total_bytes += row_bytes(mat, mat->rows);
         bool cut = !whole && mat->format != MAT_INT4_AWQ;
-        grow(u, cut ? slice_bytes(mat, SLICE_ROWS) + (size_t)BUFFER_ALIGN : slice_bytes(mat, mat->rows));
+        grow(u, cut ? slice_bytes(mat, SLICE_ROWS) + (size_t)SLICE_SLACK : slice_bytes(mat, mat->rows));
         return true;
     }
     if (u->n++ == u->wanted) name_matrix(u, what);

@@ -21,6 +21,7 @@ static const struct known {
     [MAT_F16] = {RAW_F16, WEIGHT_BF16, CODE_NONE, true},
     [MAT_BF16] = {RAW_BF16, WEIGHT_BF16, CODE_NONE, true},
     [MAT_FP8] = {RAW_FP8, WEIGHT_FP8, CODE_NONE, true},
+    [MAT_FP4] = {RAW_FP4, WEIGHT_BITS4, CODE_EXPONENT, true},
     [MAT_INT4_AWQ] = {RAW_AWQ, WEIGHT_AWQ, CODE_NONE, true},
     [MAT_INT4] = {RAW_INT4, WEIGHT_INT4, CODE_NONE, true},
     [MAT_INT8] = {RAW_INT8, WEIGHT_INT8, CODE_NONE, true},
@@ -36,6 +37,7 @@ static const struct known {
     [MAT_Q6_K] = {RAW_Q6_K, WEIGHT_BITS6, CODE_BYTE, true},
     [MAT_IQ4_NL] = {RAW_IQ4_NL, WEIGHT_BITS4, CODE_HALF, true},
     [MAT_IQ4_XS] = {RAW_IQ4_XS, WEIGHT_BITS4, CODE_BYTE_32, true},
+    [MAT_MXFP4] = {RAW_MXFP4, WEIGHT_BITS4, CODE_EXPONENT, true},
 };
 
 bool upload_knows(enum mat_format format) {
@@ -49,9 +51,8 @@ enum raw_format upload_raw_format(const struct mat *mat) {
 static int shift_of(const struct mat *mat, enum weight_format format) {
     if (format == WEIGHT_BF16) return 31;
     if (format == WEIGHT_FP8) return mat->scale_cols >= mat->cols ? 31 : log2_of(mat->scale_cols);
-    if (!gguf_is_blocks(mat->format)) return log2_of(mat->group_size);
-    if (format < WEIGHT_BITS4) return 5;
-    return known[mat->format].coding <= CODE_HALF_LOW ? 6 : 8;
+    if (format >= WEIGHT_BITS4) return known[mat->format].coding <= CODE_HALF_LOW ? 6 : 8;
+    return gguf_is_blocks(mat->format) ? 5 : log2_of(mat->group_size);
 }
 
 /* FP8 scales in steps that no tile follows are applied once, in bf16. */
@@ -75,8 +76,8 @@ size_t cuda_tile_bytes(enum weight_format format, enum scale_coding coding) {
 /* Of the scales of 16 rows and a group of k. */
 static int chunk_bytes(const struct upload_layout *layout) {
     static const int scale[WEIGHT_FORMATS] = {0, 4, 2, 4, 2};
-    static const int words[] = {[CODE_HALF] = 1,    [CODE_HALF_LOW] = 1, [CODE_BYTE] = 4,
-                                [CODE_BYTE_32] = 2, [CODE_BYTE_LOW] = 4, [CODE_NIBBLE_LOW] = 4};
+    static const int words[] = {[CODE_HALF] = 1,     [CODE_HALF_LOW] = 1, [CODE_BYTE] = 4,      [CODE_BYTE_32] = 2,
+                                [CODE_EXPONENT] = 2, [CODE_BYTE_LOW] = 4, [CODE_NIBBLE_LOW] = 4};
     static const int beside[] = {[CODE_HALF] = 0,    [CODE_HALF_LOW] = 4, [CODE_BYTE] = 2,
                                  [CODE_BYTE_32] = 2, [CODE_BYTE_LOW] = 4, [CODE_NIBBLE_LOW] = 4};
     int row = layout->coding ? words[layout->coding] * 4 + beside[layout->coding] : scale[layout->format];

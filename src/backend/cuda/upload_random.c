@@ -39,6 +39,14 @@ static void set_scales(struct generate_params *p, enum weight_format format, flo
     p->scale_span = (format == WEIGHT_FP8 ? float_bits_of(high) : f32_to_f16(high)) - p->scale_low + 1;
 }
 
+/* FP4's are powers of two: the two beside the wanted scale, the larger one as often as makes the squares right. */
+static void set_exponents(struct generate_params *p, float deviation) {
+    int exponent;
+    float part = 2 * frexpf(deviation / synth_root_mean_square(MAT_FP4), &exponent); /* from 1 to 2 */
+    p->scale_low = (uint32_t)(127 + exponent - 1);
+    p->scale_span = (uint32_t)((part * part - 1) / 3 * 65536);
+}
+
 /* Blocks' scales are one d for all, times codes that differ (generate.cu). Only what recipes name is made. */
 static int set_codes(struct upload *u, struct generate_params *p, enum weight_format format, float deviation) {
     /* The mean square of codes times integers, and dmin in d. Q4_K: 32 to 63, q - 7.5; Q5_0: no codes, -16 to 15; Q6_K: 64 to 127,
@@ -58,7 +66,7 @@ static int set_codes(struct upload *u, struct generate_params *p, enum weight_fo
         return 0;
     }
     return mo_error_set(u->error, MO_E_UNSUPPORTED,
-                        "random weights on a GPU: of GGUF's blocks q4_k, q5_0 and q6_k only");
+                        "random weights on a GPU: of GGUF's blocks mxfp4, q4_k, q5_0 and q6_k only");
 }
 
 static struct generate_params params_of(const struct upload *u, const struct mat *mat) {
@@ -91,7 +99,9 @@ int upload_random_tiles(struct upload *u, const struct mat *mat, const struct we
     size_t tiles = (size_t)p.to.row_tiles * (size_t)p.to.slabs;
     if (w->format != WEIGHT_BF16) {
         int code = 0;
-        if (w->m.coding) {
+        if (w->m.coding == CODE_EXPONENT) {
+            set_exponents(&p, deviation_of(u, mat));
+        } else if (w->m.coding) {
             code = set_codes(u, &p, w->format, deviation_of(u, mat));
         } else {
             set_scales(&p, w->format, deviation_of(u, mat));

@@ -84,12 +84,23 @@ DEVICE uint32_t plane_bits(const struct slab *s, int i, int j, const int format)
     return bits;
 }
 
+/* Two e2m1 values of step i as bf16: their bits moved into bf16's places are 2^-126 of the value. */
+DEVICE uint32_t widen_fp4(uint32_t word, int j) {
+    uint32_t bits = word >> 4 * j & 0x000f000fu;
+    return fma_bf16x2((bits & 0x00080008u) << 12 | (bits & 0x00070007u) << 6, 0x7e807e80u, 0x80008000u);
+}
+
 /* The mma operand of step i (columns 16 i .. 16 i + 15). */
 DEVICE void blocks_operand(uint32_t *a, const struct slab *s, int i, int coding, const int format) {
     if (format == WEIGHT_BITS4 && (coding == CODE_HALF || coding == CODE_BYTE_32)) {
         uint32_t low = look_up_iq4(s->w[0].v[i] & 0xffff), high = look_up_iq4(s->w[0].v[i] >> 16);
         UNROLL
         for (int j = 0; j < 4; j++) a[j] = widen_bytes(low, high, j);
+        return;
+    }
+    if (format == WEIGHT_BITS4 && coding == CODE_EXPONENT) {
+        UNROLL
+        for (int j = 0; j < 4; j++) a[j] = widen_fp4(s->w[0].v[i], j);
         return;
     }
     uint32_t zero = format == WEIGHT_BITS5   ? (coding == CODE_HALF ? 16 : 0)
@@ -105,8 +116,12 @@ DEVICE void blocks_operand(uint32_t *a, const struct slab *s, int i, int coding,
 
 /* --- scales ------------------------------------------------------------------------------------------------------------ */
 
+/* A word of codes is of 128 k, not of 64. */
+DEVICE int is_of_128(int coding) {
+    return coding == CODE_BYTE_32 || coding == CODE_EXPONENT;
+}
 DEVICE int beside_bytes(int coding) {
-    return coding == CODE_HALF ? 0 : coding == CODE_BYTE || coding == CODE_BYTE_32 ? 2 : 4;
+    return coding == CODE_HALF || coding == CODE_EXPONENT ? 0 : coding == CODE_BYTE || coding == CODE_BYTE_32 ? 2 : 4;
 }
 DEVICE const uint8_t *chunk_of(const struct device_matrix *w, const uint8_t *scale, int tile, int slab) {
     size_t chunk = (size_t)tile * (size_t)w->scale_groups + (size_t)((slab * SLAB_COLS) >> w->group_shift);
@@ -115,14 +130,14 @@ DEVICE const uint8_t *chunk_of(const struct device_matrix *w, const uint8_t *sca
 /* Where in its chunk a slab's codes and what lies beside them begin. */
 DEVICE int codes_at(const struct device_matrix *w, int slab) {
     if (w->group_shift == 6) return 0;
-    return (w->coding == CODE_BYTE_32 ? slab % 4 / 2 : slab % 4) * 64;
+    return (is_of_128(w->coding) ? slab % 4 / 2 : slab % 4) * 64;
 }
 DEVICE int beside_at(const struct device_matrix *w) {
     return w->chunk_bytes - TILE_ROWS * beside_bytes(w->coding);
 }
 /* Codes of 128 k: those of the slab's half. */
 DEVICE uint32_t codes_of_slab(uint32_t codes, int slab, int coding) {
-    return coding == CODE_BYTE_32 ? codes >> (slab % 2 * 16) : codes;
+    return is_of_128(coding) ? codes >> (slab % 2 * 16) : codes;
 }
 
 /* From the card's memory; tile and slab of a matrix. */
@@ -148,6 +163,10 @@ DEVICE void blocks_load(struct slab *s, const struct device_matrix *w, const uin
 struct half_scales {
     float scale[2][2], low[2][2];
 };
+/* 2^(e - 127), of an e below 255. */
+DEVICE float exponent_value(uint32_t e) {
+    return bits_float(e ? e << 23 : 0x00400000u);
+}
 DEVICE float signed_byte(uint32_t bits) {
     return (float)(int8_t)(bits & 0xff);
 }
@@ -161,7 +180,13 @@ DEVICE void fine_scales(struct half_scales *out, uint32_t codes, uint32_t beside
         out->low[step][h] = -(dmin * (float)(code >> 4));
     }
 }
-DEVICE void coarse_scales(struct half_scales *out, uint32_t codes, uint32_t beside, int half, int h, int coding) {
+DEVICE void coarse_scales(struct half_scales *out, uint32_t codes, uint32_t beside, int half, int h, int coding,
+                          const int format) {
+    if (format == WEIGHT_BITS4 && coding == CODE_EXPONENT) {
+        out->scale[0][h] = exponent_value(codes >> 8 * half & 0xff);
+        out->low[0][h] = 0;
+        return;
+    }
     if (coding == CODE_HALF || coding == CODE_HALF_LOW) {
         out->scale[0][h] = half_value(codes >> 16 * half & 0xffff);
         out->low[0][h] = half_value(beside >> 16 * half & 0xffff);
@@ -178,7 +203,7 @@ DEVICE void find_scales(struct half_scales *out, const struct slab *s, int half,
         if (is_fine(format)) {
             fine_scales(out, s->scale[0][h] >> 16 * half, s->scale[1][h], h, coding, format);
         } else {
-            coarse_scales(out, s->scale[0][h], s->scale[1][h], half, h, coding);
+            coarse_scales(out, s->scale[0][h], s->scale[1][h], half, h, coding, format);
         }
     }
 }

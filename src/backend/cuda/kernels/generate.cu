@@ -78,7 +78,10 @@ DEVICE void generate_chunk(const struct generate_params *p, int at, int row) {
         uint64_t word = hash_at(~p->stream, (uint64_t)at * 4 + (uint64_t)i);
         uint32_t codes =
             p->scale_low | p->scale_low << 16 | ((uint32_t)word & 0x80008000u); /* CODE_HALF: either sign */
-        if (to->coding == CODE_BYTE_LOW) { /* 32 to 63, and minimums of the same size */
+        if (to->coding == CODE_EXPONENT) { /* this one or the next */
+            codes = p->scale_low * 0x01010101u;
+            for (int j = 0; j < 4; j++) codes += (uint32_t)((word >> 16 * j & 0xffff) < p->scale_span) << 8 * j;
+        } else if (to->coding == CODE_BYTE_LOW) { /* 32 to 63, and minimums of the same size */
             codes = ((uint32_t)word & 0x1f1fu) + 0x2020u;
             codes |= codes << 16;
         } else if (to->coding == CODE_BYTE) { /* 64 to 127, either sign */

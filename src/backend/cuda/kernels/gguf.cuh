@@ -13,6 +13,8 @@ DEVICE int gguf_values(int format) {
 }
 DEVICE int gguf_bytes(int format) {
     switch (format) {
+    case RAW_MXFP4:
+        return 17;
     case RAW_Q4_1:
         return 20;
     case RAW_Q5_0:
@@ -59,6 +61,8 @@ DEVICE uint32_t gguf_four_bits(const uint8_t *bytes, int i) {
 /* Value i's stored bits, never negative (Q8_0: plus 128). */
 DEVICE uint32_t gguf_code(int format, const uint8_t *at, int i) {
     switch (format) {
+    case RAW_MXFP4:
+        return gguf_nibble(at + 1, i);
     case RAW_Q4_1:
         return gguf_nibble(at + 4, i);
     case RAW_Q5_0:
@@ -127,8 +131,13 @@ DEVICE int gguf_minimum(int format, const uint8_t *at, int j) {
     return j < 4 ? s[j + 4] & 63 : s[j + 4] >> 4 | s[j] >> 6 << 4;
 }
 
+DEVICE float e2m1_value(uint32_t code) {
+    return bits_float((code & 8) << 28 | (code & 7) << 22) * 0x1p126f;
+}
+
 /* Value i of a block, with plain C's roundings. */
 DEVICE float gguf_value(int format, const uint8_t *at, int i) {
+    if (format == RAW_MXFP4) return e2m1_value(gguf_code(format, at, i)) * exponent_value(at[0]);
     float scale = half_value(gguf_d(format, at)), low = half_value(gguf_m(format, at));
     if (gguf_values(format) == 256) {
         int j = i / (format == RAW_Q2_K || format == RAW_Q3_K || format == RAW_Q6_K ? 16 : 32);

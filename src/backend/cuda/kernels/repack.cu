@@ -36,6 +36,11 @@ DEVICE float fp8_scale(const struct raw_matrix *m, int row, int k) {
     return ((const float *)m->scale)[at];
 }
 
+/* Whose values these are: 2^(byte - 127). */
+DEVICE uint32_t fp4_exponent(const struct raw_matrix *m, int row, int k) {
+    return m->scale[(size_t)(row - m->row0) * (size_t)(m->cols / 32) + (size_t)(k / 32)];
+}
+
 DEVICE const uint8_t *raw_block(const struct raw_matrix *m, int row, int k) {
     return gguf_block(m->data, m->format, m->cols, row - m->row0, k);
 }
@@ -52,6 +57,8 @@ DEVICE uint32_t raw_code(const struct raw_matrix *m, int row, int k) {
         return ((const uint16_t *)m->data)[at];
     case RAW_FP8:
         return m->data[at];
+    case RAW_FP4:
+        return m->data[at / 2] >> at % 2 * 4 & 15u;
     case RAW_AWQ:
         return awq_code(m, (const uint32_t *)m->data, row, k);
     default:
@@ -76,6 +83,8 @@ DEVICE float raw_value(const struct raw_matrix *m, int row, int k) {
         return bf16_value((uint16_t)code);
     case RAW_FP8:
         return e4m3_value(code) * fp8_scale(m, row, k);
+    case RAW_FP4:
+        return e2m1_value(code) * exponent_value(fp4_exponent(m, row, k));
     case RAW_AWQ:
         return (float)((int)code - (int)awq_code(m, m->zeros, row, group)) * half_value(awq_scale(m, row, group));
     case RAW_INT4:
@@ -176,6 +185,14 @@ DEVICE uint32_t small_minimum(const struct repack_params *p, int row, int k, int
     return (uint32_t)gguf_minimum(p->from.format, raw_block(&p->from, row, k), k % 256 / each);
 }
 
+/* The exponent of the 32 k at k. */
+DEVICE uint32_t block_exponent(const struct repack_params *p, int row, int k) {
+    if (k >= p->to.cols) return 0;
+    uint32_t e = p->from.format == RAW_FP4 ? fp4_exponent(&p->from, row, k) : raw_block(&p->from, row, k)[0];
+    if (e == 255) atomic_min_u32(p->fault, p->number);
+    return e;
+}
+
 /* A word of codes: those from k on (enum scale_coding). */
 DEVICE uint32_t codes_word(const struct repack_params *p, int row, int k) {
     uint32_t word = 0;
@@ -186,6 +203,10 @@ DEVICE uint32_t codes_word(const struct repack_params *p, int row, int k) {
     if (coding == CODE_BYTE_LOW) {
         return small_scale(p, row, k, 32) | small_scale(p, row, k + 32, 32) << 8 | small_minimum(p, row, k, 32) << 16 |
                small_minimum(p, row, k + 32, 32) << 24;
+    }
+    if (coding == CODE_EXPONENT) {
+        for (int i = 0; i < 4; i++) word |= block_exponent(p, row, k + i * 32) << 8 * i;
+        return word;
     }
     int each = coding == CODE_BYTE_32 ? 32 : 16;
     for (int i = 0; i < 4; i++) {
@@ -201,7 +222,7 @@ DEVICE void repack_chunk(const struct repack_params *p, const struct place *at, 
     const struct device_matrix *to = &p->to;
     uint8_t *chunk = (uint8_t *)chunk_of(to, to->scale, at->tile, 0) + (size_t)at->slab * (size_t)to->chunk_bytes;
     int k = at->slab << to->group_shift, source = p->row_offset + row, bytes = beside_bytes(to->coding);
-    int rows = beside_at(to) / (4 * TILE_ROWS), span = to->coding == CODE_BYTE_32 ? 128 : 64;
+    int rows = beside_at(to) / (4 * TILE_ROWS), span = is_of_128(to->coding) ? 128 : 64;
     for (int i = 0; i < rows; i++) {
         ((uint32_t *)chunk)[i * TILE_ROWS + at->lane] = row < 0 ? 0 : codes_word(p, source, k + i * span);
     }
@@ -249,9 +270,9 @@ KERNEL(repack_scales, repack_params) {
 /* A row of blocks as it lies in the file. */
 DEVICE void copy_blocks(const struct repack_params *p, int row) {
     size_t bytes = (size_t)(p->from.cols / gguf_values(p->from.format)) * (size_t)gguf_bytes(p->from.format);
-    const uint16_t *from = (const uint16_t *)(p->from.data + (size_t)(row - p->from.row0) * bytes);
-    uint16_t *to = (uint16_t *)(p->to.data + (size_t)row * bytes);
-    for (size_t i = (size_t)THREAD; i < bytes / 2; i += BLOCK_THREADS) to[i] = from[i];
+    const uint8_t *from = p->from.data + (size_t)(row - p->from.row0) * bytes;
+    uint8_t *to = (uint8_t *)p->to.data + (size_t)row * bytes;
+    for (size_t i = (size_t)THREAD; i < bytes; i += BLOCK_THREADS) to[i] = from[i];
 }
 
 /* Rows as they are, in fp32, bf16 or blocks: embedding and router. A block a row. */
