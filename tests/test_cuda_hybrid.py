@@ -2,6 +2,7 @@
 in tests/cuda (test_hybrid.c, test_listed.c, test_streams.c); what a query sees, in test_v4.py."""
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -56,10 +57,11 @@ def test_golden(case_id, flags, tmp_path):
     assert error[agree].max() <= 0.2
 
 
-def test_golden_fp8(tmp_path):
-    """Its experts are FP4: on the CPU they are multiplied as everywhere."""
+@pytest.mark.parametrize("flags", [[], ["--expert-device", "cpu"]])
+def test_golden_fp8(flags, tmp_path):
+    """Its experts are FP4."""
     case = Case("v4-tiny-fp8", "p17")
-    got, agree = with_routing(case, tmp_path, *GPU, "--expert-device", "cpu")
+    got, agree = with_routing(case, tmp_path, *GPU, *flags)
     assert agree.mean() >= 0.8
     assert np.abs(got - case.expected)[agree].mean() <= 0.05
 
@@ -128,6 +130,26 @@ def test_splits(model, tmp_path):
 def test_two_cards(tmp_path):
     runs = [logits(V4, tokens_of(40), tmp_path, *GPU, *flags, n=4, env=fake(devices=2))[0] for flags in ([], ["-pp", 2])]
     assert np.array_equal(*runs)
+
+
+@pytest.mark.skipif(ON_CARD, reason="three of the fake driver's cards")
+def test_tables_behind_a_border(folder, tmp_path):
+    """Experts by token also on the second card, which then wants to know what the last one picked: the answer of one card, token by
+    token, and that of steps that wait for the host's sampler."""
+    model = shutil.copytree(folder, tmp_path / "model")
+    change_config(model, num_hash_layers=2)
+
+    def add_table(tensors):
+        dtype, shape, raw = tensors["layers.0.ffn.gate.tid2eid"]
+        table = (np.frombuffer(raw, "<i8").reshape(shape)[::-1] + 1) % 6  # of 6 experts
+        tensors["layers.1.ffn.gate.tid2eid"] = (dtype, shape, table.astype("<i8").tobytes())
+        del tensors["layers.1.ffn.gate.bias"]
+
+    rewrite(model, add_table)
+    flags = [model, "--prompt", "one two three", "--max-tokens", 24, "--ignore-eos", "--temperature", 0, "--json"]
+    texts = [succeed("run", *flags, *GPU, *cards, env={**fake(devices=3), **env}).json["text"]
+             for cards, env in (([], {}), (["-pp", 3], {}), (["-pp", 3], HOST_CHOOSES))]
+    assert texts[0] and texts[1:] == texts[:1] * 2
 
 
 @pytest.mark.skipif(ON_CARD, reason="the shim's order")
