@@ -6,14 +6,15 @@
 #include "params.h"
 
 enum {
-    INDEX_WAVE = 64,       /* rows of the batch whose keys are scored at once */
-    INDEX_CHUNK = 256,     /* keys that a block scores */
-    INDEX_TILE = 128,      /* of them in shared memory at a time */
-    MAX_INDEX_DIM = 128,   /* CACHE_GROUP: an fp8 key has one scale */
+    INDEX_WAVE = 64,     /* rows of the batch whose keys are scored at once */
+    INDEX_CHUNK = 256,   /* keys that a block scores */
+    INDEX_TILE = 128,    /* of them in shared memory at a time */
+    MAX_INDEX_DIM = 128, /* CACHE_GROUP: an fp8 key has one scale */
     MAX_INDEX_HEADS = 64,
-    INDEX_PAD = 8,         /* values between rows of shared memory: moves them to other banks */
-    LISTED_GROUP = 64,     /* rows of a list that are looked up at once */
-    LISTED_SHARED = 2 * LISTED_GROUP * 8, /* bytes of a block beside those of attn.cu */
+    INDEX_PAD = 8,     /* values between rows of shared memory: moves them to other banks */
+    LISTED_GROUP = 64, /* rows of a list that are looked up at once */
+    /* bytes of a block beside those of attn.cu */
+    LISTED_SHARED = 2 * LISTED_GROUP * 8,
 };
 
 /* The indexer's keys in a layer's part of the cache. A key stands for `ratio` tokens: 1 (V3.2), 4 (V4). A page has 64 / ratio of them,
@@ -29,11 +30,11 @@ struct index_keys {
  * place. A block a row. */
 struct index_rows_params {
     struct index_keys keys;
-    const float *k;                /* [n][dim] */
-    float *q;                      /* [n][heads][dim] */
-    const float *k_norm, *k_bias;  /* [dim] */
-    const float *rotation;         /* [n][rope / 2][2] */
-    const int32_t *pos, *page;     /* [n] */
+    const float *k;               /* [n][dim] */
+    float *q;                     /* [n][heads][dim] */
+    const float *k_norm, *k_bias; /* [dim] */
+    const float *rotation;        /* [n][rope / 2][2] */
+    const int32_t *pos, *page;    /* [n] */
     unsigned long long *fault;
     int32_t heads, rope, topk, fault_key;
 };
@@ -41,9 +42,9 @@ struct index_rows_params {
 /* Scores of all keys that rows first_row + [0, n_rows) see, and then the choice, both a wave of rows at a time. */
 struct index_params {
     struct index_keys keys;
-    const float *q;                    /* [n][heads][dim] rotated */
-    const float *weight;               /* [n][heads] */
-    const int32_t *pos, *first_page;   /* [n] */
+    const float *q;                  /* [n][heads][dim] rotated */
+    const float *weight;             /* [n][heads] */
+    const int32_t *pos, *first_page; /* [n] */
     const int32_t *page_table;
     float *score;    /* [INDEX_WAVE][stride] */
     int32_t *chosen; /* [n][topk] ascending */
