@@ -47,23 +47,15 @@ def logits(folder, tokens, tmp_path, *flags, env=None, n=None):
 
 
 @pytest.mark.parametrize("flags", [[], ["--n-cpu-moe", 1], ["--expert-device", "cpu"]])
-@pytest.mark.parametrize("case_id", ["p1", "p17"])
-def test_golden(case_id, flags, tmp_path):
-    case = Case("v4-tiny", case_id)
+@pytest.mark.parametrize("name, case_id", [("v4-tiny", "p1"), ("v4-tiny", "p17"), ("v4-tiny-fp8", "p17")])
+def test_golden(name, case_id, flags, tmp_path):
+    """As published: bf16; FP8 and experts in FP4."""
+    case = Case(name, case_id)
     got, agree = with_routing(case, tmp_path, *GPU, *flags)
     error = np.abs(got - case.expected)
     assert agree.mean() >= 0.8
     assert error[agree].mean() <= 0.05
     assert error[agree].max() <= 0.2
-
-
-@pytest.mark.parametrize("flags", [[], ["--expert-device", "cpu"]])
-def test_golden_fp8(flags, tmp_path):
-    """Its experts are FP4."""
-    case = Case("v4-tiny-fp8", "p17")
-    got, agree = with_routing(case, tmp_path, *GPU, *flags)
-    assert agree.mean() >= 0.8
-    assert np.abs(got - case.expected)[agree].mean() <= 0.05
 
 
 @pytest.mark.parametrize("kv, bound", [("bf16", 0.05), ("fp8", 0.25)])

@@ -26,23 +26,31 @@ bool cuda_watch_launch(struct cuda *cuda, const char *image, const char *entry, 
     return true;
 }
 
-/* One stage over the layers that have it. */
+enum { ANY_RATIO = -1, STAGES_MAX = 13 };
+
+/* One stage over the layers of [first_layer, end_layer) that have it: V4's with one ratio, which launch the same kernels. */
 struct watched_stage {
     const char *name;
     cuda_stage_call *call;
-    int first_layer, n_layers;
+    int first_layer, end_layer, ratio;
+    int n_layers, n_launches; /* in each */
 };
 
 struct profiler {
     struct cuda *cuda;
     struct cuda_profile *out;
     struct cuda_event *first, *second;
-    int launches[16]; /* of each stage, in one layer */
+    struct watched_stage stages[STAGES_MAX];
+    int n_stages;
 };
 
-static int call_stage(struct cuda *cuda, const struct watched_stage *stage, int layer) {
+static bool has_stage(const struct model *m, const struct watched_stage *stage, int layer) {
+    return stage->ratio == ANY_RATIO || m->hybrid.ratio[layer] == stage->ratio;
+}
+
+static int call_stage(struct cuda *cuda, cuda_stage_call *call, int layer) {
     cuda->watch.n = 0;
-    stage->call(&cuda->backend, layer);
+    call(&cuda->backend, layer);
     return cuda->watch.n;
 }
 
@@ -79,12 +87,14 @@ static double time_recorded(struct profiler *p, record_call *record, const void 
 
 static void record_stage(struct cuda *cuda, const void *context) {
     const struct watched_stage *stage = context;
-    for (int i = 0; i < stage->n_layers; i++) call_stage(cuda, stage, stage->first_layer + i);
+    for (int layer = stage->first_layer; layer < stage->end_layer; layer++) {
+        if (has_stage(cuda->model, stage, layer)) call_stage(cuda, stage->call, layer);
+    }
 }
 
-static void time_stage(struct profiler *p, const struct watched_stage *stage, int n_launches) {
+static void time_stage(struct profiler *p, const struct watched_stage *stage) {
     struct launch_watch *w = &p->cuda->watch;
-    for (int i = 0; i < n_launches && p->out->n < CUDA_PROFILE_MAX; i++) {
+    for (int i = 0; i < stage->n_launches && p->out->n < CUDA_PROFILE_MAX; i++) {
         w->wanted = i;
         w->bytes = 0;
         double us = time_recorded(p, record_stage, stage);
@@ -99,62 +109,70 @@ static void time_stage(struct profiler *p, const struct watched_stage *stage, in
     w->wanted = -1;
 }
 
-enum { EMBED, ATTN_IN, ATTN, ATTN_OUT, FFN_DENSE, ROUTE, EXPERTS, HEAD, PICK, STAGES };
+static void add_stage(struct profiler *p, struct watched_stage stage) {
+    int last = 0;
+    for (int layer = stage.first_layer; layer < stage.end_layer; layer++) {
+        if (!has_stage(p->cuda->model, &stage, layer)) continue;
+        stage.n_layers++;
+        last = layer;
+    }
+    if (stage.n_layers == 0) return;
+    stage.n_launches = call_stage(p->cuda, stage.call, last);
+    p->stages[p->n_stages++] = stage;
+}
 
 /* What the batch has no use for is of no layer. */
-static void list_stages(const struct model *m, const struct batch *batch, struct watched_stage stages[STAGES]) {
-    int dense = m->dense_layers < m->layers ? m->dense_layers : m->layers, sparse = m->layers - dense;
-    const struct watched_stage list[STAGES] = {
-        {"embed", cuda_embed, 0, 1},
-        {"attn_in", cuda_attn_in, 0, m->layers},
-        {"attn", cuda_attn, 0, m->layers},
-        {"attn_out", cuda_attn_out, 0, m->layers},
-        {"ffn_dense", cuda_ffn_dense, 0, dense},
-        {"route", cuda_route, dense, sparse},
-        {"experts", cuda_experts, dense, sparse},
-        {"head", cuda_head, 0, batch->n_logits ? 1 : 0},
-        {"pick", cuda_pick, 0, batch->pick ? 1 : 0},
-    };
-    memcpy(stages, list, sizeof list);
+static void list_stages(struct profiler *p, const struct batch *batch) {
+    static const int ratios[] = {0, RATIO_SPARSE, RATIO_DENSE};
+    const struct model *m = p->cuda->model;
+    const bool is_hybrid = model_is_hybrid(m);
+    const int dense = m->dense_layers < m->layers ? m->dense_layers : m->layers;
+    add_stage(p, (struct watched_stage){"embed", cuda_embed, 0, 1, ANY_RATIO, 0, 0});
+    for (int i = 0; i < (is_hybrid ? 3 : 1); i++) {
+        const int ratio = is_hybrid ? ratios[i] : ANY_RATIO;
+        add_stage(p, (struct watched_stage){"attn_in", cuda_attn_in, 0, m->layers, ratio, 0, 0});
+        add_stage(p, (struct watched_stage){"attn", cuda_attn, 0, m->layers, ratio, 0, 0});
+    }
+    add_stage(p, (struct watched_stage){"attn_out", cuda_attn_out, 0, m->layers, ANY_RATIO, 0, 0});
+    add_stage(p, (struct watched_stage){"ffn_dense", cuda_ffn_dense, 0, dense, ANY_RATIO, 0, 0});
+    add_stage(p, (struct watched_stage){"route", cuda_route, dense, m->layers, ANY_RATIO, 0, 0});
+    add_stage(p, (struct watched_stage){"experts", cuda_experts, dense, m->layers, ANY_RATIO, 0, 0});
+    add_stage(p, (struct watched_stage){"head", cuda_head, 0, batch->n_logits ? 1 : 0, ANY_RATIO, 0, 0});
+    add_stage(p, (struct watched_stage){"pick", cuda_pick, 0, batch->pick ? 1 : 0, ANY_RATIO, 0, 0});
 }
 
-/* A whole step, as forward() has it. */
-static void record_step(struct cuda *cuda, const void *context) {
-    const struct watched_stage *stages = context;
-    const struct model *m = cuda->model;
-    call_stage(cuda, &stages[EMBED], 0);
-    for (int layer = 0; layer < m->layers; layer++) {
-        for (int s = ATTN_IN; s <= ATTN_OUT; s++) call_stage(cuda, &stages[s], layer);
-        if (model_layer_is_dense(m, layer)) {
-            call_stage(cuda, &stages[FFN_DENSE], layer);
-        } else {
-            call_stage(cuda, &stages[ROUTE], layer);
-            call_stage(cuda, &stages[EXPERTS], layer);
-        }
+static void call_layer(struct cuda *cuda, int layer, struct cuda_profile *out) {
+    const bool is_dense = model_layer_is_dense(cuda->model, layer);
+    int n = call_stage(cuda, cuda_attn_in, layer), *most = is_dense ? &out->dense_layer_kernels : &out->layer_kernels;
+    n += call_stage(cuda, cuda_attn, layer);
+    n += call_stage(cuda, cuda_attn_out, layer);
+    if (is_dense) {
+        n += call_stage(cuda, cuda_ffn_dense, layer);
+    } else {
+        n += call_stage(cuda, cuda_route, layer);
+        n += call_stage(cuda, cuda_experts, layer);
     }
-    if (cuda->batch->n_logits) call_stage(cuda, &stages[HEAD], 0);
-    if (cuda->batch->pick) call_stage(cuda, &stages[PICK], 0);
+    out->step_kernels += n;
+    if (n > *most) *most = n;
 }
 
-/* Computes the batch once, stage by stage, and counts: of every stage in the last layer that has it. */
-static void count_launches(struct profiler *p, const struct watched_stage *stages) {
-    struct cuda_profile *out = p->out;
-    for (int s = 0; s < STAGES; s++) p->launches[s] = 0;
-    record_step(p->cuda, stages); /* leaves sane activations and routing behind */
-    for (int s = 0; s < STAGES; s++) {
-        if (stages[s].n_layers == 0) continue;
-        p->launches[s] = call_stage(p->cuda, &stages[s], stages[s].first_layer + stages[s].n_layers - 1);
-        out->step_kernels += p->launches[s] * stages[s].n_layers;
-    }
-    int attention = p->launches[ATTN_IN] + p->launches[ATTN] + p->launches[ATTN_OUT];
-    if (stages[ROUTE].n_layers) out->layer_kernels = attention + p->launches[ROUTE] + p->launches[EXPERTS];
-    if (stages[FFN_DENSE].n_layers) out->dense_layer_kernels = attention + p->launches[FFN_DENSE];
+/* A whole step, as forward() has it, and how many kernels it launches. */
+static void call_step(struct cuda *cuda, struct cuda_profile *out) {
+    out->step_kernels += call_stage(cuda, cuda_embed, 0);
+    for (int layer = 0; layer < cuda->model->layers; layer++) call_layer(cuda, layer, out);
+    if (cuda->batch->n_logits) out->step_kernels += call_stage(cuda, cuda_head, 0);
+    if (cuda->batch->pick) out->step_kernels += call_stage(cuda, cuda_pick, 0);
+}
+
+static void record_step(struct cuda *cuda, const void *unused) {
+    struct cuda_profile counted = {0};
+    (void)unused;
+    call_step(cuda, &counted);
 }
 
 int cuda_profile_step(struct backend *backend, const struct batch *batch, bool timed, struct cuda_profile *out,
                       struct mo_error *error) {
     struct cuda *cuda = cuda_alone(backend);
-    struct watched_stage stages[STAGES];
     struct profiler p = {.cuda = cuda, .out = out};
     *out = (struct cuda_profile){0};
     if (!cuda || cuda->offload.cpu) {
@@ -162,18 +180,16 @@ int cuda_profile_step(struct backend *backend, const struct batch *batch, bool t
                             "with several GPUs, or experts on the CPU, a step is not one GPU's alone");
     }
     bool off = cuda->recorder.off;
-    list_stages(cuda->model, batch, stages);
     cuda->recorder.off = true; /* the stages are called by hand */
     backend->ops->begin(backend, batch);
     cuda->recorder.off = off;
     cuda->watch = (struct launch_watch){.on = true, .wanted = -1};
     keep(cuda, cuda->driver.event_create(&p.first, 0));
     keep(cuda, cuda->driver.event_create(&p.second, 0));
-    count_launches(&p, stages);
-    if (timed && !cuda->failure.code) out->step_us = time_recorded(&p, record_step, stages);
-    for (int s = 0; s < STAGES && timed && !cuda->failure.code; s++) {
-        if (p.launches[s]) time_stage(&p, &stages[s], p.launches[s]);
-    }
+    call_step(cuda, out); /* leaves sane activations and routing behind */
+    list_stages(&p, batch);
+    if (timed && !cuda->failure.code) out->step_us = time_recorded(&p, record_step, NULL);
+    for (int s = 0; s < p.n_stages && timed && !cuda->failure.code; s++) time_stage(&p, &p.stages[s]);
     cuda->watch.on = false;
     if (p.first) cuda->driver.event_destroy(p.first);
     if (p.second) cuda->driver.event_destroy(p.second);
