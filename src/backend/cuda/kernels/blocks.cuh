@@ -136,8 +136,9 @@ DEVICE int beside_at(const struct device_matrix *w) {
     return w->chunk_bytes - TILE_ROWS * beside_bytes(w->coding);
 }
 /* Codes of 128 k: those of the slab's half. */
-DEVICE uint32_t codes_of_slab(uint32_t codes, int slab, int coding) {
-    return is_of_128(coding) ? codes >> (slab % 2 * 16) : codes;
+DEVICE uint32_t codes_of_slab(uint32_t codes, int slab, int coding, const int format) {
+    /* the same as is_of_128(); but for this form linear_bits5_many spills a register on 8.0 */
+    return coding == CODE_BYTE_32 || (format == WEIGHT_BITS4 && coding == CODE_EXPONENT) ? codes >> (slab % 2 * 16) : codes;
 }
 
 /* From the card's memory; tile and slab of a matrix. */
@@ -152,7 +153,7 @@ DEVICE void blocks_load(struct slab *s, const struct device_matrix *w, const uin
     for (int h = 0; h < 2; h++) {
         int row = LANE / 4 + 8 * h;
         uint32_t codes = constant_u32((const uint32_t *)(chunk + codes_at(w, slab)) + row);
-        s->scale[0][h] = codes_of_slab(codes, slab, w->coding);
+        s->scale[0][h] = codes_of_slab(codes, slab, w->coding, format);
         s->scale[1][h] = bytes == 4   ? constant_u32((const uint32_t *)beside + row)
                          : bytes == 2 ? constant_u16((const uint16_t *)beside + row)
                                       : 0;

@@ -170,7 +170,7 @@ DEVICE void read_blocks(struct slab *s, const unsigned char *weights, int tile, 
     UNROLL
     for (int h = 0; h < 2; h++) {
         int row = LANE / 4 + h * 8;
-        s->scale[0][h] = codes_of_slab(SHARED_WORD(codes + row * 4), slab, coding);
+        s->scale[0][h] = codes_of_slab(SHARED_WORD(codes + row * 4), slab, coding, format);
         s->scale[1][h] = bytes == 4 ? SHARED_WORD(beside + row * 4) : bytes == 2 ? ((const uint16_t *)beside)[row] : 0;
     }
 }
