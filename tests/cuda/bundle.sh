@@ -41,7 +41,6 @@ done
 for set in "$here"/../golden/data/*/manifest.json; do
     [ "${BUNDLE_MODELS:-1}" != 0 ] || break
     folder=${set%/*}
-    if grep -q index_topk "$folder/config.json"; then continue; fi # no kernels for an indexer
     mkdir "$bundle/models/${folder##*/}"
     for file in "$folder"/*; do
         case ${file##*/} in

@@ -16,7 +16,14 @@
 #include <unistd.h>
 
 enum { SETS_MAX = 32, WORDS_MAX = 32, TOKENS_CHUNKED = 80, GREEDY = 12, EXPLAINED_MOST = 4 };
-static const double AGREE_LEAST = 0.8, MEAN_MOST = 0.05, MAX_MOST = 0.2;
+static const double AGREE_LEAST = 0.8;
+
+/* How far logits may be off: on average, and at most. Where an indexer chooses among tokens that score alike, bf16 activations may choose
+ * others than float32's. */
+struct bars {
+    double mean, max;
+};
+static const struct bars NEAR = {0.05, 0.2}, CHOSEN = {0.25, 1};
 
 struct golden {
     const char *moebius, *models, *report, *sets, *cases;
@@ -165,7 +172,7 @@ static int64_t other_experts(const int32_t *a, const int32_t *b, int64_t layers,
 }
 
 struct difference {
-    double sum, max;
+    double sum, max, max_most;
     int64_t values, rows, agreeing;
     int64_t wrong, not_numbers, first_pos, first_id; /* logits far from the reference's, and the first of them */
     double got, want;
@@ -179,7 +186,7 @@ static void add_row(struct difference *d, int64_t pos, const float *got, const f
         d->not_numbers += !isfinite(got[i]);
         if (isfinite(error)) d->sum += error;
         d->max = fmax(d->max, error);
-        if (error <= MAX_MOST || d->wrong++) continue;
+        if (error <= d->max_most || d->wrong++) continue;
         d->first_pos = pos, d->first_id = i;
         d->got = (double)got[i], d->want = (double)want[i];
     }
@@ -187,11 +194,24 @@ static void add_row(struct difference *d, int64_t pos, const float *got, const f
     d->agreeing++;
 }
 
+static bool has_indexer(const struct subject *s) {
+    char path[4400];
+    snprintf(path, sizeof path, "%s/config.json", s->path);
+    json_t *config = json_load_file(path, 0, NULL);
+    bool has = json_object_get(config, "index_topk") != NULL;
+    json_decref(config);
+    return has;
+}
+
+static struct bars bars_of(const struct subject *s) {
+    return has_indexer(s) && json_array_size(json_object_get(s->item, "tokens")) > 64 ? CHOSEN : NEAR;
+}
+
 /* Rows whose experts are the reference's must be near; of the others there may be few. */
 static struct difference compare(const struct golden *g, const struct subject *s) {
     const json_t *logits = json_object_get(s->item, "logits"), *routing = json_object_get(s->item, "routing");
     const json_t *ids_entry = json_object_get(routing, "ids"), *positions = json_object_get(logits, "positions");
-    struct difference d = {.rows = shape_at(logits, 0), .other_layer = -1};
+    struct difference d = {.rows = shape_at(logits, 0), .other_layer = -1, .max_most = bars_of(s).max};
     char path[256];
     size_t want_bytes = 0, got_bytes = 0, want_ids_bytes = 0, got_ids_bytes = 0;
     int64_t vocab = shape_at(logits, 1), layers = shape_at(ids_entry, 0), tokens = shape_at(ids_entry, 1),
@@ -245,7 +265,7 @@ static void check_reference(struct golden *g, const struct subject *s) {
     if (ran) d = compare(g, s);
     double mean = d.values ? d.sum / (double)d.values : 0;
     bool ok = ran && d.values && !d.not_numbers && (double)d.agreeing >= AGREE_LEAST * (double)d.rows &&
-              mean <= MEAN_MOST && d.max <= MAX_MOST;
+              mean <= bars_of(s).mean && d.max <= bars_of(s).max;
     json_t *figures = json_pack("{sb sI sI sf sf}", "ran", ran, "rows", (json_int_t)d.rows, "rows_agreeing",
                                 (json_int_t)d.agreeing, "mean_error", mean, "max_error", fmin(d.max, 1e30));
     if (!ok) add_places(figures, &d);
@@ -308,7 +328,8 @@ static void check_set(struct golden *g, const char *set, bool first) {
         check_reference(g, &s);
         if (!strcmp(id, "p200") && (first || strstr(set, "fp8"))) {
             check_chunks(g, &s, "absorbed", 3);
-            check_chunks(g, &s, "expanded", 1); /* a program takes seconds to start where no other holds the card */
+            if (!has_indexer(&s))
+                check_chunks(g, &s, "expanded", 1); /* a program takes seconds to start where no other holds the card */
         }
         if (!strcmp(id, "p17") && (first || strstr(set, "fp8"))) check_recorded(g, &s);
     }

@@ -170,7 +170,7 @@ static void check_index(const struct index_case *c) {
     p.first_row = 1;
     p.n_rows = ROWS - 1;
     run(KERNEL_INDEX_SCORE, p.n_rows * 8, score_bytes(c), &p);
-    run(KERNEL_INDEX_CHOOSE, p.n_rows, 0, &p);
+    run(KERNEL_INDEX_CHOOSE, p.n_rows, CHOICE_SHARED, &p);
     struct survey survey = {0};
     for (int row = 2; row < ROWS; row++) {
         for (int key = 0; key < (pos[row] + 1) / c->ratio; key += row == 2 ? 1 : 5) {
@@ -193,7 +193,7 @@ static void check_index(const struct index_case *c) {
     p.first_row = 3;
     p.n_rows = 1;
     run(KERNEL_INDEX_SCORE, 8, score_bytes(c), &p);
-    run(KERNEL_INDEX_CHOOSE, 1, 0, &p);
+    run(KERNEL_INDEX_CHOOSE, 1, CHOICE_SHARED, &p);
     if (*p.fault != ((unsigned long long)p.fault_key << 32 | 3)) complain("a score that is no number: no fault");
     give_all_back();
 }
@@ -227,7 +227,7 @@ static void test_ties(void **unused) {
             p.score[2 * MOST_KEYS + key] = ldexpf(uniform(-1, 1), (int)(draw() % 250) - 125);
             p.score[3 * MOST_KEYS + key] = 1;
         }
-        run(KERNEL_INDEX_CHOOSE, ROWS, 0, &p);
+        run(KERNEL_INDEX_CHOOSE, ROWS, CHOICE_SHARED, &p);
         for (int row = 0; row < ROWS; row++) check_choice(&p, row, "ties");
         if (*p.fault != ~0ull) complain("a fault where all is finite");
         give_all_back();

@@ -93,7 +93,7 @@ void cuda_index(struct cuda *cuda, int layer) {
     for (p.first_row = 0; p.first_row < n; p.first_row += INDEX_WAVE) {
         p.n_rows = smaller(n - p.first_row, INDEX_WAVE);
         cuda_launch(cuda, KERNEL_INDEX_SCORE, p.n_rows * cuda->step.index_chunks, score_shared_bytes(&shape), &p);
-        cuda_launch(cuda, KERNEL_INDEX_CHOOSE, p.n_rows, 0, &p);
+        cuda_launch(cuda, KERNEL_INDEX_CHOOSE, p.n_rows, CHOICE_SHARED, &p);
     }
 }
 

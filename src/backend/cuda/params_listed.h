@@ -11,9 +11,11 @@ enum {
     INDEX_TILE = 128,    /* of them in shared memory at a time */
     MAX_INDEX_DIM = 128, /* CACHE_GROUP: an fp8 key has one scale */
     MAX_INDEX_HEADS = 64,
-    INDEX_PAD = 8,     /* values between rows of shared memory: moves them to other banks */
-    LISTED_GROUP = 64, /* rows of a list that are looked up at once */
-    /* bytes of a block beside those of attn.cu */
+    INDEX_PAD = 8,       /* values between rows of shared memory: moves them to other banks */
+    RANK_BINS = 1 << 11, /* of the digits by which a choice is made */
+    LISTED_GROUP = 64,   /* rows of a list that are looked up at once */
+    /* Bytes of shared memory of a block that chooses (struct choice of index.cu); of one that attends, beside those of attn.cu. */
+    CHOICE_SHARED = 4 * (RANK_BINS + 2 * BLOCK_WARPS + 2),
     LISTED_SHARED = 2 * LISTED_GROUP * 8,
 };
 

@@ -211,7 +211,7 @@ KERNEL(index_score, index_params) {
 
 /* --- the choice ----------------------------------------------------------------------------------------------------------- */
 
-enum { RANK_BINS = 1 << 11, THREAD_BINS = RANK_BINS / BLOCK_THREADS };
+enum { THREAD_BINS = RANK_BINS / BLOCK_THREADS };
 
 struct choice {
     uint32_t count[RANK_BINS];
@@ -219,6 +219,7 @@ struct choice {
     uint32_t digit;
     int left; /* keys that are still to be chosen among those with this digit */
 };
+PARAMS_SIZE(choice, CHOICE_SHARED);
 
 /* Numbers that order as the scores do. */
 DEVICE uint32_t rank_of(float score) {
@@ -335,7 +336,7 @@ DEVICE void write_chosen(struct choice *s, const float *score, int n, uint32_t l
 
 /* A block a row. The k-th largest rank is found digit by digit. */
 KERNEL(index_choose, index_params) {
-    SHARED struct choice s;
+    DYNAMIC_SHARED(struct choice, s);
     after_previous();
     int row = p.first_row + BLOCK, seen = (p.pos[row] + 1) / p.keys.ratio, left = p.topk;
     if (seen <= p.topk) return;
@@ -343,12 +344,12 @@ KERNEL(index_choose, index_params) {
     uint32_t found = 0, known = 0;
     for (int shift = 21; shift >= 0; shift -= shift > 10 ? 11 : 10) { /* 21, 10, 0 */
         uint32_t mask = shift ? RANK_BINS - 1 : (1 << 10) - 1;
-        int finite = count_digits(&s, score, seen, found, known, shift, mask);
+        int finite = count_digits(s, score, seen, found, known, shift, mask);
         if (!finite) note_fault(p.fault, p.fault_key, row);
-        find_digit(&s, left);
-        found |= s.digit << shift;
+        find_digit(s, left);
+        found |= s->digit << shift;
         known |= mask << shift;
-        left = s.left;
+        left = s->left;
     }
-    write_chosen(&s, score, seen, found, left, p.chosen + (size_t)row * (size_t)p.topk);
+    write_chosen(s, score, seen, found, left, p.chosen + (size_t)row * (size_t)p.topk);
 }
