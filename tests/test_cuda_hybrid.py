@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+import gguf_hybrid
 import make_tiny_text_model
 from conftest import GOLDEN, change_config, copy_set, moebius, read_f32, refused, succeed
 from test_cuda import GPU, ON_CARD, fake, shim  # noqa: F401 (a fixture)
@@ -55,6 +56,14 @@ def test_golden(name, case_id, flags, tmp_path):
     assert agree.mean() >= 0.8
     assert error[agree].mean() <= 0.05
     assert error[agree].max() <= 0.2
+
+
+def test_gguf(tmp_path):
+    """The same numbers with experts in MXFP4, what was FP8 in F32."""
+    path, case = gguf_hybrid.convert(GOLDEN / "v4-tiny-fp8", tmp_path / "m.gguf"), Case("v4-tiny-fp8", "p17")
+    got, want = (logits(model, case.tokens, tmp_path, *GPU) for model in (path, case.folder))
+    error = np.abs(got - want).mean(axis=1)
+    assert np.median(error) <= 0.05  # the median: a row may have other experts
 
 
 @pytest.mark.parametrize("kv, bound", [("bf16", 0.05), ("fp8", 0.25)])
