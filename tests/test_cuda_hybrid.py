@@ -2,6 +2,7 @@
 in tests/cuda (test_hybrid.c, test_listed.c, test_streams.c); what a query sees, in test_v4.py."""
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -130,6 +131,26 @@ def test_splits(model, tmp_path):
 def test_two_cards(tmp_path):
     runs = [logits(V4, tokens_of(40), tmp_path, *GPU, *flags, n=4, env=fake(devices=2))[0] for flags in ([], ["-pp", 2])]
     assert np.array_equal(*runs)
+
+
+@pytest.mark.skipif(ON_CARD, reason="three of the fake driver's cards")
+def test_tables_behind_a_border(folder, tmp_path):
+    """Experts by token also on the second card, which then wants to know what the last one picked: the answer of one card, token by
+    token, and that of steps that wait for the host's sampler."""
+    model = shutil.copytree(folder, tmp_path / "model")
+    change_config(model, num_hash_layers=2)
+
+    def add_table(tensors):
+        dtype, shape, raw = tensors["layers.0.ffn.gate.tid2eid"]
+        table = (np.frombuffer(raw, "<i8").reshape(shape)[::-1] + 1) % 6  # of 6 experts
+        tensors["layers.1.ffn.gate.tid2eid"] = (dtype, shape, table.astype("<i8").tobytes())
+        del tensors["layers.1.ffn.gate.bias"]
+
+    rewrite(model, add_table)
+    flags = [model, "--prompt", "one two three", "--max-tokens", 12, "--ignore-eos", "--temperature", 0, "--json", "--no-self-test"]
+    texts = [succeed("run", *flags, *GPU, *cards, env={**fake(devices=3), **env}).json["text"]
+             for cards, env in (([], {}), (["-pp", 3], {}), (["-pp", 3], HOST_CHOOSES))]
+    assert texts[0] and texts[1:] == texts[:1] * 2
 
 
 @pytest.mark.skipif(ON_CARD, reason="the shim's order")

@@ -10,7 +10,7 @@ struct generate_params {
     struct device_matrix to; /* data and scale are written; generate_rows: data alone, `count` values in bf16 */
     uint64_t stream;         /* another one for each matrix */
     size_t count;
-    float step;         /* BF16: a value is step * (i + 1/2), i from -2^15 to 2^15 - 1 */
+    float step; /* BF16: a value is step * (i + 1/2), i from -2^15 to 2^15 - 1 */
     /* The others: a scale's bits (fp32 for FP8, else fp16) are scale_low + [0, scale_span). CODE_EXPONENT: scale_low, and one more in
      * scale_span of 65536. */
     uint32_t scale_low;
