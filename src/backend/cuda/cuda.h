@@ -1,8 +1,8 @@
 /* backend/cuda/cuda.h - one card behind the stage table. cuda.c opens, closes and ends a step; step.c begins it, graph.c
  * records it; memory.c says how much the card must hold and where things are; upload.c brings the weights in; stages.c,
- * expanded.c and launch.c start kernels. Kernels run in one stream, so each sees what the one before it wrote; the host
- * waits once a step, in end(). A second step may begin before the first ends: what the host writes for a step, and what comes back, is there
- * twice (struct flight), everything on the card once.
+ * expanded.c, attn_hybrid.c, listed.c, streams.c and launch.c start kernels. Kernels run in one stream, so each sees what the
+ * one before it wrote; the host waits once a step, in end(). A second step may begin before the first ends: what the host writes for a
+ * step, and what comes back, is there twice (struct flight), everything on the card once.
  *
  * Of several cards each is such a one, with some of the layers; split.c calls their stages in turn.
  *
