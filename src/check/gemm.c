@@ -212,6 +212,8 @@ static void check_kind(struct check *check, struct gemm_kind what) {
         check_round(check, 0);
         check_case(check, what, 130, 4650, 5,
                    DATA_PLAIN); /* more columns than are rounded at once, more rows than have sums */
+        check_round(check, 1);
+        check_case(check, what, 19, 16400, 2, DATA_PLAIN); /* the same columns for one token */
     }
     if (check->kern.gemm[format] != check->ref.gemm[format] && !gguf_is_blocks(format)) {
         check_round(check, 0);

@@ -41,9 +41,8 @@ enum {
     SPAN = 2048,       /* k of activations rounded at a time */
     BLOCK = 1024,      /* k that weights and tokens of a tile go through from the first cache */
     PITCH = SPAN + 32, /* lines of several tokens would meet in the same set of it */
-    ONE_SPAN = 4096,   /* the same for one token, whose weights come from memory */
+    ONE_SPAN = 16384,  /* the same for one token: whole rows of nearly every matrix */
     ONE_ROWS = 256,
-    AHEAD_BYTES = 1536,
 };
 
 /* In order: 128-bit lane l of the first register gets weights 8 l on, that of the second those 32 further on. */
@@ -68,82 +67,121 @@ INLINE const char *row_at(const struct mat *w, int r, int k) {
 
 /* ---- one token ---- */
 
-/* Asks for what is read AHEAD_BYTES later: where the span of these rows ends, that of the next ones. */
-INLINE void ask_ahead(int rows, const char *p, size_t pitch, size_t offset, size_t span_bytes) {
-    offset += AHEAD_BYTES;
-    if (offset >= span_bytes) offset += (size_t)rows * pitch - span_bytes;
+/* Some rows on their way past a token, and the rows after them, which are asked for meanwhile in the order of memory: as many lines at
+ * a time as are read, which takes fewer instructions than a line of each row, and reaches memory in longer runs. */
+struct row_group {
+    const char *p; /* the first row's span */
+    size_t pitch, span_bytes;
+    const char *ask;
+    ptrdiff_t ask_left, ask_run; /* bytes to be asked for that lie in one run; whole rows are one */
+};
+
+INLINE struct row_group group_at(const struct mat *w, int rows, int r, int r1, int k, int end) {
+    const size_t size = w->format == MAT_FP8 ? 1 : 2, pitch = (size_t)w->cols * size;
+    const int is_whole = end - k == w->cols;
+    struct row_group group = {.p = row_at(w, r, k), .pitch = pitch, .span_bytes = (size_t)(end - k) * size};
+    group.ask = group.p;
+    if (r + 2 * rows <= r1) group.ask += (size_t)rows * pitch; /* what other threads read is left to them */
+    group.ask_left = group.ask_run = (ptrdiff_t)(is_whole ? (size_t)rows * pitch : group.span_bytes);
+    return group;
+}
+
+INLINE const char *group_row(const struct row_group *group, int i, size_t at) {
+    return group->p + at + (size_t)(i & 4) * group->pitch + (size_t)(i & 3) * group->pitch;
+}
+
+INLINE void ask_ahead(struct row_group *group, int rows) {
     UNROLL
-    for (int i = 0; i < rows; i++) ask_for(p + (size_t)i * pitch + offset);
+    for (int i = 0; i < rows; i++) ask_for(group->ask + i * 64);
+    group->ask += rows * 64;
+    group->ask_left -= rows * 64;
+    if (group->ask_left > 0) return;
+    group->ask += group->ask_left + (ptrdiff_t)group->pitch - group->ask_run;
+    group->ask_left = group->ask_run;
 }
 
 /* sum [rows] += rows from r on times x, over k to end. */
-INLINE void bf16_dot(const struct mat *w, int rows, int r, int k, int end, const uint16_t *x, vec *sum) {
-    const size_t pitch = (size_t)w->cols * 2, span_bytes = (size_t)(end - k) * 2;
-    const char *p = row_at(w, r, k);
+INLINE void bf16_dot(struct row_group group, int rows, const uint16_t *x, vec *sum) {
     vec acc[DOT_ROWS];
-    int at = 0;
+    size_t at = 0;
     UNROLL
     for (int i = 0; i < rows; i++) acc[i] = sum[i];
-    for (; at + STEP <= end - k; at += STEP) {
-        const ivec xv = ivec_load(x + at);
-        ask_ahead(rows, p, pitch, (size_t)at * 2, span_bytes);
+    for (; at + 2 * STEP <= group.span_bytes; at += 2 * STEP) {
+        const ivec xv = ivec_load(x + at / 2);
+        ask_ahead(&group, rows);
         UNROLL
-        for (int i = 0; i < rows; i++) acc[i] = add_pairs(ivec_load(p + (size_t)i * pitch + at * 2), xv, acc[i]);
+        for (int i = 0; i < rows; i++) acc[i] = add_pairs(ivec_load(group_row(&group, i, at)), xv, acc[i]);
     }
-    if (at < end - k) {
-        const ivec xv = load_pairs(x + at, end - k - at);
+    if (at < group.span_bytes) {
+        const int left = (int)(group.span_bytes - at) / 2;
+        const ivec xv = load_pairs(x + at / 2, left);
         UNROLL
         for (int i = 0; i < rows; i++)
-            acc[i] = add_pairs(load_pairs((const uint16_t *)(p + (size_t)i * pitch) + at, end - k - at), xv, acc[i]);
+            acc[i] = add_pairs(load_pairs((const uint16_t *)(const void *)group_row(&group, i, at), left), xv, acc[i]);
     }
     UNROLL
     for (int i = 0; i < rows; i++) sum[i] = acc[i];
 }
 
 /* acc [rows] += up to FP8_LINE columns. */
-INLINE void fp8_step(const struct fp8_table *table, int rows, const char *p, size_t pitch, const uint16_t *x, int count,
-                     vec *acc) {
+INLINE void fp8_step(const struct fp8_table *table, const struct row_group *group, int rows, size_t at,
+                     const uint16_t *x, int count, vec *acc) {
     const int whole = count == FP8_LINE;
     const ivec low = load_pairs(x, count), high = whole ? ivec_load(x + STEP) : load_pairs(x + STEP, count - STEP);
     UNROLL
     for (int i = 0; i < rows; i++) {
-        const char *row = p + (size_t)i * pitch;
+        const char *line = group_row(group, i, at);
         ivec first, second;
-        fp8_to_bf16(table, whole ? ivec_load(row) : fp8_load_part(row, count), &first, &second);
+        fp8_to_bf16(table, whole ? ivec_load(line) : fp8_load_part(line, count), &first, &second);
         acc[i] = add_pairs(first, low, acc[i]);
         if (whole || count > STEP) acc[i] = add_pairs(second, high, acc[i]);
     }
 }
 
-INLINE void fp8_dot(const struct fp8_table *table, const struct mat *w, int rows, int r, int k0, int end,
-                    const uint16_t *x, vec *sum) {
-    const size_t pitch = (size_t)w->cols, span_bytes = (size_t)(end - k0);
-    const char *scales[DOT_ROWS];
+/* The same; the rows' scales, from that of column k on, are `scales`. */
+INLINE void fp8_dot(const struct fp8_table *table, const struct mat *w, struct row_group group, int rows, int k,
+                    const char *const *scales, const uint16_t *x, vec *sums) {
+    const int end = k + (int)group.span_bytes, block_cols = w->scale_cols < w->cols ? w->scale_cols : w->cols;
+    int block = k / block_cols, block_end = (block + 1) * block_cols;
+    vec sum[DOT_ROWS];
+    size_t at = 0;
     UNROLL
-    for (int i = 0; i < rows; i++) scales[i] = fp8_scales(w, r + i);
-    for (int k = k0, stop; k < end; k = stop) {
-        const int block = k / w->scale_cols;
+    for (int i = 0; i < rows; i++) sum[i] = sums[i];
+    while (k < end) { /* a chunk; where it ends is fp8_chunk_end without its division */
+        const int to = k + FP8_CHUNK < block_end ? k + FP8_CHUNK : block_end, stop = to < end ? to : end;
+        const int scale_at = block;
         vec acc[DOT_ROWS];
-        stop = fp8_chunk_end(w, k);
         UNROLL
         for (int i = 0; i < rows; i++) acc[i] = vec_zero();
-        for (; k + FP8_LINE <= stop; k += FP8_LINE) {
-            ask_ahead(rows, row_at(w, r, k0), pitch, (size_t)(k - k0), span_bytes);
-            fp8_step(table, rows, row_at(w, r, k), pitch, x + (k - k0), FP8_LINE, acc);
+        for (; k + FP8_LINE <= stop; k += FP8_LINE, at += FP8_LINE) {
+            ask_ahead(&group, rows);
+            fp8_step(table, &group, rows, at, x + at, FP8_LINE, acc);
         }
-        if (k < stop) fp8_step(table, rows, row_at(w, r, k), pitch, x + (k - k0), stop - k, acc);
+        if (k < stop) fp8_step(table, &group, rows, at, x + at, stop - k, acc);
+        at += (size_t)(stop - k);
+        k = stop;
+        if (k == block_end) {
+            block++;
+            block_end += block_cols;
+        }
         UNROLL
         for (int i = 0; i < rows; i++)
-            sum[i] = vec_fma(acc[i], vec_set1(fp8_scale(scales[i], block) * FP8_UNIT), sum[i]);
+            sum[i] = vec_fma(acc[i], vec_set1(fp8_scale(scales[i], scale_at) * FP8_UNIT), sum[i]);
     }
+    UNROLL
+    for (int i = 0; i < rows; i++) sums[i] = sum[i];
 }
 
-INLINE void one_span(const struct mat *w, const struct fp8_table *table, int rows, int r, int k, int end,
+INLINE void one_span(const struct mat *w, const struct fp8_table *table, int rows, int r, int r1, int k, int end,
                      const uint16_t *x, vec *sum) {
+    const struct row_group group = group_at(w, rows, r, r1, k, end);
     if (w->format == MAT_FP8) {
-        fp8_dot(table, w, rows, r, k, end, x, sum);
+        const char *scales[DOT_ROWS];
+        UNROLL
+        for (int i = 0; i < rows; i++) scales[i] = fp8_scales(w, r + i);
+        fp8_dot(table, w, group, rows, k, scales, x, sum);
     } else {
-        bf16_dot(w, rows, r, k, end, x, sum);
+        bf16_dot(group, rows, x, sum);
     }
 }
 
@@ -156,8 +194,8 @@ static void one_token(const struct mat *w, int r0, int r1, const float *x, float
         int r = r0;
         end = part_end(w, k, ONE_SPAN);
         round_all(x + k, end - k, rounded);
-        for (; r + DOT_ROWS <= r1; r += DOT_ROWS) one_span(w, &table, DOT_ROWS, r, k, end, rounded, sum + (r - r0));
-        for (; r < r1; r++) one_span(w, &table, 1, r, k, end, rounded, sum + (r - r0));
+        for (; r + DOT_ROWS <= r1; r += DOT_ROWS) one_span(w, &table, DOT_ROWS, r, r1, k, end, rounded, sum + (r - r0));
+        for (; r < r1; r++) one_span(w, &table, 1, r, r1, k, end, rounded, sum + (r - r0));
     }
     for (int r = r0; r < r1; r++) y[r] = vec_sum(sum[r - r0]);
 }
