@@ -219,6 +219,11 @@ static void check_kind(struct check *check, struct gemm_kind what) {
         check_round(check, 0);
         check_case(check, what, 2048, 1408, 2, DATA_PLAIN);
     }
+    if (format == MAT_FP4) {
+        check_round(check, 1);
+        check_case(check, what, 19, 16500, 2,
+                   DATA_PLAIN); /* more columns than one token's activations that are prepared at once */
+    }
     const int most_panels = gguf_is_blocks(format) ? 4 : 16;
     for (int panels = 1; quantized && !awq && panels <= most_panels;
          panels++) { /* every way to cut panels and tokens into sets */
