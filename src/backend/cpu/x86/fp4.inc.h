@@ -42,10 +42,16 @@ static void fp4_lines(struct gguf_rows *rows, struct gguf_panel *panel, int bloc
     unpack_step(unpack_fp4, FP4_GROUP, FP4_GROUP / 2, rows, to, blocks);
 }
 
-/* scale [groups], of at most GGUF_STEP k */
-static void fp4_step_scales(const uint8_t *p, size_t pitch, int rows, int groups, vec *scale) {
+/* scale [groups], of at most GGUF_STEP k from group `at` on; rows have `all`. */
+static void fp4_step_scales(const uint8_t *p, int all, int at, int rows, int groups, vec *scale) {
+    const int there = all - at < FP4_SCALES ? all - at : FP4_SCALES, half = FP4_SCALES / 2;
     ivec words[4];
-    fp4_take_scales(p, pitch, rows, groups, words);
+    if (rows == VL && groups == half && there == half && at >= half) { /* the last ones, behind others */
+        rows_to_lanes(p + at - half, (size_t)all, words);
+        memcpy(words, words + 2, 2 * sizeof *words);
+    } else {
+        fp4_take_scales(p + at, (size_t)all, rows, there, words);
+    }
     UNROLL
     for (int j = 0; j < GGUF_STEP / FP4_GROUP; j++) scale[j] = fp4_scale(words[j / 4], j % 4);
 }

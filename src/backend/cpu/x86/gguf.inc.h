@@ -43,7 +43,7 @@ static const struct gguf_shape gguf_shapes[MAT_FORMATS] = {
     [MAT_IQ3_S] = {iq3_s_lines, iq3_s_sums, GGUF_8_BITS, BYTE_ZERO, 32, false},
     [MAT_TQ1_0] = {tq1_0_lines, tq1_0_sums, GGUF_5_BITS, 1, 32, false},
     [MAT_TQ2_0] = {tq2_0_lines, tq2_0_sums, GGUF_5_BITS, 1, 32, false},
-    [MAT_FP4] = {fp4_lines, NULL, GGUF_5_BITS, FP4_ZERO, 32, false}, /* one token: fp4_one.inc.h */
+    [MAT_FP4] = {fp4_lines, NULL, GGUF_5_BITS, FP4_ZERO, 32, false}, /* one token: fp4_few.inc.h */
     [MAT_MXFP4] = {mxfp4_lines, mxfp4_sums, GGUF_8_BITS, BYTE_ZERO, 32, false},
 };
 
@@ -130,8 +130,8 @@ static int gguf_unpack_step(const struct gguf_walk *walk, int k, struct gguf_row
     *rows = gguf_begin_step(walk, k, count, few);
     walk->shape->lines(rows, panel, count / walk->values);
     if (walk->scales)
-        fp4_step_scales(walk->scales + k / FP4_GROUP, (size_t)(walk->w->cols / FP4_GROUP), walk->rows,
-                        count / FP4_GROUP, panel->scale);
+        fp4_step_scales(walk->scales, walk->w->cols / FP4_GROUP, k / FP4_GROUP, walk->rows, count / FP4_GROUP,
+                        panel->scale);
     return count;
 }
 

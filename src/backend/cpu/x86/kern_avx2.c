@@ -12,7 +12,7 @@
 #include "backend/cpu/x86/gguf_grids.inc.h"
 #include "backend/cpu/x86/fp4.inc.h"
 #include "backend/cpu/x86/gguf.inc.h"
-#include "backend/cpu/x86/fp4_one.inc.h"
+#include "backend/cpu/x86/fp4_few.inc.h"
 #include "backend/cpu/x86/peak.inc.h"
 #include "backend/cpu/x86/stages.inc.h"
 #include "backend/cpu/x86/index.inc.h"

@@ -13,7 +13,7 @@
 #include "backend/cpu/x86/gguf_grids.inc.h"
 #include "backend/cpu/x86/fp4.inc.h"
 #include "backend/cpu/x86/gguf.inc.h"
-#include "backend/cpu/x86/fp4_one.inc.h"
+#include "backend/cpu/x86/fp4_few.inc.h"
 #include "backend/cpu/x86/peak.inc.h"
 #include "backend/cpu/x86/stages.inc.h"
 #include "backend/cpu/x86/index.inc.h"
@@ -59,7 +59,7 @@ void kern_init_avx512(struct kern *kern) {
     if (__builtin_cpu_supports("gfni")) best_int4_sets = affine_sets;
     has_byte_tables = __builtin_cpu_supports("avx512vbmi");
     if (has_byte_tables) {
-        best_fp4_panels = fp4_panels_64;
+        fp4_best_table = FP4_64;
         fp8_fill_tables();
         kern->gemm[MAT_FP8] = gemm_fp8_by_table;
         kern->sum_rows[MAT_FP8] = sum_rows_fp8_by_table;

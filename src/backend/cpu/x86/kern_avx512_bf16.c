@@ -141,15 +141,14 @@ INLINE void fp8_step(const struct fp8_table *table, const struct row_group *grou
 /* The same; the rows' scales, from that of column k on, are `scales`. */
 INLINE void fp8_dot(const struct fp8_table *table, const struct mat *w, struct row_group group, int rows, int k,
                     const char *const *scales, const uint16_t *x, vec *sums) {
-    const int end = k + (int)group.span_bytes, block_cols = w->scale_cols < w->cols ? w->scale_cols : w->cols;
-    int block = k / block_cols, block_end = (block + 1) * block_cols;
+    const int end = k + (int)group.span_bytes;
+    struct fp8_walk walk = fp8_walk_from(w, k);
     vec sum[DOT_ROWS];
     size_t at = 0;
     UNROLL
     for (int i = 0; i < rows; i++) sum[i] = sums[i];
-    while (k < end) { /* a chunk; where it ends is fp8_chunk_end without its division */
-        const int to = k + FP8_CHUNK < block_end ? k + FP8_CHUNK : block_end, stop = to < end ? to : end;
-        const int scale_at = block;
+    while (k < end) {
+        const int stop = fp8_walk_stop(&walk, k, end);
         vec acc[DOT_ROWS];
         UNROLL
         for (int i = 0; i < rows; i++) acc[i] = vec_zero();
@@ -160,13 +159,10 @@ INLINE void fp8_dot(const struct fp8_table *table, const struct mat *w, struct r
         if (k < stop) fp8_step(table, &group, rows, at, x + at, stop - k, acc);
         at += (size_t)(stop - k);
         k = stop;
-        if (k == block_end) {
-            block++;
-            block_end += block_cols;
-        }
         UNROLL
         for (int i = 0; i < rows; i++)
-            sum[i] = vec_fma(acc[i], vec_set1(fp8_scale(scales[i], scale_at) * FP8_UNIT), sum[i]);
+            sum[i] = vec_fma(acc[i], vec_set1(fp8_scale(scales[i], walk.block) * FP8_UNIT), sum[i]);
+        fp8_walk_on(&walk, stop);
     }
     UNROLL
     for (int i = 0; i < rows; i++) sums[i] = sum[i];
@@ -298,11 +294,14 @@ static void find_rows(const struct job *job, int r, int k, int end, const uint16
 }
 
 static void find_chunks(const struct job *job, int r, int k, int end, struct chunk *chunk) {
+    struct fp8_walk walk = fp8_walk_from(job->w, k);
+    const char *scales[TILE_ROWS];
+    for (int i = 0; i < TILE_ROWS; i++) scales[i] = fp8_scales(job->w, tile_row(job, r, i));
     for (int stop; k < end; k = stop, chunk++) {
-        stop = fp8_chunk_end(job->w, k);
+        stop = fp8_walk_stop(&walk, k, end);
         chunk->count = stop - k;
-        for (int i = 0; i < TILE_ROWS; i++)
-            chunk->scale[i] = fp8_scale(fp8_scales(job->w, tile_row(job, r, i)), k / job->w->scale_cols) * FP8_UNIT;
+        for (int i = 0; i < TILE_ROWS; i++) chunk->scale[i] = fp8_scale(scales[i], walk.block) * FP8_UNIT;
+        fp8_walk_on(&walk, stop);
     }
 }
 

@@ -13,7 +13,7 @@
 #include "backend/cpu/x86/gguf_grids.inc.h"
 #include "backend/cpu/x86/fp4.inc.h"
 #include "backend/cpu/x86/gguf.inc.h"
-#include "backend/cpu/x86/fp4_one.inc.h"
+#include "backend/cpu/x86/fp4_few.inc.h"
 #include "backend/cpu/x86/peak.inc.h"
 
 void kern_init_avx_vnni(struct kern *kern) {
