@@ -42,7 +42,7 @@ enum {
     BLOCK = 1024,      /* k that weights and tokens of a tile go through from the first cache */
     PITCH = SPAN + 32, /* lines of several tokens would meet in the same set of it */
     FEW_TOKENS = 4,
-    FEW_SETS = 4, /* of so many tokens of FP8; more have their weights widened once */
+    FEW_SETS = 3, /* of so many tokens; for more it pays to widen FP8 once, and to make tiles */
     FEW_SUMS = FEW_TOKENS * DOT_ROWS / 2,
     FEW_SPAN = 16384, /* as SPAN, for few tokens: whole rows of nearly every matrix */
     FEW_PITCH = FEW_SPAN + 32,
@@ -69,7 +69,7 @@ INLINE const char *row_at(const struct mat *w, int r, int k) {
     return (const char *)w->data + ((size_t)r * (size_t)w->cols + (size_t)k) * size;
 }
 
-/* ---- one token, and a few of FP8 ---- */
+/* ---- one token, and a few ---- */
 
 /* Some rows on their way past a token, and the rows after them, which are asked for meanwhile in the order of memory: as many lines at
  * a time as are read, which takes fewer instructions than a line of each row, and reaches memory in longer runs. */
@@ -104,27 +104,34 @@ INLINE void ask_ahead(struct row_group *group, int rows) {
     group->ask_left = group->ask_run;
 }
 
-/* sum [rows] += rows from r on times x, over k to end. */
-INLINE void bf16_dot(struct row_group group, int rows, const uint16_t *x, vec *sum) {
-    vec acc[DOT_ROWS];
+/* acc [rows][tokens] += up to STEP columns, `at` in bytes. */
+INLINE void bf16_step(const struct row_group *group, int rows, int tokens, size_t at, const uint16_t *x, int count,
+                      vec *acc) {
+    ivec xv[FEW_TOKENS];
+    UNROLL
+    for (int t = 0; t < tokens; t++) xv[t] = load_pairs(x + t * FEW_PITCH, count);
+    UNROLL
+    for (int i = 0; i < rows; i++) {
+        const ivec weight = load_pairs((const uint16_t *)(const void *)group_row(group, i, at), count);
+        UNROLL
+        for (int t = 0; t < tokens; t++) acc[i * tokens + t] = add_pairs(weight, xv[t], acc[i * tokens + t]);
+    }
+}
+
+/* sum [rows][tokens] += rows times x [tokens][FEW_PITCH]. */
+INLINE void bf16_dot(struct row_group group, int rows, int tokens, const uint16_t *x, vec *sum) {
+    const int n = rows * tokens;
+    vec acc[FEW_SUMS];
     size_t at = 0;
     UNROLL
-    for (int i = 0; i < rows; i++) acc[i] = sum[i];
+    for (int i = 0; i < n; i++) acc[i] = sum[i];
     for (; at + 2 * STEP <= group.span_bytes; at += 2 * STEP) {
-        const ivec xv = ivec_load(x + at / 2);
         ask_ahead(&group, rows);
-        UNROLL
-        for (int i = 0; i < rows; i++) acc[i] = add_pairs(ivec_load(group_row(&group, i, at)), xv, acc[i]);
+        bf16_step(&group, rows, tokens, at, x + at / 2, STEP, acc);
     }
-    if (at < group.span_bytes) {
-        const int left = (int)(group.span_bytes - at) / 2;
-        const ivec xv = load_pairs(x + at / 2, left);
-        UNROLL
-        for (int i = 0; i < rows; i++)
-            acc[i] = add_pairs(load_pairs((const uint16_t *)(const void *)group_row(&group, i, at), left), xv, acc[i]);
-    }
+    if (at < group.span_bytes) bf16_step(&group, rows, tokens, at, x + at / 2, (int)(group.span_bytes - at) / 2, acc);
     UNROLL
-    for (int i = 0; i < rows; i++) sum[i] = acc[i];
+    for (int i = 0; i < n; i++) sum[i] = acc[i];
 }
 
 /* acc [rows][tokens] += up to FP8_LINE columns. */
@@ -193,8 +200,8 @@ INLINE void few_span(const struct mat *w, const struct fp8_table *table, int row
         UNROLL
         for (int i = 0; i < rows; i++) scales[i] = fp8_scales(w, r + i);
         fp8_dot(table, w, group, rows, tokens, k, scales, x, sum);
-    } else if (tokens == 1) {
-        bf16_dot(group, rows, x, sum);
+    } else {
+        bf16_dot(group, rows, tokens, x, sum);
     }
 }
 
@@ -428,7 +435,7 @@ static void several_tokens(const struct mat *w, int r0, int r1, const float *con
 }
 
 static void gemm_pairs(const struct mat *w, int r0, int r1, const float *const *x, int n, float *const *y) {
-    if (n <= (w->format == MAT_FP8 ? FEW_SETS * FEW_TOKENS : 1)) {
+    if (n <= FEW_SETS * FEW_TOKENS) {
         sets_of_tokens(w, r0, r1, x, n, y);
         return;
     }
