@@ -43,7 +43,7 @@ static const struct gguf_shape gguf_shapes[MAT_FORMATS] = {
     [MAT_IQ3_S] = {iq3_s_lines, iq3_s_sums, GGUF_8_BITS, BYTE_ZERO, 32, false},
     [MAT_TQ1_0] = {tq1_0_lines, tq1_0_sums, GGUF_5_BITS, 1, 32, false},
     [MAT_TQ2_0] = {tq2_0_lines, tq2_0_sums, GGUF_5_BITS, 1, 32, false},
-    [MAT_FP4] = {fp4_lines, NULL, GGUF_5_BITS, FP4_ZERO, 32, false}, /* one token: fp4_few.inc.h */
+    [MAT_FP4] = {fp4_lines, NULL, GGUF_5_BITS, FP4_ZERO, 32, false}, /* few tokens: fp4_few.inc.h */
     [MAT_MXFP4] = {mxfp4_lines, mxfp4_sums, GGUF_8_BITS, BYTE_ZERO, 32, false},
 };
 
