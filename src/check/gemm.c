@@ -210,12 +210,19 @@ static void check_kind(struct check *check, struct gemm_kind what) {
     check_case(check, what, 24, 160, CHECK_TOKENS_MAX, DATA_PLAIN); /* more tokens than a block of them */
     if (check->kern.pair_order && (format == MAT_BF16 || format == MAT_FP8)) {
         check_round(check, 0);
-        check_case(check, what, 130, 4650, 5,
+        check_case(check, what, 130, 4650, 19,
                    DATA_PLAIN); /* more columns than are rounded at once, more rows than have sums */
+        check_round(check, 1);
+        check_case(check, what, 19, 16400, 2, DATA_PLAIN); /* the same columns for one token */
     }
     if (check->kern.gemm[format] != check->ref.gemm[format] && !gguf_is_blocks(format)) {
         check_round(check, 0);
         check_case(check, what, 2048, 1408, 2, DATA_PLAIN);
+    }
+    if (format == MAT_FP4) {
+        check_round(check, 1);
+        check_case(check, what, 19, 16500, 2,
+                   DATA_PLAIN); /* more columns than one token's activations that are prepared at once */
     }
     const int most_panels = gguf_is_blocks(format) ? 4 : 16;
     for (int panels = 1; quantized && !awq && panels <= most_panels;

@@ -21,3 +21,26 @@ INLINE float fp8_scale(const char *scales, int block) {
     memcpy(&scale, scales + (size_t)block * sizeof scale, sizeof scale); /* as little aligned as the file */
     return scale;
 }
+
+/* A walk over chunks without divisions, which are dear beside a chunk of 128: the block of scales that column k is in, and where it
+ * ends. */
+struct fp8_walk {
+    int block, block_end, block_cols;
+};
+
+INLINE struct fp8_walk fp8_walk_from(const struct mat *w, int k) {
+    const int cols = w->scale_cols < w->cols ? w->scale_cols : w->cols, block = k / cols;
+    return (struct fp8_walk){block, (block + 1) * cols, cols};
+}
+
+/* Where the chunk that begins at k ends, `end` at most. */
+INLINE int fp8_walk_stop(const struct fp8_walk *walk, int k, int end) {
+    const int stop = k + FP8_CHUNK < walk->block_end ? k + FP8_CHUNK : walk->block_end;
+    return stop < end ? stop : end;
+}
+
+INLINE void fp8_walk_on(struct fp8_walk *walk, int stop) {
+    if (stop < walk->block_end) return;
+    walk->block++;
+    walk->block_end += walk->block_cols;
+}

@@ -43,7 +43,7 @@ static const struct gguf_shape gguf_shapes[MAT_FORMATS] = {
     [MAT_IQ3_S] = {iq3_s_lines, iq3_s_sums, GGUF_8_BITS, BYTE_ZERO, 32, false},
     [MAT_TQ1_0] = {tq1_0_lines, tq1_0_sums, GGUF_5_BITS, 1, 32, false},
     [MAT_TQ2_0] = {tq2_0_lines, tq2_0_sums, GGUF_5_BITS, 1, 32, false},
-    [MAT_FP4] = {fp4_lines, NULL, GGUF_5_BITS, FP4_ZERO, 32, false}, /* one token: fp4_multiply_one */
+    [MAT_FP4] = {fp4_lines, NULL, GGUF_5_BITS, FP4_ZERO, 32, false}, /* few tokens: fp4_few.inc.h */
     [MAT_MXFP4] = {mxfp4_lines, mxfp4_sums, GGUF_8_BITS, BYTE_ZERO, 32, false},
 };
 
@@ -130,8 +130,8 @@ static int gguf_unpack_step(const struct gguf_walk *walk, int k, struct gguf_row
     *rows = gguf_begin_step(walk, k, count, few);
     walk->shape->lines(rows, panel, count / walk->values);
     if (walk->scales)
-        fp4_step_scales(walk->scales + k / FP4_GROUP, (size_t)(walk->w->cols / FP4_GROUP), walk->rows,
-                        count / FP4_GROUP, panel->scale);
+        fp4_step_scales(walk->scales, walk->w->cols / FP4_GROUP, k / FP4_GROUP, walk->rows, count / FP4_GROUP,
+                        panel->scale);
     return count;
 }
 
@@ -309,31 +309,11 @@ static int gguf_multiply_many(const struct gguf_walk *walk, int k, const struct 
     return count;
 }
 
-/* One token of FP4, as much as is whole cache lines of VL rows; returns how many k. */
-static int fp4_multiply_one(const struct gguf_walk *walk, const struct q8_row *x, vec *acc) {
-    const int groups = walk->w->cols / FP4_GROUP, end = groups / FP4_ASK_GROUPS * FP4_ASK_GROUPS;
-    ivec words[4];
-    vec f = *acc;
-    KEEP_LOOP
-    for (int g = 0; g < end; g += FP4_ASK_GROUPS) {
-        const size_t at = (size_t)g * FP4_GROUP / 2;
-        const int left = groups - g;
-        ask_for(walk->scales + (size_t)VL * (size_t)(groups + g)); /* of the next VL rows, in as many steps */
-        if (g % FP4_SCALES == 0)
-            fp4_take_scales(walk->scales + g, (size_t)groups, VL, left < FP4_SCALES ? left : FP4_SCALES, words);
-        f = fp4_add_lines(walk->data + at, walk->pitch, gguf_ahead(walk, at, FP4_AHEAD, walk->pitch),
-                          words[g % FP4_SCALES / FP4_ASK_GROUPS], x->q + g * FP4_GROUP, x->scale + g, x->sum + g, f);
-    }
-    *acc = f;
-    return end * FP4_GROUP;
-}
-
 static void gguf_multiply_rows(const struct gguf_walk *walk, int r, const struct q8_row *x, int n, float *const *y) {
     vec acc[GGUF_TOKENS];
     for (int t = 0; t < n; t++) acc[t] = vec_zero();
     const bool one = n == 1 && walk->shape->sums;
-    int k = n == 1 && walk->scales && walk->rows == VL ? fp4_multiply_one(walk, x, acc) : 0;
-    while (k < walk->w->cols)
+    for (int k = 0; k < walk->w->cols;)
         k += one ? gguf_multiply_one(walk, k, x, acc) : gguf_multiply_many(walk, k, x, n, acc);
     for (int t = 0; t < n; t++) {
         if (walk->rows < VL)

@@ -12,6 +12,7 @@
 #include "backend/cpu/x86/gguf_grids.inc.h"
 #include "backend/cpu/x86/fp4.inc.h"
 #include "backend/cpu/x86/gguf.inc.h"
+#include "backend/cpu/x86/fp4_few.inc.h"
 #include "backend/cpu/x86/peak.inc.h"
 #include "backend/cpu/x86/stages.inc.h"
 #include "backend/cpu/x86/index.inc.h"
@@ -37,6 +38,7 @@ void kern_init_avx2(struct kern *kern) {
     kern->gemm_q8[MAT_INT4] = gemm_block_q8;
     kern->gemm_q8[MAT_INT8] = gemm_block_q8;
     gguf_init(kern);
+    kern->gemm_q8[MAT_FP4] = gemm_fp4_q8;
     kern->quantize = quantize;
     kern->decode_rows = decode_rows;
     kern->sum_rows[MAT_BF16] = sum_rows_bf16;

@@ -13,6 +13,7 @@
 #include "backend/cpu/x86/gguf_grids.inc.h"
 #include "backend/cpu/x86/fp4.inc.h"
 #include "backend/cpu/x86/gguf.inc.h"
+#include "backend/cpu/x86/fp4_few.inc.h"
 #include "backend/cpu/x86/peak.inc.h"
 #include "backend/cpu/x86/stages.inc.h"
 #include "backend/cpu/x86/index.inc.h"
@@ -50,6 +51,7 @@ void kern_init_avx512(struct kern *kern) {
     kern->gemm_q8[MAT_INT4] = gemm_block_q8;
     kern->gemm_q8[MAT_INT8] = gemm_block_q8;
     gguf_init(kern);
+    kern->gemm_q8[MAT_FP4] = gemm_fp4_q8;
     kern->quantize = quantize;
     kern->decode_rows = decode_rows;
     kern->sum_rows[MAT_BF16] = sum_rows_bf16;
@@ -57,6 +59,7 @@ void kern_init_avx512(struct kern *kern) {
     if (__builtin_cpu_supports("gfni")) best_int4_sets = affine_sets;
     has_byte_tables = __builtin_cpu_supports("avx512vbmi");
     if (has_byte_tables) {
+        fp4_best_table = FP4_64;
         fp8_fill_tables();
         kern->gemm[MAT_FP8] = gemm_fp8_by_table;
         kern->sum_rows[MAT_FP8] = sum_rows_fp8_by_table;

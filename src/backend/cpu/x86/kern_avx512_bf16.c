@@ -41,9 +41,12 @@ enum {
     SPAN = 2048,       /* k of activations rounded at a time */
     BLOCK = 1024,      /* k that weights and tokens of a tile go through from the first cache */
     PITCH = SPAN + 32, /* lines of several tokens would meet in the same set of it */
-    ONE_SPAN = 4096,   /* the same for one token, whose weights come from memory */
-    ONE_ROWS = 256,
-    AHEAD_BYTES = 1536,
+    FEW_TOKENS = 4,
+    FEW_SETS = 3, /* of so many tokens; for more it pays to widen FP8 once, and to make tiles */
+    FEW_SUMS = FEW_TOKENS * DOT_ROWS / 2,
+    FEW_SPAN = 16384, /* as SPAN, for few tokens: whole rows of nearly every matrix */
+    FEW_PITCH = FEW_SPAN + 32,
+    FEW_ROWS = 256,
 };
 
 /* In order: 128-bit lane l of the first register gets weights 8 l on, that of the second those 32 further on. */
@@ -66,100 +69,182 @@ INLINE const char *row_at(const struct mat *w, int r, int k) {
     return (const char *)w->data + ((size_t)r * (size_t)w->cols + (size_t)k) * size;
 }
 
-/* ---- one token ---- */
+/* ---- one token, and a few ---- */
 
-/* Asks for what is read AHEAD_BYTES later: where the span of these rows ends, that of the next ones. */
-INLINE void ask_ahead(int rows, const char *p, size_t pitch, size_t offset, size_t span_bytes) {
-    offset += AHEAD_BYTES;
-    if (offset >= span_bytes) offset += (size_t)rows * pitch - span_bytes;
-    UNROLL
-    for (int i = 0; i < rows; i++) ask_for(p + (size_t)i * pitch + offset);
+/* Some rows on their way past a token, and the rows after them, which are asked for meanwhile in the order of memory: as many lines at
+ * a time as are read, which takes fewer instructions than a line of each row, and reaches memory in longer runs. */
+struct row_group {
+    const char *p; /* the first row's span */
+    size_t pitch, span_bytes;
+    const char *ask;
+    ptrdiff_t ask_left, ask_run; /* bytes to be asked for that lie in one run; whole rows are one */
+};
+
+INLINE struct row_group group_at(const struct mat *w, int rows, int r, int r1, int k, int end) {
+    const size_t size = w->format == MAT_FP8 ? 1 : 2, pitch = (size_t)w->cols * size;
+    const int is_whole = end - k == w->cols;
+    struct row_group group = {.p = row_at(w, r, k), .pitch = pitch, .span_bytes = (size_t)(end - k) * size};
+    group.ask = group.p;
+    if (r + 2 * rows <= r1) group.ask += (size_t)rows * pitch; /* what other threads read is left to them */
+    group.ask_left = group.ask_run = (ptrdiff_t)(is_whole ? (size_t)rows * pitch : group.span_bytes);
+    return group;
 }
 
-/* sum [rows] += rows from r on times x, over k to end. */
-INLINE void bf16_dot(const struct mat *w, int rows, int r, int k, int end, const uint16_t *x, vec *sum) {
-    const size_t pitch = (size_t)w->cols * 2, span_bytes = (size_t)(end - k) * 2;
-    const char *p = row_at(w, r, k);
-    vec acc[DOT_ROWS];
-    int at = 0;
-    UNROLL
-    for (int i = 0; i < rows; i++) acc[i] = sum[i];
-    for (; at + STEP <= end - k; at += STEP) {
-        const ivec xv = ivec_load(x + at);
-        ask_ahead(rows, p, pitch, (size_t)at * 2, span_bytes);
-        UNROLL
-        for (int i = 0; i < rows; i++) acc[i] = add_pairs(ivec_load(p + (size_t)i * pitch + at * 2), xv, acc[i]);
-    }
-    if (at < end - k) {
-        const ivec xv = load_pairs(x + at, end - k - at);
-        UNROLL
-        for (int i = 0; i < rows; i++)
-            acc[i] = add_pairs(load_pairs((const uint16_t *)(p + (size_t)i * pitch) + at, end - k - at), xv, acc[i]);
-    }
-    UNROLL
-    for (int i = 0; i < rows; i++) sum[i] = acc[i];
+INLINE const char *group_row(const struct row_group *group, int i, size_t at) {
+    return group->p + at + (size_t)(i & 4) * group->pitch + (size_t)(i & 3) * group->pitch;
 }
 
-/* acc [rows] += up to FP8_LINE columns. */
-INLINE void fp8_step(const struct fp8_table *table, int rows, const char *p, size_t pitch, const uint16_t *x, int count,
-                     vec *acc) {
-    const int whole = count == FP8_LINE;
-    const ivec low = load_pairs(x, count), high = whole ? ivec_load(x + STEP) : load_pairs(x + STEP, count - STEP);
+INLINE void ask_ahead(struct row_group *group, int rows) {
+    UNROLL
+    for (int i = 0; i < rows; i++) ask_for(group->ask + i * 64);
+    group->ask += rows * 64;
+    group->ask_left -= rows * 64;
+    if (group->ask_left > 0) return;
+    group->ask += group->ask_left + (ptrdiff_t)group->pitch - group->ask_run;
+    group->ask_left = group->ask_run;
+}
+
+/* acc [rows][tokens] += up to STEP columns, `at` in bytes. */
+INLINE void bf16_step(const struct row_group *group, int rows, int tokens, size_t at, const uint16_t *x, int count,
+                      vec *acc) {
+    ivec xv[FEW_TOKENS];
+    UNROLL
+    for (int t = 0; t < tokens; t++) xv[t] = load_pairs(x + t * FEW_PITCH, count);
     UNROLL
     for (int i = 0; i < rows; i++) {
-        const char *row = p + (size_t)i * pitch;
-        ivec first, second;
-        fp8_to_bf16(table, whole ? ivec_load(row) : fp8_load_part(row, count), &first, &second);
-        acc[i] = add_pairs(first, low, acc[i]);
-        if (whole || count > STEP) acc[i] = add_pairs(second, high, acc[i]);
+        const ivec weight = load_pairs((const uint16_t *)(const void *)group_row(group, i, at), count);
+        UNROLL
+        for (int t = 0; t < tokens; t++) acc[i * tokens + t] = add_pairs(weight, xv[t], acc[i * tokens + t]);
     }
 }
 
-INLINE void fp8_dot(const struct fp8_table *table, const struct mat *w, int rows, int r, int k0, int end,
-                    const uint16_t *x, vec *sum) {
-    const size_t pitch = (size_t)w->cols, span_bytes = (size_t)(end - k0);
-    const char *scales[DOT_ROWS];
+/* sum [rows][tokens] += rows times x [tokens][FEW_PITCH]. */
+INLINE void bf16_dot(struct row_group group, int rows, int tokens, const uint16_t *x, vec *sum) {
+    const int n = rows * tokens;
+    vec acc[FEW_SUMS];
+    size_t at = 0;
     UNROLL
-    for (int i = 0; i < rows; i++) scales[i] = fp8_scales(w, r + i);
-    for (int k = k0, stop; k < end; k = stop) {
-        const int block = k / w->scale_cols;
-        vec acc[DOT_ROWS];
-        stop = fp8_chunk_end(w, k);
+    for (int i = 0; i < n; i++) acc[i] = sum[i];
+    for (; at + 2 * STEP <= group.span_bytes; at += 2 * STEP) {
+        ask_ahead(&group, rows);
+        bf16_step(&group, rows, tokens, at, x + at / 2, STEP, acc);
+    }
+    if (at < group.span_bytes) bf16_step(&group, rows, tokens, at, x + at / 2, (int)(group.span_bytes - at) / 2, acc);
+    UNROLL
+    for (int i = 0; i < n; i++) sum[i] = acc[i];
+}
+
+/* acc [rows][tokens] += up to FP8_LINE columns. */
+INLINE void fp8_step(const struct fp8_table *table, const struct row_group *group, int rows, int tokens, size_t at,
+                     const uint16_t *x, int count, vec *acc) {
+    const int whole = count == FP8_LINE;
+    ivec low[FEW_TOKENS], high[FEW_TOKENS];
+    UNROLL
+    for (int t = 0; t < tokens; t++, x += FEW_PITCH) {
+        low[t] = load_pairs(x, count);
+        high[t] = whole ? ivec_load(x + STEP) : load_pairs(x + STEP, count - STEP);
+    }
+    UNROLL
+    for (int i = 0; i < rows; i++) {
+        const char *line = group_row(group, i, at);
+        ivec first, second;
+        fp8_to_bf16(table, whole ? ivec_load(line) : fp8_load_part(line, count), &first, &second);
         UNROLL
-        for (int i = 0; i < rows; i++) acc[i] = vec_zero();
-        for (; k + FP8_LINE <= stop; k += FP8_LINE) {
-            ask_ahead(rows, row_at(w, r, k0), pitch, (size_t)(k - k0), span_bytes);
-            fp8_step(table, rows, row_at(w, r, k), pitch, x + (k - k0), FP8_LINE, acc);
+        for (int t = 0; t < tokens; t++) {
+            vec *to = acc + i * tokens + t;
+            *to = add_pairs(first, low[t], *to);
+            if (whole || count > STEP) *to = add_pairs(second, high[t], *to);
         }
-        if (k < stop) fp8_step(table, rows, row_at(w, r, k), pitch, x + (k - k0), stop - k, acc);
+    }
+}
+
+/* sums [rows][tokens] += rows times x [tokens][FEW_PITCH], from k on; the rows' scales, from that of column k on, are `scales`. */
+INLINE void fp8_dot(const struct fp8_table *table, const struct mat *w, struct row_group group, int rows, int tokens,
+                    int k, const char *const *scales, const uint16_t *x, vec *sums) {
+    const int end = k + (int)group.span_bytes, n = rows * tokens;
+    struct fp8_walk walk = fp8_walk_from(w, k);
+    vec sum[FEW_SUMS];
+    size_t at = 0;
+    UNROLL
+    for (int i = 0; i < n; i++) sum[i] = sums[i];
+    while (k < end) {
+        const int stop = fp8_walk_stop(&walk, k, end);
+        vec acc[FEW_SUMS];
         UNROLL
-        for (int i = 0; i < rows; i++)
-            sum[i] = vec_fma(acc[i], vec_set1(fp8_scale(scales[i], block) * FP8_UNIT), sum[i]);
+        for (int i = 0; i < n; i++) acc[i] = vec_zero();
+        for (; k + FP8_LINE <= stop; k += FP8_LINE, at += FP8_LINE) {
+            ask_ahead(&group, rows);
+            fp8_step(table, &group, rows, tokens, at, x + at, FP8_LINE, acc);
+        }
+        if (k < stop) fp8_step(table, &group, rows, tokens, at, x + at, stop - k, acc);
+        at += (size_t)(stop - k);
+        k = stop;
+        UNROLL
+        for (int i = 0; i < rows; i++) {
+            const vec scale = vec_set1(fp8_scale(scales[i], walk.block) * FP8_UNIT);
+            UNROLL
+            for (int t = 0; t < tokens; t++)
+                sum[i * tokens + t] = vec_fma(acc[i * tokens + t], scale, sum[i * tokens + t]);
+        }
+        fp8_walk_on(&walk, stop);
     }
+    UNROLL
+    for (int i = 0; i < n; i++) sums[i] = sum[i];
 }
 
-INLINE void one_span(const struct mat *w, const struct fp8_table *table, int rows, int r, int k, int end,
-                     const uint16_t *x, vec *sum) {
+INLINE void few_span(const struct mat *w, const struct fp8_table *table, int rows, int tokens, int r, int r1, int k,
+                     int end, const uint16_t *x, vec *sum) {
+    const struct row_group group = group_at(w, rows, r, r1, k, end);
     if (w->format == MAT_FP8) {
-        fp8_dot(table, w, rows, r, k, end, x, sum);
+        const char *scales[DOT_ROWS];
+        UNROLL
+        for (int i = 0; i < rows; i++) scales[i] = fp8_scales(w, r + i);
+        fp8_dot(table, w, group, rows, tokens, k, scales, x, sum);
     } else {
-        bf16_dot(w, rows, r, k, end, x, sum);
+        bf16_dot(group, rows, tokens, x, sum);
     }
 }
 
-static void one_token(const struct mat *w, int r0, int r1, const float *x, float *y) {
+/* At most FEW_ROWS rows. */
+INLINE void few_tokens(const struct mat *w, int r0, int r1, int tokens, const float *const *x, float *const *y) {
+    const int rows = tokens == 1 ? DOT_ROWS : DOT_ROWS / 2;
     const struct fp8_table table = fp8_table_load(in_order);
-    _Alignas(64) uint16_t rounded[ONE_SPAN];
-    vec sum[ONE_ROWS];
-    memset(sum, 0, (size_t)(r1 - r0) * sizeof *sum);
+    _Alignas(64) uint16_t rounded[FEW_TOKENS * FEW_PITCH];
+    vec sum[FEW_ROWS * FEW_TOKENS];
+    memset(sum, 0, (size_t)((r1 - r0) * tokens) * sizeof *sum);
     for (int k = 0, end; k < w->cols; k = end) {
+        vec *to = sum;
         int r = r0;
-        end = part_end(w, k, ONE_SPAN);
-        round_all(x + k, end - k, rounded);
-        for (; r + DOT_ROWS <= r1; r += DOT_ROWS) one_span(w, &table, DOT_ROWS, r, k, end, rounded, sum + (r - r0));
-        for (; r < r1; r++) one_span(w, &table, 1, r, k, end, rounded, sum + (r - r0));
+        end = part_end(w, k, FEW_SPAN);
+        for (int t = 0; t < tokens; t++) round_all(x[t] + k, end - k, rounded + t * FEW_PITCH);
+        for (; r + rows <= r1; r += rows, to += rows * tokens)
+            few_span(w, &table, rows, tokens, r, r1, k, end, rounded, to);
+        for (; r < r1; r++, to += tokens) few_span(w, &table, 1, tokens, r, r1, k, end, rounded, to);
     }
-    for (int r = r0; r < r1; r++) y[r] = vec_sum(sum[r - r0]);
+    for (int r = r0; r < r1; r++)
+        for (int t = 0; t < tokens; t++) y[t][r] = vec_sum(sum[(r - r0) * tokens + t]);
+}
+
+#define FEW(T)                                                                                                         \
+    static __attribute__((noinline)) void few_tokens_##T(const struct mat *w, int r0, int r1, const float *const *x,   \
+                                                         float *const *y) {                                            \
+        few_tokens(w, r0, r1, T, x, y);                                                                                \
+    }
+FEW(1)
+FEW(2)
+FEW(3)
+FEW(4)
+
+/* Sets of FEW_TOKENS at most, of nearly equal size; of rows as many as stay near for the next set. */
+static void sets_of_tokens(const struct mat *w, int r0, int r1, const float *const *x, int n, float *const *y) {
+    static void (*const few[])(const struct mat *, int, int, const float *const *,
+                               float *const *) = {few_tokens_1, few_tokens_2, few_tokens_3, few_tokens_4};
+    const int sets = (n + FEW_TOKENS - 1) / FEW_TOKENS;
+    for (int r = r0; r < r1; r += FEW_ROWS)
+        for (int i = 0, t = 0, end; i < sets; i++, t = end) {
+            end = n * (i + 1) / sets;
+            few[end - t - 1](w, r, r1 - r < FEW_ROWS ? r1 : r + FEW_ROWS, x + t, y + t);
+        }
 }
 
 /* ---- several tokens ---- */
@@ -260,11 +345,14 @@ static void find_rows(const struct job *job, int r, int k, int end, const uint16
 }
 
 static void find_chunks(const struct job *job, int r, int k, int end, struct chunk *chunk) {
+    struct fp8_walk walk = fp8_walk_from(job->w, k);
+    const char *scales[TILE_ROWS];
+    for (int i = 0; i < TILE_ROWS; i++) scales[i] = fp8_scales(job->w, tile_row(job, r, i));
     for (int stop; k < end; k = stop, chunk++) {
-        stop = fp8_chunk_end(job->w, k);
+        stop = fp8_walk_stop(&walk, k, end);
         chunk->count = stop - k;
-        for (int i = 0; i < TILE_ROWS; i++)
-            chunk->scale[i] = fp8_scale(fp8_scales(job->w, tile_row(job, r, i)), k / job->w->scale_cols) * FP8_UNIT;
+        for (int i = 0; i < TILE_ROWS; i++) chunk->scale[i] = fp8_scale(scales[i], walk.block) * FP8_UNIT;
+        fp8_walk_on(&walk, stop);
     }
 }
 
@@ -347,8 +435,8 @@ static void several_tokens(const struct mat *w, int r0, int r1, const float *con
 }
 
 static void gemm_pairs(const struct mat *w, int r0, int r1, const float *const *x, int n, float *const *y) {
-    if (n == 1) {
-        for (int r = r0; r < r1; r += ONE_ROWS) one_token(w, r, r1 - r < ONE_ROWS ? r1 : r + ONE_ROWS, x[0], y[0]);
+    if (n <= FEW_SETS * FEW_TOKENS) {
+        sets_of_tokens(w, r0, r1, x, n, y);
         return;
     }
     for (int t = 0; t < n; t += TOKENS) several_tokens(w, r0, r1, x + t, n - t < TOKENS ? n - t : TOKENS, y + t);

@@ -13,6 +13,7 @@
 #include "backend/cpu/x86/gguf_grids.inc.h"
 #include "backend/cpu/x86/fp4.inc.h"
 #include "backend/cpu/x86/gguf.inc.h"
+#include "backend/cpu/x86/fp4_few.inc.h"
 #include "backend/cpu/x86/peak.inc.h"
 
 void kern_init_avx_vnni(struct kern *kern) {
@@ -21,6 +22,7 @@ void kern_init_avx_vnni(struct kern *kern) {
     kern->gemm_q8[MAT_INT8] = gemm_block_q8;
     for (int format = 0; format < MAT_FORMATS; format++)
         if (gguf_shapes[format].lines) kern->gemm_q8[format] = gemm_gguf_q8;
+    kern->gemm_q8[MAT_FP4] = gemm_fp4_q8;
     kern->peak[PEAK_INT8] = int8_peak;
 }
 #endif
