@@ -22,8 +22,10 @@ double engine_plan_scratch(const struct engine *engine, const struct backend_opt
 /* What weights and scratch leave for the cache. */
 static double cache_budget(const struct engine *engine, double scratch) {
     double mapped =
-        engine->weights.made ? 0 : (double)engine->checkpoint.total_bytes; /* what was made is taken already */
-    mapped -= engine->ranks_bytes;                                         /* other processes have these */
+        engine->weights.made
+            ? 0
+            : (double)weights_file_bytes(&engine->checkpoint, &engine->model); /* what was made is taken already */
+    mapped -= engine->ranks_bytes;                                             /* other processes have these */
     return plan_cache_budget(memory_available_bytes(), engine->options.memory_utilization, mapped, scratch);
 }
 

@@ -284,8 +284,8 @@ def test_again_from_its_own_file(tmp_path):
     a, b = st.File(tmp_path / "a"), st.File(tmp_path / "b")
     name = "model.layers.1.mlp.experts.3.down_proj.weight"
     assert a.bytes_of(name) == b.bytes_of(name)
-    quantize(tmp_path / "a", tmp_path / "a", "--quant", "int4")  # onto itself
-    assert succeed("info", "--verify", tmp_path / "a", "--json").json["bytes_by_format"].keys() >= {"INT4"}
+    quantize(tmp_path / "a", tmp_path / "b", "--quant", "int4")  # over what is there
+    assert succeed("info", "--verify", tmp_path / "b", "--json").json["bytes_by_format"].keys() >= {"INT4"}
 
 
 # --- the file and its readers ----------------------------------------------------------------------------------------
