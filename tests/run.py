@@ -21,6 +21,9 @@ SANITIZE = BUILD / "sanitize"
 TIMEOUT_S = 600
 HALT = {"UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"}
 
+# What waits for connections and clocks more than it computes: one at a time, beside the others.
+WAITING = ("test_pull", "test_top", "test_plan_memory", "sanitize test_pull")
+
 # What cmocka prints at the end, and what pytest and our own programs do.
 CMOCKA = re.compile(r"^\[  (PASSED|FAILED|SKIPPED)  ?\] .*?(\d+) test\(s\)", re.M)
 PLAIN = re.compile(r"\b(\d+) (passed|failed|errors?|skipped)\b")
@@ -136,9 +139,10 @@ def all_suites():
 def main():
     wanted = sys.argv[1:]  # names (or parts of names) of suites; none: all
     suites = [s for s in all_suites() if not wanted or any(w in s.name for w in wanted)]
-    with ThreadPoolExecutor(max_workers=max(1, min(4, os.cpu_count() or 1))) as pool:
-        for suite in pool.map(Suite.run, suites):
-            suite.report()
+    with ThreadPoolExecutor(max_workers=max(1, min(4, os.cpu_count() or 1))) as pool, ThreadPoolExecutor(1) as beside:
+        running = [(beside if suite.name in WAITING else pool).submit(suite.run) for suite in suites]
+        for suite in running:
+            suite.result().report()
     passed, failed, skipped = (sum(getattr(s, k) for s in suites) for k in ("passed", "failed", "skipped"))
     if failed:
         print("failed: " + ", ".join(s.name for s in suites if s.failed))
