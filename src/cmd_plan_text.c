@@ -66,9 +66,9 @@ static void say_memory(const struct plan_report *r) {
         say_size(plan_group_name((enum plan_group)i), w->bytes[i], more);
     }
     say_size("weights", m->weights_bytes, "");
-    snprintf(more, sizeof more, "%d x %d tokens, %.0f B a token (%s%s)", r->input.wish.seqs, r->input.wish.context,
-             m->kv_bytes_per_token, plan_arch_is_latent(&r->input.arch) ? "latent, " : "",
-             plan_kv_name(r->input.wish.kv));
+    snprintf(more, sizeof more, "%d x %d tokens, %.0f B a token%s (%s%s)", r->input.wish.seqs, r->input.wish.context,
+             m->kv_bytes_per_token, plan_arch_is_hybrid(&r->input.arch) ? " and windows" : "",
+             plan_arch_is_latent(&r->input.arch) ? "latent, " : "", plan_kv_name(r->input.wish.kv));
     say_size("cache", m->kv_bytes, more);
     snprintf(more, sizeof more, "%d rows a step", r->input.wish.batched_tokens);
     say_size("scratch", m->scratch_bytes, more);

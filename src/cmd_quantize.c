@@ -34,12 +34,21 @@ struct source {
     struct quantize job;
 };
 
-static int open_plain(struct source *s, const struct arguments *a, struct mo_error *error) {
+/* The headers alone; then it is known whether -o names one of these files. */
+static int open_headers(struct source *s, const struct arguments *a, struct mo_error *error) {
     int code = model_locate(a->model, a->revision, s->path, sizeof s->path, error);
     if (!code) code = checkpoint_open_files(&s->checkpoint, s->path, error);
     if (!code) code = model_load(&s->model, &s->checkpoint, error);
     if (!code) code = checkpoint_open_tensors(&s->checkpoint, error);
-    if (!code) code = weights_bind(&s->weights, &s->model, &s->checkpoint, pool_threads(s->pool), error);
+    if (!code) code = quantize_check_target(&s->checkpoint, a->out, error);
+    if (!code && a->calibrate && file_is_same(a->calibrate, a->out)) {
+        code = mo_error_set(error, MO_E_INVALID, "%s: expected a new file, found the text of --calibrate", a->out);
+    }
+    return code;
+}
+
+static int open_plain(struct source *s, struct mo_error *error) {
+    int code = weights_bind(&s->weights, &s->model, &s->checkpoint, pool_threads(s->pool), error);
     s->job = (struct quantize){.model = &s->model, .checkpoint = &s->checkpoint, .weights = &s->weights};
     return code;
 }
@@ -73,11 +82,8 @@ static int open_engine(struct source *s, const struct arguments *a, const struct
     options.kv = 1 + KV_BF16;
     options.threads = a->recipe.threads;
     options.max_model_len = CALIBRATION_CONTEXT;
-    struct model model;
-    int code = model_locate(a->model, a->revision, s->path, sizeof s->path, error);
-    if (!code) code = model_load_path(&model, s->path, error);
-    if (!code && model.context < CALIBRATION_CONTEXT) options.max_model_len = model.context;
-    if (!code) code = engine_open(&s->engine, &options, error);
+    if (s->model.context < CALIBRATION_CONTEXT) options.max_model_len = s->model.context;
+    int code = engine_open(&s->engine, &options, error);
     if (code) return code;
     s->job = (struct quantize){
         .model = &s->engine->model, .checkpoint = &s->engine->checkpoint, .weights = &s->engine->weights};
@@ -99,7 +105,8 @@ static int quantize(const struct arguments *a, const struct recipe *recipe, stru
     double start = clock_now_s();
     if (!s) return mo_error_set(error, MO_E_NO_MEMORY, "no memory");
     int code = pool_create(&s->pool, a->recipe.threads ? a->recipe.threads : pool_default_threads(), error);
-    if (!code) code = a->calibrate ? open_engine(s, a, recipe, error) : open_plain(s, a, error);
+    if (!code) code = open_headers(s, a, error);
+    if (!code) code = a->calibrate ? open_engine(s, a, recipe, error) : open_plain(s, error);
     s->job.recipe = recipe;
     s->job.pool = s->pool;
     if (!code) code = quantize_file(&s->job, a->out, a->recipe.text, &report, error);

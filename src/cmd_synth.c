@@ -1,4 +1,5 @@
 #include "base/clock.h"
+#include "base/file.h"
 #include "cmd.h"
 #include "cmd_recipe.h"
 #include "model/synth.h"
@@ -23,6 +24,10 @@ static int synthesize(struct arguments *a, const struct recipe *recipe, struct m
     double start = clock_now_s();
     int code = read_config(a, &config, error);
     if (code) return code;
+    if (a->config && file_is_same(a->config, a->out)) {
+        json_decref(config);
+        return mo_error_set(error, MO_E_INVALID, "%s: expected a new file, found the shapes of --config", a->out);
+    }
     code = pool_create(&pool, a->recipe.threads ? a->recipe.threads : pool_default_threads(), error);
     struct synth job = {
         .config = config, .recipe = recipe, .pool = pool, .seed = a->seed, .name = a->config ? a->config : a->like};

@@ -45,7 +45,8 @@ static double least_bytes(const struct engine *engine) {
 static void choose_freely(struct engine *engine) {
     struct mo_error reason = {0};
     if (engine->options.like || engine->weights.made || engine->weights.later || !computes_experts(engine)) return;
-    double needed = engine->gpu < 0 ? (double)engine->checkpoint.total_bytes : engine_offload_bytes(engine);
+    double needed = engine->gpu < 0 ? (double)weights_file_bytes(&engine->checkpoint, &engine->model)
+                                    : engine_offload_bytes(engine);
     if (!engine->model.experts || needed <= memory_bytes(engine)) return;
     if (store_open(&engine->store, &engine->model, &engine->weights, &engine->checkpoint, &reason)) {
         log_warn("the weights do not fit into memory, and their experts cannot be cached: %s", reason.message);

@@ -22,8 +22,10 @@ double engine_plan_scratch(const struct engine *engine, const struct backend_opt
 /* What weights and scratch leave for the cache. */
 static double cache_budget(const struct engine *engine, double scratch) {
     double mapped =
-        engine->weights.made ? 0 : (double)engine->checkpoint.total_bytes; /* what was made is taken already */
-    mapped -= engine->ranks_bytes;                                         /* other processes have these */
+        engine->weights.made
+            ? 0
+            : (double)weights_file_bytes(&engine->checkpoint, &engine->model); /* what was made is taken already */
+    mapped -= engine->ranks_bytes;                                             /* other processes have these */
     return plan_cache_budget(memory_available_bytes(), engine->options.memory_utilization, mapped, scratch);
 }
 
@@ -41,16 +43,12 @@ static bool has_more_layers(const struct engine *engine) {
     return engine->gpu >= 0 && engine->cpu_layers < model_moe_layers(&engine->model);
 }
 
-/* Near parts for so many pages; 0: as many as these. What running sequences look at is always there; beside it, one in KV_PAGES_A_NEAR
- * pages of the cache keeps what it takes to go on from it. */
+/* Near parts for so many pages; 0: as many as these. */
 static int near_for(const struct engine *engine, int n_pages) {
     const struct engine_options *o = &engine->options;
     if (!model_is_hybrid(&engine->model) || !o->only_scheduled) return 0;
-    int64_t seen =
-        (int64_t)engine->model.hybrid.window / KV_PAGE_TOKENS + 4; /* its ends, the page begun, one on its way */
-    int64_t running = seen * o->max_num_seqs + o->max_num_batched_tokens / KV_PAGE_TOKENS + 1;
-    int64_t n = running + n_pages / KV_PAGES_A_NEAR;
-    return n < n_pages ? (int)n : 0;
+    int n = (int)cache_near_parts(n_pages, engine->model.hybrid.window, o->max_num_seqs, o->max_num_batched_tokens);
+    return n < n_pages ? n : 0;
 }
 
 static double cache_bytes(const struct engine *engine, const struct backend_options *backend, int64_t n_tokens) {

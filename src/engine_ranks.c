@@ -220,7 +220,9 @@ static void count_on_hosts(struct engine *engine, const struct wire_hello *hello
 
 /* What each has room for; rank 0 needs the rest of the model too, unless that is on a GPU. */
 static void memory_of_each(const struct engine *engine, const struct wire_hello *hellos, double *memory) {
-    double rest = engine->gpu >= 0 ? 0 : (double)engine->checkpoint.total_bytes - experts_bytes(engine, -1);
+    double rest = engine->gpu >= 0
+                      ? 0
+                      : (double)weights_file_bytes(&engine->checkpoint, &engine->model) - experts_bytes(engine, -1);
     for (int r = 0; r < ranks_count(); r++) {
         memory[r] = hellos[r].memory_bytes / engine->split.on_host[r] - (r == 0 ? rest : 0);
     }

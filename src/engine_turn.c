@@ -40,7 +40,8 @@ static double memory_share(const struct engine *engine) {
 static double room_bytes(const struct engine *engine, const struct backend_options *backend, double turned) {
     const bool is_all = has_rest(engine);
     const double available = memory_available_bytes() * memory_share(engine);
-    const double file = is_all ? (double)engine->checkpoint.total_bytes - engine->ranks_bytes : 0;
+    const double file =
+        is_all ? (double)weights_file_bytes(&engine->checkpoint, &engine->model) - engine->ranks_bytes : 0;
     const double cache =
         is_all ? (double)kv_pool_bytes(&engine->model, backend->kv, engine->n_pages, engine->n_near) : 0;
     const double beside = engine_plan_scratch(engine, backend) + cache;

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include "base/file.h"
 #include "model/format.h"
 #include "sched/sample.h"
 
@@ -33,6 +34,8 @@ static int open_beside(struct eval_logits_writer *w, const char *path, struct mo
         w->file = fopen(path, "we");
         return w->file ? 0 : mo_error_set(error, MO_E_IO, "%s: cannot open: %s", path, strerror(errno));
     }
+    int code = file_check_unmapped(path, error);
+    if (code) return code;
     w->target = realpath(path, NULL); /* the file that a link names */
     if (!w->target) w->target = strdup(path);
     if (!w->target) return mo_error_set(error, MO_E_NO_MEMORY, "no memory");

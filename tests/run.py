@@ -21,6 +21,9 @@ SANITIZE = BUILD / "sanitize"
 TIMEOUT_S = 600
 HALT = {"UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"}
 
+# What waits for connections and clocks more than it computes: one at a time, beside the others.
+WAITING = ("test_pull", "test_top", "test_plan_memory", "sanitize test_pull")
+
 # What cmocka prints at the end, and what pytest and our own programs do.
 CMOCKA = re.compile(r"^\[  (PASSED|FAILED|SKIPPED)  ?\] .*?(\d+) test\(s\)", re.M)
 PLAIN = re.compile(r"\b(\d+) (passed|failed|errors?|skipped)\b")
@@ -103,7 +106,7 @@ def fuzz_targets():
     subprocess.run([sys.executable, ROOT / "tests/fuzz/seeds.py", seeds], check=True)
     for source in sorted((ROOT / "tests/fuzz").glob("fuzz_*.c")):
         yield Suite(f"sanitize fuzz/{source.stem}",
-                    [SANITIZE / "tests/fuzz" / source.stem, "--seconds", "4", "--seed", "1", seeds / source.stem])
+                    [SANITIZE / "tests/fuzz" / source.stem, "--seconds", "2", "--seed", "1", seeds / source.stem])
 
 
 def all_suites():
@@ -118,7 +121,9 @@ def all_suites():
     yield pytest("server", [ROOT / "tests/server"], BUILD, {"MOEBIUS_DEBUG_BIN": str(SANITIZE / "moebius")})
     for folder in ("unit", "sim", "cuda"):
         yield from c_programs(SANITIZE, "sanitize ", folder)
-    yield Suite("sanitize check", [SANITIZE / "moebius", "check"])
+    # The kernels themselves are not sanitized: plain C is, and what checks one level checks all.
+    yield Suite("sanitize check", [SANITIZE / "moebius", "check"], {"MOEBIUS_CPU": "ref"})
+    yield Suite("sanitize check --only", [SANITIZE / "moebius", "check", "--only"])
     yield pytest("sanitize test_bad_input", [ROOT / "tests/test_bad_input.py"], SANITIZE)
     yield pytest("sanitize test_pull", [ROOT / "tests/test_pull.py", "-k", "needs or cut or twice or python or chosen"], SANITIZE)
     yield pytest("sanitize test_gguf", [ROOT / "tests/test_gguf.py", "-k", "damaged or headers or refused or arrays or twice or shards or unread"], SANITIZE)
@@ -134,9 +139,10 @@ def all_suites():
 def main():
     wanted = sys.argv[1:]  # names (or parts of names) of suites; none: all
     suites = [s for s in all_suites() if not wanted or any(w in s.name for w in wanted)]
-    with ThreadPoolExecutor(max_workers=max(1, min(4, os.cpu_count() or 1))) as pool:
-        for suite in pool.map(Suite.run, suites):
-            suite.report()
+    with ThreadPoolExecutor(max_workers=max(1, min(4, os.cpu_count() or 1))) as pool, ThreadPoolExecutor(1) as beside:
+        running = [(beside if suite.name in WAITING else pool).submit(suite.run) for suite in suites]
+        for suite in running:
+            suite.result().report()
     passed, failed, skipped = (sum(getattr(s, k) for s in suites) for k in ("passed", "failed", "skipped"))
     if failed:
         print("failed: " + ", ".join(s.name for s in suites if s.failed))

@@ -162,6 +162,21 @@ def test_chosen_by_itself(is_packed, tmp_path):
     refused(moebius("logits", file, "--ids", "1", "--expert-cache", 4, *flags, env={"MOEBIUS_MEMORY": "0.1"}), "4.00 GiB", "are left")
 
 
+@pytest.mark.parametrize("name, prediction", [("v3-tiny", "model.layers.{}.eh_proj.weight"), ("v4-tiny", "mtp.0.e_proj.weight")])
+def test_prediction_layers_take_no_memory(name, prediction, tmp_path):
+    """100 MB that nobody computes with: the model fits as it would without them, and nothing goes to the disk for it."""
+    file, config = st.File(GOLDEN / name / "model.safetensors"), json.loads((GOLDEN / name / "config.json").read_text())
+    tensors = {key: (entry["dtype"], entry["shape"], file.bytes_of(key)) for key, entry in file.tensors().items()}
+    prediction = prediction.format(config["num_hidden_layers"])
+    header, data = st.build({**tensors, prediction: ("BF16", [50000, 1000], bytes(100_000_000))})
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_nextn_predict_layers": 1}))
+    (tmp_path / "model.safetensors").write_bytes(st.pack(header, data))
+    flags = ["--chunk", 16, *ALONE]
+    expected, _ = logits(GOLDEN / name, tmp_path, *flags)
+    got, result = logits(tmp_path, tmp_path, *flags, env={"MOEBIUS_MEMORY": "0.05"})
+    assert "experts" not in result.err and np.array_equal(got.view(np.int32), expected.view(np.int32))
+
+
 @pytest.mark.parametrize("size", ["much", "-1", "nan", "4GiB", ""])
 def test_not_a_size(size, packed):
     refused(moebius("logits", packed / "v3-int4", "--ids", "1", f"--expert-cache={size}"), "--expert-cache", "auto or a number")

@@ -284,8 +284,8 @@ def test_again_from_its_own_file(tmp_path):
     a, b = st.File(tmp_path / "a"), st.File(tmp_path / "b")
     name = "model.layers.1.mlp.experts.3.down_proj.weight"
     assert a.bytes_of(name) == b.bytes_of(name)
-    quantize(tmp_path / "a", tmp_path / "a", "--quant", "int4")  # onto itself
-    assert succeed("info", "--verify", tmp_path / "a", "--json").json["bytes_by_format"].keys() >= {"INT4"}
+    quantize(tmp_path / "a", tmp_path / "b", "--quant", "int4")  # over what is there
+    assert succeed("info", "--verify", tmp_path / "b", "--json").json["bytes_by_format"].keys() >= {"INT4"}
 
 
 # --- the file and its readers ----------------------------------------------------------------------------------------
@@ -419,6 +419,53 @@ def test_wrong_usage(tmp_path):
     refused(moebius("synth", "--quant", "int4", "-o", out), "--like")
     refused(moebius("synth", "--like", "gpt-2", "--quant", "int4", "-o", out), "gpt-2", "deepseek-v3")
     assert not list(tmp_path.iterdir())
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "link", "hard link", "../model/model.safetensors"])
+@pytest.mark.parametrize("flags", [[], ["--calibrate", "text"]])
+def test_its_source_is_not_written_over(name, flags, tmp_path):
+    model = tmp_path / "model"
+    copy_set("v2lite-tiny", model)
+    (model / "link").symlink_to("model.safetensors")
+    (model / "hard link").hardlink_to(model / "model.safetensors")
+    before = contents(model)
+    refused(moebius("quantize", model, "--quant", "int4", "-o", model / name, *flags), name, "expected a new file", "that is read")
+    assert contents(model) == before
+
+
+def test_a_packed_file_is_not_written_over(tmp_path):
+    packed = tmp_path / "packed"
+    succeed("quantize", GOLDEN / "v2lite-tiny", "--quant", "int8", "-o", packed)
+    before = contents(tmp_path)
+    refused(moebius("quantize", packed, "--quant", "int4", "-o", packed), packed, "expected a new file")
+    assert contents(tmp_path) == before
+
+
+def test_shards_are_not_written_over(tmp_path):
+    copy_set("v3-tiny-fp8", tmp_path / "model")
+    shards = sorted((tmp_path / "model").glob("*.safetensors"))
+    assert len(shards) > 1
+    before = contents(tmp_path / "model")
+    for shard in shards:
+        refused(moebius("quantize", tmp_path / "model", "--quant", "int4", "-o", shard), shard, "expected a new file")
+        refused(moebius("logits", tmp_path / "model", "--ids", "1,2", "--out", shard), shard, "that is being read")
+    assert contents(tmp_path / "model") == before
+
+
+def test_other_sources_are_not_written_over(config, tmp_path):
+    own = tmp_path / "config.json"
+    shutil.copy(config, own)
+    (tmp_path / "link").symlink_to(own)
+    refused(moebius("synth", "--config", own, "-o", tmp_path / "link"), "found the shapes of --config")
+    assert own.read_bytes() == config.read_bytes()
+    text = tmp_path / "text"
+    text.write_text("some text")
+    refused(moebius("quantize", GOLDEN / "v2lite-tiny", "--quant", "int4", "--calibrate", text, "-o", text), "the text of --calibrate")
+    assert text.read_text() == "some text"
 
 
 def test_a_weight_that_is_not_finite(tmp_path, model):

@@ -19,6 +19,8 @@ struct guarded {
     struct guarded *next;
     const uint8_t *data;
     size_t size;
+    dev_t device;
+    ino_t inode;
     char path[];
 };
 
@@ -44,11 +46,11 @@ static void on_bus_error(int number, siginfo_t *info, void *context) {
     raise(number);
 }
 
-/* Without memory for it, a map goes unguarded: only the message would be missing. */
-static void guard_map(const struct file_map *map, const char *path) {
+/* Without memory for it, a map goes unguarded: only messages would be missing. */
+static void guard_map(const struct file_map *map, const struct stat *info, const char *path) {
     struct guarded *guarded = malloc(sizeof *guarded + strlen(path) + 1);
     if (!guarded) return;
-    *guarded = (struct guarded){.data = map->data, .size = map->size};
+    *guarded = (struct guarded){.data = map->data, .size = map->size, .device = info->st_dev, .inode = info->st_ino};
     memcpy(guarded->path, path, strlen(path) + 1);
     pthread_mutex_lock(&g_guard_lock);
     if (!atomic_load(&g_guarded)) {
@@ -88,7 +90,7 @@ int file_map_open(struct file_map *map, const char *path, struct mo_error *error
         } else {
             map->data = data;
             map->size = (size_t)info.st_size;
-            guard_map(map, path);
+            guard_map(map, &info, path);
         }
     }
     close(fd);
@@ -99,6 +101,25 @@ void file_map_close(struct file_map *map) {
     if (map->data) unguard_map(map);
     if (map->data) munmap((void *)(uintptr_t)map->data, map->size);
     *map = (struct file_map){0};
+}
+
+int file_check_unmapped(const char *path, struct mo_error *error) {
+    struct stat info;
+    int code = 0;
+    if (stat(path, &info)) return 0;
+    pthread_mutex_lock(&g_guard_lock);
+    for (const struct guarded *map = atomic_load(&g_guarded); map && !code; map = map->next) {
+        if (map->device != info.st_dev || map->inode != info.st_ino) continue;
+        code = mo_error_set(error, MO_E_INVALID, "%s: expected a file to be written, found one that is being read (%s)",
+                            path, map->path);
+    }
+    pthread_mutex_unlock(&g_guard_lock);
+    return code;
+}
+
+bool file_is_same(const char *a, const char *b) {
+    struct stat x, y;
+    return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
 }
 
 /* Appends everything that is left in `fd`, growing the buffer by doubling. */
@@ -206,12 +227,13 @@ int file_write(const char *path, const void *data, size_t size, struct mo_error 
     struct stat info;
     bool is_special = stat(path, &info) == 0 ? !S_ISREG(info.st_mode) : lstat(path, &info) == 0;
     if (is_special) return write_in_place(path, data, size, error);
+    int code = file_check_unmapped(path, error);
+    if (code) return code;
     char *target = realpath(path, NULL); /* the file that a link names; NULL if there is none yet */
     char beside[4200];
     int n = snprintf(beside, sizeof beside, "%s.%ld.tmp", target ? target : path, (long)getpid());
-    int code = n < 0 || (size_t)n >= sizeof beside
-                   ? mo_error_set(error, MO_E_INVALID, "%s: path too long", path)
-                   : write_and_rename(target ? target : path, beside, data, size, error);
+    code = n < 0 || (size_t)n >= sizeof beside ? mo_error_set(error, MO_E_INVALID, "%s: path too long", path)
+                                               : write_and_rename(target ? target : path, beside, data, size, error);
     free(target);
     return code;
 }

@@ -15,6 +15,10 @@ struct file_map {
 
 int file_map_open(struct file_map *map, const char *path, struct mo_error *error);
 void file_map_close(struct file_map *map); /* accepts a zeroed map */
+/* MO_E_INVALID if `path`, or what it links to, is a file that is mapped now: what is read must not be written over. All that
+ * write files here ask. */
+int file_check_unmapped(const char *path, struct mo_error *error);
+bool file_is_same(const char *a, const char *b); /* one file, whatever links lead to it; false if one is not there */
 
 /* Reads all of `path` ("-" is stdin) into a malloc'd, NUL-terminated buffer owned by the caller. More than
  * `max_bytes` is MO_E_LIMIT. */

@@ -89,13 +89,17 @@ static bool is_reordered(const struct check *check, const struct gemm_case *c) {
     return (check->kern.tile_order || check->kern.pair_order) && (format == MAT_BF16 || format == MAT_FP8);
 }
 
-static double activation(const struct check *check, const struct gemm_case *c, int t, int k) {
-    uint16_t rounded;
-    if (check->kern.pair_order && is_reordered(check, c)) {
-        check->ref.to_bf16(&c->x[t][k], 1, &rounded);
-        return (double)bf16_to_f32(rounded);
+/* x [cols] = token t, as the product sees it. */
+static void exact_activations(const struct check *check, const struct gemm_case *c, int t, double *x) {
+    const int group = c->quantized ? q8_group(&c->mat) : 1;
+    const bool rounds = check->kern.pair_order && is_reordered(check, c);
+    for (int k = 0; k < c->mat.cols; k++) {
+        uint16_t rounded;
+        if (rounds) check->ref.to_bf16(&c->x[t][k], 1, &rounded);
+        x[k] = rounds         ? (double)bf16_to_f32(rounded)
+               : c->quantized ? (double)c->q[t].q[k] * (double)c->q[t].scale[k / group]
+                              : (double)c->x[t][k];
     }
-    return c->quantized ? (double)c->q[t].q[k] * (double)c->q[t].scale[k / q8_group(&c->mat)] : (double)c->x[t][k];
 }
 
 /* What a sum may lose to numbers that are too small. In tile order these are all below 2^-126: at each k a weight (times x,
@@ -127,20 +131,21 @@ static void weight_sizes(const struct mat *m, int row, const float *w, float *si
 static void check_values(struct check *check, const struct gemm_case *c) {
     const int rows = c->mat.rows, cols = c->mat.cols;
     float *w = check_floats(check, cols), *w_size = check_floats(check, cols);
-    double lost = lost_by_underflow(check, c);
+    double lost = lost_by_underflow(check, c), *all = check_alloc(check, (size_t)c->n * (size_t)cols * sizeof *all);
+    for (int t = 0; t < c->n; t++) exact_activations(check, c, t, all + t * cols);
     for (int r = 0; r < rows; r++) {
         format_decode_rows(&c->mat, r, r + 1, w);
         weight_sizes(&c->mat, r, w, w_size);
+        bool has_inf = false;
+        for (int k = 0; k < cols; k++) has_inf |= isinf(w_size[k]);
         for (int t = 0; t < c->n; t++) {
+            const double *x = all + t * cols;
             double sum = 0, size = 0;
-            bool is_huge = false;
             for (int k = 0; k < cols; k++) {
-                double x = activation(check, c, t, k);
-                sum += (double)w[k] * x;
-                size += (double)w_size[k] * fabs(x);
-                is_huge |= isinf(w_size[k]) || size >= 0x1p126;
+                sum += (double)w[k] * x[k];
+                size += (double)w_size[k] * fabs(x[k]);
             }
-            if (c->mat.format == MAT_FP4 && is_huge) continue;
+            if (c->mat.format == MAT_FP4 && (has_inf || size >= 0x1p126)) continue;
             /* An infinite scale times a sum is Inf, where the sum of infinite products is NaN. */
             if (c->quantized && !isfinite(sum) && !isfinite(c->whole[t * rows + r])) continue;
             check_value(check, c->name, r, c->whole[t * rows + r], (float)sum, 2e-6 * size + lost);

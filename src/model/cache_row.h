@@ -12,6 +12,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 enum kv_format { KV_F32, KV_BF16, KV_FP8, KV_FORMATS };
 enum { KV_PAGE_TOKENS = 64, KV_SCALE_GROUP = 128, KV_ROW_ALIGN = 16 };
@@ -40,8 +41,15 @@ static inline size_t cache_state_floats(int latent, int index_dim, bool overlaps
     return 3 * (overlaps ? 2 * ((size_t)latent + (size_t)index_dim) : (size_t)latent);
 }
 
-/* V4, where pages are a scheduler's: so many have one near part, beside those that running sequences look at. */
+/* V4, where pages are a scheduler's: near parts for so many pages. What running sequences look at is always there: a window with both its
+ * ends, the page begun and one on its way, and the pages of a step. Beside it one in KV_PAGES_A_NEAR pages keeps what it takes to go on
+ * from it. */
 enum { KV_PAGES_A_NEAR = 8 };
+static inline int64_t cache_near_parts(int64_t pages, int window, int seqs, int step_tokens) {
+    int64_t running = ((int64_t)window / KV_PAGE_TOKENS + 4) * seqs + step_tokens / KV_PAGE_TOKENS + 1;
+    int64_t parts = running + pages / KV_PAGES_A_NEAR;
+    return parts < pages ? parts : pages;
+}
 
 /* V4: bytes of a page's two parts in one layer. */
 static inline size_t cache_far_bytes(int kv_lora, int rope_dim, int index_dim, int ratio, enum kv_format kv) {

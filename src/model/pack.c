@@ -72,6 +72,8 @@ static int settle_path(struct pack *pack, const char *path, struct mo_error *err
         return mo_error_set(error, MO_E_INVALID, "%s: expected a file to be written, found %s", path,
                             S_ISDIR(info.st_mode) ? "a folder" : "something else");
     }
+    int code = file_check_unmapped(path, error);
+    if (code) return code;
     char *real = realpath(path, NULL); /* NULL if there is none yet */
     int n = snprintf(pack->target, sizeof pack->target - strlen(PARTIAL), "%s", real ? real : path);
     free(real);

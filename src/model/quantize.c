@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#include "base/file.h"
 #include "model/encode.h"
 #include "model/gptq.h"
 
@@ -176,6 +177,23 @@ static int write_all(const struct quantize *q, struct pack *pack, const char *qu
     if (!code) code = pack_finish(pack, error);
     for (int i = 0; i < N_SMALL_FILES; i++) free(small.data[i]);
     return code;
+}
+
+/* In a folder, `name` beside the weights. */
+static bool is_beside(const struct checkpoint *checkpoint, const char *name, const char *path) {
+    char own[4400];
+    snprintf(own, sizeof own, "%s/%s", checkpoint->path, name);
+    return file_is_same(own, path);
+}
+
+int quantize_check_target(const struct checkpoint *checkpoint, const char *path, struct mo_error *error) {
+    bool is_own = is_beside(checkpoint, "config.json", path);
+    is_own |= is_beside(checkpoint, "model.safetensors.index.json", path);
+    for (int i = 0; i < N_SMALL_FILES; i++) is_own |= is_beside(checkpoint, small_files[i], path);
+    for (int i = 0; i < checkpoint->n_shards; i++) is_own |= file_is_same(checkpoint->shards[i].path, path);
+    if (!is_own) return 0;
+    return mo_error_set(error, MO_E_INVALID, "%s: expected a new file, found one of the model that is read (%s)", path,
+                        checkpoint->path);
 }
 
 int quantize_file(const struct quantize *q, const char *path, const char *quant, struct make_report *report,

@@ -22,6 +22,8 @@ struct quantize {
     void *context;
 };
 
+/* MO_E_INVALID if writing `path` would replace a file of the checkpoint, whatever it is called there. Nothing is read. */
+int quantize_check_target(const struct checkpoint *checkpoint, const char *path, struct mo_error *error);
 /* Writes PATH. `quant` is the recipe in words, for the record. */
 int quantize_file(const struct quantize *quantize, const char *path, const char *quant, struct make_report *report,
                   struct mo_error *error);

@@ -442,3 +442,12 @@ void weights_free(struct weights *weights) {
     arena_destroy(weights->arena);
     *weights = (struct weights){0};
 }
+
+int64_t weights_file_bytes(const struct checkpoint *checkpoint, const struct model *model) {
+    int64_t bytes = checkpoint->total_bytes;
+    for (int i = 0; i < checkpoint->n_tensors; i++) {
+        const struct tensor *tensor = &checkpoint->tensors[i];
+        if (names_is_prediction(tensor->name, model->layers)) bytes -= (int64_t)tensor->bytes;
+    }
+    return bytes;
+}

@@ -208,6 +208,11 @@ double plan_arch_kv_bytes(const struct plan_arch *arch, enum kv_format kv) {
     return (row + (double)cache_key_bytes(arch->index_dim, kv)) * arch->layers;
 }
 
+double plan_arch_running_bytes(const struct plan_arch *arch, enum kv_format kv, int64_t pages, int seqs,
+                               int step_tokens) {
+    return plan_arch_is_hybrid(arch) ? plan_hybrid_running_bytes(arch, kv, pages, seqs, step_tokens) : 0;
+}
+
 static bool is_sparse(const struct plan_arch *arch, double depth) {
     return arch->index_topk && depth > arch->index_topk;
 }

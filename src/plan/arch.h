@@ -82,6 +82,9 @@ static inline bool plan_arch_is_latent(const struct plan_arch *arch) {
 
 /* Bytes of one token in the cache, all layers. */
 double plan_arch_kv_bytes(const struct plan_arch *arch, enum kv_format kv);
+/* What a cache of so many pages takes besides, for those that run (V4). */
+double plan_arch_running_bytes(const struct plan_arch *arch, enum kv_format kv, int64_t pages, int seqs,
+                               int step_tokens);
 /* What a query that sees `depth` tokens reads of it: all, or every index key and the rows that it attends to. */
 double plan_arch_read_bytes(const struct plan_arch *arch, enum kv_format kv, double depth);
 /* What a chunk of a prompt reads, `depth` tokens on the mean into it. */

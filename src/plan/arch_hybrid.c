@@ -42,6 +42,18 @@ double plan_hybrid_kv_bytes(const struct plan_arch *a, enum kv_format kv) {
     return page / KV_PAGE_TOKENS;
 }
 
+double plan_hybrid_running_bytes(const struct plan_arch *a, enum kv_format kv, int64_t pages, int seqs,
+                                 int step_tokens) {
+    const struct plan_hybrid *h = &a->hybrid;
+    const int others = a->layers - h->sparse_layers - h->dense_layers;
+    const size_t near =
+        (size_t)others * cache_near_bytes(a->kv_lora, a->rope_dim, h->index_dim, 0, kv) +
+        (size_t)h->sparse_layers * cache_near_bytes(a->kv_lora, a->rope_dim, h->index_dim, RATIO_SPARSE, kv) +
+        (size_t)h->dense_layers * cache_near_bytes(a->kv_lora, a->rope_dim, h->index_dim, RATIO_DENSE, kv);
+    double shares = (double)pages / KV_PAGES_A_NEAR; /* counted with the tokens */
+    return (double)near * ((double)cache_near_parts(pages, h->window, seqs, step_tokens) - shares);
+}
+
 static double state_bytes(const struct plan_arch *a, bool is_sparse) {
     return (double)cache_state_floats((int)row_dim(a), is_sparse ? a->hybrid.index_dim : 0, is_sparse) * sizeof(float);
 }

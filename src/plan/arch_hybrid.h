@@ -9,6 +9,9 @@
 void plan_hybrid_params(const struct plan_arch *arch, int64_t params[PLAN_GROUPS]);
 /* As plan_arch_kv_bytes: a page's share of compressed rows, index keys and sums included. */
 double plan_hybrid_kv_bytes(const struct plan_arch *arch, enum kv_format kv);
+/* As plan_arch_running_bytes: their near parts (sched/near.h). */
+double plan_hybrid_running_bytes(const struct plan_arch *arch, enum kv_format kv, int64_t pages, int seqs,
+                                 int step_tokens);
 /* As plan_arch_read_bytes: the window, compressed rows (with an indexer its keys and the rows that it chooses), and the sums. */
 double plan_hybrid_read_bytes(const struct plan_arch *arch, enum kv_format kv, double depth);
 double plan_hybrid_query_ops(const struct plan_arch *arch, double depth);

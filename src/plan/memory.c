@@ -137,11 +137,19 @@ static double headroom(const struct plan_memory *m) {
     return fmin(fmin(gpu, ram), other);
 }
 
+/* Of a cache of so many tokens a sequence, what those that run take beside its tokens' share. */
+static double running_bytes(const struct plan_input *in, int64_t context) {
+    const struct plan_wish *wish = &in->wish;
+    int64_t pages = (context + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS * wish->seqs;
+    return plan_arch_running_bytes(&in->arch, wish->kv, pages, wish->seqs, wish->batched_tokens);
+}
+
 /* Tokens of cache that fit: the memory which holds the cache, by what a token takes of it. */
 static double cache_tokens(const struct plan_input *in, const struct plan_memory *m) {
     struct plan_memory none = *m, one = *m;
-    fill_rooms(in, 0, &none);
-    fill_rooms(in, m->kv_bytes_per_token, &one);
+    const double running = running_bytes(in, INT32_MAX); /* of as many as there can be */
+    fill_rooms(in, running, &none);
+    fill_rooms(in, running + m->kv_bytes_per_token, &one);
     const struct plan_room *a = uses_gpu(m->place) ? &none.gpu : &none.ram;
     const struct plan_room *b = uses_gpu(m->place) ? &one.gpu : &one.ram;
     double token = b->need_bytes - a->need_bytes, left = room_left(a);
@@ -172,7 +180,7 @@ void plan_memory_at(const struct plan_input *in, enum plan_place place, struct p
         .scratch_bytes = scratch,
         .graphs_bytes = uses_gpu(place) ? plan_share(PLAN_GPU_CONTEXT) : 0,
     };
-    m->kv_bytes = m->kv_bytes_per_token * in->wish.context * in->wish.seqs;
+    m->kv_bytes = m->kv_bytes_per_token * in->wish.context * in->wish.seqs + running_bytes(in, in->wish.context);
     m->card_layers = card_layers(in, m);
     m->weights_bytes = fixed_bytes(in, m) + routed_on_card(in, m) + routed_beside(in, m);
     m->total_bytes = m->weights_bytes + m->kv_bytes + m->scratch_bytes + m->graphs_bytes;

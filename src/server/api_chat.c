@@ -47,8 +47,10 @@ static json_t *message_copy(const json_t *message, const char *gap, size_t index
         strcmp(role, "developer") == 0) { /* OpenAI's, who instructs; V3.2's format and V4's have one who asks */
         code = json_object_set_new(copy, "role", json_string("system"));
     }
-    json_object_del(copy, "task"); /* V4's format has a meaning for these, DeepSeek's API has not */
-    json_object_del(copy, "tools");
+    /* DeepSeek's module for V4 takes these from a system's or developer's message, where its API puts what a request has beside the
+     * messages; to the API itself they mean nothing in a message. */
+    static const char *const OF_THE_MODULE[] = {"task", "tools", "response_format"};
+    for (size_t i = 0; i < sizeof OF_THE_MODULE / sizeof *OF_THE_MODULE; i++) json_object_del(copy, OF_THE_MODULE[i]);
     if (!code && !content && role && !strcmp(role, "assistant")) { /* as some clients write an empty answer */
         code = json_object_set_new(copy, "content", json_null());
     }

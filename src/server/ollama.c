@@ -55,7 +55,7 @@ enum MHD_Result ollama_handle_tags(struct exchange *exchange) {
 /* Bytes on the card: routed experts may be elsewhere. */
 static json_int_t gpu_bytes(const struct engine *engine) {
     struct model_params params;
-    double total = (double)engine->checkpoint.total_bytes;
+    double total = (double)weights_file_bytes(&engine->checkpoint, &engine->model);
     int layers = model_moe_layers(&engine->model);
     if (engine->gpu < 0) return 0;
     model_count_params(&engine->model, &params);

@@ -121,6 +121,18 @@ def test_format_is_told(server):
     assert "Response Format" not in prompt_of(server, TALK, response_format={"type": "json_object"})
 
 
+def test_what_the_module_alone_takes_from_messages(server):
+    """DeepSeek's module for V4 reads these fields of a message; no API has them there, so they are no part of the prompt."""
+    schema = {"type": "object", "properties": {"nowhere": {"type": "null"}}}
+    fields = {"response_format": schema, "tools": TOOLS, "task": "query"}
+    for role in ("system", "developer", "user"):
+        talk = [{"role": role, "content": "Be brief."}, *TALK]
+        plain = prompt_of(server, talk)
+        assert prompt_of(server, [{**talk[0], **fields}, {**talk[1], **fields}]) == plain, role
+        n = server.post("/tokenize", {"messages": talk}).json["count"]
+        assert server.post("/tokenize", {"messages": [{**talk[0], **fields}, {**talk[1], **fields}]}).json["count"] == n
+
+
 def test_effort(server):
     """Every API has a word for how much to think; only V4's prompt says it, and not where nothing is to be thought."""
     levels = {word: prompt_of(server, TALK, reasoning_effort=word) for word in ("none", "low", "medium", "high", "xhigh", "max")}

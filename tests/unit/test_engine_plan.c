@@ -1,4 +1,5 @@
-/* What is set aside before the cache takes the rest: pages on their way to the disk, and exchanges with other ranks. */
+/* What is set aside before the cache takes the rest: pages on their way to the disk, and exchanges with other ranks;
+ * and that `plan` counts V4's cache as the engine does. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -6,8 +7,10 @@
 #include <cmocka.h>
 #include <stdlib.h>
 #include "backend/cpu/moe.h"
+#include "base/file.h"
 #include "cache/disk.h"
 #include "engine_plan.h"
+#include "plan/memory.h"
 
 enum { RANKS = 2, PIECE_PAIRS = 1024 };
 
@@ -57,10 +60,55 @@ static void test_exchanges(void **state) {
     assert_true((alone.n_pages - together.n_pages + 1) * alone.page >= together.exchange);
 }
 
+static double planned_cache(const char *config, const struct engine_options *o, int context) {
+    struct plan_input in = {.machine = {.nodes = 1}};
+    struct plan_memory memory;
+    struct mo_error error = {0};
+    char *text;
+    size_t size;
+    if (file_read(config, 1 << 20, &text, &size, &error)) fail_msg("%s", error.message);
+    if (plan_arch_parse(&in.arch, text, size, config, &error)) fail_msg("%s", error.message);
+    free(text);
+    in.wish = (struct plan_wish){.kv = (enum kv_format)(o->kv - 1),
+                                 .context = context,
+                                 .seqs = o->max_num_seqs,
+                                 .batched_tokens = o->max_num_batched_tokens,
+                                 .utilization = 1};
+    plan_memory_at(&in, PLAN_IN_RAM, &memory);
+    return memory.kv_bytes;
+}
+
+/* V4's cache: what `plan` says is what a server takes, with few pages, which all have a near part, and with many. */
+static void test_near_parts(void **state) {
+    (void)state;
+    const int contexts[] = {64, 512, 1024, 4096};
+    for (size_t i = 0; i < sizeof contexts / sizeof *contexts; i++) {
+        struct engine *engine = calloc(1, sizeof *engine);
+        struct backend_options backend;
+        struct mo_error error = {0};
+        assert_non_null(engine);
+        engine_options_init(&engine->options);
+        engine->options.model = "tests/golden/data/v4-tiny";
+        engine->options.threads = 1;
+        engine->options.max_model_len = contexts[i];
+        engine->options.max_num_seqs = 3;
+        engine->options.only_scheduled = true;
+        engine->gpu = -1;
+        if (engine_open_weights(engine, &error)) fail_msg("%s", error.message);
+        if (engine_plan(engine, &backend, &error)) fail_msg("%s", error.message);
+        assert_int_equal(engine->n_pages, 3 * contexts[i] / 64);
+        assert_true(engine->n_near < engine->n_pages && (engine->n_near > 0) == (contexts[i] > 512));
+        double taken = (double)kv_pool_bytes(&engine->model, backend.kv, engine->n_pages, engine->n_near);
+        assert_true(taken == planned_cache("tests/golden/data/v4-tiny/config.json", &engine->options, contexts[i]));
+        engine_close(engine);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_slots),
         cmocka_unit_test(test_exchanges),
+        cmocka_unit_test(test_near_parts),
     };
     setenv("MOEBIUS_MEMORY", "0.25", 1);
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -296,10 +296,11 @@ static void test_no_file(void **state) {
 
 static sem_t g_may_read;
 static int64_t g_order[64];
-static atomic_int g_n_order;
+static atomic_int g_n_order, g_n_begun;
 
 /* One at a time, when the test says so. */
 static ssize_t pread_when_told(int file, void *to, size_t n, off_t at) {
+    atomic_fetch_add(&g_n_begun, 1);
     sem_wait(&g_may_read);
     g_order[atomic_fetch_add(&g_n_order, 1)] = at;
     return pread(file, to, n, at);
@@ -313,8 +314,14 @@ static void tell_to_read(int n) {
     for (int i = 0; i < n; i++) sem_post(&g_may_read);
 }
 
-static void wait_for_order(int n) {
-    while (atomic_load(&g_n_order) < n) usleep(1000);
+static void wait_for(atomic_int *count, int n) {
+    while (atomic_load(count) < n) usleep(1000);
+}
+
+static void start_to_count(void) {
+    atomic_store(&g_n_order, 0);
+    atomic_store(&g_n_begun, 0);
+    sem_init(&g_may_read, 0, 0);
 }
 
 /* The first read is with the thread when the others arrive. */
@@ -322,19 +329,18 @@ static void test_needed_before_predicted(void **state) {
     (void)state;
     struct mo_error error;
     struct stream_read reads[6];
-    atomic_store(&g_n_order, 0);
-    sem_init(&g_may_read, 0, 0);
+    start_to_count();
     struct stream *stream = open_stream(1, pread_when_told);
     for (int i = 0; i < 6; i++) reads[i] = make_read(i * 4096, 4096);
     stream_begin(stream, &reads[0], STREAM_PREDICTED);
-    usleep(20000); /* or it may be overtaken: then the order is another, and equally right but for this test */
+    wait_for(&g_n_begun, 1); /* or it may be overtaken: another order, equally right but for this test */
     begin_blocks(stream, reads + 1, 3, STREAM_PREDICTED);
     begin_blocks(stream, reads + 4, 2, STREAM_NOW);
     stream_hurry(stream, &reads[2]); /* behind those that were needed before */
     stream_drop(stream, &reads[3]);
     tell_to_read(5);
     static const int expected[] = {0, 4, 5, 2, 1};
-    wait_for_order(5);
+    wait_for(&g_n_order, 5);
     for (int i = 0; i < 5; i++) {
         assert_int_equal(stream_wait(stream, &reads[expected[i]], &error), 0);
         assert_int_equal(g_order[i], expected[i] * 4096);
@@ -352,14 +358,12 @@ static void test_needed_before_predicted(void **state) {
 static void test_drop_half_way(void **state) {
     (void)state;
     struct mo_error error;
-    atomic_store(&g_n_order, 0);
-    sem_init(&g_may_read, 0, 0);
+    start_to_count();
     struct stream *stream = open_stream(1, pread_when_told);
     struct stream_read read = make_read(0, 3 << 20);
     stream_begin(stream, &read, STREAM_PREDICTED);
     tell_to_read(1);
-    wait_for_order(1);
-    usleep(20000); /* the thread is in its second piece */
+    wait_for(&g_n_begun, 2); /* the thread is in its second piece */
     stream_drop(stream, &read);
     assert_false(stream_is_done(stream, &read));
     tell_to_read(1);
