@@ -10,12 +10,13 @@ import pytest
 
 import gguf_hybrid
 import make_tiny_text_model
-from conftest import GOLDEN, change_config, copy_set, moebius, read_f32, refused, succeed
-from test_cuda import GPU, ON_CARD, fake, shim  # noqa: F401 (a fixture)
+from conftest import GOLDEN, change_config, copy_set, moebius, refused, succeed
+from test_cuda import GPU, ON_CARD, check_near, fake, shim  # noqa: F401 (a fixture)
 from test_cuda_decode import HOST_CHOOSES, serve  # noqa: F401 (a fixture)
-from test_golden import Case, with_routing
+from test_cuda_sparse import logits
+from test_golden import Case
 from test_sparse import F32, rewrite
-from test_v4 import VOCAB, tokens_of
+from test_v4 import tokens_of
 
 V4 = GOLDEN / "v4-tiny"
 KV = ["bf16", "fp8"]
@@ -34,16 +35,6 @@ def folder(tmp_path_factory):
     return folder
 
 
-def logits(folder, tokens, tmp_path, *flags, env=None, n=None):
-    """Of all rows; with `n`, of so many tokens that follow the last one, and these."""
-    ids, out = tmp_path / "ids.json", tmp_path / "out.f32"
-    ids.write_text(json.dumps(tokens))
-    wanted = ["--greedy", n] if n else ["--all"]
-    result = succeed("logits", folder, "--ids", ids, "--out", out, *wanted, *flags, env=env)
-    got = read_f32(out, n or len(tokens), VOCAB)
-    return (got, result.json) if n else got
-
-
 # --- numbers ---------------------------------------------------------------------------------------------------------
 
 
@@ -51,12 +42,7 @@ def logits(folder, tokens, tmp_path, *flags, env=None, n=None):
 @pytest.mark.parametrize("name, case_id", [("v4-tiny", "p1"), ("v4-tiny", "p17"), ("v4-tiny-fp8", "p17")])
 def test_golden(name, case_id, flags, tmp_path):
     """As published: bf16; FP8 and experts in FP4."""
-    case = Case(name, case_id)
-    got, agree = with_routing(case, tmp_path, *GPU, *flags)
-    error = np.abs(got - case.expected)
-    assert agree.mean() >= 0.8
-    assert error[agree].mean() <= 0.05
-    assert error[agree].max() <= 0.2
+    check_near(Case(name, case_id), tmp_path, *flags)
 
 
 def test_gguf(tmp_path):

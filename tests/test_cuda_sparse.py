@@ -9,9 +9,9 @@ import pytest
 
 import make_tiny_text_model
 from conftest import GOLDEN, change_config, copy_set, moebius, read_f32, refused, succeed
-from test_cuda import GPU, ON_CARD, fake, shim  # noqa: F401 (a fixture)
+from test_cuda import GPU, ON_CARD, check_near, fake, shim  # noqa: F401 (a fixture)
 from test_cuda_decode import HOST_CHOOSES, serve  # noqa: F401 (a fixture)
-from test_golden import Case, with_routing
+from test_golden import Case
 from test_sparse import F32, INDEXER, TOPK, V32, VOCAB, rewrite, tokens_of
 
 KV = ["bf16", "fp8"]
@@ -59,12 +59,7 @@ def logits(folder, tokens, tmp_path, *flags, env=None, n=None):
 @pytest.mark.parametrize("flags", [[], ["--n-cpu-moe", 1], ["--expert-device", "cpu"]])
 @pytest.mark.parametrize("case_id", ["p1", "p17"])
 def test_golden(case_id, flags, tmp_path):
-    case = Case("v32-tiny", case_id)
-    got, agree = with_routing(case, tmp_path, *GPU, *flags)
-    error = np.abs(got - case.expected)
-    assert agree.mean() >= 0.8
-    assert error[agree].mean() <= 0.05
-    assert error[agree].max() <= 0.2
+    check_near(Case("v32-tiny", case_id), tmp_path, *flags)
 
 
 @pytest.mark.parametrize("kv, bound", [("bf16", 0.05), ("fp8", 0.25)])
