@@ -2,6 +2,7 @@
 in tests/cuda (test_hybrid.c, test_listed.c, test_streams.c); what a query sees, in test_v4.py."""
 
 import json
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -111,6 +112,19 @@ def test_splits(model, tmp_path):
     got, ids = logits(model, tokens, tmp_path, *flags, n=4)
     want = logits(model, tokens + ids[:-1], tmp_path, *flags, "--chunk", 235)
     assert np.array_equal(want[231:], got)
+
+
+@pytest.mark.skipif(ON_CARD, reason="the fake driver's words")
+@pytest.mark.parametrize("n, scored", [(206, []), (208, ["16"])])
+def test_no_blocks_without_work(n, scored, model, tmp_path):
+    """Row 206 is the first with two splits: it does not make two blocks of each row before it. Of four waves of rows the indexer looks
+    at the one with a row that has a choice, the 208th."""
+    change_config(model, index_topk=51, sliding_window=208)
+    flags = ["--chunk", n, *GPU, "--no-self-test"]
+    result = succeed("logits", model, "--ids", ",".join(map(str, tokens_of(n))), *flags, env=fake(log=1))
+    launches = re.findall(r"^fake cuda: (listed|index)_(\w+) (\d+) x", result.err, re.M)
+    assert {blocks for kind, _, blocks in launches if kind == "listed"} == {str(n)}
+    assert [blocks for _, name, blocks in launches if name == "score"] == scored
 
 
 @pytest.mark.skipif(ON_CARD, reason="two of the fake driver's cards")

@@ -111,16 +111,27 @@ static double score_of(const struct index_params *p, int row, int key, double *s
     return sum;
 }
 
-/* The topk best of n scores, ascending: larger ones first, of equal ones the first. */
+/* Larger scores first, of equal ones the first. */
+static const float *sorted_scores;
+static int by_score(const void *a, const void *b) {
+    const int x = *(const int32_t *)a, y = *(const int32_t *)b;
+    const float one = sorted_scores[x], other = sorted_scores[y];
+    return one > other ? -1 : one < other ? 1 : x < y ? -1 : x > y;
+}
+static int by_place(const void *a, const void *b) {
+    const int x = *(const int32_t *)a, y = *(const int32_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* The topk best of n scores, ascending. */
 static void choose_plainly(const float *score, int n, int topk, int32_t *chosen) {
-    int found = 0;
-    for (int key = 0; key < n; key++) {
-        int before = 0;
-        for (int other = 0; other < n; other++)
-            before += score[other] > score[key] || (score[other] == score[key] && other < key);
-        if (before < topk) chosen[found++] = key;
-    }
-    assert_int_equal(found, topk);
+    int32_t *keys = calloc((size_t)n, sizeof *keys);
+    for (int key = 0; key < n; key++) keys[key] = key;
+    sorted_scores = score;
+    qsort(keys, (size_t)n, sizeof *keys, by_score);
+    qsort(keys, (size_t)topk, sizeof *keys, by_place);
+    memcpy(chosen, keys, (size_t)topk * sizeof *keys);
+    free(keys);
 }
 
 static void check_choice(const struct index_params *p, int wave_row, const char *what) {
@@ -229,6 +240,32 @@ static void test_ties(void **unused) {
         }
         run(KERNEL_INDEX_CHOOSE, ROWS, CHOICE_SHARED, &p);
         for (int row = 0; row < ROWS; row++) check_choice(&p, row, "ties");
+        if (*p.fault != ~0ull) complain("a fault where all is finite");
+        give_all_back();
+    }
+    no_complaints();
+}
+
+/* As many keys as a row of a published model may see: more than the warps of a block look at in one step, and more equal ones than 16
+ * bits count. */
+static void test_long_rows(void **unused) {
+    (void)unused;
+    enum { LONG = 163840 };
+    static const int32_t pos[ROWS] = {1024, 4100, 70000, LONG - 1};
+    static const int topks[] = {512, 1024};
+    for (size_t t = 0; t < sizeof topks / sizeof *topks; t++) {
+        const struct index_case c = {.heads = 1, .dim = 16, .ratio = 1, .topk = topks[t]};
+        struct index_params p = open_index(&c, pos);
+        p.stride = LONG;
+        p.score = take((size_t)ROWS * LONG * 4);
+        for (int key = 0; key < LONG; key++) {
+            p.score[key] = uniform(-1, 1);
+            p.score[LONG + key] = (float)(draw() % 9);
+            p.score[2 * LONG + key] = key % 1000 == 7 ? 2 : 1; /* 70 of them, and all others are equal */
+            p.score[3 * LONG + key] = key < LONG / 2 ? 0 : ldexpf(uniform(-1, 1), (int)(draw() % 60) - 30);
+        }
+        run(KERNEL_INDEX_CHOOSE, ROWS, CHOICE_SHARED, &p);
+        for (int row = 0; row < ROWS; row++) check_choice(&p, row, "long rows");
         if (*p.fault != ~0ull) complain("a fault where all is finite");
         give_all_back();
     }
@@ -572,8 +609,9 @@ static int open_card(void **unused) {
 
 int main(int n, char **arguments) {
     struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_index),  cmocka_unit_test(test_ties),      cmocka_unit_test(test_index_rows),
-        cmocka_unit_test(test_listed), cmocka_unit_test(test_wide_rows), cmocka_unit_test(test_all_tokens),
+        cmocka_unit_test(test_index),      cmocka_unit_test(test_ties),   cmocka_unit_test(test_long_rows),
+        cmocka_unit_test(test_index_rows), cmocka_unit_test(test_listed), cmocka_unit_test(test_wide_rows),
+        cmocka_unit_test(test_all_tokens),
     };
     return survey_run(n, arguments, tests, sizeof tests / sizeof *tests, open_card, close_card);
 }

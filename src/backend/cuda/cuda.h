@@ -494,6 +494,9 @@ void cuda_begin(struct backend *backend, const struct batch *batch);
 /* Sends the step on its way that began last, with what is to come back of it. Nothing, if it is on its way. */
 void cuda_submit(struct cuda *cuda);
 size_t cuda_step_bytes(const struct cuda *cuda);
+/* Chunks of keys that the indexer scores for the one of rows [first, first + n) that sees most, rounded up to a power of two; 0: it lets
+ * everything through. */
+int cuda_index_chunks(const struct cuda *cuda, int first, int n);
 int cuda_max_slots(const struct cuda *cuda);
 
 #endif

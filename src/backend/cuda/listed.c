@@ -89,10 +89,11 @@ void cuda_index(struct cuda *cuda, int layer) {
                              .topk = shape.topk,
                              .stride = cuda->index_stride,
                              .fault_key = fault_key(layer, FAULT_ATTENTION)};
-    if (!cuda->step.index_chunks) return;
     for (p.first_row = 0; p.first_row < n; p.first_row += INDEX_WAVE) {
         p.n_rows = smaller(n - p.first_row, INDEX_WAVE);
-        cuda_launch(cuda, KERNEL_INDEX_SCORE, p.n_rows * cuda->step.index_chunks, score_shared_bytes(&shape), &p);
+        const int chunks = cuda_index_chunks(cuda, p.first_row, p.n_rows); /* one wave: step.index_chunks */
+        if (!chunks) continue;
+        cuda_launch(cuda, KERNEL_INDEX_SCORE, p.n_rows * chunks, score_shared_bytes(&shape), &p);
         cuda_launch(cuda, KERNEL_INDEX_CHOOSE, p.n_rows, CHOICE_SHARED, &p);
     }
 }

@@ -10,6 +10,10 @@ static int ceil_div_int(int a, int b) {
     return (a + b - 1) / b;
 }
 
+static int smaller(int a, int b) {
+    return a < b ? a : b;
+}
+
 /* Every row needs a slot (in expanded form more, where values are wider than the latent); decoding over long contexts wants one for each split. */
 int cuda_max_slots(const struct cuda *cuda) {
     const struct model *model = cuda->model;
@@ -241,7 +245,8 @@ static int send_seq(struct cuda *cuda, const struct batch_seq *seq, struct attn_
     return n;
 }
 
-/* Over how many blocks a row's list is cut: all its splits, while there is room for all results; else 1. The bits are the same. */
+/* Over how many blocks a row's list is cut: all its splits, while there is room for all results; else 1. The bits are the same. Every
+ * row has as many blocks as the one with most: beside many short rows a long one is not cut, or most blocks would have no work. */
 static int listed_splits(const struct cuda *cuda) {
     const struct batch *b = cuda->batch;
     int wanted = 0, most = 1;
@@ -254,7 +259,7 @@ static int listed_splits(const struct cuda *cuda) {
             if (!expanded && splits > most) most = splits;
         }
     }
-    return wanted <= cuda->max_slots ? round_up_to_power(most) : 1;
+    return wanted <= cuda->max_slots && b->n_rows <= cuda->max_slots / most ? round_up_to_power(most) : 1;
 }
 
 /* Slots of a sequence whose rows attend by list, or in expanded form: a count of 0 keeps those out of the list's blocks. */
@@ -269,14 +274,15 @@ static void send_listed_seq(const struct cuda *cuda, const struct batch_seq *seq
     }
 }
 
-/* Chunks of keys that the indexer scores for the row that sees most; 0: it lets everything through. */
-static int index_chunks(const struct cuda *cuda) {
+int cuda_index_chunks(const struct cuda *cuda, int first, int n) {
     const struct batch *b = cuda->batch;
     int most = 0;
     for (int s = 0; s < b->n_seqs; s++) {
-        const int last = b->seqs[s].first_pos + b->seqs[s].n_rows - 1;
-        if (!cuda_is_sparse(cuda, last)) continue;
-        const int keys = (last + 1) / model_index_shape(cuda->model).tokens_a_key;
+        const struct batch_seq *seq = &b->seqs[s];
+        const int end = smaller(seq->first_row + seq->n_rows, first + n),
+                  pos = seq->first_pos + end - 1 - seq->first_row;
+        if (end <= seq->first_row || end <= first || !cuda_is_sparse(cuda, pos)) continue;
+        const int keys = (pos + 1) / model_index_shape(cuda->model).tokens_a_key;
         if (keys > most) most = keys;
     }
     return most ? round_up_to_power(ceil_div_int(most, INDEX_CHUNK)) : 0;
@@ -303,7 +309,7 @@ static void send_attention(struct sender *sender) {
     int32_t *count = piece(sender, (size_t)b->n_rows * 4, (const void **)&cuda->step.slot_count);
     const bool listed = cuda_is_listed(cuda);
     cuda->step.listed_splits = listed ? listed_splits(cuda) : 0;
-    cuda->step.index_chunks = listed ? index_chunks(cuda) : 0;
+    cuda->step.index_chunks = listed ? cuda_index_chunks(cuda, 0, b->n_rows) : 0;
     size_t items_at = sender->used;
     struct attn_item *items = piece(sender, most_attn_items(cuda) * sizeof *items, (const void **)&cuda->step.items);
     for (int s = 0; s < b->n_seqs; s++) {
