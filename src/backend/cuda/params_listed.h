@@ -53,8 +53,7 @@ struct index_params {
     unsigned long long *fault;
     int32_t first_row, n_rows;
     int32_t heads, topk, stride; /* stride: a multiple of INDEX_CHUNK */
-    int32_t chunks;              /* blocks of a row that score */
-    int32_t fault_key, unused;
+    int32_t fault_key;
 };
 
 /* Which rows of the cache a row of the batch attends to, in this order: rows that stand for `ratio` tokens each (1: the tokens; 0: there
@@ -81,7 +80,7 @@ struct listed_params {
 
 PARAMS_SIZE(index_keys, 32);
 PARAMS_SIZE(index_rows_params, 112);
-PARAMS_SIZE(index_params, 128);
+PARAMS_SIZE(index_params, 120);
 PARAMS_SIZE(listed_params, 168);
 
 #endif
