@@ -153,6 +153,21 @@ def test_tables_behind_a_border(folder, tmp_path):
     assert texts[0] and texts[1:] == texts[:1] * 2
 
 
+@pytest.mark.skipif(ON_CARD, reason="cards of the fake driver's sizes")
+def test_layers_that_keep_unlike_much(folder, tmp_path):
+    """The middle layer has nearly all rows: as many tokens as its card holds, whatever is free on the others. And of near parts only
+    those are counted that there will be: 100,000 tokens leave the experts of all layers on the card."""
+    model = shutil.copytree(folder, tmp_path / "model")
+    rope = json.loads((model / "config.json").read_text())["rope_scaling"]
+    change_config(model, max_position_embeddings=1 << 20, rope_scaling={**rope, "factor": 4096}, index_topk=1 << 18)
+    flags = ["run", model, *GPU, "--prompt", "one two three", "--max-tokens", 4, "--ignore-eos", "--temperature", 0, "--json",
+             "--no-self-test", "--max-num-batched-tokens", 256]
+    results = [succeed(*flags, *more, env=fake(devices=3, free_mib=mib, log=1))
+               for more, mib in ((["-pp", 3], 40), (["--device", "cuda:0", "--max-model-len", 100000], 18))]
+    assert results[0].json["text"] == results[1].json["text"]
+    assert "add_rows" not in results[1].err  # what the CPU had computed
+
+
 @pytest.mark.skipif(ON_CARD, reason="the shim's order")
 def test_the_order_of_blocks_does_not_matter(tmp_path):
     plain, other = (logits(V4, tokens_of(30), tmp_path, *GPU, env={"MOEBIUS_SHIM_SEED": seed}) for seed in ("1", "2"))
