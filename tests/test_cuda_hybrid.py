@@ -2,6 +2,7 @@
 in tests/cuda (test_hybrid.c, test_listed.c, test_streams.c); what a query sees, in test_v4.py."""
 
 import json
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -209,9 +210,24 @@ def test_bench(tmp_path):
     assert sum(layers for _, _, layers in launches) == profile["step_kernels"]
     assert launches.count(("attn_in", "compress_sums", 1)) == 2 and launches.count(("attn_in", "hybrid_rows", 1)) == 3
     assert profile["layer_kernels"] > profile["step_kernels"] // 4 and profile["dense_layer_kernels"] == 0
+    of_layers = profile["step_kernels"] - 6  # embedding, streams, head, pick
+    plan = succeed("plan", V4, "--gpu", "rtx-4090", "--ram", "8@10", "--context", 4096, "--explain").text
+    assert re.search(r"between kernels +(\d+) x", plan)[1] == str(of_layers)
 
 
 # --- what fails ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes, words", [({"head_dim": 72}, ["head_dim of at most 512", "divisible by 16", "72"]),
+                                            ({"qk_rope_head_dim": 8}, ["qk_rope_head_dim", "divisible by 16", "8"]),
+                                            ({"hc_mult": 16}, ["hc_mult of at most 8", "16"])])
+def test_refused_sizes(changes, words, tmp_path):
+    """By the names that its config.json has."""
+    config = {**json.loads((V4 / "config.json").read_text()), **changes}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    succeed("synth", "--config", tmp_path / "config.json", "--quant", "bf16", "-o", tmp_path / "m")
+    result = moebius("logits", tmp_path / "m", "--ids", "1,2", *GPU)
+    assert result.code == 1 and all(word in result.err.splitlines()[-1] for word in [*words, "--device cpu"]), str(result)
 
 
 @pytest.mark.parametrize("name, words", [("layers.1.attn.compressor.wkv.weight", "layer 1, stage attn_in "),
