@@ -169,6 +169,22 @@ def test_layers_that_keep_unlike_much(folder, tmp_path):
     assert "add_rows" not in results[1].err  # what the CPU had computed
 
 
+@pytest.mark.skipif(ON_CARD, reason="a card without memory")
+def test_what_plan_counts(tmp_path):
+    """Flash's rows: what a step takes beside weights and cache is what `plan` says, within a few percent."""
+    config = {**json.loads((V4 / "config.json").read_text()), "hidden_size": 4096, "num_attention_heads": 64, "head_dim": 512,
+              "qk_rope_head_dim": 64, "q_lora_rank": 64, "o_groups": 8, "o_lora_rank": 32, "num_hidden_layers": 1, "index_n_heads": 64,
+              "index_head_dim": 128, "index_topk": 512, "moe_intermediate_size": 64, "num_experts_per_tok": 6}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = tmp_path / "m"
+    succeed("synth", "--config", tmp_path / "config.json", "--quant", "int4", "-o", model)
+    flags = ["--ids", "1,2", "--chunk", 2048, "--max-model-len", 4096, "--expert-device", "gpu"]
+    result = moebius("logits", model, *GPU, *flags, env=fake(alloc=1))
+    scratch = float(re.search(r"scratch ([\d.]+);", result.err)[1]) * 2**30
+    planned = succeed("plan", model, "--gpu", "rtx-4090", "--ram", "8@10", "--max-num-batched-tokens", 2048, "--context", 4096, "--json")
+    assert planned.json["scratch_bytes"] == pytest.approx(scratch, rel=0.05)
+
+
 @pytest.mark.skipif(ON_CARD, reason="the shim's order")
 def test_the_order_of_blocks_does_not_matter(tmp_path):
     plain, other = (logits(V4, tokens_of(30), tmp_path, *GPU, env={"MOEBIUS_SHIM_SEED": seed}) for seed in ("1", "2"))
