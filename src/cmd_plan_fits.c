@@ -326,10 +326,10 @@ static void print_v4_ram(void) {
                 {"deepseek-v4-flash", "int4"},
                 {"deepseek-v4-pro", NULL},
                 {"deepseek-v4-pro", "int4"}};
-    printf("\n## DeepSeek-V4: everything in RAM\n\nNo card: the GPU has no kernels for it yet. One sequence that sees "
-           "32,768 "
-           "tokens, cache in bf16, limit / expected by\n"
-           "the speed of the RAM. As published: experts in FP4, the rest in FP8, head and embedding in BF16.\n\n"
+    printf("\n## DeepSeek-V4: everything in RAM\n\nNo card (`moebius plan deepseek-v4-flash --gpu rtx-4090 --ram "
+           "192@89` has one). One sequence that sees 32,768 tokens, cache in bf16,\n"
+           "limit / expected by the speed of the RAM. As published: experts in FP4, the rest in FP8, head and "
+           "embedding in BF16.\n\n"
            "| model | recipe | weights, GB | cache, GB | 89 GB/s | 300 GB/s | 600 GB/s | 844 GB/s |\n"
            "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n");
     for (size_t r = 0; r < sizeof rows / sizeof *rows; r++) {
@@ -428,7 +428,9 @@ static void print_how(void) {
         "  its share, and 3.3 us for each kernel on a card: 7 a layer, 6 where it is dense, one more with low-rank "
         "queries, "
         "and\n"
-        "  one more from 9 rows on.\n"
+        "  one more from 9 rows on; V3.2: two more, and four where it chooses rows; V4: 17, two more with a "
+        "compressor, one more\n"
+        "  with index keys, three more where it chooses.\n"
         "- What RAM does not hold is read from disk to RAM and then from RAM. With routing that has no favourites, "
         "the hit rate\n"
         "  is the share that RAM holds.\n"

@@ -15,8 +15,6 @@ enum { DEFAULT_CONTEXT = 32768 };
 const char *plan_report_not_here(const struct plan_report *report) {
     const struct plan_machine *m = &report->input.machine;
     if (!report->input.arch.runs_here) return "this model is here for comparison: the engine does not run it";
-    if (m->gpu.count && plan_arch_is_hybrid(&report->input.arch))
-        return "the GPU has no kernels for this model yet: figures with a card are what it could do";
     if (plan_shares_experts(&report->input))
         return "several machines are tried as processes of one; no real network has been met yet";
     if (m->nodes > 1) return "several machines share routed experts alone in this engine (--ranks)";

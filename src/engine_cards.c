@@ -133,13 +133,14 @@ static int count_layers(const struct engine *engine, struct layer_costs *costs, 
     const struct model *m = &engine->model;
     struct backend_options options;
     engine_plan_options(engine, &options);
-    int pages = (engine_cards_context(engine) + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS, code = 0;
-    double cache = (double)kv_pool_bytes(m, options.kv, pages, 0) / m->layers;
+    const int pages = (engine_cards_context(engine) + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS;
+    int code = 0;
     for (int l = 0; l < m->layers && !code; l++) {
         const struct cuda_part part = {0, l, 1};
         struct cuda_bytes bytes;
         code = cuda_backend_bytes(m, &engine->weights, &options, &part, &bytes, error);
-        costs->bytes[l] = (double)bytes.weights + cache;
+        const size_t page = kv_page_bytes(m, l, options.kv) + kv_near_bytes(m, l, options.kv);
+        costs->bytes[l] = (double)bytes.weights + (double)page * pages;
         costs->scratch[l] = (double)bytes.scratch;
     }
     return code;
@@ -210,11 +211,11 @@ int engine_cards_context(const struct engine *engine) {
 int engine_cards_missing(struct engine *engine, int context, double *bytes, struct mo_error *error) {
     struct backend_options backend;
     double left = 0;
-    int pages = (context + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS, code = engine_cards_split(engine, error);
+    int code = engine_cards_split(engine, error);
     if (code) return code;
     engine_plan_options(engine, &backend);
     code = engine_device_left(engine, &backend, &left, error);
-    *bytes = (double)kv_pool_bytes(&engine->model, backend.kv, pages, 0) - left;
+    *bytes = engine_plan_cache_bytes(engine, &backend, context) - left;
     return code;
 }
 

@@ -1,5 +1,6 @@
 #include "engine_device.h"
 
+#include <math.h>
 #include <string.h>
 #include "base/log.h"
 #include "engine_cards.h"
@@ -84,17 +85,30 @@ int engine_device_choose(struct engine *engine, struct mo_error *error) {
     return 0;
 }
 
+/* What a part's layers hold of a cache: not all of V4's hold as much. There is a near part for each of its pages, or for one in
+ * KV_PAGES_A_NEAR, or something between, which is not settled yet: the larger share of the two. */
+static double cache_share(const struct model *m, enum kv_format kv, const struct cuda_part *part) {
+    double page = 0, all_pages = 0, near = 0, all_near = 0;
+    for (int l = 0; l < m->layers; l++) {
+        const bool is_here = l >= part->first_layer && l < part->first_layer + part->n_layers;
+        all_pages += (double)kv_page_bytes(m, l, kv);
+        all_near += (double)kv_near_bytes(m, l, kv);
+        if (is_here) page += (double)kv_page_bytes(m, l, kv);
+        if (is_here) near += (double)kv_near_bytes(m, l, kv);
+    }
+    const double pages = KV_PAGES_A_NEAR;
+    return fmax((page + near) / (all_pages + all_near), (pages * page + near) / (pages * all_pages + all_near));
+}
+
 int engine_device_left(const struct engine *engine, const struct backend_options *backend, double *bytes,
                        struct mo_error *error) {
-    const int layers = engine->model.layers;
     for (int i = 0; i < engine->n_parts; i++) {
         const struct cuda_part *part = &engine->parts[i];
         struct cuda_bytes taken;
         int code = cuda_backend_bytes(&engine->model, &engine->weights, backend, part, &taken, error);
         if (code) return code;
         double room = (double)engine->gpu_free_bytes[i] * engine->options.memory_utilization;
-        double left = room - (double)(taken.weights + taken.scratch);
-        if (part->n_layers < layers) left *= (double)layers / part->n_layers;
+        double left = (room - (double)(taken.weights + taken.scratch)) / cache_share(&engine->model, backend->kv, part);
         if (i == 0 || left < *bytes) *bytes = left; /* all cards have as many tokens */
     }
     return 0;

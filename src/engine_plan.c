@@ -51,7 +51,7 @@ static int near_for(const struct engine *engine, int n_pages) {
     return n < n_pages ? n : 0;
 }
 
-static double cache_bytes(const struct engine *engine, const struct backend_options *backend, int64_t n_tokens) {
+double engine_plan_cache_bytes(const struct engine *engine, const struct backend_options *backend, int64_t n_tokens) {
     int n_pages = (int)((n_tokens + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS);
     return (double)kv_pool_bytes(&engine->model, backend->kv, n_pages, near_for(engine, n_pages));
 }
@@ -61,7 +61,7 @@ static int pages_within(const struct engine *engine, const struct backend_option
     int low = 1, high = 1 << 28;
     while (low < high) {
         int middle = low + (high - low + 1) / 2;
-        if (cache_bytes(engine, backend, (int64_t)middle * KV_PAGE_TOKENS) <= bytes) {
+        if (engine_plan_cache_bytes(engine, backend, (int64_t)middle * KV_PAGE_TOKENS) <= bytes) {
             low = middle;
         } else {
             high = middle - 1;
@@ -83,8 +83,8 @@ static int settle_context(struct engine *engine, const struct backend_options *b
         return mo_error_set(error, MO_E_NO_MEMORY,
                             "--max-model-len %d needs %.2f GiB of cache, %.2f GiB are left beside the "
                             "weights; %lld tokens would fit (--kv-cache-dtype fp8 makes the cache smaller%s)",
-                            o->max_model_len, cache_bytes(engine, backend, o->max_model_len) / GIB,
-                            cache_bytes(engine, backend, fit_tokens) / GIB, (long long)fit_tokens,
+                            o->max_model_len, engine_plan_cache_bytes(engine, backend, o->max_model_len) / GIB,
+                            engine_plan_cache_bytes(engine, backend, fit_tokens) / GIB, (long long)fit_tokens,
                             has_more_layers(engine) ? ", --n-cpu-moe N leaves experts in the machine's memory" : "");
     }
     if (!o->max_model_len) o->max_model_len = context < fit_tokens ? context : (int)fit_tokens;
@@ -143,7 +143,7 @@ static bool steps_fit(const struct engine *engine) {
     if (most.n_parts && engine_cards_split(&most, NULL)) return false;
     engine_plan_options(&most, &backend);
     if (cache_bytes_left(&most, &backend, &left, NULL)) return false;
-    if (left < cache_bytes(engine, &backend, asked)) return false;
+    if (left < engine_plan_cache_bytes(engine, &backend, asked)) return false;
     return engine->gpu >= 0 || engine_plan_scratch(engine, &backend) <= memory_available_bytes() * PLAN_LONG_STEP_SHARE;
 }
 

@@ -153,6 +153,37 @@ def test_tables_behind_a_border(folder, tmp_path):
     assert texts[0] and texts[1:] == texts[:1] * 2
 
 
+@pytest.mark.skipif(ON_CARD, reason="cards of the fake driver's sizes")
+def test_layers_that_keep_unlike_much(folder, tmp_path):
+    """The middle layer has nearly all rows: as many tokens as its card holds, whatever is free on the others. And of near parts only
+    those are counted that there will be: 100,000 tokens leave the experts of all layers on the card."""
+    model = shutil.copytree(folder, tmp_path / "model")
+    rope = json.loads((model / "config.json").read_text())["rope_scaling"]
+    change_config(model, max_position_embeddings=1 << 20, rope_scaling={**rope, "factor": 4096}, index_topk=1 << 18)
+    flags = ["run", model, *GPU, "--prompt", "one two three", "--max-tokens", 4, "--ignore-eos", "--temperature", 0, "--json",
+             "--no-self-test", "--max-num-batched-tokens", 256]
+    results = [succeed(*flags, *more, env=fake(devices=3, free_mib=mib, log=1))
+               for more, mib in ((["-pp", 3], 40), (["--device", "cuda:0", "--max-model-len", 100000], 18))]
+    assert results[0].json["text"] == results[1].json["text"]
+    assert "add_rows" not in results[1].err  # what the CPU had computed
+
+
+@pytest.mark.skipif(ON_CARD, reason="a card without memory")
+def test_what_plan_counts(tmp_path):
+    """Flash's rows: what a step takes beside weights and cache is what `plan` says, within a few percent."""
+    config = {**json.loads((V4 / "config.json").read_text()), "hidden_size": 4096, "num_attention_heads": 64, "head_dim": 512,
+              "qk_rope_head_dim": 64, "q_lora_rank": 64, "o_groups": 8, "o_lora_rank": 32, "num_hidden_layers": 1, "index_n_heads": 64,
+              "index_head_dim": 128, "index_topk": 512, "moe_intermediate_size": 64, "num_experts_per_tok": 6}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = tmp_path / "m"
+    succeed("synth", "--config", tmp_path / "config.json", "--quant", "int4", "-o", model)
+    flags = ["--ids", "1,2", "--chunk", 2048, "--max-model-len", 4096, "--expert-device", "gpu"]
+    result = moebius("logits", model, *GPU, *flags, env=fake(alloc=1))
+    scratch = float(re.search(r"scratch ([\d.]+);", result.err)[1]) * 2**30
+    planned = succeed("plan", model, "--gpu", "rtx-4090", "--ram", "8@10", "--max-num-batched-tokens", 2048, "--context", 4096, "--json")
+    assert planned.json["scratch_bytes"] == pytest.approx(scratch, rel=0.05)
+
+
 @pytest.mark.skipif(ON_CARD, reason="the shim's order")
 def test_the_order_of_blocks_does_not_matter(tmp_path):
     plain, other = (logits(V4, tokens_of(30), tmp_path, *GPU, env={"MOEBIUS_SHIM_SEED": seed}) for seed in ("1", "2"))
@@ -194,9 +225,24 @@ def test_bench(tmp_path):
     assert sum(layers for _, _, layers in launches) == profile["step_kernels"]
     assert launches.count(("attn_in", "compress_sums", 1)) == 2 and launches.count(("attn_in", "hybrid_rows", 1)) == 3
     assert profile["layer_kernels"] > profile["step_kernels"] // 4 and profile["dense_layer_kernels"] == 0
+    of_layers = profile["step_kernels"] - 6  # embedding, streams, head, pick
+    plan = succeed("plan", V4, "--gpu", "rtx-4090", "--ram", "8@10", "--context", 4096, "--explain").text
+    assert re.search(r"between kernels +(\d+) x", plan)[1] == str(of_layers)
 
 
 # --- what fails ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes, words", [({"head_dim": 72}, ["head_dim of at most 512", "divisible by 16", "72"]),
+                                            ({"qk_rope_head_dim": 8}, ["qk_rope_head_dim", "divisible by 16", "8"]),
+                                            ({"hc_mult": 16}, ["hc_mult of at most 8", "16"])])
+def test_refused_sizes(changes, words, tmp_path):
+    """By the names that its config.json has."""
+    config = {**json.loads((V4 / "config.json").read_text()), **changes}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    succeed("synth", "--config", tmp_path / "config.json", "--quant", "bf16", "-o", tmp_path / "m")
+    result = moebius("logits", tmp_path / "m", "--ids", "1,2", *GPU)
+    assert result.code == 1 and all(word in result.err.splitlines()[-1] for word in [*words, "--device cpu"]), str(result)
 
 
 @pytest.mark.parametrize("name, words", [("layers.1.attn.compressor.wkv.weight", "layer 1, stage attn_in "),

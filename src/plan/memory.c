@@ -34,6 +34,19 @@ static double scratch_bytes(const struct plan_arch *a, const struct plan_wish *w
            4.0 * wish->seqs * a->vocab;
 }
 
+/* Of V4 on a card, as backend/cuda/memory.c places it; the scores of index keys, a few MB, are left out. */
+static double hybrid_card_scratch_bytes(const struct plan_arch *a, const struct plan_wish *wish) {
+    const struct plan_hybrid *h = &a->hybrid;
+    const double hidden = a->hidden, dim = a->kv_lora + a->rope_dim, values = a->heads * dim;
+    const double expert = (a->top_k + a->shared_experts) * (double)a->expert_width;
+    double streams = hidden * (4 + 4 + 2 + 4.0 * h->streams); /* x, shared experts, packed rows, and the streams */
+    double attention = values * (4 + 2 + 2 + 4) + 4 * (a->q_lora + dim) + 2.0 * h->o_groups * h->o_lora;
+    double rows = 2 * 8 * (dim + h->index_dim); /* of compressors: values and gates, of two windows */
+    double index = 4.0 * h->index_heads * h->index_dim + 4.0 * h->index_topk;
+    double experts = 2 * expert + 4 * a->top_k * hidden + 4.0 * a->experts;
+    return wish->batched_tokens * (streams + attention + rows + index + experts) + 4.0 * wish->seqs * a->vocab;
+}
+
 double plan_usable_ram(const struct plan_machine *machine, const struct plan_wish *wish) {
     if (machine->ram_measured) return machine->ram_bytes * wish->utilization;
     double system = fmin(plan_share(PLAN_SYSTEM_RAM), machine->ram_bytes / 8);
@@ -171,9 +184,13 @@ static int card_layers(const struct plan_input *in, const struct plan_memory *m)
     return at.card_layers > 0 ? at.card_layers : 0;
 }
 
+static double scratch_at(const struct plan_input *in, enum plan_place place) {
+    if (uses_gpu(place) && plan_arch_is_hybrid(&in->arch)) return hybrid_card_scratch_bytes(&in->arch, &in->wish);
+    return uses_gpu(place) || in->cpu_scratch_bytes <= 0 ? scratch_bytes(&in->arch, &in->wish) : in->cpu_scratch_bytes;
+}
+
 void plan_memory_at(const struct plan_input *in, enum plan_place place, struct plan_memory *m) {
-    double scratch =
-        uses_gpu(place) || in->cpu_scratch_bytes <= 0 ? scratch_bytes(&in->arch, &in->wish) : in->cpu_scratch_bytes;
+    double scratch = scratch_at(in, place);
     *m = (struct plan_memory){
         .place = place,
         .kv_bytes_per_token = plan_arch_kv_bytes(&in->arch, in->wish.kv),

@@ -71,6 +71,7 @@ struct job {
     const struct plan_input *in;
     const struct plan_memory *memory;
     int rows;                    /* of a step */
+    double depth;                /* tokens before it; of a prompt's chunks the middle */
     double steps;                /* a prompt has several */
     double fixed, routed, cache; /* bytes */
     double ops[PLAN_GROUPS], pair_ops;
@@ -100,6 +101,7 @@ static struct job decode_job(const struct plan_input *in, const struct plan_memo
         .in = in,
         .memory = memory,
         .rows = batch,
+        .depth = depth,
         .steps = 1,
         .fixed = plan_weights_fixed_bytes(arch, &in->weights),
         .routed = plan_weights_routed_bytes(arch, &in->weights, batch),
@@ -119,6 +121,7 @@ static struct job prefill_job(const struct plan_input *in, const struct plan_mem
         .in = in,
         .memory = memory,
         .rows = chunk,
+        .depth = tokens / 2.0,
         .steps = chunks,
         .fixed = chunks * plan_weights_fixed_bytes(arch, &in->weights),
         .routed = chunks * plan_weights_routed_bytes(arch, &in->weights, chunk),
@@ -178,9 +181,17 @@ static struct gain shared_gain(const struct plan_input *in, int ways, int rows) 
 }
 
 /* Of one step, as backend/cuda/stages.c launches them; that prompts take a few more is not to be seen beside what they compute. */
-static double count_launches(const struct plan_arch *arch, int rows) {
+static double count_launches(const struct plan_arch *arch, int rows, double depth) {
     enum { ABSORB_ROWS = 8 }; /* more rows: absorbing the queries is a kernel of its own */
+    enum { HYBRID = 17, COMPRESSOR = 2, KEYS = 1, CHOICE = 3 }; /* V4 */
+    enum { INDEXER = 2, SPARSE_CHOICE = 4 };                    /* V3.2 */
+    const struct plan_hybrid *h = &arch->hybrid;
+    if (plan_arch_is_hybrid(arch)) {
+        double sparse = KEYS + (depth / RATIO_SPARSE > h->index_topk ? CHOICE : 0);
+        return arch->layers * HYBRID + (h->sparse_layers + h->dense_layers) * COMPRESSOR + h->sparse_layers * sparse;
+    }
     double a_layer = plan_share(PLAN_GPU_LAUNCHES) + (arch->q_lora > 0) + (rows > ABSORB_ROWS);
+    if (arch->index_topk) a_layer += INDEXER + (depth > arch->index_topk ? SPARSE_CHOICE : 0);
     return arch->layers * a_layer - arch->dense_layers;
 }
 
@@ -197,7 +208,7 @@ static void add_gpu(const struct job *job, struct plan_speed *s, bool experts) {
     add(s, "matrices outside of the experts", PLAN_ON_GPU, PLAN_OPS, 0, fixed_ops(job), ops * gain.fixed, share);
     if (experts) add(s, "experts", PLAN_ON_GPU, PLAN_OPS, 0, job->ops[PLAN_ROUTED], ops * gain.routed, share);
     add(s, "attention", PLAN_ON_GPU, PLAN_OPS, 0, job->pair_ops, ops * gain.fixed, share);
-    double launches = job->steps * count_launches(&job->in->arch, job->rows);
+    double launches = job->steps * count_launches(&job->in->arch, job->rows, job->depth);
     add_wait(s, "between kernels", launches, plan_share(PLAN_GPU_LAUNCH_S), false);
     add_links(job, s, true);
 }

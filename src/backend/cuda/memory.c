@@ -123,7 +123,7 @@ struct demand {
 
 int cuda_check_model(const struct model *m, const struct backend_options *options, struct mo_error *error) {
     const struct demand demands[] = {
-        {"kv_lora_rank", m->kv_lora, 16, MAX_KV_LORA},
+        {"kv_lora_rank", model_is_hybrid(m) ? 0 : m->kv_lora, 16, MAX_KV_LORA},
         {"head_dim", model_is_hybrid(m) ? m->v_dim : 0, 16, MAX_KV_LORA},
         {"o_lora_rank", model_is_hybrid(m) ? m->hybrid.o_lora : 0, TILE_ROWS, 1 << 16},
         {"qk_rope_head_dim", m->rope_dim, 16, 64},
