@@ -1,4 +1,5 @@
 /* backend/cuda/memory.c - what the card has to hold, counted before anything is taken. */
+#include <stdio.h>
 #include "backend/cuda/cuda.h"
 #include "backend/cuda/params_streams.h"
 
@@ -143,10 +144,11 @@ int cuda_check_model(const struct model *m, const struct backend_options *option
     for (size_t i = 0; i < sizeof demands / sizeof *demands; i++) {
         const struct demand *d = &demands[i];
         if (d->value % d->multiple_of == 0 && d->value <= d->at_most) continue;
-        return mo_error_set(
-            error, MO_E_UNSUPPORTED,
-            "the GPU kernels want a %s of at most %d and divisible by %d, found %d (--device cpu takes it)", d->what,
-            d->at_most, d->multiple_of, d->value);
+        char divisible[32] = "";
+        if (d->multiple_of > 1) snprintf(divisible, sizeof divisible, " and divisible by %d", d->multiple_of);
+        return mo_error_set(error, MO_E_UNSUPPORTED,
+                            "the GPU kernels want a %s of at most %d%s, found %d (--device cpu takes it)", d->what,
+                            d->at_most, divisible, d->value);
     }
     if (options->compute == COMPUTE_F32) {
         return mo_error_set(
