@@ -508,10 +508,6 @@ def test_unknown_tensor(model):
     refused(moebius("logits", model, "--ids", "1,2"), "model.safetensors", "layers.0.attn.compressor.ape", "unknown tensor")
 
 
-def test_no_card():
-    refused(moebius("logits", GOLDEN / "v4-tiny", "--ids", "1,2", "--device", "cuda"), "DeepseekV4ForCausalLM", "--device cpu")
-
-
 def test_no_guesses():
     """What has been summed up cannot be taken back."""
     refused(moebius("run", GOLDEN / "v4-tiny", "-p", "x", "--draft-max", "4"), "--draft-max 4", "DeepseekV4ForCausalLM")
