@@ -175,7 +175,8 @@ static int open_sched(struct engine *engine, struct mo_error *error) {
 static int open_checkpoint(struct engine *engine, struct mo_error *error) {
     int code = model_locate(engine->options.model, engine->options.revision, engine->path, sizeof engine->path, error);
     if (!code) code = checkpoint_open_files(&engine->checkpoint, engine->path, error);
-    return code ? code : model_load(&engine->model, &engine->checkpoint, error);
+    if (!code) code = model_load(&engine->model, &engine->checkpoint, error);
+    return code ? code : engine_plan_check_context(engine, error);
 }
 
 static int open_weights(struct engine *engine, struct mo_error *error) {

@@ -70,15 +70,18 @@ static int pages_within(const struct engine *engine, const struct backend_option
     return low;
 }
 
+int engine_plan_check_context(const struct engine *engine, struct mo_error *error) {
+    const int asked = engine->options.max_model_len, context = engine->model.context;
+    if (asked <= context) return 0;
+    return mo_error_set(error, MO_E_INVALID, "--max-model-len %d is longer than the model's context of %d tokens",
+                        asked, context);
+}
+
 static int settle_context(struct engine *engine, const struct backend_options *backend, int fit_pages,
                           struct mo_error *error) {
     struct engine_options *o = &engine->options;
     int context = engine->model.context;
     int64_t fit_tokens = (int64_t)fit_pages * KV_PAGE_TOKENS;
-    if (o->max_model_len > context) {
-        return mo_error_set(error, MO_E_INVALID, "--max-model-len %d is longer than the model's context of %d tokens",
-                            o->max_model_len, context);
-    }
     if (o->max_model_len > fit_tokens) {
         return mo_error_set(error, MO_E_NO_MEMORY,
                             "--max-model-len %d needs %.2f GiB of cache, %.2f GiB are left beside the "

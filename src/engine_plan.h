@@ -13,6 +13,9 @@ void engine_plan_lengthen_steps(struct engine *engine);
  * is an error with the numbers and the flag that would help. */
 int engine_plan(struct engine *engine, struct backend_options *backend, struct mo_error *error);
 
+/* MO_E_INVALID where a context was asked for that is longer than the model's. Asked as soon as there is a model, before weights. */
+int engine_plan_check_context(const struct engine *engine, struct mo_error *error);
+
 /* Bytes of a cache for so many tokens, all layers; V4's with as many near parts as it will have. */
 double engine_plan_cache_bytes(const struct engine *engine, const struct backend_options *backend, int64_t n_tokens);
 

@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "base/pool.h"
 #include "engine_experts.h"
+#include "engine_plan.h"
 #include "model/quantize.h"
 #include "model/synth.h"
 
@@ -96,6 +97,7 @@ static int make_config(const struct engine_options *o, json_t **config, struct m
 static int make_weights(struct engine *engine, const struct synth *job, bool later, struct mo_error *error) {
     struct make_report report;
     int code = synth_model(job, &engine->model, error);
+    if (!code) code = engine_plan_check_context(engine, error);
     if (!code) {
         code = later ? synth_later(job, &engine->model, &engine->weights, error)
                      : synth_memory(job, &engine->model, &engine->weights, &report, error);
