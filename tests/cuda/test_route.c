@@ -26,7 +26,7 @@ enum { SHAPES = sizeof shapes / sizeof *shapes };
 
 static struct cuda card;
 
-static void *taken[16];
+static void *taken[32];
 static int n_taken;
 static void *take(size_t bytes) {
     return memset(taken[n_taken++] = bare_card_memory(&card, bytes), 0, bytes);
