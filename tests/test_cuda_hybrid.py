@@ -4,7 +4,6 @@ in tests/cuda (test_hybrid.c, test_listed.c, test_streams.c); what a query sees,
 import json
 import re
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ import make_tiny_text_model
 from conftest import GOLDEN, change_config, copy_set, moebius, refused, succeed
 from test_cuda import GPU, ON_CARD, check_near, fake, shim  # noqa: F401 (a fixture)
 from test_cuda_decode import HOST_CHOOSES, serve  # noqa: F401 (a fixture)
-from test_cuda_sparse import logits
+from test_cuda_sparse import check_beside_each_other, logits
 from test_golden import Case
 from test_sparse import F32, rewrite
 from test_v4 import tokens_of
@@ -193,26 +192,9 @@ def test_the_order_of_blocks_does_not_matter(tmp_path):
 # --- served ----------------------------------------------------------------------------------------------------------
 
 
-def answers(server, prompts):
-    def ask(prompt):
-        reply = server.complete(prompt, temperature=0, max_tokens=5, ignore_eos=True)
-        return reply["choices"][0]["text"], reply["usage"]["prompt_tokens_details"]["cached_tokens"]
-
-    with ThreadPoolExecutor(len(prompts)) as pool:
-        return list(pool.map(ask, prompts))
-
-
 def test_beside_each_other_and_from_disk(serve, tmp_path):  # noqa: F811
     """Sequences of all lengths in one step; pages and what was being summed up in them, found in memory and on disk."""
-    prompts = [[40 + (i * 7 + n) % 150 for i in range(n)] for n in (5, 30, 140)]
-    flags = ["--kv-cache-dtype", "fp8", "--prefix-cache-dir", tmp_path / "pages"]
-    server = serve(*flags, env=HOST_CHOOSES)
-    alone = [answers(server, [prompt])[0][0] for prompt in prompts]
-    assert server.stop() == 0
-    server = serve(*flags)
-    assert answers(server, prompts) == [(alone[0], 0), (alone[1], 0), (alone[2], 128)]
-    assert answers(server, prompts[2:]) == [(alone[2], 128)]
-    assert server.stop() == 0
+    check_beside_each_other(serve, tmp_path)
 
 
 @pytest.mark.skipif(ON_CARD, reason="how long what takes, in minutes")

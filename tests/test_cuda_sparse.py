@@ -153,10 +153,10 @@ def answers(server, prompts):
         return list(pool.map(ask, prompts))
 
 
-def test_beside_each_other_and_from_disk(serve, tmp_path):  # noqa: F811
-    """Sequences that are sparse and some that are not, in one step; and pages of rows and keys, found in memory and on disk."""
+def check_beside_each_other(serve, tmp_path, *flags):  # noqa: F811
+    """Each answer is that of its request alone, kernel by kernel; the last request begins with two pages that are found."""
     prompts = [[40 + (i * 7 + n) % 150 for i in range(n)] for n in (5, 30, 140)]
-    flags = ["--batch-invariant", "--kv-cache-dtype", "fp8", "--prefix-cache-dir", tmp_path / "pages"]
+    flags = [*flags, "--kv-cache-dtype", "fp8", "--prefix-cache-dir", tmp_path / "pages"]
     server = serve(*flags, env=HOST_CHOOSES)
     alone = [answers(server, [prompt])[0][0] for prompt in prompts]
     assert server.stop() == 0
@@ -164,6 +164,11 @@ def test_beside_each_other_and_from_disk(serve, tmp_path):  # noqa: F811
     assert answers(server, prompts) == [(alone[0], 0), (alone[1], 0), (alone[2], 128)]
     assert answers(server, prompts[2:]) == [(alone[2], 128)]
     assert server.stop() == 0
+
+
+def test_beside_each_other_and_from_disk(serve, tmp_path):  # noqa: F811
+    """Sequences that are sparse and some that are not, in one step; and pages of rows and keys, found in memory and on disk."""
+    check_beside_each_other(serve, tmp_path, "--batch-invariant")
 
 
 # --- what fails ------------------------------------------------------------------------------------------------------
