@@ -125,6 +125,10 @@ static inline enum naming model_naming(const struct model *model) {
 static inline int model_streams(const struct model *model) {
     return model_is_hybrid(model) ? model->hybrid.streams : 1;
 }
+/* Values of a token's residual. */
+static inline size_t model_residual_dim(const struct model *model) {
+    return (size_t)model_streams(model) * (size_t)model->hidden;
+}
 /* Numbers that a hyper-connection mixes by: before, after, and among the streams. */
 static inline int model_mix_dim(const struct model *model) {
     return (2 + model->hybrid.streams) * model->hybrid.streams;

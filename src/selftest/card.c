@@ -300,12 +300,8 @@ static struct backend_options beside(const struct backend_options *card) {
                                     .batch_invariant = card->batch_invariant};
 }
 
-static size_t width_of(const struct model *model) {
-    return (size_t)model_streams(model) * (size_t)model->hidden;
-}
-
 static size_t pair_bytes(const struct model *model) {
-    return LONG_PROMPT * (width_of(model) * sizeof(float) + sizeof(bool));
+    return LONG_PROMPT * (model_residual_dim(model) * sizeof(float) + sizeof(bool));
 }
 
 size_t selftest_card_bytes(const struct model *model, const struct backend_options *options) {
@@ -347,7 +343,7 @@ int selftest_card(const struct selftest *test, struct backend *card, const struc
     float *memory = malloc(pair_bytes(test->model));
     if (!memory) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the self-test");
     p.before = memory;
-    p.width = width_of(test->model);
+    p.width = model_residual_dim(test->model);
     p.same_choices = (bool *)(memory + LONG_PROMPT * p.width);
     choose_layers(&p, test->model, options->cpu_layers);
     int code = cpu_backend_open(&p.cpu, test->model, test->weights, &cpu, error);

@@ -83,7 +83,7 @@ static void embed_row(void *context, int row, int worker) {
     (void)worker;
     struct cpu *cpu = context;
     int token = cpu->batch->token[row];
-    size_t width = (size_t)model_streams(cpu->model) * (size_t)cpu->model->hidden;
+    size_t width = model_residual_dim(cpu->model);
     cpu->kern.decode_rows(&cpu->weights->embed, token, token + 1, cpu->x + (size_t)row * width);
     streams_spread(cpu, row);
 }

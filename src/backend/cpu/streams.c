@@ -29,7 +29,7 @@ struct mixing {
 };
 
 static size_t stride_of(const struct cpu *cpu) {
-    return (size_t)model_streams(cpu->model) * (size_t)cpu->model->hidden;
+    return model_residual_dim(cpu->model);
 }
 
 static const float *streams_of(const struct mixing *m, int i) {

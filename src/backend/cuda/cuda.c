@@ -108,7 +108,7 @@ static const float *cuda_residual(struct backend *backend) {
 static const float *cuda_streams(struct backend *backend) {
     struct cuda *cuda = (struct cuda *)backend;
     cuda_graph_flush(cuda);
-    return read_residual(cuda, cuda_residual_at(cuda), cuda_residual_floats(cuda->model));
+    return read_residual(cuda, cuda_residual_at(cuda), model_residual_dim(cuda->model));
 }
 
 static void cuda_routing(struct backend *backend, const int32_t **ids, const float **weights) {
@@ -231,7 +231,7 @@ static int take_host_memory(struct cuda *cuda, struct mo_error *error) {
     const struct model *m = cuda->model;
     size_t rows = (size_t)cuda->options.max_rows, pairs = rows * (size_t)m->top_k;
     cuda->frequency = arena_alloc_array(cuda->arena, (size_t)m->rope_dim, sizeof *cuda->frequency);
-    cuda->residual = arena_alloc_array(cuda->arena, rows * cuda_residual_floats(m), sizeof *cuda->residual);
+    cuda->residual = arena_alloc_array(cuda->arena, rows * model_residual_dim(m), sizeof *cuda->residual);
     cuda->id = arena_alloc_array(cuda->arena, pairs, sizeof *cuda->id);
     cuda->weight = arena_alloc_array(cuda->arena, pairs, sizeof *cuda->weight);
     cuda->far_frequency = arena_alloc_array(cuda->arena, (size_t)m->rope_dim, sizeof *cuda->far_frequency);

@@ -414,10 +414,7 @@ bool cuda_is_expanded(const struct cuda *cuda, const struct batch_seq *seq);
 void cuda_expanded_begin(struct cuda *cuda, struct expand_item *tiles, struct expanded_item *items);
 void cuda_expanded_attn(struct cuda *cuda, const struct device_layer *w, uint8_t *cache);
 
-/* The residual stream of a row, or V4's streams. */
-static inline size_t cuda_residual_floats(const struct model *model) {
-    return (size_t)model_streams(model) * (size_t)model->hidden;
-}
+/* The residual, V4's in streams. */
 static inline float *cuda_residual_at(const struct cuda *cuda) {
     return model_is_hybrid(cuda->model) ? cuda->scratch.streams : cuda->scratch.x;
 }

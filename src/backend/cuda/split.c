@@ -49,7 +49,7 @@ static struct cuda *take_turn(struct split *split, int i) {
 /* --- from card to card ----------------------------------------------------------------------------------------------- */
 
 static size_t rows_bytes(const struct split *split) {
-    return (size_t)split->batch->n_rows * cuda_residual_floats(split->model) * sizeof(float);
+    return (size_t)split->batch->n_rows * model_residual_dim(split->model) * sizeof(float);
 }
 
 /* What a failed card would have sent nobody can go on with: its failure is that of all cards. */
@@ -317,7 +317,7 @@ struct cuda_load cuda_backend_load(const struct backend *backend) {
 /* Between card i and the next one. */
 static int open_passage(struct split *split, int i, const struct backend_options *options, struct mo_error *error) {
     struct passage *passage = &split->passages[i];
-    size_t bytes = (size_t)options->max_rows * cuda_residual_floats(split->model) * sizeof(float);
+    size_t bytes = (size_t)options->max_rows * model_residual_dim(split->model) * sizeof(float);
     const struct cuda *from = take_turn(split, i);
     int code = cuda_take_pinned(from, bytes, "residual stream", &passage->x, error);
     if (!code)
