@@ -80,7 +80,7 @@ static int read_engram_sizes(const struct reader *r, const struct model *model, 
     int pad = 0;
     int code = need_int(r, "engram_max_ngram_size", 2, ENGRAM_MAX_TOKENS, &e->max_tokens);
     if (!code) code = need_int(r, "engram_n_heads", 1, MAX_HEADS, &e->heads);
-    if (!code) code = need_int(r, "engram_head_dim", 1, MAX_HEAD_DIM, &e->dim);
+    if (!code) code = need_int(r, "engram_head_dim", 1, ENGRAM_MAX_DIM, &e->dim);
     if (!code) code = need_int(r, "engram_vocab_size", 2, 1 << 30, &e->bucket);
     if (!code) code = need_int(r, "engram_compressed_vocab_size", 1, MAX_VOCAB, &e->folded_vocab);
     if (!code) code = need_int(r, "engram_pad_token_id", 0, model->vocab - 1, &pad);

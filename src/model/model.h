@@ -43,7 +43,7 @@ enum { MODEL_MAX_EOS = 16, MODEL_MAX_LAYERS = 1024, MODEL_MAX_STREAMS = 16 };
 
 /* V4.1: conditional memory. In some layers rows of a table, found by hashes of the last tokens, are added to the streams. A hash is of
  * the ids that tokens have once spellings are folded (text/fold.h). */
-enum { ENGRAM_MAX_LAYERS = 8, ENGRAM_MAX_TOKENS = 8, ENGRAM_MAX_COLUMNS = 256 };
+enum { ENGRAM_MAX_LAYERS = 8, ENGRAM_MAX_TOKENS = 8, ENGRAM_MAX_COLUMNS = 256, ENGRAM_MAX_DIM = 1024 };
 struct engram_model {
     int n_layers;                 /* 0: there is none */
     int layer[ENGRAM_MAX_LAYERS]; /* engram_layer_ids, ascending */

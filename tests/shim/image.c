@@ -23,6 +23,7 @@ const struct cuda_image cuda_images[] = {
     {"generate", (const unsigned char *)""},
     {"probe", (const unsigned char *)""},
     {"streams", (const unsigned char *)""},
+    {"engram", (const unsigned char *)""},
     {0},
 };
 const int cuda_images_version = 13000;

@@ -336,13 +336,12 @@ static void open_streams(struct cpu *cpu, bool *failed) {
     if (model_is_csa2(m)) cpu->before = floats(cpu, rows, (size_t)m->hybrid.streams, 1, failed);
 }
 
-/* The hashes are made in cpu_backend_open. */
+/* The lookup is opened in cpu_backend_open. */
 static void open_engram(struct cpu *cpu, bool *failed) {
     const struct engram_model *e = &cpu->model->hybrid.engram;
     const size_t rows = (size_t)cpu->options.max_rows, columns = (size_t)engram_columns(e);
     if (!e->n_layers) return;
-    cpu->engram.hash = take(cpu, sizeof *cpu->engram.hash, failed);
-    cpu->engram.rows = (int32_t *)floats(cpu, rows, (size_t)e->n_layers, columns, failed);
+    cpu->engram.lookup.rows = (int32_t *)floats(cpu, rows, (size_t)e->n_layers, columns, failed);
     cpu->engram.values = floats(cpu, rows, columns, (size_t)e->dim, failed);
     cpu->engram.kv = floats(cpu, rows, (size_t)model_streams(cpu->model) + 1, (size_t)cpu->model->hidden, failed);
 }
@@ -449,7 +448,10 @@ int cpu_backend_open(struct backend **backend, const struct model *model, const 
     cpu->predicts = options->predict_experts && !(prefetch && !strcmp(prefetch, "0"));
     cpu->arena = arena_create();
     code = cpu->arena ? open_memory(cpu, error) : mo_error_set(error, MO_E_NO_MEMORY, "no memory for the CPU backend");
-    if (!code && cpu->engram.hash) code = engram_hash_init(cpu->engram.hash, &model->hybrid.engram, error);
+    if (!code && model->hybrid.engram.n_layers) {
+        code =
+            engram_lookup_open(&cpu->engram.lookup, model, weights, options->max_rows, cpu->engram.lookup.rows, error);
+    }
     if (!code) code = kv_cache_open(cpu, error);
     if (!code) code = pool_create(&cpu->pool, options->threads, error);
     if (code) {
@@ -459,7 +461,6 @@ int cpu_backend_open(struct backend **backend, const struct model *model, const 
     if (options->pin_threads) pool_pin(cpu->pool);
     model_rope_frequencies(model, &model->rope, cpu->frequency);
     if (model_is_hybrid(model)) model_rope_frequencies(model, &model->hybrid.rope, cpu->far_frequency);
-    engram_open(cpu);
     *backend = &cpu->backend;
     return 0;
 }

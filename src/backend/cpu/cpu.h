@@ -1,15 +1,15 @@
 /* backend/cpu/cpu.h - the CPU backend's state, shared by its files: cpu.c (open, close, simple stages), linear.c
  * (matrix products over the thread pool), streams.c, attention.c, rope.c, kv_cache.c, cache_round.c, moe*.c. Engine thread, except inside pool tasks.
- * Includes: backend.h, kern.h, base. */
+ * Includes: backend.h, engram_lookup.h, kern.h, base. */
 #ifndef MOEBIUS_BACKEND_CPU_CPU_H
 #define MOEBIUS_BACKEND_CPU_CPU_H
 
 #include <stdatomic.h>
 #include "backend/backend.h"
 #include "backend/cpu/kern.h"
+#include "backend/engram_lookup.h"
 #include "base/arena.h"
 #include "base/pool.h"
-#include "model/engram.h"
 
 enum {
     LINEAR_BLOCK = 64,         /* weight rows a task: small enough to spread, large enough to stream */
@@ -123,11 +123,10 @@ struct cpu {
     int32_t *expert_id;             /* [max_rows][top_k] */
     float *expert_weight;           /* [max_rows][top_k] */
 
-    struct engram_lookup {        /* V4.1 (engram.c) */
-        struct engram_hash *hash; /* NULL: no n-gram memory */
-        int32_t *rows;            /* [tables][max_rows][columns] that the step's tokens look up */
-        float *values;            /* [max_rows][columns * dim] a layer's */
-        float *kv;                /* [max_rows][streams + 1][hidden] keys and the value */
+    struct {                         /* V4.1 (engram.c), where there is n-gram memory */
+        struct engram_lookup lookup; /* rows [tables][max_rows][columns] */
+        float *values;               /* [max_rows][columns * dim] a layer's */
+        float *kv;                   /* [max_rows][streams + 1][hidden] keys and the value */
     } engram;
 
     float *logits; /* [max_logits][vocab] */

@@ -6,8 +6,6 @@
 
 #include "backend/cpu/cpu.h"
 
-/* The backend opens: the tables' part of the mapped files is read in single pages from now on. */
-void engram_open(const struct cpu *cpu);
 /* A step begins: finds the rows of its tokens in all tables, and has them read. */
 void engram_begin(struct cpu *cpu);
 /* A layer begins: adds to cpu->x. Stage memory is emptied. */

@@ -9,7 +9,7 @@ static int near_parts(const struct cuda *cuda) {
 
 /* V4's keys lie behind the compressed rows of a page. */
 static size_t keys_in_page(const struct cuda *cuda, int layer) {
-    return (size_t)cache_compressed_rows(cuda->model->hybrid.ratio[layer]) * cuda->row_bytes;
+    return (size_t)cache_compressed_rows(model_makes_rows(cuda->model, layer)) * cuda->far_bytes;
 }
 
 static void place_layer(struct cuda *cuda, int layer, size_t *at) {
@@ -35,6 +35,7 @@ static void place_layer(struct cuda *cuda, int layer, size_t *at) {
 int cuda_cache_plan(struct cuda *cuda, struct mo_error *error) {
     const struct model *m = cuda->model;
     cuda->row_bytes = cache_row_bytes(m->kv_lora, m->rope_dim, cuda->options.kv);
+    cuda->far_bytes = cache_compressed_bytes(m->kv_lora, m->rope_dim, cuda->options.kv);
     cuda->near_pages = model_is_hybrid(m) ? (m->hybrid.window + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS + 1 : 0;
     cuda->cache_places = arena_alloc_array(cuda->arena, (size_t)cuda->part.n_layers, sizeof *cuda->cache_places);
     if (!cuda->cache_places) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the CUDA backend");

@@ -23,15 +23,18 @@ static const struct flight *ended(const struct cuda *cuda) {
 int cuda_blame(struct cuda *cuda, struct mo_error *error) {
     const struct flight *flight = ended(cuda);
     if (*flight->fault == ~0ull) return 0;
-    int key = (int)(*flight->fault >> 32) - 1, row = (int)(*flight->fault & 0xffffffff), layer = key / 4,
+    int key = (int)(*flight->fault >> 32) - 1, row = (int)(*flight->fault & 0xffffffff), layer = key / FAULT_STAGES,
         layers = cuda->model->layers;
     const struct batch *b = flight->batch;
     const char *stage = "attn_in";
     char where[64], token[32] = "picked by itself";
     if (b->token[row] >= 0) snprintf(token, sizeof token, "%d", b->token[row]);
-    switch (key % 4) {
+    switch (key % FAULT_STAGES) {
     case FAULT_BEFORE:
         stage = layer-- == 0 ? "embed" : "feed-forward";
+        break;
+    case FAULT_ENGRAM:
+        stage = "engram";
         break;
     case FAULT_ATTENTION:
         stage = "attention";
@@ -132,6 +135,7 @@ static void close_card(struct cuda *cuda) {
     if (cuda->stream) d->stream_wait(cuda->stream);
     cuda_graph_close(cuda);
     cuda_pages_close(cuda);
+    cuda_engram_close(cuda);
     if (cuda->pinned) d->pinned_free(cuda->pinned);
     if (cuda->logits) d->pinned_free(cuda->logits);
     for (int i = 0; i < 2; i++) {
@@ -296,6 +300,7 @@ static int open_all(struct cuda *cuda, const struct weights *weights, struct bac
     if (!code) code = cuda_load_kernels(cuda, error);
     if (!code) code = cuda_take_memory(cuda, error);
     if (!code) code = open_cpu(cuda, weights, cpu, error);
+    if (!code) code = cuda_engram_open(cuda, weights, error);
     if (!code) code = take_host_memory(cuda, error);
     if (!code) code = cuda_pages_open(cuda, error);
     if (!code) code = cuda_graph_open(cuda, error);
@@ -321,7 +326,9 @@ static struct cuda *create(const struct model *model, const struct backend_optio
     cuda->prefetch = switch_of("MOEBIUS_CUDA_PREFETCH", false);
     cuda->waits = switch_of("MOEBIUS_CUDA_WAIT", false);
     cuda->backend = (struct backend){.ops = &cuda_ops, .picks = picks};
-    cuda->backend.runs_ahead = picks && !options->cpu_layers; /* whose CPU part has one step at a time */
+    /* Experts on the CPU have one step at a time; n-grams are looked up by tokens that the host knows. */
+    cuda->backend.runs_ahead = picks && !options->cpu_layers && !model->hybrid.engram.n_layers;
+    cuda->options.kv = cache_layout(model_is_csa2(model), options->kv);
     /* Only prompts of many rows take it, so the same token gets other bits there than in a decode step. */
     cuda->fp8_native = switch_of("MOEBIUS_CUDA_FP8_NATIVE", false) && !options->batch_invariant;
     cuda->magnitude = (float)model_rope_magnitude(model);

@@ -1,13 +1,13 @@
 /* backend/cuda/cuda.h - one card behind the stage table. cuda.c opens, closes and ends a step; step.c begins it, graph.c
  * records it; memory.c says how much the card must hold and where things are; upload.c brings the weights in; stages.c,
- * expanded.c, attn_hybrid.c, listed.c, streams.c and launch.c start kernels. Kernels run in one stream, so each sees what the
+ * expanded.c, attn_hybrid.c, listed.c, streams.c, engram.c and launch.c start kernels. Kernels run in one stream, so each sees what the
  * one before it wrote; the host waits once a step, in end(). A second step may begin before the first ends: what the host writes for a
  * step, and what comes back, is there twice (struct flight), everything on the card once.
  *
  * Of several cards each is such a one, with some of the layers; split.c calls their stages in turn.
  *
  * Engine thread. A failed call is kept and reported by end(), and every step after it fails the same way: a card that lost its
- * memory does not come back. Includes: backend.h, driver.h, params.h, params_listed.h, probe.h. */
+ * memory does not come back. Includes: backend.h, engram_lookup.h, driver.h, params.h, params_listed.h, probe.h. */
 #ifndef MOEBIUS_BACKEND_CUDA_CUDA_H
 #define MOEBIUS_BACKEND_CUDA_CUDA_H
 
@@ -16,7 +16,9 @@
 #include "backend/cuda/params.h"
 #include "backend/cuda/params_listed.h"
 #include "backend/cuda/probe.h"
+#include "backend/engram_lookup.h"
 #include "base/arena.h"
+#include "base/pool.h"
 
 /* X(enum, image, entry point) */
 #define CUDA_LINEAR_KERNELS(X, F, f)                                                                                   \
@@ -45,8 +47,10 @@
     X(INDEX_ROWS, index, index_rows)                                                                                   \
     X(INDEX_SCORE, index, index_score)                                                                                 \
     X(INDEX_CHOOSE, index, index_choose)                                                                               \
+    X(INDEX_NARROW, index, index_narrow)                                                                               \
     X(LISTED_BF16, listed, listed_bf16)                                                                                \
     X(LISTED_FP8, listed, listed_fp8)                                                                                  \
+    X(LISTED_CSA2, listed, listed_csa2)                                                                                \
     X(COMPRESS_SUMS, compress, compress_sums)                                                                          \
     X(HYBRID_ROWS, hybrid, hybrid_rows)                                                                                \
     X(HYBRID_MERGE, hybrid, hybrid_merge)                                                                              \
@@ -62,8 +66,10 @@
     X(STREAMS_SPREAD, streams, streams_spread)                                                                         \
     X(STREAMS_MULTIPLY, streams, streams_multiply)                                                                     \
     X(STREAMS_COLLAPSE, streams, streams_collapse)                                                                     \
+    X(STREAMS_READ, streams, streams_read)                                                                             \
     X(STREAMS_CLEAR, streams, streams_clear)                                                                           \
     X(STREAMS_MIX, streams, streams_mix)                                                                               \
+    X(ENGRAM_ADD, engram, engram_add)                                                                                  \
     X(REPACK_TILES, repack, repack_tiles)                                                                              \
     X(REPACK_SCALES, repack, repack_scales)                                                                            \
     X(REPACK_ROWS, repack, repack_rows)                                                                                \
@@ -100,16 +106,19 @@ struct device_layer {
     const float *router_bias;
 
     struct weight index_q, index_weights; /* where there is an indexer */
-    struct weight index_k;                /* V3.2 */
+    struct weight index_k;                /* V3.2; V4.1, where rows are made */
     const float *index_k_norm, *index_k_bias;
 
-    struct weight o_a;                                /* V4, from here on: [o_groups] matrices */
-    const float *sinks;                               /* [heads] */
-    struct weight compress, index_compress;           /* two matrices, values and gates; rows 0: none */
-    const float *compress_bias, *index_compress_bias; /* [ratio][rows of a matrix] */
+    struct weight o_a;                      /* V4, from here on: [o_groups] matrices */
+    const float *sinks;                     /* [heads] */
+    struct weight compress, index_compress; /* two matrices, values and gates (of one token: values); rows 0: none */
+    const float *compress_bias, *index_compress_bias; /* [ratio][rows of a matrix]; V4.1: NULL */
     const float *compress_norm, *index_compress_norm; /* of a row, of an index key */
     struct device_mixer attn_mixer, ffn_mixer;
     const int32_t *router_table; /* [vocab][top_k], or NULL */
+
+    struct weight engram_kv;                        /* V4.1, where the layer has n-gram memory */
+    const float *engram_q_weight, *engram_k_weight; /* [streams][hidden] */
 };
 
 struct device_weights {
@@ -117,7 +126,7 @@ struct device_weights {
     int embed_format; /* enum raw_format */
     struct weight head;
     const float *final_norm;
-    struct device_mixer head_mixer; /* V4, on every card: taps read by it */
+    struct device_mixer head_mixer; /* V4 (V4.1 has none), on every card: taps read by it */
     struct device_layer *layers;
 };
 
@@ -136,16 +145,19 @@ struct device_scratch {
 
     /* Where there is an indexer. */
     float *index_q;      /* [max_rows][heads * dim] */
-    float *index_k;      /* V3.2 [max_rows][dim] */
+    float *index_k;      /* V3.2, V4.1 [max_rows][dim] */
     float *index_weight; /* [max_rows][heads] */
     float *index_score;  /* [INDEX_WAVE][index_stride] of every key */
-    int32_t *chosen;     /* [max_rows][topk] */
+    int32_t *chosen;     /* [max_rows][topk], in V4.1 for the layers behind, too */
+    int32_t *candidate;  /* V4.1 [max_rows][candidate_blocks]; NULL: there are never more blocks */
     /* V4. x is what a block reads, and then what it adds to the streams. */
     float *streams;                   /* [max_rows][streams][hidden] */
     float *mix;                       /* [max_rows][model_mix_dim] */
     float *mix_piece;                 /* [max_rows][cuda_streams_piece_floats] */
+    float *before;                    /* V4.1 [max_rows][streams] what the next block reads the streams by; V4: NULL */
     float *compress, *index_compress; /* values [max_rows][model_compress_dim], then gates */
     uint16_t *o_low;                  /* [max_rows][o_groups * o_lora] */
+    float *engram_kv;                 /* V4.1 [max_rows][streams + 1][hidden] keys and the value */
 };
 
 /* A layer's part of the cache: where it begins, in bytes from the cache's own beginning; and as kernels want it, addresses on the
@@ -176,9 +188,9 @@ struct step_data {
     int index_chunks;  /* of INDEX_CHUNK keys, of the row with most; 0: the indexer has nothing to choose */
     /* V4. Rotations [n][rope / 2][2]. */
     const int32_t *near; /* [n][near_pages] places of the near parts of page pos / 64, of the one before it, ... */
-    const float *far_rotation; /* in layers with a ratio */
-    const float
-        *window_rotation; /* [2][n]... of where the window that ends with a row began: RATIO_SPARSE's, RATIO_DENSE's */
+    const float *far_rotation;    /* in layers with a ratio */
+    const float *window_rotation; /* [2][n]... of where the window that ends with a row began: by cuda_window_ratios */
+    const uint16_t *engram;       /* V4.1 [tables][n][columns * dim] bf16: what the rows look up */
 };
 
 /* What one filling of the window is for: ranges of the step's lists. */
@@ -261,6 +273,13 @@ struct offload {
     struct cuda_event *copied;
 };
 
+/* V4.1's n-gram memory: its tables stay with the host, which looks up what a step's rows want of them. */
+struct cuda_engram {
+    struct engram_lookup lookup;
+    struct pool *pool; /* NULL: the model has none */
+    uint16_t *to;      /* of the step that begins: step.engram, on the host */
+};
+
 struct cuda {
     struct backend backend; /* first: a struct backend * is a struct cuda * */
     const struct model *model;
@@ -277,10 +296,12 @@ struct cuda {
     cuda_address weights_at, scratch_at, cache_at;
     struct device_weights weights;
     struct device_scratch scratch;
-    size_t weights_bytes, scratch_bytes, cache_bytes, row_bytes;
+    size_t weights_bytes, scratch_bytes, cache_bytes;
+    size_t row_bytes, far_bytes;      /* of a token's row in the cache; V4: of a compressed one */
     struct cache_place *cache_places; /* [part.n_layers] */
     int near_pages;                   /* V4: that a row may look at */
     int index_stride;                 /* keys that a row may see, rounded up to INDEX_CHUNK */
+    bool is_narrowed;                 /* V4.1: a row may see more blocks of keys than there are candidates */
     size_t step_bytes;                /* room for step_data */
     size_t packed_bytes;
     bool fp8_native; /* FP8 weights times e4m3 activations in prompts: MOEBIUS_CUDA_FP8_NATIVE=1 */
@@ -309,15 +330,16 @@ struct cuda {
     struct launch_watch watch;
     struct cuda_load load;
     struct offload offload;
+    struct cuda_engram engram;
     const char *stage; /* whose launches are under way */
     int fault_row;
     struct mo_error failure; /* of a call; code 0: none */
 };
 
-/* Keys of faults: 1 + 4 * layer + which, so the smallest is the first. */
-enum fault_stage { FAULT_BEFORE, FAULT_ATTN_IN, FAULT_ATTENTION, FAULT_ROUTE };
+/* Keys of faults: 1 + FAULT_STAGES * layer + which, so the smallest is the first. */
+enum fault_stage { FAULT_BEFORE, FAULT_ENGRAM, FAULT_ATTN_IN, FAULT_ATTENTION, FAULT_ROUTE, FAULT_STAGES };
 static inline int fault_key(int layer, enum fault_stage stage) {
-    return 1 + 4 * layer + (int)stage;
+    return 1 + FAULT_STAGES * layer + (int)stage;
 }
 
 /* memory.c: sizes and places. With region->base 0 they only count. */
@@ -388,6 +410,15 @@ size_t cuda_attn_shared_bytes(const struct cuda *cuda); /* of a block of absorbe
 /* All of a layer's shared experts, added to x. */
 void cuda_shared_experts(struct cuda *cuda, int layer);
 
+/* engram.c: V4.1's n-gram memory. Nothing in all other models. */
+int cuda_engram_open(struct cuda *cuda, const struct weights *weights, struct mo_error *error);
+void cuda_engram_close(struct cuda *cuda);
+size_t cuda_engram_row_values(const struct cuda *cuda); /* that a row looks up in a table */
+/* Looks up what the batch's rows want, [tables][n][row_values] bf16. */
+void cuda_engram_begin(struct cuda *cuda, uint16_t *to);
+/* Before a layer: adds to the streams. */
+void cuda_engram_add(struct cuda *cuda, int layer);
+
 /* attn_hybrid.c: V4's attention; attn_out up to o_low. */
 void cuda_hybrid_attn_in(struct cuda *cuda, int layer);
 void cuda_hybrid_attn(struct cuda *cuda, int layer);
@@ -422,6 +453,20 @@ static inline float *cuda_residual_at(const struct cuda *cuda) {
 /* Which layers are here, and what comes with the first and the last. */
 static inline int cuda_end_layer(const struct cuda *cuda) {
     return cuda->part.first_layer + cuda->part.n_layers;
+}
+/* Ratios of the compressed rows that the family has, of each of which a step has rotations. */
+static inline const int *cuda_window_ratios(const struct model *model) {
+    static const int csa[2] = {RATIO_SPARSE, RATIO_DENSE}, csa2[2] = {1, 2};
+    return model_is_csa2(model) ? csa2 : csa;
+}
+/* The layer whose compressed rows and index keys a layer sees; V4, and all without a ratio: itself. */
+static inline int cuda_rows_layer(const struct cuda *cuda, int layer) {
+    const struct hybrid_model *h = &cuda->model->hybrid;
+    return model_is_hybrid(cuda->model) && h->ratio[layer] ? h->rows_from[layer] : layer;
+}
+/* Whether the cache is in fp8, as the family has it. */
+static inline bool cuda_cache_is_fp8(const struct cuda *cuda) {
+    return cuda->options.kv >= KV_FP8;
 }
 /* Whether rows attend to listed rows of the cache: those that an indexer chose, or a window. */
 static inline bool cuda_is_listed(const struct cuda *cuda) {

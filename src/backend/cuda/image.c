@@ -8,7 +8,7 @@
     X(linear_bf16)                                                                                                     \
     X(linear_fp8) X(linear_int4) X(linear_awq) X(linear_int8) X(linear_bits4) X(linear_bits5) \
     X(linear_bits6) X(linear_bits3) X(attn) X(expanded) X(index) X(listed) X(compress) \
-    X(hybrid) X(simple) X(repack) X(pick) X(generate) X(probe) X(streams)
+    X(hybrid) X(simple) X(repack) X(pick) X(generate) X(probe) X(streams) X(engram)
 
 #define EMBED(name)                                                                                                    \
     extern const unsigned char cuda_image_##name[];                                                                    \

@@ -1,5 +1,5 @@
-/* backend/cuda/listed.c - attention to listed rows of the cache: V3.2's that its indexer chose; V4's compressed rows and window. And
- * the indexer (kernels/index.cu). */
+/* backend/cuda/listed.c - attention to listed rows of the cache: V3.2's that its indexer chose; V4's and V4.1's compressed rows and window.
+ * And the indexer (kernels/index.cu). */
 #include "backend/cuda/cuda.h"
 
 static int smaller(int a, int b) {
@@ -11,7 +11,7 @@ static int most_keys(const struct model *m, int pos) {
     const struct index_shape shape = model_index_shape(m);
     const int chosen = smaller((pos + 1) / shape.tokens_a_key, shape.topk);
     if (!model_is_hybrid(m)) return chosen;
-    const int dense = (pos + 1) / RATIO_DENSE;
+    const int dense = model_is_csa2(m) ? 0 : (pos + 1) / RATIO_DENSE;
     return (chosen > dense ? chosen : dense) + smaller(pos + 1, m->hybrid.window);
 }
 
@@ -22,14 +22,18 @@ int cuda_listed_splits(const struct cuda *cuda, int pos) {
 /* --- the indexer ---------------------------------------------------------------------------------------------------------- */
 
 struct index_keys cuda_index_keys(const struct cuda *cuda, int layer) {
-    const struct cache_view cache = cuda_cache_of(cuda, layer);
-    const struct index_shape shape = model_index_shape(cuda->model);
+    const struct model *m = cuda->model;
+    const struct cache_view cache = cuda_cache_of(cuda, cuda_rows_layer(cuda, layer));
+    const int ratio = model_tokens_a_key(m, layer);
     return (struct index_keys){.data = cache.keys,
                                .page_bytes = cache.key_page_bytes,
-                               .ratio = shape.tokens_a_key,
-                               .dim = shape.dim,
-                               .fp8 = cuda->options.kv == KV_FP8,
-                               .page_shift = shape.tokens_a_key == 1 ? 6 : 4};
+                               .ratio = ratio,
+                               .dim = model_index_shape(m).dim,
+                               .fp8 = cuda_cache_is_fp8(cuda),
+                               .page_shift = ratio == 1   ? 6
+                                             : ratio == 2 ? 5
+                                                          : 4,
+                               .csa2 = model_is_csa2(m)};
 }
 
 /* Keys always; queries and the weights of their heads where a row has a choice. */
@@ -73,6 +77,22 @@ static size_t score_shared_bytes(const struct index_shape *shape) {
     return (2 * heads + INDEX_TILE) * row + heads * sizeof(float);
 }
 
+/* V4.1: the candidates' layer says which blocks later choices look at. */
+static void narrow(const struct cuda *cuda, int layer, struct index_params *p) {
+    const struct hybrid_model *h = &cuda->model->hybrid;
+    if (!cuda->is_narrowed || layer < h->candidate_layer) return;
+    p->candidate = cuda->scratch.candidate;
+    p->blocks = h->candidate_blocks;
+    p->block_keys = h->candidate_rows;
+    p->is_narrowed = layer > h->candidate_layer;
+}
+
+/* Of as many chunks as the step has, those that a layer scores. */
+static int chunks_scored(const struct index_params *p, int chunks) {
+    const int64_t most = ((int64_t)p->blocks * p->block_keys + INDEX_CHUNK - 1) / INDEX_CHUNK;
+    return p->is_narrowed && most < chunks ? (int)most : chunks;
+}
+
 void cuda_index(struct cuda *cuda, int layer) {
     const struct index_shape shape = model_index_shape(cuda->model);
     const int n = cuda->batch->n_rows;
@@ -89,12 +109,14 @@ void cuda_index(struct cuda *cuda, int layer) {
                              .topk = shape.topk,
                              .stride = cuda->index_stride,
                              .fault_key = fault_key(layer, FAULT_ATTENTION)};
+    narrow(cuda, layer, &p);
     for (p.first_row = 0; p.first_row < n; p.first_row += INDEX_WAVE) {
         p.n_rows = smaller(n - p.first_row, INDEX_WAVE);
         const int chunks = cuda_index_chunks(cuda, p.first_row, p.n_rows); /* one wave: step.index_chunks */
         if (!chunks) continue;
-        cuda_launch(cuda, KERNEL_INDEX_SCORE, p.n_rows * chunks, score_shared_bytes(&shape), &p);
+        cuda_launch(cuda, KERNEL_INDEX_SCORE, p.n_rows * chunks_scored(&p, chunks), score_shared_bytes(&shape), &p);
         cuda_launch(cuda, KERNEL_INDEX_CHOOSE, p.n_rows, CHOICE_SHARED, &p);
+        if (p.candidate && !p.is_narrowed) cuda_launch(cuda, KERNEL_INDEX_NARROW, p.n_rows, CHOICE_SHARED, &p);
     }
 }
 
@@ -111,18 +133,18 @@ struct listed_rows cuda_listed_rows(const struct cuda *cuda, int layer) {
     if (!model_is_hybrid(m)) return rows;
     rows.ratio = m->hybrid.ratio[layer];
     rows.window = m->hybrid.window;
-    if (rows.ratio == RATIO_DENSE) rows.topk = INT32_MAX; /* all of them */
+    if (!model_layer_chooses(m, layer)) rows.topk = INT32_MAX; /* all of them */
     return rows;
 }
 
 void cuda_listed_attn(struct cuda *cuda, int layer) {
     const struct model *m = cuda->model;
-    const struct cache_view cache = cuda_cache_of(cuda, layer);
+    const struct cache_view cache = cuda_cache_of(cuda, layer), far = cuda_cache_of(cuda, cuda_rows_layer(cuda, layer));
     const int values = model_value_dim(m), tiles = (m->heads + QUERY_TILE - 1) / QUERY_TILE;
     const struct listed_params p = {.attn = {.page_table = cuda->step.page_table,
                                              .slot_first = cuda->step.slot_first,
                                              .q_latent = cuda->scratch.q_latent,
-                                             .cache = cache.pages,
+                                             .cache = far.pages,
                                              .partial = cuda->scratch.partial,
                                              .row_bytes = cuda->row_bytes,
                                              .heads = m->heads,
@@ -134,10 +156,14 @@ void cuda_listed_attn(struct cuda *cuda, int layer) {
                                     .near = cuda->step.near,
                                     .chosen = cuda->scratch.chosen,
                                     .near_cache = cache.near,
-                                    .page_bytes = cache.page_bytes,
+                                    .page_bytes = far.page_bytes,
                                     .near_bytes = cache.near_bytes,
+                                    .far_bytes = cuda->far_bytes,
                                     .near_pages = cuda->near_pages,
                                     .scaled = m->kv_lora};
-    cuda_launch(cuda, cuda->options.kv == KV_FP8 ? KERNEL_LISTED_FP8 : KERNEL_LISTED_BF16,
+    cuda_launch(cuda,
+                cuda->options.kv == KV_CSA2  ? KERNEL_LISTED_CSA2
+                : cuda->options.kv == KV_FP8 ? KERNEL_LISTED_FP8
+                                             : KERNEL_LISTED_BF16,
                 cuda->batch->n_rows * tiles * p.rows.splits, cuda_attn_shared_bytes(cuda) + LISTED_SHARED, &p);
 }

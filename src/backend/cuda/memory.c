@@ -33,9 +33,12 @@ static size_t packed_bytes(const struct cuda *cuda) {
         is_hybrid ? (size_t)m->hybrid.o_groups * (size_t)m->hybrid.o_lora : (size_t)m->heads * (size_t)m->v_dim;
     size_t dense = m->dense_layers ? (size_t)m->dense_width : 0;
     size_t expert = (size_t)m->expert_width, shared = (size_t)m->shared_experts * expert;
+    size_t engram = m->hybrid.engram.n_layers ? cuda_engram_row_values(cuda) : 0;
     if (rows <= FEW_ROWS) return 0;
     size_t most = largest(rows * slabs_of((size_t)m->hidden), rows * slabs_of((size_t)m->q_lora));
     bool all = cuda->fp8_native; /* that packs everything, in little more than half of the bytes */
+    if (is_hybrid) most = largest(most, rows * slabs_of((size_t)model_latent_dim(m))); /* V4.1's index keys */
+    if (engram % 8 || all) most = largest(most, rows * slabs_of(engram));
     if (attended % 8 || all) most = largest(most, rows * slabs_of(attended));
     if (dense % 8 || all) most = largest(most, rows * slabs_of(dense));
     if (expert % 8 || all) most = largest(most, pairs * slabs_of(expert) + rows * slabs_of(shared));
@@ -52,8 +55,14 @@ static void place_index(struct cuda *cuda, struct device_region *region) {
     const struct index_shape shape = model_index_shape(cuda->model);
     struct device_scratch *s = &cuda->scratch;
     size_t rows = (size_t)cuda->options.max_rows, heads = (size_t)shape.heads, dim = (size_t)shape.dim;
-    s->index_k = device_take(region, model_is_hybrid(cuda->model) ? 0 : rows * dim * 4);
+    const bool has_keys =
+        !model_is_hybrid(cuda->model) || model_is_csa2(cuda->model); /* V4 makes them as it makes rows */
+    s->index_k = device_take(region, has_keys ? rows * dim * 4 : 0);
     if (most_index_keys(cuda) <= shape.topk) return; /* there is never a choice */
+    const struct hybrid_model *h = &cuda->model->hybrid;
+    cuda->is_narrowed = model_is_csa2(cuda->model) && h->candidate_layer >= 0 &&
+                        (int64_t)h->candidate_blocks * h->candidate_rows < most_index_keys(cuda);
+    s->candidate = device_take(region, cuda->is_narrowed ? rows * (size_t)h->candidate_blocks * 4 : 0);
     cuda->index_stride = (most_index_keys(cuda) + INDEX_CHUNK - 1) / INDEX_CHUNK * INDEX_CHUNK;
     s->index_q = device_take(region, rows * heads * dim * 4);
     s->index_weight = device_take(region, rows * heads * 4);
@@ -69,8 +78,15 @@ static void place_hybrid(struct cuda *cuda, struct device_region *region) {
     s->streams = device_take(region, rows * (size_t)h->streams * (size_t)m->hidden * 4);
     s->mix = device_take(region, rows * (size_t)model_mix_dim(m) * 4);
     s->mix_piece = device_take(region, rows * cuda_streams_piece_floats(m) * 4);
-    s->compress = device_take(region, 2 * rows * (size_t)model_compress_dim(RATIO_SPARSE, model_latent_dim(m)) * 4);
-    s->index_compress = device_take(region, 2 * rows * (size_t)model_compress_dim(RATIO_SPARSE, h->index_dim) * 4);
+    if (model_is_csa2(m)) {
+        s->before = device_take(region, rows * (size_t)h->streams * 4);
+        s->compress = device_take(region, 2 * rows * (size_t)model_latent_dim(m) * 4);
+        s->engram_kv =
+            device_take(region, h->engram.n_layers ? rows * (size_t)(h->streams + 1) * (size_t)m->hidden * 4 : 0);
+    } else {
+        s->compress = device_take(region, 2 * rows * (size_t)model_compress_dim(RATIO_SPARSE, model_latent_dim(m)) * 4);
+        s->index_compress = device_take(region, 2 * rows * (size_t)model_compress_dim(RATIO_SPARSE, h->index_dim) * 4);
+    }
     s->o_low = device_take(region, rows * (size_t)h->o_groups * (size_t)h->o_lora * 2);
 }
 
@@ -141,10 +157,6 @@ int cuda_check_model(const struct model *m, const struct backend_options *option
         {"index_n_heads", model_index_shape(m).heads, 1, MAX_INDEX_HEADS},
         {"index_head_dim", model_index_shape(m).dim, 16, MAX_INDEX_DIM},
     };
-    if (model_is_csa2(m)) {
-        return mo_error_set(error, MO_E_UNSUPPORTED,
-                            "DeepSeek-V4.1 (DeepseekV41ForCausalLM) is computed on the CPU only (--device cpu)");
-    }
     for (size_t i = 0; i < sizeof demands / sizeof *demands; i++) {
         const struct demand *d = &demands[i];
         if (d->value % d->multiple_of == 0 && d->value <= d->at_most) continue;

@@ -60,8 +60,9 @@ int cuda_offload_open(struct offload *offload, const struct model *model, const 
     options.take_cache = false;
     options.predict_experts = false; /* its residual stream is not the model's when a layer ends */
     offload->model = *model;
-    offload->model.index_topk = 0;     /* attention, and V4's streams, are the card's: */
-    offload->model.hybrid.window = 0;  /* it gets what a block reads, and gives what the block adds */
+    offload->model.index_topk = 0;    /* attention, and V4's streams, are the card's: */
+    offload->model.hybrid.window = 0; /* it gets what a block reads, and gives what the block adds */
+    offload->model.hybrid.engram.n_layers = 0;
     offload->model.shared_experts = 0; /* these are the card's */
     return cpu_backend_open(&offload->cpu, &offload->model, weights, &options, error);
 }

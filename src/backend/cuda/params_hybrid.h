@@ -1,4 +1,4 @@
-/* backend/cuda/params_hybrid.h - what the host tells the kernels of V4's attention, but for those of its indexer and of attention to listed
+/* backend/cuda/params_hybrid.h - what the host tells the kernels of V4's and V4.1's attention, but for those of its indexer and of attention to listed
  * rows (params_listed.h): running sums of compressors (compress.cu), rows before and after attention (hybrid.cu); see params.h.
  * Includes: params.h, params_listed.h. */
 #ifndef MOEBIUS_BACKEND_CUDA_PARAMS_HYBRID_H
@@ -12,7 +12,7 @@
 struct compress_part {
     float *values; /* [n][dim or 2 * dim]; where a window ends, the first dim of a row become the row that it makes */
     const float *gates; /* the same shape */
-    const float *bias;  /* [ratio][dim or 2 * dim] */
+    const float *bias;  /* [ratio][dim or 2 * dim]; V4.1: NULL */
     size_t state_at;    /* floats, in the sums of a near part */
     int32_t dim;
     int32_t blocks; /* of channels; 0: there is no such compressor */
@@ -40,23 +40,26 @@ struct cached_rows {
 };
 
 /* What follows the projections of a row and its sums: tokens' own rows, compressed rows and index keys, queries. A row has a block for its
- * own row; where the layer has a ratio, one for a compressed row; with an indexer one for its key; a block for each BLOCK_WARPS heads;
- * and, where queries are indexed, one for the indexer's. */
+ * own row; where the layer makes rows, one for a compressed row; with an indexer one for its key; a block for each BLOCK_WARPS heads;
+ * and, where queries are indexed, one for the indexer's. V4.1 (csa2) rounds all that it keeps, and the indexer's queries. */
 struct hybrid_rows_params {
     struct cached_rows own, compressed, key; /* dim 0: there are none */
     struct index_keys keys;                  /* where index keys go */
     const float *q;                          /* [n][heads][kv_lora + rope] */
-    uint16_t *q_latent;                      /* the same shape, bf16: normed and rotated */
-    float *index_q;            /* [n][index_heads][key.dim], rotated where a row sees more than topk; or NULL */
+    uint16_t *q_latent;                      /* the same shape, bf16: normed (V4.1: not) and rotated */
+    float *index_q;            /* [n][index_heads][keys.dim], rotated where a row sees more than topk; or NULL */
     const int32_t *pos, *page; /* [n] */
     const int32_t *near;       /* [n][near_pages] */
     uint8_t *pages, *near_cache;
-    size_t row_bytes, page_bytes, near_bytes;
+    size_t row_bytes, far_bytes; /* of a token's row, of a compressed one */
+    size_t page_bytes, near_bytes;
     unsigned long long *fault;
     int32_t heads, kv_lora, rope, fp8;
     int32_t ratio, near_pages, index_heads, topk;
+    int32_t csa2;
     int32_t fault_key;
     float eps;
+    int32_t unused;
 };
 
 /* What follows attention: a row's splits are merged, the sink takes its share, and what is left is turned back. A warp a head. */
@@ -72,7 +75,7 @@ struct hybrid_merge_params {
 PARAMS_SIZE(compress_part, 40);
 PARAMS_SIZE(compress_params, 136);
 PARAMS_SIZE(cached_rows, 40);
-PARAMS_SIZE(hybrid_rows_params, 288);
+PARAMS_SIZE(hybrid_rows_params, 312);
 PARAMS_SIZE(hybrid_merge_params, 88);
 
 #endif

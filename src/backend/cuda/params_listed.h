@@ -19,13 +19,15 @@ enum {
     LISTED_SHARED = 2 * LISTED_GROUP * 8,
 };
 
-/* The indexer's keys in a layer's part of the cache. A key stands for `ratio` tokens: 1 (V3.2), 4 (V4). A page has 64 / ratio of them,
- * and fp8 ones have their scales behind them: [keys][dim], [keys] fp32. */
+/* The indexer's keys in a layer's part of the cache. A key stands for `ratio` tokens: 1 (V3.2), 4 (V4), 1 or 2 (V4.1). A page has
+ * 64 / ratio of them, and fp8 ones have their scales behind them: [keys][dim], [keys] fp32. V4.1's (csa2) are rounded as KV_CSA2 has them
+ * (model/cache_row.h), which is what fp8 ones are. */
 struct index_keys {
     uint8_t *data; /* of the first page */
     size_t page_bytes;
     int32_t ratio, dim, fp8;
     int32_t page_shift; /* log2 of the keys of a page */
+    int32_t csa2, unused;
 };
 
 /* V3.2: keys that have been projected are normed, rotated and stored; queries of rows that see more than `topk` keys are rotated, in
@@ -41,7 +43,9 @@ struct index_rows_params {
     int32_t heads, rope, topk, fault_key;
 };
 
-/* Scores of all keys that rows first_row + [0, n_rows) see, and then the choice, both a wave of rows at a time. */
+/* Scores of all keys that rows first_row + [0, n_rows) see, and then the choice, both a wave of rows at a time. V4.1 narrows choices: one
+ * layer also says which blocks of keys are best (index_narrow), and those behind it (is_narrowed) look at these alone, where a row sees
+ * more than so many. Its scores are then of the candidates' keys, one block after another; the newest block is always among them, and may not be full. */
 struct index_params {
     struct index_keys keys;
     const float *q;                  /* [n][heads][dim] rotated */
@@ -54,7 +58,14 @@ struct index_params {
     int32_t first_row, n_rows;
     int32_t heads, topk, stride; /* stride: a multiple of INDEX_CHUNK */
     int32_t fault_key;
+    int32_t *
+        candidate; /* [n][blocks] ascending, of rows that see more than so many blocks; NULL: choices are not narrowed */
+    int32_t blocks, block_keys;
+    int32_t is_narrowed, unused;
 };
+
+/* Formats of the cache that attention to lists reads. */
+enum cache_format { CACHE_BF16, CACHE_FP8, CACHE_CSA2 };
 
 /* Which rows of the cache a row of the batch attends to, in this order: rows that stand for `ratio` tokens each (1: the tokens; 0: there
  * are none), all that it sees or, where these are more than `topk`, those that are chosen; then the last `window` tokens. */
@@ -74,13 +85,14 @@ struct listed_params {
     const int32_t *chosen;     /* [n][topk] */
     const uint8_t *near_cache;
     size_t page_bytes, near_bytes;
+    size_t far_bytes; /* of a row that stands for `ratio` tokens */
     int32_t near_pages;
     int32_t scaled; /* values of an fp8 row that have scales */
 };
 
-PARAMS_SIZE(index_keys, 32);
-PARAMS_SIZE(index_rows_params, 112);
-PARAMS_SIZE(index_params, 120);
-PARAMS_SIZE(listed_params, 168);
+PARAMS_SIZE(index_keys, 40);
+PARAMS_SIZE(index_rows_params, 120);
+PARAMS_SIZE(index_params, 152);
+PARAMS_SIZE(listed_params, 176);
 
 #endif

@@ -1,4 +1,4 @@
-/* backend/cuda/params_streams.h - what the host tells the kernels of V4's residual streams (streams.cu); see params.h.
+/* backend/cuda/params_streams.h - what the host tells the kernels of V4's and V4.1's residual streams (streams.cu); see params.h.
  * Includes: params.h. */
 #ifndef MOEBIUS_BACKEND_CUDA_PARAMS_STREAMS_H
 #define MOEBIUS_BACKEND_CUDA_PARAMS_STREAMS_H
@@ -24,6 +24,7 @@ struct streams_params {
     const float *scale;  /* of before, after, among */
     float *piece;        /* [n][pieces][numbers + 1] products, and the sum of squares */
     float *mix;          /* [n][numbers]; of these before is not written */
+    float *before;       /* V4.1 [n][streams] what the next block reads by, as the last mixer says; else NULL */
     int32_t n, hidden, streams;
     int32_t numbers; /* streams * (streams + 2), or streams: `before` alone */
     int32_t pieces;  /* of streams * hidden columns */
@@ -31,6 +32,19 @@ struct streams_params {
     float norm_eps, mix_eps;
 };
 
-PARAMS_SIZE(streams_params, 96);
+/* V4.1's n-gram memory: each stream takes the more of a row's value the better it goes with its key. A block a stream of a row. */
+struct engram_params {
+    float *residual;                  /* [n][streams][hidden] */
+    const float *kv;                  /* [n][streams + 1][hidden] a key for each stream, then the value */
+    const float *q_weight, *k_weight; /* [streams][hidden] */
+    unsigned long long *fault;
+    int32_t hidden, streams;
+    int32_t fault_key, fault_before; /* what to blame for the products, and for the streams */
+    float eps;
+    int32_t unused;
+};
+
+PARAMS_SIZE(streams_params, 104);
+PARAMS_SIZE(engram_params, 64);
 
 #endif

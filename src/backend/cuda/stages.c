@@ -151,6 +151,7 @@ void cuda_attn_in(struct backend *backend, int layer) {
     struct cuda *cuda = begin(backend, "attn_in");
     const struct device_layer *w = &cuda->weights.layers[layer];
     const struct weight *key = &w->key;
+    cuda_engram_add(cuda, layer);
     cuda_streams_begin(cuda, &w->attn_mixer);
     if (model_is_hybrid(cuda->model)) {
         cuda_hybrid_attn_in(cuda, layer);
@@ -167,7 +168,7 @@ void cuda_attn_in(struct backend *backend, int layer) {
 
 size_t cuda_attn_shared_bytes(const struct cuda *cuda) {
     size_t row = ((size_t)model_latent_dim(cuda->model) + 8) * 2;
-    size_t second = cuda->options.kv == KV_FP8 ? cuda->row_bytes : row;
+    size_t second = cuda_cache_is_fp8(cuda) ? cuda->row_bytes : row;
     size_t scores = 2 * QUERY_TILE * (TOKEN_TILE + 4) + 3 * QUERY_TILE, weights = QUERY_TILE * (TOKEN_TILE + 8);
     return QUERY_TILE * row + TOKEN_TILE * (row + second) + scores * sizeof(float) + weights * sizeof(uint16_t);
 }

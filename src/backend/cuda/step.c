@@ -38,9 +38,11 @@ static size_t most_attn_items(const struct cuda *cuda) {
 }
 
 size_t cuda_step_bytes(const struct cuda *cuda) {
-    size_t rows = (size_t)cuda->options.max_rows, pieces = 18, rotations = model_is_hybrid(cuda->model) ? 4 : 1;
+    size_t rows = (size_t)cuda->options.max_rows, pieces = 19, rotations = model_is_hybrid(cuda->model) ? 4 : 1;
+    size_t engram =
+        (size_t)cuda->model->hybrid.engram.n_layers * rows * cuda_engram_row_values(cuda) * sizeof(uint16_t);
     size_t ints = (6 + (size_t)cuda->near_pages) * rows + (size_t)cuda->options.max_logits + most_pages(cuda);
-    return ints * 4 + (size_t)cuda->options.max_logits * sizeof(struct pick_row) +
+    return ints * 4 + engram + (size_t)cuda->options.max_logits * sizeof(struct pick_row) +
            (size_t)cuda->options.max_seqs * sizeof(struct seq_rows) +
            rotations * rows * (size_t)cuda->model->rope_dim * 4 + most_attn_items(cuda) * sizeof(struct attn_item) +
            (size_t)cuda->expanded.max_tiles * sizeof(struct expand_item) +
@@ -116,7 +118,7 @@ static void near_of_row(const struct cuda *cuda, const struct batch_seq *seq, in
 
 /* V4: rotations of layers with a ratio, at a row's own position and where the windows that end with it began. */
 static void far_rotations_of_row(const struct cuda *cuda, int row, int pos, float *far, float *window) {
-    static const int ratios[2] = {RATIO_SPARSE, RATIO_DENSE};
+    const int *ratios = cuda_window_ratios(cuda->model);
     const size_t rope = (size_t)cuda->model->rope_dim, n = (size_t)cuda->batch->n_rows;
     rotation_at(cuda->far_frequency, (int)rope / 2, pos, 1, far + (size_t)row * rope);
     for (size_t i = 0; i < 2; i++) {
@@ -140,6 +142,9 @@ static void send_hybrid(struct sender *sender) {
             far_rotations_of_row(cuda, row, pos, far, window);
         }
     }
+    if (!cuda->engram.pool) return;
+    const size_t values = (size_t)cuda->model->hybrid.engram.n_layers * rows * cuda_engram_row_values(cuda);
+    cuda_engram_begin(cuda, piece(sender, values * sizeof(uint16_t), (const void **)&cuda->step.engram));
 }
 
 static void send_rows(struct sender *sender) {

@@ -1,4 +1,4 @@
-/* backend/cuda/streams.c - V4's residual streams around the blocks, as launches (kernels/streams.cu); backend/cpu/streams.c is the
+/* backend/cuda/streams.c - V4's and V4.1's residual streams around the blocks, as launches (kernels/streams.cu); backend/cpu/streams.c is the
  * same on the CPU. For all other models nothing happens: x is the residual stream. */
 #include "backend/cuda/cuda.h"
 #include "backend/cuda/params_streams.h"
@@ -17,6 +17,7 @@ static struct streams_params params(const struct cuda *cuda, int n) {
                                    .x = cuda->scratch.x,
                                    .piece = cuda->scratch.mix_piece,
                                    .mix = cuda->scratch.mix,
+                                   .before = cuda->scratch.before,
                                    .n = n,
                                    .hidden = m->hidden,
                                    .streams = m->hybrid.streams,
@@ -60,5 +61,9 @@ void cuda_streams_read(struct cuda *cuda, const struct device_mixer *mixer, cons
     struct streams_params p = params(cuda, n);
     p.rows = rows;
     p.numbers = p.streams;
-    if (model_is_hybrid(cuda->model)) collapse(cuda, &p, mixer);
+    if (model_is_csa2(cuda->model)) {
+        cuda_launch(cuda, KERNEL_STREAMS_READ, n, 0, &p);
+    } else if (model_is_hybrid(cuda->model)) {
+        collapse(cuda, &p, mixer);
+    }
 }

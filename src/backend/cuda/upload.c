@@ -411,7 +411,7 @@ static int bring_all(struct upload *u, const struct weights *weights) {
     u->layer = u->expert = -1;
     int code = cuda_has_embedding(cuda) ? bring_embedding(u, &weights->embed, out) : 0;
     if (!code && cuda_has_head(cuda)) code = bring_head(u, weights, out);
-    if (!code && model_is_hybrid(cuda->model))
+    if (!code && model_is_hybrid(cuda->model) && !model_is_csa2(cuda->model))
         code = upload_mixer(u, &weights->head_mixer, &out->head_mixer, "head mixer");
     for (u->layer = cuda->part.first_layer; u->layer < cuda_end_layer(cuda) && !code; u->layer++) {
         code = bring_layer(u, &weights->layers[u->layer], &out->layers[u->layer]);

@@ -1,11 +1,12 @@
 /* backend/cuda/kernels/attn_tile.cuh - what a block of absorbed attention does with a tile of keys in shared memory, wherever they come
  * from: scores of 16 queries, one step of their running softmaxes, and the values added up; and how splits are merged. attn.cu
  * walks along a sequence, listed.cu along a list of rows: the same keys in the same order give the same bits. Includes: cache.cuh,
- * merge.cuh. */
+ * csa2.cuh, merge.cuh. */
 #ifndef MOEBIUS_CUDA_ATTN_TILE_CUH
 #define MOEBIUS_CUDA_ATTN_TILE_CUH
 
 #include "cache.cuh"
+#include "csa2.cuh"
 #include "merge.cuh"
 
 enum {
@@ -60,6 +61,17 @@ DEVICE void widen_tile(const struct attn_tile *b, int kv_lora) {
             out.v[1] = rope[1];
         }
         *(struct pair *)(b->tile + t * b->stride + c) = out;
+    }
+}
+
+/* V4.1's rows, of which the first `far` are compressed ones. */
+DEVICE void widen_csa2_tile(const struct attn_tile *b, int far) {
+    int pieces = b->width / 4;
+    for (int i = THREAD; i < TOKEN_TILE * pieces; i += BLOCK_THREADS) {
+        int t = i / pieces, c = i % pieces * 4;
+        const uint8_t *row = b->raw + (size_t)t * b->p->row_bytes;
+        *(struct pair *)(b->tile + t * b->stride + c) =
+            t < far ? csa2_far_values(row, b->width, c) : csa2_row_values(row, b->width, c);
     }
 }
 

@@ -1,4 +1,4 @@
-/* V4's compressed rows: src/backend/cpu/compress.c says what they are. A thread has a channel and goes through its sequence's rows in order,
+/* V4's and V4.1's compressed rows: src/backend/cpu/compress.c says what they are. A thread has a channel and goes through its sequence's rows in order,
  * some of which it loads ahead; so all bits are those of any other chunks. */
 #include "device.cuh"
 #include "../params_hybrid.h"
@@ -74,8 +74,9 @@ DEVICE void begin_walk(struct walk *w, const int overlaps) {
 DEVICE void load_token(const struct walk *w, int i, struct token *t, const int overlaps) {
     size_t at = (size_t)(w->seq.first_row + i) * (size_t)w->width + (size_t)w->channel;
     int own = overlaps ? w->part->dim : 0;
-    const float *bias = w->part->bias + place_of(w, w->seq.first_pos + i) * w->width + w->channel;
-    t->gate[0] = w->part->gates[at + own] + bias[own];
+    const float *bias = w->part->bias;
+    if (bias) bias += place_of(w, w->seq.first_pos + i) * w->width + w->channel;
+    t->gate[0] = w->part->gates[at + own] + (bias ? bias[own] : 0);
     t->value[0] = w->part->values[at + own];
     if (!overlaps) return;
     t->gate[1] = w->part->gates[at] + bias[0];

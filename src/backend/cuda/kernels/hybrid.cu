@@ -1,4 +1,4 @@
-/* V4's rows before and after attention: src/backend/cpu/attn_hybrid.c says what becomes of them. */
+/* V4's and V4.1's rows before and after attention: src/backend/cpu/attn_hybrid.c says what becomes of them. */
 #include "index_key.cuh"
 #include "listed.cuh"
 #include "merge.cuh"
@@ -27,8 +27,13 @@ DEVICE const float *finish_cached(const struct hybrid_rows_params *p, const stru
 DEVICE void finish_own(const struct hybrid_rows_params *p, int row, float *scratch) {
     size_t place = (size_t)p->near[(size_t)row * (size_t)p->near_pages];
     size_t at = (size_t)(p->pos[row] % PAGE_TOKENS) * p->row_bytes;
+    uint8_t *out = p->near_cache + place * p->near_bytes + at;
     const float *values = finish_cached(p, &p->own, row, scratch);
-    store_latent(p->near_cache + place * p->near_bytes + at, values, p->kv_lora, p->rope, p->fp8);
+    if (p->csa2) {
+        store_csa2_row(out, values, p->own.dim, p->fp8);
+    } else {
+        store_latent(out, values, p->kv_lora, p->rope, p->fp8);
+    }
 }
 
 /* Where a window ends with this token, what it makes: a row, or its index key. */
@@ -37,12 +42,26 @@ DEVICE void finish_window(const struct hybrid_rows_params *p, int row, int is_ke
     if ((pos + 1) % p->ratio) return;
     int slot = p->ratio < PAGE_TOKENS ? pos % PAGE_TOKENS / p->ratio : 0;
     const float *values = finish_cached(p, is_key ? &p->key : &p->compressed, row, scratch);
+    uint8_t *out = p->pages + (size_t)p->page[row] * p->page_bytes + (size_t)slot * p->far_bytes;
     if (is_key) {
         if (WARP == 0) store_index_key(&p->keys, p->page[row], slot, values);
+    } else if (p->csa2) {
+        store_csa2_far(out, values, p->compressed.dim, p->fp8);
     } else {
-        uint8_t *page = p->pages + (size_t)p->page[row] * p->page_bytes;
-        store_latent(page + (size_t)slot * p->row_bytes, values, p->kv_lora, p->rope, p->fp8);
+        store_latent(out, values, p->kv_lora, p->rope, p->fp8);
     }
+}
+
+/* What a head's query is multiplied by; a warp. */
+DEVICE float norm_query(const struct hybrid_rows_params *p, int row, const float *q, int dim) {
+    float sum = 0;
+    for (int c = LANE * 2; c < dim; c += 64) {
+        sum = fmaf(q[c], q[c], sum);
+        sum = fmaf(q[c + 1], q[c + 1], sum);
+    }
+    float mean = divide(warp_sum(sum), (float)dim);
+    if (!is_finite(mean) && LANE == 0) note_fault(p->fault, p->fault_key, row);
+    return inverse_root(mean + p->eps);
 }
 
 /* A head's query; a warp. */
@@ -50,13 +69,7 @@ DEVICE void finish_query(const struct hybrid_rows_params *p, int row, int head) 
     int dim = p->kv_lora + p->rope;
     size_t at = ((size_t)row * (size_t)p->heads + (size_t)head) * (size_t)dim;
     const float *angles = p->own.rotation + (size_t)row * (size_t)p->rope;
-    float sum = 0;
-    for (int c = LANE * 2; c < dim; c += 64) {
-        sum = fmaf(p->q[at + c], p->q[at + c], sum);
-        sum = fmaf(p->q[at + c + 1], p->q[at + c + 1], sum);
-    }
-    float mean = divide(warp_sum(sum), (float)dim), factor = inverse_root(mean + p->eps);
-    if (!is_finite(mean) && LANE == 0) note_fault(p->fault, p->fault_key, row);
+    float factor = p->csa2 ? 1 : norm_query(p, row, p->q + at, dim);
     for (int c = LANE * 2; c < dim; c += 64) {
         float out[2] = {p->q[at + c] * factor, p->q[at + c + 1] * factor};
         if (c >= p->kv_lora) turn_pair(angles + c - p->kv_lora, out[0], out[1], out);
@@ -64,13 +77,31 @@ DEVICE void finish_query(const struct hybrid_rows_params *p, int row, int head) 
     }
 }
 
+/* Some 32 values of an indexer's query, of which it has `dim`, turned and rounded; a warp. */
+DEVICE void round_index_query(const struct hybrid_rows_params *p, const float *angles, float *q, int first) {
+    int dim = p->keys.dim, i = first + LANE, turned = i - (dim - p->rope);
+    float value = i < dim ? q[i] : 0, other = shuffle_xor_f32(value, 1), pair[2];
+    if (turned >= 0 && i < dim) {
+        turn_pair(angles + turned / 2 * 2, turned % 2 ? other : value, turned % 2 ? value : other, pair);
+        value = pair[turned % 2];
+    }
+    value = round_key_value(value);
+    if (i < dim) q[i] = value;
+}
+
 /* The indexer's queries, in place; who sees no more than the indexer lets through needs none. */
 DEVICE void finish_index_queries(const struct hybrid_rows_params *p, int row) {
-    int pairs = p->rope / 2;
+    int pairs = p->rope / 2, groups = ceil_div_int(p->keys.dim, 32);
     if ((p->pos[row] + 1) / p->ratio <= p->topk) return;
+    for (int i = WARP; p->csa2 && i < p->index_heads * groups; i += BLOCK_WARPS) {
+        size_t head = (size_t)row * (size_t)p->index_heads + (size_t)(i / groups);
+        round_index_query(p, p->own.rotation + (size_t)row * (size_t)p->rope, p->index_q + head * (size_t)p->keys.dim,
+                          i % groups * 32);
+    }
+    if (p->csa2) return;
     for (int i = THREAD; i < p->index_heads * pairs; i += BLOCK_THREADS) {
         size_t head = (size_t)row * (size_t)p->index_heads + (size_t)(i / pairs);
-        float *pair = p->index_q + (head + 1) * (size_t)p->key.dim - p->rope + i % pairs * 2;
+        float *pair = p->index_q + (head + 1) * (size_t)p->keys.dim - p->rope + i % pairs * 2;
         turn_pair(p->own.rotation + (size_t)row * (size_t)p->rope + (size_t)(i % pairs * 2), pair[0], pair[1], pair);
     }
 }

@@ -1,6 +1,7 @@
 /* The lightning indexer: which `topk` of the keys of the cache a row attends to. A key's score is the sum over heads of weight *
  * max(q k, 0); the largest win, and of equal ones those at the lowest positions: what backend/cpu/attn_index.c computes. A query is the
- * sum of two bf16, so products are as good as those of keys with fp32 to 2^-17, and choices differ where scores are all but equal. */
+ * sum of two bf16, so products are as good as those of keys with fp32 to 2^-17, and choices differ where scores are all but equal. V4.1's
+ * queries and keys are rounded to few bits: their products are exact. */
 #include "index_key.cuh"
 
 /* --- V3.2: keys and queries of a step ------------------------------------------------------------------------------------- */
@@ -46,13 +47,32 @@ KERNEL(index_rows, index_rows_params) {
     }
 }
 
+/* --- which keys are looked at --------------------------------------------------------------------------------------------- */
+
+/* Blocks of keys that a row's choice is narrowed to; NULL: it looks at all that it sees. */
+DEVICE const int32_t *candidates_of(const struct index_params *p, int row, int seen) {
+    if (!p->is_narrowed || ceil_div_int(seen, p->block_keys) <= p->blocks) return NULL;
+    return p->candidate + (size_t)row * (size_t)p->blocks;
+}
+
+DEVICE int keys_scored(const struct index_params *p, const int32_t *blocks, int seen) {
+    if (!blocks) return seen;
+    return (p->blocks - 1) * p->block_keys + seen - (ceil_div_int(seen, p->block_keys) - 1) * p->block_keys;
+}
+
+/* Which key score number i is of. */
+DEVICE int key_of(const struct index_params *p, const int32_t *blocks, int i) {
+    return blocks ? blocks[i / p->block_keys] * p->block_keys + i % p->block_keys : i;
+}
+
 /* --- scores --------------------------------------------------------------------------------------------------------------- */
 
 enum { INDEX_STEPS = MAX_INDEX_DIM / 16, WARP_KEYS = INDEX_TILE / BLOCK_WARPS };
 
 struct index_block {
     const struct index_params *p;
-    int row, seen, stride; /* stride: values between rows of shared memory */
+    int row, n, stride;    /* n: keys that are scored; stride: values between rows of shared memory */
+    const int32_t *blocks; /* which these are; NULL: the first n */
     int tiles;             /* of 16 heads */
     uint16_t *high, *low;  /* [tiles * 16][stride] queries */
     uint16_t *keys;        /* [INDEX_TILE][stride] */
@@ -105,15 +125,32 @@ DEVICE struct pair widen_fp8(uint32_t word) {
     return out;
 }
 
-/* Keys [k0, k0 + INDEX_TILE), zeros past the last one; fp8 without their scales. 16 bytes at a time. */
+/* Of scores [k0, k0 + INDEX_TILE), zeros past the last one: V4.1's keys, with their scales. */
+DEVICE void load_csa2_keys(const struct index_block *b, int k0) {
+    const struct index_keys *k = &b->p->keys;
+    int pieces = k->dim / 4;
+    for (int i = THREAD; i < INDEX_TILE * pieces; i += BLOCK_THREADS) {
+        int t = i / pieces, c = i % pieces * 4;
+        struct pair values = {{0, 0}};
+        if (k0 + t < b->n) {
+            int key = key_of(b->p, b->blocks, k0 + t);
+            values = csa2_key_values(index_key_at(k, page_of_key(b, key), place_of_key(b, key)), k->dim, c);
+        }
+        *(struct pair *)(b->keys + t * b->stride + c) = values;
+    }
+}
+
+/* The same of all others, 16 bytes at a time; fp8 without their scales. */
 DEVICE void load_keys(const struct index_block *b, int k0) {
     const struct index_keys *k = &b->p->keys;
     int each = k->fp8 ? 16 : 8, pieces = k->dim / each;
     for (int i = THREAD; i < INDEX_TILE * pieces; i += BLOCK_THREADS) {
-        int t = i / pieces, piece = i % pieces, key = k0 + t;
+        int t = i / pieces, piece = i % pieces;
         struct quad bits = {{0, 0, 0, 0}};
-        if (key < b->seen)
+        if (k0 + t < b->n) {
+            int key = key_of(b->p, b->blocks, k0 + t);
             bits = *(const struct quad *)(index_key_at(k, page_of_key(b, key), place_of_key(b, key)) + piece * 16);
+        }
         uint16_t *to = b->keys + t * b->stride + piece * each;
         if (!k->fp8) {
             *(struct quad *)to = bits;
@@ -176,9 +213,9 @@ DEVICE void score_warp(const struct index_block *b, int k0, float *out) {
         UNROLL
         for (int step = 4; step < 32; step *= 2) total += shuffle_xor_f32(total, step);
         int at = k0 + i / 2 * 8 + LANE % 4 * 2 + i % 2;
-        if (LANE >= 4 || at >= b->seen) continue;
+        if (LANE >= 4 || at >= b->n) continue;
         /* the scale is positive: it may as well come last */
-        if (k->fp8) total *= *index_scale_at(k, page_of_key(b, at), place_of_key(b, at));
+        if (k->fp8 && !k->csa2) total *= *index_scale_at(k, page_of_key(b, at), place_of_key(b, at));
         out[at] = total;
     }
 }
@@ -190,8 +227,10 @@ KERNEL(index_score, index_params) {
     int wave_row = BLOCK % p.n_rows, first = BLOCK / p.n_rows * INDEX_CHUNK;
     b.p = &p;
     b.row = p.first_row + wave_row;
-    b.seen = (p.pos[b.row] + 1) / p.keys.ratio;
-    if (b.seen <= p.topk || first >= b.seen) return;
+    int seen = (p.pos[b.row] + 1) / p.keys.ratio;
+    b.blocks = candidates_of(&p, b.row, seen);
+    b.n = keys_scored(&p, b.blocks, seen);
+    if (seen <= p.topk || first >= b.n) return;
     b.stride = p.keys.dim + INDEX_PAD;
     b.tiles = ceil_div_int(p.heads, 16);
     b.high = shared;
@@ -200,9 +239,13 @@ KERNEL(index_score, index_params) {
     b.weight = (float *)(b.keys + INDEX_TILE * b.stride);
     float *score = p.score + (size_t)wave_row * (size_t)p.stride;
     split_queries(&b);
-    int end = min_int(first + INDEX_CHUNK, b.seen);
+    int end = min_int(first + INDEX_CHUNK, b.n);
     for (int k0 = first; k0 < end; k0 += INDEX_TILE) {
-        load_keys(&b, k0);
+        if (index_is_csa2(&p.keys)) {
+            load_csa2_keys(&b, k0);
+        } else {
+            load_keys(&b, k0);
+        }
         barrier();
         if (k0 + WARP * WARP_KEYS < end) score_warp(&b, k0 + WARP * WARP_KEYS, score);
         barrier();
@@ -334,22 +377,61 @@ DEVICE void write_chosen(struct choice *s, const float *score, int n, uint32_t l
     }
 }
 
-/* A block a row. The k-th largest rank is found digit by digit. */
-KERNEL(index_choose, index_params) {
-    DYNAMIC_SHARED(struct choice, s);
-    after_previous();
-    int row = p.first_row + BLOCK, seen = (p.pos[row] + 1) / p.keys.ratio, left = p.topk;
-    if (seen <= p.topk) return;
-    const float *score = p.score + (size_t)BLOCK * (size_t)p.stride;
+/* The places of the k largest of n scores. The k-th largest rank is found digit by digit. Returns whether all that this thread saw are
+ * finite. */
+DEVICE int choose_largest(struct choice *s, const float *score, int n, int k, int32_t *chosen) {
+    int left = k, finite = 1;
     uint32_t found = 0, known = 0;
     for (int shift = 21; shift >= 0; shift -= shift > 10 ? 11 : 10) { /* 21, 10, 0 */
         uint32_t mask = shift ? RANK_BINS - 1 : (1 << 10) - 1;
-        int finite = count_digits(s, score, seen, found, known, shift, mask);
-        if (!finite) note_fault(p.fault, p.fault_key, row);
+        finite &= count_digits(s, score, n, found, known, shift, mask);
         find_digit(s, left);
         found |= s->digit << shift;
         known |= mask << shift;
         left = s->left;
     }
-    write_chosen(s, score, seen, found, left, p.chosen + (size_t)row * (size_t)p.topk);
+    write_chosen(s, score, n, found, left, chosen);
+    return finite;
+}
+
+/* A block a row. */
+KERNEL(index_choose, index_params) {
+    DYNAMIC_SHARED(struct choice, s);
+    after_previous();
+    int row = p.first_row + BLOCK, seen = (p.pos[row] + 1) / p.keys.ratio;
+    if (seen <= p.topk) return;
+    const float *score = p.score + (size_t)BLOCK * (size_t)p.stride;
+    const int32_t *blocks = candidates_of(&p, row, seen);
+    int32_t *chosen = p.chosen + (size_t)row * (size_t)p.topk;
+    if (!choose_largest(s, score, keys_scored(&p, blocks, seen), p.topk, chosen)) note_fault(p.fault, p.fault_key, row);
+    if (!blocks) return;
+    barrier(); /* places of scores become keys */
+    for (int i = THREAD; i < p.topk; i += BLOCK_THREADS) chosen[i] = key_of(&p, blocks, chosen[i]);
+}
+
+/* Scores of keys become those of their blocks, in place: the best of each, and the newest above all. What is written lies before
+ * all that is still to be read. */
+DEVICE void score_blocks(const struct index_params *p, float *score, int seen) {
+    int blocks = ceil_div_int(seen, p->block_keys);
+    for (int first = 0; first < blocks; first += BLOCK_THREADS) {
+        int block = first + THREAD, begin = block * p->block_keys, end = min_int(begin + p->block_keys, seen);
+        float best = block == blocks - 1 ? INFINITY : -INFINITY;
+        if (block < blocks - 1) {
+            for (int i = begin; i < end; i++) best = fmaxf(best, score[i]);
+        }
+        barrier();
+        if (block < blocks) score[block] = best;
+        barrier();
+    }
+}
+
+/* Which blocks later choices look at, of rows that see more of them; after index_choose. A block a row. */
+KERNEL(index_narrow, index_params) {
+    DYNAMIC_SHARED(struct choice, s);
+    after_previous();
+    int row = p.first_row + BLOCK, seen = (p.pos[row] + 1) / p.keys.ratio;
+    if (seen <= p.topk || ceil_div_int(seen, p.block_keys) <= p.blocks) return;
+    float *score = p.score + (size_t)BLOCK * (size_t)p.stride;
+    score_blocks(&p, score, seen);
+    choose_largest(s, score, ceil_div_int(seen, p.block_keys), p.blocks, p.candidate + (size_t)row * (size_t)p.blocks);
 }

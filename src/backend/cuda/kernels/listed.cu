@@ -9,7 +9,7 @@ enum { GROUP_TILES = LISTED_GROUP / TOKEN_TILE };
 struct listed_block {
     const struct listed_params *p;
     int row, head;           /* of the batch; the first of 16 */
-    int keys;                /* of the list */
+    int keys, far;           /* of the list, and how many of these stand for `ratio` tokens */
     const uint8_t **address; /* [2][LISTED_GROUP] of some rows of the list, and of those behind them */
     struct attn_tile t;
 };
@@ -41,7 +41,7 @@ DEVICE const uint8_t *listed_row(const struct listed_params *p, int row, int at)
     int last = key * l->ratio + l->ratio - 1; /* the token with which it is complete: it lies in that one's page */
     int page = p->attn.page_table[p->first_page[row] + last / PAGE_TOKENS];
     size_t slot = (size_t)(last % PAGE_TOKENS / l->ratio);
-    return p->attn.cache + (size_t)page * p->page_bytes + (l->ratio < PAGE_TOKENS ? slot * p->attn.row_bytes : 0);
+    return p->attn.cache + (size_t)page * p->page_bytes + (l->ratio < PAGE_TOKENS ? slot * p->far_bytes : 0);
 }
 
 /* A thread finds a row; none past the end. */
@@ -52,11 +52,12 @@ DEVICE void list_group(const struct listed_block *b, int group) {
 }
 
 /* Starts copying 32 rows of the list from t0 on; those past its end become zeros. */
-DEVICE void fetch_listed(const struct listed_block *b, uint8_t *to, size_t to_stride, int t0) {
-    int pieces = (int)(b->p->attn.row_bytes / 16);
+DEVICE void fetch_listed(const struct listed_block *b, uint8_t *to, size_t to_stride, int t0, const int format) {
+    int pieces = (int)(b->p->attn.row_bytes / 16), far_pieces = (int)(b->p->far_bytes / 16);
     const uint8_t **address = b->address + t0 % (2 * LISTED_GROUP);
     for (int i = THREAD; i < TOKEN_TILE * pieces; i += BLOCK_THREADS) {
         int t = i / pieces, c = i % pieces * 16;
+        if (format == CACHE_CSA2 && t0 + t < b->far && i % pieces >= far_pieces) continue; /* it is shorter */
         uint8_t *at = to + (size_t)t * to_stride + c;
         if (address[t]) {
             copy_async(at, address[t] + c);
@@ -79,8 +80,18 @@ DEVICE void store_heads(const struct listed_block *b, int slot, const struct sof
     }
 }
 
+/* A tile of narrow rows as bf16. */
+DEVICE void widen_listed(const struct listed_block *b, int t0, const int format) {
+    if (format == CACHE_CSA2) {
+        widen_csa2_tile(&b->t, b->far - t0);
+    } else {
+        widen_tile(&b->t, b->p->scaled);
+    }
+}
+
 /* Splits [split0, split1) of the list; its first rows have been found. */
-DEVICE void attend_listed(const struct listed_block *b, int split0, int split1, int slot, const int fp8) {
+DEVICE void attend_listed(const struct listed_block *b, int split0, int split1, int slot, const int format) {
+    const int narrow = format != CACHE_BF16;
     float acc[VALUE_PAIRS][2][4], total[VALUE_PAIRS][2][4];
     struct softmax state[2];
     UNROLL
@@ -88,24 +99,24 @@ DEVICE void attend_listed(const struct listed_block *b, int split0, int split1, 
         UNROLL
         for (int i = 0; i < 8; i++) acc[j][i / 4][i % 4] = total[j][i / 4][i % 4] = 0;
     }
-    size_t to_stride = fp8 ? b->p->attn.row_bytes : (size_t)b->t.stride * 2;
+    size_t to_stride = narrow ? b->p->attn.row_bytes : (size_t)b->t.stride * 2;
     int first = split0 * SPLIT_TILES, end = min_int(ceil_div_int(b->keys, TOKEN_TILE), split1 * SPLIT_TILES);
     int is_first = 1;
-    fetch_listed(b, fp8 ? b->t.raw : (uint8_t *)b->t.tile, to_stride, first * TOKEN_TILE);
+    fetch_listed(b, narrow ? b->t.raw : (uint8_t *)b->t.tile, to_stride, first * TOKEN_TILE, format);
     for (int i = first; i < end; i++) {
-        uint16_t *tile = fp8 || (i - first) % 2 == 0 ? b->t.tile : b->t.other;
+        uint16_t *tile = narrow || (i - first) % 2 == 0 ? b->t.tile : b->t.other;
         uint16_t *next = (i - first) % 2 == 0 ? b->t.other : b->t.tile;
-        if (!fp8 && i + 1 < end) fetch_listed(b, (uint8_t *)next, to_stride, (i + 1) * TOKEN_TILE);
-        if (!fp8 && i + 1 < end) {
+        if (!narrow && i + 1 < end) fetch_listed(b, (uint8_t *)next, to_stride, (i + 1) * TOKEN_TILE, format);
+        if (!narrow && i + 1 < end) {
             copy_wait_all_but_one();
         } else {
             copy_wait_all();
         }
         barrier();
-        if (fp8) {
-            widen_tile(&b->t, b->p->scaled);
+        if (narrow) {
+            widen_listed(b, i * TOKEN_TILE, format);
             barrier();
-            if (i + 1 < end) fetch_listed(b, b->t.raw, to_stride, (i + 1) * TOKEN_TILE);
+            if (i + 1 < end) fetch_listed(b, b->t.raw, to_stride, (i + 1) * TOKEN_TILE, format);
         }
         if (i % GROUP_TILES == 0) list_group(b, i / GROUP_TILES + 1);
         score_tile(&b->t, tile);
@@ -125,7 +136,7 @@ DEVICE void attend_listed(const struct listed_block *b, int split0, int split1, 
     store_heads(b, slot, state, total);
 }
 
-DEVICE void attend_row(const struct listed_params *p, const int fp8) {
+DEVICE void attend_row(const struct listed_params *p, const int format) {
     DYNAMIC_SHARED(unsigned char, shared);
     struct listed_block b;
     after_previous();
@@ -135,20 +146,24 @@ DEVICE void attend_row(const struct listed_params *p, const int fp8) {
     b.head = tile % tiles * QUERY_TILE;
     if (part >= listed_slots(&p->rows, b.row)) return;
     b.keys = listed_keys(&p->rows, b.row);
+    b.far = b.keys - window_keys(&p->rows, b.row);
     b.t.p = &p->attn;
     b.t.width = p->attn.kv_lora + p->attn.rope;
     b.t.stride = b.t.width + 8;
-    b.address = (const uint8_t **)lay_out(&b.t, shared, fp8);
+    b.address = (const uint8_t **)lay_out(&b.t, shared, format != CACHE_BF16);
     load_heads(&b);
     clear_softmax(&b.t);
     list_group(&b, part * SPLIT_TILES / GROUP_TILES);
     barrier();
-    attend_listed(&b, part, p->rows.splits == 1 ? ceil_div_int(b.keys, SPLIT_TOKENS) : part + 1, part, fp8);
+    attend_listed(&b, part, p->rows.splits == 1 ? ceil_div_int(b.keys, SPLIT_TOKENS) : part + 1, part, format);
 }
 
 KERNEL(listed_bf16, listed_params) {
-    attend_row(&p, 0);
+    attend_row(&p, CACHE_BF16);
 }
 KERNEL(listed_fp8, listed_params) {
-    attend_row(&p, 1);
+    attend_row(&p, CACHE_FP8);
+}
+KERNEL(listed_csa2, listed_params) {
+    attend_row(&p, CACHE_CSA2);
 }

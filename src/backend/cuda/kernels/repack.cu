@@ -66,10 +66,6 @@ DEVICE uint32_t raw_code(const struct raw_matrix *m, int row, int k) {
     }
 }
 
-DEVICE float e4m3_value(uint32_t bits) {
-    return bits_float((bits & 0x80) << 24 | (bits & 0x7f) << 20) * 0x1p120f;
-}
-
 DEVICE float raw_value(const struct raw_matrix *m, int row, int k) {
     if (is_gguf(m->format)) return gguf_value_at(m->data, m->format, m->cols, row - m->row0, k);
     uint32_t code = raw_code(m, row, k);

@@ -1,4 +1,4 @@
-/* V4's residual streams, mixed by hyper-connections. Before a block: products of a row's streams, normed as one row, with a
+/* V4's and V4.1's residual streams, mixed by hyper-connections. Before a block: products of a row's streams, normed as one row, with a
  * mixer's matrix, pieces of columns side by side; the numbers to mix by; and the streams' sum that the block reads. After it: its output
  * added to every stream, and the streams to each other. As backend/cpu/streams.c has it, sources included.
  *
@@ -153,6 +153,17 @@ DEVICE void collapse(const struct streams_params *p, int row, const float *befor
     }
 }
 
+/* V4.1: a block reads by what the last mixer said; what this one says is kept for the next. */
+DEVICE void change_before(const struct streams_params *p, int row, float *number) {
+    float *before = p->before + (size_t)row * (size_t)p->streams;
+    if (THREAD < p->streams) {
+        float next = number[THREAD];
+        number[THREAD] = before[THREAD];
+        before[THREAD] = next;
+    }
+    barrier();
+}
+
 /* A block a row. Balancing is a warp's, and takes about as long as the others take to collapse. */
 KERNEL(streams_collapse, streams_params) {
     SHARED float number[MAX_MIX + 1], among[2][MAX_STREAMS * MAX_STREAMS];
@@ -161,8 +172,16 @@ KERNEL(streams_collapse, streams_params) {
     barrier();
     weigh(&p, number);
     barrier();
+    if (p.before) change_before(&p, BLOCK, number);
     if (WARP == 0 && p.numbers > p.streams) balance(&p, BLOCK, number, among[0], among[1]);
     collapse(&p, stream_row(&p, BLOCK), number);
+}
+
+/* V4.1: what a block without a mixer of its own reads, the head. */
+KERNEL(streams_read, streams_params) {
+    after_previous();
+    int row = stream_row(&p, BLOCK);
+    collapse(&p, row, p.before + (size_t)row * (size_t)p.streams);
 }
 
 /* Each stream anew: the old ones by `among`, ascending, then what the block adds. A block for 1024 columns of a row. */
@@ -193,10 +212,11 @@ KERNEL(streams_mix, streams_params) {
     }
 }
 
-/* Every stream = x. A block a row, as the next. */
+/* Every stream = x; V4.1's first block reads the first of them. A block a row, as the next. */
 KERNEL(streams_spread, streams_params) {
     const size_t hidden = (size_t)p.hidden;
     after_previous();
+    if (p.before && THREAD < p.streams) p.before[(size_t)BLOCK * (size_t)p.streams + (size_t)THREAD] = THREAD == 0;
     for (int k = THREAD * 4; k < p.hidden; k += BLOCK_THREADS * 4) {
         struct floats4 x = *(const struct floats4 *)(p.x + (size_t)BLOCK * hidden + (size_t)k);
         float *to = p.residual + (size_t)BLOCK * (size_t)p.streams * hidden + (size_t)k;
