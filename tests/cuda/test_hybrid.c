@@ -1,8 +1,9 @@
-/* The kernels of V4's attention, but for its indexer and the attention over lists, beside plain C in double: compressors in any chunks,
- * rows and queries before attention, what comes after it. No model: odd sizes, several sequences, both formats of the cache. */
+/* The kernels of V4's and V4.1's attention, but for the indexer and the attention over lists, beside plain C in double: compressors in any
+ * chunks, rows and queries before attention, what comes after it. No model: odd sizes, several sequences, all formats of the cache. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
+#include "backend/cpu/cpu.h"
 #include "backend/cuda/params_hybrid.h"
 #include "bare_card.h"
 #include "survey.h"
@@ -57,7 +58,7 @@ static void open_compressing(struct compressing *c, int ratio) {
         .ratio = ratio, .overlaps = ratio == RATIO_SPARSE, .n_dims = ratio == RATIO_SPARSE ? 2 : 1};
     for (int d = 0; d < c->n_dims; d++) {
         c->width[d] = model_compress_dim(ratio, dims[d]);
-        c->bias[d] = numbers((size_t)(ratio * c->width[d]), -1, 1);
+        if (ratio > 2) c->bias[d] = numbers((size_t)(ratio * c->width[d]), -1, 1); /* V4.1 has none */
         floats += cache_state_floats(dims[d], 0, c->overlaps);
         for (int s = 0; s < SEQS; s++) {
             size_t n = (size_t)(tokens[s] * c->width[d]);
@@ -148,7 +149,7 @@ static double compressed(const struct compressing *c, int s, int d, int last, in
         if (t < 0) continue;
         int at = t * width + (t < begin ? 0 : own) + channel;
         int bias = t % c->ratio * width + (t < begin ? 0 : own) + channel;
-        double share = exp((double)c->gates[s][d][at] + (double)c->bias[d][bias]);
+        double share = exp((double)c->gates[s][d][at] + (c->bias[d] ? (double)c->bias[d][bias] : 0));
         total += share;
         sum += share * (double)c->values[s][d][at];
     }
@@ -196,9 +197,10 @@ static void check_chunks(struct compressing *c, const int *chunk) {
 
 static void test_compressors(void **unused) {
     (void)unused;
-    for (int i = 0; i < 2; i++) {
+    static const int ratios[] = {RATIO_SPARSE, RATIO_DENSE, 2};
+    for (int i = 0; i < 3; i++) {
         struct compressing c;
-        open_compressing(&c, i ? RATIO_DENSE : RATIO_SPARSE);
+        open_compressing(&c, ratios[i]);
         compress_in(&c, (const int[]){MOST_TOKENS, MOST_TOKENS, MOST_TOKENS});
         check_compressed(&c);
         check_chunks(&c, (const int[]){61, 1, 3});
@@ -216,13 +218,17 @@ static const float eps = 1e-6f;
 
 struct rows_case {
     enum kv_format kv;
-    int ratio;
+    int ratio; /* 1, 2: V4.1, which rounds what it keeps */
     struct hybrid_rows_params p;
     float *index_q; /* before */
     const float *far, *window;
     uint8_t *pages, *near;
     size_t near_size, pages_size;
 };
+
+static bool is_csa2(const struct rows_case *c) {
+    return c->ratio == 1 || c->ratio == 2;
+}
 
 static struct cached_rows some_rows(int dim, int stride, const float *rotation) {
     return (struct cached_rows){
@@ -240,9 +246,8 @@ static const float *rotations(void) {
 }
 
 static void open_rows(struct rows_case *c, enum kv_format kv, int ratio, bool indexed) {
-    const bool sparse = ratio == RATIO_SPARSE;
-    const size_t row_bytes = cache_row_bytes(LORA, ROPE, kv), heads = ROWS * HEADS,
-                 index_q = ROWS * INDEX_HEADS * KEY_DIM;
+    const size_t row_bytes = cache_row_bytes(LORA, ROPE, kv), far_bytes = cache_compressed_bytes(LORA, ROPE, kv);
+    const size_t heads = ROWS * HEADS, index_q = ROWS * INDEX_HEADS * KEY_DIM;
     int32_t *pos = take(ROWS * sizeof *pos), *page = take(ROWS * sizeof *page);
     int32_t *near = take(ROWS * NEAR_PAGES * sizeof *near);
     *c = (struct rows_case){.kv = kv, .ratio = ratio};
@@ -266,13 +271,15 @@ static void open_rows(struct rows_case *c, enum kv_format kv, int ratio, bool in
                                        .pages = c->pages,
                                        .near_cache = c->near,
                                        .row_bytes = row_bytes,
+                                       .far_bytes = far_bytes,
                                        .page_bytes = page_bytes,
                                        .near_bytes = near_bytes,
                                        .fault = take(8),
                                        .heads = HEADS,
                                        .kv_lora = LORA,
                                        .rope = ROPE,
-                                       .fp8 = kv == KV_FP8,
+                                       .fp8 = kv >= KV_FP8,
+                                       .csa2 = is_csa2(c),
                                        .ratio = ratio,
                                        .near_pages = NEAR_PAGES,
                                        .index_heads = INDEX_HEADS,
@@ -281,20 +288,24 @@ static void open_rows(struct rows_case *c, enum kv_format kv, int ratio, bool in
                                        .eps = eps};
     memset(c->p.fault, 0xff, 8);
     if (ratio) c->p.compressed = some_rows(DIM, model_compress_dim(ratio, DIM), rotations());
-    if (sparse) c->p.key = some_rows(KEY_DIM, 2 * KEY_DIM, c->p.compressed.rotation);
-    c->p.keys = (struct index_keys){.data = c->pages + (size_t)cache_compressed_rows(ratio) * row_bytes,
+    if (cache_has_keys(ratio))
+        c->p.key = some_rows(KEY_DIM, is_csa2(c) ? KEY_DIM : 2 * KEY_DIM, c->p.compressed.rotation);
+    c->p.keys = (struct index_keys){.data = c->pages + (size_t)cache_compressed_rows(ratio) * far_bytes,
                                     .page_bytes = page_bytes,
                                     .ratio = ratio,
                                     .dim = KEY_DIM,
-                                    .fp8 = kv == KV_FP8,
-                                    .page_shift = 4};
-    if (!sparse || !indexed) return;
+                                    .fp8 = kv >= KV_FP8,
+                                    .page_shift = ratio == 1   ? 6
+                                                  : ratio == 2 ? 5
+                                                               : 4,
+                                    .csa2 = is_csa2(c)};
+    if (!cache_has_keys(ratio) || !indexed) return;
     c->p.index_q = numbers(index_q, -2, 2);
     c->index_q = memcpy(take(index_q * 4), c->p.index_q, index_q * 4);
 }
 
 static void run_rows(const struct rows_case *c) {
-    int parts = 1 + (c->ratio > 0) + (c->ratio == RATIO_SPARSE) + (HEADS + BLOCK_WARPS - 1) / BLOCK_WARPS;
+    int parts = 1 + (c->ratio > 0) + cache_has_keys(c->ratio) + (HEADS + BLOCK_WARPS - 1) / BLOCK_WARPS;
     run(KERNEL_HYBRID_ROWS, ROWS * (parts + (c->p.index_q != NULL)), &c->p);
 }
 
@@ -335,6 +346,46 @@ static void check_bf16(struct survey *s, int row, const void *at, const double *
     }
 }
 
+/* What V4.1 keeps: how it is unpacked and rounded (cache_round.c), and how it rounds: values of a group by its largest, to this share of
+ * themselves, and to this one of the scale. */
+static const struct kept {
+    void (*unpack)(const uint8_t *at, int n, float *values);
+    void (*round)(float *values, int n);
+    int group;
+    double most, least, share, steps;
+} own_row = {csa2_unpack_row, csa2_round_row, CSA2_ROW_GROUP, 448, 1e-4, 1 / 15.99, 0x1p-9},
+  far_row = {csa2_unpack_compressed, csa2_round_compressed, CSA2_COMPRESSED_GROUP, 6, 6 * 0x1p-9, 1 / 4.99, 0.28},
+  index_key = {csa2_unpack_key, csa2_round_key, CSA2_KEY_GROUP, 6, 0, 1 / 4.99, 0.5};
+
+/* What was found is what it would be rounded to, and near what is wanted. */
+static void check_kept(struct survey *s, int row, const struct kept *kept, const float *found, const double *want,
+                       int n) {
+    float again[DIM];
+    memcpy(again, found, (size_t)n * sizeof *again);
+    kept->round(again, n);
+    for (int i = 0; i < n; i++) {
+        double amax = kept->least;
+        for (int j = i / kept->group * kept->group; j < n && j < (i / kept->group + 1) * kept->group; j++)
+            amax = fmax(amax, fabs(want[j]));
+        double scale = amax / kept->most;
+        survey_add(s, (size_t)i, (size_t)row, want[i], (double)found[i],
+                   fabs(want[i]) * kept->share + scale * kept->steps);
+        survey_add(s, (size_t)i, (size_t)row, (double)again[i], (double)found[i], 0);
+    }
+}
+
+static void check_kept_at(struct survey *s, const struct rows_case *c, int row, const struct kept *kept,
+                          const uint8_t *at, const double *want, int n) {
+    float found[DIM];
+    for (int i = 0; i < n && c->kv == KV_BF16; i++) {
+        uint16_t bits;
+        memcpy(&bits, at + 2 * (size_t)i, 2);
+        found[i] = bf16_to_f32(bits);
+    }
+    if (c->kv == KV_CSA2) kept->unpack(at, n, found);
+    check_kept(s, row, kept, found, want, n);
+}
+
 /* A row of the cache beside the numbers that it holds. */
 static void check_row(struct survey *s, const struct rows_case *c, int row, const uint8_t *at, const double *want) {
     if (c->kv == KV_BF16) {
@@ -348,6 +399,12 @@ static void check_row(struct survey *s, const struct rows_case *c, int row, cons
     check_bf16(s, row, at + LORA + sizeof scales, want, LORA, ROPE);
 }
 
+/* Of a row's bytes, or a compressed one's. */
+static size_t row_used(const struct rows_case *c, bool far) {
+    if (c->kv == KV_CSA2) return far ? DIM / 2 + DIM / 16 : DIM + DIM / 32;
+    return c->kv == KV_FP8 ? LORA + 8 + 2 * ROPE : c->p.row_bytes;
+}
+
 /* Looked at: nothing else may have been written. */
 static void forget(uint8_t *at, size_t bytes) {
     memset(at, 0xa5, bytes);
@@ -359,19 +416,28 @@ static void check_own(const struct rows_case *c) {
     for (int r = 0; r < ROWS; r++) {
         uint8_t *at = c->near + (size_t)(ROWS - 1 - r) * c->p.near_bytes + (size_t)(row_pos[r] % 64) * c->p.row_bytes;
         norm_and_turn(c->p.own.values + r * DIM, c->p.own.gain, DIM, c->p.own.rotation, r, want);
-        check_row(&survey, c, r, at, want);
-        forget(at, c->kv == KV_FP8 ? LORA + 8 + 2 * ROPE : c->p.row_bytes);
+        if (is_csa2(c)) {
+            check_kept_at(&survey, c, r, &own_row, at, want, DIM);
+        } else {
+            check_row(&survey, c, r, at, want);
+        }
+        forget(at, row_used(c, false));
     }
     survey_tell(&survey, "kv %d, ratio %d: tokens' rows", c->kv, c->ratio);
 }
 
 static void check_keys(const struct rows_case *c, struct survey *s, int row) {
-    const int slot = row_pos[row] % 64 / 4;
-    const size_t key_bytes = c->kv == KV_FP8 ? KEY_DIM : 2 * KEY_DIM;
+    const int slot = row_pos[row] % 64 / c->ratio;
+    const size_t key_bytes = c->kv == KV_CSA2  ? cache_key_bytes(KEY_DIM, c->kv)
+                             : c->kv == KV_FP8 ? KEY_DIM
+                                               : 2 * KEY_DIM;
     uint8_t *keys = c->p.keys.data + (size_t)c->p.page[row] * c->p.page_bytes, *at = keys + (size_t)slot * key_bytes;
     double want[KEY_DIM];
-    norm_and_turn(c->p.key.values + row * 2 * KEY_DIM, c->p.key.gain, KEY_DIM, c->p.key.rotation, row, want);
-    if (c->kv == KV_FP8) {
+    norm_and_turn(c->p.key.values + (size_t)row * c->p.key.stride, c->p.key.gain, KEY_DIM, c->p.key.rotation, row,
+                  want);
+    if (is_csa2(c)) {
+        check_kept_at(s, c, row, &index_key, at, want, KEY_DIM);
+    } else if (c->kv == KV_FP8) {
         float scale;
         uint8_t *scale_at = keys + 16 * KEY_DIM + 4 * slot;
         memcpy(&scale, scale_at, 4);
@@ -388,13 +454,17 @@ static void check_windows(const struct rows_case *c) {
     double want[DIM];
     for (int r = 0; r < ROWS && c->ratio; r++) {
         if ((row_pos[r] + 1) % c->ratio) continue;
-        const size_t slot = c->ratio == RATIO_SPARSE ? (size_t)(row_pos[r] % 64 / 4) : 0;
-        uint8_t *at = c->pages + (size_t)c->p.page[r] * c->p.page_bytes + slot * c->p.row_bytes;
+        const size_t slot = c->ratio < 64 ? (size_t)(row_pos[r] % 64 / c->ratio) : 0;
+        uint8_t *at = c->pages + (size_t)c->p.page[r] * c->p.page_bytes + slot * c->p.far_bytes;
         norm_and_turn(c->p.compressed.values + (size_t)r * c->p.compressed.stride, c->p.compressed.gain, DIM,
                       c->p.compressed.rotation, r, want);
-        check_row(&rows, c, r, at, want);
-        forget(at, c->kv == KV_FP8 ? LORA + 8 + 2 * ROPE : c->p.row_bytes);
-        if (c->ratio == RATIO_SPARSE) check_keys(c, &keys, r);
+        if (is_csa2(c)) {
+            check_kept_at(&rows, c, r, &far_row, at, want, DIM);
+        } else {
+            check_row(&rows, c, r, at, want);
+        }
+        forget(at, row_used(c, true));
+        if (cache_has_keys(c->ratio)) check_keys(c, &keys, r);
     }
     survey_tell(&rows, "kv %d, ratio %d: compressed rows", c->kv, c->ratio);
     survey_tell(&keys, "kv %d: index keys", c->kv);
@@ -405,13 +475,20 @@ static void check_queries(const struct rows_case *c) {
     double want[DIM];
     for (int i = 0; i < ROWS * HEADS; i++) {
         norm_and_turn(c->p.q + i * DIM, NULL, DIM, c->p.own.rotation, i / HEADS, want);
+        for (int k = 0; k < DIM && is_csa2(c); k++) want[k] = (double)c->p.q[i * DIM + k];
+        if (is_csa2(c)) turn(c->p.own.rotation, i / HEADS, 1, want + LORA);
         check_bf16(&survey, i, c->p.q_latent + i * DIM, want, 0, DIM);
     }
     survey_tell(&survey, "ratio %d: queries", c->ratio);
     for (int i = 0; i < ROWS * INDEX_HEADS && c->index_q; i++) {
         int row = i / INDEX_HEADS;
         for (int k = 0; k < KEY_DIM; k++) want[k] = (double)c->index_q[i * KEY_DIM + k];
-        if ((row_pos[row] + 1) / 4 > c->p.topk) turn(c->p.own.rotation, row, 1, want + KEY_DIM - ROPE);
+        const bool is_sparse = (row_pos[row] + 1) / c->ratio > c->p.topk;
+        if (is_sparse) turn(c->p.own.rotation, row, 1, want + KEY_DIM - ROPE);
+        if (is_sparse && is_csa2(c)) {
+            check_kept(&indexed, i, &index_key, c->p.index_q + i * KEY_DIM, want, KEY_DIM);
+            continue;
+        }
         for (int k = 0; k < KEY_DIM; k++) {
             survey_add(&indexed, (size_t)k, (size_t)i, want[k], (double)c->p.index_q[i * KEY_DIM + k], 1e-5);
         }
@@ -429,10 +506,11 @@ static void check_untouched(const struct rows_case *c) {
 
 static void test_rows(void **unused) {
     (void)unused;
-    static const int ratios[] = {0, RATIO_SPARSE, RATIO_DENSE, RATIO_SPARSE};
-    for (int i = 0; i < 8; i++) {
+    static const int ratios[] = {0, RATIO_SPARSE, RATIO_DENSE, RATIO_SPARSE, 1, 2, 1};
+    for (int i = 0; i < 14; i++) {
         struct rows_case c;
-        open_rows(&c, i % 2 ? KV_FP8 : KV_BF16, ratios[i / 2], i >= 6);
+        const enum kv_format fp8 = ratios[i / 2] == 1 || ratios[i / 2] == 2 ? KV_CSA2 : KV_FP8;
+        open_rows(&c, i % 2 ? fp8 : KV_BF16, ratios[i / 2], i / 2 == 3 || i / 2 >= 5);
         run_rows(&c);
         check_own(&c);
         check_windows(&c);

@@ -1,8 +1,9 @@
-/* Sparse attention beside plain C: scores of the indexer's keys and the choice among them, and attention to listed rows of V3.2's and
- * V4's caches. */
+/* Sparse attention beside plain C: scores of the indexer's keys and the choice among them, and attention to listed rows of V3.2's, V4's
+ * and V4.1's caches. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include "backend/cpu/cpu.h"
 #include "bare_card.h"
 #include "model/format.h"
 #include "survey.h"
@@ -52,6 +53,7 @@ static float float_at(const uint8_t *at, int i) {
 
 struct index_case {
     int heads, dim, ratio, fp8, topk;
+    int csa2; /* V4.1's keys, which fp8 ones are in their own way */
 };
 
 /* Rows of the batch: the first sees just what it attends to. Row r's pages begin at r * PAGES, all in another order. */
@@ -67,11 +69,18 @@ static void place_pages(int32_t *table, int32_t *first_page, int n) {
 /* Bytes of a page: keys, fp8 scales; 16 more than that, so that strides are looked at. */
 static void fill_keys(const struct index_case *c, struct index_keys *keys) {
     const size_t in_page = (size_t)(64 / c->ratio), dim = (size_t)c->dim;
-    *keys = (struct index_keys){.ratio = c->ratio, .dim = c->dim, .fp8 = c->fp8, .page_shift = c->ratio == 1 ? 6 : 4};
+    *keys = (struct index_keys){.ratio = c->ratio, .dim = c->dim, .fp8 = c->fp8, .csa2 = c->csa2};
+    keys->page_shift = c->ratio == 1 ? 6 : c->ratio == 2 ? 5 : 4;
     keys->page_bytes = in_page * (c->fp8 ? dim + 4 : 2 * dim) + 16;
     keys->data = take(PAGES * keys->page_bytes);
     for (size_t page = 0; page < PAGES; page++) {
         uint8_t *at = keys->data + page * keys->page_bytes;
+        for (size_t i = 0; i < in_page && c->csa2 && c->fp8; i++) {
+            float key[MAX_INDEX_DIM];
+            for (size_t k = 0; k < dim; k++) key[k] = uniform(-1, 1);
+            csa2_pack_key(at + i * cache_key_bytes(c->dim, KV_CSA2), key, c->dim);
+        }
+        if (c->csa2 && c->fp8) continue;
         for (size_t i = 0; i < in_page * dim; i++) {
             uint16_t half = f32_to_bf16(uniform(-1, 1));
             if (c->fp8) at[i] = f32_to_e4m3(uniform(-448, 448));
@@ -90,6 +99,11 @@ static float key_value(const struct index_params *p, int row, int key, int i) {
     const int32_t page = p->page_table[p->first_page[row] + key / in_page];
     const uint8_t *base = k->data + (size_t)page * k->page_bytes;
     if (!k->fp8) return bf16_at(base, at * k->dim + i);
+    if (k->csa2) {
+        float values[MAX_INDEX_DIM];
+        csa2_unpack_key(base + (size_t)at * cache_key_bytes(k->dim, KV_CSA2), k->dim, values);
+        return values[i];
+    }
     return e4m3_to_f32(base[at * k->dim + i]) * float_at(base + in_page * k->dim, at);
 }
 
@@ -199,7 +213,8 @@ static void check_index(const struct index_case *c) {
     uint16_t nan = 0x7fff;
     uint8_t *at = p.keys.data + (size_t)p.page_table[p.first_page[3]] * p.keys.page_bytes;
     const float scale = NAN;
-    if (c->fp8) memcpy(at + (64 / c->ratio) * c->dim + 4, &scale, 4);
+    if (c->fp8 && c->csa2) at[cache_key_bytes(c->dim, KV_CSA2) + (size_t)c->dim / 2] = 255;
+    if (c->fp8 && !c->csa2) memcpy(at + (64 / c->ratio) * c->dim + 4, &scale, 4);
     if (!c->fp8) memcpy(at + 2 * c->dim, &nan, 2);
     p.first_row = 3;
     p.n_rows = 1;
@@ -216,6 +231,7 @@ static void test_index(void **unused) {
         {.heads = 5, .dim = 48, .ratio = 1, .fp8 = 1, .topk = 100},
         {.heads = 20, .dim = 16, .ratio = 4, .fp8 = 1, .topk = 32},
         {.heads = 64, .dim = 128, .ratio = 4, .fp8 = 0, .topk = 200},
+        {.heads = 5, .dim = 48, .ratio = 2, .fp8 = 1, .topk = 70, .csa2 = 1},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct index_case c = cases[i];
@@ -272,6 +288,78 @@ static void test_long_rows(void **unused) {
     no_complaints();
 }
 
+/* V4.1: which blocks later choices look at, and these choices. Blocks of 7 keys, of which a row looks at 20; row 1 has just as many,
+ * row 2's newest has one key, row 3's is full. */
+static void check_narrowed(struct index_params *p, const struct index_case *c) {
+    enum { SIZE = 7, CANDIDATES = 20 };
+    float *blocks = calloc(MOST_KEYS, sizeof *blocks);
+    int32_t want[CANDIDATES];
+    for (int row = 0; row < ROWS; row++) {
+        const int seen = (p->pos[row] + 1) / c->ratio, n = (seen + SIZE - 1) / SIZE;
+        const int32_t *found = p->candidate + row * CANDIDATES;
+        if (n <= CANDIDATES) continue;
+        for (int b = 0; b < n; b++) {
+            blocks[b] = b == n - 1 ? INFINITY : -INFINITY;
+            for (int i = b * SIZE; i < (b + 1) * SIZE && i < seen; i++) {
+                double size;
+                blocks[b] = fmaxf(blocks[b], (float)score_of(p, row, i, &size));
+            }
+        }
+        choose_plainly(blocks, n, CANDIDATES, want);
+        if (memcmp(want, found, sizeof want)) complain("row %d: other candidates", row);
+    }
+    free(blocks);
+}
+
+static void check_narrow_choice(const struct index_params *p, const struct index_case *c, int row) {
+    const int seen = (p->pos[row] + 1) / c->ratio, n = (seen + p->block_keys - 1) / p->block_keys;
+    const int32_t *candidate = p->candidate + row * p->blocks, *found = p->chosen + row * p->topk;
+    struct survey survey = {0};
+    int32_t keys[MOST_KEYS], *want = calloc((size_t)p->topk, sizeof *want);
+    int scored = 0;
+    for (int key = 0; key < seen; key++) {
+        bool is_in = n <= p->blocks;
+        for (int b = 0; b < p->blocks && !is_in; b++) is_in = key / p->block_keys == candidate[b];
+        if (is_in) keys[scored++] = key;
+    }
+    const float *score = p->score + (size_t)row * (size_t)p->stride;
+    for (int i = 0; i < scored; i++) {
+        double size, sum = score_of(p, row, keys[i], &size);
+        survey_add(&survey, (size_t)i, (size_t)row, sum, (double)score[i], 2e-5 * size + 1e-30);
+    }
+    survey_tell(&survey, "scores of candidates' keys (a token is a row)");
+    choose_plainly(score, scored, p->topk, want);
+    for (int i = 0; i < p->topk; i++) {
+        if (keys[want[i]] != found[i])
+            complain("row %d, place %d: expected %d, found %d", row, i, keys[want[i]], found[i]);
+    }
+    free(want);
+}
+
+static void test_narrow(void **unused) {
+    (void)unused;
+    for (int fp8 = 0; fp8 < 2; fp8++) {
+        const struct index_case c = {.heads = 5, .dim = 48, .ratio = 1 + fp8, .fp8 = fp8, .topk = 30, .csa2 = 1};
+        const int32_t pos[ROWS] = {300 * c.ratio, 140 * c.ratio - 1, 785 * c.ratio - 1,
+                                   (777 - 7 * fp8 * 30) * c.ratio - 1};
+        struct index_params p = open_index(&c, pos);
+        p.candidate = take(ROWS * 20 * 4);
+        p.blocks = 20;
+        p.block_keys = 7;
+        run(KERNEL_INDEX_SCORE, ROWS * 4, score_bytes(&c), &p);
+        run(KERNEL_INDEX_CHOOSE, ROWS, CHOICE_SHARED, &p);
+        run(KERNEL_INDEX_NARROW, ROWS, CHOICE_SHARED, &p);
+        check_narrowed(&p, &c);
+        p.is_narrowed = 1;
+        run(KERNEL_INDEX_SCORE, ROWS, score_bytes(&c), &p); /* 140 keys at most: a chunk of each row */
+        run(KERNEL_INDEX_CHOOSE, ROWS, CHOICE_SHARED, &p);
+        for (int row = 0; row < ROWS; row++) check_narrow_choice(&p, &c, row);
+        if (*p.fault != ~0ull) complain("a fault where all is finite");
+        give_all_back();
+    }
+    no_complaints();
+}
+
 /* V3.2's keys of a step: normed, rotated, stored; and queries. */
 enum { INDEX_HEADS = 3, INDEX_ROPE = 16, INDEX_TOPK = 20 };
 
@@ -307,7 +395,7 @@ static void check_index_query(const struct index_rows_params *r, int row, const 
 }
 
 static void check_index_rows(int dim, int fp8) {
-    const struct index_case c = {INDEX_HEADS, dim, 1, fp8, INDEX_TOPK};
+    const struct index_case c = {INDEX_HEADS, dim, 1, fp8, INDEX_TOPK, 0};
     const int32_t pos[ROWS] = {19, 20, 63, 200};
     const size_t n = (size_t)dim, queries = ROWS * INDEX_HEADS * n;
     struct index_params p = open_index(&c, pos);
@@ -361,6 +449,7 @@ struct listed_case {
     int kv_lora, rope, heads;
     int ratio, topk, window; /* window 0: V3.2 */
     int fp8;
+    int csa2; /* V4.1's fp8 */
 };
 enum { LISTED_SPLITS = 4 };
 
@@ -368,8 +457,14 @@ static int smaller(int a, int b) {
     return a < b ? a : b;
 }
 
-static void fill_row(const struct listed_case *c, uint8_t *row) {
-    const int scales = (c->kv_lora + 127) / 128;
+static void fill_row(const struct listed_case *c, uint8_t *row, bool far) {
+    const int scales = (c->kv_lora + 127) / 128, width = c->kv_lora + c->rope;
+    float values[MAX_KV_LORA];
+    if (c->csa2) {
+        for (int i = 0; i < width; i++) values[i] = uniform(-1, 1);
+        (far ? csa2_pack_compressed : csa2_pack_row)(row, values, width);
+        return;
+    }
     for (int i = 0; i < c->kv_lora + c->rope; i++) {
         const uint16_t half = f32_to_bf16(uniform(-1, 1));
         if (c->fp8 && i < c->kv_lora) {
@@ -384,8 +479,14 @@ static void fill_row(const struct listed_case *c, uint8_t *row) {
     }
 }
 
-static double row_value(const struct listed_case *c, const uint8_t *row, int i) {
-    const int scales = (c->kv_lora + 127) / 128;
+static double row_value(const struct listed_case *c, const uint8_t *row, int i, bool far) {
+    const int scales = (c->kv_lora + 127) / 128, width = c->kv_lora + c->rope;
+    static float values[MAX_KV_LORA];
+    if (c->csa2) {
+        if (i == 0)
+            (far ? csa2_unpack_compressed : csa2_unpack_row)(row, width, values); /* all that follow are this row's */
+        return (double)values[i];
+    }
     if (!c->fp8) return (double)bf16_at(row, i);
     if (i >= c->kv_lora) return (double)bf16_at(row + c->kv_lora + 4 * scales, i - c->kv_lora);
     return (double)bf16_to_f32(f32_to_bf16(e4m3_to_f32(row[i]) * float_at(row + c->kv_lora, i / 128)));
@@ -399,8 +500,7 @@ static int list_rows(const struct listed_case *c, const struct listed_params *p,
         const int key = seen > far ? p->chosen[row * p->rows.topk + i] : i, last = key * c->ratio + c->ratio - 1;
         const int in_page = c->ratio < 64 ? 64 / c->ratio : 1;
         const int32_t page = p->attn.page_table[p->first_page[row] + last / 64];
-        list[n++] =
-            p->attn.cache + (size_t)page * p->page_bytes + (size_t)(last % 64 * in_page / 64) * p->attn.row_bytes;
+        list[n++] = p->attn.cache + (size_t)page * p->page_bytes + (size_t)(last % 64 * in_page / 64) * p->far_bytes;
     }
     for (int t = pos + 1 - smaller(pos + 1, c->window); t <= pos; t++) {
         const int32_t place = p->near[row * p->near_pages + pos / 64 - t / 64];
@@ -414,16 +514,17 @@ static void check_head(const struct listed_case *c, const struct listed_params *
                        const double *found) {
     static const uint8_t *list[2048];
     const int width = c->kv_lora + c->rope, n = list_rows(c, p, row, list), values = p->attn.kv_lora;
+    const int far = n - smaller(p->rows.pos[row] + 1, c->window);
     const uint16_t *q = p->attn.q_latent + (size_t)(row * c->heads + head) * (size_t)width;
     double sum[576] = {0}, size[576] = {0}, total = 0;
     for (int i = 0; i < n; i++) {
         double score = 0;
-        for (int j = 0; j < width; j++) score += (double)bf16_to_f32(q[j]) * row_value(c, list[i], j);
+        for (int j = 0; j < width; j++) score += (double)bf16_to_f32(q[j]) * row_value(c, list[i], j, i < far);
         const double weight = exp(score * (double)p->attn.scale);
         total += weight;
         for (int j = 0; j < values; j += 2) {
-            sum[j] += weight * row_value(c, list[i], j);
-            size[j] += weight * fabs(row_value(c, list[i], j));
+            sum[j] += weight * row_value(c, list[i], j, i < far);
+            size[j] += weight * fabs(row_value(c, list[i], j, i < far));
         }
     }
     struct survey survey = {0};
@@ -436,12 +537,14 @@ static void check_head(const struct listed_case *c, const struct listed_params *
 static struct listed_params open_listed(const struct listed_case *c, const int32_t *pos) {
     const int width = c->kv_lora + c->rope, values = c->window ? width : c->kv_lora;
     const size_t fp8_bytes = (size_t)(c->kv_lora + (c->kv_lora + 127) / 128 * 4 + 2 * c->rope + 15) / 16 * 16;
-    const size_t row_bytes = c->fp8 ? fp8_bytes : (size_t)width * 2, near_pages = (size_t)(c->window + 63) / 64 + 1;
+    const size_t row_bytes = c->csa2 ? cache_row_bytes(width, 0, KV_CSA2) : c->fp8 ? fp8_bytes : (size_t)width * 2;
+    const size_t far_bytes = c->csa2 ? cache_compressed_bytes(width, 0, KV_CSA2) : row_bytes;
+    const size_t near_pages = (size_t)(c->window + 63) / 64 + 1;
     const size_t in_page = c->ratio == 0   ? 0
                            : c->ratio < 64 ? 64 / (size_t)c->ratio
                                            : 1,
                  queries = ROWS * (size_t)c->heads;
-    const size_t page_bytes = in_page * row_bytes + 32, near_bytes = 64 * row_bytes + 48;
+    const size_t page_bytes = in_page * far_bytes + 32, near_bytes = 64 * row_bytes + 48;
     int32_t *table = take(ROWS * PAGES * 4), *first_page = take(ROWS * 4), *at = take(ROWS * 4);
     int32_t *slot_first = take(ROWS * 4), *slot_count = take(ROWS * 4), *near = take(ROWS * near_pages * 4);
     int32_t *chosen = take(ROWS * (size_t)smaller(c->topk, MOST_KEYS) * 4);
@@ -451,8 +554,8 @@ static struct listed_params open_listed(const struct listed_case *c, const int32
     memcpy(at, pos, ROWS * 4);
     for (size_t i = 0; i < queries * (size_t)width; i++) q[i] = f32_to_bf16(uniform(-1, 1));
     for (size_t i = 0; i < PAGES * in_page; i++)
-        fill_row(c, pages + i / in_page * page_bytes + i % in_page * row_bytes);
-    for (size_t i = 0; i < PAGES * 64; i++) fill_row(c, near_cache + i / 64 * near_bytes + i % 64 * row_bytes);
+        fill_row(c, pages + i / in_page * page_bytes + i % in_page * far_bytes, true);
+    for (size_t i = 0; i < PAGES * 64; i++) fill_row(c, near_cache + i / 64 * near_bytes + i % 64 * row_bytes, false);
     for (int row = 0; row < ROWS; row++) {
         const int seen = c->ratio ? (pos[row] + 1) / c->ratio : 0;
         slot_first[row] = (ROWS - 1 - row) * LISTED_SPLITS;
@@ -482,6 +585,7 @@ static struct listed_params open_listed(const struct listed_case *c, const int32
         .near_cache = near_cache,
         .page_bytes = page_bytes,
         .near_bytes = near_bytes,
+        .far_bytes = far_bytes,
         .near_pages = (int32_t)near_pages,
         .scaled = c->kv_lora};
 }
@@ -513,8 +617,10 @@ static void merge_slots(const struct listed_params *p, int row, int head, int sl
 static void launch_listed(const struct listed_case *c, const struct listed_params *p) {
     const int tiles = (c->heads + QUERY_TILE - 1) / QUERY_TILE;
     memset(p->attn.partial, 0xff, (size_t)(ROWS * LISTED_SPLITS * c->heads * (p->attn.kv_lora + 2)) * 4);
-    run(c->fp8 ? KERNEL_LISTED_FP8 : KERNEL_LISTED_BF16, ROWS * tiles * p->rows.splits,
-        attn_bytes(p, c->fp8) + LISTED_SHARED, p);
+    run(c->csa2  ? KERNEL_LISTED_CSA2
+        : c->fp8 ? KERNEL_LISTED_FP8
+                 : KERNEL_LISTED_BF16,
+        ROWS * tiles * p->rows.splits, attn_bytes(p, c->fp8) + LISTED_SHARED, p);
 }
 
 /* The last row takes another form of attention. */
@@ -542,9 +648,9 @@ static void test_listed(void **unused) {
     (void)unused;
     static const int32_t near_start[ROWS] = {0, 62, 130, 5}, further[ROWS] = {127, 900, 1300, 1023};
     static const struct listed_case cases[] = {
-        {48, 16, 20, 1, 40, 0, 0},           {48, 16, 5, 1, 530, 0, 1},  /* V3.2: chosen tokens */
-        {48, 16, 20, 4, 290, 70, 1},         {48, 16, 5, 4, 60, 128, 0}, /* V4: chosen rows and a window */
-        {48, 16, 5, 128, INT32_MAX, 128, 0}, {112, 16, 3, 0, 0, 100, 1},
+        {48, 16, 20, 1, 40, 0, 0, 0},           {48, 16, 5, 1, 530, 0, 1, 0},  /* V3.2: chosen tokens */
+        {48, 16, 20, 4, 290, 70, 1, 0},         {48, 16, 5, 4, 60, 128, 0, 0}, /* V4: chosen rows and a window */
+        {48, 16, 5, 128, INT32_MAX, 128, 0, 0}, {112, 16, 3, 0, 0, 100, 1, 0}, {64, 16, 5, 1, 270, 70, 1, 1}, /* V4.1 */
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct listed_case c = cases[i];
@@ -559,9 +665,10 @@ static void test_wide_rows(void **unused) {
     (void)unused;
     static const int32_t pos[ROWS] = {40, 300, 90, 1};
     for (int fp8 = 0; fp8 < 2; fp8++) {
-        check_listed(&(struct listed_case){512, 64, 2, 1, 280, 0, fp8}, pos, true);
-        check_listed(&(struct listed_case){448, 64, 2, 4, 16, 64, fp8}, pos, true);
+        check_listed(&(struct listed_case){512, 64, 2, 1, 280, 0, fp8, 0}, pos, true);
+        check_listed(&(struct listed_case){448, 64, 2, 4, 16, 64, fp8, 0}, pos, true);
     }
+    check_listed(&(struct listed_case){448, 64, 2, 2, 16, 64, 1, 1}, pos, true);
     no_complaints();
 }
 
@@ -570,7 +677,7 @@ static void test_all_tokens(void **unused) {
     (void)unused;
     static const int32_t pos[ROWS] = {3, 255, 300, 700};
     for (int fp8 = 0; fp8 < 2; fp8++) {
-        const struct listed_case c = {48, 16, 20, 1, 1024, 0, fp8};
+        const struct listed_case c = {48, 16, 20, 1, 1024, 0, fp8, 0};
         struct listed_params p = open_listed(&c, pos);
         const size_t values = (size_t)(ROWS * LISTED_SPLITS * c.heads * (p.attn.kv_lora + 2));
         float *listed = calloc(values, sizeof *listed);
@@ -611,7 +718,7 @@ int main(int n, char **arguments) {
     struct CMUnitTest tests[] = {
         cmocka_unit_test(test_index),      cmocka_unit_test(test_ties),   cmocka_unit_test(test_long_rows),
         cmocka_unit_test(test_index_rows), cmocka_unit_test(test_listed), cmocka_unit_test(test_wide_rows),
-        cmocka_unit_test(test_all_tokens),
+        cmocka_unit_test(test_all_tokens), cmocka_unit_test(test_narrow),
     };
     return survey_run(n, arguments, tests, sizeof tests / sizeof *tests, open_card, close_card);
 }

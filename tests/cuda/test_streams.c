@@ -1,4 +1,4 @@
-/* V4's residual streams on the shim's card, against plain C in double: what a block reads, what it is mixed by, the streams behind it.
+/* V4's and V4.1's residual streams on the shim's card, against plain C in double: what a block reads, what it is mixed by, the streams behind it.
  * And sameness: a row has the same bits alone. */
 #include <math.h>
 #include <stdlib.h>
@@ -262,6 +262,93 @@ static void test_faults(void **unused) {
     close_shape();
 }
 
+/* V4.1: a block reads by what the mixer before it said, the first one the first stream; the head by what the last one said. */
+static void test_a_block_ahead(void **unused) {
+    (void)unused;
+    const struct shape *s = &shapes[3];
+    const size_t hidden = (size_t)s->hidden, width = (size_t)s->streams * hidden, rows = (size_t)s->rows;
+    open_shape(s);
+    model.hybrid.kind = HYBRID_CSA2;
+    card.scratch.before = take_random(rows * (size_t)s->streams, -1, 1);
+    memcpy(added, card.scratch.x, rows * hidden * 4);
+    cuda_streams_spread(&card);
+    cuda_streams_begin(&card, &mixer);
+    wait();
+    assert_memory_equal(card.scratch.x, added, rows * hidden * 4);
+    for (int turn = 0; turn < 2; turn++) { /* the block reads other streams than those that its weights are of */
+        struct numbers numbers[MOST_ROWS];
+        for (int row = 0; row < s->rows; row++) {
+            numbers[row] = numbers_of(card.scratch.streams + (size_t)row * width);
+            check_numbers(&numbers[row], row);
+        }
+        for (size_t i = 0; i < rows * width; i++) card.scratch.streams[i] = uniform(-5, 5);
+        if (turn) cuda_streams_read(&card, NULL, NULL, s->rows);
+        if (!turn) cuda_streams_begin(&card, &mixer);
+        wait();
+        for (int row = 0; row < s->rows; row++)
+            check_collapsed(&numbers[row], card.scratch.streams + (size_t)row * width,
+                            card.scratch.x + (size_t)row * hidden, row);
+    }
+    card.scratch.before = NULL;
+    close_shape();
+}
+
+/* V4.1: row `row` of n-grams' keys and values. */
+static void check_taken(const struct engram_params *p, int row, const float *before) {
+    const int n = p->hidden, s = p->streams;
+    const float *kv = p->kv + row * (s + 1) * n, *value = kv + s * n;
+    for (int stream = 0; stream < s; stream++) {
+        const int at = (row * s + stream) * n;
+        double x = 0, key = 0, fit = 0;
+        for (int k = 0; k < n; k++) {
+            const double a = (double)before[at + k], b = (double)kv[stream * n + k];
+            x += a * a;
+            key += b * b;
+            fit += a * b * (double)p->q_weight[stream * n + k] * (double)p->k_weight[stream * n + k];
+        }
+        fit /= sqrt(x / n + (double)p->eps) * sqrt(key / n + (double)p->eps) * sqrt(n);
+        const double gate = sigmoid(copysign(sqrt(fmax(fabs(fit), 1e-6)), fit));
+        for (int k = 0; k < n; k++)
+            is_near((double)before[at + k] + gate * (double)value[k], p->residual[at + k], 20, "with its n-grams", row,
+                    k);
+    }
+}
+
+/* What a stream takes; and who is blamed for what is no number. */
+static void test_engram(void **unused) {
+    (void)unused;
+    enum { ROWS = 3 };
+    for (int i = 0; i < 2; i++) {
+        const int n = i ? MOST_HIDDEN : 20, s = i ? 2 : 3;
+        const size_t values = ROWS * (size_t)n, streams = (size_t)s * (size_t)n;
+        struct engram_params p = {.residual = take_random(values * (size_t)s, -5, 5),
+                                  .kv = take_random(values * (size_t)(s + 1), -2, 2),
+                                  .q_weight = take_random(streams, -1, 2),
+                                  .k_weight = take_random(streams, -1, 2),
+                                  .fault = (unsigned long long *)(void *)take(2),
+                                  .hidden = n,
+                                  .streams = s,
+                                  .fault_key = 7,
+                                  .fault_before = 6,
+                                  .eps = 1e-6f};
+        memcpy(old, p.residual, values * (size_t)s * 4);
+        *p.fault = ~0ull;
+        cuda_launch(&card, KERNEL_ENGRAM_ADD, ROWS * s, 0, &p);
+        wait();
+        for (int row = 0; row < ROWS; row++) check_taken(&p, row, old);
+        assert_true(*p.fault == ~0ull);
+        ((float *)(uintptr_t)p.kv)[(2 * (s + 1) + s) * n + 1] = INFINITY; /* the value */
+        cuda_launch(&card, KERNEL_ENGRAM_ADD, ROWS * s, 0, &p);
+        wait();
+        assert_true(*p.fault == (7ull << 32 | 2));
+        p.residual[(s + s - 1) * n + 3] = NAN; /* a stream of row 1 */
+        cuda_launch(&card, KERNEL_ENGRAM_ADD, ROWS * s, 0, &p);
+        wait();
+        assert_true(*p.fault == (6ull << 32 | 1));
+        close_shape();
+    }
+}
+
 /* Models with one stream: nothing is launched. */
 static void test_others(void **unused) {
     (void)unused;
@@ -281,7 +368,8 @@ static void test_others(void **unused) {
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_blocks),  cmocka_unit_test(test_sameness),
                                        cmocka_unit_test(test_reading), cmocka_unit_test(test_spread),
-                                       cmocka_unit_test(test_faults),  cmocka_unit_test(test_others)};
+                                       cmocka_unit_test(test_faults),  cmocka_unit_test(test_a_block_ahead),
+                                       cmocka_unit_test(test_engram),  cmocka_unit_test(test_others)};
     bare_card_open(&card, "streams");
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     cuda_card_close(&card.driver, &card.card);

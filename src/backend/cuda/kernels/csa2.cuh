@@ -1,10 +1,10 @@
 /* backend/cuda/kernels/csa2.cuh - what V4.1 keeps of a row, a compressed row and an index key: narrow formats that are part of the model
  * (KV_CSA2 of model/cache_row.h). Here they are packed, or values rounded to them, which bf16 holds exactly; bits are those of
- * backend/cpu/cache_round.c. The lanes of a warp have a value each of a group. Includes: device.cuh, rows.cuh. */
+ * backend/cpu/cache_round.c. The lanes of a warp have a value each of a group. Includes: e4m3.cuh, rows.cuh. */
 #ifndef MOEBIUS_CUDA_CSA2_CUH
 #define MOEBIUS_CUDA_CSA2_CUH
 
-#include "device.cuh"
+#include "e4m3.cuh"
 #include "rows.cuh"
 
 enum { CSA2_GROUP = 32, CSA2_FAR_GROUP = 16 }; /* values of a row, and of a key, with one scale; of a compressed row */

@@ -71,10 +71,6 @@ DEVICE uint16_t bf16_bits(float value) {
     return (uint16_t)pack_bf16(value, 0);
 }
 
-DEVICE float e4m3_value(uint32_t bits) {
-    return bits_float((bits & 0x80) << 24 | (bits & 0x7f) << 20) * 0x1p120f;
-}
-
 /* Remembers the smallest key and row: the first stage that a bad number came out of. */
 DEVICE void note_fault(unsigned long long *fault, int key, int row) {
     atomic_min_u64(fault, (unsigned long long)key << 32 | (unsigned)row);

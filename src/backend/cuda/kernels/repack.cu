@@ -1,5 +1,6 @@
 /* A checkpoint's bytes into the kernels' order (params.h), on the device: the host only copies. A thread writes one lane's
  * share of a tile. */
+#include "e4m3.cuh"
 #include "gguf.cuh"
 #include "layout.cuh"
 
