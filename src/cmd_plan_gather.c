@@ -18,8 +18,8 @@ const char *plan_report_not_here(const struct plan_report *report) {
     if (plan_shares_experts(&report->input))
         return "several machines are tried as processes of one; no real network has been met yet";
     if (m->nodes > 1) return "several machines share routed experts alone in this engine (--ranks)";
-    if (m->gpu.count && report->input.arch.hybrid.kind == HYBRID_CSA2)
-        return "DeepSeek-V4.1 is computed on the CPU only in this engine (--device cpu)";
+    if (m->gpu.count > 1 && report->input.arch.hybrid.kind == HYBRID_CSA2)
+        return "DeepSeek-V4.1 goes on one card in this engine";
     if (m->gpu.count > 1 && m->parallel != PLAN_PARALLEL_PIPELINE)
         return "several cards share layers alone in this engine (--parallel pipeline)";
     if (m->gpu.count > 1) return "the engine's GPU code has not been run on a GPU yet, nor on several";

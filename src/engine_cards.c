@@ -184,10 +184,22 @@ static void deal_evenly(struct engine *engine, const struct layer_costs *costs) 
     deal(engine, costs, high);
 }
 
+/* V4.1's layers read what layers before them keep in the cache, and by what these say of the streams: that does not travel. */
+static bool goes_on_one_card(const struct engine *engine) {
+    return model_is_csa2(&engine->model);
+}
+
 int engine_cards_split(struct engine *engine, struct mo_error *error) {
     const int layers = engine->model.layers;
     engine->parts[0] = cuda_whole(&engine->model, engine->parts[0].device);
     if (engine->n_parts < 2) return 0;
+    if (goes_on_one_card(engine)) {
+        return mo_error_set(
+            error, MO_E_UNSUPPORTED,
+            "%d cards are asked for, and DeepSeek-V4.1 (DeepseekV41ForCausalLM) goes on one: its layers "
+            "share rows of the cache (--device cuda:%d; --n-cpu-moe N leaves routed experts to the CPU)",
+            engine->n_parts, engine->parts[0].device);
+    }
     if (engine->n_parts > layers) {
         return mo_error_set(error, MO_E_INVALID, "%d cards are asked for, and the model has %d layers", engine->n_parts,
                             layers);
@@ -223,7 +235,9 @@ int engine_cards_missing(struct engine *engine, int context, double *bytes, stru
 static bool add_next(struct engine *engine) {
     const int n = engine->n_parts;
     struct cuda_card_info card;
-    if (n == CUDA_PARTS_MAX || n == engine->model.layers || cuda_backend_probe(n, &card, NULL)) return false;
+    if (goes_on_one_card(engine) || n == CUDA_PARTS_MAX || n == engine->model.layers ||
+        cuda_backend_probe(n, &card, NULL))
+        return false;
     engine->parts[n].device = n;
     engine->gpu_free_bytes[n] = card.free_bytes;
     engine->n_parts++;

@@ -184,16 +184,11 @@ def on_card(*flags, name="v2lite-tiny", wrong=None, path=None, **env):
     return opens(SHIM / "moebius", path or GOLDEN / name, "--device", "cuda", *flags, env=env)
 
 
-@pytest.mark.parametrize("name", [name for name in SETS if not name.startswith("v41-")])  # which no card computes
+@pytest.mark.parametrize("name", SETS)
 def test_a_right_card(name):
     for flags in ([], ["--kv-cache-dtype", "fp8"], ["--expert-device", "cpu"]):
         opened, said = on_card(*flags, name=name)
         assert opened, said
-
-
-def test_no_card_for_csa2():
-    opened, said = on_card(name="v41-tiny")
-    assert not opened and "DeepSeek-V4.1 (DeepseekV41ForCausalLM) is computed on the CPU only (--device cpu)" in said, said
 
 
 @pytest.mark.parametrize("quant", ["int4", "int8"])
@@ -218,6 +213,7 @@ KERNELS = {
     "pack_rows": "v2lite-tiny", "repack_tiles": "v2lite-tiny", "repack_rows": "v2lite-tiny", "linear_fp8_skinny": "v3-tiny-fp8",
     "linear_fp8_many": "v3-tiny-fp8", "repack_scales": "v3-tiny-fp8", "linear_awq_skinny": "v2lite-tiny-awq",
     "linear_awq_wide8": "v2lite-tiny-awq", "linear_awq_many": "v2lite-tiny-awq", "listed_bf16": "v32-tiny",
+    "engram_add": "v41-tiny",
 }
 
 
@@ -230,9 +226,11 @@ def test_a_wrong_card(kernel):
     assert on_card("--no-self-test", name=KERNELS[kernel], wrong=kernel)[0]
 
 
-@pytest.mark.parametrize("kernel, flags", [("attn_fp8", ["--kv-cache-dtype", "fp8"]), ("add_rows", ["--expert-device", "cpu"])])
-def test_a_wrong_card_elsewhere(kernel, flags):
-    opened, said = on_card(*flags, wrong=kernel)
+@pytest.mark.parametrize("kernel, name, flags", [("attn_fp8", "v2lite-tiny", ["--kv-cache-dtype", "fp8"]),
+                                                 ("listed_csa2", "v41-tiny", ["--kv-cache-dtype", "fp8"]),
+                                                 ("add_rows", "v2lite-tiny", ["--expert-device", "cpu"])])
+def test_a_wrong_card_elsewhere(kernel, name, flags):
+    opened, said = on_card(*flags, name=name, wrong=kernel)
     assert not opened and "self-test: GPU 0" in said, said
 
 

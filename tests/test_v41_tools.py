@@ -356,11 +356,14 @@ def test_plan_counts_the_scratch(made):
     assert plan(made["int4"], *flags)["scratch_bytes"] / 2**30 == pytest.approx(float(said[1]), rel=0.02)
 
 
-def test_plan_says_that_no_gpu_runs_it():
-    note = "DeepSeek-V4.1 is computed on the CPU only in this engine (--device cpu)"
-    flags = ["deepseek-v4.1-flash", "--gpu", "rtx-4090", "--ram", "512@89"]
-    assert note in succeed("plan", *flags).text
-    assert succeed("plan", *flags, "--json").json["not_here"] == note
+def test_plan_with_a_card():
+    """Experts in RAM, the rest on the card, where scales of FP8 are one for each row; tables from the disk. It goes on one card."""
+    flags = ["deepseek-v4.1-flash", "--ram", "512@89", "--nvme", "7", "--gpu"]
+    text = succeed("plan", *flags, "rtx-4090", "--explain").text
+    assert "routed experts in RAM, the rest on the card" in text and "rows of n-gram tables, disk" in text
+    report = succeed("plan", *flags, "rtx-4090", "--json").json
+    assert report["not_here"] == "the engine's GPU code has not been run on a GPU yet"
+    assert succeed("plan", *flags, "2xrtx-4090", "--json").json["not_here"] == "DeepSeek-V4.1 goes on one card in this engine"
 
 
 # --- bench -----------------------------------------------------------------------------------------------------------

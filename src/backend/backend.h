@@ -181,8 +181,8 @@ struct cuda_bytes {
 };
 int cuda_backend_bytes(const struct model *model, const struct weights *weights, const struct backend_options *options,
                        const struct cuda_part *part, struct cuda_bytes *bytes, struct mo_error *error);
-/* One backend over n_parts cards, which together have the layers in order, each once. `weights` must outlive the backend if the CPU
- * computes experts. */
+/* One backend over n_parts cards, which together have the layers in order, each once (V4.1: one card). `weights` must outlive the backend
+ * if the CPU computes experts, or where the model has n-gram memory. */
 int cuda_backend_open(struct backend **backend, const struct model *model, const struct weights *weights,
                       const struct backend_options *options, const struct cuda_part *parts, int n_parts,
                       struct mo_error *error);

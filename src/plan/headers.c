@@ -266,7 +266,8 @@ int plan_header_add(struct plan_seen *seen, const json_t *header, const struct p
         double weights = count_weights(&entry, &format);
         seen->params[group] += weights;
         seen->bytes[group] += entry.bytes;
-        seen->card_more[group] += card_more(&entry, group, &format, weights);
+        seen->card_more[group] +=
+            card_more(&entry, group, &format, weights) + plan_fp8_card_more(arch, group, &format, weights);
         if (group == PLAN_TABLES && !strcmp(format.name, "fp8")) snprintf(format.name, sizeof format.name, "fp8-rows");
         if (weights > 0) note_format(seen, group, &format, entry.bytes);
     }

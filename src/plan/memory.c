@@ -34,6 +34,15 @@ static double scratch_bytes(const struct plan_arch *a, const struct plan_wish *w
            4.0 * wish->seqs * a->vocab;
 }
 
+/* What one row takes of compressed rows being made (values and gates, V4: of two windows), and of V4.1's candidates and n-grams. */
+static double making_bytes(const struct plan_arch *a) {
+    const struct plan_hybrid *h = &a->hybrid;
+    const double dim = a->kv_lora + a->rope_dim, looked_up = (double)h->tables * h->table_columns * h->table_dim;
+    if (h->kind == HYBRID_CSA) return 2 * 8 * (dim + h->index_dim);
+    const double keys_and_values = h->tables ? 4.0 * (h->streams + 1) * a->hidden : 0;
+    return 8 * dim + 4.0 * h->index_dim + 4.0 * h->candidate_blocks + 2 * looked_up + keys_and_values;
+}
+
 /* Of V4 on a card, as backend/cuda/memory.c places it; the scores of index keys, a few MB, are left out. */
 static double hybrid_card_scratch_bytes(const struct plan_arch *a, const struct plan_wish *wish) {
     const struct plan_hybrid *h = &a->hybrid;
@@ -41,10 +50,10 @@ static double hybrid_card_scratch_bytes(const struct plan_arch *a, const struct 
     const double expert = (a->top_k + a->shared_experts) * (double)a->expert_width;
     double streams = hidden * (4 + 4 + 2 + 4.0 * h->streams); /* x, shared experts, packed rows, and the streams */
     double attention = values * (4 + 2 + 2 + 4) + 4 * (a->q_lora + dim) + 2.0 * h->o_groups * h->o_lora;
-    double rows = 2 * 8 * (dim + h->index_dim); /* of compressors: values and gates, of two windows */
     double index = 4.0 * h->index_heads * h->index_dim + 4.0 * h->index_topk;
     double experts = 2 * expert + 4 * a->top_k * hidden + 4.0 * a->experts;
-    return wish->batched_tokens * (streams + attention + rows + index + experts) + 4.0 * wish->seqs * a->vocab;
+    return wish->batched_tokens * (streams + attention + making_bytes(a) + index + experts) +
+           4.0 * wish->seqs * a->vocab;
 }
 
 double plan_usable_ram(const struct plan_machine *machine, const struct plan_wish *wish) {

@@ -172,6 +172,13 @@ int plan_quant_parse(struct plan_quant *quant, const char *text, struct mo_error
 
 /* ---- bytes ---- */
 
+double plan_fp8_card_more(const struct plan_arch *arch, enum plan_group group, const struct plan_format *format,
+                          double weights) {
+    const bool is_csa2 = plan_arch_is_hybrid(arch) && arch->hybrid.kind == HYBRID_CSA2;
+    const bool is_there = group != PLAN_EMBEDDING && group != PLAN_TABLES;
+    return is_csa2 && is_there && !strcmp(format->name, "fp8") ? weights * sizeof(float) / 32 : 0;
+}
+
 void plan_weights_from_quant(struct plan_weights *weights, const struct plan_arch *arch,
                              const struct plan_quant *quant) {
     int64_t params[PLAN_GROUPS];
@@ -181,6 +188,7 @@ void plan_weights_from_quant(struct plan_weights *weights, const struct plan_arc
         weights->params[i] = (double)params[i];
         weights->format[i] = quant->group[i];
         weights->bytes[i] = (double)params[i] * quant->group[i].bits / 8;
+        weights->card_more[i] = plan_fp8_card_more(arch, (enum plan_group)i, &quant->group[i], (double)params[i]);
     }
     if (!params[PLAN_TABLES]) weights->format[PLAN_TABLES] = (struct plan_format){0};
 }

@@ -40,7 +40,8 @@ bool plan_quant_is_real(const struct plan_quant *quant);
 
 struct plan_weights {
     double params[PLAN_GROUPS], bytes[PLAN_GROUPS];
-    double card_more[PLAN_GROUPS]; /* bytes that a card takes beside these: GGUF's blocks are laid out anew there */
+    double card_more
+        [PLAN_GROUPS]; /* bytes that a card takes beside these: GGUF's blocks are laid out anew there, and V4.1's FP8 */
     struct plan_format format[PLAN_GROUPS];
     double left_out_bytes; /* prediction layers: in the files, not in memory */
     bool measured;         /* from headers, not from a recipe */
@@ -50,6 +51,9 @@ void plan_weights_from_quant(struct plan_weights *weights, const struct plan_arc
                              const struct plan_quant *quant);
 /* What is in memory: without n-gram tables. */
 double plan_weights_total(const struct plan_weights *weights);
+/* Bytes that a card takes beside those of FP8 matrices: scales are fp32, one for each row, which is much of V4.1's 32x32 blocks alone. */
+double plan_fp8_card_more(const struct plan_arch *arch, enum plan_group group, const struct plan_format *format,
+                          double weights);
 /* Bytes more on a card, outside of the routed experts. */
 double plan_weights_fixed_card_more(const struct plan_weights *weights);
 

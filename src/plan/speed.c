@@ -187,21 +187,29 @@ static struct gain shared_gain(const struct plan_input *in, int ways, int rows) 
 /* Of one step, as backend/cuda/stages.c launches them; that prompts take a few more is not to be seen beside what they compute. */
 static double count_launches(const struct plan_arch *arch, int rows, double depth) {
     enum { ABSORB_ROWS = 8 }; /* more rows: absorbing the queries is a kernel of its own */
-    enum { HYBRID = 17, COMPRESSOR = 2, KEYS = 1, CHOICE = 3 }; /* V4 */
+    enum { HYBRID = 17, COMPRESSOR = 2, KEYS = 1, CHOICE = 3 }; /* V4, V4.1 */
+    enum { TABLE = 2, NARROWING = 1 };                          /* V4.1 */
     enum { INDEXER = 2, SPARSE_CHOICE = 4 };                    /* V3.2 */
     const struct plan_hybrid *h = &arch->hybrid;
     if (plan_arch_is_hybrid(arch)) {
-        double count = arch->layers * HYBRID;
+        double count = arch->layers * HYBRID + h->tables * TABLE;
         for (int i = 0; i < PLAN_RATIOS; i++) {
             const struct plan_ratio *r = &h->ratios[i];
-            count += r->makers * COMPRESSOR + r->choosers * KEYS;
-            if (r->choosers && depth / r->ratio > h->index_topk) count += r->choosers * CHOICE;
+            count += r->makers * (COMPRESSOR + (r->choosers ? KEYS : 0) - (r->ratio == 1)); /* one token: no sums */
+            if (r->choosers && depth / r->ratio > h->index_topk)
+                count += r->choosers * CHOICE + (r->narrowed ? NARROWING : 0);
         }
         return count;
     }
     double a_layer = plan_share(PLAN_GPU_LAUNCHES) + (arch->q_lora > 0) + (rows > ABSORB_ROWS);
     if (arch->index_topk) a_layer += INDEXER + (depth > arch->index_topk ? SPARSE_CHOICE : 0);
     return arch->layers * a_layer - arch->dense_layers;
+}
+
+/* The host's, wherever the rest is computed. */
+static void add_tables(const struct job *job, struct plan_speed *s, int stage) {
+    add(s, "rows of n-gram tables, disk", PLAN_ON_SSD, PLAN_BYTES, stage, job->tables, job->in->machine.ssd_gb_s * 1e9,
+        plan_share(PLAN_SSD));
 }
 
 static void add_gpu(const struct job *job, struct plan_speed *s, bool experts) {
@@ -219,6 +227,7 @@ static void add_gpu(const struct job *job, struct plan_speed *s, bool experts) {
     add(s, "attention", PLAN_ON_GPU, PLAN_OPS, 0, job->pair_ops, ops * gain.fixed, share);
     double launches = job->steps * count_launches(&job->in->arch, job->rows, job->depth);
     add_wait(s, "between kernels", launches, plan_share(PLAN_GPU_LAUNCH_S), false);
+    add_tables(job, s, 0);
     add_links(job, s, true);
 }
 
@@ -332,8 +341,7 @@ static void add_cpu(const struct job *job, struct plan_speed *s) {
     add(s, "attention", PLAN_ON_CPU, PLAN_OPS, 2, job->pair_ops, machine->cpu_gflops * 1e9 * gain.fixed,
         plan_share(PLAN_CPU_OPS));
     add_ssd(job, s);
-    add(s, "rows of n-gram tables, disk", PLAN_ON_SSD, PLAN_BYTES, 1, job->tables, machine->ssd_gb_s * 1e9,
-        plan_share(PLAN_SSD));
+    add_tables(job, s, 1);
     add_links(job, s, false);
 }
 

@@ -10,7 +10,7 @@
 #include "forward.h"
 
 /* Prompts of more than 64 rows take kernels of their own on a card; 72 rows are read from the first layer's weights alone. */
-enum { PROMPT = 8, LONG_PROMPT = 72, PAGES = 2, LAYERS_MAX = 6 + CUDA_PARTS_MAX };
+enum { PROMPT = 8, LONG_PROMPT = 72, PAGES = 2, LAYERS_MAX = 2 * (9 + CUDA_PARTS_MAX) };
 
 /* Every stage is judged alone: the CPU goes on with the card's residual stream. What a stage adds to a row is compared: the share of its
  * length that may be wrong, and for each value a share of itself and of the row's root mean square. A card multiplies activations in bf16,
@@ -324,16 +324,38 @@ static int first_with_ratio(const struct model *m, int ratio) {
     return layer;
 }
 
+/* V4.1: a layer of each ratio, one with n-gram memory, the last that has rows of another one; and those whose rows all these see. */
+static void choose_csa2_layers(struct pair *p, const struct model *m) {
+    add_layer(p, first_with_ratio(m, 1));
+    add_layer(p, first_with_ratio(m, 2));
+    if (m->hybrid.engram.n_layers) add_layer(p, m->hybrid.engram.layer[0]);
+    for (int layer = m->layers - 1; layer >= 0; layer--) {
+        if (!m->hybrid.ratio[layer] || model_makes_rows(m, layer)) continue;
+        add_layer(p, layer);
+        break;
+    }
+}
+
+static void add_sources(struct pair *p, const struct model *m) {
+    for (int i = 0; i < p->n_layers; i++) { /* one that is added lies before */
+        const int layer = p->layers[i];
+        if (m->hybrid.ratio[layer]) add_layer(p, m->hybrid.rows_from[layer]);
+    }
+}
+
 static void choose_layers(struct pair *p, const struct model *m, int cpu_layers) {
     add_layer(p, 0);
     add_layer(p, m->dense_layers);
     add_layer(p, m->dense_layers + cpu_layers);
-    if (model_is_hybrid(m)) { /* experts by table and by score; layers with each ratio */
+    if (model_is_csa2(m)) {
+        choose_csa2_layers(p, m);
+    } else if (model_is_hybrid(m)) { /* experts by table and by score; layers with each ratio */
         add_layer(p, m->hybrid.hash_layers);
         add_layer(p, first_with_ratio(m, RATIO_SPARSE));
         add_layer(p, first_with_ratio(m, RATIO_DENSE));
     }
     for (int i = 0; i < p->test->n_parts; i++) add_layer(p, p->test->parts[i].first_layer);
+    if (model_is_csa2(m)) add_sources(p, m);
 }
 
 int selftest_card(const struct selftest *test, struct backend *card, const struct backend_options *options,

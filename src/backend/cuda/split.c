@@ -343,7 +343,7 @@ static int open_all(struct split *split, const struct weights *weights, const st
 int cuda_split_open(struct backend **backend, const struct model *model, const struct weights *weights,
                     const struct backend_options *options, const struct cuda_part *parts, int n_parts,
                     struct mo_error *error) {
-    assert(n_parts <= CUDA_PARTS_MAX);
+    assert(n_parts <= CUDA_PARTS_MAX && !model_is_csa2(model));
     struct split *split = calloc(1, sizeof *split);
     if (!split) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the CUDA backend");
     *split = (struct split){.backend = {.ops = &split_ops}, .model = model, .fault_row = -1};

@@ -80,10 +80,10 @@ DEVICE void finish_query(const struct hybrid_rows_params *p, int row, int head) 
 /* Some 32 values of an indexer's query, of which it has `dim`, turned and rounded; a warp. */
 DEVICE void round_index_query(const struct hybrid_rows_params *p, const float *angles, float *q, int first) {
     int dim = p->keys.dim, i = first + LANE, turned = i - (dim - p->rope);
-    float value = i < dim ? q[i] : 0, other = shuffle_xor_f32(value, 1), pair[2];
-    if (turned >= 0 && i < dim) {
-        turn_pair(angles + turned / 2 * 2, turned % 2 ? other : value, turned % 2 ? value : other, pair);
-        value = pair[turned % 2];
+    float value = i < dim ? q[i] : 0, other = shuffle_xor_f32(value, 1);
+    if (turned >= 0 && i < dim) { /* a lane has one of a pair, and the next one the other: turn_pair's numbers */
+        const float *angle = angles + turned / 2 * 2;
+        value = turned % 2 ? other * angle[1] + value * angle[0] : value * angle[0] - other * angle[1];
     }
     value = round_key_value(value);
     if (i < dim) q[i] = value;
