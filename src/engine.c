@@ -212,11 +212,11 @@ static int open_all(struct engine *engine, struct mo_error *error) {
     engine_offload_begin(engine);
     if (!code) code = engine_device_choose(engine, error);
     if (!code) code = engine_settle_weights(engine, error);
-    if (!code) code = engine_fold_tokens(engine, error);
     if (!code && engine->gpu >= 0) code = engine_cards_add(engine, error);
     if (!code && engine->gpu >= 0) engine_plan_lengthen_steps(engine);
     if (!code) code = engine_ranks_meet(engine, error);
     if (!code) code = engine_offload_choose(engine, error);
+    if (!code) code = engine_fold_tokens(engine, error);
     if (!code) code = engine_experts_choose(engine, error);
     if (!code && engine->store) engine_plan_lengthen_steps(engine);
     if (!code) code = engine_plan(engine, &backend, error);

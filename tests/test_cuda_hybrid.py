@@ -1,5 +1,5 @@
-"""DeepSeek-V4 on a card, without a GPU (tests/shim): what must not change a bit, and how near the CPU it is. The kernels by themselves are
-in tests/cuda (test_hybrid.c, test_listed.c, test_streams.c); what a query sees, in test_v4.py."""
+"""DeepSeek-V4 and V4.1 on a card, without a GPU (tests/shim): what must not change a bit, and how near the CPU it is. The kernels by
+themselves are in tests/cuda (test_hybrid.c, test_listed.c, test_streams.c); what a query sees, in test_v4.py and test_v41.py."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from test_golden import Case
 from test_sparse import F32, rewrite
 from test_v4 import tokens_of
 
-V4 = GOLDEN / "v4-tiny"
+V4, V41 = GOLDEN / "v4-tiny", GOLDEN / "v41-tiny"
 KV = ["bf16", "fp8"]
 
 
@@ -28,10 +28,10 @@ def model(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, request):
     """For `serve`."""
-    folder = tmp_path_factory.mktemp("hybrid") / "v4"
-    make_tiny_text_model.make(V4, folder)
+    folder = tmp_path_factory.mktemp("hybrid") / "model"
+    make_tiny_text_model.make(getattr(request, "param", V4), folder)
     return folder
 
 
@@ -39,7 +39,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("flags", [[], ["--n-cpu-moe", 1], ["--expert-device", "cpu"]])
-@pytest.mark.parametrize("name, case_id", [("v4-tiny", "p1"), ("v4-tiny", "p17"), ("v4-tiny-fp8", "p17")])
+@pytest.mark.parametrize("name, case_id", [("v4-tiny", "p1"), ("v4-tiny", "p17"), ("v4-tiny-fp8", "p17"),
+                                           ("v41-tiny", "p1"), ("v41-tiny", "p17"), ("v41-tiny-fp8", "p17")])
 def test_golden(name, case_id, flags, tmp_path):
     """As published: bf16; FP8 and experts in FP4."""
     check_near(Case(name, case_id), tmp_path, *flags)
@@ -63,20 +64,23 @@ def test_near(model, kv, bound, tmp_path):
     assert 0 < np.median(error) <= bound  # the median: a row may have other experts
 
 
-def test_choices_are_the_cpus(tmp_path):
-    """Only 8 of up to 35 compressed rows are seen; a choice that rounding turns changes a row, but few are turned."""
-    tokens = Case("v4-tiny", "p200").tokens[:140]
-    want = logits(V4, tokens, tmp_path, "--device", "cpu", *F32)
-    error = np.abs(logits(V4, tokens, tmp_path, *GPU) - want).mean(axis=1)
+@pytest.mark.parametrize("model", [V4, V41], ids=lambda folder: folder.name)
+def test_choices_are_the_cpus(model, tmp_path):
+    """Only 8 of up to 35 compressed rows are seen, of V4.1's up to 140, of which some layers look at 32; a choice that rounding turns
+    changes a row, but few are turned."""
+    tokens = Case(model.name, "p200").tokens[:140]
+    want = logits(model, tokens, tmp_path, "--device", "cpu", *F32)
+    error = np.abs(logits(model, tokens, tmp_path, *GPU) - want).mean(axis=1)
     assert 0 < np.median(error) <= 0.05
 
 
-def test_what_is_between_layers(tmp_path):
+@pytest.mark.parametrize("model", [V4, V41], ids=lambda folder: folder.name)
+def test_what_is_between_layers(model, tmp_path):
     """Of the streams, what the head would read, also where a look makes a recorded step an eager one."""
-    case = Case("v4-tiny", "p17")
+    case = Case(model.name, "p17")
     ids, files = ",".join(map(str, case.tokens)), [tmp_path / name for name in ("whole", "single", "cpu")]
     for file, flags in zip(files, ([*GPU, "--chunk", 17], [*GPU, "--chunk", 1], ["--device", "cpu", *F32])):
-        succeed("logits", V4, "--ids", ids, "--hidden", file, *flags)
+        succeed("logits", model, "--ids", ids, "--hidden", file, *flags)
     whole, single, cpu = (np.fromfile(file, "<f4") for file in files)
     assert np.array_equal(whole, single)
     assert 0 < np.abs(whole - cpu).mean() <= 0.02 * np.abs(cpu).mean()
@@ -94,13 +98,23 @@ def test_chunks(kv, tmp_path):
         assert np.array_equal(logits(V4, tokens[:n], tmp_path, *flags, chunk), want[:n]), chunk
 
 
-@pytest.mark.parametrize("n", [31, 125])
-def test_decoding(n, tmp_path):
-    """Recorded steps, on over the end of a window, a page, a compressed row of 128: the bits of a prompt."""
+def test_csa2_chunks(tmp_path):
+    """V4.1's caches hold the same numbers; chunks end within windows of 2, pages and n-grams, of rows that see all and that do not."""
+    tokens = tokens_of(70)
+    want = logits(V41, tokens, tmp_path, *GPU)
+    for kv, chunk, n in (("fp8", 37, 70), ("bf16", 3, 15)):
+        got = logits(V41, tokens[:n], tmp_path, *GPU, "--kv-cache-dtype", kv, "--chunk", chunk)
+        assert np.array_equal(got, want[:n]), (kv, chunk)
+
+
+@pytest.mark.parametrize("model, n", [(V4, 31), (V4, 125), (V41, 6), (V41, 29)], ids=lambda value: getattr(value, "name", str(value)))
+def test_decoding(model, n, tmp_path):
+    """Recorded steps, on over the end of a window, a page, a compressed row of 128: the bits of a prompt. V4.1: over the last row that
+    sees all, and what a row is narrowed to."""
     tokens = tokens_of(n)
-    got, ids = logits(V4, tokens, tmp_path, *GPU, n=7)
-    assert np.array_equal(logits(V4, tokens + ids[:-1], tmp_path, *GPU)[n - 1:], got)
-    assert np.array_equal(logits(V4, tokens, tmp_path, *GPU, n=7, env={"MOEBIUS_CUDA_GRAPHS": "0"})[0], got)
+    got, ids = logits(model, tokens, tmp_path, *GPU, n=7)
+    assert np.array_equal(logits(model, tokens + ids[:-1], tmp_path, *GPU)[n - 1:], got)
+    assert np.array_equal(logits(model, tokens, tmp_path, *GPU, n=7, env={"MOEBIUS_CUDA_GRAPHS": "0"})[0], got)
 
 
 def test_splits(model, tmp_path):
@@ -130,6 +144,12 @@ def test_no_blocks_without_work(n, scored, model, tmp_path):
 def test_two_cards(tmp_path):
     runs = [logits(V4, tokens_of(40), tmp_path, *GPU, *flags, n=4, env=fake(devices=2))[0] for flags in ([], ["-pp", 2])]
     assert np.array_equal(*runs)
+
+
+@pytest.mark.skipif(ON_CARD, reason="two of the fake driver's cards")
+def test_csa2_goes_on_one_card():
+    result = moebius("logits", V41, "--ids", "1,2", *GPU, "-pp", 2, env=fake(devices=2))
+    refused(result, "2 cards", "DeepSeek-V4.1", "--device cuda:0", "--n-cpu-moe")
 
 
 @pytest.mark.skipif(ON_CARD, reason="three of the fake driver's cards")
@@ -192,9 +212,20 @@ def test_the_order_of_blocks_does_not_matter(tmp_path):
 # --- served ----------------------------------------------------------------------------------------------------------
 
 
-def test_beside_each_other_and_from_disk(serve, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("folder, longest", [(V4, 140), (GOLDEN / "v41-tiny-fp8", 70)], indirect=["folder"],
+                         ids=lambda value: getattr(value, "name", ""))
+def test_beside_each_other_and_from_disk(longest, serve, tmp_path):  # noqa: F811
     """Sequences of all lengths in one step; pages and what was being summed up in them, found in memory and on disk."""
-    check_beside_each_other(serve, tmp_path)
+    check_beside_each_other(serve, tmp_path, longest=longest)
+
+
+@pytest.mark.skipif(ON_CARD, reason="the fake driver's words")
+def test_csa2_launches():
+    """As many kernels as `plan` counts, for a token that sees all that there is."""
+    said = succeed("logits", V41, "--ids", "5", *GPU, "--no-self-test", env=fake(log=1)).err
+    kernels = [name for name in re.findall(r"^fake cuda: (\w+) \d+ x", said, re.M) if not name.startswith("repack")]
+    plan = succeed("plan", V41, "--gpu", "rtx-4090", "--ram", "8@10", "--context", 4096, "--explain").text
+    assert re.search(r"between kernels +(\d+) x", plan)[1] == str(len(kernels) - 4)  # embedding, streams, what the head reads, head
 
 
 @pytest.mark.skipif(ON_CARD, reason="how long what takes, in minutes")
@@ -227,11 +258,14 @@ def test_refused_sizes(changes, words, tmp_path):
     assert result.code == 1 and all(word in result.err.splitlines()[-1] for word in [*words, "--device cpu"]), str(result)
 
 
-@pytest.mark.parametrize("name, words", [("layers.1.attn.compressor.wkv.weight", "layer 1, stage attn_in "),
-                                         ("layers.0.attn.wkv.weight", "layer 0, stage attn_in "),
-                                         ("layers.0.attn.wo_b.weight", "layer 0, stage attention ")])
-def test_products_that_are_not_finite(model, name, words, tmp_path):
+@pytest.mark.parametrize("golden, name, words", [
+    ("v4-tiny", "layers.1.attn.compressor.wkv.weight", "layer 1, stage attn_in "),
+    ("v4-tiny", "layers.0.attn.wkv.weight", "layer 0, stage attn_in "), ("v4-tiny", "layers.0.attn.wo_b.weight", "layer 0, stage attention "),
+    ("v41-tiny", "layers.2.attn.indexer.wk.weight", "layer 2, stage attn_in "),
+    ("v41-tiny", "layers.1.engram.wkv.weight", "layer 1, stage engram ")])
+def test_products_that_are_not_finite(golden, name, words, tmp_path):
     """The step fails by name, as on the CPU."""
+    model = copy_set(golden, tmp_path / "model")
 
     def blow_up(tensors):
         dtype, shape, _ = tensors[name]

@@ -10,7 +10,7 @@ from conftest import GOLDEN, TESTS, succeed
 from test_cuda import BUILD, GPU, SHIM, fake
 from test_cuda_gguf import mixed_model
 
-# A model in each weight format, one with an indexer, and V4.
+# A model in each weight format, one with an indexer, V4 and V4.1.
 MODELS = {
     "bf16": ["v2lite-tiny"],
     "fp8": ["v3-tiny-fp8"],
@@ -19,6 +19,7 @@ MODELS = {
     "int8": ["v2-tiny", "--quantization", "int8"],
     "sparse": ["v32-tiny"],
     "hybrid": ["v4-tiny"],
+    "csa2": ["v41-tiny"],
     "blocks": ["mixed.gguf"],  # made below
 }
 # Rows, and how they are cut: for prompts and 16 columns; 64 columns and 8; 32.

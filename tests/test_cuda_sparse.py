@@ -153,16 +153,16 @@ def answers(server, prompts):
         return list(pool.map(ask, prompts))
 
 
-def check_beside_each_other(serve, tmp_path, *flags):  # noqa: F811
-    """Each answer is that of its request alone, kernel by kernel; the last request begins with two pages that are found."""
-    prompts = [[40 + (i * 7 + n) % 150 for i in range(n)] for n in (5, 30, 140)]
+def check_beside_each_other(serve, tmp_path, *flags, longest=140):  # noqa: F811
+    """Each answer is that of its request alone, kernel by kernel; the last request begins with pages that are found."""
+    prompts, found = [[40 + (i * 7 + n) % 150 for i in range(n)] for n in (5, 30, longest)], longest // 64 * 64
     flags = [*flags, "--kv-cache-dtype", "fp8", "--prefix-cache-dir", tmp_path / "pages"]
     server = serve(*flags, env=HOST_CHOOSES)
     alone = [answers(server, [prompt])[0][0] for prompt in prompts]
     assert server.stop() == 0
     server = serve(*flags)
-    assert answers(server, prompts) == [(alone[0], 0), (alone[1], 0), (alone[2], 128)]
-    assert answers(server, prompts[2:]) == [(alone[2], 128)]
+    assert answers(server, prompts) == [(alone[0], 0), (alone[1], 0), (alone[2], found)]
+    assert answers(server, prompts[2:]) == [(alone[2], found)]
     assert server.stop() == 0
 
 

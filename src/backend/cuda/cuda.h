@@ -336,8 +336,9 @@ struct cuda {
     struct mo_error failure; /* of a call; code 0: none */
 };
 
-/* Keys of faults: 1 + FAULT_STAGES * layer + which, so the smallest is the first. */
-enum fault_stage { FAULT_BEFORE, FAULT_ENGRAM, FAULT_ATTN_IN, FAULT_ATTENTION, FAULT_ROUTE, FAULT_STAGES };
+/* Keys of faults: 1 + FAULT_STAGES * layer + which, so the smallest is the first. N-grams come before what they are added to is seen to be
+ * no number. */
+enum fault_stage { FAULT_ENGRAM, FAULT_BEFORE, FAULT_ATTN_IN, FAULT_ATTENTION, FAULT_ROUTE, FAULT_STAGES };
 static inline int fault_key(int layer, enum fault_stage stage) {
     return 1 + FAULT_STAGES * layer + (int)stage;
 }
