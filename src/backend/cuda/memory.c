@@ -37,7 +37,7 @@ static size_t packed_bytes(const struct cuda *cuda) {
     if (rows <= FEW_ROWS) return 0;
     size_t most = largest(rows * slabs_of((size_t)m->hidden), rows * slabs_of((size_t)m->q_lora));
     bool all = cuda->fp8_native; /* that packs everything, in little more than half of the bytes */
-    if (is_hybrid) most = largest(most, rows * slabs_of((size_t)model_latent_dim(m))); /* V4.1's index keys */
+    if (model_is_csa2(m)) most = largest(most, rows * slabs_of((size_t)model_latent_dim(m))); /* index keys' */
     if (engram % 8 || all) most = largest(most, rows * slabs_of(engram));
     if (attended % 8 || all) most = largest(most, rows * slabs_of(attended));
     if (dense % 8 || all) most = largest(most, rows * slabs_of(dense));
