@@ -6,11 +6,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#if !defined(__x86_64__)
-#include <ucontext.h>
-#endif
 
 enum { THREADS_MAX = 256, STACK_BYTES = 64 << 10, LANES = 32, COPIES_MAX = 4096 };
+enum { COLOUR_BYTES = 512 }; /* a warp's stacks begin in different lines of the processor's cache */
 
 enum state { READY, AT_BARRIER, AT_WARP, DONE };
 
@@ -28,11 +26,7 @@ struct fibre {
     const void *pc;      /* of the warp operation */
     struct copy *copies; /* [COPIES_MAX] */
     int n_copies, group;
-#if defined(__x86_64__)
     void *stack_pointer;
-#else
-    ucontext_t context;
-#endif
 };
 
 int shim_thread, shim_block, shim_blocks, shim_launches, shim_shared_bytes;
@@ -50,7 +44,6 @@ static void fibre_main(void) {
     for (;;) shim_yield();
 }
 
-#if defined(__x86_64__)
 /* Saves what a function must keep, changes stacks, and restores it. */
 void shim_switch(void **from, void *to);
 __asm__(".text\n"
@@ -63,38 +56,51 @@ __asm__(".text\n"
         "    popq %r15\n    popq %r14\n    popq %r13\n    popq %r12\n    popq %rbx\n    popq %rbp\n"
         "    ret\n"
         ".size shim_switch, .-shim_switch\n");
-static void *scheduler;
 
-void shim_yield(void) {
-    shim_switch(&fibres[shim_thread].stack_pointer, scheduler);
-}
-static void resume(int i) {
-    shim_switch(&scheduler, fibres[i].stack_pointer);
-}
 static void prepare(int i) {
-    void **top = (void **)(stacks + (size_t)(i + 1) * STACK_BYTES);
+    void **top = (void **)(stacks + (size_t)(i + 1) * STACK_BYTES - (size_t)(i % LANES) * COLOUR_BYTES);
     void (*entry)(void) = fibre_main;
     *--top = NULL; /* keeps the stack aligned as after a call */
     memcpy(--top, &entry, sizeof entry);
     for (int j = 0; j < 6; j++) *--top = NULL;
     fibres[i].stack_pointer = top;
 }
-#else
-static ucontext_t scheduler;
+
+/* Between two barriers nobody promises an order: warps, and a warp's lanes, take turns from another one on each time, forwards or
+ * backwards. So a barrier that is missing is found out whoever should have waited. */
+struct order {
+    int first, step;
+};
+static uint64_t turns;
+static struct order draw_order(int n) {
+    turns = turns * 6364136223846793005u + 1442695040888963407u;
+    return (struct order){(int)((turns >> 33) % (unsigned)n), turns >> 63 ? 1 : n - 1};
+}
+
+/* The warp whose turn it is. */
+static struct {
+    int first, next, step; /* its first thread; the lane that comes next, and how far it is to the one behind that */
+    int to_come, at_warp;  /* lanes that had no turn yet; those that came to a warp operation */
+    void *scheduler;       /* run_warp's stack */
+} turn;
+
+/* Goes on with the next lane that can, and where there is none with run_warp. */
+static void pass_on(void **from) {
+    while (turn.to_come > 0) {
+        const int thread = turn.first + turn.next;
+        turn.to_come--;
+        turn.next = (turn.next + turn.step) % LANES;
+        if (fibres[thread].state != READY) continue;
+        shim_thread = thread;
+        shim_switch(from, fibres[thread].stack_pointer);
+        return;
+    }
+    if (from != &turn.scheduler) shim_switch(from, turn.scheduler);
+}
 
 void shim_yield(void) {
-    swapcontext(&fibres[shim_thread].context, &scheduler);
+    pass_on(&fibres[shim_thread].stack_pointer);
 }
-static void resume(int i) {
-    swapcontext(&scheduler, &fibres[i].context);
-}
-static void prepare(int i) {
-    getcontext(&fibres[i].context);
-    fibres[i].context.uc_stack.ss_sp = stacks + (size_t)i * STACK_BYTES + 4096;
-    fibres[i].context.uc_stack.ss_size = STACK_BYTES - 4096;
-    makecontext(&fibres[i].context, fibre_main, 0);
-}
-#endif
 
 void shim_give_up(const char *what) {
     fprintf(stderr, "shim: block %d, thread %d: %s\n", shim_block, shim_thread, what);
@@ -119,6 +125,7 @@ void shim_barrier(void) {
 void shim_warp(enum shim_op op, struct shim_lane *lane) {
     struct fibre *f = &fibres[shim_thread];
     f->state = AT_WARP;
+    turn.at_warp++;
     f->op = op;
     f->lane = lane;
     f->pc = __builtin_return_address(0);
@@ -334,33 +341,19 @@ static int count_in(const struct fibre *warp, enum state state) {
     return n;
 }
 
-/* Between two barriers nobody promises an order: warps, and a warp's lanes, take turns from another one on each time, forwards or
- * backwards. So a barrier that is missing is found out whoever should have waited. */
-struct order {
-    int first, step, n;
-};
-static uint64_t turns;
-static struct order draw_order(int n) {
-    turns = turns * 6364136223846793005u + 1442695040888963407u;
-    return (struct order){(int)((turns >> 33) % (unsigned)n), turns >> 63 ? 1 : n - 1, n};
-}
-static int turn_of(const struct order *order, int i) {
-    return (order->first + i * order->step) % order->n;
-}
-
 /* Runs a warp until each of its lanes is at a barrier or done. */
 static void run_warp(int first) {
-    struct fibre *warp = &fibres[first];
     for (;;) {
         const struct order lanes = draw_order(LANES);
-        for (int i = 0; i < LANES; i++) {
-            shim_thread = first + turn_of(&lanes, i);
-            if (fibres[shim_thread].state == READY) resume(shim_thread);
-        }
-        int waiting = count_in(warp, AT_WARP);
-        if (waiting == 0) return;
-        if (waiting < LANES) shim_give_up("a warp operation that some lanes do not come to");
-        run_op(warp);
+        turn.first = first;
+        turn.next = lanes.first;
+        turn.step = lanes.step;
+        turn.to_come = LANES;
+        turn.at_warp = 0;
+        pass_on(&turn.scheduler);
+        if (turn.at_warp == 0) return;
+        if (turn.at_warp < LANES) shim_give_up("a warp operation that some lanes do not come to");
+        run_op(&fibres[first]);
     }
 }
 
@@ -376,9 +369,10 @@ static void run_block(int block) {
     }
     for (;;) {
         int waiting = 0;
-        const struct order warps = draw_order(n_threads / LANES);
-        for (int i = 0; i < n_threads / LANES; i++) {
-            int warp = turn_of(&warps, i) * LANES;
+        const int n_warps = n_threads / LANES;
+        const struct order warps = draw_order(n_warps);
+        for (int i = 0; i < n_warps; i++) {
+            int warp = (warps.first + i * warps.step) % n_warps * LANES;
             run_warp(warp);
             waiting += count_in(&fibres[warp], AT_BARRIER);
         }

@@ -19,9 +19,7 @@ void shim_register(const char *name, shim_kernel *kernel, size_t params_bytes, i
 #define KERNEL(name, type)                                                                                             \
     static void name(struct type p);                                                                                   \
     static void name##_call(const void *params) {                                                                      \
-        struct type p;                                                                                                 \
-        memcpy(&p, params, sizeof p);                                                                                  \
-        name(p);                                                                                                       \
+        name(*(const struct type *)params);                                                                            \
     }                                                                                                                  \
     __attribute__((constructor)) static void name##_register(void) {                                                   \
         shim_register(#name, name##_call, sizeof(struct type), 0);                                                     \
