@@ -469,7 +469,7 @@ static void check_reads_ahead(struct backend *b, const struct mat *table) {
     const struct batch batch = {.n_rows = 1, .token = &token, .n_seqs = 1, .seqs = &seq};
     const double start = clock_now_s();
     b->ops->begin(b, &batch);
-    const int32_t *rows = ((struct cpu *)b)->engram.rows + (size_t)MAX_ROWS * COLUMNS;
+    const int32_t *rows = ((struct cpu *)b)->engram.lookup.rows + (size_t)MAX_ROWS * COLUMNS;
     for (int c = 0; c < COLUMNS; c++) {
         while (
             !is_in_memory((const uint8_t *)table->data + (size_t)rows[c] * DIM * sizeof(float), DIM * sizeof(float))) {
