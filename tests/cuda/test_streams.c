@@ -1,5 +1,5 @@
-/* V4's and V4.1's residual streams on the shim's card, against plain C in double: what a block reads, what it is mixed by, the streams behind it.
- * And sameness: a row has the same bits alone. */
+/* V4's and V4.1's residual streams on the shim's card, against plain C in double: what a block reads, what it is mixed by, the streams
+ * behind it. And sameness: a row has the same bits alone. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>

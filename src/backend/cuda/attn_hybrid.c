@@ -1,6 +1,6 @@
-/* backend/cuda/attn_hybrid.c - attention of DeepSeek-V4 and V4.1 as launches: backend/cpu/attn_hybrid.c says what it is. All that a row's compressors,
- * cache and queries need is made in attn_in; attention goes over lists (listed.c), and what it leaves is finished by a kernel of its
- * own, as a sink takes its share last. */
+/* backend/cuda/attn_hybrid.c - attention of DeepSeek-V4 and V4.1 as launches: backend/cpu/attn_hybrid.c says what it is. All that a row's
+ * compressors, cache and queries need is made in attn_in; attention goes over lists (listed.c), and what it leaves is finished by a
+ * kernel of its own, as a sink takes its share last. */
 #include "backend/cuda/cuda.h"
 #include "backend/cuda/params_hybrid.h"
 

@@ -1,5 +1,5 @@
-/* backend/cuda/params_hybrid.h - what the host tells the kernels of V4's and V4.1's attention, but for those of its indexer and of attention to listed
- * rows (params_listed.h): running sums of compressors (compress.cu), rows before and after attention (hybrid.cu); see params.h.
+/* backend/cuda/params_hybrid.h - what the host tells the kernels of V4's and V4.1's attention, but for those of the indexer and of attention
+ * to listed rows (params_listed.h): running sums of compressors (compress.cu), rows before and after attention (hybrid.cu); see params.h.
  * Includes: params.h, params_listed.h. */
 #ifndef MOEBIUS_BACKEND_CUDA_PARAMS_HYBRID_H
 #define MOEBIUS_BACKEND_CUDA_PARAMS_HYBRID_H

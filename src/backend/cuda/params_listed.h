@@ -45,7 +45,8 @@ struct index_rows_params {
 
 /* Scores of all keys that rows first_row + [0, n_rows) see, and then the choice, both a wave of rows at a time. V4.1 narrows choices: one
  * layer also says which blocks of keys are best (index_narrow), and those behind it (is_narrowed) look at these alone, where a row sees
- * more than so many. Its scores are then of the candidates' keys, one block after another; the newest block is always among them, and may not be full. */
+ * more than so many: its scores are then of the candidates' keys, one block after another. The newest block is always among them, and may
+ * not be full. */
 struct index_params {
     struct index_keys keys;
     const float *q;                  /* [n][heads][dim] rotated */
@@ -58,8 +59,7 @@ struct index_params {
     int32_t first_row, n_rows;
     int32_t heads, topk, stride; /* stride: a multiple of INDEX_CHUNK */
     int32_t fault_key;
-    int32_t *
-        candidate; /* [n][blocks] ascending, of rows that see more than so many blocks; NULL: choices are not narrowed */
+    int32_t *candidate; /* [n][blocks] ascending, of rows that see more blocks; NULL: choices are not narrowed */
     int32_t blocks, block_keys;
     int32_t is_narrowed, unused;
 };

@@ -1,5 +1,5 @@
-/* V4's and V4.1's compressed rows: src/backend/cpu/compress.c says what they are. A thread has a channel and goes through its sequence's rows in order,
- * some of which it loads ahead; so all bits are those of any other chunks. */
+/* V4's and V4.1's compressed rows: src/backend/cpu/compress.c says what they are. A thread has a channel and goes through its sequence's
+ * rows in order, some of which it loads ahead; so all bits are those of any other chunks. */
 #include "device.cuh"
 #include "../params_hybrid.h"
 
