@@ -54,6 +54,10 @@ void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_M
          .help = "with --device cuda, the routed experts of N layers on the CPU: the\nfirst that have some (llama.cpp's N counts "
                  "layers without, too)"},
         {.names = "--cpu-moe,-cmoe", .type = CLI_FLAG, .target = &o->cpu_moe, .help = "the same as --expert-device cpu"},
+        {.names = "--no-op-offload", .type = CLI_FLAG, .target = &o->no_op_offload,
+         .help = "the CPU computes those experts in long prompts, too; else they are sent\nto the card for the time of a step"},
+        {.names = "--op-offload-min-batch", .type = CLI_INT, .target = &o->op_offload_rows, .min = 1, .max = 1 << 20, .value = "N",
+         .help = "tokens of a step from which they are sent (default: from where it\npays, by plan's estimate)"},
         {.names = "--expert-shares", .type = CLI_STRING, .target = &o->expert_shares, .value = "N,N,...",
          .help = "with mpirun -n, how many routed experts each process holds, one to\nanother (default: as many as each other, or "
                  "what there is room for)"},

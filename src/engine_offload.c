@@ -1,11 +1,15 @@
 #include "engine_offload.h"
 
+#include <math.h>
 #include "base/log.h"
 #include "engine_cards.h"
 #include "engine_weights.h"
+#include "plan/detect.h"
 #include "plan/predict.h"
 
 static const double GIB = 1 << 30, RAM_GB_S = 50; /* of the machine that the line in the log speaks of */
+static const double LINK_GB_S = 16; /* what such a machine sends to a card: it copies every byte once on the way */
+enum { LINK_ROWS_LEAST = 65 };      /* fewer have kernels for few rows */
 
 int engine_offload_settle(struct engine_options *o, struct mo_error *error) {
     if (o->cpu_moe && o->n_cpu_moe >= 0)
@@ -25,7 +29,11 @@ int engine_offload_settle(struct engine_options *o, struct mo_error *error) {
 void engine_offload_begin(struct engine *engine) {
     const struct engine_options *o = &engine->options;
     int layers = model_moe_layers(&engine->model), asked = o->n_cpu_moe > 0 ? o->n_cpu_moe : 0;
+    struct plan_host host;
     engine->cpu_layers = o->expert_device == EXPERTS_ON_CPU || asked > layers ? layers : asked;
+    if (plan_detect_host(&host, NULL)) return;
+    engine->cpu_gflops = host.gflops * fmin(1, (double)o->threads / host.threads);
+    engine->cpu_gops8 = host.gops8 * fmin(1, (double)o->threads / host.threads);
 }
 
 static bool is_free(const struct engine *engine) {
@@ -47,6 +55,19 @@ double engine_offload_bytes(const struct engine *engine) {
         }
     }
     return bytes;
+}
+
+int engine_offload_link_rows(const struct engine *engine) {
+    const struct engine_options *o = &engine->options;
+    struct plan_arch arch;
+    struct plan_weights weights;
+    if (!engine->cpu_layers || o->no_op_offload || o->batch_invariant || engine->store) return 0;
+    if (cuda_link_refuses(&engine->model, &engine->weights, engine->cpu_layers, NULL)) return 0;
+    if (o->op_offload_rows) return o->op_offload_rows;
+    plan_arch_from_model(&arch, &engine->model, "model");
+    plan_weights_from_model(&weights, &engine->model, &engine->weights);
+    const int rows = plan_link_rows(&arch, &weights, engine->cpu_gflops, engine->cpu_gops8, LINK_GB_S);
+    return rows > LINK_ROWS_LEAST ? rows : LINK_ROWS_LEAST;
 }
 
 /* Milliseconds that a token takes longer, by the constants of `plan`. */

@@ -244,6 +244,14 @@ static enum plan_constant ops_share_of(const struct plan_format *format) {
     return format->kernel == PLAN_K_4BIT || !strcmp(format->name, "int8") ? PLAN_CPU_OPS8 : PLAN_CPU_OPS;
 }
 
+int plan_link_rows(const struct plan_arch *arch, const struct plan_weights *weights, double gflops, double gops8,
+                   double link_gb_s) {
+    const enum plan_constant share = ops_share_of(&weights->format[PLAN_ROUTED]);
+    const double rate = (share == PLAN_CPU_OPS ? gflops : gops8) * 1e9 * plan_share(share);
+    const double ops_a_row = 2 * weights->params[PLAN_ROUTED] * arch->top_k / arch->experts;
+    return (int)fmin(weights->bytes[PLAN_ROUTED] / (link_gb_s * 1e9) * rate / ops_a_row, 1 << 20) + 1;
+}
+
 /* Operations of the processor on weights of one group. */
 static void add_cpu_ops(const struct job *job, struct plan_speed *s, const char *what, enum plan_group group, int stage,
                         double gain) {

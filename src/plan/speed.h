@@ -54,6 +54,11 @@ void plan_prefill(const struct plan_input *input, const struct plan_memory *memo
 /* False where nobody has said how fast the processor multiplies: prompts there have no figure. */
 bool plan_prefill_known(const struct plan_input *input, const struct plan_memory *memory);
 
+/* Rows of a step from which it takes less time to send all routed experts over a card's link than to multiply with them on a
+ * processor of such a speed (0: not known, and the answer is 1). */
+int plan_link_rows(const struct plan_arch *arch, const struct plan_weights *weights, double gflops, double gops8,
+                   double link_gb_s);
+
 /* Of experts: the hit rate in RAM that the plan goes by. */
 double plan_hit_rate(const struct plan_input *input, const struct plan_memory *memory);
 
