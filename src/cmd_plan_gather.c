@@ -175,6 +175,7 @@ static int gather_ram(struct plan_report *r, struct plan_host *host, struct mo_e
     int code = plan_detect_host(host, error);
     if (code) return code;
     machine->cpu_gflops = a->cpu_gflops > 0 ? a->cpu_gflops : a->ram ? 0 : host->gflops;
+    machine->cpu_gops16 = a->cpu_gflops > 0 || a->ram ? 0 : host->gops16;
     machine->cpu_gops8 = a->cpu_gflops > 0 ? a->cpu_gflops * 4 : a->ram ? 0 : host->gops8;
     snprintf(r->ram_from, sizeof r->ram_from, a->ram ? "given" : "free here");
     if (a->ram) {

@@ -244,11 +244,18 @@ static enum plan_constant ops_share_of(const struct plan_format *format) {
     return format->kernel == PLAN_K_4BIT || !strcmp(format->name, "int8") ? PLAN_CPU_OPS8 : PLAN_CPU_OPS;
 }
 
+/* Of 16-bit and FP8 weights, and of attention. */
+static double rate_of_floats(const struct plan_machine *machine, bool is_f32) {
+    return (is_f32 || machine->cpu_gops16 <= 0 ? machine->cpu_gflops : machine->cpu_gops16) * 1e9;
+}
+
 /* Operations of the processor on weights of one group. */
 static void add_cpu_ops(const struct job *job, struct plan_speed *s, const char *what, enum plan_group group, int stage,
                         double gain) {
-    enum plan_constant share = ops_share_of(&job->in->weights.format[group]);
-    double rate = (share == PLAN_CPU_OPS ? job->in->machine.cpu_gflops : job->in->machine.cpu_gops8) * 1e9;
+    const struct plan_format *format = &job->in->weights.format[group];
+    enum plan_constant share = ops_share_of(format);
+    double rate = share == PLAN_CPU_OPS ? rate_of_floats(&job->in->machine, format->kernel == PLAN_K_F32)
+                                        : job->in->machine.cpu_gops8 * 1e9;
     add(s, what, PLAN_ON_CPU, PLAN_OPS, stage, job->ops[group], rate * gain, plan_share(share));
 }
 
@@ -329,8 +336,8 @@ static void add_cpu(const struct job *job, struct plan_speed *s) {
         add_cpu_ops(job, s, "experts", PLAN_ROUTED, 1, gain.routed);
     }
     add(s, "latent cache, RAM", PLAN_ON_CPU, PLAN_BYTES, 2, job->cache, rate * gain.cache, plan_share(PLAN_CPU_CACHE));
-    add(s, "attention", PLAN_ON_CPU, PLAN_OPS, 2, job->pair_ops, machine->cpu_gflops * 1e9 * gain.fixed,
-        plan_share(PLAN_CPU_OPS));
+    add(s, "attention", PLAN_ON_CPU, PLAN_OPS, 2, job->pair_ops,
+        rate_of_floats(machine, job->in->wish.kv == KV_F32) * gain.fixed, plan_share(PLAN_CPU_OPS));
     add_ssd(job, s);
     add(s, "rows of n-gram tables, disk", PLAN_ON_SSD, PLAN_BYTES, 1, job->tables, machine->ssd_gb_s * 1e9,
         plan_share(PLAN_SSD));
@@ -401,6 +408,7 @@ void plan_predict_cpu(const struct plan_cpu_case *the_case, int batch, int depth
         .weights = *the_case->weights,
         .machine = {.ram_gb_s = the_case->read_gb_s,
                     .cpu_gflops = the_case->gflops,
+                    .cpu_gops16 = the_case->gops16,
                     .cpu_gops8 = the_case->gops8,
                     .ssd_gb_s = the_case->ssd_gb_s,
                     .hit_rate = the_case->hit_rate,
