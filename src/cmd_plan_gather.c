@@ -297,6 +297,19 @@ static int measure_disk(struct plan_report *r, struct mo_error *error) {
     return 0;
 }
 
+/* Long steps, which nobody asked for, are not what keeps a model from a card: as the engine does. */
+static void shorten_steps(struct plan_report *r, int threads) {
+    struct plan_input shorter = r->input;
+    struct plan_memory memory;
+    if (r->memory.fits || r->arguments->batched_tokens || shorter.wish.seqs > PLAN_STEP_TOKENS) return;
+    shorter.wish.batched_tokens = PLAN_STEP_TOKENS;
+    shorter.cpu_scratch_bytes = cpu_scratch(&shorter, threads);
+    plan_memory(&shorter, &memory);
+    if (!memory.fits) return;
+    r->input = shorter;
+    r->memory = memory;
+}
+
 /* As the engine does. */
 static void lengthen_steps(struct plan_report *r, int threads) {
     struct plan_input longer = r->input;
@@ -339,6 +352,7 @@ int plan_gather(struct plan_report *r, const struct plan_arguments *arguments, s
     r->input.cpu_scratch_bytes = cpu_scratch(&r->input, threads);
     plan_settle(&r->input);
     plan_memory(&r->input, &r->memory);
+    shorten_steps(r, threads);
     code = measure_disk(r, error);
     if (!code) code = measure_ram(r, threads, error);
     if (code) return code;

@@ -17,10 +17,9 @@ static const struct plan_efficiency table[PLAN_CONSTANTS] = {
     [PLAN_CPU_GRIDS] = {"cpu_grids", 0.22, true,
                         "moebius check --bench, the same machine: IQ1_S 0.11, IQ2 0.14 to 0.37, IQ3 0.28 to 0.38"},
     [PLAN_CPU_CACHE] = {"cpu_cache", 0.86, false, "taken to be as good as 16-bit weights: not measured by us"},
-    [PLAN_CPU_OPS] =
-        {"cpu_operations", 0.45, true,
-         "moebius bench, 2 threads of a Zen 4 machine (avx512-bf16), 2026-11-23, eight users of V4-Flash's and "
-         "V4.1-Flash's shapes as published: 0.37 to 0.49 (prompts of 512, of BF16 too: 0.4 to 0.65)"},
+    [PLAN_CPU_OPS] = {"cpu_operations", 0.45, true,
+                      "moebius bench, 2 threads of a Zen 4 machine, 2026-11-23, V4 and V4.1 as published: eight users "
+                      "0.37 to 0.49"},
     [PLAN_CPU_OPS8] = {"cpu_operations_8bit", 0.45, true, OUR_BENCH "-22, int4, V2-Lite's shape, 256 tokens"},
     [PLAN_CPU_OPS_BLOCKS] = {"cpu_operations_blocks", 0.29, true, OUR_GGUF ", 512 tokens: 0.29 to 0.30"},
     [PLAN_RAM_EXPERTS] = {"ram_experts", 0.80, false,

@@ -69,6 +69,9 @@ static inline int plan_cpu_layers(const struct plan_input *input, const struct p
     return memory->place == PLAN_IN_GPU ? 0 : plan_arch_moe_layers(&input->arch) - memory->card_layers;
 }
 
+/* What a step writes besides the cache: on a card, as the backend places it; else an estimate (cpu_scratch_bytes is better). */
+double plan_scratch_bytes(const struct plan_arch *arch, const struct plan_wish *wish, bool on_card);
+
 /* RAM of one machine that is left for us: rated RAM less the system's part, or the share of what is free now. */
 double plan_usable_ram(const struct plan_machine *machine, const struct plan_wish *wish);
 
