@@ -132,10 +132,6 @@ static void print_machine(const struct machine_row *row) {
     in.machine.network_s = 30e-6;
     in.machine.experts = row->experts;
     plan_memory(&in, &memory);
-    if (!memory.fits) { /* as `plan` and the engine do */
-        in.wish.batched_tokens = PLAN_STEP_TOKENS;
-        plan_memory(&in, &memory);
-    }
     plan_decode(&in, &memory, 1, 0, &speed);
     const char *class = row->nodes > 1 ? "cluster" : plan_place_name(memory.place);
     printf("| %s | %s | %s | ", row->said, row->what, memory.fits ? class : "does not fit");

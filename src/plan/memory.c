@@ -115,7 +115,7 @@ static void fill_rooms(const struct plan_input *in, double kv, struct plan_memor
     if (uses_ssd(m->place) && room_left(&m->ram) < 0 && in_ram > 0) { /* what RAM cannot hold stays on disk */
         double left = in_ram + room_left(&m->ram);
         m->held = left > 0 ? left / in_ram : 0;
-        m->ram.need_bytes -= in_ram * (1 - m->held);
+        m->ram.need_bytes = left > 0 ? m->ram.have_bytes : m->ram.need_bytes - in_ram;
     }
 }
 

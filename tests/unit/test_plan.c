@@ -126,6 +126,26 @@ static void test_recipes_as_quantize_writes_them(void **state) {
     }
 }
 
+/* FP8 with its scales: as published, and as `quantize` writes it. */
+static void test_scales_of_fp8(void **state) {
+    (void)state;
+    static const struct {
+        const char *name, *quant;
+        double bits;
+    } rows[] = {
+        {"deepseek-v3", "fp8", 8 + 32.0 / 16384},
+        {"deepseek-v4-flash", "fp4,head=bf16", 8 + 8.0 / 16384},
+        {"deepseek-v4.1-flash", "fp4,head=bf16", 8 + 8.0 / 1024},
+        {"deepseek-v4.1-flash", "fp8", 8 + 32.0 / 1024},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct plan_input in = input_of(rows[i].name, rows[i].quant, "none", KV_BF16);
+        near(in.weights.bytes[PLAN_ATTENTION] * 8 / in.weights.params[PLAN_ATTENTION], rows[i].bits, 1e-12,
+             rows[i].name);
+        near(in.weights.format[PLAN_ATTENTION].bits, rows[i].bits, 1e-12, rows[i].name);
+    }
+}
+
 /* One list of shapes: the built-in models are those that `synth` makes. */
 static void test_models_as_synth_makes_them(void **state) {
     (void)state;
@@ -528,6 +548,20 @@ static void test_v3_from_disk(void **state) {
     }
 }
 
+/* RAM that holds some of the experts is full to the byte, and not a rounding more than full. */
+static void test_full_to_the_byte(void **state) {
+    (void)state;
+    struct plan_input in = input_of("deepseek-v3", "int4", "none", KV_FP8);
+    in.machine.ram_gb_s = 89;
+    in.machine.ssd_gb_s = 7;
+    for (int gb = 64; gb < 340; gb++) {
+        struct plan_memory memory;
+        in.machine.ram_bytes = gb * 1e9;
+        plan_memory(&in, &memory);
+        if (!memory.fits || memory.held <= 0 || memory.held >= 1) fail_msg("%d GB: held %g", gb, memory.held);
+    }
+}
+
 /* CPU alone: 1.28 GB a token. */
 static void test_cpu_only(void **state) {
     (void)state;
@@ -710,6 +744,7 @@ int main(void) {
         cmocka_unit_test(test_parameters),
         cmocka_unit_test(test_same_as_the_engine),
         cmocka_unit_test(test_recipes_as_quantize_writes_them),
+        cmocka_unit_test(test_scales_of_fp8),
         cmocka_unit_test(test_models_as_synth_makes_them),
         cmocka_unit_test(test_cache),
         cmocka_unit_test(test_bytes_of_a_token),
@@ -727,6 +762,7 @@ int main(void) {
         cmocka_unit_test(test_v3_held_in_ram),
         cmocka_unit_test(test_some_layers_in_ram),
         cmocka_unit_test(test_v3_from_disk),
+        cmocka_unit_test(test_full_to_the_byte),
         cmocka_unit_test(test_cpu_only),
         cmocka_unit_test(test_eight_users),
         cmocka_unit_test(test_predictor),
