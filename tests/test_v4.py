@@ -432,9 +432,12 @@ def test_a_scale_that_is_no_number(quantized, name):
     refused(moebius("logits", quantized, "--ids", "1,2"), "model.safetensors", name)
 
 
-@pytest.mark.parametrize("name", ["layers.0.hc_attn_fn", "layers.1.ffn.gate.weight", SPARSE + "compressor.wgate.weight",
-                                  SPARSE + "indexer.weights_proj.weight", "layers.2.attn.wkv.weight"])
-def test_weights_that_are_not_finite(model, name, tmp_path):
+@pytest.mark.parametrize("name, words", [("layers.0.hc_attn_fn", "layer 0, stage attn_in "), ("layers.1.hc_attn_fn", "layer 1, stage attn_in "),
+                                         ("layers.1.hc_ffn_fn", "layer 1, stage route "), ("layers.1.ffn.gate.weight", "layer 1, stage route "),
+                                         ("layers.1.attn.wo_b.weight", "layer 1, stage attention "), ("hc_head_fn", "after the last layer, stage head "),
+                                         (SPARSE + "compressor.wgate.weight", "stage attn_in "), (SPARSE + "indexer.weights_proj.weight", "stage attn"),
+                                         ("layers.2.attn.wkv.weight", "layer 2, stage attn_in ")])
+def test_weights_that_are_not_finite(model, name, words, tmp_path):
     """A NaN in a matrix is found by the step: it fails by name, and nothing is answered from it."""
     def spoil(tensors):
         dtype, shape, raw = tensors[name]
@@ -442,7 +445,7 @@ def test_weights_that_are_not_finite(model, name, tmp_path):
 
     rewrite(model, spoil)
     (tmp_path / "ids.json").write_text(json.dumps(tokens_of(140)))
-    refused(moebius("logits", model, "--ids", tmp_path / "ids.json", "--no-self-test"), "NaN or infinity")
+    refused(moebius("logits", model, "--ids", tmp_path / "ids.json", "--no-self-test"), "NaN or infinity", words)
 
 
 def test_unknown_tensor(model):
