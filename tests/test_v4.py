@@ -448,6 +448,13 @@ def test_weights_that_are_not_finite(model, name, words, tmp_path):
     refused(moebius("logits", model, "--ids", tmp_path / "ids.json", "--no-self-test"), "NaN or infinity", words)
 
 
+def test_expanded_attention_changes_nothing():
+    """And that is said."""
+    for name, says in (("v4-tiny", True), ("v41-tiny", True), ("v3-tiny", False)):
+        err = succeed("logits", GOLDEN / name, "--ids", "1,2", "--attention", "expanded", "--out", "/dev/null").err
+        assert ("--attention expanded changes nothing" in err) == says
+
+
 def test_unknown_tensor(model):
     def add(tensors):
         tensors["layers.0.attn.compressor.ape"] = tensors[SPARSE + "compressor.ape"]
