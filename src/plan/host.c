@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/resource.h>
 #include "base/file.h"
+#include "base/group.h"
 #include "base/memory.h"
 #include "base/pool.h"
 #include "plan/detect.h"
@@ -98,7 +99,8 @@ int plan_detect_host(struct plan_host *host, struct mo_error *error) {
     host->memory_bytes = read_number("/proc/meminfo", "MemTotal", 0) * 1024;
     host->swap_bytes = read_number("/proc/meminfo", "SwapTotal", 0) * 1024;
     host->available_bytes = memory_available_bytes();
-    host->group_bytes = read_number("/sys/fs/cgroup/memory.max", "", 0);
+    const double limit = group_least("memory", group_memory_limit, INFINITY);
+    host->group_bytes = isfinite(limit) ? limit : 0;
     read_huge_pages(host);
     host->overcommit = (int)read_number("/proc/sys/vm/overcommit_memory", "", -1);
     host->locked_bytes = read_limit(RLIMIT_MEMLOCK);
