@@ -448,6 +448,19 @@ def test_weights_that_are_not_finite(model, name, words, tmp_path):
     refused(moebius("logits", model, "--ids", tmp_path / "ids.json", "--no-self-test"), "NaN or infinity", words)
 
 
+def test_answers_after_one_another(tmp_path):
+    """`experts --generate` begins anew where an answer ends: greedy, so each chooses the experts that the first one chose."""
+    model, ids, n, answers = tmp_path / "model", [(7 * i * i + 207) % 200 + 5 for i in range(69)], 6, 4
+    copy_set("v4-tiny", model)
+    prompt = ",".join(map(str, ids))
+    tokens = succeed("logits", model, "--ids", prompt, "--greedy", n + 1).json
+    (model / "generation_config.json").write_text(json.dumps({"do_sample": False, "eos_token_id": tokens[n]}))
+    succeed("experts", model, "--ids", prompt, "--generate", n * answers, "--experts", tmp_path / "e.i32", "--chunk", 3)
+    config = json.loads((model / "config.json").read_text())
+    chosen = np.fromfile(tmp_path / "e.i32", "<i4").reshape(config["num_hidden_layers"], answers, n, config["num_experts_per_tok"])
+    assert tokens[n] not in tokens[1:n] and (chosen == chosen[:, :1]).all()
+
+
 def test_expanded_attention_changes_nothing():
     """And that is said."""
     for name, says in (("v4-tiny", True), ("v41-tiny", True), ("v3-tiny", False)):
