@@ -275,6 +275,19 @@ static int measure_ram(struct plan_report *r, int threads, struct mo_error *erro
     return 0;
 }
 
+/* What the shares in efficiency.c are shares of; by the clock that the system admits to it would be half as much or twice. */
+static int measure_products(struct plan_report *r, const struct plan_host *host, int threads, struct mo_error *error) {
+    struct plan_machine *machine = &r->input.machine;
+    struct bench_spread tops;
+    if (!machine->ram_measured || r->arguments->cpu_gflops > 0 || r->memory.place == PLAN_IN_GPU) return 0;
+    int code = bench_measure_peak(PEAK_INT8, threads, &tops, error);
+    if (code || !(tops.median > 0)) return code;
+    machine->cpu_gops8 = tops.median * 1e3;
+    machine->cpu_gflops = machine->cpu_gops8 / plan_cpu_bytes_factor(host->level);
+    machine->cpu_gops16 = machine->cpu_gflops * plan_cpu_bf16_factor(host->level);
+    return 0;
+}
+
 /* The folder whose disk the experts would be read from. */
 static const char *disk_folder(const struct plan_arguments *a) {
     if (a->folder) return a->folder;
@@ -355,6 +368,7 @@ int plan_gather(struct plan_report *r, const struct plan_arguments *arguments, s
     shorten_steps(r, threads);
     code = measure_disk(r, error);
     if (!code) code = measure_ram(r, threads, error);
+    if (!code) code = measure_products(r, &host, threads, error);
     if (code) return code;
     lengthen_steps(r, threads);
     gather_speeds(r);
