@@ -46,8 +46,8 @@ struct plan_host {
     double gops16; /* the same of bf16, where the level has products of them; else of fp32 */
     double gops8;  /* the same of bytes */
     int numa_nodes;
-    double memory_bytes, available_bytes,
-        group_bytes; /* of the machine; free; the least that control groups allow (0: no limit) */
+    double memory_bytes, available_bytes; /* of the machine; free */
+    double group_bytes;                   /* the least that control groups allow (0: no limit) */
     double swap_bytes;
     char huge_pages[16];                       /* "always", "madvise", "never" or "" */
     int overcommit;                            /* 0, 1, 2; -1: not known */

@@ -14,8 +14,8 @@ enum plan_constant {
     PLAN_CPU_4BIT,
     PLAN_CPU_BLOCKS,
     PLAN_CPU_GRIDS,
-    PLAN_CPU_CACHE, /* the same for rows of the latent cache */
-    PLAN_CPU_OPS, /* share of the peak of multiply-adds, a few rows or many: of bf16 where the level has them, else of fp32 */
+    PLAN_CPU_CACHE,      /* the same for rows of the latent cache */
+    PLAN_CPU_OPS,        /* share of the peak of multiply-adds of bf16, at levels without them of fp32 */
     PLAN_CPU_OPS8,       /* the same of bytes: 4- and 8-bit integer weights */
     PLAN_CPU_OPS_BLOCKS, /* the same of GGUF's blocks */
     PLAN_RAM_EXPERTS,    /* share of the RAM's rated speed, experts computed where they lie beside a GPU */

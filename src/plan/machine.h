@@ -28,11 +28,10 @@ struct plan_machine {
     double ram_bytes, ram_gb_s;
     bool ram_measured; /* in this minute, by reading; else rated */
     double cpu_gflops; /* multiply-adds of all threads, fp32, each counted twice; 0: not known */
-    double
-        cpu_gops16; /* the same of bf16, where the kernels use them for 16-bit and FP8 weights and in attention; 0: fp32 there, too */
-    double cpu_gops8; /* the same in 8 bits */
-    double ssd_gb_s;  /* 0: none */
-    double hit_rate;  /* of experts in RAM; below 0: by the curve, or without one the share of them that fits */
+    double cpu_gops16; /* the same of bf16, where the level has them: 16-bit and FP8 weights, and attention */
+    double cpu_gops8;  /* the same in 8 bits */
+    double ssd_gb_s;   /* 0: none */
+    double hit_rate;   /* of experts in RAM; below 0: by the curve, or without one the share of them that fits */
     struct plan_curve curve;
     int nodes; /* machines like this one */
     double network_gb_s, network_s;
