@@ -205,11 +205,18 @@ static int check_drafts(const struct engine *engine, struct mo_error *error) {
         engine->options.max_drafts, engine->model.architecture);
 }
 
+/* V4's rows are keys and values as they are: there is nothing to expand. */
+static void say_attention(const struct engine *engine) {
+    if (engine->options.attention != ATTENTION_EXPANDED || !model_is_hybrid(&engine->model)) return;
+    log_warn("--attention expanded changes nothing: %s has one form of attention", engine->model.architecture);
+}
+
 static int open_all(struct engine *engine, struct mo_error *error) {
     struct backend_options backend;
     settle_options(&engine->options);
     int code = engine->options.like ? engine_make_weights(engine, error) : open_checkpoint(engine, error);
     if (!code) code = check_drafts(engine, error);
+    if (!code) say_attention(engine);
     if (!code) code = model_load_generation(&engine->model, &engine->checkpoint, &engine->defaults, error);
     if (!code) code = open_text(engine, error);
     if (!code && !engine->options.like) code = open_weights(engine, error);

@@ -88,8 +88,8 @@ struct engine {
     size_t gpu_free_bytes[CUDA_PARTS_MAX];
     double card_shares[CUDA_PARTS_MAX]; /* of --tensor-split */
     int cpu_layers; /* beside it, with routed experts that the CPU computes: the first so many that have some */
-    double cpu_gflops, cpu_gops8; /* of this machine's threads, by plan's estimate */
-    double load_s, self_test_s;   /* the second is part of the first; 0: left out */
+    double cpu_gflops, cpu_gops16, cpu_gops8; /* of our threads, by the system's word: fp32, bf16, 8 bits */
+    double load_s, self_test_s;               /* the second is part of the first; 0: left out */
 
     pthread_t thread; /* runs the scheduler between engine_start and engine_close */
     bool started;

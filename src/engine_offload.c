@@ -7,9 +7,8 @@
 #include "plan/detect.h"
 #include "plan/predict.h"
 
-static const double GIB = 1 << 30, RAM_GB_S = 50; /* of the machine that the line in the log speaks of */
-static const double LINK_GB_S = 16; /* what such a machine sends to a card: it copies every byte once on the way */
-enum { LINK_ROWS_LEAST = 65 };      /* fewer have kernels for few rows */
+/* Of a machine as the line in the log speaks of it, and long steps go by: its memory, and its link to a card. */
+static const double GIB = 1 << 30, RAM_GB_S = 50, LINK_GB_S = 25;
 
 int engine_offload_settle(struct engine_options *o, struct mo_error *error) {
     if (o->cpu_moe && o->n_cpu_moe >= 0)
@@ -32,8 +31,10 @@ void engine_offload_begin(struct engine *engine) {
     struct plan_host host;
     engine->cpu_layers = o->expert_device == EXPERTS_ON_CPU || asked > layers ? layers : asked;
     if (plan_detect_host(&host, NULL)) return;
-    engine->cpu_gflops = host.gflops * fmin(1, (double)o->threads / host.threads);
-    engine->cpu_gops8 = host.gops8 * fmin(1, (double)o->threads / host.threads);
+    const double share = fmin(1, (double)o->threads / host.threads);
+    engine->cpu_gflops = host.gflops * share;
+    engine->cpu_gops16 = host.gops16 * share;
+    engine->cpu_gops8 = host.gops8 * share;
 }
 
 static bool is_free(const struct engine *engine) {
@@ -67,8 +68,12 @@ int engine_offload_link_rows(const struct engine *engine) {
     if (o->op_offload_rows) return o->op_offload_rows;
     plan_arch_from_model(&arch, &engine->model, "model");
     plan_weights_from_model(&weights, &engine->model, &engine->weights);
-    const int rows = plan_link_rows(&arch, &weights, engine->cpu_gflops, engine->cpu_gops8, LINK_GB_S);
-    return rows > LINK_ROWS_LEAST ? rows : LINK_ROWS_LEAST;
+    const struct plan_machine machine = {.gpu = {.host_gb_s = LINK_GB_S},
+                                         .ram_gb_s = RAM_GB_S,
+                                         .cpu_gflops = engine->cpu_gflops,
+                                         .cpu_gops16 = engine->cpu_gops16,
+                                         .cpu_gops8 = engine->cpu_gops8};
+    return plan_link_rows(&arch, &weights, &machine);
 }
 
 /* Milliseconds that a token takes longer, by the constants of `plan`. */
