@@ -13,6 +13,7 @@
 #include "engine_weights.h"
 #include "plan/memory.h"
 
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 #include "base/clock.h"
@@ -32,7 +33,8 @@ void engine_options_init(struct engine_options *options) {
     *options = (struct engine_options){.memory_utilization = 0.9, .like_seed = 1, .n_cpu_moe = -1};
 }
 
-void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_MAX]) {
+/* What is computed, and where. Each adds its flags to those that are there, and returns how many there are then. */
+static size_t add_place_flags(struct engine_options *o, struct cli_flag *flags, size_t n) {
     /* clang-format off */
     const struct cli_flag table[] = {
         {.names = "Engine", .type = CLI_HEADING},
@@ -68,6 +70,16 @@ void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_M
          .help = "threads (default: the processors this process may use)"},
         {.names = "--cpu-strict", .type = CLI_INT, .target = &o->cpu_strict, .max = 1, .value = "0|1",
          .help = "1: each thread stays on a processor of its own, one a core first\n(default 0; other programs then delay every step)"},
+    };
+    /* clang-format on */
+    memcpy(flags + n, table, sizeof table);
+    return n + sizeof table / sizeof *table;
+}
+
+/* How much at once, and how. */
+static size_t add_work_flags(struct engine_options *o, struct cli_flag *flags, size_t n) {
+    /* clang-format off */
+    const struct cli_flag table[] = {
         {.names = "--max-model-len,--context,--ctx-size,-c", .type = CLI_INT, .target = &o->max_model_len, .min = 1,
          .max = 1 << 26, .value = "N", .help = "longest sequence, prompt and answer\n(default: the model's, or what fits)"},
         {.names = "--max-num-seqs,--seqs,--parallel,-np", .type = CLI_INT, .target = &o->max_num_seqs, .min = 1, .max = MAX_SEQS,
@@ -103,8 +115,14 @@ void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_M
          .help = "do not compare this machine's kernels (and card) with plain C before\nstarting"},
     };
     /* clang-format on */
-    memcpy(flags, table, sizeof table);
-    flags[sizeof table / sizeof *table] = (struct cli_flag){0};
+    memcpy(flags + n, table, sizeof table);
+    return n + sizeof table / sizeof *table;
+}
+
+void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_MAX]) {
+    size_t n = add_work_flags(o, flags, add_place_flags(o, flags, 0));
+    assert(n < ENGINE_FLAGS_MAX);
+    flags[n] = (struct cli_flag){0};
 }
 
 /* Rows of logits for the guesses of several sequences: those of the later ones have to wait for room. */
