@@ -6,6 +6,7 @@
 #include "base/json.h"
 #include "bench_guide.h"
 #include "engine_cards.h"
+#include "engine_offload.h"
 #include "model/pack.h"
 #include "plan/predict.h"
 
@@ -58,7 +59,10 @@ void bench_say_machine(const struct bench_report *r) {
             printf("  the first of %d GPUs that work one after another: %s\n", e->n_parts,
                    engine_cards_layers(e, layers));
         if (e->cpu_layers) {
-            printf("  the routed experts of %d of %d layers on the CPU\n", e->cpu_layers, model_moe_layers(&e->model));
+            const int rows = engine_offload_link_rows(e);
+            printf("  the routed experts of %d of %d layers on the CPU", e->cpu_layers, model_moe_layers(&e->model));
+            if (rows) printf(", in steps of %d tokens and more over the link on the card", rows);
+            printf("\n");
         }
         say_opened(r);
         return;

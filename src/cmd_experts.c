@@ -129,6 +129,18 @@ static bool ends(const struct engine *engine, int32_t token) {
     return false;
 }
 
+/* What V4's pages are summed up to is as of the token computed last: that of the text is made once more, from its page's beginning. */
+static int go_back(struct session *s, int start, struct mo_error *error) {
+    int at = start / KV_PAGE_TOKENS * KV_PAGE_TOKENS, chunk = s->engine->options.max_num_batched_tokens, code = 0;
+    if (!model_is_hybrid(&s->engine->model)) return 0;
+    s->is_noted = false;
+    for (; at < start && !code; at += chunk) {
+        code = compute(s, at, start - at < chunk ? start - at : chunk, false, error);
+    }
+    s->is_noted = true;
+    return code;
+}
+
 /* `first` [vocab]: the logits behind the text. Where an answer ends by itself, another one begins there. */
 static int generate(struct session *s, const float *first, struct sample_scratch *scratch, struct mo_error *error) {
     struct trace *trace = &s->report.trace;
@@ -144,6 +156,7 @@ static int generate(struct session *s, const float *first, struct sample_scratch
         if (at && ends(s->engine, token)) {
             answer++;
             at = 0;
+            code = go_back(s, start, error);
             continue;
         }
         s->inputs[start + at] = token;

@@ -45,7 +45,7 @@ static void fill_flags(struct command_line *c, struct cli_flag flags[FLAGS_MAX])
         {.names = "--hit-rate", .type = CLI_DOUBLE, .target = &a->hit_rate, .min = 0, .max = 1, .value = "X", .help = "of experts in RAM (default: the share of them that fits)"},
         {.names = "--expert-trace", .type = CLI_STRING, .target = &a->expert_trace, .value = "FILE", .help = "or what `moebius experts MODEL --text TEXT -o FILE` has found for that share"},
         {.names = "--cpu-gflops", .type = CLI_DOUBLE, .target = &a->cpu_gflops, .min = 0.1, .max = 1e7, .value = "N",
-         .help = "multiply-adds of the processor, fp32, counted twice; four times that in\n8 bits (default: this one's peak; not known when --ram is given)"},
+         .help = "multiply-adds of the processor, fp32, counted twice; four times that in\n8 bits (default: as this one's 8 bits, measured; not known when --ram is given)"},
         {.names = "--threads,-t", .type = CLI_INT, .target = &a->threads, .min = 1, .max = 1024, .value = "N", .help = "threads that measure the memory (default: all processors)"},
         {.names = "--device", .type = CLI_CHOICE, .target = &a->device, .choices = "auto|cpu|cuda", .help = "cpu: leave the card out"},
         {.names = "--experts,--expert-device", .type = CLI_CHOICE, .target = &a->experts, .choices = "auto|gpu|cpu|disk", .help = "where the routed experts lie (default auto: the fastest place)"},

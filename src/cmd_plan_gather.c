@@ -175,6 +175,7 @@ static int gather_ram(struct plan_report *r, struct plan_host *host, struct mo_e
     int code = plan_detect_host(host, error);
     if (code) return code;
     machine->cpu_gflops = a->cpu_gflops > 0 ? a->cpu_gflops : a->ram ? 0 : host->gflops;
+    machine->cpu_gops16 = a->cpu_gflops > 0 || a->ram ? 0 : host->gops16;
     machine->cpu_gops8 = a->cpu_gflops > 0 ? a->cpu_gflops * 4 : a->ram ? 0 : host->gops8;
     snprintf(r->ram_from, sizeof r->ram_from, a->ram ? "given" : "free here");
     if (a->ram) {
@@ -274,6 +275,19 @@ static int measure_ram(struct plan_report *r, int threads, struct mo_error *erro
     return 0;
 }
 
+/* What the shares in efficiency.c are shares of; by the clock that the system admits to it would be half as much or twice. */
+static int measure_products(struct plan_report *r, const struct plan_host *host, int threads, struct mo_error *error) {
+    struct plan_machine *machine = &r->input.machine;
+    struct bench_spread tops;
+    if (!machine->ram_measured || r->arguments->cpu_gflops > 0 || r->memory.place == PLAN_IN_GPU) return 0;
+    int code = bench_measure_peak(PEAK_INT8, threads, &tops, error);
+    if (code || !(tops.median > 0)) return code;
+    machine->cpu_gops8 = tops.median * 1e3;
+    machine->cpu_gflops = machine->cpu_gops8 / plan_cpu_bytes_factor(host->level);
+    machine->cpu_gops16 = machine->cpu_gflops * plan_cpu_bf16_factor(host->level);
+    return 0;
+}
+
 /* The folder whose disk the experts would be read from. */
 static const char *disk_folder(const struct plan_arguments *a) {
     if (a->folder) return a->folder;
@@ -294,6 +308,19 @@ static int measure_disk(struct plan_report *r, struct mo_error *error) {
              disk.direct ? "direct reads" : "through the page cache");
     plan_memory(&r->input, &r->memory);
     return 0;
+}
+
+/* Long steps, which nobody asked for, are not what keeps a model from a card: as the engine does. */
+static void shorten_steps(struct plan_report *r, int threads) {
+    struct plan_input shorter = r->input;
+    struct plan_memory memory;
+    if (r->memory.fits || r->arguments->batched_tokens || shorter.wish.seqs > PLAN_STEP_TOKENS) return;
+    shorter.wish.batched_tokens = PLAN_STEP_TOKENS;
+    shorter.cpu_scratch_bytes = cpu_scratch(&shorter, threads);
+    plan_memory(&shorter, &memory);
+    if (!memory.fits) return;
+    r->input = shorter;
+    r->memory = memory;
 }
 
 /* As the engine does. */
@@ -338,8 +365,10 @@ int plan_gather(struct plan_report *r, const struct plan_arguments *arguments, s
     r->input.cpu_scratch_bytes = cpu_scratch(&r->input, threads);
     plan_settle(&r->input);
     plan_memory(&r->input, &r->memory);
+    shorten_steps(r, threads);
     code = measure_disk(r, error);
     if (!code) code = measure_ram(r, threads, error);
+    if (!code) code = measure_products(r, &host, threads, error);
     if (code) return code;
     lengthen_steps(r, threads);
     gather_speeds(r);

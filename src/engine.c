@@ -13,6 +13,7 @@
 #include "engine_weights.h"
 #include "plan/memory.h"
 
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 #include "base/clock.h"
@@ -32,7 +33,8 @@ void engine_options_init(struct engine_options *options) {
     *options = (struct engine_options){.memory_utilization = 0.9, .like_seed = 1, .n_cpu_moe = -1};
 }
 
-void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_MAX]) {
+/* What is computed, and where. Each adds its flags to those that are there, and returns how many there are then. */
+static size_t add_place_flags(struct engine_options *o, struct cli_flag *flags, size_t n) {
     /* clang-format off */
     const struct cli_flag table[] = {
         {.names = "Engine", .type = CLI_HEADING},
@@ -54,6 +56,10 @@ void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_M
          .help = "with --device cuda, the routed experts of N layers on the CPU: the\nfirst that have some (llama.cpp's N counts "
                  "layers without, too)"},
         {.names = "--cpu-moe,-cmoe", .type = CLI_FLAG, .target = &o->cpu_moe, .help = "the same as --expert-device cpu"},
+        {.names = "--no-op-offload", .type = CLI_FLAG, .target = &o->no_op_offload,
+         .help = "the CPU computes those experts in long prompts, too; else they are sent\nto the card for the time of a step"},
+        {.names = "--op-offload-min-batch", .type = CLI_INT, .target = &o->op_offload_rows, .min = 1, .max = 1 << 20, .value = "N",
+         .help = "tokens of a step from which they are sent (default: from where it\npays, by plan's estimate)"},
         {.names = "--expert-shares", .type = CLI_STRING, .target = &o->expert_shares, .value = "N,N,...",
          .help = "with mpirun -n, how many routed experts each process holds, one to\nanother (default: as many as each other, or "
                  "what there is room for)"},
@@ -64,6 +70,16 @@ void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_M
          .help = "threads (default: the processors this process may use)"},
         {.names = "--cpu-strict", .type = CLI_INT, .target = &o->cpu_strict, .max = 1, .value = "0|1",
          .help = "1: each thread stays on a processor of its own, one a core first\n(default 0; other programs then delay every step)"},
+    };
+    /* clang-format on */
+    memcpy(flags + n, table, sizeof table);
+    return n + sizeof table / sizeof *table;
+}
+
+/* How much at once, and how. */
+static size_t add_work_flags(struct engine_options *o, struct cli_flag *flags, size_t n) {
+    /* clang-format off */
+    const struct cli_flag table[] = {
         {.names = "--max-model-len,--context,--ctx-size,-c", .type = CLI_INT, .target = &o->max_model_len, .min = 1,
          .max = 1 << 26, .value = "N", .help = "longest sequence, prompt and answer\n(default: the model's, or what fits)"},
         {.names = "--max-num-seqs,--seqs,--parallel,-np", .type = CLI_INT, .target = &o->max_num_seqs, .min = 1, .max = MAX_SEQS,
@@ -99,8 +115,14 @@ void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_M
          .help = "do not compare this machine's kernels (and card) with plain C before\nstarting"},
     };
     /* clang-format on */
-    memcpy(flags, table, sizeof table);
-    flags[sizeof table / sizeof *table] = (struct cli_flag){0};
+    memcpy(flags + n, table, sizeof table);
+    return n + sizeof table / sizeof *table;
+}
+
+void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_MAX]) {
+    size_t n = add_work_flags(o, flags, add_place_flags(o, flags, 0));
+    assert(n < ENGINE_FLAGS_MAX);
+    flags[n] = (struct cli_flag){0};
 }
 
 /* Rows of logits for the guesses of several sequences: those of the later ones have to wait for room. */
@@ -201,11 +223,18 @@ static int check_drafts(const struct engine *engine, struct mo_error *error) {
         engine->options.max_drafts, engine->model.architecture);
 }
 
+/* V4's rows are keys and values as they are: there is nothing to expand. */
+static void say_attention(const struct engine *engine) {
+    if (engine->options.attention != ATTENTION_EXPANDED || !model_is_hybrid(&engine->model)) return;
+    log_warn("--attention expanded changes nothing: %s has one form of attention", engine->model.architecture);
+}
+
 static int open_all(struct engine *engine, struct mo_error *error) {
     struct backend_options backend;
     settle_options(&engine->options);
     int code = engine->options.like ? engine_make_weights(engine, error) : open_checkpoint(engine, error);
     if (!code) code = check_drafts(engine, error);
+    if (!code) say_attention(engine);
     if (!code) code = model_load_generation(&engine->model, &engine->checkpoint, &engine->defaults, error);
     if (!code) code = open_text(engine, error);
     if (!code && !engine->options.like) code = open_weights(engine, error);

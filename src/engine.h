@@ -20,6 +20,8 @@ struct engine_options {
     int expert_device;         /* enum expert_device, beside a card (engine_offload.h) */
     int n_cpu_moe;             /* below 0: not said; else the CPU computes them in so many layers */
     bool cpu_moe;              /* the same as EXPERTS_ON_CPU */
+    bool no_op_offload;        /* the CPU computes its layers' experts in long steps, too */
+    int op_offload_rows;       /* steps of so many rows are long; 0: from where it pays */
     const char *device;        /* NULL or "auto", "cpu", "cuda", "cuda:N", "cuda:N,cuda:M" */
     const char *tensor_split;  /* how much each card holds, in proportion: "3,1"; NULL: by their free memory */
     int pipeline_parallel;     /* so many cards; 0: not said */
@@ -54,7 +56,7 @@ struct engine_options {
 void engine_options_init(struct engine_options *options);
 
 /* The flags that every command with a model shares, for a cli table. Ends with an entry without names. */
-enum { ENGINE_FLAGS_MAX = 30 };
+enum { ENGINE_FLAGS_MAX = 32 };
 void engine_flags(struct engine_options *options, struct cli_flag flags[ENGINE_FLAGS_MAX]);
 
 struct engine {
@@ -86,7 +88,8 @@ struct engine {
     size_t gpu_free_bytes[CUDA_PARTS_MAX];
     double card_shares[CUDA_PARTS_MAX]; /* of --tensor-split */
     int cpu_layers; /* beside it, with routed experts that the CPU computes: the first so many that have some */
-    double load_s, self_test_s; /* the second is part of the first; 0: left out */
+    double cpu_gflops, cpu_gops16, cpu_gops8; /* of our threads, by the system's word: fp32, bf16, 8 bits */
+    double load_s, self_test_s;               /* the second is part of the first; 0: left out */
 
     pthread_t thread; /* runs the scheduler between engine_start and engine_close */
     bool started;

@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/cpu.h"
 #include "base/log.h"
+#include "engine_offload.h"
 
 static const double GIB = 1 << 30, SAVE_S = 5;
 
@@ -40,14 +41,14 @@ static int make_key(const struct engine *engine, const char *hash, struct page_a
     char *text = NULL, build[BUILD_ID_BYTES], cards[32 * CUDA_PARTS_MAX];
     cpu_level_get(&level, NULL);
     name_generations(engine, cards, sizeof cards);
-    int size =
-        asprintf(&text,
-                 "moebius %s %s; model %s; spellings %016llx; quantization %s; %s %s; experts %d; level %s; "
-                 "native fp8 %s; cache %d; compute %d; attention %d; batch invariant %d; layers %d; row %zu; page %d",
-                 MOEBIUS_VERSION, build_id(build), hash, hash_folded(engine),
-                 o->quantization ? o->quantization : "auto", engine->backend->ops->name, cards, engine->cpu_layers,
-                 cpu_level_bits(level), native ? native : "0", o->kv, o->compute, o->attention, o->batch_invariant,
-                 engine->model.layers, kv_row_bytes(&engine->model, (enum kv_format)(o->kv - 1)), KV_PAGE_TOKENS);
+    int size = asprintf(
+        &text,
+        "moebius %s %s; model %s; spellings %016llx; quantization %s; %s %s; experts %d, link %d; level %s; "
+        "native fp8 %s; cache %d; compute %d; attention %d; batch invariant %d; layers %d; row %zu; page %d",
+        MOEBIUS_VERSION, build_id(build), hash, hash_folded(engine), o->quantization ? o->quantization : "auto",
+        engine->backend->ops->name, cards, engine->cpu_layers, engine_offload_link_rows(engine), cpu_level_bits(level),
+        native ? native : "0", o->kv, o->compute, o->attention, o->batch_invariant, engine->model.layers,
+        kv_row_bytes(&engine->model, (enum kv_format)(o->kv - 1)), KV_PAGE_TOKENS);
     if (size < 0) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the key of the cache on disk");
     SHA256((const unsigned char *)text, (size_t)size, key->bytes);
     free(text);

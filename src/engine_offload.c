@@ -1,11 +1,14 @@
 #include "engine_offload.h"
 
+#include <math.h>
 #include "base/log.h"
 #include "engine_cards.h"
 #include "engine_weights.h"
+#include "plan/detect.h"
 #include "plan/predict.h"
 
-static const double GIB = 1 << 30, RAM_GB_S = 50; /* of the machine that the line in the log speaks of */
+/* Of a machine as the line in the log speaks of it, and long steps go by: its memory, and its link to a card. */
+static const double GIB = 1 << 30, RAM_GB_S = 50, LINK_GB_S = 25;
 
 int engine_offload_settle(struct engine_options *o, struct mo_error *error) {
     if (o->cpu_moe && o->n_cpu_moe >= 0)
@@ -25,7 +28,13 @@ int engine_offload_settle(struct engine_options *o, struct mo_error *error) {
 void engine_offload_begin(struct engine *engine) {
     const struct engine_options *o = &engine->options;
     int layers = model_moe_layers(&engine->model), asked = o->n_cpu_moe > 0 ? o->n_cpu_moe : 0;
+    struct plan_host host;
     engine->cpu_layers = o->expert_device == EXPERTS_ON_CPU || asked > layers ? layers : asked;
+    if (plan_detect_host(&host, NULL)) return;
+    const double share = fmin(1, (double)o->threads / host.threads);
+    engine->cpu_gflops = host.gflops * share;
+    engine->cpu_gops16 = host.gops16 * share;
+    engine->cpu_gops8 = host.gops8 * share;
 }
 
 static bool is_free(const struct engine *engine) {
@@ -47,6 +56,24 @@ double engine_offload_bytes(const struct engine *engine) {
         }
     }
     return bytes;
+}
+
+int engine_offload_link_rows(const struct engine *engine) {
+    const struct engine_options *o = &engine->options;
+    struct plan_arch arch;
+    struct plan_weights weights;
+    const bool are_elsewhere = engine->store || engine->split.count > 1; /* on disk, with other processes */
+    if (!engine->cpu_layers || o->no_op_offload || o->batch_invariant || are_elsewhere) return 0;
+    if (cuda_link_refuses(&engine->model, &engine->weights, engine->cpu_layers, NULL)) return 0;
+    if (o->op_offload_rows) return o->op_offload_rows;
+    plan_arch_from_model(&arch, &engine->model, "model");
+    plan_weights_from_model(&weights, &engine->model, &engine->weights);
+    const struct plan_machine machine = {.gpu = {.host_gb_s = LINK_GB_S},
+                                         .ram_gb_s = RAM_GB_S,
+                                         .cpu_gflops = engine->cpu_gflops,
+                                         .cpu_gops16 = engine->cpu_gops16,
+                                         .cpu_gops8 = engine->cpu_gops8};
+    return plan_link_rows(&arch, &weights, &machine);
 }
 
 /* Milliseconds that a token takes longer, by the constants of `plan`. */

@@ -16,6 +16,9 @@ int engine_offload_most(const struct engine *engine);
  * needs of weights that are made on their way to the card. */
 int engine_offload_choose(struct engine *engine, struct mo_error *error);
 
+/* Rows of a step from which the card computes the CPU's experts, too, as they come over its link; 0: it never does. */
+int engine_offload_link_rows(const struct engine *engine);
+
 /* Bytes of the experts that the CPU computes; all of them without a card. */
 double engine_offload_bytes(const struct engine *engine);
 

@@ -131,6 +131,7 @@ void engine_plan_options(const struct engine *engine, struct backend_options *ba
         .take_cache = o->take_cache,
         .copies_pages = o->cache_folder != NULL,
         .cpu_layers = engine->cpu_layers,
+        .link_rows = engine_offload_link_rows(engine),
         .ranks = engine->split.count > 1 ? &engine->split : NULL,
         .n_pages = most_pages(engine),
     };

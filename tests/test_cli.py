@@ -164,6 +164,23 @@ def test_output_to_a_pipe_leaves_it_there(tmp_path):
         os.close(reader)
 
 
+def test_a_pipe_is_no_model(tmp_path):
+    """And nobody waits for one who writes to it."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    refused(moebius("info", pipe, timeout=20), pipe, "not a regular file")
+
+
+def test_without_proc():
+    """A root without /proc: how much memory there is, the system says without it."""
+    hidden = ["unshare", "--mount", "sh", "-c", 'umount -l /proc && exec "$@"', "sh"]
+    if subprocess.run([*hidden, "true"], capture_output=True).returncode:
+        pytest.skip("no right to take /proc away")
+    done = subprocess.run([*hidden, PROGRAM, "bench", str(LITE), "--prompt", "2", "--generate", "2", "--batch", "1", "--depth", "0",
+                           "--repeat", "1", "--json"], capture_output=True, env={**os.environ, "MOEBIUS_MEMORY": "0.25"})
+    assert done.returncode == 0, done.stderr
+
+
 def test_output_through_a_link(tmp_path):
     target, link = tmp_path / "target", tmp_path / "link"
     link.symlink_to(target)

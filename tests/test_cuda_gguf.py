@@ -133,6 +133,16 @@ def test_experts_on_the_cpu(mixed, tmp_path):
     assert sum(t.n_bytes for t in routed) <= report.json["repacked_bytes"] < rounded
 
 
+def test_experts_over_the_link(mixed, tmp_path):
+    """In long steps they come to the card as they lie in the file, whatever order the CPU has them in; what the card has no kernels
+    for stays the CPU's."""
+    long = [*GPU, "--cpu-moe", "--op-offload-min-batch", 8]
+    card = logits(mixed, tmp_path, *GPU)
+    assert np.array_equal(logits(mixed, tmp_path, *long), card) and np.array_equal(logits(mixed, tmp_path, *long, "--no-repack"), card)
+    other = write_model(tmp_path / "m.gguf", lambda name: "TQ1_0" if "_exps" in name else "Q8_0")
+    assert np.array_equal(logits(other, tmp_path, *long), logits(other, tmp_path, *long, "--no-op-offload"))
+
+
 def test_quantized_anew(mixed, tmp_path):
     """What was the way out before there were kernels still works, and is what `quantize` makes."""
     succeed("quantize", mixed, "--quant", "int4", "-o", tmp_path / "int4.safetensors")

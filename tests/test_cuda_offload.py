@@ -4,6 +4,7 @@ leaves to the CPU, and what goes with it. Tiny models have two layers of experts
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -107,6 +108,71 @@ def test_served(serve, tmp_path):  # noqa: F811
     assert cached == [0, 0, 64, 0]
     some, everything, again, rest = on_card
     assert rest < some == again < everything and abs(some - (rest + everything) / 2) <= 1
+
+
+# --- long steps ----------------------------------------------------------------------------------------------------------
+
+LONG = ["--op-offload-min-batch", 30]
+
+
+def long_bits(model, n, *flags, env=None, out):
+    """Of all logits of a prompt of n tokens in one step."""
+    ids = ",".join(str(3 + i * 7 % 90) for i in range(n))
+    succeed("logits", model, "--ids", ids, "--all", "--chunk", n, "--out", out, *GPU, *flags, env=env)
+    return out.read_bytes()
+
+
+@pytest.mark.parametrize("name, turn", [("v2lite-tiny", 3), ("v2lite-tiny-awq", 99), ("v3-tiny-fp8", 5), ("v4-tiny-fp8", 1)])
+def test_long_steps_are_the_cards(name, turn, tmp_path):
+    """From 30 tokens in a step on the experts come to the card, however many at a time: the bits of a card that has them all.
+    Below that the CPU computes them, and so it does in long steps if it is to."""
+    model, env = GOLDEN / name, {"MOEBIUS_CUDA_TURN": str(turn)}
+
+    def run(n, *flags):
+        return long_bits(model, n, *flags, env=env, out=tmp_path / "bits")
+
+    assert run(30, "--n-cpu-moe", 1, *LONG) == run(30)
+    card, cpu = run(70), run(70, "--cpu-moe", "--no-op-offload")
+    assert run(70, "--cpu-moe", *LONG) == card != cpu
+    assert run(29, "--cpu-moe", *LONG) == run(29, "--cpu-moe", "--no-op-offload")
+
+
+def test_long_steps_where_all_steps_are_alike(tmp_path):
+    flags = ["--cpu-moe", "--batch-invariant"]
+    cpu = long_bits(V2, 40, *flags, "--no-op-offload", out=tmp_path / "bits")
+    assert long_bits(V2, 40, *flags, *LONG, out=tmp_path / "bits") == cpu
+
+
+def test_long_steps_of_other_formats(tmp_path):
+    """Quantised on the way in; on two cards."""
+    out = tmp_path / "bits"
+    int4 = ["--quantization", "int4"]
+    assert long_bits(V2, 40, *int4, "--cpu-moe", *LONG, out=out) == long_bits(V2, 40, *int4, "--n-cpu-moe", 0, out=out)
+    cards = fake(devices=2)
+    assert long_bits(V2, 40, "-pp", 2, "--n-cpu-moe", 2, *LONG, env=cards, out=out) == long_bits(V2, 40, out=out)
+
+
+def test_long_steps_fail_as_others_do(tmp_path):
+    """A copy that the card refuses in the middle of a layer, and no pinned memory for the way."""
+    flags = [*GPU, "--cpu-moe", *LONG, "--chunk", 40]
+    ids = ",".join(map(str, range(3, 43)))
+    log = moebius("logits", V2, "--ids", ids, *flags, env=fake(log=1)).err
+    copies = len(re.findall(r"fake cuda: copy", log))
+    without = len(re.findall(r"fake cuda: copy", moebius("logits", V2, "--ids", ids, *flags, "--no-op-offload", env=fake(log=1)).err))
+    assert copies > without + 40  # two layers of experts, three matrices each
+    refused(moebius("logits", V2, "--ids", ids, *flags, env=fake(copy=copies - 10)), "GPU 0", "sending weights")
+
+
+def test_long_prompts_served(serve):  # noqa: F811
+    """Beside others that decode, in chunks of both kinds."""
+    prompt = {"prompt": [3 + i * 7 % 90 for i in range(150)], "temperature": 0, "max_tokens": 4}
+    flags = ["--cpu-moe", *LONG, "--max-num-batched-tokens", 64]
+    server = serve(*flags)
+    with ThreadPoolExecutor(4) as pool:
+        long = pool.map(lambda _: server.complete(**prompt)["choices"][0]["text"], range(2))
+        short = pool.map(lambda i: server.complete("one two three", **REQUESTS[i])["choices"][0]["text"], range(2))
+        assert len({*long}) == 1 and all(short)
+    assert server.stop() == 0
 
 
 # --- auto ----------------------------------------------------------------------------------------------------------------

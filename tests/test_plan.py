@@ -15,6 +15,7 @@ from conftest import DELETE, GOLDEN, ROOT, SETS, change_config, copy_set, moebiu
 LITE, V3 = "deepseek-coder-v2-lite", "deepseek-v3"
 CARD = ["--gpu", "rtx-4090", "--ram", "64@89"]  # nothing is left to be measured
 NO_CARD = ["--gpu", "none", "--ram", "64@89"]
+LONG_STEPS = ["--max-num-batched-tokens", "2048"]
 COMPARED = ["qwen2.5-coder-14b", "qwen2.5-coder-32b", "codestral-22b", "mixtral-8x7b"]
 DOCS = {"what-fits.md": ["--table", "what-fits"], "what-fits-bandwidth.svg": ["--plot", "bandwidth"],
         "what-fits-671b.svg": ["--plot", "671b"]}
@@ -116,11 +117,18 @@ def test_nearest_settings_are_true():
 
 def test_largest_context_is_true():
     for kv in ("bf16", "fp8"):
-        wish = [LITE, "--quant", "fp8", *CARD, "--experts", "gpu", "--kv", kv, "--seqs", "4"]
+        wish = [LITE, "--quant", "fp8", *CARD, "--experts", "gpu", "--kv", kv, "--seqs", "4", *LONG_STEPS]
         each = plan(*wish)["cache_tokens"] // 4
         assert plan(*wish, "--context", min(each, 163840))["fits"]
         if each + 64 < 163840:
             assert not plan(*wish, "--context", each + 64, code=3)["fits"]
+
+
+def test_steps_as_long_as_fit():
+    """Nobody asked for long steps, so they give way: as the engine does it."""
+    wish = [LITE, "--quant", "fp8", *CARD, "--experts", "gpu", "--seqs", "4"]
+    context = plan(*wish, *LONG_STEPS)["cache_tokens"] // 4 + 1024
+    assert plan(*wish, "--context", context, *LONG_STEPS, code=3)["scratch_bytes"] > plan(*wish, "--context", context)["scratch_bytes"]
 
 
 def test_classes():
@@ -180,7 +188,7 @@ def test_layers_beside_a_card():
     text = succeed("plan", *base).text
     assert f"{n} of 26 layers' in RAM" in text and f"--n-cpu-moe {n}: as few as" in text
     assert plan(*base, "-ncmoe", n)["decode"] == report["decode"] and plan(*base, "-ncmoe", n)["n_cpu_moe"] == n
-    short = plan(*base, "-ncmoe", n - 1, code=3)
+    short = plan(*base, "-ncmoe", n - 1, *LONG_STEPS, code=3)
     assert short["nearest"][0]["flags"] == f"--n-cpu-moe {n}" and "memory of the cards" in plan(*base, "-ncmoe", 0, code=3)["place"]
     everything = [plan(*base, *flags) for flags in (["-ncmoe", 26], ["-ncmoe", 300], ["-cmoe"], ["--expert-device", "cpu"])]
     assert all(other["n_cpu_moe"] == 26 and other["decode"] == everything[0]["decode"] for other in everything)

@@ -448,6 +448,15 @@ def test_a_packed_file_is_not_written_over(tmp_path):
     assert contents(tmp_path) == before
 
 
+def test_what_a_new_file_begins_as_is_not_written_over(tmp_path):
+    """FILE is FILE.partial until it is whole; that may be the name of the model that is read."""
+    packed = tmp_path / "packed.partial"
+    succeed("quantize", GOLDEN / "v2lite-tiny", "--quant", "int8", "-o", packed)
+    before = contents(tmp_path)
+    refused(moebius("quantize", packed, "--quant", "int4", "-o", tmp_path / "packed"), packed, "that is being read")
+    assert contents(tmp_path) == before
+
+
 def test_shards_are_not_written_over(tmp_path):
     copy_set("v3-tiny-fp8", tmp_path / "model")
     shards = sorted((tmp_path / "model").glob("*.safetensors"))

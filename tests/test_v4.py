@@ -432,9 +432,12 @@ def test_a_scale_that_is_no_number(quantized, name):
     refused(moebius("logits", quantized, "--ids", "1,2"), "model.safetensors", name)
 
 
-@pytest.mark.parametrize("name", ["layers.0.hc_attn_fn", "layers.1.ffn.gate.weight", SPARSE + "compressor.wgate.weight",
-                                  SPARSE + "indexer.weights_proj.weight", "layers.2.attn.wkv.weight"])
-def test_weights_that_are_not_finite(model, name, tmp_path):
+@pytest.mark.parametrize("name, words", [("layers.0.hc_attn_fn", "layer 0, stage attn_in "), ("layers.1.hc_attn_fn", "layer 1, stage attn_in "),
+                                         ("layers.1.hc_ffn_fn", "layer 1, stage route "), ("layers.1.ffn.gate.weight", "layer 1, stage route "),
+                                         ("layers.1.attn.wo_b.weight", "layer 1, stage attention "), ("hc_head_fn", "after the last layer, stage head "),
+                                         (SPARSE + "compressor.wgate.weight", "stage attn_in "), (SPARSE + "indexer.weights_proj.weight", "stage attn"),
+                                         ("layers.2.attn.wkv.weight", "layer 2, stage attn_in ")])
+def test_weights_that_are_not_finite(model, name, words, tmp_path):
     """A NaN in a matrix is found by the step: it fails by name, and nothing is answered from it."""
     def spoil(tensors):
         dtype, shape, raw = tensors[name]
@@ -442,7 +445,27 @@ def test_weights_that_are_not_finite(model, name, tmp_path):
 
     rewrite(model, spoil)
     (tmp_path / "ids.json").write_text(json.dumps(tokens_of(140)))
-    refused(moebius("logits", model, "--ids", tmp_path / "ids.json", "--no-self-test"), "NaN or infinity")
+    refused(moebius("logits", model, "--ids", tmp_path / "ids.json", "--no-self-test"), "NaN or infinity", words)
+
+
+def test_answers_after_one_another(tmp_path):
+    """`experts --generate` begins anew where an answer ends: greedy, so each chooses the experts that the first one chose."""
+    model, ids, n, answers = tmp_path / "model", [(7 * i * i + 207) % 200 + 5 for i in range(69)], 6, 4
+    copy_set("v4-tiny", model)
+    prompt = ",".join(map(str, ids))
+    tokens = succeed("logits", model, "--ids", prompt, "--greedy", n + 1).json
+    (model / "generation_config.json").write_text(json.dumps({"do_sample": False, "eos_token_id": tokens[n]}))
+    succeed("experts", model, "--ids", prompt, "--generate", n * answers, "--experts", tmp_path / "e.i32", "--chunk", 3)
+    config = json.loads((model / "config.json").read_text())
+    chosen = np.fromfile(tmp_path / "e.i32", "<i4").reshape(config["num_hidden_layers"], answers, n, config["num_experts_per_tok"])
+    assert tokens[n] not in tokens[1:n] and (chosen == chosen[:, :1]).all()
+
+
+def test_expanded_attention_changes_nothing():
+    """And that is said."""
+    for name, says in (("v4-tiny", True), ("v41-tiny", True), ("v3-tiny", False)):
+        err = succeed("logits", GOLDEN / name, "--ids", "1,2", "--attention", "expanded", "--out", "/dev/null").err
+        assert ("--attention expanded changes nothing" in err) == says
 
 
 def test_unknown_tensor(model):

@@ -299,7 +299,8 @@ def test_weights_that_are_not_finite(model, name, tmp_path):
 
     rewrite(model, spoil)
     (tmp_path / "ids.json").write_text(json.dumps(tokens_of(140)))
-    refused(moebius("logits", model, "--ids", tmp_path / "ids.json", "--no-self-test"), "NaN or infinity")
+    where = {"layers.0.hc_ffn_fn": "layer 0, stage route ", f"layers.{ENGRAM}.engram.embed.weight": "stage engram "}
+    refused(moebius("logits", model, "--ids", tmp_path / "ids.json", "--no-self-test"), "NaN or infinity", where.get(name, "in layer "))
 
 
 def test_no_guesses():

@@ -69,6 +69,8 @@ struct backend_options {
     bool batch_invariant; /* no arithmetic that depends on how many rows a step has */
     int cpu_layers; /* CUDA: of so many layers, the first that have routed experts, the CPU computes these, from `weights` where
                        they lie; no more than there are */
+    int link_rows; /* CUDA: in steps of so many rows or more the card computes these too: they come to it over its link, by turns;
+                       0: never. Their formats are those that cuda_link_refuses lets through. */
     struct store *store;  /* CPU: routed experts are read into it when they are needed; NULL: they lie in `weights` */
     bool predict_experts; /* with a store: reads ahead what the next layer will probably need */
     const struct ranks_split
@@ -181,6 +183,9 @@ struct cuda_bytes {
 };
 int cuda_backend_bytes(const struct model *model, const struct weights *weights, const struct backend_options *options,
                        const struct cuda_part *part, struct cuda_bytes *bytes, struct mo_error *error);
+/* Whether a card could compute the routed experts of the first cpu_layers layers that have some, as backend_options.link_rows wants it;
+ * else MO_E_UNSUPPORTED and why not. */
+int cuda_link_refuses(const struct model *model, const struct weights *weights, int cpu_layers, struct mo_error *error);
 /* One backend over n_parts cards, which together have the layers in order, each once (V4.1: one card). `weights` must outlive the backend
  * if the CPU computes experts, or where the model has n-gram memory. */
 int cuda_backend_open(struct backend **backend, const struct model *model, const struct weights *weights,

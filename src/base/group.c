@@ -24,9 +24,14 @@ static double number_in(const char *folder, const char *name, const char *label,
     return group_read_number(path, label, fallback);
 }
 
+double group_memory_limit(const char *folder, bool is_v1, double none) {
+    double limit = number_in(folder, is_v1 ? "memory.limit_in_bytes" : "memory.max", "", -1); /* "max" is no number */
+    return limit < 0 ? none : limit;
+}
+
 /* The limit less what is in use and cannot be taken back, as pages of files can. */
 double group_memory_left(const char *folder, bool is_v1, double none) {
-    double limit = number_in(folder, is_v1 ? "memory.limit_in_bytes" : "memory.max", "", -1); /* "max" is no number */
+    double limit = group_memory_limit(folder, is_v1, -1);
     if (limit < 0) return none;
     double used = number_in(folder, is_v1 ? "memory.usage_in_bytes" : "memory.current", "", 0);
     used -= number_in(folder, "memory.stat", "\ninactive_file ", 0);

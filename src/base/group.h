@@ -14,8 +14,8 @@ double group_least_at(const char *root, const char *path, bool is_v1, group_meas
 /* The same for this process; both versions may be there. `controller` is "memory" or "cpu". */
 double group_least(const char *controller, group_measure *measure, double none);
 
-/* The two that there are: bytes below the limit that are not in use, and processors' worth of time. */
-group_measure group_memory_left, group_processors;
+/* Those that there are: bytes that may be used, those of them that are not in use, and processors' worth of time. */
+group_measure group_memory_limit, group_memory_left, group_processors;
 
 /* The number after `label` in a small file of the system's; `fallback` if there is none. */
 double group_read_number(const char *path, const char *label, double fallback);

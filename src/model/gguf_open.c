@@ -3,9 +3,11 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include "base/file.h"
 #include "base/text.h"
 
@@ -59,10 +61,10 @@ static int locate_in_folder(const char *folder, char *path, size_t path_size, st
 int gguf_locate(const char *model, char *path, size_t path_size, struct mo_error *error) {
     if (file_is_directory(model)) return locate_in_folder(model, path, path_size, error);
     char magic[4] = "";
-    FILE *file = fopen(model, "rb");
-    bool found = file && fread(magic, 1, sizeof magic, file) == sizeof magic && !memcmp(magic, "GGUF", sizeof magic);
-    if (file) fclose(file);
-    if (!found && !(file && text_ends_with(model, ".gguf"))) return 0;
+    int fd = open(model, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a named pipe would wait for a writer */
+    bool found = fd >= 0 && read(fd, magic, sizeof magic) == sizeof magic && !memcmp(magic, "GGUF", sizeof magic);
+    if (fd >= 0) close(fd);
+    if (!found && !(fd >= 0 && text_ends_with(model, ".gguf"))) return 0;
     if (snprintf(path, path_size, "%s", model) < (int)path_size) return 1;
     return mo_error_set(error, MO_E_INVALID, "path of the model is too long");
 }

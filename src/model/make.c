@@ -50,7 +50,7 @@ struct batch {
 };
 
 static int units_of(const struct mat *mat) {
-    return (mat->rows + MAKE_ROWS - 1) / MAKE_ROWS;
+    return (int)(((int64_t)mat->rows + MAKE_ROWS - 1) / MAKE_ROWS);
 }
 
 /* The matrix that unit `index` of the batch belongs to. */

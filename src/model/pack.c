@@ -83,7 +83,7 @@ static int settle_path(struct pack *pack, const char *path, struct mo_error *err
     }
     memcpy(pack->partial, pack->target, (size_t)n);
     memcpy(pack->partial + n, PARTIAL, strlen(PARTIAL) + 1);
-    return 0;
+    return file_check_unmapped(pack->partial, error); /* it is begun anew, whatever it holds */
 }
 
 int pack_create(struct pack **out, const char *path, struct mo_error *error) {

@@ -61,7 +61,7 @@ static void read_card(const struct driver *d, int ordinal, struct plan_cuda *cud
     struct plan_gpu *gpu = &cuda->cards[cuda->n];
     int device = 0;
     size_t bytes = 0;
-    *gpu = (struct plan_gpu){.count = 1, .link_gb_s = 25};
+    *gpu = (struct plan_gpu){.count = 1, .link_gb_s = 25, .host_gb_s = 25};
     if (d->get(&device, ordinal) || d->memory(&bytes, device) || d->name(gpu->name, sizeof gpu->name, device)) return;
     gpu->name[sizeof gpu->name - 1] = 0;
     int capability = attribute(d, ATTRIBUTE_MAJOR, device) * 10 + attribute(d, ATTRIBUTE_MINOR, device);

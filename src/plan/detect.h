@@ -43,9 +43,11 @@ struct plan_host {
     double cores;  /* physical ones behind them */
     double ghz;    /* the highest that the system admits to, or 0 */
     double gflops; /* multiply-adds of all of them, fp32, at that clock: the peak; 0: not known */
+    double gops16; /* the same of bf16, where the level has products of them; else of fp32 */
     double gops8;  /* the same of bytes */
     int numa_nodes;
-    double memory_bytes, available_bytes, group_bytes; /* of the machine; free; of the control group (0: no limit) */
+    double memory_bytes, available_bytes; /* of the machine; free */
+    double group_bytes;                   /* the least that control groups allow (0: no limit) */
     double swap_bytes;
     char huge_pages[16];                       /* "always", "madvise", "never" or "" */
     int overcommit;                            /* 0, 1, 2; -1: not known */
@@ -54,5 +56,7 @@ struct plan_host {
 int plan_detect_host(struct plan_host *host, struct mo_error *error);
 /* How many times more multiply-adds of bytes than of fp32 a clock has at a level. */
 double plan_cpu_bytes_factor(enum cpu_level level);
+/* The same of bf16, for the kernels of 16-bit and FP8 weights and attention. */
+double plan_cpu_bf16_factor(enum cpu_level level);
 
 #endif

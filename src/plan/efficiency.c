@@ -17,8 +17,9 @@ static const struct plan_efficiency table[PLAN_CONSTANTS] = {
     [PLAN_CPU_GRIDS] = {"cpu_grids", 0.22, true,
                         "moebius check --bench, the same machine: IQ1_S 0.11, IQ2 0.14 to 0.37, IQ3 0.28 to 0.38"},
     [PLAN_CPU_CACHE] = {"cpu_cache", 0.86, false, "taken to be as good as 16-bit weights: not measured by us"},
-    [PLAN_CPU_OPS] = {"cpu_operations", 0.5, false,
-                      "assumed: weights widened to fp32, and attention; not measured by us"},
+    [PLAN_CPU_OPS] = {"cpu_operations", 0.45, true,
+                      "moebius bench, 2 threads of a Zen 4 machine, 2026-11-23, V4 and V4.1 as published: eight users "
+                      "0.37 to 0.49"},
     [PLAN_CPU_OPS8] = {"cpu_operations_8bit", 0.45, true, OUR_BENCH "-22, int4, V2-Lite's shape, 256 tokens"},
     [PLAN_CPU_OPS_BLOCKS] = {"cpu_operations_blocks", 0.29, true, OUR_GGUF ", 512 tokens: 0.29 to 0.30"},
     [PLAN_RAM_EXPERTS] = {"ram_experts", 0.80, false,
@@ -37,6 +38,9 @@ static const struct plan_efficiency table[PLAN_CONSTANTS] = {
          "1.3 us between nodes of a graph (Hazy Research, H100) and 2 us to fill and drain (assumed): "
          "not measured by us"},
     [PLAN_GPU_CONTEXT] = {"gpu_context_bytes", 0.4e9, false, "assumed: driver context, graphs, kernels"},
+    [PLAN_HOST_LINK] =
+        {"host_link", 0.80, false,
+         "assumed, and a third of the RAM's speed at most, which copies what is sent: not measured by us"},
     [PLAN_LINK_S] = {"link_s", 10e-6, false, "assumed: cards in one machine, over PCIe or NVLink"},
 };
 

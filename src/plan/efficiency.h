@@ -15,7 +15,7 @@ enum plan_constant {
     PLAN_CPU_BLOCKS,
     PLAN_CPU_GRIDS,
     PLAN_CPU_CACHE,      /* the same for rows of the latent cache */
-    PLAN_CPU_OPS,        /* share of the peak of fp32 multiply-adds, many rows */
+    PLAN_CPU_OPS,        /* share of the peak of multiply-adds of bf16, at levels without them of fp32 */
     PLAN_CPU_OPS8,       /* the same of bytes: 4- and 8-bit integer weights */
     PLAN_CPU_OPS_BLOCKS, /* the same of GGUF's blocks */
     PLAN_RAM_EXPERTS,    /* share of the RAM's rated speed, experts computed where they lie beside a GPU */
@@ -26,6 +26,7 @@ enum plan_constant {
     PLAN_GPU_LAUNCHES,   /* kernels a layer of experts, for up to 8 rows and direct queries */
     PLAN_GPU_LAUNCH_S,   /* seconds from one kernel to the next inside a graph */
     PLAN_GPU_CONTEXT,    /* bytes that the driver, its graphs and the kernels take */
+    PLAN_HOST_LINK,      /* of the link's speed, when experts are sent to a card */
     PLAN_LINK_S,         /* seconds for a card to be heard by its neighbour */
     PLAN_CONSTANTS
 };

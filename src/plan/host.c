@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/resource.h>
 #include "base/file.h"
+#include "base/group.h"
 #include "base/memory.h"
 #include "base/pool.h"
 #include "plan/detect.h"
@@ -50,6 +51,11 @@ double plan_cpu_bytes_factor(enum cpu_level level) {
     return level >= CPU_AMX ? 32 : level >= CPU_AVX_VNNI ? 4 : level == CPU_AVX2 ? 2 : 1;
 }
 
+/* vdpbf16ps takes as long as an fma where it is taken by itself, and does twice the work; AMX's of bf16 are never taken by themselves. */
+double plan_cpu_bf16_factor(enum cpu_level level) {
+    return level == CPU_AVX512_BF16 ? 2 : 1;
+}
+
 static void read_speed(struct plan_host *host) {
     double siblings = read_number("/proc/cpuinfo", "siblings", 1), cores = read_number("/proc/cpuinfo", "cpu cores", 1);
     double khz = read_number("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq", "", 0);
@@ -57,6 +63,7 @@ static void read_speed(struct plan_host *host) {
     if (host->cores < 1) host->cores = 1;
     host->ghz = khz > 0 ? khz * 1e-6 : read_number("/proc/cpuinfo", "cpu MHz", 0) * 1e-3;
     host->gflops = host->cores * host->ghz * ops_a_clock(host->level);
+    host->gops16 = host->gflops * plan_cpu_bf16_factor(host->level);
     host->gops8 = host->gflops * plan_cpu_bytes_factor(host->level);
 }
 
@@ -92,7 +99,8 @@ int plan_detect_host(struct plan_host *host, struct mo_error *error) {
     host->memory_bytes = read_number("/proc/meminfo", "MemTotal", 0) * 1024;
     host->swap_bytes = read_number("/proc/meminfo", "SwapTotal", 0) * 1024;
     host->available_bytes = memory_available_bytes();
-    host->group_bytes = read_number("/sys/fs/cgroup/memory.max", "", 0);
+    const double limit = group_least("memory", group_memory_limit, INFINITY);
+    host->group_bytes = isfinite(limit) ? limit : 0;
     read_huge_pages(host);
     host->overcommit = (int)read_number("/proc/sys/vm/overcommit_memory", "", -1);
     host->locked_bytes = read_limit(RLIMIT_MEMLOCK);

@@ -10,10 +10,10 @@
 /* Memory as the driver reports it; speed and 16-bit tensor operations with fp32 sums from the vendors' data sheets (GeForce halves
  * that rate, data-centre cards do not). Links: PCIe 4 or 5 with 16 lanes, or NVLink. */
 static const struct plan_gpu cards[] = {
-    {"rtx-3090", 1, 24576 MIB, 936, 71, 25},     {"rtx-4080", 1, 16376 MIB, 717, 97.5, 25},
-    {"rtx-4090", 1, 24564 MIB, 1008, 165.2, 25}, {"rtx-5090", 1, 32607 MIB, 1792, 210, 50},
-    {"a100-80g", 1, 81920 MIB, 2039, 312, 300},  {"h100", 1, 81559 MIB, 3350, 989, 450},
-    {"h200", 1, 143771 MIB, 4800, 989, 450},
+    {"rtx-3090", 1, 24576 MIB, 936, 71, 25, 25},     {"rtx-4080", 1, 16376 MIB, 717, 97.5, 25, 25},
+    {"rtx-4090", 1, 24564 MIB, 1008, 165.2, 25, 25}, {"rtx-5090", 1, 32607 MIB, 1792, 210, 50, 50},
+    {"a100-80g", 1, 81920 MIB, 2039, 312, 300, 25},  {"h100", 1, 81559 MIB, 3350, 989, 450, 50},
+    {"h200", 1, 143771 MIB, 4800, 989, 450, 50},
 };
 enum { N_CARDS = sizeof cards / sizeof *cards, MAX_GPUS = 4096 };
 
@@ -75,8 +75,12 @@ int plan_gpu_parse(struct plan_gpu *gpu, const char *text, struct mo_error *erro
     }
     double numbers[3];
     if (!equals || equals == name || !read_numbers(equals + 1, numbers, 3)) return refuse_gpu(text, error);
-    *gpu = (struct plan_gpu){
-        .count = count, .memory_bytes = numbers[0] * 1e9, .gb_s = numbers[1], .tflops = numbers[2], .link_gb_s = 25};
+    *gpu = (struct plan_gpu){.count = count,
+                             .memory_bytes = numbers[0] * 1e9,
+                             .gb_s = numbers[1],
+                             .tflops = numbers[2],
+                             .link_gb_s = 25,
+                             .host_gb_s = 25};
     snprintf(gpu->name, sizeof gpu->name, "%.*s", (int)(equals - name), name);
     utf8_clean(gpu->name);
     return 0;

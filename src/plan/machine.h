@@ -11,6 +11,7 @@ struct plan_gpu {
     double memory_bytes, gb_s;
     double tflops;    /* 16-bit tensor operations, fp32 sums, dense */
     double link_gb_s; /* to the other cards, one direction */
+    double host_gb_s; /* from the machine's memory: PCIe with 16 lanes */
 };
 
 enum plan_parallel {
@@ -28,6 +29,7 @@ struct plan_machine {
     double ram_bytes, ram_gb_s;
     bool ram_measured; /* in this minute, by reading; else rated */
     double cpu_gflops; /* multiply-adds of all threads, fp32, each counted twice; 0: not known */
+    double cpu_gops16; /* the same of bf16, where the level has them: 16-bit and FP8 weights, and attention */
     double cpu_gops8;  /* the same in 8 bits */
     double ssd_gb_s;   /* 0: none */
     double hit_rate;   /* of experts in RAM; below 0: by the curve, or without one the share of them that fits */

@@ -23,39 +23,6 @@ const char *plan_place_text(enum plan_place place) {
     return texts[place];
 }
 
-/* Activations of `wish.batched_tokens` rows, 16-bit but for the residual and the logits. */
-static double scratch_bytes(const struct plan_arch *a, const struct plan_wish *wish) {
-    double rows = wish->batched_tokens, hidden = a->hidden, streams = plan_arch_is_hybrid(a) ? a->hybrid.streams : 1;
-    double q = plan_arch_is_latent(a) ? a->nope_dim + a->rope_dim + a->v_dim + 2.0 * a->kv_lora + a->rope_dim
-                                      : 2.0 * a->head_dim + 2.0 * a->kv_heads * a->head_dim / a->heads;
-    double routed = (double)(a->top_k + a->shared_experts) * a->expert_width;
-    double width = routed > a->dense_width ? routed : a->dense_width;
-    return rows * (hidden * (2 + 4 * streams) + a->heads * q * 2 + width * 4 + a->experts * 4.0) +
-           4.0 * wish->seqs * a->vocab;
-}
-
-/* What one row takes of compressed rows being made (values and gates, V4: of two windows), and of V4.1's candidates and n-grams. */
-static double making_bytes(const struct plan_arch *a) {
-    const struct plan_hybrid *h = &a->hybrid;
-    const double dim = a->kv_lora + a->rope_dim, looked_up = (double)h->tables * h->table_columns * h->table_dim;
-    if (h->kind == HYBRID_CSA) return 2 * 8 * (dim + h->index_dim);
-    const double keys_and_values = h->tables ? 4.0 * (h->streams + 1) * a->hidden : 0;
-    return 8 * dim + 4.0 * h->index_dim + 4.0 * h->candidate_blocks + 2 * looked_up + keys_and_values;
-}
-
-/* Of V4 on a card, as backend/cuda/memory.c places it; the scores of index keys, a few MB, are left out. */
-static double hybrid_card_scratch_bytes(const struct plan_arch *a, const struct plan_wish *wish) {
-    const struct plan_hybrid *h = &a->hybrid;
-    const double hidden = a->hidden, dim = a->kv_lora + a->rope_dim, values = a->heads * dim;
-    const double expert = (a->top_k + a->shared_experts) * (double)a->expert_width;
-    double streams = hidden * (4 + 4 + 2 + 4.0 * h->streams); /* x, shared experts, packed rows, and the streams */
-    double attention = values * (4 + 2 + 2 + 4) + 4 * (a->q_lora + dim) + 2.0 * h->o_groups * h->o_lora;
-    double index = 4.0 * h->index_heads * h->index_dim + 4.0 * h->index_topk;
-    double experts = 2 * expert + 4 * a->top_k * hidden + 4.0 * a->experts;
-    return wish->batched_tokens * (streams + attention + making_bytes(a) + index + experts) +
-           4.0 * wish->seqs * a->vocab;
-}
-
 double plan_usable_ram(const struct plan_machine *machine, const struct plan_wish *wish) {
     if (machine->ram_measured) return machine->ram_bytes * wish->utilization;
     double system = fmin(plan_share(PLAN_SYSTEM_RAM), machine->ram_bytes / 8);
@@ -148,7 +115,7 @@ static void fill_rooms(const struct plan_input *in, double kv, struct plan_memor
     if (uses_ssd(m->place) && room_left(&m->ram) < 0 && in_ram > 0) { /* what RAM cannot hold stays on disk */
         double left = in_ram + room_left(&m->ram);
         m->held = left > 0 ? left / in_ram : 0;
-        m->ram.need_bytes -= in_ram * (1 - m->held);
+        m->ram.need_bytes = left > 0 ? m->ram.have_bytes : m->ram.need_bytes - in_ram;
     }
 }
 
@@ -166,8 +133,15 @@ static double running_bytes(const struct plan_input *in, int64_t context) {
     return plan_arch_running_bytes(&in->arch, wish->kv, pages, wish->seqs, wish->batched_tokens);
 }
 
+static double scratch_at(const struct plan_input *in, enum plan_place place) {
+    if (!uses_gpu(place) && in->cpu_scratch_bytes > 0) return in->cpu_scratch_bytes;
+    const bool takes_link = plan_takes_link(in, place, in->wish.batched_tokens);
+    return plan_scratch_bytes(&in->arch, &in->wish, uses_gpu(place)) +
+           (takes_link ? plan_link_bytes(&in->arch, &in->weights) : 0);
+}
+
 /* Tokens of cache that fit: the memory which holds the cache, by what a token takes of it. */
-static double cache_tokens(const struct plan_input *in, const struct plan_memory *m) {
+static double tokens_beside(const struct plan_input *in, const struct plan_memory *m) {
     struct plan_memory none = *m, one = *m;
     const double running = running_bytes(in, INT32_MAX); /* of as many as there can be */
     fill_rooms(in, running, &none);
@@ -176,6 +150,16 @@ static double cache_tokens(const struct plan_input *in, const struct plan_memory
     const struct plan_room *b = uses_gpu(m->place) ? &one.gpu : &one.ram;
     double token = b->need_bytes - a->need_bytes, left = room_left(a);
     return token > 0 && left > 0 ? floor(left / token) : 0;
+}
+
+/* A card's scratch grows a little with what a step may see: what fits beside that of more tokens than there are fits. */
+static double cache_tokens(const struct plan_input *in, const struct plan_memory *m) {
+    const double most = tokens_beside(in, m);
+    struct plan_input longer = *in;
+    struct plan_memory at = *m;
+    longer.wish.context = (int)fmin(ceil(most / in->wish.seqs), INT32_MAX);
+    at.scratch_bytes = fmax(m->scratch_bytes, scratch_at(&longer, m->place));
+    return tokens_beside(in, &at);
 }
 
 /* Beside other experts: what was asked for, else as many as there is room for beside one card. Machines share otherwise. */
@@ -191,11 +175,6 @@ static int card_layers(const struct plan_input *in, const struct plan_memory *m)
         if (room_left(&at.gpu) >= 0) break;
     }
     return at.card_layers > 0 ? at.card_layers : 0;
-}
-
-static double scratch_at(const struct plan_input *in, enum plan_place place) {
-    if (uses_gpu(place) && plan_arch_is_hybrid(&in->arch)) return hybrid_card_scratch_bytes(&in->arch, &in->wish);
-    return uses_gpu(place) || in->cpu_scratch_bytes <= 0 ? scratch_bytes(&in->arch, &in->wish) : in->cpu_scratch_bytes;
 }
 
 void plan_memory_at(const struct plan_input *in, enum plan_place place, struct plan_memory *m) {

@@ -69,6 +69,19 @@ static inline int plan_cpu_layers(const struct plan_input *input, const struct p
     return memory->place == PLAN_IN_GPU ? 0 : plan_arch_moe_layers(&input->arch) - memory->card_layers;
 }
 
+/* Rows of a step from which it takes less time to send all routed experts over a card's link than to multiply with them on the
+ * processor, whose speed the machine has. */
+enum { PLAN_LINK_ROWS_LEAST = 65 }; /* a card's kernels for prompts begin there */
+int plan_link_rows(const struct plan_arch *arch, const struct plan_weights *weights,
+                   const struct plan_machine *machine);
+/* Whether a step of so many rows has its experts sent, if they lie there. */
+bool plan_takes_link(const struct plan_input *input, enum plan_place place, int rows);
+/* What that takes of the card: experts by turns, and buffers. */
+double plan_link_bytes(const struct plan_arch *arch, const struct plan_weights *weights);
+
+/* What a step writes besides the cache: on a card, as the backend places it; else an estimate (cpu_scratch_bytes is better). */
+double plan_scratch_bytes(const struct plan_arch *arch, const struct plan_wish *wish, bool on_card);
+
 /* RAM of one machine that is left for us: rated RAM less the system's part, or the share of what is free now. */
 double plan_usable_ram(const struct plan_machine *machine, const struct plan_wish *wish);
 

@@ -60,14 +60,24 @@ void plan_predictor_init(struct plan_predictor *p, const struct model *model, co
                          enum cpu_level level, double int8_tops) {
     *p = (struct plan_predictor){.kv = (enum kv_format)kv, .gops8 = int8_tops * 1e3};
     p->gflops = p->gops8 / plan_cpu_bytes_factor(level);
+    p->gops16 = p->gflops * plan_cpu_bf16_factor(level);
     plan_arch_from_model(&p->arch, model, "model");
     plan_weights_from_model(&p->weights, model, weights);
 }
 
 struct plan_speed plan_predict_step(const struct plan_predictor *p, int batch, int depth, double read_gb_s,
                                     double counted_bytes) {
-    struct plan_cpu_case c = {&p->arch, &p->weights, p->kv, read_gb_s,   p->gflops,
-                              p->gops8, -1,          -1,    p->ssd_gb_s, p->hit_rate};
+    struct plan_cpu_case c = {.arch = &p->arch,
+                              .weights = &p->weights,
+                              .kv = p->kv,
+                              .read_gb_s = read_gb_s,
+                              .gflops = p->gflops,
+                              .gops16 = p->gops16,
+                              .gops8 = p->gops8,
+                              .routed_bytes = -1,
+                              .cache_rows = -1,
+                              .ssd_gb_s = p->ssd_gb_s,
+                              .hit_rate = p->hit_rate};
     struct plan_speed speed;
     if (counted_bytes > 0) { /* what is neither fixed nor cache are experts; a cache that is shared counts once */
         double rest = counted_bytes - plan_weights_fixed_bytes(&p->arch, &p->weights);

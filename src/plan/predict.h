@@ -18,7 +18,7 @@ struct plan_predictor {
     struct plan_arch arch;
     struct plan_weights weights;
     enum kv_format kv;
-    double gflops, gops8;
+    double gflops, gops16, gops8;
     double ssd_gb_s, hit_rate; /* of steps, as in struct plan_cpu_case; init: everything is in memory */
 };
 

@@ -5,7 +5,7 @@
 #include <string.h>
 #include "model/recipe.h"
 
-/* Scales included: fp8 has an fp32 one per 128x128 block; int8 and int4 an fp16 one per 128; fp4
+/* Scales included: fp8 has an fp32 one per 128x128 block (fp8_bits: of V4 and V4.1); int8 and int4 an fp16 one per 128; fp4
  * one of 8 bits per 32; AWQ also a 4-bit zero point
  * per group. */
 static const struct plan_format formats[] = {
@@ -179,6 +179,13 @@ double plan_fp8_card_more(const struct plan_arch *arch, enum plan_group group, c
     return is_csa2 && is_there && !strcmp(format->name, "fp8") ? weights * sizeof(float) / 32 : 0;
 }
 
+/* V4's and V4.1's published files have scales of 8 bits, and V4.1 has one for 32x32 weights; in what `quantize` makes of it, too. */
+static double fp8_bits(const struct plan_arch *arch, const struct plan_quant *quant) {
+    const bool is_hybrid = plan_arch_is_hybrid(arch), is_published = !strcmp(quant->name, arch->published);
+    const int side = is_hybrid && arch->hybrid.kind == HYBRID_CSA2 ? 32 : 128;
+    return 8 + (is_hybrid && is_published ? 8.0 : 32.0) / (side * side);
+}
+
 void plan_weights_from_quant(struct plan_weights *weights, const struct plan_arch *arch,
                              const struct plan_quant *quant) {
     int64_t params[PLAN_GROUPS];
@@ -187,7 +194,8 @@ void plan_weights_from_quant(struct plan_weights *weights, const struct plan_arc
     for (int i = 0; i < PLAN_GROUPS; i++) {
         weights->params[i] = (double)params[i];
         weights->format[i] = quant->group[i];
-        weights->bytes[i] = (double)params[i] * quant->group[i].bits / 8;
+        if (!strcmp(quant->group[i].name, "fp8")) weights->format[i].bits = fp8_bits(arch, quant);
+        weights->bytes[i] = (double)params[i] * weights->format[i].bits / 8;
         weights->card_more[i] = plan_fp8_card_more(arch, (enum plan_group)i, &quant->group[i], (double)params[i]);
     }
     if (!params[PLAN_TABLES]) weights->format[PLAN_TABLES] = (struct plan_format){0};

@@ -253,12 +253,42 @@ static enum plan_constant ops_share_of(const struct plan_format *format) {
     return format->kernel == PLAN_K_4BIT || !strcmp(format->name, "int8") ? PLAN_CPU_OPS8 : PLAN_CPU_OPS;
 }
 
+/* Of 16-bit and FP8 weights, and of attention. */
+static double rate_of_floats(const struct plan_machine *machine, bool is_f32) {
+    return (is_f32 || machine->cpu_gops16 <= 0 ? machine->cpu_gflops : machine->cpu_gops16) * 1e9;
+}
+
+static double ops_rate_of(const struct plan_machine *machine, const struct plan_format *format) {
+    const bool is_float = ops_share_of(format) == PLAN_CPU_OPS;
+    return is_float ? rate_of_floats(machine, format->kernel == PLAN_K_F32) : machine->cpu_gops8 * 1e9;
+}
+
+/* The host copies what it sends: a byte is read, written, and read again. */
+static double link_gb_s(const struct plan_machine *machine) {
+    const double link = machine->gpu.host_gb_s * plan_share(PLAN_HOST_LINK);
+    return machine->ram_gb_s > 0 ? fmin(link, machine->ram_gb_s / 3) : link;
+}
+
+int plan_link_rows(const struct plan_arch *arch, const struct plan_weights *weights,
+                   const struct plan_machine *machine) {
+    const struct plan_format *format = &weights->format[PLAN_ROUTED];
+    const double rate = ops_rate_of(machine, format) * plan_share(ops_share_of(format));
+    const double ops_a_row = 2 * weights->params[PLAN_ROUTED] * arch->top_k / arch->experts;
+    const double rows = weights->bytes[PLAN_ROUTED] / (link_gb_s(machine) * 1e9) * rate / ops_a_row;
+    return rows < PLAN_LINK_ROWS_LEAST ? PLAN_LINK_ROWS_LEAST : (int)fmin(rows, 1 << 20) + 1;
+}
+
+bool plan_takes_link(const struct plan_input *in, enum plan_place place, int rows) {
+    return place == PLAN_IN_GPU_RAM && in->machine.gpu.host_gb_s > 0 && !plan_shares_experts(in) &&
+           rows >= plan_link_rows(&in->arch, &in->weights, &in->machine);
+}
+
 /* Operations of the processor on weights of one group. */
 static void add_cpu_ops(const struct job *job, struct plan_speed *s, const char *what, enum plan_group group, int stage,
                         double gain) {
-    enum plan_constant share = ops_share_of(&job->in->weights.format[group]);
-    double rate = (share == PLAN_CPU_OPS ? job->in->machine.cpu_gflops : job->in->machine.cpu_gops8) * 1e9;
-    add(s, what, PLAN_ON_CPU, PLAN_OPS, stage, job->ops[group], rate * gain, plan_share(share));
+    const struct plan_format *format = &job->in->weights.format[group];
+    const double rate = ops_rate_of(&job->in->machine, format);
+    add(s, what, PLAN_ON_CPU, PLAN_OPS, stage, job->ops[group], rate * gain, plan_share(ops_share_of(format)));
 }
 
 /* The same with a share of the routed experts. */
@@ -338,8 +368,8 @@ static void add_cpu(const struct job *job, struct plan_speed *s) {
         add_cpu_ops(job, s, "experts", PLAN_ROUTED, 1, gain.routed);
     }
     add(s, "latent cache, RAM", PLAN_ON_CPU, PLAN_BYTES, 2, job->cache, rate * gain.cache, plan_share(PLAN_CPU_CACHE));
-    add(s, "attention", PLAN_ON_CPU, PLAN_OPS, 2, job->pair_ops, machine->cpu_gflops * 1e9 * gain.fixed,
-        plan_share(PLAN_CPU_OPS));
+    add(s, "attention", PLAN_ON_CPU, PLAN_OPS, 2, job->pair_ops,
+        rate_of_floats(machine, job->in->wish.kv == KV_F32) * gain.fixed, plan_share(PLAN_CPU_OPS));
     add_ssd(job, s);
     add_tables(job, s, 1);
     add_links(job, s, false);
@@ -373,17 +403,19 @@ void plan_decode(const struct plan_input *input, const struct plan_memory *memor
 
 bool plan_prefill_known(const struct plan_input *input, const struct plan_memory *memory) {
     return memory->place == PLAN_IN_GPU || input->machine.cpu_gflops > 0 ||
-           (memory->place == PLAN_IN_GPU_RAM && input->machine.gpu.link_gb_s > 0 && !plan_shares_experts(input));
+           plan_takes_link(input, memory->place, input->wish.batched_tokens);
 }
 
-/* Experts in RAM, long chunks: the card computes them too, as they come over its link. */
-static void time_streamed(const struct job *job, struct plan_speed *s) {
-    const struct plan_gpu *gpu = &job->in->machine.gpu;
-    double share = plan_card_share(job->in, job->memory);
+/* Experts in RAM, long chunks: the card computes them too, when they have come over its link (backend/cuda/link.c). */
+static void time_linked(const struct job *job, struct plan_speed *s) {
+    const struct plan_machine *machine = &job->in->machine;
+    double share = plan_card_share(job->in, job->memory), all = job->in->weights.bytes[PLAN_ROUTED] * (1 - share);
     struct job on_card = part_of(job, share), beside = part_of(job, 1 - share);
     add_gpu(&on_card, s, share > 0);
-    add(s, "routed experts, over the card's link", PLAN_ON_LINK, PLAN_BYTES, 0, beside.routed, gpu->link_gb_s * 1e9, 1);
-    add(s, "experts that came", PLAN_ON_GPU, PLAN_OPS, 0, beside.ops[PLAN_ROUTED], gpu->tflops * 1e12,
+    /* Nobody waits to know which experts are met. */
+    add(s, "routed experts, over the card's link", PLAN_ON_LINK, PLAN_BYTES, 0, job->steps * all,
+        machine->gpu.host_gb_s * 1e9, link_gb_s(machine) / machine->gpu.host_gb_s);
+    add(s, "experts that came", PLAN_ON_GPU, PLAN_OPS, 0, beside.ops[PLAN_ROUTED], machine->gpu.tflops * 1e12,
         plan_share(PLAN_GPU_OPS));
     sum_up(s);
 }
@@ -391,12 +423,8 @@ static void time_streamed(const struct job *job, struct plan_speed *s) {
 void plan_prefill(const struct plan_input *input, const struct plan_memory *memory, int tokens,
                   struct plan_speed *speed) {
     struct job job = prefill_job(input, memory, tokens);
-    struct plan_speed streamed = {.batch = 1, .tokens = tokens};
-    *speed = streamed;
-    time_job(&job, speed);
-    if (memory->place != PLAN_IN_GPU_RAM || plan_shares_experts(input)) return;
-    time_streamed(&job, &streamed);
-    if (input->machine.cpu_gflops <= 0 || streamed.expected_s < speed->expected_s) *speed = streamed;
+    *speed = (struct plan_speed){.batch = 1, .tokens = tokens};
+    (plan_takes_link(input, memory->place, job.rows) ? time_linked : time_job)(&job, speed);
 }
 
 double plan_check_limit(double active_params, double bits, double gb_s) {
@@ -409,6 +437,7 @@ void plan_predict_cpu(const struct plan_cpu_case *the_case, int batch, int depth
         .weights = *the_case->weights,
         .machine = {.ram_gb_s = the_case->read_gb_s,
                     .cpu_gflops = the_case->gflops,
+                    .cpu_gops16 = the_case->gops16,
                     .cpu_gops8 = the_case->gops8,
                     .ssd_gb_s = the_case->ssd_gb_s,
                     .hit_rate = the_case->hit_rate,

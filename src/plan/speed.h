@@ -66,12 +66,12 @@ struct plan_cpu_case {
     const struct plan_arch *arch;
     const struct plan_weights *weights;
     enum kv_format kv;
-    double read_gb_s;     /* measured with the same number of threads */
-    double gflops, gops8; /* fp32, and 8-bit for 4- and 8-bit integer weights; 0: operations cost nothing */
-    double routed_bytes;  /* counted, of a step; below 0: as many experts as independent tokens meet */
-    double cache_rows;    /* counted, of a step; below 0: batch x depth */
-    double ssd_gb_s;      /* of the disk that gives experts which are not in memory; 0: all of them are there */
-    double hit_rate;      /* of experts, if there is such a disk */
+    double read_gb_s;             /* measured with the same number of threads */
+    double gflops, gops16, gops8; /* fp32; bf16, as in struct plan_machine; bytes; 0: operations cost nothing */
+    double routed_bytes;          /* counted, of a step; below 0: as many experts as independent tokens meet */
+    double cache_rows;            /* counted, of a step; below 0: batch x depth */
+    double ssd_gb_s;              /* of the disk that gives experts which are not in memory; 0: all of them are there */
+    double hit_rate;              /* of experts, if there is such a disk */
 };
 void plan_predict_cpu(const struct plan_cpu_case *the_case, int batch, int depth, struct plan_speed *speed);
 

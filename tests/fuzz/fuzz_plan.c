@@ -14,17 +14,26 @@ static void check_refused(int code, const struct mo_error *error) {
     if (code != 0 && (error->code != code || error->message[0] == 0)) abort();
 }
 
-/* Whatever was accepted can be planned for. */
-static void plan_it(const struct plan_arch *arch, const struct plan_weights *weights) {
+/* Whatever was accepted can be planned for, with a card (of `vram` bytes) and without. */
+static void plan_with(const struct plan_arch *arch, const struct plan_weights *weights, double vram) {
     struct plan_input in = {.arch = *arch, .weights = *weights};
     struct plan_memory memory;
     struct plan_speed speed;
     in.machine =
         (struct plan_machine){.ram_bytes = 64e9, .ram_gb_s = 60, .nodes = 1, .parallel = PLAN_PARALLEL_PIPELINE};
+    if (vram > 0)
+        in.machine.gpu =
+            (struct plan_gpu){.name = "card", .count = 1, .memory_bytes = vram, .gb_s = 1000, .tflops = 100};
     in.wish = (struct plan_wish){.kv = KV_FP8, .context = 1024, .seqs = 2, .batched_tokens = 64, .utilization = 0.9};
     plan_memory(&in, &memory);
     plan_decode(&in, &memory, 2, 1024, &speed);
     if (!isfinite(memory.total_bytes) || memory.total_bytes < 0 || !isfinite(speed.expected_s)) abort();
+    if (!isfinite(memory.scratch_bytes) || memory.scratch_bytes < 0) abort();
+}
+
+static void plan_it(const struct plan_arch *arch, const struct plan_weights *weights) {
+    plan_with(arch, weights, 0);
+    plan_with(arch, weights, 24e9);
     if (plan_arch_total(arch) < 0 || plan_arch_active(arch) < 0) abort();
 }
 

@@ -180,6 +180,8 @@ static void test_groups(void **state) {
     put_number(root, "memory.current", "4900\n");
     put_number(inner, "memory.max", "1000\n");
     assert_true(group_least_at(root, "/a\n", false, group_memory_left, 5000) == 1000);
+    assert_true(group_least_at(root, "/a\n", false, group_memory_limit, 5000) == 1000);
+    assert_true(group_least_at(root, "", false, group_memory_limit, 5000) == 5000);
     put_number(inner, "memory.current", "700\n");
     put_number(inner, "memory.stat", "anon 1\ninactive_file 250\nactive_file 150\n");
     assert_true(group_least_at(root, "/a\n", false, group_memory_left, 5000) == 700);
@@ -192,6 +194,7 @@ static void test_groups(void **state) {
     put_number(root, "memory.limit_in_bytes", "600");
     put_number(root, "memory.usage_in_bytes", "100");
     assert_true(group_least_at(root, "/a", true, group_memory_left, 5000) == 500);
+    assert_true(group_least_at(root, "/a", true, group_memory_limit, 5000) == 600);
     assert_true(group_least_at(root, "/a\n", false, group_processors, 64) == 64);
     put_number(root, "cpu.max", "max 100000\n");
     assert_true(group_least_at(root, "/a\n", false, group_processors, 64) == 64);

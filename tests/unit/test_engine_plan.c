@@ -1,15 +1,17 @@
 /* What is set aside before the cache takes the rest: pages on their way to the disk, and exchanges with other ranks;
- * and that `plan` counts V4's cache as the engine does. */
+ * and that `plan` counts V4's cache as the engine does, and a card's scratch as its backend. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
+#include <math.h>
 #include <stdlib.h>
 #include "backend/cpu/moe.h"
 #include "base/file.h"
 #include "cache/disk.h"
 #include "engine_plan.h"
+#include "model/synth.h"
 #include "plan/memory.h"
 
 enum { RANKS = 2, PIECE_PAIRS = 1024 };
@@ -104,11 +106,70 @@ static void test_near_parts(void **state) {
     }
 }
 
+/* ---- a card ---- */
+
+/* Some layers of a published shape, whose weights are only described. */
+struct described {
+    struct plan_arch arch;
+    struct model model;
+    struct weights weights;
+};
+
+static void describe(const char *name, struct described *d) {
+    struct mo_error error = {0};
+    struct recipe recipe;
+    json_t *config = NULL;
+    int code = recipe_parse(&recipe, "fp8", 128, &error);
+    if (!code) code = synth_config(&config, name, 5, &error);
+    const struct synth synth = {.config = config, .recipe = &recipe, .seed = 1, .name = name};
+    if (!code) code = synth_model(&synth, &d->model, &error);
+    if (!code) code = synth_later(&synth, &d->model, &d->weights, &error);
+    if (code || !plan_arch_builtin(&d->arch, name)) fail_msg("%s: %s", name, error.message);
+    d->arch.hybrid.tables = d->model.hybrid.engram.n_layers; /* of these layers, and whether one names candidates */
+    if (d->model.hybrid.candidate_layer < 0) d->arch.hybrid.candidate_blocks = 0;
+    json_decref(config);
+}
+
+/* What `plan` counts for a card is what the backend takes there. */
+static void test_card_scratch(void **state) {
+    (void)state;
+    static const char *const names[] = {"deepseek-v2-lite",  "deepseek-v2",     "deepseek-v3",        "deepseek-v3.2",
+                                        "deepseek-v4-flash", "deepseek-v4-pro", "deepseek-v4.1-flash"};
+    static const struct plan_wish wishes[] = {
+        {KV_BF16, 4096, 1, 512, 0.9},   {KV_BF16, 32768, 1, 2048, 0.9}, {KV_FP8, 8192, 16, 2048, 0.9},
+        {KV_FP8, 131072, 2, 4096, 0.9}, {KV_BF16, 2048, 64, 128, 0.9},  {KV_BF16, 512, 1, 16, 0.9},
+    };
+    for (size_t n = 0; n < sizeof names / sizeof *names; n++) {
+        struct described d = {0};
+        describe(names[n], &d);
+        const struct cuda_part whole = cuda_whole(&d.model, 0);
+        for (size_t i = 0; i < sizeof wishes / sizeof *wishes; i++) {
+            const struct plan_wish *w = &wishes[i];
+            const struct backend_options options = {.max_rows = w->batched_tokens,
+                                                    .max_logits = w->seqs,
+                                                    .max_seqs = w->seqs,
+                                                    .kv = w->kv,
+                                                    .n_pages = w->context / KV_PAGE_TOKENS * w->seqs};
+            struct cuda_bytes taken;
+            struct mo_error error = {0};
+            if (cuda_backend_bytes(&d.model, &d.weights, &options, &whole, &taken, &error))
+                fail_msg("%s", error.message);
+            const double planned = plan_scratch_bytes(&d.arch, w, true), difference = planned - (double)taken.scratch;
+            if (fabs(difference) > 0.01 * (double)taken.scratch + 1e6) {
+                fail_msg("%s, %d x %d tokens, %d a step: planned %.1f MB, taken %.1f MB", names[n], w->seqs, w->context,
+                         w->batched_tokens, planned * 1e-6, (double)taken.scratch * 1e-6);
+            }
+        }
+        weights_free(&d.weights);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_slots),
         cmocka_unit_test(test_exchanges),
         cmocka_unit_test(test_near_parts),
+        cmocka_unit_test(test_card_scratch),
     };
     setenv("MOEBIUS_MEMORY", "0.25", 1);
     return cmocka_run_group_tests(tests, NULL, NULL);

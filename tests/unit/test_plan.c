@@ -13,6 +13,7 @@
 #include "model/recipe.h"
 #include "model/synth.h"
 #include "bench_bytes.h"
+#include "plan/detect.h"
 #include "plan/predict.h"
 
 static void near(double found, double expected, double tolerance, const char *what) {
@@ -122,6 +123,26 @@ static void test_recipes_as_quantize_writes_them(void **state) {
             double bytes = (double)mat_bytes(&mat), bits = quant.group[PLAN_ATTENTION].bits;
             near(bytes, 4096.0 * 4096 * bits / 8, 1e-9, recipes[i]);
         }
+    }
+}
+
+/* FP8 with its scales: as published, and as `quantize` writes it. */
+static void test_scales_of_fp8(void **state) {
+    (void)state;
+    static const struct {
+        const char *name, *quant;
+        double bits;
+    } rows[] = {
+        {"deepseek-v3", "fp8", 8 + 32.0 / 16384},
+        {"deepseek-v4-flash", "fp4,head=bf16", 8 + 8.0 / 16384},
+        {"deepseek-v4.1-flash", "fp4,head=bf16", 8 + 8.0 / 1024},
+        {"deepseek-v4.1-flash", "fp8", 8 + 32.0 / 1024},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct plan_input in = input_of(rows[i].name, rows[i].quant, "none", KV_BF16);
+        near(in.weights.bytes[PLAN_ATTENTION] * 8 / in.weights.params[PLAN_ATTENTION], rows[i].bits, 1e-12,
+             rows[i].name);
+        near(in.weights.format[PLAN_ATTENTION].bits, rows[i].bits, 1e-12, rows[i].name);
     }
 }
 
@@ -527,11 +548,26 @@ static void test_v3_from_disk(void **state) {
     }
 }
 
+/* RAM that holds some of the experts is full to the byte, and not a rounding more than full. */
+static void test_full_to_the_byte(void **state) {
+    (void)state;
+    struct plan_input in = input_of("deepseek-v3", "int4", "none", KV_FP8);
+    in.machine.ram_gb_s = 89;
+    in.machine.ssd_gb_s = 7;
+    for (int gb = 64; gb < 340; gb++) {
+        struct plan_memory memory;
+        in.machine.ram_bytes = gb * 1e9;
+        plan_memory(&in, &memory);
+        if (!memory.fits || memory.held <= 0 || memory.held >= 1) fail_msg("%d GB: held %g", gb, memory.held);
+    }
+}
+
 /* CPU alone: 1.28 GB a token. */
 static void test_cpu_only(void **state) {
     (void)state;
     struct plan_input in = input_of("deepseek-v2-lite", "awq,head=awq", "none", KV_FP8);
-    struct plan_cpu_case c = {&in.arch, &in.weights, KV_FP8, 89, 0, 0, -1, -1, 0, 0};
+    struct plan_cpu_case c = {
+        .arch = &in.arch, .weights = &in.weights, .kv = KV_FP8, .read_gb_s = 89, .routed_bytes = -1, .cache_rows = -1};
     struct plan_speed speed;
     plan_predict_cpu(&c, 1, 0, &speed);
     printed(plan_speed_limit(&speed), 70, 1, "89 GB/s");
@@ -542,6 +578,45 @@ static void test_cpu_only(void **state) {
     c.routed_bytes = 0; /* counted: no experts at all */
     plan_predict_cpu(&c, 1, 0, &speed);
     near(speed.bytes, plan_weights_fixed_bytes(&in.arch, &in.weights), 1e-9, "without experts");
+}
+
+/* Eight users of what was published: as measured (docs/performance.md, entries 17 and 18: two cores of a Zen 4 at avx512-bf16, 0.92 Tera
+ * operations of bytes; where V4.1's memory stood follows from what was predicted then). */
+static void test_eight_users(void **state) {
+    (void)state;
+    static const struct {
+        const char *name;
+        int layers;
+        double gb_s, measured;
+    } rows[] = {
+        {"deepseek-v4-flash", 3, 31, 55.4},
+        {"deepseek-v4.1-flash", 2, 29, 46.4},
+        {"deepseek-v4.1-flash", 2, 37, 48.6},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct plan_input in = input_of(rows[i].name, "fp4", "none", KV_BF16);
+        const double gops8 = 920, gflops = gops8 / plan_cpu_bytes_factor(CPU_AVX512_BF16);
+        struct plan_cpu_case c = {.arch = &in.arch,
+                                  .weights = &in.weights,
+                                  .kv = KV_BF16,
+                                  .read_gb_s = rows[i].gb_s,
+                                  .gflops = gflops,
+                                  .gops16 = gflops * plan_cpu_bf16_factor(CPU_AVX512_BF16),
+                                  .gops8 = gops8,
+                                  .routed_bytes = -1,
+                                  .cache_rows = -1};
+        struct plan_speed speed;
+        struct mo_error error = {0};
+        json_t *json;
+        if (synth_config(&json, rows[i].name, rows[i].layers, &error)) fail_msg("%s", error.message);
+        char *text = json_dumps(json, 0);
+        if (plan_arch_parse(&in.arch, text, strlen(text), rows[i].name, &error)) fail_msg("%s", error.message);
+        free(text);
+        json_decref(json);
+        plan_weights_from_quant(&in.weights, &in.arch, &in.quant);
+        plan_predict_cpu(&c, 8, 0, &speed);
+        near(plan_speed_expected(&speed), rows[i].measured, 0.15, rows[i].name);
+    }
 }
 
 /* What `bench` compares with: the same bytes that it counts itself, whatever the files' format. */
@@ -669,6 +744,7 @@ int main(void) {
         cmocka_unit_test(test_parameters),
         cmocka_unit_test(test_same_as_the_engine),
         cmocka_unit_test(test_recipes_as_quantize_writes_them),
+        cmocka_unit_test(test_scales_of_fp8),
         cmocka_unit_test(test_models_as_synth_makes_them),
         cmocka_unit_test(test_cache),
         cmocka_unit_test(test_bytes_of_a_token),
@@ -686,7 +762,9 @@ int main(void) {
         cmocka_unit_test(test_v3_held_in_ram),
         cmocka_unit_test(test_some_layers_in_ram),
         cmocka_unit_test(test_v3_from_disk),
+        cmocka_unit_test(test_full_to_the_byte),
         cmocka_unit_test(test_cpu_only),
+        cmocka_unit_test(test_eight_users),
         cmocka_unit_test(test_predictor),
         cmocka_unit_test(test_what_fits),
         cmocka_unit_test(test_nearest),

@@ -82,7 +82,7 @@ void cpu_attn_in(struct backend *backend, int layer) {
     if (cpu->failure.code) return;
     stage_begin(cpu);
     engram_add(cpu, layer);
-    streams_begin(cpu, &w->attn_mixer, w->attn_norm, layer - 1, layer == 0 ? "embed" : "feed-forward");
+    streams_begin(cpu, layer, STREAMS_ATTENTION);
     if (model_is_hybrid(m)) {
         attn_hybrid_in(cpu, layer);
         return;

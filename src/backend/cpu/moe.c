@@ -41,7 +41,7 @@ void cpu_ffn_dense(struct backend *backend, int layer) {
     int n = cpu->batch->n_rows;
     if (cpu->failure.code) return;
     stage_begin(cpu);
-    streams_begin(cpu, &w->ffn_mixer, w->ffn_norm, layer, "attention");
+    streams_begin(cpu, layer, STREAMS_FEED_FORWARD);
     const float *const *x = (const float *const *)cpu_row_pointers(cpu, cpu->normed, hidden, n);
     float **gate = cpu_row_pointers(cpu, cpu->gate, width, n), **up = cpu_row_pointers(cpu, cpu->up, width, n);
     struct linear in[2] = {{.w = &w->dense.gate, .x = x, .y = gate, .n = n},
@@ -185,7 +185,7 @@ void cpu_route(struct backend *backend, int layer) {
     struct route_task task = {cpu, layer};
     if (cpu->failure.code) return;
     stage_begin(cpu);
-    streams_begin(cpu, &w->ffn_mixer, w->ffn_norm, layer, "attention");
+    streams_begin(cpu, layer, STREAMS_FEED_FORWARD);
     cpu_linear_unrounded(cpu, &w->router, cpu->normed, (size_t)m->hidden, cpu->score, (size_t)m->experts, n);
     pool_run(cpu->pool, n, route_row, &task);
 }

@@ -21,13 +21,15 @@ enum {
 
 /* n rows of the batch by one mixer. */
 struct mixing {
-    const struct cpu *cpu;
+    struct cpu *cpu;
     const struct mixer *mixer;
     const int32_t *rows; /* [n]; NULL: the first n */
     int n, numbers;      /* of each row: `before` alone [streams], or all [model_mix_dim] */
     int parts;           /* in which the matrix is multiplied */
     float *mix;          /* [n][numbers] products, then before, after [streams], among [to stream][from stream] */
     float *out;          /* [n][hidden] */
+    int layer;           /* whose mixer it is, and the stage that is blamed for it; NULL: nobody is */
+    const char *stage;
 };
 
 static size_t stride_of(const struct cpu *cpu) {
@@ -144,6 +146,15 @@ static void read_row(void *context, int index, int worker) {
                            hidden);
 }
 
+/* Numbers that are not finite, of streams that are: the mixer's own. */
+static void blame_mixer(const struct mixing *m, int index, const float *x, const float *mix) {
+    float of_mix = 0, of_streams = 0;
+    for (int i = 0; i < m->numbers; i++) of_mix += mix[i] * 0; /* NaN * 0, Inf * 0 */
+    if (!m->stage || of_mix == 0) return;
+    for (size_t i = 0; i < stride_of(m->cpu); i++) of_streams += x[i] * 0;
+    if (of_streams == 0) cpu_note_fault(m->cpu, m->layer, m->stage, m->rows ? m->rows[index] : index);
+}
+
 static void collapse_row(void *context, int index, int worker) {
     (void)worker;
     const struct mixing *m = context;
@@ -152,6 +163,7 @@ static void collapse_row(void *context, int index, int worker) {
     const float *x = streams_of(m, index);
     float *mix = m->mix + (size_t)index * (size_t)m->numbers, *out = m->out + (size_t)index * (size_t)hidden;
     weigh(m, x, mix);
+    blame_mixer(m, index, x, mix);
     if (model_is_csa2(cpu->model)) change_before(cpu, index, mix);
     cpu->kern.weighted_sum(out, (size_t)hidden, NULL, mix, (size_t)s, x, (size_t)hidden, 1, s, hidden);
 }
@@ -163,7 +175,10 @@ static void collapse(struct mixing *m) {
 
 const float *streams_read(struct cpu *cpu, const struct mixer *mixer, const int32_t *rows, int n, float *out) {
     const int s = model_streams(cpu->model);
+    const bool is_head = mixer == &cpu->weights->head_mixer;
     struct mixing m = {.cpu = cpu, .mixer = mixer, .rows = rows, .n = n, .numbers = s, .out = out};
+    m.layer = cpu->model->layers;
+    m.stage = is_head ? "head" : NULL;
     if (model_is_csa2(cpu->model)) {
         pool_run(cpu->pool, n, read_row, &m);
         return out;
@@ -173,15 +188,26 @@ const float *streams_read(struct cpu *cpu, const struct mixer *mixer, const int3
     return out;
 }
 
-void streams_begin(struct cpu *cpu, const struct mixer *mixer, const float *norm, int layer, const char *stage) {
+void streams_begin(struct cpu *cpu, int layer, enum streams_block block) {
     const struct model *model = cpu->model;
+    const struct layer *w = &cpu->weights->layers[layer];
+    const bool attends = block == STREAMS_ATTENTION;
     const int n = cpu->batch->n_rows;
-    struct mixing m = {.cpu = cpu, .mixer = mixer, .n = n, .mix = cpu->mix, .out = cpu->target};
     if (model_is_hybrid(model)) {
-        m.numbers = model_mix_dim(model);
-        collapse(&m);
+        collapse(&(struct mixing){.cpu = cpu,
+                                  .mixer = attends ? &w->attn_mixer : &w->ffn_mixer,
+                                  .n = n,
+                                  .numbers = model_mix_dim(model),
+                                  .mix = cpu->mix,
+                                  .out = cpu->target,
+                                  .layer = layer,
+                                  .stage = attends ? "attn_in" : "route"});
     }
-    cpu_norm_rows(cpu, cpu->target, model->hidden, (size_t)model->hidden, norm, cpu->normed, n, layer, stage);
+    cpu_norm_rows(cpu, cpu->target, model->hidden, (size_t)model->hidden, attends ? w->attn_norm : w->ffn_norm,
+                  cpu->normed, n, attends ? layer - 1 : layer,
+                  !attends     ? "attention"
+                  : layer == 0 ? "embed"
+                               : "feed-forward");
 }
 
 /* ---- after it ---- */

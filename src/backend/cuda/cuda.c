@@ -144,6 +144,7 @@ static void close_card(struct cuda *cuda) {
     if (cuda->offload.x) d->pinned_free(cuda->offload.x);
     if (cuda->offload.sum) d->pinned_free(cuda->offload.sum);
     if (cuda->offload.copied) d->event_destroy(cuda->offload.copied);
+    cuda_link_close(cuda);
     if (cuda->weights_at) d->memory_free(cuda->weights_at);
     if (cuda->scratch_at) d->memory_free(cuda->scratch_at);
     if (cuda->cache_at) d->memory_free(cuda->cache_at);
@@ -263,6 +264,8 @@ static int count(struct cuda *cuda, const struct weights *weights, struct mo_err
     code = cuda_cache_plan(cuda, error);
     if (!code) code = cuda_expanded_plan(cuda, error);
     if (code) return code;
+    code = cuda_link_plan(cuda, weights, error);
+    if (code) return code;
     cuda->max_slots = cuda_max_slots(cuda);
     cuda->step_bytes = cuda_step_bytes(cuda);
     cuda_place_scratch(cuda, &region);
@@ -306,6 +309,7 @@ static int open_all(struct cuda *cuda, const struct weights *weights, struct bac
     if (!code) code = cuda_graph_open(cuda, error);
     if (!code) code = clear_counters(cuda, error);
     if (!code) code = cuda_upload(cuda, weights, error);
+    if (!code && cuda->link.rows) code = cuda_link_open(cuda, weights, error);
     /* From here on all kernels are a step's, and wait for the one before where they need it (after_previous). */
     cuda->early = switch_of("MOEBIUS_CUDA_EARLY", false) && cuda->card.capability >= 90;
     return code;

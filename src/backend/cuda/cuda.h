@@ -60,6 +60,7 @@
     X(PACK_ROWS_NATIVE, simple, pack_rows_native)                                                                      \
     X(ROUTE_CHOOSE, simple, route_choose)                                                                              \
     X(ROUTE_LIST, simple, route_list)                                                                                  \
+    X(TURN_LIST, simple, turn_list)                                                                                    \
     X(ADD_ROWS, simple, add_rows)                                                                                      \
     X(EXPERTS_SUM, simple, experts_sum)                                                                                \
     X(PICK, pick, pick)                                                                                                \
@@ -280,6 +281,30 @@ struct cuda_engram {
     uint16_t *to;      /* of the step that begins: step.engram, on the host */
 };
 
+/* Routed experts that come over the link, some of a layer's at a time (link.c). */
+struct upload;
+struct expert_link {
+    int rows;     /* steps of so many rows or more take it; 0: none does */
+    bool is_used; /* in the step that began last */
+    size_t turn_bytes, buffer_bytes;
+    uint8_t *turn;             /* on the card: experts as kernels want them */
+    uint8_t *buffers;          /* on the card, two of buffer_bytes: matrices as they come */
+    struct expert_item *items; /* of the experts whose turn it is */
+    int32_t *n_items;
+    uint32_t *fault; /* nobody asks: a weight that is no number is found by what comes of it */
+    struct mlp *
+        experts; /* [layers that are here and the CPU's][experts] as they lie in the file, whatever the CPU makes of them */
+    struct upload *upload;
+    uint8_t *pinned;
+};
+
+/* What multiplies in a layer's routed experts, and which items of the list. */
+struct expert_turn {
+    const struct weight *gate_up, *down;
+    const struct expert_item *items;
+    const int32_t *n_items;
+};
+
 struct cuda {
     struct backend backend; /* first: a struct backend * is a struct cuda * */
     const struct model *model;
@@ -331,6 +356,7 @@ struct cuda {
     struct cuda_load load;
     struct offload offload;
     struct cuda_engram engram;
+    struct expert_link link;
     const char *stage; /* whose launches are under way */
     int fault_row;
     struct mo_error failure; /* of a call; code 0: none */
@@ -410,6 +436,10 @@ void cuda_pick(struct backend *backend, int unused);
 size_t cuda_attn_shared_bytes(const struct cuda *cuda); /* of a block of absorbed attention */
 /* All of a layer's shared experts, added to x. */
 void cuda_shared_experts(struct cuda *cuda, int layer);
+/* Routed experts by turns: their results for each pair of row and expert; when all had theirs, the sums, with the shared experts',
+ * to x. */
+void cuda_experts_turn(struct cuda *cuda, int layer, const struct expert_turn *turn);
+void cuda_experts_end(struct cuda *cuda, int layer);
 
 /* engram.c: V4.1's n-gram memory. Nothing in all other models. */
 int cuda_engram_open(struct cuda *cuda, const struct weights *weights, struct mo_error *error);
@@ -497,6 +527,23 @@ static inline bool cuda_has_cpu_experts(const struct cuda *cuda) {
     return cuda->options.cpu_layers && cuda_end_layer(cuda) > first_experts &&
            first < first_experts + cuda->options.cpu_layers;
 }
+
+/* Whether a step may want scratch for routed experts here. */
+static inline bool cuda_may_compute_experts(const struct cuda *cuda) {
+    return cuda_has_experts(cuda) || cuda->link.rows > 0;
+}
+/* Whether the CPU computes a layer's routed experts in the step that began last. */
+static inline bool cuda_is_cpus_turn(const struct cuda *cuda, int layer) {
+    return cuda_is_on_cpu(cuda, layer) && !cuda->link.is_used;
+}
+
+/* link.c: long steps bring the routed experts of the CPU's layers over the link, and compute them on the card: see
+ * backend_options.link_rows. Sizes first; then their places in the scratch; then what the host needs. */
+int cuda_link_plan(struct cuda *cuda, const struct weights *weights, struct mo_error *error);
+void cuda_link_place(struct cuda *cuda, struct device_region *region);
+int cuda_link_open(struct cuda *cuda, const struct weights *weights, struct mo_error *error);
+void cuda_link_close(struct cuda *cuda);
+void cuda_link_experts(struct cuda *cuda, int layer);
 
 /* offload.c: routed experts on the CPU. */
 int cuda_offload_open(struct offload *offload, const struct model *model, const struct weights *weights,

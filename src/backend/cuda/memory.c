@@ -27,7 +27,7 @@ size_t cuda_counters(const struct cuda *cuda) {
 /* Bytes that packing the widest activations takes; bf16 ones are packed only where their rows are no multiple of 16 bytes. */
 static size_t packed_bytes(const struct cuda *cuda) {
     const struct model *m = cuda->model;
-    size_t rows = (size_t)cuda->options.max_rows, pairs = cuda_has_experts(cuda) ? rows * (size_t)m->top_k : 0;
+    size_t rows = (size_t)cuda->options.max_rows, pairs = cuda_may_compute_experts(cuda) ? rows * (size_t)m->top_k : 0;
     const bool is_hybrid = model_is_hybrid(m);
     size_t attended =
         is_hybrid ? (size_t)m->hybrid.o_groups * (size_t)m->hybrid.o_lora : (size_t)m->heads * (size_t)m->v_dim;
@@ -96,7 +96,7 @@ void cuda_place_scratch(struct cuda *cuda, struct device_region *region) {
     size_t rows = (size_t)cuda->options.max_rows, heads = (size_t)m->heads, hidden = (size_t)m->hidden;
     size_t latent = (size_t)model_latent_dim(m), pairs = rows * (size_t)m->top_k, experts = (size_t)m->experts;
     size_t dense = m->dense_layers ? rows * (size_t)m->dense_width : 0;
-    size_t routed = cuda_has_experts(cuda) ? pairs * (size_t)m->expert_width : 0;
+    size_t routed = cuda_may_compute_experts(cuda) ? pairs * (size_t)m->expert_width : 0;
     size_t shared = (size_t)m->shared_experts * (size_t)m->expert_width;
     s->x = device_take(region, rows * hidden * 4);
     s->q = device_take(region, rows * heads * (size_t)model_q_head_dim(m) * 4);
@@ -107,7 +107,7 @@ void cuda_place_scratch(struct cuda *cuda, struct device_region *region) {
     s->attended = device_take(region, rows * heads * (size_t)m->v_dim * 2);
     s->act = device_take(region, largest(dense, routed) * 2);
     s->shared_act = device_take(region, rows * shared * 2);
-    s->routed = device_take(region, (cuda_has_experts(cuda) ? pairs : rows) * hidden * 4);
+    s->routed = device_take(region, (cuda_may_compute_experts(cuda) ? pairs : rows) * hidden * 4);
     s->shared = device_take(region, rows * hidden * 4);
     s->score = device_take(region, rows * experts * 4);
     s->id = device_take(region, pairs * 4);
@@ -130,6 +130,7 @@ void cuda_place_scratch(struct cuda *cuda, struct device_region *region) {
     cuda_expanded_place(cuda, region);
     if (model_index_shape(m).topk) place_index(cuda, region);
     if (model_is_hybrid(m)) place_hybrid(cuda, region);
+    if (cuda->link.rows) cuda_link_place(cuda, region);
 }
 
 /* One demand of the kernels on a model's numbers. */

@@ -374,6 +374,15 @@ struct sum_params {
     struct expert_sum sum;
 };
 
+/* The items of experts [first, first + n), which are counted from `first` on: of those that are on the card by turns. */
+struct turn_params {
+    const struct expert_item *items; /* ascending by expert */
+    const int32_t *n_items;
+    struct expert_item *turn_items;
+    int32_t *n_turn_items;
+    int32_t first, n;
+};
+
 /* How a row's token is chosen: struct pick of backend.h. */
 struct pick_row {
     int32_t wanted, top_k;
@@ -406,6 +415,7 @@ PARAMS_SIZE(attn_params, 72);
 PARAMS_SIZE(expand_params, 208);
 PARAMS_SIZE(expanded_params, 120);
 PARAMS_SIZE(repack_params, 184);
+PARAMS_SIZE(turn_params, 40);
 PARAMS_SIZE(pick_row, 24);
 PARAMS_SIZE(pick_params, 48);
 

@@ -338,7 +338,7 @@ void cuda_route(struct backend *backend, int layer) {
     const struct weight *shared = &w->shared_gate_up;
     int n = cuda->batch->n_rows;
     cuda_streams_begin(cuda, &w->ffn_mixer);
-    cuda->offload.has_routed = cuda_is_on_cpu(cuda, layer);
+    cuda->offload.has_routed = cuda_is_cpus_turn(cuda, layer);
     if (cuda->offload.has_routed) {
         cuda_offload_route(cuda, layer);
         return;
@@ -358,65 +358,104 @@ static int most_items(const struct cuda *cuda) {
     return pairs < bound ? pairs : bound;
 }
 
-static void list_items(const struct cuda *cuda, struct linear_job *job) {
-    job->items = cuda->scratch.items;
-    job->n_items = cuda->scratch.n_items;
+static void list_items(const struct expert_turn *turn, struct linear_job *job) {
+    job->items = turn->items;
+    job->n_items = turn->n_items;
 }
 
-static void experts_up(struct cuda *cuda, const struct device_layer *w, int layer) {
+static void experts_up(struct cuda *cuda, const struct expert_turn *turn, int layer) {
     const struct model *m = cuda->model;
-    const struct weight *up = &w->expert_gate_up;
+    const struct device_layer *w = &cuda->weights.layers[layer];
+    const struct weight *up = turn->gate_up;
     struct linear_params p = cuda_linear_begin(cuda);
     struct linear_job *job = cuda_linear_add(&p, up, cuda->batch->n_rows, most_items(cuda));
-    list_items(cuda, job);
+    list_items(turn, job);
     read_normed(job, cuda->scratch.x, w->ffn_norm, m->hidden, fault_key(layer, FAULT_ATTENTION));
     job->x_row = cuda->scratch.pair_row;
     write_gated(job, m, cuda->scratch.act, m->expert_width);
     cuda_linear_run(cuda, &p, &up, item_rows(cuda));
 }
 
-static void experts_down(struct cuda *cuda, const struct device_layer *w) {
+static void add_routed_down(struct cuda *cuda, const struct expert_turn *turn, struct linear_params *p) {
+    const struct model *m = cuda->model;
+    struct linear_job *job = cuda_linear_add(p, turn->down, cuda->batch->n_rows * m->top_k, most_items(cuda));
+    list_items(turn, job);
+    read_bf16(job, cuda->scratch.act, (size_t)m->expert_width);
+    write_to(job, cuda->scratch.routed, (size_t)m->hidden, Y_F32);
+}
+
+static void add_shared_down(struct cuda *cuda, const struct weight *down, struct linear_params *p) {
+    const struct model *m = cuda->model;
+    struct linear_job *job = cuda_linear_add(p, down, cuda->batch->n_rows, 1);
+    read_bf16(job, cuda->scratch.shared_act, (size_t)m->shared_experts * (size_t)m->expert_width);
+    write_to(job, cuda->scratch.shared, (size_t)m->hidden, Y_F32);
+}
+
+/* `arrived`: the last block of a row tile adds up; NULL: a launch of its own does. */
+static struct expert_sum sum_of(const struct cuda *cuda, uint32_t *arrived) {
     const struct model *m = cuda->model;
     const struct device_scratch *s = &cuda->scratch;
-    const struct weight *down[2] = {&w->expert_down, &w->shared_down};
     int n = cuda->batch->n_rows, columns = item_rows(cuda);
-    size_t shared_width = (size_t)m->shared_experts * (size_t)m->expert_width;
+    return (struct expert_sum){.x = s->x,
+                               .routed = s->routed,
+                               .shared = m->shared_experts ? s->shared : NULL,
+                               .at = s->at,
+                               .weight = s->at_weight,
+                               .n_items = s->n_items,
+                               .arrived = arrived,
+                               .n = n,
+                               .hidden = m->hidden,
+                               .top_k = m->top_k,
+                               .shared_tiles = m->shared_experts ? (n + columns - 1) / columns : 0};
+}
+
+static void experts_sum(struct cuda *cuda) {
+    struct sum_params sum = {sum_of(cuda, NULL)};
+    cuda_launch(cuda, KERNEL_EXPERTS_SUM, cuda->batch->n_rows, 0, &sum);
+}
+
+static void experts_down(struct cuda *cuda, const struct expert_turn *turn, const struct weight *shared) {
+    const struct weight *down[2] = {turn->down, shared};
+    const bool few = cuda->batch->n_rows <= FEW_ROWS;
     struct linear_params p = cuda_linear_begin(cuda);
-    struct linear_job *job = cuda_linear_add(&p, down[0], n * m->top_k, most_items(cuda));
-    list_items(cuda, job);
-    read_bf16(job, s->act, (size_t)m->expert_width);
-    write_to(job, s->routed, (size_t)m->hidden, Y_F32);
-    if (m->shared_experts) {
-        job = cuda_linear_add(&p, down[1], n, 1);
-        read_bf16(job, s->shared_act, shared_width);
-        write_to(job, s->shared, (size_t)m->hidden, Y_F32);
+    add_routed_down(cuda, turn, &p);
+    if (cuda->model->shared_experts) add_shared_down(cuda, shared, &p);
+    p.sum = sum_of(cuda, few ? cuda->scratch.arrived : NULL);
+    cuda_linear_run(cuda, &p, down, item_rows(cuda));
+    if (!few) experts_sum(cuda);
+}
+
+void cuda_experts_turn(struct cuda *cuda, int layer, const struct expert_turn *turn) {
+    struct linear_params p;
+    experts_up(cuda, turn, layer);
+    p = cuda_linear_begin(cuda);
+    add_routed_down(cuda, turn, &p);
+    cuda_linear_run(cuda, &p, &turn->down, item_rows(cuda));
+}
+
+void cuda_experts_end(struct cuda *cuda, int layer) {
+    const struct weight *shared = &cuda->weights.layers[layer].shared_down;
+    struct linear_params p = cuda_linear_begin(cuda);
+    cuda_streams_target(cuda);
+    if (cuda->model->shared_experts) {
+        add_shared_down(cuda, shared, &p);
+        cuda_linear_run(cuda, &p, &shared, item_rows(cuda));
     }
-    p.sum = (struct expert_sum){.x = s->x,
-                                .routed = s->routed,
-                                .shared = m->shared_experts ? s->shared : NULL,
-                                .at = s->at,
-                                .weight = s->at_weight,
-                                .n_items = s->n_items,
-                                .arrived = n <= FEW_ROWS ? s->arrived : NULL,
-                                .n = n,
-                                .hidden = m->hidden,
-                                .top_k = m->top_k,
-                                .shared_tiles = m->shared_experts ? (n + columns - 1) / columns : 0};
-    struct sum_params sum = {p.sum};
-    cuda_linear_run(cuda, &p, down, columns);
-    if (n > FEW_ROWS) cuda_launch(cuda, KERNEL_EXPERTS_SUM, n, 0, &sum);
+    experts_sum(cuda);
+    cuda_streams_end(cuda);
 }
 
 void cuda_experts(struct backend *backend, int layer) {
     struct cuda *cuda = begin(backend, "experts");
     const struct device_layer *w = &cuda->weights.layers[layer];
     if (cuda_is_on_cpu(cuda, layer)) {
-        cuda_offload_experts(cuda, layer);
+        (cuda->link.is_used ? cuda_link_experts : cuda_offload_experts)(cuda, layer);
         return;
     }
-    experts_up(cuda, w, layer);
+    const struct expert_turn all = {&w->expert_gate_up, &w->expert_down, cuda->scratch.items, cuda->scratch.n_items};
+    experts_up(cuda, &all, layer);
     cuda_streams_target(cuda);
-    experts_down(cuda, w);
+    experts_down(cuda, &all, &w->shared_down);
     cuda_streams_end(cuda);
 }
 

@@ -76,6 +76,12 @@ static int slice_rows(const struct upload *u, const struct mat *mat, bool whole)
     return rows < (size_t)mat->rows ? (int)rows : mat->rows;
 }
 
+size_t upload_buffer_bytes(const struct mat *mat) {
+    const size_t whole = slice_bytes(mat, mat->rows) + SLICE_SLACK, least = slice_bytes(mat, SLICE_ROWS) + SLICE_SLACK;
+    if (whole <= SLICE_BYTES || mat->format == MAT_INT4_AWQ) return align_up(whole);
+    return least > SLICE_BYTES ? align_up(least) : SLICE_BYTES;
+}
+
 static void grow(struct upload *u, size_t bytes) {
     if (bytes > u->buffer_bytes) u->buffer_bytes = align_up(bytes);
 }
@@ -219,9 +225,9 @@ int upload_matrix(struct upload *u, struct weight *w, const struct mat *mat, con
 static const struct upload_layout as_bf16 = {WEIGHT_BF16, CODE_NONE, 31};
 
 /* Gate and up in shared tiles; two formats become bf16. */
-static void place_gate_up(struct upload *u, struct weight *w, const struct mlp *mlp, int n) {
+static void place_gate_up(struct device_region *region, struct weight *w, const struct mlp *mlp, int n) {
     const struct mat *gate = &mlp->gate;
-    upload_place(&u->region, w, upload_same_layout(gate, &mlp->up) ? upload_layout_of(gate) : as_bf16,
+    upload_place(region, w, upload_same_layout(gate, &mlp->up) ? upload_layout_of(gate) : as_bf16,
                  &(struct upload_shape){gate->rows, gate->cols, TILE_ROWS / 2, n});
 }
 
@@ -233,8 +239,8 @@ int upload_two(struct upload *u, struct weight *w, const struct mat *first, cons
     return code ? code : send_matrix(u, second, (struct target){w, 3, 1}, what);
 }
 
-static int send_mlp(struct upload *u, const struct mlp *mlp, const struct weight *gate_up, const struct weight *down,
-                    int i) {
+int upload_expert(struct upload *u, const struct mlp *mlp, const struct weight *gate_up, const struct weight *down,
+                  int i) {
     int code = send_matrix(u, &mlp->gate, (struct target){gate_up, 1, i}, "gate");
     if (!code) code = send_matrix(u, &mlp->up, (struct target){gate_up, 2, i}, "up");
     if (!code) code = send_matrix(u, &mlp->down, (struct target){down, 3, i}, "down");
@@ -242,29 +248,40 @@ static int send_mlp(struct upload *u, const struct mlp *mlp, const struct weight
 }
 
 static int bring_mlp(struct upload *u, const struct mlp *mlp, struct weight *gate_up, struct weight *down) {
-    place_gate_up(u, gate_up, mlp, 1);
+    place_gate_up(&u->region, gate_up, mlp, 1);
     place(u, down, &mlp->down, TILE_ROWS, 1);
-    return send_mlp(u, mlp, gate_up, down, 0);
+    return upload_expert(u, mlp, gate_up, down, 0);
+}
+
+int upload_count_alike(const struct layer *layer, int experts) {
+    const struct mlp *first = &layer->experts[0];
+    for (int e = 1; e < experts; e++) {
+        const struct mlp *mlp = &layer->experts[e];
+        if (!upload_same_layout(&first->gate, &mlp->gate) || !upload_same_layout(&first->up, &mlp->up) ||
+            !upload_same_layout(&first->down, &mlp->down))
+            return e;
+    }
+    return experts;
+}
+
+void upload_place_experts(struct device_region *region, const struct mlp *first, int n, struct weight *gate_up,
+                          struct weight *down) {
+    const struct mat *d = &first->down;
+    place_gate_up(region, gate_up, first, n);
+    upload_place(region, down, upload_layout_of(d), &(struct upload_shape){d->rows, d->cols, TILE_ROWS, n});
 }
 
 static int bring_experts(struct upload *u, const struct layer *layer, struct device_layer *out) {
-    int n = u->cuda->model->experts, code = 0;
-    const struct mlp *first = &layer->experts[0];
-    for (int e = 1; e < n; e++) {
-        const struct mlp *mlp = &layer->experts[e];
-        if (upload_same_layout(&first->gate, &mlp->gate) && upload_same_layout(&first->up, &mlp->up) &&
-            upload_same_layout(&first->down, &mlp->down)) {
-            continue;
-        }
+    int n = u->cuda->model->experts, alike = upload_count_alike(layer, n), code = 0;
+    if (alike < n) {
         return mo_error_set(
             u->error, MO_E_UNSUPPORTED,
             "layer %d: expert %d has other weight formats than expert 0; the GPU kernels want one for all", u->layer,
-            e);
+            alike);
     }
-    place_gate_up(u, &out->expert_gate_up, first, n);
-    place(u, &out->expert_down, &first->down, TILE_ROWS, n);
+    upload_place_experts(&u->region, &layer->experts[0], n, &out->expert_gate_up, &out->expert_down);
     for (u->expert = 0; u->expert < n && !code; u->expert++) {
-        code = send_mlp(u, &layer->experts[u->expert], &out->expert_gate_up, &out->expert_down, u->expert);
+        code = upload_expert(u, &layer->experts[u->expert], &out->expert_gate_up, &out->expert_down, u->expert);
     }
     u->expert = -1;
     return code;
@@ -378,13 +395,14 @@ static int bring_layer(struct upload *u, const struct layer *layer, struct devic
     if (code) return code;
     if (model_layer_is_dense(m, u->layer)) return bring_mlp(u, &layer->dense, &out->gate_up, &out->down);
     if (m->shared_experts) code = bring_mlp(u, &layer->shared, &out->shared_gate_up, &out->shared_down);
-    if (code || cuda_is_on_cpu(u->cuda, u->layer)) return code;
+    const bool is_on_cpu = cuda_is_on_cpu(u->cuda, u->layer);
+    if (code || (is_on_cpu && !u->cuda->link.rows)) return code;
     out->router_is_bf16 = layer->router.format == MAT_BF16;
     code = upload_rows(u, &layer->router, &out->router, out->router_is_bf16 ? REPACK_ROWS_BF16 : REPACK_ROWS_F32,
                        "router");
     if (!code) code = upload_vector(u, layer->router_bias, m->experts, &out->router_bias);
     if (!code && layer->router_table) code = upload_hybrid_table(u, layer, out);
-    return code ? code : bring_experts(u, layer, out);
+    return code || is_on_cpu ? code : bring_experts(u, layer, out);
 }
 
 static int bring_embedding(struct upload *u, const struct mat *embed, struct device_weights *out) {

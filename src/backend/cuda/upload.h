@@ -66,6 +66,17 @@ int upload_rows(struct upload *u, const struct mat *mat, const void **out, enum 
 int upload_vector(struct upload *u, const float *values, int n, const float **out);
 int upload_bytes(struct upload *u, const void *from, size_t bytes, const void **out);
 
+/* Routed experts, which all have the layouts of the first. Their number in a layer, or the first one that is unlike it. */
+int upload_count_alike(const struct layer *layer, int experts);
+/* Room for n of them: gate and up in shared tiles, and down. */
+void upload_place_experts(struct device_region *region, const struct mlp *first, int n, struct weight *gate_up,
+                          struct weight *down);
+/* The i-th of them. */
+int upload_expert(struct upload *u, const struct mlp *mlp, const struct weight *gate_up, const struct weight *down,
+                  int i);
+/* Of a buffer through which the matrix comes whole, or in slices if it is large. */
+size_t upload_buffer_bytes(const struct mat *mat);
+
 /* upload_hybrid.c: what only V4 has. */
 int upload_hybrid_attention(struct upload *u, const struct layer *layer, struct device_layer *out);
 int upload_mixer(struct upload *u, const struct mixer *mixer, struct device_mixer *out, const char *what);

@@ -91,6 +91,27 @@ KERNEL(route_list, route_params) {
     list_one_expert(&p, scratch, BLOCK);
 }
 
+/* One block. */
+KERNEL(turn_list, turn_params) {
+    SHARED uint32_t before, here;
+    after_previous();
+    if (THREAD == 0) before = here = 0;
+    barrier();
+    int n = *p.n_items;
+    for (int i = THREAD; i < n; i += BLOCK_THREADS) {
+        int expert = p.items[i].expert - p.first;
+        if (expert < 0) atomic_add_u32(&before, 1);
+        if (expert >= 0 && expert < p.n) atomic_add_u32(&here, 1);
+    }
+    barrier();
+    for (int i = THREAD; i < (int)here; i += BLOCK_THREADS) {
+        struct expert_item item = p.items[before + (uint32_t)i];
+        item.expert -= p.first;
+        p.turn_items[i] = item;
+    }
+    if (THREAD == 0) *p.n_turn_items = (int32_t)here;
+}
+
 /* A block a row. */
 KERNEL(add_rows, add_params) {
     size_t row = (size_t)BLOCK * (size_t)p.hidden;

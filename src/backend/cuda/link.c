@@ -1,0 +1,159 @@
+/* backend/cuda/link.c - routed experts that lie in the machine's memory, computed by the card in long steps. A step of many rows meets
+ * nearly all experts, so they are read once for all of its rows, and what a card multiplies in the meantime is more than a CPU
+ * does: from some number of rows on it pays to send them over (backend_options.link_rows). They come by turns, as many as the
+ * room for them holds, through two pinned buffers as at load (upload.c); the card works on a turn when it has come, and the host
+ * fills a buffer while the other one is on its way. Steps of few rows stay with the CPU (offload.c).
+ *
+ * The kernels, their order and so the bits are those of experts that lie on the card. */
+#include <stdlib.h>
+#include <string.h>
+#include "backend/cuda/upload.h"
+
+enum { TURN_BYTES = 384 << 20 }; /* of a turn, about: many matrices, so that their last blocks are few among all */
+
+static bool is_known(const struct mlp *mlp) {
+    return upload_knows(mlp->gate.format) && upload_knows(mlp->up.format) && upload_knows(mlp->down.format);
+}
+
+int cuda_link_refuses(const struct model *m, const struct weights *weights, int cpu_layers, struct mo_error *error) {
+    for (int l = m->dense_layers; l < m->dense_layers + cpu_layers; l++) {
+        const struct layer *layer = &weights->layers[l];
+        if (!is_known(&layer->experts[0])) {
+            return mo_error_set(error, MO_E_UNSUPPORTED, "layer %d: there are no GPU kernels for %s experts", l,
+                                mat_format_name(layer->experts[0].down.format));
+        }
+        if (upload_count_alike(layer, m->experts) < m->experts) {
+            return mo_error_set(error, MO_E_UNSUPPORTED, "layer %d: its experts have several formats", l);
+        }
+    }
+    return 0;
+}
+
+static size_t bytes_of(const struct mlp *first, int n) {
+    struct device_region region = {0};
+    struct weight gate_up, down;
+    upload_place_experts(&region, first, n, &gate_up, &down);
+    return region.used;
+}
+
+/* Experts of a layer whose turn comes at once; MOEBIUS_CUDA_TURN: so many. */
+static int in_a_turn(const struct cuda *cuda, const struct mlp *first) {
+    const char *wanted = getenv("MOEBIUS_CUDA_TURN");
+    const long most = cuda->model->experts, fit = (long)(TURN_BYTES / bytes_of(first, 1)),
+               n = wanted ? strtol(wanted, NULL, 10) : fit;
+    return (int)(n < 1 ? 1 : n < most ? n : most);
+}
+
+static size_t larger(size_t a, size_t b) {
+    return a > b ? a : b;
+}
+
+int cuda_link_plan(struct cuda *cuda, const struct weights *weights, struct mo_error *error) {
+    struct expert_link *link = &cuda->link;
+    *link = (struct expert_link){.rows = cuda->options.link_rows};
+    if (link->rows > cuda->options.max_rows || !cuda_has_cpu_experts(cuda)) link->rows = 0;
+    int code = link->rows ? cuda_link_refuses(cuda->model, weights, cuda->options.cpu_layers, error) : 0;
+    if (code || !link->rows) return code;
+    for (int l = cuda->part.first_layer; l < cuda_end_layer(cuda); l++) {
+        if (!cuda_is_on_cpu(cuda, l)) continue;
+        const struct mlp *first = &weights->layers[l].experts[0];
+        link->turn_bytes = larger(link->turn_bytes, bytes_of(first, in_a_turn(cuda, first)));
+        link->buffer_bytes = larger(link->buffer_bytes, upload_buffer_bytes(&first->gate));
+        link->buffer_bytes = larger(link->buffer_bytes, upload_buffer_bytes(&first->up));
+        link->buffer_bytes = larger(link->buffer_bytes, upload_buffer_bytes(&first->down));
+    }
+    return 0;
+}
+
+void cuda_link_place(struct cuda *cuda, struct device_region *region) {
+    struct expert_link *link = &cuda->link;
+    size_t pairs = (size_t)cuda->options.max_rows * (size_t)cuda->model->top_k;
+    link->turn = device_take(region, link->turn_bytes);
+    link->buffers = device_take(region, UPLOAD_BUFFERS * link->buffer_bytes);
+    link->items = device_take(region, (pairs + (size_t)cuda->model->experts) * sizeof *link->items);
+    link->n_items = device_take(region, sizeof *link->n_items);
+    link->fault = device_take(region, sizeof *link->fault);
+}
+
+/* The first of the layers that are here and the CPU's. */
+static int first_layer(const struct cuda *cuda) {
+    const int here = cuda->part.first_layer, experts = cuda->model->dense_layers;
+    return here > experts ? here : experts;
+}
+
+static int keep_experts(struct cuda *cuda, const struct weights *weights) {
+    const size_t n = (size_t)cuda->model->experts;
+    const int first = first_layer(cuda);
+    int end = first;
+    while (end < cuda_end_layer(cuda) && cuda_is_on_cpu(cuda, end)) end++;
+    struct mlp *to = arena_alloc_array(cuda->arena, (size_t)(end - first) * n, sizeof *to);
+    cuda->link.experts = to;
+    for (int l = first; l < end && to; l++, to += n) memcpy(to, weights->layers[l].experts, n * sizeof *to);
+    return to ? 0 : MO_E_NO_MEMORY;
+}
+
+int cuda_link_open(struct cuda *cuda, const struct weights *weights, struct mo_error *error) {
+    struct expert_link *link = &cuda->link;
+    struct upload *u = link->upload = calloc(1, sizeof *u);
+    if (!u || keep_experts(cuda, weights)) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the CUDA backend");
+    *u = (struct upload){.cuda = cuda,
+                         .weights = weights,
+                         .buffer_bytes = link->buffer_bytes,
+                         .fault = (cuda_address)(uintptr_t)link->fault,
+                         .wanted = UINT32_MAX,
+                         .layer = -1,
+                         .expert = -1,
+                         .error = &cuda->failure};
+    int code = cuda_take_pinned(cuda, UPLOAD_BUFFERS * link->buffer_bytes, "experts that come over the link",
+                                &link->pinned, error);
+    for (int i = 0; i < UPLOAD_BUFFERS && !code; i++) {
+        struct buffer *b = &u->buffers[i];
+        b->host = link->pinned + (size_t)i * link->buffer_bytes;
+        b->card = (cuda_address)(uintptr_t)(link->buffers + (size_t)i * link->buffer_bytes);
+        code = cuda_check(&cuda->driver, cuda->driver.event_create(&b->sent, 2), error, "an event"); /* no timing */
+    }
+    return code ? code : upload_copy_open(u);
+}
+
+void cuda_link_close(struct cuda *cuda) {
+    struct expert_link *link = &cuda->link;
+    struct upload *u = link->upload;
+    if (!u) return;
+    for (int i = 0; i < UPLOAD_BUFFERS; i++) {
+        if (u->buffers[i].sent) cuda->driver.event_destroy(u->buffers[i].sent);
+    }
+    if (link->pinned) cuda->driver.pinned_free(link->pinned);
+    upload_copy_close(u);
+    free(u);
+    link->upload = NULL;
+}
+
+/* The items of experts [first, first + n). */
+static void list_turn(struct cuda *cuda, int first, int n) {
+    const struct expert_link *link = &cuda->link;
+    const struct turn_params p = {.items = cuda->scratch.items,
+                                  .n_items = cuda->scratch.n_items,
+                                  .turn_items = link->items,
+                                  .n_turn_items = link->n_items,
+                                  .first = first,
+                                  .n = n};
+    cuda_launch(cuda, KERNEL_TURN_LIST, 1, 0, &p);
+}
+
+void cuda_link_experts(struct cuda *cuda, int layer) {
+    const struct expert_link *link = &cuda->link;
+    const struct mlp *experts = link->experts + (size_t)(layer - first_layer(cuda)) * (size_t)cuda->model->experts;
+    struct device_region region = {.base = (cuda_address)(uintptr_t)link->turn};
+    struct weight gate_up, down;
+    const struct expert_turn turn = {&gate_up, &down, link->items, link->n_items};
+    const int all = cuda->model->experts, step = in_a_turn(cuda, &experts[0]);
+    upload_place_experts(&region, &experts[0], step, &gate_up, &down);
+    for (int first = 0; first < all && !cuda->failure.code; first += step) {
+        const int n = all - first < step ? all - first : step;
+        for (int i = 0; i < n && !cuda->failure.code; i++)
+            upload_expert(link->upload, &experts[first + i], &gate_up, &down, i);
+        list_turn(cuda, first, n);
+        cuda_experts_turn(cuda, layer, &turn);
+    }
+    cuda_experts_end(cuda, layer);
+}
