@@ -10,7 +10,7 @@ from conftest import GOLDEN, TESTS, succeed
 from test_cuda import BUILD, GPU, SHIM, fake
 from test_cuda_gguf import mixed_model
 
-# A model in each weight format, one with an indexer, V4 and V4.1.
+# A model in each weight format, one with an indexer, V4, and V4.1, whose own kernels all run in the longest one.
 MODELS = {
     "bf16": ["v2lite-tiny"],
     "fp8": ["v3-tiny-fp8"],
@@ -62,8 +62,7 @@ def run(monkeypatch, seen, mixed):
     return run
 
 
-@pytest.mark.parametrize("cut", CUTS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name, cut", [(name, cut) for name in MODELS for cut in CUTS if name != "csa2" or cut == "82 by 70"])
 def test_prompts(name, cut, run):
     rows, chunk, flags = CUTS[cut]
     run(MODELS[name], rows, chunk, *flags)
