@@ -194,15 +194,18 @@ static void parse_all(struct api_job *job) {
 }
 
 /* The body, or its translation; `given` keeps what was translated. */
-static void take_body(struct api_request *request, json_t *root, struct api_error *error) {
+static void take_body(struct api_request *request, const struct api_model *model, json_t *root,
+                      struct api_error *error) {
     if (!api_is_translated(request->kind)) {
         request->root = root;
         return;
     }
     request->given = root;
     bool is_responses = request->kind == API_RESPONSES || request->kind == API_RESPONSES_COUNT;
-    request->root = is_responses ? api_responses_to_chat(root, error)
-                                 : api_anthropic_to_chat(root, request->kind == API_COUNT, error);
+    const struct chat_template *chat = model->engine->chat;
+    bool places_system = chat && chat_template_places_system(chat);
+    request->root = is_responses ? api_responses_to_chat(root, places_system, error)
+                                 : api_anthropic_to_chat(root, request->kind == API_COUNT, places_system, error);
 }
 
 int api_request_parse(struct api_request *request, enum api_kind kind, const struct api_model *model, const char *body,
@@ -217,7 +220,7 @@ int api_request_read(struct api_request *request, enum api_kind kind, const stru
                      struct api_error *error) {
     *request = (struct api_request){.kind = kind, .context = model->engine->options.max_model_len};
     *error = (struct api_error){0};
-    take_body(request, root, error);
+    take_body(request, model, root, error);
     if (!request->root) return -1;
     api_tools_settle(request->root, error);
     if (error->status) return -1;

@@ -293,7 +293,7 @@ static const char *const OURS[] = {
     "tools",    "tool_choice",  "output_config",  "stream_options", "n",
     "logprobs", "top_logprobs", "mcp_servers",    "container",      "max_completion_tokens"};
 
-json_t *api_anthropic_to_chat(const json_t *body, bool only_counts, struct api_error *error) {
+json_t *api_anthropic_to_chat(const json_t *body, bool only_counts, bool places_system, struct api_error *error) {
     static const char *const UNCOUNTED[] = {"max_tokens", "stream"};
     struct fields f = {body, error};
     json_t *chat = put_copy(body);
@@ -304,7 +304,8 @@ json_t *api_anthropic_to_chat(const json_t *body, bool only_counts, struct api_e
     fields_drop(chat, OURS, sizeof OURS / sizeof *OURS);
     if (only_counts) fields_drop(chat, UNCOUNTED, sizeof UNCOUNTED / sizeof *UNCOUNTED);
     refuse_rest(&f);
-    struct reader reader = {.turns = {.messages = json_array()}, .error = error, .found = json_object()};
+    struct reader reader = {
+        .turns = {.messages = json_array(), .places_system = places_system}, .error = error, .found = json_object()};
     read_messages(&reader, &f);
     put(&chat, "messages", reader.turns.messages);
     if (stops) put(&chat, "stop", put_share(stops));
