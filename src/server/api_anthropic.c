@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "base/json_spell.h"
 #include "server/api_translate.h"
 #include "server/put.h"
 
@@ -90,9 +91,10 @@ static void take_call(struct reader *reader, const json_t *block) {
                         reader->where);
         return;
     }
-    char *text = json_dumps(input, JSON_REAL_PRECISION(15)); /* 0.1 stays 0.1 */
-    turns_add_call(&reader->turns, id, name, text ? json_string(text) : NULL);
-    free(text);
+    struct buffer text = {0};
+    json_spell(&text, input);
+    turns_add_call(&reader->turns, id, name, put_text(&text));
+    buffer_free(&text);
 }
 
 /* Tools that wait until they are looked for are there from now on. */
