@@ -172,6 +172,13 @@ static void parse_settings(struct api_job *job) {
     api_structured_parse(job);
 }
 
+/* The conversation is tokens by now, and may be megabytes: a request that waits does not keep it. */
+static void drop_conversation(struct api_request *request) {
+    static const char *const NAMES[] = {"messages", "input"};
+    fields_drop(request->root, NAMES, 2);
+    fields_drop(request->given, NAMES, 2);
+}
+
 static void parse_all(struct api_job *job) {
     struct api_request *request = job->request;
     bool is_ollama = api_is_ollama(request->kind);
@@ -188,6 +195,7 @@ static void parse_all(struct api_job *job) {
         api_llama_parse(job);
     request->sched.min_tokens = (int)fields_int(&job->fields, "min_tokens", 0, INT_MAX, 0);
     if (fields_failed(&job->fields)) return;
+    if (api_is_chat(request->kind)) drop_conversation(request);
     if (!api_is_count(request->kind)) check_context(job);
     api_stop_add_fim(job);
     api_structured_place(job);

@@ -1,6 +1,7 @@
 #include "server/api_fields.h"
 
 #include <math.h>
+#include <string.h>
 
 struct brackets {
     int deepest;
@@ -31,8 +32,10 @@ static struct brackets count_brackets(const char *text, size_t size) {
 }
 
 json_t *fields_parse(const char *body, size_t size, struct api_error *error) {
+    static const char BOM[] = "\xEF\xBB\xBF"; /* some write it in front of UTF-8 (RFC 8259, 8.1) */
     struct mo_error cause = {0};
     json_t *root = NULL;
+    if (size >= 3 && !memcmp(body, BOM, 3)) body += 3, size -= 3;
     struct brackets brackets = count_brackets(body, size);
     if (size == 0) {
         api_error_field(error, NULL, "the request has no body: expected a JSON object");
