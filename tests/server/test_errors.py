@@ -180,6 +180,20 @@ def test_context_length_exceeded_in_chat(server):
     assert "2048" in reply.error["message"] and "77" in reply.error["message"], reply
 
 
+def test_far_too_long(server):
+    """All of it would be encoded in seconds, while other long requests wait: it is counted no further than says enough."""
+    most, text = 4 * 2048 + 65536, "a" * 400_000
+    for path, body, param in (("completions", {"prompt": text}, "prompt"), ("completions", {"prompt": [BOS_ID] * 80000}, "prompt"),
+                              ("responses", {"input": text}, "input"), ("chat/completions", {"messages": [{"role": "user", "content": text}]}, "messages")):
+        error = server.post(f"/v1/{path}", {**body, "max_tokens": 1}).error
+        assert error["code"] == "context_length_exceeded" and error["param"] == param, error
+        assert f"length is 2048 tokens. However, your prompt has more than {most} tokens" in error["message"]
+    claude = server.post("/v1/messages", {"messages": [{"role": "user", "content": text}], "max_tokens": 1}).json["error"]
+    assert claude["message"] == f"prompt is too long: more than {most} tokens > 2047 maximum"
+    count = server.post("/v1/messages/count_tokens", {"messages": [{"role": "user", "content": text}]}).json
+    assert count["input_tokens"] > 400_000
+
+
 def test_one_bad_prompt_stops_all(server):
     """Nothing has been computed when a list holds a prompt that cannot be."""
     before = server.metrics().value("vllm:prompt_tokens_total")
