@@ -180,6 +180,13 @@ def test_context_length_exceeded_in_chat(server):
     assert "2048" in reply.error["message"] and "77" in reply.error["message"], reply
 
 
+def test_marks_as_people_type_them(server):
+    """They are text, and whoever runs the server reads of it once, not with every request."""
+    for _ in range(3):
+        assert server.complete("<|end_of_sentence|>", max_tokens=1)["usage"]["prompt_tokens"] > 2
+    assert server.log.count("ASCII look-alike") == 1
+
+
 def test_far_too_long(server):
     """All of it would be encoded in seconds, while other long requests wait: it is counted no further than says enough."""
     most, text = 4 * 2048 + 65536, "a" * 400_000
