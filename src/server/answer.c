@@ -8,6 +8,9 @@
 #include "base/clock.h"
 #include "server/put.h"
 
+/* So much of a whole answer is taken before its end: else that would be a long time for whoever reads other answers. */
+enum { PIECE_BYTES = 64 << 10 };
+
 /* What the engine thread knows a choice by. */
 struct choice_link {
     struct answer *answer;
@@ -124,7 +127,8 @@ static void on_event(const struct sched_event *event) {
     }
     if (ends) answer->n_running--;
     if (!answer->released && !answer->stalled && !answer->lost) enqueue_locked(answer, event, link->index);
-    bool ready = answer->request.stream || answer->n_running == 0;
+    bool is_much = answer->queued_bytes > PIECE_BYTES && !answer->waker.only_at_end;
+    bool ready = answer->request.stream || answer->n_running == 0 || is_much;
     if (ready && !answer->released) wake_locked(answer);
     unlock_and_drop(answer, ends);
 }
@@ -274,11 +278,15 @@ static void take_events(struct answer *answer, struct token_event *events) {
     if (code) api_error_no_memory(&answer->failure);
 }
 
-json_t *answer_take(struct answer *answer, struct api_error *error) {
+static void take_what_came(struct answer *answer) {
     pthread_mutex_lock(&answer->lock);
     struct token_event *events = dequeue_all_locked(answer);
     pthread_mutex_unlock(&answer->lock);
     take_events(answer, events);
+}
+
+json_t *answer_take(struct answer *answer, struct api_error *error) {
+    take_what_came(answer);
     json_t *json = NULL;
     if (!find_failure(answer, FINISH_NONE)) {
         json = answer->head.dialect->whole(&answer->head, answer->choices, answer->n_choices);
@@ -324,8 +332,8 @@ static bool fill_out(struct answer *answer) {
     pthread_mutex_lock(&answer->lock);
     bool ping = answer->wants_ping, done = answer->n_running == 0;
     answer->wants_ping = false;
-    struct token_event *events = streams ? dequeue_all_locked(answer) : NULL;
-    bool sleeps = !ping && (streams ? !events && !answer->lost && !answer->stalled : !done);
+    struct token_event *events = dequeue_all_locked(answer);
+    bool sleeps = !ping && !events && (streams ? !answer->lost && !answer->stalled : !done);
     if (sleeps) sleep_locked(answer);
     pthread_mutex_unlock(&answer->lock);
     if (sleeps) return false;
@@ -333,12 +341,12 @@ static bool fill_out(struct answer *answer) {
     if (ping && !events && streams && answer->head.dialect->stream_ping(&answer->out, &answer->head)) {
         answer->out.failed = true;
     }
+    take_events(answer, events);
     if (!streams) {
         if (ping) buffer_add_text(&answer->out, "\n");
         if (done) fill_whole(answer);
         return true;
     }
-    take_events(answer, events);
     bool failed = find_failure(answer, FINISH_NONE);
     if (!failed && answer->n_open > 0) return true;
     if (stream_end(answer, failed)) answer->out.failed = true;
@@ -360,6 +368,7 @@ ssize_t answer_read(struct answer *answer, char *out, size_t size) {
 }
 
 enum answer_state answer_wait(struct answer *answer) {
+    take_what_came(answer);
     pthread_mutex_lock(&answer->lock);
     enum answer_state state = answer->n_running == 0 ? ANSWER_DONE : answer->wants_ping ? ANSWER_PROBES : ANSWER_WAITS;
     if (state == ANSWER_WAITS) sleep_locked(answer);

@@ -133,7 +133,7 @@ static void body_drop(struct exchange *exchange) {
 static int submit(struct exchange *exchange) {
     struct server *server = exchange->server;
     struct prepare_job *job = &exchange->job;
-    const struct answer_waker waker = {suspend, resume, exchange};
+    const struct answer_waker waker = {suspend, resume, exchange, false};
     if (job->code || place_check_choices(server, &job->request, &job->error)) return -1;
     return answer_start(&exchange->answer, &job->request, job->model.engine, server->fingerprint, &waker, &job->error);
 }
