@@ -58,7 +58,6 @@ static void watch_signals(const char *partial) {
     for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
         if (signal(ends[i], on_signal) == SIG_IGN) signal(ends[i], SIG_IGN); /* nohup: who started us wants it so */
     }
-    signal(SIGXFSZ, SIG_IGN); /* a file that may not grow is an error of write(), not the end of the program */
 }
 
 static int no_memory(const struct pack *pack, struct mo_error *error) {
