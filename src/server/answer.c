@@ -54,10 +54,23 @@ static void queue_free(struct token_event *event) {
     }
 }
 
-static void answer_free(struct answer *answer) {
-    queue_free(answer->first);
+static struct token_event *dequeue_all_locked(struct answer *answer) {
+    struct token_event *events = answer->first;
+    answer->first = NULL;
+    answer->last = &answer->first;
+    answer->queued_bytes = 0;
+    return events;
+}
+
+static void choices_free(struct answer *answer) {
     for (int i = 0; answer->choices && i < answer->n_choices; i++) choice_free(&answer->choices[i]);
     free(answer->choices);
+    answer->choices = NULL;
+}
+
+static void answer_free(struct answer *answer) {
+    queue_free(answer->first);
+    choices_free(answer);
     free(answer->links);
     buffer_free(&answer->out);
     api_request_free(&answer->request);
@@ -215,6 +228,11 @@ void answer_release(struct answer *answer) {
     assert(!answer->asleep); /* a sleeper is woken before its reader goes away */
     answer->released = true;
     if (answer->n_running > 0) cancel_locked(answer);
+    struct token_event *events = dequeue_all_locked(answer);
+    pthread_mutex_unlock(&answer->lock);
+    queue_free(events); /* they may be much, and the last reference the engine's */
+    choices_free(answer);
+    pthread_mutex_lock(&answer->lock);
     unlock_and_drop(answer, 1);
 }
 
@@ -223,14 +241,6 @@ bool answer_is_stream(const struct answer *answer) {
 }
 
 /* --- I/O thread ---------------------------------------------------------------------------------- */
-
-static struct token_event *dequeue_all_locked(struct answer *answer) {
-    struct token_event *events = answer->first;
-    answer->first = NULL;
-    answer->last = &answer->first;
-    answer->queued_bytes = 0;
-    return events;
-}
 
 /* What ended a sequence: a grammar that cannot be followed is the client's, a card or a disk that is gone may come back. */
 static void tell_cause(struct api_error *failure, const struct mo_error *cause) {
