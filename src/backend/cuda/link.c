@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "backend/cuda/upload.h"
+#include "expert/store.h"
 
 enum { TURN_BYTES = 384 << 20 }; /* of a turn, about: many matrices, so that their last blocks are few among all */
 
@@ -140,18 +141,74 @@ static void list_turn(struct cuda *cuda, int first, int n) {
     cuda_launch(cuda, KERNEL_TURN_LIST, 1, 0, &p);
 }
 
+/* ---- experts that are read from disk, if there is a store: asked for a turn ahead ---- */
+
+static void ask(const struct cuda *cuda, int layer, int from, int to) {
+    for (int e = from; e < to && cuda->options.store; e++) store_ask(cuda->options.store, layer, e);
+}
+
+static void release(const struct cuda *cuda, int layer, int from, int to) {
+    for (int e = from; e < to && cuda->options.store; e++) store_release(cuda->options.store, layer, e);
+}
+
+/* As many as may be asked for at a time, twice over. */
+static int visit(const struct cuda *cuda, int layer) {
+    const int n = cuda->model->experts;
+    struct store *store = cuda->options.store;
+    int32_t all[MAX_EXPERTS];
+    if (!store) return n;
+    for (int e = 0; e < n; e++) all[e] = e;
+    const int wave = store_visit(store, layer, all, n);
+    const bool more =
+        cuda->options.predict_experts && layer + 1 < cuda->model->layers && cuda_is_on_cpu(cuda, layer + 1);
+    if (more) store_predict(store, layer + 1, all, n);
+    return wave;
+}
+
+/* The step has failed then, and only that. */
+static const struct mlp *fetch(struct cuda *cuda, int layer, int expert) {
+    struct expert_link *link = &cuda->link;
+    struct store *store = cuda->options.store;
+    if (!store) return link->experts + (size_t)(layer - first_layer(cuda)) * (size_t)cuda->model->experts + expert;
+    return store_wait(store, layer, expert, &link->failure) ? NULL : store_expert(store, layer, expert);
+}
+
+static bool has_failed(const struct cuda *cuda) {
+    return cuda->failure.code || cuda->link.failure.code;
+}
+
+int cuda_link_end(struct cuda *cuda, struct mo_error *error) {
+    if (!cuda->link.failure.code) return 0;
+    if (error) *error = cuda->link.failure;
+    return cuda->link.failure.code;
+}
+
+/* Experts [first, first + n), which are the card's own when the next ones come. */
+static void bring_turn(struct cuda *cuda, int layer, int first, int n, const struct expert_turn *turn) {
+    for (int i = 0; i < n && !has_failed(cuda); i++) {
+        const struct mlp *expert = fetch(cuda, layer, first + i);
+        if (expert) upload_expert(cuda->link.upload, expert, turn->gate_up, turn->down, i);
+    }
+}
+
 void cuda_link_experts(struct cuda *cuda, int layer) {
     const struct expert_link *link = &cuda->link;
-    const struct mlp *experts = link->experts + (size_t)(layer - first_layer(cuda)) * (size_t)cuda->model->experts;
+    const struct mlp *alike = link->experts + (size_t)(layer - first_layer(cuda)) * (size_t)cuda->model->experts;
     struct device_region region = {.base = (cuda_address)(uintptr_t)link->turn};
     struct weight gate_up, down;
     const struct expert_turn turn = {&gate_up, &down, link->items, link->n_items};
-    const int all = cuda->model->experts, step = in_a_turn(cuda, &experts[0]);
-    upload_place_experts(&region, &experts[0], step, &gate_up, &down);
-    for (int first = 0; first < all && !cuda->failure.code; first += step) {
-        const int n = all - first < step ? all - first : step;
-        for (int i = 0; i < n && !cuda->failure.code; i++)
-            upload_expert(link->upload, &experts[first + i], &gate_up, &down, i);
+    if (has_failed(cuda)) return;
+    const int all = cuda->model->experts, wave = visit(cuda, layer), most = in_a_turn(cuda, alike);
+    const int step = most < wave ? most : wave;
+    int asked = step < all ? step : all;
+    upload_place_experts(&region, alike, step, &gate_up, &down);
+    ask(cuda, layer, 0, asked);
+    for (int first = 0; first < all && !has_failed(cuda); first += step) {
+        const int n = all - first < step ? all - first : step, ahead = all - asked < step ? all - asked : step;
+        ask(cuda, layer, asked, asked + ahead);
+        asked += ahead;
+        bring_turn(cuda, layer, first, n, &turn);
+        release(cuda, layer, first, has_failed(cuda) ? asked : first + n); /* they have been copied */
         list_turn(cuda, first, n);
         cuda_experts_turn(cuda, layer, &turn);
     }
