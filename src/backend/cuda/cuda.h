@@ -269,7 +269,7 @@ struct expert_link {
     bool is_used; /* in the step that began last */
     size_t turn_bytes, buffer_bytes;
     uint8_t *turn;             /* on the card: experts as kernels want them */
-    uint8_t *buffers;          /* on the card, two of buffer_bytes: matrices as they come */
+    uint8_t *buffers;          /* on the card, some of buffer_bytes: matrices as they come */
     struct expert_item *items; /* of the experts whose turn it is */
     int32_t *n_items;
     uint32_t *fault; /* nobody asks: a weight that is no number is found by what comes of it */

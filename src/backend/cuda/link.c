@@ -1,8 +1,8 @@
 /* backend/cuda/link.c - routed experts that lie in the machine's memory, computed by the card in long steps. A step of many rows meets
  * nearly all experts, so they are read once for all of its rows, and what a card multiplies in the meantime is more than a CPU
  * does: from some number of rows on it pays to send them over (backend_options.link_rows). They come by turns, as many as the
- * room for them holds, through two pinned buffers as at load (upload.c); the card works on a turn when it has come, and the host
- * fills a buffer while the other one is on its way. Steps of few rows stay with the CPU (offload.c).
+ * room for them holds, through pinned buffers as at load (upload.c). The card works on a turn when it has come, while the first
+ * matrices of the next one are on their way. Steps of few rows stay with the CPU (offload.c).
  *
  * The kernels, their order and so the bits are those of experts that lie on the card. */
 #include <stdlib.h>
@@ -10,7 +10,10 @@
 #include "backend/cuda/upload.h"
 #include "expert/store.h"
 
-enum { TURN_BYTES = 384 << 20 }; /* of a turn, about: many matrices, so that their last blocks are few among all */
+enum {
+    TURN_BYTES = 384 << 20, /* of a turn, about: many matrices, so that their last blocks are few among all */
+    AHEAD_BYTES = 96 << 20, /* on their way while the turn before is at work */
+};
 
 static bool is_known(const struct mlp *mlp) {
     return upload_knows(mlp->gate.format) && upload_knows(mlp->up.format) && upload_knows(mlp->down.format);
@@ -66,11 +69,16 @@ int cuda_link_plan(struct cuda *cuda, const struct weights *weights, struct mo_e
     return 0;
 }
 
+static int buffers_of(const struct expert_link *link) {
+    const size_t n = AHEAD_BYTES / link->buffer_bytes;
+    return n < UPLOAD_BUFFERS ? UPLOAD_BUFFERS : n < UPLOAD_BUFFERS_MAX ? (int)n : UPLOAD_BUFFERS_MAX;
+}
+
 void cuda_link_place(struct cuda *cuda, struct device_region *region) {
     struct expert_link *link = &cuda->link;
     size_t pairs = (size_t)cuda->options.max_rows * (size_t)cuda->model->top_k;
     link->turn = device_take(region, link->turn_bytes);
-    link->buffers = device_take(region, UPLOAD_BUFFERS * link->buffer_bytes);
+    link->buffers = device_take(region, (size_t)buffers_of(link) * link->buffer_bytes);
     link->items = device_take(region, (pairs + (size_t)cuda->model->experts) * sizeof *link->items);
     link->n_items = device_take(region, sizeof *link->n_items);
     link->fault = device_take(region, sizeof *link->fault);
@@ -103,16 +111,13 @@ int cuda_link_open(struct cuda *cuda, const struct weights *weights, struct mo_e
                          .fault = (cuda_address)(uintptr_t)link->fault,
                          .wanted = UINT32_MAX,
                          .layer = -1,
-                         .expert = -1,
-                         .error = &cuda->failure};
-    int code = cuda_take_pinned(cuda, UPLOAD_BUFFERS * link->buffer_bytes, "experts that come over the link",
-                                &link->pinned, error);
-    for (int i = 0; i < UPLOAD_BUFFERS && !code; i++) {
-        struct buffer *b = &u->buffers[i];
-        b->host = link->pinned + (size_t)i * link->buffer_bytes;
-        b->card = (cuda_address)(uintptr_t)(link->buffers + (size_t)i * link->buffer_bytes);
-        code = cuda_check(&cuda->driver, cuda->driver.event_create(&b->sent, 2), error, "an event"); /* no timing */
-    }
+                         .expert = -1};
+    const int n = buffers_of(link);
+    int code =
+        cuda_take_pinned(cuda, (size_t)n * link->buffer_bytes, "experts that come over the link", &link->pinned, error);
+    u->error = error;
+    if (!code) code = upload_way_open(u, n, link->pinned, (cuda_address)(uintptr_t)link->buffers);
+    u->error = &cuda->failure;
     return code ? code : upload_copy_open(u);
 }
 
@@ -120,9 +125,7 @@ void cuda_link_close(struct cuda *cuda) {
     struct expert_link *link = &cuda->link;
     struct upload *u = link->upload;
     if (!u) return;
-    for (int i = 0; i < UPLOAD_BUFFERS; i++) {
-        if (u->buffers[i].sent) cuda->driver.event_destroy(u->buffers[i].sent);
-    }
+    upload_way_close(u);
     if (link->pinned) cuda->driver.pinned_free(link->pinned);
     upload_copy_close(u);
     free(u);
