@@ -165,6 +165,8 @@ def test_long_steps_fail_as_others_do(tmp_path):
     without = len(re.findall(r"fake cuda: copy", moebius("logits", V2, "--ids", ids, *flags, "--no-op-offload", env=fake(log=1)).err))
     assert copies > without + 40  # two layers of experts, three matrices each
     refused(moebius("logits", V2, "--ids", ids, *flags, env=fake(copy=copies - 10)), "GPU 0", "sending weights")
+    pinned = len(re.findall(r"fake cuda: pinned", log))
+    refused(moebius("logits", V2, "--ids", ids, *flags, env=fake(pinned=pinned, leaks=1)), "pinned memory", "over the link")
 
 
 def test_long_prompts_served(serve):  # noqa: F811
