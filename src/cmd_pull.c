@@ -35,7 +35,6 @@ static void watch_signals(struct hub_pull *pull) {
     g_stop = &pull->stop;
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
-    signal(SIGXFSZ, SIG_IGN); /* a limit on a file's size is an error of write() */
 }
 
 /* Both become parts of URLs and of paths. */

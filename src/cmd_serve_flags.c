@@ -6,6 +6,7 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "base/utf8.h"
 #include "engine_weights.h"
 #include "model/locate.h"
 #include "sched/draft.h"
@@ -344,7 +345,13 @@ static int check_vllm(struct serve_arguments *a, struct mo_error *error) {
 
 /* --- names and keys ------------------------------------------------------------------------------ */
 
+/* Names go into JSON. */
+static bool is_text(const char *name) {
+    return utf8_valid_prefix((const uint8_t *)name, strlen(name)) == strlen(name);
+}
+
 static int add_name(struct server_options *s, const char *name, struct mo_error *error) {
+    if (!is_text(name)) return mo_error_set(error, MO_E_INVALID, "--served-model-name: not valid UTF-8");
     if (!*name) return mo_error_set(error, MO_E_INVALID, "--served-model-name: a name is empty");
     bool known = strcmp(name, "*") == 0;
     s->any_name = s->any_name || known;
@@ -382,10 +389,12 @@ static int add_names(struct serve_arguments *a, struct mo_error *error) {
     size_t start = size;
     while (start > 0 && a->engine.model[start - 1] != '/') start--;
     snprintf(folder, sizeof folder, "%.*s", (int)(size - start), a->engine.model + start);
+    utf8_clean(folder);
     bool is_path = file_exists(a->engine.model);
     code = add_name(&a->server, is_path ? folder : a->engine.model, error);
     a->server.n_listed = 1; /* a path is nobody's business */
-    return code ? code : add_name(&a->server, is_path ? a->engine.model : folder, error);
+    const char *other = is_path ? a->engine.model : folder;
+    return code || !is_text(other) ? code : add_name(&a->server, other, error);
 }
 
 /* vLLM writes these as a JSON list: its marks are in no origin. */

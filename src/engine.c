@@ -14,6 +14,7 @@
 #include "plan/memory.h"
 
 #include <assert.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include "base/clock.h"
@@ -341,8 +342,9 @@ int engine_encode_prompt(const struct engine *engine, const char *text, size_t s
                          struct mo_error *error) {
     int code = need_tokenizer(engine, error);
     if (code) return code;
-    const char *genuine = tokenizer_lookalike(engine->tokenizer, text, size);
-    if (genuine)
+    static atomic_bool told; /* once: those who send a server texts do not read its log */
+    const char *genuine = atomic_load(&told) ? NULL : tokenizer_lookalike(engine->tokenizer, text, size);
+    if (genuine && !atomic_exchange(&told, true))
         log_warn("the prompt holds an ASCII look-alike of the special token %s; it is plain text here", genuine);
     if (tokenizer_adds_bos(engine->tokenizer) && tokenizer_bos(engine->tokenizer) >= 0) {
         code = token_list_push(out, tokenizer_bos(engine->tokenizer), error);

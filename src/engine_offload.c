@@ -62,8 +62,8 @@ int engine_offload_link_rows(const struct engine *engine) {
     const struct engine_options *o = &engine->options;
     struct plan_arch arch;
     struct plan_weights weights;
-    const bool are_elsewhere = engine->store || engine->split.count > 1; /* on disk, with other processes */
-    if (!engine->cpu_layers || o->no_op_offload || o->batch_invariant || are_elsewhere) return 0;
+    const bool are_shared = engine->split.count > 1; /* with other processes */
+    if (!engine->cpu_layers || o->no_op_offload || o->batch_invariant || are_shared) return 0;
     if (cuda_link_refuses(&engine->model, &engine->weights, engine->cpu_layers, NULL)) return 0;
     if (o->op_offload_rows) return o->op_offload_rows;
     plan_arch_from_model(&arch, &engine->model, "model");

@@ -78,6 +78,7 @@ static void fill_standard_streams(void) {
 int main(int argc, char **argv) {
     fill_standard_streams();
     signal(SIGPIPE, SIG_IGN); /* a reader that goes away is an error of write(), not the end of the program */
+    signal(SIGXFSZ, SIG_IGN); /* and so is a file that may not grow, a server's log too */
     if (argc < 2) {
         print_help(stderr);
         return 2;

@@ -240,20 +240,20 @@ def test_too_little_memory():
     refused(info(*GPU, free_mib=1), "GPU", "GiB")
 
 
-@pytest.mark.parametrize("k", range(1, 8))
+@pytest.mark.parametrize("k", range(1, 7))
 def test_out_of_memory_at_every_allocation(k):
     """Three for good, then what the upload needs for a while; then the next finds nothing to fail."""
     result = info(*GPU, alloc=k, leaks=1)
-    if k <= 6:
+    if k <= 5:
         refused(result, "GPU 0")
     else:
         assert result.code == 0 and not result.err, str(result)
 
 
-@pytest.mark.parametrize("k", range(1, 6))
+@pytest.mark.parametrize("k", range(1, 5))
 def test_no_pinned_memory(k):
     result = info(*GPU, pinned=k, leaks=1)
-    if k <= 4:
+    if k <= 3:
         refused(result, "pinned memory")
     else:
         assert result.code == 0 and not result.err, str(result)

@@ -144,12 +144,16 @@ def test_long_steps_where_all_steps_are_alike(tmp_path):
 
 
 def test_long_steps_of_other_formats(tmp_path):
-    """Quantised on the way in; on two cards."""
+    """Quantised on the way in; read from disk, one expert at a time and some; on two cards."""
     out = tmp_path / "bits"
     int4 = ["--quantization", "int4"]
     assert long_bits(V2, 40, *int4, "--cpu-moe", *LONG, out=out) == long_bits(V2, 40, *int4, "--n-cpu-moe", 0, out=out)
+    file, card = tmp_path / "packed", long_bits(V2, 40, out=out)
+    succeed("quantize", V2, "--quant", "bf16", "-o", file)
+    for gib in 0.0001, 0.0002:
+        assert long_bits(file, 40, "--cpu-moe", "--expert-cache", gib, *LONG, out=out) == card
     cards = fake(devices=2)
-    assert long_bits(V2, 40, "-pp", 2, "--n-cpu-moe", 2, *LONG, env=cards, out=out) == long_bits(V2, 40, out=out)
+    assert long_bits(V2, 40, "-pp", 2, "--n-cpu-moe", 2, *LONG, env=cards, out=out) == card
 
 
 def test_long_steps_fail_as_others_do(tmp_path):
@@ -161,6 +165,8 @@ def test_long_steps_fail_as_others_do(tmp_path):
     without = len(re.findall(r"fake cuda: copy", moebius("logits", V2, "--ids", ids, *flags, "--no-op-offload", env=fake(log=1)).err))
     assert copies > without + 40  # two layers of experts, three matrices each
     refused(moebius("logits", V2, "--ids", ids, *flags, env=fake(copy=copies - 10)), "GPU 0", "sending weights")
+    pinned = len(re.findall(r"fake cuda: pinned", log))
+    refused(moebius("logits", V2, "--ids", ids, *flags, env=fake(pinned=pinned, leaks=1)), "pinned memory", "over the link")
 
 
 def test_long_prompts_served(serve):  # noqa: F811

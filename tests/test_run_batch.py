@@ -383,7 +383,7 @@ def test_full_devices(model, files):
 
 def limit_file_size():
     """As a full disk: no file grows beyond this."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
 
 

@@ -205,8 +205,18 @@ static int32_t add_constant(struct schema *s, const json_t *value, unsigned type
     return nodes_alt(s->nodes, node, any);
 }
 
-bool schema_holds(const json_t *list, const json_t *value) {
-    for (size_t i = 0; i < json_array_size(list); i++) {
+bool schema_spend(struct schema *s, size_t n) {
+    if (n <= SCHEMA_WORK_MAX - s->n_work) {
+        s->n_work += n;
+        return true;
+    }
+    s->nodes->is_full = true;
+    schema_fail(s, MO_E_INVALID, "it is too large: its parts take too long to compare and to merge");
+    return false;
+}
+
+bool schema_holds(struct schema *s, const json_t *list, const json_t *value) {
+    for (size_t i = 0; i < json_array_size(list) && schema_spend(s, 1); i++) {
         if (json_equal(json_array_get(list, i), value)) return true;
     }
     return false;
@@ -222,7 +232,7 @@ static int32_t parse_constants(struct schema *s, const json_t *schema) {
         return schema_fail(s, MO_E_INVALID, "enum: expected a list that is not empty");
     }
     unsigned types = types_of(s, schema);
-    if (one) return !list || schema_holds(list, one) ? add_constant(s, one, types, NODES_NEVER) : NODES_NEVER;
+    if (one) return !list || schema_holds(s, list, one) ? add_constant(s, one, types, NODES_NEVER) : NODES_NEVER;
     int32_t any = NODES_NEVER;
     for (size_t i = json_array_size(list); i-- > 0;) any = add_constant(s, json_array_get(list, i), types, any);
     return any;
@@ -307,7 +317,7 @@ int32_t schema_value(struct schema *s, const json_t *schema, const char *key, co
         schema_fail(s, MO_E_INVALID, "expected a schema: an object, true or false");
     } else if (s->depth == SCHEMA_DEPTH_MAX) {
         schema_fail(s, MO_E_INVALID, "schemas nest too deep");
-    } else if (check_keywords(s, schema)) {
+    } else if (schema_spend(s, SCHEMA_WORK_PART + json_object_size(schema)) && check_keywords(s, schema)) {
         s->depth++;
         node = parse_schema(s, schema);
         s->depth--;

@@ -13,7 +13,15 @@
 
 #include "grammar/front.h"
 
-enum { SCHEMA_DEPTH_MAX = 100, SCHEMA_REFS_MAX = 2000, SCHEMA_MERGES_MAX = 500, SCHEMA_PROPERTIES_MAX = 5000 };
+enum {
+    SCHEMA_DEPTH_MAX = 100,
+    SCHEMA_REFS_MAX = 2000,
+    SCHEMA_MERGES_MAX = 500,
+    SCHEMA_PROPERTIES_MAX = 5000,
+    /* Comparisons of values, and more for what takes longer: so much in all, tenths of a second. */
+    SCHEMA_WORK_MAX = 1 << 24,
+    SCHEMA_WORK_PART = 16, /* a schema that is compiled, a member that is copied */
+};
 
 /* A target of $ref: a rule, so that it may hold itself. */
 struct schema_ref {
@@ -39,6 +47,7 @@ struct schema {
     json_t *made;            /* an array that keeps what merging made */
     struct schema_ref *refs; /* [n_refs]; the first n_done have their rules */
     int n_refs, n_done, n_merges, depth;
+    size_t n_work;   /* SCHEMA_WORK_MAX */
     bool is_lenient; /* what cannot be kept is left out */
     char path[200];  /* where we are, "#/properties/a", cut if too long */
     size_t path_size;
@@ -53,7 +62,9 @@ int32_t schema_value(struct schema *s, const json_t *schema, const char *key, co
 /* schema.c: a keyword's value as a count; `missing` if it is absent. */
 int schema_count(struct schema *s, const json_t *schema, const char *keyword, int missing);
 bool schema_is_annotation(const char *keyword);
-bool schema_holds(const json_t *list, const json_t *value); /* NULL: a list of nothing */
+bool schema_holds(struct schema *s, const json_t *list, const json_t *value); /* NULL: a list of nothing */
+/* schema.c: takes note of work to be done; false with an error if that is too much. */
+bool schema_spend(struct schema *s, size_t n);
 
 /* schema_scalar.c */
 int32_t schema_string(struct schema *s, const json_t *schema);

@@ -14,8 +14,8 @@ struct members {
     int32_t other; /* NODES_NEVER: none */
 };
 
-static bool is_listed(const struct members *members, const json_t *name) {
-    for (size_t i = 0; i < members->n; i++) {
+static bool is_listed(struct schema *s, const struct members *members, const json_t *name) {
+    for (size_t i = 0; i < members->n && schema_spend(s, 1); i++) {
         if (json_equal(members->names[i], name)) return true;
     }
     return false;
@@ -45,14 +45,14 @@ static void fill_members(struct schema *s, const json_t *schema, const json_t *e
     json_object_keylen_foreach((json_t *)(uintptr_t)properties, key, key_size, value) {
         json_t *name = json_stringn(key, key_size);
         if (!name) schema_fail(s, MO_E_NO_MEMORY, "out of memory for a schema");
-        if (!s->nodes->code) add_member(s, members, name, schema_holds(required, name), value, "properties");
+        if (!s->nodes->code) add_member(s, members, name, schema_holds(s, required, name), value, "properties");
         json_decref(name);
     }
     for (size_t i = 0; i < json_array_size(required) && !s->nodes->code; i++) {
         json_t *name = json_array_get(required, i);
         if (!json_is_string(name)) {
             schema_fail(s, MO_E_INVALID, "required: expected strings");
-        } else if (!is_listed(members, name)) {
+        } else if (!is_listed(s, members, name)) {
             add_member(s, members, name, true, extra, "additionalProperties");
         }
     }

@@ -3,8 +3,6 @@
 #include <string.h>
 #include "grammar/schema.h"
 
-enum { VALUES_TIMES_VALUES_MAX = 1 << 20 };
-
 /* --- references ---------------------------------------------------------------------------------- */
 
 /* One part of a pointer, unescaped: ~1 is "/", ~0 is "~", %2F is a byte. Returns what stands behind it. */
@@ -71,10 +69,9 @@ const json_t *schema_without(struct schema *s, const json_t *schema, const char 
 }
 
 /* A list of what is in both (strings or lists; a string is a list of one). "integer" is in "number" too. */
-static json_t *types_in_both(const json_t *a, const json_t *b) {
-    if (json_array_size(a) * json_array_size(b) > VALUES_TIMES_VALUES_MAX) return NULL;
-    json_t *both = json_array();
+static json_t *types_in_both(struct schema *s, const json_t *a, const json_t *b) {
     size_t n_a = json_is_array(a) ? json_array_size(a) : 1, n_b = json_is_array(b) ? json_array_size(b) : 1;
+    json_t *both = schema_spend(s, n_a * n_b) ? json_array() : NULL;
     for (size_t i = 0; both && i < n_a * n_b; i++) {
         json_t *x = (json_t *)(uintptr_t)(json_is_array(a) ? json_array_get(a, i / n_b) : a);
         json_t *y = (json_t *)(uintptr_t)(json_is_array(b) ? json_array_get(b, i % n_b) : b);
@@ -88,10 +85,9 @@ static json_t *types_in_both(const json_t *a, const json_t *b) {
     return both;
 }
 
-static json_t *values_in_both(const json_t *a, const json_t *b) {
-    if (json_array_size(a) * json_array_size(b) > VALUES_TIMES_VALUES_MAX) return NULL;
-    json_t *both = json_array();
-    for (size_t i = 0; i < json_array_size(a); i++) {
+static json_t *values_in_both(struct schema *s, const json_t *a, const json_t *b) {
+    json_t *both = schema_spend(s, json_array_size(a) * json_array_size(b)) ? json_array() : NULL;
+    for (size_t i = 0; both && i < json_array_size(a); i++) {
         for (size_t k = 0; k < json_array_size(b); k++) {
             if (json_equal(json_array_get(a, i), json_array_get(b, k))) json_array_append(both, json_array_get(a, i));
         }
@@ -99,15 +95,17 @@ static json_t *values_in_both(const json_t *a, const json_t *b) {
     return both;
 }
 
-static json_t *lists_joined(const json_t *a, const json_t *b) {
-    json_t *joined = json_copy((json_t *)(uintptr_t)a);
+static json_t *lists_joined(struct schema *s, const json_t *a, const json_t *b) {
+    bool fits = schema_spend(s, json_array_size(a) + json_array_size(b));
+    json_t *joined = fits ? json_copy((json_t *)(uintptr_t)a) : NULL;
     if (joined) json_array_extend(joined, (json_t *)(uintptr_t)b);
     return joined;
 }
 
 /* Properties of both; one that is in both must be what both say. */
-static json_t *properties_joined(const json_t *a, const json_t *b) {
-    json_t *joined = json_copy((json_t *)(uintptr_t)a), *value;
+static json_t *properties_joined(struct schema *s, const json_t *a, const json_t *b) {
+    bool fits = schema_spend(s, SCHEMA_WORK_PART * (json_object_size(a) + json_object_size(b)));
+    json_t *joined = fits ? json_copy((json_t *)(uintptr_t)a) : NULL, *value;
     const char *name;
     json_object_foreach((json_t *)(uintptr_t)b, name, value) {
         json_t *known = json_object_get(joined, name);
@@ -132,13 +130,13 @@ static json_t *stricter(const char *keyword, json_t *a, json_t *b) {
 }
 
 /* What a keyword says when two schemas have it; NULL if that cannot be said. */
-static json_t *both_say(const char *keyword, json_t *a, json_t *b) {
+static json_t *both_say(struct schema *s, const char *keyword, json_t *a, json_t *b) {
     if (json_equal(a, b)) return json_incref(a);
     bool lists = json_is_array(a) && json_is_array(b), objects = json_is_object(a) && json_is_object(b);
-    if (!strcmp(keyword, "type")) return types_in_both(a, b);
-    if (!strcmp(keyword, "enum") && lists) return values_in_both(a, b);
-    if ((!strcmp(keyword, "required") || !strcmp(keyword, "allOf")) && lists) return lists_joined(a, b);
-    if (!strcmp(keyword, "properties") && objects) return properties_joined(a, b);
+    if (!strcmp(keyword, "type")) return types_in_both(s, a, b);
+    if (!strcmp(keyword, "enum") && lists) return values_in_both(s, a, b);
+    if ((!strcmp(keyword, "required") || !strcmp(keyword, "allOf")) && lists) return lists_joined(s, a, b);
+    if (!strcmp(keyword, "properties") && objects) return properties_joined(s, a, b);
     return stricter(keyword, a, b);
 }
 
@@ -171,7 +169,7 @@ static void merge_into(struct schema *s, json_t *into, const json_t *other) {
     json_object_foreach((json_t *)(uintptr_t)other, keyword, value) {
         json_t *known = json_object_get(into, keyword);
         if (schema_is_annotation(keyword)) continue;
-        json_t *said = known ? both_say(keyword, known, value) : json_incref(value);
+        json_t *said = known ? both_say(s, keyword, known, value) : json_incref(value);
         if (!said || json_object_set_new(into, keyword, said)) {
             schema_fail(s, MO_E_UNSUPPORTED, "two schemas that hold at once both have \"%.60s\", and not the same",
                         keyword);
@@ -199,6 +197,7 @@ const json_t *schema_merge(struct schema *s, const json_t *a, const json_t *b) {
         schema_fail(s, MO_E_INVALID, "expected a schema: an object, true or false");
         return NULL;
     }
+    if (!schema_spend(s, SCHEMA_WORK_PART * (json_object_size(a) + json_object_size(b)))) return NULL;
     if (closes_out(a, b) || closes_out(b, a)) {
         schema_fail(s, MO_E_UNSUPPORTED, "additionalProperties in one of several schemas that hold at once");
         return NULL;

@@ -3,7 +3,9 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,10 +43,12 @@ struct pack {
 
 /* The file that a signal must remove; one pack is written at a time. */
 static char g_partial[4200];
-static volatile sig_atomic_t g_is_writing;
+enum { IDLE, OPENING, WRITING };
+static atomic_int g_phase;
 
 static void on_signal(int number) {
-    if (g_is_writing) unlink(g_partial);
+    while (atomic_load(&g_phase) == OPENING) poll(NULL, 0, 1); /* by another thread: it takes no signals meanwhile */
+    if (atomic_load(&g_phase) == WRITING) unlink(g_partial);
     signal(number, SIG_DFL);
     raise(number);
 }
@@ -52,13 +56,12 @@ static void on_signal(int number) {
 static const int ends[] = {SIGINT, SIGTERM, SIGHUP};
 
 static void watch_signals(const char *partial) {
-    assert(!g_is_writing);
+    assert(atomic_load(&g_phase) == IDLE);
     snprintf(g_partial, sizeof g_partial, "%s", partial);
-    g_is_writing = 1;
+    atomic_store(&g_phase, OPENING);
     for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
         if (signal(ends[i], on_signal) == SIG_IGN) signal(ends[i], SIG_IGN); /* nohup: who started us wants it so */
     }
-    signal(SIGXFSZ, SIG_IGN); /* a file that may not grow is an error of write(), not the end of the program */
 }
 
 static int no_memory(const struct pack *pack, struct mo_error *error) {
@@ -230,14 +233,15 @@ static int open_partial(struct pack *pack, struct mo_error *error) {
     return mo_error_set(error, MO_E_IO, "%s: cannot lock it", pack->partial);
 }
 
-/* A signal waits until there is a file and somebody who removes it. */
+/* A signal waits, whichever thread takes it, until there is a file to be removed. */
 static int open_watched(struct pack *pack, struct mo_error *error) {
     sigset_t later, before;
     sigemptyset(&later);
     for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) sigaddset(&later, ends[i]);
     pthread_sigmask(SIG_BLOCK, &later, &before);
+    watch_signals(pack->partial);
     int code = open_partial(pack, error);
-    if (!code) watch_signals(pack->partial);
+    atomic_store(&g_phase, code ? IDLE : WRITING);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return code;
 }
@@ -321,7 +325,7 @@ int pack_finish(struct pack *pack, struct mo_error *error) {
     if (!code && fsync(pack->fd)) code = write_failed(pack, errno, error);
     if (!code && rename(pack->partial, pack->target)) code = write_failed(pack, errno, error);
     if (code) return code;
-    g_is_writing = 0;
+    atomic_store(&g_phase, IDLE);
     file_sync_folder(pack->target); /* the new name must survive a power cut too */
     close(pack->fd);
     pack->fd = -1;
@@ -332,7 +336,7 @@ void pack_close(struct pack *pack) {
     if (!pack) return;
     if (pack->fd >= 0) {
         unlink(pack->partial);
-        g_is_writing = 0;
+        atomic_store(&g_phase, IDLE);
         close(pack->fd);
     }
     json_decref(pack->header);

@@ -98,12 +98,13 @@ double plan_link_bytes(const struct plan_arch *a, const struct plan_weights *wei
     enum {
         TURN_BYTES = 384 << 20,
         SLICE_BYTES = 32 << 20,
-        BUFFERS = 2,
-        MATRICES = 3
+        AHEAD_BYTES = 96 << 20
     }; /* as backend/cuda/link.c has them */
+    enum { BUFFERS = 2, BUFFERS_MAX = 16, MATRICES = 3 };
     const double layer = weights->bytes[PLAN_ROUTED] / plan_arch_moe_layers(a), expert = layer / a->experts;
     const double turn = fmin(layer, fmax(expert, floor(TURN_BYTES / expert) * expert));
-    return turn + BUFFERS * fmin(SLICE_BYTES, expert / MATRICES);
+    const double buffer = fmin(SLICE_BYTES, expert / MATRICES);
+    return turn + buffer * fmin(BUFFERS_MAX, fmax(BUFFERS, floor(AHEAD_BYTES / buffer)));
 }
 
 double plan_scratch_bytes(const struct plan_arch *arch, const struct plan_wish *wish, bool on_card) {

@@ -279,8 +279,8 @@ int plan_link_rows(const struct plan_arch *arch, const struct plan_weights *weig
 }
 
 bool plan_takes_link(const struct plan_input *in, enum plan_place place, int rows) {
-    return place == PLAN_IN_GPU_RAM && in->machine.gpu.host_gb_s > 0 && !plan_shares_experts(in) &&
-           rows >= plan_link_rows(&in->arch, &in->weights, &in->machine);
+    return (place == PLAN_IN_GPU_RAM || place == PLAN_IN_GPU_RAM_SSD) && in->machine.gpu.host_gb_s > 0 &&
+           !plan_shares_experts(in) && rows >= plan_link_rows(&in->arch, &in->weights, &in->machine);
 }
 
 /* Operations of the processor on weights of one group. */
@@ -412,8 +412,9 @@ static void time_linked(const struct job *job, struct plan_speed *s) {
     double share = plan_card_share(job->in, job->memory), all = job->in->weights.bytes[PLAN_ROUTED] * (1 - share);
     struct job on_card = part_of(job, share), beside = part_of(job, 1 - share);
     add_gpu(&on_card, s, share > 0);
-    /* Nobody waits to know which experts are met. */
-    add(s, "routed experts, over the card's link", PLAN_ON_LINK, PLAN_BYTES, 0, job->steps * all,
+    beside.routed = job->steps * all; /* nobody waits to know which experts are met */
+    add_ssd(&beside, s);
+    add(s, "routed experts, over the card's link", PLAN_ON_LINK, PLAN_BYTES, 0, beside.routed,
         machine->gpu.host_gb_s * 1e9, link_gb_s(machine) / machine->gpu.host_gb_s);
     add(s, "experts that came", PLAN_ON_GPU, PLAN_OPS, 0, beside.ops[PLAN_ROUTED], machine->gpu.tflops * 1e12,
         plan_share(PLAN_GPU_OPS));

@@ -8,6 +8,9 @@
 #include "base/clock.h"
 #include "server/put.h"
 
+/* So much of a whole answer is taken before its end: else that would be a long time for whoever reads other answers. */
+enum { PIECE_BYTES = 64 << 10 };
+
 /* What the engine thread knows a choice by. */
 struct choice_link {
     struct answer *answer;
@@ -51,10 +54,23 @@ static void queue_free(struct token_event *event) {
     }
 }
 
-static void answer_free(struct answer *answer) {
-    queue_free(answer->first);
+static struct token_event *dequeue_all_locked(struct answer *answer) {
+    struct token_event *events = answer->first;
+    answer->first = NULL;
+    answer->last = &answer->first;
+    answer->queued_bytes = 0;
+    return events;
+}
+
+static void choices_free(struct answer *answer) {
     for (int i = 0; answer->choices && i < answer->n_choices; i++) choice_free(&answer->choices[i]);
     free(answer->choices);
+    answer->choices = NULL;
+}
+
+static void answer_free(struct answer *answer) {
+    queue_free(answer->first);
+    choices_free(answer);
     free(answer->links);
     buffer_free(&answer->out);
     api_request_free(&answer->request);
@@ -124,7 +140,8 @@ static void on_event(const struct sched_event *event) {
     }
     if (ends) answer->n_running--;
     if (!answer->released && !answer->stalled && !answer->lost) enqueue_locked(answer, event, link->index);
-    bool ready = answer->request.stream || answer->n_running == 0;
+    bool is_much = answer->queued_bytes > PIECE_BYTES && !answer->waker.only_at_end;
+    bool ready = answer->request.stream || answer->n_running == 0 || is_much;
     if (ready && !answer->released) wake_locked(answer);
     unlock_and_drop(answer, ends);
 }
@@ -211,6 +228,11 @@ void answer_release(struct answer *answer) {
     assert(!answer->asleep); /* a sleeper is woken before its reader goes away */
     answer->released = true;
     if (answer->n_running > 0) cancel_locked(answer);
+    struct token_event *events = dequeue_all_locked(answer);
+    pthread_mutex_unlock(&answer->lock);
+    queue_free(events); /* they may be much, and the last reference the engine's */
+    choices_free(answer);
+    pthread_mutex_lock(&answer->lock);
     unlock_and_drop(answer, 1);
 }
 
@@ -219,14 +241,6 @@ bool answer_is_stream(const struct answer *answer) {
 }
 
 /* --- I/O thread ---------------------------------------------------------------------------------- */
-
-static struct token_event *dequeue_all_locked(struct answer *answer) {
-    struct token_event *events = answer->first;
-    answer->first = NULL;
-    answer->last = &answer->first;
-    answer->queued_bytes = 0;
-    return events;
-}
 
 /* What ended a sequence: a grammar that cannot be followed is the client's, a card or a disk that is gone may come back. */
 static void tell_cause(struct api_error *failure, const struct mo_error *cause) {
@@ -274,11 +288,15 @@ static void take_events(struct answer *answer, struct token_event *events) {
     if (code) api_error_no_memory(&answer->failure);
 }
 
-json_t *answer_take(struct answer *answer, struct api_error *error) {
+static void take_what_came(struct answer *answer) {
     pthread_mutex_lock(&answer->lock);
     struct token_event *events = dequeue_all_locked(answer);
     pthread_mutex_unlock(&answer->lock);
     take_events(answer, events);
+}
+
+json_t *answer_take(struct answer *answer, struct api_error *error) {
+    take_what_came(answer);
     json_t *json = NULL;
     if (!find_failure(answer, FINISH_NONE)) {
         json = answer->head.dialect->whole(&answer->head, answer->choices, answer->n_choices);
@@ -324,8 +342,8 @@ static bool fill_out(struct answer *answer) {
     pthread_mutex_lock(&answer->lock);
     bool ping = answer->wants_ping, done = answer->n_running == 0;
     answer->wants_ping = false;
-    struct token_event *events = streams ? dequeue_all_locked(answer) : NULL;
-    bool sleeps = !ping && (streams ? !events && !answer->lost && !answer->stalled : !done);
+    struct token_event *events = dequeue_all_locked(answer);
+    bool sleeps = !ping && !events && (streams ? !answer->lost && !answer->stalled : !done);
     if (sleeps) sleep_locked(answer);
     pthread_mutex_unlock(&answer->lock);
     if (sleeps) return false;
@@ -333,12 +351,12 @@ static bool fill_out(struct answer *answer) {
     if (ping && !events && streams && answer->head.dialect->stream_ping(&answer->out, &answer->head)) {
         answer->out.failed = true;
     }
+    take_events(answer, events);
     if (!streams) {
         if (ping) buffer_add_text(&answer->out, "\n");
         if (done) fill_whole(answer);
         return true;
     }
-    take_events(answer, events);
     bool failed = find_failure(answer, FINISH_NONE);
     if (!failed && answer->n_open > 0) return true;
     if (stream_end(answer, failed)) answer->out.failed = true;
@@ -360,6 +378,7 @@ ssize_t answer_read(struct answer *answer, char *out, size_t size) {
 }
 
 enum answer_state answer_wait(struct answer *answer) {
+    take_what_came(answer);
     pthread_mutex_lock(&answer->lock);
     enum answer_state state = answer->n_running == 0 ? ANSWER_DONE : answer->wants_ping ? ANSWER_PROBES : ANSWER_WAITS;
     if (state == ANSWER_WAITS) sleep_locked(answer);

@@ -17,6 +17,7 @@ struct answer_waker {
     void (*sleep)(void *context);
     void (*wake)(void *context);
     void *context;
+    bool only_at_end; /* a whole answer's reader is not to be woken before, to take what has come */
 };
 
 enum { ANSWER_QUEUE_BYTES_MAX = 8 << 20 }; /* a stream whose client falls behind further is given up */
@@ -35,8 +36,8 @@ bool answer_is_stream(const struct answer *answer);
 enum { ANSWER_END = -1, ANSWER_BROKEN = -2 };
 ssize_t answer_read(struct answer *answer, char *out, size_t size);
 
-/* A whole answer is done; or it is not, and the waker's sleep was called; or its client is to be probed:
- * answer_read gives a blank line first, then the JSON when it is there. */
+/* Takes what has come of a whole answer: it is done; or it is not, and the waker's sleep was called; or its client is to be
+ * probed: answer_read gives a blank line first, then the JSON when it is there. */
 enum answer_state { ANSWER_DONE, ANSWER_WAITS, ANSWER_PROBES };
 enum answer_state answer_wait(struct answer *answer);
 /* The finished answer: the caller's. NULL with `error` if it failed. */

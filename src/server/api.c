@@ -33,6 +33,13 @@ const char *api_model_name(const struct api_model *model, const json_t *field, s
     return NULL;
 }
 
+/* Tokens of a prompt that are counted: what is far too long is refused before all of it is encoded, which takes seconds, and other
+ * long requests wait for that. */
+static size_t counted_tokens(const struct api_job *job) {
+    enum { CONTEXTS = 4, TOKENS = 1 << 16 };
+    return CONTEXTS * (size_t)job->model->engine->options.max_model_len + TOKENS;
+}
+
 /* What the API says when a prompt has no room. */
 static int context_error(const struct api_model *model, size_t n_prompt, int max_tokens, const char *param,
                          struct api_error *error) {
@@ -124,7 +131,30 @@ bool api_prompts_reserve(struct api_job *job, size_t n) {
         job->request->prompts = calloc(n, sizeof *job->request->prompts);
         if (!job->request->prompts) api_error_no_memory(job->fields.error);
     }
+    for (size_t i = 0; i < n && !fields_failed(&job->fields) && !api_is_count(job->request->kind); i++) {
+        job->request->prompts[i].ids.limit = counted_tokens(job);
+    }
     return !fields_failed(&job->fields);
+}
+
+static const char *prompt_param(const struct api_request *request) {
+    return request->kind == API_RESPONSES ? "input" : api_is_chat(request->kind) ? "messages" : "prompt";
+}
+
+void api_prompt_failed(struct api_job *job, const struct api_prompt *prompt, const struct mo_error *cause,
+                       const char *param) {
+    size_t context = (size_t)job->model->engine->options.max_model_len;
+    if (!prompt->ids.is_full) {
+        api_error_from(job->fields.error, cause, param);
+    } else if (job->request->kind == API_MESSAGES) {
+        api_error_set(job->fields.error, 400, param, "context_length_exceeded", "prompt is too long: %s > %zu maximum",
+                      cause->message, context - 1);
+    } else {
+        api_error_set(
+            job->fields.error, 400, prompt_param(job->request), "context_length_exceeded",
+            "This model's maximum context length is %zu tokens. However, your prompt has %s. Please shorten it.",
+            context, cause->message);
+    }
 }
 
 int api_text_encode(const struct engine *engine, const char *text, size_t size, bool bos, struct token_list *out,
@@ -143,7 +173,7 @@ static void prompt_too_long(struct api_job *job, size_t n, size_t context) {
 static void check_context(struct api_job *job) {
     struct api_request *request = job->request;
     size_t context = (size_t)job->model->engine->options.max_model_len;
-    const char *param = request->kind == API_RESPONSES ? "input" : api_is_chat(request->kind) ? "messages" : "prompt";
+    const char *param = prompt_param(request);
     bool scores_only = request->sched.max_tokens == 0, takes_rest = request->sched.max_tokens < 0;
     /* n_predict, and the max_tokens of the translated, are the most, not the least. */
     bool is_most = api_is_llama(request->kind) || api_is_ollama(request->kind) || api_is_translated(request->kind);
@@ -172,6 +202,13 @@ static void parse_settings(struct api_job *job) {
     api_structured_parse(job);
 }
 
+/* The conversation is tokens by now, and may be megabytes: a request that waits does not keep it. */
+static void drop_conversation(struct api_request *request) {
+    static const char *const NAMES[] = {"messages", "input"};
+    fields_drop(request->root, NAMES, 2);
+    fields_drop(request->given, NAMES, 2);
+}
+
 static void parse_all(struct api_job *job) {
     struct api_request *request = job->request;
     bool is_ollama = api_is_ollama(request->kind);
@@ -188,21 +225,25 @@ static void parse_all(struct api_job *job) {
         api_llama_parse(job);
     request->sched.min_tokens = (int)fields_int(&job->fields, "min_tokens", 0, INT_MAX, 0);
     if (fields_failed(&job->fields)) return;
+    if (api_is_chat(request->kind)) drop_conversation(request);
     if (!api_is_count(request->kind)) check_context(job);
     api_stop_add_fim(job);
     api_structured_place(job);
 }
 
 /* The body, or its translation; `given` keeps what was translated. */
-static void take_body(struct api_request *request, json_t *root, struct api_error *error) {
+static void take_body(struct api_request *request, const struct api_model *model, json_t *root,
+                      struct api_error *error) {
     if (!api_is_translated(request->kind)) {
         request->root = root;
         return;
     }
     request->given = root;
     bool is_responses = request->kind == API_RESPONSES || request->kind == API_RESPONSES_COUNT;
-    request->root = is_responses ? api_responses_to_chat(root, error)
-                                 : api_anthropic_to_chat(root, request->kind == API_COUNT, error);
+    const struct chat_template *chat = model->engine->chat;
+    bool places_system = chat && chat_template_places_system(chat);
+    request->root = is_responses ? api_responses_to_chat(root, places_system, error)
+                                 : api_anthropic_to_chat(root, request->kind == API_COUNT, places_system, error);
 }
 
 int api_request_parse(struct api_request *request, enum api_kind kind, const struct api_model *model, const char *body,
@@ -217,7 +258,7 @@ int api_request_read(struct api_request *request, enum api_kind kind, const stru
                      struct api_error *error) {
     *request = (struct api_request){.kind = kind, .context = model->engine->options.max_model_len};
     *error = (struct api_error){0};
-    take_body(request, root, error);
+    take_body(request, model, root, error);
     if (!request->root) return -1;
     api_tools_settle(request->root, error);
     if (error->status) return -1;

@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "base/json_spell.h"
 #include "server/api_translate.h"
 #include "server/put.h"
 
@@ -90,9 +91,10 @@ static void take_call(struct reader *reader, const json_t *block) {
                         reader->where);
         return;
     }
-    char *text = json_dumps(input, JSON_REAL_PRECISION(15)); /* 0.1 stays 0.1 */
-    turns_add_call(&reader->turns, id, name, text ? json_string(text) : NULL);
-    free(text);
+    struct buffer text = {0};
+    json_spell(&text, input);
+    turns_add_call(&reader->turns, id, name, put_text(&text));
+    buffer_free(&text);
 }
 
 /* Tools that wait until they are looked for are there from now on. */
@@ -293,7 +295,7 @@ static const char *const OURS[] = {
     "tools",    "tool_choice",  "output_config",  "stream_options", "n",
     "logprobs", "top_logprobs", "mcp_servers",    "container",      "max_completion_tokens"};
 
-json_t *api_anthropic_to_chat(const json_t *body, bool only_counts, struct api_error *error) {
+json_t *api_anthropic_to_chat(const json_t *body, bool only_counts, bool places_system, struct api_error *error) {
     static const char *const UNCOUNTED[] = {"max_tokens", "stream"};
     struct fields f = {body, error};
     json_t *chat = put_copy(body);
@@ -304,7 +306,8 @@ json_t *api_anthropic_to_chat(const json_t *body, bool only_counts, struct api_e
     fields_drop(chat, OURS, sizeof OURS / sizeof *OURS);
     if (only_counts) fields_drop(chat, UNCOUNTED, sizeof UNCOUNTED / sizeof *UNCOUNTED);
     refuse_rest(&f);
-    struct reader reader = {.turns = {.messages = json_array()}, .error = error, .found = json_object()};
+    struct reader reader = {
+        .turns = {.messages = json_array(), .places_system = places_system}, .error = error, .found = json_object()};
     read_messages(&reader, &f);
     put(&chat, "messages", reader.turns.messages);
     if (stops) put(&chat, "stop", put_share(stops));

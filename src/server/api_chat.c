@@ -249,7 +249,7 @@ static void encode_messages(struct api_job *job, const json_t *messages) {
     json_decref(variables);
     if (!copy) return;
     if (code) {
-        api_error_from(job->fields.error, &cause, "messages");
+        api_prompt_failed(job, prompt, &cause, "messages");
     } else if (continues) {
         open_last(job, &prompt->ids);
     } else {

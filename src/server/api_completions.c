@@ -19,7 +19,7 @@ static void encode_text(struct api_job *job, const json_t *text, const json_t *s
         code = fim_encode(engine->tokenizer, prompt->text, prompt->text_size, json_string_value(suffix),
                           json_string_length(suffix), &prompt->ids, &cause);
     }
-    if (code) api_error_from(job->fields.error, &cause, suffix ? "suffix" : "prompt");
+    if (code) api_prompt_failed(job, prompt, &cause, suffix ? "suffix" : "prompt");
     if (!code && prompt->ids.n == 0) api_error_field(job->fields.error, "prompt", "prompt is empty");
 }
 
@@ -42,7 +42,7 @@ static void take_ids(struct api_job *job, const json_t *ids) {
                                 &prompt->decoded, &prompt->text_size, &cause);
         prompt->text = prompt->decoded;
     }
-    if (code) api_error_from(job->fields.error, &cause, "prompt");
+    if (code) api_prompt_failed(job, prompt, &cause, "prompt");
 }
 
 /* One of several prompts: a text, or a list of ids. */

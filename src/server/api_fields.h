@@ -9,7 +9,11 @@
 #include "base/json.h"
 #include "server/api_error.h"
 
-enum { API_JSON_DEPTH_MAX = 64, API_JSON_BRACKETS_MAX = 1 << 18 }; /* objects and arrays: some 300 bytes each */
+enum {
+    API_JSON_DEPTH_MAX = 64,
+    API_JSON_BRACKETS_MAX = 1 << 18, /* objects and arrays: some 300 bytes each */
+    API_JSON_VALUES_MAX = 1 << 22,   /* of any kind: up to 100 bytes each, beside their text */
+};
 
 struct fields {
     const json_t *object;

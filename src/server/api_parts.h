@@ -75,6 +75,9 @@ void api_structured_place(struct api_job *job);
 
 /* Room for `n` prompts; false with an error. */
 bool api_prompts_reserve(struct api_job *job, size_t n);
+/* The prompt's tokens could not be made, for `cause`. */
+void api_prompt_failed(struct api_job *job, const struct api_prompt *prompt, const struct mo_error *cause,
+                       const char *param);
 /* A text as a completion's prompt: added tokens are recognised, and `bos` puts one in front. */
 int api_text_encode(const struct engine *engine, const char *text, size_t size, bool bos, struct token_list *out,
                     struct mo_error *error);

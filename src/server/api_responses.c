@@ -119,8 +119,8 @@ static void take_item(struct turns *turns, const json_t *item, size_t index, str
     }
 }
 
-static json_t *read_input(struct fields *f) {
-    struct turns turns = {.messages = json_array()};
+static json_t *read_input(struct fields *f, bool places_system) {
+    struct turns turns = {.messages = json_array(), .places_system = places_system};
     const json_t *instructions = fields_string(f, "instructions"), *input = fields_get(f, "input");
     if (instructions) turns_add(&turns, "system", put_share(instructions));
     if (json_is_string(input)) {
@@ -259,7 +259,7 @@ static void refuse_rest(struct fields *f) {
     fields_bool(f, "store", false);
 }
 
-json_t *api_responses_to_chat(const json_t *body, struct api_error *error) {
+json_t *api_responses_to_chat(const json_t *body, bool places_system, struct api_error *error) {
     static const char *const OURS[] = {"input",
                                        "instructions",
                                        "max_output_tokens",
@@ -283,7 +283,7 @@ json_t *api_responses_to_chat(const json_t *body, struct api_error *error) {
     json_t *chat = put_copy(body);
     fields_drop(chat, OURS, sizeof OURS / sizeof *OURS);
     refuse_rest(&f);
-    put(&chat, "messages", read_input(&f));
+    put(&chat, "messages", read_input(&f, places_system));
     int64_t most = fields_int(&f, "max_output_tokens", 1, INT32_MAX, 0);
     if (most) put(&chat, "max_tokens", json_integer(most));
     const json_t *tools = fields_array(&f, "tools"), *choice = fields_get(&f, "tool_choice");

@@ -7,9 +7,9 @@
 #include "server/api_fields.h"
 
 /* api_anthropic.c, api_responses.c: the body of POST /v1/chat/completions that asks for the same. The caller's; NULL with
- * `error`. Shares values with `body`. */
-json_t *api_anthropic_to_chat(const json_t *body, bool only_counts, struct api_error *error);
-json_t *api_responses_to_chat(const json_t *body, struct api_error *error);
+ * `error`. Shares values with `body`. `places_system`: of the chat's template (chat.h). */
+json_t *api_anthropic_to_chat(const json_t *body, bool only_counts, bool places_system, struct api_error *error);
+json_t *api_responses_to_chat(const json_t *body, bool places_system, struct api_error *error);
 
 /* api_turns.c: a chat's messages on their way. */
 struct turns {
@@ -18,6 +18,7 @@ struct turns {
     const char *speaker; /* "user", "assistant": of `open` */
     json_t *thought;     /* a string that belongs to the answer that comes next, or NULL: turns_free */
     bool has_begun;      /* something was said that is no instruction */
+    bool places_system;  /* instructions that come later have a place of their own there */
 };
 /* More that "system" (or "developer"), "user" or "assistant" say. Takes `content` over: a string, or a list of text parts. */
 void turns_add(struct turns *turns, const char *role, json_t *content);

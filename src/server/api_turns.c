@@ -77,12 +77,12 @@ static void add_content(struct turns *turns, json_t *message, json_t *content) {
     if (code) fail(turns);
 }
 
-/* Templates gather instructions at the front. One that comes later is said where it stands, to the user's side: in front, it
+/* Most templates gather instructions at the front. One that comes later is said where it stands, to the user's side: in front, it
  * would push all that the cache holds out of its place. */
 void turns_add(struct turns *turns, const char *role, json_t *content) {
     bool is_answer = !strcmp(role, "assistant");
     bool is_instruction = !is_answer && strcmp(role, "user") != 0;
-    if (is_instruction && !turns->has_begun) {
+    if (is_instruction && (!turns->has_begun || turns->places_system)) {
         add_content(turns, add_message(turns, "system"), content);
         return;
     }

@@ -133,7 +133,7 @@ static void body_drop(struct exchange *exchange) {
 static int submit(struct exchange *exchange) {
     struct server *server = exchange->server;
     struct prepare_job *job = &exchange->job;
-    const struct answer_waker waker = {suspend, resume, exchange};
+    const struct answer_waker waker = {suspend, resume, exchange, false};
     if (job->code || place_check_choices(server, &job->request, &job->error)) return -1;
     return answer_start(&exchange->answer, &job->request, job->model.engine, server->fingerprint, &waker, &job->error);
 }
@@ -201,23 +201,34 @@ static void body_too_large(struct exchange *exchange) {
                   "the body is larger than %d bytes (--max-body-bytes)", exchange->server->options.max_body_bytes);
 }
 
-static enum MHD_Result count_length(void *context, enum MHD_ValueKind kind, const char *name, const char *value) {
-    (void)kind, (void)value;
-    *(int *)context += !strcasecmp(name, MHD_HTTP_HEADER_CONTENT_LENGTH);
-    *(int *)context += !strcasecmp(name, MHD_HTTP_HEADER_TRANSFER_ENCODING);
+struct framing {
+    int n_lengths;  /* headers that say where the body ends */
+    bool has_blank; /* in a name: the library takes "Content-Length : 2" for some other header */
+    bool is_coded;  /* otherwise than in chunks: the library waits until the client closes */
+};
+
+static enum MHD_Result look_at(void *context, enum MHD_ValueKind kind, const char *name, const char *value) {
+    struct framing *framing = context;
+    (void)kind;
+    bool is_coding = !strcasecmp(name, MHD_HTTP_HEADER_TRANSFER_ENCODING);
+    framing->n_lengths += is_coding || !strcasecmp(name, MHD_HTTP_HEADER_CONTENT_LENGTH);
+    framing->has_blank |= name[strcspn(name, " \t")] != 0;
+    framing->is_coded |= is_coding && (!value || strcasecmp(value, "chunked") != 0);
     return MHD_YES;
 }
 
 /* Headers that leave two ways to see where the body ends: a proxy in front may have taken the other one, and
- * what it passed on as a body would be read as a request here. */
+ * what it passed on as a body would be read as a request here (RFC 9112, 5.1 and 6.3). */
 static void check_framing(struct exchange *exchange) {
-    int n = 0;
-    MHD_get_connection_values(exchange->connection, MHD_HEADER_KIND, count_length, &n);
-    exchange->is_ambiguous = n > 1;
-    if (n > 1) {
-        api_error_set(&exchange->error, 400, NULL, "bad_request",
-                      "more than one Content-Length or Transfer-Encoding: where the body ends is not clear");
-    }
+    struct framing framing = {0};
+    MHD_get_connection_values(exchange->connection, MHD_HEADER_KIND, look_at, &framing);
+    const char *why = framing.n_lengths > 1 ? "more than one Content-Length or Transfer-Encoding"
+                      : framing.has_blank   ? "a blank in a header's name"
+                      : framing.is_coded    ? "a Transfer-Encoding other than \"chunked\""
+                                            : NULL;
+    exchange->is_ambiguous = why != NULL;
+    if (!why) return;
+    api_error_set(&exchange->error, 400, NULL, "bad_request", "%s: where the body ends is not clear", why);
 }
 
 /* What can be said from the headers alone. */
@@ -240,10 +251,19 @@ static void check_headers(struct exchange *exchange, const char *path, const cha
     }
 }
 
-static struct exchange *exchange_create(struct server *server, struct MHD_Connection *connection, const char *path,
+/* "http://host/path", as to a proxy, is the same as "/path" (RFC 9112, 3.2.2). */
+static const char *without_host(const char *target) {
+    static const char SCHEME[] = "http://";
+    if (strncasecmp(target, SCHEME, sizeof SCHEME - 1) != 0) return target;
+    const char *path = strchr(target + sizeof SCHEME - 1, '/');
+    return path ? path : "/";
+}
+
+static struct exchange *exchange_create(struct server *server, struct MHD_Connection *connection, const char *target,
                                         const char *method) {
     struct exchange *exchange = calloc(1, sizeof *exchange);
     if (!exchange) return NULL;
+    const char *path = without_host(target);
     exchange->server = server;
     exchange->connection = connection;
     exchange->dialect = dialect_at(path);

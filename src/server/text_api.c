@@ -4,6 +4,11 @@
 #include "server/api_parts.h"
 #include "base/utf8.h"
 
+enum {
+    TOKENS_MAX = API_JSON_VALUES_MAX, /* that an answer lists */
+    TEXT_BYTES_MAX = 32 << 20,        /* that tokens become: each may be a line of blanks */
+};
+
 static int need_tokenizer(const struct api_model *model, struct api_error *error) {
     if (model->engine->tokenizer) return 0;
     return api_error_field(error, NULL, "this model has no tokenizer.json: only token ids can be used");
@@ -88,6 +93,14 @@ static json_t *tokenize(struct fields *f, const struct api_model *model, struct 
     }
     if (code) api_error_from(f->error, &cause, messages ? "messages" : content ? "content" : "prompt");
     if (fields_failed(f)) return NULL;
+    if (ids->n > TOKENS_MAX) {
+        api_error_field(f->error,
+                        messages  ? "messages"
+                        : content ? "content"
+                                  : "prompt",
+                        "at most %d tokens can be listed, and this text has %zu", TOKENS_MAX, ids->n);
+        return NULL;
+    }
     return content && !messages ? llama_shape(model, ids, pieces) : vllm_shape(model, ids, strings);
 }
 
@@ -104,7 +117,12 @@ static json_t *detokenize(struct fields *f, const struct api_model *model, struc
     char *text = NULL;
     size_t size = 0;
     if (!code) code = tokenizer_decode(model->engine->tokenizer, ids->ids, ids->n, false, &text, &size, &cause);
+    if (!code && size > TEXT_BYTES_MAX) {
+        code = mo_error_set(&cause, MO_E_INVALID, "tokens: their text has %zu bytes, at most %d are told at once", size,
+                            TEXT_BYTES_MAX);
+    }
     if (code) {
+        free(text);
         api_error_from(f->error, &cause, "tokens");
         return NULL;
     }

@@ -54,7 +54,7 @@ static void wake_up(void *context) {
 static bool generate(struct work *work, enum api_kind kind, const struct api_model *model, const char *fingerprint,
                      const struct work_request *r, struct api_error *error) {
     struct api_request request = {0};
-    const struct answer_waker waker = {sleep_on, wake_up, work};
+    const struct answer_waker waker = {sleep_on, wake_up, work, true};
     int code = api_request_read(&request, kind, model, json_incref(r->body), error);
     if (!code) code = refuse_stream(&request, error);
     if (code) {

@@ -111,6 +111,10 @@ const char *chat_template_gap(const struct chat_template *chat) {
     return form == CHAT_CALLS_DSML_V4 || form == CHAT_CALLS_DSML_V4_1 ? "\n\n" : "\n";
 }
 
+bool chat_template_places_system(const struct chat_template *chat) {
+    return chat->render == chat_render_v4_1;
+}
+
 bool chat_calls_are_dsml(enum chat_calls form) {
     return chat_calls_tags(form) != NULL;
 }

@@ -36,6 +36,8 @@ enum chat_calls {
 enum chat_calls chat_template_calls(const struct chat_template *chat);
 /* What goes between the parts of a message that is sent in parts: a new line, in V4's formats an empty one. */
 const char *chat_template_gap(const struct chat_template *chat);
+/* Whether the system's messages stand where they come, and not all in front as with most. */
+bool chat_template_places_system(const struct chat_template *chat);
 bool chat_calls_are_dsml(enum chat_calls form);
 /* How that form of DSML spells its tags; NULL where it is none. */
 const struct dsml_tags *chat_calls_tags(enum chat_calls form);

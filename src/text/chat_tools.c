@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include "base/json_spell.h"
 #include "text/calls.h"
 #include "text/chat_priv.h"
 
@@ -85,9 +86,13 @@ static int settle_arguments(json_t *function, size_t index, struct mo_error *err
     if (!is_none && !json_is_object(arguments)) {
         return refuse(error, index, "expected the \"function.arguments\" of a tool call to be a string of JSON");
     }
-    char *text = is_none ? strdup("{}") : json_dumps(arguments, 0);
-    int code = text ? json_object_set_new(function, "arguments", json_string(text)) : -1;
-    free(text);
+    struct buffer text = {0};
+    if (is_none)
+        buffer_add_text(&text, "{}");
+    else
+        json_spell(&text, arguments);
+    int code = text.failed ? -1 : json_object_set_new(function, "arguments", json_stringn(text.data, text.size));
+    buffer_free(&text);
     return code ? no_memory(error) : 0;
 }
 

@@ -17,6 +17,10 @@ enum {
 };
 
 int token_list_push(struct token_list *list, int32_t id, struct mo_error *error) {
+    if (list->limit && list->n == list->limit) {
+        list->is_full = true;
+        return mo_error_set(error, MO_E_LIMIT, "more than %zu tokens", list->limit);
+    }
     if (list->n == list->capacity) {
         size_t capacity = list->capacity ? 2 * list->capacity : 256;
         int32_t *ids = realloc(list->ids, capacity * sizeof *ids);

@@ -18,6 +18,8 @@ struct tokenizer;
 struct token_list {
     int32_t *ids; /* [n] */
     size_t n, capacity;
+    size_t limit; /* > 0: one more is MO_E_LIMIT, and it is_full */
+    bool is_full;
 };
 int token_list_push(struct token_list *list, int32_t id, struct mo_error *error);
 void token_list_free(struct token_list *list);

@@ -186,6 +186,13 @@ def test_late_instructions(server):
         assert prompt.endswith("<｜System｜>one<｜User｜>hello<｜Assistant｜></think>a<｜end▁of▁sentence｜><｜System｜>two<｜Assistant｜></think>")
     elif server.form == V4:
         assert prompt.endswith("one\n\ntwo<｜User｜>hello<｜Assistant｜></think>a<｜end▁of▁sentence｜><｜Assistant｜></think>")
+    # by the other APIs the user says it, where the system has no place of its own
+    same = talk if server.form == V4_1 else [*talk[:-1], {"role": "user", "content": "two"}]
+    n = server.post("/tokenize", {"messages": same}).json["count"]
+    claude = {"model": server.model, "system": "one", "messages": [*talk[1:-1], {"role": "system", "content": "two"}]}
+    assert server.post("/v1/messages/count_tokens", claude).json["input_tokens"] == n
+    codex = {"model": server.model, "instructions": "one", "input": talk[1:]}
+    assert server.post("/v1/responses/input_tokens", codex).json["input_tokens"] == n
 
 
 def test_what_only_the_format_has(server):

@@ -149,10 +149,11 @@ def test_any_model_name(start, model, names, shown):
     assert server.stop() == 0
 
 
-def test_surrogates_in_pairs_are_fine(server):
+def test_what_is_json_too(server):
     body = rb'{"prompt": "\ud83d\ude00", "echo": true, "max_tokens": 1}'
-    reply = server.post("/v1/completions", body)
-    assert reply.status == 200 and reply.json["choices"][0]["text"].startswith("\U0001f600")
+    for mark in (b"", b"\xef\xbb\xbf"):  # that of UTF-8, as some programs write it
+        reply = server.post("/v1/completions", mark + body)
+        assert reply.status == 200 and reply.json["choices"][0]["text"].startswith("\U0001f600")
 
 
 def test_nul_in_a_prompt(server, engine):
@@ -177,6 +178,27 @@ def test_context_length_exceeded_in_chat(server):
     reply = server.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "a" * 3000}], "max_tokens": 77})
     assert reply.status == 400 and reply.error["code"] == "context_length_exceeded"
     assert "2048" in reply.error["message"] and "77" in reply.error["message"], reply
+
+
+def test_marks_as_people_type_them(server):
+    """They are text, and whoever runs the server reads of it once, not with every request."""
+    for _ in range(3):
+        assert server.complete("<|end_of_sentence|>", max_tokens=1)["usage"]["prompt_tokens"] > 2
+    assert server.log.count("ASCII look-alike") == 1
+
+
+def test_far_too_long(server):
+    """All of it would be encoded in seconds, while other long requests wait: it is counted no further than says enough."""
+    most, text = 4 * 2048 + 65536, "a" * 400_000
+    for path, body, param in (("completions", {"prompt": text}, "prompt"), ("completions", {"prompt": [BOS_ID] * 80000}, "prompt"),
+                              ("responses", {"input": text}, "input"), ("chat/completions", {"messages": [{"role": "user", "content": text}]}, "messages")):
+        error = server.post(f"/v1/{path}", {**body, "max_tokens": 1}).error
+        assert error["code"] == "context_length_exceeded" and error["param"] == param, error
+        assert f"length is 2048 tokens. However, your prompt has more than {most} tokens" in error["message"]
+    claude = server.post("/v1/messages", {"messages": [{"role": "user", "content": text}], "max_tokens": 1}).json["error"]
+    assert claude["message"] == f"prompt is too long: more than {most} tokens > 2047 maximum"
+    count = server.post("/v1/messages/count_tokens", {"messages": [{"role": "user", "content": text}]}).json
+    assert count["input_tokens"] > 400_000
 
 
 def test_one_bad_prompt_stops_all(server):

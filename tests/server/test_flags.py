@@ -1,6 +1,7 @@
 """`moebius serve` as a drop-in: the command lines of a well-known hosting guide for vLLM, with the program's name changed,
 and flags that cannot be kept refused at once, with the reason."""
 
+import os
 import re
 import subprocess
 import time
@@ -118,6 +119,19 @@ def test_missing_model():
 def test_model_is_not_there(tmp_path):
     done = subprocess.run([PROGRAM, "serve", str(tmp_path / "nothing"), "--port", "0"], capture_output=True, text=True, timeout=20)
     assert done.returncode == 1 and "nothing" in done.stderr
+
+
+def test_names_that_are_no_text(start, model, tmp_path):
+    """A folder may be called anything, and its name goes into every answer."""
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/\xe9-tiny")
+    os.symlink(model, folder)
+    server = start(folder, "--max-model-len", 512)
+    assert [m["id"] for m in server.get("/v1/models").json["data"]] == ["?-tiny"]
+    assert server.ask("/v1/completions", {"prompt": "x", "max_tokens": 1})["model"] == "?-tiny"
+    assert server.stop() == 0
+    done = subprocess.run([PROGRAM, "serve", str(model), "--port", "0", "--served-model-name", os.fsdecode(b"\xe9")],
+                          capture_output=True, text=True, timeout=20)
+    assert done.returncode == 2 and "--served-model-name: not valid UTF-8" in done.stderr, done
 
 
 @pytest.mark.parametrize("flag", ["--served-model-name", "--allowed-origins"])

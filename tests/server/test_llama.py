@@ -593,6 +593,14 @@ def test_idle_connections_starve_nobody(start, model):
     assert server.stop() == 0
 
 
+def test_more_tokens_than_can_be_told(server):
+    """A list of millions takes gigabytes on its way, and so does the text of as many long tokens."""
+    text = server.post("/tokenize", {"prompt": "\n" * (1 << 22), "add_special_tokens": True})
+    assert text.status == 400 and "has 4194305" in text.error["message"]
+    ids = server.post("/detokenize", {"tokens": [EOS_ID] * 2000000})
+    assert ids.status == 400 and ids.error["param"] == "tokens" and "bytes" in ids.error["message"]
+
+
 def test_tokenizer_info(server, model):
     """vLLM's GET /tokenizer_info: with /tokenize it is all that a measuring program needs of a tokenizer."""
     info, config = server.get("/tokenizer_info").json, json.loads((model / "tokenizer_config.json").read_text())

@@ -244,12 +244,18 @@ def test_name_like_a_namespace(client, server):
     assert call.name == "sky::stop" and getattr(call, "namespace", None) is None
 
 
-def test_numbers_keep_their_digits(claude, server):
-    """Arguments that are told as JSON say what the model wrote, whole and in a stream."""
-    schema = {"type": "object", "properties": {"at": {"enum": [48.85661234567]}}, "required": ["at"], "additionalProperties": False}
+@pytest.mark.parametrize("number", [48.85661234567, 0.12345678901234568])
+def test_numbers_keep_their_digits(claude, server, number):
+    """Arguments that are told as JSON say what the model wrote, whole and in a stream, and back in the conversation."""
+    schema = {"type": "object", "properties": {"at": {"enum": [number]}}, "required": ["at"], "additionalProperties": False}
     tools = [{"type": "function", "function": {"name": "go", "parameters": schema}}]
     written = json.loads(chat(server, tools=tools)[0]["tool_calls"][0]["function"]["arguments"])
-    assert written == {"at": 48.85661234567}
+    assert written == {"at": number}
+    use = {"type": "tool_use", "id": "1", "name": "go", "input": written}
+    n = server.post("/v1/messages/count_tokens", {"messages": [*USER, {"role": "assistant", "content": [use]}], "max_tokens": 1}).json["input_tokens"]
+    for arguments in (json.dumps(written), written):
+        call = {"id": "1", "type": "function", "function": {"name": "go", "arguments": arguments}}
+        assert server.post("/tokenize", {"messages": [*USER, {"role": "assistant", "tool_calls": [call]}]}).json["count"] == n
     assert uses_of(ask_claude(claude, server, tools=[{"name": "go", "input_schema": schema}]))[0] == ("go", written)
     options = {"num_predict": 200, "temperature": 1, "logit_bias": {str(server.marks["<｜tool▁calls▁begin｜>"]): 100}}
     for stream in (False, True):

@@ -84,12 +84,12 @@ static void test_lines_of_json(void **state) {
     buffer_free(&out);
 }
 
-/* {"a": [{}, {}, ...]} with n brackets that open. */
-static json_t *parse_brackets(size_t n, struct api_error *error) {
+/* {"a": [{}, {}, ...]} with n brackets that open; the same with n commas and brackets, of ",0". */
+static json_t *parse_many(const char *more, size_t n, struct api_error *error) {
     struct buffer body = {0};
     buffer_add_text(&body, "{\"a\":[{}");
-    for (size_t i = 3; i < n; i++) buffer_add_text(&body, ",{}");
-    buffer_add_text(&body, "],\"b\":\"[[{{\"}");
+    for (size_t i = 3; i < n; i++) buffer_add_text(&body, more);
+    buffer_add_text(&body, "],\"b\":\"[[{{,,\"}");
     *error = (struct api_error){0};
     json_t *root = fields_parse(body.data, body.size, error);
     buffer_free(&body);
@@ -97,15 +97,20 @@ static json_t *parse_brackets(size_t n, struct api_error *error) {
 }
 
 /* Small in a body, large in memory. */
-static void test_many_brackets(void **state) {
+static void test_many_values(void **state) {
     (void)state;
     struct api_error error;
-    json_t *root = parse_brackets(API_JSON_BRACKETS_MAX, &error);
+    json_t *root = parse_many(",{}", API_JSON_BRACKETS_MAX, &error);
     assert_int_equal(json_array_size(json_object_get(root, "a")), API_JSON_BRACKETS_MAX - 2);
     json_decref(root);
-    assert_null(parse_brackets(API_JSON_BRACKETS_MAX + 1, &error));
+    assert_null(parse_many(",{}", API_JSON_BRACKETS_MAX + 1, &error));
     assert_int_equal(error.status, 400);
     assert_non_null(strstr(error.message, "objects and arrays"));
+    root = parse_many(",0", API_JSON_VALUES_MAX - 1, &error); /* and the comma before "b" */
+    assert_int_equal(json_array_size(json_object_get(root, "a")), API_JSON_VALUES_MAX - 3);
+    json_decref(root);
+    assert_null(parse_many(",0", API_JSON_VALUES_MAX, &error));
+    assert_non_null(strstr(error.message, "values"));
 }
 
 static void expect_dump(json_t *json, const char *expected) {
@@ -124,7 +129,7 @@ static void test_arguments(void **state) {
     } CASES[] = {
         {"{\"a\": 48.85661234567, \"b\": [0.1, -3]}", "{\"a\":48.85661234567,\"b\":[0.1,-3]}"},
         {"{\"a\":\"x\\u0000y\"}", "{\"a\":\"x\\u0000y\"}"},
-        {"{\"a\":123456789012345678901234567890}", "{\"a\":1.23456789012346e29}"},
+        {"{\"a\":123456789012345678901234567890}", "{\"a\":1.2345678901234568e29}"},
         {"{\"a\":1e999}", NULL},
         {"{\"a\":", NULL},
         {"[1]", NULL},
@@ -143,6 +148,6 @@ static void test_arguments(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_stop_tokens), cmocka_unit_test(test_lines_of_json),
-                                       cmocka_unit_test(test_many_brackets), cmocka_unit_test(test_arguments)};
+                                       cmocka_unit_test(test_many_values), cmocka_unit_test(test_arguments)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -229,6 +229,19 @@ static char *nested(int depth) {
     return text;
 }
 
+/* Two lists of the same `n` numbers, one the other way round, that hold at once so many times. */
+static char *merged_lists(int n, int times) {
+    char *text = malloc((size_t)n * 16 + (size_t)times * 32 + 64), *at = text;
+    for (int list = 0; list < 2; list++) {
+        at += sprintf(at, "%s:{\"enum\":[-1", list ? "]},\"b\"" : "{\"$defs\":{\"a\"");
+        for (int i = 0; i < n; i++) at += sprintf(at, ",%d", list ? n - i : i + 1);
+    }
+    at += sprintf(at, "]}},\"allOf\":[true");
+    for (int i = 0; i < times; i++) at += sprintf(at, ",{\"$ref\":\"#/$defs/%c\"}", 'a' + i % 2);
+    sprintf(at, "]}");
+    return text;
+}
+
 /* Hostile input is refused in bounded time, or ends its own text with an error. */
 static void test_limits(void **state) {
     (void)state;
@@ -248,6 +261,9 @@ static void test_limits(void **state) {
     text = malloc(most);
     for (int i = 0; i < 1100; i++) size += (size_t)snprintf(text + size, most - size, "r%d ::= \"x\"\n", i);
     refused(GRAMMAR_GBNF, text, "too many rules"); /* it went on for ever */
+    free(text);
+    text = merged_lists(1000, 400); /* six seconds */
+    refused(GRAMMAR_JSON_SCHEMA, text, "too long to compare and to merge");
     free(text);
 
     struct grammar *grammar = compile(GRAMMAR_REGEX, "((a|aa){0,1000}){0,1000}b");

@@ -72,9 +72,9 @@ static const struct {
 static json_t *translate(size_t i, const json_t *body, struct api_error *error) {
     switch (BODIES[i].kind) {
     case API_MESSAGES:
-        return api_anthropic_to_chat(body, false, error);
+        return api_anthropic_to_chat(body, false, true, error);
     case API_RESPONSES:
-        return api_responses_to_chat(body, error);
+        return api_responses_to_chat(body, true, error);
     default:
         return api_messages_copy(json_object_get(body, "messages"), chat_template_by_name("deepseek-v3.1"), error);
     }

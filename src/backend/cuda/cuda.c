@@ -74,7 +74,8 @@ static int cuda_end(struct backend *backend, struct mo_error *error) {
     struct mo_error of_cpu = {0};
     int code = cuda_wait_step(cuda, error);
     int cpu_code = cpu ? cpu->ops->end(cpu, &of_cpu) : 0; /* every step that began there ends there */
-    if (!code) code = cuda_blame(cuda, error);            /* what the CPU found then came of it */
+    if (!code) code = cuda_link_end(cuda, error);
+    if (!code) code = cuda_blame(cuda, error); /* what the CPU found then came of it */
     if (code || !cpu_code) return code;
     cuda->fault_row = cpu->ops->fault_row(cpu);
     if (error) *error = of_cpu;

@@ -288,7 +288,7 @@ struct expert_link {
     bool is_used; /* in the step that began last */
     size_t turn_bytes, buffer_bytes;
     uint8_t *turn;             /* on the card: experts as kernels want them */
-    uint8_t *buffers;          /* on the card, two of buffer_bytes: matrices as they come */
+    uint8_t *buffers;          /* on the card, some of buffer_bytes: matrices as they come */
     struct expert_item *items; /* of the experts whose turn it is */
     int32_t *n_items;
     uint32_t *fault; /* nobody asks: a weight that is no number is found by what comes of it */
@@ -296,6 +296,7 @@ struct expert_link {
         experts; /* [layers that are here and the CPU's][experts] as they lie in the file, whatever the CPU makes of them */
     struct upload *upload;
     uint8_t *pinned;
+    struct mo_error failure; /* of the step that began last: an expert that the disk did not give */
 };
 
 /* What multiplies in a layer's routed experts, and which items of the list. */
@@ -544,6 +545,7 @@ void cuda_link_place(struct cuda *cuda, struct device_region *region);
 int cuda_link_open(struct cuda *cuda, const struct weights *weights, struct mo_error *error);
 void cuda_link_close(struct cuda *cuda);
 void cuda_link_experts(struct cuda *cuda, int layer);
+int cuda_link_end(struct cuda *cuda, struct mo_error *error); /* of a step: what was wrong with it */
 
 /* offload.c: routed experts on the CPU. */
 int cuda_offload_open(struct offload *offload, const struct model *model, const struct weights *weights,

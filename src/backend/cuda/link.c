@@ -1,15 +1,19 @@
 /* backend/cuda/link.c - routed experts that lie in the machine's memory, computed by the card in long steps. A step of many rows meets
  * nearly all experts, so they are read once for all of its rows, and what a card multiplies in the meantime is more than a CPU
  * does: from some number of rows on it pays to send them over (backend_options.link_rows). They come by turns, as many as the
- * room for them holds, through two pinned buffers as at load (upload.c); the card works on a turn when it has come, and the host
- * fills a buffer while the other one is on its way. Steps of few rows stay with the CPU (offload.c).
+ * room for them holds, through pinned buffers as at load (upload.c). The card works on a turn when it has come, while the first
+ * matrices of the next one are on their way. Steps of few rows stay with the CPU (offload.c).
  *
  * The kernels, their order and so the bits are those of experts that lie on the card. */
 #include <stdlib.h>
 #include <string.h>
 #include "backend/cuda/upload.h"
+#include "expert/store.h"
 
-enum { TURN_BYTES = 384 << 20 }; /* of a turn, about: many matrices, so that their last blocks are few among all */
+enum {
+    TURN_BYTES = 384 << 20, /* of a turn, about: many matrices, so that their last blocks are few among all */
+    AHEAD_BYTES = 96 << 20, /* on their way while the turn before is at work */
+};
 
 static bool is_known(const struct mlp *mlp) {
     return upload_knows(mlp->gate.format) && upload_knows(mlp->up.format) && upload_knows(mlp->down.format);
@@ -65,11 +69,16 @@ int cuda_link_plan(struct cuda *cuda, const struct weights *weights, struct mo_e
     return 0;
 }
 
+static int buffers_of(const struct expert_link *link) {
+    const size_t n = AHEAD_BYTES / link->buffer_bytes;
+    return n < UPLOAD_BUFFERS ? UPLOAD_BUFFERS : n < UPLOAD_BUFFERS_MAX ? (int)n : UPLOAD_BUFFERS_MAX;
+}
+
 void cuda_link_place(struct cuda *cuda, struct device_region *region) {
     struct expert_link *link = &cuda->link;
     size_t pairs = (size_t)cuda->options.max_rows * (size_t)cuda->model->top_k;
     link->turn = device_take(region, link->turn_bytes);
-    link->buffers = device_take(region, UPLOAD_BUFFERS * link->buffer_bytes);
+    link->buffers = device_take(region, (size_t)buffers_of(link) * link->buffer_bytes);
     link->items = device_take(region, (pairs + (size_t)cuda->model->experts) * sizeof *link->items);
     link->n_items = device_take(region, sizeof *link->n_items);
     link->fault = device_take(region, sizeof *link->fault);
@@ -102,16 +111,13 @@ int cuda_link_open(struct cuda *cuda, const struct weights *weights, struct mo_e
                          .fault = (cuda_address)(uintptr_t)link->fault,
                          .wanted = UINT32_MAX,
                          .layer = -1,
-                         .expert = -1,
-                         .error = &cuda->failure};
-    int code = cuda_take_pinned(cuda, UPLOAD_BUFFERS * link->buffer_bytes, "experts that come over the link",
-                                &link->pinned, error);
-    for (int i = 0; i < UPLOAD_BUFFERS && !code; i++) {
-        struct buffer *b = &u->buffers[i];
-        b->host = link->pinned + (size_t)i * link->buffer_bytes;
-        b->card = (cuda_address)(uintptr_t)(link->buffers + (size_t)i * link->buffer_bytes);
-        code = cuda_check(&cuda->driver, cuda->driver.event_create(&b->sent, 2), error, "an event"); /* no timing */
-    }
+                         .expert = -1};
+    const int n = buffers_of(link);
+    int code =
+        cuda_take_pinned(cuda, (size_t)n * link->buffer_bytes, "experts that come over the link", &link->pinned, error);
+    u->error = error;
+    if (!code) code = upload_way_open(u, n, link->pinned, (cuda_address)(uintptr_t)link->buffers);
+    u->error = &cuda->failure;
     return code ? code : upload_copy_open(u);
 }
 
@@ -119,9 +125,7 @@ void cuda_link_close(struct cuda *cuda) {
     struct expert_link *link = &cuda->link;
     struct upload *u = link->upload;
     if (!u) return;
-    for (int i = 0; i < UPLOAD_BUFFERS; i++) {
-        if (u->buffers[i].sent) cuda->driver.event_destroy(u->buffers[i].sent);
-    }
+    upload_way_close(u);
     if (link->pinned) cuda->driver.pinned_free(link->pinned);
     upload_copy_close(u);
     free(u);
@@ -140,18 +144,74 @@ static void list_turn(struct cuda *cuda, int first, int n) {
     cuda_launch(cuda, KERNEL_TURN_LIST, 1, 0, &p);
 }
 
+/* ---- experts that are read from disk, if there is a store: asked for a turn ahead ---- */
+
+static void ask(const struct cuda *cuda, int layer, int from, int to) {
+    for (int e = from; e < to && cuda->options.store; e++) store_ask(cuda->options.store, layer, e);
+}
+
+static void release(const struct cuda *cuda, int layer, int from, int to) {
+    for (int e = from; e < to && cuda->options.store; e++) store_release(cuda->options.store, layer, e);
+}
+
+/* As many as may be asked for at a time, twice over. */
+static int visit(const struct cuda *cuda, int layer) {
+    const int n = cuda->model->experts;
+    struct store *store = cuda->options.store;
+    int32_t all[MAX_EXPERTS];
+    if (!store) return n;
+    for (int e = 0; e < n; e++) all[e] = e;
+    const int wave = store_visit(store, layer, all, n);
+    const bool more =
+        cuda->options.predict_experts && layer + 1 < cuda->model->layers && cuda_is_on_cpu(cuda, layer + 1);
+    if (more) store_predict(store, layer + 1, all, n);
+    return wave;
+}
+
+/* The step has failed then, and only that. */
+static const struct mlp *fetch(struct cuda *cuda, int layer, int expert) {
+    struct expert_link *link = &cuda->link;
+    struct store *store = cuda->options.store;
+    if (!store) return link->experts + (size_t)(layer - first_layer(cuda)) * (size_t)cuda->model->experts + expert;
+    return store_wait(store, layer, expert, &link->failure) ? NULL : store_expert(store, layer, expert);
+}
+
+static bool has_failed(const struct cuda *cuda) {
+    return cuda->failure.code || cuda->link.failure.code;
+}
+
+int cuda_link_end(struct cuda *cuda, struct mo_error *error) {
+    if (!cuda->link.failure.code) return 0;
+    if (error) *error = cuda->link.failure;
+    return cuda->link.failure.code;
+}
+
+/* Experts [first, first + n), which are the card's own when the next ones come. */
+static void bring_turn(struct cuda *cuda, int layer, int first, int n, const struct expert_turn *turn) {
+    for (int i = 0; i < n && !has_failed(cuda); i++) {
+        const struct mlp *expert = fetch(cuda, layer, first + i);
+        if (expert) upload_expert(cuda->link.upload, expert, turn->gate_up, turn->down, i);
+    }
+}
+
 void cuda_link_experts(struct cuda *cuda, int layer) {
     const struct expert_link *link = &cuda->link;
-    const struct mlp *experts = link->experts + (size_t)(layer - first_layer(cuda)) * (size_t)cuda->model->experts;
+    const struct mlp *alike = link->experts + (size_t)(layer - first_layer(cuda)) * (size_t)cuda->model->experts;
     struct device_region region = {.base = (cuda_address)(uintptr_t)link->turn};
     struct weight gate_up, down;
     const struct expert_turn turn = {&gate_up, &down, link->items, link->n_items};
-    const int all = cuda->model->experts, step = in_a_turn(cuda, &experts[0]);
-    upload_place_experts(&region, &experts[0], step, &gate_up, &down);
-    for (int first = 0; first < all && !cuda->failure.code; first += step) {
-        const int n = all - first < step ? all - first : step;
-        for (int i = 0; i < n && !cuda->failure.code; i++)
-            upload_expert(link->upload, &experts[first + i], &gate_up, &down, i);
+    if (has_failed(cuda)) return;
+    const int all = cuda->model->experts, wave = visit(cuda, layer), most = in_a_turn(cuda, alike);
+    const int step = most < wave ? most : wave;
+    int asked = step < all ? step : all;
+    upload_place_experts(&region, alike, step, &gate_up, &down);
+    ask(cuda, layer, 0, asked);
+    for (int first = 0; first < all && !has_failed(cuda); first += step) {
+        const int n = all - first < step ? all - first : step, ahead = all - asked < step ? all - asked : step;
+        ask(cuda, layer, asked, asked + ahead);
+        asked += ahead;
+        bring_turn(cuda, layer, first, n, &turn);
+        release(cuda, layer, first, has_failed(cuda) ? asked : first + n); /* they have been copied */
         list_turn(cuda, first, n);
         cuda_experts_turn(cuda, layer, &turn);
     }

@@ -192,6 +192,7 @@ static int split_end(struct backend *backend, struct mo_error *error) {
         if (!code) code = failed;
     }
     int cpu_code = cpu ? cpu->ops->end(cpu, &of_cpu) : 0;
+    for (int i = 0; i < split->n && !code; i++) code = cuda_link_end(split->cards[i], error);
     for (int i = 0; i < split->n && !code; i++) {
         code = cuda_blame(split->cards[i], error);
         if (code) split->fault_row = split->cards[i]->fault_row;

@@ -368,6 +368,7 @@ void cuda_begin(struct backend *backend, const struct batch *batch) {
     cuda_keep(cuda, result, "sending the batch");
     result = cuda->driver.fill((cuda_address)(uintptr_t)cuda->scratch.fault, 0xff, sizeof *flight->fault, cuda->stream);
     cuda_keep(cuda, result, "clearing the fault word");
+    cuda->link.failure.code = 0;
     cuda->link.is_used = cuda->link.rows && batch->n_rows >= cuda->link.rows;
     if (cuda->offload.cpu && !cuda->offload.is_shared) cuda_offload_begin(&cuda->offload, batch);
     cuda_graph_begin(cuda);

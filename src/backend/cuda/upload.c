@@ -1,5 +1,5 @@
 /* backend/cuda/upload.c - weights from the mapped files to the card: the host copies raw bytes into one of two pinned
- * buffers while the other is on its way, and kernels put them in order on the card. So no matrix is ever held twice in host
+ * buffers while the other is on its way, and kernels put them in order on the card, beside the copies. So no matrix is ever held twice in host
  * memory, and the processor does nothing but read. A matrix that is made later (weights->later) is made when its turn comes: no more
  * than one of them is in host memory.
  *
@@ -94,14 +94,14 @@ static int check(const struct upload *u, int result, const char *what) {
 static int send_slice(struct upload *u, const struct mat *mat, int r0, int rows, struct raw_matrix *raw,
                       struct buffer **used) {
     const struct cuda_driver *d = &u->cuda->driver;
-    struct buffer *b = &u->buffers[u->next++ % UPLOAD_BUFFERS];
+    struct buffer *b = &u->buffers[u->next++ % u->n_buffers];
     size_t data = row_bytes(mat, rows), scales = scale_bytes(mat, rows), zeros = zeros_bytes(mat);
     size_t scales_at = align_up(data), zeros_at = scales_at + align_up(scales);
     const uint8_t *from = (const uint8_t *)mat->data + (mat->format == MAT_INT4_AWQ ? 0 : row_bytes(mat, r0));
     const void *scale = mat->format == MAT_FP8   ? (const void *)mat->scale
                         : mat->format == MAT_FP4 ? (const void *)fp4_scales_at(mat, r0)
                                                  : mat->scales16;
-    int code = b->in_flight ? check(u, d->event_wait(b->sent), "waiting for weights to arrive") : 0;
+    int code = b->in_flight ? check(u, d->event_wait(b->done), "waiting for weights to arrive") : 0;
     if (code) return code;
     assert(zeros_at + zeros <= u->buffer_bytes);
     upload_copy(u, b->host, from, data);
@@ -123,7 +123,9 @@ static int send_slice(struct upload *u, const struct mat *mat, int r0, int rows,
                                .group = mat->group_size};
     u->done_bytes += data;
     progress_update(&u->progress, (double)u->done_bytes);
-    return check(u, d->copy_in(b->card, b->host, zeros_at + zeros, u->cuda->stream), "sending weights");
+    code = check(u, d->copy_in(b->card, b->host, zeros_at + zeros, u->way), "sending weights");
+    if (!code) code = check(u, d->event_record(b->arrived, u->way), "sending weights");
+    return code ? code : check(u, d->stream_after(u->cuda->stream, b->arrived, 0), "sending weights");
 }
 
 static int finish_slice(struct upload *u, struct buffer *b) {
@@ -131,7 +133,7 @@ static int finish_slice(struct upload *u, struct buffer *b) {
         *u->error = u->cuda->failure;
         return u->error->code;
     }
-    return check(u, u->cuda->driver.event_record(b->sent, u->cuda->stream), "sending weights");
+    return check(u, u->cuda->driver.event_record(b->done, u->cuda->stream), "sending weights");
 }
 
 static void name_matrix(struct upload *u, const char *what) {
@@ -437,29 +439,53 @@ static int bring_all(struct upload *u, const struct weights *weights) {
     return code;
 }
 
-static int open_buffers(struct upload *u) {
+int upload_way_open(struct upload *u, int n, uint8_t *host, cuda_address card) {
     const struct cuda_driver *d = &u->cuda->driver;
-    int code = check(u, d->memory_take(&u->fault, sizeof(uint32_t)), "memory to bring the weights in");
-    for (int i = 0; i < UPLOAD_BUFFERS && !code; i++) {
+    int code = check(u, d->stream_create(&u->way, 1), "a stream for weights");
+    u->n_buffers = n;
+    for (int i = 0; i < n && !code; i++) {
         struct buffer *b = &u->buffers[i];
-        void *host = NULL;
-        code = check(u, d->pinned_take(&host, u->buffer_bytes, 0), "pinned memory to bring the weights in");
-        b->host = host;
-        if (!code) code = check(u, d->memory_take(&b->card, u->buffer_bytes), "memory to bring the weights in");
-        if (!code) code = check(u, d->event_create(&b->sent, 2), "an event"); /* 2: no timing */
+        b->host = host + (size_t)i * u->buffer_bytes;
+        b->card = card + (size_t)i * u->buffer_bytes;
+        code = check(u, d->event_create(&b->arrived, 2), "an event"); /* 2: no timing */
+        if (!code) code = check(u, d->event_create(&b->done, 2), "an event");
     }
+    return code;
+}
+
+void upload_way_close(struct upload *u) {
+    const struct cuda_driver *d = &u->cuda->driver;
+    d->stream_wait(u->cuda->stream);
+    if (u->way) d->stream_wait(u->way);
+    for (int i = 0; i < u->n_buffers; i++) {
+        if (u->buffers[i].arrived) d->event_destroy(u->buffers[i].arrived);
+        if (u->buffers[i].done) d->event_destroy(u->buffers[i].done);
+    }
+    if (u->way) d->stream_destroy(u->way);
+}
+
+/* What the load alone needs. */
+struct load_memory {
+    void *host;
+    cuda_address card;
+};
+
+static int open_buffers(struct upload *u, struct load_memory *memory) {
+    const struct cuda_driver *d = &u->cuda->driver;
+    const size_t bytes = UPLOAD_BUFFERS * u->buffer_bytes;
+    int code = check(u, d->memory_take(&u->fault, sizeof(uint32_t)), "memory to bring the weights in");
+    if (!code) code = check(u, d->pinned_take(&memory->host, bytes, 0), "pinned memory to bring the weights in");
+    if (!code) code = check(u, d->memory_take(&memory->card, bytes), "memory to bring the weights in");
+    if (!code) code = upload_way_open(u, UPLOAD_BUFFERS, memory->host, memory->card);
     if (!code) code = check(u, d->fill(u->fault, 0xff, sizeof(uint32_t), u->cuda->stream), "clearing a word");
     return code;
 }
 
-static void close_buffers(struct upload *u) {
+static void close_buffers(struct upload *u, const struct load_memory *memory) {
     const struct cuda_driver *d = &u->cuda->driver;
-    d->stream_wait(u->cuda->stream);
-    for (int i = 0; i < UPLOAD_BUFFERS; i++) {
-        if (u->buffers[i].host) d->pinned_free(u->buffers[i].host);
-        if (u->buffers[i].card) d->memory_free(u->buffers[i].card);
-        if (u->buffers[i].sent) d->event_destroy(u->buffers[i].sent);
-    }
+    upload_way_close(u);
+    if (memory->host) d->pinned_free(memory->host);
+    if (memory->card) d->memory_free(memory->card);
     if (u->fault) d->memory_free(u->fault);
 }
 
@@ -504,6 +530,7 @@ int cuda_upload(struct cuda *cuda, const struct weights *weights, struct mo_erro
     cuda->weights_bytes = u.region.used;
     if (!code && u.refused != MAT_FORMATS) code = refuse_format(&u);
     if (code || !weights_at) return code;
+    struct load_memory memory = {0};
     u.counting = false;
     cuda->stage = "load";
     double start = clock_now_s();
@@ -511,10 +538,10 @@ int cuda_upload(struct cuda *cuda, const struct weights *weights, struct mo_erro
     progress_begin(&u.progress, random ? "making weights on the GPU" : "bringing weights to the GPU", "GB", 1e-9,
                    (double)u.total_bytes);
     code = random ? 0 : upload_copy_open(&u);
-    if (!code) code = open_buffers(&u);
+    if (!code) code = open_buffers(&u, &memory);
     if (!code) code = bring_all(&u, weights);
     if (!code) code = finish(&u, weights);
-    close_buffers(&u);
+    close_buffers(&u, &memory);
     upload_copy_close(&u);
     progress_end(&u.progress);
     cuda->load = (struct cuda_load){.generated = random, .bytes = (double)u.done_bytes, .s = clock_now_s() - start};

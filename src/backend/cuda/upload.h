@@ -7,13 +7,13 @@
 #include "base/pool.h"
 #include "base/progress.h"
 
-enum { UPLOAD_BUFFERS = 2 };
+enum { UPLOAD_BUFFERS = 2, UPLOAD_BUFFERS_MAX = 16 };
 
 /* One pinned buffer and its twin on the card. */
 struct buffer {
     uint8_t *host;
     cuda_address card;
-    struct cuda_event *sent; /* after the kernels that read it */
+    struct cuda_event *arrived, *done; /* on the card; after the kernels that read it there */
     bool in_flight;
 };
 
@@ -24,12 +24,13 @@ struct upload {
     struct device_region region;
     bool counting;
     size_t buffer_bytes; /* of each buffer: slices, and whole matrices that cannot be cut */
-    struct buffer buffers[UPLOAD_BUFFERS];
-    int next;
-    cuda_address fault; /* uint32_t: smallest number of a matrix with a NaN in it */
-    uint32_t n;         /* matrices so far */
-    uint32_t wanted;    /* the number that `what` names */
-    char what[64];      /* "layer 3, expert 7, down" */
+    struct buffer buffers[UPLOAD_BUFFERS_MAX];
+    int n_buffers, next;
+    struct cuda_stream *way; /* of the copies: beside the kernels, which wait for what they read */
+    cuda_address fault;      /* uint32_t: smallest number of a matrix with a NaN in it */
+    uint32_t n;              /* matrices so far */
+    uint32_t wanted;         /* the number that `what` names */
+    char what[64];           /* "layer 3, expert 7, down" */
     int layer, expert;
     enum mat_format refused; /* of `what`: there are no kernels for it; MAT_FORMATS: none */
     size_t done_bytes, total_bytes;
@@ -55,6 +56,10 @@ bool upload_same_layout(const struct mat *a, const struct mat *b);
 /* Takes room for the matrices, one after another. */
 void upload_place(struct device_region *region, struct weight *out, struct upload_layout layout,
                   const struct upload_shape *shape);
+
+/* upload.c: n buffers of buffer_bytes, which lie behind one another, with what orders their use. Closing waits for all of it. */
+int upload_way_open(struct upload *u, int n, uint8_t *host, cuda_address card);
+void upload_way_close(struct upload *u);
 
 /* upload.c: parts of the walk, each of which counts, or brings. */
 int upload_matrix(struct upload *u, struct weight *w, const struct mat *mat, const char *what);
