@@ -145,10 +145,13 @@ static void test_rules(void **state) {
         0xbf800000,   /* -1 and nearly 2^-23 less, towards zero */
         0x3fb504f3,   /* the root of 2 */
         0xffffffff,   /* a byte of -5 / 0, which is anything (here all bits): not the number of the thread */
+        0,
+        0x23456788, /* two words by 36, which is 4: upwards, the upper one */
+        0x88000000, /* downwards, the lower one */
     };
-    enum { N = sizeof wanted / sizeof *wanted };
+    enum { N = sizeof wanted / sizeof *wanted, BYTE = 20 };
     memset(out, 0, sizeof wanted);
-    out[N - 1] = 0xffffff55; /* three bytes stay */
+    out[BYTE] = 0xffffff55; /* three bytes stay */
     run("rules_ptx", out, 32);
     for (int i = 0; i < N; i++) {
         if (out[i] != wanted[i]) fail_msg("word %d: %08x, not %08x", i, out[i], wanted[i]);

@@ -95,6 +95,8 @@ add("not.T", UNTYPED, "T: T", "~a")
 add("shl.T", UNTYPED, "T: T u32", "b < 8 * sizeof a ? (T)(a << b) : 0")
 add("shr.T", [*UNTYPED, "u16", "u32", "u64"], "T: T u32", "b < 8 * sizeof a ? a >> b : 0")
 add("shr.T", ["s16", "s32", "s64"], "T: T u32", "a >> (b < 8 * sizeof a ? b : 8 * sizeof a - 1)")
+for side, place in (("l", "<< (c & 31) >> 32"), ("r", ">> (c & 31)")):
+    add(f"shf.{side}.wrap.b32", [], "b32: b32 b32 b32", f"(uint32_t)(((uint64_t)b << 32 | a) {place})")
 # Data movement and conversion: values, addresses, memory. `mov` is Kernel.move. An address of a cvta.to.global is one already.
 add("cvta.to.global.u64", [], "u64: u64", "a")
 add("prmt.b32", [], "b32: b32 b32 b32", "ptx_prmt(a, b, c)")
