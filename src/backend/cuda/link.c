@@ -104,7 +104,7 @@ static int keep_experts(struct cuda *cuda, const struct weights *weights) {
 int cuda_link_open(struct cuda *cuda, const struct weights *weights, struct mo_error *error) {
     struct expert_link *link = &cuda->link;
     struct upload *u = link->upload = calloc(1, sizeof *u);
-    if (!u || keep_experts(cuda, weights)) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the CUDA backend");
+    if (!u) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the CUDA backend");
     *u = (struct upload){.cuda = cuda,
                          .weights = weights,
                          .buffer_bytes = link->buffer_bytes,
@@ -112,6 +112,7 @@ int cuda_link_open(struct cuda *cuda, const struct weights *weights, struct mo_e
                          .wanted = UINT32_MAX,
                          .layer = -1,
                          .expert = -1};
+    if (keep_experts(cuda, weights)) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the CUDA backend");
     const int n = buffers_of(link);
     int code =
         cuda_take_pinned(cuda, (size_t)n * link->buffer_bytes, "experts that come over the link", &link->pinned, error);
