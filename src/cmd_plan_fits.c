@@ -138,6 +138,19 @@ static void print_split(void) {
 
 /* ---- processors ---- */
 
+/* One user's, limit and expected. */
+static void print_cpu_speed(const struct plan_input *in, double gb_s, int depth) {
+    const struct plan_cpu_case c = {.arch = &in->arch,
+                                    .weights = &in->weights,
+                                    .kv = KV_BF16,
+                                    .read_gb_s = gb_s,
+                                    .routed_bytes = -1,
+                                    .cache_rows = -1};
+    struct plan_speed speed;
+    plan_predict_cpu(&c, 1, depth, &speed);
+    printf(" %.1f / %.1f |", plan_speed_limit(&speed), plan_speed_expected(&speed));
+}
+
 static void print_processors(void) {
     static const double gb_s[] = {20, 60, 89, 300, 600};
     static const char *const quants[] = {"bf16", "fp8", "awq-g64", "int4"};
@@ -149,15 +162,7 @@ static void print_processors(void) {
         struct plan_input in = plan_table_input("deepseek-coder-v2-lite", quants[q], "none", KV_BF16, 1024, 1);
         printf("| %s | %.1f |", quants[q], plan_weights_total(&in.weights) / GB);
         for (size_t i = 0; i < sizeof gb_s / sizeof *gb_s; i++) {
-            struct plan_cpu_case c = {.arch = &in.arch,
-                                      .weights = &in.weights,
-                                      .kv = KV_BF16,
-                                      .read_gb_s = gb_s[i],
-                                      .routed_bytes = -1,
-                                      .cache_rows = -1};
-            struct plan_speed speed;
-            plan_predict_cpu(&c, 1, 0, &speed);
-            printf(" %.1f / %.1f |", plan_speed_limit(&speed), plan_speed_expected(&speed));
+            print_cpu_speed(&in, gb_s[i], 0);
         }
         printf("\n");
     }
@@ -341,15 +346,7 @@ static void print_v4_ram(void) {
         printf("| %s | %s | %.0f | %.2f |", rows[r].model, rows[r].quant ? rows[r].quant : "as published",
                plan_weights_total(&in.weights) / GB, plan_arch_kv_bytes(&in.arch, KV_BF16) * 32768 / GB);
         for (size_t i = 0; i < sizeof gb_s / sizeof *gb_s; i++) {
-            struct plan_cpu_case c = {.arch = &in.arch,
-                                      .weights = &in.weights,
-                                      .kv = KV_BF16,
-                                      .read_gb_s = gb_s[i],
-                                      .routed_bytes = -1,
-                                      .cache_rows = -1};
-            struct plan_speed speed;
-            plan_predict_cpu(&c, 1, 32768, &speed);
-            printf(" %.1f / %.1f |", plan_speed_limit(&speed), plan_speed_expected(&speed));
+            print_cpu_speed(&in, gb_s[i], 32768);
         }
         printf("\n");
     }
