@@ -56,7 +56,8 @@ def run(monkeypatch, seen, mixed):
         launches = re.findall(r"^fake cuda: (\w+) \d+ x 256, \d+ bytes(.*)$", result.err, re.M)
         kernels = {name for name, _ in launches}
         assert len(kernels) > 5
-        assert all(early == ", may begin early" or name.startswith("repack_") for name, early in launches)
+        linked = "--op-offload-min-batch" in flags
+        assert all((early == ", may begin early") != linked or name.startswith("repack_") for name, early in launches)
         seen.update(kernels)
 
     return run
@@ -79,6 +80,11 @@ def test_other_paths(run, monkeypatch):
     run(MODELS["bf16"], 20, 4, "--expert-device", "cpu")
     monkeypatch.setenv("MOEBIUS_CUDA_FP8_NATIVE", "1")
     run(MODELS["fp8"], 70, 70)
+
+
+def test_experts_over_the_link(run, monkeypatch):
+    monkeypatch.setenv("MOEBIUS_CUDA_TURN", "3")
+    run(["v2lite-tiny"], 27, 27, "--cpu-moe", "--op-offload-min-batch", 9)
 
 
 def test_two_cards(run):

@@ -97,6 +97,8 @@ void cuda_launch(struct cuda *cuda, enum cuda_kernel kernel, int blocks, size_t 
     if (blocks == 0 || cuda->failure.code) return;
     const struct kernel_name *name = &kernel_names[kernel];
     if (cuda->watch.on && !cuda_watch_launch(cuda, name->image, name->entry, blocks, params)) return;
+    /* Products look at their weights before they wait for the kernel before: not at such as are being brought. */
+    const bool may_be_early = cuda->early && !cuda->link.is_used;
     const struct cuda_launch_attribute early = {.id = CUDA_MAY_BEGIN_EARLY, .value = {1}};
     const struct cuda_launch_config config = {.grid_x = (unsigned)blocks,
                                               .grid_y = 1,
@@ -107,7 +109,7 @@ void cuda_launch(struct cuda *cuda, enum cuda_kernel kernel, int blocks, size_t 
                                               .shared_bytes = (unsigned)shared_bytes,
                                               .stream = cuda->stream,
                                               .attributes = &early,
-                                              .n_attributes = cuda->early ? 1 : 0};
+                                              .n_attributes = may_be_early ? 1 : 0};
     int result = cuda->driver.launch_as(&config, cuda->kernels[kernel], arguments, NULL);
     /* A card tells of a kernel's fault when somebody waits, and not whose it was. */
     bool is_recorded = cuda->recorder.mode == STEP_RECORD || cuda->watch.on;
