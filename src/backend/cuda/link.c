@@ -52,6 +52,18 @@ static size_t larger(size_t a, size_t b) {
     return a > b ? a : b;
 }
 
+/* Layouts are the same for all experts, what they come from need not be: bf16 or fp32. */
+static size_t buffer_bytes(const struct layer *layer, int experts) {
+    size_t most = 0;
+    for (int e = 0; e < experts; e++) {
+        const struct mlp *expert = &layer->experts[e];
+        most = larger(most, upload_buffer_bytes(&expert->gate));
+        most = larger(most, upload_buffer_bytes(&expert->up));
+        most = larger(most, upload_buffer_bytes(&expert->down));
+    }
+    return most;
+}
+
 int cuda_link_plan(struct cuda *cuda, const struct weights *weights, struct mo_error *error) {
     struct expert_link *link = &cuda->link;
     *link = (struct expert_link){.rows = cuda->options.link_rows};
@@ -60,11 +72,10 @@ int cuda_link_plan(struct cuda *cuda, const struct weights *weights, struct mo_e
     if (code || !link->rows) return code;
     for (int l = cuda->part.first_layer; l < cuda_end_layer(cuda); l++) {
         if (!cuda_is_on_cpu(cuda, l)) continue;
-        const struct mlp *first = &weights->layers[l].experts[0];
+        const struct layer *layer = &weights->layers[l];
+        const struct mlp *first = &layer->experts[0];
         link->turn_bytes = larger(link->turn_bytes, bytes_of(first, in_a_turn(cuda, first)));
-        link->buffer_bytes = larger(link->buffer_bytes, upload_buffer_bytes(&first->gate));
-        link->buffer_bytes = larger(link->buffer_bytes, upload_buffer_bytes(&first->up));
-        link->buffer_bytes = larger(link->buffer_bytes, upload_buffer_bytes(&first->down));
+        link->buffer_bytes = larger(link->buffer_bytes, buffer_bytes(layer, cuda->model->experts));
     }
     return 0;
 }
@@ -204,7 +215,7 @@ void cuda_link_experts(struct cuda *cuda, int layer) {
     if (has_failed(cuda)) return;
     const int all = cuda->model->experts, wave = visit(cuda, layer), most = in_a_turn(cuda, alike);
     const int step = most < wave ? most : wave;
-    int asked = step < all ? step : all;
+    int asked = step < all ? step : all, brought = 0;
     upload_place_experts(&region, alike, step, &gate_up, &down);
     ask(cuda, layer, 0, asked);
     for (int first = 0; first < all && !has_failed(cuda); first += step) {
@@ -212,9 +223,11 @@ void cuda_link_experts(struct cuda *cuda, int layer) {
         ask(cuda, layer, asked, asked + ahead);
         asked += ahead;
         bring_turn(cuda, layer, first, n, &turn);
-        release(cuda, layer, first, has_failed(cuda) ? asked : first + n); /* they have been copied */
+        brought = first + n;
+        release(cuda, layer, first, brought); /* they have been copied */
         list_turn(cuda, first, n);
         cuda_experts_turn(cuda, layer, &turn);
     }
+    release(cuda, layer, brought, asked); /* some, if the step has failed */
     cuda_experts_end(cuda, layer);
 }

@@ -94,7 +94,7 @@ static int check(const struct upload *u, int result, const char *what) {
 static int send_slice(struct upload *u, const struct mat *mat, int r0, int rows, struct raw_matrix *raw,
                       struct buffer **used) {
     const struct cuda_driver *d = &u->cuda->driver;
-    struct buffer *b = &u->buffers[u->next++ % u->n_buffers];
+    struct buffer *b = &u->buffers[u->next];
     size_t data = row_bytes(mat, rows), scales = scale_bytes(mat, rows), zeros = zeros_bytes(mat);
     size_t scales_at = align_up(data), zeros_at = scales_at + align_up(scales);
     const uint8_t *from = (const uint8_t *)mat->data + (mat->format == MAT_INT4_AWQ ? 0 : row_bytes(mat, r0));
@@ -108,6 +108,7 @@ static int send_slice(struct upload *u, const struct mat *mat, int r0, int rows,
     if (scales) memcpy(b->host + scales_at, scale, scales);
     if (zeros) memcpy(b->host + zeros_at, mat->zeros, zeros);
     b->in_flight = true;
+    u->next = (u->next + 1) % u->n_buffers;
     *used = b;
     *raw = (struct raw_matrix){.data = (const uint8_t *)(uintptr_t)b->card,
                                .scale = (const uint8_t *)(uintptr_t)(b->card + scales_at),
