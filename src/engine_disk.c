@@ -33,7 +33,9 @@ static unsigned long long hash_folded(const struct engine *engine) {
     return folded ? XXH3_64bits(folded, (size_t)engine->model.vocab * sizeof *folded) : 0;
 }
 
-/* Everything but tokens that has a say in a page's bits. Kernels of one build agree in every bit, those of another may not. */
+/* Everything but tokens that has a say in a page's bits. Kernels of one build agree in every bit, those of another may not. Where long
+ * steps are the card's, it is how a prompt was cut that says whose a row was, not only from how many rows on: that number is an estimate,
+ * by a clock that changes, and would not find its pages again. */
 static int make_key(const struct engine *engine, const char *hash, struct page_address *key, struct mo_error *error) {
     const struct engine_options *o = &engine->options;
     const char *native = getenv("MOEBIUS_CUDA_FP8_NATIVE");
@@ -46,9 +48,9 @@ static int make_key(const struct engine *engine, const char *hash, struct page_a
         "moebius %s %s; model %s; spellings %016llx; quantization %s; %s %s; experts %d, link %d; level %s; "
         "native fp8 %s; cache %d; compute %d; attention %d; batch invariant %d; layers %d; row %zu; page %d",
         MOEBIUS_VERSION, build_id(build), hash, hash_folded(engine), o->quantization ? o->quantization : "auto",
-        engine->backend->ops->name, cards, engine->cpu_layers, engine_offload_link_rows(engine), cpu_level_bits(level),
-        native ? native : "0", o->kv, o->compute, o->attention, o->batch_invariant, engine->model.layers,
-        kv_row_bytes(&engine->model, (enum kv_format)(o->kv - 1)), KV_PAGE_TOKENS);
+        engine->backend->ops->name, cards, engine->cpu_layers, engine_offload_link_rows(engine) > 0,
+        cpu_level_bits(level), native ? native : "0", o->kv, o->compute, o->attention, o->batch_invariant,
+        engine->model.layers, kv_row_bytes(&engine->model, (enum kv_format)(o->kv - 1)), KV_PAGE_TOKENS);
     if (size < 0) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for the key of the cache on disk");
     SHA256((const unsigned char *)text, (size_t)size, key->bytes);
     free(text);
