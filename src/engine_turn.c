@@ -36,7 +36,7 @@ static double memory_share(const struct engine *engine) {
 }
 
 /* Turned blocks lie in memory for good; what the file has besides is read from it again and again where it does not fit, and
- * should not have less room than the blocks as they lie would leave it. */
+ * should not have less room than the blocks as they lie would leave it. To a card experts go as they lie: then that is all of it. */
 static double room_bytes(const struct engine *engine, const struct backend_options *backend, double turned) {
     const bool is_all = has_rest(engine);
     const double available = memory_available_bytes() * memory_share(engine);
@@ -45,7 +45,8 @@ static double room_bytes(const struct engine *engine, const struct backend_optio
     const double cache =
         is_all ? (double)kv_pool_bytes(&engine->model, backend->kv, engine->n_pages, engine->n_near) : 0;
     const double beside = engine_plan_scratch(engine, backend) + cache;
-    const double rest = file > turned ? file - turned : 0;
+    const bool is_sent = backend->link_rows && backend->link_rows <= backend->max_rows;
+    const double rest = is_sent ? turned : file > turned ? file - turned : 0;
     const double in_all = available - beside - rest, ours = available * engine->options.memory_utilization - beside;
     return in_all < ours ? in_all : ours;
 }

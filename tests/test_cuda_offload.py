@@ -14,6 +14,7 @@ import gguf_model
 from conftest import GOLDEN, moebius, refused, succeed
 from test_cuda import GPU, fake, shim  # noqa: F401 (a fixture)
 from test_cuda_decode import HOST_CHOOSES, REQUESTS, answers, folder, serve  # noqa: F401 (fixtures)
+from test_cuda_gguf import write_model
 from test_selftest import on_card
 from test_golden import SHORT, Case, with_routing
 
@@ -179,6 +180,36 @@ def test_long_prompts_served(serve):  # noqa: F811
         short = pool.map(lambda i: server.complete("one two three", **REQUESTS[i])["choices"][0]["text"], range(2))
         assert len({*long}) == 1 and all(short)
     assert server.stop() == 0
+
+
+def test_pages_of_long_steps(serve, tmp_path):  # noqa: F811
+    """Found again whatever the number of tokens is from which a step is long: by itself it goes by the processor's clock."""
+    request = {"prompt": [40 + i * 7 % 150 for i in range(80)], "temperature": 0, "max_tokens": 2}
+
+    def cached(*flags):
+        server = serve("--cpu-moe", *flags, "--prefix-cache-dir", tmp_path / "pages")
+        tokens = server.complete(**request)["usage"]["prompt_tokens_details"]["cached_tokens"]
+        assert server.stop() == 0
+        return tokens
+
+    assert [cached(*LONG), cached(LONG[0], 31), cached("--no-op-offload")] == [0, 64, 0]
+
+
+def test_blocks_that_go_both_ways(tmp_path):
+    """Experts of a GGUF file go to the card as they lie: where there is no room for these beside those in the CPU's order, they stay
+    as they lie for the CPU, too."""
+    model = write_model(tmp_path / "m.gguf", lambda name: "Q8_0")
+
+    def stay(mib, *flags):
+        result = moebius("logits", model, "--ids", IDS, "--chunk", 40, "--max-model-len", 64, *GPU, "--cpu-moe", *flags,
+                         env={"MOEBIUS_MEMORY": str(mib / 1024)})
+        return result.code != 0 or "stay as they lie" in result.err
+
+    low, high = 1, 128
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if stay(middle, "--no-op-offload") else (low, middle)
+    assert stay(high, *LONG) and not stay(4 * high, *LONG) and not stay(high, "--op-offload-min-batch", 4000)
 
 
 # --- auto ----------------------------------------------------------------------------------------------------------------
