@@ -243,6 +243,16 @@ def test_bench(tmp_path):
     assert re.search(r"between kernels +(\d+) x", plan)[1] == str(of_layers)
 
 
+@pytest.mark.skipif(ON_CARD, reason="how long what takes, in minutes")
+def test_csa2_bench():
+    """Not all layers with one ratio launch the same kernels: each kernel of a step is there, by its layer's kind."""
+    ids = ["--prompt", 3, "--generate", 2, "--repeat", 1, "--batch", 1, "--depth", 5]
+    profile = succeed("bench", V41, *GPU, *ids, "--json").json["gpu"]["profile"]
+    launches = [(line["stage"], line["kernel"], line["layers"]) for line in profile["launches"]]
+    assert sum(layers for _, _, layers in launches) == profile["step_kernels"]
+    assert launches.count(("attn_in", "compress_sums", 1)) == 1 and sum(n for _, kernel, n in launches if kernel == "engram_add") == 2
+
+
 # --- what fails ------------------------------------------------------------------------------------------------------
 
 

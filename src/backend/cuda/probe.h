@@ -43,7 +43,7 @@ struct cuda_launch_time {
     double us;    /* of each, with what it takes to start it */
     double bytes; /* of weights that each must read; 0: not known (attention reads the cache) */
 };
-enum { CUDA_PROFILE_MAX = 64 };
+enum { CUDA_PROFILE_MAX = 256 };
 struct cuda_profile {
     int step_kernels, layer_kernels,
         dense_layer_kernels; /* counted: of a step; the most of a layer with experts, and of one without */

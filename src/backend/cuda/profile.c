@@ -26,13 +26,13 @@ bool cuda_watch_launch(struct cuda *cuda, const char *image, const char *entry, 
     return true;
 }
 
-enum { ANY_RATIO = -1, STAGES_MAX = 13 };
+enum { ANY_KIND = -1, KINDS_MAX = 32, STAGES_MAX = 7 + 2 * KINDS_MAX };
 
-/* One stage over the layers of [first_layer, end_layer) that have it: V4's with one ratio, which launch the same kernels. */
+/* One stage over the layers of [first_layer, end_layer) that have it: those of one kind, which launch the same kernels. */
 struct watched_stage {
     const char *name;
     cuda_stage_call *call;
-    int first_layer, end_layer, ratio;
+    int first_layer, end_layer, kind;
     int n_layers, n_launches; /* in each */
 };
 
@@ -44,8 +44,18 @@ struct profiler {
     int n_stages;
 };
 
-static bool has_stage(const struct model *m, const struct watched_stage *stage, int layer) {
-    return stage->ratio == ANY_RATIO || m->hybrid.ratio[layer] == stage->ratio;
+/* For attention: V4's have one ratio; V4.1's besides make rows or choose among them, or do not, and some look up n-grams. */
+static int kind_of(const struct cuda *cuda, int layer) {
+    const struct model *m = cuda->model;
+    if (!model_is_hybrid(m)) return ANY_KIND;
+    const bool narrows = cuda->is_narrowed && layer == m->hybrid.candidate_layer;
+    const int has = (model_makes_rows(m, layer) > 0) + 2 * model_layer_indexes(m, layer) +
+                    4 * (model_engram_of(m, layer) >= 0) + 8 * narrows;
+    return m->hybrid.ratio[layer] * 16 + has;
+}
+
+static bool has_stage(const struct cuda *cuda, const struct watched_stage *stage, int layer) {
+    return stage->kind == ANY_KIND || kind_of(cuda, layer) == stage->kind;
 }
 
 static int call_stage(struct cuda *cuda, cuda_stage_call *call, int layer) {
@@ -88,7 +98,7 @@ static double time_recorded(struct profiler *p, record_call *record, const void 
 static void record_stage(struct cuda *cuda, const void *context) {
     const struct watched_stage *stage = context;
     for (int layer = stage->first_layer; layer < stage->end_layer; layer++) {
-        if (has_stage(cuda->model, stage, layer)) call_stage(cuda, stage->call, layer);
+        if (has_stage(cuda, stage, layer)) call_stage(cuda, stage->call, layer);
     }
 }
 
@@ -112,7 +122,7 @@ static void time_stage(struct profiler *p, const struct watched_stage *stage) {
 static void add_stage(struct profiler *p, struct watched_stage stage) {
     int last = 0;
     for (int layer = stage.first_layer; layer < stage.end_layer; layer++) {
-        if (!has_stage(p->cuda->model, &stage, layer)) continue;
+        if (!has_stage(p->cuda, &stage, layer)) continue;
         stage.n_layers++;
         last = layer;
     }
@@ -121,24 +131,31 @@ static void add_stage(struct profiler *p, struct watched_stage stage) {
     p->stages[p->n_stages++] = stage;
 }
 
+static bool is_first_of_kind(const struct cuda *cuda, int layer) {
+    for (int l = 0; l < layer; l++) {
+        if (kind_of(cuda, l) == kind_of(cuda, layer)) return false;
+    }
+    return true;
+}
+
 /* What the batch has no use for is of no layer. */
 static void list_stages(struct profiler *p, const struct batch *batch) {
-    static const int ratios[] = {0, RATIO_SPARSE, RATIO_DENSE};
     const struct model *m = p->cuda->model;
-    const bool is_hybrid = model_is_hybrid(m);
     const int dense = m->dense_layers < m->layers ? m->dense_layers : m->layers;
-    add_stage(p, (struct watched_stage){"embed", cuda_embed, 0, 1, ANY_RATIO, 0, 0});
-    for (int i = 0; i < (is_hybrid ? 3 : 1); i++) {
-        const int ratio = is_hybrid ? ratios[i] : ANY_RATIO;
-        add_stage(p, (struct watched_stage){"attn_in", cuda_attn_in, 0, m->layers, ratio, 0, 0});
-        add_stage(p, (struct watched_stage){"attn", cuda_attn, 0, m->layers, ratio, 0, 0});
+    add_stage(p, (struct watched_stage){"embed", cuda_embed, 0, 1, ANY_KIND, 0, 0});
+    for (int l = 0, kinds = 0; l < m->layers && kinds < KINDS_MAX; l++) {
+        const int kind = kind_of(p->cuda, l);
+        if (!is_first_of_kind(p->cuda, l)) continue;
+        add_stage(p, (struct watched_stage){"attn_in", cuda_attn_in, 0, m->layers, kind, 0, 0});
+        add_stage(p, (struct watched_stage){"attn", cuda_attn, 0, m->layers, kind, 0, 0});
+        kinds++;
     }
-    add_stage(p, (struct watched_stage){"attn_out", cuda_attn_out, 0, m->layers, ANY_RATIO, 0, 0});
-    add_stage(p, (struct watched_stage){"ffn_dense", cuda_ffn_dense, 0, dense, ANY_RATIO, 0, 0});
-    add_stage(p, (struct watched_stage){"route", cuda_route, dense, m->layers, ANY_RATIO, 0, 0});
-    add_stage(p, (struct watched_stage){"experts", cuda_experts, dense, m->layers, ANY_RATIO, 0, 0});
-    add_stage(p, (struct watched_stage){"head", cuda_head, 0, batch->n_logits ? 1 : 0, ANY_RATIO, 0, 0});
-    add_stage(p, (struct watched_stage){"pick", cuda_pick, 0, batch->pick ? 1 : 0, ANY_RATIO, 0, 0});
+    add_stage(p, (struct watched_stage){"attn_out", cuda_attn_out, 0, m->layers, ANY_KIND, 0, 0});
+    add_stage(p, (struct watched_stage){"ffn_dense", cuda_ffn_dense, 0, dense, ANY_KIND, 0, 0});
+    add_stage(p, (struct watched_stage){"route", cuda_route, dense, m->layers, ANY_KIND, 0, 0});
+    add_stage(p, (struct watched_stage){"experts", cuda_experts, dense, m->layers, ANY_KIND, 0, 0});
+    add_stage(p, (struct watched_stage){"head", cuda_head, 0, batch->n_logits ? 1 : 0, ANY_KIND, 0, 0});
+    add_stage(p, (struct watched_stage){"pick", cuda_pick, 0, batch->pick ? 1 : 0, ANY_KIND, 0, 0});
 }
 
 static void call_layer(struct cuda *cuda, int layer, struct cuda_profile *out) {
