@@ -10,6 +10,7 @@ import pytest
 
 import gguf_hybrid
 import make_tiny_text_model
+import st
 from conftest import GOLDEN, change_config, copy_set, moebius, refused, succeed
 from test_cuda import GPU, ON_CARD, check_near, fake, shim  # noqa: F401 (a fixture)
 from test_cuda_decode import HOST_CHOOSES, serve  # noqa: F401 (a fixture)
@@ -241,6 +242,24 @@ def test_bench(tmp_path):
     of_layers = profile["step_kernels"] - 6  # embedding, streams, head, pick
     plan = succeed("plan", V4, "--gpu", "rtx-4090", "--ram", "8@10", "--context", 4096, "--explain").text
     assert re.search(r"between kernels +(\d+) x", plan)[1] == str(of_layers)
+
+
+@pytest.mark.skipif(ON_CARD, reason="the fake driver's words")
+def test_csa2_the_self_test_chooses_first(tmp_path):
+    """A layer that takes over the choice of one before it: that one is among the layers, too, or any rows would be looked for."""
+    model = tmp_path / "m"
+    copy_set(V41.name, model)
+    config = json.loads((model / "config.json").read_text())
+    config["text_config"]["index_source_layer_ids"] = [1, 2, 3]  # was 4
+    (model / "config.json").write_text(json.dumps(config))
+    file = model / "model.safetensors"
+    tensors = {name.replace("layers.4.attn.indexer", "layers.3.attn.indexer"): tensor
+               for name, tensor in st.tensors_of(st.File(file)).items()}
+    file.write_bytes(st.pack(*st.build(tensors)))
+    bench = ["bench", model, *GPU, "--prompt", 1, "--generate", 1, "--repeat", 1, "--batch", 1, "--depth", 0,
+             "--max-num-batched-tokens", 128]
+    chosen = [succeed(*bench, *flags, env=fake(log=1)).err.count("fake cuda: index_choose ") for flags in ([], ["--no-self-test"])]
+    assert chosen[0] - chosen[1] == 3
 
 
 @pytest.mark.skipif(ON_CARD, reason="how long what takes, in minutes")

@@ -10,7 +10,7 @@
 #include "forward.h"
 
 /* Prompts of more than 64 rows take kernels of their own on a card; 72 rows are read from the first layer's weights alone. */
-enum { PROMPT = 8, LONG_PROMPT = 72, PAGES = 2, LAYERS_MAX = 2 * (9 + CUDA_PARTS_MAX) };
+enum { PROMPT = 8, LONG_PROMPT = 72, PAGES = 2, LAYERS_MAX = 3 * (9 + CUDA_PARTS_MAX) };
 
 /* Every stage is judged alone: the CPU goes on with the card's residual stream. What a stage adds to a row is compared: the share of its
  * length that may be wrong, and for each value a share of itself and of the row's root mean square. A card multiplies activations in bf16,
@@ -324,7 +324,8 @@ static int first_with_ratio(const struct model *m, int ratio) {
     return layer;
 }
 
-/* V4.1: a layer of each ratio, one with n-gram memory, the last that has rows of another one; and those whose rows all these see. */
+/* V4.1: a layer of each ratio, one with n-gram memory, the last that has rows of another one; and those whose rows all these see, and whose
+ * choice among them: without it they would look for rows by whatever lies there. */
 static void choose_csa2_layers(struct pair *p, const struct model *m) {
     add_layer(p, first_with_ratio(m, 1));
     add_layer(p, first_with_ratio(m, 2));
@@ -339,7 +340,9 @@ static void choose_csa2_layers(struct pair *p, const struct model *m) {
 static void add_sources(struct pair *p, const struct model *m) {
     for (int i = 0; i < p->n_layers; i++) { /* one that is added lies before */
         const int layer = p->layers[i];
-        if (m->hybrid.ratio[layer]) add_layer(p, m->hybrid.rows_from[layer]);
+        if (!m->hybrid.ratio[layer]) continue;
+        add_layer(p, m->hybrid.rows_from[layer]);
+        add_layer(p, m->hybrid.choice_from[layer]);
     }
 }
 
