@@ -18,6 +18,11 @@ int engine_offload_settle(struct engine_options *o, struct mo_error *error) {
                             o->cpu_moe ? "--cpu-moe" : "--n-cpu-moe",
                             o->expert_device == EXPERTS_ON_GPU ? "gpu" : "cpu");
     }
+    if (o->op_offload_rows && (o->no_op_offload || o->batch_invariant)) {
+        return mo_error_set(error, MO_E_INVALID,
+                            "--op-offload-min-batch %d: with %s no step sends experts to a card: one of them",
+                            o->op_offload_rows, o->no_op_offload ? "--no-op-offload" : "--batch-invariant");
+    }
     if (o->cpu_moe) o->expert_device = EXPERTS_ON_CPU;
     if (o->n_cpu_moe == 0) o->expert_device = EXPERTS_ON_GPU;
     o->cpu_moe = false;

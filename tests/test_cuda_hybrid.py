@@ -277,10 +277,12 @@ def test_csa2_bench():
 
 @pytest.mark.parametrize("changes, words", [({"head_dim": 72}, ["head_dim of at most 512", "divisible by 16", "72"]),
                                             ({"qk_rope_head_dim": 8}, ["qk_rope_head_dim", "divisible by 16", "8"]),
-                                            ({"hc_mult": 16}, ["hc_mult of at most 8", "16"])])
+                                            ({"hc_mult": 16}, ["hc_mult of at most 8", "16"]),
+                                            ({"engram_head_dim": 6}, ["engram_head_dim", "divisible by 4", "6"])])
 def test_refused_sizes(changes, words, tmp_path):
     """By the names that its config.json has."""
-    config = {**json.loads((V4 / "config.json").read_text()), **changes}
+    config = json.loads(((V41 if "engram_head_dim" in changes else V4) / "config.json").read_text())
+    config.get("text_config", config).update(changes)
     (tmp_path / "config.json").write_text(json.dumps(config))
     succeed("synth", "--config", tmp_path / "config.json", "--quant", "bf16", "-o", tmp_path / "m")
     result = moebius("logits", tmp_path / "m", "--ids", "1,2", *GPU)

@@ -140,8 +140,10 @@ def test_long_steps_are_the_cards(name, turn, tmp_path):
 
 def test_long_steps_where_all_steps_are_alike(tmp_path):
     flags = ["--cpu-moe", "--batch-invariant"]
-    cpu = long_bits(V2, 40, *flags, "--no-op-offload", out=tmp_path / "bits")
-    assert long_bits(V2, 40, *flags, *LONG, out=tmp_path / "bits") == cpu
+    cpu = long_bits(V2, 70, *flags, "--no-op-offload", out=tmp_path / "bits")
+    assert long_bits(V2, 70, *flags, out=tmp_path / "bits") == cpu != long_bits(V2, 70, "--cpu-moe", out=tmp_path / "bits")
+    for flag in "--batch-invariant", "--no-op-offload":
+        refused(moebius("logits", V2, "--ids", "1", *GPU, "--cpu-moe", flag, *LONG), "--op-offload-min-batch 30", flag)
 
 
 def test_long_steps_of_other_formats(tmp_path):

@@ -275,7 +275,9 @@ int plan_link_rows(const struct plan_arch *arch, const struct plan_weights *weig
     const double rate = ops_rate_of(machine, format) * plan_share(ops_share_of(format));
     const double ops_a_row = 2 * weights->params[PLAN_ROUTED] * arch->top_k / arch->experts;
     const double rows = weights->bytes[PLAN_ROUTED] / (link_gb_s(machine) * 1e9) * rate / ops_a_row;
-    return rows < PLAN_LINK_ROWS_LEAST ? PLAN_LINK_ROWS_LEAST : (int)fmin(rows, 1 << 20) + 1;
+    const int n = rows < PLAN_LINK_ROWS_LEAST ? PLAN_LINK_ROWS_LEAST : (int)fmin(rows, 1 << 20) + 1;
+    const int step = 1 << (31 - __builtin_clz((unsigned)n)) >> 2; /* an estimate, by a clock that changes a little */
+    return (n + step - 1) / step * step;
 }
 
 bool plan_takes_link(const struct plan_input *in, enum plan_place place, int rows) {

@@ -157,6 +157,7 @@ int cuda_check_model(const struct model *m, const struct backend_options *option
         {"n_group", m->groups, 1, MAX_GROUPS},
         {"index_n_heads", model_index_shape(m).heads, 1, MAX_INDEX_HEADS},
         {"index_head_dim", model_index_shape(m).dim, 16, MAX_INDEX_DIM},
+        {"engram_head_dim", m->hybrid.engram.n_layers ? m->hybrid.engram.dim : 0, 4, ENGRAM_MAX_DIM},
     };
     for (size_t i = 0; i < sizeof demands / sizeof *demands; i++) {
         const struct demand *d = &demands[i];
