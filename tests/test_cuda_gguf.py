@@ -140,7 +140,7 @@ def test_experts_over_the_link(mixed, tmp_path):
     card = logits(mixed, tmp_path, *GPU)
     assert np.array_equal(logits(mixed, tmp_path, *long), card) and np.array_equal(logits(mixed, tmp_path, *long, "--no-repack"), card)
     other = write_model(tmp_path / "m.gguf", lambda name: "TQ1_0" if "_exps" in name else "Q8_0")
-    assert np.array_equal(logits(other, tmp_path, *long), logits(other, tmp_path, *long, "--no-op-offload"))
+    assert np.array_equal(logits(other, tmp_path, *long), logits(other, tmp_path, *GPU, "--cpu-moe", "--no-op-offload"))
 
 
 def test_quantized_anew(mixed, tmp_path):
