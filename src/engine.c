@@ -241,6 +241,7 @@ static int open_all(struct engine *engine, struct mo_error *error) {
     if (!code && !engine->options.like) code = open_weights(engine, error);
     engine_offload_begin(engine);
     if (!code) code = engine_device_choose(engine, error);
+    if (!code && engine->gpu >= 0) engine_offload_look(engine);
     if (!code) code = engine_settle_weights(engine, error);
     if (!code && engine->gpu >= 0) code = engine_cards_add(engine, error);
     if (!code && engine->gpu >= 0) engine_plan_lengthen_steps(engine);

@@ -33,10 +33,13 @@ int engine_offload_settle(struct engine_options *o, struct mo_error *error) {
 void engine_offload_begin(struct engine *engine) {
     const struct engine_options *o = &engine->options;
     int layers = model_moe_layers(&engine->model), asked = o->n_cpu_moe > 0 ? o->n_cpu_moe : 0;
-    struct plan_host host;
     engine->cpu_layers = o->expert_device == EXPERTS_ON_CPU || asked > layers ? layers : asked;
+}
+
+void engine_offload_look(struct engine *engine) {
+    struct plan_host host;
     if (plan_detect_host(&host, NULL)) return;
-    const double share = fmin(1, (double)o->threads / host.threads);
+    const double share = fmin(1, (double)engine->options.threads / host.threads);
     engine->cpu_gflops = host.gflops * share;
     engine->cpu_gops16 = host.gops16 * share;
     engine->cpu_gops8 = host.gops8 * share;

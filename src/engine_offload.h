@@ -10,6 +10,8 @@
 int engine_offload_settle(struct engine_options *options, struct mo_error *error);
 /* What was asked for, as soon as the model is known; with `auto` none. */
 void engine_offload_begin(struct engine *engine);
+/* Beside a card: the processor that long steps are weighed against. */
+void engine_offload_look(struct engine *engine);
 /* The most layers that it can become. */
 int engine_offload_most(const struct engine *engine);
 /* With `auto` and a card: as few as let everything else, and a context, fit into the card's free memory. Then makes what the CPU
