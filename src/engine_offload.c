@@ -137,8 +137,17 @@ static int choose(struct engine *engine, struct mo_error *error) {
     return code;
 }
 
+/* Who says from where on a step is long hears why none is. */
+static void say_refusal(const struct engine *engine) {
+    const int rows = engine->options.op_offload_rows;
+    struct mo_error why;
+    if (rows && cuda_link_refuses(&engine->model, &engine->weights, engine->cpu_layers, &why))
+        log_warn("--op-offload-min-batch %d: %s; the CPU computes them in long steps, too", rows, why.message);
+}
+
 int engine_offload_choose(struct engine *engine, struct mo_error *error) {
     if (engine->gpu < 0) engine->cpu_layers = 0;
     int code = is_free(engine) ? choose(engine, error) : 0;
+    if (!code) say_refusal(engine);
     return code ? code : engine_keep_weights(engine, error);
 }

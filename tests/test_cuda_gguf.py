@@ -140,6 +140,7 @@ def test_experts_over_the_link(mixed, tmp_path):
     card = logits(mixed, tmp_path, *GPU)
     assert np.array_equal(logits(mixed, tmp_path, *long), card) and np.array_equal(logits(mixed, tmp_path, *long, "--no-repack"), card)
     other = write_model(tmp_path / "m.gguf", lambda name: "TQ1_0" if "_exps" in name else "Q8_0")
+    assert "--op-offload-min-batch 8: layer 1: there are no GPU kernels" in moebius("logits", other, "--ids", "1", *long).err
     assert np.array_equal(logits(other, tmp_path, *long), logits(other, tmp_path, *GPU, "--cpu-moe", "--no-op-offload"))
 
 
