@@ -49,6 +49,8 @@ float *check_copy(struct check *check, const float *x, int n);
 enum data_kind { DATA_PLAIN, DATA_TINY, DATA_EXTREME, DATA_ZERO, DATA_SPECIAL, DATA_KINDS };
 struct mat check_make_mat(struct check *check, enum mat_format format, int rows, int cols, enum data_kind kind);
 /* The least that a row of this format can have, of `cols` or more. */
+/* As many as a matrix of the format may have: rows or more; cols or more. */
+int check_round_rows(enum mat_format format, int rows);
 int check_round_cols(enum mat_format format, int cols);
 void check_make_activations(struct check *check, float **x, int n, int cols, enum data_kind kind);
 struct q8_row check_make_q8(struct check *check, const float *x, int n, int group); /* by the plain C kernel */

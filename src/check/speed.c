@@ -17,13 +17,10 @@ static const size_t SET_BYTES = (size_t)512 << 20;
 
 struct speed {
     struct pool *pool;
-    char *
-        data; /* [count][mat_size]: the matrices, one after another; scales of FP8 and AWQ are shared, they fit the caches */
+    char *data; /* [count][mat_size]: the matrices, one after another; scales of FP8 are shared, they fit the caches */
     size_t mat_size;
     int count;
     struct mat mat;      /* the first of them */
-    uint32_t *zeros;     /* [COLS / GROUP][ROWS / 8] */
-    uint16_t *scales16;  /* [COLS / GROUP][ROWS] */
     uint8_t *scales8;    /* [count][ROWS][COLS / FP4_GROUP]: of FP4, a sixteenth of its bytes */
     size_t scales8_size; /* of a matrix; 0: not FP4 */
     float *scale;        /* FP8's, one for each block of weights */
@@ -46,7 +43,7 @@ struct speed {
 /* What this thread will probably read next: slices are handed out in ascending order. */
 static const void *next_slice(const struct speed *s, int index) {
     int next = index + pool_threads(s->pool);
-    if (s->mat.format == MAT_INT4_AWQ || next >= s->count * SLICES) return NULL;
+    if (next >= s->count * SLICES) return NULL;
     return s->data + (size_t)(next / SLICES) * s->mat_size + s->mat_size / SLICES * (size_t)(next % SLICES);
 }
 
@@ -114,7 +111,7 @@ static void fill_matrix(const struct mat *m, char *data, size_t bytes) {
         return;
     }
     const bool halves = mat_is_integer(m->format) || gguf_is_blocks(m->format);
-    const int mask = halves ? 0x77 : 0xff;
+    const int mask = mat_is_words(m->format) ? 0x37 : halves ? 0x77 : 0xff; /* words have fp32 scales among them */
     for (size_t i = 0; i < bytes; i++) {
         data[i] = (char)(random_u32(&random) >> 8 & (uint32_t)mask);
         if (m->format == MAT_FP8 && (data[i] & 0x7f) == 0x7f) data[i] = 0;
@@ -140,21 +137,14 @@ static int allocate_set(struct speed *s, struct mo_error *error) {
 }
 
 static int allocate_scales(struct speed *s, struct mo_error *error) {
-    const size_t groups = COLS / GROUP, n_scale = (size_t)(ROWS / s->mat.scale_rows * s->mat.scale_stride);
-    s->zeros = malloc(groups * ROWS / 8 * sizeof *s->zeros);
-    s->scales16 = malloc(groups * ROWS * sizeof *s->scales16);
+    const size_t n_scale = (size_t)(ROWS / s->mat.scale_rows * s->mat.scale_stride);
     s->scale = malloc(n_scale * sizeof *s->scale);
     s->scales8_size = s->mat.format == MAT_FP4 ? mat_bytes(&s->mat) - s->mat_size : 0;
     s->scales8 = malloc((size_t)s->count * s->scales8_size + 1);
-    if (!s->zeros || !s->scales16 || !s->scales8 || !s->scale)
-        return mo_error_set(error, MO_E_NO_MEMORY, "no memory for scales");
-    for (size_t i = 0; i < groups * ROWS / 8; i++) s->zeros[i] = 0x88888888;
-    for (size_t i = 0; i < groups * ROWS; i++) s->scales16[i] = 0x2000; /* 2^-7 */
-    memset(s->scales8, 120, (size_t)s->count * s->scales8_size);        /* 2^-7 */
-    for (size_t i = 0; i < n_scale; i++)                                /* DeepSeek's small blocks have powers of two */
+    if (!s->scales8 || !s->scale) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for scales");
+    memset(s->scales8, 120, (size_t)s->count * s->scales8_size); /* 2^-7 */
+    for (size_t i = 0; i < n_scale; i++)                         /* DeepSeek's small blocks have powers of two */
         s->scale[i] = s->mat.scale_cols == SMALL_BLOCK ? 0x1p-8f * (float)(1 << i % 3) : 0.01f;
-    s->mat.zeros = s->zeros;
-    s->mat.scales16 = s->scales16;
     s->mat.scale = s->scale;
     return 0;
 }
@@ -205,7 +195,7 @@ int speed_open(struct speed **speed, int kind, int threads, struct mo_error *err
     struct speed *s = calloc(1, sizeof *s);
     if (!s) return mo_error_set(error, MO_E_NO_MEMORY, "no memory");
     s->mat = (struct mat){.format = format,
-                          .turned = gguf_can_turn(format), /* as the engine does */
+                          .turned = mat_can_turn(format), /* as the engine does */
                           .rows = ROWS,
                           .cols = COLS,
                           .scale_rows = block,
@@ -228,8 +218,6 @@ void speed_close(struct speed *speed) {
     if (!speed) return;
     pool_destroy(speed->pool);
     if (speed->data) munmap(speed->data, speed->mat_size * (size_t)speed->count);
-    free(speed->zeros);
-    free(speed->scales16);
     free(speed->scales8);
     free(speed->scale);
     free(speed->x_data);
