@@ -1,12 +1,13 @@
-/* engine_turn.h - GGUF's blocks in the order that the CPU's kernels like best (model/turn.h), if there is memory for them: beside the
- * first requests, since answers have the same bits before and after. */
+/* engine_turn.h - GGUF's blocks and other people's INT4 in the order that the CPU's kernels like best (model/turn.h), if there is memory
+ * for them: beside the first requests, since answers have the same bits before and after. Forms that no kernel reads as they are, at
+ * once. */
 #ifndef MOEBIUS_ENGINE_TURN_H
 #define MOEBIUS_ENGINE_TURN_H
 
 #include "engine.h"
 #include "model/turn.h"
 
-/* Settles engine->will_turn. Needs the plan. */
+/* Settles engine->will_turn; turns what must be. Needs the plan. */
 int engine_turn_choose(struct engine *engine, const struct backend_options *backend, struct mo_error *error);
 /* Begins, if it will: engine->turner. Between steps the engine's thread calls turner_adopt. Where the system refuses memory or
  * threads, a warning says so, and the blocks stay as they lie. */
