@@ -112,6 +112,9 @@ enum { WORDS_STEP = 32, WORDS_MIDDLE = 8 /* the zero point where the file has no
 int words_value(const struct mat *mat, int row, int k);
 int words_zero(const struct mat *mat, int row, int k);
 float words_scale(const struct mat *mat, int row, int k);
+/* Rows [8 * word, 8 * word + 8) of GPTQ's or PACKED's words as AWQ's: fills their places in to's data, zeros and scales16 (all
+ * rows'), which are written whatever the qualifiers say. Takes rows in eights. False: a scale is no fp16 number. */
+bool words_to_awq(const struct mat *from, int word, const struct mat *to);
 /* Bytes beside mat->data, as published: scales; zero points. */
 size_t words_scale_bytes(const struct mat *mat);
 size_t words_zero_bytes(const struct mat *mat);

@@ -155,6 +155,31 @@ void words_turn_panel(const struct mat *from, int panel, void *out) {
     }
 }
 
+/* ---- as AWQ's ---- */
+
+bool words_to_awq(const struct mat *from, int word, const struct mat *to) {
+    const size_t pitch = (size_t)from->rows / 8;
+    uint8_t *data = (uint8_t *)(uintptr_t)to->data, *zeros = (uint8_t *)(uintptr_t)to->zeros;
+    uint8_t *scales = (uint8_t *)(uintptr_t)to->scales16;
+    for (int k = 0; k < from->cols; k++) {
+        uint32_t q = 0, z = 0;
+        for (int j = 0; j < 8; j++) q |= (uint32_t)published_value(from, word * 8 + awq_order[j], k) << 4 * j;
+        memcpy(data + ((size_t)k * pitch + (size_t)word) * WORD, &q, WORD);
+        if (k % to->group_size) continue;
+        const size_t group = (size_t)(k / to->group_size);
+        for (int j = 0; j < 8; j++) {
+            const float scale = words_scale(from, word * 8 + j, k);
+            const uint16_t half = f32_to_f16(scale);
+            z |= (uint32_t)published_zero(from, word * 8 + awq_order[j], k) << 4 * j;
+            if (f16_to_f32(half) != scale) return false;
+            memcpy(scales + (group * (size_t)from->rows + (size_t)word * 8 + (size_t)j) * sizeof half, &half,
+                   sizeof half);
+        }
+        memcpy(zeros + (group * pitch + (size_t)word) * WORD, &z, WORD);
+    }
+    return true;
+}
+
 /* ---- both ---- */
 
 int words_value(const struct mat *mat, int row, int k) {
