@@ -252,6 +252,7 @@ static int open_all(struct engine *engine, struct mo_error *error) {
     if (!code && engine->store) engine_plan_lengthen_steps(engine);
     if (!code) code = engine_plan(engine, &backend, error);
     if (!code) code = engine_turn_choose(engine, &backend, error);
+    if (!code) code = engine_turn_first(engine, error);
     if (!code) code = engine_experts_start(engine, &backend, error);
     if (!code) code = engine_ranks_begin(engine, &backend, error);
     if (!code) code = engine_device_open(engine, &backend, error);

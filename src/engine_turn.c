@@ -63,14 +63,6 @@ static int refuse_room(const struct engine *engine, double bytes, double room, s
         engine->path, bytes * 1e-9, room > 0 ? room * 1e-9 : 0);
 }
 
-/* No kernel reads them as they lie: all of it, before anything is computed. */
-static int turn_first(struct engine *engine, struct mo_error *error) {
-    int code = turner_begin(&engine->turner, &engine->model, &engine->weights, choice_of(engine),
-                            engine->options.threads, error);
-    if (!code) turner_wait(engine->turner);
-    return code;
-}
-
 int engine_turn_choose(struct engine *engine, const struct backend_options *backend, struct mo_error *error) {
     const bool is_made = engine->weights.made || engine->weights.later, must = must_turn(&engine->model) && !is_made;
     size_t bytes = 0;
@@ -83,13 +75,21 @@ int engine_turn_choose(struct engine *engine, const struct backend_options *back
     if (code || !bytes) return code;
     const double room = room_bytes(engine, backend, (double)bytes);
     engine->will_turn = (double)bytes <= room;
-    if (must) return engine->will_turn ? turn_first(engine, error) : refuse_room(engine, (double)bytes, room, error);
+    if (must && !engine->will_turn) return refuse_room(engine, (double)bytes, room, error);
     if (!engine->will_turn) {
         log_info("%s: its weights stay as they lie, which is slower: another order takes %.2f GB, and %.2f GB are left "
                  "beside the cache and other weights",
                  engine->path, (double)bytes * 1e-9, room > 0 ? room * 1e-9 : 0);
     }
     return 0;
+}
+
+int engine_turn_first(struct engine *engine, struct mo_error *error) {
+    if (!engine->will_turn || !must_turn(&engine->model)) return 0;
+    int code = turner_begin(&engine->turner, &engine->model, &engine->weights, choice_of(engine),
+                            engine->options.threads, error);
+    if (!code) turner_wait(engine->turner);
+    return code;
 }
 
 static void begin(struct engine *engine, int threads) {

@@ -7,8 +7,10 @@
 #include "engine.h"
 #include "model/turn.h"
 
-/* Settles engine->will_turn; turns what must be. Needs the plan. */
+/* Settles engine->will_turn. Needs the plan. An error where what must be turned finds no room. */
 int engine_turn_choose(struct engine *engine, const struct backend_options *backend, struct mo_error *error);
+/* Turns what must be, all of it, now; then the others are left alone. */
+int engine_turn_first(struct engine *engine, struct mo_error *error);
 /* Begins, if it will: engine->turner. Between steps the engine's thread calls turner_adopt. Where the system refuses memory or
  * threads, a warning says so, and the blocks stay as they lie. */
 void engine_turn_begin(struct engine *engine);

@@ -109,6 +109,7 @@ def test_what_else(source, golden, tmp_path, form):
     assert bench.json["repacked_bytes"] > sum(m.q.size for m in source[0].values()) / 2
     plan = succeed("plan", folder, "--json").json
     assert plan["groups"]["routed"]["format"] == form
+    assert succeed("info", folder, "--json").json["int4_packing"] == {"gptq": "GPTQ", "packed": "compressed-tensors"}[form]
 
 
 LAYER = "model.layers.1.mlp.experts.3.up_proj"

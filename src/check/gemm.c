@@ -193,7 +193,9 @@ static void check_odd_sizes(struct check *check, struct gemm_kind what) {
     const bool awq = what.format == MAT_INT4_AWQ && !what.turned;
     struct check_random *random = &check->random;
     const bool is_plain = mat_is_words(what.format) && !awq && !what.turned; /* at every level */
-    const int rounds = is_plain ? 8 : gguf_is_blocks(what.format) ? 30 : 80; /* blocks share their products */
+    const bool shares =
+        gguf_is_blocks(what.format) || (what.turned && what.format != MAT_INT4_AWQ); /* their products */
+    const int rounds = is_plain ? 8 : shares ? 30 : 80;
     for (int round = 0; round < rounds; round++) {
         int rows = awq ? 8 * random_int(random, 1, 36) : random_int(random, 1, 67), cols = random_int(random, 1, 600);
         if (round % 4 == 1) cols = (cols + 31) / 32 * 32;
