@@ -249,6 +249,15 @@ struct mat check_make_mat(struct check *check, enum mat_format format, int rows,
     return m;
 }
 
+void check_turn(struct check *check, struct mat *m) {
+    struct mat turned = *m;
+    turned.turned = true;
+    uint8_t *data = check_alloc(check, mat_bytes(&turned));
+    mat_turn(m, data);
+    turned.data = data;
+    *m = turned;
+}
+
 static float activation_size(struct check_random *random, enum data_kind kind) {
     if (kind != DATA_TINY) return 2.0f;
     return random_u32(random) % 8 ? 1e-6f : 1e-39f; /* some subnormal */

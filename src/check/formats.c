@@ -242,6 +242,10 @@ static void check_decode(struct check *check, enum mat_format format) {
         format_decode_rows(&m, r0, r1, expected);
         check->kern.decode_rows(&m, r0, r1, got);
         for (int i = 0; i < count; i++) check_bits(check, "value", i, got[i], expected[i]);
+        if (!mat_is_words(format)) continue;
+        check_turn(check, &m);
+        check->kern.decode_rows(&m, r0, r1, got);
+        for (int i = 0; i < count; i++) check_bits(check, "turned", i, got[i], expected[i]);
     }
     check_end(check);
 }

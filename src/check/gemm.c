@@ -153,16 +153,6 @@ static void check_values(struct check *check, const struct gemm_case *c) {
     }
 }
 
-/* GGUF's blocks, and words, as the engine likes them best. */
-static void turn(struct check *check, struct mat *m) {
-    struct mat turned = *m;
-    turned.turned = true;
-    uint8_t *data = check_alloc(check, mat_bytes(&turned));
-    mat_turn(m, data);
-    turned.data = data;
-    *m = turned;
-}
-
 /* What of a format is checked. */
 struct gemm_kind {
     enum mat_format format;
@@ -174,7 +164,7 @@ static void check_case(struct check *check, struct gemm_kind what, int rows, int
     cols = check_round_cols(what.format, cols);
     struct gemm_case c = {
         .mat = check_make_mat(check, what.format, rows, cols, kind), .quantized = what.quantized, .n = n};
-    if (what.turned) turn(check, &c.mat);
+    if (what.turned) check_turn(check, &c.mat);
     snprintf(c.name, sizeof c.name, "%dx%d, %d tokens, %s", rows, cols, n, kind_names[kind]);
     check_make_activations(check, c.x, n, cols, kind);
     for (int t = 0; t < n; t++) {

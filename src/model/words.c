@@ -107,35 +107,64 @@ static int turned_value(const struct mat *mat, int row, int k) {
     return at < 16 ? byte & 15 : byte >> 4;
 }
 
-/* q[r][i] = the value of row first + r, column k + i. */
-static void take_step(const struct mat *from, int first, int rows, int k, uint8_t q[TURN_ROWS][WORDS_STEP]) {
-    const int count = from->cols - k < WORDS_STEP ? from->cols - k : WORDS_STEP;
-    const size_t by_row = (size_t)from->rows / 8, by_k = ceil_div(from->cols, 8);
-    const bool is_packed = from->format == MAT_INT4_PACKED;
-    memset(q, 0, TURN_ROWS * WORDS_STEP);
-    for (int i = 0; from->format == MAT_INT4_AWQ && i < count; i++)
+/* Nibble j of word i becomes nibble i of word j, i and j below 8: blocks of four, of two, of one change places. */
+static void transpose(uint32_t v[8]) {
+    static const uint32_t masks[] = {0x0000ffff, 0x00ff00ff, 0x0f0f0f0f};
+    for (int step = 0, n = 4; n > 0; step++, n /= 2)
+        for (int i = 0; i < 8; i++) {
+            if (i & n) continue;
+            const uint32_t swap = (v[i] >> 4 * n ^ v[i + n]) & masks[step];
+            v[i + n] ^= swap;
+            v[i] ^= swap << 4 * n;
+        }
+}
+
+enum { STEP_WORDS = WORDS_STEP / 8 };
+
+/* out[c][r]: nibble j is the value of row first + r, column k + 8c + j; 0 past the row's end. */
+static void take_awq(const struct mat *from, int first, int rows, int k, uint32_t out[STEP_WORDS][TURN_ROWS]) {
+    const size_t pitch = (size_t)from->rows / 8;
+    for (int c = 0; c < STEP_WORDS; c++, k += 8)
         for (int r = 0; r < rows; r += 8) {
-            const uint32_t word = word_at(from->data, (size_t)(k + i) * by_row + (size_t)(first + r) / 8);
-            for (int j = 0; j < 8; j++) q[r + awq_order[j]][i] = (uint8_t)nibble_of(word, j);
+            uint32_t v[8] = {0};
+            for (int i = 0; i < 8 && k + i < from->cols; i++)
+                v[i] = word_at(from->data, (size_t)(k + i) * pitch + (size_t)(first + r) / 8);
+            transpose(v);
+            for (int j = 0; j < 8; j++) out[c][r + awq_order[j]] = v[j];
         }
-    for (int i = 0; from->format != MAT_INT4_AWQ && i < count; i += 8)
+}
+
+/* The same of GPTQ and PACKED, whose words are such already. */
+static void take_others(const struct mat *from, int first, int rows, int k, uint32_t out[STEP_WORDS][TURN_ROWS]) {
+    const size_t by_k = ceil_div(from->cols, 8), all = (size_t)from->rows;
+    for (int c = 0; c < STEP_WORDS && k < from->cols; c++, k += 8) {
+        const uint32_t mask = from->cols - k < 8 ? (1u << 4 * (from->cols - k)) - 1 : ~0u;
         for (int r = 0; r < rows; r++) {
-            const size_t row = (size_t)(first + r), c = (size_t)(k + i) / 8;
-            const uint32_t word = word_at(from->data, is_packed ? row * by_k + c : c * (size_t)from->rows + row);
-            for (int j = 0; j < 8 && i + j < count; j++) q[r][i + j] = (uint8_t)nibble_of(word, j);
+            const size_t row = (size_t)(first + r), at = (size_t)k / 8;
+            const uint32_t word =
+                word_at(from->data, from->format == MAT_INT4_PACKED ? row * by_k + at : at * all + row);
+            out[c][r] = word & mask;
         }
+    }
+}
+
+/* Four nibbles as the low halves of four bytes. */
+static uint32_t spread(uint32_t nibbles) {
+    const uint32_t pairs = (nibbles & 0xff) | (nibbles & 0xff00) << 8;
+    return (pairs & 0x000f000f) | (pairs & 0x00f000f0) << 4;
 }
 
 /* The values of WORDS_STEP k from k on of TURN_ROWS rows, as four lines. */
 static void turn_step(const struct mat *from, int first, int rows, int k, uint8_t *lines) {
-    uint8_t q[TURN_ROWS][WORDS_STEP];
-    take_step(from, first, rows, k, q);
-    for (int line = 0; line < STEP_LINES; line++, lines += BLOCK_LINE)
+    uint32_t words[STEP_WORDS][TURN_ROWS] = {{0}};
+    (from->format == MAT_INT4_AWQ ? take_awq : take_others)(from, first, rows, k, words);
+    for (int l = 0; l < STEP_LINES; l++, lines += BLOCK_LINE) {
+        const uint32_t *low = words[l / 2], *high = words[l / 2 + STEP_WORDS / 2];
+        uint32_t line[TURN_ROWS];
         for (int r = 0; r < TURN_ROWS; r++)
-            for (int i = 0; i < WORD; i++) {
-                const int at = line * WORD + i;
-                lines[r * WORD + i] = (uint8_t)(q[r][at] | q[r][at + 16] << 4);
-            }
+            line[r] = spread(low[r] >> l % 2 * 16 & 0xffff) | spread(high[r] >> l % 2 * 16 & 0xffff) << 4;
+        memcpy(lines, line, sizeof line);
+    }
 }
 
 void words_turn_panel(const struct mat *from, int panel, void *out) {
