@@ -111,11 +111,21 @@ static void fill_matrix(const struct mat *m, char *data, size_t bytes) {
         return;
     }
     const bool halves = mat_is_integer(m->format) || gguf_is_blocks(m->format);
-    const int mask = mat_is_words(m->format) ? 0x37 : halves ? 0x77 : 0xff; /* words have fp32 scales among them */
+    const int mask = halves ? 0x77 : 0xff;
     for (size_t i = 0; i < bytes; i++) {
         data[i] = (char)(random_u32(&random) >> 8 & (uint32_t)mask);
         if (m->format == MAT_FP8 && (data[i] & 0x7f) == 0x7f) data[i] = 0;
     }
+}
+
+/* Turned words: the lines of scales, 2^-7 and a zero point of 8 each. */
+static void fill_scales(const struct mat *m, char *data) {
+    const uint32_t head = 0x3c000008;
+    for (int r = 0; r < ROWS; r++)
+        for (int k = 0; k < COLS; k += m->group_size) {
+            const size_t at = (size_t)(r / TURN_ROWS) * words_panel_bytes(m) + words_turned_at(m, k);
+            memcpy(data + at + (size_t)(r % TURN_ROWS) * sizeof head, &head, sizeof head);
+        }
 }
 
 static int allocate_set(struct speed *s, struct mo_error *error) {
@@ -132,6 +142,7 @@ static int allocate_set(struct speed *s, struct mo_error *error) {
     }
     madvise(s->data, bytes, MADV_HUGEPAGE);
     fill_matrix(&s->mat, s->data, s->mat_size);
+    if (mat_is_words(s->mat.format)) fill_scales(&s->mat, s->data);
     for (int i = 1; i < s->count; i++) memcpy(s->data + (size_t)i * s->mat_size, s->data, s->mat_size);
     return 0;
 }
