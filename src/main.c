@@ -44,8 +44,9 @@ static void print_help(FILE *out) {
         "MODEL is a folder with config.json, *.safetensors and tokenizer.json as published on Hugging Face,\n"
         "or org/name if it is in the Hugging Face cache (HF_HUB_CACHE, HF_HOME, ~/.cache/huggingface), or one file of\n"
         "`moebius quantize`, or a GGUF file (of shards the first). Weights are read as they are: F32, F16, BF16, FP8, "
-        "FP4, AWQ, our\n"
-        "own INT8 and INT4, and of GGUF Q8_0, Q2_K to Q6_K, Q4_0 to Q5_1, IQ1 to IQ4, TQ and MXFP4.\n"
+        "FP4, INT4\n"
+        "of AWQ, GPTQ and compressed-tensors, our own INT8 and INT4, and of GGUF Q8_0, Q2_K to Q6_K, Q4_0 to\n"
+        "Q5_1, IQ1 to IQ4, TQ and MXFP4.\n"
         "\n"
         "Commands:\n");
     for (int i = 0; i < N_COMMANDS; i++) fprintf(out, "  %-12s %s\n", commands[i].name, commands[i].about);

@@ -200,6 +200,11 @@ const char *speed_kind_name(int kind) {
     return kind == SPEED_FP8_32 ? "fp8_32" : mat_format_name(format_of(kind));
 }
 
+bool speed_is_like_another(int kind) {
+    const enum mat_format format = format_of(kind);
+    return mat_is_words(format) && format != MAT_INT4_AWQ;
+}
+
 int speed_open(struct speed **speed, int kind, int threads, struct mo_error *error) {
     const enum mat_format format = format_of(kind);
     const int block = kind == SPEED_FP8_32 ? SMALL_BLOCK : GROUP;
