@@ -63,6 +63,13 @@ static int refuse_room(const struct engine *engine, double bytes, double room, s
         engine->path, bytes * 1e-9, room > 0 ? room * 1e-9 : 0);
 }
 
+double engine_turn_more(const struct engine *engine) {
+    size_t bytes, more = 0;
+    struct mo_error ignored;
+    if (stays(engine)) return 0;
+    return turn_bytes(&engine->model, &engine->weights, choice_of(engine), &bytes, &more, &ignored) ? 0 : (double)more;
+}
+
 int engine_turn_choose(struct engine *engine, const struct backend_options *backend, struct mo_error *error) {
     const bool is_made = engine->weights.made || engine->weights.later, must = must_turn(&engine->model) && !is_made;
     size_t bytes = 0;
@@ -71,7 +78,7 @@ int engine_turn_choose(struct engine *engine, const struct backend_options *back
                             "--no-repack: no kernel reads the weights of %s as they lie in its files", engine->path);
     }
     if (stays(engine)) return 0;
-    int code = turn_bytes(&engine->model, &engine->weights, choice_of(engine), &bytes, error);
+    int code = turn_bytes(&engine->model, &engine->weights, choice_of(engine), &bytes, NULL, error);
     if (code || !bytes) return code;
     const double room = room_bytes(engine, backend, (double)bytes);
     engine->will_turn = (double)bytes <= room;

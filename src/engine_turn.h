@@ -7,6 +7,8 @@
 #include "engine.h"
 #include "model/turn.h"
 
+/* What turning takes beyond the bytes of the same weights in the file, for the plan. */
+double engine_turn_more(const struct engine *engine);
 /* Settles engine->will_turn. Needs the plan. An error where what must be turned finds no room. */
 int engine_turn_choose(struct engine *engine, const struct backend_options *backend, struct mo_error *error);
 /* Turns what must be, all of it, now; then the others are left alone. */

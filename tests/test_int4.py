@@ -108,8 +108,26 @@ def test_what_else(source, golden, tmp_path, form):
                     env={"MOEBIUS_MEMORY": "0.2"})
     assert bench.json["repacked_bytes"] > sum(m.q.size for m in source[0].values()) / 2
     plan = succeed("plan", folder, "--json").json
-    assert plan["groups"]["routed"]["format"] == form
+    routed = plan["groups"]["routed"]
+    assert routed["format"] == form and routed["bytes"] * 8 == routed["params"] * 5  # turned: a word for each 32 values
     assert succeed("info", folder, "--json").json["int4_packing"] == {"gptq": "GPTQ", "packed": "compressed-tensors"}[form]
+
+
+def test_turning_wants_memory(source, tmp_path):
+    """What must be turned is refused where there is no room for that; AWQ's words stay as they lie."""
+    bench = ["--prompt", 3, "--generate", 2, "--batch", 1, "--depth", 0, "--repeat", 1, "--json"]
+    folder, refusals = int4.gptq(tmp_path / "m", *source), []
+    for mib in range(8, 40):
+        env = {"MOEBIUS_MEMORY": str(mib / 1024)}
+        result, awq = moebius("bench", folder, *bench, env=env), moebius("bench", GOLDEN / "v2lite-tiny-awq", *bench, env=env)
+        if result.code == 0:
+            break
+        refusals.append(refused(result))
+        if "another order" in refusals[-1]:
+            assert "moebius quantize" in refusals[-1]
+            assert awq.code == 0 and "stay as they lie" in awq.err and awq.json["repacked_bytes"] == 0
+    assert result.code == 0 and awq.json["repacked_bytes"] > 0, refusals
+    assert any("another order" in line for line in refusals), refusals
 
 
 LAYER = "model.layers.1.mlp.experts.3.up_proj"

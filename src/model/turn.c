@@ -56,21 +56,22 @@ static struct mat *mat_to_turn(const struct weights *weights, struct turn_choice
     return mat->data && !mat->turned && (is_product ? mat_can_turn(mat->format) : mat_must_turn(mat)) ? mat : NULL;
 }
 
-/* Their bytes, and where `turns` is given, what they are; *n: how many. */
+/* Where `turns` is given, what they are; *n: how many; their bytes, and what those of words are more than in the file. */
 static int list(const struct model *model, const struct weights *weights, struct turn_choice choice, struct turn *turns,
-                int *n, size_t *bytes, struct mo_error *error) {
+                int *n, size_t *bytes, size_t *more, struct mo_error *error) {
     struct arena *arena = arena_create();
     struct slot *slots;
     int n_slots = 0;
     if (!arena) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for a list of matrices");
     int code = slots_list(model, arena, &slots, &n_slots, error);
     *n = 0;
-    *bytes = 0;
+    *bytes = *more = 0;
     for (int i = 0; i < n_slots; i++) {
         struct mat *mat = mat_to_turn(weights, choice, &slots[i]);
         if (!mat) continue;
         if (turns) turns[*n].mat = mat;
         *bytes += room_bytes(mat);
+        if (mat_is_words(mat->format) && room_bytes(mat) > mat_bytes(mat)) *more += room_bytes(mat) - mat_bytes(mat);
         ++*n;
     }
     arena_destroy(arena);
@@ -78,9 +79,10 @@ static int list(const struct model *model, const struct weights *weights, struct
 }
 
 int turn_bytes(const struct model *model, const struct weights *weights, struct turn_choice choice, size_t *bytes,
-               struct mo_error *error) {
+               size_t *more, struct mo_error *error) {
+    size_t unused;
     int n;
-    return list(model, weights, choice, NULL, &n, bytes, error);
+    return list(model, weights, choice, NULL, &n, bytes, more ? more : &unused, error);
 }
 
 /* ---- turning ---- */
@@ -150,9 +152,9 @@ static void give_memory_back(struct weights *weights) {
 
 int turner_begin(struct turner **out, const struct model *model, struct weights *weights, struct turn_choice choice,
                  int threads, struct mo_error *error) {
-    size_t bytes;
+    size_t bytes, more;
     int n;
-    int code = list(model, weights, choice, NULL, &n, &bytes, error);
+    int code = list(model, weights, choice, NULL, &n, &bytes, &more, error);
     if (code) return code;
     struct turner *turner = calloc(1, sizeof *turner + (size_t)threads * sizeof *turner->threads);
     if (turner) turner->turns = calloc((size_t)n, sizeof *turner->turns);
@@ -160,7 +162,7 @@ int turner_begin(struct turner **out, const struct model *model, struct weights 
         free(turner);
         return mo_error_set(error, MO_E_NO_MEMORY, "no memory for a list of %d matrices", n);
     }
-    code = list(model, weights, choice, turner->turns, &turner->n, &bytes, error);
+    code = list(model, weights, choice, turner->turns, &turner->n, &bytes, &more, error);
     if (!code) code = take_memory(turner, weights, bytes, error);
     if (!code) code = start(turner, threads, error);
     if (!code) {

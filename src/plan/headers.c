@@ -253,6 +253,16 @@ static void note_format(struct plan_seen *seen, enum plan_group group, const str
     if (mixed) snprintf(kept->name, sizeof kept->name, "mixed");
 }
 
+/* What is turned at start (model/format.h: words) has a word for each scale, zero point included, in memory and on a card. */
+static void count_as_turned(struct entry *e, const struct plan_arch *arch) {
+    static const char *const gone[] = {".qzeros", ".g_idx", ".weight_shape", ".weight_zero_point"};
+    if (strcmp(arch->published, "gptq") != 0 && strcmp(arch->published, "packed") != 0) return;
+    if (text_ends_with(e->name, ".scales") || text_ends_with(e->name, ".weight_scale")) e->bytes = 4 * e->elements;
+    for (size_t i = 0; i < sizeof gone / sizeof *gone; i++) {
+        if (text_ends_with(e->name, gone[i])) e->bytes = 0;
+    }
+}
+
 int plan_header_add(struct plan_seen *seen, const json_t *header, const struct plan_arch *arch, const char *path,
                     struct mo_error *error) {
     const char *name;
@@ -268,6 +278,7 @@ int plan_header_add(struct plan_seen *seen, const json_t *header, const struct p
             seen->left_out_bytes += entry.bytes;
             continue;
         }
+        count_as_turned(&entry, arch);
         enum plan_group group = group_of(name);
         double weights = count_weights(&entry, arch, &format);
         seen->params[group] += weights;
