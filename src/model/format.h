@@ -47,7 +47,7 @@ struct mat {
     bool has_scales8;              /* FP8: scales8 instead of scale and its three fields */
     const uint8_t *scales8;        /* FP4; FP8 with has_scales8: [rows][cols / 32] e8m0 */
     const uint32_t *zeros;         /* words of AWQ, GPTQ, PACKED */
-    const uint16_t *scales16;      /* the same, in scales_format */
+    const uint16_t *scales16;      /* the same, in scales_format: halves, or floats */
     enum mat_format scales_format; /* F16 (AWQ always), BF16, or F32, whose last four bits count as 0 */
     int zero_bias;                 /* GPTQ: 1 in files of the first version, which store z - 1 */
     bool one_group; /* GPTQ, PACKED: the file has one scale and zero point a row, whatever group_size says */
@@ -118,8 +118,8 @@ bool words_to_awq(const struct mat *from, int word, const struct mat *to);
 /* Bytes beside mat->data, as published: scales; zero points. */
 size_t words_scale_bytes(const struct mat *mat);
 size_t words_zero_bytes(const struct mat *mat);
-/* Turned: bytes from a panel to the next; where the panel that a row is in begins; bytes from there to the group (at its begin: to
- * its scales; else, less a line) of column k. */
+/* Turned: bytes from a panel to the next; where the panel that a row is in begins; bytes from there to the line before the values of
+ * column k's step, which is the group's line of scales where the step begins a group. */
 size_t words_panel_bytes(const struct mat *mat);
 const uint8_t *words_rows_at(const struct mat *mat, int row);
 size_t words_turned_at(const struct mat *mat, int k);
