@@ -29,7 +29,7 @@ struct fibre {
     void *stack_pointer;
 };
 
-int shim_thread, shim_block, shim_blocks, shim_launches, shim_shared_bytes;
+int shim_thread, shim_block, shim_blocks, shim_launches, shim_shared_bytes, shim_blocks_begun;
 unsigned char shim_shared[SHIM_SHARED_BYTES] __attribute__((aligned(128)));
 
 static struct fibre fibres[THREADS_MAX];
@@ -367,6 +367,7 @@ static void run_warp(int first) {
 /* 0: it gave way to others, and begins anew later. */
 static int run_block(int block) {
     shim_block = block;
+    shim_blocks_begun++;
     gave_way = 0;
     memset(shim_shared, 0xff, sizeof shim_shared); /* NaN, to be seen if it is read before it is written */
     memset(shim_own_first, 0xff, (size_t)(shim_own_end - shim_own_first));
