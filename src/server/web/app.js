@@ -1,10 +1,10 @@
 /* The page: waits for the server, and shows its tabs. */
 
-import { Chat } from "./chat.js";
+import { chatTab } from "./chat.js";
 import { Client } from "./client.js";
-import { Completion } from "./complete.js";
+import { completeTab } from "./complete.js";
 import { byId } from "./dom.js";
-import { askForKey, Settings } from "./settings.js";
+import { askForKey, settingsPanel } from "./settings.js";
 import { Store } from "./store.js";
 
 const AGAIN_MS = 1000;
@@ -15,7 +15,7 @@ const store = new Store(localStorage, place.pathname);
 const client = new Client(place);
 client.key = store.read("key", "");
 
-/* --- what the user is told --------------------------------------------------------------------------------------------- */
+/* --- what the user is told --- */
 
 let noteTimer;
 
@@ -28,7 +28,16 @@ function report(text, stays = false) {
   if (text && !stays) noteTimer = setTimeout(() => report(""), NOTE_MS);
 }
 
-/* --- tabs -------------------------------------------------------------------------------------------------------------- */
+/* The browser's storage may be full, or closed to pages. */
+function keep(work) {
+  try {
+    work();
+  } catch (error) {
+    report(`not kept (${error.message}): export conversations, and delete some`);
+  }
+}
+
+/* --- tabs --- */
 
 const TABS = ["chat", "complete"];
 const tabOf = (name) => byId("tab-" + name);
@@ -56,9 +65,9 @@ function listenToTabs() {
   byId("menu").onclick = () => document.body.classList.toggle("with-list");
 }
 
-/* --- the server -------------------------------------------------------------------------------------------------------- */
+/* --- the server --- */
 
-/* What the tabs must know of the model that is served. */
+/* What the tabs must know of the model. */
 async function describe() {
   const [first] = (await client.get("v1/models")).data;
   const props = await client.get("props");
@@ -75,8 +84,6 @@ async function describe() {
 
 const STATUS_TEXTS = { loading: "The model is loading …", draining: "The server is shutting down …" };
 
-const pause = () => new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
-
 /* Waits until the server is there and takes the key. */
 async function connect() {
   for (;;) {
@@ -86,18 +93,18 @@ async function connect() {
       report(STATUS_TEXTS[status] ?? `The server says: ${status}`, true);
     } catch (error) {
       if (error.status === 401) {
-        client.key = await askForKey(store, error.message);
+        client.key = await askForKey(store, keep, error.message);
         continue;
       }
-      report(error.status === 503 ? STATUS_TEXTS.loading : `${error.message}; trying again …`, true);
+      report(`${error.message}; trying again …`, true);
     }
-    await pause();
+    await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
   }
 }
 
 let connecting = null;
 
-async function start(tabs) {
+async function start() {
   const model = await connect();
   report("");
   byId("model").textContent = model.id;
@@ -110,19 +117,19 @@ async function start(tabs) {
 /* An answer failed: where the server is gone, or wants another key, that is seen to. */
 function failed({ status }) {
   if (status !== 0 && status !== 401 && status !== 503) return;
-  connecting ??= start(tabs).finally(() => (connecting = null));
+  connecting ??= start().finally(() => (connecting = null));
 }
 
-const settings = new Settings(store, (error) => report(`not kept by the browser: ${error.message}`));
-const world = { client, store, settings, report, failed };
-const tabs = { chat: new Chat(world), complete: new Completion(world) };
+const settings = settingsPanel(store, keep);
+const world = { client, store, settings, report, keep, failed };
+const tabs = { chat: chatTab(world), complete: completeTab(world) };
 
 listenToTabs();
 showTab("chat");
 addEventListener("keydown", ({ key }) => {
   if (key === "Escape" && !document.querySelector("dialog[open]")) tabs[shownTab()].stop();
 });
-const { hasChat } = await start(tabs);
+const { hasChat } = await start();
 if (!hasChat) {
   tabOf("complete").after(tabOf("chat")); // what works comes first
   showTab("complete");

@@ -11,233 +11,206 @@ import { newId } from "./store.js";
 const SAVE_MS = 500; // while an answer comes: as much is lost if the browser dies
 const NEAR_END_PX = 60;
 
-export class Chat {
-  /* `failed(error)`: an answer ended with it; `report(text)` tells the user. */
-  constructor({ client, store, settings, report, failed }) {
-    Object.assign(this, { client, store, settings, report, failed });
-    this.views = new Map(); // of the messages shown, by their places
-    this.running = null; // {conversation, place, stop(), save}
-    this.log = byId("log");
-    this.say = byId("say");
-    this.system = byId("system");
-    this.list = sidebar(store, {
-      open: (id) => this.open(id),
-      create: () => this.create(),
-      rename: (id, title) => this.rename(id, title),
-      remove: (id) => this.remove(id),
-      changed: () => this.showList(),
-      report,
-    });
-    this.listen();
-    this.openLast();
-  }
+/* {fit(model), stop()}. `failed(error)`: an answer ended with it; `report(text)` tells the user; `keep(work)` does it, or tells
+ * why it cannot be done. */
+export function chatTab({ client, store, settings, report, keep, failed }) {
+  const [log, say, system, send] = ["log", "say", "system", "send"].map(byId);
+  let model; // once the server is there
+  let shown; // the conversation
+  let views = new Map(); // of its messages, by their places
+  let running = null; // {conversation, stop(), save, isOver: what comes yet is not kept}
 
-  listen() {
-    byId("composer").onsubmit = (event) => {
-      event.preventDefault();
-      if (this.running) this.stop();
-      else this.ask(this.say.value);
-    };
-    this.say.onkeydown = (event) => {
-      if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
-      event.preventDefault();
-      if (!this.running) this.ask(this.say.value);
-    };
-    this.say.oninput = () => {
-      this.fitField();
-      this.attempt(() => this.store.write("draft", this.say.value));
-    };
-    this.say.value = this.store.read("draft", "");
-    this.system.oninput = () => {
-      this.conversation.system = this.system.value;
-      if (this.conversation.messages.length) this.save(this.conversation);
-    };
-    addEventListener("pagehide", () => this.running?.save.now());
-    addEventListener("storage", ({ key }) => this.takeOver(key));
-  }
-
-  /* Once the server is there: {id, context, hasChat}. */
-  fit(model) {
-    this.model = model;
-    byId("no-chat").hidden = model.hasChat;
-    this.say.disabled = !model.hasChat;
-    this.showState();
-  }
+  const save = (conversation) => keep(() => store.save(conversation));
+  const held = (id) => [shown, running?.conversation].find((one) => one?.id === id) ?? store.load(id);
+  const stop = () => running?.stop();
 
   /* --- conversations --- */
 
-  openLast() {
-    const known = this.store.list();
-    const last = known.find(({ id }) => id === this.store.read("open")) ?? known[0];
-    if (last) this.open(last.id);
-    else this.create();
-  }
-
   /* It is kept from its first message on. */
-  create() {
-    this.show(newConversation(newId(), Date.now(), this.conversation?.system));
-    this.say.focus();
+  function create() {
+    show(newConversation(newId(), Date.now(), shown?.system));
+    say.focus();
   }
 
-  open(id) {
-    const isRunning = this.running?.conversation.id === id;
-    const conversation = isRunning ? this.running.conversation : this.store.load(id);
-    if (!conversation) return this.report("this conversation cannot be read");
-    this.attempt(() => this.store.write("open", id));
-    this.show(conversation);
+  function open(id) {
+    const conversation = held(id);
+    if (!conversation) return report("this conversation cannot be read");
+    keep(() => store.write("open", id));
+    show(conversation);
   }
 
-  rename(id, title) {
-    const conversation = this.conversation.id === id ? this.conversation : this.store.load(id);
+  function openLast() {
+    const known = store.list().map(({ id }) => id);
+    const last = store.read("open");
+    if (known.length) open(known.includes(last) ? last : known[0]);
+    else create();
+  }
+
+  function rename(id, title) {
+    const conversation = held(id);
     conversation.title = title;
-    this.save(conversation);
-    this.showList();
+    save(conversation);
+    showList();
   }
 
-  remove(id) {
-    if (this.running?.conversation.id === id) {
-      this.running.isRemoved = true;
-      this.stop();
+  function remove(id) {
+    if (running?.conversation.id === id) {
+      running.isOver = true;
+      stop();
     }
-    this.store.remove(id);
-    if (this.conversation.id === id) this.openLast();
-    else this.showList();
+    store.remove(id);
+    if (shown.id !== id) return showList();
+    shown = undefined;
+    openLast();
   }
 
   /* Another window of this page has changed what is kept. */
-  takeOver(key) {
-    if (!this.store.isConversation(key)) return;
-    const { id } = this.conversation;
-    const changed = this.store.isConversation(key, id) && this.running?.conversation.id !== id && this.store.load(id);
-    if (changed) this.show(changed);
-    else this.showList();
+  function takeOver({ key }) {
+    const id = store.idOf(key);
+    const changed = id === shown.id && running?.conversation !== shown && store.load(id);
+    if (changed) show(changed);
+    else if (id) showList();
   }
 
-  save(conversation) {
-    this.attempt(() => this.store.save(conversation));
-  }
-
-  /* The browser's storage may be full, or closed to pages. */
-  attempt(work) {
-    try {
-      work();
-    } catch (error) {
-      this.report(`not kept by the browser: ${error.message}. Export conversations, and delete some.`);
-    }
+  /* What came stays as it is: that the connection is lost now is no error of the server. */
+  function leave() {
+    if (!running) return;
+    running.save.now();
+    running.isOver = true;
   }
 
   /* --- questions and answers --- */
 
-  ask(text) {
-    if (!text.trim() || !this.isFree()) return;
-    append(this.conversation, this.conversation.head, { role: "user", content: text });
-    this.say.value = "";
-    this.store.forget("draft");
-    this.fitField();
-    this.answer();
+  function isFree() {
+    if (running) report("an answer is still being written (Esc stops it)");
+    else if (!model) report("the server is not there yet");
+    return !running && Boolean(model);
   }
 
-  /* The edited question stands beside the one that was asked. */
-  edit(at, text) {
-    if (!text.trim() || !this.isFree()) return;
-    append(this.conversation, this.conversation.messages[at].parent, { role: "user", content: text });
-    this.answer();
+  /* Behind `parent`: an edited question stands beside the one that was asked. Whether it was. */
+  function ask(text, parent) {
+    if (!text.trim() || !isFree()) return false;
+    append(shown, parent, { role: "user", content: text });
+    answer();
+    return true;
   }
 
-  again(at) {
-    if (!this.isFree()) return;
-    this.conversation.head = this.conversation.messages[at].parent;
-    this.answer();
-  }
-
-  isFree() {
-    if (this.running) this.report("an answer is still being written (Esc stops it)");
-    else if (!this.model) this.report("the server is not there yet");
-    return !this.running && Boolean(this.model);
+  function again(at) {
+    if (!isFree()) return;
+    shown.head = shown.messages[at].parent;
+    answer();
   }
 
   /* What goes wrong with the request, too, is said in the answer's place. */
-  async *request(conversation, before, signal) {
-    const body = chatRequest(this.model.id, before, conversation.system, this.settings.values);
-    yield* this.client.stream("v1/chat/completions", body, signal);
+  async function* request(conversation, before, signal) {
+    const body = chatRequest(model.id, before, conversation.system, settings.values);
+    yield* client.stream("v1/chat/completions", body, signal);
   }
 
-  async answer() {
-    const { conversation } = this;
+  async function answer() {
+    const conversation = shown;
     const before = pathOf(conversation).map((at) => conversation.messages[at]);
-    const answer = append(conversation, conversation.head, newAnswer());
+    const made = append(conversation, conversation.head, newAnswer());
     const place = conversation.head;
     const abort = new AbortController();
-    const save = sparingly(SAVE_MS, () => this.running?.isRemoved || this.save(conversation));
-    const update = sparingly(0, () => this.update(conversation, place));
-    this.running = { conversation, place, stop: () => abort.abort(), save };
+    const saving = sparingly(SAVE_MS, () => running?.isOver || save(conversation));
+    const showing = sparingly(0, () => update(conversation, place));
+    running = { conversation, stop: () => abort.abort(), save: saving };
     conversation.updated = Date.now();
-    save.now();
-    this.show(conversation);
-    const error = await follow(answer, this.request(conversation, before, abort.signal), () => {
-      update.soon();
-      save.soon();
+    saving.now();
+    show(conversation);
+    const error = await follow(made, request(conversation, before, abort.signal), () => {
+      showing.soon();
+      saving.soon();
     });
-    save.now();
-    this.running = null;
-    update.now();
-    this.showState();
-    if (answer.state === "failed") this.failed(error);
-  }
-
-  stop() {
-    this.running?.stop();
+    saving.now();
+    running = null;
+    showing.now();
+    showState();
+    if (made.state === "failed") failed(error);
   }
 
   /* --- what is shown --- */
 
-  show(conversation) {
-    const actions = {
-      edit: (at, text) => this.edit(at, text),
-      again: (at) => this.again(at),
-      show: (at) => {
-        select(conversation, at);
-        if (this.running?.conversation !== conversation) this.save(conversation);
-        this.show(conversation);
-      },
-    };
-    this.conversation = conversation;
-    this.views = new Map(pathOf(conversation).map((at) => [at, messageView(conversation, at, actions)]));
-    this.log.replaceChildren(...[...this.views.values()].map(({ view }) => view));
-    this.system.value = conversation.system;
+  function showBranch(at) {
+    select(shown, at);
+    save(shown);
+    show(shown);
+  }
+
+  function show(conversation) {
+    const edit = (at, text) => ask(text, conversation.messages[at].parent);
+    const viewAt = (at) => messageView(conversation, at, { edit, again, show: showBranch });
+    shown = conversation;
+    views = new Map(pathOf(conversation).map((at) => [at, viewAt(at)]));
+    log.replaceChildren(...[...views.values()].map(({ view }) => view));
+    system.value = conversation.system;
     byId("system-panel").open = Boolean(conversation.system);
-    this.log.scrollTop = this.log.scrollHeight;
+    log.scrollTop = log.scrollHeight;
     document.body.classList.remove("with-list");
-    this.showList();
-    this.showState();
+    showList();
+    showState();
   }
 
   /* Follows the text, unless the user has scrolled away from its end. */
-  update(conversation, place) {
-    if (this.conversation !== conversation) return;
-    const { log } = this;
+  function update(conversation, place) {
+    if (shown !== conversation) return;
     const isAtEnd = log.scrollHeight - log.scrollTop - log.clientHeight < NEAR_END_PX;
-    this.views.get(place)?.update();
+    views.get(place)?.update();
     if (isAtEnd) log.scrollTop = log.scrollHeight;
   }
 
-  showList() {
-    this.list(this.conversation.id);
+  const showList = () => list(shown.id);
+
+  function showState() {
+    const used = pathOf(shown).map((at) => contextUsed(shown.messages[at])).findLast(Boolean);
+    send.textContent = running ? "Stop" : "Send";
+    send.disabled = !running && !model?.hasChat;
+    log.setAttribute("aria-busy", String(Boolean(running))); // read aloud when it is whole
+    byId("context").textContent = used && model ? `${used} of ${model.context} tokens of context` : "";
   }
 
-  showState() {
-    const isRunning = Boolean(this.running);
-    const send = byId("send");
-    send.textContent = isRunning ? "Stop" : "Send";
-    send.disabled = !isRunning && !this.model?.hasChat;
-    this.log.setAttribute("aria-busy", String(isRunning)); // read aloud when it is whole
-    const used = pathOf(this.conversation).map((at) => contextUsed(this.conversation.messages[at])).findLast(Boolean);
-    byId("context").textContent = used && this.model ? `${used} of ${this.model.context} tokens of context` : "";
+  /* As tall as its text, which is kept until it is sent. */
+  function fitField() {
+    say.style.height = "auto";
+    say.style.height = `${say.scrollHeight + 2}px`;
+    keep(() => store.write("draft", say.value));
   }
 
-  /* As tall as its text. */
-  fitField() {
-    this.say.style.height = "auto";
-    this.say.style.height = `${this.say.scrollHeight + 2}px`;
+  function submit() {
+    if (!ask(say.value, shown.head)) return;
+    say.value = "";
+    fitField();
   }
+
+  byId("composer").onsubmit = (event) => {
+    event.preventDefault();
+    if (running) stop();
+    else submit();
+  };
+  say.onkeydown = (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    submit();
+  };
+  say.oninput = fitField;
+  say.value = store.read("draft", "");
+  system.oninput = () => {
+    shown.system = system.value;
+    if (shown.messages.length) save(shown);
+  };
+  addEventListener("pagehide", leave);
+  addEventListener("storage", takeOver);
+  const list = sidebar(store, { open, create, rename, remove, changed: () => showList(), report });
+  openLast();
+
+  return {
+    stop,
+    fit(served) {
+      model = served;
+      byId("no-chat").hidden = model.hasChat;
+      say.disabled = !model.hasChat;
+      showState();
+    },
+  };
 }

@@ -1,4 +1,4 @@
-/* Requests to the server that this page came from. */
+/* Requests to the server. */
 
 import { EventParser } from "./sse.js";
 
@@ -10,14 +10,14 @@ export class ServerError extends Error {
   }
 }
 
-/* The sentence in an error's body: OpenAI's shape, Ollama's, or what a proxy wrote. */
+/* The sentence in an error's body: OpenAI's shape, Ollama's, or a proxy's text. */
 export function errorSentence(status, text) {
   try {
     const { error } = JSON.parse(text);
-    if (typeof error === "string") return error;
-    if (typeof error.message === "string") return error.message;
+    const said = error.message ?? error;
+    if (typeof said === "string") return said;
   } catch {
-    // no JSON: the text itself, if it is short
+    // no such JSON
   }
   const plain = text.trim();
   return `HTTP ${status}${plain && plain.length < 200 && !plain.startsWith("<") ? ": " + plain : ""}`;
@@ -49,7 +49,7 @@ export class Client {
     return (await this.#send(path, { method: "POST", body: JSON.stringify(body) })).json();
   }
 
-  /* The objects of a stream as they come. It ends with [DONE], or with an error: also where the connection was cut. */
+  /* The objects of a stream as they come, up to [DONE]; without that it throws. */
   async *stream(path, body, signal) {
     const reply = await this.#send(path, { method: "POST", body: JSON.stringify(body), signal });
     const reader = reply.body.getReader();
@@ -72,7 +72,7 @@ export class Client {
     try {
       return await reader.read();
     } catch (error) {
-      throw asServerError(error);
+      throw asServerError(error, "the connection was lost");
     }
   }
 
@@ -97,7 +97,6 @@ function checked(object) {
 }
 
 /* That it was stopped stays what it is; for anything else there was no connection. */
-function asServerError(error) {
-  if (error.name === "AbortError") return error;
-  return new ServerError(`the server cannot be reached (${error.message})`, 0);
+function asServerError(error, what = "the server cannot be reached") {
+  return error.name === "AbortError" ? error : new ServerError(`${what} (${error.message})`, 0);
 }

@@ -44,45 +44,48 @@ function isBelow(messages, place, ancestor) {
 
 export function titleOf({ title, messages }) {
   const first = messages.find(({ role }) => role === "user");
-  const line = title || (first?.content.trim().split("\n")[0] ?? "");
+  const line = title || (first?.content.trim().split("\n")[0].trim() ?? "");
   return line.length > 60 ? line.slice(0, 59).trimEnd() + "…" : line || "New chat";
 }
 
-/* --- from a file, or from what was stored: only what is known is taken over ------------------------------------------- */
+/* --- from a file, or from what was stored: only what is known is taken over --- */
 
 const STATES = ["done", "stopped", "failed", "cut"];
+const KNOWN = { reasoning: "string", error: "string", finish: "string", firstMs: "number" }; // of an answer
+const TIMINGS = ["prompt", "cached", "tokens", "perSecond"];
 
 const textOf = (value) => (typeof value === "string" ? value : "");
-const numberOf = (value) => (Number.isFinite(value) ? value : undefined);
 
-function timingsOf(value) {
-  const names = ["prompt", "cached", "tokens", "perSecond"];
-  return names.every((name) => Number.isFinite(value?.[name])) ? Object.fromEntries(names.map((name) => [name, value[name]])) : undefined;
+function picked(value, names, isGood) {
+  const entries = names.map((name) => [name, value?.[name]]);
+  return Object.fromEntries(entries.filter(([name, given]) => isGood(given, name)));
+}
+
+function answerOf(value) {
+  const known = picked(value, Object.keys(KNOWN), (given, name) => typeof given === KNOWN[name]);
+  const timings = picked(value.timings, TIMINGS, Number.isFinite);
+  const state = STATES.includes(value.state) ? value.state : "cut"; // it was running when the page was left
+  return { reasoning: "", ...known, state, ...(Object.keys(timings).length === TIMINGS.length && { timings }) };
 }
 
 function messageOf(value, place) {
-  if (value?.role !== "user" && value?.role !== "assistant") throw new Error(`message ${place}: neither a user's nor an assistant's`);
-  if (typeof value.content !== "string") throw new Error(`message ${place}: its content is no text`);
-  const { role, parent, content } = value;
-  if (!Number.isInteger(parent) || parent < -1 || parent >= place) throw new Error(`message ${place}: it answers none before it`);
-  if (role === "user") return { role, parent, content };
-  return {
-    role, parent, content,
-    reasoning: textOf(value.reasoning),
-    state: STATES.includes(value.state) ? value.state : "cut", // one that was running when the page was left
-    error: textOf(value.error) || undefined,
-    finish: textOf(value.finish) || undefined,
-    firstMs: numberOf(value.firstMs),
-    timings: timingsOf(value.timings),
+  const { role, parent, content } = value ?? {};
+  const refuse = (why) => {
+    throw new Error(`message ${place}: ${why}`);
   };
+  if (role !== "user" && role !== "assistant") refuse("neither a user's nor an assistant's");
+  if (typeof content !== "string") refuse("its content is no text");
+  if (!Number.isInteger(parent) || parent < -1 || parent >= place) refuse("it follows none before it");
+  return { role, content, ...(role === "assistant" && answerOf(value)), parent };
 }
 
 /* A conversation made of any value; throws with what is wrong with it. */
 export function readConversation(value) {
-  if (!/^[\w-]{1,64}$/.test(value?.id)) throw new Error("a conversation has no id");
-  if (!Array.isArray(value.messages)) throw new Error(`conversation ${value.id}: no list of messages`);
+  const { id, title, updated, system, head } = value ?? {};
+  if (!/^[\w-]{1,64}$/.test(textOf(id))) throw new Error("a conversation has no id");
+  if (!Array.isArray(value.messages)) throw new Error(`conversation ${id}: no list of messages`);
   const messages = value.messages.map(messageOf);
-  const { head } = value;
-  if (!Number.isInteger(head) || head < -1 || head >= messages.length) throw new Error(`conversation ${value.id}: it ends nowhere`);
-  return { id: value.id, title: textOf(value.title), updated: numberOf(value.updated) ?? 0, system: textOf(value.system), head, messages };
+  if (!Number.isInteger(head) || head < -1 || head >= messages.length) throw new Error(`conversation ${id}: it ends nowhere`);
+  const when = Number.isFinite(updated) ? updated : 0;
+  return { id, title: textOf(title), updated: when, system: textOf(system), head, messages };
 }

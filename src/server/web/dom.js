@@ -4,7 +4,7 @@ import { blocksOf } from "./markdown.js";
 
 export const byId = (id) => document.getElementById(id);
 
-/* <tag> with these properties (of the element, or attributes where a name has a dash or is "role") and children. */
+/* Properties are the element's; attributes where a name has a dash or is "role". */
 export function element(tag, properties = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -19,7 +19,7 @@ export function button(label, onclick, properties = {}) {
   return element("button", { type: "button", onclick, ...properties }, label);
 }
 
-/* Pages that come by plain http from another machine have no clipboard of their own: then a selection is copied. */
+/* Pages by plain http from another machine have no navigator.clipboard. */
 export async function copyText(text) {
   if (navigator.clipboard) return navigator.clipboard.writeText(text);
   const area = element("textarea", { value: text, className: "offscreen" });

@@ -1,21 +1,18 @@
-/* Markdown within a line: emphasis, code, links. Text -> [string | {tag, attributes, children}], where a string is always
- * text: no markup of the source gets through, and a link goes to http or https.
- *
- * What begins without ending costs little: every pattern is bounded. */
+/* Markdown within a line: text -> [string | {tag, attributes, children}], where a string is always text: no markup gets through,
+ * and links go to http or https. Patterns are bounded, so that what begins without ending costs little. */
 
 const DEPTH_MAX = 6;
 
 export const node = (tag, children, attributes = {}) => ({ tag, attributes, children });
 
 /* The characters at which something may begin. */
-const SPECIAL = /[\\`*_~[<h]/g;
+const SPECIAL = /[\\`*_[<h]/g;
 
 const ESCAPE = /\\([!-'*-/:-@^-`{-~])/y; // but of brackets, which are mathematics: \( \)
 const BREAK = /<br ?\/?>/iy;
 const STRONG = /\*\*(?=\S)((?:(?!\*\*(?!\*))[^]){0,1000}?\S)\*\*(?!\*)|(?<!\w)__(?=\S)((?:(?!__)[^]){0,1000}?\S)__(?!\w)/y;
 const EMPHASIS = /\*(?=[^\s*])([^*]{0,1000}?[^\s*])\*(?!\*)|(?<!\w)_(?=[^\s_])([^_]{0,1000}?[^\s_])_(?!\w)/y;
-const RUN = /([*_~])\1{3,}/y;
-const STRUCK = /~~(?=\S)([^~]{0,1000}?\S)~~/y;
+const RUN = /([*_])\1{3,}/y;
 const LINK = /\[([^[\]\n]{1,500})\]\(<?(https?:\/\/(?:[^\s()<>]|\([^\s()<>]{0,200}\)){1,2000})>?(?: +"[^"\n]{0,300}")?\)/iy;
 const ADDRESS = /(?<!\w)https?:\/\/[^\s<>"`]{1,2000}/iy;
 
@@ -64,7 +61,7 @@ function code(text, at) {
 function emphasis(text, at, depth) {
   const run = match(RUN, text, at); // a line drawn of them
   if (run) return { node: run[0], size: run[0].length };
-  for (const [tag, pattern] of [["strong", STRONG], ["em", EMPHASIS], ["del", STRUCK]]) {
+  for (const [tag, pattern] of [["strong", STRONG], ["em", EMPHASIS]]) {
     const found = match(pattern, text, at);
     if (found) return { node: node(tag, inline(found[1] ?? found[2], depth + 1)), size: found[0].length };
   }
@@ -94,7 +91,7 @@ function lineBreak(text, at) {
   return found && { node: "\n", size: found[0].length };
 }
 
-const SPANS = { "\\": escaped, "`": code, "*": emphasis, _: emphasis, "~": emphasis, "[": namedLink, "<": lineBreak, h: bareLink };
+const SPANS = { "\\": escaped, "`": code, "*": emphasis, _: emphasis, "[": namedLink, "<": lineBreak, h: bareLink };
 
 export function inline(text, depth = 0) {
   if (depth >= DEPTH_MAX) return [text];

@@ -28,7 +28,7 @@ function fenceOf(line) {
   return found?.[1][0] === "`" && line.slice(found[0].length - found[2].length).includes("`") ? null : found;
 }
 
-/* --- where a block ends: each takes (lines, at) and gives the line behind it, or `at` where there is no such block --------- */
+/* --- where a block ends: each takes (lines, at) and gives the line behind it, or `at` where there is no such block --- */
 
 const closes = (line, mark) => line.trim().startsWith(mark) && line.trim().replaceAll(mark[0], "") === "";
 
@@ -88,7 +88,7 @@ function tableEnd(lines, at) {
   return end;
 }
 
-/* --- what is shown of a block: each takes (lines, depth) -------------------------------------------------------------- */
+/* --- what is shown of a block: each takes (lines, depth) --- */
 
 function fence(lines) {
   const [, mark, language] = fenceOf(lines[0]);
@@ -154,8 +154,6 @@ const KINDS = [
   [table, tableEnd],
 ];
 
-/* --- the whole -------------------------------------------------------------------------------------------------------- */
-
 function blockAt(lines, at) {
   for (const [show, endOf] of KINDS) {
     const end = endOf(lines, at);
@@ -185,8 +183,8 @@ function nodesOf(lines, depth) {
   return cut(lines).map(({ show, lines: own }) => show(own, depth));
 }
 
-/* [{source, node()}]: `node()` makes what is shown, and depends on the source alone. */
+/* [{source, node()}]: `node()` makes what is shown, and depends on the source alone. Answers may begin with a blank. */
 export function blocksOf(text) {
-  const lines = text.split(/\r?\n/);
+  const lines = text.trimStart().split(/\r?\n/);
   return cut(lines).map(({ show, lines: own }) => ({ source: own.join("\n"), node: () => show(own, 0) }));
 }

@@ -4,7 +4,7 @@ import { statsText } from "./answer.js";
 import { siblingsOf } from "./conversation.js";
 import { button, copyButton, element, showMarkdown } from "./dom.js";
 
-/* Shown once there is some of it, and folded by itself only when the answer begins: who opens it keeps it open. */
+/* Folded: who opens it keeps it open. */
 function thoughtsView() {
   const text = element("div", { className: "thoughts-text" });
   const label = element("summary");
@@ -22,14 +22,12 @@ function pager(conversation, at, show) {
   const all = siblingsOf(conversation, at);
   const here = all.indexOf(at);
   if (all.length === 1) return "";
-  const step = (label, name, to) => button(label, () => show(all[to]), { "aria-label": name, disabled: to < 0 || to >= all.length });
-  return element(
-    "span", { className: "pager" },
-    step("‹", "the version before", here - 1), `${here + 1}/${all.length}`, step("›", "the next version", here + 1),
-  );
+  const step = (label, name, to) => button(label, () => show(all[to]), { "aria-label": name, disabled: !(to in all) });
+  const [back, on] = [step("‹", "Version before", here - 1), step("›", "Next version", here + 1)];
+  return element("span", { className: "pager" }, back, `${here + 1}/${all.length}`, on);
 }
 
-/* A question with what can be done with it. `actions`: {edit(at, text), show(at)}. */
+/* `actions`: {edit(at, text), show(at)}. */
 function questionView(conversation, at, actions) {
   const { content } = conversation.messages[at];
   const body = element("div", { className: "body plain" }, content);
@@ -52,7 +50,7 @@ function questionView(conversation, at, actions) {
   return { view: element("article", { className: "question", "aria-label": "You" }, body, foot), update() {} };
 }
 
-/* An answer. `actions`: {again(at), show(at)}. */
+/* `actions`: {again(at), show(at)}. */
 function answerView(conversation, at, actions) {
   const message = conversation.messages[at];
   const thoughts = thoughtsView();
@@ -80,7 +78,7 @@ function answerView(conversation, at, actions) {
   return { view, update };
 }
 
-/* {view, update()}: the element, and what brings it up to date. */
+/* {view, update()} */
 export function messageView(conversation, at, actions) {
   const make = conversation.messages[at].role === "user" ? questionView : answerView;
   return make(conversation, at, actions);

@@ -3,7 +3,7 @@
 import { button, byId, download, element } from "./dom.js";
 import { newId } from "./store.js";
 
-/* `actions`: {open(id), rename(id, title), remove(id), create(), changed(), report(text)}. Returns show(openId), which makes the list anew. */
+/* `actions`: {open(id), rename(id, title), remove(id), create(), changed(), report(text)}. What it returns makes the list anew. */
 export function sidebar(store, actions) {
   const list = byId("conversations");
 

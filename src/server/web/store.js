@@ -1,5 +1,5 @@
-/* What the browser keeps: each conversation under a name of its own, so that two windows of the page do not write over each
- * other's. `storage` is a Storage (localStorage), which may be full: then writing throws. */
+/* What the browser keeps: each conversation under a name of its own, so that windows do not write over each other's. `storage` is
+ * a Storage, which may be full: then writing throws. */
 
 import { readConversation, titleOf } from "./conversation.js";
 
@@ -9,13 +9,11 @@ const FORMAT = "moebius-conversations";
 export const newId = () => Array.from(crypto.getRandomValues(new Uint32Array(3)), (n) => n.toString(36)).join("-");
 
 export class Store {
-  /* `place`: the page's path, because several servers may be behind one name. */
+  /* `place`: the page's path: several servers may be behind one name. */
   constructor(storage, place) {
     this.storage = storage;
     this.front = `moebius:${place}:`;
   }
-
-  /* --- small things: settings, drafts --- */
 
   read(name, otherwise) {
     try {
@@ -36,9 +34,7 @@ export class Store {
   /* --- conversations --- */
 
   #ids() {
-    const front = this.front + "chat:";
-    const names = Array.from({ length: this.storage.length }, (_, at) => this.storage.key(at));
-    return names.filter((name) => name.startsWith(front)).map((name) => name.slice(front.length));
+    return Array.from({ length: this.storage.length }, (_, at) => this.idOf(this.storage.key(at))).filter(Boolean);
   }
 
   /* The conversation, or undefined: one that cannot be read is left where it is. */
@@ -58,10 +54,10 @@ export class Store {
     this.forget("chat:" + id);
   }
 
-  /* Whether a name in a storage event is a conversation's; `id`: this one's. */
-  isConversation(name, id = "") {
-    const front = this.front + "chat:" + id;
-    return id ? name === front : Boolean(name?.startsWith(front));
+  /* The id of the conversation that goes by `name` in the storage, or undefined. */
+  idOf(name) {
+    const front = this.front + "chat:";
+    return name?.startsWith(front) ? name.slice(front.length) : undefined;
   }
 
   #all() {
@@ -73,8 +69,6 @@ export class Store {
   list() {
     return this.#all().map((conversation) => ({ id: conversation.id, title: titleOf(conversation), updated: conversation.updated }));
   }
-
-  /* --- files --- */
 
   exported() {
     return JSON.stringify({ format: FORMAT, conversations: this.#all() }, null, 1);
