@@ -25,11 +25,11 @@ struct server_options {
     int port;                              /* 0: any free one */
     const char *names[SERVER_NAMES_MAX];   /* [n_names] of the model; outlive the server */
     bool keeps_thoughts;                   /* thoughts stay in an answer's content */
-    bool no_webui;                         /* no page at the root (web.h) */
     int n_names, n_listed;                 /* the first n_listed are shown by /v1/models */
     bool any_name;                         /* others are taken for the first */
     const char *origins[SERVER_NAMES_MAX]; /* [n_origins] of web pages that may read answers; "*": all */
     int n_origins;
+    bool no_webui; /* no page at the root (web.h) */
     struct auth auth;
     int max_body_bytes, max_connections;
     int max_connections_per_address; /* 0: half of max_connections */

@@ -4,30 +4,7 @@ import { test } from "node:test";
 import { append, newConversation, pathOf, readConversation, select, siblingsOf, titleOf } from "../../src/server/web/conversation.js";
 import { newAnswer } from "../../src/server/web/answer.js";
 import { Store } from "../../src/server/web/store.js";
-
-/* A browser's Storage, with so many characters. */
-class Storage {
-  constructor(room = Infinity) {
-    this.room = room;
-    this.items = new Map();
-  }
-  get length() {
-    return this.items.size;
-  }
-  key(at) {
-    return [...this.items.keys()][at] ?? null;
-  }
-  getItem(name) {
-    return this.items.get(name) ?? null;
-  }
-  setItem(name, text) {
-    if (name.length + text.length > this.room) throw new Error("QuotaExceededError");
-    this.items.set(name, String(text));
-  }
-  removeItem(name) {
-    this.items.delete(name);
-  }
-}
+import { Storage } from "./browser.mjs";
 
 const question = (content) => ({ role: "user", content });
 const answer = (content) => ({ ...newAnswer(), content, state: "done" });

@@ -15,6 +15,7 @@ const CASES = [
   ["data: é🐋\n\n", ["é🐋"]],
   ["data: a\r\n\r\ndata: b\r\rdata: c\n\n", ["a", "b", "c"]],
   [": a comment\n\ndata:no blank\n\n", ["no blank"]],
+  ["data: one\r\ndata: two\r\n\r\n", ["one\ntwo"]],
   ["event: x\nid: 3\ndata: one\ndata: two\n\n", ["one\ntwo"]],
   ["data\n\n", [""]],
   ["dataset: no\n\n", []],

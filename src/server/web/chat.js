@@ -195,6 +195,7 @@ export function chatTab({ client, store, settings, report, keep, failed }) {
   };
   say.oninput = fitField;
   say.value = store.read("draft", "");
+  fitField();
   system.oninput = () => {
     shown.system = system.value;
     if (shown.messages.length) save(shown);
