@@ -24,7 +24,7 @@ function pager(conversation, at, show) {
   if (all.length === 1) return "";
   const step = (label, name, to) => button(label, () => show(all[to]), { "aria-label": name, disabled: !(to in all) });
   const [back, on] = [step("‹", "Version before", here - 1), step("›", "Next version", here + 1)];
-  return element("span", { className: "pager" }, back, `${here + 1}/${all.length}`, on);
+  return element("span", { className: "pager" }, back, `${here + 1}/${all.length} `, on);
 }
 
 /* `actions`: {edit(at, text), show(at)}. */
