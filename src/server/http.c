@@ -27,6 +27,18 @@ static void add_headers(const struct exchange *exchange, struct MHD_Response *re
     cors_add(exchange, response);
 }
 
+enum MHD_Result http_queue(struct exchange *exchange, int status, const char *content_type,
+                           struct MHD_Response *response) {
+    if (!response) return MHD_NO;
+    add_headers(exchange, response, content_type);
+    if (atomic_load(&exchange->server->draining) || exchange->is_ambiguous) {
+        MHD_add_response_header(response, MHD_HTTP_HEADER_CONNECTION, "close");
+    }
+    enum MHD_Result result = MHD_queue_response(exchange->connection, (unsigned)status, response);
+    MHD_destroy_response(response);
+    return result;
+}
+
 /* Queues a reply; `data` is malloc'd and taken over. */
 static enum MHD_Result reply(struct exchange *exchange, int status, const char *content_type, char *data, size_t size,
                              int retry_after_s) {
@@ -35,7 +47,6 @@ static enum MHD_Result reply(struct exchange *exchange, int status, const char *
         free(data);
         return MHD_NO;
     }
-    add_headers(exchange, response, content_type);
     if (status == 401) MHD_add_response_header(response, MHD_HTTP_HEADER_WWW_AUTHENTICATE, "Bearer");
     if (exchange->error.allow) MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, exchange->error.allow);
     if (retry_after_s > 0) {
@@ -43,12 +54,7 @@ static enum MHD_Result reply(struct exchange *exchange, int status, const char *
         snprintf(seconds, sizeof seconds, "%d", retry_after_s);
         MHD_add_response_header(response, MHD_HTTP_HEADER_RETRY_AFTER, seconds);
     }
-    if (atomic_load(&exchange->server->draining) || exchange->is_ambiguous) {
-        MHD_add_response_header(response, MHD_HTTP_HEADER_CONNECTION, "close");
-    }
-    enum MHD_Result result = MHD_queue_response(exchange->connection, (unsigned)status, response);
-    MHD_destroy_response(response);
-    return result;
+    return http_queue(exchange, status, content_type, response);
 }
 
 static enum MHD_Result reply_json(struct exchange *exchange, int status, json_t *json, int retry_after_s) {

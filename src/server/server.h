@@ -29,6 +29,7 @@ struct server_options {
     bool any_name;                         /* others are taken for the first */
     const char *origins[SERVER_NAMES_MAX]; /* [n_origins] of web pages that may read answers; "*": all */
     int n_origins;
+    bool no_webui; /* no page at the root (web.h) */
     struct auth auth;
     int max_body_bytes, max_connections;
     int max_connections_per_address; /* 0: half of max_connections */
