@@ -7,9 +7,9 @@
 #include "base/utf8.h"
 #include "cli.h"
 #include "cmd.h"
+#include "find_model.h"
 #include "info_hybrid.h"
 #include "model/gguf.h"
-#include "model/locate.h"
 #include "model/names.h"
 #include "model/pack.h"
 
@@ -110,9 +110,9 @@ static int verify(const struct checkpoint *checkpoint, struct mo_error *error) {
     return code;
 }
 
-static int gather(struct facts *f, const char *model, const char *revision, const struct depth *depth,
+static int gather(struct facts *f, const struct find_request *request, const struct depth *depth,
                   struct mo_error *error) {
-    int code = model_locate(model, revision, f->path, sizeof f->path, error);
+    int code = find_model(request, f->path, sizeof f->path, error);
     if (!code) code = checkpoint_open_files(&f->checkpoint, f->path, error);
     if (!code) code = model_load(&f->model, &f->checkpoint, error);
     if (!code) code = checkpoint_open_tensors(&f->checkpoint, error);
@@ -273,13 +273,15 @@ static void print_text(const struct facts *f) {
 }
 
 int cmd_info(int argc, char **argv) {
-    const char *model = NULL, *revision = NULL;
+    struct find_flags hub = {0};
+    struct find_request request = {.hub = &hub, .need = FIND_FILES};
+    struct cli_flag shared[FIND_FLAGS_MAX];
     bool json = false;
     struct depth depth = {0};
+    shared[find_model_flags(&hub, &request.model, &request.revision, shared)] = (struct cli_flag){0};
     /* clang-format off */
     const struct cli_flag flags[] = {
-        {.names = "--model,-m", .type = CLI_STRING, .target = &model, .value = "MODEL", .help = "the model, if not given as MODEL"},
-        {.names = "--revision", .type = CLI_STRING, .target = &revision, .value = "REV", .help = "branch, tag or commit in the Hugging Face cache"},
+        {.names = "--model,-m", .type = CLI_STRING, .target = &request.model, .value = "MODEL", .help = "the model, if not given as MODEL"},
         {.names = "--full-hash", .type = CLI_FLAG, .target = &depth.full_hash, .help = "hash every byte instead of samples (reads the whole model)"},
         {.names = "--verify", .type = CLI_FLAG, .target = &depth.verify, .help = "compare every tensor with its checksum, and look for scales that are not\nfinite (files of quantize and synth; of GGUF files the values alone;\nreads the whole file)"},
         {.names = "--json", .type = CLI_FLAG, .target = &json, .help = "for programs"},
@@ -290,6 +292,7 @@ int cmd_info(int argc, char **argv) {
         .name = "info",
         .arguments = "MODEL [flags]",
         .flags = flags,
+        .more = shared,
         .max_positionals = 1,
         .about =
             "Says what a model is, from config.json and the headers of its files: parameters by group (active: those "
@@ -299,14 +302,14 @@ int cmd_info(int argc, char **argv) {
     };
     struct mo_error error = {0};
     struct facts *facts = calloc(1, sizeof *facts);
-    int n_positionals, code = cli_parse(&command, argc, argv, &model, &n_positionals, &error);
+    int n_positionals, code = cli_parse(&command, argc, argv, &request.model, &n_positionals, &error);
     if (code > 0) {
         free(facts);
         return 0;
     }
     if (!code && !facts) code = mo_error_set(&error, MO_E_NO_MEMORY, "no memory");
-    if (!code && !model) code = mo_error_set(&error, MO_E_INVALID, "no MODEL given (--help shows how)");
-    if (!code) code = gather(facts, model, revision, &depth, &error);
+    if (!code && !request.model) code = mo_error_set(&error, MO_E_INVALID, "no MODEL given (--help shows how)");
+    if (!code) code = gather(facts, &request, &depth, &error);
     if (!code && json) code = print_json(facts, &error);
     if (!code && !json) print_text(facts);
     if (facts) checkpoint_close(&facts->checkpoint);

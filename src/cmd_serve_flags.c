@@ -8,7 +8,6 @@
 #include "base/log.h"
 #include "base/utf8.h"
 #include "engine_weights.h"
-#include "model/locate.h"
 #include "sched/draft.h"
 
 enum {
@@ -283,11 +282,11 @@ static int check_devices(const struct serve_arguments *a, struct mo_error *error
     return 0;
 }
 
-/* Before anything large is read. */
+/* Before anything large is read, or a port is opened: a model that is not here is fetched first. */
 static int check_quantization(const struct serve_arguments *a, struct mo_error *error) {
     char path[4096];
     struct model model;
-    int code = model_locate(a->engine.model, a->engine.revision, path, sizeof path, error);
+    int code = engine_find(&a->engine, path, sizeof path, error);
     if (!code) code = model_load_path(&model, path, error);
     return code ? code : engine_check_quantization(&model, a->engine.quantization, error);
 }

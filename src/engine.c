@@ -20,7 +20,6 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/pool.h"
-#include "model/locate.h"
 #include "sched/draft.h"
 
 enum {
@@ -40,9 +39,7 @@ static size_t add_place_flags(struct engine_options *o, struct cli_flag *flags, 
     const struct cli_flag table[] = {
         {.names = "Engine", .type = CLI_HEADING},
         {.names = "--model,-m", .type = CLI_STRING, .target = &o->model, .value = "MODEL",
-         .help = "the model, if not given as MODEL: a folder, or org/name in the\nHugging Face cache"},
-        {.names = "--revision", .type = CLI_STRING, .target = &o->revision, .value = "REV",
-         .help = "branch, tag or commit in the Hugging Face cache (default main)"},
+         .help = "the model, if not given as MODEL: a folder, a file, or org/name at the\nHugging Face hub"},
         {.names = "--device", .type = CLI_STRING, .target = &o->device, .value = "auto|cpu|cuda[:N]",
          .help = "where to compute (default auto); several cards share the layers:\ncuda:0,cuda:1 (cuda alone: as few as hold "
                  "the model)"},
@@ -122,6 +119,7 @@ static size_t add_work_flags(struct engine_options *o, struct cli_flag *flags, s
 
 void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_MAX]) {
     size_t n = add_work_flags(o, flags, add_place_flags(o, flags, 0));
+    n += find_model_flags(&o->hub, &o->model, &o->revision, flags + n);
     assert(n < ENGINE_FLAGS_MAX);
     flags[n] = (struct cli_flag){0};
 }
@@ -195,9 +193,19 @@ static int open_sched(struct engine *engine, struct mo_error *error) {
     return sched_create(&engine->sched, &options, error);
 }
 
+int engine_find(const struct engine_options *o, char *path, size_t path_size, struct mo_error *error) {
+    const struct find_request request = {.model = o->model,
+                                         .revision = o->revision,
+                                         .hub = &o->hub,
+                                         .need = FIND_TO_RUN,
+                                         .quantization = o->quantization,
+                                         .device = o->device};
+    return find_model(&request, path, path_size, error);
+}
+
 /* Names, description and small files; then, when these are known to be good, the weights. */
 static int open_checkpoint(struct engine *engine, struct mo_error *error) {
-    int code = model_locate(engine->options.model, engine->options.revision, engine->path, sizeof engine->path, error);
+    int code = engine_find(&engine->options, engine->path, sizeof engine->path, error);
     if (!code) code = checkpoint_open_files(&engine->checkpoint, engine->path, error);
     if (!code) code = model_load(&engine->model, &engine->checkpoint, error);
     return code ? code : engine_plan_check_context(engine, error);

@@ -7,6 +7,7 @@
 #include <stdatomic.h>
 #include "backend/backend.h"
 #include "cli.h"
+#include "find_model.h"
 #include "grammar/cache.h"
 #include "sched/sched.h"
 #include "text/chat.h"
@@ -17,6 +18,7 @@ enum expert_device { EXPERTS_AUTO, EXPERTS_ON_GPU, EXPERTS_ON_CPU };
 /* From the command line; 0 or NULL means "choose". */
 struct engine_options {
     const char *model, *revision, *chat_template;
+    struct find_flags hub;     /* where MODEL is to be had */
     int expert_device;         /* enum expert_device, beside a card (engine_offload.h) */
     int n_cpu_moe;             /* below 0: not said; else the CPU computes them in so many layers */
     bool cpu_moe;              /* the same as EXPERTS_ON_CPU */
@@ -56,7 +58,7 @@ struct engine_options {
 void engine_options_init(struct engine_options *options);
 
 /* The flags that every command with a model shares, for a cli table. Ends with an entry without names. */
-enum { ENGINE_FLAGS_MAX = 32 };
+enum { ENGINE_FLAGS_MAX = 40 };
 void engine_flags(struct engine_options *options, struct cli_flag flags[ENGINE_FLAGS_MAX]);
 
 struct engine {
@@ -96,6 +98,8 @@ struct engine {
     atomic_bool stop;
 };
 
+/* The model's folder or file, fetched from the hub if it is not here. */
+int engine_find(const struct engine_options *options, char *path, size_t path_size, struct mo_error *error);
 /* Opens everything or nothing. In a process that is not the first of several: computes experts for that one until it closes its
  * engine, and returns 1. */
 int engine_open(struct engine **engine, const struct engine_options *options, struct mo_error *error);

@@ -133,7 +133,7 @@ def test_what_a_model_needs_in_the_layout_of_hugging_face(world):
 def test_the_program_finds_what_was_pulled(world):
     files = {path.name: path.read_bytes() for path in (GOLDEN / "v2lite-tiny").iterdir() if path.name.startswith(("config", "model"))}
     hub = world.hub(files)
-    env = world.env(hub)
+    env = world.env(hub)  # offline, as conftest has it: else tests/test_fetch.py
     message = refused(moebius("info", "org/model", env=env), "moebius pull org/model", "huggingface-cli")
     assert "--revision" not in message
     assert "moebius pull org/model --revision v1" in moebius("plan", "org/model", "--revision", "v1", env=env).err

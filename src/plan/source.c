@@ -8,7 +8,6 @@
 #include "base/file.h"
 #include "base/text.h"
 #include "model/gguf.h"
-#include "model/locate.h"
 #include "plan/headers.h"
 
 enum { PATH_BYTES = 4400, MAX_CONFIG_BYTES = 4 << 20 };
@@ -159,19 +158,7 @@ static int open_file(struct plan_source *source, const char *path, struct mo_err
     return json ? read_config(source, path, error) : open_header(source, path, error);
 }
 
-int plan_source_open(struct plan_source *source, const char *model, const char *revision, struct mo_error *error) {
-    char path[4096];
+int plan_source_open(struct plan_source *source, const char *path, struct mo_error *error) {
     *source = (struct plan_source){0};
-    if (plan_arch_builtin(&source->arch, model)) return 0;
-    if (file_exists(model) && !file_is_directory(model)) return open_file(source, model, error);
-    int code = model_locate(model, revision, path, sizeof path, error);
-    if (!code) return open_folder(source, path, error);
-    char names[512] = "";
-    for (int i = 0; plan_arch_builtin_name(i); i++) {
-        size_t n = strlen(names);
-        snprintf(names + n, sizeof names - n, "%s%s", i ? ", " : "", plan_arch_builtin_name(i));
-    }
-    size_t n = error ? strlen(error->message) : 0;
-    if (error) snprintf(error->message + n, sizeof error->message - n, "; built in: %s", names);
-    return code;
+    return file_is_directory(path) ? open_folder(source, path, error) : open_file(source, path, error);
 }
