@@ -11,6 +11,7 @@
 #include "info_hybrid.h"
 #include "model/gguf.h"
 #include "model/names.h"
+#include "override_flags.h"
 #include "model/pack.h"
 
 /* How tensors are stored: their types, and our own blocks, which are bytes to others. */
@@ -34,6 +35,7 @@ struct facts {
     char path[4096];
     struct model model;
     struct model_params params;
+    struct overrides *overrides;
     struct checkpoint checkpoint;
     int64_t bytes[STORED_KINDS];         /* of the tensors that the engine uses */
     int64_t left_out_bytes, other_bytes; /* prediction layers; a packed file's small files and padding */
@@ -114,7 +116,9 @@ static int gather(struct facts *f, const struct find_request *request, const str
                   struct mo_error *error) {
     int code = find_model(request, f->path, sizeof f->path, error);
     if (!code) code = checkpoint_open_files(&f->checkpoint, f->path, error);
-    if (!code) code = model_load(&f->model, &f->checkpoint, error);
+    if (code) return code;
+    f->checkpoint.overrides = f->overrides;
+    code = model_load(&f->model, &f->checkpoint, error);
     if (!code) code = checkpoint_open_tensors(&f->checkpoint, error);
     if (!code) code = checkpoint_hash(&f->checkpoint, depth->full_hash, f->hash, error);
     if (!code && depth->verify) code = verify(&f->checkpoint, error);
@@ -215,6 +219,7 @@ static int print_json(const struct facts *f, struct mo_error *error) {
     int index_topk = model_is_hybrid(&f->model) ? f->model.hybrid.index_topk : f->model.index_topk;
     json_object_set_new(root, "index_topk", index_topk ? json_integer(index_topk) : json_null());
     json_object_set_new(root, "hybrid", model_is_hybrid(&f->model) ? info_hybrid_json(&f->model) : json_null());
+    json_object_set_new(root, "overrides", override_flags_json(&f->checkpoint));
     json_object_set_new(root, "synthetic", json_boolean(f->model.synthetic));
     json_object_set_new(root, "packed", f->checkpoint.is_packed ? packed_json(f) : json_null());
     json_object_set_new(root, "gguf", f->checkpoint.gguf ? gguf_json(f) : json_null());
@@ -247,6 +252,7 @@ static void print_text(const struct facts *f) {
     }
     if (model_is_hybrid(m)) info_hybrid_print(m);
     printf("context: %d tokens\nlicence: %s\nhash: %s\n", m->context, f->licence, f->hash);
+    override_flags_say(&f->checkpoint, stdout, NULL);
     if (f->checkpoint.is_packed) print_packed(f);
     if (f->checkpoint.gguf) print_gguf(f);
     printf("\nparameters:\n");
@@ -275,10 +281,12 @@ static void print_text(const struct facts *f) {
 int cmd_info(int argc, char **argv) {
     struct find_flags hub = {0};
     struct find_request request = {.hub = &hub, .need = FIND_FILES};
-    struct cli_flag shared[FIND_FLAGS_MAX];
+    struct override_flags changes = {0};
+    struct cli_flag shared[FIND_FLAGS_MAX + OVERRIDE_FLAGS_MAX];
     bool json = false;
     struct depth depth = {0};
-    shared[find_model_flags(&hub, &request.model, &request.revision, shared)] = (struct cli_flag){0};
+    size_t n_shared = find_model_flags(&hub, &request.model, &request.revision, shared);
+    shared[n_shared + override_flags_add(&changes, shared + n_shared)] = (struct cli_flag){0};
     /* clang-format off */
     const struct cli_flag flags[] = {
         {.names = "--model,-m", .type = CLI_STRING, .target = &request.model, .value = "MODEL", .help = "the model, if not given as MODEL"},
@@ -309,10 +317,14 @@ int cmd_info(int argc, char **argv) {
     }
     if (!code && !facts) code = mo_error_set(&error, MO_E_NO_MEMORY, "no memory");
     if (!code && !request.model) code = mo_error_set(&error, MO_E_INVALID, "no MODEL given (--help shows how)");
+    if (!code) code = override_flags_read(&changes, &facts->overrides, &error);
     if (!code) code = gather(facts, &request, &depth, &error);
     if (!code && json) code = print_json(facts, &error);
     if (!code && !json) print_text(facts);
-    if (facts) checkpoint_close(&facts->checkpoint);
+    if (facts) {
+        checkpoint_close(&facts->checkpoint);
+        overrides_free(facts->overrides);
+    }
     free(facts);
     return code ? cli_fail("info", &error) : 0;
 }

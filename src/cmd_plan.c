@@ -18,7 +18,7 @@ struct command_line {
     int table, plot;
 };
 
-enum { FLAGS_MAX = 48 };
+enum { FLAGS_MAX = 50 };
 
 static void fill_flags(struct command_line *c, struct cli_flag flags[FLAGS_MAX]) {
     struct plan_arguments *a = &c->plan;
@@ -73,9 +73,10 @@ static void fill_flags(struct command_line *c, struct cli_flag flags[FLAGS_MAX])
     };
     /* clang-format on */
     const size_t n = sizeof table / sizeof *table;
-    static_assert(sizeof table / sizeof *table + FIND_FLAGS_MAX < FLAGS_MAX, "room for all flags");
+    static_assert(sizeof table / sizeof *table + FIND_FLAGS_MAX + OVERRIDE_FLAGS_MAX < FLAGS_MAX, "room for all flags");
     memcpy(flags, table, sizeof table);
-    flags[n + find_model_flags(&a->hub, &a->model, &a->revision, flags + n)] = (struct cli_flag){0};
+    const size_t m = n + find_model_flags(&a->hub, &a->model, &a->revision, flags + n);
+    flags[m + override_flags_add(&a->overrides, flags + m)] = (struct cli_flag){0};
 }
 
 static int run_plan(const struct plan_arguments *arguments, bool *fits, struct mo_error *error) {

@@ -5,12 +5,14 @@
 #define MOEBIUS_CMD_PLAN_H
 
 #include "find_model.h"
+#include "override_flags.h"
 #include "plan/speed.h"
 
 /* The command line; NULL, 0 or below 0: not given. */
 struct plan_arguments {
     const char *model, *revision, *gpu, *ram, *network, *quant, *folder, *expert_trace;
     struct find_flags hub;
+    struct override_flags overrides;
     double nvme_gb_s, hit_rate, utilization, cpu_gflops;
     int kv; /* 0 auto, else enum kv_format + 1 */
     int context, seqs, batched_tokens, threads, nodes, ranks;

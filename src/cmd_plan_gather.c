@@ -49,21 +49,28 @@ static int name_builtins(struct mo_error *error) {
 }
 
 /* Of a model at the hub, config.json and what else is small is enough. */
-static int open_source(struct plan_source *source, const struct plan_arguments *a, struct mo_error *error) {
+static int open_source(struct plan_source *source, const struct plan_arguments *a, const struct overrides *overrides,
+                       struct mo_error *error) {
     char path[4096];
     const struct find_request request = {
         .model = a->model, .revision = a->revision, .hub = &a->hub, .need = FIND_CONFIG};
     *source = (struct plan_source){0};
-    if (plan_arch_builtin(&source->arch, a->model)) return 0;
-    int code = find_model(&request, path, sizeof path, error);
+    bool is_builtin = plan_arch_builtin(&source->arch, a->model);
+    if (is_builtin && overrides)
+        return mo_error_set(error, MO_E_INVALID,
+                            "--hf-overrides and --override-kv go with a config.json, and %s is built in", a->model);
+    int code = is_builtin ? 0 : find_model(&request, path, sizeof path, error);
     if (code == MO_E_NOT_FOUND) return name_builtins(error);
-    return code ? code : plan_source_open(source, path, error);
+    return code || is_builtin ? code : plan_source_open(source, path, overrides, error);
 }
 
 static int gather_model(struct plan_report *r, struct mo_error *error) {
     const struct plan_arguments *a = r->arguments;
     struct plan_source source;
-    int code = open_source(&source, a, error);
+    struct overrides *overrides;
+    int code = override_flags_read(&a->overrides, &overrides, error);
+    if (!code) code = open_source(&source, a, overrides, error);
+    overrides_free(overrides);
     if (code) return code;
     r->input.arch = source.arch;
     r->recipe_is_published = !a->quant;

@@ -291,6 +291,14 @@ static int check_quantization(const struct serve_arguments *a, struct mo_error *
     return code ? code : engine_check_quantization(&model, a->engine.quantization, error);
 }
 
+/* Before a model is fetched for them. */
+static int check_overrides(const struct serve_arguments *a, struct mo_error *error) {
+    struct overrides *overrides = NULL;
+    int code = override_flags_read(&a->engine.overrides, &overrides, error);
+    overrides_free(overrides);
+    return code;
+}
+
 /* vLLM's keys: the method that we have is its "ngram", and how long a match must be is ours to know. */
 static int read_speculative(json_t *root, int *max_drafts, struct mo_error *error) {
     static const char where[] = "--speculative-config";
@@ -461,6 +469,7 @@ int serve_arguments_settle(struct serve_arguments *a, const char *model, struct 
     e->max_logits = e->max_num_batched_tokens && e->max_num_batched_tokens < PROMPT_LOGITS ? e->max_num_batched_tokens
                                                                                            : PROMPT_LOGITS;
     int code = check_vllm(a, error);
+    if (!code) code = check_overrides(a, error);
     if (!code && e->cache_folder && a->no_prefix_caching) {
         code =
             mo_error_set(error, MO_E_INVALID, "--prefix-cache-dir and --no-enable-prefix-caching exclude each other");

@@ -120,6 +120,7 @@ static size_t add_work_flags(struct engine_options *o, struct cli_flag *flags, s
 void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_MAX]) {
     size_t n = add_work_flags(o, flags, add_place_flags(o, flags, 0));
     n += find_model_flags(&o->hub, &o->model, &o->revision, flags + n);
+    n += override_flags_add(&o->overrides, flags + n);
     assert(n < ENGINE_FLAGS_MAX);
     flags[n] = (struct cli_flag){0};
 }
@@ -206,8 +207,12 @@ int engine_find(const struct engine_options *o, char *path, size_t path_size, st
 /* Names, description and small files; then, when these are known to be good, the weights. */
 static int open_checkpoint(struct engine *engine, struct mo_error *error) {
     int code = engine_find(&engine->options, engine->path, sizeof engine->path, error);
+    if (!code) code = override_flags_read(&engine->options.overrides, &engine->overrides, error);
     if (!code) code = checkpoint_open_files(&engine->checkpoint, engine->path, error);
-    if (!code) code = model_load(&engine->model, &engine->checkpoint, error);
+    if (code) return code;
+    engine->checkpoint.overrides = engine->overrides;
+    code = model_load(&engine->model, &engine->checkpoint, error);
+    if (!code) code = override_flags_say(&engine->checkpoint, NULL, error);
     return code ? code : engine_plan_check_context(engine, error);
 }
 
@@ -276,6 +281,8 @@ int engine_open(struct engine **out, const struct engine_options *wished, struct
     struct engine_options settled = *wished, *options = &settled;
     if (!options->model && !options->like)
         return mo_error_set(error, MO_E_INVALID, "no MODEL given (--help shows how)");
+    if (options->like && (options->overrides.json || options->overrides.kv.n))
+        return mo_error_set(error, MO_E_INVALID, "--hf-overrides and --override-kv go with a MODEL, not with --like");
     int code = engine_offload_settle(options, error);
     if (!code && ranks_self() > 0) return engine_ranks_work(options, error);
     if (!code) code = engine_ranks_check(options, error);
@@ -328,6 +335,7 @@ void engine_close(struct engine *engine) {
     tokenizer_free(engine->tokenizer);
     weights_free(&engine->weights);
     checkpoint_close(&engine->checkpoint);
+    overrides_free(engine->overrides);
     free(engine);
 }
 
