@@ -32,12 +32,7 @@ size_t find_model_flags(struct find_flags *hub, const char **model, const char *
 
 enum { IN_PART = 1 };
 
-struct name {
-    char repository[400], tag[100];
-};
-
-/* "hf.co/org/name:TAG", whose first part browsers and Ollama write. */
-static int read_name(struct name *name, const char *model, struct mo_error *error) {
+int find_read_name(struct find_name *name, const char *model, struct mo_error *error) {
     static const char *const hosts[] = {"https://huggingface.co/", "huggingface.co/", "hf.co/"};
     const char *at = model;
     for (size_t i = 0; i < sizeof hosts / sizeof *hosts && at == model; i++)
@@ -51,7 +46,7 @@ static int read_name(struct name *name, const char *model, struct mo_error *erro
 
 struct finding {
     const struct find_request *request;
-    struct name name;
+    struct find_name name;
     char *path;
     size_t path_size;
     struct hub_choice choice; /* at the hub */
@@ -191,7 +186,7 @@ static int take_part(const struct finding *f, struct mo_error *error) {
 int find_model(const struct find_request *r, char *path, size_t path_size, struct mo_error *error) {
     struct finding f = {.request = r, .path = path, .path_size = path_size};
     if (!r->hub->is_repository && file_exists(r->model)) return set_path(&f, r->model, NULL, error);
-    int code = read_name(&f.name, r->model, error);
+    int code = find_read_name(&f.name, r->model, error);
     if (code) return code;
     code = look_in_cache(&f, error);
     if (code != IN_PART && code != MO_E_NOT_FOUND) return code;

@@ -35,6 +35,12 @@ struct find_request {
     const char *quantization, *device; /* FIND_TO_RUN: as engine_options have them */
 };
 
+/* "hf.co/org/name:TAG", whose first part browsers and Ollama write, in its parts. */
+struct find_name {
+    char repository[400], tag[100]; /* "org/name"; "" or the name of a GGUF file */
+};
+int find_read_name(struct find_name *name, const char *model, struct mo_error *error);
+
 /* Writes the path to path [path_size]. The error says what is not here, and why it could not be had. */
 int find_model(const struct find_request *request, char *path, size_t path_size, struct mo_error *error);
 

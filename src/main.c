@@ -16,6 +16,8 @@ static const struct {
     {"serve", cmd_serve, "an OpenAI-compatible server"},
     {"run-batch", cmd_run_batch, "a file of requests to a file of answers"},
     {"pull", cmd_pull, "a model from the Hugging Face hub into its cache"},
+    {"list", cmd_list, "which models that cache has"},
+    {"rm", cmd_rm, "a model out of that cache"},
     {"info", cmd_info, "what a model is: sizes, formats, cache, licence, hash"},
     {"tokenize", cmd_tokenize, "text to token ids, JSON lines"},
     {"detokenize", cmd_detokenize, "token ids to text, JSON lines"},
@@ -91,6 +93,7 @@ int main(int argc, char **argv) {
         puts("moebius " MOEBIUS_VERSION);
         return finish_output(0);
     }
+    if (!strcmp(argv[1], "ls")) argv[1] = "list";
     for (int i = 0; i < N_COMMANDS; i++) {
         if (strcmp(argv[1], commands[i].name)) continue;
         int status = finish_output(commands[i].run(argc - 1, argv + 1));
