@@ -72,6 +72,7 @@ static int bring(struct hub_pull *pull, const struct pull_wish *wish, const stru
     int code = check_space(view, pull, error);
     if (!code && wish->judge) {
         code = hub_pull_files(pull, HUB_BESIDE_WEIGHTS, error);
+        pull_view_end(view);
         if (!code) code = wish->judge(wish->context, pull, error);
     }
     return code ? code : hub_pull_files(pull, HUB_ALL, error);
