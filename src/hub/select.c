@@ -50,7 +50,8 @@ static bool is_path(const struct hub_listing *listing, const char *text) {
 
 static bool matches(const struct hub_listing *listing, const char *path, const char *pattern) {
     char wide[HUB_MAX_PATH_BYTES + 3];
-    if (strpbrk(pattern, "*?[") || is_path(listing, pattern)) return fnmatch(pattern, path, 0) == 0;
+    if (is_path(listing, pattern)) return strcmp(pattern, path) == 0;
+    if (strpbrk(pattern, "*?[")) return fnmatch(pattern, path, 0) == 0;
     int n = snprintf(wide, sizeof wide, "*%s*", pattern);
     return n > 0 && (size_t)n < sizeof wide && fnmatch(wide, path, FNM_CASEFOLD) == 0;
 }
