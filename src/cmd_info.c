@@ -11,8 +11,8 @@
 #include "info_hybrid.h"
 #include "model/gguf.h"
 #include "model/names.h"
-#include "override_flags.h"
 #include "model/pack.h"
+#include "override_flags.h"
 
 /* How tensors are stored: their types, and our own blocks, which are bytes to others. */
 enum { STORED_INT4 = DTYPES, STORED_INT8, STORED_KINDS, MAX_TEXT_BYTES = 4 << 20 };

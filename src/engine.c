@@ -206,8 +206,8 @@ int engine_find(const struct engine_options *o, char *path, size_t path_size, st
 
 /* Names, description and small files; then, when these are known to be good, the weights. */
 static int open_checkpoint(struct engine *engine, struct mo_error *error) {
-    int code = engine_find(&engine->options, engine->path, sizeof engine->path, error);
-    if (!code) code = override_flags_read(&engine->options.overrides, &engine->overrides, error);
+    int code = override_flags_read(&engine->options.overrides, &engine->overrides, error);
+    if (!code) code = engine_find(&engine->options, engine->path, sizeof engine->path, error);
     if (!code) code = checkpoint_open_files(&engine->checkpoint, engine->path, error);
     if (code) return code;
     engine->checkpoint.overrides = engine->overrides;

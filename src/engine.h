@@ -8,8 +8,8 @@
 #include "backend/backend.h"
 #include "cli.h"
 #include "find_model.h"
-#include "override_flags.h"
 #include "grammar/cache.h"
+#include "override_flags.h"
 #include "sched/sched.h"
 #include "text/chat.h"
 

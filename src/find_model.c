@@ -185,7 +185,11 @@ static int take_part(const struct finding *f, struct mo_error *error) {
 
 int find_model(const struct find_request *r, char *path, size_t path_size, struct mo_error *error) {
     struct finding f = {.request = r, .path = path, .path_size = path_size};
-    if (!r->hub->is_repository && file_exists(r->model)) return set_path(&f, r->model, NULL, error);
+    if (!r->hub->is_repository && file_exists(r->model)) {
+        if (!r->hub->file) return set_path(&f, r->model, NULL, error);
+        return mo_error_set(error, MO_E_INVALID, "--hf-file %s goes with org/name, and %s is here", r->hub->file,
+                            r->model);
+    }
     int code = find_read_name(&f.name, r->model, error);
     if (code) return code;
     code = look_in_cache(&f, error);

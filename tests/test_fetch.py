@@ -20,7 +20,7 @@ WEIGHTS = "model.safetensors"
 
 
 @pytest.fixture
-def ask(world):  # noqa: F811
+def ask(world):
     """Runs a command with the world's hub and cache, in a folder of its own."""
     def ask(hub, *arguments, env=None):
         command = [PROGRAM, *map(str, arguments)]
@@ -50,7 +50,7 @@ def last_line(result, *words):
     return line
 
 
-def test_a_name_is_enough(world, ask):  # noqa: F811
+def test_a_name_is_enough(world, ask):
     hub = world.hub(FILES)
     result = good(logits(ask, hub, "org/model"))
     assert "fetching" in result.err and "fits: everything in RAM" in result.err and "\r" not in result.err and not result.out
@@ -68,7 +68,7 @@ def test_a_name_is_enough(world, ask):  # noqa: F811
     world.check(hub, FILES)
 
 
-def test_small_files_are_enough_for_some(world, ask):  # noqa: F811
+def test_small_files_are_enough_for_some(world, ask):
     hub = world.hub(FILES)
     assert ask(hub, "plan", "org/model", "--ram", "8@10", "--device", "cpu", "--json").json["fits"]
     world.check(hub, [name for name in FILES if name != WEIGHTS])
@@ -78,7 +78,7 @@ def test_small_files_are_enough_for_some(world, ask):  # noqa: F811
     world.check(hub, FILES)
 
 
-def test_what_cannot_run_is_not_fetched(world, ask):  # noqa: F811
+def test_what_cannot_run_is_not_fetched(world, ask):
     hub = world.hub(FILES)
     last_line(logits(ask, hub, "org/model", env={"MOEBIUS_MEMORY": "0.001"}), "does not fit", "GB of memory", "moebius plan org/model", world.cache)
     other = {**json.loads(FILES["config.json"]), "architectures": ["OtherForCausalLM"]}
@@ -90,7 +90,7 @@ def test_what_cannot_run_is_not_fetched(world, ask):  # noqa: F811
     world.check(hub, FILES)
 
 
-def test_a_disk_that_is_too_small(world, ask):  # noqa: F811
+def test_a_disk_that_is_too_small(world, ask):
     hub = world.hub(FILES)
     listing = hub.listing()
     for file in listing["siblings"]:
@@ -102,7 +102,7 @@ def test_a_disk_that_is_too_small(world, ask):  # noqa: F811
     assert not world.cache.exists()
 
 
-def test_offline(world, ask):  # noqa: F811
+def test_offline(world, ask):
     hub = world.hub(FILES)
     for flags, env in ((["--offline"], {}), ([], {"HF_HUB_OFFLINE": "1"})):
         refused(logits(ask, hub, "org/model", *flags, env=env), "org/model", "moebius pull org/model", world.cache)
@@ -112,7 +112,7 @@ def test_offline(world, ask):  # noqa: F811
     assert not hub.seen
 
 
-def test_no_such_model_and_no_network(world, ask):  # noqa: F811
+def test_no_such_model_and_no_network(world, ask):
     hub = world.hub(FILES)
     hub.faults[LISTING] = [status(404, X_Error_Code="RepoNotFound", X_Error_Message="Repository not found")]
     last_line(logits(ask, hub, "org/model"), "org/model is neither a folder nor whole", world.cache, "404", "Repository not found")
@@ -125,17 +125,18 @@ def test_no_such_model_and_no_network(world, ask):  # noqa: F811
         refused(ask(hub, "info", name), name, "no such model")
 
 
-def test_a_folder_of_that_name_goes_first(world, ask):  # noqa: F811
+def test_a_folder_of_that_name_goes_first(world, ask):
     hub = world.hub(FILES)
     (world.folder / "org").mkdir()
     (world.folder / "org/model").symlink_to(TINY)
+    last_line(ask(hub, "info", "org/model", "--hf-file", "x.gguf"), "--hf-file x.gguf", "org/model is here")
     good(logits(ask, hub, "org/model"))
     assert not hub.seen
     good(logits(ask, hub, "-hf", "org/model"))
     world.check(hub, FILES)
 
 
-def test_gguf_files_by_their_names(world, ask, gguf):  # noqa: F811
+def test_gguf_files_by_their_names(world, ask, gguf):
     hub = world.hub(gguf, name="org/tiny-GGUF")
     q4, q8, iq = ("tiny-Q4_K_M.gguf", "tiny-Q8_0.gguf", "IQ4/tiny-IQ4_XS.gguf")
     message = last_line(logits(ask, hub, "org/tiny-GGUF:Q5_K_M"), "no GGUF file called Q5_K_M", q4, q8, iq)
@@ -153,7 +154,7 @@ def test_gguf_files_by_their_names(world, ask, gguf):  # noqa: F811
     assert not hub.seen
 
 
-def test_shards_that_are_not_all_here(world, ask, gguf):  # noqa: F811
+def test_shards_that_are_not_all_here(world, ask, gguf):
     names = [f"tiny-F32-0000{i}-of-00002.gguf" for i in (1, 2)]
     hub = world.hub({names[0]: next(iter(gguf.values())), names[1]: b"GGUF" * 400}, name="org/shards")
     ask(hub, "info", "org/shards")
@@ -164,13 +165,13 @@ def test_shards_that_are_not_all_here(world, ask, gguf):  # noqa: F811
     assert [request["path"] for request in hub.seen if request["store"]] == ["/" + names[1]]
 
 
-def test_plan_of_gguf_files_that_are_not_here(world, ask, gguf):  # noqa: F811
+def test_plan_of_gguf_files_that_are_not_here(world, ask, gguf):
     hub = world.hub(gguf, name="org/tiny-GGUF")
     last_line(ask(hub, "plan", "org/tiny-GGUF", "--ram", "8@10", "--device", "cpu"), "moebius pull org/tiny-GGUF --include Q4_K_M")
     assert not world.cache.exists()
 
 
-def test_stopped_while_it_is_fetched(world, ask):  # noqa: F811
+def test_stopped_while_it_is_fetched(world, ask):
     hub = world.hub(FILES)
     hub.faults[WEIGHTS] = ["slow 500000"]
     process = subprocess.Popen([PROGRAM, "serve", "org/model", "--port", "0"], env=world.env(hub), stderr=subprocess.PIPE)
@@ -183,7 +184,7 @@ def test_stopped_while_it_is_fetched(world, ask):  # noqa: F811
     assert int(hub.asked(WEIGHTS)[-1]["range"].removeprefix("bytes=").removesuffix("-")) > 50000
 
 
-def test_a_server_of_a_model_that_was_not_here(world):  # noqa: F811
+def test_a_server_of_a_model_that_was_not_here(world):
     hub = world.hub(FILES)
     process = subprocess.Popen([PROGRAM, "serve", "org/model", "--port", "0", "--max-model-len", "64"], env=world.env(hub), stderr=subprocess.PIPE)
     limit = threading.Timer(60, process.kill)
