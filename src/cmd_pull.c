@@ -3,18 +3,30 @@
 #include <stdio.h>
 #include "cli.h"
 #include "cmd.h"
-#include "base/clock.h"
+#include "find_model.h"
 
 struct command_line {
     struct pull_wish wish;
     struct cli_list include, exclude;
     bool is_json;
+    struct find_name name;
+    struct hub_choice choice; /* that the name's tag calls */
+    const char *pattern;      /* of it */
 };
 
 /* Of GGUF files one is a whole model: who pulls says which. */
 static int ask_which(void *context, const struct hub_pull *pull, struct hub_patterns *patterns,
                      struct mo_error *error) {
-    const struct command_line *c = context;
+    struct command_line *c = context;
+    const bool is_called = *c->name.tag && !patterns->n_include;
+    if (is_called && hub_choose(&pull->listing, c->name.tag, &c->choice)) {
+        c->pattern = c->choice.pattern;
+        patterns->include = &c->pattern;
+        patterns->n_include = 1;
+        return 0;
+    }
+    if (is_called && !hub_has_choices(&pull->listing))
+        return mo_error_set(error, MO_E_NOT_FOUND, "%s has no GGUF file called %s", pull->model, c->name.tag);
     if (patterns->n_include || !hub_has_choices(&pull->listing)) return 0;
     int code = pull_print_choices(pull, c->is_json, error);
     return code ? code : mo_error_set(error, MO_E_INVALID, "%s: say which files, with --include", pull->model);
@@ -67,14 +79,16 @@ int cmd_pull(int argc, char **argv) {
     /* clang-format on */
     const struct cli_command command = {
         .name = "pull",
-        .arguments = "org/name [flags]",
+        .arguments = "org/name[:Q4_K_M] [flags]",
         .flags = flags,
         .max_positionals = 1,
         .about =
             "Downloads a model from the Hugging Face hub into its cache, where `moebius run org/name` and Python's\n"
             "programs find it: weights (*.safetensors), configuration, tokenizer, chat template, licence. Of GGUF\n"
-            "files say which one. What was begun, here or by Python's programs, is gone on with: after ctrl-C, a\n"
-            "crash or a cut connection the same command goes on. Every file's hash is compared with the hub's.\n"
+            "files say which one: org/name:Q4_K_M. What was begun, here or by Python's programs, is gone on with: "
+            "after\n"
+            "ctrl-C, a crash or a cut connection the same command goes on. Every file's hash is compared with the "
+            "hub's.\n"
             "HF_HUB_CACHE or HF_HOME say where, HF_TOKEN (or the file that huggingface-cli login writes) who, and\n"
             "HF_ENDPOINT another hub; https_proxy and NO_PROXY are used, SSL_CERT_FILE for an authority of your own.\n"
             "The snapshot's folder (or the GGUF file in it) goes to standard output. Exit status: 0 all is here, 1 "
@@ -89,6 +103,8 @@ int cmd_pull(int argc, char **argv) {
     int code = cli_parse(&command, argc, argv, &c.wish.model, &n, &error);
     if (code > 0) return 0;
     if (!code && !n) code = mo_error_set(&error, MO_E_INVALID, "no org/name given (--help shows how)");
+    if (!code && !find_read_name(&c.name, c.wish.model, NULL))
+        c.wish.model = c.name.repository; /* else it is refused below */
     c.wish.patterns = (struct hub_patterns){
         .include = c.include.items, .n_include = c.include.n, .exclude = c.exclude.items, .n_exclude = c.exclude.n};
     c.wish.choose = ask_which;
