@@ -298,6 +298,7 @@ json_t *bench_report_json(const struct bench_report *r) {
                   "max_num_batched_tokens", e->options.max_num_batched_tokens, "prefill", prefill_json(r), "ttft_s",
                   r->prompt[0].seconds.median, "decode", decode_json(r), "text", bench_tokens_kind(&r->bench.tokens),
                   "model_hash", *r->hash ? r->hash : NULL, "version", MOEBIUS_VERSION);
+    if (root) json_object_set_new(root, "overrides", override_flags_json(&e->checkpoint));
     if (root) add_joules(r, root);
     if (root && r->guide) json_object_set_new(root, "guide", bench_guide_json(r));
     if (root && r->gpu) add_gpu(r, root);

@@ -240,5 +240,5 @@ int cli_parse(const struct cli_command *command, int argc, char **argv, const ch
 
 int cli_fail(const char *command, const struct mo_error *error) {
     fprintf(stderr, "moebius %s: %s\n", command, error->message);
-    return error->code == MO_E_INVALID ? 2 : 1;
+    return error->code == MO_E_INVALID ? 2 : error->code == MO_E_CANCELLED ? 130 : 1;
 }

@@ -53,7 +53,8 @@ struct cli_command {
 int cli_parse(const struct cli_command *command, int argc, char **argv, const char **positionals, int *n_positionals,
               struct mo_error *error);
 
-/* Prints "moebius NAME: MESSAGE" to stderr; returns the exit status: 2 for wrong usage (INVALID from cli_parse), else 1. */
+/* Prints "moebius NAME: MESSAGE" to stderr; returns the exit status: 2 for wrong usage (INVALID from cli_parse), 130 if it was
+ * stopped (CANCELLED), else 1. */
 int cli_fail(const char *command, const struct mo_error *error);
 
 #endif

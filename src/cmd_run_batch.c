@@ -199,6 +199,5 @@ int cmd_run_batch(int argc, char **argv) {
         code = batch_report_print(&report, strcmp(a.output, "-") ? a.output : "standard output", a.json, &error);
     if (code == MO_E_CANCELLED && g_signal) return 128 + g_signal;
     if (code >= 0) return a.fails && report.n_errors ? 1 : 0;
-    cli_fail(command.name, &error);
-    return error.code == MO_E_INVALID ? 2 : 1;
+    return cli_fail(command.name, &error);
 }

@@ -173,6 +173,5 @@ int cmd_serve(int argc, char **argv) {
         engine_close(loading.engine);
     }
     if (code >= 0) return 0;
-    cli_fail(command.name, &error);
-    return error.code == MO_E_INVALID ? 2 : 1;
+    return cli_fail(command.name, &error);
 }

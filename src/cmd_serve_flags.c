@@ -8,7 +8,6 @@
 #include "base/log.h"
 #include "base/utf8.h"
 #include "engine_weights.h"
-#include "model/locate.h"
 #include "sched/draft.h"
 
 enum {
@@ -287,13 +286,21 @@ static int check_devices(const struct serve_arguments *a, struct mo_error *error
     return 0;
 }
 
-/* Before anything large is read. */
+/* Before anything large is read, or a port is opened: a model that is not here is fetched first. */
 static int check_quantization(const struct serve_arguments *a, struct mo_error *error) {
     char path[4096];
     struct model model;
-    int code = model_locate(a->engine.model, a->engine.revision, path, sizeof path, error);
+    int code = engine_find(&a->engine, path, sizeof path, error);
     if (!code) code = model_load_path(&model, path, error);
     return code ? code : engine_check_quantization(&model, a->engine.quantization, error);
+}
+
+/* Before a model is fetched for them. */
+static int check_overrides(const struct serve_arguments *a, struct mo_error *error) {
+    struct overrides *overrides = NULL;
+    int code = override_flags_read(&a->engine.overrides, &overrides, error);
+    overrides_free(overrides);
+    return code;
 }
 
 /* vLLM's keys: the method that we have is its "ngram", and how long a match must be is ours to know. */
@@ -466,6 +473,7 @@ int serve_arguments_settle(struct serve_arguments *a, const char *model, struct 
     e->max_logits = e->max_num_batched_tokens && e->max_num_batched_tokens < PROMPT_LOGITS ? e->max_num_batched_tokens
                                                                                            : PROMPT_LOGITS;
     int code = check_vllm(a, error);
+    if (!code) code = check_overrides(a, error);
     if (!code && e->cache_folder && a->no_prefix_caching) {
         code =
             mo_error_set(error, MO_E_INVALID, "--prefix-cache-dir and --no-enable-prefix-caching exclude each other");

@@ -390,6 +390,7 @@ int model_load(struct model *model, const struct checkpoint *checkpoint, struct 
     checkpoint_file_where(checkpoint, "config.json", where, sizeof where);
     int code = checkpoint_read_file(checkpoint, "config.json", MAX_CONFIG_BYTES, &text, &size, error);
     if (code) return code;
+    if (checkpoint->overrides) strncat(where, ", overridden", sizeof where - strlen(where) - 1);
     code = model_parse(model, text, size, where, error);
     free(text);
     return code;
