@@ -8,7 +8,7 @@
 #include <string.h>
 
 static bool takes_value(const struct cli_flag *flag) {
-    return flag->type != CLI_FLAG && flag->type != CLI_IGNORED_FLAG;
+    return flag->type != CLI_FLAG && flag->type != CLI_IGNORED_FLAG && flag->type != CLI_REFUSED_FLAG;
 }
 
 /* Whether `name` [size] is one of the comma-separated names of the flag. */
@@ -149,6 +149,9 @@ static int set_flag(const struct cli_flag *flag, const char *name, const char *v
     case CLI_IGNORED_FLAG:
         fprintf(stderr, "moebius: %s: %s\n", name, flag->help);
         return 0;
+    case CLI_REFUSED:
+    case CLI_REFUSED_FLAG:
+        return mo_error_set(error, MO_E_UNSUPPORTED, "%s is refused: %s", name, flag->help);
     case CLI_HEADING:
         break;
     }
@@ -177,11 +180,12 @@ static void print_flag(const struct cli_command *command, const struct cli_flag 
                  : flag->value ? flag->value
                                : "X");
     }
-    const char *help = flag->help ? flag->help : "";
+    bool is_refused = flag->type == CLI_REFUSED || flag->type == CLI_REFUSED_FLAG;
+    const char *help = flag->help ? flag->help : "", *before = is_refused ? "refused: " : "";
     printf(strlen(left) < 34 ? "%-34s" : "%s\n%34s", left, "");
     for (const char *line = help; *line;) {
         int size = (int)strcspn(line, "\n");
-        printf("%s%.*s\n", line == help ? "" : "                                  ", size, line);
+        printf("%s%.*s\n", line == help ? before : "                                  ", size, line);
         line += size + (line[size] == '\n');
     }
     if (!*help) putchar('\n');

@@ -18,6 +18,8 @@ enum cli_type {
     CLI_CHOICE,       /* int *: index into `choices`, "a|b|c" */
     CLI_IGNORED,      /* accepted for compatibility, has a value; `help` says why nothing happens */
     CLI_IGNORED_FLAG, /* the same without a value */
+    CLI_REFUSED,      /* known, has a value, and cannot be had; `help` says why */
+    CLI_REFUSED_FLAG, /* the same without a value */
     CLI_HEADING,      /* no flag: a heading in --help */
 };
 

@@ -45,11 +45,13 @@ static int http_flags(struct serve_arguments *a, struct cli_flag *out) {
         {.names = "--host",
          .type = CLI_STRING,
          .target = &s->host,
+         .given = &a->listen.has_host,
          .value = "HOST",
          .help = "address to listen on (default 127.0.0.1: this machine only)"},
         {.names = "--port",
          .type = CLI_INT,
          .target = &s->port,
+         .given = &a->listen.has_port,
          .min = 0,
          .max = 65535,
          .value = "N",
@@ -188,7 +190,9 @@ static int vllm_flags(struct serve_arguments *a, struct cli_flag *out) {
          .target = &a->speculative,
          .value = "JSON",
          .help = "{\"method\": \"ngram\", \"num_speculative_tokens\": N}: as --draft-max N"},
-        {.names = "--no-enable-chunked-prefill", .type = CLI_FLAG, .target = &a->no_chunks, .help = "refused"},
+        {.names = "--no-enable-chunked-prefill",
+         .type = CLI_REFUSED_FLAG,
+         .help = "prompts are always computed in chunks"},
     };
     return add_flags(out, flags, sizeof flags);
 }
@@ -253,6 +257,7 @@ static int engine_flags_widened(struct serve_arguments *a, struct cli_flag *out)
 
 void serve_flags(struct serve_arguments *a, struct cli_flag flags[SERVE_FLAGS_MAX]) {
     int n = http_flags(a, flags);
+    n += listen_flags(&a->listen, flags + n);
     n += limit_flags(&a->server, flags + n);
     serve_flags_offline(a, flags + n);
 }
@@ -331,10 +336,6 @@ static int check_vllm(struct serve_arguments *a, struct mo_error *error) {
     if (a->tokenizer && strcmp(a->tokenizer, a->engine.model) != 0) {
         return mo_error_set(error, MO_E_UNSUPPORTED, "--tokenizer %s: only the model's own tokenizer is used",
                             a->tokenizer);
-    }
-    if (a->no_chunks) {
-        return mo_error_set(error, MO_E_UNSUPPORTED,
-                            "--no-enable-chunked-prefill: prompts are always computed in chunks");
     }
     if (a->has_dtype) {
         log_info("--dtype: weights keep the formats of the checkpoint, and sums are fp32 (--compute f32 for "
@@ -469,5 +470,6 @@ int serve_arguments_settle(struct serve_arguments *a, const char *model, struct 
     if (!code) code = add_names(a, error);
     if (!code) code = add_origins(a, error);
     if (!code) code = add_keys(a, error);
+    if (!code) code = listen_flags_settle(&a->listen, &a->server, error);
     return code ? code : check_quantization(a, error);
 }

@@ -5,6 +5,7 @@
 #define MOEBIUS_CMD_SERVE_FLAGS_H
 
 #include "cli.h"
+#include "cmd_serve_listen.h"
 #include "engine.h"
 #include "server/server.h"
 
@@ -13,10 +14,11 @@ enum { SERVE_FLAGS_MAX = ENGINE_FLAGS_MAX + 64 };
 struct serve_arguments {
     struct engine_options engine;
     struct server_options server;
+    struct listen_flags listen;
     struct cli_list names, keys, origins; /* served names and origins (each perhaps a list with commas), API keys */
     const char *key_file;
     const char *speculative; /* vLLM's JSON for --draft-max; NULL: not given */
-    bool no_chunks, no_prefix_caching;
+    bool no_prefix_caching;
     int reasoning_format; /* llama.cpp's: 0 auto, 1 deepseek, 2 none */
     /* vLLM's */
     const char *tokenizer;
