@@ -75,13 +75,14 @@ static void print_url(const struct serve_arguments *a, const struct server *serv
         return;
     }
     const char *scheme = tls_is_wanted(&a->server.tls) ? "https" : "http";
-    snprintf(url, size, is_ipv6 ? "%s://[%s]:%d" : "%s://%s:%d", scheme, a->server.host, server_port(server));
+    snprintf(url, size, is_ipv6 ? "%s://[%s]:%d%s" : "%s://%s:%d%s", scheme, a->server.host, server_port(server),
+             a->server.prefix);
 }
 
 /* The line that says all is well, and how much room there is. */
 static void announce(const struct serve_arguments *a, const struct server *server, const struct engine *engine) {
     const struct engine_options *o = &engine->options;
-    char url[300], cut[200] = "", tested[48] = "";
+    char url[600], cut[200] = "", tested[48] = "";
     double cache = (double)kv_pool_bytes(&engine->model, (enum kv_format)(o->kv - 1), engine->n_pages, engine->n_near);
     print_url(a, server, url, sizeof url);
     if (!a->engine.max_model_len && o->max_model_len < engine->model.context) {
@@ -116,7 +117,7 @@ static void drain(struct server *server) {
 static int serve(const struct serve_arguments *a, struct loading *loading, struct mo_error *error) {
     struct server *server = NULL;
     pthread_t loader;
-    char url[300];
+    char url[600];
     int code = server_open(&server, &a->server, error);
     if (code) return code;
     print_url(a, server, url, sizeof url);

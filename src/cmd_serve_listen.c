@@ -10,6 +10,8 @@ int listen_flags(struct listen_flags *given, struct cli_flag flags[LISTEN_FLAGS_
     const struct cli_flag table[] = {
         {.names = "--uds", .type = CLI_STRING, .target = &given->socket_path, .value = "PATH",
          .help = "listen on a Unix socket in place of a port: a file that this user\nalone may open (--host PATH.sock is the same)"},
+        {.names = "--root-path,--api-prefix", .type = CLI_STRING, .target = &given->prefix, .value = "/PATH",
+         .help = "every path answers under this one too: behind a proxy that passes\nit on, or takes it off"},
         {.names = "--ssl-certfile,--ssl-cert-file", .type = CLI_STRING, .target = &given->certificate, .value = "FILE",
          .help = "answer by https alone, with this certificate in PEM (behind it in\nthe file: those that vouch for it)"},
         {.names = "--ssl-keyfile,--ssl-key-file", .type = CLI_STRING, .target = &given->key, .value = "FILE",
@@ -65,7 +67,24 @@ static int settle_socket(const struct listen_flags *given, struct server_options
     return 0;
 }
 
+static int settle_prefix(const char *given, struct server_options *server, struct mo_error *error) {
+    size_t size = given ? strlen(given) : 0;
+    while (size > 0 && given[size - 1] == '/') size--;
+    if (size == 0) return 0; /* nothing, or "/" */
+    if (given[0] != '/' || strpbrk(given, "?#%\" ") || strstr(given, "//")) {
+        return mo_error_set(error, MO_E_INVALID, "--root-path %s: expected a path like \"/models/one\"", given);
+    }
+    if (size > SERVER_PREFIX_MAX) {
+        return mo_error_set(error, MO_E_INVALID, "--root-path: expected at most %d bytes, found %zu", SERVER_PREFIX_MAX,
+                            size);
+    }
+    memcpy(server->prefix, given, size);
+    server->prefix[size] = 0;
+    return 0;
+}
+
 int listen_flags_settle(const struct listen_flags *given, struct server_options *server, struct mo_error *error) {
     int code = settle_socket(given, server, error);
+    if (!code) code = settle_prefix(given->prefix, server, error);
     return code ? code : settle_tls(given, &server->tls, error);
 }

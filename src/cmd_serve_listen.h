@@ -1,4 +1,4 @@
-/* cmd_serve_listen.h - the flags of `serve` that say where it listens besides host and port (a Unix socket), and how (TLS). */
+/* cmd_serve_listen.h - the flags of `serve` that say where it listens besides host and port (a Unix socket, a prefix of paths), and how (TLS). */
 #ifndef MOEBIUS_CMD_SERVE_LISTEN_H
 #define MOEBIUS_CMD_SERVE_LISTEN_H
 
@@ -9,7 +9,7 @@ enum { LISTEN_FLAGS_MAX = 16 };
 
 struct listen_flags {
     bool has_host, has_port;
-    const char *socket_path;
+    const char *socket_path, *prefix;
     const char *certificate, *key, *key_password; /* TLS */
 };
 

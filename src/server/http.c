@@ -265,11 +265,19 @@ static const char *without_host(const char *target) {
     return path ? path : "/";
 }
 
+/* A proxy may pass the prefix on, or take it off. */
+static const char *without_prefix(const char *path, const char *prefix) {
+    size_t n = strlen(prefix);
+    bool is_under = n > 0 && strncmp(path, prefix, n) == 0 && (path[n] == '/' || path[n] == 0);
+    if (!is_under) return path;
+    return path[n] ? path + n : "/";
+}
+
 static struct exchange *exchange_create(struct server *server, struct MHD_Connection *connection, const char *target,
                                         const char *method) {
     struct exchange *exchange = calloc(1, sizeof *exchange);
     if (!exchange) return NULL;
-    const char *path = without_host(target);
+    const char *path = without_prefix(without_host(target), server->options.prefix);
     exchange->server = server;
     exchange->connection = connection;
     exchange->dialect = dialect_at(path);

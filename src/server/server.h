@@ -19,12 +19,13 @@
 #include "server/auth.h"
 #include "server/tls.h"
 
-enum { SERVER_NAMES_MAX = 64 };
+enum { SERVER_NAMES_MAX = 64, SERVER_PREFIX_MAX = 255 };
 
 struct server_options {
     const char *host;
     int port;                              /* 0: any free one */
     const char *socket_path;               /* of a Unix socket, in place of host and port; NULL: none */
+    char prefix[SERVER_PREFIX_MAX + 1];    /* every path answers under it too: "/a", or "" */
     const char *names[SERVER_NAMES_MAX];   /* [n_names] of the model; outlive the server */
     bool keeps_thoughts;                   /* thoughts stay in an answer's content */
     int n_names, n_listed;                 /* the first n_listed are shown by /v1/models */
