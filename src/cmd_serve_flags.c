@@ -264,6 +264,7 @@ void serve_flags(struct serve_arguments *a, struct cli_flag flags[SERVE_FLAGS_MA
 
 void serve_flags_offline(struct serve_arguments *a, struct cli_flag flags[SERVE_FLAGS_MAX]) {
     int n = answer_flags(a, flags);
+    n += defaults_flags(&a->defaults, flags + n);
     n += engine_flags_widened(a, flags + n);
     n += vllm_flags(a, flags + n);
     n += harmless_flags(flags + n);
@@ -462,7 +463,9 @@ int serve_arguments_settle(struct serve_arguments *a, const char *model, struct 
     a->server.keeps_thoughts = a->reasoning_format == 2;
     e->max_logits = e->max_num_batched_tokens && e->max_num_batched_tokens < PROMPT_LOGITS ? e->max_num_batched_tokens
                                                                                            : PROMPT_LOGITS;
+    e->defaults = &a->defaults.values;
     int code = check_vllm(a, error);
+    if (!code) code = defaults_flags_settle(&a->defaults, error);
     if (!code && e->cache_folder && a->no_prefix_caching) {
         code =
             mo_error_set(error, MO_E_INVALID, "--prefix-cache-dir and --no-enable-prefix-caching exclude each other");
@@ -472,4 +475,8 @@ int serve_arguments_settle(struct serve_arguments *a, const char *model, struct 
     if (!code) code = add_keys(a, error);
     if (!code) code = listen_flags_settle(&a->listen, &a->server, error);
     return code ? code : check_quantization(a, error);
+}
+
+void serve_arguments_print(const struct serve_arguments *a, struct buffer *text) {
+    defaults_flags_print(&a->defaults, text);
 }

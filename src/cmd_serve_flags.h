@@ -5,16 +5,18 @@
 #define MOEBIUS_CMD_SERVE_FLAGS_H
 
 #include "cli.h"
+#include "cmd_serve_defaults.h"
 #include "cmd_serve_listen.h"
 #include "engine.h"
 #include "server/server.h"
 
-enum { SERVE_FLAGS_MAX = ENGINE_FLAGS_MAX + 64 };
+enum { SERVE_FLAGS_MAX = ENGINE_FLAGS_MAX + 192 };
 
 struct serve_arguments {
     struct engine_options engine;
     struct server_options server;
     struct listen_flags listen;
+    struct defaults_flags defaults;
     struct cli_list names, keys, origins; /* served names and origins (each perhaps a list with commas), API keys */
     const char *key_file;
     const char *speculative; /* vLLM's JSON for --draft-max; NULL: not given */
@@ -34,5 +36,8 @@ void serve_flags_offline(struct serve_arguments *arguments, struct cli_flag flag
 /* After parsing: refuses what cannot be had, fills server.names and server.auth. Looks at config.json of the
  * model, and at nothing larger. `model`: without a flag, or NULL. */
 int serve_arguments_settle(struct serve_arguments *arguments, const char *model, struct mo_error *error);
+
+/* What of it changes answers to the same request by the same model, as text; nothing where nothing was given. */
+void serve_arguments_print(const struct serve_arguments *arguments, struct buffer *text);
 
 #endif

@@ -169,6 +169,14 @@ static void prompt_too_long(struct api_job *job, size_t n, size_t context) {
                   "prompt is too long: %zu tokens > %zu maximum", n, context - 1);
 }
 
+/* What the server allows an answer to have: less than what is asked for is no error, as with vLLM and llama.cpp. */
+static void limit_answer(struct api_job *job) {
+    struct api_request *request = job->request;
+    int most = job->model->engine->defaults.max_tokens;
+    if (most > 0 && request->sched.max_tokens > most) request->sched.max_tokens = most;
+    if (most > 0 && (request->n_predict < 0 || request->n_predict > most)) request->n_predict = most;
+}
+
 /* Every prompt and its answer must fit; without max_tokens a chat's answer takes what is left. */
 static void check_context(struct api_job *job) {
     struct api_request *request = job->request;
@@ -190,7 +198,8 @@ static void check_context(struct api_job *job) {
                       job->fields.error);
         return;
     }
-    if (request->sched.max_tokens < 0) request->sched.max_tokens = job->model->engine->options.max_model_len;
+    int most = job->model->engine->defaults.max_tokens;
+    if (request->sched.max_tokens < 0) request->sched.max_tokens = most > 0 ? most : (int)context;
 }
 
 static void parse_settings(struct api_job *job) {
@@ -226,6 +235,7 @@ static void parse_all(struct api_job *job) {
     request->sched.min_tokens = (int)fields_int(&job->fields, "min_tokens", 0, INT_MAX, 0);
     if (fields_failed(&job->fields)) return;
     if (api_is_chat(request->kind)) drop_conversation(request);
+    limit_answer(job);
     if (!api_is_count(request->kind)) check_context(job);
     api_stop_add_fim(job);
     api_structured_place(job);

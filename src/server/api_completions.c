@@ -87,7 +87,8 @@ void api_completion_parse(struct api_job *job) {
     job->request->return_tokens = fields_bool(f, "return_token_ids", false);
     sched->n_logprobs = (int)fields_int(f, "logprobs", 0, SCHED_MAX_LOGPROBS, -1);
     sched->prompt_logprobs = job->request->echo && sched->n_logprobs >= 0;
-    sched->max_tokens = (int)fields_int(f, "max_tokens", 0, INT_MAX, 16);
+    bool is_limited = job->model->engine->defaults.max_tokens > 0; /* then that is the default, too */
+    sched->max_tokens = (int)fields_int(f, "max_tokens", 0, INT_MAX, is_limited ? -1 : 16);
     if (!fields_failed(f) && sched->max_tokens == 0 && !job->request->echo) {
         api_error_field(f->error, "max_tokens", "max_tokens must be at least 1 (0 only with echo), found 0");
     }

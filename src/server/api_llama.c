@@ -13,8 +13,7 @@ enum { SAMPLERS_MAX = 64, MS_MAX = 1000000000 };
 
 /* llama.cpp's documented values, where the model's files name none. */
 void api_llama_defaults(const struct engine *engine, struct sampling *s) {
-    const struct generation_defaults nothing = {NAN, NAN, NAN, NAN, -1};
-    const struct generation_defaults *d = engine->options.generation_config == 0 ? &engine->defaults : &nothing;
+    const struct generation_defaults *d = &engine->defaults;
     if (isnan(d->temperature)) s->temperature = 0.8f;
     if (isnan(d->top_p)) s->top_p = 0.95f;
     if (isnan(d->min_p)) s->min_p = 0.05f;

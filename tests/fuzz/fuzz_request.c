@@ -26,7 +26,7 @@ static const struct engine *make_engine(size_t size) {
     if (grammar_cache_create(&engine.grammars, engine.tokenizer, VOCAB, NULL)) abort();
     engine.model.vocab = VOCAB;
     engine.options.max_model_len = CONTEXT;
-    engine.options.generation_config = 1;
+    engine.defaults = generation_defaults_none();
     return &engine;
 }
 
