@@ -104,7 +104,7 @@ static int answer_all(const struct arguments *a, struct engine *engine, struct b
     if (!code) code = engine_start(engine, error);
     if (code) return code;
     respond_fingerprint(fingerprint, hash);
-    const struct batch_job job = {.model = {engine, s->names, s->n_names, s->any_name, s->keeps_thoughts},
+    const struct batch_job job = {.model = {engine, s->names, s->n_names, s->any_name, s->keeps_thoughts, &s->policy},
                                   .fingerprint = fingerprint,
                                   .input = input,
                                   .output = output,
@@ -208,6 +208,7 @@ int cmd_run_batch(int argc, char **argv) {
     if (!code) code = start(&a, &report, &error);
     if (!code && report.n_requests)
         code = batch_report_print(&report, strcmp(a.output, "-") ? a.output : "standard output", a.json, &error);
+    serve_arguments_free(&a.serve);
     if (code == MO_E_CANCELLED && g_signal) return 128 + g_signal;
     if (code >= 0) return a.fails && report.n_errors ? 1 : 0;
     cli_fail(command.name, &error);

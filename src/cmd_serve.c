@@ -184,6 +184,7 @@ int cmd_serve(int argc, char **argv) {
         code = serve(&a, &loading, &error);
         engine_close(loading.engine);
     }
+    serve_arguments_free(&a);
     if (code >= 0) return 0;
     cli_fail(command.name, &error);
     return error.code == MO_E_INVALID ? 2 : 1;

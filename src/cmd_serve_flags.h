@@ -7,16 +7,20 @@
 #include "cli.h"
 #include "cmd_serve_defaults.h"
 #include "cmd_serve_listen.h"
+#include "cmd_serve_policy.h"
+#include "cmd_serve_words.h"
 #include "engine.h"
 #include "server/server.h"
 
-enum { SERVE_FLAGS_MAX = ENGINE_FLAGS_MAX + 192 };
+enum { SERVE_FLAGS_MAX = ENGINE_FLAGS_MAX + 256 };
 
 struct serve_arguments {
     struct engine_options engine;
     struct server_options server;
     struct listen_flags listen;
     struct defaults_flags defaults;
+    struct policy_flags policy;
+    struct words_flags words;
     struct cli_list names, keys, origins; /* served names and origins (each perhaps a list with commas), API keys */
     const char *key_file;
     const char *speculative; /* vLLM's JSON for --draft-max; NULL: not given */
@@ -30,6 +34,7 @@ struct serve_arguments {
 };
 
 void serve_arguments_init(struct serve_arguments *arguments);
+void serve_arguments_free(struct serve_arguments *arguments); /* accepts those that were never settled */
 void serve_flags(struct serve_arguments *arguments, struct cli_flag flags[SERVE_FLAGS_MAX]);
 /* Of them, those that make sense without a connection: for `run-batch`. */
 void serve_flags_offline(struct serve_arguments *arguments, struct cli_flag flags[SERVE_FLAGS_MAX]);

@@ -20,6 +20,7 @@ int listen_flags(struct listen_flags *given, struct cli_flag flags[LISTEN_FLAGS_
          .help = "the key's, if it is encrypted. Other users of the machine can see\nit: better MOEBIUS_SSL_PASSWORD"},
         {.names = "--ssl-ca-certs", .type = CLI_REFUSED, .value = "FILE",
          .help = "clients show keys here (--api-key), no certificates: a proxy in front\ncan ask for them"},
+        {.names = "--ssl-cert-reqs", .type = CLI_CHOICE, .target = &given->certificate_needed, .choices = "0", .help = "no client shows a certificate"},
         {.names = "--ssl-ciphers", .type = CLI_REFUSED, .value = "LIST", .help = "GnuTLS chooses, from TLS 1.2 and 1.3"},
         {.names = "--enable-ssl-refresh", .type = CLI_REFUSED_FLAG,
          .help = "a new certificate is read when the server is started again"},

@@ -9,6 +9,7 @@ enum { LISTEN_FLAGS_MAX = 16 };
 
 struct listen_flags {
     bool has_host, has_port;
+    int certificate_needed; /* by clients: 0 is all there is */
     const char *socket_path, *prefix;
     const char *certificate, *key, *key_password; /* TLS */
 };

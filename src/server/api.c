@@ -8,6 +8,11 @@
 
 /* --- names and limits ---------------------------------------------------------------------------- */
 
+const struct api_policy *api_policy_of(const struct api_model *model) {
+    static const struct api_policy none = {.max_logprobs = SCHED_MAX_LOGPROBS};
+    return model->policy ? model->policy : &none;
+}
+
 /* A name without a tag is that name with the tag "latest", as Ollama has it; its clients add it. */
 static bool is_same_model(const char *asked, const char *served) {
     static const char LATEST[] = ":latest";
@@ -102,13 +107,14 @@ static void parse_stream(struct api_job *job) {
     job->request->stream = fields_bool(f, "stream", false);
     job->request->timings = fields_bool(f, "timings_per_token", false);
     const json_t *options = fields_object(f, "stream_options");
+    job->request->include_usage = api_policy_of(job->model)->includes_usage;
     if (!options) return;
     if (!job->request->stream) {
         api_error_field(f->error, "stream_options", "stream_options may only be given with \"stream\": true");
         return;
     }
     struct fields inner = {options, f->error};
-    job->request->include_usage = fields_bool(&inner, "include_usage", false);
+    job->request->include_usage |= fields_bool(&inner, "include_usage", false);
     job->request->usage_per_chunk = fields_bool(&inner, "continuous_usage_stats", false) && job->request->include_usage;
 }
 

@@ -83,9 +83,10 @@ void api_completion_parse(struct api_job *job) {
     struct fields *f = &job->fields;
     struct sched_request *sched = &job->request->sched;
     job->request->echo = fields_bool(f, "echo", false);
-    job->request->tokens_as_ids = fields_bool(f, "return_tokens_as_token_ids", false);
+    job->request->tokens_as_ids =
+        fields_bool(f, "return_tokens_as_token_ids", api_policy_of(job->model)->tokens_as_ids);
     job->request->return_tokens = fields_bool(f, "return_token_ids", false);
-    sched->n_logprobs = (int)fields_int(f, "logprobs", 0, SCHED_MAX_LOGPROBS, -1);
+    sched->n_logprobs = (int)fields_int(f, "logprobs", 0, api_policy_of(job->model)->max_logprobs, -1);
     sched->prompt_logprobs = job->request->echo && sched->n_logprobs >= 0;
     bool is_limited = job->model->engine->defaults.max_tokens > 0; /* then that is the default, too */
     sched->max_tokens = (int)fields_int(f, "max_tokens", 0, INT_MAX, is_limited ? -1 : 16);

@@ -133,7 +133,7 @@ static void parse_limits(struct api_job *job) {
 void api_llama_parse(struct api_job *job) {
     struct fields *f = &job->fields;
     struct api_request *request = job->request;
-    int64_t n_probs = fields_int(f, "n_probs", 0, SCHED_MAX_LOGPROBS, 0);
+    int64_t n_probs = fields_int(f, "n_probs", 0, api_policy_of(job->model)->max_logprobs, 0);
     request->sched.n_logprobs = n_probs > 0 ? (int)n_probs : -1;
     request->include_usage = false; /* every end says it */
     request->return_tokens = fields_bool(f, "return_tokens", false) || request->stream;

@@ -74,7 +74,7 @@ static void pass_keep_alive(struct fields *f) {
 
 static void parse_logprobs(struct api_job *job) {
     bool wanted = fields_bool(&job->fields, "logprobs", false);
-    int64_t top = fields_int(&job->fields, "top_logprobs", 0, SCHED_MAX_LOGPROBS, 0);
+    int64_t top = fields_int(&job->fields, "top_logprobs", 0, api_policy_of(job->model)->max_logprobs, 0);
     job->request->sched.n_logprobs = wanted ? (int)top : -1;
 }
 

@@ -16,6 +16,7 @@
 #define MOEBIUS_SERVER_SERVER_H
 
 #include "engine.h"
+#include "server/api_policy.h"
 #include "server/auth.h"
 #include "server/tls.h"
 
@@ -28,6 +29,7 @@ struct server_options {
     char prefix[SERVER_PREFIX_MAX + 1];    /* every path answers under it too: "/a", or "" */
     const char *names[SERVER_NAMES_MAX];   /* [n_names] of the model; outlive the server */
     bool keeps_thoughts;                   /* thoughts stay in an answer's content */
+    struct api_policy policy;              /* what it points to outlives the server */
     int n_names, n_listed;                 /* the first n_listed are shown by /v1/models */
     bool any_name;                         /* others are taken for the first */
     const char *origins[SERVER_NAMES_MAX]; /* [n_origins] of web pages that may read answers; "*": all */
