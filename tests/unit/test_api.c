@@ -18,7 +18,7 @@ enum { VOCAB = 5000 };
 static int parse_ids(int n, struct api_request *request, struct api_error *error) {
     static const char *const names[] = {"tiny"};
     struct engine engine = {.model.vocab = VOCAB, .options.max_model_len = 100, .defaults = generation_defaults_none()};
-    const struct api_model model = {&engine, names, 1, false, false};
+    const struct api_model model = {&engine, names, 1, false, false, NULL};
     json_t *ids = json_array();
     for (int i = 0; i < 2 * n; i++) json_array_append_new(ids, json_integer(i % n));
     json_t *root = json_pack("{s:[i], s:o}", "prompt", 7, "stop_token_ids", ids);
