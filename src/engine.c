@@ -243,13 +243,35 @@ static void say_attention(const struct engine *engine) {
     log_warn("--attention expanded changes nothing: %s has one form of attention", engine->model.architecture);
 }
 
+static void lay_over(struct generation_defaults *to, const struct generation_defaults *from) {
+    double *const values[] = {
+        &to->temperature,      &to->top_p, &to->min_p, &to->repetition_penalty, &to->presence_penalty,
+        &to->frequency_penalty};
+    const double given[] = {
+        from->temperature,      from->top_p, from->min_p, from->repetition_penalty, from->presence_penalty,
+        from->frequency_penalty};
+    for (size_t i = 0; i < sizeof given / sizeof *given; i++) {
+        if (!isnan(given[i])) *values[i] = given[i];
+    }
+    if (from->top_k >= 0) to->top_k = from->top_k;
+    if (from->max_tokens > 0) to->max_tokens = from->max_tokens;
+}
+
+static int load_defaults(struct engine *engine, struct mo_error *error) {
+    const struct engine_options *o = &engine->options;
+    int code = model_load_generation(&engine->model, &engine->checkpoint, &engine->defaults, error);
+    if (o->generation_config) engine->defaults = generation_defaults_none();
+    if (o->defaults) lay_over(&engine->defaults, o->defaults);
+    return code;
+}
+
 static int open_all(struct engine *engine, struct mo_error *error) {
     struct backend_options backend;
     settle_options(&engine->options);
     int code = engine->options.like ? engine_make_weights(engine, error) : open_checkpoint(engine, error);
     if (!code) code = check_drafts(engine, error);
     if (!code) say_attention(engine);
-    if (!code) code = model_load_generation(&engine->model, &engine->checkpoint, &engine->defaults, error);
+    if (!code) code = load_defaults(engine, error);
     if (!code) code = open_text(engine, error);
     if (!code && !engine->options.like) code = open_weights(engine, error);
     engine_offload_begin(engine);
@@ -342,11 +364,12 @@ void engine_close(struct engine *engine) {
 void engine_sampling(const struct engine *engine, struct sampling *sampling) {
     sampling_init(sampling);
     const struct generation_defaults *d = &engine->defaults;
-    if (engine->options.generation_config != 0) return;
-    if (d->temperature == d->temperature) sampling->temperature = (float)d->temperature; /* NAN: absent */
-    if (d->top_p == d->top_p) sampling->top_p = (float)d->top_p;
-    if (d->min_p == d->min_p) sampling->min_p = (float)d->min_p;
-    if (d->repetition_penalty == d->repetition_penalty) sampling->repetition_penalty = (float)d->repetition_penalty;
+    if (!isnan(d->temperature)) sampling->temperature = (float)d->temperature;
+    if (!isnan(d->top_p)) sampling->top_p = (float)d->top_p;
+    if (!isnan(d->min_p)) sampling->min_p = (float)d->min_p;
+    if (!isnan(d->repetition_penalty)) sampling->repetition_penalty = (float)d->repetition_penalty;
+    if (!isnan(d->presence_penalty)) sampling->presence_penalty = (float)d->presence_penalty;
+    if (!isnan(d->frequency_penalty)) sampling->frequency_penalty = (float)d->frequency_penalty;
     if (d->top_k >= 0) sampling->top_k = d->top_k;
 }
 

@@ -40,9 +40,10 @@ struct engine_options {
     int compute;               /* enum compute */
     int attention;             /* enum attention */
     bool batch_invariant;
-    int generation_config;    /* 0 auto: the model's sampling defaults; 1 none (vLLM's word: "vllm") */
-    int max_logits;           /* logit rows a step; 0: max_num_seqs */
-    int max_drafts;           /* tokens to guess a sequence and step; 0: none */
+    int generation_config; /* 0 auto: the model's sampling defaults; 1 none (vLLM's word: "vllm") */
+    const struct generation_defaults *defaults; /* over the model's; NULL: none */
+    int max_logits;                             /* logit rows a step; 0: max_num_seqs */
+    int max_drafts;                             /* tokens to guess a sequence and step; 0: none */
     int max_grammars;         /* that answers may have, GRAMMAR_CACHE_MAX at most: memory is left for them */
     const char *quantization; /* NULL or "auto": as the weights are; else what to make of them on the way in */
     const char *like;         /* not a MODEL but random weights in memory: a name of synth.h, or of ... */
@@ -67,8 +68,8 @@ struct engine {
     struct engine_options options; /* every choice made */
     char path[4096];
     struct model model;
-    struct generation_defaults defaults;
-    struct overrides *overrides; /* of its config.json; NULL: none */
+    struct generation_defaults defaults; /* the model's, unless they are left out, and those of the options over them */
+    struct overrides *overrides;         /* of its config.json; NULL: none */
     struct checkpoint checkpoint;
     struct weights weights;
     struct tokenizer *tokenizer;      /* NULL if the folder has none: token ids only */
@@ -112,7 +113,7 @@ int engine_open_weights(struct engine *engine, struct mo_error *error);
 int engine_start(struct engine *engine, struct mo_error *error);
 void engine_close(struct engine *engine); /* stops the thread, cancels what runs; accepts NULL and half-built ones */
 
-/* The model's sampling defaults (generation_config.json), unless --generation-config none. */
+/* What engine->defaults makes of all off. */
 void engine_sampling(const struct engine *engine, struct sampling *sampling);
 
 /* bos (if the tokenizer adds one) and the text's ids: a completion's prompt. Warns of look-alikes of special tokens. */

@@ -46,6 +46,7 @@ for set in $sets; do
         need libclang-rt-dev has_sanitizers
         need openmpi-bin has_command mpirun
         need libopenmpi-dev has_command mpicc
+        need openssl has_command openssl
         need python3-venv python3 -c 'import ensurepip, venv' 2>/dev/null
         ;;
     *)

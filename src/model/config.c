@@ -406,7 +406,7 @@ int model_load_path(struct model *model, const char *path, struct mo_error *erro
 
 int model_load_generation(struct model *model, const struct checkpoint *checkpoint,
                           struct generation_defaults *defaults, struct mo_error *error) {
-    *defaults = (struct generation_defaults){NAN, NAN, NAN, NAN, -1};
+    *defaults = generation_defaults_none();
     static const char name[] = "generation_config.json";
     char path[4400], *text;
     size_t size;

@@ -5,6 +5,7 @@
 
 #include <microhttpd.h>
 #include "server/answer.h"
+#include "server/listen.h"
 #include "server/prepare.h"
 #include "server/request_id.h"
 #include "server/server.h"
@@ -12,10 +13,11 @@
 
 struct server {
     struct server_options options;
+    struct tls tls;
+    struct listener listener;
     struct MHD_Daemon *daemon;
     struct watch *watch;
     struct prepare *prepare;
-    int port;
     time_t created;
     _Atomic(const struct engine *) engine;                /* NULL while it loads */
     char hash[65], fingerprint[RESPOND_FINGERPRINT_SIZE]; /* written before `engine` */

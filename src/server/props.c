@@ -14,7 +14,7 @@ static json_t *token_text(const struct tokenizer *tokenizer, int32_t id) {
 static json_t *default_settings(const struct server *server, const struct engine *engine) {
     struct api_request request = {.kind = API_LLAMA,
                                   .model = server->options.names[0],
-                                  .n_predict = -1,
+                                  .n_predict = engine->defaults.max_tokens > 0 ? engine->defaults.max_tokens : -1,
                                   .context = engine->options.max_model_len,
                                   .sched.n_logprobs = -1};
     engine_sampling(engine, &request.sched.sampling);

@@ -15,8 +15,8 @@ static const char *model_name(const struct exchange *exchange) {
 
 static struct api_model api_model_of(const struct exchange *exchange) {
     const struct server *server = exchange->server;
-    return (struct api_model){atomic_load(&server->engine), server->options.names, server->options.n_names,
-                              server->options.any_name, server->options.keeps_thoughts};
+    return (struct api_model){atomic_load(&server->engine), server->options.names,          server->options.n_names,
+                              server->options.any_name,     server->options.keeps_thoughts, &server->options.policy};
 }
 
 /* --- answers ------------------------------------------------------------------------------------- */
