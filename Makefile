@@ -99,6 +99,8 @@ $(BUILD)/obj/%.o: %.c | libraries
 	@mkdir -p $(@D)
 	$(CC) $(BASE) $(CFLAGS) $(CFLAGS_EXTRA) -MMD -MP -c -o $@ $<
 
+$(BUILD)/obj/src/server/web.o: $(wildcard src/server/web/*) # .incbin, which -MMD does not see
+
 # --- tests: tests/run.py runs them; here they are only built ---------------------------------------------------------
 # A program for each tests/unit/test_*.c, sim/*.c and fuzz/fuzz_*.c (linked with the other files of its folder), and moebius
 # once more for a processor whose matrix unit is plain C: what is linked first takes the library's place; and with wrong kernels.

@@ -221,8 +221,8 @@ int batch_input_scan(struct batch_input *input, struct mo_error *error) {
     return mo_error_set(error, MO_E_INVALID, "%s: there is no request in it: %s", input->path, input->first_bad);
 }
 
-int batch_input_bind(struct batch_input *input, const char *hash, struct mo_error *error) {
-    int code = batch_digest_make(&input->model, NULL, 0, hash, strlen(hash), error);
+int batch_input_bind(struct batch_input *input, const char *model, size_t size, struct mo_error *error) {
+    int code = batch_digest_make(&input->model, NULL, 0, model, size, error);
     input->is_bound = true;
     for (int i = 0; i < input->n && !code; i++) code = bind_id(input, &input->entries[i].id, error);
     return code ? code : begin_again(input, error);

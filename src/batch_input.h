@@ -49,8 +49,9 @@ void batch_input_close(struct batch_input *input); /* accepts a zeroed one */
 
 /* Fills `entries`. MO_E_INVALID if two requests have one custom_id, or if there is no request in it. */
 int batch_input_scan(struct batch_input *input, struct mo_error *error);
-/* From here on ids are those of requests to this model; the file begins again. */
-int batch_input_bind(struct batch_input *input, const char *hash, struct mo_error *error);
+/* From here on ids are those of requests to what the text `model` [size] names: a hash, and all else that changes answers. The file
+ * begins again. */
+int batch_input_bind(struct batch_input *input, const char *model, size_t size, struct mo_error *error);
 /* 1 with the next line that is not blank, 0 at the end, or a negative code. */
 int batch_input_next(struct batch_input *input, struct batch_request *request, struct mo_error *error);
 void batch_request_free(struct batch_request *request);

@@ -48,7 +48,7 @@ static struct here find_decode(const struct bench_report *r, int batch) {
 static struct here find_prompt(const struct bench_report *r, int tokens, enum row_kind kind) {
     for (int i = 0; i < r->n_prompt; i++) {
         if (r->plan->prompt.values[i] != tokens) continue;
-        double s = r->prompt_s[i].median, share = r->int8_tops.median > 0 ? bench_share_of_peak(r, i) : NAN;
+        double s = r->prompt[i].seconds.median, share = r->int8_tops.median > 0 ? bench_share_of_peak(r, i) : NAN;
         return (struct here){kind == ROW_FIRST_TOKEN ? s * 1e3 : tokens / s, share};
     }
     return (struct here){NAN, NAN};

@@ -6,6 +6,7 @@
 #include "base/clock.h"
 #include "base/numbers.h"
 #include "base/progress.h"
+#include "bench_energy.h"
 #include "sched/kv.h"
 #include "sched/sample.h"
 
@@ -112,6 +113,7 @@ int bench_open(struct bench *bench, const struct bench_plan *plan, struct engine
 }
 
 void bench_close(struct bench *bench) {
+    energy_close(&bench->energy);
     bench_tokens_close(&bench->tokens);
     bench_bytes_close(&bench->bytes);
     free(bench->page);
@@ -156,6 +158,7 @@ static int compute(struct bench *b, int seq, const int32_t *pages, int first, in
         batch.n_logits = answer && at + n == end;
         code = forward(backend, &b->engine->model, &batch, NULL, error);
         progress_update(&progress, at + n - first);
+        energy_tick(&b->energy);
     }
     progress_end(&progress);
     if (!code && answer) sample_argmax(backend->ops->logits(backend), b->engine->model.vocab);
@@ -176,19 +179,20 @@ int bench_warm_up(struct bench *bench, struct mo_error *error) {
     return code;
 }
 
-int bench_time_prompt(struct bench *bench, int tokens, struct bench_spread *seconds, struct bench_experts *experts,
-                      struct mo_error *error) {
+int bench_time_prompt(struct bench *bench, int tokens, struct bench_prompt *result, struct mo_error *error) {
     const struct bench_plan *plan = bench->plan;
-    bench_experts_begin(experts, bench->engine);
+    bench_experts_begin(&result->experts, bench->engine);
+    const struct joules before = energy_read(&bench->energy);
     for (int i = 0; i < plan->repeat; i++) {
         double start = clock_now_s();
         int code = compute(bench, 0, bench->page, 0, tokens, true, "prompt", error);
         if (code) return code;
         bench->samples[i] = clock_now_s() - start;
     }
-    bench_experts_end(experts, bench->engine, (double)tokens * plan->repeat);
+    result->joules = bench_energy_since(&bench->energy, before, (double)tokens * plan->repeat);
+    bench_experts_end(&result->experts, bench->engine, (double)tokens * plan->repeat);
     note_filled(bench, tokens);
-    *seconds = bench_spread_of(bench->samples, plan->repeat);
+    result->seconds = bench_spread_of(bench->samples, plan->repeat);
     return 0;
 }
 
@@ -297,14 +301,17 @@ static int time_steps(struct bench *b, struct bench_decode *r, struct mo_error *
     struct progress progress;
     snprintf(label, sizeof label, "decode, batch %d at depth %d", r->batch, r->depth);
     progress_begin(&progress, label, "tokens", 1, (double)r->batch * steps);
+    const struct joules before = energy_read(&b->energy);
     for (int i = 0; i < steps && !code; i++) {
         double start = clock_now_s();
         code = timed_step(b, r, i, look, error);
         b->samples[i] = r->batch / (clock_now_s() - start);
         if (look) r->bytes_per_step += step_bytes(b, r->batch, r->depth, r->depth + i) / steps;
         progress_update(&progress, (double)r->batch * (i + 1));
+        energy_tick(&b->energy);
     }
     progress_end(&progress);
+    r->joules = bench_energy_since(&b->energy, before, (double)r->batch * steps);
     return code;
 }
 

@@ -9,6 +9,7 @@
 #define MOEBIUS_BENCH_MEASURE_H
 
 #include "backend/cuda/probe.h"
+#include "base/energy.h"
 #include "bench_bytes.h"
 #include "bench_experts.h"
 #include "bench_machine.h"
@@ -51,14 +52,16 @@ struct bench {
     double *samples;               /* [max(repeat, generate)] */
     /* Which experts a step visits is looked up in steps of their own: on a GPU a look inside makes a step another one. */
     bool looks_apart;
+    struct energy energy; /* meters, bench_energy.h */
 };
 
 struct bench_decode {
     int batch, depth;
     struct bench_spread tokens_per_s; /* of all sequences together; over steps */
     double bytes_per_step, gb_per_s;
-    double read_gb_s; /* what the memory gave just before and after */
-    int kernels;      /* a GPU's, in a step; 0: not known */
+    double read_gb_s;     /* what the memory gave just before and after */
+    int kernels;          /* a GPU's, in a step; 0: not known */
+    struct joules joules; /* a token */
     struct bench_experts experts;
 };
 
@@ -68,9 +71,13 @@ void bench_close(struct bench *bench); /* accepts a zeroed one */
 
 /* Brings weights and scratch into memory. */
 int bench_warm_up(struct bench *bench, struct mo_error *error);
-/* Seconds from a prompt of that many tokens to its first token. */
-int bench_time_prompt(struct bench *bench, int tokens, struct bench_spread *seconds, struct bench_experts *experts,
-                      struct mo_error *error);
+/* Seconds from a prompt of that many tokens to its first token, and what one of its tokens takes. */
+struct bench_prompt {
+    struct bench_spread seconds;
+    struct joules joules;
+    struct bench_experts experts;
+};
+int bench_time_prompt(struct bench *bench, int tokens, struct bench_prompt *result, struct mo_error *error);
 /* plan->generate steps of `batch` sequences that have `depth` tokens each. */
 int bench_time_decode(struct bench *bench, int batch, int depth, struct bench_decode *result, struct mo_error *error);
 /* GPU: takes the first of those steps apart; `timed`: each kernel is timed. */

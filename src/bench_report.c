@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/json.h"
+#include "bench_energy.h"
 #include "bench_guide.h"
 #include "engine_cards.h"
 #include "engine_offload.h"
@@ -83,13 +84,13 @@ void bench_say_machine(const struct bench_report *r) {
 
 double bench_share_of_peak(const struct bench_report *r, int i) {
     double operations = bench_prompt_operations(&r->engine->model, &r->engine->weights);
-    double rate = r->plan->prompt.values[i] / r->prompt_s[i].median * operations;
+    double rate = r->plan->prompt.values[i] / r->prompt[i].seconds.median * operations;
     return r->int8_tops.median > 0 ? rate / (r->int8_tops.median * 1e12) : 0;
 }
 
 static double prompt_tflops(const struct bench_report *r, int i) {
     double operations = bench_prompt_operations(&r->engine->model, &r->engine->weights);
-    return r->plan->prompt.values[i] / r->prompt_s[i].median * operations * 1e-12;
+    return r->plan->prompt.values[i] / r->prompt[i].seconds.median * operations * 1e-12;
 }
 
 void bench_say_prompts(const struct bench_report *r) {
@@ -97,7 +98,7 @@ void bench_say_prompts(const struct bench_report *r) {
     printf("prompt, %d times\n%15s  %10s %10s %10s  %11s  %s\n", plan->repeat, "tokens", "tokens/s", "slowest",
            "fastest", "first token", r->gpu ? "matrices, TFLOP/s" : "of the 8-bit rate");
     for (int i = 0; i < plan->prompt.n; i++) {
-        const struct bench_spread *s = &r->prompt_s[i];
+        const struct bench_spread *s = &r->prompt[i].seconds;
         int n = plan->prompt.values[i];
         printf("%15d  %10.2f %10.2f %10.2f  %9.3f s", n, n / s->median, n / s->max, n / s->min, s->median);
         if (r->gpu) {
@@ -105,7 +106,8 @@ void bench_say_prompts(const struct bench_report *r) {
         } else {
             printf("  %7.1f %%%s\n", 100 * bench_share_of_peak(r, i), r->mark);
         }
-        bench_experts_say(&r->prompt_experts[i], r->disk_gb_s);
+        bench_experts_say(&r->prompt[i].experts, r->disk_gb_s);
+        bench_energy_say(&r->bench.energy, r->prompt[i].joules);
     }
     printf("\ndecode, %d steps each; tokens/s of all sequences together\n", plan->generate);
     printf("%6s %8s  %10s %10s %10s  %9s %8s  %s", "batch", "depth", "tokens/s", "slowest", "fastest", "MB/step",
@@ -133,6 +135,7 @@ void bench_say_decode(const struct bench_report *r, const struct bench_decode *d
     }
     printf("%s\n", r->mark);
     bench_experts_say(&d->experts, r->disk_gb_s);
+    bench_energy_say(&r->bench.energy, d->joules);
     fflush(stdout);
 }
 
@@ -220,16 +223,27 @@ static json_t *decode_json(const struct bench_report *r) {
 static json_t *prefill_json(const struct bench_report *r) {
     json_t *list = json_array();
     for (int i = 0; i < r->n_prompt; i++) {
-        const struct bench_spread *s = &r->prompt_s[i];
+        const struct bench_spread *s = &r->prompt[i].seconds;
         int n = r->plan->prompt.values[i];
         json_array_append_new(list,
                               json_pack("{si sf sf sf so sf sb so}", "prompt", n, "tokens_per_s", n / s->median,
                                         "tokens_per_s_min", n / s->max, "tokens_per_s_max", n / s->min, "share_of_peak",
                                         r->int8_tops.median > 0 ? json_real(bench_share_of_peak(r, i)) : json_null(),
                                         "ttft_s", s->median, "synthetic", *r->made != '\0', "expert_cache",
-                                        bench_experts_json(&r->prompt_experts[i], r->disk_gb_s)));
+                                        bench_experts_json(&r->prompt[i].experts, r->disk_gb_s)));
     }
     return list;
+}
+
+static void add_joules(const struct bench_report *r, json_t *root) {
+    const struct energy *energy = &r->bench.energy;
+    json_t *prefill = json_object_get(root, "prefill"), *decode = json_object_get(root, "decode");
+    for (int i = 0; i < r->n_prompt; i++)
+        json_object_set_new(json_array_get(prefill, (size_t)i), "joules_per_token",
+                            bench_energy_json(energy, r->prompt[i].joules));
+    for (int i = 0; i < r->n_decode; i++)
+        json_object_set_new(json_array_get(decode, (size_t)i), "joules_per_token",
+                            bench_energy_json(energy, r->decode[i].joules));
 }
 
 static json_t *machine_json(const struct bench_report *r) {
@@ -282,8 +296,10 @@ json_t *bench_report_json(const struct bench_report *r) {
                   synthetic_json(r), "machine", machine_json(r), "load_s", e->load_s, "self_test_s", e->self_test_s,
                   "rss_bytes", (json_int_t)r->rss_bytes, "repacked_bytes", (json_int_t)repacked,
                   "max_num_batched_tokens", e->options.max_num_batched_tokens, "prefill", prefill_json(r), "ttft_s",
-                  r->prompt_s[0].median, "decode", decode_json(r), "text", bench_tokens_kind(&r->bench.tokens),
+                  r->prompt[0].seconds.median, "decode", decode_json(r), "text", bench_tokens_kind(&r->bench.tokens),
                   "model_hash", *r->hash ? r->hash : NULL, "version", MOEBIUS_VERSION);
+    if (root) json_object_set_new(root, "overrides", override_flags_json(&e->checkpoint));
+    if (root) add_joules(r, root);
     if (root && r->guide) json_object_set_new(root, "guide", bench_guide_json(r));
     if (root && r->gpu) add_gpu(r, root);
     return root;

@@ -21,8 +21,7 @@ struct bench_report {
     struct bench_spread read_gb_s, read_after_gb_s; /* memory before and after: was the machine quiet? */
     struct bench_spread int8_tops;
     double disk_gb_s; /* with --expert-cache */
-    struct bench_spread prompt_s[BENCH_LIST_MAX];
-    struct bench_experts prompt_experts[BENCH_LIST_MAX];
+    struct bench_prompt prompt[BENCH_LIST_MAX];
     int n_prompt;
     struct bench_decode decode[BENCH_LIST_MAX * BENCH_LIST_MAX];
     int n_decode;

@@ -8,7 +8,16 @@
 #include <string.h>
 
 static bool takes_value(const struct cli_flag *flag) {
-    return flag->type != CLI_FLAG && flag->type != CLI_IGNORED_FLAG;
+    return flag->type != CLI_FLAG && flag->type != CLI_IGNORED_FLAG && flag->type != CLI_REFUSED_FLAG;
+}
+
+/* vLLM's command lines have underscores, too. */
+static bool is_same(const char *known, const char *given, size_t size) {
+    for (size_t i = 0; i < size; i++) {
+        char letter = given[i] == '_' && i >= 2 ? '-' : given[i];
+        if (letter != known[i]) return false;
+    }
+    return true;
 }
 
 /* Whether `name` [size] is one of the comma-separated names of the flag. */
@@ -16,7 +25,7 @@ static bool is_named(const struct cli_flag *flag, const char *name, size_t size)
     if (flag->type == CLI_HEADING) return false;
     for (const char *at = flag->names; *at;) {
         size_t n = strcspn(at, ",");
-        if (n == size && memcmp(at, name, n) == 0) return true;
+        if (n == size && is_same(at, name, n)) return true;
         at += n + (at[n] == ',');
     }
     return false;
@@ -73,17 +82,23 @@ static int unknown_flag(const struct cli_command *command, const char *name, siz
     return mo_error_set(error, MO_E_INVALID, "unknown flag %.*s (--help lists all)", (int)size, name);
 }
 
-static int parse_choice(const struct cli_flag *flag, const char *name, const char *value, struct mo_error *error) {
+/* The index of `value` in "a|b|c", or -1. */
+static int find_choice(const char *choices, const char *value) {
     int index = 0;
-    for (const char *at = flag->choices; *at; index++) {
+    for (const char *at = choices; *at; index++) {
         size_t n = strcspn(at, "|");
-        if (strlen(value) == n && memcmp(at, value, n) == 0) {
-            *(int *)flag->target = index;
-            return 0;
-        }
+        if (strlen(value) == n && memcmp(at, value, n) == 0) return index;
         at += n + (at[n] == '|');
     }
-    return mo_error_set(error, MO_E_INVALID, "%s: expected %s, found \"%s\"", name, flag->choices, value);
+    return -1;
+}
+
+static int parse_choice(const struct cli_flag *flag, const char *name, const char *value, struct mo_error *error) {
+    int index = find_choice(flag->choices, value);
+    if (index < 0)
+        return mo_error_set(error, MO_E_INVALID, "%s: expected %s, found \"%s\"", name, flag->choices, value);
+    *(int *)flag->target = index;
+    return 0;
 }
 
 static int parse_number(const struct cli_flag *flag, const char *name, const char *value, struct mo_error *error) {
@@ -149,6 +164,9 @@ static int set_flag(const struct cli_flag *flag, const char *name, const char *v
     case CLI_IGNORED_FLAG:
         fprintf(stderr, "moebius: %s: %s\n", name, flag->help);
         return 0;
+    case CLI_REFUSED:
+    case CLI_REFUSED_FLAG:
+        return mo_error_set(error, MO_E_UNSUPPORTED, "%s is refused: %s", name, flag->help);
     case CLI_HEADING:
         break;
     }
@@ -171,17 +189,18 @@ static void print_flag(const struct cli_command *command, const struct cli_flag 
         at += size + (at[size] == ',');
     }
     if (n == 2) return;
-    if (takes_value(flag) && n < (int)sizeof left) {
-        snprintf(left + n, sizeof left - (size_t)n, " %s",
+    if ((takes_value(flag) || flag->choices) && n < (int)sizeof left) {
+        snprintf(left + n, sizeof left - (size_t)n, takes_value(flag) ? " %s" : " [%s]",
                  flag->choices ? flag->choices
                  : flag->value ? flag->value
                                : "X");
     }
-    const char *help = flag->help ? flag->help : "";
+    bool is_refused = flag->type == CLI_REFUSED || flag->type == CLI_REFUSED_FLAG;
+    const char *help = flag->help ? flag->help : "", *before = is_refused ? "refused: " : "";
     printf(strlen(left) < 34 ? "%-34s" : "%s\n%34s", left, "");
     for (const char *line = help; *line;) {
         int size = (int)strcspn(line, "\n");
-        printf("%s%.*s\n", line == help ? "" : "                                  ", size, line);
+        printf("%s%.*s\n", line == help ? before : "                                  ", size, line);
         line += size + (line[size] == '\n');
     }
     if (!*help) putchar('\n');
@@ -206,7 +225,10 @@ static int parse_flag(const struct cli_command *command, int argc, char **argv, 
     char name[64];
     snprintf(name, sizeof name, "%.*s", (int)size, argument);
     if (!takes_value(flag)) {
-        if (argument[size]) return mo_error_set(error, MO_E_INVALID, "%s takes no value", name);
+        const char *next = argument[size] ? argument + size + 1 : *i + 1 < argc ? argv[*i + 1] : "";
+        bool has_value = flag->choices && find_choice(flag->choices, next) >= 0;
+        if (argument[size] && !has_value) return mo_error_set(error, MO_E_INVALID, "%s takes no value", name);
+        *i += has_value && !argument[size];
         return set_flag(flag, name, NULL, error);
     }
     if (argument[size]) return set_flag(flag, name, argument + size + 1, error);
@@ -240,5 +262,5 @@ int cli_parse(const struct cli_command *command, int argc, char **argv, const ch
 
 int cli_fail(const char *command, const struct mo_error *error) {
     fprintf(stderr, "moebius %s: %s\n", command, error->message);
-    return error->code == MO_E_INVALID ? 2 : 1;
+    return error->code == MO_E_INVALID ? 2 : error->code == MO_E_CANCELLED ? 130 : 1;
 }

@@ -1,5 +1,6 @@
 /* cli.h - the command line as a table: each subcommand lists its flags once, and gets parsing, range checks and
- * --help from the list. `--flag value`, `--flag=value` and, for one-letter aliases, `-n 5` are accepted. */
+ * --help from the list. `--flag value`, `--flag=value` and, for one-letter aliases, `-n 5` are accepted;
+ * in long names "_" is "-". */
 #ifndef MOEBIUS_CLI_H
 #define MOEBIUS_CLI_H
 
@@ -18,6 +19,8 @@ enum cli_type {
     CLI_CHOICE,       /* int *: index into `choices`, "a|b|c" */
     CLI_IGNORED,      /* accepted for compatibility, has a value; `help` says why nothing happens */
     CLI_IGNORED_FLAG, /* the same without a value */
+    CLI_REFUSED,      /* known, has a value, and cannot be had; `help` says why */
+    CLI_REFUSED_FLAG, /* the same without a value */
     CLI_HEADING,      /* no flag: a heading in --help */
 };
 
@@ -32,7 +35,7 @@ struct cli_flag {
     enum cli_type type;
     void *target;
     double min, max;     /* CLI_INT, CLI_DOUBLE */
-    const char *choices; /* CLI_CHOICE */
+    const char *choices; /* CLI_CHOICE; CLI_IGNORED_FLAG: words that may follow it */
     const char *value;   /* what --help calls the value: "N", "FILE" */
     const char *help;    /* one line or two; the default is said here */
     bool *given;         /* if not NULL, set when the flag occurs */
@@ -53,7 +56,8 @@ struct cli_command {
 int cli_parse(const struct cli_command *command, int argc, char **argv, const char **positionals, int *n_positionals,
               struct mo_error *error);
 
-/* Prints "moebius NAME: MESSAGE" to stderr; returns the exit status: 2 for wrong usage (INVALID from cli_parse), else 1. */
+/* Prints "moebius NAME: MESSAGE" to stderr; returns the exit status: 2 for wrong usage (INVALID from cli_parse), 130 if it was
+ * stopped (CANCELLED), else 1. */
 int cli_fail(const char *command, const struct mo_error *error);
 
 #endif

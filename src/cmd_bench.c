@@ -3,6 +3,7 @@
 #include <string.h>
 #include "base/json.h"
 #include "base/memory.h"
+#include "bench_energy.h"
 #include "bench_guide.h"
 #include "bench_report.h"
 #include "cmd.h"
@@ -102,6 +103,7 @@ static int read_memory(struct bench_report *r, int passes, struct bench_spread *
 
 static int measure_machine(struct bench_report *r, struct mo_error *error) {
     int code = cpu_level_get(&r->level, error);
+    bench_energy_open(&r->bench.energy, r->engine, r->gpu);
     if (!code && !r->engine->options.like) code = checkpoint_hash(&r->engine->checkpoint, 0, r->hash, error);
     if (!code && r->engine->store) code = bench_experts_read_disk(r->engine, &r->disk_gb_s, error);
     if (!code && r->gpu) return note_card(r);
@@ -116,7 +118,7 @@ static int measure_prompts(struct bench_report *r, struct mo_error *error) {
     const struct bench_list *prompt = &r->plan->prompt;
     int code = bench_warm_up(&r->bench, error);
     for (int i = 0; i < prompt->n && !code; i++) {
-        code = bench_time_prompt(&r->bench, prompt->values[i], &r->prompt_s[i], &r->prompt_experts[i], error);
+        code = bench_time_prompt(&r->bench, prompt->values[i], &r->prompt[i], error);
         if (!code) r->n_prompt++;
         if (!code) code = bench_report_write(r, error);
     }
@@ -230,7 +232,8 @@ static const char about[] =
     "At a depth they share the whole cache pages of one beginning, computed once. The bytes of a step are\n"
     "those it must read: every matrix but the experts, the experts that were visited, the cache rows,\n"
     "each once; a small model finds them in the processor's caches and passes 100 % of the memory's speed,\n"
-    "which is measured again before and after every line, because machines drift.\n"
+    "which is measured again before and after every line, because machines drift. Where the processor or the\n"
+    "card has a meter of energy that may be read (`moebius doctor` says why not), joules a token are given, too.\n"
     "With --like or --config there is no MODEL: random weights of that shape are made in memory (as\n"
     "--quantization says, bf16 if it does not), and every line says that they are synthetic.\n"
     "`bench guide` measures in the shapes of a hosting guide (prompt 1024, 256 tokens, batch 1, 4 and 8;\n"

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "base/energy.h"
 #include "base/file.h"
 #include "base/json.h"
 #include "bench_machine.h"
@@ -19,6 +20,7 @@ struct checkup {
     bool quick;
     struct plan_host host;
     struct plan_cuda cuda;
+    int energy_meters;
     struct plan_disk disk;
     struct mo_error disk_error; /* a disk that cannot be measured is a finding, not a failure */
     struct bench_spread read_gb_s;
@@ -122,6 +124,19 @@ static void check_cards(struct checkup *c, bool json) {
     }
 }
 
+/* `bench` gives joules a token where there is a meter. */
+static void check_energy(struct checkup *c, bool json) {
+    struct energy energy;
+    struct mo_error why = {0};
+    energy_open(&energy, NULL, 0, &why);
+    if (energy.n_zones && !json) say("energy", "%d meters of processors and their memory", energy.n_zones);
+    if (!energy.n_zones && !json) say("energy", "no meter: %s", why.message);
+    c->energy_meters = energy.n_zones;
+    if (why.code == MO_E_IO)
+        advise(c, json, "root alone reads the meters: chmod o+r energy_uj there, until the next start, for `bench`");
+    energy_close(&energy);
+}
+
 static void check_disk(struct checkup *c, bool json) {
     if (c->quick) return;
     if (plan_measure_disk(c->folder, &c->disk, &c->disk_error)) {
@@ -208,6 +223,7 @@ static int print_json(const struct checkup *c, struct mo_error *error) {
                              h->overcommit, "cards", cards_json(&c->cuda), "disk", disk_json(c), "advice", c->advice);
     if (root && !c->quick)
         json_object_set_new(json_object_get(root, "memory"), "read_gb_s", json_real(c->read_gb_s.median));
+    if (root) json_object_set_new(root, "energy_meters", json_integer(c->energy_meters));
     if (root && !c->cuda.n) json_object_set_new(root, "no_card", json_string(c->cuda.why_not));
     return json_print(root, error);
 }
@@ -221,6 +237,7 @@ static int run(struct checkup *c, bool json, struct mo_error *error) {
     code = check_memory_speed(c, json, error);
     if (code) return code;
     check_cards(c, json);
+    check_energy(c, json);
     check_disk(c, json);
     check_limits(c, json);
     return json ? print_json(c, error) : 0;

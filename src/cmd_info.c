@@ -7,11 +7,12 @@
 #include "base/utf8.h"
 #include "cli.h"
 #include "cmd.h"
+#include "find_model.h"
 #include "info_hybrid.h"
 #include "model/gguf.h"
-#include "model/locate.h"
 #include "model/names.h"
 #include "model/pack.h"
+#include "override_flags.h"
 
 /* How tensors are stored: their types, and our own blocks, which are bytes to others. */
 enum { STORED_INT4 = DTYPES, STORED_INT8, STORED_KINDS, MAX_TEXT_BYTES = 4 << 20 };
@@ -48,6 +49,7 @@ struct facts {
     char path[4096];
     struct model model;
     struct model_params params;
+    struct overrides *overrides;
     struct checkpoint checkpoint;
     int64_t bytes[STORED_KINDS];         /* of the tensors that the engine uses */
     int64_t left_out_bytes, other_bytes; /* prediction layers; a packed file's small files and padding */
@@ -124,11 +126,13 @@ static int verify(const struct checkpoint *checkpoint, struct mo_error *error) {
     return code;
 }
 
-static int gather(struct facts *f, const char *model, const char *revision, const struct depth *depth,
+static int gather(struct facts *f, const struct find_request *request, const struct depth *depth,
                   struct mo_error *error) {
-    int code = model_locate(model, revision, f->path, sizeof f->path, error);
+    int code = find_model(request, f->path, sizeof f->path, error);
     if (!code) code = checkpoint_open_files(&f->checkpoint, f->path, error);
-    if (!code) code = model_load(&f->model, &f->checkpoint, error);
+    if (code) return code;
+    f->checkpoint.overrides = f->overrides;
+    code = model_load(&f->model, &f->checkpoint, error);
     if (!code) code = checkpoint_open_tensors(&f->checkpoint, error);
     if (!code) code = checkpoint_hash(&f->checkpoint, depth->full_hash, f->hash, error);
     if (!code && depth->verify) code = verify(&f->checkpoint, error);
@@ -229,6 +233,7 @@ static int print_json(const struct facts *f, struct mo_error *error) {
     int index_topk = model_is_hybrid(&f->model) ? f->model.hybrid.index_topk : f->model.index_topk;
     json_object_set_new(root, "index_topk", index_topk ? json_integer(index_topk) : json_null());
     json_object_set_new(root, "hybrid", model_is_hybrid(&f->model) ? info_hybrid_json(&f->model) : json_null());
+    json_object_set_new(root, "overrides", override_flags_json(&f->checkpoint));
     json_object_set_new(root, "int4_packing", packing_of(&f->model) ? json_string(packing_of(&f->model)) : json_null());
     json_object_set_new(root, "synthetic", json_boolean(f->model.synthetic));
     json_object_set_new(root, "packed", f->checkpoint.is_packed ? packed_json(f) : json_null());
@@ -262,6 +267,7 @@ static void print_text(const struct facts *f) {
     }
     if (model_is_hybrid(m)) info_hybrid_print(m);
     printf("context: %d tokens\nlicence: %s\nhash: %s\n", m->context, f->licence, f->hash);
+    override_flags_say(&f->checkpoint, stdout, NULL);
     if (f->checkpoint.is_packed) print_packed(f);
     if (f->checkpoint.gguf) print_gguf(f);
     printf("\nparameters:\n");
@@ -292,13 +298,17 @@ static void print_text(const struct facts *f) {
 }
 
 int cmd_info(int argc, char **argv) {
-    const char *model = NULL, *revision = NULL;
+    struct find_flags hub = {0};
+    struct find_request request = {.hub = &hub, .need = FIND_FILES};
+    struct override_flags changes = {0};
+    struct cli_flag shared[FIND_FLAGS_MAX + OVERRIDE_FLAGS_MAX];
     bool json = false;
     struct depth depth = {0};
+    size_t n_shared = find_model_flags(&hub, &request.model, &request.revision, shared);
+    shared[n_shared + override_flags_add(&changes, shared + n_shared)] = (struct cli_flag){0};
     /* clang-format off */
     const struct cli_flag flags[] = {
-        {.names = "--model,-m", .type = CLI_STRING, .target = &model, .value = "MODEL", .help = "the model, if not given as MODEL"},
-        {.names = "--revision", .type = CLI_STRING, .target = &revision, .value = "REV", .help = "branch, tag or commit in the Hugging Face cache"},
+        {.names = "--model,-m", .type = CLI_STRING, .target = &request.model, .value = "MODEL", .help = "the model, if not given as MODEL"},
         {.names = "--full-hash", .type = CLI_FLAG, .target = &depth.full_hash, .help = "hash every byte instead of samples (reads the whole model)"},
         {.names = "--verify", .type = CLI_FLAG, .target = &depth.verify, .help = "compare every tensor with its checksum, and look for scales that are not\nfinite (files of quantize and synth; of GGUF files the values alone;\nreads the whole file)"},
         {.names = "--json", .type = CLI_FLAG, .target = &json, .help = "for programs"},
@@ -309,6 +319,7 @@ int cmd_info(int argc, char **argv) {
         .name = "info",
         .arguments = "MODEL [flags]",
         .flags = flags,
+        .more = shared,
         .max_positionals = 1,
         .about =
             "Says what a model is, from config.json and the headers of its files: parameters by group (active: those "
@@ -318,17 +329,21 @@ int cmd_info(int argc, char **argv) {
     };
     struct mo_error error = {0};
     struct facts *facts = calloc(1, sizeof *facts);
-    int n_positionals, code = cli_parse(&command, argc, argv, &model, &n_positionals, &error);
+    int n_positionals, code = cli_parse(&command, argc, argv, &request.model, &n_positionals, &error);
     if (code > 0) {
         free(facts);
         return 0;
     }
     if (!code && !facts) code = mo_error_set(&error, MO_E_NO_MEMORY, "no memory");
-    if (!code && !model) code = mo_error_set(&error, MO_E_INVALID, "no MODEL given (--help shows how)");
-    if (!code) code = gather(facts, model, revision, &depth, &error);
+    if (!code && !request.model) code = mo_error_set(&error, MO_E_INVALID, "no MODEL given (--help shows how)");
+    if (!code) code = override_flags_read(&changes, &facts->overrides, &error);
+    if (!code) code = gather(facts, &request, &depth, &error);
     if (!code && json) code = print_json(facts, &error);
     if (!code && !json) print_text(facts);
-    if (facts) checkpoint_close(&facts->checkpoint);
+    if (facts) {
+        checkpoint_close(&facts->checkpoint);
+        overrides_free(facts->overrides);
+    }
     free(facts);
     return code ? cli_fail("info", &error) : 0;
 }

@@ -3,6 +3,7 @@
 #include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include "cli.h"
 #include "cmd.h"
 #include "plan/ranks.h"
@@ -17,14 +18,13 @@ struct command_line {
     int table, plot;
 };
 
-enum { FLAGS_MAX = 40 };
+enum { FLAGS_MAX = 50 };
 
 static void fill_flags(struct command_line *c, struct cli_flag flags[FLAGS_MAX]) {
     struct plan_arguments *a = &c->plan;
     /* clang-format off */
     const struct cli_flag table[] = {
         {.names = "--model,-m", .type = CLI_STRING, .target = &a->model, .value = "MODEL", .help = "the model, if not given as MODEL"},
-        {.names = "--revision", .type = CLI_STRING, .target = &a->revision, .value = "REV", .help = "branch, tag or commit in the Hugging Face cache"},
         {.names = "--quantization,--quant", .type = CLI_STRING, .target = &a->quant, .value = "RECIPE",
          .help = "f32, bf16, f16, int8, fp8, int4, fp4, awq, awq-g64 or awq-g32, and groups that differ:\nint4,head=bf16,routed=2.4 (bits); "
                  "default: the files' own"},
@@ -69,11 +69,14 @@ static void fill_flags(struct command_line *c, struct cli_flag flags[FLAGS_MAX])
         {.names = "--bits", .type = CLI_DOUBLE, .target = &c->check.bits, .min = 0.5, .max = 64, .value = "X", .help = "bits a weight"},
         {.names = "--bandwidth", .type = CLI_DOUBLE, .target = &c->check.gb_s, .min = 0.01, .max = 1e6, .value = "GB/s", .help = "of the memory that holds the weights"},
         {.names = "--tps", .type = CLI_DOUBLE, .target = &c->check.tokens_per_s, .min = 1e-6, .max = 1e9, .value = "X", .help = "the figure: tokens a second of one sequence"},
-        {0},
+        {.names = "Hugging Face hub (of a model that is not here the small files are fetched)", .type = CLI_HEADING},
     };
     /* clang-format on */
-    static_assert(sizeof table / sizeof *table <= FLAGS_MAX, "room for all flags");
-    for (size_t i = 0; i < sizeof table / sizeof *table; i++) flags[i] = table[i];
+    const size_t n = sizeof table / sizeof *table;
+    static_assert(sizeof table / sizeof *table + FIND_FLAGS_MAX + OVERRIDE_FLAGS_MAX < FLAGS_MAX, "room for all flags");
+    memcpy(flags, table, sizeof table);
+    const size_t m = n + find_model_flags(&a->hub, &a->model, &a->revision, flags + n);
+    flags[m + override_flags_add(&a->overrides, flags + m)] = (struct cli_flag){0};
 }
 
 static int run_plan(const struct plan_arguments *arguments, bool *fits, struct mo_error *error) {
@@ -116,7 +119,7 @@ int cmd_plan(int argc, char **argv) {
         .about =
             "Says whether a model fits, where its parts would lie, and how fast it would be, before anything is "
             "downloaded.\n"
-            "MODEL is a folder, org/name in the Hugging Face cache, a config.json, a GGUF file, a safetensors file or "
+            "MODEL is a folder, org/name at the Hugging Face hub, a config.json, a GGUF file, a safetensors file or "
             "just its "
             "leading\n"
             "header, or a built-in name: deepseek-coder-v2-lite, deepseek-v2-lite, deepseek-v2, deepseek-v3, "

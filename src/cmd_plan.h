@@ -4,11 +4,15 @@
 #ifndef MOEBIUS_CMD_PLAN_H
 #define MOEBIUS_CMD_PLAN_H
 
+#include "find_model.h"
+#include "override_flags.h"
 #include "plan/speed.h"
 
 /* The command line; NULL, 0 or below 0: not given. */
 struct plan_arguments {
     const char *model, *revision, *gpu, *ram, *network, *quant, *folder, *expert_trace;
+    struct find_flags hub;
+    struct override_flags overrides;
     double nvme_gb_s, hit_rate, utilization, cpu_gflops;
     int kv; /* 0 auto, else enum kv_format + 1 */
     int context, seqs, batched_tokens, threads, nodes, ranks;
@@ -34,6 +38,10 @@ struct plan_report {
 
 /* Everything that is not given is detected, and measured where the plan needs it. */
 int plan_gather(struct plan_report *report, const struct plan_arguments *arguments, struct mo_error *error);
+
+/* Of a known shape, `memory` alone: nothing is measured, so a disk is only there if its speed is given. */
+int plan_gather_room(struct plan_report *report, const struct plan_arguments *arguments, const struct plan_arch *arch,
+                     struct mo_error *error);
 
 void plan_print_text(const struct plan_report *report);
 int plan_print_json(const struct plan_report *report, struct mo_error *error);

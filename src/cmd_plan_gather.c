@@ -39,10 +39,38 @@ const char *plan_report_class(const struct plan_report *report) {
 
 /* ---- the model ---- */
 
+/* Behind "no such model": what there is without one. */
+static int name_builtins(struct mo_error *error) {
+    size_t n = strlen(error->message);
+    for (int i = 0; plan_arch_builtin_name(i) && n < sizeof error->message; i++)
+        n += (size_t)snprintf(error->message + n, sizeof error->message - n, "%s%s",
+                              i ? ", " : "; built in: ", plan_arch_builtin_name(i));
+    return error->code;
+}
+
+/* Of a model at the hub, config.json and what else is small is enough. */
+static int open_source(struct plan_source *source, const struct plan_arguments *a, const struct overrides *overrides,
+                       struct mo_error *error) {
+    char path[4096];
+    const struct find_request request = {
+        .model = a->model, .revision = a->revision, .hub = &a->hub, .need = FIND_CONFIG};
+    *source = (struct plan_source){0};
+    bool is_builtin = plan_arch_builtin(&source->arch, a->model);
+    if (is_builtin && overrides)
+        return mo_error_set(error, MO_E_INVALID,
+                            "--hf-overrides and --override-kv go with a config.json, and %s is built in", a->model);
+    int code = is_builtin ? 0 : find_model(&request, path, sizeof path, error);
+    if (code == MO_E_NOT_FOUND) return name_builtins(error);
+    return code || is_builtin ? code : plan_source_open(source, path, overrides, error);
+}
+
 static int gather_model(struct plan_report *r, struct mo_error *error) {
     const struct plan_arguments *a = r->arguments;
     struct plan_source source;
-    int code = plan_source_open(&source, a->model, a->revision, error);
+    struct overrides *overrides;
+    int code = override_flags_read(&a->overrides, &overrides, error);
+    if (!code) code = open_source(&source, a, overrides, error);
+    overrides_free(overrides);
     if (code) return code;
     r->input.arch = source.arch;
     r->recipe_is_published = !a->quant;
@@ -354,18 +382,37 @@ static void gather_speeds(struct plan_report *r) {
     }
 }
 
-int plan_gather(struct plan_report *r, const struct plan_arguments *arguments, struct mo_error *error) {
-    struct plan_host host;
-    r->arguments = arguments;
-    int code = gather_model(r, error);
-    if (!code) code = gather_machine(r, &host, error);
+/* What lies where, with nothing measured yet. */
+static int gather_room(struct plan_report *r, struct plan_host *host, struct mo_error *error) {
+    int code = gather_machine(r, host, error);
     if (!code) code = gather_wish(r, error);
     if (code) return code;
-    int threads = arguments->threads ? arguments->threads : host.threads;
+    int threads = r->arguments->threads ? r->arguments->threads : host->threads;
     r->input.cpu_scratch_bytes = cpu_scratch(&r->input, threads);
     plan_settle(&r->input);
     plan_memory(&r->input, &r->memory);
     shorten_steps(r, threads);
+    return 0;
+}
+
+int plan_gather_room(struct plan_report *r, const struct plan_arguments *arguments, const struct plan_arch *arch,
+                     struct mo_error *error) {
+    struct plan_host host;
+    r->arguments = arguments;
+    r->input.arch = *arch;
+    int code = plan_quant_parse(&r->input.quant, arguments->quant ? arguments->quant : r->input.arch.published, error);
+    if (code) return code;
+    plan_weights_from_quant(&r->input.weights, &r->input.arch, &r->input.quant);
+    return gather_room(r, &host, error);
+}
+
+int plan_gather(struct plan_report *r, const struct plan_arguments *arguments, struct mo_error *error) {
+    struct plan_host host;
+    r->arguments = arguments;
+    int code = gather_model(r, error);
+    if (!code) code = gather_room(r, &host, error);
+    if (code) return code;
+    int threads = arguments->threads ? arguments->threads : host.threads;
     code = measure_disk(r, error);
     if (!code) code = measure_ram(r, threads, error);
     if (!code) code = measure_products(r, &host, threads, error);

@@ -5,7 +5,6 @@
 #include "base/json.h"
 #include "base/memory.h"
 #include "cmd_pull.h"
-#include "hub/select.h"
 
 static const double REDRAW_S = 0.25;
 
@@ -71,7 +70,7 @@ void pull_view_begin(struct pull_view *view, const struct hub_pull *pull) {
     if (!view->is_terminal) return;
     fprintf(stderr, "%s at %.10s: %d files, %s, of which %s are here\n", pull->model, pull->listing.commit,
             view->n_files, bytes_text(total, (double)view->total), bytes_text(there, (double)view->was_there));
-    say_what_fits(pull);
+    if (!view->is_judged) say_what_fits(pull);
 }
 
 void pull_view_note(void *context, const char *line) {
@@ -98,6 +97,17 @@ void pull_view_tick(void *context, const struct hub_pull *pull) {
 
 void pull_view_end(const struct pull_view *view) {
     if (view->is_terminal) fputs("\r\033[K", stderr);
+}
+
+void pull_view_done(const struct pull_view *view, const struct hub_pull *pull) {
+    double received = (double)atomic_load(&pull->n_received), seconds = clock_now_s() - view->start_s;
+    if (received > 0)
+        fprintf(stderr, "%s: %d files, %.3f GB, %.3f GB of them now, in %.1f s (%.1f MB/s); hashes are right\n",
+                pull->model, view->n_files, (double)view->total / 1e9, received / 1e9, seconds,
+                received / 1e6 / (seconds > 0 ? seconds : 1));
+    else
+        fprintf(stderr, "%s: %d files, %.3f GB, all here already\n", pull->model, view->n_files,
+                (double)view->total / 1e9);
 }
 
 void pull_print_plan(const struct pull_view *view, const struct hub_pull *pull) {

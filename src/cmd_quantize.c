@@ -6,7 +6,7 @@
 #include "calibrate.h"
 #include "cmd.h"
 #include "cmd_recipe.h"
-#include "model/locate.h"
+#include "find_model.h"
 #include "model/quantize.h"
 
 enum { DEFAULT_TOKENS = 32768, CALIBRATION_CONTEXT = 2048, MAX_TEXT_BYTES = 1 << 28 };
@@ -19,6 +19,7 @@ struct arguments {
     double memory_gib;
     bool tokens_given, method_given, memory_given;
     struct recipe_arguments recipe;
+    struct find_flags hub;
     bool json;
 };
 
@@ -36,7 +37,9 @@ struct source {
 
 /* The headers alone; then it is known whether -o names one of these files. */
 static int open_headers(struct source *s, const struct arguments *a, struct mo_error *error) {
-    int code = model_locate(a->model, a->revision, s->path, sizeof s->path, error);
+    const struct find_request request = {
+        .model = a->model, .revision = a->revision, .hub = &a->hub, .need = FIND_FILES};
+    int code = find_model(&request, s->path, sizeof s->path, error);
     if (!code) code = checkpoint_open_files(&s->checkpoint, s->path, error);
     if (!code) code = model_load(&s->model, &s->checkpoint, error);
     if (!code) code = checkpoint_open_tensors(&s->checkpoint, error);
@@ -77,6 +80,7 @@ static int open_engine(struct source *s, const struct arguments *a, const struct
     options.expert_cache = "0"; /* what is observed are the matrices where they lie */
     options.model = a->model;
     options.revision = a->revision;
+    options.hub = a->hub;
     options.device = "cpu";
     options.compute = COMPUTE_F32; /* the same numbers on every machine */
     options.kv = 1 + KV_BF16;
@@ -131,13 +135,13 @@ static int check_calibration(const struct arguments *a, struct mo_error *error) 
 int cmd_quantize(int argc, char **argv) {
     struct arguments a = {.tokens = DEFAULT_TOKENS};
     struct recipe recipe;
-    struct cli_flag shared[RECIPE_FLAGS_MAX];
-    recipe_flags(&a.recipe, shared);
+    struct cli_flag shared[RECIPE_FLAGS_MAX + FIND_FLAGS_MAX];
+    size_t n_shared = find_model_flags(&a.hub, &a.model, &a.revision, shared);
+    recipe_flags(&a.recipe, shared + n_shared);
     /* clang-format off */
     const struct cli_flag flags[] = {
         {.names = "--output,-o", .type = CLI_STRING, .target = &a.out, .value = "FILE", .help = "the file to write: the whole model in one"},
         {.names = "--model,-m", .type = CLI_STRING, .target = &a.model, .value = "MODEL", .help = "the model, if not given as MODEL"},
-        {.names = "--revision", .type = CLI_STRING, .target = &a.revision, .value = "REV", .help = "branch, tag or commit in the Hugging Face cache"},
         {.names = "--calibrate", .type = CLI_STRING, .target = &a.calibrate, .value = "TEXT",
          .help = "run the model over this file first, and keep small the error of what\nit computes there instead of that of the weights"},
         {.names = "--calibration-tokens", .type = CLI_INT, .target = &a.tokens, .min = 1, .max = 1 << 26, .value = "N", .given = &a.tokens_given,

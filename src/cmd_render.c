@@ -9,7 +9,8 @@
 enum { REQUEST_BYTES_MAX = 64 << 20 };
 
 struct options {
-    const char *model, *revision, *messages, *chat_template;
+    struct text_source source;
+    const char *messages, *chat_template;
     bool json;
 };
 
@@ -57,7 +58,7 @@ static int render(const struct options *options, struct mo_error *error) {
     const struct chat_template *chat;
     struct chat_prompt prompt = {0};
     json_t *request = NULL;
-    int code = cmd_text_open(&tokenizer, options->model, options->revision, error);
+    int code = cmd_text_open(&tokenizer, &options->source, error);
     if (!code) code = chat_template_choose(&chat, options->chat_template, tokenizer, error);
     if (!code) code = json_parse_file(options->messages, REQUEST_BYTES_MAX, &request, error);
     if (!code) code = request_render(tokenizer, chat, request, options->messages, &prompt, error);
@@ -70,6 +71,8 @@ static int render(const struct options *options, struct mo_error *error) {
 
 int cmd_render(int argc, char **argv) {
     struct options options = {0};
+    struct cli_flag shared[TEXT_FLAGS_MAX];
+    cmd_text_flags(&options.source, shared);
     const struct cli_flag flags[] = {
         {.names = "--messages",
          .type = CLI_STRING,
@@ -89,16 +92,6 @@ int cmd_render(int argc, char **argv) {
          .target = &options.json,
          .help = "print {\"text\": ..., \"ids\": [...]}: the ids are those that the\nengine gets, with no "
                  "special token out of a message's text"},
-        {.names = "--model,-m",
-         .type = CLI_STRING,
-         .target = &options.model,
-         .value = "MODEL",
-         .help = "the model, instead of as argument"},
-        {.names = "--revision",
-         .type = CLI_STRING,
-         .target = &options.revision,
-         .value = "REV",
-         .help = "branch, tag or commit in the Hugging Face cache (default main)"},
         {0},
     };
     const struct cli_command command = {
@@ -109,16 +102,17 @@ int cmd_render(int argc, char **argv) {
         .examples = "  echo '{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}' | moebius render "
                     "./model --messages -",
         .flags = flags,
+        .more = shared,
         .max_positionals = 1,
     };
     struct mo_error error = {0};
     const char *positional = NULL;
     int n = 0, code = cli_parse(&command, argc, argv, &positional, &n, &error);
     if (code > 0) return 0;
-    if (!code && n && options.model)
+    if (!code && n && options.source.model)
         code = mo_error_set(&error, MO_E_INVALID, "unexpected argument \"%s\"", positional);
-    if (!code && n) options.model = positional;
-    if (!code && !options.model) code = mo_error_set(&error, MO_E_INVALID, "MODEL is missing (--help explains)");
+    if (!code && n) options.source.model = positional;
+    if (!code && !options.source.model) code = mo_error_set(&error, MO_E_INVALID, "MODEL is missing (--help explains)");
     if (!code && !options.messages)
         code = mo_error_set(&error, MO_E_INVALID, "--messages FILE is missing (--help explains)");
     if (code) return cli_fail(command.name, &error);

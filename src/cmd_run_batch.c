@@ -73,27 +73,38 @@ static int go_on(struct batch_output *output, struct batch_input *input, struct 
     report->n_errors = kept.n_errors;
     if (!code && kept.n) log_info("%s: %d of %d requests are answered already", output->partial, kept.n, input->n);
     if (!code && kept.n_strange) {
-        log_warn(
-            "%s: %d lines are left out: they answer other requests, or are another model's, damaged, or say that the "
-            "engine failed",
-            output->partial, kept.n_strange);
+        log_warn("%s: %d lines are left out: they answer other requests, or are another model's or of other defaults, "
+                 "damaged, or say that the "
+                 "engine failed",
+                 output->partial, kept.n_strange);
     }
     return code;
 }
 
 /* --- the work ------------------------------------------------------------------------------------ */
 
+/* What tells one model's answers from another's, and one server's defaults from another's. */
+static int bind_input(const struct arguments *a, struct batch_input *input, const char *hash, struct mo_error *error) {
+    struct buffer text = {0};
+    buffer_add_text(&text, hash);
+    serve_arguments_print(&a->serve, &text);
+    int code = text.failed ? mo_error_set(error, MO_E_NO_MEMORY, "no memory for the settings' digest")
+                           : batch_input_bind(input, text.data, text.size, error);
+    buffer_free(&text);
+    return code;
+}
+
 static int answer_all(const struct arguments *a, struct engine *engine, struct batch_input *input,
                       struct batch_output *output, struct batch_report *report, struct mo_error *error) {
     char hash[65], fingerprint[RESPOND_FINGERPRINT_SIZE];
     const struct server_options *s = &a->serve.server;
     int code = checkpoint_hash(&engine->checkpoint, 0, hash, error);
-    if (!code) code = batch_input_bind(input, hash, error);
+    if (!code) code = bind_input(a, input, hash, error);
     if (!code) code = go_on(output, input, report, error);
     if (!code) code = engine_start(engine, error);
     if (code) return code;
     respond_fingerprint(fingerprint, hash);
-    const struct batch_job job = {.model = {engine, s->names, s->n_names, s->any_name, s->keeps_thoughts},
+    const struct batch_job job = {.model = {engine, s->names, s->n_names, s->any_name, s->keeps_thoughts, &s->policy},
                                   .fingerprint = fingerprint,
                                   .input = input,
                                   .output = output,
@@ -197,8 +208,8 @@ int cmd_run_batch(int argc, char **argv) {
     if (!code) code = start(&a, &report, &error);
     if (!code && report.n_requests)
         code = batch_report_print(&report, strcmp(a.output, "-") ? a.output : "standard output", a.json, &error);
+    serve_arguments_free(&a.serve);
     if (code == MO_E_CANCELLED && g_signal) return 128 + g_signal;
     if (code >= 0) return a.fails && report.n_errors ? 1 : 0;
-    cli_fail(command.name, &error);
-    return error.code == MO_E_INVALID ? 2 : 1;
+    return cli_fail(command.name, &error);
 }

@@ -70,13 +70,19 @@ static void raise_descriptor_limit(int max_connections) {
 
 static void print_url(const struct serve_arguments *a, const struct server *server, char *url, size_t size) {
     bool is_ipv6 = strchr(a->server.host, ':') != NULL;
-    snprintf(url, size, is_ipv6 ? "http://[%s]:%d" : "http://%s:%d", a->server.host, server_port(server));
+    if (a->server.socket_path) {
+        snprintf(url, size, "unix:%s", a->server.socket_path);
+        return;
+    }
+    const char *scheme = tls_is_wanted(&a->server.tls) ? "https" : "http";
+    snprintf(url, size, is_ipv6 ? "%s://[%s]:%d%s" : "%s://%s:%d%s", scheme, a->server.host, server_port(server),
+             a->server.prefix);
 }
 
 /* The line that says all is well, and how much room there is. */
 static void announce(const struct serve_arguments *a, const struct server *server, const struct engine *engine) {
     const struct engine_options *o = &engine->options;
-    char url[300], cut[200] = "", tested[48] = "";
+    char url[600], cut[200] = "", tested[48] = "";
     double cache = (double)kv_pool_bytes(&engine->model, (enum kv_format)(o->kv - 1), engine->n_pages, engine->n_near);
     print_url(a, server, url, sizeof url);
     if (!a->engine.max_model_len && o->max_model_len < engine->model.context) {
@@ -92,6 +98,11 @@ static void announce(const struct serve_arguments *a, const struct server *serve
     }
 }
 
+static void end_at_once(struct server *server, int status) {
+    server_unlisten(server);
+    _exit(status);
+}
+
 /* No new work; what runs may finish. A second signal ends everything at once, but SIGHUP: shells send it on to what had it. */
 static void drain(struct server *server) {
     server_drain(server);
@@ -99,14 +110,14 @@ static void drain(struct server *server) {
     if (n) log_info("shutting down when %d running answers are done; once more ends them", n);
     while (server_answers(server) > 0) {
         int number = signal_wait(POLL_MS);
-        if (number && number != SIGHUP) _exit(1);
+        if (number && number != SIGHUP) end_at_once(server, 1);
     }
 }
 
 static int serve(const struct serve_arguments *a, struct loading *loading, struct mo_error *error) {
     struct server *server = NULL;
     pthread_t loader;
-    char url[300];
+    char url[600];
     int code = server_open(&server, &a->server, error);
     if (code) return code;
     print_url(a, server, url, sizeof url);
@@ -117,7 +128,8 @@ static int serve(const struct serve_arguments *a, struct loading *loading, struc
         return mo_error_set(error, MO_E_NO_MEMORY, "cannot start a thread: %s", strerror(reason));
     }
     while (!atomic_load(&loading->done)) {
-        if (signal_wait(POLL_MS)) _exit(0); /* nothing to lose yet, and a load cannot be stopped half way */
+        if (signal_wait(POLL_MS))
+            end_at_once(server, 0); /* nothing to lose yet, and a load cannot be stopped half way */
     }
     pthread_join(loader, NULL);
     code = loading->error.code;
@@ -172,7 +184,7 @@ int cmd_serve(int argc, char **argv) {
         code = serve(&a, &loading, &error);
         engine_close(loading.engine);
     }
+    serve_arguments_free(&a);
     if (code >= 0) return 0;
-    cli_fail(command.name, &error);
-    return error.code == MO_E_INVALID ? 2 : 1;
+    return cli_fail(command.name, &error);
 }

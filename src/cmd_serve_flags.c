@@ -8,7 +8,6 @@
 #include "base/log.h"
 #include "base/utf8.h"
 #include "engine_weights.h"
-#include "model/locate.h"
 #include "sched/draft.h"
 
 enum {
@@ -26,10 +25,15 @@ void serve_arguments_init(struct serve_arguments *a) {
     a->engine.max_grammars = GRAMMAR_CACHE_MAX;
     a->server = (struct server_options){.host = "127.0.0.1",
                                         .port = 8000,
+                                        .policy.max_logprobs = SCHED_MAX_LOGPROBS,
                                         .max_body_bytes = 32 << 20,
                                         .max_connections = 1024,
                                         .max_queue = 1024,
                                         .request_timeout_s = 60};
+}
+
+void serve_arguments_free(struct serve_arguments *a) {
+    policy_flags_free(&a->policy);
 }
 
 /* --- tables -------------------------------------------------------------------------------------- */
@@ -45,11 +49,13 @@ static int http_flags(struct serve_arguments *a, struct cli_flag *out) {
         {.names = "--host",
          .type = CLI_STRING,
          .target = &s->host,
+         .given = &a->listen.has_host,
          .value = "HOST",
          .help = "address to listen on (default 127.0.0.1: this machine only)"},
         {.names = "--port",
          .type = CLI_INT,
          .target = &s->port,
+         .given = &a->listen.has_port,
          .min = 0,
          .max = 65535,
          .value = "N",
@@ -71,6 +77,10 @@ static int http_flags(struct serve_arguments *a, struct cli_flag *out) {
          .value = "A,B",
          .help = "web pages that may read answers, as http://HOST:PORT; *: all\n(default none: other programs need no "
                  "leave)"},
+        {.names = "--no-webui",
+         .type = CLI_FLAG,
+         .target = &s->no_webui,
+         .help = "leave out the page at / that one talks to the model by"},
     };
     return add_flags(out, flags, sizeof flags);
 }
@@ -78,7 +88,7 @@ static int http_flags(struct serve_arguments *a, struct cli_flag *out) {
 /* How requests are read and answered, whoever sends them. */
 static int answer_flags(struct serve_arguments *a, struct cli_flag *out) {
     const struct cli_flag flags[] = {
-        {.names = "--served-model-name,--alias",
+        {.names = "--served-model-name,--alias,-a",
          .type = CLI_LIST,
          .target = &a->names,
          .value = "A,B",
@@ -89,7 +99,7 @@ static int answer_flags(struct serve_arguments *a, struct cli_flag *out) {
          .choices = "auto|deepseek|none",
          .help = "none: thoughts stay in the content, as the model wrote them\n(default auto: apart, in "
                  "reasoning_content)"},
-        {.names = "--no-enable-prefix-caching",
+        {.names = "--no-enable-prefix-caching,--no-cache-prompt",
          .type = CLI_FLAG,
          .target = &a->no_prefix_caching,
          .help =
@@ -144,7 +154,7 @@ static int limit_flags(struct server_options *s, struct cli_flag *out) {
          .max = 1 << 30,
          .value = "N",
          .help = "largest request (default 33554432)"},
-        {.names = "--request-timeout",
+        {.names = "--request-timeout,--timeout,-to",
          .type = CLI_INT,
          .target = &s->request_timeout_s,
          .min = 1,
@@ -188,53 +198,6 @@ static int vllm_flags(struct serve_arguments *a, struct cli_flag *out) {
          .target = &a->speculative,
          .value = "JSON",
          .help = "{\"method\": \"ngram\", \"num_speculative_tokens\": N}: as --draft-max N"},
-        {.names = "--no-enable-chunked-prefill", .type = CLI_FLAG, .target = &a->no_chunks, .help = "refused"},
-    };
-    return add_flags(out, flags, sizeof flags);
-}
-
-static int harmless_flags(struct cli_flag *out) {
-    const struct cli_flag flags[] = {
-        {.names = "--trust-remote-code",
-         .type = CLI_IGNORED_FLAG,
-         .help = "nothing to trust: no code of the model is ever run"},
-        {.names = "--enable-chunked-prefill", .type = CLI_IGNORED_FLAG, .help = "always on"},
-        {.names = "--enable-prefix-caching", .type = CLI_IGNORED_FLAG, .help = "on unless switched off"},
-        {.names = "--enforce-eager", .type = CLI_IGNORED_FLAG, .help = "there are no graphs to capture"},
-        {.names = "--disable-log-requests,--no-enable-log-requests",
-         .type = CLI_IGNORED_FLAG,
-         .help = "requests are never logged"},
-        {.names = "--disable-log-stats", .type = CLI_IGNORED_FLAG, .help = "numbers are at /metrics only"},
-        {.names = "--disable-custom-all-reduce",
-         .type = CLI_IGNORED_FLAG,
-         .help = "nothing to reduce: cards share the layers"},
-        {.names = "--enable-auto-tool-choice", .type = CLI_IGNORED_FLAG, .help = "always on"},
-        {.names = "--enable-expert-parallel",
-         .type = CLI_IGNORED_FLAG,
-         .help = "a layer's experts are all on one device"},
-        {.names = "--jinja", .type = CLI_IGNORED_FLAG, .help = "chat templates are known here, functions included"},
-        {.names = "--tool-call-parser",
-         .type = CLI_IGNORED,
-         .help = "calls are read as the chat template's family writes them"},
-        {.names = "--reasoning-parser",
-         .type = CLI_IGNORED,
-         .help = "thoughts are split off where the chat template has them"},
-        {.names = "--enable-reasoning", .type = CLI_IGNORED_FLAG, .help = "on where the chat template has thoughts"},
-        {.names = "--swap-space",
-         .type = CLI_IGNORED,
-         .help = "no swap: a sequence that has to wait is computed again"},
-        {.names = "--cpu-offload-gb",
-         .type = CLI_IGNORED,
-         .help = "weights are mapped from their files, in this machine's memory"},
-        {.names = "--block-size", .type = CLI_IGNORED, .help = "pages have 64 tokens"},
-        {.names = "--seed", .type = CLI_IGNORED, .help = "a request without a seed gets a random one"},
-        {.names = "--load-format", .type = CLI_IGNORED, .help = "the checkpoint's safetensors are read as they are"},
-        {.names = "--tokenizer-mode", .type = CLI_IGNORED, .help = "there is one tokenizer"},
-        {.names = "--distributed-executor-backend",
-         .type = CLI_IGNORED,
-         .help = "one process does everything, or those of an mpirun share experts"},
-        {.names = "--max-seq-len-to-capture", .type = CLI_IGNORED, .help = "there are no graphs to capture"},
-        {.names = "--uvicorn-log-level", .type = CLI_IGNORED, .help = "requests are never logged"},
     };
     return add_flags(out, flags, sizeof flags);
 }
@@ -253,15 +216,19 @@ static int engine_flags_widened(struct serve_arguments *a, struct cli_flag *out)
 
 void serve_flags(struct serve_arguments *a, struct cli_flag flags[SERVE_FLAGS_MAX]) {
     int n = http_flags(a, flags);
+    n += listen_flags(&a->listen, flags + n);
     n += limit_flags(&a->server, flags + n);
     serve_flags_offline(a, flags + n);
 }
 
 void serve_flags_offline(struct serve_arguments *a, struct cli_flag flags[SERVE_FLAGS_MAX]) {
     int n = answer_flags(a, flags);
+    n += words_flags(&a->words, flags + n);
+    n += policy_flags(&a->policy, &a->server.policy, flags + n);
+    n += defaults_flags(&a->defaults, flags + n);
     n += engine_flags_widened(a, flags + n);
     n += vllm_flags(a, flags + n);
-    n += harmless_flags(flags + n);
+    n += words_flags_other(flags + n);
     flags[n] = (struct cli_flag){0};
 }
 
@@ -283,13 +250,22 @@ static int check_devices(const struct serve_arguments *a, struct mo_error *error
     return 0;
 }
 
-/* Before anything large is read. */
+/* Before anything large is read, or a port is opened: a model that is not here is fetched first. */
 static int check_quantization(const struct serve_arguments *a, struct mo_error *error) {
     char path[4096];
     struct model model;
-    int code = model_locate(a->engine.model, a->engine.revision, path, sizeof path, error);
+    int code = engine_find(&a->engine, path, sizeof path, error);
     if (!code) code = model_load_path(&model, path, error);
+    if (!code) code = words_flags_check(&a->words, &a->engine, &model, error);
     return code ? code : engine_check_quantization(&model, a->engine.quantization, error);
+}
+
+/* Before a model is fetched for them. */
+static int check_overrides(const struct serve_arguments *a, struct mo_error *error) {
+    struct overrides *overrides = NULL;
+    int code = override_flags_read(&a->engine.overrides, &overrides, error);
+    overrides_free(overrides);
+    return code;
 }
 
 /* vLLM's keys: the method that we have is its "ngram", and how long a match must be is ours to know. */
@@ -331,10 +307,6 @@ static int check_vllm(struct serve_arguments *a, struct mo_error *error) {
     if (a->tokenizer && strcmp(a->tokenizer, a->engine.model) != 0) {
         return mo_error_set(error, MO_E_UNSUPPORTED, "--tokenizer %s: only the model's own tokenizer is used",
                             a->tokenizer);
-    }
-    if (a->no_chunks) {
-        return mo_error_set(error, MO_E_UNSUPPORTED,
-                            "--no-enable-chunked-prefill: prompts are always computed in chunks");
     }
     if (a->has_dtype) {
         log_info("--dtype: weights keep the formats of the checkpoint, and sums are fp32 (--compute f32 for "
@@ -461,7 +433,12 @@ int serve_arguments_settle(struct serve_arguments *a, const char *model, struct 
     a->server.keeps_thoughts = a->reasoning_format == 2;
     e->max_logits = e->max_num_batched_tokens && e->max_num_batched_tokens < PROMPT_LOGITS ? e->max_num_batched_tokens
                                                                                            : PROMPT_LOGITS;
-    int code = check_vllm(a, error);
+    e->defaults = &a->defaults.values;
+    int code = words_flags_settle(&a->words, e, error);
+    if (!code) code = check_vllm(a, error);
+    if (!code) code = check_overrides(a, error);
+    if (!code) code = defaults_flags_settle(&a->defaults, error);
+    if (!code) code = policy_flags_settle(&a->policy, &a->server.policy, error);
     if (!code && e->cache_folder && a->no_prefix_caching) {
         code =
             mo_error_set(error, MO_E_INVALID, "--prefix-cache-dir and --no-enable-prefix-caching exclude each other");
@@ -469,5 +446,11 @@ int serve_arguments_settle(struct serve_arguments *a, const char *model, struct 
     if (!code) code = add_names(a, error);
     if (!code) code = add_origins(a, error);
     if (!code) code = add_keys(a, error);
+    if (!code) code = listen_flags_settle(&a->listen, &a->server, error);
     return code ? code : check_quantization(a, error);
+}
+
+void serve_arguments_print(const struct serve_arguments *a, struct buffer *text) {
+    defaults_flags_print(&a->defaults, text);
+    policy_print(&a->server.policy, text);
 }

@@ -5,18 +5,26 @@
 #define MOEBIUS_CMD_SERVE_FLAGS_H
 
 #include "cli.h"
+#include "cmd_serve_defaults.h"
+#include "cmd_serve_listen.h"
+#include "cmd_serve_policy.h"
+#include "cmd_serve_words.h"
 #include "engine.h"
 #include "server/server.h"
 
-enum { SERVE_FLAGS_MAX = ENGINE_FLAGS_MAX + 64 };
+enum { SERVE_FLAGS_MAX = ENGINE_FLAGS_MAX + 256 };
 
 struct serve_arguments {
     struct engine_options engine;
     struct server_options server;
+    struct listen_flags listen;
+    struct defaults_flags defaults;
+    struct policy_flags policy;
+    struct words_flags words;
     struct cli_list names, keys, origins; /* served names and origins (each perhaps a list with commas), API keys */
     const char *key_file;
     const char *speculative; /* vLLM's JSON for --draft-max; NULL: not given */
-    bool no_chunks, no_prefix_caching;
+    bool no_prefix_caching;
     int reasoning_format; /* llama.cpp's: 0 auto, 1 deepseek, 2 none */
     /* vLLM's */
     const char *tokenizer;
@@ -26,11 +34,15 @@ struct serve_arguments {
 };
 
 void serve_arguments_init(struct serve_arguments *arguments);
+void serve_arguments_free(struct serve_arguments *arguments); /* accepts those that were never settled */
 void serve_flags(struct serve_arguments *arguments, struct cli_flag flags[SERVE_FLAGS_MAX]);
 /* Of them, those that make sense without a connection: for `run-batch`. */
 void serve_flags_offline(struct serve_arguments *arguments, struct cli_flag flags[SERVE_FLAGS_MAX]);
 /* After parsing: refuses what cannot be had, fills server.names and server.auth. Looks at config.json of the
  * model, and at nothing larger. `model`: without a flag, or NULL. */
 int serve_arguments_settle(struct serve_arguments *arguments, const char *model, struct mo_error *error);
+
+/* What of it changes answers to the same request by the same model, as text; nothing where nothing was given. */
+void serve_arguments_print(const struct serve_arguments *arguments, struct buffer *text);
 
 #endif

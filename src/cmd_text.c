@@ -6,14 +6,15 @@
 #include <string.h>
 #include "base/json.h"
 #include "model/checkpoint.h"
-#include "model/locate.h"
 
 enum { MODEL_PATH_BYTES = 4096 };
 
-int cmd_text_open(struct tokenizer **tokenizer, const char *model, const char *revision, struct mo_error *error) {
+int cmd_text_open(struct tokenizer **tokenizer, const struct text_source *source, struct mo_error *error) {
     char path[MODEL_PATH_BYTES];
     struct checkpoint checkpoint = {0};
-    int code = model_locate(model, revision, path, sizeof path, error);
+    const struct find_request request = {
+        .model = source->model, .revision = source->revision, .hub = &source->hub, .need = FIND_TEXT};
+    int code = find_model(&request, path, sizeof path, error);
     if (!code) code = checkpoint_open_files(&checkpoint, path, error);
     if (!code) code = tokenizer_load(tokenizer, &checkpoint, error);
     checkpoint_close(&checkpoint);
@@ -72,39 +73,39 @@ static int file_answer(const struct tokenizer *tokenizer, const char *file, cmd_
     return code;
 }
 
+void cmd_text_flags(struct text_source *source, struct cli_flag flags[TEXT_FLAGS_MAX]) {
+    flags[0] = (struct cli_flag){.names = "--model,-m",
+                                 .type = CLI_STRING,
+                                 .target = &source->model,
+                                 .value = "MODEL",
+                                 .help = "the model, instead of as first argument"};
+    size_t n = 1 + find_model_flags(&source->hub, &source->model, &source->revision, flags + 1);
+    flags[n] = (struct cli_flag){0};
+}
+
 int cmd_text_lines(const struct cli_command *command, int argc, char **argv, cmd_text_line *answer) {
-    const char *model = NULL, *revision = NULL, *positionals[2];
+    struct text_source source = {0};
+    struct cli_flag flags[TEXT_FLAGS_MAX];
+    const char *positionals[2];
     int n = 0;
     struct mo_error error = {0};
-    const struct cli_flag flags[] = {
-        {.names = "--model,-m",
-         .type = CLI_STRING,
-         .target = &model,
-         .value = "MODEL",
-         .help = "the model, instead of as first argument"},
-        {.names = "--revision",
-         .type = CLI_STRING,
-         .target = &revision,
-         .value = "REV",
-         .help = "branch, tag or commit in the Hugging Face cache (default main)"},
-        {0},
-    };
+    cmd_text_flags(&source, flags);
     struct cli_command full = *command;
     full.flags = flags;
     full.max_positionals = 2;
     int code = cli_parse(&full, argc, argv, positionals, &n, &error);
     if (code > 0) return 0;
     int used = 0;
-    if (!code && !model && n > 0) model = positionals[used++];
-    if (!code && !model) code = mo_error_set(&error, MO_E_INVALID, "MODEL is missing (--help explains)");
+    if (!code && !source.model && n > 0) source.model = positionals[used++];
+    if (!code && !source.model) code = mo_error_set(&error, MO_E_INVALID, "MODEL is missing (--help explains)");
     if (!code && n - used > 1)
         code = mo_error_set(&error, MO_E_INVALID, "unexpected argument \"%s\"", positionals[used + 1]);
     if (code) return cli_fail(command->name, &error);
     struct tokenizer *tokenizer = NULL;
-    code = cmd_text_open(&tokenizer, model, revision, &error);
+    code = cmd_text_open(&tokenizer, &source, &error);
     if (!code) code = file_answer(tokenizer, n > used ? positionals[used] : NULL, answer, &error);
     tokenizer_free(tokenizer);
     if (!code) return 0;
-    cli_fail(command->name, &error);
-    return 1;
+    int status = cli_fail(command->name, &error);
+    return error.code == MO_E_INVALID ? 1 : status;
 }

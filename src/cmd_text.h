@@ -5,10 +5,18 @@
 
 #include <jansson.h>
 #include "cli.h"
+#include "find_model.h"
 #include "text/tokenizer.h"
 
-/* Loads the tokenizer of MODEL: its files are all that the folder needs. */
-int cmd_text_open(struct tokenizer **tokenizer, const char *model, const char *revision, struct mo_error *error);
+/* MODEL, of which the tokenizer's files are all that is needed. */
+struct text_source {
+    const char *model, *revision;
+    struct find_flags hub;
+};
+int cmd_text_open(struct tokenizer **tokenizer, const struct text_source *source, struct mo_error *error);
+/* Its flags and an end into flags [TEXT_FLAGS_MAX]. */
+enum { TEXT_FLAGS_MAX = FIND_FLAGS_MAX + 2 };
+void cmd_text_flags(struct text_source *source, struct cli_flag flags[TEXT_FLAGS_MAX]);
 
 /* Takes one parsed line (an object) and prints its answer without the line's end. */
 typedef int cmd_text_line(const struct tokenizer *tokenizer, const json_t *line, struct mo_error *error);

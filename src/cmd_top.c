@@ -19,7 +19,7 @@
 static const double SLOW_S = 2;
 
 struct top {
-    const char *url, *key;
+    const char *url, *key, *certificates;
     double interval_s;
     bool once, json;
     struct top_fetch fetch;
@@ -190,7 +190,7 @@ static bool is_terminal(void) {
 }
 
 static int run(struct top *t, struct mo_error *error) {
-    int code = top_fetch_open(&t->fetch, t->url, t->key, error);
+    int code = top_fetch_open(&t->fetch, t->url, t->key, t->certificates, error);
     if (code) return code;
     t->state_since_s = clock_now_s();
     code = top_history_open(&t->history, t->interval_s, error);
@@ -207,6 +207,7 @@ int cmd_top(int argc, char **argv) {
     const struct cli_flag flags[] = {
         {.names = "--interval,-i", .type = CLI_DOUBLE, .target = &top.interval_s, .min = 0.2, .max = 3600, .value = "S", .help = "seconds between two looks (default 1)"},
         {.names = "--api-key", .type = CLI_STRING, .target = &top.key, .value = "KEY", .help = "the server's key; MOEBIUS_API_KEY is not seen by others on this machine"},
+        {.names = "--cacert", .type = CLI_STRING, .target = &top.certificates, .value = "FILE", .help = "certificates to trust, in PEM: of a server that signed its own\n(default: CURL_CA_BUNDLE, SSL_CERT_FILE, the system's)"},
         {.names = "--once", .type = CLI_FLAG, .target = &top.once, .help = "print one interval's figures and end (always so where the output is no terminal)"},
         {.names = "--json", .type = CLI_FLAG, .target = &top.json, .help = "the same for programs: totals, and rates a second; times in seconds"},
         {0},
@@ -217,11 +218,11 @@ int cmd_top(int argc, char **argv) {
         .arguments = "[URL] [flags]",
         .flags = flags,
         .max_positionals = 1,
-        .about =
-            "Shows what a running server does: requests, tokens a second, times, caches; from its /metrics.\n"
-            "URL is where it listens (default: http://127.0.0.1:8000), with https:// too. A server of vLLM is shown "
-            "as far\nas it tells the same, one of llama.cpp (--metrics) a little. q or ctrl-C ends it. \"now\" is "
-            "the last interval;\nshares of caches are the last minute's.",
+        .about = "Shows what a running server does: requests, tokens a second, times, caches; from its /metrics.\n"
+                 "URL is where it listens (default: http://127.0.0.1:8000), with https:// too, or unix:PATH. A server "
+                 "of vLLM is shown "
+                 "as far\nas it tells the same, one of llama.cpp (--metrics) a little. q or ctrl-C ends it. \"now\" is "
+                 "the last interval;\nshares of caches are the last minute's.",
         .examples = "  moebius top\n  moebius top https://models.example.org --interval 5\n"
                     "  moebius top --once --json | jq .tokens.generated.per_s",
     };

@@ -20,7 +20,6 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/pool.h"
-#include "model/locate.h"
 #include "sched/draft.h"
 
 enum {
@@ -40,9 +39,7 @@ static size_t add_place_flags(struct engine_options *o, struct cli_flag *flags, 
     const struct cli_flag table[] = {
         {.names = "Engine", .type = CLI_HEADING},
         {.names = "--model,-m", .type = CLI_STRING, .target = &o->model, .value = "MODEL",
-         .help = "the model, if not given as MODEL: a folder, or org/name in the\nHugging Face cache"},
-        {.names = "--revision", .type = CLI_STRING, .target = &o->revision, .value = "REV",
-         .help = "branch, tag or commit in the Hugging Face cache (default main)"},
+         .help = "the model, if not given as MODEL: a folder, a file, or org/name at the\nHugging Face hub"},
         {.names = "--device", .type = CLI_STRING, .target = &o->device, .value = "auto|cpu|cuda[:N]",
          .help = "where to compute (default auto); several cards share the layers:\ncuda:0,cuda:1 (cuda alone: as few as hold "
                  "the model)"},
@@ -122,6 +119,8 @@ static size_t add_work_flags(struct engine_options *o, struct cli_flag *flags, s
 
 void engine_flags(struct engine_options *o, struct cli_flag flags[ENGINE_FLAGS_MAX]) {
     size_t n = add_work_flags(o, flags, add_place_flags(o, flags, 0));
+    n += find_model_flags(&o->hub, &o->model, &o->revision, flags + n);
+    n += override_flags_add(&o->overrides, flags + n);
     assert(n < ENGINE_FLAGS_MAX);
     flags[n] = (struct cli_flag){0};
 }
@@ -195,11 +194,25 @@ static int open_sched(struct engine *engine, struct mo_error *error) {
     return sched_create(&engine->sched, &options, error);
 }
 
+int engine_find(const struct engine_options *o, char *path, size_t path_size, struct mo_error *error) {
+    const struct find_request request = {.model = o->model,
+                                         .revision = o->revision,
+                                         .hub = &o->hub,
+                                         .need = FIND_TO_RUN,
+                                         .quantization = o->quantization,
+                                         .device = o->device};
+    return find_model(&request, path, path_size, error);
+}
+
 /* Names, description and small files; then, when these are known to be good, the weights. */
 static int open_checkpoint(struct engine *engine, struct mo_error *error) {
-    int code = model_locate(engine->options.model, engine->options.revision, engine->path, sizeof engine->path, error);
+    int code = override_flags_read(&engine->options.overrides, &engine->overrides, error);
+    if (!code) code = engine_find(&engine->options, engine->path, sizeof engine->path, error);
     if (!code) code = checkpoint_open_files(&engine->checkpoint, engine->path, error);
-    if (!code) code = model_load(&engine->model, &engine->checkpoint, error);
+    if (code) return code;
+    engine->checkpoint.overrides = engine->overrides;
+    code = model_load(&engine->model, &engine->checkpoint, error);
+    if (!code) code = override_flags_say(&engine->checkpoint, NULL, error);
     return code ? code : engine_plan_check_context(engine, error);
 }
 
@@ -230,13 +243,35 @@ static void say_attention(const struct engine *engine) {
     log_warn("--attention expanded changes nothing: %s has one form of attention", engine->model.architecture);
 }
 
+static void lay_over(struct generation_defaults *to, const struct generation_defaults *from) {
+    double *const values[] = {
+        &to->temperature,      &to->top_p, &to->min_p, &to->repetition_penalty, &to->presence_penalty,
+        &to->frequency_penalty};
+    const double given[] = {
+        from->temperature,      from->top_p, from->min_p, from->repetition_penalty, from->presence_penalty,
+        from->frequency_penalty};
+    for (size_t i = 0; i < sizeof given / sizeof *given; i++) {
+        if (!isnan(given[i])) *values[i] = given[i];
+    }
+    if (from->top_k >= 0) to->top_k = from->top_k;
+    if (from->max_tokens > 0) to->max_tokens = from->max_tokens;
+}
+
+static int load_defaults(struct engine *engine, struct mo_error *error) {
+    const struct engine_options *o = &engine->options;
+    int code = model_load_generation(&engine->model, &engine->checkpoint, &engine->defaults, error);
+    if (o->generation_config) engine->defaults = generation_defaults_none();
+    if (o->defaults) lay_over(&engine->defaults, o->defaults);
+    return code;
+}
+
 static int open_all(struct engine *engine, struct mo_error *error) {
     struct backend_options backend;
     settle_options(&engine->options);
     int code = engine->options.like ? engine_make_weights(engine, error) : open_checkpoint(engine, error);
     if (!code) code = check_drafts(engine, error);
     if (!code) say_attention(engine);
-    if (!code) code = model_load_generation(&engine->model, &engine->checkpoint, &engine->defaults, error);
+    if (!code) code = load_defaults(engine, error);
     if (!code) code = open_text(engine, error);
     if (!code && !engine->options.like) code = open_weights(engine, error);
     engine_offload_begin(engine);
@@ -269,6 +304,8 @@ int engine_open(struct engine **out, const struct engine_options *wished, struct
     struct engine_options settled = *wished, *options = &settled;
     if (!options->model && !options->like)
         return mo_error_set(error, MO_E_INVALID, "no MODEL given (--help shows how)");
+    if (options->like && (options->overrides.json || options->overrides.kv.n))
+        return mo_error_set(error, MO_E_INVALID, "--hf-overrides and --override-kv go with a MODEL, not with --like");
     int code = engine_offload_settle(options, error);
     if (!code && ranks_self() > 0) return engine_ranks_work(options, error);
     if (!code) code = engine_ranks_check(options, error);
@@ -321,17 +358,19 @@ void engine_close(struct engine *engine) {
     tokenizer_free(engine->tokenizer);
     weights_free(&engine->weights);
     checkpoint_close(&engine->checkpoint);
+    overrides_free(engine->overrides);
     free(engine);
 }
 
 void engine_sampling(const struct engine *engine, struct sampling *sampling) {
     sampling_init(sampling);
     const struct generation_defaults *d = &engine->defaults;
-    if (engine->options.generation_config != 0) return;
-    if (d->temperature == d->temperature) sampling->temperature = (float)d->temperature; /* NAN: absent */
-    if (d->top_p == d->top_p) sampling->top_p = (float)d->top_p;
-    if (d->min_p == d->min_p) sampling->min_p = (float)d->min_p;
-    if (d->repetition_penalty == d->repetition_penalty) sampling->repetition_penalty = (float)d->repetition_penalty;
+    if (!isnan(d->temperature)) sampling->temperature = (float)d->temperature;
+    if (!isnan(d->top_p)) sampling->top_p = (float)d->top_p;
+    if (!isnan(d->min_p)) sampling->min_p = (float)d->min_p;
+    if (!isnan(d->repetition_penalty)) sampling->repetition_penalty = (float)d->repetition_penalty;
+    if (!isnan(d->presence_penalty)) sampling->presence_penalty = (float)d->presence_penalty;
+    if (!isnan(d->frequency_penalty)) sampling->frequency_penalty = (float)d->frequency_penalty;
     if (d->top_k >= 0) sampling->top_k = d->top_k;
 }
 

@@ -7,7 +7,9 @@
 #include <stdatomic.h>
 #include "backend/backend.h"
 #include "cli.h"
+#include "find_model.h"
 #include "grammar/cache.h"
+#include "override_flags.h"
 #include "sched/sched.h"
 #include "text/chat.h"
 
@@ -17,16 +19,18 @@ enum expert_device { EXPERTS_AUTO, EXPERTS_ON_GPU, EXPERTS_ON_CPU };
 /* From the command line; 0 or NULL means "choose". */
 struct engine_options {
     const char *model, *revision, *chat_template;
-    int expert_device;         /* enum expert_device, beside a card (engine_offload.h) */
-    int n_cpu_moe;             /* below 0: not said; else the CPU computes them in so many layers */
-    bool cpu_moe;              /* the same as EXPERTS_ON_CPU */
-    bool no_op_offload;        /* the CPU computes its layers' experts in long steps, too */
-    int op_offload_rows;       /* steps of so many rows are long; 0: from where it pays */
-    const char *device;        /* NULL or "auto", "cpu", "cuda", "cuda:N", "cuda:N,cuda:M" */
-    const char *tensor_split;  /* how much each card holds, in proportion: "3,1"; NULL: by their free memory */
-    int pipeline_parallel;     /* so many cards; 0: not said */
-    const char *expert_shares; /* of each process; NULL: what they have room for (engine_ranks.h) */
-    const char *expert_cache;  /* NULL or "auto", or GiB that routed experts may take; "0": as they lie in the files */
+    struct find_flags hub;           /* where MODEL is to be had */
+    struct override_flags overrides; /* of its config.json */
+    int expert_device;               /* enum expert_device, beside a card (engine_offload.h) */
+    int n_cpu_moe;                   /* below 0: not said; else the CPU computes them in so many layers */
+    bool cpu_moe;                    /* the same as EXPERTS_ON_CPU */
+    bool no_op_offload;              /* the CPU computes its layers' experts in long steps, too */
+    int op_offload_rows;             /* steps of so many rows are long; 0: from where it pays */
+    const char *device;              /* NULL or "auto", "cpu", "cuda", "cuda:N", "cuda:N,cuda:M" */
+    const char *tensor_split;        /* how much each card holds, in proportion: "3,1"; NULL: by their free memory */
+    int pipeline_parallel;           /* so many cards; 0: not said */
+    const char *expert_shares;       /* of each process; NULL: what they have room for (engine_ranks.h) */
+    const char *expert_cache; /* NULL or "auto", or GiB that routed experts may take; "0": as they lie in the files */
     int threads;
     int cpu_strict; /* 1: each thread on a processor of its own */
     int max_model_len, max_num_seqs, max_num_batched_tokens;
@@ -36,9 +40,10 @@ struct engine_options {
     int compute;               /* enum compute */
     int attention;             /* enum attention */
     bool batch_invariant;
-    int generation_config;    /* 0 auto: the model's sampling defaults; 1 none (vLLM's word: "vllm") */
-    int max_logits;           /* logit rows a step; 0: max_num_seqs */
-    int max_drafts;           /* tokens to guess a sequence and step; 0: none */
+    int generation_config; /* 0 auto: the model's sampling defaults; 1 none (vLLM's word: "vllm") */
+    const struct generation_defaults *defaults; /* over the model's; NULL: none */
+    int max_logits;                             /* logit rows a step; 0: max_num_seqs */
+    int max_drafts;                             /* tokens to guess a sequence and step; 0: none */
     int max_grammars;         /* that answers may have, GRAMMAR_CACHE_MAX at most: memory is left for them */
     const char *quantization; /* NULL or "auto": as the weights are; else what to make of them on the way in */
     const char *like;         /* not a MODEL but random weights in memory: a name of synth.h, or of ... */
@@ -56,14 +61,15 @@ struct engine_options {
 void engine_options_init(struct engine_options *options);
 
 /* The flags that every command with a model shares, for a cli table. Ends with an entry without names. */
-enum { ENGINE_FLAGS_MAX = 32 };
+enum { ENGINE_FLAGS_MAX = 48 };
 void engine_flags(struct engine_options *options, struct cli_flag flags[ENGINE_FLAGS_MAX]);
 
 struct engine {
     struct engine_options options; /* every choice made */
     char path[4096];
     struct model model;
-    struct generation_defaults defaults;
+    struct generation_defaults defaults; /* the model's, unless they are left out, and those of the options over them */
+    struct overrides *overrides;         /* of its config.json; NULL: none */
     struct checkpoint checkpoint;
     struct weights weights;
     struct tokenizer *tokenizer;      /* NULL if the folder has none: token ids only */
@@ -96,6 +102,8 @@ struct engine {
     atomic_bool stop;
 };
 
+/* The model's folder or file, fetched from the hub if it is not here. */
+int engine_find(const struct engine_options *options, char *path, size_t path_size, struct mo_error *error);
 /* Opens everything or nothing. In a process that is not the first of several: computes experts for that one until it closes its
  * engine, and returns 1. */
 int engine_open(struct engine **engine, const struct engine_options *options, struct mo_error *error);
@@ -105,7 +113,7 @@ int engine_open_weights(struct engine *engine, struct mo_error *error);
 int engine_start(struct engine *engine, struct mo_error *error);
 void engine_close(struct engine *engine); /* stops the thread, cancels what runs; accepts NULL and half-built ones */
 
-/* The model's sampling defaults (generation_config.json), unless --generation-config none. */
+/* What engine->defaults makes of all off. */
 void engine_sampling(const struct engine *engine, struct sampling *sampling);
 
 /* bos (if the tokenizer adds one) and the text's ids: a completion's prompt. Warns of look-alikes of special tokens. */

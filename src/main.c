@@ -16,6 +16,8 @@ static const struct {
     {"serve", cmd_serve, "an OpenAI-compatible server"},
     {"run-batch", cmd_run_batch, "a file of requests to a file of answers"},
     {"pull", cmd_pull, "a model from the Hugging Face hub into its cache"},
+    {"list", cmd_list, "which models that cache has"},
+    {"rm", cmd_rm, "a model out of that cache"},
     {"info", cmd_info, "what a model is: sizes, formats, cache, licence, hash"},
     {"tokenize", cmd_tokenize, "text to token ids, JSON lines"},
     {"detokenize", cmd_detokenize, "token ids to text, JSON lines"},
@@ -42,11 +44,11 @@ static void print_help(FILE *out) {
         "Usage: moebius COMMAND MODEL [flags]\n"
         "\n"
         "MODEL is a folder with config.json, *.safetensors and tokenizer.json as published on Hugging Face,\n"
-        "or org/name if it is in the Hugging Face cache (HF_HUB_CACHE, HF_HOME, ~/.cache/huggingface), or one file of\n"
-        "`moebius quantize`, or a GGUF file (of shards the first). Weights are read as they are: F32, F16, BF16, FP8, "
-        "FP4, INT4\n"
-        "of AWQ, GPTQ and compressed-tensors, our own INT8 and INT4, and of GGUF Q8_0, Q2_K to Q6_K, Q4_0 to\n"
-        "Q5_1, IQ1 to IQ4, TQ and MXFP4.\n"
+        "or one file of `moebius quantize`, or a GGUF file (of shards the first), or org/name at the Hugging Face\n"
+        "hub (of GGUF files org/name:Q4_K_M): in its cache (HF_HUB_CACHE, HF_HOME, ~/.cache/huggingface), or fetched\n"
+        "into it now. Weights are read as they are: F32, F16, BF16, FP8, FP4, INT4 of\n"
+        "AWQ, GPTQ and compressed-tensors, our own INT8 and INT4, and of GGUF Q8_0, Q2_K to Q6_K, Q4_0 to Q5_1,\n"
+        "IQ1 to IQ4, TQ and MXFP4.\n"
         "\n"
         "Commands:\n");
     for (int i = 0; i < N_COMMANDS; i++) fprintf(out, "  %-12s %s\n", commands[i].name, commands[i].about);
@@ -92,6 +94,7 @@ int main(int argc, char **argv) {
         puts("moebius " MOEBIUS_VERSION);
         return finish_output(0);
     }
+    if (!strcmp(argv[1], "ls")) argv[1] = "list";
     for (int i = 0; i < N_COMMANDS; i++) {
         if (strcmp(argv[1], commands[i].name)) continue;
         int status = finish_output(commands[i].run(argc - 1, argv + 1));

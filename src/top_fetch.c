@@ -54,6 +54,18 @@ static bool is_this_machine(CURLU *url) {
     return !strncmp(host, "127.", 4) || !strcmp(host, "localhost") || !strcmp(host, "[::1]");
 }
 
+/* What is a file here needs no address. */
+static int read_socket(struct top_fetch *f, const char *path, struct mo_error *error) {
+    if (!*path || strlen(path) >= sizeof f->socket)
+        return mo_error_set(error, MO_E_INVALID, "unix:%.200s: expected a path of 1 to %zu bytes", path,
+                            sizeof f->socket - 1);
+    strcpy(f->socket, path);
+    strcpy(f->url, "http://localhost/metrics");
+    snprintf(f->shown, sizeof f->shown, "unix:%s", path);
+    utf8_clean(f->shown);
+    return 0;
+}
+
 /* Sets *is_local where no proxy is to be asked. */
 static int read_url(struct top_fetch *f, const char *text, bool *is_local, struct mo_error *error) {
     char scheme[16], whole[1024];
@@ -84,19 +96,21 @@ static size_t receive(char *data, size_t size, size_t n, void *context) {
 }
 
 /* As the program curl has it: where certificates are that this machine does not trust by itself. */
-static bool set_certificates(CURL *c) {
-    const char *file = getenv("CURL_CA_BUNDLE");
+static bool set_certificates(CURL *c, const char *file) {
+    if (!file) file = getenv("CURL_CA_BUNDLE");
     if (!file || !*file) file = getenv("SSL_CERT_FILE");
     return !file || !*file || !curl_easy_setopt(c, CURLOPT_CAINFO, file);
 }
 
-static bool set_options(struct top_fetch *f, bool is_local) {
+static bool set_options(struct top_fetch *f, const char *certificates, bool is_local) {
     CURL *c = f->easy;
     return !curl_easy_setopt(c, CURLOPT_URL, f->url) && !curl_easy_setopt(c, CURLOPT_HTTPHEADER, f->headers) &&
            !curl_easy_setopt(c, CURLOPT_WRITEFUNCTION, receive) && !curl_easy_setopt(c, CURLOPT_WRITEDATA, f) &&
            !curl_easy_setopt(c, CURLOPT_TIMEOUT, (long)TOP_TIMEOUT_S) && !curl_easy_setopt(c, CURLOPT_NOSIGNAL, 1L) &&
            !curl_easy_setopt(c, CURLOPT_ERRORBUFFER, f->curl_message) &&
-           !curl_easy_setopt(c, CURLOPT_USERAGENT, "moebius-top/" MOEBIUS_VERSION) && set_certificates(c) &&
+           !curl_easy_setopt(c, CURLOPT_USERAGENT, "moebius-top/" MOEBIUS_VERSION) &&
+           set_certificates(c, certificates) &&
+           (!*f->socket || !curl_easy_setopt(c, CURLOPT_UNIX_SOCKET_PATH, f->socket)) &&
            (!is_local || !curl_easy_setopt(c, CURLOPT_PROXY, ""));
 }
 
@@ -117,17 +131,19 @@ static void set_quick_exit(CURL *c) {
 #endif
 }
 
-int top_fetch_open(struct top_fetch *fetch, const char *url, const char *key, struct mo_error *error) {
+int top_fetch_open(struct top_fetch *fetch, const char *url, const char *key, const char *certificates,
+                   struct mo_error *error) {
     bool is_local = false;
     *fetch = (struct top_fetch){.state = TOP_CONNECTING};
     if (key && (!*key || strlen(key) > 4000 || strpbrk(key, "\r\n")))
         return mo_error_set(error, MO_E_INVALID, "the API key is empty, longer than 4000 bytes, or has a line end");
-    int code = read_url(fetch, url, &is_local, error);
+    bool is_socket = !strncmp(url, "unix:", 5);
+    int code = is_socket ? read_socket(fetch, url + 5, error) : read_url(fetch, url, &is_local, error);
     if (code) return code;
     if (curl_global_init(CURL_GLOBAL_DEFAULT)) return mo_error_set(error, MO_E_INTERNAL, "libcurl does not start");
     fetch->multi = curl_multi_init();
     fetch->easy = curl_easy_init();
-    if (!fetch->multi || !fetch->easy || !make_headers(fetch, key) || !set_options(fetch, is_local)) {
+    if (!fetch->multi || !fetch->easy || !make_headers(fetch, key) || !set_options(fetch, certificates, is_local)) {
         top_fetch_close(fetch);
         return mo_error_set(error, MO_E_NO_MEMORY, "libcurl has no memory, or is too old");
     }

@@ -15,7 +15,8 @@ struct top_fetch {
     CURLM *multi;
     CURL *easy;
     struct curl_slist *headers;
-    char url[1024], shown[1024]; /* what is asked; the server as people write it, without a password */
+    char url[1024], shown[1024],
+        socket[128]; /* what is asked; the server as people write it, without a password; a Unix socket's path or "" */
     char curl_message[CURL_ERROR_SIZE];
     bool is_running, is_too_large;
     struct buffer body;
@@ -25,8 +26,10 @@ struct top_fetch {
     struct top_sample sample;
 };
 
-/* `url`: a server ("host:8000", "https://host/"), or the page itself (".../metrics"). `key` may be NULL. */
-int top_fetch_open(struct top_fetch *fetch, const char *url, const char *key, struct mo_error *error);
+/* `url`: a server ("host:8000", "https://host/", "unix:PATH"), or the page itself (".../metrics"). `key` may be NULL, and so may
+ * `certificates`, a file of those to be trusted in place of the system's. */
+int top_fetch_open(struct top_fetch *fetch, const char *url, const char *key, const char *certificates,
+                   struct mo_error *error);
 void top_fetch_close(struct top_fetch *fetch); /* accepts a zeroed one */
 
 int top_fetch_start(struct top_fetch *fetch, struct mo_error *error);

@@ -55,7 +55,7 @@ def moebius(*arguments, env=None, stdin=b"", timeout=120):
     """Runs the program; never fails by itself."""
     arguments = [str(a) for a in arguments]
     little = {"MOEBIUS_MEMORY": "1"} if arguments[:1] == ["bench"] else {}  # it reads an eighth many times: of all, that takes seconds
-    env = {**little, **os.environ, "UBSAN_OPTIONS": "halt_on_error=1", **(env or {})}
+    env = {**little, "HF_HUB_OFFLINE": "1", **os.environ, "UBSAN_OPTIONS": "halt_on_error=1", **(env or {})}
     env.pop("PYTEST_CURRENT_TEST", None)  # holds the test's parameters, and may be too long to pass on
     done = subprocess.run([PROGRAM, *arguments], input=stdin, capture_output=True, timeout=timeout, env=env)
     return Result(arguments, done)

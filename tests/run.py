@@ -22,7 +22,7 @@ TIMEOUT_S = 600
 HALT = {"UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"}
 
 # What waits for connections and clocks more than it computes: one at a time, beside the others.
-WAITING = ("test_pull", "test_top", "test_plan_memory", "sanitize test_pull")
+WAITING = ("test_pull", "test_fetch", "test_top", "test_plan_memory", "sanitize test_pull", "sanitize test_fetch")
 
 # What cmocka prints at the end, and what pytest and our own programs do.
 CMOCKA = re.compile(r"^\[  (PASSED|FAILED|SKIPPED)  ?\] .*?(\d+) test\(s\)", re.M)
@@ -126,6 +126,7 @@ def all_suites():
     yield Suite("sanitize check --only", [SANITIZE / "moebius", "check", "--only"])
     yield pytest("sanitize test_bad_input", [ROOT / "tests/test_bad_input.py"], SANITIZE)
     yield pytest("sanitize test_pull", [ROOT / "tests/test_pull.py", "-k", "needs or cut or twice or python or chosen"], SANITIZE)
+    yield pytest("sanitize test_fetch", [ROOT / "tests/test_fetch.py", "-k", "enough or names or shards or offline"], SANITIZE)
     yield pytest("sanitize test_gguf", [ROOT / "tests/test_gguf.py", "-k", "damaged or headers or refused or arrays or twice or shards or unread"], SANITIZE)
     yield pytest("sanitize test_tiles", [ROOT / "tests/test_tiles.py", "-k", "f32"], SANITIZE)
     yield pytest("sanitize test_golden", [ROOT / "tests/test_golden.py", "-k", "sanitize_set"], SANITIZE)

@@ -70,7 +70,7 @@ def mean_cache_rows(batch, depth, steps):
 def test_structure(reports, name):
     report = reports[name]
     assert set(report) == {"model", "synthetic", "machine", "load_s", "self_test_s", "rss_bytes", "repacked_bytes", "max_num_batched_tokens", "prefill", "ttft_s", "decode",
-                           "text", "model_hash", "version"}
+                           "text", "overrides", "model_hash", "version"}
     assert report["machine"]["level"] in ("ref", "avx2", "avx-vnni", "avx512", "avx512-bf16", "amx") and report["machine"]["threads"] >= 1
     assert 0 < report["machine"]["read_gb_s_min"] <= report["machine"]["read_gb_s"] <= report["machine"]["read_gb_s_max"]
     assert report["machine"]["read_gb_s_after"] > 0

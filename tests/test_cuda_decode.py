@@ -195,6 +195,22 @@ def test_last_blocks_absorb(name, tmp_path):
     assert ON_CARD or seen["0"][1] - seen["1"][1] == 4 * layers
 
 
+@pytest.mark.parametrize("name", ["v2lite-tiny", "v3-tiny-fp8"])
+def test_routing_joins_the_experts(name, tmp_path):
+    """Up to eight rows, routing and the experts' first products are one launch, in which blocks wait for the choice: the same bits, a
+    launch less in each layer of experts."""
+    case = Case(name, "p17")
+    config = json.loads((case.folder / "config.json").read_text())
+    seen = {}
+    for join in ("0", "1"):
+        result = succeed("logits", case.folder, "--ids", ",".join(map(str, case.tokens)), "--all", "--out", tmp_path / join,
+                         *GPU, "--chunk", 5, env={**fake(log=1), "MOEBIUS_CUDA_JOIN": join, "MOEBIUS_CUDA_GRAPHS": "0"})
+        seen[join] = ((tmp_path / join).read_bytes(), len(calls(result, "launch")))
+    layers = config["num_hidden_layers"] - config["first_k_dense_replace"]
+    assert seen["0"][0] == seen["1"][0]
+    assert ON_CARD or seen["0"][1] - seen["1"][1] == 4 * layers
+
+
 def test_prefix_cache_on_disk(serve, tmp_path):
     """Pages from the card to a file and back: a server that starts again answers as if it had computed them, with a step ahead at
     work beside the copies too."""

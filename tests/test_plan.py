@@ -491,7 +491,7 @@ def test_doctor_quick():
     assert report["cards"] or report["no_card"]
     assert set(report["limits"]) == {"files", "locked_bytes", "address_bytes", "huge_pages", "overcommit"}
     text = succeed("doctor", "--quick").text
-    for word in ("processor", "memory", "card", "limits", "huge pages"):
+    for word in ("processor", "memory", "card", "energy", "limits", "huge pages"):
         assert re.search(rf"^{word} ", text, re.M), text
 
 

@@ -65,8 +65,8 @@ class World:
         env = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING")) and "proxy" not in key.lower()}
         return {**env, "HOME": str(self.folder), "HF_HUB_CACHE": str(self.cache), "HF_ENDPOINT": hub.endpoint, **changes}
 
-    def run(self, hub, *arguments, env=None, **options):
-        command = [PROGRAM, "pull", hub.name, *map(str, arguments)]
+    def run(self, hub, *arguments, name=None, env=None, **options):
+        command = [PROGRAM, "pull", name or hub.name, *map(str, arguments)]
         done = subprocess.run(command, env=self.env(hub, **(env or {})), capture_output=True, timeout=60, **options)
         return Result(command, done)
 
@@ -133,7 +133,7 @@ def test_what_a_model_needs_in_the_layout_of_hugging_face(world):
 def test_the_program_finds_what_was_pulled(world):
     files = {path.name: path.read_bytes() for path in (GOLDEN / "v2lite-tiny").iterdir() if path.name.startswith(("config", "model"))}
     hub = world.hub(files)
-    env = world.env(hub)
+    env = world.env(hub)  # offline, as conftest has it: else tests/test_fetch.py
     message = refused(moebius("info", "org/model", env=env), "moebius pull org/model", "huggingface-cli")
     assert "--revision" not in message
     assert "moebius pull org/model --revision v1" in moebius("plan", "org/model", "--revision", "v1", env=env).err
@@ -180,6 +180,16 @@ def test_gguf_has_to_be_chosen(world):
     shards = good(world.run(hub, "--include", "*-00002-of-*"))  # one of two
     assert shards.text.endswith("/Q6_K/Lite-Q6_K-00001-of-00002.gguf\n") and shards.text.count("\n") == 1
     world.check(hub, ["Lite-Q4_K_M.gguf", "Q6_K/Lite-Q6_K-00001-of-00002.gguf", "Q6_K/Lite-Q6_K-00002-of-00002.gguf"])
+
+
+def test_gguf_by_its_name(world):
+    hub = world.hub(GGUF, name="org/lite-GGUF")
+    assert good(world.run(hub, name="hf.co/org/lite-GGUF:q6_k")).text.endswith("/Q6_K/Lite-Q6_K-00001-of-00002.gguf\n")
+    world.check(hub, ["Q6_K/Lite-Q6_K-00001-of-00002.gguf", "Q6_K/Lite-Q6_K-00002-of-00002.gguf"])
+    result = world.run(hub, name="org/lite-GGUF:Q5_K_M")
+    assert result.code == 2 and "--include 'Lite-Q4_K_M.gguf'" in result.err
+    plain = world.hub()
+    refused(world.run(plain, name="org/model:Q4_K_M"), "org/model has no GGUF file called Q4_K_M")
 
 
 def test_no_weights_that_we_read(world):

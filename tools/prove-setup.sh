@@ -3,6 +3,7 @@
 # debootstrap, clones the last commit into it, and runs both there.
 #   tools/prove-setup.sh               the last commit
 #   tools/prove-setup.sh --worktree    the files as they are now
+#   tools/prove-setup.sh --image       packaging/Dockerfile instead: built by buildah (no daemon) on that Debian, and the demo model run in it
 # Needs root and debootstrap. Mirror, proxy and pip settings are those of this machine. KEEP=1 keeps the folder.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -59,6 +60,31 @@ settings=(PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 PIP_CERT=/e
 for name in PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_TRUSTED_HOST PIP_DEFAULT_TIMEOUT http_proxy https_proxy no_proxy; do
     if [ -n "${!name:-}" ]; then settings+=("$name=${!name}"); fi
 done
+
+# The image, on the fresh Debian under the names that the Dockerfile asks for. Its settings go in as build arguments would not: with it.
+prove_image() {
+    local store=$PWD/build/prove-image base container
+    local tool=(buildah --root "$store/root" --runroot "$store/run" --storage-driver vfs)
+    rm -rf "$store"
+    base=$("${tool[@]}" from scratch)
+    "${tool[@]}" add -q "$base" "$root" / >>"$log"
+    for setting in "${settings[@]}"; do "${tool[@]}" config --env "$setting" "$base"; done
+    "${tool[@]}" commit -q "$base" docker.io/library/debian:12 >>"$log"
+    "${tool[@]}" tag docker.io/library/debian:12 docker.io/library/debian:12-slim
+    start=$SECONDS
+    "${tool[@]}" bud --isolation chroot --pull-never -t moebius -f packaging/Dockerfile . >>"$log" 2>&1 ||
+        { tail -n 40 "$log" >&2; fail "the image could not be built; see $log"; }
+    echo "image: built in $((SECONDS - start)) s"
+    container=$("${tool[@]}" from --pull-never moebius)
+    "${tool[@]}" run --isolation chroot -v "$PWD/models/demo:/cache/demo:ro" "$container" -- \
+        moebius run /cache/demo -p 'def add(a, b):' -n 8 --temp 0 || fail "the demo model did not run in the image"
+    if [ -z "${KEEP:-}" ]; then rm -rf --one-file-system "$store"; fi
+}
+if [ "${1:-}" = --image ]; then
+    command -v buildah >/dev/null || fail "needs buildah: apt-get install -y buildah"
+    prove_image
+    exit
+fi
 
 if [ "${1:-}" = --worktree ]; then
     mkdir "$root/moebius"

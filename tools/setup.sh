@@ -42,9 +42,11 @@ for set in $sets; do
     test)
         need libcmocka-dev has_library cmocka
         need clang has_command clang
+        need nodejs has_command node
         need libclang-rt-dev has_sanitizers
         need openmpi-bin has_command mpirun
         need libopenmpi-dev has_command mpicc
+        need openssl has_command openssl
         need python3-venv python3 -c 'import ensurepip, venv' 2>/dev/null
         ;;
     *)

@@ -5,8 +5,8 @@
  *   CACHE/models--ORG--NAME/refs/REVISION          the commit
  *   CACHE/.locks/models--ORG--NAME/HASH.lock       flock() of whoever downloads it
  *
- * Both find what the other has left, also half of a file. Ours makes the links only when all files are there: a snapshot that can be
- * seen is whole. Any thread. Includes: base, model/locate.h, hub/list.h. */
+ * Both find what the other has left, also half of a file. Ours makes the links only when all files that are wanted
+ * are there. Any thread. Includes: base, model/locate.h, hub/list.h. */
 #ifndef MOEBIUS_HUB_CACHE_H
 #define MOEBIUS_HUB_CACHE_H
 

@@ -19,6 +19,7 @@ struct hub_file {
     int64_t size; /* bytes */
     bool is_wanted;
     bool is_copy; /* of another wanted file: one blob for both */
+    bool is_done; /* hub_pull_files has brought it */
 };
 
 struct hub_listing {

@@ -7,6 +7,7 @@
 #include <time.h>
 #include "base/buffer.h"
 #include "hub/fetch.h"
+#include "hub/select.h"
 
 /* ---- the listing ---- */
 
@@ -63,6 +64,7 @@ int hub_pull_list(struct hub_pull *pull, struct mo_error *error) {
 
 struct crew {
     struct hub_pull *pull;
+    enum hub_part part;
     atomic_int n_running;
     pthread_mutex_t mutex; /* of all below */
     int next;
@@ -77,7 +79,8 @@ static int next_file(struct crew *crew) {
     pthread_mutex_lock(&crew->mutex);
     while (crew->next < listing->n && i < 0 && !crew->code) {
         const struct hub_file *file = &listing->files[crew->next];
-        if (file->is_wanted && !file->is_copy) i = crew->next;
+        bool is_part = crew->part == HUB_ALL || !hub_is_weights(file->path);
+        if (file->is_wanted && !file->is_copy && !file->is_done && is_part) i = crew->next;
         crew->next++;
     }
     pthread_mutex_unlock(&crew->mutex);
@@ -102,17 +105,20 @@ static void *work(void *context) {
     struct mo_error error = {0};
     bool has_changed = false;
     int code = hub_http_create(&http, &crew->pull->site, &error);
-    for (int i; !code && (i = next_file(crew)) >= 0;)
-        code = hub_fetch(crew->pull, http, &crew->pull->listing.files[i], &has_changed, &error);
+    for (int i; !code && (i = next_file(crew)) >= 0;) {
+        struct hub_file *file = &crew->pull->listing.files[i];
+        code = hub_fetch(crew->pull, http, file, &has_changed, &error);
+        file->is_done = !code;
+    }
     if (code) report(crew, code, has_changed, &error);
     hub_http_destroy(http);
     atomic_fetch_sub(&crew->n_running, 1);
     return NULL;
 }
 
-int hub_pull_files(struct hub_pull *pull, struct mo_error *error) {
+int hub_pull_files(struct hub_pull *pull, enum hub_part part, struct mo_error *error) {
     enum { MOST = 32 };
-    struct crew crew = {.pull = pull, .mutex = PTHREAD_MUTEX_INITIALIZER, .error = error};
+    struct crew crew = {.pull = pull, .part = part, .mutex = PTHREAD_MUTEX_INITIALIZER, .error = error};
     pthread_t threads[MOST];
     const struct timespec slice = {.tv_nsec = 50000000};
     int n = 0, wanted = pull->connections < MOST ? pull->connections : MOST;

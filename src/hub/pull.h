@@ -30,7 +30,8 @@ struct hub_pull {
 
 /* Asks for the listing, with retries. */
 int hub_pull_list(struct hub_pull *pull, struct mo_error *error);
-/* All wanted files. */
-int hub_pull_files(struct hub_pull *pull, struct mo_error *error);
+/* The wanted files, those that are not there yet: all, or first all but weights. */
+enum hub_part { HUB_ALL, HUB_BESIDE_WEIGHTS };
+int hub_pull_files(struct hub_pull *pull, enum hub_part part, struct mo_error *error);
 
 #endif

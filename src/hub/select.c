@@ -3,7 +3,9 @@
 #include <ctype.h>
 #include <fnmatch.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include "base/text.h"
 
 /* What Moebius, and who converts or reads about the model, needs; the rest (weights for other programs, code, pictures) stays
@@ -34,6 +36,12 @@ static bool are_together(const char *a, const char *b) {
     return n && n == shard_stem(b) && !memcmp(a, b, n) && !strcmp(a + n + after, b + n + after);
 }
 
+/* 3 of NAME-00001-of-00003.gguf; 1: not a shard. */
+static int shards_of(const char *path) {
+    size_t n = shard_stem(path);
+    return n ? atoi(path + n + sizeof "-00001-of-" - 1) : 1;
+}
+
 static bool is_path(const struct hub_listing *listing, const char *text) {
     for (int i = 0; i < listing->n; i++)
         if (!strcmp(listing->files[i].path, text)) return true;
@@ -42,7 +50,8 @@ static bool is_path(const struct hub_listing *listing, const char *text) {
 
 static bool matches(const struct hub_listing *listing, const char *path, const char *pattern) {
     char wide[HUB_MAX_PATH_BYTES + 3];
-    if (strpbrk(pattern, "*?[") || is_path(listing, pattern)) return fnmatch(pattern, path, 0) == 0;
+    if (is_path(listing, pattern)) return strcmp(pattern, path) == 0;
+    if (strpbrk(pattern, "*?[")) return fnmatch(pattern, path, 0) == 0;
     int n = snprintf(wide, sizeof wide, "*%s*", pattern);
     return n > 0 && (size_t)n < sizeof wide && fnmatch(wide, path, FNM_CASEFOLD) == 0;
 }
@@ -151,7 +160,7 @@ bool hub_next_choice(const struct hub_listing *listing, int *at, struct hub_choi
         bool is_seen = false;
         for (int j = 0; j < *at && !is_seen; j++) is_seen = are_together(path, listing->files[j].path);
         if (is_seen) continue;
-        *choice = (struct hub_choice){.size = listing->files[*at].size, .n_files = 1};
+        *choice = (struct hub_choice){.path = path, .size = listing->files[*at].size, .n_files = 1};
         for (int j = *at + 1; j < listing->n; j++) {
             if (!are_together(path, listing->files[j].path)) continue;
             choice->size += listing->files[j].size;
@@ -160,8 +169,33 @@ bool hub_next_choice(const struct hub_listing *listing, int *at, struct hub_choi
         snprintf(choice->pattern, sizeof choice->pattern, "%.*s%s",
                  choice->n_files > 1 ? (int)shard_stem(path) : HUB_MAX_PATH_BYTES, path,
                  choice->n_files > 1 ? "-*" : "");
+        choice->is_whole = choice->n_files == shards_of(path);
         ++*at;
         return true;
     }
     return false;
+}
+
+static bool has_word(const char *path, const char *word) {
+    size_t n = strlen(word);
+    for (const char *at = path; *at; at++) {
+        bool begins = at == path || !isalnum((unsigned char)at[-1]);
+        if (begins && !strncasecmp(at, word, n) && !isalnum((unsigned char)at[n]) && at[n] != '_') return true;
+    }
+    return false;
+}
+
+static bool choose_word(const struct hub_listing *listing, const char *word, struct hub_choice *choice) {
+    for (int at = 0; hub_next_choice(listing, &at, choice);)
+        if (has_word(choice->path, word)) return true;
+    return false;
+}
+
+bool hub_choose(const struct hub_listing *listing, const char *name, struct hub_choice *choice) {
+    if (name) return *name && choose_word(listing, name, choice);
+    return choose_word(listing, "Q4_K_M", choice) || hub_next_choice(listing, &(int){0}, choice);
+}
+
+bool hub_is_weights(const char *path) {
+    return text_ends_with(path, ".safetensors") || text_ends_with(path, ".gguf");
 }

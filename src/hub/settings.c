@@ -60,8 +60,14 @@ static int read_token(struct hub_settings *settings, struct mo_error *error) {
     return code;
 }
 
-int hub_settings_read(struct hub_settings *settings, struct mo_error *error) {
+int hub_settings_read(struct hub_settings *settings, const char *token, struct mo_error *error) {
     memset(settings, 0, sizeof *settings);
     int code = read_endpoint(settings, error);
+    if (!code && token) return take_token(settings, token, "--hf-token", error);
     return code ? code : read_token(settings, error);
+}
+
+const char *hub_offline(void) {
+    const char *offline = variable("HF_HUB_OFFLINE");
+    return offline && strchr("1YyTt", *offline) ? offline : NULL;
 }

@@ -11,6 +11,9 @@ struct hub_settings {
     char token_place[3100];
 };
 
-int hub_settings_read(struct hub_settings *settings, struct mo_error *error);
+/* `token`: what the command line says instead (--hf-token); NULL: nothing. */
+int hub_settings_read(struct hub_settings *settings, const char *token, struct mo_error *error);
+/* HF_HUB_OFFLINE, if it says that nothing is to be downloaded; else NULL. */
+const char *hub_offline(void);
 
 #endif

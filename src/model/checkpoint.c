@@ -6,9 +6,12 @@
 #include <string.h>
 #include "base/json.h"
 #include "model/gguf.h"
+#include "model/overrides.h"
 #include "model/pack.h"
 
-enum { MAX_SHARDS = 4096, MAX_INDEX_BYTES = 256 << 20 };
+enum { MAX_SHARDS = 4096, MAX_INDEX_BYTES = 256 << 20, MAX_CONFIG_BYTES = 4 << 20 };
+
+static const char CONFIG[] = "config.json";
 
 const char *tensor_shape_text(const struct tensor *tensor, char text[TENSOR_SHAPE_BYTES]) {
     char *at = text;
@@ -264,7 +267,7 @@ const char *checkpoint_metadata(const struct checkpoint *checkpoint, const char 
 /* The bytes of a small file in a packed one: config.json is in the header, all others are tensors of bytes. */
 static const char *find_packed_file(const struct checkpoint *checkpoint, const char *name, size_t *size) {
     char tensor_name[256];
-    if (!strcmp(name, "config.json")) {
+    if (!strcmp(name, CONFIG)) {
         const char *text = checkpoint_metadata(checkpoint, PACK_KEY_CONFIG);
         *size = text ? strlen(text) : 0;
         return text;
@@ -289,8 +292,9 @@ bool checkpoint_has_file(const struct checkpoint *checkpoint, const char *name) 
     return file_exists(path);
 }
 
-int checkpoint_read_file(const struct checkpoint *checkpoint, const char *name, size_t max_bytes, char **data,
-                         size_t *size, struct mo_error *error) {
+/* As it is stored. */
+static int read_stored(const struct checkpoint *checkpoint, const char *name, size_t max_bytes, char **data,
+                       size_t *size, struct mo_error *error) {
     char where[4400];
     checkpoint_file_where(checkpoint, name, where, sizeof where);
     if (checkpoint->gguf) {
@@ -309,4 +313,31 @@ int checkpoint_read_file(const struct checkpoint *checkpoint, const char *name, 
     memcpy(*data, found, *size);
     (*data)[*size] = 0;
     return 0;
+}
+
+int checkpoint_read_file(const struct checkpoint *checkpoint, const char *name, size_t max_bytes, char **data,
+                         size_t *size, struct mo_error *error) {
+    char where[4400];
+    int code = read_stored(checkpoint, name, max_bytes, data, size, error);
+    if (code || !checkpoint->overrides || strcmp(name, CONFIG) != 0) return code;
+    checkpoint_file_where(checkpoint, name, where, sizeof where);
+    code = overrides_apply(checkpoint->overrides, data, size, where, NULL, error);
+    if (code) free(*data);
+    return code;
+}
+
+int checkpoint_changes(const struct checkpoint *checkpoint, json_t **changes, struct mo_error *error) {
+    char where[4400], *text;
+    size_t size;
+    *changes = NULL;
+    if (!checkpoint->overrides) {
+        *changes = json_array();
+        return 0;
+    }
+    checkpoint_file_where(checkpoint, CONFIG, where, sizeof where);
+    int code = read_stored(checkpoint, CONFIG, MAX_CONFIG_BYTES, &text, &size, error);
+    if (code) return code;
+    code = overrides_apply(checkpoint->overrides, &text, &size, where, changes, error);
+    free(text);
+    return code;
 }

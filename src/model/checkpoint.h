@@ -12,6 +12,7 @@
 #include "base/arena.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "base/json.h"
 
 enum dtype {
     DTYPE_F64,
@@ -83,13 +84,15 @@ struct metadata {
 };
 
 struct gguf;
+struct overrides;
 
 struct checkpoint {
     struct arena *arena;
-    const char *path;                /* of the folder or the packed file */
-    bool is_packed;                  /* one file that holds everything */
-    const struct gguf *gguf;         /* or NULL */
-    const struct metadata *metadata; /* [n_metadata] of a packed file; of a GGUF its general.* strings */
+    const char *path;                  /* of the folder or the packed file */
+    bool is_packed;                    /* one file that holds everything */
+    const struct gguf *gguf;           /* or NULL */
+    const struct overrides *overrides; /* of config.json, set once the files are open; borrowed; or NULL */
+    const struct metadata *metadata;   /* [n_metadata] of a packed file; of a GGUF its general.* strings */
     int n_metadata;
     struct shard *shards; /* [n_shards] */
     int n_shards;
@@ -118,6 +121,8 @@ const struct tensor *checkpoint_find(const struct checkpoint *checkpoint, const 
 bool checkpoint_has_file(const struct checkpoint *checkpoint, const char *name);
 int checkpoint_read_file(const struct checkpoint *checkpoint, const char *name, size_t max_bytes, char **data,
                          size_t *size, struct mo_error *error);
+/* What `overrides` change: a list as overrides_apply makes it, the caller's; empty without any. */
+int checkpoint_changes(const struct checkpoint *checkpoint, json_t **changes, struct mo_error *error);
 /* How messages name one: where [where_size]. */
 void checkpoint_file_where(const struct checkpoint *checkpoint, const char *name, char *where, size_t where_size);
 /* The value of a packed file's metadata, or NULL. */

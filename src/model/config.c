@@ -298,6 +298,7 @@ int model_load(struct model *model, const struct checkpoint *checkpoint, struct 
     checkpoint_file_where(checkpoint, "config.json", where, sizeof where);
     int code = checkpoint_read_file(checkpoint, "config.json", MAX_CONFIG_BYTES, &text, &size, error);
     if (code) return code;
+    if (checkpoint->overrides) strncat(where, ", overridden", sizeof where - strlen(where) - 1);
     code = model_parse(model, text, size, where, error);
     free(text);
     return code;
@@ -313,7 +314,7 @@ int model_load_path(struct model *model, const char *path, struct mo_error *erro
 
 int model_load_generation(struct model *model, const struct checkpoint *checkpoint,
                           struct generation_defaults *defaults, struct mo_error *error) {
-    *defaults = (struct generation_defaults){NAN, NAN, NAN, NAN, -1};
+    *defaults = generation_defaults_none();
     static const char name[] = "generation_config.json";
     char path[4400], *text;
     size_t size;

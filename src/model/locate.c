@@ -40,8 +40,7 @@ bool model_is_repository(const char *model) {
 }
 
 /* CACHE/models--org--name/snapshots/COMMIT, where refs/REVISION holds the commit unless REVISION is one itself. */
-static int locate_in_cache(const char *model, const char *revision, char *path, size_t path_size,
-                           struct mo_error *error) {
+static int locate(const char *model, const char *revision, char *path, size_t path_size, struct mo_error *error) {
     char cache[3000], repository[3500], refs[4096];
     int code = model_hub_cache(cache, sizeof cache, error);
     if (code) return code;
@@ -66,12 +65,8 @@ static int locate_in_cache(const char *model, const char *revision, char *path, 
 }
 
 int model_locate(const char *model, const char *revision, char *path, size_t path_size, struct mo_error *error) {
-    if (file_exists(model)) return format_path(path, path_size, error, "%s", model);
-    if (!model_is_repository(model)) {
-        return mo_error_set(error, MO_E_NOT_FOUND, "%s: no such model folder or file (and not an org/name)", model);
-    }
     if (revision && (strstr(revision, "..") || revision[0] == '/')) {
         return mo_error_set(error, MO_E_INVALID, "--revision %s: not a branch, tag or commit", revision);
     }
-    return locate_in_cache(model, revision ? revision : "main", path, path_size, error);
+    return locate(model, revision ? revision : "main", path, path_size, error);
 }

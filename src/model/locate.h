@@ -1,6 +1,6 @@
-/* model/locate.h - MODEL on the command line to a folder or a packed file: a path as it is, or `org/name` in the Hugging Face cache
+/* model/locate.h - `org/name` to its folder in the Hugging Face cache
  * (HF_HUB_CACHE, else HF_HOME/hub, else XDG_CACHE_HOME/huggingface/hub, else ~/.cache/huggingface/hub). Nothing is ever downloaded
- * here: `moebius pull` does that (hub/). */
+ * here: find_model.h does that (hub/). */
 #ifndef MOEBIUS_MODEL_LOCATE_H
 #define MOEBIUS_MODEL_LOCATE_H
 
@@ -8,8 +8,8 @@
 #include <stddef.h>
 #include "base/error.h"
 
-/* `revision` is a branch, tag or commit (NULL: "main"). Writes the path to path [path_size]. When it is absent, the
- * message says in one line how to get it. */
+/* The snapshot's folder, of a branch, tag or commit (NULL: "main"), into path [path_size]. When it is absent, the message says in one
+ * line how to get it. */
 int model_locate(const char *model, const char *revision, char *path, size_t path_size, struct mo_error *error);
 
 /* "org/name" and nothing that could climb out of the cache. */

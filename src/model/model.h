@@ -7,6 +7,7 @@
 #ifndef MOEBIUS_MODEL_MODEL_H
 #define MOEBIUS_MODEL_MODEL_H
 
+#include <math.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -136,12 +137,16 @@ int model_load_path(struct model *model, const char *path, struct mo_error *erro
 /* The same from memory; `where` names the document. */
 int model_parse(struct model *model, const char *json, size_t size, const char *where, struct mo_error *error);
 
-/* Sampling defaults of generation_config.json; fields it lacks are NAN (or -1). Absent file: all absent.
- * Its eos ids are added to the model's. */
+/* What a request gets where it says nothing. Absent: NAN; top_k -1; max_tokens 0. */
 struct generation_defaults {
-    double temperature, top_p, min_p, repetition_penalty;
+    double temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
     int top_k;
+    int max_tokens; /* of an answer, at most, whatever is asked for */
 };
+static inline struct generation_defaults generation_defaults_none(void) {
+    return (struct generation_defaults){NAN, NAN, NAN, NAN, NAN, NAN, -1, 0};
+}
+/* Of generation_config.json, as far as it has them. Its eos ids are added to the model's. */
 int model_load_generation(struct model *model, const struct checkpoint *checkpoint,
                           struct generation_defaults *defaults, struct mo_error *error);
 

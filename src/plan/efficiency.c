@@ -30,9 +30,9 @@ static const struct plan_efficiency table[PLAN_CONSTANTS] = {
     [PLAN_GPU_MEMORY] = {"gpu_memory", 0.92, false,
                          "calm's README, 923 of 1008 GB/s on an RTX 4090: not measured by us"},
     [PLAN_GPU_OPS] = {"gpu_operations", 0.60, false, "mma.sync of 16-bit values: a prediction, not measured by us"},
-    [PLAN_GPU_LAUNCHES] =
-        {"gpu_launches_a_layer", 7, false,
-         "this engine's CUDA path; dense layers one less, low-rank queries or more than 8 rows one more"},
+    [PLAN_GPU_LAUNCHES] = {"gpu_launches_a_layer", 6, false,
+                           "this engine's CUDA path; one more with low-rank queries, or experts unlike the shared "
+                           "ones; from 9 rows on two"},
     [PLAN_GPU_LAUNCH_S] =
         {"gpu_launch_s", 3.3e-6, false,
          "1.3 us between nodes of a graph (Hazy Research, H100) and 2 us to fill and drain (assumed): "

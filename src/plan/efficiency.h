@@ -23,7 +23,7 @@ enum plan_constant {
     PLAN_SYSTEM_RAM,     /* bytes left to the system when experts fill the RAM */
     PLAN_GPU_MEMORY,     /* share of the card's rated speed */
     PLAN_GPU_OPS,        /* share of the tensor cores' 16-bit peak, prompts */
-    PLAN_GPU_LAUNCHES,   /* kernels a layer of experts, for up to 8 rows and direct queries */
+    PLAN_GPU_LAUNCHES,   /* kernels a layer, for up to 8 rows and direct queries */
     PLAN_GPU_LAUNCH_S,   /* seconds from one kernel to the next inside a graph */
     PLAN_GPU_CONTEXT,    /* bytes that the driver, its graphs and the kernels take */
     PLAN_HOST_LINK,      /* of the link's speed, when experts are sent to a card */

@@ -8,19 +8,23 @@
 #include "base/file.h"
 #include "base/text.h"
 #include "model/gguf.h"
-#include "model/locate.h"
 #include "plan/headers.h"
 
 enum { PATH_BYTES = 4400, MAX_CONFIG_BYTES = 4 << 20 };
+
+/* What config.json says, or is told otherwise. Takes over `text`. */
+static int parse_config(struct plan_source *source, char *text, size_t size, const char *path, struct mo_error *error) {
+    int code = source->overrides ? overrides_apply(source->overrides, &text, &size, path, NULL, error) : 0;
+    if (!code) code = plan_arch_parse(&source->arch, text, size, path, error);
+    free(text);
+    return code;
+}
 
 static int read_config(struct plan_source *source, const char *path, struct mo_error *error) {
     char *text;
     size_t size;
     int code = file_read(path, MAX_CONFIG_BYTES, &text, &size, error);
-    if (code) return code;
-    code = plan_arch_parse(&source->arch, text, size, path, error);
-    free(text);
-    return code;
+    return code ? code : parse_config(source, text, size, path, error);
 }
 
 /* Every header of a folder; a folder without weights is as good as its config.json. */
@@ -77,8 +81,7 @@ static int read_gguf(struct plan_source *source, const struct checkpoint *checkp
     size_t size;
     int code = checkpoint_read_file(checkpoint, "config.json", MAX_CONFIG_BYTES, &config, &size, error);
     if (code) return code;
-    code = plan_arch_parse(&source->arch, config, size, checkpoint->path, error);
-    free(config);
+    code = parse_config(source, config, size, checkpoint->path, error);
     json_t *header = json_object();
     for (int i = 0; i < checkpoint->n_tensors && !code; i++) {
         json_object_set_new(header, checkpoint->tensors[i].name, tensor_json(checkpoint, &checkpoint->tensors[i]));
@@ -121,9 +124,13 @@ static int find_arch(struct plan_source *source, const json_t *header, const cha
     char beside[PATH_BYTES];
     const char *config = plan_header_config(header), *match = plan_header_match(header);
     path_beside(path, "config.json", beside, sizeof beside);
-    if (config) return plan_arch_parse(&source->arch, config, strlen(config), path, error);
+    if (config) {
+        char *text = strdup(config);
+        if (!text) return mo_error_set(error, MO_E_NO_MEMORY, "%s: no memory", path);
+        return parse_config(source, text, strlen(text), path, error);
+    }
     if (file_exists(beside)) return read_config(source, beside, error);
-    if (match && plan_arch_builtin(&source->arch, match)) return 0;
+    if (match && !source->overrides && plan_arch_builtin(&source->arch, match)) return 0;
     return mo_error_set(error, MO_E_NOT_FOUND,
                         "%s: a header does not say how many experts a token takes, and its shapes are of no built-in "
                         "model: put the model's config.json beside it",
@@ -159,19 +166,8 @@ static int open_file(struct plan_source *source, const char *path, struct mo_err
     return json ? read_config(source, path, error) : open_header(source, path, error);
 }
 
-int plan_source_open(struct plan_source *source, const char *model, const char *revision, struct mo_error *error) {
-    char path[4096];
-    *source = (struct plan_source){0};
-    if (plan_arch_builtin(&source->arch, model)) return 0;
-    if (file_exists(model) && !file_is_directory(model)) return open_file(source, model, error);
-    int code = model_locate(model, revision, path, sizeof path, error);
-    if (!code) return open_folder(source, path, error);
-    char names[512] = "";
-    for (int i = 0; plan_arch_builtin_name(i); i++) {
-        size_t n = strlen(names);
-        snprintf(names + n, sizeof names - n, "%s%s", i ? ", " : "", plan_arch_builtin_name(i));
-    }
-    size_t n = error ? strlen(error->message) : 0;
-    if (error) snprintf(error->message + n, sizeof error->message - n, "; built in: %s", names);
-    return code;
+int plan_source_open(struct plan_source *source, const char *path, const struct overrides *overrides,
+                     struct mo_error *error) {
+    *source = (struct plan_source){.overrides = overrides};
+    return file_is_directory(path) ? open_folder(source, path, error) : open_file(source, path, error);
 }

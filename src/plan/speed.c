@@ -185,14 +185,18 @@ static struct gain shared_gain(const struct plan_input *in, int ways, int rows) 
 }
 
 /* Of one step, as backend/cuda/stages.c launches them; that prompts take a few more is not to be seen beside what they compute. */
-static double count_launches(const struct plan_arch *arch, int rows, double depth) {
-    enum { ABSORB_ROWS = 8 }; /* more rows: absorbing the queries is a kernel of its own */
-    enum { HYBRID = 17, COMPRESSOR = 2, KEYS = 1, CHOICE = 3 }; /* V4, V4.1 */
+static double count_launches(const struct plan_input *in, int rows, double depth) {
+    enum { FEW_ROWS = 8 }; /* more: absorbing the queries is a kernel of its own, and so is routing */
+    enum { HYBRID = 16, COMPRESSOR = 2, KEYS = 1, CHOICE = 3 }; /* V4, V4.1 */
     enum { TABLE = 2, NARROWING = 1 };                          /* V4.1 */
     enum { INDEXER = 2, SPARSE_CHOICE = 4 };                    /* V3.2 */
+    const struct plan_arch *arch = &in->arch;
+    const struct plan_format *shared = &in->weights.format[PLAN_SHARED], *routed = &in->weights.format[PLAN_ROUTED];
     const struct plan_hybrid *h = &arch->hybrid;
+    const bool few = rows <= FEW_ROWS, joins = few && !strcmp(shared->name, routed->name);
+    double routing = joins ? 0 : plan_arch_moe_layers(arch);
     if (plan_arch_is_hybrid(arch)) {
-        double count = arch->layers * HYBRID + h->tables * TABLE;
+        double count = arch->layers * HYBRID + routing + h->tables * TABLE;
         for (int i = 0; i < PLAN_RATIOS; i++) {
             const struct plan_ratio *r = &h->ratios[i];
             count += r->makers * (COMPRESSOR + (r->choosers ? KEYS : 0) - (r->ratio == 1)); /* one token: no sums */
@@ -201,9 +205,9 @@ static double count_launches(const struct plan_arch *arch, int rows, double dept
         }
         return count;
     }
-    double a_layer = plan_share(PLAN_GPU_LAUNCHES) + (arch->q_lora > 0) + (rows > ABSORB_ROWS);
+    double a_layer = plan_share(PLAN_GPU_LAUNCHES) + (arch->q_lora > 0) + !few;
     if (arch->index_topk) a_layer += INDEXER + (depth > arch->index_topk ? SPARSE_CHOICE : 0);
-    return arch->layers * a_layer - arch->dense_layers;
+    return arch->layers * a_layer + routing;
 }
 
 /* The host's, wherever the rest is computed. */
@@ -225,7 +229,7 @@ static void add_gpu(const struct job *job, struct plan_speed *s, bool experts) {
     add(s, "matrices outside of the experts", PLAN_ON_GPU, PLAN_OPS, 0, fixed_ops(job), ops * gain.fixed, share);
     if (experts) add(s, "experts", PLAN_ON_GPU, PLAN_OPS, 0, job->ops[PLAN_ROUTED], ops * gain.routed, share);
     add(s, "attention", PLAN_ON_GPU, PLAN_OPS, 0, job->pair_ops, ops * gain.fixed, share);
-    double launches = job->steps * count_launches(&job->in->arch, job->rows, job->depth);
+    double launches = job->steps * count_launches(job->in, job->rows, job->depth);
     add_wait(s, "between kernels", launches, plan_share(PLAN_GPU_LAUNCH_S), false);
     add_tables(job, s, 0);
     add_links(job, s, true);

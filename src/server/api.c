@@ -8,6 +8,11 @@
 
 /* --- names and limits ---------------------------------------------------------------------------- */
 
+const struct api_policy *api_policy_of(const struct api_model *model) {
+    static const struct api_policy none = {.max_logprobs = SCHED_MAX_LOGPROBS};
+    return model->policy ? model->policy : &none;
+}
+
 /* A name without a tag is that name with the tag "latest", as Ollama has it; its clients add it. */
 static bool is_same_model(const char *asked, const char *served) {
     static const char LATEST[] = ":latest";
@@ -102,13 +107,14 @@ static void parse_stream(struct api_job *job) {
     job->request->stream = fields_bool(f, "stream", false);
     job->request->timings = fields_bool(f, "timings_per_token", false);
     const json_t *options = fields_object(f, "stream_options");
+    job->request->include_usage = api_policy_of(job->model)->includes_usage;
     if (!options) return;
     if (!job->request->stream) {
         api_error_field(f->error, "stream_options", "stream_options may only be given with \"stream\": true");
         return;
     }
     struct fields inner = {options, f->error};
-    job->request->include_usage = fields_bool(&inner, "include_usage", false);
+    job->request->include_usage |= fields_bool(&inner, "include_usage", false);
     job->request->usage_per_chunk = fields_bool(&inner, "continuous_usage_stats", false) && job->request->include_usage;
 }
 
@@ -169,6 +175,14 @@ static void prompt_too_long(struct api_job *job, size_t n, size_t context) {
                   "prompt is too long: %zu tokens > %zu maximum", n, context - 1);
 }
 
+/* What the server allows an answer to have: less than what is asked for is no error, as with vLLM and llama.cpp. */
+static void limit_answer(struct api_job *job) {
+    struct api_request *request = job->request;
+    int most = job->model->engine->defaults.max_tokens;
+    if (most > 0 && request->sched.max_tokens > most) request->sched.max_tokens = most;
+    if (most > 0 && (request->n_predict < 0 || request->n_predict > most)) request->n_predict = most;
+}
+
 /* Every prompt and its answer must fit; without max_tokens a chat's answer takes what is left. */
 static void check_context(struct api_job *job) {
     struct api_request *request = job->request;
@@ -190,7 +204,8 @@ static void check_context(struct api_job *job) {
                       job->fields.error);
         return;
     }
-    if (request->sched.max_tokens < 0) request->sched.max_tokens = job->model->engine->options.max_model_len;
+    int most = job->model->engine->defaults.max_tokens;
+    if (request->sched.max_tokens < 0) request->sched.max_tokens = most > 0 ? most : (int)context;
 }
 
 static void parse_settings(struct api_job *job) {
@@ -226,6 +241,7 @@ static void parse_all(struct api_job *job) {
     request->sched.min_tokens = (int)fields_int(&job->fields, "min_tokens", 0, INT_MAX, 0);
     if (fields_failed(&job->fields)) return;
     if (api_is_chat(request->kind)) drop_conversation(request);
+    limit_answer(job);
     if (!api_is_count(request->kind)) check_context(job);
     api_stop_add_fim(job);
     api_structured_place(job);

@@ -6,6 +6,7 @@
 
 #include "engine.h"
 #include "server/api_error.h"
+#include "server/api_policy.h"
 #include "server/message.h"
 
 enum {
@@ -28,8 +29,9 @@ struct api_model {
     const struct engine *engine; /* open; or only its text side, in tests */
     const char *const *names;    /* [n_names] names that "model" may have; the first is the default */
     int n_names;
-    bool any_name;       /* others are taken for the default */
-    bool keeps_thoughts; /* answers are not split into thought and content, unless a request asks for it */
+    bool any_name;                   /* others are taken for the default */
+    bool keeps_thoughts;             /* answers are not split into thought and content, unless a request asks for it */
+    const struct api_policy *policy; /* NULL: the server has no flags that say anything */
 };
 
 /* After the first two: two of llama.cpp's and two of Ollama's; then chats in other words: Anthropic's messages, the same only to

@@ -125,17 +125,21 @@ static void open_last(struct api_job *job, struct token_list *ids) {
     }
 }
 
-/* OpenAI's, where DeepSeek's own word is not there. Models think or do not; to V4's it says how much, too, and to V4.1's by a number
- * if one likes. */
+/* Models think or do not; to V4's it says how much, too, and to V4.1's by a number if one likes. */
+static void think_by_effort(json_t **variables) {
+    const json_t *effort = json_object_get(*variables, "reasoning_effort");
+    const char *word = json_string_value(effort);
+    if ((!word && !json_is_integer(effort)) || json_object_get(*variables, "thinking")) return;
+    put(variables, "thinking", json_boolean(!word || (strcmp(word, "none") != 0 && strcmp(word, "minimal") != 0)));
+}
+
+/* OpenAI's, where DeepSeek's own word is not there. */
 static void add_effort(struct fields *f, json_t **variables) {
     const json_t *effort = fields_get(f, "reasoning_effort");
     if (!json_is_number(effort)) effort = fields_string(f, "reasoning_effort");
     if (effort && !json_object_get(*variables, "reasoning_effort"))
         put(variables, "reasoning_effort", put_share(effort));
-    effort = json_object_get(*variables, "reasoning_effort");
-    const char *word = json_string_value(effort);
-    if ((!word && !json_is_integer(effort)) || json_object_get(*variables, "thinking")) return;
-    put(variables, "thinking", json_boolean(!word || (strcmp(word, "none") != 0 && strcmp(word, "minimal") != 0)));
+    think_by_effort(variables);
 }
 
 /* The schema of the answer, for a template that tells it (V3.2's, V4's, V4.1's). */
@@ -164,7 +168,18 @@ static void add_thinking(struct fields *f, json_t **variables) {
     if (type && !json_object_get(*variables, "thinking")) put(variables, "thinking", json_boolean(on));
 }
 
-json_t *api_template_variables(struct fields *f, const json_t *tools) {
+/* What the server says for all requests, by the names that they have here; what a request says in any way goes before it. */
+static void add_defaults(const json_t *defaults, json_t **variables) {
+    json_t *copy = defaults ? put_copy(defaults) : NULL;
+    if (!copy) return;
+    rename_thinking(&copy);
+    think_by_effort(&copy);
+    json_object_del(copy, "tools");
+    json_object_update_missing(*variables, copy);
+    json_decref(copy);
+}
+
+json_t *api_template_variables(struct fields *f, const struct api_model *model, const json_t *tools) {
     const json_t *kwargs = fields_object(f, "chat_template_kwargs");
     json_t *variables = kwargs ? put_copy(kwargs) : json_object();
     json_object_del(variables, "tools"); /* only those that were checked */
@@ -173,6 +188,7 @@ json_t *api_template_variables(struct fields *f, const json_t *tools) {
     add_thinking(f, &variables);
     add_effort(f, &variables);
     add_format(f, &variables);
+    add_defaults(api_policy_of(model)->template_variables, &variables);
     if (!variables && !fields_failed(f)) api_error_no_memory(f->error);
     if (!fields_failed(f)) return variables;
     json_decref(variables);
@@ -242,7 +258,7 @@ static void encode_messages(struct api_job *job, const json_t *messages) {
     struct mo_error cause = {0};
     bool continues = continues_last(job, messages);
     bool generation = fields_bool(&job->fields, "add_generation_prompt", true) && !continues;
-    json_t *variables = api_template_variables(&job->fields, job->request->message.tools);
+    json_t *variables = api_template_variables(&job->fields, job->model, job->request->message.tools);
     json_t *copy = variables ? api_messages_copy(messages, engine->chat, job->fields.error) : NULL;
     int code = copy ? engine_encode_chat(engine, copy, generation, variables, &prompt->ids, &cause) : 0;
     json_decref(copy);
@@ -273,12 +289,13 @@ static void parse_messages(struct api_job *job) {
 static void parse_logprobs(struct api_job *job) {
     struct fields *f = &job->fields;
     bool wanted = fields_bool(f, "logprobs", false);
-    int64_t top = fields_int(f, "top_logprobs", 0, SCHED_MAX_LOGPROBS, 0);
+    int64_t top = fields_int(f, "top_logprobs", 0, api_policy_of(job->model)->max_logprobs, 0);
     if (top > 0 && !wanted && !fields_failed(f)) {
         api_error_field(f->error, "top_logprobs", "top_logprobs may only be given with \"logprobs\": true");
     }
     job->request->sched.n_logprobs = wanted ? (int)top : -1;
-    job->request->tokens_as_ids = fields_bool(f, "return_tokens_as_token_ids", false);
+    job->request->tokens_as_ids =
+        fields_bool(f, "return_tokens_as_token_ids", api_policy_of(job->model)->tokens_as_ids);
     if (job->request->kind == API_CHAT) job->request->return_tokens = fields_bool(f, "return_token_ids", false);
 }
 

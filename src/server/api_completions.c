@@ -83,11 +83,13 @@ void api_completion_parse(struct api_job *job) {
     struct fields *f = &job->fields;
     struct sched_request *sched = &job->request->sched;
     job->request->echo = fields_bool(f, "echo", false);
-    job->request->tokens_as_ids = fields_bool(f, "return_tokens_as_token_ids", false);
+    job->request->tokens_as_ids =
+        fields_bool(f, "return_tokens_as_token_ids", api_policy_of(job->model)->tokens_as_ids);
     job->request->return_tokens = fields_bool(f, "return_token_ids", false);
-    sched->n_logprobs = (int)fields_int(f, "logprobs", 0, SCHED_MAX_LOGPROBS, -1);
+    sched->n_logprobs = (int)fields_int(f, "logprobs", 0, api_policy_of(job->model)->max_logprobs, -1);
     sched->prompt_logprobs = job->request->echo && sched->n_logprobs >= 0;
-    sched->max_tokens = (int)fields_int(f, "max_tokens", 0, INT_MAX, 16);
+    bool is_limited = job->model->engine->defaults.max_tokens > 0; /* then that is the default, too */
+    sched->max_tokens = (int)fields_int(f, "max_tokens", 0, INT_MAX, is_limited ? -1 : 16);
     if (!fields_failed(f) && sched->max_tokens == 0 && !job->request->echo) {
         api_error_field(f->error, "max_tokens", "max_tokens must be at least 1 (0 only with echo), found 0");
     }

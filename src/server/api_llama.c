@@ -13,8 +13,7 @@ enum { SAMPLERS_MAX = 64, MS_MAX = 1000000000 };
 
 /* llama.cpp's documented values, where the model's files name none. */
 void api_llama_defaults(const struct engine *engine, struct sampling *s) {
-    const struct generation_defaults nothing = {NAN, NAN, NAN, NAN, -1};
-    const struct generation_defaults *d = engine->options.generation_config == 0 ? &engine->defaults : &nothing;
+    const struct generation_defaults *d = &engine->defaults;
     if (isnan(d->temperature)) s->temperature = 0.8f;
     if (isnan(d->top_p)) s->top_p = 0.95f;
     if (isnan(d->min_p)) s->min_p = 0.05f;
@@ -134,7 +133,7 @@ static void parse_limits(struct api_job *job) {
 void api_llama_parse(struct api_job *job) {
     struct fields *f = &job->fields;
     struct api_request *request = job->request;
-    int64_t n_probs = fields_int(f, "n_probs", 0, SCHED_MAX_LOGPROBS, 0);
+    int64_t n_probs = fields_int(f, "n_probs", 0, api_policy_of(job->model)->max_logprobs, 0);
     request->sched.n_logprobs = n_probs > 0 ? (int)n_probs : -1;
     request->include_usage = false; /* every end says it */
     request->return_tokens = fields_bool(f, "return_tokens", false) || request->stream;

@@ -11,8 +11,7 @@
 
 /* Ollama's documented values, where the model's files name none. */
 void api_ollama_defaults(const struct engine *engine, struct sampling *s) {
-    const struct generation_defaults nothing = {NAN, NAN, NAN, NAN, -1};
-    const struct generation_defaults *d = engine->options.generation_config == 0 ? &engine->defaults : &nothing;
+    const struct generation_defaults *d = &engine->defaults;
     if (isnan(d->temperature)) s->temperature = 0.8f;
     if (isnan(d->top_p)) s->top_p = 0.9f;
     if (isnan(d->repetition_penalty)) s->repetition_penalty = 1.1f;
@@ -75,7 +74,7 @@ static void pass_keep_alive(struct fields *f) {
 
 static void parse_logprobs(struct api_job *job) {
     bool wanted = fields_bool(&job->fields, "logprobs", false);
-    int64_t top = fields_int(&job->fields, "top_logprobs", 0, SCHED_MAX_LOGPROBS, 0);
+    int64_t top = fields_int(&job->fields, "top_logprobs", 0, api_policy_of(job->model)->max_logprobs, 0);
     job->request->sched.n_logprobs = wanted ? (int)top : -1;
 }
 

@@ -27,6 +27,8 @@ struct api_job {
     struct api_wish wish; /* api_structured.c */
 };
 
+/* api.c: the server's rules; without any, those of one without flags. */
+const struct api_policy *api_policy_of(const struct api_model *model);
 /* api_completions.c: prompt, suffix, echo, logprobs, max_tokens. */
 void api_completion_parse(struct api_job *job);
 /* api_completions.c: of them, prompt and suffix. */
@@ -48,9 +50,9 @@ void api_chat_parse(struct api_job *job);
 /* api_chat.c: the messages as the template (or NULL) knows them: parts joined, "developer" a system, calls settled. The
  * caller's; NULL with `error`. */
 json_t *api_messages_copy(const json_t *messages, const struct chat_template *chat, struct api_error *error);
-/* api_chat.c: the template's variables: chat_template_kwargs, thinking, and the tools or NULL. The caller's; NULL for none, or
- * an error. */
-json_t *api_template_variables(struct fields *f, const json_t *tools);
+/* api_chat.c: the template's variables: chat_template_kwargs, thinking, the tools or NULL, and the server's own of those that are
+ * not said. The caller's; NULL for an error. */
+json_t *api_template_variables(struct fields *f, const struct api_model *model, const json_t *tools);
 
 /* api_tools.c: the functions of a body, and those that tool_choice names, by the names that they have with their namespaces. */
 void api_tools_settle(json_t *root, struct api_error *error);

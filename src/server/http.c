@@ -18,6 +18,9 @@ enum {
     DRAIN_BODIES = 4,    /* of the largest size: as much of a refused body is read before the connection is closed */
 };
 
+/* GnuTLS's words: nothing older than TLS 1.2. */
+static const char TLS_PRIORITIES[] = "NORMAL:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2";
+
 /* --- replies ------------------------------------------------------------------------------------- */
 
 /* What every answer says, whole or as a stream. */
@@ -25,6 +28,18 @@ static void add_headers(const struct exchange *exchange, struct MHD_Response *re
     MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, content_type);
     MHD_add_response_header(response, REQUEST_ID_HEADER, exchange->id);
     cors_add(exchange, response);
+}
+
+enum MHD_Result http_queue(struct exchange *exchange, int status, const char *content_type,
+                           struct MHD_Response *response) {
+    if (!response) return MHD_NO;
+    add_headers(exchange, response, content_type);
+    if (atomic_load(&exchange->server->draining) || exchange->is_ambiguous) {
+        MHD_add_response_header(response, MHD_HTTP_HEADER_CONNECTION, "close");
+    }
+    enum MHD_Result result = MHD_queue_response(exchange->connection, (unsigned)status, response);
+    MHD_destroy_response(response);
+    return result;
 }
 
 /* Queues a reply; `data` is malloc'd and taken over. */
@@ -35,7 +50,6 @@ static enum MHD_Result reply(struct exchange *exchange, int status, const char *
         free(data);
         return MHD_NO;
     }
-    add_headers(exchange, response, content_type);
     if (status == 401) MHD_add_response_header(response, MHD_HTTP_HEADER_WWW_AUTHENTICATE, "Bearer");
     if (exchange->error.allow) MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, exchange->error.allow);
     if (retry_after_s > 0) {
@@ -43,12 +57,7 @@ static enum MHD_Result reply(struct exchange *exchange, int status, const char *
         snprintf(seconds, sizeof seconds, "%d", retry_after_s);
         MHD_add_response_header(response, MHD_HTTP_HEADER_RETRY_AFTER, seconds);
     }
-    if (atomic_load(&exchange->server->draining) || exchange->is_ambiguous) {
-        MHD_add_response_header(response, MHD_HTTP_HEADER_CONNECTION, "close");
-    }
-    enum MHD_Result result = MHD_queue_response(exchange->connection, (unsigned)status, response);
-    MHD_destroy_response(response);
-    return result;
+    return http_queue(exchange, status, content_type, response);
 }
 
 static enum MHD_Result reply_json(struct exchange *exchange, int status, json_t *json, int retry_after_s) {
@@ -253,17 +262,28 @@ static void check_headers(struct exchange *exchange, const char *path, const cha
 
 /* "http://host/path", as to a proxy, is the same as "/path" (RFC 9112, 3.2.2). */
 static const char *without_host(const char *target) {
-    static const char SCHEME[] = "http://";
+    static const char SCHEME[] = "http", MARK[] = "://";
     if (strncasecmp(target, SCHEME, sizeof SCHEME - 1) != 0) return target;
-    const char *path = strchr(target + sizeof SCHEME - 1, '/');
+    const char *rest = target + sizeof SCHEME - 1;
+    rest += *rest == 's' || *rest == 'S';
+    if (strncmp(rest, MARK, sizeof MARK - 1) != 0) return target;
+    const char *path = strchr(rest + sizeof MARK - 1, '/');
     return path ? path : "/";
+}
+
+/* A proxy may pass the prefix on, or take it off. */
+static const char *without_prefix(const char *path, const char *prefix) {
+    size_t n = strlen(prefix);
+    bool is_under = n > 0 && strncmp(path, prefix, n) == 0 && (path[n] == '/' || path[n] == 0);
+    if (!is_under) return path;
+    return path[n] ? path + n : "/";
 }
 
 static struct exchange *exchange_create(struct server *server, struct MHD_Connection *connection, const char *target,
                                         const char *method) {
     struct exchange *exchange = calloc(1, sizeof *exchange);
     if (!exchange) return NULL;
-    const char *path = without_host(target);
+    const char *path = without_prefix(without_host(target), server->options.prefix);
     exchange->server = server;
     exchange->connection = connection;
     exchange->dialect = dialect_at(path);
@@ -374,16 +394,34 @@ static void on_connection(void *context, struct MHD_Connection *connection, void
     }
 }
 
+/* What the library is told to speak TLS with; the end of its options without. */
+static void add_tls(struct MHD_OptionItem items[4], const struct tls *tls) {
+    items[0].option = MHD_OPTION_END;
+    if (!tls->key) return;
+    items[0] = (struct MHD_OptionItem){MHD_OPTION_HTTPS_MEM_CERT, 0, tls->certificate};
+    items[1] = (struct MHD_OptionItem){MHD_OPTION_HTTPS_MEM_KEY, 0, tls->key};
+    items[2] = (struct MHD_OptionItem){MHD_OPTION_HTTPS_PRIORITIES, 0, (void *)(uintptr_t)TLS_PRIORITIES};
+    items[3].option = MHD_OPTION_END;
+}
+
 int http_start(struct server *server, int fd, struct mo_error *error) {
     const struct server_options *o = &server->options;
     unsigned flags = MHD_USE_EPOLL | MHD_USE_INTERNAL_POLLING_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ITC;
+    struct MHD_OptionItem tls[4] = {{.option = MHD_OPTION_END}};
+    add_tls(tls, &server->tls);
+    if (server->tls.key) flags |= MHD_USE_TLS;
     server->daemon = MHD_start_daemon(
         flags, 0, NULL, NULL, on_request, server, MHD_OPTION_LISTEN_SOCKET, fd, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
         (size_t)CONNECTION_MEMORY_BYTES, MHD_OPTION_CONNECTION_LIMIT, (unsigned)o->max_connections,
         MHD_OPTION_PER_IP_CONNECTION_LIMIT, (unsigned)o->max_connections_per_address, MHD_OPTION_CONNECTION_TIMEOUT,
         (unsigned)o->request_timeout_s, MHD_OPTION_NOTIFY_COMPLETED, on_completed, server, MHD_OPTION_NOTIFY_CONNECTION,
-        on_connection, server, MHD_OPTION_END);
+        on_connection, server, MHD_OPTION_ARRAY, tls, MHD_OPTION_END);
     if (server->daemon) return 0;
+    int reason = errno;
     close(fd);
-    return mo_error_set(error, MO_E_IO, "cannot start the HTTP server: %s", strerror(errno));
+    if (server->tls.key) {
+        return mo_error_set(error, MO_E_IO, "cannot start the HTTPS server: GnuTLS does not take %s with %s",
+                            o->tls.certificate, o->tls.key);
+    }
+    return mo_error_set(error, MO_E_IO, "cannot start the HTTP server: %s", strerror(reason));
 }

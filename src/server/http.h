@@ -5,6 +5,7 @@
 
 #include <microhttpd.h>
 #include "server/answer.h"
+#include "server/listen.h"
 #include "server/prepare.h"
 #include "server/request_id.h"
 #include "server/server.h"
@@ -12,10 +13,11 @@
 
 struct server {
     struct server_options options;
+    struct tls tls;
+    struct listener listener;
     struct MHD_Daemon *daemon;
     struct watch *watch;
     struct prepare *prepare;
-    int port;
     time_t created;
     _Atomic(const struct engine *) engine;                /* NULL while it loads */
     char hash[65], fingerprint[RESPOND_FINGERPRINT_SIZE]; /* written before `engine` */
@@ -62,6 +64,9 @@ int http_start(struct server *server, int fd, struct mo_error *error);
 /* routes.c: the route of a request, or NULL with 404 or 405 in `error`. */
 const struct route *route_find(const char *path, const char *method, const char **tail, struct api_error *error);
 
+/* Sends `response`, which is taken over, with the headers of every reply. NULL, for want of memory, ends the connection. */
+enum MHD_Result http_queue(struct exchange *exchange, int status, const char *content_type,
+                           struct MHD_Response *response);
 /* Replies take `json`, `body` over. NULL becomes an error of memory. */
 enum MHD_Result http_reply_json(struct exchange *exchange, int status, json_t *json);
 enum MHD_Result http_reply_text(struct exchange *exchange, int status, const char *content_type, struct buffer *body);

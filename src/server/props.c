@@ -1,6 +1,7 @@
 #include "server/props.h"
 
 #include "server/api_parts.h"
+#include "server/put.h"
 #include "server/respond_llama.h"
 
 static json_t *token_text(const struct tokenizer *tokenizer, int32_t id) {
@@ -13,7 +14,7 @@ static json_t *token_text(const struct tokenizer *tokenizer, int32_t id) {
 static json_t *default_settings(const struct server *server, const struct engine *engine) {
     struct api_request request = {.kind = API_LLAMA,
                                   .model = server->options.names[0],
-                                  .n_predict = -1,
+                                  .n_predict = engine->defaults.max_tokens > 0 ? engine->defaults.max_tokens : -1,
                                   .context = engine->options.max_model_len,
                                   .sched.n_logprobs = -1};
     engine_sampling(engine, &request.sched.sampling);
@@ -27,17 +28,27 @@ static const char *jinja(const struct engine *engine) {
     return text ? text : "";
 }
 
+/* What the paths under /v1 take where a request says nothing: llama.cpp's own paths have other values. */
+static json_t *chat_defaults(const struct engine *engine) {
+    struct sampling sampling;
+    engine_sampling(engine, &sampling);
+    return json_pack("{s:o, s:o, s:o, s:i}", "temperature", put_number((double)sampling.temperature), "top_p",
+                     put_number((double)sampling.top_p), "min_p", put_number((double)sampling.min_p), "top_k",
+                     sampling.top_k);
+}
+
 json_t *props_json(const struct server *server) {
     const struct engine *engine = atomic_load(&server->engine);
     const struct tokenizer *tokenizer = engine->tokenizer;
     const char *name = server->options.names[0]; /* not the path: that is nobody's business */
-    return json_pack("{s:{s:i, s:o}, s:i, s:i, s:s, s:s, s:s, s:o, s:o, s:{s:b, s:b}, s:s, s:b}",
+    return json_pack("{s:{s:i, s:o}, s:o, s:i, s:i, s:s, s:s, s:s, s:o, s:o, s:{s:b, s:b}, s:s, s:b}",
                      "default_generation_settings", "n_ctx", engine->options.max_model_len, "params",
-                     default_settings(server, engine), "n_ctx", engine->options.max_model_len, "total_slots",
-                     engine->options.max_num_seqs, "model_alias", name, "model_path", name, "chat_template",
-                     jinja(engine), "bos_token", token_text(tokenizer, tokenizer ? tokenizer_bos(tokenizer) : -1),
-                     "eos_token", token_text(tokenizer, tokenizer ? tokenizer_eos(tokenizer) : -1), "modalities",
-                     "vision", 0, "audio", 0, "build_info", "moebius-" MOEBIUS_VERSION, "is_sleeping", 0);
+                     default_settings(server, engine), "openai_defaults", chat_defaults(engine), "n_ctx",
+                     engine->options.max_model_len, "total_slots", engine->options.max_num_seqs, "model_alias", name,
+                     "model_path", name, "chat_template", jinja(engine), "bos_token",
+                     token_text(tokenizer, tokenizer ? tokenizer_bos(tokenizer) : -1), "eos_token",
+                     token_text(tokenizer, tokenizer ? tokenizer_eos(tokenizer) : -1), "modalities", "vision", 0,
+                     "audio", 0, "build_info", "moebius-" MOEBIUS_VERSION, "is_sleeping", 0);
 }
 
 /* A special token's text, or null. */

@@ -5,6 +5,7 @@
 #include "server/ollama.h"
 #include "server/place.h"
 #include "server/props.h"
+#include "server/web.h"
 #include "server/work.h"
 #include "text/fim.h"
 
@@ -14,8 +15,8 @@ static const char *model_name(const struct exchange *exchange) {
 
 static struct api_model api_model_of(const struct exchange *exchange) {
     const struct server *server = exchange->server;
-    return (struct api_model){atomic_load(&server->engine), server->options.names, server->options.n_names,
-                              server->options.any_name, server->options.keeps_thoughts};
+    return (struct api_model){atomic_load(&server->engine), server->options.names,          server->options.n_names,
+                              server->options.any_name,     server->options.keeps_thoughts, &server->options.policy};
 }
 
 /* --- answers ------------------------------------------------------------------------------------- */
@@ -165,7 +166,9 @@ static const struct route ROUTES[] = {
     {"/ping", HTTP_GET, true, false, .handle = handle_health},
     {"/version", HTTP_GET, true, false, .handle = handle_version},
     {"/metrics", HTTP_GET, false, false, .handle = handle_metrics},
-    {"/", HTTP_GET, true, false, .handle = ollama_handle_root},
+    {"/", HTTP_GET, true, false, .handle = web_handle_root},
+    {"/index.html", HTTP_GET, true, false, .handle = web_handle_page},
+    {"/web/", HTTP_GET, true, false, .handle = web_handle_file},
     {"/api/generate", HTTP_POST, false, true, .handle = handle_generation, .kind = API_OLLAMA_GENERATE},
     {"/api/chat", HTTP_POST, false, true, .handle = handle_generation, .kind = API_OLLAMA_CHAT},
     {"/api/tags", HTTP_GET, false, true, .handle = ollama_handle_tags},

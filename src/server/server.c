@@ -1,49 +1,20 @@
 /* server/server.c - the life of the server: from the socket on which it listens to the end of its threads. */
-#include <errno.h>
-#include <netdb.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 #include "server/http.h"
 
-/* --- the socket ---------------------------------------------------------------------------------- */
+/* --- TLS ------------------------------------------------------------------------------------------ */
 
-static int bound_port(int fd) {
-    struct sockaddr_storage address;
-    socklen_t size = sizeof address;
-    if (getsockname(fd, (struct sockaddr *)&address, &size)) return 0;
-    return ntohs(address.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&address)->sin6_port
-                                               : ((struct sockaddr_in *)&address)->sin_port);
-}
-
-static int listen_at(const struct addrinfo *place) {
-    int on = 1, fd = socket(place->ai_family, place->ai_socktype | SOCK_CLOEXEC | SOCK_NONBLOCK, place->ai_protocol);
-    if (fd < 0) return -1;
-    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-    if (bind(fd, place->ai_addr, place->ai_addrlen) == 0 && listen(fd, 1024) == 0) return fd;
-    int reason = errno;
-    close(fd);
-    errno = reason;
-    return -1;
-}
-
-static int open_socket(const struct server_options *options, int *fd, struct mo_error *error) {
-    const struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV};
-    struct addrinfo *places = NULL;
-    char port[16];
-    snprintf(port, sizeof port, "%d", options->port);
-    int reason = getaddrinfo(options->host, port, &hints, &places);
-    if (reason) return mo_error_set(error, MO_E_INVALID, "--host %s: %s", options->host, gai_strerror(reason));
-    *fd = -1;
-    for (const struct addrinfo *place = places; place && *fd < 0; place = place->ai_next) *fd = listen_at(place);
-    reason = errno;
-    freeaddrinfo(places);
-    if (*fd >= 0) return 0;
-    return mo_error_set(error, MO_E_IO, "cannot listen on %s port %d: %s", options->host, options->port,
-                        strerror(reason));
+static int open_tls(struct server *server, struct mo_error *error) {
+    const struct tls_files *files = &server->options.tls;
+    if (!tls_is_wanted(files)) return 0;
+    if (MHD_is_feature_supported(MHD_FEATURE_TLS) != MHD_YES) {
+        return mo_error_set(error, MO_E_UNSUPPORTED, "--ssl-certfile: this machine's libmicrohttpd %s has no TLS",
+                            MHD_get_version());
+    }
+    return tls_read(&server->tls, files, error);
 }
 
 /* --- from open to close -------------------------------------------------------------------------- */
@@ -54,17 +25,18 @@ int server_open(struct server **out, const struct server_options *options, struc
     server->options = *options;
     int *per_address = &server->options.max_connections_per_address;
     if (!*per_address) *per_address = (options->max_connections + 1) / 2;
+    if (options->socket_path) *per_address = options->max_connections; /* its clients have no addresses */
     server->created = time(NULL);
-    int fd = -1, code = open_socket(options, &fd, error);
+    int code = open_tls(server, error);
+    if (!code) code = listener_open(&server->listener, options, error);
     if (code) goto fail;
-    server->port = bound_port(fd);
     code = watch_open(&server->watch, error);
     if (!code) code = prepare_open(&server->prepare, error);
     if (code) {
-        close(fd);
+        close(server->listener.fd);
         goto fail;
     }
-    code = http_start(server, fd, error);
+    code = http_start(server, server->listener.fd, error);
     if (code) goto fail;
     *out = server;
     return 0;
@@ -73,8 +45,12 @@ fail:
     return code;
 }
 
+void server_unlisten(struct server *server) {
+    listener_remove(&server->listener);
+}
+
 int server_port(const struct server *server) {
-    return server->port;
+    return server->listener.port;
 }
 
 void server_ready(struct server *server, const struct engine *engine, const char *hash) {
@@ -100,8 +76,10 @@ void server_close(struct server *server) {
         watch_cancel_all(server->watch);
         nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
     }
+    server_unlisten(server);
     if (server->daemon) MHD_stop_daemon(server->daemon);
     watch_close(server->watch);
     prepare_close(server->prepare);
+    tls_free(&server->tls);
     free(server);
 }

@@ -56,9 +56,10 @@ static json_t *llama_shape(const struct api_model *model, const struct token_lis
     return json_pack("{s:o}", "tokens", list);
 }
 
-static int encode_messages(struct fields *f, const struct engine *engine, const json_t *messages,
+static int encode_messages(struct fields *f, const struct api_model *model, const json_t *messages,
                            struct token_list *ids, struct mo_error *cause) {
-    json_t *variables = api_template_variables(f, api_tools_read(f));
+    const struct engine *engine = model->engine;
+    json_t *variables = api_template_variables(f, model, api_tools_read(f));
     bool generation = fields_bool(f, "add_generation_prompt", true);
     json_t *copy = fields_failed(f) ? NULL : api_messages_copy(messages, engine->chat, f->error);
     int code = copy ? engine_encode_chat(engine, copy, generation, variables, ids, cause) : 0;
@@ -79,7 +80,7 @@ static json_t *tokenize(struct fields *f, const struct api_model *model, struct 
     int code = 0;
     if (fields_failed(f)) return NULL;
     if (messages) {
-        code = encode_messages(f, engine, messages, ids, &cause);
+        code = encode_messages(f, model, messages, ids, &cause);
     } else if (!text) {
         api_error_field(f->error, "prompt", "one of prompt, messages, content is needed");
     } else if (special) {
@@ -141,7 +142,7 @@ static json_t *apply_template(struct fields *f, const struct api_model *model, s
         api_error_field(f->error, "messages", messages ? "messages is empty" : "messages is missing");
     }
     if (fields_failed(f)) return NULL;
-    int code = encode_messages(f, model->engine, messages, ids, &cause);
+    int code = encode_messages(f, model, messages, ids, &cause);
     if (fields_failed(f)) return NULL;
     if (!code) code = tokenizer_decode(model->engine->tokenizer, ids->ids, ids->n, false, &text, &size, &cause);
     if (code) {

@@ -69,7 +69,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     int code = batch_input_scan(&input, &error);
     require(code == 0 || (code == MO_E_INVALID && error.message[0]));
     if (!code) {
-        require(input.n > input.n_bad && batch_input_bind(&input, "model", &error) == 0);
+        require(input.n > input.n_bad && batch_input_bind(&input, "model", 5, &error) == 0);
         require(batch_output_resume(&output, &input, &kept, &error) == 0);
         check_kept(&output, &input, &kept);
         require(check_again(&input) == input.n);

@@ -28,12 +28,24 @@ static void check_files(const struct hub_listing *listing) {
     }
 }
 
+/* What a name chooses is one of the choices, in any case of letters. */
+static void check_name_chooses(const struct hub_listing *listing, const char *name) {
+    struct hub_choice choice, other;
+    bool is_there = false;
+    if (!hub_choose(listing, name, &choice)) {
+        require(name || !hub_next_choice(listing, &(int){0}, &other));
+        return;
+    }
+    require(!name || strcasestr(choice.path, name));
+    for (int at = 0; hub_next_choice(listing, &at, &other);) is_there |= !strcmp(other.path, choice.path);
+    require(is_there);
+}
+
 /* Every choice, given as --include, wants as many bytes as it says, or more where it is also a part of other names. */
 static void check_choices(struct hub_listing *listing) {
     struct hub_choice choice;
     for (int at = 0, before = -1; hub_next_choice(listing, &at, &choice); before = at) {
         require(at > before && choice.n_files >= 1 && choice.size >= 0);
-        if (strpbrk(choice.pattern, "*?[") && choice.n_files == 1) continue; /* such a name is no pattern for itself */
         const char *include[1] = {choice.pattern};
         const struct hub_patterns patterns = {.include = include, .n_include = 1};
         if (choice.n_files > 1 && strpbrk(choice.pattern, "?[")) continue;
@@ -59,6 +71,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         code = hub_select(&listing, &patterns, "org/name", &error);
         require(code == 0 || error.message[0]);
         check_choices(&listing);
+        check_name_chooses(&listing, NULL);
+        if (pattern) check_name_chooses(&listing, pattern);
         free(pattern);
     }
     hub_list_free(&listing);

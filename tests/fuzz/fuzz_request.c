@@ -26,7 +26,7 @@ static const struct engine *make_engine(size_t size) {
     if (grammar_cache_create(&engine.grammars, engine.tokenizer, VOCAB, NULL)) abort();
     engine.model.vocab = VOCAB;
     engine.options.max_model_len = CONTEXT;
-    engine.options.generation_config = 1;
+    engine.defaults = generation_defaults_none();
     return &engine;
 }
 
@@ -92,7 +92,7 @@ static void try_text(const struct api_model *model, text_api_function *function,
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     static const char *const names[] = {"model", "alias"};
-    const struct api_model model = {make_engine(size), names, 2, false, false};
+    const struct api_model model = {make_engine(size), names, 2, false, false, NULL};
     const char *body = (const char *)data;
     log_set_level(LOG_ERROR); /* look-alikes of special tokens are warned of */
     try_request(&model, API_CHAT, body, size);

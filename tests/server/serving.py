@@ -74,15 +74,20 @@ class Reply:
 
 
 class Raw:
-    """One TCP connection: sends any bytes, reads HTTP/1.1 strictly."""
+    """One connection, by TLS if `tls` is a context: sends any bytes, reads HTTP/1.1 strictly. A `port` that is no number is a Unix
+    socket's path."""
 
-    def __init__(self, port, timeout_s=20.0, receive_buffer=None):
-        self.socket = socket.socket()
+    def __init__(self, port, timeout_s=20.0, receive_buffer=None, tls=None):
+        is_tcp = isinstance(port, int)
+        self.socket = socket.socket(socket.AF_INET if is_tcp else socket.AF_UNIX)
         if receive_buffer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(timeout_s)
-        self.socket.connect((HOST, port))
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket.connect((HOST, port) if is_tcp else str(port))
+        if is_tcp:
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if tls:
+            self.socket = tls.wrap_socket(self.socket, server_hostname=HOST)
         self.buffer = b""
 
     def __enter__(self):
@@ -328,16 +333,30 @@ def hear_hangups():
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+class UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path, timeout):
+        super().__init__("localhost", timeout=timeout)
+        self.path = str(path)
+
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self.path)
+
+
 class Server:
-    def __init__(self, model, *flags, env=None, program=PROGRAM, folder, wait=True):
-        """`model` may be None: then a flag names it."""
+    def __init__(self, model, *flags, env=None, program=PROGRAM, folder, wait=True, tls=None, uds=None):
+        """`model` may be None: then a flag names it. `tls`: the context to ask it with, if it answers by https. `uds`: the path of a Unix
+        socket, in place of a port."""
+        self.tls = tls
         self.log_path = Path(folder) / f"serve-{time.monotonic_ns()}.log"
+        place = ["--uds", str(uds)] if uds else ["--host", HOST, "--port", "0"]
         with open(self.log_path, "wb") as log:
-            command = [program, "serve", *([str(model)] if model else []), "--host", HOST, "--port", "0", *map(str, flags)]
+            command = [program, "serve", *([str(model)] if model else []), *place, *map(str, flags)]
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                             env={**os.environ, **(env or {})}, preexec_fn=hear_hangups)
         try:
-            self.port = self.find_port()
+            self.port = self.find_port() or uds
             if wait:
                 self.wait_ready()
         except BaseException:
@@ -351,15 +370,15 @@ class Server:
 
     @property
     def url(self):
-        return f"http://{HOST}:{self.port}"
+        return f"http{'s' if self.tls else ''}://{HOST}:{self.port}"
 
     def find_port(self):
         def listening():
             assert self.process.poll() is None, f"the server ended with {self.process.returncode}:\n{self.log}"
-            return re.search(r"http://127\.0\.0\.1:(\d+)", self.log)
+            return re.search(r"https?://127\.0\.0\.1:(\d+)|listening on unix:", self.log)
 
         assert wait_until(listening, 20), f"no address was printed:\n{self.log}"
-        return int(listening().group(1))
+        return int(listening().group(1) or 0)
 
     def wait_ready(self):
         def ready():
@@ -371,8 +390,15 @@ class Server:
 
         assert wait_until(ready, 30), self.log
 
+    def connect(self, timeout_s):
+        if not isinstance(self.port, int):
+            return UnixConnection(self.port, timeout_s)
+        if self.tls:
+            return http.client.HTTPSConnection(HOST, self.port, timeout=timeout_s, context=self.tls)
+        return http.client.HTTPConnection(HOST, self.port, timeout=timeout_s)
+
     def request(self, method, path, body=None, headers=None, timeout_s=60):
-        connection = http.client.HTTPConnection(HOST, self.port, timeout=timeout_s)
+        connection = self.connect(timeout_s)
         try:
             connection.request(method, path, body, headers or {})
             reply = connection.getresponse()
@@ -420,7 +446,7 @@ class Server:
         return wait_until(lambda: self.metrics().idle(), timeout_s)
 
     def raw(self, **options):
-        return Raw(self.port, **options)
+        return Raw(self.port, **{"tls": self.tls, **options})
 
     def client(self, **options):
         import openai

@@ -54,12 +54,68 @@ def test_defaults_of_the_context_are_said(start, model):
 HARMLESS = ["--enforce-eager", "--disable-log-requests", "--swap-space=4", "--tensor-parallel-size=1", "--dtype=auto",
             "--dtype=bfloat16", "--seed=1", "--enable-chunked-prefill", "--trust-remote-code"]
 
+# As people start them: vLLM's recipe for DeepSeek's models, with its underscores, and llama-server's command lines.
+VLLM = """--max-model-len 512 --max_num_batched_tokens 256 --tensor-parallel-size 1 --enable-auto-tool-choice --tool-call-parser deepseek_v31
+ --reasoning-parser deepseek_r1 --async-scheduling --safetensors-load-strategy prefetch --tokenizer-mode deepseek_v4 --seed 1024
+ --kv_cache_dtype bfloat16 --compilation_config {"cudagraph_mode":"FULL_DECODE_ONLY"} --enable-expert-parallel --no-enable-prefix-caching
+ --disable-log-stats --uvicorn_log_level warning --enable-prompt-tokens-details --scheduling-policy fcfs --task generate
+ --default-chat-template-kwargs {"thinking":true} --override-generation-config {"temperature":0.6}""".split()
+LLAMA = """-c 512 -np 4 -cb -fa on -fit off --cache-reuse 256 -t 2 -tb 2 -b 256 -ub 256 --jinja --no-mmap --mlock --temp 0.6 --top-p 0.95
+ --top-k 20 --min-p 0.01 --repeat-penalty 1.1 --keep -1 --metrics --slots --props --no-warmup -ngl 99 -sm layer --numa distribute -a deepseek
+ --log-disable -lv 1 --timeout 600 -n 64 -fa --threads-http 4 --cache-ram 0""".split()
+
 
 def test_harmless_flags(start, model):
     server = start(model, "--max-model-len", 512, *HARMLESS)
     for flag in ("--enforce-eager", "--swap-space", "--disable-log-requests"):
         assert sum(flag in line for line in server.log.splitlines()) == 1, server.log
     assert server.complete("the", max_tokens=1)["choices"]
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize("flags, name", [(VLLM, "tiny"), (LLAMA, "deepseek")], ids=["vllm", "llama-server"])
+def test_command_lines_of_others(start, model, flags, name):
+    server = start(model, *flags)
+    entry = server.get("/v1/models").json["data"][0]
+    assert (entry["id"], entry["max_model_len"]) == (name, 512)
+    assert server.complete("the", max_tokens=1)["choices"]
+    assert settings(server)["temperature"] == pytest.approx(0.6)
+    assert server.stop() == 0
+
+
+def settings(server):
+    return server.get("/props").json["default_generation_settings"]["params"]
+
+
+def flags_of_help():
+    """flag -> (whether it has a value, what is said of it), of the words that change nothing or are refused."""
+    text = subprocess.run([PROGRAM, "serve", "--help"], capture_output=True, text=True, timeout=20).stdout
+    text = re.sub(r"\n {34}(?=\S)", "  ", text[text.index("  --trust-remote-code"):text.index("\nExamples:")])
+    found = {}
+    for names, value, said in re.findall(r"^  (-[\w-]+(?:, -[\w-]+)*)( X)?(?: \[[a-z|]+\])?  +(\S.*)$", text, re.M):
+        found |= {name: (bool(value), said) for name in names.split(", ")}
+    return found
+
+
+def test_every_other_flag(start, model):
+    """Each is either said to change nothing, in a line of its own, or refused with the reason that --help gives."""
+    known = flags_of_help()
+    refused = {name: (value, said.removeprefix("refused: ")) for name, (value, said) in known.items() if said.startswith("refused: ")}
+    assert len(refused) > 60 and len(known) > len(refused) + 80
+    for name, (has_value, said) in refused.items():
+        done = subprocess.run([PROGRAM, "serve", model, "--port", "0", name, *["x"][:has_value]], capture_output=True, text=True, timeout=20)
+        assert done.returncode == 1 and done.stderr == f"moebius serve: {name} is refused: {said}\n", done
+    harmless = {name: known[name] for name in known if name not in refused}
+    server = start(model, "--max-model-len", 512, *[word for name, (value, _) in harmless.items() for word in [name, "x"][:1 + value]])
+    for name, (_, said) in harmless.items():
+        assert f"moebius: {name}: {said}\n" in server.log, name
+    assert server.stop() == 0
+
+
+def test_context_0(start, model):
+    """llama-server's word for as much as there is."""
+    server = start(model, "-c", 0)
+    assert server.get("/v1/models").json["data"][0]["max_model_len"] >= 4096
     assert server.stop() == 0
 
 
@@ -91,6 +147,14 @@ REFUSED = [
     (["--api-key", ""], ["--api-key"]),
     (["--api-key-file", "/nonexistent/key"], ["/nonexistent/key"]),
     (["--no-such-flag"], ["--no-such-flag"]),
+    (["-ngl", "0", "--device", "cuda"], ["--gpu-layers", "--device cuda", "exclude"]),
+    (["-ngl", "2", "--device", "cuda"], ["--gpu-layers 2", "all 3 layers", "--n-cpu-moe"]),
+    (["-ngl", "many"], ["--gpu-layers", "many"]),
+    (["-sm", "row"], ["-sm", "layer|none", "row"]),
+    (["--scheduling-policy", "priority"], ["--scheduling-policy", "fcfs"]),
+    (["--task", "embed"], ["--task", "generate"]),
+    (["--ssl-cert-reqs", "2"], ["--ssl-cert-reqs", "0"]),
+    (["--flash-attn=never"], ["--flash-attn"]),
     (["--max-model-length", "5"], ["--max-model-length", "--max-model-len"]),
     (["--speculative-model", "x"], ["--speculative-model"]),
 ]

@@ -29,12 +29,13 @@ struct fibre {
     void *stack_pointer;
 };
 
-int shim_thread, shim_block, shim_blocks, shim_launches, shim_shared_bytes;
+int shim_thread, shim_block, shim_blocks, shim_launches, shim_shared_bytes, shim_blocks_begun;
 unsigned char shim_shared[SHIM_SHARED_BYTES] __attribute__((aligned(128)));
 
 static struct fibre fibres[THREADS_MAX];
 static uint8_t *stacks; /* [THREADS_MAX][STACK_BYTES], each with a page below that must not be touched */
 static int n_threads;
+static int gave_way; /* the block that runs waits for another */
 static shim_kernel *kernel;
 static const void *params;
 
@@ -100,6 +101,12 @@ static void pass_on(void **from) {
 
 void shim_yield(void) {
     pass_on(&fibres[shim_thread].stack_pointer);
+}
+
+void shim_sleep(void) {
+    void *forgotten;
+    gave_way = 1;
+    shim_switch(&forgotten, turn.scheduler);
 }
 
 void shim_give_up(const char *what) {
@@ -351,14 +358,17 @@ static void run_warp(int first) {
         turn.to_come = LANES;
         turn.at_warp = 0;
         pass_on(&turn.scheduler);
-        if (turn.at_warp == 0) return;
+        if (turn.at_warp == 0 || gave_way) return;
         if (turn.at_warp < LANES) shim_give_up("a warp operation that some lanes do not come to");
         run_op(&fibres[first]);
     }
 }
 
-static void run_block(int block) {
+/* 0: it gave way to others, and begins anew later. */
+static int run_block(int block) {
     shim_block = block;
+    shim_blocks_begun++;
+    gave_way = 0;
     memset(shim_shared, 0xff, sizeof shim_shared); /* NaN, to be seen if it is read before it is written */
     memset(shim_own_first, 0xff, (size_t)(shim_own_end - shim_own_first));
     race_block(block);
@@ -374,9 +384,10 @@ static void run_block(int block) {
         for (int i = 0; i < n_warps; i++) {
             int warp = (warps.first + i * warps.step) % n_warps * LANES;
             run_warp(warp);
+            if (gave_way) return 0;
             waiting += count_in(&fibres[warp], AT_BARRIER);
         }
-        if (waiting == 0) return;
+        if (waiting == 0) return 1;
         race_barrier();
         for (int i = 0; i < n_threads; i++) {
             if (fibres[i].state == AT_BARRIER) fibres[i].state = READY;
@@ -402,8 +413,11 @@ void shim_run(shim_kernel *function, const void *arguments, const struct shim_gr
         order[i] = order[j];
         order[j] = i;
     }
-    for (int i = 0; i < blocks; i++) {
-        if (order[i] != grid->left_out) run_block(order[i]);
+    for (int n = blocks, left = 0; n > 0; n = left, left = 0) {
+        for (int i = 0; i < n; i++) {
+            if (order[i] != grid->left_out && !run_block(order[i])) order[left++] = order[i];
+        }
+        if (left == n) shim_give_up("every block that is left waits for another");
     }
     free(order);
 }

@@ -18,6 +18,7 @@ struct shim_grid {
 /* Runs the blocks in an order shuffled by `seed`, which moves on. */
 void shim_run(shim_kernel *kernel, const void *params, const struct shim_grid *grid, uint64_t *seed);
 extern int shim_launches, shim_shared_bytes; /* counted from 1; of the one that runs */
+extern int shim_blocks_begun;                /* of all launches, those that began anew once more */
 /* Ends the program: what the running thread did is forbidden. */
 void shim_give_up(const char *what) __attribute__((noreturn));
 void shim_yield(void);

@@ -140,7 +140,11 @@ uint32_t ptx_fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
 /* bar.sync: all threads of a warp execute the same bar.sync. Two places a thread, since one may be at the next barrier already, but
  * at none after it. */
 void ptx_barrier(const struct ptx_place *place, int line) {
-    static struct { int line[2], n; } threads[1024];
+    static struct { int line[2], n, block; } threads[1024];
+    if (threads[shim_thread].block != shim_blocks_begun) { /* the one before may have been left in the middle */
+        threads[shim_thread].block = shim_blocks_begun;
+        threads[shim_thread].n = 0;
+    }
     int first = shim_thread / LANES * LANES, i = threads[shim_thread].n++ % 2;
     threads[shim_thread].line[i] = line;
     shim_barrier();

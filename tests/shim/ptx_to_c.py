@@ -110,6 +110,7 @@ for t in [*ALL, "s8", "u8", "b8"]:
         for space, function in (("global", "stored"), ("shared", "shared"), ("local", "local")):
             add(f"st.{space}{vector}.T", [t], f": @{function}.{size} Tx{n}", "memcpy(a, b, sizeof b)")
 add("ld.acquire.gpu.global.u32", [], "u32: @global.4", "*(const volatile uint32_t *)a")
+add("nanosleep.u32", [], ": u32", "(void)a; shim_sleep()")
 add("prefetch.global.L2", [], ": @hint.1", "(void)a")
 add("cp.async.cg.shared.global", [], ": @shared.16 @global.16 #", "_Static_assert(c == 16, \"bytes\"); shim_copy(a, b)")
 add("cp.async.commit_group", [], ":", "shim_copy_commit()")

@@ -162,6 +162,14 @@ void shim_add_u64(unsigned long long *at, unsigned long long value);
 void shim_min_u32(uint32_t *at, uint32_t value);
 void shim_min_u64(unsigned long long *at, unsigned long long value);
 uint32_t shim_load_now(const uint32_t *at); /* an acquire */
+/* The block waits for another: it begins anew once others have run, so it must have written nothing yet but what is its own. */
+void shim_sleep(void);
+static inline uint32_t load_now(const uint32_t *at) {
+    return shim_load_now(at);
+}
+static inline void sleep_shortly(void) {
+    shim_sleep();
+}
 static inline void thread_fence(void) {
     shim_fence();
 }

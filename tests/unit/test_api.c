@@ -17,8 +17,8 @@ enum { VOCAB = 5000 };
 /* {"prompt": [7], "stop_token_ids": [0 .. n-1, and all of them again]} */
 static int parse_ids(int n, struct api_request *request, struct api_error *error) {
     static const char *const names[] = {"tiny"};
-    struct engine engine = {.model.vocab = VOCAB, .options = {.max_model_len = 100, .generation_config = 1}};
-    const struct api_model model = {&engine, names, 1, false, false};
+    struct engine engine = {.model.vocab = VOCAB, .options.max_model_len = 100, .defaults = generation_defaults_none()};
+    const struct api_model model = {&engine, names, 1, false, false, NULL};
     json_t *ids = json_array();
     for (int i = 0; i < 2 * n; i++) json_array_append_new(ids, json_integer(i % n));
     json_t *root = json_pack("{s:[i], s:o}", "prompt", 7, "stop_token_ids", ids);

@@ -533,7 +533,7 @@ static void test_addresses(void **state) {
     struct top_fetch fetch;
     struct mo_error error;
     for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
-        assert_int_equal(top_fetch_open(&fetch, CASES[i].given, "key", &error), 0);
+        assert_int_equal(top_fetch_open(&fetch, CASES[i].given, "key", NULL, &error), 0);
         assert_string_equal(fetch.url, CASES[i].asked);
         assert_string_equal(fetch.shown, CASES[i].shown);
         top_fetch_close(&fetch);
@@ -541,10 +541,10 @@ static void test_addresses(void **state) {
     static const char *const WRONG[] = {"",        "ftp://x",     "file:///etc/passwd",
                                         "http://", "http://a b/", "http://x:99999"};
     for (size_t i = 0; i < sizeof WRONG / sizeof *WRONG; i++) {
-        if (top_fetch_open(&fetch, WRONG[i], NULL, &error) != MO_E_INVALID) fail_msg("%s", WRONG[i]);
+        if (top_fetch_open(&fetch, WRONG[i], NULL, NULL, &error) != MO_E_INVALID) fail_msg("%s", WRONG[i]);
     }
-    assert_int_equal(top_fetch_open(&fetch, "http://x", "", &error), MO_E_INVALID);
-    assert_int_equal(top_fetch_open(&fetch, "http://x", "a\r\nHost: y", &error), MO_E_INVALID);
+    assert_int_equal(top_fetch_open(&fetch, "http://x", "", NULL, &error), MO_E_INVALID);
+    assert_int_equal(top_fetch_open(&fetch, "http://x", "a\r\nHost: y", NULL, &error), MO_E_INVALID);
 }
 
 int main(void) {

@@ -119,6 +119,7 @@ static void cuda_routing(struct backend *backend, const int32_t **ids, const flo
     struct cuda *cuda = (struct cuda *)backend;
     size_t bytes = (size_t)cuda->batch->n_rows * (size_t)cuda->model->top_k * 4;
     cuda_graph_flush(cuda);
+    cuda_route_now(cuda);
     if (cuda->offload.has_routed) {
         cuda->offload.cpu->ops->routing(cuda->offload.cpu, ids, weights);
         return;
@@ -328,6 +329,7 @@ static struct cuda *create(const struct model *model, const struct backend_optio
     *cuda = (struct cuda){.model = model, .part = *part, .options = *options, .arena = arena, .fault_row = -1};
     bool picks = switch_of("MOEBIUS_CUDA_PICKS", true); /* 0: the host chooses every token, as on the CPU */
     cuda->no_fold = !switch_of("MOEBIUS_CUDA_FOLD", true);
+    cuda->no_join = !switch_of("MOEBIUS_CUDA_JOIN", true);
     cuda->prefetch = switch_of("MOEBIUS_CUDA_PREFETCH", false);
     cuda->waits = switch_of("MOEBIUS_CUDA_WAIT", false);
     cuda->backend = (struct backend){.ops = &cuda_ops, .picks = picks};

@@ -140,7 +140,9 @@ struct device_scratch {
     int32_t *id, *at, *pair_row, *n_items, *picked;
     struct expert_item *items;
     struct pick_best *pick_best;
-    uint32_t *arrived; /* [row tiles of hidden], the router's, [max_logits] for picks, [heads + 1] for projections */
+    uint32_t *
+        arrived; /* [row tiles of hidden], the router's, [max_logits] for picks, [heads + 1] for projections, `listed` */
+    uint32_t *listed; /* see route_params */
     unsigned long long *fault;
     uint8_t *step; /* what begin() sends: tokens, positions, work lists */
 
@@ -306,6 +308,9 @@ struct expert_turn {
     const int32_t *n_items;
 };
 
+/* Where a layer's routing is done: by launches of its own, or by the one that begins its experts, which may be yet to come. */
+enum routing { ROUTED_APART, ROUTING_DUE, ROUTED_WITH_EXPERTS };
+
 struct cuda {
     struct backend backend; /* first: a struct backend * is a struct cuda * */
     const struct model *model;
@@ -350,6 +355,9 @@ struct cuda {
     float *weight;
 
     bool no_fold, prefetch; /* MOEBIUS_CUDA_FOLD=0, MOEBIUS_CUDA_PREFETCH=1: see struct absorb_params */
+    bool no_join;           /* MOEBIUS_CUDA_JOIN=0: routing has a launch of its own in decode steps, too */
+    enum routing routing;   /* of the layer that cuda_route was called for last, */
+    int routed_layer;       /* this one */
     bool early;             /* a step's kernels begin before the one before has ended: MOEBIUS_CUDA_EARLY=1 */
     bool waits;             /* after every kernel, so that one that faults is named: MOEBIUS_CUDA_WAIT=1 */
     struct step_recorder recorder;
@@ -431,6 +439,7 @@ void cuda_attn(struct backend *backend, int layer);
 void cuda_attn_out(struct backend *backend, int layer);
 void cuda_ffn_dense(struct backend *backend, int layer);
 void cuda_route(struct backend *backend, int layer);
+void cuda_route_now(struct cuda *cuda); /* for who wants to see the choice before the experts are launched */
 void cuda_experts(struct backend *backend, int layer);
 void cuda_head(struct backend *backend, int unused);
 void cuda_pick(struct backend *backend, int unused);

@@ -77,6 +77,8 @@ $(SHIM)/%.o: tests/shim/%.c
 	$(CC) $(SHIM_BASE) $(WARN) -c -o $@ $<
 $(SHIM)/libcuda.so.1: $(SHIM_OBJ)
 	$(CC) -shared -Wl,-soname,libcuda.so.1 -o $@ $^ -lm
+$(SHIM)/libnvidia-ml.so.1: $(SHIM)/nvml.o
+	$(CC) -shared -Wl,-soname,libnvidia-ml.so.1 -o $@ $^
 # Takes the place of image.o in the library: it stands before it.
 $(SHIM)/image.o: SHIM_BASE += -Isrc
 $(SHIM)/moebius: $(BUILD)/obj/src/main.o $(SHIM)/image.o $(BUILD)/libmoebius.a
@@ -154,7 +156,7 @@ $(CUDA_TESTS): $(BUILD)/tests/cuda/%: $(BUILD)/obj/tests/cuda/%.o $(BUILD)/obj/t
 .PHONY: shim race ptx
 race: $(RACE)/test_races
 ptx: $(PTX)/test_ptx
-shim: $(SHIM)/moebius $(SHIM)/libcuda.so.1 $(CUDA_TESTS) $(BUNDLE)/bin/golden $(BUNDLE)/bin/visit
+shim: $(SHIM)/moebius $(SHIM)/libcuda.so.1 $(SHIM)/libnvidia-ml.so.1 $(CUDA_TESTS) $(BUNDLE)/bin/golden $(BUNDLE)/bin/visit
 
 # --- checks of the kernels -------------------------------------------------------------------------------------------------
 

@@ -147,7 +147,7 @@ struct linear_job {
     int32_t last_work;
     int32_t x_in_order;   /* many rows: x was packed in the order of y, x_row only says whose it is */
     float limit;          /* Y_SILU: gate is that at most, up at most that either way; 0: no limit */
-    int32_t unused;
+    int32_t waits;        /* for `items`, which the same launch makes: route_params.listed */
 };
 
 /* Adds up each row's experts in ascending order, and the shared one; done by the last block to finish a row tile. */
@@ -159,6 +159,7 @@ struct expert_sum {
     const float *weight; /* [n][top_k] the same order */
     const int32_t *n_items;
     uint32_t *arrived; /* [row blocks], zero before and after; NULL: not here */
+    uint32_t *listed;  /* route_params.listed, which has been waited for and becomes zero again; NULL: it was not used */
     int32_t n, hidden, top_k, shared_tiles;
 };
 
@@ -180,6 +181,7 @@ struct route_params {
     struct expert_item *items;
     int32_t *n_items;
     uint32_t *arrived; /* zero before and after */
+    uint32_t *listed;  /* 1 once the lists are there, for blocks of the same launch that wait for them; zero before; NULL: none does */
     unsigned long long *fault;
     int32_t n, hidden, experts, top_k, groups, top_groups;
     int32_t gate_kind, norm_topk, router_is_bf16, item_rows;
@@ -409,7 +411,7 @@ struct pick_params {
 #endif
 PARAMS_SIZE(device_matrix, 64);
 PARAMS_SIZE(linear_job, 200);
-PARAMS_SIZE(linear_params, 1056);
+PARAMS_SIZE(linear_params, 1072);
 PARAMS_SIZE(pack_params, 232);
 PARAMS_SIZE(attn_params, 72);
 PARAMS_SIZE(expand_params, 208);

@@ -12,9 +12,12 @@
 enum {
     ATTRIBUTE_CLOCK_KHZ = 13,
     ATTRIBUTE_ECC = 32,
+    ATTRIBUTE_PCI_BUS = 33,
+    ATTRIBUTE_PCI_DEVICE = 34,
     ATTRIBUTE_MEMORY_CLOCK_KHZ = 36,
     ATTRIBUTE_MEMORY_BUS_BITS = 37,
     ATTRIBUTE_L2_BYTES = 38,
+    ATTRIBUTE_PCI_DOMAIN = 50,
 };
 enum {
     CACHES = 16, /* the buffer is so many times the last cache */
@@ -74,6 +77,8 @@ static void describe(struct cuda_probe *p) {
                                         .free_bytes = p->card.free_bytes,
                                         .total_bytes = p->card.total_bytes};
     snprintf(p->facts.name, sizeof p->facts.name, "%s", p->card.name);
+    snprintf(p->facts.pci, sizeof p->facts.pci, "%08x:%02x:%02x.0", (unsigned)attribute(p, ATTRIBUTE_PCI_DOMAIN),
+             (unsigned)attribute(p, ATTRIBUTE_PCI_BUS), (unsigned)attribute(p, ATTRIBUTE_PCI_DEVICE));
 }
 
 static int load_kernels(struct cuda_probe *p, struct mo_error *error) {

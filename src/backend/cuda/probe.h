@@ -8,7 +8,7 @@
 
 /* The card beside which a run was made; 0 where the driver does not say. */
 struct cuda_card_facts {
-    char name[128];
+    char name[128], pci[24]; /* its address, as NVML writes it: 00000000:01:00.0 */
     int index, capability, processors, driver_version;
     int l2_bytes, clock_khz, memory_clock_khz, memory_bus_bits, ecc;
     size_t free_bytes, total_bytes;

@@ -1,8 +1,11 @@
-/* backend/cuda/stages.c - the stage table as launches: seven kernels a layer for up to 8 rows, eight for up to 64, and one more
+/* backend/cuda/stages.c - the stage table as launches: six kernels a layer for up to 8 rows, eight for up to 64, and one more
  * with low-rank queries; for prompts some more. */
 #include "backend/cuda/cuda.h"
 
-enum { ABSORB_ROWS = 8 }; /* up to here the last blocks of the projections absorb, rotate and write the cache */
+enum {
+    ABSORB_ROWS = 8, /* up to here the last blocks of the projections absorb, rotate and write the cache, */
+    JOINED_ROWS = 8, /* and routing has no launch of its own */
+};
 
 static struct cuda *begin(struct backend *backend, const char *stage) {
     struct cuda *cuda = (struct cuda *)backend;
@@ -331,18 +334,11 @@ void cuda_shared_experts(struct cuda *cuda, int layer) {
 }
 
 /* Router logits and the choice hide behind the shared experts' gate and up, which are many more bytes. */
-void cuda_route(struct backend *backend, int layer) {
-    struct cuda *cuda = begin(backend, "route");
+static void route(struct cuda *cuda, int layer) {
     const struct model *m = cuda->model;
     const struct device_layer *w = &cuda->weights.layers[layer];
     const struct weight *shared = &w->shared_gate_up;
     int n = cuda->batch->n_rows;
-    cuda_streams_begin(cuda, &w->ffn_mixer);
-    cuda->offload.has_routed = cuda_is_cpus_turn(cuda, layer);
-    if (cuda->offload.has_routed) {
-        cuda_offload_route(cuda, layer);
-        return;
-    }
     struct linear_params p = cuda_linear_begin(cuda);
     if (m->shared_experts) read_shared(cuda, cuda_linear_add(&p, shared, n, 1), w, layer);
     p.route = route_of(cuda, w, layer);
@@ -350,6 +346,34 @@ void cuda_route(struct backend *backend, int layer) {
     if (p.route.choose) return;
     cuda_launch(cuda, KERNEL_ROUTE_CHOOSE, (n + BLOCK_WARPS - 1) / BLOCK_WARPS, ROUTE_SHARED, &p.route);
     cuda_launch(cuda, KERNEL_ROUTE_LIST, m->experts, ROUTE_SHARED, &p.route);
+}
+
+/* For few rows the routed experts' gate and up go into the same launch: their blocks wait until the choice has been made, while
+ * the shared experts' are read. */
+static bool joins_routing(const struct cuda *cuda, int layer) {
+    const struct device_layer *w = &cuda->weights.layers[layer];
+    const bool one_kind = !cuda->model->shared_experts || w->shared_gate_up.format == w->expert_gate_up.format;
+    return !cuda->no_join && one_kind && cuda->batch->n_rows <= JOINED_ROWS && item_rows(cuda) <= JOINED_ROWS &&
+           !cuda_is_on_cpu(cuda, layer);
+}
+
+void cuda_route(struct backend *backend, int layer) {
+    struct cuda *cuda = begin(backend, "route");
+    cuda_streams_begin(cuda, &cuda->weights.layers[layer].ffn_mixer);
+    cuda->routing = joins_routing(cuda, layer) ? ROUTING_DUE : ROUTED_APART;
+    cuda->routed_layer = layer;
+    cuda->offload.has_routed = cuda_is_cpus_turn(cuda, layer);
+    if (cuda->offload.has_routed) {
+        cuda_offload_route(cuda, layer);
+    } else if (cuda->routing == ROUTED_APART) {
+        route(cuda, layer);
+    }
+}
+
+void cuda_route_now(struct cuda *cuda) {
+    if (cuda->routing != ROUTING_DUE) return;
+    route(cuda, cuda->routed_layer);
+    cuda->routing = ROUTED_APART;
 }
 
 /* The most items that the rows can make. */
@@ -363,17 +387,38 @@ static void list_items(const struct expert_turn *turn, struct linear_job *job) {
     job->n_items = turn->n_items;
 }
 
-static void experts_up(struct cuda *cuda, const struct expert_turn *turn, int layer) {
+static struct linear_job *add_routed_up(struct cuda *cuda, const struct expert_turn *turn, struct linear_params *p,
+                                        int layer) {
     const struct model *m = cuda->model;
-    const struct device_layer *w = &cuda->weights.layers[layer];
-    const struct weight *up = turn->gate_up;
-    struct linear_params p = cuda_linear_begin(cuda);
-    struct linear_job *job = cuda_linear_add(&p, up, cuda->batch->n_rows, most_items(cuda));
+    struct linear_job *job = cuda_linear_add(p, turn->gate_up, cuda->batch->n_rows, most_items(cuda));
     list_items(turn, job);
-    read_normed(job, cuda->scratch.x, w->ffn_norm, m->hidden, fault_key(layer, FAULT_ATTENTION));
+    read_normed(job, cuda->scratch.x, cuda->weights.layers[layer].ffn_norm, m->hidden,
+                fault_key(layer, FAULT_ATTENTION));
     job->x_row = cuda->scratch.pair_row;
     write_gated(job, m, cuda->scratch.act, m->expert_width);
-    cuda_linear_run(cuda, &p, &up, item_rows(cuda));
+    return job;
+}
+
+static void experts_up(struct cuda *cuda, const struct expert_turn *turn, int layer) {
+    struct linear_params p = cuda_linear_begin(cuda);
+    add_routed_up(cuda, turn, &p, layer);
+    cuda_linear_run(cuda, &p, &turn->gate_up, item_rows(cuda));
+}
+
+/* Routing first, then the shared experts' blocks, then those that wait. */
+static void route_and_experts_up(struct cuda *cuda, const struct expert_turn *turn, int layer) {
+    const struct device_layer *w = &cuda->weights.layers[layer];
+    const struct weight *up[2];
+    struct linear_params p = cuda_linear_begin(cuda);
+    if (cuda->model->shared_experts) {
+        up[p.n_jobs] = &w->shared_gate_up;
+        read_shared(cuda, cuda_linear_add(&p, &w->shared_gate_up, cuda->batch->n_rows, 1), w, layer);
+    }
+    up[p.n_jobs] = turn->gate_up;
+    add_routed_up(cuda, turn, &p, layer)->waits = 1;
+    p.route = route_of(cuda, w, layer);
+    p.route.listed = cuda->scratch.listed;
+    cuda_linear_run(cuda, &p, up, cuda->batch->n_rows);
 }
 
 static void add_routed_down(struct cuda *cuda, const struct expert_turn *turn, struct linear_params *p) {
@@ -403,6 +448,7 @@ static struct expert_sum sum_of(const struct cuda *cuda, uint32_t *arrived) {
                                .weight = s->at_weight,
                                .n_items = s->n_items,
                                .arrived = arrived,
+                               .listed = cuda->routing == ROUTED_WITH_EXPERTS ? s->listed : NULL,
                                .n = n,
                                .hidden = m->hidden,
                                .top_k = m->top_k,
@@ -453,7 +499,12 @@ void cuda_experts(struct backend *backend, int layer) {
         return;
     }
     const struct expert_turn all = {&w->expert_gate_up, &w->expert_down, cuda->scratch.items, cuda->scratch.n_items};
-    experts_up(cuda, &all, layer);
+    if (cuda->routing != ROUTED_APART && joins_routing(cuda, layer)) {
+        cuda->routing = ROUTED_WITH_EXPERTS;
+        route_and_experts_up(cuda, &all, layer);
+    } else {
+        experts_up(cuda, &all, layer);
+    }
     cuda_streams_target(cuda);
     experts_down(cuda, &all, &w->shared_down);
     cuda_streams_end(cuda);

@@ -95,4 +95,21 @@ DEVICE int arrive_last(uint32_t *counter, uint32_t expected) {
     return (int)last;
 }
 
+/* Tells other blocks of the launch that what this one wrote is there: `told` becomes 1. The whole block. */
+DEVICE void tell(uint32_t *told) {
+    barrier();
+    if (THREAD) return;
+    thread_fence();
+    atomic_add_u32(told, 1);
+}
+/* Waits for that. Only blocks of higher numbers may: cards begin blocks in ascending order, so who is to tell has begun, and waits for
+ * nobody. The whole block; fences stand as in arrive_last. */
+DEVICE void wait_for(const uint32_t *told) {
+    if (THREAD == 0) {
+        while (!load_now(told)) sleep_shortly();
+        thread_fence();
+    }
+    barrier();
+}
+
 #endif

@@ -27,8 +27,8 @@ struct work {
     int first, n; /* rows of y, and where x_row says so of x's list */
 };
 
-/* Block b of a job: row blocks vary fastest. Returns 0 where an item list is shorter than it could be. */
-DEVICE int find_work(struct work *work, const struct linear_job *job, int b, const int columns) {
+/* Block b of a job: row blocks vary fastest. Returns 0 where an item list is shorter than it could be. `listed`: see job->waits. */
+DEVICE int find_work(struct work *work, const struct linear_job *job, int b, const int columns, const uint32_t *listed) {
     int matrix;
     work->job = job;
     work->row_block = b % job->row_blocks;
@@ -36,6 +36,7 @@ DEVICE int find_work(struct work *work, const struct linear_job *job, int b, con
     work->group = b % job->groups;
     if (job->items) {
         after_previous(); /* which may have made the list */
+        if (job->waits) wait_for(listed);
         if (work->group >= *job->n_items) return 0;
         struct expert_item item = job->items[work->group];
         matrix = item.expert;
@@ -228,6 +229,7 @@ DEVICE void finish_sum(const struct linear_params *p, const struct work *work, c
     const struct expert_sum *s = &p->sum;
     if (!s->arrived) return;
     if (!arrive_last(&s->arrived[work->row_block], (uint32_t)(*s->n_items + s->shared_tiles))) return;
+    if (s->listed && work->row_block == 0 && THREAD == 0) *s->listed = 0; /* the launch that it was for is over */
     int r0 = work->row_block * block_rows, rows = min_int(s->hidden - r0, block_rows);
     for (int i = THREAD; i < rows * s->n; i += BLOCK_THREADS) sum_experts(s, i / rows, r0 + i % rows);
 }
@@ -283,7 +285,7 @@ DEVICE void finish_projection(const struct linear_params *p, const struct work *
     }
 }
 
-/* Blocks behind the jobs: routing and rotation have work of their own in the same launch. */
+/* Blocks before the jobs: routing and rotation have work of their own in the same launch, and others wait for what comes of it. */
 DEVICE void extra_work(const struct linear_params *p, int b) {
     DYNAMIC_SHARED(unsigned char, scratch);
     if (b < p->route.blocks) {
@@ -295,12 +297,14 @@ DEVICE void extra_work(const struct linear_params *p, int b) {
 
 /* The job of this block, or NULL when there is nothing left to do. */
 DEVICE int begin_work(const struct linear_params *p, struct work *work, const int columns) {
-    int b = BLOCK, j = 0;
-    for (; j < p->n_jobs && b >= p->job[j].blocks; j++) b -= p->job[j].blocks;
-    if (j < p->n_jobs) return find_work(work, &p->job[j], b, columns);
-    after_previous();
-    extra_work(p, b);
-    return 0;
+    int b = BLOCK - p->route.blocks - p->rope.blocks, j = 0;
+    if (b < 0) {
+        after_previous();
+        extra_work(p, BLOCK);
+        return 0;
+    }
+    while (b >= p->job[j].blocks) b -= p->job[j++].blocks;
+    return find_work(work, &p->job[j], b, columns, p->route.listed);
 }
 
 DEVICE void linear_skinny(const struct linear_params *p, const int format) {

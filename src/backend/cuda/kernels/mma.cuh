@@ -91,6 +91,16 @@ DEVICE int shuffle_up_i32(int value, int lanes) {
 DEVICE void thread_fence(void) {
     __threadfence();
 }
+/* Another block's counter as it is now, not as it was when this block looked last. */
+DEVICE uint32_t load_now(const uint32_t *at) {
+    uint32_t value;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(at) : "memory");
+    return value;
+}
+/* Leaves the processor to other warps for a moment. */
+DEVICE void sleep_shortly(void) {
+    __nanosleep(32);
+}
 DEVICE uint32_t atomic_add_u32(uint32_t *at, uint32_t value) {
     return atomicAdd(at, value);
 }

@@ -4,19 +4,6 @@
 
 enum { READ_QUADS = 8, SPINS_MAX = 1 << 20 };
 
-/* Another block's counter as it is now, not as it was when this block looked last. */
-#ifdef __CUDACC__
-DEVICE uint32_t load_now(const uint32_t *at) {
-    uint32_t value;
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(at) : "memory");
-    return value;
-}
-#else
-DEVICE uint32_t load_now(const uint32_t *at) {
-    return shim_load_now(at);
-}
-#endif
-
 /* Nothing: a graph of these costs what starting kernels costs. */
 KERNEL(probe_empty, probe_params) {
     if (p.rounds < 0) *p.sink = 0;

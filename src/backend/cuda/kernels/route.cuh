@@ -303,6 +303,7 @@ DEVICE void route_block(const struct route_params *p, struct route_scratch *scra
     thread_fence();
     barrier();
     list_experts(p, scratch);
+    if (p->listed) tell(p->listed);
 }
 
 #endif
