@@ -205,11 +205,8 @@ static void check_words_layout(struct check *check, enum mat_format format) {
                 check_bits(check, turned ? "turned" : "published", r * COLS + k, out[r * COLS + k],
                            (float)(q - z) * (float)(1 << g) * (1 + (float)r / 32));
             }
-        uint8_t *panels = check_alloc(check, 2 * (GROUPS + COLS / 8 + 3) * 64);
         if (turned) break;
-        mat_turn(&m, panels);
-        m.data = panels;
-        m.turned = true;
+        check_turn(check, &m);
         if (mat_bytes(&m) != 2 * (GROUPS + 4 * 5) * 64) check_fault(check, "mat_bytes is %zu turned", mat_bytes(&m));
     }
     check_end(check);
