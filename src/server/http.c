@@ -285,6 +285,7 @@ static struct exchange *exchange_create(struct server *server, struct MHD_Connec
     if (!exchange) return NULL;
     const char *path = without_prefix(without_host(target), server->options.prefix);
     exchange->server = server;
+    exchange->lacks_slash = *server->options.prefix && !strcmp(without_host(target), server->options.prefix);
     exchange->connection = connection;
     exchange->dialect = dialect_at(path);
     request_id_set(exchange->id, header(connection, REQUEST_ID_HEADER));

@@ -39,6 +39,7 @@ struct exchange {
     size_t received;               /* of it, so far */
     struct buffer body;
     struct api_error error; /* found before the body was read */
+    bool lacks_slash;       /* it is the prefix of all paths, and no more */
     bool is_ambiguous;      /* where its body ends, so the connection is closed */
     bool has_place;         /* is one of server.n_answers */
     struct prepare_job job; /* what is done with the body */

@@ -85,10 +85,22 @@ enum MHD_Result web_handle_page(struct exchange *exchange) {
     return exchange->server->options.no_webui ? nothing_here(exchange) : send_file(exchange, &files[0]);
 }
 
+/* The page names its files from the folder that it is in. */
+static enum MHD_Result send_to_folder(struct exchange *exchange) {
+    char place[SERVER_PREFIX_MAX + 2];
+    snprintf(place, sizeof place, "%s/", exchange->server->options.prefix);
+    struct MHD_Response *response = MHD_create_response_from_buffer(0, NULL, MHD_RESPMEM_PERSISTENT);
+    if (!response) return MHD_NO;
+    MHD_add_response_header(response, MHD_HTTP_HEADER_LOCATION, place);
+    MHD_add_response_header(response, MHD_HTTP_HEADER_VARY, MHD_HTTP_HEADER_ACCEPT);
+    return http_queue(exchange, MHD_HTTP_PERMANENT_REDIRECT, HTML, response);
+}
+
 enum MHD_Result web_handle_root(struct exchange *exchange) {
     const char *accept = header(exchange, MHD_HTTP_HEADER_ACCEPT);
     bool wants_page = accept && strcasestr(accept, "text/html");
-    return wants_page && !exchange->server->options.no_webui ? web_handle_page(exchange) : ollama_handle_root(exchange);
+    if (!wants_page || exchange->server->options.no_webui) return ollama_handle_root(exchange);
+    return exchange->lacks_slash ? send_to_folder(exchange) : web_handle_page(exchange);
 }
 
 enum MHD_Result web_handle_file(struct exchange *exchange) {

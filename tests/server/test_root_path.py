@@ -6,6 +6,7 @@ import pytest
 
 from serving import DEBUG_PROGRAM, FLAGS, HOST, PROGRAM
 
+PAGE = {"Accept": "text/html,*/*"}
 KEY = {"Authorization": "Bearer sesame"}
 
 
@@ -28,6 +29,10 @@ def test_both_ways(server):
         assert isinstance(server.post(prefix + "/api/nothing", {}, KEY).json["error"], str), "Ollama's errors are texts"
     for path in ("/models/tiny", "/models/tiny/"):
         assert server.get(path).status == 200
+    assert b"web/app.js" in server.get("/models/tiny/", PAGE).body, "which names its files from there"
+    assert server.get("/models/tiny/web/app.js").status == 200
+    reply = server.get("/models/tiny", PAGE)
+    assert reply.status == 308 and reply.headers["location"] == "/models/tiny/"
 
 
 @pytest.mark.parametrize("path", ["/models/tinyv1/models", "/models/tiny/models/tiny/health", "/tiny/health", "/models/tiny//health"])
