@@ -168,7 +168,8 @@ static int fetch(struct finding *f, struct mo_error *error) {
                                    .context = f};
     char cache[HUB_PATH_BYTES];
     int code = model_hub_cache(cache, sizeof cache, error);
-    if (!code) code = pull_run(&wish, error);
+    if (code) return code;
+    code = pull_run(&wish, error);
     if (!code || code == MO_E_CANCELLED) return code;
     return mo_error_prefix(
         error, "%s is neither a folder nor whole in the Hugging Face cache at %s, and is not fetched", r->model, cache);

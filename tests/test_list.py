@@ -149,6 +149,22 @@ def test_a_snapshot_that_leads_elsewhere(cache):
     assert "more than 20000 files" in succeed("list", env=cache.env).err
 
 
+@pytest.mark.parametrize("ref", ["", ".", "../../../outside"])
+def test_a_ref_that_is_no_commit(cache, ref):
+    outside = cache.folder / "outside"
+    outside.mkdir()
+    (outside / "two-Q4_K_M.gguf").write_text("mine")
+    repository = cache.repository("org/two-GGUF")
+    (repository / "refs/main").write_text(ref)
+    before = cache.blobs("org/two-GGUF")
+    refused(cache.rm("org/two-GGUF:Q4_K_M", "--yes"), "org/two-GGUF", "nor in the Hugging Face cache")
+    refused(cache.rm("org/two-GGUF:Q4_K_M", "--yes", "--revision", "."), "org/two-GGUF", "nor in the Hugging Face cache")
+    (repository / "refs/main").write_text(OTHER)
+    (repository / "snapshots" / OTHER).symlink_to(outside)
+    refused(cache.rm("org/two-GGUF:Q4_K_M", "--yes"), OTHER, "is a link")
+    assert cache.blobs("org/two-GGUF") == before and (outside / "two-Q4_K_M.gguf").read_text() == "mine"
+
+
 def test_nobody_is_here_to_ask(cache):
     refused(cache.rm("org/tiny"), "org/tiny", "--yes")
     ours, theirs = open_terminal()

@@ -235,7 +235,10 @@ static int remove_file(const struct hub_cache *cache, const char *snapshot, cons
 
 int hub_stock_remove_files(const struct hub_cache *cache, const char *snapshot, const struct hub_listing *listing,
                            struct mo_error *error) {
+    struct stat info;
     int code = check_locks(cache, error);
+    if (!code && !lstat(snapshot, &info) && S_ISLNK(info.st_mode))
+        code = mo_error_set(error, MO_E_UNSUPPORTED, "%s is a link: what it leads to is not taken away", snapshot);
     for (int i = 0; i < listing->n && !code; i++)
         if (listing->files[i].is_wanted) code = remove_file(cache, snapshot, listing->files[i].path, error);
     return code;
