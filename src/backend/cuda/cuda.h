@@ -142,7 +142,7 @@ struct device_scratch {
     struct pick_best *pick_best;
     uint32_t *
         arrived; /* [row tiles of hidden], the router's, [max_logits] for picks, [heads + 1] for projections, `listed` */
-    uint32_t *listed; /* see route_params */
+    uint32_t *listed; /* [layers] see route_params */
     unsigned long long *fault;
     uint8_t *step; /* what begin() sends: tokens, positions, work lists */
 

@@ -21,7 +21,8 @@ static size_t largest(size_t a, size_t b) {
 
 size_t cuda_counters(const struct cuda *cuda) {
     const struct model *m = cuda->model;
-    return (size_t)m->hidden / TILE_ROWS + 2 + (size_t)cuda->options.max_logits + (size_t)m->heads + 3;
+    return (size_t)m->hidden / TILE_ROWS + 2 + (size_t)cuda->options.max_logits + (size_t)m->heads + 2 +
+           (size_t)m->layers;
 }
 
 /* Bytes that packing the widest activations takes; bf16 ones are packed only where their rows are no multiple of 16 bytes. */
@@ -119,7 +120,7 @@ void cuda_place_scratch(struct cuda *cuda, struct device_region *region) {
     s->n_items = device_take(region, 4);
     s->arrived = device_take(region, cuda_counters(cuda) * 4);
     /* while bytes are only counted, nothing lies anywhere */
-    s->listed = s->arrived ? s->arrived + cuda_counters(cuda) - 2 : NULL;
+    s->listed = s->arrived ? s->arrived + cuda_counters(cuda) - 1 - m->layers : NULL;
     s->picked = device_take(region, (size_t)cuda->options.max_logits * 4);
     s->pick_best = device_take(region, (size_t)cuda->options.max_logits * PICK_BLOCKS * sizeof *s->pick_best);
     s->fault = device_take(region, 8);

@@ -417,7 +417,7 @@ static void route_and_experts_up(struct cuda *cuda, const struct expert_turn *tu
     up[p.n_jobs] = turn->gate_up;
     add_routed_up(cuda, turn, &p, layer)->waits = 1;
     p.route = route_of(cuda, w, layer);
-    p.route.listed = cuda->scratch.listed;
+    p.route.listed = cuda->scratch.listed + layer;
     cuda_linear_run(cuda, &p, up, cuda->batch->n_rows);
 }
 
@@ -436,8 +436,8 @@ static void add_shared_down(struct cuda *cuda, const struct weight *down, struct
     write_to(job, cuda->scratch.shared, (size_t)m->hidden, Y_F32);
 }
 
-/* `arrived`: the last block of a row tile adds up; NULL: a launch of its own does. */
-static struct expert_sum sum_of(const struct cuda *cuda, uint32_t *arrived) {
+/* `arrived`: the last block of a row tile adds up; NULL: a launch of its own does. `listed`: what the launch before has waited for. */
+static struct expert_sum sum_of(const struct cuda *cuda, uint32_t *arrived, uint32_t *listed) {
     const struct model *m = cuda->model;
     const struct device_scratch *s = &cuda->scratch;
     int n = cuda->batch->n_rows, columns = item_rows(cuda);
@@ -448,7 +448,7 @@ static struct expert_sum sum_of(const struct cuda *cuda, uint32_t *arrived) {
                                .weight = s->at_weight,
                                .n_items = s->n_items,
                                .arrived = arrived,
-                               .listed = cuda->routing == ROUTED_WITH_EXPERTS ? s->listed : NULL,
+                               .listed = listed,
                                .n = n,
                                .hidden = m->hidden,
                                .top_k = m->top_k,
@@ -456,17 +456,18 @@ static struct expert_sum sum_of(const struct cuda *cuda, uint32_t *arrived) {
 }
 
 static void experts_sum(struct cuda *cuda) {
-    struct sum_params sum = {sum_of(cuda, NULL)};
+    struct sum_params sum = {sum_of(cuda, NULL, NULL)};
     cuda_launch(cuda, KERNEL_EXPERTS_SUM, cuda->batch->n_rows, 0, &sum);
 }
 
-static void experts_down(struct cuda *cuda, const struct expert_turn *turn, const struct weight *shared) {
+static void experts_down(struct cuda *cuda, const struct expert_turn *turn, const struct weight *shared,
+                         uint32_t *listed) {
     const struct weight *down[2] = {turn->down, shared};
     const bool few = cuda->batch->n_rows <= FEW_ROWS;
     struct linear_params p = cuda_linear_begin(cuda);
     add_routed_down(cuda, turn, &p);
     if (cuda->model->shared_experts) add_shared_down(cuda, shared, &p);
-    p.sum = sum_of(cuda, few ? cuda->scratch.arrived : NULL);
+    p.sum = sum_of(cuda, few ? cuda->scratch.arrived : NULL, listed);
     cuda_linear_run(cuda, &p, down, item_rows(cuda));
     if (!few) experts_sum(cuda);
 }
@@ -499,14 +500,16 @@ void cuda_experts(struct backend *backend, int layer) {
         return;
     }
     const struct expert_turn all = {&w->expert_gate_up, &w->expert_down, cuda->scratch.items, cuda->scratch.n_items};
+    uint32_t *listed = NULL;
     if (cuda->routing != ROUTED_APART && joins_routing(cuda, layer)) {
         cuda->routing = ROUTED_WITH_EXPERTS;
+        listed = cuda->scratch.listed + layer;
         route_and_experts_up(cuda, &all, layer);
     } else {
         experts_up(cuda, &all, layer);
     }
     cuda_streams_target(cuda);
-    experts_down(cuda, &all, &w->shared_down);
+    experts_down(cuda, &all, &w->shared_down, listed);
     cuda_streams_end(cuda);
 }
 
