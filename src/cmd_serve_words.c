@@ -135,7 +135,7 @@ static const struct word VLLM_REFUSED_VALUE[] = {
     {"--lora-modules,--lora,--lora-scaled,--control-vector", "there are no adapters here", NULL},
     {"--kv-transfer-config,--kv-offloading-size,--slot-save-path", "a cache that outlives the memory is --prefix-cache-dir", NULL},
     {"--kv-cache-memory-bytes,--num-gpu-blocks-override", "--gpu-memory-utilization says what weights and cache may take", NULL},
-    {"--hf-overrides,--override-kv,--rope-scaling,--rope-scale,--rope-freq-base,--rope-freq-scale", "the model is run as its files say", NULL},
+    {"--rope-scaling,--rope-scale,--rope-freq-base,--rope-freq-scale", "--hf-overrides changes rope_scaling and rope_theta", NULL},
     {"--tokenizer-revision,--code-revision", "the tokenizer is the model's: --revision", NULL},
     {"--config", "flags are given on the command line", NULL},
     {"--middleware,--tool-parser-plugin,--reasoning-parser-plugin,--logits-processors", "no Python runs here", NULL},

@@ -271,12 +271,11 @@ static const char *without_host(const char *target) {
     return path ? path : "/";
 }
 
-/* A proxy may pass the prefix on, or take it off. */
+/* A proxy may pass the prefix on, or take it off. A prefix may also begin as a path of ours does: "/api", "/v1". */
 static const char *without_prefix(const char *path, const char *prefix) {
     size_t n = strlen(prefix);
     bool is_under = n > 0 && strncmp(path, prefix, n) == 0 && (path[n] == '/' || path[n] == 0);
-    if (!is_under) return path;
-    return path[n] ? path + n : "/";
+    return is_under && (route_exists(path + n) || !route_exists(path)) ? path + n : path;
 }
 
 static struct exchange *exchange_create(struct server *server, struct MHD_Connection *connection, const char *target,

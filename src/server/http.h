@@ -64,6 +64,8 @@ int http_start(struct server *server, int fd, struct mo_error *error);
 /* routes.c: the route of a request, or NULL with 404 or 405 in `error`. */
 const struct route *route_find(const char *path, const char *method, const char **tail, struct api_error *error);
 
+bool route_exists(const char *path); /* itself, by whatever method */
+
 /* Sends `response`, which is taken over, with the headers of every reply. NULL, for want of memory, ends the connection. */
 enum MHD_Result http_queue(struct exchange *exchange, int status, const char *content_type,
                            struct MHD_Response *response);

@@ -166,6 +166,7 @@ static const struct route ROUTES[] = {
     {"/ping", HTTP_GET, true, false, .handle = handle_health},
     {"/version", HTTP_GET, true, false, .handle = handle_version},
     {"/metrics", HTTP_GET, false, false, .handle = handle_metrics},
+    {"", HTTP_GET, true, false, .handle = web_handle_prefix},
     {"/", HTTP_GET, true, false, .handle = web_handle_root},
     {"/index.html", HTTP_GET, true, false, .handle = web_handle_page},
     {"/web/", HTTP_GET, true, false, .handle = web_handle_file},
@@ -193,6 +194,13 @@ static bool is_at(const struct route *route, const char *path, const char **tail
     if (strncmp(path, route->path, n) != 0 || path[n] == 0) return false;
     *tail = path + n;
     return true;
+}
+
+bool route_exists(const char *path) {
+    for (size_t i = 0; i < sizeof ROUTES / sizeof *ROUTES; i++) {
+        if (!strcmp(ROUTES[i].path, path)) return true;
+    }
+    return false;
 }
 
 const struct route *route_find(const char *path, const char *method, const char **tail, struct api_error *error) {
