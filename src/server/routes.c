@@ -212,8 +212,8 @@ const struct route *route_find(const char *path, const char *method, const char 
         const char *allow = ALLOW[route->method];
         size_t n = strcspn(allow, ",");
         if (strlen(method) == n && strncmp(allow, method, n) == 0) return route;
-        api_error_set(error, 405, NULL, "method_not_allowed", "%s takes %.*s, not %.20s", route->path, (int)n, allow,
-                      method);
+        api_error_set(error, 405, NULL, "method_not_allowed", "%s takes %.*s, not %.20s",
+                      *route->path ? route->path : "/", (int)n, allow, method);
         error->allow = allow;
         return NULL;
     }
