@@ -187,6 +187,13 @@ static enum MHD_Result start_job(struct exchange *exchange, const struct prepare
     return MHD_YES;
 }
 
+struct api_model http_model(const struct exchange *exchange) {
+    const struct server *server = exchange->server;
+    const struct server_options *o = &server->options;
+    return (struct api_model){
+        atomic_load(&server->engine), o->names, o->n_names, o->any_name, o->keeps_thoughts, &o->policy};
+}
+
 enum MHD_Result http_generate(struct exchange *exchange, enum api_kind kind, const struct api_model *model) {
     return start_job(exchange, &(struct prepare_job){.kind = kind, .model = *model});
 }

@@ -73,6 +73,8 @@ enum MHD_Result http_queue(struct exchange *exchange, int status, const char *co
 enum MHD_Result http_reply_json(struct exchange *exchange, int status, json_t *json);
 enum MHD_Result http_reply_text(struct exchange *exchange, int status, const char *content_type, struct buffer *body);
 enum MHD_Result http_reply_error(struct exchange *exchange, const struct api_error *error);
+/* The model as this server has it; its engine may be NULL while it loads. */
+struct api_model http_model(const struct exchange *exchange);
 /* Parses the body, submits it, and streams or sends its answer when it is there. The exchange has a place. */
 enum MHD_Result http_generate(struct exchange *exchange, enum api_kind kind, const struct api_model *model);
 /* Sends what `function` makes of the body. The exchange has a place. */

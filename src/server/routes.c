@@ -13,17 +13,11 @@ static const char *model_name(const struct exchange *exchange) {
     return exchange->server->options.names[0];
 }
 
-static struct api_model api_model_of(const struct exchange *exchange) {
-    const struct server *server = exchange->server;
-    return (struct api_model){atomic_load(&server->engine), server->options.names,          server->options.n_names,
-                              server->options.any_name,     server->options.keeps_thoughts, &server->options.policy};
-}
-
 /* --- answers ------------------------------------------------------------------------------------- */
 
 static enum MHD_Result handle_generation(struct exchange *exchange) {
     struct api_error error = {0};
-    struct api_model model = api_model_of(exchange);
+    struct api_model model = http_model(exchange);
     if (place_take(exchange, &error) || place_check_queue(exchange->server, &error)) {
         return http_reply_error(exchange, &error);
     }
@@ -68,7 +62,7 @@ static enum MHD_Result handle_models(struct exchange *exchange) {
 
 static enum MHD_Result handle_model(struct exchange *exchange) {
     struct api_error error = {0};
-    struct api_model model = api_model_of(exchange);
+    struct api_model model = http_model(exchange);
     json_t *wanted = json_string(exchange->tail);
     const char *name = wanted ? api_model_name(&model, wanted, &error) : NULL;
     json_decref(wanted);
@@ -126,7 +120,7 @@ static enum MHD_Result handle_metrics(struct exchange *exchange) {
 
 static enum MHD_Result handle_text(struct exchange *exchange) {
     struct api_error error = {0};
-    struct api_model model = api_model_of(exchange);
+    struct api_model model = http_model(exchange);
     if (place_take(exchange, &error)) return http_reply_error(exchange, &error);
     return http_text(exchange, exchange->route->text, &model);
 }
