@@ -46,7 +46,7 @@ static void watch(struct check *check) {
 
 static void print_line(void *context, const struct check_line *line) {
     (void)context;
-    printf("%-8s %-18s %6d cases  max error %8.2g %s  %s%s\n", line->level, line->kernel, line->cases, line->max_error,
+    printf("%-8s %-26s %6d cases  max error %8.2g %s  %s%s\n", line->level, line->kernel, line->cases, line->max_error,
            line->limit, line->fault ? "FAILED: " : "ok", line->fault ? line->fault : "");
     fflush(stdout);
 }
@@ -94,7 +94,7 @@ int cmd_check(int argc, char **argv) {
     /* clang-format off */
     const struct cli_flag flags[] = {
         {.names = "--bench", .type = CLI_FLAG, .target = &a.bench,
-         .help = "time the kernels instead, of all formats or of one: f32, f16,\nbf16, fp8, fp8_32 (blocks of 32x32), fp4, int4_awq, int4, int8,\nor one of GGUF's: q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k,\nq5_k, q6_k, iq4_nl, iq4_xs, iq1_s, iq1_m, iq2_xxs, iq2_xs, iq2_s,\niq3_xxs, iq3_s, tq1_0, tq2_0, mxfp4"},
+         .help = "time the kernels instead, of all formats or of one: f32, f16,\nbf16, fp8, fp8_32 (blocks of 32x32), fp4, int4_awq (all words\nturned are this), int4, int8, or one of GGUF's: q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k,\nq5_k, q6_k, iq4_nl, iq4_xs, iq1_s, iq1_m, iq2_xxs, iq2_xs, iq2_s,\niq3_xxs, iq3_s, tq1_0, tq2_0, mxfp4"},
         {.names = "--threads,-t", .type = CLI_INT, .target = &a.threads, .min = 1, .max = 1024, .value = "N",
          .help = "with --bench: measured with one thread and with so many\n(default: the processors this process may use)"},
         {.names = "--only", .type = CLI_FLAG, .target = &a.only, .help = "the highest level alone, not those below it"},

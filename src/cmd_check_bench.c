@@ -110,7 +110,8 @@ static int time_threads(struct bench_run *run, const char *name, struct mo_error
     if (!code && run->machine) json_array_append_new(run->machine, machine_json(run));
     if (!code && !run->machine) say_machine(run);
     for (int kind = 0; kind < SPEED_KINDS && !code; kind++) {
-        if (!name || !strcmp(name, speed_kind_name(kind))) code = time_kind(run, kind, error);
+        const bool is_other = !name && speed_is_like_another(kind);
+        if (!is_other && (!name || !strcmp(name, speed_kind_name(kind)))) code = time_kind(run, kind, error);
     }
     bench_reader_close(run->reader);
     run->reader = NULL;

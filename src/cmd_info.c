@@ -30,6 +30,20 @@ static int stored_kind(const struct tensor *tensor) {
     return format == MAT_INT4 ? STORED_INT4 : STORED_INT8;
 }
 
+/* What words of eight values are packed like; NULL: there are none, by config.json. */
+static const char *packing_of(const struct model *model) {
+    switch (model->quant) {
+    case QUANT_AWQ:
+        return "AWQ";
+    case QUANT_GPTQ:
+        return "GPTQ";
+    case QUANT_PACKED:
+        return "compressed-tensors";
+    default:
+        return NULL;
+    }
+}
+
 /* Everything here comes from config.json and the files' headers; no weight is read but for the hash. */
 struct facts {
     char path[4096];
@@ -220,6 +234,7 @@ static int print_json(const struct facts *f, struct mo_error *error) {
     json_object_set_new(root, "index_topk", index_topk ? json_integer(index_topk) : json_null());
     json_object_set_new(root, "hybrid", model_is_hybrid(&f->model) ? info_hybrid_json(&f->model) : json_null());
     json_object_set_new(root, "overrides", override_flags_json(&f->checkpoint));
+    json_object_set_new(root, "int4_packing", packing_of(&f->model) ? json_string(packing_of(&f->model)) : json_null());
     json_object_set_new(root, "synthetic", json_boolean(f->model.synthetic));
     json_object_set_new(root, "packed", f->checkpoint.is_packed ? packed_json(f) : json_null());
     json_object_set_new(root, "gguf", f->checkpoint.gguf ? gguf_json(f) : json_null());
@@ -267,7 +282,11 @@ static void print_text(const struct facts *f) {
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) print_count(rows[i].name, rows[i].n);
     printf("\nstored as:\n");
     for (int i = 0; i < STORED_KINDS; i++) {
-        if (f->bytes[i]) printf("  %-12s %10.3f GB\n", stored_name(i), (double)f->bytes[i] * 1e-9);
+        if (!f->bytes[i]) continue;
+        printf("  %-12s %10.3f GB", stored_name(i), (double)f->bytes[i] * 1e-9);
+        if (i == DTYPE_I32 && packing_of(m)) printf(" (%s: INT4", packing_of(m));
+        if (i == DTYPE_I32 && packing_of(m) && m->quant_group) printf(", groups of %d", m->quant_group);
+        printf(i == DTYPE_I32 && packing_of(m) ? ")\n" : "\n");
     }
     if (f->other_bytes) printf("  %-12s %10.3f GB (tokenizer, padding)\n", "other", (double)f->other_bytes * 1e-9);
     if (f->left_out_bytes)

@@ -78,7 +78,7 @@ static int http_flags(struct serve_arguments *a, struct cli_flag *out) {
          .value = "A,B",
          .help = "web pages that may read answers, as http://HOST:PORT; *: all\n(default none: other programs need no "
                  "leave)"},
-        {.names = "--no-webui",
+        {.names = "--no-webui,--no-ui",
          .type = CLI_FLAG,
          .target = &s->no_webui,
          .help = "leave out the page at / that one talks to the model by"},

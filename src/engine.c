@@ -107,8 +107,8 @@ static size_t add_work_flags(struct engine_options *o, struct cli_flag *flags, s
         {.names = "--generation-config", .type = CLI_CHOICE, .target = &o->generation_config, .choices = "auto|none",
          .help = "auto (default): start from the model's own sampling settings"},
         {.names = "--no-repack,-nr", .type = CLI_FLAG, .target = &o->no_repack,
-         .help = "use GGUF's blocks as they lie in the file: ready at once, and slower\n(default: in memory, 16 rows side by "
-                 "side, if there is room)"},
+         .help = "use AWQ's words and GGUF's blocks as they lie in the file: ready at once,\nand slower (default: in memory, 16 "
+                 "rows side by side, if there is room)"},
         {.names = "--no-self-test", .type = CLI_FLAG, .target = &o->no_self_test,
          .help = "do not compare this machine's kernels (and card) with plain C before\nstarting"},
     };
@@ -287,6 +287,7 @@ static int open_all(struct engine *engine, struct mo_error *error) {
     if (!code && engine->store) engine_plan_lengthen_steps(engine);
     if (!code) code = engine_plan(engine, &backend, error);
     if (!code) code = engine_turn_choose(engine, &backend, error);
+    if (!code) code = engine_turn_first(engine, error);
     if (!code) code = engine_experts_start(engine, &backend, error);
     if (!code) code = engine_ranks_begin(engine, &backend, error);
     if (!code) code = engine_device_open(engine, &backend, error);

@@ -80,7 +80,7 @@ struct engine {
     struct ranks_split split; /* of routed experts among processes, where there are several */
     double ranks_bytes;       /* of experts that other processes hold */
     bool has_ranks;           /* they wait for requests */
-    bool will_turn;           /* GGUF's blocks (engine_turn.h) */
+    bool will_turn;           /* weights (engine_turn.h) */
     struct turner *turner;    /* that does; NULL: it does not, or has not begun */
     struct backend *backend;
     struct disk *disk; /* pages below those in memory; NULL: none */

@@ -7,6 +7,7 @@
 #include "engine_experts.h"
 #include "engine_offload.h"
 #include "engine_selftest.h"
+#include "engine_turn.h"
 #include "plan/memory.h"
 
 static const double GIB = 1 << 30;
@@ -24,8 +25,9 @@ static double cache_budget(const struct engine *engine, double scratch) {
     double mapped =
         engine->weights.made
             ? 0
-            : (double)weights_file_bytes(&engine->checkpoint, &engine->model); /* what was made is taken already */
-    mapped -= engine->ranks_bytes;                                             /* other processes have these */
+            : (double)weights_file_bytes(&engine->checkpoint, &engine->model) + /* what was made is taken already */
+                  engine_turn_more(engine);
+    mapped -= engine->ranks_bytes; /* other processes have these */
     return plan_cache_budget(memory_available_bytes(), engine->options.memory_utilization, mapped, scratch);
 }
 

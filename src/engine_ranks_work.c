@@ -93,7 +93,7 @@ static int hear_plan(struct engine *engine, struct wire_plan *plan, struct mo_er
     return 0;
 }
 
-/* GGUF's blocks are read and put into another order at once, the others are read. */
+/* What is put into another order is read for that, the others are read. */
 static int bring_experts(struct engine *engine, const struct backend_options *backend, struct mo_error *error) {
     const struct timespec slice = {.tv_nsec = 20000000};
     double said_s = clock_now_s();

@@ -7,10 +7,9 @@
 
 enum { THREADS_BESIDE = 4 }; /* requests: a step waits for its slowest thread, and each of these delays one */
 
-/* Blocks that are read as they lie: what an expert cache reads is not asked for often enough to be worth the turning. */
+/* Weights that are read as they lie: what an expert cache reads is not asked for often enough to be worth the turning. */
 static bool stays(const struct engine *engine) {
-    return engine->options.no_repack || !engine->checkpoint.gguf || engine->weights.made || engine->weights.later ||
-           engine->store;
+    return engine->options.no_repack || engine->weights.made || engine->weights.later || engine->store;
 }
 
 /* Is the processor's work here all of the model, or routed experts alone? */
@@ -51,27 +50,61 @@ static double room_bytes(const struct engine *engine, const struct backend_optio
     return in_all < ours ? in_all : ours;
 }
 
-int engine_turn_choose(struct engine *engine, const struct backend_options *backend, struct mo_error *error) {
-    size_t bytes = 0;
+/* Has it matrices that no fast kernel reads as they lie (mat_must_turn)? */
+static bool must_turn(const struct model *model) {
+    return model->quant == QUANT_GPTQ || model->quant == QUANT_PACKED;
+}
+
+static int refuse_room(const struct engine *engine, double bytes, double room, struct mo_error *error) {
+    return mo_error_set(
+        error, MO_E_NO_MEMORY,
+        "%s: its weights are put into another order in memory, which takes %.2f GB, and %.2f GB are left "
+        "beside the cache (a file of `moebius quantize` is mapped and needs less)",
+        engine->path, bytes * 1e-9, room > 0 ? room * 1e-9 : 0);
+}
+
+double engine_turn_more(const struct engine *engine) {
+    size_t bytes, more = 0;
+    struct mo_error ignored;
     if (stays(engine)) return 0;
-    int code = turn_bytes(&engine->model, &engine->weights, choice_of(engine), &bytes, error);
+    return turn_bytes(&engine->model, &engine->weights, choice_of(engine), &bytes, &more, &ignored) ? 0 : (double)more;
+}
+
+int engine_turn_choose(struct engine *engine, const struct backend_options *backend, struct mo_error *error) {
+    const bool is_made = engine->weights.made || engine->weights.later, must = must_turn(&engine->model) && !is_made;
+    size_t bytes = 0;
+    if (must && engine->options.no_repack) {
+        return mo_error_set(error, MO_E_UNSUPPORTED,
+                            "--no-repack: no kernel reads the weights of %s as they lie in its files", engine->path);
+    }
+    if (stays(engine)) return 0;
+    int code = turn_bytes(&engine->model, &engine->weights, choice_of(engine), &bytes, NULL, error);
     if (code || !bytes) return code;
     const double room = room_bytes(engine, backend, (double)bytes);
     engine->will_turn = (double)bytes <= room;
+    if (must && !engine->will_turn) return refuse_room(engine, (double)bytes, room, error);
     if (!engine->will_turn) {
-        log_info("%s: its blocks stay as they lie, which is slower: another order takes %.2f GB, and %.2f GB are left "
+        log_info("%s: its weights stay as they lie, which is slower: another order takes %.2f GB, and %.2f GB are left "
                  "beside the cache and other weights",
                  engine->path, (double)bytes * 1e-9, room > 0 ? room * 1e-9 : 0);
     }
     return 0;
 }
 
+int engine_turn_first(struct engine *engine, struct mo_error *error) {
+    if (!engine->will_turn || !must_turn(&engine->model)) return 0;
+    int code = turner_begin(&engine->turner, &engine->model, &engine->weights, choice_of(engine),
+                            engine->options.threads, error);
+    if (!code) turner_wait(engine->turner);
+    return code;
+}
+
 static void begin(struct engine *engine, int threads) {
     struct mo_error reason;
-    if (!engine->will_turn) return;
+    if (!engine->will_turn || engine->turner) return;
     if (!turner_begin(&engine->turner, &engine->model, &engine->weights, choice_of(engine), threads, &reason)) return;
     engine->will_turn = false;
-    log_warn("%s: its blocks stay as they lie, which is slower: %s", engine->path, reason.message);
+    log_warn("%s: its weights stay as they lie, which is slower: %s", engine->path, reason.message);
 }
 
 void engine_turn_begin(struct engine *engine) {

@@ -13,9 +13,11 @@ enum { GROUP_SIZE = 128 };
 
 /* What --quantization may say for a checkpoint that is used as it is, the first being its own name. */
 static const char *const *names_of(enum quant_kind quant) {
-    static const char *const none[] = {"none", NULL}, *const fp8[] = {"fp8", "deepseekv3_fp8", NULL},
-                             *const scaled[] = {"fp8", "compressed-tensors", NULL},
-                             *const awq[] = {"awq", "awq_marlin", "auto-awq", NULL}, *const own[] = {"moebius", NULL};
+    static const char *const
+        none[] = {"none", NULL},
+        *const fp8[] = {"fp8", "deepseekv3_fp8", NULL}, *const scaled[] = {"fp8", "compressed-tensors", NULL},
+        *const awq[] = {"awq", "awq_marlin", "auto-awq", "auto-round", NULL}, *const own[] = {"moebius", NULL},
+        *const gptq[] = {"gptq", "gptq_marlin", "auto-round", NULL}, *const packed[] = {"compressed-tensors", NULL};
     switch (quant) {
     case QUANT_FP8_BLOCK:
         return fp8;
@@ -23,6 +25,10 @@ static const char *const *names_of(enum quant_kind quant) {
         return scaled;
     case QUANT_AWQ:
         return awq;
+    case QUANT_GPTQ:
+        return gptq;
+    case QUANT_PACKED:
+        return packed;
     case QUANT_MOEBIUS:
         return own;
     case QUANT_NONE:

@@ -46,8 +46,9 @@ static void print_help(FILE *out) {
         "MODEL is a folder with config.json, *.safetensors and tokenizer.json as published on Hugging Face,\n"
         "or one file of `moebius quantize`, or a GGUF file (of shards the first), or org/name at the Hugging Face\n"
         "hub (of GGUF files org/name:Q4_K_M): in its cache (HF_HUB_CACHE, HF_HOME, ~/.cache/huggingface), or fetched\n"
-        "into it now. Weights are read as they are: F32, F16, BF16, FP8, FP4, AWQ, our\n"
-        "own INT8 and INT4, and of GGUF Q8_0, Q2_K to Q6_K, Q4_0 to Q5_1, IQ1 to IQ4, TQ and MXFP4.\n"
+        "into it now. Weights are read as they are: F32, F16, BF16, FP8, FP4, INT4 of\n"
+        "AWQ, GPTQ and compressed-tensors, our own INT8 and INT4, and of GGUF Q8_0, Q2_K to Q6_K, Q4_0 to Q5_1,\n"
+        "IQ1 to IQ4, TQ and MXFP4.\n"
         "\n"
         "Commands:\n");
     for (int i = 0; i < N_COMMANDS; i++) fprintf(out, "  %-12s %s\n", commands[i].name, commands[i].about);

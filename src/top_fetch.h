@@ -15,8 +15,8 @@ struct top_fetch {
     CURLM *multi;
     CURL *easy;
     struct curl_slist *headers;
-    char url[1024], shown[1024],
-        socket[128]; /* what is asked; the server as people write it, without a password; a Unix socket's path or "" */
+    char url[1024], shown[1024]; /* what is asked; the server as people write it, without a password */
+    char socket[128];            /* a Unix socket's path; "": none */
     char curl_message[CURL_ERROR_SIZE];
     bool is_running, is_too_large;
     struct buffer body;

@@ -504,7 +504,7 @@ def test_rope_scaling(model, scaling, words):
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({"quant_method": "gptq"}, ["quant_method", "gptq"]),
+    ({"quant_method": "bitsandbytes"}, ["quant_method", "bitsandbytes"]),
     ({"quant_method": 4}, ["quant_method"]),
     ({"quant_method": None}, ["quant_method"]),
     ({"bits": 8}, ["bits"]),

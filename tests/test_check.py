@@ -13,10 +13,10 @@ LEVELS = ["ref", "avx2", "avx-vnni", "avx512", "avx512-bf16", "amx", "amx-bf16"]
 GGUF = ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs",
         "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s",
         "iq3_xxs", "iq3_s", "tq1_0", "tq2_0", "mxfp4"]
-FORMATS = ["f32", "f16", "bf16", "fp8", "int4_awq", "int4", "int8", *GGUF]
-EIGHT_BIT = ["int4_awq", "int4", "int8", *GGUF]  # with 8-bit activations
+FORMATS = ["f32", "f16", "bf16", "fp8", "int4_awq", "int4_gptq", "int4_packed", "int4", "int8", *GGUF]
+EIGHT_BIT = ["int4_awq", "int4_gptq", "int4_packed", "int4", "int8", *GGUF]  # with 8-bit activations
 OTHERS = ["dots", "weighted_sum", "softmax_step", "exp", "quantize", "rms_norm", "silu_mul", "add_scaled", "gemm, -0", "gemm fp8_32",
-          "awq layout", "int4 layout", "int8 layout"]
+          "awq layout", "gptq layout", "packed layout", "int4 layout", "int8 layout"]
 KERNELS = {f"gemm {f}" for f in FORMATS} | {f"decode {f}" for f in FORMATS} | {f"gemm_q8 {f}" for f in EIGHT_BIT} | set(OTHERS)
 
 LITTLE = {"MOEBIUS_MEMORY": "0.25"}  # memory, of which speeds read an eighth many times

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import conftest
+import int4
 import gguf_model
 from conftest import GOLDEN, change_config, copy_set, moebius, refused, succeed
 from test_golden import SHORT, Case, is_sparse, with_routing
@@ -65,6 +66,20 @@ def check_near(case, tmp_path, *flags):
 @pytest.mark.parametrize("name", SETS)
 def test_golden(name, case_id, tmp_path):
     check_near(Case(name, case_id), tmp_path)
+
+
+@pytest.mark.parametrize("form", ["gptq", "packed"])
+def test_int4_of_others(form, tmp_path):
+    """By way of AWQ's words: the bits of AWQ's; not where scales are none of fp16."""
+    def run(folder):
+        succeed("logits", folder, "--ids", ",".join(map(str, range(3, 20))), "--all", "--out", tmp_path / "out", *GPU)
+        return (tmp_path / "out").read_bytes()
+    write, (matrices, plain) = getattr(int4, form), int4.read()
+    assert run(write(tmp_path / "a", matrices, plain)) == run(GOLDEN / "v2lite-tiny-awq")
+    for m in matrices.values():
+        m.scale = m.scale * np.float32(1.001)
+    folder = write(tmp_path / "b", matrices, plain, "F32")
+    refused(moebius("logits", folder, "--ids", 1, "--out", tmp_path / "out", *GPU), f"int4_{form}", "fp16", "layer 0")
 
 
 @pytest.mark.parametrize("name", ["v2lite-tiny", "v3-tiny", "v2-tiny", "v2lite-tiny-awq"])

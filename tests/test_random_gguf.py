@@ -124,4 +124,4 @@ def test_refused_memory(tmp_path):
                                "--ignore-eos", "--threads", "2"], capture_output=True, text=True)
         if done.returncode == 0:
             break
-    assert "blocks stay as they lie, which is slower: no 0." in done.stderr
+    assert "weights stay as they lie, which is slower: no 0." in done.stderr

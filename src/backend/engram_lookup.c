@@ -14,9 +14,9 @@ static int32_t *rows_of(const struct engram_lookup *lookup, int which, int row) 
     return lookup->rows + ((size_t)which * (size_t)lookup->max_rows + (size_t)row) * columns;
 }
 
-/* Are there bytes, and do the values of a row lie side by side? Those of our own blocks and of AWQ do not; nobody makes such tables. */
+/* Are there bytes, and do the values of a row lie side by side? Those of our own blocks and of words do not; nobody makes such tables. */
 static bool has_rows(const struct mat *table) {
-    return table->data && !mat_is_integer(table->format) && table->format != MAT_INT4_AWQ;
+    return table->data && !mat_is_integer(table->format) && !mat_is_words(table->format);
 }
 
 /* Of a row, in a tensor of their own. */

@@ -48,7 +48,10 @@ float *check_copy(struct check *check, const float *x, int n);
 /* Random matrices of every format, and what goes into them. */
 enum data_kind { DATA_PLAIN, DATA_TINY, DATA_EXTREME, DATA_ZERO, DATA_SPECIAL, DATA_KINDS };
 struct mat check_make_mat(struct check *check, enum mat_format format, int rows, int cols, enum data_kind kind);
-/* The least that a row of this format can have, of `cols` or more. */
+/* The same matrix turned (format.h), as the engine likes it best. */
+void check_turn(struct check *check, struct mat *m);
+/* The least that a matrix of this format can have, of `rows`, and `cols`, or more. */
+int check_round_rows(enum mat_format format, int rows);
 int check_round_cols(enum mat_format format, int cols);
 void check_make_activations(struct check *check, float **x, int n, int cols, enum data_kind kind);
 struct q8_row check_make_q8(struct check *check, const float *x, int n, int group); /* by the plain C kernel */

@@ -100,19 +100,36 @@ static uint16_t random_scale16(struct check_random *random, enum data_kind kind)
     return scale | sign;
 }
 
-static void make_awq(struct check *check, struct mat *m, enum data_kind kind) {
+static void fill_scales_of_words(struct check *check, struct mat *m, int n, enum data_kind kind) {
+    static const enum mat_format formats[] = {MAT_F16, MAT_BF16, MAT_F32};
+    m->scales_format = m->format == MAT_INT4_AWQ ? MAT_F16 : formats[random_int(&check->random, 0, 2)];
+    uint8_t *scales = check_alloc(check, words_scale_bytes(m));
+    for (int i = 0; i < n; i++) {
+        const uint16_t half = random_scale16(&check->random, kind), brain = f32_to_bf16(f16_to_f32(half));
+        const float single = f16_to_f32(half) * 1.0001f;
+        if (m->scales_format == MAT_F16) memcpy(scales + i * 2, &half, sizeof half);
+        if (m->scales_format == MAT_BF16) memcpy(scales + i * 2, &brain, sizeof brain);
+        if (m->scales_format == MAT_F32) memcpy(scales + i * 4, &single, sizeof single);
+    }
+    m->scales16 = (const uint16_t *)(const void *)scales;
+}
+
+/* Other people's INT4: any zero points (PACKED at times none), GPTQ's of both versions, PACKED and GPTQ at times one group a row. */
+static void make_words(struct check *check, struct mat *m, enum data_kind kind) {
     struct check_random *random = &check->random;
+    static const uint32_t unset;
     m->group_size = 32 << random_int(random, 0, 2);
-    int groups = (m->cols - 1) / m->group_size + 1, words = m->rows / 8;
-    uint32_t *data = check_alloc(check, (size_t)m->cols * (size_t)words * 4),
-             *zeros = check_alloc(check, (size_t)(groups * words) * 4);
-    uint16_t *scales = check_alloc(check, (size_t)(groups * m->rows) * 2);
-    for (int i = 0; i < m->cols * words; i++) data[i] = kind == DATA_ZERO ? 0x88888888 : random_u32(random);
-    for (int i = 0; i < groups * words; i++) zeros[i] = kind == DATA_ZERO ? 0x88888888 : random_u32(random);
-    for (int i = 0; i < groups * m->rows; i++) scales[i] = random_scale16(random, kind);
+    m->one_group = m->format != MAT_INT4_AWQ && random_int(random, 0, 4) == 0;
+    m->zero_bias = m->format == MAT_INT4_GPTQ ? random_int(random, 0, 1) : 0;
+    if (m->format != MAT_INT4_PACKED || random_u32(random) & 1) m->zeros = &unset;
+    const size_t n_data = mat_data_bytes(m) / 4, n_zeros = words_zero_bytes(m) / 4;
+    const int groups = m->one_group ? 1 : (m->cols - 1) / m->group_size + 1;
+    uint32_t *data = check_alloc(check, n_data * 4), *zeros = check_alloc(check, n_zeros * 4);
+    for (size_t i = 0; i < n_data; i++) data[i] = kind == DATA_ZERO ? 0x88888888 : random_u32(random);
+    for (size_t i = 0; i < n_zeros; i++) zeros[i] = kind == DATA_ZERO ? 0x88888888 : random_u32(random);
+    if (m->zeros) m->zeros = zeros;
     m->data = data;
-    m->zeros = zeros;
-    m->scales16 = scales;
+    fill_scales_of_words(check, m, groups * m->rows, kind);
 }
 
 static int8_t random_q(struct check_random *random, enum mat_format format, enum data_kind kind) {
@@ -203,9 +220,14 @@ static void make_gguf(struct check *check, struct mat *m, enum data_kind kind) {
     m->data = data;
 }
 
+int check_round_rows(enum mat_format format, int rows) {
+    return format == MAT_INT4_AWQ || format == MAT_INT4_GPTQ ? (rows + 7) / 8 * 8 : rows;
+}
+
 int check_round_cols(enum mat_format format, int cols) {
     int values = FP4_GROUP;
     size_t bytes;
+    if (format == MAT_INT4_GPTQ) return (cols + 7) / 8 * 8;
     return format == MAT_FP4 || gguf_block(format, &values, &bytes) ? (cols + values - 1) / values * values : cols;
 }
 
@@ -215,8 +237,8 @@ struct mat check_make_mat(struct check *check, enum mat_format format, int rows,
         make_fp8(check, &m, kind);
     } else if (format == MAT_FP4) {
         make_fp4(check, &m, kind);
-    } else if (format == MAT_INT4_AWQ) {
-        make_awq(check, &m, kind);
+    } else if (mat_is_words(format)) {
+        make_words(check, &m, kind);
     } else if (mat_is_integer(format)) {
         make_block(check, &m, kind);
     } else if (gguf_is_blocks(format)) {
@@ -225,6 +247,15 @@ struct mat check_make_mat(struct check *check, enum mat_format format, int rows,
         make_dense(check, &m, kind);
     }
     return m;
+}
+
+void check_turn(struct check *check, struct mat *m) {
+    struct mat turned = *m;
+    turned.turned = true;
+    uint8_t *data = check_alloc(check, mat_bytes(&turned));
+    mat_turn(m, data);
+    turned.data = data;
+    *m = turned;
 }
 
 static float activation_size(struct check_random *random, enum data_kind kind) {

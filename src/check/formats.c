@@ -171,9 +171,52 @@ static void check_fp4_layout(struct check *check) {
     check_end(check);
 }
 
+/* GPTQ's and compressed-tensors' words, value by value where format.h says, and all three turned: the values stay. */
+static void check_words_layout(struct check *check, enum mat_format format) {
+    enum { ROWS = 24, COLS = 136, GROUP = 64, GROUPS = 3 };
+    const bool packed = format == MAT_INT4_PACKED;
+    uint32_t data[ROWS * COLS / 8] = {0}, zeros[ROWS / 8 * GROUPS] = {0}, scales[ROWS * GROUPS];
+    check_begin(check, packed ? "packed layout" : "gptq layout", 0, "(same bits)", 1);
+    check_round(check, 0);
+    for (int r = 0; r < ROWS; r++) {
+        for (int k = 0; k < COLS; k++)
+            data[packed ? r * (COLS / 8) + k / 8 : k / 8 * ROWS + r] |= (uint32_t)((r + 3 * k) % 16) << 4 * (k % 8);
+        for (int g = 0; g < GROUPS; g++) {
+            const float scale = (float)(1 << g) * (1 + (float)r / 32);
+            zeros[packed ? r / 8 * GROUPS + g : g * (ROWS / 8) + r / 8] |= (uint32_t)((r + g) % 16) << 4 * (r % 8);
+            memcpy(&scales[packed ? r * GROUPS + g : g * ROWS + r], &scale, sizeof scale);
+        }
+    }
+    struct mat m = {.format = format,
+                    .rows = ROWS,
+                    .cols = COLS,
+                    .data = data,
+                    .zeros = zeros,
+                    .zero_bias = packed ? 0 : 1,
+                    .scales16 = (const uint16_t *)(const void *)scales,
+                    .scales_format = MAT_F32,
+                    .group_size = GROUP};
+    float *out = check_floats(check, ROWS * COLS);
+    for (int turned = 0; turned < 2; turned++) {
+        check->kern.decode_rows(&m, 0, ROWS, out);
+        for (int r = 0; r < ROWS; r++)
+            for (int k = 0; k < COLS; k++, check->cases++) {
+                const int g = k / GROUP, q = (r + 3 * k) % 16, z = (r + g + (packed ? 0 : 1)) % 16;
+                check_bits(check, turned ? "turned" : "published", r * COLS + k, out[r * COLS + k],
+                           (float)(q - z) * (float)(1 << g) * (1 + (float)r / 32));
+            }
+        if (turned) break;
+        check_turn(check, &m);
+        if (mat_bytes(&m) != 2 * (GROUPS + 4 * 5) * 64) check_fault(check, "mat_bytes is %zu turned", mat_bytes(&m));
+    }
+    check_end(check);
+}
+
 void check_layouts(struct check *check) {
     check_fp4_layout(check);
     check_awq_layout(check);
+    check_words_layout(check, MAT_INT4_GPTQ);
+    check_words_layout(check, MAT_INT4_PACKED);
     check_block_layout(check, MAT_INT4);
     check_block_layout(check, MAT_INT8);
 }
@@ -188,7 +231,7 @@ static void check_decode(struct check *check, enum mat_format format) {
     const int rounds = gguf_is_blocks(format) ? 20 : 60;
     for (int round = 0; round < rounds; round++, check->cases++) {
         check_round(check, round);
-        int rows = format == MAT_INT4_AWQ ? 8 * random_int(random, 1, 8) : random_int(random, 1, 40);
+        int rows = check_round_rows(format, random_int(random, 1, 48));
         int cols = check_round_cols(format, random_int(random, 1, 600));
         struct mat m = check_make_mat(check, format, rows, cols, (enum data_kind)(round % DATA_KINDS));
         int r0 = random_int(random, 0, rows - 1), r1 = random_int(random, r0, rows), count = (r1 - r0) * cols;
@@ -196,6 +239,10 @@ static void check_decode(struct check *check, enum mat_format format) {
         format_decode_rows(&m, r0, r1, expected);
         check->kern.decode_rows(&m, r0, r1, got);
         for (int i = 0; i < count; i++) check_bits(check, "value", i, got[i], expected[i]);
+        if (!mat_is_words(format)) continue;
+        check_turn(check, &m);
+        check->kern.decode_rows(&m, r0, r1, got);
+        for (int i = 0; i < count; i++) check_bits(check, "turned", i, got[i], expected[i]);
     }
     check_end(check);
 }

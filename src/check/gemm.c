@@ -50,8 +50,8 @@ static void check_part(struct check *check, const struct gemm_case *c, int r0, i
 
 /* What kern.h wants the ends of a range of rows to be multiples of. */
 static int row_unit(const struct gemm_case *c) {
-    if (c->mat.format == MAT_INT4_AWQ) return 8;
     if (c->mat.turned) return TURN_ROWS;
+    if (c->mat.format == MAT_INT4_AWQ) return 8;
     return c->quantized && mat_is_integer(c->mat.format) ? BLOCK_ROWS : 1;
 }
 
@@ -153,16 +153,6 @@ static void check_values(struct check *check, const struct gemm_case *c) {
     }
 }
 
-/* GGUF's blocks as the engine likes them best. */
-static void turn(struct check *check, struct mat *m) {
-    struct mat turned = *m;
-    turned.turned = true;
-    uint8_t *data = check_alloc(check, mat_bytes(&turned));
-    gguf_turn(m, data);
-    turned.data = data;
-    *m = turned;
-}
-
 /* What of a format is checked. */
 struct gemm_kind {
     enum mat_format format;
@@ -170,10 +160,11 @@ struct gemm_kind {
 };
 
 static void check_case(struct check *check, struct gemm_kind what, int rows, int cols, int n, enum data_kind kind) {
+    rows = check_round_rows(what.format, rows);
     cols = check_round_cols(what.format, cols);
     struct gemm_case c = {
         .mat = check_make_mat(check, what.format, rows, cols, kind), .quantized = what.quantized, .n = n};
-    if (what.turned) turn(check, &c.mat);
+    if (what.turned) check_turn(check, &c.mat);
     snprintf(c.name, sizeof c.name, "%dx%d, %d tokens, %s", rows, cols, n, kind_names[kind]);
     check_make_activations(check, c.x, n, cols, kind);
     for (int t = 0; t < n; t++) {
@@ -189,9 +180,12 @@ static void check_case(struct check *check, struct gemm_kind what, int rows, int
 
 /* Any size, many times. */
 static void check_odd_sizes(struct check *check, struct gemm_kind what) {
-    const bool awq = what.format == MAT_INT4_AWQ;
+    const bool awq = what.format == MAT_INT4_AWQ && !what.turned;
     struct check_random *random = &check->random;
-    const int rounds = gguf_is_blocks(what.format) ? 30 : 80; /* they share their products */
+    const bool is_plain = mat_is_words(what.format) && !awq && !what.turned; /* at every level */
+    const bool shares =
+        gguf_is_blocks(what.format) || (what.turned && what.format != MAT_INT4_AWQ); /* their products */
+    const int rounds = is_plain ? 8 : shares ? 30 : 80;
     for (int round = 0; round < rounds; round++) {
         int rows = awq ? 8 * random_int(random, 1, 36) : random_int(random, 1, 67), cols = random_int(random, 1, 600);
         if (round % 4 == 1) cols = (cols + 31) / 32 * 32;
@@ -203,7 +197,7 @@ static void check_odd_sizes(struct check *check, struct gemm_kind what) {
 
 static void check_kind(struct check *check, struct gemm_kind what) {
     const enum mat_format format = what.format;
-    const bool awq = format == MAT_INT4_AWQ, quantized = what.quantized;
+    const bool awq = format == MAT_INT4_AWQ && !what.turned, quantized = what.quantized;
     char name[32];
     snprintf(name, sizeof name, "%s%s %s", quantized ? "gemm_q8" : "gemm", what.turned ? " turned" : "",
              mat_format_name(format));
@@ -220,7 +214,8 @@ static void check_kind(struct check *check, struct gemm_kind what) {
         check_round(check, 1);
         check_case(check, what, 19, 16400, 2, DATA_PLAIN); /* the same columns for one token */
     }
-    if (check->kern.gemm[format] != check->ref.gemm[format] && !gguf_is_blocks(format)) {
+    if (check->kern.gemm[format] != check->ref.gemm[format] && !gguf_is_blocks(format) &&
+        (awq || !mat_is_words(format))) {
         check_round(check, 0);
         check_case(check, what, 2048, 1408, 2, DATA_PLAIN);
     }
@@ -229,7 +224,8 @@ static void check_kind(struct check *check, struct gemm_kind what) {
         check_case(check, what, 19, 16500, 2,
                    DATA_PLAIN); /* more columns than one token's activations that are prepared at once */
     }
-    const int most_panels = gguf_is_blocks(format) ? 4 : 16;
+    int most_panels = gguf_is_blocks(format) ? 4 : mat_is_words(format) ? 9 : 16;
+    if (mat_is_words(format) && !awq && !what.turned) most_panels = 0;
     for (int panels = 1; quantized && !awq && panels <= most_panels;
          panels++) { /* every way to cut panels and tokens into sets */
         check_round(check, panels);
@@ -288,7 +284,7 @@ static void check_small_blocks(struct check *check) {
 void check_gemm(struct check *check, enum mat_format format, bool quantized) {
     check_kind(check, (struct gemm_kind){format, quantized, false});
     if (format == MAT_FP8 && !quantized) check_small_blocks(check);
-    if (gguf_can_turn(format)) check_kind(check, (struct gemm_kind){format, quantized, true});
+    if (mat_can_turn(format)) check_kind(check, (struct gemm_kind){format, quantized, true});
 }
 
 /* Products too small for a float leave -0 in every lane, where one addition of 0 too many would show. */

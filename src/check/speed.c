@@ -17,13 +17,10 @@ static const size_t SET_BYTES = (size_t)512 << 20;
 
 struct speed {
     struct pool *pool;
-    char *
-        data; /* [count][mat_size]: the matrices, one after another; scales of FP8 and AWQ are shared, they fit the caches */
+    char *data; /* [count][mat_size]: the matrices, one after another; scales of FP8 are shared, they fit the caches */
     size_t mat_size;
     int count;
     struct mat mat;      /* the first of them */
-    uint32_t *zeros;     /* [COLS / GROUP][ROWS / 8] */
-    uint16_t *scales16;  /* [COLS / GROUP][ROWS] */
     uint8_t *scales8;    /* [count][ROWS][COLS / FP4_GROUP]: of FP4, a sixteenth of its bytes */
     size_t scales8_size; /* of a matrix; 0: not FP4 */
     float *scale;        /* FP8's, one for each block of weights */
@@ -46,7 +43,7 @@ struct speed {
 /* What this thread will probably read next: slices are handed out in ascending order. */
 static const void *next_slice(const struct speed *s, int index) {
     int next = index + pool_threads(s->pool);
-    if (s->mat.format == MAT_INT4_AWQ || next >= s->count * SLICES) return NULL;
+    if (next >= s->count * SLICES) return NULL;
     return s->data + (size_t)(next / SLICES) * s->mat_size + s->mat_size / SLICES * (size_t)(next % SLICES);
 }
 
@@ -121,6 +118,16 @@ static void fill_matrix(const struct mat *m, char *data, size_t bytes) {
     }
 }
 
+/* Turned words: the lines of scales, 2^-7 and a zero point of 8 each. */
+static void fill_scales(const struct mat *m, char *data) {
+    const uint32_t head = 0x3c000008;
+    for (int r = 0; r < ROWS; r++)
+        for (int k = 0; k < COLS; k += m->group_size) {
+            const size_t at = (size_t)(r / TURN_ROWS) * words_panel_bytes(m) + words_turned_at(m, k);
+            memcpy(data + at + (size_t)(r % TURN_ROWS) * sizeof head, &head, sizeof head);
+        }
+}
+
 static int allocate_set(struct speed *s, struct mo_error *error) {
     double most = memory_available_bytes() / 8;
     size_t bytes = most < (double)SET_BYTES ? (size_t)most : SET_BYTES;
@@ -135,26 +142,20 @@ static int allocate_set(struct speed *s, struct mo_error *error) {
     }
     madvise(s->data, bytes, MADV_HUGEPAGE);
     fill_matrix(&s->mat, s->data, s->mat_size);
+    if (mat_is_words(s->mat.format)) fill_scales(&s->mat, s->data);
     for (int i = 1; i < s->count; i++) memcpy(s->data + (size_t)i * s->mat_size, s->data, s->mat_size);
     return 0;
 }
 
 static int allocate_scales(struct speed *s, struct mo_error *error) {
-    const size_t groups = COLS / GROUP, n_scale = (size_t)(ROWS / s->mat.scale_rows * s->mat.scale_stride);
-    s->zeros = malloc(groups * ROWS / 8 * sizeof *s->zeros);
-    s->scales16 = malloc(groups * ROWS * sizeof *s->scales16);
+    const size_t n_scale = (size_t)(ROWS / s->mat.scale_rows * s->mat.scale_stride);
     s->scale = malloc(n_scale * sizeof *s->scale);
     s->scales8_size = s->mat.format == MAT_FP4 ? mat_bytes(&s->mat) - s->mat_size : 0;
     s->scales8 = malloc((size_t)s->count * s->scales8_size + 1);
-    if (!s->zeros || !s->scales16 || !s->scales8 || !s->scale)
-        return mo_error_set(error, MO_E_NO_MEMORY, "no memory for scales");
-    for (size_t i = 0; i < groups * ROWS / 8; i++) s->zeros[i] = 0x88888888;
-    for (size_t i = 0; i < groups * ROWS; i++) s->scales16[i] = 0x2000; /* 2^-7 */
-    memset(s->scales8, 120, (size_t)s->count * s->scales8_size);        /* 2^-7 */
-    for (size_t i = 0; i < n_scale; i++)                                /* DeepSeek's small blocks have powers of two */
+    if (!s->scales8 || !s->scale) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for scales");
+    memset(s->scales8, 120, (size_t)s->count * s->scales8_size); /* 2^-7 */
+    for (size_t i = 0; i < n_scale; i++)                         /* DeepSeek's small blocks have powers of two */
         s->scale[i] = s->mat.scale_cols == SMALL_BLOCK ? 0x1p-8f * (float)(1 << i % 3) : 0.01f;
-    s->mat.zeros = s->zeros;
-    s->mat.scales16 = s->scales16;
     s->mat.scale = s->scale;
     return 0;
 }
@@ -199,13 +200,18 @@ const char *speed_kind_name(int kind) {
     return kind == SPEED_FP8_32 ? "fp8_32" : mat_format_name(format_of(kind));
 }
 
+bool speed_is_like_another(int kind) {
+    const enum mat_format format = format_of(kind);
+    return mat_is_words(format) && format != MAT_INT4_AWQ;
+}
+
 int speed_open(struct speed **speed, int kind, int threads, struct mo_error *error) {
     const enum mat_format format = format_of(kind);
     const int block = kind == SPEED_FP8_32 ? SMALL_BLOCK : GROUP;
     struct speed *s = calloc(1, sizeof *s);
     if (!s) return mo_error_set(error, MO_E_NO_MEMORY, "no memory");
     s->mat = (struct mat){.format = format,
-                          .turned = gguf_can_turn(format), /* as the engine does */
+                          .turned = mat_can_turn(format), /* as the engine does */
                           .rows = ROWS,
                           .cols = COLS,
                           .scale_rows = block,
@@ -228,8 +234,6 @@ void speed_close(struct speed *speed) {
     if (!speed) return;
     pool_destroy(speed->pool);
     if (speed->data) munmap(speed->data, speed->mat_size * (size_t)speed->count);
-    free(speed->zeros);
-    free(speed->scales16);
     free(speed->scales8);
     free(speed->scale);
     free(speed->x_data);

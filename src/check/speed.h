@@ -13,6 +13,8 @@ enum { SPEED_TOKENS = 64 };
 /* What is timed: every format in turn, and behind FP8 the same with a scale for every 32x32 weights, as DeepSeek-V4.1 has it. */
 enum { SPEED_FP8_32 = MAT_FP8 + 1, SPEED_KINDS = MAT_FORMATS + 1 };
 const char *speed_kind_name(int kind);
+/* Whether its kernels are those of a kind before: words, once they are turned. */
+bool speed_is_like_another(int kind);
 
 struct speed;
 /* Random weights of one kind, 512 MiB of them or an eighth of the memory that is left. */

@@ -183,6 +183,13 @@ int records_find(struct records *records, const struct model *model, const struc
     if (!model->experts || model->layers <= model->dense_layers) {
         return mo_error_set(error, MO_E_UNSUPPORTED, "%s: the model has no experts", checkpoint->path);
     }
+    if (mat_must_turn(&weights->layers[model->dense_layers].experts[0].gate)) {
+        return mo_error_set(error, MO_E_UNSUPPORTED,
+                            "%s: experts in %s are put into another order in memory and cannot be read one by one: "
+                            "`moebius quantize` makes a file of them that can",
+                            checkpoint->path,
+                            mat_format_name(weights->layers[model->dense_layers].experts[0].gate.format));
+    }
     if (weights->made || weights->later) {
         return mo_error_set(error, MO_E_UNSUPPORTED, "the weights were made in memory: no file has the experts");
     }

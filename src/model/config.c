@@ -201,98 +201,6 @@ static int refuse_unknown_arithmetic(const struct reader *r, struct model *model
     return code;
 }
 
-static int read_block_size(const struct reader *r, const json_t *block, struct model *model) {
-    const json_int_t rows = json_integer_value(json_array_get(block, 0));
-    const json_int_t cols = json_integer_value(json_array_get(block, 1));
-    if (json_array_size(block) != 2 || rows != cols || (rows != 128 && rows != 32))
-        return refuse(r, "weight_block_size", "[128, 128] or [32, 32]", "another size");
-    model->quant_block[0] = model->quant_block[1] = (int)rows;
-    return 0;
-}
-
-static int read_fp8(const struct reader *r, struct model *model) {
-    const char *format = "e4m3";
-    int code = may_string(r, "fmt", &format);
-    if (code) return code;
-    if (strcmp(format, "e4m3") && strcmp(format, "float8_e4m3fn")) return refuse(r, "fmt", "e4m3", format);
-    const json_t *block = json_object_get(r->object, "weight_block_size");
-    if (!block || json_is_null(block)) {
-        model->quant = QUANT_FP8_SCALED;
-        return 0;
-    }
-    model->quant = QUANT_FP8_BLOCK;
-    return read_block_size(r, block, model);
-}
-
-static int read_awq(const struct reader *r, struct model *model) {
-    int bits = 4;
-    const char *version = "gemm";
-    bool zero_point = true;
-    int code = may_int(r, "bits", 1, 64, &bits);
-    if (!code && bits != 4) code = refuse(r, "bits", "4", "another number");
-    if (!code) code = may_string(r, "version", &version);
-    if (!code && strcmp(version, "gemm") && strcmp(version, "GEMM")) code = refuse(r, "version", "gemm", version);
-    if (!code) code = may_bool(r, "zero_point", &zero_point);
-    if (!code && !zero_point) code = refuse(r, "zero_point", "true", "false");
-    if (!code) code = need_int(r, "group_size", -1, MAX_DIM, &model->quant_group);
-    if (!code && model->quant_group != 32 && model->quant_group != 64 && model->quant_group != 128) {
-        code = refuse(r, "group_size", "32, 64 or 128", "another number");
-    }
-    model->quant = QUANT_AWQ;
-    return code;
-}
-
-/* compressed-tensors describes groups of layers; the FP8 form has one group, weights only looked at. */
-static int read_compressed_tensors(const struct reader *r, struct model *model) {
-    const char *format = "none";
-    int code = may_string(r, "format", &format);
-    if (code) return code;
-    if (strcmp(format, "float-quantized")) return refuse(r, "format", "float-quantized", format);
-    const char *key;
-    json_t *group;
-    json_object_foreach((json_t *)json_object_get(r->object, "config_groups"), key, group) {
-        const json_t *weights = json_object_get(group, "weights");
-        const char *type = json_string_value(json_object_get(weights, "type"));
-        const char *strategy = json_string_value(json_object_get(weights, "strategy"));
-        if (json_integer_value(json_object_get(weights, "num_bits")) != 8 || !type || strcmp(type, "float")) {
-            return refuse(r, "config_groups.weights", "8-bit float", key);
-        }
-        if (!strategy || (strcmp(strategy, "channel") && strcmp(strategy, "tensor"))) {
-            return refuse(r, "config_groups.weights.strategy", "channel or tensor", strategy ? strategy : "none");
-        }
-    }
-    model->quant = QUANT_FP8_SCALED;
-    return 0;
-}
-
-/* Our own: the tensors' types and shapes say the rest. */
-static int read_moebius(const struct reader *r, struct model *model) {
-    const json_t *block = json_object_get(r->object, "weight_block_size");
-    model->quant = QUANT_MOEBIUS;
-    model->quant_block[0] = model->quant_block[1] = 128;
-    int code = may_bool(r, "synthetic", &model->synthetic);
-    return code || !block ? code : read_block_size(r, block, model);
-}
-
-/* Some write it into the part that it is about. What `quantize` and `synth` write stands outside, and counts before that. */
-static int read_quantization(const struct reader *config, struct model *model) {
-    const json_t *quantization = json_object_get(config->object, "quantization_config");
-    if (!quantization && config_is_csa2(model))
-        quantization = json_object_get(json_object_get(config->object, "text_config"), "quantization_config");
-    if (!quantization || json_is_null(quantization)) return 0;
-    char where[512];
-    snprintf(where, sizeof where, "%s: quantization_config", config->where);
-    struct reader r = {quantization, where, config->error};
-    const char *method = NULL;
-    int code = json_get_string(quantization, "quant_method", JSON_REQUIRED_KEY, where, &method, r.error);
-    if (code) return code;
-    if (!strcmp(method, "fp8")) return read_fp8(&r, model);
-    if (!strcmp(method, "awq")) return read_awq(&r, model);
-    if (!strcmp(method, "compressed-tensors")) return read_compressed_tensors(&r, model);
-    if (!strcmp(method, "moebius")) return read_moebius(&r, model);
-    return refuse(&r, "quant_method", "fp8, compressed-tensors, awq or moebius", method);
-}
-
 /* Token ids that end or begin a text: null, a number, or (for the end) a list of numbers. */
 static int check_id(const struct reader *r, const struct model *model, const char *key, const json_t *id) {
     json_int_t value = json_integer_value(id);
@@ -368,7 +276,7 @@ static int read_all(const struct reader *r, struct model *model) {
     code = is_csa2 ? read_text_part(r, model) : is_hybrid ? config_read_hybrid(r, model) : read_latent(r, model);
     if (!code) code = check_count(r, model);
     if (!code) code = refuse_unknown_arithmetic(r, model);
-    if (!code) code = read_quantization(r, model);
+    if (!code) code = config_read_quantization(r, model);
     if (!code) code = read_ends(r, model);
     return code;
 }

@@ -1,5 +1,5 @@
 /* model/config_priv.h - what the readers of config.json share: config.c (all families), config_hybrid.c (V4, V4.1), config_csa2.c (V4.1's
- * own). Includes: base, model. */
+ * own), config_quant.c. Includes: base, model. */
 #ifndef MOEBIUS_MODEL_CONFIG_PRIV_H
 #define MOEBIUS_MODEL_CONFIG_PRIV_H
 
@@ -66,5 +66,7 @@ int config_read_hybrid(const struct reader *r, struct model *model);
 /* config_csa2.c: which layers of a V4.1 make compressed rows, and which choose; after the ratios. And its n-gram memory. */
 int config_read_sources(const struct reader *r, struct model *model);
 int config_read_engram(const struct reader *r, struct model *model);
+/* config_quant.c: how weights are stored. */
+int config_read_quantization(const struct reader *config, struct model *model);
 
 #endif

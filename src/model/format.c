@@ -10,9 +10,10 @@ const uint8_t awq_order[8] = {0, 2, 4, 6, 1, 3, 5, 7};
 
 const char *mat_format_name(enum mat_format format) {
     static const char *const names[MAT_FORMATS] = {
-        "f32",   "f16",   "bf16",    "fp8",    "fp4",   "int4_awq", "int4",  "int8",  "q4_0",   "q4_1",
-        "q5_0",  "q5_1",  "q8_0",    "q2_k",   "q3_k",  "q4_k",     "q5_k",  "q6_k",  "iq4_nl", "iq4_xs",
-        "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs",  "iq3_s", "tq1_0", "tq2_0",  "mxfp4",
+        "f32",     "f16",    "bf16",  "fp8",     "fp4",    "int4_awq", "int4_gptq", "int4_packed",
+        "int4",    "int8",   "q4_0",  "q4_1",    "q5_0",   "q5_1",     "q8_0",      "q2_k",
+        "q3_k",    "q4_k",   "q5_k",  "q6_k",    "iq4_nl", "iq4_xs",   "iq1_s",     "iq1_m",
+        "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s",  "tq1_0",    "tq2_0",     "mxfp4",
     };
     return names[format];
 }
@@ -32,8 +33,9 @@ size_t mat_bytes(const struct mat *mat) {
     case MAT_FP4:
         return count / 2 + count / FP4_GROUP;
     case MAT_INT4_AWQ:
-        /* A group adds half a byte of zero point and two of scale for each row. */
-        return count / 2 + ceil_div(mat->cols, mat->group_size) * ((size_t)mat->rows / 2 + (size_t)mat->rows * 2);
+    case MAT_INT4_GPTQ:
+    case MAT_INT4_PACKED:
+        return words_data_bytes(mat) + (mat->turned ? 0 : words_scale_bytes(mat) + words_zero_bytes(mat));
     case MAT_INT4:
     case MAT_INT8:
         return ceil_div(mat->rows, BLOCK_ROWS) * block_panel_bytes(mat);
@@ -47,7 +49,8 @@ size_t mat_bytes(const struct mat *mat) {
 size_t mat_data_bytes(const struct mat *mat) {
     size_t count = (size_t)mat->rows * (size_t)mat->cols;
     if (mat->format == MAT_FP8) return count;
-    return mat->format == MAT_INT4_AWQ || mat->format == MAT_FP4 ? count / 2 : mat_bytes(mat);
+    if (mat_is_words(mat->format)) return words_data_bytes(mat);
+    return mat->format == MAT_FP4 ? count / 2 : mat_bytes(mat);
 }
 
 const void *mat_scales(const struct mat *mat) {
@@ -149,23 +152,6 @@ static uint16_t load_u16(const void *base, size_t index) {
     return word;
 }
 
-static int awq_shift(int row) {
-    static const uint8_t shift[8] = {0, 16, 4, 20, 8, 24, 12, 28}; /* awq_order turned round, times 4 bits */
-    return shift[row % 8];
-}
-
-static void decode_awq(const struct mat *mat, int row, int k0, int count, float *out) {
-    size_t words = (size_t)mat->rows / 8, word = (size_t)row / 8;
-    int shift = awq_shift(row);
-    for (int i = 0; i < count; i++) {
-        size_t k = (size_t)k0 + (size_t)i, group = k / (size_t)mat->group_size;
-        int q = load_u32(mat->data, k * words + word) >> shift & 15;
-        int z = load_u32(mat->zeros, group * words + word) >> shift & 15;
-        uint16_t scale = load_u16(mat->scales16, group * (size_t)mat->rows + (size_t)row);
-        out[i] = (float)(q - z) * f16_to_f32(scale);
-    }
-}
-
 static void decode_fp8_by_row(const struct mat *mat, int row, int k0, int count, float *out) {
     const size_t first = (size_t)row * (size_t)mat->cols + (size_t)k0;
     const uint8_t *data = mat->data;
@@ -205,7 +191,9 @@ void format_decode_span(const struct mat *mat, int row, int k0, int count, float
         fp4_decode_span(mat, row, k0, count, out);
         break;
     case MAT_INT4_AWQ:
-        decode_awq(mat, row, k0, count, out);
+    case MAT_INT4_GPTQ:
+    case MAT_INT4_PACKED:
+        words_decode_span(mat, row, k0, count, out);
         break;
     case MAT_INT4:
     case MAT_INT8:
@@ -214,6 +202,22 @@ void format_decode_span(const struct mat *mat, int row, int k0, int count, float
     default:
         gguf_decode_span(mat, row, k0, count, out);
     }
+}
+
+bool mat_can_turn(enum mat_format format) {
+    return mat_is_words(format) || (format >= MAT_Q4_0 && format <= MAT_IQ4_XS);
+}
+
+void mat_turn_panel(const struct mat *from, int panel, void *out) {
+    (mat_is_words(from->format) ? words_turn_panel : gguf_turn_panel)(from, panel, out);
+}
+
+void mat_turn(const struct mat *from, void *out) {
+    struct mat turned = *from;
+    turned.turned = true;
+    const int panels = (int)ceil_div(from->rows, TURN_ROWS);
+    const size_t panel_bytes = mat_bytes(&turned) / (size_t)panels;
+    for (int i = 0; i < panels; i++) mat_turn_panel(from, i, (uint8_t *)out + panel_bytes * (size_t)i);
 }
 
 void format_decode_rows(const struct mat *mat, int r0, int r1, float *out) {

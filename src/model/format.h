@@ -12,6 +12,10 @@
  *   INT4_AWQ        AutoAWQ "gemm": data [cols][rows/8] 32-bit words; nibble j of word c is row
  *                   8c + awq_order[j]; zeros [groups][rows/8] words in the same order; scales16
  *                   [groups][rows] fp16; w = (q - z) * scale; group = k / group_size, the last may be ragged
+ *   INT4_GPTQ       AutoGPTQ: data [cols/8][rows] words, nibble j of word c is k = 8c + j; zeros [groups][rows/8] words,
+ *                   nibble j of word c is row 8c + j: (z - zero_bias) mod 16; scales [groups][rows]; w as AWQ
+ *   INT4_PACKED     compressed-tensors "pack-quantized": data [rows][cols/8] words, nibble j of word c is k = 8c + j; zeros
+ *                   [rows/8][groups] words (rounded up), nibble j of word c is row 8c + j, or NULL: 8; scales [rows][groups]; w as AWQ
  *   INT4, INT8      our own: blocks of 32 rows x 128 k, see below
  *   Q4_0 ... MXFP4  GGUF's: blocks of 32 or 256 k of one row, as in the file, see below */
 #ifndef MOEBIUS_MODEL_FORMAT_H
@@ -23,7 +27,7 @@
 
 /* clang-format off */
 enum mat_format {
-    MAT_F32, MAT_F16, MAT_BF16, MAT_FP8, MAT_FP4, MAT_INT4_AWQ, MAT_INT4, MAT_INT8,
+    MAT_F32, MAT_F16, MAT_BF16, MAT_FP8, MAT_FP4, MAT_INT4_AWQ, MAT_INT4_GPTQ, MAT_INT4_PACKED, MAT_INT4, MAT_INT8,
     MAT_Q4_0, MAT_Q4_1, MAT_Q5_0, MAT_Q5_1, MAT_Q8_0, MAT_Q2_K, MAT_Q3_K, MAT_Q4_K, MAT_Q5_K, MAT_Q6_K,
     MAT_IQ4_NL, MAT_IQ4_XS, MAT_IQ1_S, MAT_IQ1_M, MAT_IQ2_XXS, MAT_IQ2_XS, MAT_IQ2_S, MAT_IQ3_XXS, MAT_IQ3_S,
     MAT_TQ1_0, MAT_TQ2_0, MAT_MXFP4,
@@ -40,13 +44,16 @@ struct mat {
     int scale_rows, scale_cols; /* FP8: weights per scale in each direction; scale_cols % 32 == 0 or >= cols */
     int scale_stride;           /* FP8: scales per row of scales */
 
-    bool has_scales8;         /* FP8: scales8 instead of scale and its three fields */
-    const uint8_t *scales8;   /* FP4; FP8 with has_scales8: [rows][cols / 32] e8m0 */
-    const uint32_t *zeros;    /* INT4_AWQ [groups][rows/8] */
-    const uint16_t *scales16; /* INT4_AWQ [groups][rows] fp16 */
-    int group_size;           /* INT4_AWQ, INT4, INT8: k with one scale: 32, 64 or 128 */
+    bool has_scales8;              /* FP8: scales8 instead of scale and its three fields */
+    const uint8_t *scales8;        /* FP4; FP8 with has_scales8: [rows][cols / 32] e8m0 */
+    const uint32_t *zeros;         /* words of AWQ, GPTQ, PACKED */
+    const uint16_t *scales16;      /* the same, in scales_format: halves, or floats */
+    enum mat_format scales_format; /* F16 (AWQ always), BF16, or F32, whose last four bits count as 0 */
+    int zero_bias;                 /* GPTQ: 1 in files of the first version, which store z - 1 */
+    bool one_group; /* GPTQ, PACKED: the file has one scale and zero point a row, whatever group_size says */
+    int group_size; /* words, INT4, INT8: k with one scale: 32, 64 or 128 */
 
-    bool turned; /* GGUF's blocks: TURN_ROWS rows side by side, see below */
+    bool turned; /* words, GGUF's blocks: TURN_ROWS rows side by side, see below */
 };
 
 /* The block layout of INT4 and INT8, w = q * scale, symmetric. A matrix is panels of 32 rows; a panel is its blocks in
@@ -92,6 +99,30 @@ void block_pack_panel(const struct mat *mat, const int8_t *q, const uint16_t *sc
 
 /* Makes what lies past the matrix 0 in some of its panels. */
 void block_clear_outside(const struct mat *mat, void *data, int from_panel, int to_panel);
+
+/* Is it other people's INT4, with zero points? All three are turned into one order, which is what fast kernels read: panels of 16
+ * rows, the missing ones of the last 0. A panel is, for each group of k, a line with a word for each row, the scale's fp32 bits with
+ * the zero point in the last four (fp16 and bf16 have none there, so nothing is lost); then for each 32 k four lines with a word for
+ * each row: byte i of line l holds k = 4l + i low, k = 16 + 4l + i high. k past the last are q = 0. */
+static inline bool mat_is_words(enum mat_format format) {
+    return format >= MAT_INT4_AWQ && format <= MAT_INT4_PACKED;
+}
+enum { WORDS_STEP = 32, WORDS_MIDDLE = 8 /* the zero point where the file has none */ };
+/* w = (value - zero) * scale, as published or turned. */
+int words_value(const struct mat *mat, int row, int k);
+int words_zero(const struct mat *mat, int row, int k);
+float words_scale(const struct mat *mat, int row, int k);
+/* Rows [8 * word, 8 * word + 8) of GPTQ's or PACKED's words as AWQ's: fills their places in to's data, zeros and scales16 (all
+ * rows'), which are written whatever the qualifiers say. Takes rows in eights. False: a scale is no fp16 number. */
+bool words_to_awq(const struct mat *from, int word, const struct mat *to);
+/* Bytes beside mat->data, as published: scales; zero points. */
+size_t words_scale_bytes(const struct mat *mat);
+size_t words_zero_bytes(const struct mat *mat);
+/* Turned: bytes from a panel to the next; where the panel that a row is in begins; bytes from there to the line before the values of
+ * column k's step, which is the group's line of scales where the step begins a group. */
+size_t words_panel_bytes(const struct mat *mat);
+const uint8_t *words_rows_at(const struct mat *mat, int row);
+size_t words_turned_at(const struct mat *mat, int k);
 
 /* The formats of GGUF files that have blocks. Source: llama.cpp, ggml/src/ggml-common.h (the blocks) and ggml-quants.c (what
  * they mean). data [rows][cols / values] blocks, cols a multiple of the block's values; numbers are little-endian, d, m and
@@ -162,10 +193,15 @@ const uint8_t *gguf_block_at(const struct mat *mat, int row, int block, uint8_t 
  * bytes, for each block the lone halves of all rows, which are in none of the words: the block's first (d), or Q3_K's and Q6_K's
  * last. So a panel has the bytes of its rows. Kernels take r0 that are multiples of 16 then. */
 enum { TURN_ROWS = 16, GGUF_BLOCK_MAX = 210 };
-bool gguf_can_turn(enum mat_format format); /* the formats without a grid, down to IQ4_XS */
+/* Words, and the formats of blocks without a grid, down to IQ4_XS. */
+bool mat_can_turn(enum mat_format format);
+/* Are there no fast kernels for it as it is? */
+static inline bool mat_must_turn(const struct mat *mat) {
+    return (mat->format == MAT_INT4_GPTQ || mat->format == MAT_INT4_PACKED) && !mat->turned;
+}
 /* Writes one whole panel of `from`, which is as in the file; mat_bytes of a turned matrix is what its panels take. */
-void gguf_turn_panel(const struct mat *from, int panel, void *out);
-void gguf_turn(const struct mat *from, void *out); /* all of them, one after another */
+void mat_turn_panel(const struct mat *from, int panel, void *out);
+void mat_turn(const struct mat *from, void *out); /* all of them, one after another */
 void gguf_take_apart(enum mat_format format, const void *block, struct gguf_parts *out);
 extern const int8_t gguf_iq4_values[16], gguf_mxfp4_values[16];
 
@@ -193,7 +229,7 @@ extern const uint8_t awq_order[8]; /* {0, 2, 4, 6, 1, 3, 5, 7} */
 const char *mat_format_name(enum mat_format format);
 /* Bytes that the matrix occupies, scales and zeros included. */
 size_t mat_bytes(const struct mat *mat);
-/* Bytes that begin at mat->data: without the scales of FP8 and FP4, the scales and zeros of AWQ, which are elsewhere. */
+/* Bytes that begin at mat->data: without the scales of FP8 and FP4, the scales and zeros of words, which are elsewhere. */
 size_t mat_data_bytes(const struct mat *mat);
 /* FP8 and FP4: where the scales are, mat_bytes - mat_data_bytes of them; NULL for the others. */
 const void *mat_scales(const struct mat *mat);

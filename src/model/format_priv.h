@@ -1,4 +1,4 @@
-/* model/format_priv.h - shared by format.c, block.c, fp4.c, gguf_blocks.c and gguf_grid_blocks.c only. */
+/* model/format_priv.h - shared by format.c, block.c, words.c, fp4.c and gguf_*.c only. */
 #ifndef MOEBIUS_MODEL_FORMAT_PRIV_H
 #define MOEBIUS_MODEL_FORMAT_PRIV_H
 
@@ -16,12 +16,18 @@ static inline float half_at(const uint8_t *at) {
 /* format_decode_span for INT4 and INT8. */
 void block_decode_span(const struct mat *mat, int row, int k0, int count, float *out);
 
+/* The same for words; what they take at mat->data; a panel of them turned. */
+void words_decode_span(const struct mat *mat, int row, int k0, int count, float *out);
+size_t words_data_bytes(const struct mat *mat);
+void words_turn_panel(const struct mat *from, int panel, void *out);
+
 /* The same for FP4. */
 void fp4_decode_span(const struct mat *mat, int row, int k0, int count, float *out);
 
 /* mat_bytes and format_decode_span for GGUF's blocks. */
 size_t gguf_bytes(const struct mat *mat);
-/* gguf_turn.c: a block of row `row` of a panel, as in the file. */
+/* gguf_turn.c: a panel; a block of row `row` of a panel, as in the file. */
+void gguf_turn_panel(const struct mat *from, int panel, void *out);
 void gguf_turn_back(const struct mat *mat, const uint8_t *panel, int row, int block, uint8_t *out);
 void gguf_decode_span(const struct mat *mat, int row, int k0, int count, float *out);
 

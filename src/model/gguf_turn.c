@@ -12,10 +12,6 @@ static bool half_is_last(enum mat_format format) {
     return format == MAT_Q3_K || format == MAT_Q6_K;
 }
 
-bool gguf_can_turn(enum mat_format format) {
-    return format >= MAT_Q4_0 && format <= MAT_IQ4_XS;
-}
-
 /* Where a format's blocks have their words and their lone half. */
 struct turn_shape {
     size_t block_bytes;
@@ -75,12 +71,6 @@ void gguf_turn_panel(const struct mat *from, int panel, void *out) {
         memset(out, 0, halves_of(&t, t.half_at < 0 ? 0 : t.blocks));
         for (int i = 0; i < rows; i++) turn_row(&t, row[i], i, out);
     }
-}
-
-void gguf_turn(const struct mat *from, void *out) {
-    const struct turn_shape t = turn_shape(from);
-    const size_t panel_bytes = (size_t)t.blocks * t.block_bytes * TURN_ROWS;
-    for (int i = 0; i * TURN_ROWS < from->rows; i++) gguf_turn_panel(from, i, (uint8_t *)out + panel_bytes * (size_t)i);
 }
 
 void gguf_turn_back(const struct mat *mat, const uint8_t *panel, int row, int block, uint8_t *out) {

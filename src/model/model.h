@@ -30,6 +30,8 @@ enum quant_kind {
     QUANT_FP8_BLOCK,
     QUANT_FP8_SCALED,
     QUANT_AWQ,
+    QUANT_GPTQ,
+    QUANT_PACKED,  /* compressed-tensors' "pack-quantized" */
     QUANT_MOEBIUS, /* our own files: each tensor says by its type what it is */
 };
 
@@ -114,9 +116,11 @@ struct model {
     bool tied_embedding;
 
     enum quant_kind quant;
-    int quant_group;    /* QUANT_AWQ: 32, 64, 128 */
-    int quant_block[2]; /* QUANT_FP8_BLOCK, QUANT_MOEBIUS: rows, cols */
-    int mtp_layers;     /* num_nextn_predict_layers: recognised and left out */
+    int quant_group;      /* QUANT_AWQ, QUANT_GPTQ, QUANT_PACKED: 32, 64, 128; not AWQ: 0, the whole row */
+    int quant_zero_bias;  /* QUANT_GPTQ: struct mat's zero_bias */
+    bool quant_symmetric; /* QUANT_PACKED: there are no zero points */
+    int quant_block[2];   /* QUANT_FP8_BLOCK, QUANT_MOEBIUS: rows, cols */
+    int mtp_layers;       /* num_nextn_predict_layers: recognised and left out */
 
     bool synthetic; /* random weights of `moebius synth`: for measuring, not for reading */
 

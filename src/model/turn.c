@@ -31,10 +31,14 @@ struct turner {
     pthread_t threads[]; /* [n_threads] */
 };
 
-static size_t room_bytes(const struct mat *mat) {
+static size_t turned_bytes(const struct mat *mat) {
     struct mat turned = *mat;
     turned.turned = true;
-    return (mat_bytes(&turned) + ALIGN - 1) / ALIGN * ALIGN;
+    return mat_bytes(&turned);
+}
+
+static size_t room_bytes(const struct mat *mat) {
+    return (turned_bytes(mat) + ALIGN - 1) / ALIGN * ALIGN;
 }
 
 /* ---- which ---- */
@@ -46,26 +50,28 @@ static bool is_wanted(struct turn_choice choice, const struct slot *slot) {
 
 /* NULL: what the slot names stays as it is. */
 static struct mat *mat_to_turn(const struct weights *weights, struct turn_choice choice, const struct slot *slot) {
-    if (!slot->cols || slot->role == ROLE_EMBED || slot->role == ROLE_KV_B || !is_wanted(choice, slot)) return NULL;
+    if (!slot->cols || !is_wanted(choice, slot)) return NULL;
     struct mat *mat = weights_matrix(weights, slot->role, slot->layer, slot->expert);
-    return mat->data && gguf_can_turn(mat->format) && !mat->turned ? mat : NULL;
+    const bool is_product = slot->role != ROLE_EMBED && slot->role != ROLE_KV_B;
+    return mat->data && !mat->turned && (is_product ? mat_can_turn(mat->format) : mat_must_turn(mat)) ? mat : NULL;
 }
 
-/* Their bytes, and where `turns` is given, what they are; *n: how many. */
+/* Where `turns` is given, what they are; *n: how many; their bytes, and what those of words are more than in the file. */
 static int list(const struct model *model, const struct weights *weights, struct turn_choice choice, struct turn *turns,
-                int *n, size_t *bytes, struct mo_error *error) {
+                int *n, size_t *bytes, size_t *more, struct mo_error *error) {
     struct arena *arena = arena_create();
     struct slot *slots;
     int n_slots = 0;
     if (!arena) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for a list of matrices");
     int code = slots_list(model, arena, &slots, &n_slots, error);
     *n = 0;
-    *bytes = 0;
+    *bytes = *more = 0;
     for (int i = 0; i < n_slots; i++) {
         struct mat *mat = mat_to_turn(weights, choice, &slots[i]);
         if (!mat) continue;
         if (turns) turns[*n].mat = mat;
         *bytes += room_bytes(mat);
+        if (mat_is_words(mat->format) && room_bytes(mat) > mat_bytes(mat)) *more += room_bytes(mat) - mat_bytes(mat);
         ++*n;
     }
     arena_destroy(arena);
@@ -73,9 +79,10 @@ static int list(const struct model *model, const struct weights *weights, struct
 }
 
 int turn_bytes(const struct model *model, const struct weights *weights, struct turn_choice choice, size_t *bytes,
-               struct mo_error *error) {
+               size_t *more, struct mo_error *error) {
+    size_t unused;
     int n;
-    return list(model, weights, choice, NULL, &n, bytes, error);
+    return list(model, weights, choice, NULL, &n, bytes, more ? more : &unused, error);
 }
 
 /* ---- turning ---- */
@@ -83,7 +90,7 @@ int turn_bytes(const struct model *model, const struct weights *weights, struct 
 /* The whole pages of a matrix. Whoever still reads them gets them from the file again; letting go of them takes a while for a large
  * model, which the thread that adopts should not lose between two steps. */
 static void give_back(const struct mat *mat) {
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = (uintptr_t)mat->data, end = begin + mat_bytes(mat);
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = (uintptr_t)mat->data, end = begin + mat_data_bytes(mat);
     begin = (begin + page - 1) / page * page;
     end = end / page * page;
     if (begin < end) madvise((void *)begin, end - begin, MADV_DONTNEED);
@@ -92,10 +99,10 @@ static void give_back(const struct mat *mat) {
 static void turn_one(struct turner *turner, struct turn *turn) {
     const struct mat *from = turn->mat;
     const int panels = (from->rows + TURN_ROWS - 1) / TURN_ROWS;
-    const size_t panel_bytes = mat_bytes(from) / (size_t)from->rows * TURN_ROWS;
+    const size_t panel_bytes = turned_bytes(from) / (size_t)panels;
     for (int i = 0; i < panels; i++) {
         if (atomic_load_explicit(&turner->stop, memory_order_relaxed)) return;
-        gguf_turn_panel(from, i, turn->to + panel_bytes * (size_t)i);
+        mat_turn_panel(from, i, turn->to + panel_bytes * (size_t)i);
     }
     give_back(from);
     atomic_store(&turn->is_done, true);
@@ -112,7 +119,7 @@ static void *work(void *context) {
 static int take_memory(struct turner *turner, struct weights *weights, size_t bytes, struct mo_error *error) {
     void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) {
-        return mo_error_set(error, MO_E_NO_MEMORY, "no %.2f GB of memory for blocks in another order",
+        return mo_error_set(error, MO_E_NO_MEMORY, "no %.2f GB of memory for weights in another order",
                             (double)bytes * 1e-9);
     }
     madvise(memory, bytes, MADV_HUGEPAGE); /* where it is refused, nothing is lost */
@@ -145,9 +152,9 @@ static void give_memory_back(struct weights *weights) {
 
 int turner_begin(struct turner **out, const struct model *model, struct weights *weights, struct turn_choice choice,
                  int threads, struct mo_error *error) {
-    size_t bytes;
+    size_t bytes, more;
     int n;
-    int code = list(model, weights, choice, NULL, &n, &bytes, error);
+    int code = list(model, weights, choice, NULL, &n, &bytes, &more, error);
     if (code) return code;
     struct turner *turner = calloc(1, sizeof *turner + (size_t)threads * sizeof *turner->threads);
     if (turner) turner->turns = calloc((size_t)n, sizeof *turner->turns);
@@ -155,7 +162,7 @@ int turner_begin(struct turner **out, const struct model *model, struct weights 
         free(turner);
         return mo_error_set(error, MO_E_NO_MEMORY, "no memory for a list of %d matrices", n);
     }
-    code = list(model, weights, choice, turner->turns, &turner->n, &bytes, error);
+    code = list(model, weights, choice, turner->turns, &turner->n, &bytes, &more, error);
     if (!code) code = take_memory(turner, weights, bytes, error);
     if (!code) code = start(turner, threads, error);
     if (!code) {
@@ -185,7 +192,7 @@ void turner_wait(struct turner *turner) {
     const struct timespec slice = {.tv_nsec = 20000000};
     struct progress progress;
     if (!turner) return;
-    progress_begin(&progress, "turning blocks", "GB", 1e-9, turner->bytes);
+    progress_begin(&progress, "turning weights", "GB", 1e-9, turner->bytes);
     while (!turner_adopt(turner)) {
         nanosleep(&slice, NULL);
         progress_update(&progress, turner->adopted_bytes);

@@ -1,5 +1,6 @@
-/* model/turn.h - turns GGUF's blocks (format.h) into memory of the weights: what llama.cpp calls repacking. Threads of low priority
- * turn; whoever uses the weights takes over what is done when it suits: the bits of all products are the same before and after.
+/* model/turn.h - turns GGUF's blocks and other people's INT4 (format.h) into memory of the weights: what llama.cpp calls repacking.
+ * Threads of low priority turn; whoever uses the weights takes over what is done when it suits: the bits of all products are the same
+ * before and after.
  * Includes: base, model. */
 #ifndef MOEBIUS_MODEL_TURN_H
 #define MOEBIUS_MODEL_TURN_H
@@ -16,9 +17,10 @@ struct turn_choice {
 };
 
 /* Bytes of all matrices that products read and that can be turned; 0: there are none. Not the embedding, of which single rows are
- * read, and not kv_b, which attention decodes head by head. */
+ * read, and not kv_b, which attention decodes head by head, unless they must be (format.h). *more (may be NULL): what words
+ * take beyond their bytes in the file. */
 int turn_bytes(const struct model *model, const struct weights *weights, struct turn_choice choice, size_t *bytes,
-               struct mo_error *error);
+               size_t *more, struct mo_error *error);
 
 struct turner;
 /* Takes the memory (weights.made) and starts `threads` threads. Model and weights must outlive the turner. */

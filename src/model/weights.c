@@ -47,7 +47,7 @@ int weights_check_shape(const struct binder *b, const struct tensor *tensor, int
                           tensor_shape_text(tensor, found));
 }
 
-static int check_alignment(const struct binder *b, const struct tensor *tensor) {
+int weights_check_alignment(const struct binder *b, const struct tensor *tensor) {
     if ((uintptr_t)tensor->data % dtype_bytes(tensor->dtype) == 0) return 0;
     return weights_refuse(b, MO_E_UNSUPPORTED, tensor, "its data is not aligned to %zu bytes",
                           dtype_bytes(tensor->dtype));
@@ -65,6 +65,16 @@ static float widen(const struct tensor *tensor, int64_t i) {
     return tensor->dtype == DTYPE_BF16 ? bf16_to_f32(half) : f16_to_f32(half);
 }
 
+int weights_check_finite(const struct binder *b, const struct tensor *tensor) {
+    for (int64_t i = 0; i < tensor->elements; i++) {
+        const float value = widen(tensor, i);
+        if (isfinite(value)) continue;
+        return weights_refuse(b, MO_E_NUMERIC, tensor, "value %lld is %g: expected finite numbers", (long long)i,
+                              (double)value);
+    }
+    return 0;
+}
+
 /* A small tensor (norm, bias, scales) as fp32 in the arena, every value finite. */
 int weights_copy_values(const struct binder *b, const struct tensor *tensor, const float **out) {
     if (tensor->dtype != DTYPE_F32 && tensor->dtype != DTYPE_F16 && tensor->dtype != DTYPE_BF16) {
@@ -73,15 +83,9 @@ int weights_copy_values(const struct binder *b, const struct tensor *tensor, con
     }
     float *values = arena_alloc_array(b->arena, (size_t)tensor->elements, sizeof *values);
     if (!values) return weights_refuse(b, MO_E_NO_MEMORY, tensor, "no memory for its values");
-    for (int64_t i = 0; i < tensor->elements; i++) {
-        values[i] = widen(tensor, i);
-        if (!isfinite(values[i])) {
-            return weights_refuse(b, MO_E_NUMERIC, tensor, "value %lld is %g: expected finite numbers", (long long)i,
-                                  (double)values[i]);
-        }
-    }
+    for (int64_t i = 0; i < tensor->elements; i++) values[i] = widen(tensor, i);
     *out = values;
-    return 0;
+    return weights_check_finite(b, tensor);
 }
 
 int weights_bind_vector(const struct binder *b, enum role role, const char *suffix, int n, const float **out) {
@@ -89,54 +93,6 @@ int weights_bind_vector(const struct binder *b, enum role role, const char *suff
     if (!tensor) return weights_missing(b, role, suffix, n, 0);
     int code = weights_check_shape(b, tensor, n, 0);
     return code ? code : weights_copy_values(b, tensor, out);
-}
-
-static int check_scales16(const struct binder *b, const struct tensor *scales) {
-    const uint16_t *bits = scales->data;
-    for (int64_t i = 0; i < scales->elements; i++) {
-        if ((bits[i] & 0x7c00) == 0x7c00) {
-            return weights_refuse(b, MO_E_NUMERIC, scales, "scale %lld is %g: expected finite numbers", (long long)i,
-                                  (double)f16_to_f32(bits[i]));
-        }
-    }
-    return 0;
-}
-
-/* One of the three tensors of an AWQ matrix. */
-static int find_awq_part(const struct binder *b, enum role role, const char *suffix, enum dtype dtype, int64_t rows,
-                         int64_t cols, const struct tensor **out) {
-    const struct tensor *tensor = weights_find(b, role, suffix);
-    if (!tensor) return weights_missing(b, role, suffix, rows, cols);
-    *out = tensor;
-    int code = weights_check_shape(b, tensor, rows, cols);
-    if (!code) code = check_alignment(b, tensor);
-    if (!code && tensor->dtype != dtype) {
-        code = weights_refuse(b, MO_E_UNSUPPORTED, tensor, "expected %s, found %s", dtype_name(dtype),
-                              dtype_name(tensor->dtype));
-    }
-    return code;
-}
-
-static int bind_awq(const struct binder *b, enum role role, const struct tensor *words, struct mat *mat) {
-    if (b->model->quant != QUANT_AWQ) {
-        return weights_refuse(b, MO_E_UNSUPPORTED, words,
-                              "found packed weights, but config.json has no AWQ quantization_config");
-    }
-    if (mat->rows % 8)
-        return weights_refuse(b, MO_E_UNSUPPORTED, words, "expected outputs in eights, found %d", mat->rows);
-    int group = b->model->quant_group, groups = (mat->cols + group - 1) / group;
-    const struct tensor *zeros, *scales;
-    int code = find_awq_part(b, role, ".qweight", DTYPE_I32, mat->cols, mat->rows / 8, &words);
-    if (!code) code = find_awq_part(b, role, ".qzeros", DTYPE_I32, groups, mat->rows / 8, &zeros);
-    if (!code) code = find_awq_part(b, role, ".scales", DTYPE_F16, groups, mat->rows, &scales);
-    if (!code) code = check_scales16(b, scales);
-    if (code) return code;
-    mat->format = MAT_INT4_AWQ;
-    mat->data = words->data;
-    mat->zeros = zeros->data;
-    mat->scales16 = scales->data;
-    mat->group_size = group;
-    return 0;
 }
 
 static int bind_plain(const struct binder *b, enum role role, const struct tensor *tensor, struct mat *mat) {
@@ -183,14 +139,14 @@ static int bind_blocks(const struct binder *b, const struct tensor *tensor, stru
 
 int weights_bind_matrix(const struct binder *b, enum role role, int rows, int cols, struct mat *mat) {
     *mat = (struct mat){.rows = rows, .cols = cols};
-    const struct tensor *words = weights_find(b, role, ".qweight");
-    if (words) return bind_awq(b, role, words, mat);
+    const struct tensor *words = weights_find_words(b, role);
+    if (words) return weights_bind_words(b, role, words, mat);
     const struct tensor *tensor = weights_find(b, role, names_suffix(role));
     if (!tensor) return weights_missing(b, role, names_suffix(role), rows, cols);
     if (tensor->dtype == DTYPE_U8) return bind_blocks(b, tensor, mat);
     if (tensor->dtype == DTYPE_I8 || tensor->dtype == DTYPE_F4) return weights_bind_fp4(b, role, tensor, mat);
     int code = weights_check_shape(b, tensor, rows, cols);
-    if (!code) code = check_alignment(b, tensor);
+    if (!code) code = weights_check_alignment(b, tensor);
     return code ? code : bind_plain(b, role, tensor, mat);
 }
 
@@ -200,8 +156,8 @@ static int bind_kv_b(struct binder *b, struct mat *mat) {
     const struct tensor *k = weights_find(b, ROLE_KV_B, SPLIT_K_B), *v = weights_find(b, ROLE_KV_B, SPLIT_V_B);
     bool split = k && v && !weights_find(b, ROLE_KV_B, ".weight");
     if (!split) return weights_bind_matrix(b, ROLE_KV_B, m->heads * (m->nope_dim + m->v_dim), m->kv_lora, mat);
-    int code = check_alignment(b, k);
-    if (!code) code = check_alignment(b, v);
+    int code = weights_check_alignment(b, k);
+    if (!code) code = weights_check_alignment(b, v);
     if (!code && !b->pool) code = pool_create(&b->pool, b->threads, b->error);
     return code ? code : gguf_join_kv_b(m, k, v, path_of(b, k), b->pool, b->arena, mat, b->error);
 }

@@ -1,4 +1,4 @@
-/* model/weights_priv.h - what the files that bind tensors share: weights.c, and weights_hybrid.c for V4's own. Private to
+/* model/weights_priv.h - what the files that bind tensors share: weights.c, weights_hybrid.c for V4's own, and those of formats. Private to
  * src/model. */
 #ifndef MOEBIUS_MODEL_WEIGHTS_PRIV_H
 #define MOEBIUS_MODEL_WEIGHTS_PRIV_H
@@ -27,6 +27,9 @@ __attribute__((format(printf, 4, 5))) int weights_refuse(const struct binder *b,
 /* An error that names the tensor which is not there, and the shape that it should have (cols 0: one dimension). */
 int weights_missing(const struct binder *b, enum role role, const char *suffix, int64_t rows, int64_t cols);
 int weights_check_shape(const struct binder *b, const struct tensor *tensor, int64_t rows, int64_t cols);
+int weights_check_alignment(const struct binder *b, const struct tensor *tensor);
+/* Every value of an F32, F16 or BF16 tensor. */
+int weights_check_finite(const struct binder *b, const struct tensor *tensor);
 /* A small tensor as fp32 in the arena, every value finite. */
 int weights_copy_values(const struct binder *b, const struct tensor *tensor, const float **out);
 int weights_bind_vector(const struct binder *b, enum role role, const char *suffix, int n, const float **out);
@@ -38,6 +41,10 @@ int weights_bind_fp4(const struct binder *b, enum role role, const struct tensor
 
 /* An n-gram table of FP8: [rows][cols] with a scale for every 32 values of a row, which nobody looks at before it is used. */
 int weights_bind_fp8_rows(const struct binder *b, enum role role, const struct tensor *tensor, struct mat *mat);
+
+/* weights_words.c: other people's INT4. Whether the role has such tensors, and the first of them. */
+const struct tensor *weights_find_words(const struct binder *b, enum role role);
+int weights_bind_words(const struct binder *b, enum role role, const struct tensor *words, struct mat *mat);
 
 /* weights_hybrid.c: attention and hyper-connections of a layer, the table of one that chooses by token, and the head's mixer. */
 int weights_bind_hybrid_layer(struct binder *b, struct layer *layer);

@@ -13,6 +13,10 @@ static const char *published_recipe(const struct model *model) {
         return "fp8";
     case QUANT_AWQ:
         return "awq";
+    case QUANT_GPTQ:
+        return "gptq";
+    case QUANT_PACKED:
+        return "packed";
     case QUANT_MOEBIUS: /* its headers say it better */
     case QUANT_NONE:
         break;

@@ -174,7 +174,11 @@ static int read_entry(const char *name, const json_t *json, const char *path, st
 
 /* What belongs to a matrix, or is a table of experts: bytes without weights of their own. */
 static bool has_no_weights(const char *name) {
-    return (strstr(name, "scale") && !is_mixer(name)) || strstr(name, "qzeros") || strstr(name, ".tid2eid");
+    static const char *const beside[] = {"qzeros", ".g_idx", ".weight_shape", ".weight_zero_point", ".tid2eid"};
+    for (size_t i = 0; i < sizeof beside / sizeof *beside; i++) {
+        if (strstr(name, beside[i])) return true;
+    }
+    return strstr(name, "scale") && !is_mixer(name);
 }
 
 /* GGUF's blocks, which have names of their own. */
@@ -193,7 +197,7 @@ static bool find_gguf_format(const char *dtype, struct plan_format *format) {
 }
 
 /* How many weights a tensor holds, and in what; scales and zero points count as bytes of their matrix only. */
-static double count_weights(const struct entry *e, struct plan_format *format) {
+static double count_weights(const struct entry *e, const struct plan_arch *arch, struct plan_format *format) {
     static const struct {
         const char *dtype, *format;
         double weights;
@@ -210,6 +214,8 @@ static double count_weights(const struct entry *e, struct plan_format *format) {
         recipe = kinds[i].format;
         weights = kinds[i].weights * e->elements;
     }
+    if (recipe && !strcmp(e->dtype, "I32") && !strcmp(arch->published, "gptq")) recipe = "gptq"; /* looks like AWQ */
+    if (text_ends_with(e->name, ".weight_packed")) recipe = "packed";
     if (!strcmp(e->dtype, "U8") && e->last_dim > 0 && !block_format_of((size_t)e->last_dim, &block, &group)) {
         recipe = block == MAT_INT4 ? "int4" : "int8";
         weights = e->elements / e->last_dim * BLOCK_ROWS * BLOCK_COLS;
@@ -247,6 +253,16 @@ static void note_format(struct plan_seen *seen, enum plan_group group, const str
     if (mixed) snprintf(kept->name, sizeof kept->name, "mixed");
 }
 
+/* What is turned at start (model/format.h: words) has a word for each scale, zero point included, in memory and on a card. */
+static void count_as_turned(struct entry *e, const struct plan_arch *arch) {
+    static const char *const gone[] = {".qzeros", ".g_idx", ".weight_shape", ".weight_zero_point"};
+    if (strcmp(arch->published, "gptq") != 0 && strcmp(arch->published, "packed") != 0) return;
+    if (text_ends_with(e->name, ".scales") || text_ends_with(e->name, ".weight_scale")) e->bytes = 4 * e->elements;
+    for (size_t i = 0; i < sizeof gone / sizeof *gone; i++) {
+        if (text_ends_with(e->name, gone[i])) e->bytes = 0;
+    }
+}
+
 int plan_header_add(struct plan_seen *seen, const json_t *header, const struct plan_arch *arch, const char *path,
                     struct mo_error *error) {
     const char *name;
@@ -262,8 +278,9 @@ int plan_header_add(struct plan_seen *seen, const json_t *header, const struct p
             seen->left_out_bytes += entry.bytes;
             continue;
         }
+        count_as_turned(&entry, arch);
         enum plan_group group = group_of(name);
-        double weights = count_weights(&entry, &format);
+        double weights = count_weights(&entry, arch, &format);
         seen->params[group] += weights;
         seen->bytes[group] += entry.bytes;
         seen->card_more[group] +=

@@ -6,8 +6,8 @@
 #include "model/recipe.h"
 
 /* Scales included: fp8 has an fp32 one per 128x128 block (fp8_bits: of V4 and V4.1); int8 and int4 an fp16 one per 128; fp4
- * one of 8 bits per 32; AWQ also a 4-bit zero point
- * per group. */
+ * one of 8 bits per 32; AWQ and GPTQ also a
+ * 4-bit zero point per group. */
 static const struct plan_format formats[] = {
     {"f32", 32, PLAN_K_F32},
     {"bf16", 16, PLAN_K_16BIT},
@@ -20,6 +20,8 @@ static const struct plan_format formats[] = {
     {"awq", 4 + 20.0 / 128, PLAN_K_4BIT},
     {"awq-g64", 4 + 20.0 / 64, PLAN_K_4BIT},
     {"awq-g32", 4 + 20.0 / 32, PLAN_K_4BIT},
+    {"gptq", 4 + 20.0 / 128, PLAN_K_4BIT},
+    {"packed", 4 + 16.0 / 128, PLAN_K_4BIT}, /* compressed-tensors, symmetric */
 };
 enum { N_FORMATS = sizeof formats / sizeof *formats };
 
@@ -32,6 +34,8 @@ enum plan_kernel plan_kernel_of(enum mat_format format) {
         return PLAN_K_16BIT;
     case MAT_FP4:
     case MAT_INT4_AWQ:
+    case MAT_INT4_GPTQ:
+    case MAT_INT4_PACKED:
     case MAT_INT4:
         return PLAN_K_4BIT;
     case MAT_IQ1_S:
@@ -60,6 +64,8 @@ static const struct mix published[] = {
     {"awq-g32", "awq-g32", "f16", "f16", "awq-g32"},
     {"awq-g64", "awq-g64", "f16", "f16", "awq-g64"},
     {"awq", "awq", "f16", "f16", "awq"},
+    {"gptq", "gptq", "f16", "f16", "gptq"},
+    {"packed", "packed", "bf16", "bf16", "packed"},
 };
 enum { N_PUBLISHED = sizeof published / sizeof *published, GROUP_SIZE = 128 };
 
@@ -123,10 +129,10 @@ static void set_group(struct plan_quant *quant, enum plan_group group, const cha
 static int start_recipe(struct plan_quant *quant, const char *text, size_t size, struct mo_error *error) {
     struct mix mix;
     if (!find_mix(&mix, text, size)) {
-        return mo_error_set(
-            error, MO_E_INVALID,
-            "--quant: expected f32, bf16, f16, int8, fp8, int4, fp4, awq, awq-g64 or awq-g32, found \"%.*s\"",
-            (int)size, text);
+        return mo_error_set(error, MO_E_INVALID,
+                            "--quant: expected f32, bf16, f16, int8, fp8, int4, fp4, awq, awq-g64, awq-g32, gptq or "
+                            "packed, found \"%.*s\"",
+                            (int)size, text);
     }
     for (int i = 0; i < PLAN_GROUPS; i++) set_group(quant, (enum plan_group)i, mix.name);
     set_group(quant, PLAN_ROUTED, mix.routed);
@@ -146,11 +152,11 @@ static int change_group(struct plan_quant *quant, const char *text, size_t size,
         const char *group = plan_group_name((enum plan_group)i);
         if (strlen(group) != name || memcmp(group, text, name)) continue;
         if (find_format(&quant->group[i], text + name + 1, size - name - 1)) return 0;
-        return mo_error_set(
-            error, MO_E_INVALID,
-            "--quant: %s: expected a format (f32, bf16, f16, int8, fp8, int4, fp4, awq, awq-g64, awq-g32) "
-            "or bits from 0.5 to 32, found \"%.*s\"",
-            group, (int)(size - name - 1), text + name + 1);
+        return mo_error_set(error, MO_E_INVALID,
+                            "--quant: %s: expected a format (f32, bf16, f16, int8, fp8, int4, fp4, awq, awq-g64, "
+                            "awq-g32, gptq, packed) "
+                            "or bits from 0.5 to 32, found \"%.*s\"",
+                            group, (int)(size - name - 1), text + name + 1);
     }
     return mo_error_set(error, MO_E_INVALID,
                         "--quant: expected GROUP=FORMAT with attention, kv_b, dense, shared, routed, router, head, "

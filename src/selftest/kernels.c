@@ -224,14 +224,16 @@ static int quantize(struct self_kernels *k, const struct mat *w, int group) {
 
 /* The rows from r1 on once more, turned: as they will be read after a while (model/turn.h). */
 static int test_turned(struct self_kernels *k, const struct product *p, int r1, int base) {
-    struct mat from = *p->w, turned = from;
-    from.rows = turned.rows = from.rows - r1;
-    from.data = gguf_rows_at(p->w, r1);
+    struct mat turned = *p->w;
+    turned.rows -= r1;
     turned.turned = true;
     uint8_t *data = malloc(mat_bytes(&turned));
     if (!data) return mo_error_set(k->error, MO_E_NO_MEMORY, "no memory for some rows of a matrix");
     turned.data = data;
-    gguf_turn(&from, data);
+    const int panels = (turned.rows + TURN_ROWS - 1) / TURN_ROWS;
+    for (int i = 0; i < panels; i++) {
+        mat_turn_panel(p->w, r1 / TURN_ROWS + i, data + mat_bytes(&turned) / (size_t)panels * (size_t)i);
+    }
     int code = test_batch(k, p, &turned, 0, base - r1, 1);
     if (!code) code = test_batch(k, p, &turned, 0, base - r1, SELF_FEW);
     if (!code) code = test_batch(k, p, &turned, 0, base - r1, SELF_MANY);
@@ -258,7 +260,7 @@ static int test_product(struct self_kernels *k, const struct product *p, bool *f
     code = test_batch(k, p, w, r0, r0, 1);
     if (!code) code = test_batch(k, p, w, r1, r0, SELF_FEW);
     if (!code) code = test_batch(k, p, w, r1, r0, SELF_MANY);
-    if (!code && gguf_can_turn(w->format) && !w->turned) code = test_turned(k, p, r1, r0);
+    if (!code && mat_can_turn(w->format) && !w->turned) code = test_turned(k, p, r1, r0);
     *format_seen = true;
     return code;
 }

@@ -3,7 +3,8 @@
  * A suspended connection leaves the library's poll set, so a client that hangs up would go unnoticed until
  * the next byte is written; and the library's time-out starts again with every byte, so a client that sends
  * one at a time holds its connection for ever. The watcher polls the sockets of waiting answers, cancels
- * those whose client is gone, closes connections past their deadline, and sends comments into silent streams.
+ * those whose client is gone, closes connections past their deadline, and sends comments into silent streams. It reads no bytes, and a
+ * connection is its own from the first moment: with TLS all of this is the same, the handshake included.
  *
  * Locks: the watcher's, then an answer's; never the other way. Includes: base, server/answer.h. */
 #ifndef MOEBIUS_SERVER_WATCH_H

@@ -32,7 +32,7 @@ def test_both_ways(server):
 
 def test_page(server):
     """Its paths are relative, so it has to be below the prefix's "/": that is said by a relative path, too."""
-    html = {"Accept": "text/html"}
+    html = {"Accept": "text/html,*/*"}
     reply = server.get("/models/tiny", html)
     assert (reply.status, reply.headers["location"], reply.headers["vary"]) == (307, "./tiny/", "Accept")
     assert b"web/app.js" in server.get("/models/tiny/", html).body

@@ -157,7 +157,7 @@ static void test_refusals(void **state) {
     refused(lite, "\"first_k_dense_replace\": 1", "\"first_k_dense_replace\": 1, \"moe_layer_freq\": 2",
             "moe_layer_freq");
     refused(lite, "\"num_experts_per_tok\": 6", "\"num_experts_per_tok\": 65", "num_experts_per_tok");
-    refused(lite, "\"q_lora_rank\": null", "\"quantization_config\": {\"quant_method\": \"gptq\"}", "gptq");
+    refused(lite, "\"q_lora_rank\": null", "\"quantization_config\": {\"quant_method\": \"gguf\"}", "gguf");
     refused(lite, "\"q_lora_rank\": null",
             "\"quantization_config\": {\"quant_method\": \"awq\", \"bits\": 3, \"group_size\": 64}", "bits");
     refused(lite, "\"q_lora_rank\": null",

@@ -57,7 +57,7 @@ struct q8_row {
 
 /* The group of activations that gemm_q8 wants for a matrix; 0 if the format has none. */
 static inline int q8_group(const struct mat *w) {
-    if (w->format == MAT_INT4_AWQ || w->format == MAT_FP4 || gguf_is_blocks(w->format)) return Q8_GROUP_MIN;
+    if (mat_is_words(w->format) || w->format == MAT_FP4 || gguf_is_blocks(w->format)) return Q8_GROUP_MIN;
     return mat_is_integer(w->format) ? w->group_size : 0;
 }
 
@@ -72,9 +72,9 @@ static inline int q8_group(const struct mat *w) {
  *                   (third + second) + first. FP8: each chunk makes a partial sum from 0, of steps from its start, over
  *                   w / 256; then sum = fma(partial, scale * 256, sum).
  *                   In pair order BF16 and FP8 do as above, but with pairs, and x rounded.
- *   INT4_AWQ        no lanes. By steps of AWQ_STEP k: sum = fma((q - z) * u, x, sum), ascending from 0; then
- *                   y = fma(sum, scale / u, y). u = 16^(j % 4), the row being nibble j of its word: so the
- *                   nibble need not be shifted. */
+ *   words           no lanes. By steps of AWQ_STEP k: sum = fma((q - z) * u, x, sum), ascending from 0; then
+ *                   y = fma(sum, scale / u, y). u = 16^(j % 4), the row being nibble j of its word in
+ *                   AWQ's order: so that there the nibble need not be shifted. */
 typedef void kern_gemm(const struct mat *w, int r0, int r1, const float *const *x, int n, float *const *y);
 /* The same for 8-bit activations. For each group of k (q8_group), ascending, from y = 0:
  * y = fmaf((float)isum, wscale * xscale, y), where isum = sum of (q of the weight - zero point) * q is an exact integer.
@@ -135,17 +135,17 @@ struct kern {
     bool tile_order;  /* see above; such kernels also want many rows at once, as they pack x first */
     bool pair_order;  /* see above; the same */
 
-    /* For INT4_AWQ, r0 and r1 are multiples of 8 (or r1 == rows), for turned blocks of 16; others take any range. */
+    /* For INT4_AWQ, r0 and r1 are multiples of 8 (or r1 == rows), for what is turned of 16; others take any range. */
     kern_gemm *gemm[MAT_FORMATS];
     /* BF16 in lanes, x as it is, where the table's own product rounds x (pair order); else NULL. */
     kern_gemm *gemm_unrounded;
-    /* NULL where q8_group is 0. For INT4 and INT8, r0 and r1 are multiples of 32 (or r1 == rows), for turned blocks of 16; others take any. */
+    /* NULL where q8_group is 0. For INT4 and INT8, r0 and r1 are multiples of 32 (or r1 == rows), for the rest as above. */
     kern_gemm_q8 *gemm_q8[MAT_FORMATS];
 
     /* x [n] -> q8 with round to nearest even; n any; group 32, 64 or 128. */
     void (*quantize)(const float *x, int n, int group, struct q8_row *out);
 
-    /* As format_decode_rows, same bits; r0 and r1 of turned blocks as gemm wants them. */
+    /* As format_decode_rows, same bits; r0 and r1 of GGUF's turned blocks as gemm wants them. */
     void (*decode_rows)(const struct mat *w, int r0, int r1, float *out);
 
     /* sum[c] = sum_r p[r - r0] * W[r][c] for r in [r0, r1), ascending from 0: decode_rows and weighted_sum in one, same bits,
@@ -212,6 +212,11 @@ void kern_init_amx_bf16(struct kern *kern);
 /* What amx-bf16 computes, and avx512-bf16, in plain C, over the plain C table. */
 void kern_init_tile_order(struct kern *kern);
 void kern_init_pair_order(struct kern *kern);
+/* Plain C for words as they are published, for which a level has nothing better. */
+kern_gemm kern_words_gemm;
+kern_gemm_q8 kern_words_gemm_q8;
+/* u of a row of words (see above). */
+float kern_words_unit(int row);
 /* The plain C that has the bits of a table. */
 void kern_init_plain(struct kern *plain, const struct kern *like);
 /* For what is written in plain C (see above): where the chunk that begins at k ends; and its FP8 weights without their scale,

@@ -72,34 +72,21 @@ static void gemm_dense(const struct mat *w, int r0, int r1, const float *const *
         for (int r = r0; r < r1; r++) dense_row(w, r, x + t, n - t < TOKENS ? n - t : TOKENS, y + t);
 }
 
-/* ---- AWQ ---- */
+/* ---- other people's INT4 ---- */
 
-static const uint8_t awq_place[8] = {0, 4, 1, 5, 2, 6, 3, 7}; /* awq_order turned round */
-
-/* Nibble of `row` in line `line` of AWQ words; also reads zero points. */
-static int awq_nibble(const void *words, const struct mat *w, int line, int row) {
-    uint32_t word;
-    size_t index = (size_t)line * (size_t)(w->rows / 8) + (size_t)(row / 8);
-    memcpy(&word, (const char *)words + index * sizeof word, sizeof word);
-    return word >> 4 * awq_place[row % 8] & 15;
-}
-
-static float awq_scale(const struct mat *w, int group, int row) {
-    uint16_t bits;
-    size_t index = (size_t)group * (size_t)w->rows + (size_t)row;
-    memcpy(&bits, (const char *)w->scales16 + index * sizeof bits, sizeof bits);
-    return f16_to_f32(bits);
+float kern_words_unit(int row) {
+    static const float unit[8] = {1, 1, 16, 16, 256, 256, 4096, 4096}; /* 16^(nibble % 4); see awq_order */
+    return unit[row % 8];
 }
 
 /* Row r times at most TOKENS tokens. */
-static void awq_row(const struct mat *w, int r, const float *const *x, int n, float *const *y) {
+static void words_row(const struct mat *w, int r, const float *const *x, int n, float *const *y) {
     float acc[TOKENS] = {0}, weight[AWQ_STEP];
-    const float unit = (float)(1 << 4 * (awq_place[r % 8] % 4));
+    const float unit = kern_words_unit(r);
     for (int k = 0; k < w->cols; k += AWQ_STEP) {
-        int count = w->cols - k < AWQ_STEP ? w->cols - k : AWQ_STEP, group = k / w->group_size;
-        int zero = awq_nibble(w->zeros, w, group, r);
-        float scale = awq_scale(w, group, r) / unit;
-        for (int i = 0; i < count; i++) weight[i] = (float)(awq_nibble(w->data, w, k + i, r) - zero) * unit;
+        int count = w->cols - k < AWQ_STEP ? w->cols - k : AWQ_STEP, zero = words_zero(w, r, k);
+        float scale = words_scale(w, r, k) / unit;
+        for (int i = 0; i < count; i++) weight[i] = (float)(words_value(w, r, k + i) - zero) * unit;
         for (int t = 0; t < n; t++) {
             float sum = 0;
             for (int i = 0; i < count; i++) sum = fmaf(weight[i], x[t][k + i], sum);
@@ -109,29 +96,33 @@ static void awq_row(const struct mat *w, int r, const float *const *x, int n, fl
     for (int t = 0; t < n; t++) y[t][r] = acc[t];
 }
 
-static void gemm_awq(const struct mat *w, int r0, int r1, const float *const *x, int n, float *const *y) {
+void kern_words_gemm(const struct mat *w, int r0, int r1, const float *const *x, int n, float *const *y) {
     for (int t = 0; t < n; t += TOKENS)
-        for (int r = r0; r < r1; r++) awq_row(w, r, x + t, n - t < TOKENS ? n - t : TOKENS, y + t);
+        for (int r = r0; r < r1; r++) words_row(w, r, x + t, n - t < TOKENS ? n - t : TOKENS, y + t);
 }
 
-static float awq_dot_q8(const struct mat *w, int row, const struct q8_row *x) {
-    float y = 0;
-    for (int k0 = 0; k0 < w->cols; k0 += AWQ_STEP) {
-        int end = k0 + AWQ_STEP < w->cols ? k0 + AWQ_STEP : w->cols;
-        int group = k0 / w->group_size, isum = 0;
-        for (int k = k0; k < end; k++) isum += awq_nibble(w->data, w, k, row) * x->q[k];
-        isum -= awq_nibble(w->zeros, w, group, row) * x->sum[k0 / AWQ_STEP];
-        y = fmaf((float)isum, awq_scale(w, group, row) * x->scale[k0 / AWQ_STEP], y);
+/* The same for 8-bit activations. */
+static void words_row_q8(const struct mat *w, int r, const struct q8_row *x, int n, float *const *y) {
+    float acc[TOKENS] = {0};
+    for (int k = 0, group = 0; k < w->cols; k += AWQ_STEP, group++) {
+        int count = w->cols - k < AWQ_STEP ? w->cols - k : AWQ_STEP, zero = words_zero(w, r, k), q[AWQ_STEP];
+        float scale = words_scale(w, r, k);
+        for (int i = 0; i < count; i++) q[i] = words_value(w, r, k + i);
+        for (int t = 0; t < n; t++) {
+            int isum = -zero * x[t].sum[group];
+            for (int i = 0; i < count; i++) isum += q[i] * x[t].q[k + i];
+            acc[t] = fmaf((float)isum, scale * x[t].scale[group], acc[t]);
+        }
     }
-    return y;
+    for (int t = 0; t < n; t++) y[t][r] = acc[t];
 }
 
-static void gemm_awq_q8(const struct mat *w, int r0, int r1, const struct q8_row *x, int n, float *const *y,
+void kern_words_gemm_q8(const struct mat *w, int r0, int r1, const struct q8_row *x, int n, float *const *y,
                         const void *next) {
     (void)next;
 
-    for (int t = 0; t < n; t++)
-        for (int r = r0; r < r1; r++) y[t][r] = awq_dot_q8(w, r, &x[t]);
+    for (int t = 0; t < n; t += TOKENS)
+        for (int r = r0; r < r1; r++) words_row_q8(w, r, x + t, n - t < TOKENS ? n - t : TOKENS, y + t);
 }
 
 /* ---- INT4, INT8 ---- */
@@ -335,10 +326,11 @@ void kern_init_ref(struct kern *kern) {
     for (int format = 0; format < MAT_FORMATS; format++) {
         kern->gemm[format] = gemm_dense;
         if (gguf_is_blocks((enum mat_format)format)) kern->gemm_q8[format] = gemm_gguf_q8;
+        if (!mat_is_words((enum mat_format)format)) continue;
+        kern->gemm[format] = kern_words_gemm;
+        kern->gemm_q8[format] = kern_words_gemm_q8;
     }
     kern->gemm_q8[MAT_FP4] = gemm_gguf_q8;
-    kern->gemm[MAT_INT4_AWQ] = gemm_awq;
-    kern->gemm_q8[MAT_INT4_AWQ] = gemm_awq_q8;
     kern->gemm_q8[MAT_INT4] = gemm_block_q8;
     kern->gemm_q8[MAT_INT8] = gemm_block_q8;
     kern->quantize = quantize;

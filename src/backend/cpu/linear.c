@@ -12,7 +12,7 @@ static float *before_block(float *block, int r0) {
 
 /* The rows of a task, where there are few threads. */
 static int largest_block_rows(const struct kern *kern, const struct mat *w) {
-    if (w->format == MAT_INT4_AWQ) return LINEAR_BLOCK_AWQ;
+    if (mat_is_words(w->format)) return w->turned ? LINEAR_BLOCK_PANELS : LINEAR_BLOCK_AWQ;
     if (kern->tile_order && (w->format == MAT_BF16 || w->format == MAT_FP8)) return LINEAR_BLOCK_TILES;
     if (w->format == MAT_FP8 || (w->format == MAT_BF16 && kern->pair_order)) return LINEAR_BLOCK_FP8;
     if (w->format == MAT_FP4 || gguf_is_blocks(w->format)) return LINEAR_BLOCK_GGUF;
@@ -49,6 +49,7 @@ static int choose_halvings(const struct cpu *cpu, const struct linear *jobs, int
 static const void *weights_at(const struct mat *w, int r0) {
     if (gguf_is_blocks(w->format)) return gguf_rows_at(w, r0);
     if (w->format == MAT_FP4) return fp4_row_at(w, r0);
+    if (mat_is_words(w->format) && w->turned) return words_rows_at(w, r0);
     if (!mat_is_integer(w->format)) return NULL;
     return (const uint8_t *)w->data + (size_t)(r0 / BLOCK_ROWS) * block_panel_bytes(w);
 }

@@ -15,8 +15,10 @@ enum {
     AHEAD_BYTES = 96 << 20, /* on their way while the turn before is at work */
 };
 
+/* What would be put into another order for every step is not sent. */
 static bool is_known(const struct mlp *mlp) {
-    return upload_knows(mlp->gate.format) && upload_knows(mlp->up.format) && upload_knows(mlp->down.format);
+    return !mat_must_turn(&mlp->gate) && upload_knows(mlp->gate.format) && upload_knows(mlp->up.format) &&
+           upload_knows(mlp->down.format);
 }
 
 int cuda_link_refuses(const struct model *m, const struct weights *weights, int cpu_layers, struct mo_error *error) {

@@ -118,7 +118,8 @@ void cuda_place_scratch(struct cuda *cuda, struct device_region *region) {
     s->items = device_take(region, (pairs + experts) * sizeof *s->items);
     s->n_items = device_take(region, 4);
     s->arrived = device_take(region, cuda_counters(cuda) * 4);
-    s->listed = s->arrived ? s->arrived + cuda_counters(cuda) - 2 : NULL; /* none yet while they are counted */
+    /* while bytes are only counted, nothing lies anywhere */
+    s->listed = s->arrived ? s->arrived + cuda_counters(cuda) - 2 : NULL;
     s->picked = device_take(region, (size_t)cuda->options.max_logits * 4);
     s->pick_best = device_take(region, (size_t)cuda->options.max_logits * PICK_BLOCKS * sizeof *s->pick_best);
     s->fault = device_take(region, 8);

@@ -38,6 +38,8 @@ static size_t row_bytes(const struct mat *mat, int rows) {
         return count;
     case MAT_FP4:
     case MAT_INT4_AWQ:
+    case MAT_INT4_GPTQ:
+    case MAT_INT4_PACKED:
         return count / 2;
     case MAT_INT4:
     case MAT_INT8:
@@ -47,19 +49,19 @@ static size_t row_bytes(const struct mat *mat, int rows) {
     }
 }
 
-/* The scales that lie beside the values of so many rows. Of FP8 and AWQ those of the whole matrix travel with every slice. */
+/* The scales that lie beside the values of so many rows. Of FP8 and words those of the whole matrix travel with every slice. */
 static size_t scale_bytes(const struct mat *mat, int rows) {
     if (mat->format == MAT_FP4) return (size_t)rows * (size_t)(mat->cols / FP4_GROUP);
     if (mat->format == MAT_FP8) {
         return (size_t)((mat->rows + mat->scale_rows - 1) / mat->scale_rows) * (size_t)mat->scale_stride *
                sizeof(float);
     }
-    if (mat->format != MAT_INT4_AWQ) return 0;
+    if (!mat_is_words(mat->format)) return 0;
     return (size_t)((mat->cols + mat->group_size - 1) / mat->group_size) * (size_t)mat->rows * 2;
 }
 
 static size_t zeros_bytes(const struct mat *mat) {
-    return mat->format == MAT_INT4_AWQ ? scale_bytes(mat, mat->rows) / 4 : 0;
+    return mat_is_words(mat->format) ? scale_bytes(mat, mat->rows) / 4 : 0;
 }
 
 static size_t slice_bytes(const struct mat *mat, int rows) {
@@ -68,7 +70,7 @@ static size_t slice_bytes(const struct mat *mat, int rows) {
 
 /* Rows of a slice: whole where the order of the bytes forbids cutting. */
 static int slice_rows(const struct upload *u, const struct mat *mat, bool whole) {
-    if (whole || mat->format == MAT_INT4_AWQ) return mat->rows;
+    if (whole || mat_is_words(mat->format)) return mat->rows;
     const bool by_row = mat->format == MAT_FP4;
     size_t panel = row_bytes(mat, SLICE_ROWS) + (by_row ? scale_bytes(mat, SLICE_ROWS) : 0);
     size_t room = u->buffer_bytes - (by_row ? 0 : align_up(scale_bytes(mat, mat->rows))) - SLICE_SLACK;
@@ -78,7 +80,7 @@ static int slice_rows(const struct upload *u, const struct mat *mat, bool whole)
 
 size_t upload_buffer_bytes(const struct mat *mat) {
     const size_t whole = slice_bytes(mat, mat->rows) + SLICE_SLACK, least = slice_bytes(mat, SLICE_ROWS) + SLICE_SLACK;
-    if (whole <= SLICE_BYTES || mat->format == MAT_INT4_AWQ) return align_up(whole);
+    if (whole <= SLICE_BYTES || mat_is_words(mat->format)) return align_up(whole);
     return least > SLICE_BYTES ? align_up(least) : SLICE_BYTES;
 }
 
@@ -162,7 +164,7 @@ static bool note(struct upload *u, const struct mat *mat, const char *what, bool
     }
     if (u->counting) {
         u->total_bytes += row_bytes(mat, mat->rows);
-        bool cut = !whole && mat->format != MAT_INT4_AWQ;
+        bool cut = !whole && !mat_is_words(mat->format);
         grow(u, cut ? slice_bytes(mat, SLICE_ROWS) + (size_t)SLICE_SLACK : slice_bytes(mat, mat->rows));
         return true;
     }
@@ -179,8 +181,12 @@ static void repack(struct upload *u, struct repack_params *p) {
 }
 
 /* The matrix with its bytes: itself, or what is made of it now, in `room` until the next one. */
-static int fetch(struct upload *u, const struct mat **mat, struct mat *room) {
-    if ((*mat)->data) return 0;
+static int fetch(struct upload *u, const struct mat **mat, struct mat *room, const char *what) {
+    if ((*mat)->data && !mat_must_turn(*mat)) return 0;
+    if ((*mat)->data) {
+        name_matrix(u, what);
+        return upload_as_awq(u, mat, room, u->what);
+    }
     const struct mat *wanted = *mat;
     *mat = room;
     return u->weights->later->make(u->weights->later, wanted, room, u->error);
@@ -197,7 +203,7 @@ static int send_matrix(struct upload *u, const struct mat *mat, struct target to
     if (note(u, mat, what, false)) return 0;
     int tile_rows = to.halves == 3 ? TILE_ROWS : TILE_ROWS / 2, step = slice_rows(u, mat, false);
     if (upload_is_random(u, mat)) return to.halves == 2 ? 0 : upload_random_tiles(u, mat, to.w, to.index, tile_rows);
-    int code = fetch(u, &mat, &room);
+    int code = fetch(u, &mat, &room, what);
     for (int r = 0; r < mat->rows && !code; r += step) {
         int rows = mat->rows - r < step ? mat->rows - r : step;
         struct repack_params p = {.to = to.w->m, .format = (int32_t)to.w->format, .halves = to.halves, .groups = 1};
@@ -312,7 +318,7 @@ static int bring_kv_b(struct upload *u, const struct mat *kv_b, struct device_la
     if (upload_is_random(u, kv_b)) return random_kv_b(u, kv_b, out);
     p.fault = (uint32_t *)(uintptr_t)u->fault;
     p.number = u->n - 1;
-    int code = fetch(u, &kv_b, &room);
+    int code = fetch(u, &kv_b, &room, "kv_b");
     if (!code) code = send_slice(u, kv_b, 0, kv_b->rows, &p.from, &buffer);
     if (code) return code;
     p.to = out->key.m;
@@ -336,7 +342,7 @@ int upload_rows(struct upload *u, const struct mat *mat, const void **out, enum 
     struct mat room;
     if (note(u, mat, what, false)) return 0;
     if (upload_is_random(u, mat)) return upload_random_rows(u, mat, at, target);
-    int step = slice_rows(u, mat, false), code = fetch(u, &mat, &room);
+    int step = slice_rows(u, mat, false), code = fetch(u, &mat, &room, what);
     for (int r = 0; r < mat->rows && !code; r += step) {
         struct repack_params p = {.to = {.data = at}, .target = (int32_t)target};
         struct buffer *buffer;
@@ -544,6 +550,7 @@ int cuda_upload(struct cuda *cuda, const struct weights *weights, struct mo_erro
     if (!code) code = finish(&u, weights);
     close_buffers(&u, &memory);
     upload_copy_close(&u);
+    upload_words_close(&u);
     progress_end(&u.progress);
     cuda->load = (struct cuda_load){.generated = random, .bytes = (double)u.done_bytes, .s = clock_now_s() - start};
     return code;

@@ -33,6 +33,8 @@ struct upload {
     char what[64];           /* "layer 3, expert 7, down" */
     int layer, expert;
     enum mat_format refused; /* of `what`: there are no kernels for it; MAT_FORMATS: none */
+    void *words;             /* [words_bytes] a matrix on its way to AWQ's words */
+    size_t words_bytes;
     size_t done_bytes, total_bytes;
     struct progress progress;
     struct mo_error *error;
@@ -98,5 +100,10 @@ bool upload_is_random(const struct upload *u, const struct mat *mat);
 /* Matrix `index` of w's; tile_rows 8: gate and up, which share tiles, at once. */
 int upload_random_tiles(struct upload *u, const struct mat *mat, const struct weight *w, int index, int tile_rows);
 int upload_random_rows(struct upload *u, const struct mat *mat, void *to, enum repack_target target);
+
+/* upload_words.c: a matrix in GPTQ's or PACKED's words as AWQ's, which the card's kernels know, in `room` until the next one. What
+ * cannot be so exactly is refused; the message names `what`. */
+int upload_as_awq(struct upload *u, const struct mat **mat, struct mat *room, const char *what);
+void upload_words_close(struct upload *u);
 
 #endif

@@ -23,6 +23,8 @@ static const struct known {
     [MAT_FP8] = {RAW_FP8, WEIGHT_FP8, CODE_NONE, true},
     [MAT_FP4] = {RAW_FP4, WEIGHT_BITS4, CODE_EXPONENT, true},
     [MAT_INT4_AWQ] = {RAW_AWQ, WEIGHT_AWQ, CODE_NONE, true},
+    [MAT_INT4_GPTQ] = {RAW_AWQ, WEIGHT_AWQ, CODE_NONE, true}, /* and PACKED: by way of AWQ's words (upload_words.c) */
+    [MAT_INT4_PACKED] = {RAW_AWQ, WEIGHT_AWQ, CODE_NONE, true},
     [MAT_INT4] = {RAW_INT4, WEIGHT_INT4, CODE_NONE, true},
     [MAT_INT8] = {RAW_INT8, WEIGHT_INT8, CODE_NONE, true},
     [MAT_Q4_0] = {RAW_Q4_0, WEIGHT_INT4, CODE_NONE, true},

@@ -9,6 +9,7 @@
 #include "backend/cpu/x86/fp8_table.inc.h"
 #include "backend/cpu/x86/awq.inc.h"
 #include "backend/cpu/x86/block.inc.h"
+#include "backend/cpu/x86/words.inc.h"
 #include "backend/cpu/x86/gguf_unpack.inc.h"
 #include "backend/cpu/x86/gguf_grids.inc.h"
 #include "backend/cpu/x86/fp4.inc.h"
@@ -26,9 +27,9 @@ static void decode_fp8_best(const struct mat *w, int r0, int r1, float *out) {
 
 static void decode_rows(const struct mat *w, int r0, int r1, float *out) {
     static void (*const decode[MAT_FORMATS])(const struct mat *, int, int, float *) = {
-        [MAT_F32] = format_decode_rows, [MAT_F16] = decode_f16,      [MAT_BF16] = decode_bf16,
-        [MAT_FP8] = decode_fp8_best,    [MAT_INT4_AWQ] = decode_awq, [MAT_INT4] = decode_block,
-        [MAT_INT8] = decode_block,
+        [MAT_F32] = format_decode_rows,   [MAT_F16] = decode_f16,        [MAT_BF16] = decode_bf16,
+        [MAT_FP8] = decode_fp8_best,      [MAT_INT4_AWQ] = decode_words, [MAT_INT4_GPTQ] = decode_words,
+        [MAT_INT4_PACKED] = decode_words, [MAT_INT4] = decode_block,     [MAT_INT8] = decode_block,
     };
     (decode[w->format] ? decode[w->format] : decode_gguf)(w, r0, r1, out);
 }
@@ -44,13 +45,12 @@ void kern_init_avx512(struct kern *kern) {
     kern->gemm[MAT_F16] = gemm_f16;
     kern->gemm[MAT_BF16] = gemm_bf16;
     kern->gemm[MAT_FP8] = gemm_fp8;
-    kern->gemm[MAT_INT4_AWQ] = gemm_awq;
     kern->gemm[MAT_INT4] = gemm_int4;
     kern->gemm[MAT_INT8] = gemm_int8;
-    kern->gemm_q8[MAT_INT4_AWQ] = gemm_awq_q8;
     kern->gemm_q8[MAT_INT4] = gemm_block_q8;
     kern->gemm_q8[MAT_INT8] = gemm_block_q8;
     gguf_init(kern);
+    words_init(kern);
     kern->gemm_q8[MAT_FP4] = gemm_fp4_q8;
     kern->quantize = quantize;
     kern->decode_rows = decode_rows;

@@ -406,6 +406,17 @@ INLINE void q8_spread(const ivec v[4], ivec u[8]) {
     }
 }
 
+#ifdef __AVXVNNI__
+/* As vec_avx512.inc.h, in 256 bits. */
+INLINE ivec q8_dot(ivec acc, ivec nibbles, ivec x) {
+    __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc) : "x"(nibbles), "x"(x));
+    return acc;
+}
+
+INLINE ivec q8_sum(ivec acc, ivec zero, ivec minus_qsum) {
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(zero, minus_qsum));
+}
+#else
 /* acc += the lane's four products, as two 16-bit sums: over 32 k they stay within 8 * 2 * 15 * 128 = 30720.
  * The running form of acc is this level's own until q8_sum. */
 INLINE ivec q8_dot(ivec acc, ivec nibbles, ivec x) {
@@ -418,6 +429,7 @@ INLINE ivec q8_dot(ivec acc, ivec nibbles, ivec x) {
 INLINE ivec q8_sum(ivec acc, ivec zero, ivec minus_qsum) {
     return _mm256_add_epi32(_mm256_madd_epi16(acc, _mm256_set1_epi16(1)), _mm256_madd_epi16(zero, minus_qsum));
 }
+#endif
 
 /* ---- INT4 and INT8 in blocks: bytes of four k for 8 rows times four activations, exact ---- */
 
