@@ -4,10 +4,9 @@
 #include <stdio.h>
 
 void bench_energy_open(struct energy *energy, const struct engine *engine, const struct bench_gpu *gpu) {
-    const char(*cards)[24] = gpu ? &gpu->card.pci : NULL;
-    /* A card too many to be found: no figure, rather than one that leaves cards out. */
-    energy_open(energy, cards, gpu ? 1 : 0, NULL);
-    if (engine->n_parts > 1) energy->n_asked = engine->n_parts;
+    const bool is_alone = gpu && engine->n_parts <= 1;
+    energy_open(energy, is_alone ? &gpu->card.pci : NULL, is_alone, NULL);
+    if (gpu && !is_alone) energy->n_asked = engine->n_parts; /* no figure, rather than one that leaves cards out */
 }
 
 struct joules bench_energy_since(struct energy *energy, struct joules before, double tokens) {

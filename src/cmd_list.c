@@ -21,11 +21,12 @@ static int take_json(struct list *list, const struct hub_model *m) {
     struct tm utc;
     strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&m->modified, &utc));
     json_t *file = *m->file ? json_lossy(m->file) : json_null();
+    json_t *commit = *m->commit ? json_lossy(m->commit) : json_null(); /* a folder's name: any bytes */
     return json_array_append_new(list->models,
-                                 json_pack("{so ss? ss? so ss sI ss sb so}", "name", json_lossy(m->name), "revision",
-                                           *m->revision ? m->revision : NULL, "commit", *m->commit ? m->commit : NULL,
-                                           "file", file, "format", formats[m->format], "bytes", (json_int_t)m->bytes,
-                                           "modified", when, "whole", m->is_whole, "path", json_lossy(m->path)));
+                                 json_pack("{so ss? so so ss sI ss sb so}", "name", json_lossy(m->name), "revision",
+                                           *m->revision ? m->revision : NULL, "commit", commit, "file", file, "format",
+                                           formats[m->format], "bytes", (json_int_t)m->bytes, "modified", when, "whole",
+                                           m->is_whole, "path", json_lossy(m->path)));
 }
 
 /* What one types to get it: of several GGUF files, with the file. */

@@ -11,7 +11,6 @@ struct command_line {
     bool is_json;
     struct find_name name;
     struct hub_choice choice; /* that the name's tag calls */
-    const char *pattern;      /* of it */
 };
 
 /* Of GGUF files one is a whole model: who pulls says which. */
@@ -20,8 +19,7 @@ static int ask_which(void *context, const struct hub_pull *pull, struct hub_patt
     struct command_line *c = context;
     const bool is_called = *c->name.tag && !patterns->n_include;
     if (is_called && hub_choose(&pull->listing, c->name.tag, &c->choice)) {
-        c->pattern = c->choice.pattern;
-        patterns->include = &c->pattern;
+        patterns->include = &c->choice.path;
         patterns->n_include = 1;
         return 0;
     }

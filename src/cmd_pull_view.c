@@ -154,11 +154,11 @@ int pull_print_choices(const struct hub_pull *pull, bool is_json, struct mo_erro
     if (!is_json) fprintf(stderr, "%s holds GGUF files, of which one is a whole model:\n", pull->model);
     for (int at = 0; hub_next_choice(&pull->listing, &at, &choice);) {
         if (is_json) {
-            json_array_append_new(choices, json_pack("{ss sI si}", "include", choice.pattern, "bytes",
+            json_array_append_new(choices, json_pack("{ss sI si}", "include", choice.path, "bytes",
                                                      (json_int_t)choice.size, "files", choice.n_files));
             continue;
         }
-        fprintf(stderr, "%12s  --include '%s'", bytes_text(size, (double)choice.size), choice.pattern);
+        fprintf(stderr, "%12s  --include '%s'", bytes_text(size, (double)choice.size), choice.path);
         if (choice.n_files > 1) fprintf(stderr, "  (%d files)", choice.n_files);
         fputc('\n', stderr);
     }

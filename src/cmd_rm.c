@@ -13,7 +13,8 @@
 struct removal {
     struct find_name name;
     struct hub_cache cache;
-    struct hub_listing listing; /* with a tag: of the snapshot */
+    struct hub_listing listing; /* with a tag: of the snapshot, */
+    struct hub_choice choice;   /* and what it means there */
     char snapshot[HUB_PATH_BYTES];
     double bytes;
 };
@@ -25,15 +26,13 @@ static int not_here(const struct removal *r, const char *what, struct mo_error *
 
 /* The shards of the GGUF model that the tag calls. */
 static int choose_files(struct removal *r, const char *revision, struct mo_error *error) {
-    struct hub_choice choice;
     int code = model_locate(r->name.repository, revision, r->snapshot, sizeof r->snapshot, error);
     if (!code) code = hub_local_list(&r->listing, r->snapshot, error);
     if (code) return code;
-    if (!hub_choose(&r->listing, r->name.tag, &choice))
+    if (!hub_choose(&r->listing, r->name.tag, &r->choice))
         return mo_error_set(error, MO_E_NOT_FOUND, "%s has no GGUF file called %s", r->snapshot, r->name.tag);
-    const char *pattern = choice.pattern;
-    const struct hub_patterns patterns = {.include = &pattern, .n_include = 1};
-    r->bytes = (double)choice.size;
+    const struct hub_patterns patterns = {.include = &r->choice.path, .n_include = 1};
+    r->bytes = (double)r->choice.size;
     return hub_select(&r->listing, &patterns, r->name.repository, error);
 }
 
@@ -56,8 +55,8 @@ static int ask(const struct removal *r, struct mo_error *error) {
     if (!isatty(STDIN_FILENO))
         return mo_error_set(error, MO_E_INVALID, "%s, %.2f GB: nobody is here to ask, --yes takes it away",
                             r->name.repository, r->bytes / 1e9);
-    fprintf(stderr, "take %s%s%s (%.2f GB) out of %s? y/N ", r->name.repository, *r->name.tag ? ":" : "", r->name.tag,
-            r->bytes / 1e9, r->cache.folder);
+    fprintf(stderr, "take %s%s%s (%.2f GB) out of %s? y/N ", r->name.repository, r->choice.path ? ", " : "",
+            r->choice.path ? r->choice.path : "", r->bytes / 1e9, r->cache.folder);
     if (fgets(answer, sizeof answer, stdin) && (answer[0] == 'y' || answer[0] == 'Y')) return 0;
     return mo_error_set(error, MO_E_CANCELLED, "nothing was taken away");
 }
@@ -69,8 +68,8 @@ static int take_out(struct removal *r, bool is_sure, struct mo_error *error) {
                             : hub_stock_remove(&r->cache, error);
     }
     if (!code)
-        fprintf(stderr, "%s%s%s: %.2f GB taken away\n", r->name.repository, *r->name.tag ? ":" : "", r->name.tag,
-                r->bytes / 1e9);
+        fprintf(stderr, "%s%s%s: %.2f GB taken away\n", r->name.repository, r->choice.path ? ", " : "",
+                r->choice.path ? r->choice.path : "", r->bytes / 1e9);
     return code;
 }
 

@@ -39,8 +39,9 @@ int find_read_name(struct find_name *name, const char *model, struct mo_error *e
         if (!strncmp(model, hosts[i], strlen(hosts[i]))) at += strlen(hosts[i]);
     size_t n = strcspn(at, ":");
     snprintf(name->repository, sizeof name->repository, "%.*s", (int)(n < 400 ? n : 400), at);
-    snprintf(name->tag, sizeof name->tag, "%s", at[n] ? at + n + 1 : "");
-    if (n < sizeof name->repository && model_is_repository(name->repository) && (!at[n] || at[n + 1])) return 0;
+    int m = snprintf(name->tag, sizeof name->tag, "%s", at[n] ? at + n + 1 : "");
+    bool is_all = n < sizeof name->repository && m < (int)sizeof name->tag;
+    if (is_all && model_is_repository(name->repository) && (!at[n] || at[n + 1])) return 0;
     return mo_error_set(error, MO_E_NOT_FOUND, "%s: no such model folder or file (and not an org/name)", model);
 }
 
@@ -50,7 +51,6 @@ struct finding {
     char *path;
     size_t path_size;
     struct hub_choice choice; /* at the hub */
-    const char *pattern;      /* of it */
 };
 
 static const char *tag_of(const struct finding *f) {
@@ -132,8 +132,7 @@ static int choose(void *context, const struct hub_pull *pull, struct hub_pattern
                             "--include Q4_K_M",
                             pull->model, pull->model);
     if (!choose_file(f, &pull->listing, &f->choice)) return no_such_file(f, &pull->listing, error);
-    f->pattern = f->choice.pattern;
-    patterns->include = &f->pattern;
+    patterns->include = &f->choice.path;
     patterns->n_include = 1;
     return 0;
 }
@@ -169,7 +168,8 @@ static int fetch(struct finding *f, struct mo_error *error) {
                                    .context = f};
     char cache[HUB_PATH_BYTES];
     int code = model_hub_cache(cache, sizeof cache, error);
-    if (!code) code = pull_run(&wish, error);
+    if (code) return code;
+    code = pull_run(&wish, error);
     if (!code || code == MO_E_CANCELLED) return code;
     return mo_error_prefix(
         error, "%s is neither a folder nor whole in the Hugging Face cache at %s, and is not fetched", r->model, cache);

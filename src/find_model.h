@@ -37,7 +37,7 @@ struct find_request {
 
 /* "hf.co/org/name:TAG", whose first part browsers and Ollama write, in its parts. */
 struct find_name {
-    char repository[400], tag[100]; /* "org/name"; "" or the name of a GGUF file */
+    char repository[400], tag[400]; /* "org/name"; "" or the name of a GGUF file */
 };
 int find_read_name(struct find_name *name, const char *model, struct mo_error *error);
 

@@ -125,6 +125,11 @@ def test_no_such_model_and_no_network(world, ask):
         refused(ask(hub, "info", name), name, "no such model")
 
 
+def test_no_home(world, ask):
+    hub = world.hub(FILES)
+    refused(ask(hub, "info", "org/model", env={"HOME": "", "HF_HUB_CACHE": "", "XDG_CACHE_HOME": ""}), "moebius info: no Hugging Face cache: set HF_HOME or HOME")
+
+
 def test_a_folder_of_that_name_goes_first(world, ask):
     hub = world.hub(FILES)
     (world.folder / "org").mkdir()

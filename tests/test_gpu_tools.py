@@ -87,6 +87,13 @@ def test_bench_in_words():
         assert words in text, text
 
 
+def test_no_joules_of_one_card_among_several(tmp_path):
+    flags = ["--device", "cuda:0,cuda:1", *SMALL, "--batch", "1", "--depth", "0", "--json"]
+    report = succeed("bench", GOLDEN / "v2lite-tiny", *flags, env={**fake(devices=2), **powercap(tmp_path / "rapl")}).json
+    for line in (report["prefill"][0], report["decode"][0]):
+        assert line["joules_per_token"] == {"total": None, "processor": 0, "card": None}
+
+
 def test_bench_counts_the_same_bytes_as_on_the_cpu():
     """The experts of a GPU's steps are looked up apart. Without a card the same command measures the CPU, and says so."""
     flags = [GOLDEN / "v2lite-tiny", *GPU, *SMALL, "--batch", "1,2", "--depth", "0", "--json"]

@@ -119,6 +119,52 @@ def test_one_gguf_file_goes(cache):
     refused(cache.rm("org/two-GGUF:Q8_0", "--yes"), "no GGUF file called Q8_0")
 
 
+def test_a_name_that_is_a_part_of_others(cache):
+    """The shards alone, whatever else begins with their name; and a path rather than a word of another one."""
+    cache.add("org/three-GGUF", {"A/m-Q8_0.gguf": (HASHES[0], b"a"), "m-Q8_0.gguf": (HASHES[1], b"b"), "m-Q8_0-new.gguf": (HASHES[2], b"c"),
+                                 "m-Q6_K-00001-of-00002.gguf": (HASHES[3], b"d"), "m-Q6_K-00002-of-00002.gguf": (HASHES[4], b"e"),
+                                 "m-Q6_K-best.gguf": (HASHES[5], b"f")})
+    assert "m-Q6_K-00001-of-00002.gguf" in cache.rm("org/three-GGUF:Q6_K", "--yes").err
+    assert cache.blobs("org/three-GGUF") == sorted([HASHES[0], HASHES[1], HASHES[2], HASHES[5]])
+    assert cache.rm("org/three-GGUF:m-Q8_0.gguf", "--yes").code == 0
+    assert cache.blobs("org/three-GGUF") == sorted([HASHES[0], HASHES[2], HASHES[5]])
+    long = "x" * 500
+    refused(cache.rm("org/three-GGUF:" + long, "--yes"), long)
+
+
+def test_a_snapshot_that_leads_elsewhere(cache):
+    """Links to folders are not followed, round and round; and one that is too large hides no others."""
+    snapshot = cache.repository("org/tiny") / "snapshots" / COMMIT
+    for name in ("a", "b", "c", "d"):
+        (snapshot / name).symlink_to(".")
+    (snapshot / "root").symlink_to("/")
+    crowded = cache.repository("org/crowded") / "snapshots" / COMMIT
+    crowded.mkdir(parents=True)
+    for i in range(20001):
+        (crowded / str(i)).touch()
+    (cache.repository("org/other") / "snapshots").mkdir(parents=True)
+    os.makedirs(os.fsencode(cache.repository("org/other") / "snapshots") + b"/\xff\xfe")
+    models = {model["name"]: model for model in cache.list()}
+    assert models["org/tiny"]["whole"] and not models["org/crowded"]["whole"] and models["org/other"]["commit"] == "\ufffd\ufffd"
+    assert "more than 20000 files" in succeed("list", env=cache.env).err
+
+
+@pytest.mark.parametrize("ref", ["", ".", "../../../outside"])
+def test_a_ref_that_is_no_commit(cache, ref):
+    outside = cache.folder / "outside"
+    outside.mkdir()
+    (outside / "two-Q4_K_M.gguf").write_text("mine")
+    repository = cache.repository("org/two-GGUF")
+    (repository / "refs/main").write_text(ref)
+    before = cache.blobs("org/two-GGUF")
+    refused(cache.rm("org/two-GGUF:Q4_K_M", "--yes"), "org/two-GGUF", "nor in the Hugging Face cache")
+    refused(cache.rm("org/two-GGUF:Q4_K_M", "--yes", "--revision", "."), "org/two-GGUF", "nor in the Hugging Face cache")
+    (repository / "refs/main").write_text(OTHER)
+    (repository / "snapshots" / OTHER).symlink_to(outside)
+    refused(cache.rm("org/two-GGUF:Q4_K_M", "--yes"), OTHER, "is a link")
+    assert cache.blobs("org/two-GGUF") == before and (outside / "two-Q4_K_M.gguf").read_text() == "mine"
+
+
 def test_nobody_is_here_to_ask(cache):
     refused(cache.rm("org/tiny"), "org/tiny", "--yes")
     ours, theirs = open_terminal()

@@ -68,6 +68,18 @@ def test_the_hash_is_another_one():
     assert plain == info(TINY, "--hf-overrides", '{"num_experts_per_tok": 6}')["hash"] == info(TINY, "--hf-overrides", "{}")["hash"]
 
 
+@pytest.mark.parametrize("flags", [
+    ['{"rope_theta": 50000, "num_experts_per_tok": 2}', '{ "num_experts_per_tok":2, "rope_theta":5e4}', '{"num_experts_per_tok": 2, "rope_theta": 50000.0}'],
+    ['{"rope_scaling": {"type": "yarn", "factor": 8, "original_max_position_embeddings": 64}}',
+     '{"rope_scaling": {"original_max_position_embeddings": 64, "factor": 8.0, "type": "yarn"}}'],
+], ids=["numbers", "object"])
+def test_however_it_is_written(flags):
+    assert len({info(TINY, "--hf-overrides", flag)["hash"] for flag in flags}) == 1
+    there = json.loads((TINY / "config.json").read_text())["rope_scaling"]
+    turned = {key: float(value) if isinstance(value, int) else value for key, value in reversed(there.items())}
+    assert info(TINY, "--hf-overrides", json.dumps({"rope_scaling": turned}))["overrides"] == []
+
+
 def test_by_the_names_of_gguf(tmp_path):
     file = tmp_path / "tiny.gguf"
     gguf_model.convert(TINY, file)
@@ -119,6 +131,8 @@ def test_what_a_model_cannot_have(tmp_path):
     refused(moebius("info", GOLDEN / "v4-tiny", "--hf-overrides", '{"num_experts_per_tok": 1}'), "num_experts_per_tok", "the first 1 layers", "table")
     plain = edited("v2lite-tiny", tmp_path / "plain", rope_scaling=None)
     refused(moebius("info", plain, "--override-kv", "deepseek2.rope.scaling.factor=float:2"), "deepseek2.rope.scaling.factor", "rope_scaling")
+    refused(moebius("info", TINY, "--hf-overrides", '{"compress_rope_theta": 5}'), "compress_rope_theta", "no compressed rows")
+    refused(moebius("info", TINY, "--override-kv", "deepseek2.attention.compress_rope_freq_base=float:5"), "compress_rope_theta", "--override-kv")
     refused(moebius("plan", "deepseek-v3", "--ram", "8@10", "--hf-overrides", FEWER), "--hf-overrides", "deepseek-v3", "built in")
     refused(moebius("bench", "--like", "deepseek-v2-lite", "--hf-overrides", FEWER), "--hf-overrides", "--like")
     refused(moebius("serve", TINY, "--port", "0", "--hf-overrides", '{"x": 1}'), "--hf-overrides", '"x"')

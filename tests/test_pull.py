@@ -172,7 +172,7 @@ def test_gguf_has_to_be_chosen(world):
     hub = world.hub(GGUF, name="org/lite-GGUF")
     result = world.run(hub)
     assert result.code == 2 and not world.cache.exists()
-    for line in ("3.0 kB  --include 'Lite-Q4_K_M.gguf'", "6.0 kB  --include 'Lite-Q8_0.gguf'", "3.5 kB  --include 'Q6_K/Lite-Q6_K-*'  (2 files)"):
+    for line in ("3.0 kB  --include 'Lite-Q4_K_M.gguf'", "6.0 kB  --include 'Lite-Q8_0.gguf'", "3.5 kB  --include 'Q6_K/Lite-Q6_K-00001-of-00002.gguf'  (2 files)"):
         assert line in result.err
     choices = world.run(hub, "--json").json["choices"]
     assert [(choice["bytes"], choice["files"]) for choice in choices] == [(3000, 1), (6000, 1), (3500, 2)]

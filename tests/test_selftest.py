@@ -273,8 +273,13 @@ def test_a_card_that_fails():
     assert not opened and "self-test: " in said and "launch failure" in said and "report" not in said, said
 
 
-def succeed_log():
-    opened, said = on_card(MOEBIUS_FAKE_CUDA="log=1")
+def test_routing_that_joins_the_experts_is_seen():
+    """As in every step of up to eight rows: a look at the choice does not take the two apart."""
+    assert succeed_log().count("fake cuda: launch ") < succeed_log(MOEBIUS_CUDA_JOIN="0").count("fake cuda: launch ")
+
+
+def succeed_log(**env):
+    opened, said = on_card(MOEBIUS_FAKE_CUDA="log=1", **env)
     assert opened
     return said
 

@@ -25,6 +25,12 @@ static int add_file(struct hub_listing *listing, const char *path, int64_t size,
     return 0;
 }
 
+/* A link to a folder: nobody makes these in a snapshot, and it could lead anywhere. */
+static bool is_link(const char *path) {
+    struct stat info;
+    return !lstat(path, &info) && S_ISLNK(info.st_mode);
+}
+
 static int add_folder(struct hub_listing *listing, const char *snapshot, const char *inside, int depth,
                       struct mo_error *error) {
     enum { DEEPEST = 16 };
@@ -39,7 +45,8 @@ static int add_folder(struct hub_listing *listing, const char *snapshot, const c
         int m = snprintf(path, sizeof path, "%s/%s", snapshot, below);
         if (n >= (int)sizeof below || m >= (int)sizeof path || stat(path, &info)) continue;
         if (S_ISREG(info.st_mode)) code = add_file(listing, below, (int64_t)info.st_size, error);
-        if (S_ISDIR(info.st_mode) && depth < DEEPEST) code = add_folder(listing, snapshot, below, depth + 1, error);
+        if (S_ISDIR(info.st_mode) && depth < DEEPEST && !is_link(path))
+            code = add_folder(listing, snapshot, below, depth + 1, error);
     }
     closedir(dir);
     return code;

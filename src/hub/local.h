@@ -4,7 +4,7 @@
 
 #include "hub/list.h"
 
-/* Paths and sizes of all files below `snapshot`, a folder; links that lead nowhere are none. No commit, no hashes. The listing is to be
+/* Paths and sizes of all files below `snapshot`, a folder; links that lead nowhere, or to a folder, are none. No commit, no hashes. The listing is to be
  * freed in any case. */
 int hub_local_list(struct hub_listing *listing, const char *snapshot, struct mo_error *error);
 

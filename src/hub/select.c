@@ -166,9 +166,6 @@ bool hub_next_choice(const struct hub_listing *listing, int *at, struct hub_choi
             choice->size += listing->files[j].size;
             choice->n_files++;
         }
-        snprintf(choice->pattern, sizeof choice->pattern, "%.*s%s",
-                 choice->n_files > 1 ? (int)shard_stem(path) : HUB_MAX_PATH_BYTES, path,
-                 choice->n_files > 1 ? "-*" : "");
         choice->is_whole = choice->n_files == shards_of(path);
         ++*at;
         return true;
@@ -185,6 +182,12 @@ static bool has_word(const char *path, const char *word) {
     return false;
 }
 
+static bool choose_path(const struct hub_listing *listing, const char *path, struct hub_choice *choice) {
+    for (int at = 0; hub_next_choice(listing, &at, choice);)
+        if (!strcmp(choice->path, path)) return true;
+    return false;
+}
+
 static bool choose_word(const struct hub_listing *listing, const char *word, struct hub_choice *choice) {
     for (int at = 0; hub_next_choice(listing, &at, choice);)
         if (has_word(choice->path, word)) return true;
@@ -192,7 +195,7 @@ static bool choose_word(const struct hub_listing *listing, const char *word, str
 }
 
 bool hub_choose(const struct hub_listing *listing, const char *name, struct hub_choice *choice) {
-    if (name) return *name && choose_word(listing, name, choice);
+    if (name) return *name && (choose_path(listing, name, choice) || choose_word(listing, name, choice));
     return choose_word(listing, "Q4_K_M", choice) || hub_next_choice(listing, &(int){0}, choice);
 }
 

@@ -22,15 +22,14 @@ bool hub_has_choices(const struct hub_listing *listing);
 /* A GGUF file that a model begins with: not a later shard. */
 bool hub_is_first_of_gguf(const char *path);
 struct hub_choice {
-    char pattern[HUB_MAX_PATH_BYTES + 2]; /* for --include */
-    const char *path;                     /* of its first file, in the listing */
+    const char *path; /* of its first file, in the listing; as --include it means all its shards, and nothing else */
     int64_t size;
     int n_files;
     bool is_whole; /* all shards that its files' names speak of */
 };
 /* The next one from file *at on; false: there is no other. */
 bool hub_next_choice(const struct hub_listing *listing, int *at, struct hub_choice *choice);
-/* The one that is called so: Q4_K_M, in any case of letters, as a word of its path; of several the first. NULL: Q4_K_M, or without one
+/* The one that is called so: its path, or Q4_K_M, in any case of letters, as a word of its path; of several the first. NULL: Q4_K_M, or without one
  * the first of all, as llama.cpp and Ollama choose. False: there is none. */
 bool hub_choose(const struct hub_listing *listing, const char *name, struct hub_choice *choice);
 

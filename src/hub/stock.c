@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include "base/file.h"
+#include "base/log.h"
 #include "hub/local.h"
 #include "hub/select.h"
 
@@ -73,11 +74,17 @@ static int take_gguf(const struct hub_model *of, const struct hub_listing *listi
 static int take_snapshot(struct hub_model *model, const struct hub_cache *cache, hub_take *take, void *context,
                          struct mo_error *error) {
     struct hub_listing listing;
+    struct mo_error why = {0};
     struct stat info;
     int64_t bytes = 0;
     bool has_weights = false;
     find_revision(model, cache);
-    int code = hub_local_list(&listing, model->path, error);
+    int code = hub_local_list(&listing, model->path, &why);
+    if (code == MO_E_IO || code == MO_E_LIMIT) { /* one that cannot be read hides no others */
+        log_warn("%s", why.message);
+        code = 0;
+    }
+    if (code) *error = why;
     for (int i = 0; i < listing.n; i++) {
         bytes += listing.files[i].size;
         has_weights |= hub_is_weights(listing.files[i].path);
@@ -156,6 +163,7 @@ static int check_locks(const struct hub_cache *cache, struct mo_error *error) {
     for (int i = 0; i < n; i++) {
         snprintf(path, sizeof path, "%.3000s/%s", cache->locks, entries[i]->d_name);
         int fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+        if (fd < 0) fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW); /* another user's */
         if (fd < 0) continue;
         is_held |= flock(fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK;
         close(fd);
@@ -227,7 +235,10 @@ static int remove_file(const struct hub_cache *cache, const char *snapshot, cons
 
 int hub_stock_remove_files(const struct hub_cache *cache, const char *snapshot, const struct hub_listing *listing,
                            struct mo_error *error) {
+    struct stat info;
     int code = check_locks(cache, error);
+    if (!code && !lstat(snapshot, &info) && S_ISLNK(info.st_mode))
+        code = mo_error_set(error, MO_E_UNSUPPORTED, "%s is a link: what it leads to is not taken away", snapshot);
     for (int i = 0; i < listing->n && !code; i++)
         if (listing->files[i].is_wanted) code = remove_file(cache, snapshot, listing->files[i].path, error);
     return code;

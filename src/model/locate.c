@@ -39,6 +39,11 @@ bool model_is_repository(const char *model) {
     return model[0] != '.' && slash[1] != '.' && !strstr(model, "..");
 }
 
+/* A folder's name: what a ref says could lead anywhere, and one that a full disk has cut short to nothing, to all snapshots. */
+static bool is_commit(const char *name) {
+    return *name && *name != '.' && !strchr(name, '/');
+}
+
 /* CACHE/models--org--name/snapshots/COMMIT, where refs/REVISION holds the commit unless REVISION is one itself. */
 static int locate(const char *model, const char *revision, char *path, size_t path_size, struct mo_error *error) {
     char cache[3000], repository[3500], refs[4096];
@@ -53,10 +58,11 @@ static int locate(const char *model, const char *revision, char *path, size_t pa
     char *commit = NULL;
     size_t size;
     if (file_exists(refs) && file_read(refs, 200, &commit, &size, NULL) == 0) commit[strcspn(commit, "\r\n ")] = 0;
+    const bool is_named = is_commit(commit ? commit : revision);
     code = format_path(path, path_size, error, "%s/snapshots/%s", repository, commit ? commit : revision);
     free(commit);
     if (code) return code;
-    if (file_is_directory(path)) return 0;
+    if (is_named && file_is_directory(path)) return 0;
     bool is_main = strcmp(revision, "main") == 0;
     return mo_error_set(error, MO_E_NOT_FOUND,
                         "model %s (revision %s) is neither a folder nor in the Hugging Face cache at %s; get it with: "

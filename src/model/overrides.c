@@ -48,6 +48,24 @@ static const char *name_of(const struct known *k, char name[96]) {
     return name;
 }
 
+/* 40.0 and 4e1 are 40: however it is written, the same says the same, and makes the same hash. A new one; NULL: no memory. */
+static json_t *plain(json_t *value) {
+    static const double exact = 9007199254740992; /* 2^53 */
+    const double number = json_number_value(value);
+    if (json_is_real(value) && fabs(number) <= exact && number == trunc(number))
+        return json_integer((json_int_t)number);
+    json_t *copy = json_copy(value), *part;
+    const char *key;
+    size_t i;
+    json_object_foreach(copy, key, part) {
+        json_object_set_new_nocheck(copy, key, plain(part));
+    }
+    json_array_foreach(copy, i, part) {
+        json_array_set_new(copy, i, plain(part));
+    }
+    return copy;
+}
+
 /* ---- what is said ---- */
 
 /* Takes over `value`. A key's part beside the whole of it would be the same said twice. */
@@ -60,7 +78,8 @@ static int add(struct overrides *overrides, const struct known *k, const char *a
         return mo_error_set(error, MO_E_INVALID, "%s: \"%s\" is said twice", architecture ? FLAG_KV : FLAG_JSON,
                             k->key);
     }
-    overrides->list[overrides->n++] = (struct override){k, architecture, value};
+    overrides->list[overrides->n++] = (struct override){k, architecture, plain(value)};
+    json_decref(value);
     return 0;
 }
 
@@ -190,7 +209,7 @@ static json_t *part_with_numbers(json_t *root) {
     return json_is_object(text) ? text : root;
 }
 
-/* GGUF's names are one family's; and a table by token says how many experts of the first layers there are. */
+/* GGUF's names are one family's, a rotation of compressed rows is V4's; and a table by token says how many experts of the first layers there are. */
 static int check(const struct override *o, const json_t *root, const json_t *config, const char *where,
                  struct mo_error *error) {
     const char *name = json_string_value(json_array_get(json_object_get(root, "architectures"), 0));
@@ -199,6 +218,9 @@ static int check(const struct override *o, const json_t *root, const json_t *con
     if (o->architecture && strcmp(o->architecture, family) != 0)
         return mo_error_set(error, MO_E_INVALID, "%s: %s%s: %s takes keys of %s", FLAG_KV, o->architecture,
                             o->known->gguf, where, family);
+    if (!strcmp(o->known->key, "compress_rope_theta") && family != architectures[1])
+        return mo_error_set(error, MO_E_INVALID, "%s: compress_rope_theta: %s has no compressed rows", flag_of(o),
+                            where);
     if (!strcmp(o->known->key, "num_experts_per_tok") && hashed > 0)
         return mo_error_set(error, MO_E_UNSUPPORTED,
                             "%s: num_experts_per_tok cannot be changed: the first %lld layers of %s take theirs from a "
@@ -211,9 +233,11 @@ static int check(const struct override *o, const json_t *root, const json_t *con
 }
 
 /* A value that is there already is no change: 40 is 40.0. */
-static bool is_same(const json_t *a, const json_t *b) {
-    if (json_is_number(a) && json_is_number(b)) return json_number_value(a) == json_number_value(b);
-    return json_equal(a, b);
+static bool is_same(json_t *there, const json_t *said) {
+    json_t *value = plain(there);
+    bool is = json_equal(value, said);
+    json_decref(value);
+    return is;
 }
 
 static void apply(const struct override *o, json_t *config, json_t *changes) {
@@ -227,8 +251,9 @@ static void apply(const struct override *o, json_t *config, json_t *changes) {
     json_object_set(object, key, o->value);
 }
 
+/* Sorted: the order in which something is said makes no other hash. */
 static int dump(const json_t *root, char **text, size_t *size, const char *where, struct mo_error *error) {
-    char *changed = json_dumps(root, JSON_INDENT(2));
+    char *changed = json_dumps(root, JSON_INDENT(2) | JSON_SORT_KEYS);
     if (!changed) return mo_error_set(error, MO_E_NO_MEMORY, "%s: no memory to change it", where);
     free(*text);
     *text = changed;

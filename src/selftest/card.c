@@ -219,8 +219,11 @@ static void run_layer(struct pair *p, int layer) {
         return;
     }
     for (int b = 0; b < 2; b++) both[b]->ops->route(both[b], layer);
+    /* A card that is asked for its choice earlier makes it in a launch of its own, as no step does. The CPU's router input is looked
+     * at, too, which its experts write over. */
+    p->card->ops->experts(p->card, layer);
     look_at_choice(p, layer);
-    for (int b = 0; b < 2; b++) both[b]->ops->experts(both[b], layer);
+    p->cpu->ops->experts(p->cpu, layer);
     look(p, "experts", layer);
 }
 

@@ -41,18 +41,17 @@ static void check_name_chooses(const struct hub_listing *listing, const char *na
     require(is_there);
 }
 
-/* Every choice, given as --include, wants as many bytes as it says, or more where it is also a part of other names. */
+/* Every choice, given as --include, wants its own files. */
 static void check_choices(struct hub_listing *listing) {
     struct hub_choice choice;
     for (int at = 0, before = -1; hub_next_choice(listing, &at, &choice); before = at) {
         require(at > before && choice.n_files >= 1 && choice.size >= 0);
-        const char *include[1] = {choice.pattern};
+        const char *include[1] = {choice.path};
         const struct hub_patterns patterns = {.include = include, .n_include = 1};
-        if (choice.n_files > 1 && strpbrk(choice.pattern, "?[")) continue;
         require(hub_select(listing, &patterns, "org/name", NULL) == 0);
         int n = 0;
         for (int i = 0; i < listing->n; i++) n += listing->files[i].is_wanted;
-        require(n >= choice.n_files);
+        require(n == choice.n_files);
     }
 }
 
