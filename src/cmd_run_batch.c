@@ -131,6 +131,7 @@ static int run_batch(const struct arguments *a, struct batch_report *report, str
     struct batch_output output = {0};
     int code = open_files(a, &input, &output, error);
     if (!code) code = engine_open(&engine, &a->serve.engine, error);
+    if (!code) code = policy_check(&a->serve.server.policy, engine, error);
     if (!code) code = answer_all(a, engine, &input, &output, report, error);
     engine_close(engine);
     if (code < 0 && report->n_requests) tell_how_to_go_on(&output, report);

@@ -14,6 +14,7 @@ enum { SOME_DESCRIPTORS = 256, POLL_MS = 20 };
 /* The engine opens in a thread of its own, so that /health answers from the first moment. */
 struct loading {
     struct engine_options options;
+    const struct api_policy *policy;
     struct engine *engine;
     char hash[65];
     struct mo_error error;
@@ -23,6 +24,7 @@ struct loading {
 static void *load_main(void *argument) {
     struct loading *l = argument;
     int code = engine_open(&l->engine, &l->options, &l->error);
+    if (!code) code = policy_check(l->policy, l->engine, &l->error);
     if (!code) code = checkpoint_hash(&l->engine->checkpoint, 0, l->hash, &l->error);
     if (!code) code = engine_start(l->engine, &l->error);
     if (code) l->error.code = code;
@@ -181,6 +183,7 @@ int cmd_serve(int argc, char **argv) {
         raise_descriptor_limit(a.server.max_connections);
         block_signals();
         loading.options = a.engine;
+        loading.policy = &a.server.policy;
         code = serve(&a, &loading, &error);
         engine_close(loading.engine);
     }

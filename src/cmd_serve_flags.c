@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "base/utf8.h"
 #include "engine_weights.h"
+#include "ranks/ranks.h"
 #include "sched/draft.h"
 
 enum {
@@ -260,6 +261,14 @@ static int check_quantization(const struct serve_arguments *a, struct mo_error *
     return code ? code : engine_check_quantization(&model, a->engine.quantization, error);
 }
 
+/* Before a model is fetched for it. Only the first of an mpirun's machines answers, and needs it. */
+static int check_certificate(const struct serve_arguments *a, struct mo_error *error) {
+    struct tls tls = {0};
+    int code = tls_is_wanted(&a->server.tls) && !ranks_are_meant() ? tls_read(&tls, &a->server.tls, error) : 0;
+    tls_free(&tls);
+    return code;
+}
+
 /* Before a model is fetched for them. */
 static int check_overrides(const struct serve_arguments *a, struct mo_error *error) {
     struct overrides *overrides = NULL;
@@ -447,6 +456,7 @@ int serve_arguments_settle(struct serve_arguments *a, const char *model, struct 
     if (!code) code = add_origins(a, error);
     if (!code) code = add_keys(a, error);
     if (!code) code = listen_flags_settle(&a->listen, &a->server, error);
+    if (!code) code = check_certificate(a, error);
     return code ? code : check_quantization(a, error);
 }
 

@@ -54,7 +54,7 @@ static int settle_socket(const struct listen_flags *given, struct server_options
         const char *flag, *lacks;
     } others[] = {
         {given->has_port, "--port", "port"},
-        {given->has_host && !is_host, "--host", "address"},
+        {given->has_host && given->socket_path, "--host", "address"},
         {server->max_connections_per_address > 0, "--max-connections-per-address", "addresses"},
         {given->certificate != NULL, "--ssl-certfile", "network to cross"},
     };
@@ -72,7 +72,7 @@ static int settle_prefix(const char *given, struct server_options *server, struc
     size_t size = given ? strlen(given) : 0;
     while (size > 0 && given[size - 1] == '/') size--;
     if (size == 0) return 0; /* nothing, or "/" */
-    if (given[0] != '/' || strpbrk(given, "?#%\" ") || strstr(given, "//")) {
+    if (given[0] != '/' || strpbrk(given, "?#%\" \t\r\n") || strstr(given, "//")) {
         return mo_error_set(error, MO_E_INVALID, "--root-path %s: expected a path like \"/models/one\"", given);
     }
     if (size > SERVER_PREFIX_MAX) {

@@ -6,6 +6,7 @@
 #include <string.h>
 #include "base/json.h"
 #include "sched/sched.h"
+#include "server/text_api.h"
 
 static const char WHERE[] = "--default-chat-template-kwargs";
 
@@ -63,6 +64,21 @@ int policy_flags_settle(struct policy_flags *given, struct api_policy *policy, s
     code = add_reasoning(given, given->template_variables, error);
     policy->template_variables = json_object_size(given->template_variables) ? given->template_variables : NULL;
     return code;
+}
+
+int policy_check(const struct api_policy *policy, const struct engine *engine, struct mo_error *error) {
+    static const char *const name = "";
+    const struct api_model model = {.engine = engine, .names = &name, .n_names = 1, .policy = policy};
+    struct api_error why = {0};
+    if (!policy->template_variables || !engine->tokenizer || !engine->chat) return 0;
+    json_t *body = json_pack("{s:[{s:s, s:s}]}", "messages", "role", "user", "content", "x");
+    json_t *answer = body ? text_api_apply_template(&model, body, &why) : NULL;
+    bool is_taken = answer != NULL;
+    json_decref(answer);
+    json_decref(body);
+    if (is_taken) return 0;
+    return mo_error_set(error, MO_E_INVALID, "%s or --reasoning-effort: the chat template does not take it: %s", WHERE,
+                        why.message);
 }
 
 void policy_flags_free(struct policy_flags *given) {

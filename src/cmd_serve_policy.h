@@ -4,6 +4,7 @@
 
 #include "base/buffer.h"
 #include "cli.h"
+#include "engine.h"
 #include "server/api_policy.h"
 
 enum { POLICY_FLAGS_MAX = 12 };
@@ -21,6 +22,8 @@ struct policy_flags {
 int policy_flags(struct policy_flags *given, struct api_policy *policy, struct cli_flag flags[POLICY_FLAGS_MAX]);
 /* After parsing: into `policy`, which points into `given`. */
 int policy_flags_settle(struct policy_flags *given, struct api_policy *policy, struct mo_error *error);
+/* Once the model's chat template is known: a value that it does not take would be refused in every chat. */
+int policy_check(const struct api_policy *policy, const struct engine *engine, struct mo_error *error);
 void policy_flags_free(struct policy_flags *given);
 /* What changes answers, as " name=value" each; nothing where no flag was given. */
 void policy_print(const struct api_policy *policy, struct buffer *text);

@@ -189,6 +189,15 @@ def test_stopped_while_it_is_fetched(world, ask):
     assert int(hub.asked(WEIGHTS)[-1]["range"].removeprefix("bytes=").removesuffix("-")) > 50000
 
 
+def test_a_certificate_is_looked_at_first(world, ask, tmp_path):
+    """Hours of fetching come after it."""
+    hub = world.hub(FILES)
+    words = tmp_path / "words.pem"
+    words.write_text("no PEM")
+    last_line(ask(hub, "serve", "org/model", "--port", "0", "--ssl-certfile", words, "--ssl-keyfile", words), "words.pem")
+    assert not hub.seen
+
+
 def test_a_server_of_a_model_that_was_not_here(world):
     hub = world.hub(FILES)
     process = subprocess.Popen([PROGRAM, "serve", "org/model", "--port", "0", "--max-model-len", "64"], env=world.env(hub), stderr=subprocess.PIPE)

@@ -187,6 +187,13 @@ static enum MHD_Result start_job(struct exchange *exchange, const struct prepare
     return MHD_YES;
 }
 
+struct api_model http_model(const struct exchange *exchange) {
+    const struct server *server = exchange->server;
+    const struct server_options *o = &server->options;
+    return (struct api_model){
+        atomic_load(&server->engine), o->names, o->n_names, o->any_name, o->keeps_thoughts, &o->policy};
+}
+
 enum MHD_Result http_generate(struct exchange *exchange, enum api_kind kind, const struct api_model *model) {
     return start_job(exchange, &(struct prepare_job){.kind = kind, .model = *model});
 }
@@ -271,12 +278,11 @@ static const char *without_host(const char *target) {
     return path ? path : "/";
 }
 
-/* A proxy may pass the prefix on, or take it off. */
+/* A proxy may pass the prefix on, or take it off. A prefix may also begin as a path of ours does: "/api", "/v1". */
 static const char *without_prefix(const char *path, const char *prefix) {
     size_t n = strlen(prefix);
     bool is_under = n > 0 && strncmp(path, prefix, n) == 0 && (path[n] == '/' || path[n] == 0);
-    if (!is_under) return path;
-    return path[n] ? path + n : "/";
+    return is_under && (route_exists(path + n) || !route_exists(path)) ? path + n : path;
 }
 
 static struct exchange *exchange_create(struct server *server, struct MHD_Connection *connection, const char *target,
@@ -285,7 +291,6 @@ static struct exchange *exchange_create(struct server *server, struct MHD_Connec
     if (!exchange) return NULL;
     const char *path = without_prefix(without_host(target), server->options.prefix);
     exchange->server = server;
-    exchange->lacks_slash = *server->options.prefix && !strcmp(without_host(target), server->options.prefix);
     exchange->connection = connection;
     exchange->dialect = dialect_at(path);
     request_id_set(exchange->id, header(connection, REQUEST_ID_HEADER));

@@ -39,7 +39,6 @@ struct exchange {
     size_t received;               /* of it, so far */
     struct buffer body;
     struct api_error error; /* found before the body was read */
-    bool lacks_slash;       /* it is the prefix of all paths, and no more */
     bool is_ambiguous;      /* where its body ends, so the connection is closed */
     bool has_place;         /* is one of server.n_answers */
     struct prepare_job job; /* what is done with the body */
@@ -65,6 +64,8 @@ int http_start(struct server *server, int fd, struct mo_error *error);
 /* routes.c: the route of a request, or NULL with 404 or 405 in `error`. */
 const struct route *route_find(const char *path, const char *method, const char **tail, struct api_error *error);
 
+bool route_exists(const char *path); /* itself, by whatever method */
+
 /* Sends `response`, which is taken over, with the headers of every reply. NULL, for want of memory, ends the connection. */
 enum MHD_Result http_queue(struct exchange *exchange, int status, const char *content_type,
                            struct MHD_Response *response);
@@ -72,6 +73,8 @@ enum MHD_Result http_queue(struct exchange *exchange, int status, const char *co
 enum MHD_Result http_reply_json(struct exchange *exchange, int status, json_t *json);
 enum MHD_Result http_reply_text(struct exchange *exchange, int status, const char *content_type, struct buffer *body);
 enum MHD_Result http_reply_error(struct exchange *exchange, const struct api_error *error);
+/* The model as this server has it; its engine may be NULL while it loads. */
+struct api_model http_model(const struct exchange *exchange);
 /* Parses the body, submits it, and streams or sends its answer when it is there. The exchange has a place. */
 enum MHD_Result http_generate(struct exchange *exchange, enum api_kind kind, const struct api_model *model);
 /* Sends what `function` makes of the body. The exchange has a place. */

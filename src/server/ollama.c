@@ -88,9 +88,7 @@ enum MHD_Result ollama_handle_version(struct exchange *exchange) {
 
 /* The body and the served name that it asks for by "model", or by "name" as it was called before. NULL with `error`. */
 static json_t *read_body(const struct exchange *exchange, const char **name, struct api_error *error) {
-    const struct server *server = exchange->server;
-    struct api_model model = {atomic_load(&server->engine), server->options.names,          server->options.n_names,
-                              server->options.any_name,     server->options.keeps_thoughts, &server->options.policy};
+    struct api_model model = http_model(exchange);
     if (exchange->body.size > OLLAMA_BODY_BYTES_MAX) {
         api_error_set(error, 413, NULL, "request_too_large", "the body is larger than %d bytes", OLLAMA_BODY_BYTES_MAX);
         return NULL;

@@ -13,17 +13,11 @@ static const char *model_name(const struct exchange *exchange) {
     return exchange->server->options.names[0];
 }
 
-static struct api_model api_model_of(const struct exchange *exchange) {
-    const struct server *server = exchange->server;
-    return (struct api_model){atomic_load(&server->engine), server->options.names,          server->options.n_names,
-                              server->options.any_name,     server->options.keeps_thoughts, &server->options.policy};
-}
-
 /* --- answers ------------------------------------------------------------------------------------- */
 
 static enum MHD_Result handle_generation(struct exchange *exchange) {
     struct api_error error = {0};
-    struct api_model model = api_model_of(exchange);
+    struct api_model model = http_model(exchange);
     if (place_take(exchange, &error) || place_check_queue(exchange->server, &error)) {
         return http_reply_error(exchange, &error);
     }
@@ -68,7 +62,7 @@ static enum MHD_Result handle_models(struct exchange *exchange) {
 
 static enum MHD_Result handle_model(struct exchange *exchange) {
     struct api_error error = {0};
-    struct api_model model = api_model_of(exchange);
+    struct api_model model = http_model(exchange);
     json_t *wanted = json_string(exchange->tail);
     const char *name = wanted ? api_model_name(&model, wanted, &error) : NULL;
     json_decref(wanted);
@@ -126,7 +120,7 @@ static enum MHD_Result handle_metrics(struct exchange *exchange) {
 
 static enum MHD_Result handle_text(struct exchange *exchange) {
     struct api_error error = {0};
-    struct api_model model = api_model_of(exchange);
+    struct api_model model = http_model(exchange);
     if (place_take(exchange, &error)) return http_reply_error(exchange, &error);
     return http_text(exchange, exchange->route->text, &model);
 }
@@ -166,6 +160,7 @@ static const struct route ROUTES[] = {
     {"/ping", HTTP_GET, true, false, .handle = handle_health},
     {"/version", HTTP_GET, true, false, .handle = handle_version},
     {"/metrics", HTTP_GET, false, false, .handle = handle_metrics},
+    {"", HTTP_GET, true, false, .handle = web_handle_prefix},
     {"/", HTTP_GET, true, false, .handle = web_handle_root},
     {"/index.html", HTTP_GET, true, false, .handle = web_handle_page},
     {"/web/", HTTP_GET, true, false, .handle = web_handle_file},
@@ -195,6 +190,13 @@ static bool is_at(const struct route *route, const char *path, const char **tail
     return true;
 }
 
+bool route_exists(const char *path) {
+    for (size_t i = 0; i < sizeof ROUTES / sizeof *ROUTES; i++) {
+        if (!strcmp(ROUTES[i].path, path)) return true;
+    }
+    return false;
+}
+
 const struct route *route_find(const char *path, const char *method, const char **tail, struct api_error *error) {
     if (!strcmp(method, "HEAD")) method = "GET";
     for (size_t i = 0; i < sizeof ROUTES / sizeof *ROUTES; i++) {
@@ -204,8 +206,8 @@ const struct route *route_find(const char *path, const char *method, const char 
         const char *allow = ALLOW[route->method];
         size_t n = strcspn(allow, ",");
         if (strlen(method) == n && strncmp(allow, method, n) == 0) return route;
-        api_error_set(error, 405, NULL, "method_not_allowed", "%s takes %.*s, not %.20s", route->path, (int)n, allow,
-                      method);
+        api_error_set(error, 405, NULL, "method_not_allowed", "%s takes %.*s, not %.20s",
+                      *route->path ? route->path : "/", (int)n, allow, method);
         error->allow = allow;
         return NULL;
     }

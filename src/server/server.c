@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <time.h>
 #include <unistd.h>
+#include "base/log.h"
 #include "server/http.h"
 
 /* --- TLS ------------------------------------------------------------------------------------------ */
@@ -14,7 +15,11 @@ static int open_tls(struct server *server, struct mo_error *error) {
         return mo_error_set(error, MO_E_UNSUPPORTED, "--ssl-certfile: this machine's libmicrohttpd %s has no TLS",
                             MHD_get_version());
     }
-    return tls_read(&server->tls, files, error);
+    int code = tls_read(&server->tls, files, error);
+    if (server->tls.is_over) {
+        log_warn("--ssl-certfile %s: its time is over, and clients will refuse it", files->certificate);
+    }
+    return code;
 }
 
 /* --- from open to close -------------------------------------------------------------------------- */

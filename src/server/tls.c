@@ -7,7 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/file.h"
-#include "base/log.h"
 
 enum { PEM_BYTES_MAX = 1 << 20 };
 
@@ -93,9 +92,7 @@ static int match(struct tls *tls, X509 *certificate, EVP_PKEY *key, const struct
         return mo_error_set(error, MO_E_CORRUPT, "--ssl-keyfile %s: this is not the key of the certificate in %s",
                             files->key, files->certificate);
     }
-    if (X509_cmp_current_time(X509_get0_notAfter(certificate)) < 0) {
-        log_warn("--ssl-certfile %s: its time is over, and clients will refuse it", files->certificate);
-    }
+    tls->is_over = X509_cmp_current_time(X509_get0_notAfter(certificate)) < 0;
     tls->key = print_key(key);
     return tls->key ? 0 : mo_error_set(error, MO_E_NO_MEMORY, "no memory for the key");
 }

@@ -16,14 +16,14 @@ struct tls_files {
 /* PEM, NUL-terminated; both NULL without TLS. */
 struct tls {
     char *certificate, *key; /* the key is not encrypted any more */
+    bool is_over;            /* the certificate's time: clients will refuse it */
 };
 
 static inline bool tls_is_wanted(const struct tls_files *files) {
     return files->certificate != NULL;
 }
 
-/* MO_E_IO: cannot be read; MO_E_CORRUPT: no PEM, a key that is another certificate's, or a wrong password. Warns of a certificate
- * whose time is over. */
+/* MO_E_IO: cannot be read; MO_E_CORRUPT: no PEM, a key that is another certificate's, or a wrong password. */
 int tls_read(struct tls *tls, const struct tls_files *files, struct mo_error *error);
 void tls_free(struct tls *tls); /* accepts a zeroed one; wipes the key */
 

@@ -85,27 +85,31 @@ enum MHD_Result web_handle_page(struct exchange *exchange) {
     return exchange->server->options.no_webui ? nothing_here(exchange) : send_file(exchange, &files[0]);
 }
 
-/* The page names its files from the folder that it is in. */
-static enum MHD_Result send_to_folder(struct exchange *exchange) {
-    char place[SERVER_PREFIX_MAX + 2];
-    snprintf(place, sizeof place, "%s/", exchange->server->options.prefix);
-    struct MHD_Response *response = MHD_create_response_from_buffer(0, NULL, MHD_RESPMEM_PERSISTENT);
-    if (!response) return MHD_NO;
-    MHD_add_response_header(response, MHD_HTTP_HEADER_LOCATION, place);
-    MHD_add_response_header(response, MHD_HTTP_HEADER_VARY, MHD_HTTP_HEADER_ACCEPT);
-    return http_queue(exchange, MHD_HTTP_PERMANENT_REDIRECT, HTML, response);
+static bool wants_page(const struct exchange *exchange) {
+    const char *accept = header(exchange, MHD_HTTP_HEADER_ACCEPT);
+    return accept && strcasestr(accept, "text/html") && !exchange->server->options.no_webui;
 }
 
 enum MHD_Result web_handle_root(struct exchange *exchange) {
-    const char *accept = header(exchange, MHD_HTTP_HEADER_ACCEPT);
-    bool wants_page = accept && strcasestr(accept, "text/html");
-    if (!wants_page || exchange->server->options.no_webui) return ollama_handle_root(exchange);
-    return exchange->lacks_slash ? send_to_folder(exchange) : web_handle_page(exchange);
+    return wants_page(exchange) ? web_handle_page(exchange) : ollama_handle_root(exchange);
+}
+
+/* The page's own paths are relative: a browser has to know that there is a "/" before them. So is this one, as a proxy may know the
+ * server by another path; "./", lest a ":" makes a scheme of it. */
+enum MHD_Result web_handle_prefix(struct exchange *exchange) {
+    char place[SERVER_PREFIX_MAX + 8];
+    if (!wants_page(exchange)) return ollama_handle_root(exchange);
+    snprintf(place, sizeof place, ".%s/", strrchr(exchange->server->options.prefix, '/'));
+    struct MHD_Response *response = MHD_create_response_from_buffer(0, "", MHD_RESPMEM_PERSISTENT);
+    if (!response) return MHD_NO;
+    MHD_add_response_header(response, MHD_HTTP_HEADER_LOCATION, place);
+    MHD_add_response_header(response, MHD_HTTP_HEADER_VARY, MHD_HTTP_HEADER_ACCEPT);
+    return http_queue(exchange, MHD_HTTP_TEMPORARY_REDIRECT, HTML, response);
 }
 
 enum MHD_Result web_handle_file(struct exchange *exchange) {
     for (size_t i = 1; i < sizeof files / sizeof *files && !exchange->server->options.no_webui; i++) {
-        if (!strcmp(exchange->tail, files[i].name)) return send_file(exchange, &files[i]);
+        if (exchange->tail && !strcmp(exchange->tail, files[i].name)) return send_file(exchange, &files[i]);
     }
     return nothing_here(exchange);
 }

@@ -7,6 +7,8 @@
 
 /* "/": the page for who accepts HTML, which browsers do, and for the others what Ollama says there. */
 enum MHD_Result web_handle_root(struct exchange *exchange);
+/* "", which is --root-path alone: what "/" says, from where the page finds what it asks for. */
+enum MHD_Result web_handle_prefix(struct exchange *exchange);
 /* "/index.html": the page. */
 enum MHD_Result web_handle_page(struct exchange *exchange);
 /* "/web/NAME": what the page asks for. */

@@ -89,6 +89,17 @@ def test_wrong_values(model, flags, words):
         assert word in last, last
 
 
+def test_what_the_template_does_not_take(model, tmp_path):
+    """Said at the start: every chat would be refused."""
+    requests = tmp_path / "in.jsonl"
+    requests.write_text(json.dumps({"custom_id": "1", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x"}}))
+    for words in (["serve", "--host", HOST, "--port", "0"], ["run-batch", "-i", requests, "-o", tmp_path / "out.jsonl"]):
+        done = subprocess.run([PROGRAM, *words, "--model", model, "--chat-template", "deepseek-v4", "--reasoning-effort", "utmost"],
+                              capture_output=True, text=True, timeout=20)
+        last = done.stderr.strip().splitlines()[-1]
+        assert done.returncode == 2 and "--reasoning-effort" in last and '"ultra"' in last, done
+
+
 def test_run_batch(model, tmp_path):
     """The same there, and in the answers' ids."""
     requests, ids = tmp_path / "in.jsonl", set()

@@ -6,7 +6,6 @@ import pytest
 
 from serving import DEBUG_PROGRAM, FLAGS, HOST, PROGRAM
 
-PAGE = {"Accept": "text/html,*/*"}
 KEY = {"Authorization": "Bearer sesame"}
 
 
@@ -29,10 +28,28 @@ def test_both_ways(server):
         assert isinstance(server.post(prefix + "/api/nothing", {}, KEY).json["error"], str), "Ollama's errors are texts"
     for path in ("/models/tiny", "/models/tiny/"):
         assert server.get(path).status == 200
-    assert b"web/app.js" in server.get("/models/tiny/", PAGE).body, "which names its files from there"
+
+
+def test_page(server):
+    """Its paths are relative, so it has to be below the prefix's "/": that is said by a relative path, too."""
+    html = {"Accept": "text/html,*/*"}
+    reply = server.get("/models/tiny", html)
+    assert (reply.status, reply.headers["location"], reply.headers["vary"]) == (307, "./tiny/", "Accept")
+    assert b"web/app.js" in server.get("/models/tiny/", html).body
     assert server.get("/models/tiny/web/app.js").status == 200
-    reply = server.get("/models/tiny", PAGE)
-    assert reply.status == 308 and reply.headers["location"] == "/models/tiny/"
+
+
+@pytest.mark.parametrize("prefix", ["/v1", "/api"])
+def test_prefix_of_our_own(start, model, prefix):
+    """One that begins as our own paths do takes none of them away."""
+    server = start(model, *FLAGS, "--root-path", prefix)
+    messages = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+    for path in ("/v1/messages", "/v1/chat/completions", prefix + "/v1/messages", prefix + "/v1/chat/completions"):
+        assert server.post(path, messages).status == 200, path
+    for path in ("/api/tags", prefix + "/api/tags", prefix + "/health", "/v1/models/tiny", prefix + "/v1/models/tiny"):
+        assert server.get(path).status == 200, path
+    assert server.get("/v1/nothing").status == 404
+    assert server.stop() == 0
 
 
 @pytest.mark.parametrize("path", ["/models/tinyv1/models", "/models/tiny/models/tiny/health", "/tiny/health", "/models/tiny//health"])
@@ -48,7 +65,7 @@ def test_clients(server):
     assert done.returncode == 0, done
 
 
-@pytest.mark.parametrize("prefix", ["models", "/a//b", "/a?b", "/a b", "/" + "x" * 256])
+@pytest.mark.parametrize("prefix", ["models", "/a\nb", "/a//b", "/a?b", "/a b", "/" + "x" * 256])
 def test_no_path(model, prefix):
     done = subprocess.run([PROGRAM, "serve", str(model), "--port", "0", "--api-prefix", prefix], capture_output=True, text=True, timeout=20)
     assert done.returncode == 2 and "--root-path" in done.stderr, done

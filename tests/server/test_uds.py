@@ -115,6 +115,7 @@ def test_wrong_places(model, folder):
             (["--uds", ""], 2, "1 to 107 bytes"),
             (["--uds", folder / "s", "--port", 80], 2, "--port"),
             (["--uds", folder / "s", "--host", "0.0.0.0"], 2, "--host"),
+            (["--uds", folder / "s", "--host", folder / "a.sock"], 2, "--host"),
             (["--host", folder / "a.sock", "--max-connections-per-address", 4], 2, "--max-connections-per-address"),
             (["--uds", folder / "s", "--ssl-certfile", "c", "--ssl-keyfile", "k"], 2, "--ssl-certfile")):
         found, last = refused(model, *words)

@@ -92,7 +92,7 @@ test("a block's source says all that is shown of it", () => {
 
 test("what never ends costs little", () => {
   const many = 30000;
-  const parts = ["*", "_", "[", "`", "> ", "- ", "|", " ", "# ", "**a ", "_a ", "a_", "x\n", "- a\n", "`` ` ", "http://", "[a](http://", "(", "~~~\n", "<br"];
+  const parts = ["*", "_", "[", "`", "> ", "- ", "|", " ", "# ", "**a ", "_a ", "a_", "x\n", "- a\n", "- a\n  ```x\n", "`` ` ", "http://", "[a](http://", "(", "~~~\n", "<br"];
   for (const part of parts) nodesOf(part.repeat(many));
   for (const [begin, part] of [["```", "a"], ["[a](http://", "("], ["http://", "."], ["|a|\n|-|\n", "|"]]) nodesOf(begin + part.repeat(many) + "`");
 });

@@ -43,7 +43,7 @@ function escaped(text, at) {
 
 /* As many backticks as it began with end it. */
 function code(text, at) {
-  const ticks = /^`+/.exec(text.slice(at, at + 64))[0];
+  const [ticks] = match(/`+/y, text, at);
   for (let end = text.indexOf(ticks, at + ticks.length); end >= 0; end = text.indexOf(ticks, end)) {
     const run = match(/`+/y, text, end)[0].length;
     if (run !== ticks.length) {

@@ -62,9 +62,8 @@ function listEnd(lines, at) {
   for (let next = end; next < lines.length; next++) {
     if (isBlank(lines[next])) continue;
     const item = LIST_ITEM.exec(lines[next]);
-    const isNextItem = item && isOrdered(item) === isOrdered(first);
-    const isLine = !item && next === end && isLazy(lines, next);
-    if (indentOf(lines[next]) < base + NESTED && !isNextItem && !isLine) break;
+    const isNext = () => (item ? isOrdered(item) === isOrdered(first) : next === end && isLazy(lines, next));
+    if (indentOf(lines[next]) < base + NESTED && !isNext()) break;
     if (ruleEnd(lines, next) > next) break;
     end = next + 1;
   }
