@@ -469,6 +469,15 @@ class Server:
 # --- the engine's own answers ----------------------------------------------------------------------------------------
 
 
+def refuses_to_start(model, flags, words):
+    """With these flags the program ends before anything is loaded, and its last line has these words."""
+    done = subprocess.run([PROGRAM, "serve", str(model), "--host", HOST, "--port", "0", *flags], capture_output=True, text=True, timeout=20)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode in (1, 2) and "loading" not in done.stderr, done
+    for word in words:
+        assert word in last, last
+
+
 class Engine:
     """The same model through the other commands."""
 
