@@ -4,6 +4,7 @@
 #include <string.h>
 #include "backend/backend.h"
 #include "base/file.h"
+#include "base/numa.h"
 #include "base/pool.h"
 #include "bench_machine.h"
 #include "cmd_plan.h"
@@ -296,10 +297,14 @@ static int gather_machine(struct plan_report *r, struct plan_host *host, struct 
 static int measure_ram(struct plan_report *r, int threads, struct mo_error *error) {
     struct bench_spread spread;
     if (r->input.machine.ram_gb_s > 0 || r->memory.place == PLAN_IN_GPU) return 0;
+    struct numa_choice numa;
+    struct mo_error unchanged;
+    numa_settle(NUMA_AUTO, &numa, &unchanged); /* as an engine has it */
     int code = bench_measure_read(threads, &spread, error);
     if (code) return code;
     r->input.machine.ram_gb_s = spread.median;
-    snprintf(r->ram_speed_from, sizeof r->ram_speed_from, "measured here, %d threads", threads);
+    snprintf(r->ram_speed_from, sizeof r->ram_speed_from, "measured here, %d threads%s", threads,
+             numa.use == NUMA_DISTRIBUTE ? ", pages over all memory nodes" : "");
     return 0;
 }
 

@@ -13,6 +13,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include "base/affinity.h"
 #include "base/error.h"
 #include "expert/store.h"
 #include "model/cache_row.h"
@@ -57,7 +58,7 @@ struct batch {
 
 struct backend_options {
     int threads;
-    bool pin_threads; /* each on a processor of its own */
+    enum affinity affinity; /* where threads stay */
     int max_rows;     /* largest n_rows */
     int max_logits;   /* largest n_logits */
     int max_seqs;     /* largest n_seqs */
