@@ -21,7 +21,6 @@ struct checkup {
     bool quick;
     struct plan_host host;
     struct numa_choice numa; /* as an engine would have it: what is measured is what it would get */
-    struct mo_error numa_error;
     struct plan_cuda cuda;
     int energy_meters;
     struct plan_disk disk;
@@ -88,7 +87,7 @@ static void check_nodes(struct checkup *c, bool json) {
                "the experts in its own memory: mpirun -n %d --map-by ppr:1:numa --bind-to numa moebius serve MODEL",
                n, n);
     }
-    if (c->numa_error.code) advise(c, json, "memory nodes: %s", c->numa_error.message);
+    if (c->numa.why_not.code) advise(c, json, "memory nodes: %s", c->numa.why_not.message);
     if (numa.n > 1 && !c->numa.has_several) advise(c, json, "this process is bound to one of %d memory nodes", numa.n);
 }
 
@@ -251,7 +250,7 @@ static int run(struct checkup *c, bool json, struct mo_error *error) {
     int code = plan_detect_host(&c->host, error);
     if (code) return code;
     if (!c->threads) c->threads = c->host.threads;
-    numa_settle(NUMA_AUTO, &c->numa, &c->numa_error);
+    numa_settle(NUMA_AUTO, &c->numa);
     check_processor(c, json);
     check_nodes(c, json);
     check_memory(c, json);

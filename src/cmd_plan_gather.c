@@ -298,8 +298,7 @@ static int measure_ram(struct plan_report *r, int threads, struct mo_error *erro
     struct bench_spread spread;
     if (r->input.machine.ram_gb_s > 0 || r->memory.place == PLAN_IN_GPU) return 0;
     struct numa_choice numa;
-    struct mo_error unchanged;
-    numa_settle(NUMA_AUTO, &numa, &unchanged); /* as an engine has it */
+    numa_settle(NUMA_AUTO, &numa); /* as an engine has it */
     int code = bench_measure_read(threads, &spread, error);
     if (code) return code;
     r->input.machine.ram_gb_s = spread.median;

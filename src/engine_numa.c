@@ -2,51 +2,43 @@
 
 #include <unistd.h>
 #include "base/log.h"
-#include "base/numa.h"
 #include "base/numa_pages.h"
 #include "base/progress.h"
 #include "engine_turn.h"
 #include "model/slots.h"
 
-enum { LOOK_MATRICES = 512 };        /* of all, evenly: a second or less, where all would take minutes */
+enum { LOOK_MATRICES = 512 }; /* of all, evenly: a second or less, where all would take minutes */
+static const double WORTH_SAYING_GB = 0.005;
 static const double BAD_SHARE = 0.1; /* of pages in the wrong place; below that it is not worth the time */
 
-static void say(const struct numa_choice *choice, enum numa_use wished) {
-    const int n = __builtin_popcountll(choice->nodes);
+int engine_numa_settle(struct engine_options *o, struct mo_error *error) {
+    struct numa_choice *choice = &o->numa_choice;
+    numa_settle((enum numa_use)o->numa, choice);
+    if (!choice->why_not.code || choice->wished == NUMA_AUTO) return 0;
+    return mo_error_set(error, choice->why_not.code, "--numa: %s", choice->why_not.message);
+}
+
+static void say(const struct numa_choice *choice) {
+    const bool is_said = choice->wished != NUMA_AUTO && choice->wished != NUMA_AS_IT_IS;
     if (choice->use == NUMA_DISTRIBUTE)
-        log_info("memory nodes: %d; pages and threads go over all of them (--numa isolate: one; --numa numactl: as it "
-                 "is)",
-                 n);
+        log_info("memory nodes: pages and threads go over all %d (--numa isolate: one; --numa numactl: as the system "
+                 "has it)",
+                 __builtin_popcountll(choice->nodes));
     if (choice->use == NUMA_ISOLATE)
         log_info("memory nodes: threads stay on node %d, and so does memory while its %.2f GB have room",
                  __builtin_ctzll(choice->nodes), choice->memory_bytes * 1e-9);
-    if (wished == NUMA_AUTO && choice->has_several && choice->is_bound)
+    if (choice->wished == NUMA_AUTO && choice->has_several && choice->is_bound)
         log_info("memory nodes: pages go where this process was told to put them (numactl)");
-    if (wished != NUMA_AUTO && wished != NUMA_AS_IT_IS && !choice->has_several)
+    if (is_said && !choice->has_several)
         log_info("--numa: this process has one memory node, there is nothing to choose");
-}
-
-int engine_numa_settle(struct engine_options *o, struct mo_error *error) {
-    const enum numa_use wished = (enum numa_use)o->numa;
-    struct numa_choice choice;
-    struct mo_error reason;
-    int code = numa_settle(wished, &choice, &reason);
-    o->numa = choice.use;
-    o->numa_nodes = choice.nodes;
-    o->numa_memory_bytes = choice.memory_bytes;
-    if (code && wished != NUMA_AUTO) return mo_error_set(error, code, "--numa: %s", reason.message);
-    if (code) {
+    if (choice->why_not.code)
         log_warn("several memory nodes: weights may all lie on one of them, and be read at its speed alone: %s",
-                 reason.message);
-    } else {
-        say(&choice, wished);
-    }
-    return 0;
+                 choice->why_not.message);
 }
 
 enum affinity engine_numa_affinity(const struct engine_options *o) {
     if (o->cpu_strict) return AFFINITY_PROCESSOR;
-    return o->numa == NUMA_DISTRIBUTE ? AFFINITY_NODE : AFFINITY_ANY;
+    return o->numa_choice.use == NUMA_DISTRIBUTE ? AFFINITY_NODE : AFFINITY_ANY;
 }
 
 /* ---- weights that are in memory already ---- */
@@ -80,7 +72,7 @@ static double bytes_of(const struct placing *p) {
 /* Every `step`-th matrix. */
 static int go_over(const struct placing *p, int step, bool moves, double bytes, struct numa_tally *tally,
                    struct mo_error *error) {
-    struct numa_pages *pages = numa_pages_open(p->engine->options.numa_nodes, moves);
+    struct numa_pages *pages = numa_pages_open(p->engine->options.numa_choice.nodes, moves);
     struct progress progress;
     double done = 0;
     int code = pages ? 0 : mo_error_set(error, MO_E_NO_MEMORY, "no memory for a list of pages");
@@ -100,6 +92,7 @@ static int go_over(const struct placing *p, int step, bool moves, double bytes, 
 static void say_moved(const struct engine *engine, const struct numa_tally *tally) {
     const double page_gb = (double)sysconf(_SC_PAGESIZE) * 1e-9;
     const double wrong = (double)tally->wrong * page_gb, moved = (double)tally->moved * page_gb;
+    if (wrong < WORTH_SAYING_GB) return;
     log_info("%s: %.2f of %.2f GB that were in memory lay on the wrong memory nodes; %.2f GB were moved", engine->path,
              wrong, (double)tally->seen * page_gb, moved);
     if (moved < 0.9 * wrong)
@@ -112,10 +105,10 @@ static int place(const struct placing *p, struct mo_error *error) {
     const struct engine *engine = p->engine;
     const double bytes = bytes_of(p);
     struct numa_tally tally;
-    if (bytes > engine->options.numa_memory_bytes) {
+    if (bytes > engine->options.numa_choice.memory_bytes) {
         log_info(
             "%s: %.2f GB of weights, more than the %.2f GB of this process's memory nodes: pages stay where they are",
-            engine->path, bytes * 1e-9, engine->options.numa_memory_bytes * 1e-9);
+            engine->path, bytes * 1e-9, engine->options.numa_choice.memory_bytes * 1e-9);
         return 0;
     }
     int code = go_over(p, 1 + p->n_slots / LOOK_MATRICES, false, bytes, &tally, error);
@@ -128,7 +121,8 @@ static int place(const struct placing *p, struct mo_error *error) {
 int engine_numa_place(const struct engine *engine, int (*tick)(void *context, struct mo_error *error), void *context,
                       struct mo_error *error) {
     struct placing p = {.engine = engine, .tick = tick, .context = context};
-    if (!engine->options.numa_nodes || engine->weights.made || engine->weights.later) return 0;
+    say(&engine->options.numa_choice);
+    if (!engine->options.numa_choice.nodes || engine->weights.made || engine->weights.later) return 0;
     struct arena *arena = arena_create();
     if (!arena) return mo_error_set(error, MO_E_NO_MEMORY, "no memory for a list of matrices");
     int code = slots_list(&engine->model, arena, &p.slots, &p.n_slots, error);

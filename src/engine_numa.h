@@ -4,10 +4,10 @@
 
 #include "engine.h"
 
-/* --numa, before anything is opened; says what was done where there are several nodes. */
+/* --numa, before anything is opened. */
 int engine_numa_settle(struct engine_options *options, struct mo_error *error);
 enum affinity engine_numa_affinity(const struct engine_options *options);
-/* Weights that the CPU reads where they are mapped, and that lie in memory on the wrong nodes, go to the right ones. `tick` (may be
+/* Says what was done, where there are several nodes. Weights that the CPU reads where they are mapped, and that lie in memory on the wrong nodes, go to the right ones. `tick` (may be
  * NULL) is called now and then. */
 int engine_numa_place(const struct engine *engine, int (*tick)(void *context, struct mo_error *error), void *context,
                       struct mo_error *error);

@@ -106,11 +106,12 @@ static double memory_of(const struct numa *numa, uint64_t nodes) {
     return bytes;
 }
 
-int numa_settle(enum numa_use wished, struct numa_choice *choice, struct mo_error *error) {
+void numa_settle(enum numa_use wished, struct numa_choice *choice) {
     struct numa numa;
+    struct mo_error *error = &choice->why_not;
     int code = 0;
     numa_look(&numa);
-    *choice = (struct numa_choice){.use = wished, .nodes = numa.n > 1 ? numa_usable(&numa) : 0};
+    *choice = (struct numa_choice){.wished = wished, .use = wished, .nodes = numa.n > 1 ? numa_usable(&numa) : 0};
     choice->has_several = choice->nodes & (choice->nodes - 1);
     choice->is_bound = has_policy();
     const bool is_left = wished == NUMA_AS_IT_IS || (wished == NUMA_AUTO && choice->is_bound);
@@ -119,7 +120,9 @@ int numa_settle(enum numa_use wished, struct numa_choice *choice, struct mo_erro
     if (choice->use == NUMA_AUTO) choice->use = NUMA_DISTRIBUTE;
     if (choice->use == NUMA_DISTRIBUTE) code = set_policy(MPOL_INTERLEAVE, choice->nodes, error);
     if (choice->use == NUMA_ISOLATE) code = isolate(&numa, choice, error);
-    if (code) *choice = (struct numa_choice){.use = NUMA_AS_IT_IS, .has_several = choice->has_several};
+    if (code) {
+        choice->use = NUMA_AS_IT_IS;
+        choice->nodes = 0;
+    }
     choice->memory_bytes = memory_of(&numa, choice->nodes);
-    return code;
 }

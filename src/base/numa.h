@@ -37,15 +37,17 @@ enum numa_use {
 };
 
 struct numa_choice {
-    enum numa_use use;   /* never NUMA_AUTO */
-    uint64_t nodes;      /* bits of those where pages should lie, alike; 0: nobody says */
-    double memory_bytes; /* of these nodes */
-    bool has_several;    /* nodes that could have been used */
-    bool is_bound;       /* a policy for memory was there before */
+    enum numa_use wished;
+    enum numa_use use;       /* never NUMA_AUTO */
+    uint64_t nodes;          /* bits of those where pages should lie, alike; 0: nobody says */
+    double memory_bytes;     /* of these nodes */
+    bool has_several;        /* nodes that could have been used */
+    bool is_bound;           /* a policy for memory was there before */
+    struct mo_error why_not; /* MO_E_UNSUPPORTED: the system refused, and nothing has changed */
 };
 
 /* Sets the policies of the calling thread, which those that it starts take over: to be called before there are any, and before memory
- * is taken or files are read. MO_E_UNSUPPORTED where the system refuses; after NUMA_AUTO it says so, and nothing has changed. */
-int numa_settle(enum numa_use wished, struct numa_choice *choice, struct mo_error *error);
+ * is taken or files are read. */
+void numa_settle(enum numa_use wished, struct numa_choice *choice);
 
 #endif

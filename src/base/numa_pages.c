@@ -22,6 +22,7 @@ struct numa_pages {
     void *move_page[MOVE];
     int move_to[MOVE], move_result[MOVE];
     size_t n_moves;
+    uintptr_t last; /* page that was looked at: small matrices share some */
 };
 
 /* ---- the rule ---- */
@@ -101,10 +102,14 @@ static void look(struct numa_pages *p, uint8_t *begin, size_t n, size_t page_byt
 
 void numa_pages_add(struct numa_pages *pages, const void *data, size_t bytes) {
     const size_t page_bytes = (size_t)sysconf(_SC_PAGESIZE);
-    const uintptr_t begin = (uintptr_t)data / page_bytes * page_bytes;
-    const size_t n = ((uintptr_t)data + bytes - begin + page_bytes - 1) / page_bytes;
-    for (size_t i = 0; i < n; i += LOOK)
-        look(pages, (uint8_t *)begin + i * page_bytes, n - i < LOOK ? n - i : LOOK, page_bytes);
+    uintptr_t at = (uintptr_t)data / page_bytes * page_bytes, end = (uintptr_t)data + bytes;
+    if (at == pages->last) at += page_bytes;
+    while (at < end) {
+        const size_t rest = (end - at + page_bytes - 1) / page_bytes, n = rest < LOOK ? rest : LOOK;
+        look(pages, (uint8_t *)at, n, page_bytes);
+        at += n * page_bytes;
+        pages->last = at - page_bytes;
+    }
 }
 
 struct numa_tally numa_pages_close(struct numa_pages *pages) {
