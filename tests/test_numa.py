@@ -3,9 +3,11 @@ with pages is seen by tools/numa-vm.sh, in an emulator; the order of threads and
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -101,6 +103,20 @@ def test_threads_stay_on_their_nodes(two):
     both = {frozenset(CPUS), frozenset(CPUS[1:])}
     assert places("-t", 2, env=two) == both
     assert frozenset(CPUS[:1]) in places("-t", 2, "--cpu-strict", 1, env=two)
+
+
+@pytest.mark.skipif(not shutil.which("mpirun") or CPUS[:2] != [0, 1] or not (Path(PROGRAM).resolve().parent / "moebius-mpi.so").exists(),
+                    reason="left out: no mpirun and moebius-mpi.so, or not the two processors that are played to be two nodes")
+def test_one_process_a_node(two, tmp_path):
+    """doctor's own command line, told that this machine is two nodes of a processor each: every process keeps to its own."""
+    if "Open MPI" not in subprocess.run(["mpirun", "--version"], capture_output=True, text=True).stdout:
+        pytest.skip("the command line is Open MPI's")
+    env = {**os.environ, **two, "HWLOC_SYNTHETIC": "numa:2 core:1 pu:1", "HWLOC_THISSYSTEM": "1", "OMPI_ALLOW_RUN_AS_ROOT": "1",
+           "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "MOEBIUS_MEMORY": "1", "ASAN_OPTIONS": "detect_leaks=0"}
+    line = MPIRUN.replace("moebius serve MODEL", f"{PROGRAM} bench {MODEL} --prompt 64 --generate 8 --batch 1 --depth 0").split()
+    done = subprocess.run(line, capture_output=True, text=True, env=env, timeout=120)
+    assert done.returncode == 0 and "routed experts of every layer" in done.stderr, done.stderr
+    assert "1 thread reads" in done.stdout and "pages and threads go" not in done.stderr, done.stdout + done.stderr
 
 
 def test_doctor_and_plan(two):

@@ -83,9 +83,8 @@ on_node_0() { fresh; taskset 1 cat /model/model.safetensors >/dev/null; }
 export OMPI_MCA_plm=isolated OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 moebius doctor --quick | grep -A3 "^memory nodes"
 for numa in numactl auto distribute isolate; do fresh; watch "read from disk, --numa $numa" moebius serve $model --numa $numa; done
-for numa in numactl auto isolate; do
-    on_node_0; watch "in memory, all on node 0, --numa $numa" taskset $([ $numa = isolate ] && echo c || echo f) moebius serve $model --numa $numa
-done
+for numa in numactl auto; do on_node_0; watch "in memory, all on node 0, --numa $numa" moebius serve $model --numa $numa; done
+on_node_0; watch "in memory, all on node 0, bound to node 1" taskset c moebius serve $model
 fresh; watch "as many threads as half of the processors" moebius serve $model -t 2
 fresh; watch "--cpu-strict 1, two threads" moebius serve $model -t 2 --cpu-strict 1
 if [ -x /usr/bin/mpirun ]; then

@@ -15,7 +15,7 @@ struct numa_node {
     int id;
     cpu_set_t cpus; /* that the calling thread may use */
     int n_cpus;
-    double memory_bytes; /* 0: processors alone */
+    double memory_bytes; /* 0: processors alone, or none that it may use */
 };
 
 struct numa {
