@@ -47,6 +47,8 @@ struct placing {
     const struct engine *engine;
     struct slot *slots;
     int n_slots;
+    int n_ours;   /* matrices */
+    double bytes; /* of these */
     int (*tick)(void *context, struct mo_error *error);
     void *context;
 };
@@ -60,26 +62,25 @@ static const struct mat *mat_of(const struct engine *engine, const struct slot *
     return mat->data && !mat->turned && !(engine->will_turn && mat_can_turn(mat->format)) ? mat : NULL;
 }
 
-static double bytes_of(const struct placing *p) {
-    double bytes = 0;
+static void count_ours(struct placing *p) {
     for (int i = 0; i < p->n_slots; i++) {
         const struct mat *mat = mat_of(p->engine, &p->slots[i]);
-        if (mat) bytes += (double)mat_data_bytes(mat);
+        if (!mat) continue;
+        p->n_ours++;
+        p->bytes += (double)mat_data_bytes(mat);
     }
-    return bytes;
 }
 
-/* Every `step`-th matrix. */
-static int go_over(const struct placing *p, int step, bool moves, double bytes, struct numa_tally *tally,
-                   struct mo_error *error) {
+/* Every `step`-th of our matrices. */
+static int go_over(const struct placing *p, int step, bool moves, struct numa_tally *tally, struct mo_error *error) {
     struct numa_pages *pages = numa_pages_open(p->engine->options.numa_choice.nodes, moves);
     struct progress progress;
     double done = 0;
-    int code = pages ? 0 : mo_error_set(error, MO_E_NO_MEMORY, "no memory for a list of pages");
-    progress_begin(&progress, "moving weights to their memory nodes", "GB", 1e-9, bytes);
-    for (int i = 0; i < p->n_slots && !code; i += step) {
+    int n = 0, code = pages ? 0 : mo_error_set(error, MO_E_NO_MEMORY, "no memory for a list of pages");
+    progress_begin(&progress, "moving weights to their memory nodes", "GB", 1e-9, p->bytes);
+    for (int i = 0; i < p->n_slots && !code; i++) {
         const struct mat *mat = mat_of(p->engine, &p->slots[i]);
-        if (!mat) continue;
+        if (!mat || n++ % step) continue;
         numa_pages_add(pages, mat->data, mat_data_bytes(mat));
         progress_update(&progress, done += (double)mat_data_bytes(mat));
         if (p->tick) code = p->tick(p->context, error);
@@ -101,19 +102,19 @@ static void say_moved(const struct engine *engine, const struct numa_tally *tall
                  engine->path, wrong - moved);
 }
 
-static int place(const struct placing *p, struct mo_error *error) {
+static int place(struct placing *p, struct mo_error *error) {
     const struct engine *engine = p->engine;
-    const double bytes = bytes_of(p);
     struct numa_tally tally;
-    if (bytes > engine->options.numa_choice.memory_bytes) {
+    count_ours(p);
+    if (p->bytes > engine->options.numa_choice.memory_bytes) {
         log_info(
             "%s: %.2f GB of weights, more than the %.2f GB of this process's memory nodes: pages stay where they are",
-            engine->path, bytes * 1e-9, engine->options.numa_choice.memory_bytes * 1e-9);
+            engine->path, p->bytes * 1e-9, engine->options.numa_choice.memory_bytes * 1e-9);
         return 0;
     }
-    int code = go_over(p, 1 + p->n_slots / LOOK_MATRICES, false, bytes, &tally, error);
+    int code = go_over(p, 1 + p->n_ours / LOOK_MATRICES, false, &tally, error);
     if (code || (double)tally.wrong <= BAD_SHARE * (double)tally.seen) return code;
-    code = go_over(p, 1, true, bytes, &tally, error);
+    code = go_over(p, 1, true, &tally, error);
     if (!code) say_moved(engine, &tally);
     return code;
 }
