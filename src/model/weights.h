@@ -86,7 +86,7 @@ struct weights {
     struct mat embed, head;  /* [vocab][hidden] */
     const float *final_norm; /* [hidden] */
     struct mixer head_mixer; /* V4 alone: V4.1's head reads what the last mixer says */
-    const int32_t *folded;   /* V4.1 [vocab] what n-grams take a token for, below engram.folded_vocab (engine_fold.h) */
+    const int32_t *folded;   /* V4.1 [vocab] what n-grams take a token for, below engram.folded_vocab (engine/fold.h) */
     struct layer *layers;    /* [layers] */
     struct arena *arena;     /* owns everything above */
     void *made;              /* [made_bytes] matrices that were made in memory instead (make.h), or NULL */

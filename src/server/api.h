@@ -1,10 +1,10 @@
 /* server/api.h - a request's JSON to prompts, sampling and limits: everything that can be refused is refused
  * here, with the field's name, before anything is submitted. Pure: no connection, no scheduler; any thread.
- * Includes: base, text, sched (types), engine.h. */
+ * Includes: base, text, sched (types), engine/engine.h. */
 #ifndef MOEBIUS_SERVER_API_H
 #define MOEBIUS_SERVER_API_H
 
-#include "engine.h"
+#include "engine/engine.h"
 #include "server/api_error.h"
 #include "server/api_policy.h"
 #include "server/message.h"

@@ -12,7 +12,7 @@
 #include "backend/backend.h"
 #include "model/recipe.h"
 #include "model/synth.h"
-#include "bench_bytes.h"
+#include "cmd/bench/bytes.h"
 #include "plan/detect.h"
 #include "plan/predict.h"
 
