@@ -1,5 +1,5 @@
-/* cmd/cmd.h - the subcommands. Each is one file, NAME.c, or a folder of that name; argv[0] is the subcommand's name; the result is the exit
- * status: 0 success, 1 failure, 2 wrong usage, 3 (`plan`) it does not fit. */
+/* cmd/cmd.h - the subcommands. Each is one file, NAME.c, or a folder of that name; argv[0] is the subcommand's name; the
+ * result is the exit status: 0 success, 1 failure, 2 wrong usage, 3 (`plan`) it does not fit. */
 #ifndef MOEBIUS_CMD_CMD_H
 #define MOEBIUS_CMD_CMD_H
 

@@ -9,7 +9,7 @@
 #include "cmd/cmd.h"
 #include "find/find.h"
 #include "cmd/info_hybrid.h"
-#include "model/gguf.h"
+#include "model/gguf/gguf.h"
 #include "model/names.h"
 #include "model/pack.h"
 #include "cli/override_flags.h"

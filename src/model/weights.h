@@ -95,7 +95,7 @@ struct weights {
 };
 
 /* Binds every tensor of the checkpoint, or names the first that is missing, unknown, or of another shape or type than
- * config.json says. The checkpoint must outlive the weights. `threads` work while kv_b is joined from two parts (gguf.h); nothing
+ * config.json says. The checkpoint must outlive the weights. `threads` work while kv_b is joined from two parts (gguf/gguf.h); nothing
  * else takes time. */
 int weights_bind(struct weights *weights, const struct model *model, const struct checkpoint *checkpoint, int threads,
                  struct mo_error *error);

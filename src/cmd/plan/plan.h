@@ -1,6 +1,6 @@
-/* cmd/plan/plan.h - what the files of `plan` share: cmd/plan/plan.c (flags), cmd/plan/gather.c (the model, this machine), cmd/plan/text.c and
- * cmd/plan/json.c (one plan), cmd/plan/tables.c and cmd/plan/fits.c (published tables corrected, docs/what-fits.md),
- * cmd/plan/plots.c (its pictures), cmd/plan/check.c (is a figure possible?). */
+/* cmd/plan/plan.h - what the files of `plan` share: plan.c (flags), gather.c (the model, this machine), text.c and json.c (one
+ * plan), tables.c and fits.c (published tables corrected, docs/what-fits.md), plots.c (its pictures), check.c (is a figure
+ * possible?). */
 #ifndef MOEBIUS_CMD_PLAN_PLAN_H
 #define MOEBIUS_CMD_PLAN_PLAN_H
 

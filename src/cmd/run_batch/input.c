@@ -9,7 +9,7 @@
 #include <unistd.h>
 #include "base/file.h"
 #include "base/utf8.h"
-#include "server/api_fields.h"
+#include "server/api/fields.h"
 
 enum { LINE_BYTES_MAX = 32 << 20, COPY_BYTES = 1 << 16 };
 

@@ -4,7 +4,7 @@
  *
  * It is read twice, line by line: once before the model is loaded, which counts the requests and refuses a file that names two
  * alike, and once to answer them. What is no file (a pipe, standard input) is copied to a nameless one first.
- * Includes: base, server/api_fields.h. */
+ * Includes: base, server/api/fields.h. */
 #ifndef MOEBIUS_CMD_RUN_BATCH_INPUT_H
 #define MOEBIUS_CMD_RUN_BATCH_INPUT_H
 

@@ -5,7 +5,7 @@
 #include "base/buffer.h"
 #include "cli/cli.h"
 #include "engine/engine.h"
-#include "server/api_policy.h"
+#include "server/api/policy.h"
 
 enum { POLICY_FLAGS_MAX = 12 };
 
