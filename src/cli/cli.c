@@ -76,10 +76,10 @@ static int unknown_flag(const struct cli_command *command, const char *name, siz
         }
     }
     if (nearest) {
-        return mo_error_set(error, MO_E_INVALID, "unknown flag %.*s; did you mean %.*s? (--help lists all)", (int)size,
+        return mo_error_set(error, MO_E_INVALID, "unknown flag %.*s; did you mean %.*s? (--help lists them)", (int)size,
                             name, (int)strcspn(nearest, ","), nearest);
     }
-    return mo_error_set(error, MO_E_INVALID, "unknown flag %.*s (--help lists all)", (int)size, name);
+    return mo_error_set(error, MO_E_INVALID, "unknown flag %.*s (--help lists them)", (int)size, name);
 }
 
 /* The index of `value` in "a|b|c", or -1. */
@@ -174,30 +174,36 @@ static int set_flag(const struct cli_flag *flag, const char *name, const char *v
     return 0;
 }
 
-/* Names that an earlier table has taken are not this flag's. */
-static void print_flag(const struct cli_command *command, const struct cli_flag *flag) {
-    if (flag->type == CLI_HEADING) {
-        printf("\n%s:\n", flag->names);
-        return;
-    }
-    char left[128];
-    int n = snprintf(left, sizeof left, "  ");
-    for (const char *at = flag->names; *at && n < (int)sizeof left - 4;) {
+static bool is_refused(const struct cli_flag *flag) {
+    return flag->type == CLI_REFUSED || flag->type == CLI_REFUSED_FLAG;
+}
+
+/* Taken so that other engines' command lines go on working, or do not, with the reason: nothing here listens to it. */
+static bool is_of_others(const struct cli_flag *flag) {
+    return flag->type == CLI_IGNORED || flag->type == CLI_IGNORED_FLAG || is_refused(flag);
+}
+
+/* The flag's names, but for those that an earlier one has taken, with what its value is called. Returns how many. */
+static int name_flag(const struct cli_command *command, const struct cli_flag *flag, char *out, size_t out_size) {
+    int n = snprintf(out, out_size, "  "), names = 0;
+    for (const char *at = flag->names; *at && n < (int)out_size - 4;) {
         size_t size = strcspn(at, ",");
         if (find_flag(command, at, size) == flag)
-            n += snprintf(left + n, sizeof left - (size_t)n, "%s%.*s", n > 2 ? ", " : "", (int)size, at);
+            n += snprintf(out + n, out_size - (size_t)n, "%s%.*s", names++ ? ", " : "", (int)size, at);
         at += size + (at[size] == ',');
     }
-    if (n == 2) return;
-    if ((takes_value(flag) || flag->choices) && n < (int)sizeof left) {
-        snprintf(left + n, sizeof left - (size_t)n, takes_value(flag) ? " %s" : " [%s]",
+    if ((takes_value(flag) || flag->choices) && n < (int)out_size) {
+        snprintf(out + n, out_size - (size_t)n, takes_value(flag) ? " %s" : " [%s]",
                  flag->choices ? flag->choices
                  : flag->value ? flag->value
                                : "X");
     }
-    bool is_refused = flag->type == CLI_REFUSED || flag->type == CLI_REFUSED_FLAG;
-    const char *help = flag->help ? flag->help : "", *before = is_refused ? "refused: " : "";
-    printf(strlen(left) < 34 ? "%-34s" : "%s\n%34s", left, "");
+    return names;
+}
+
+static void print_flag(const struct cli_flag *flag, const char *names) {
+    const char *help = flag->help ? flag->help : "", *before = is_refused(flag) ? "refused: " : "";
+    printf(strlen(names) < 34 ? "%-34s" : "%s\n%34s", names, "");
     for (const char *line = help; *line;) {
         int size = (int)strcspn(line, "\n");
         printf("%s%.*s\n", line == help ? before : "                                  ", size, line);
@@ -206,12 +212,38 @@ static void print_flag(const struct cli_command *command, const struct cli_flag 
     if (!*help) putchar('\n');
 }
 
-static void print_help(const struct cli_command *command) {
-    printf("Usage: moebius %s %s\n\n%s\n", command->name, command->arguments, command->about);
+/* Headings over nothing are left out. Returns how many names are not shown, since they are other engines'. */
+static int print_flags(const struct cli_command *command, bool all) {
     const struct cli_flag *tables[2] = {command->flags, command->more};
-    if (command->flags && command->flags->names && command->flags->type != CLI_HEADING) printf("\nFlags:\n");
+    const char *heading = "Flags";
+    char names[128];
+    int left_out = 0;
     for (int i = 0; i < 2; i++) {
-        for (const struct cli_flag *flag = tables[i]; flag && flag->names; flag++) print_flag(command, flag);
+        for (const struct cli_flag *flag = tables[i]; flag && flag->names; flag++) {
+            if (flag->type == CLI_HEADING) {
+                heading = flag->names;
+                continue;
+            }
+            const int n = name_flag(command, flag, names, sizeof names);
+            if (!all && is_of_others(flag)) {
+                left_out += n;
+            } else if (n) {
+                if (heading) printf("\n%s:\n", heading);
+                heading = NULL;
+                print_flag(flag, names);
+            }
+        }
+    }
+    return left_out;
+}
+
+static void print_help(const struct cli_command *command, bool all) {
+    printf("Usage: moebius %s %s\n\n%s\n", command->name, command->arguments, command->about);
+    int left_out = print_flags(command, all);
+    if (left_out) {
+        printf("\n`moebius %s --help-all` lists %d more, which other engines' command lines have: what each stands for "
+               "here.\n",
+               command->name, left_out);
     }
     if (command->examples) printf("\nExamples:\n%s\n", command->examples);
 }
@@ -237,6 +269,10 @@ static int parse_flag(const struct cli_command *command, int argc, char **argv, 
     return set_flag(flag, name, argv[*i], error);
 }
 
+static bool is_help(const char *argument) {
+    return !strcmp(argument, "--help") || !strcmp(argument, "-h") || !strcmp(argument, "--help-all");
+}
+
 int cli_parse(const struct cli_command *command, int argc, char **argv, const char **positionals, int *n_positionals,
               struct mo_error *error) {
     *n_positionals = 0;
@@ -245,8 +281,8 @@ int cli_parse(const struct cli_command *command, int argc, char **argv, const ch
         const char *argument = argv[i];
         if (!only_positionals && strcmp(argument, "--") == 0) {
             only_positionals = true;
-        } else if (!only_positionals && (!strcmp(argument, "--help") || !strcmp(argument, "-h"))) {
-            print_help(command);
+        } else if (!only_positionals && is_help(argument)) {
+            print_help(command, !strcmp(argument, "--help-all"));
             return 1;
         } else if (!only_positionals && argument[0] == '-' && argument[1]) {
             int code = parse_flag(command, argc, argv, &i, error);

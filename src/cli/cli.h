@@ -1,6 +1,6 @@
 /* cli/cli.h - the command line as a table: each subcommand lists its flags once, and gets parsing, range checks and
- * --help from the list. `--flag value`, `--flag=value` and, for one-letter aliases, `-n 5` are accepted;
- * in long names "_" is "-". */
+ * --help from the list (--help-all with what is known and not listened to). `--flag value`, `--flag=value` and, for one-letter
+ * aliases, `-n 5` are accepted; in long names "_" is "-". */
 #ifndef MOEBIUS_CLI_CLI_H
 #define MOEBIUS_CLI_CLI_H
 
