@@ -3,7 +3,7 @@
 
 # The old kind of run path: libraries find each other by it too.
 BUNDLE_LINK  = $(CC) $(CFLAGS) -s $(LDFLAGS_EXTRA) -Wl,--no-as-needed,--disable-new-dtags,-rpath,'$$ORIGIN/../lib:$$ORIGIN/../kernels' -o $@ $^ $(LIBS)
-BUNDLE_BIN  := $(addprefix $(BUNDLE)/bin/,moebius golden visit $(notdir $(CUDA_TESTS)))
+BUNDLE_BIN  := $(addprefix $(BUNDLE)/bin/,moebius golden visit $(filter-out test_cards,$(notdir $(CUDA_TESTS)))) # that one plays two cards
 
 # The kernels of all cards are the largest part: one copy for all programs, in the place of image.o.
 BUNDLE_KERNELS := $(BUNDLE)/kernels/libkernels.so
