@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Rules of the tree that a compiler does not check. Prints what breaks them and closes with `N passed, N failed`.
 
-Rules: includes point one way; files and functions stay small; README's straight line names real functions; text files
+Rules: includes point one way; files and functions stay small; pages name files and functions that are there; text files
 are tidy and hold nothing that belongs to one machine.
 """
 
@@ -168,6 +168,15 @@ def check_straight_line(files):
             yield f"README.md: straight line: {file} defines no function {function}"
 
 
+def check_named_files(files):
+    """Source files that README, DESIGN and CONTRIBUTING name are there, by their paths or the ends of them."""
+    ends = {"/".join(name.split("/")[i:]) for name in files for i in range(name.count("/") + 1)}
+    for page in ("README.md", "DESIGN.md", "CONTRIBUTING.md"):
+        for name in re.findall(r"`([\w./-]+\.(?:c|h|cu|cuh|py|sh))`", read(page)):
+            if name not in ends and "NAME" not in name:
+                yield f"{page}: there is no {name}"
+
+
 def is_text(name):
     return b"\0" not in (ROOT / name).read_bytes()[:8000]
 
@@ -213,7 +222,7 @@ def check_words(files):
 
 def main():
     files = tracked_files()
-    checks = [check_includes, check_gpu_kernels, check_file_sizes, check_function_sizes, check_straight_line, check_style, check_words]
+    checks = [check_includes, check_gpu_kernels, check_file_sizes, check_function_sizes, check_straight_line, check_named_files, check_style, check_words]
     failed = 0
     for check in checks:
         problems = list(check(files))
