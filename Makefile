@@ -14,7 +14,7 @@ ifeq ($(WERROR),1)
 WARN    += -Werror
 endif
 CFLAGS  ?= -O2 -g
-BASE    := -std=gnu11 $(WARN) -Iinclude -Isrc -D_GNU_SOURCE -DMOEBIUS_VERSION='"$(VERSION)"' -pthread -fno-math-errno -ffp-contract=off
+BASE    := -std=gnu11 $(WARN) -Isrc -D_GNU_SOURCE -DMOEBIUS_VERSION='"$(VERSION)"' -pthread -fno-math-errno -ffp-contract=off
 BASE    += $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 LIBS    := $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lm -pthread
 
@@ -167,7 +167,7 @@ fuzz:
 	done
 
 format:
-	clang-format -i $(wildcard src/*.[ch] src/*/*.[ch] src/*/*/*.[ch] src/*/*/*/*.[ch] tests/*/*.[ch] include/*.h)
+	clang-format -i $(wildcard src/*.[ch] src/*/*.[ch] src/*/*/*.[ch] src/*/*/*/*.[ch] tests/*/*.[ch])
 
 clean:
 	rm -rf $(BUILD)

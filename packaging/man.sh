@@ -18,5 +18,5 @@ printf '.TH MOEBIUS 1 "" "Moebius %s"\n.SH NAME\n' "$version"
 printf 'moebius \\- runs and serves DeepSeek'"'"'s mixture\\-of\\-experts models\n'
 section SYNOPSIS "$program" --help
 for command in $("$program" --help | sed -n '/^Commands:/,/^$/s/^  \([a-z][a-z-]*\) .*/\1/p'); do
-    section "MOEBIUS $(printf %s "$command" | tr '[:lower:]' '[:upper:]')" "$program" "$command" --help
+    section "MOEBIUS $(printf %s "$command" | tr '[:lower:]' '[:upper:]')" "$program" "$command" --help-all
 done

@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
-#include "cmd.h"
+#include "cmd/cmd.h"
 #include "ranks/ranks.h"
 
 static const struct {

@@ -56,7 +56,7 @@ def test_what_the_package_makes(name):
 def test_grids():
     """The numbers in the tree are what the package has: tools/gguf_grids.py writes the same file again."""
     done = subprocess.run([sys.executable, conftest.ROOT / "tools" / "gguf_grids.py"], capture_output=True, text=True, check=True)
-    assert done.stdout == (conftest.ROOT / "src" / "model" / "gguf_grids.c").read_text()
+    assert done.stdout == (conftest.ROOT / "src" / "model" / "gguf/grids.c").read_text()
 
 
 def test_the_door_refuses():

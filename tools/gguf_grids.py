@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Writes src/model/gguf_grids.c: the grids of GGUF's IQ1, IQ2 and IQ3 types, which are part of these formats and follow from
+"""Writes src/model/gguf/grids.c: the grids of GGUF's IQ1, IQ2 and IQ3 types, which are part of these formats and follow from
 nothing. They are taken from the Python package `gguf` (tests/requirements.txt), which has them from ggml.
 
-    build/venv/bin/python tools/gguf_grids.py > src/model/gguf_grids.c
+    build/venv/bin/python tools/gguf_grids.py > src/model/gguf/grids.c
 
 tests/test_formats_gguf.py holds the file to what this writes.
 """

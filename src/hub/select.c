@@ -131,7 +131,7 @@ int hub_select(struct hub_listing *listing, const struct hub_patterns *patterns,
                         model, some);
 }
 
-/* And not statistics of a quantization, the eyes of a model that sees, or prediction layers: gguf_open.c leaves them out in the same
+/* And not statistics of a quantization, the eyes of a model that sees, or prediction layers: gguf/open.c leaves them out in the same
  * way. */
 static bool is_model(const char *path) {
     const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;

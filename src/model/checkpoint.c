@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/json.h"
-#include "model/gguf.h"
+#include "model/gguf/gguf.h"
 #include "model/overrides.h"
 #include "model/pack.h"
 

@@ -1,5 +1,5 @@
 /* model/checkpoint.h - the files of a model as one list of named tensors, mapped read-only, and the small files beside them.
- * A model is a folder, or one packed file (pack.h) that holds config.json, the tokenizer and the weights, or GGUF files (gguf.h),
+ * A model is a folder, or one packed file (pack.h) that holds config.json, the tokenizer and the weights, or GGUF files (gguf/gguf.h),
  * whose values are turned into these small files.
  * A reader only lists (name, dtype, shape, bytes); meaning comes later (names.c, weights.c).
  * Source: the safetensors format (8-byte little-endian header length, JSON header, data). */

@@ -26,7 +26,7 @@ void fp4_decode_span(const struct mat *mat, int row, int k0, int count, float *o
 
 /* mat_bytes and format_decode_span for GGUF's blocks. */
 size_t gguf_bytes(const struct mat *mat);
-/* gguf_turn.c: a panel; a block of row `row` of a panel, as in the file. */
+/* gguf/turn.c: a panel; a block of row `row` of a panel, as in the file. */
 void gguf_turn_panel(const struct mat *from, int panel, void *out);
 void gguf_turn_back(const struct mat *mat, const uint8_t *panel, int row, int block, uint8_t *out);
 void gguf_decode_span(const struct mat *mat, int row, int k0, int count, float *out);

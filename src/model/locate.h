@@ -1,6 +1,6 @@
 /* model/locate.h - `org/name` to its folder in the Hugging Face cache
  * (HF_HUB_CACHE, else HF_HOME/hub, else XDG_CACHE_HOME/huggingface/hub, else ~/.cache/huggingface/hub). Nothing is ever downloaded
- * here: find_model.h does that (hub/). */
+ * here: find/find.h does that (hub/). */
 #ifndef MOEBIUS_MODEL_LOCATE_H
 #define MOEBIUS_MODEL_LOCATE_H
 

@@ -138,7 +138,7 @@ int names_layer(const char *name) {
     return *end == '.' && layer >= 0 && layer < 1 << 20 ? (int)layer : -1;
 }
 
-int names_is_prediction(const char *name, int layers) {
+static bool is_of_prediction(const char *name, int layers) {
     return names_layer(name) >= layers || !strncmp(name, "mtp.", 4);
 }
 
@@ -151,7 +151,7 @@ static bool is_of_pictures(const char *name) {
 }
 
 int names_is_left_out(const char *name, int layers) {
-    return names_is_prediction(name, layers) || is_of_pictures(name);
+    return is_of_prediction(name, layers) || is_of_pictures(name);
 }
 
 int names_is_table(const char *name) {

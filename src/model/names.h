@@ -82,9 +82,8 @@ const char *names_suffix(enum role role);
 /* The layer of "model.layers.N. ..." and "layers.N. ...", or -1 for a tensor outside of the layers. */
 int names_layer(const char *name);
 
-/* A tensor of a prediction layer, which is left out: behind the model's last, or named so. */
-int names_is_prediction(const char *name, int layers);
-/* One of these, or of what a model sees pictures with: in the files, and nothing here reads it. */
+/* Of a prediction layer (behind the model's last, or named so), or of what a model sees pictures with: in the files, and nothing here
+ * reads it. */
 int names_is_left_out(const char *name, int layers);
 /* Of an n-gram table (V4.1), or its scales: some rows of it are read where they lie, and it is never in memory as a whole. */
 int names_is_table(const char *name);

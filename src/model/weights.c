@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include "model/gguf.h"
+#include "model/gguf/gguf.h"
 #include "model/pack.h"
 #include "model/weights_priv.h"
 

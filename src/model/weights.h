@@ -86,7 +86,7 @@ struct weights {
     struct mat embed, head;  /* [vocab][hidden] */
     const float *final_norm; /* [hidden] */
     struct mixer head_mixer; /* V4 alone: V4.1's head reads what the last mixer says */
-    const int32_t *folded;   /* V4.1 [vocab] what n-grams take a token for, below engram.folded_vocab (engine_fold.h) */
+    const int32_t *folded;   /* V4.1 [vocab] what n-grams take a token for, below engram.folded_vocab (engine/fold.h) */
     struct layer *layers;    /* [layers] */
     struct arena *arena;     /* owns everything above */
     void *made;              /* [made_bytes] matrices that were made in memory instead (make.h), or NULL */
@@ -95,7 +95,7 @@ struct weights {
 };
 
 /* Binds every tensor of the checkpoint, or names the first that is missing, unknown, or of another shape or type than
- * config.json says. The checkpoint must outlive the weights. `threads` work while kv_b is joined from two parts (gguf.h); nothing
+ * config.json says. The checkpoint must outlive the weights. `threads` work while kv_b is joined from two parts (gguf/gguf.h); nothing
  * else takes time. */
 int weights_bind(struct weights *weights, const struct model *model, const struct checkpoint *checkpoint, int threads,
                  struct mo_error *error);

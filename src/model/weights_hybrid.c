@@ -1,7 +1,7 @@
 /* model/weights_hybrid.c - binds what only DeepSeek-V4 and V4.1 have. */
 #include <math.h>
 #include <string.h>
-#include "model/gguf.h"
+#include "model/gguf/gguf.h"
 #include "model/weights_priv.h"
 
 /* llama.cpp's quantizer takes this table for a matrix. */

@@ -250,12 +250,6 @@ double plan_arch_distinct_experts(const struct plan_arch *arch, int batch) {
     return arch->experts * (1 - pow(1 - (double)arch->top_k / arch->experts, batch));
 }
 
-double plan_arch_linear_ops(const struct plan_arch *arch) {
-    int64_t params[PLAN_GROUPS];
-    plan_arch_params(arch, params);
-    return 2.0 * (double)(plan_arch_active(arch) - params[PLAN_NORM]) - 2.0 * arch->vocab * arch->hidden;
-}
-
 double plan_arch_pair_ops(const struct plan_arch *a, bool expanded) {
     double dims = a->nope_dim + a->rope_dim + a->v_dim;
     if (!plan_arch_is_latent(a)) {

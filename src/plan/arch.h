@@ -113,9 +113,8 @@ double plan_arch_chunk_bytes(const struct plan_arch *arch, enum kv_format kv, do
  * it is the upper end. */
 double plan_arch_distinct_experts(const struct plan_arch *arch, int batch);
 
-/* Operations: of the matrices for one token without the head, and of attention for one pair of a query and
- * a key, all layers; `expanded`: as long prompts are computed (latent attention only). */
-double plan_arch_linear_ops(const struct plan_arch *arch);
+/* Operations of attention for one pair of a query and a key, all layers; `expanded`: as long prompts are computed (latent
+ * attention only). */
 double plan_arch_pair_ops(const struct plan_arch *arch, bool expanded);
 /* Attention of one query that sees `depth` tokens, absorbed; and of all tokens of a prompt. */
 double plan_arch_query_ops(const struct plan_arch *arch, double depth);

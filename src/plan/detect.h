@@ -1,5 +1,5 @@
 /* plan/detect.h - what this machine has: cards by the driver, a disk by reading from it, processors and limits by the system's
- * word. (RAM speed is measured by bench_machine.c.)
+ * word. (RAM speed is measured by cmd/bench/machine.c.)
  * Includes: base, plan. */
 #ifndef MOEBIUS_PLAN_DETECT_H
 #define MOEBIUS_PLAN_DETECT_H

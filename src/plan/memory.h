@@ -1,5 +1,5 @@
 /* plan/memory.h - where weights, cache and scratch lie, and whether they fit. The engine's own plan at open
- * (engine_plan.c) uses plan_cache_budget: one arithmetic for what is said before and what is done after.
+ * (engine/plan.c) uses plan_cache_budget: one arithmetic for what is said before and what is done after.
  * Includes: plan. */
 #ifndef MOEBIUS_PLAN_MEMORY_H
 #define MOEBIUS_PLAN_MEMORY_H

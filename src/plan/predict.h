@@ -25,7 +25,7 @@ struct plan_predictor {
 /* `kv`: the backend's enum kv_format. `int8_tops` as measured (bench_measure_peak); 0: operations cost nothing. */
 void plan_predictor_init(struct plan_predictor *predictor, const struct model *model, const struct weights *weights,
                          int kv, enum cpu_level level, double int8_tops);
-/* One decode step. `counted_bytes`: what the step really had to read (bench_bytes.h), so that the choice of experts is no
+/* One decode step. `counted_bytes`: what the step really had to read (cmd/bench/bytes.h), so that the choice of experts is no
  * part of the comparison; 0: as many experts as independent tokens meet. */
 struct plan_speed plan_predict_step(const struct plan_predictor *predictor, int batch, int depth, double read_gb_s,
                                     double counted_bytes);

@@ -4,7 +4,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-enum { PIECE_PAIRS = 1024, HEAD_BYTES = 64 }; /* as engine_ranks.c and ranks/wire.h have them */
+enum { PIECE_PAIRS = 1024, HEAD_BYTES = 64 }; /* as engine/ranks.c and ranks/wire.h have them */
 
 void plan_ranks_deal(const struct plan_input *in, bool on_card, int *sizes) {
     int count = in->machine.nodes, experts = in->arch.experts, left = experts;

@@ -9,7 +9,7 @@
 
 enum { PLAN_MAX_RANKS = 64 };
 
-/* Experts of each layer that each machine holds, sizes [machine.nodes]: alike if that fits, else by memory, as engine_ranks.c deals
+/* Experts of each layer that each machine holds, sizes [machine.nodes]: alike if that fits, else by memory, as engine/ranks.c deals
  * them. `on_card`: what is not routed lies there. */
 void plan_ranks_deal(const struct plan_input *input, bool on_card, int *sizes);
 

@@ -7,7 +7,7 @@
 #include <string.h>
 #include "base/file.h"
 #include "base/text.h"
-#include "model/gguf.h"
+#include "model/gguf/gguf.h"
 #include "plan/headers.h"
 
 enum { PATH_BYTES = 4400, MAX_CONFIG_BYTES = 4 << 20 };

@@ -1,5 +1,5 @@
 /* ranks/ranks.h - the processes of one `mpirun -n N moebius ...`. Rank 0 is the program that one knows; the others compute routed
- * experts for it (backend/cpu/moe_ranks.c, engine_ranks.c). Alone, nothing of this costs anything: no plug-in is looked for.
+ * experts for it (backend/cpu/moe_ranks.c, engine/ranks.c). Alone, nothing of this costs anything: no plug-in is looked for.
  *
  * Several are meant where the launcher's environment says so: OMPI_COMM_WORLD_SIZE (Open MPI), PMI_SIZE (MPICH, Intel), or
  * SLURM_NTASKS beside PMIX_RANK or PMI_RANK (srun). MOEBIUS_MPI=0: they know nothing of each other; MOEBIUS_MPI=1: ask MPI in

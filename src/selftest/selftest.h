@@ -5,7 +5,7 @@
  *   card     a GPU against the CPU, once that is known to be right: a few tokens through one layer of each kind, one of each card, and the head
  *
  * They read little of the weights. Experts that a card has the CPU compute may come from the store, which counts from 0 again
- * afterwards (engine_selftest.c). A card writes to the first two pages of its cache, before anybody else does. Found: MO_E_INTERNAL,
+ * afterwards (engine/selftest.c). A card writes to the first two pages of its cache, before anybody else does. Found: MO_E_INTERNAL,
  * with who differs from whom, where, and by how much.
  * Engine thread. Includes: base, model, backend, check, forward. */
 #ifndef MOEBIUS_SELFTEST_SELFTEST_H

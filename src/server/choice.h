@@ -1,9 +1,9 @@
 /* server/choice.h - one answer among the choices of a request: events go in, text and logprobs collect, until
- * a chunk or the whole answer takes them out. I/O thread. Includes: base, text, server/api.h, server/message.h. */
+ * a chunk or the whole answer takes them out. I/O thread. Includes: base, text, server/api/api.h, server/message.h. */
 #ifndef MOEBIUS_SERVER_CHOICE_H
 #define MOEBIUS_SERVER_CHOICE_H
 
-#include "server/api.h"
+#include "server/api/api.h"
 #include "base/buffer.h"
 #include "server/parts.h"
 #include "server/token_event.h"

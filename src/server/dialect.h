@@ -4,7 +4,7 @@
  * A stream is frames: server-sent events, or Ollama's lines. Functions that write give -1 without memory, those that make JSON
  * give NULL then; JSON is the caller's.
  *
- * Includes: server/choice.h, server/api.h. */
+ * Includes: server/choice.h, server/api/api.h. */
 #ifndef MOEBIUS_SERVER_DIALECT_H
 #define MOEBIUS_SERVER_DIALECT_H
 

@@ -24,7 +24,7 @@ enum message_thought {
 struct message_rules {
     enum message_thought thought;
     bool hides_thought;   /* leave it out */
-    const json_t *tools;  /* the request's list (api_tools.c); NULL: nothing is called. Outlives the message */
+    const json_t *tools;  /* the request's list (api/tools.c); NULL: nothing is called. Outlives the message */
     enum chat_calls form; /* with tools: how calls are written */
 };
 

@@ -1,8 +1,8 @@
 #include "server/ollama.h"
 
 #include <string.h>
-#include "server/api_fields.h"
-#include "server/respond_ollama.h"
+#include "server/api/fields.h"
+#include "server/respond/ollama.h"
 
 enum { FOREVER_S = 100 * 365 * 24 * 3600L }; /* the model is not unloaded; a date is wanted nevertheless */
 

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "server/ollama.h"
-#include "server/respond_ollama.h"
+#include "server/respond/ollama.h"
 #include "text/fim.h"
 
 /* As Ollama and llama.cpp call V2, V3 and R1 alike, and V4. V4.1 has no name there yet. */

@@ -4,7 +4,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include "server/api_fields.h"
+#include "server/api/fields.h"
 
 struct prepare {
     pthread_t thread;

@@ -1,6 +1,6 @@
 /* server/prepare.h - a thread for requests whose text is long: reading megabytes of JSON and encoding them
  * takes long enough to be seen as a pause in everybody's streams, so it does not happen on the I/O thread.
- * Includes: base, server/api.h, server/text_api.h. */
+ * Includes: base, server/api/api.h, server/text_api.h. */
 #ifndef MOEBIUS_SERVER_PREPARE_H
 #define MOEBIUS_SERVER_PREPARE_H
 

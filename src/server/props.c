@@ -1,8 +1,8 @@
 #include "server/props.h"
 
-#include "server/api_parts.h"
+#include "server/api/parts.h"
 #include "server/put.h"
-#include "server/respond_llama.h"
+#include "server/respond/llama.h"
 
 static json_t *token_text(const struct tokenizer *tokenizer, int32_t id) {
     size_t size = 0;

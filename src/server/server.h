@@ -7,16 +7,16 @@
  *
  *   http.c    bytes -> one request
  *   routes.c  path -> handler
- *   api.c     JSON -> prompts, sampling, limits
+ *   api/api.c     JSON -> prompts, sampling, limits
  *   answer.c  submit; events come back from the engine thread
  *   respond_*.c  events -> one API's objects, whole or as frames of a stream (dialect.h)
  *
- * Includes: base, text, sched, model, engine.h; libmicrohttpd in http.c, routes.c and server.c only. */
+ * Includes: base, text, sched, model, engine/engine.h; libmicrohttpd in http.c, routes.c and server.c only. */
 #ifndef MOEBIUS_SERVER_SERVER_H
 #define MOEBIUS_SERVER_SERVER_H
 
-#include "engine.h"
-#include "server/api_policy.h"
+#include "engine/engine.h"
+#include "server/api/policy.h"
 #include "server/auth.h"
 #include "server/tls.h"
 

@@ -1,7 +1,7 @@
 #include "server/text_api.h"
 
 #include <stdlib.h>
-#include "server/api_parts.h"
+#include "server/api/parts.h"
 #include "base/utf8.h"
 
 enum {

@@ -1,6 +1,6 @@
 /* server/work.h - a request that came by no connection: `moebius run-batch` reads it from a file. What is answered is what the
  * server answers, status and body, because the same functions make it: the table of paths (routes.c), a request's parser
- * (api.h), an answer and its dialect (answer.h). Only nothing is streamed: there is nobody who reads along.
+ * (api/api.h), an answer and its dialect (answer.h). Only nothing is streamed: there is nobody who reads along.
  *
  * Threads: the caller's own, but for `wake`. Includes: base, server/answer.h, server/text_api.h. */
 #ifndef MOEBIUS_SERVER_WORK_H

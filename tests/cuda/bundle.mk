@@ -3,7 +3,8 @@
 
 # The old kind of run path: libraries find each other by it too.
 BUNDLE_LINK  = $(CC) $(CFLAGS) -s $(LDFLAGS_EXTRA) -Wl,--no-as-needed,--disable-new-dtags,-rpath,'$$ORIGIN/../lib:$$ORIGIN/../kernels' -o $@ $^ $(LIBS)
-BUNDLE_BIN  := $(addprefix $(BUNDLE)/bin/,moebius golden visit $(notdir $(CUDA_TESTS)))
+BUNDLE_TESTS := $(filter-out test_cards,$(notdir $(CUDA_TESTS))) # which plays two cards
+BUNDLE_BIN  := $(addprefix $(BUNDLE)/bin/,moebius golden visit tests)
 
 # The kernels of all cards are the largest part: one copy for all programs, in the place of image.o.
 BUNDLE_KERNELS := $(BUNDLE)/kernels/libkernels.so
@@ -13,9 +14,17 @@ $(BUNDLE_KERNELS): $(BUILD)/obj/src/backend/cuda/image.o
 $(BUNDLE)/bin/moebius: $(BUILD)/obj/src/main.o $(BUNDLE_KERNELS) $(BUILD)/libmoebius.a
 	@mkdir -p $(@D)
 	$(BUNDLE_LINK)
-$(BUNDLE)/bin/test_%: $(BUILD)/obj/tests/cuda/test_%.o $(BUILD)/obj/tests/cuda/card_fixture.o $(BUILD)/obj/tests/cuda/survey.o $(BUNDLE_KERNELS) $(BUILD)/libmoebius.a
+# One program for all tests, which does what it is called.
+$(BUILD)/obj/bundle/%.o: tests/cuda/%.c | libraries
+	@mkdir -p $(@D)
+	$(CC) $(BASE) $(CFLAGS) $(CFLAGS_EXTRA) -Wno-missing-prototypes -Dmain=$*_main -MMD -MP -c -o $@ $<
+$(BUILD)/obj/bundle/all.o: tests/cuda/all.c
+	@mkdir -p $(@D)
+	$(CC) $(BASE) $(CFLAGS) $(CFLAGS_EXTRA) -Wno-strict-prototypes -D'TESTS=$(foreach test,$(BUNDLE_TESTS),X($(test)))' -MMD -MP -c -o $@ $<
+$(BUNDLE)/bin/tests: $(addprefix $(BUILD)/obj/bundle/,all.o $(BUNDLE_TESTS:=.o)) $(BUILD)/obj/tests/cuda/card_fixture.o $(BUILD)/obj/tests/cuda/survey.o $(BUNDLE_KERNELS) $(BUILD)/libmoebius.a
 	@mkdir -p $(@D)
 	$(BUNDLE_LINK) -lcmocka
+	@for test in $(BUNDLE_TESTS); do ln -sf tests $(@D)/$$test; done
 $(BUNDLE)/bin/golden $(BUNDLE)/bin/visit: $(BUNDLE)/bin/%: $(BUILD)/obj/tests/cuda/%.o
 	@mkdir -p $(@D)
 	$(BUNDLE_LINK)

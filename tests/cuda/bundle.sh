@@ -4,7 +4,7 @@
 set -eu
 bundle=$1 images=$2
 here=${0%/*}
-most_mib=40 # packed: it has to travel
+most_mib=36 # packed: it has to travel
 
 if [ -z "$images" ]; then
     echo "gpu-bundle: no nvcc was found (or CUDA=0 was given): a bundle without kernels proves nothing" >&2

@@ -8,7 +8,7 @@
 #include "base/log.h"
 #include "byte_tokenizer.h"
 #include "require.h"
-#include "server/api_fields.h"
+#include "server/api/fields.h"
 #include "server/text_api.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

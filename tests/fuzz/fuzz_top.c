@@ -6,8 +6,8 @@
 #include <string.h>
 #include "base/utf8.h"
 #include "require.h"
-#include "top_json.h"
-#include "top_screen.h"
+#include "cmd/top/json.h"
+#include "cmd/top/screen.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

@@ -89,7 +89,7 @@ def settings(server):
 
 def flags_of_help():
     """flag -> (whether it has a value, what is said of it), of the words that change nothing or are refused."""
-    text = subprocess.run([PROGRAM, "serve", "--help"], capture_output=True, text=True, timeout=20).stdout
+    text = subprocess.run([PROGRAM, "serve", "--help-all"], capture_output=True, text=True, timeout=20).stdout
     text = re.sub(r"\n {34}(?=\S)", "  ", text[text.index("  --trust-remote-code"):text.index("\nExamples:")])
     found = {}
     for names, value, said in re.findall(r"^  (-[\w-]+(?:, -[\w-]+)*)( X)?(?: \[[a-z|]+\])?  +(\S.*)$", text, re.M):
@@ -98,7 +98,7 @@ def flags_of_help():
 
 
 def test_every_other_flag(start, model):
-    """Each is either said to change nothing, in a line of its own, or refused with the reason that --help gives."""
+    """Each is either said to change nothing, in a line of its own, or refused with the reason that --help-all gives."""
     known = flags_of_help()
     refused = {name: (value, said.removeprefix("refused: ")) for name, (value, said) in known.items() if said.startswith("refused: ")}
     assert len(refused) > 60 and len(known) > len(refused) + 80
@@ -216,3 +216,16 @@ def test_help():
     for flag in ("--host", "--port", "--api-key", "--served-model-name", "--max-model-len", "--max-num-seqs", "--chat-template"):
         assert re.search(rf"(^|[\s,]){flag}([\s,]|$)", done.stdout, re.M), flag
     assert "8000" in done.stdout and "127.0.0.1" in done.stdout, "the defaults are said"
+
+
+def names_of(*arguments):
+    text = subprocess.run([PROGRAM, "serve", *arguments], capture_output=True, text=True, timeout=20).stdout
+    return text, {name for names in re.findall(r"^  (-[\w-]+(?:, -[\w-]+)*)", text, re.M) for name in names.split(", ")}
+
+
+def test_help_leaves_out_what_nothing_listens_to():
+    text, short = names_of("--help")
+    everything, long = names_of("--help-all")
+    assert short < long and set(flags_of_help()) <= long - short
+    assert f"`moebius serve --help-all` lists {len(long - short)} more" in text and "--help-all" not in everything
+    assert not re.search(r":\n\n", text), "a heading over nothing"

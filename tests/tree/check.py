@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Rules of the tree that a compiler does not check. Prints what breaks them and closes with `N passed, N failed`.
 
-Rules: includes point one way; files and functions stay small; README's straight line names real functions; text files
+Rules: includes point one way; files and functions stay small; pages name files and functions that are there; text files
 are tidy and hold nothing that belongs to one machine.
 """
 
@@ -17,7 +17,7 @@ MAX_FUNCTION_LINES = 70
 # (file, function): why it may be longer. An entry that is no longer needed is an error too.
 LONG_FUNCTIONS = {}
 
-# Who may include whom. "forward" is src/forward.[ch]; "top" is the rest of src/*.[ch] (main, subcommands, engine).
+# Who may include whom. "forward" is src/forward.[ch].
 LAYERS = {
     "base": {"base"},
     "cache": {"base", "cache"},
@@ -33,8 +33,12 @@ LAYERS = {
     "forward": {"base", "model", "backend", "forward"},
     "selftest": {"base", "model", "backend", "check", "forward", "selftest"},
     "sched": {"base", "cache", "model", "text", "grammar", "expert", "ranks", "backend", "forward", "sched"},
-    "server": {"base", "model", "text", "grammar", "expert", "ranks", "sched", "server", "top"},
-    "top": {"base", "cache", "model", "hub", "text", "grammar", "expert", "ranks", "backend", "forward", "sched", "server", "plan", "check", "selftest", "top", "public"},
+    "server": {"base", "model", "text", "grammar", "expert", "ranks", "sched", "cli", "find", "engine", "server"},
+    "cli": {"base", "model", "cli"},
+    "find": {"base", "model", "hub", "ranks", "plan", "backend", "cli", "find"},
+    "engine": {"base", "cache", "model", "text", "grammar", "expert", "ranks", "plan", "backend", "forward", "selftest", "sched", "cli", "find", "engine"},
+    "cmd": {"base", "cache", "model", "hub", "text", "grammar", "expert", "ranks", "plan", "backend", "check", "forward", "sched", "cli", "find", "engine", "server", "cmd"},
+    "main": {"ranks", "cmd"},
 }
 DATA = ("tests/golden/data/", "tests/golden/demo/", "tests/data/", "models/")  # not ours to format
 KERNEL_FOLDER = "src/backend/cpu/"
@@ -54,11 +58,8 @@ def read(name):
 
 
 def layer_of(path):
-    """`model/config.c` -> "model"; `forward.h` -> "forward"; `cmd_run.c` -> "top"."""
-    parts = path.split("/")
-    if len(parts) > 1:
-        return parts[0]
-    return "forward" if Path(path).stem == "forward" else "top"
+    """`model/config.c` -> "model"; `forward.h` -> "forward"."""
+    return Path(path.split("/")[0]).stem
 
 
 def is_kernel(name):
@@ -80,15 +81,13 @@ def check_includes(files):
             continue
         for include in includes_of(name):
             beside = (ROOT / name).parent / include
-            if (ROOT / "include" / include).is_file():
-                target = "public"
-            elif (ROOT / "src" / include).is_file():
+            if (ROOT / "src" / include).is_file():
                 target = layer_of(include)
             elif beside.is_file():
                 include = str(beside.resolve().relative_to(ROOT / "src"))
                 target = layer_of(include)
             else:
-                yield f'{name}: includes "{include}", which is not in src or include'
+                yield f'{name}: includes "{include}", which is not in src'
                 continue
             if target not in LAYERS[layer]:
                 yield f"{name}: {layer} must not include {include}"
@@ -169,6 +168,15 @@ def check_straight_line(files):
             yield f"README.md: straight line: {file} defines no function {function}"
 
 
+def check_named_files(files):
+    """Source files that README, DESIGN and CONTRIBUTING name are there, by their paths or the ends of them."""
+    ends = {"/".join(name.split("/")[i:]) for name in files for i in range(name.count("/") + 1)}
+    for page in ("README.md", "DESIGN.md", "CONTRIBUTING.md"):
+        for name in re.findall(r"`([\w./-]+\.(?:c|h|cu|cuh|py|sh))`", read(page)):
+            if name not in ends and "NAME" not in name:
+                yield f"{page}: there is no {name}"
+
+
 def is_text(name):
     return b"\0" not in (ROOT / name).read_bytes()[:8000]
 
@@ -214,7 +222,7 @@ def check_words(files):
 
 def main():
     files = tracked_files()
-    checks = [check_includes, check_gpu_kernels, check_file_sizes, check_function_sizes, check_straight_line, check_style, check_words]
+    checks = [check_includes, check_gpu_kernels, check_file_sizes, check_function_sizes, check_straight_line, check_named_files, check_style, check_words]
     failed = 0
     for check in checks:
         problems = list(check(files))

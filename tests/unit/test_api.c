@@ -8,7 +8,7 @@
 #include <string.h>
 #include <cmocka.h>
 #include "base/json.h"
-#include "server/api_fields.h"
+#include "server/api/fields.h"
 #include "server/dialect.h"
 #include "server/put.h"
 

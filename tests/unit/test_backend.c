@@ -21,7 +21,7 @@ struct fixture {
     enum compute compute; /* fast unless a test says otherwise */
 };
 
-/* What engine_fold.c has from the tokenizer. */
+/* What engine/fold.c has from the tokenizer. */
 static void fixture_fold(struct fixture *f) {
     const int vocab = f->model.vocab, n = f->model.hybrid.engram.folded_vocab;
     f->folded = calloc((size_t)vocab, sizeof *f->folded);

@@ -8,9 +8,9 @@
 #include <string.h>
 #include <unistd.h>
 #include <cmocka.h>
-#include "batch_digest.h"
-#include "batch_lines.h"
-#include "batch_output.h"
+#include "cmd/run_batch/digest.h"
+#include "cmd/run_batch/lines.h"
+#include "cmd/run_batch/output.h"
 
 /* ---- lines ---- */
 

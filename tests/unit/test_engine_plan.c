@@ -10,7 +10,7 @@
 #include "backend/cpu/moe.h"
 #include "base/file.h"
 #include "cache/disk.h"
-#include "engine_plan.h"
+#include "engine/plan.h"
 #include "model/synth.h"
 #include "plan/memory.h"
 

@@ -7,9 +7,9 @@
 #include <string.h>
 #include <unistd.h>
 #include <cmocka.h>
-#include "eval_cases.h"
-#include "eval_logits.h"
-#include "eval_python.h"
+#include "cmd/eval/cases.h"
+#include "cmd/eval/logits.h"
+#include "cmd/eval/python.h"
 #include "model/format.h"
 
 /* ---- where a function ends ---- */

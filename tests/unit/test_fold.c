@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/file.h"
-#include "engine_fold.h"
+#include "engine/fold.h"
 #include "text/fold.h"
 #include "text_fixture.h"
 

@@ -7,8 +7,8 @@
 #include <cmocka.h>
 #include <stdlib.h>
 #include <string.h>
-#include "server/api_parts.h"
-#include "server/api_translate.h"
+#include "server/api/parts.h"
+#include "server/api/translate.h"
 #include "server/dialect.h"
 #include "server/put.h"
 #include "text/calls.h"

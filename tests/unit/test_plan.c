@@ -12,7 +12,7 @@
 #include "backend/backend.h"
 #include "model/recipe.h"
 #include "model/synth.h"
-#include "bench_bytes.h"
+#include "cmd/bench/bytes.h"
 #include "plan/detect.h"
 #include "plan/predict.h"
 
@@ -379,11 +379,10 @@ static void test_prompt_on_several_cards(void **state) {
     near(waits[1] - waits[0], 7 * 2 * in.arch.layers * hop_s, 1e-6, "hops of seven more chunks");
 }
 
-/* Prompts: operations a token, and 60 % of 165 TFLOPS at 4096 tokens. */
+/* Prompts: 60 % of 165 TFLOPS at 4096 tokens. */
 static void test_prefill(void **state) {
     (void)state;
     struct plan_input in = input_of("deepseek-v2-lite", "bf16", "rtx-4090", KV_BF16);
-    near(plan_arch_linear_ops(&in.arch), 4.48e9, 0.005, "linear operations");
     near(plan_arch_pair_ops(&in.arch, true) * 2048, 0.57e9, 0.01, "attention, 4k in the middle");
     near(plan_arch_pair_ops(&in.arch, true), 640.0 * 16 * 27, 1e-9, "expanded");
     near(plan_arch_pair_ops(&in.arch, false), 2176.0 * 16 * 27, 1e-9, "absorbed");

@@ -8,7 +8,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include "engine_ranks.h"
+#include "engine/ranks.h"
 #include "plan/ranks.h"
 #include "plan/speed.h"
 

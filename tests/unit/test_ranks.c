@@ -1,4 +1,4 @@
-/* Who gets which experts (engine_ranks.h), and what `bench` tells of the exchange. */
+/* Who gets which experts (engine/ranks.h), and what `bench` tells of the exchange. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -6,8 +6,8 @@
 #include <cmocka.h>
 #include <stdlib.h>
 #include <string.h>
-#include "bench_experts.h"
-#include "engine_ranks.h"
+#include "cmd/bench/experts.h"
+#include "engine/ranks.h"
 
 enum { EXPERTS = 256 };
 

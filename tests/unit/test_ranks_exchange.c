@@ -9,7 +9,7 @@
 #include <string.h>
 #include "base/clock.h"
 #include "base/cpu.h"
-#include "engine_ranks.h"
+#include "engine/ranks.h"
 #include "forward.h"
 
 static const char MODEL[] = "tests/golden/data/v3-tiny";

@@ -11,7 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 #include "base/clock.h"
-#include "engine.h"
+#include "engine/engine.h"
 #include "selftest/selftest.h"
 
 static struct kern good;

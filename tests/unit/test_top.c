@@ -9,11 +9,11 @@
 #include <stdio.h>
 #include <string.h>
 #include "server/metrics.h"
-#include "top_fetch.h"
-#include "top_format.h"
-#include "top_json.h"
-#include "top_screen.h"
-#include "top_text.h"
+#include "cmd/top/fetch.h"
+#include "cmd/top/format.h"
+#include "cmd/top/json.h"
+#include "cmd/top/screen.h"
+#include "cmd/top/text.h"
 
 /* ---- the text format ---- */
 
