@@ -23,6 +23,7 @@ sys.path.insert(0, str(TESTS))
 PROGRAM = os.environ.get("MOEBIUS", str(ROOT / "build" / "moebius"))
 GOLDEN = TESTS / "golden" / "data"
 SHARED = Path(os.environ.get("MOEBIUS_TEST_DATA", ROOT.parent / "shared"))
+os.environ.setdefault("MOEBIUS_NODES", "/nowhere")  # one memory node, however many there are: a line less at every start
 SETS = sorted(path.parent.name for path in GOLDEN.glob("*/manifest.json"))
 
 

@@ -13,6 +13,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include "base/affinity.h"
 #include "base/error.h"
 #include "expert/store.h"
 #include "model/cache_row.h"
@@ -57,12 +58,12 @@ struct batch {
 
 struct backend_options {
     int threads;
-    bool pin_threads; /* each on a processor of its own */
-    int max_rows;     /* largest n_rows */
-    int max_logits;   /* largest n_logits */
-    int max_seqs;     /* largest n_seqs */
-    int n_pages;      /* pages in the pool, each for KV_PAGE_TOKENS tokens of all layers */
-    int n_near;       /* V4: near parts of pages (cache_row.h), in places 0 .. n_near - 1; 0: n_pages */
+    enum affinity affinity; /* where threads stay */
+    int max_rows;           /* largest n_rows */
+    int max_logits;         /* largest n_logits */
+    int max_seqs;           /* largest n_seqs */
+    int n_pages;            /* pages in the pool, each for KV_PAGE_TOKENS tokens of all layers */
+    int n_near;             /* V4: near parts of pages (cache_row.h), in places 0 .. n_near - 1; 0: n_pages */
     enum kv_format kv;
     enum compute compute;
     enum attention attention;

@@ -19,8 +19,9 @@ enum {
 struct worker {
     struct pool *pool;
     pthread_t thread;
-    int index; /* 1 .. n_threads - 1; the caller is 0 */
-    int cpu;   /* where it is to go before its next task; -1: anywhere, or it is there */
+    int index;       /* 1 .. n_threads - 1; the caller is 0 */
+    bool moves;      /* before its next task: */
+    cpu_set_t place; /* there */
 };
 
 /* The job at hand, in one word, so that a thread takes a task of just the job it saw:
@@ -100,10 +101,10 @@ static uint64_t wait_for_task(struct pool *pool) {
 }
 
 /* Written by pool_pin between jobs, so before the ticket that the worker has just seen. */
-static void go_to_cpu(struct worker *worker) {
-    if (worker->cpu < 0) return;
-    affinity_stay(worker->cpu);
-    worker->cpu = -1;
+static void go_to_place(struct worker *worker) {
+    if (!worker->moves) return;
+    worker->moves = false;
+    sched_setaffinity(0, sizeof worker->place, &worker->place); /* where it is refused, nothing changes */
 }
 
 static void *worker_main(void *argument) {
@@ -111,7 +112,7 @@ static void *worker_main(void *argument) {
     for (;;) {
         uint64_t ticket = wait_for_task(worker->pool);
         if (atomic_load(&worker->pool->stop)) return NULL;
-        go_to_cpu(worker);
+        go_to_place(worker);
         take_tasks(worker->pool, ticket, worker->index);
     }
 }
@@ -142,9 +143,9 @@ static void hand_out(struct pool *pool, int n_tasks) {
 
 /* The caller's thread is its owner's: it gets back what it had when the pool ends. */
 static void pin_caller(struct pool *pool) {
-    if (pool->workers[0].cpu < 0) return;
+    if (!pool->workers[0].moves) return;
     pool->is_caller_pinned = sched_getaffinity(0, sizeof pool->before, &pool->before) == 0;
-    go_to_cpu(&pool->workers[0]);
+    go_to_place(&pool->workers[0]);
 }
 
 void pool_run(struct pool *pool, int n_tasks, pool_task *task, void *context) {
@@ -175,7 +176,7 @@ int pool_create(struct pool **out, int n_threads, struct mo_error *error) {
     pool->workers = workers;
     pthread_mutex_init(&pool->lock, NULL);
     pthread_cond_init(&pool->wake, NULL);
-    for (int i = 0; i < n_threads; i++) workers[i] = (struct worker){.pool = pool, .index = i, .cpu = -1};
+    for (int i = 0; i < n_threads; i++) workers[i] = (struct worker){.pool = pool, .index = i};
     for (int i = 1; i < n_threads; i++) {
         struct worker *worker = &workers[i];
         int reason = pthread_create(&worker->thread, NULL, worker_main, worker);
@@ -204,12 +205,16 @@ void pool_destroy(struct pool *pool) {
     free(pool);
 }
 
-void pool_pin(struct pool *pool) {
-    int *cpus = calloc((size_t)pool->n_threads, sizeof *cpus);
-    if (cpus && affinity_list(cpus, pool->n_threads) == pool->n_threads) {
-        for (int i = 0; i < pool->n_threads; i++) pool->workers[i].cpu = cpus[i];
+void pool_pin(struct pool *pool, enum affinity affinity) {
+    cpu_set_t *places = calloc((size_t)pool->n_threads, sizeof *places);
+    const int first = affinity == AFFINITY_PROCESSOR ? 0 : 1;
+    if (places && affinity_places(affinity, places, pool->n_threads)) {
+        for (int i = first; i < pool->n_threads; i++) {
+            pool->workers[i].place = places[i];
+            pool->workers[i].moves = true;
+        }
     }
-    free(cpus);
+    free(places);
 }
 
 int pool_threads(const struct pool *pool) {

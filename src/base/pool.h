@@ -5,6 +5,7 @@
 #ifndef MOEBIUS_BASE_POOL_H
 #define MOEBIUS_BASE_POOL_H
 
+#include "base/affinity.h"
 #include "base/error.h"
 
 struct pool;
@@ -15,9 +16,9 @@ void pool_destroy(struct pool *pool); /* accepts NULL */
 int pool_threads(const struct pool *pool);
 void pool_run(struct pool *pool, int n_tasks, pool_task *task, void *context);
 
-/* From the next job on every thread, the caller's too, stays on a processor of its own. Nothing happens with more threads
- * than processors. */
-void pool_pin(struct pool *pool);
+/* From the next job on every thread stays where affinity_places has it. The caller's does so on a processor alone: whatever it starts
+ * later would be kept to its node. */
+void pool_pin(struct pool *pool, enum affinity affinity);
 
 /* The processors this process may use: those it may run on, or as many as its control group (a container) has the time of. */
 int pool_default_threads(void);

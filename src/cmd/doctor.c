@@ -6,6 +6,7 @@
 #include "base/energy.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "base/numa.h"
 #include "cmd/bench/machine.h"
 #include "cli/cli.h"
 #include "cmd/cmd.h"
@@ -19,6 +20,7 @@ struct checkup {
     const char *folder;
     bool quick;
     struct plan_host host;
+    struct numa_choice numa; /* as an engine would have it: what is measured is what it would get */
     struct plan_cuda cuda;
     int energy_meters;
     struct plan_disk disk;
@@ -65,12 +67,28 @@ static void check_processor(struct checkup *c, bool json) {
         advise(c, json,
                "no AVX2: only the plain C kernels run here, many times slower; any x86-64 machine since about 2013 has "
                "it");
-    if (h->numa_nodes > 1)
-        advise(
-            c, json,
-            "several memory nodes: bind to one (numactl -N 0 -m 0) or spread the weights (numactl --interleave=all)");
     if (h->threads > h->cores)
         advise(c, json, "two threads a core: try -t %.0f, one thread a core often reads memory as fast", h->cores);
+}
+
+/* Nothing where there is one. */
+static void check_nodes(struct checkup *c, bool json) {
+    struct numa numa;
+    numa_look(&numa);
+    for (int i = 0; i < numa.n && numa.n > 1 && !json; i++) {
+        const struct numa_node *node = &numa.nodes[i];
+        say(i ? "" : "memory nodes", "node %d: %.2f GB, %d processors for this process", node->id,
+            node->memory_bytes / GB, node->n_cpus);
+    }
+    if (c->numa.use == NUMA_DISTRIBUTE) {
+        const int n = __builtin_popcountll(c->numa.nodes);
+        advise(c, json,
+               "one process spreads pages and threads over %d nodes (--numa); or one process a node, with its share of "
+               "the experts in its own memory: mpirun -n %d --map-by ppr:1:numa --bind-to numa moebius serve MODEL",
+               n, n);
+    }
+    if (c->numa.why_not.code) advise(c, json, "memory nodes: %s", c->numa.why_not.message);
+    if (numa.n > 1 && !c->numa.has_several) advise(c, json, "this process is bound to one of %d memory nodes", numa.n);
 }
 
 static void check_memory(struct checkup *c, bool json) {
@@ -96,8 +114,8 @@ static int check_memory_speed(struct checkup *c, bool json, struct mo_error *err
     int code = bench_measure_read(c->threads, &c->read_gb_s, error);
     if (code) return code;
     if (!json)
-        say("memory read", "%.2f GB/s with %d threads (%.2f to %.2f)", c->read_gb_s.median, c->threads,
-            c->read_gb_s.min, c->read_gb_s.max);
+        say("memory read", "%.2f GB/s with %d threads (%.2f to %.2f)%s", c->read_gb_s.median, c->threads,
+            c->read_gb_s.min, c->read_gb_s.max, c->numa.use == NUMA_DISTRIBUTE ? ", pages over all memory nodes" : "");
     if (c->read_gb_s.max > 1.3 * c->read_gb_s.min)
         advise(c, json,
                "the speed changes by %.0f %% within a second: something else is running, or the machine is shared",
@@ -232,7 +250,9 @@ static int run(struct checkup *c, bool json, struct mo_error *error) {
     int code = plan_detect_host(&c->host, error);
     if (code) return code;
     if (!c->threads) c->threads = c->host.threads;
+    numa_settle(NUMA_AUTO, &c->numa);
     check_processor(c, json);
+    check_nodes(c, json);
     check_memory(c, json);
     code = check_memory_speed(c, json, error);
     if (code) return code;

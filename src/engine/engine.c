@@ -5,6 +5,7 @@
 #include "engine/disk.h"
 #include "engine/experts.h"
 #include "engine/fold.h"
+#include "engine/numa.h"
 #include "engine/offload.h"
 #include "engine/plan.h"
 #include "engine/ranks.h"
@@ -68,6 +69,9 @@ static size_t add_place_flags(struct engine_options *o, struct cli_flag *flags, 
          .help = "threads (default: the processors this process may use)"},
         {.names = "--cpu-strict", .type = CLI_INT, .target = &o->cpu_strict, .max = 1, .value = "0|1",
          .help = "1: each thread stays on a processor of its own, one a core first\n(default 0; other programs then delay every step)"},
+        {.names = "--numa", .type = CLI_CHOICE, .target = &o->numa, .choices = "auto|distribute|isolate|numactl",
+         .help = "memory nodes (sockets): distribute: threads and pages over all of them;\nisolate: both on one; numactl: as the "
+                 "system has it (default auto:\ndistribute, where this process is not bound to anything yet)"},
     };
     /* clang-format on */
     memcpy(flags + n, table, sizeof table);
@@ -288,6 +292,7 @@ static int open_all(struct engine *engine, struct mo_error *error) {
     if (!code) code = engine_plan(engine, &backend, error);
     if (!code) code = engine_turn_choose(engine, &backend, error);
     if (!code) code = engine_turn_first(engine, error);
+    if (!code) code = engine_numa_place(engine, NULL, NULL, error);
     if (!code) code = engine_experts_start(engine, &backend, error);
     if (!code) code = engine_ranks_begin(engine, &backend, error);
     if (!code) code = engine_device_open(engine, &backend, error);
@@ -307,6 +312,7 @@ int engine_open(struct engine **out, const struct engine_options *wished, struct
     if (options->like && (options->overrides.json || options->overrides.kv.n))
         return mo_error_set(error, MO_E_INVALID, "--hf-overrides and --override-kv go with a MODEL, not with --like");
     int code = engine_offload_settle(options, error);
+    if (!code) code = engine_numa_settle(options, error);
     if (!code && ranks_self() > 0) return engine_ranks_work(options, error);
     if (!code) code = engine_ranks_check(options, error);
     if (code) return code;

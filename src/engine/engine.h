@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include "backend/backend.h"
+#include "base/numa.h"
 #include "cli/cli.h"
 #include "find/find.h"
 #include "grammar/cache.h"
@@ -32,7 +33,9 @@ struct engine_options {
     const char *expert_shares;       /* of each process; NULL: what they have room for (engine/ranks.h) */
     const char *expert_cache; /* NULL or "auto", or GiB that routed experts may take; "0": as they lie in the files */
     int threads;
-    int cpu_strict; /* 1: each thread on a processor of its own */
+    int cpu_strict;                 /* 1: each thread on a processor of its own */
+    int numa;                       /* enum numa_use */
+    struct numa_choice numa_choice; /* what became of it (engine/numa.h) */
     int max_model_len, max_num_seqs, max_num_batched_tokens;
     bool may_lengthen_steps;   /* nobody has asked for so many batched tokens */
     double memory_utilization; /* share of the machine's memory for weights and cache */

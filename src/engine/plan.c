@@ -5,6 +5,7 @@
 #include "engine/cards.h"
 #include "engine/device.h"
 #include "engine/experts.h"
+#include "engine/numa.h"
 #include "engine/offload.h"
 #include "engine/selftest.h"
 #include "engine/turn.h"
@@ -122,7 +123,7 @@ void engine_plan_options(const struct engine *engine, struct backend_options *ba
     const struct engine_options *o = &engine->options;
     *backend = (struct backend_options){
         .threads = o->threads,
-        .pin_threads = o->cpu_strict,
+        .affinity = engine_numa_affinity(o),
         .max_rows = o->max_num_batched_tokens,
         .max_logits = o->max_logits,
         .max_seqs = o->max_num_seqs,

@@ -9,6 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "base/clock.h"
+#include "engine/numa.h"
 #include "engine/selftest.h"
 #include "engine/turn.h"
 
@@ -24,8 +25,8 @@ static int give_up_unless_ended(int code, const struct mo_error *error) {
 /* ---- bringing the experts into memory ---- */
 
 /* Rank 0 hears that we are alive, and may have ended the program meanwhile. */
-static int say_alive(double *said_s, struct mo_error *error) {
-    double now = clock_now_s();
+static int say_alive(void *context, struct mo_error *error) {
+    double *said_s = context, now = clock_now_s();
     struct wire_head head;
     int rank = 0;
     size_t bytes;
@@ -99,6 +100,8 @@ static int bring_experts(struct engine *engine, const struct backend_options *ba
     double said_s = clock_now_s();
     int code = engine_turn_choose(engine, backend, error);
     if (code) return code;
+    code = engine_numa_place(engine, say_alive, &said_s, error);
+    if (code) return code;
     engine_turn_begin_alone(engine);
     if (!engine->will_turn) return touch_experts(engine, error);
     while (!code && !turner_adopt(engine->turner)) {
@@ -111,7 +114,7 @@ static int bring_experts(struct engine *engine, const struct backend_options *ba
 /* Its attention is not used, so that costs as little as it can. */
 static int open_backend(struct engine *engine, const struct wire_plan *plan, struct mo_error *error) {
     const struct backend_options options = {.threads = engine->options.threads,
-                                            .pin_threads = engine->options.cpu_strict,
+                                            .affinity = engine_numa_affinity(&engine->options),
                                             .max_rows = plan->max_rows,
                                             .max_logits = 1,
                                             .max_seqs = 1,

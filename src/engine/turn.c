@@ -17,7 +17,7 @@ static bool has_rest(const struct engine *engine) {
     return engine->gpu < 0 && ranks_self() == 0;
 }
 
-static bool is_computed_here(const void *context, int layer, int expert) {
+bool engine_computes_here(const void *context, int layer, int expert) {
     const struct engine *engine = context;
     const bool is_on_card = engine->gpu >= 0 && layer >= engine->model.dense_layers + engine->cpu_layers;
     if (expert < 0) return has_rest(engine);
@@ -26,7 +26,7 @@ static bool is_computed_here(const void *context, int layer, int expert) {
 }
 
 static struct turn_choice choice_of(const struct engine *engine) {
-    return (struct turn_choice){is_computed_here, engine};
+    return (struct turn_choice){engine_computes_here, engine};
 }
 
 /* Of the machine's memory, which other ranks may share. */

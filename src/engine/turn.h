@@ -7,6 +7,8 @@
 #include "engine/engine.h"
 #include "model/turn.h"
 
+/* Whether the processor reads matrices of `layer` in this process: those of a routed expert, or (-1) the others. A turn_choice. */
+bool engine_computes_here(const void *engine, int layer, int expert);
 /* What turning takes beyond the bytes of the same weights in the file, for the plan. */
 double engine_turn_more(const struct engine *engine);
 /* Settles engine->will_turn. Needs the plan. An error where what must be turned finds no room. */

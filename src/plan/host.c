@@ -1,5 +1,4 @@
 /* plan/host.c - processors and limits, by the system's word. */
-#include <glob.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,6 +7,7 @@
 #include "base/file.h"
 #include "base/group.h"
 #include "base/memory.h"
+#include "base/numa.h"
 #include "base/pool.h"
 #include "plan/detect.h"
 
@@ -68,11 +68,9 @@ static void read_speed(struct plan_host *host) {
 }
 
 static int count_numa_nodes(void) {
-    glob_t found;
-    int n = 1;
-    if (!glob("/sys/devices/system/node/node[0-9]*", 0, NULL, &found)) n = (int)found.gl_pathc;
-    globfree(&found);
-    return n;
+    struct numa numa;
+    numa_look(&numa);
+    return numa.n > 1 ? numa.n : 1;
 }
 
 /* "always [madvise] never": the one in brackets. */

@@ -20,6 +20,7 @@ import tiny_tokenizer
 
 PROGRAM = os.environ.get("MOEBIUS", str(TESTS.parent / "build" / "moebius"))
 DEBUG_PROGRAM = os.environ.get("MOEBIUS_DEBUG_BIN", PROGRAM)  # the sanitizers' build, for what provokes crashes
+os.environ.setdefault("MOEBIUS_NODES", "/nowhere")  # one memory node, however many there are: a line less at every start
 GOLDEN = TESTS / "golden" / "data"
 HOST = "127.0.0.1"
 

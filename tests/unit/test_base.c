@@ -70,7 +70,7 @@ static void test_pool(void **state) {
         tally.n_threads = threads;
         assert_int_equal(pool_create(&pool, threads, &error), 0);
         assert_int_equal(pool_threads(pool), threads);
-        if (threads % 2) pool_pin(pool);
+        pool_pin(pool, (enum affinity)(threads % 3));
         for (int job = 0; job < 300; job++) {
             int n = job * 31 % MANY;
             memset(tally.times, 0, sizeof tally.times);

@@ -458,7 +458,7 @@ int cpu_backend_open(struct backend **backend, const struct model *model, const 
         cpu_close(&cpu->backend);
         return code;
     }
-    if (options->pin_threads) pool_pin(cpu->pool);
+    pool_pin(cpu->pool, options->affinity);
     model_rope_frequencies(model, &model->rope, cpu->frequency);
     if (model_is_hybrid(model)) model_rope_frequencies(model, &model->hybrid.rope, cpu->far_frequency);
     *backend = &cpu->backend;

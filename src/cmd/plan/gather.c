@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 #include "base/file.h"
+#include "base/numa.h"
 #include "cmd/bench/machine.h"
 #include "cmd/plan/plan.h"
 #include "plan/detect.h"
@@ -86,10 +87,13 @@ static int gather_model(struct plan_report *r, struct mo_error *error) {
 static int measure_ram(struct plan_report *r, int threads, struct mo_error *error) {
     struct bench_spread spread;
     if (r->input.machine.ram_gb_s > 0 || r->memory.place == PLAN_IN_GPU) return 0;
+    struct numa_choice numa;
+    numa_settle(NUMA_AUTO, &numa); /* as an engine has it */
     int code = bench_measure_read(threads, &spread, error);
     if (code) return code;
     r->input.machine.ram_gb_s = spread.median;
-    snprintf(r->ram_speed_from, sizeof r->ram_speed_from, "measured here, %d threads", threads);
+    snprintf(r->ram_speed_from, sizeof r->ram_speed_from, "measured here, %d threads%s", threads,
+             numa.use == NUMA_DISTRIBUTE ? ", pages over all memory nodes" : "");
     return 0;
 }
 

@@ -165,7 +165,7 @@ static const struct word LLAMA_NOTHING_VALUE[] = {
     {"--ubatch-size,-ub", "--batch-size says how many tokens a step computes", NULL},
     {"--threads-batch,-tb", "--threads is for prompts and answers alike", NULL},
     {"--load-mode,-lm", "weights are mapped from their files, and stay while they are used", NULL},
-    {"--prio,--prio-batch,--poll,--poll-batch,--numa", "threads wait, and memory lies, as this engine and the system have it", NULL},
+    {"--prio,--prio-batch,--poll,--poll-batch", "threads wait as this engine has it", NULL},
     {"--cache-ram,-cram", "earlier prompts stay in the cache itself", NULL},
     {"--cache-reuse", "what is found again are beginnings", NULL},
     {"--slot-prompt-similarity,-sps", "every place sees the same cache", NULL},
