@@ -133,7 +133,7 @@ static void make_words(struct check *check, struct mat *m, enum data_kind kind) 
 }
 
 static int8_t random_q(struct check_random *random, enum mat_format format, enum data_kind kind) {
-    const int most = format == MAT_INT4 ? 7 : 127, least = format == MAT_INT4 ? -8 : -127;
+    const int most = format == MAT_INT4 ? 7 : 127, least = format == MAT_INT4 ? -8 : -128;
     if (kind == DATA_ZERO) return 0;
     if (kind == DATA_EXTREME) return (int8_t)(random_u32(random) & 1 ? least : most);
     return (int8_t)random_int(random, least, most);
@@ -233,7 +233,7 @@ int check_round_cols(enum mat_format format, int cols) {
 
 struct mat check_make_mat(struct check *check, enum mat_format format, int rows, int cols, enum data_kind kind) {
     struct mat m = {.format = format, .rows = rows, .cols = cols};
-    if (format == MAT_FP8) {
+    if (format == MAT_FP8 || format == MAT_INT8_ROWS) {
         make_fp8(check, &m, kind);
     } else if (format == MAT_FP4) {
         make_fp4(check, &m, kind);

@@ -77,7 +77,7 @@ static void check_bits_of_ref(struct check *check, const struct gemm_case *c) {
 
 static float scale_max(const struct mat *m) {
     float max = 1;
-    if (m->format != MAT_FP8) return max;
+    if (m->format != MAT_FP8 && m->format != MAT_INT8_ROWS) return max;
     for (int i = 0; i <= (m->rows - 1) / m->scale_rows; i++)
         for (int j = 0; j <= (m->cols - 1) / m->scale_cols; j++) max = fmaxf(max, m->scale[i * m->scale_stride + j]);
     return max;

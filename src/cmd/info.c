@@ -14,16 +14,17 @@
 #include "model/pack.h"
 #include "cli/override_flags.h"
 
-/* How tensors are stored: their types, and our own blocks, which are bytes to others. */
+/* How tensors are stored: their types, and what these bytes are. */
 enum { STORED_INT4 = DTYPES, STORED_INT8, STORED_KINDS, MAX_TEXT_BYTES = 4 << 20 };
 
 static const char *stored_name(int kind) {
     return kind == STORED_INT4 ? "INT4" : kind == STORED_INT8 ? "INT8" : dtype_name((enum dtype)kind);
 }
 
-static int stored_kind(const struct tensor *tensor) {
+static int stored_kind(const struct model *model, const struct tensor *tensor) {
     enum mat_format format;
     int group;
+    if (model->quant == QUANT_INT8 && tensor->dtype == DTYPE_I8) return STORED_INT8;
     bool is_block =
         tensor->dtype == DTYPE_U8 && tensor->n_dims == 3 && !block_format_of((size_t)tensor->shape[2], &format, &group);
     if (!is_block) return (int)tensor->dtype;
@@ -143,7 +144,7 @@ static int gather(struct facts *f, const struct find_request *request, const str
         bool is_other = f->checkpoint.is_packed && !strncmp(tensor->name, PACK_PREFIX, strlen(PACK_PREFIX));
         int64_t *sum = is_other                                           ? &f->other_bytes
                        : names_is_left_out(tensor->name, f->model.layers) ? &f->left_out_bytes
-                                                                          : &f->bytes[stored_kind(tensor)];
+                                                                          : &f->bytes[stored_kind(&f->model, tensor)];
         *sum += (int64_t)tensor->bytes;
     }
     find_licence(f);

@@ -52,7 +52,7 @@ static double room_bytes(const struct engine *engine, const struct backend_optio
 
 /* Has it matrices that no fast kernel reads as they lie (mat_must_turn)? */
 static bool must_turn(const struct model *model) {
-    return model->quant == QUANT_GPTQ || model->quant == QUANT_PACKED;
+    return model->quant == QUANT_GPTQ || model->quant == QUANT_PACKED || model->quant == QUANT_INT8;
 }
 
 static int refuse_room(const struct engine *engine, double bytes, double room, struct mo_error *error) {

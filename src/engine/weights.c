@@ -17,7 +17,8 @@ static const char *const *names_of(enum quant_kind quant) {
         none[] = {"none", NULL},
         *const fp8[] = {"fp8", "deepseekv3_fp8", NULL}, *const scaled[] = {"fp8", "compressed-tensors", NULL},
         *const awq[] = {"awq", "awq_marlin", "auto-awq", "auto-round", NULL}, *const own[] = {"moebius", NULL},
-        *const gptq[] = {"gptq", "gptq_marlin", "auto-round", NULL}, *const packed[] = {"compressed-tensors", NULL};
+        *const gptq[] = {"gptq", "gptq_marlin", "auto-round", NULL}, *const packed[] = {"compressed-tensors", NULL},
+        *const int8_rows[] = {"compressed-tensors", "w8a8_int8", "blockwise_int8", NULL};
     switch (quant) {
     case QUANT_FP8_BLOCK:
         return fp8;
@@ -29,6 +30,8 @@ static const char *const *names_of(enum quant_kind quant) {
         return gptq;
     case QUANT_PACKED:
         return packed;
+    case QUANT_INT8:
+        return int8_rows;
     case QUANT_MOEBIUS:
         return own;
     case QUANT_NONE:

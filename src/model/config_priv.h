@@ -56,6 +56,13 @@ static inline bool is_given(const struct reader *r, const char *key) {
     return value && !json_is_null(value);
 }
 
+/* config_quant.c. k with one scale; where `may_be_row`, -1 is the whole row. */
+int config_read_group(const struct reader *r, bool may_be_row, struct model *model);
+int config_read_four_bits(const struct reader *r, const char *key);
+int config_read_block_size(const struct reader *r, const json_t *block, struct model *model);
+/* config_compressed.c */
+int config_read_compressed_tensors(const struct reader *r, struct model *model);
+
 /* config.c. The parameters of YaRN in `scaling`; mscale is left at 1 and mscale_all_dim at 0 where it has none. */
 int config_read_yarn(const struct reader *config, const json_t *scaling, struct rope *rope);
 static inline bool config_is_csa2(const struct model *model) {

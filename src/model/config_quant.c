@@ -3,7 +3,7 @@
 #include <string.h>
 #include "model/config_priv.h"
 
-static int read_block_size(const struct reader *r, const json_t *block, struct model *model) {
+int config_read_block_size(const struct reader *r, const json_t *block, struct model *model) {
     const json_int_t rows = json_integer_value(json_array_get(block, 0));
     const json_int_t cols = json_integer_value(json_array_get(block, 1));
     if (json_array_size(block) != 2 || rows != cols || (rows != 128 && rows != 32))
@@ -23,11 +23,10 @@ static int read_fp8(const struct reader *r, struct model *model) {
         return 0;
     }
     model->quant = QUANT_FP8_BLOCK;
-    return read_block_size(r, block, model);
+    return config_read_block_size(r, block, model);
 }
 
-/* k with one scale; where `may_be_row`, -1 is the whole row. */
-static int read_group(const struct reader *r, bool may_be_row, struct model *model) {
+int config_read_group(const struct reader *r, bool may_be_row, struct model *model) {
     int group;
     int code = need_int(r, "group_size", -1, MAX_DIM, &group);
     if (code) return code;
@@ -37,7 +36,7 @@ static int read_group(const struct reader *r, bool may_be_row, struct model *mod
     return refuse(r, "group_size", may_be_row ? "32, 64, 128 or -1" : "32, 64 or 128", "another number");
 }
 
-static int read_four_bits(const struct reader *r, const char *key) {
+int config_read_four_bits(const struct reader *r, const char *key) {
     int bits = 4;
     int code = may_int(r, key, 1, 64, &bits);
     return code || bits == 4 ? code : refuse(r, key, "4", "another number");
@@ -46,20 +45,20 @@ static int read_four_bits(const struct reader *r, const char *key) {
 static int read_awq(const struct reader *r, struct model *model) {
     const char *version = "gemm";
     bool zero_point = true;
-    int code = read_four_bits(r, "bits");
+    int code = config_read_four_bits(r, "bits");
     if (!code) code = may_string(r, "version", &version);
     if (!code && strcmp(version, "gemm") && strcmp(version, "GEMM")) code = refuse(r, "version", "gemm", version);
     if (!code) code = may_bool(r, "zero_point", &zero_point);
     if (!code && !zero_point) code = refuse(r, "zero_point", "true", "false");
     model->quant = QUANT_AWQ;
-    return code ? code : read_group(r, false, model);
+    return code ? code : config_read_group(r, false, model);
 }
 
 /* The first version of the format stores zero points less one (GPTQModel, docs of `FORMAT`; AutoGPTQ's kernels add it). */
 static int read_gptq(const struct reader *r, struct model *model) {
     const char *format = "gptq", *dtype = "int32";
     bool by_activation = false, is_marlin = false;
-    int code = read_four_bits(r, "bits");
+    int code = config_read_four_bits(r, "bits");
     if (!code) code = may_bool(r, "desc_act", &by_activation);
     if (!code && by_activation)
         code = refuse(r, "desc_act", "false (columns in their own order: `desc_act` true sorts them by activation)",
@@ -74,7 +73,7 @@ static int read_gptq(const struct reader *r, struct model *model) {
     if (!code && strcmp(dtype, "int32")) code = refuse(r, "pack_dtype", "int32", dtype);
     model->quant = QUANT_GPTQ;
     model->quant_zero_bias = !strcmp(format, "gptq");
-    return code ? code : read_group(r, true, model);
+    return code ? code : config_read_group(r, true, model);
 }
 
 /* Intel's quantizer writes the tensors of others. */
@@ -90,67 +89,13 @@ static int read_auto_round(const struct reader *r, struct model *model) {
     return refuse(r, "packing_format", "auto_round:auto_gptq or auto_round:auto_awq", packing);
 }
 
-/* One of the groups of layers, FP8: weights only looked at. */
-static int read_float_group(const struct reader *r, const char *name, const json_t *weights) {
-    const char *type = json_string_value(json_object_get(weights, "type"));
-    const char *strategy = json_string_value(json_object_get(weights, "strategy"));
-    if (json_integer_value(json_object_get(weights, "num_bits")) != 8 || !type || strcmp(type, "float")) {
-        return refuse(r, "config_groups.weights", "8-bit float", name);
-    }
-    if (strategy && (!strcmp(strategy, "channel") || !strcmp(strategy, "tensor"))) return 0;
-    return refuse(r, "config_groups.weights.strategy", "channel or tensor", strategy ? strategy : "none");
-}
-
-/* Columns that were quantised in another order lie in their own, unless groups were made of that order. */
-static int check_order(const struct reader *r, const json_t *order) {
-    const char *name = json_string_value(order);
-    if (!order || json_is_null(order) || json_is_false(order)) return 0;
-    if (name && (!strcmp(name, "weight") || !strcmp(name, "static"))) return 0;
-    return refuse(r, "actorder", "none or \"weight\" (groups of columns in their own order)", name ? name : "true");
-}
-
-/* The same of 4-bit integers. */
-static int read_packed_group(const struct reader *config, const char *name, const json_t *weights,
-                             struct model *model) {
-    char where[1024];
-    snprintf(where, sizeof where, "%s: config_groups.%s.weights", config->where, name);
-    const struct reader r = {weights, where, config->error};
-    const char *type = "int", *strategy = "none";
-    model->quant_symmetric = true;
-    int code = read_four_bits(&r, "num_bits");
-    if (!code) code = may_string(&r, "type", &type);
-    if (!code && strcmp(type, "int")) code = refuse(&r, "type", "int", type);
-    if (!code) code = may_bool(&r, "symmetric", &model->quant_symmetric);
-    if (!code) code = check_order(&r, json_object_get(weights, "actorder"));
-    if (!code) code = may_string(&r, "strategy", &strategy);
-    if (code) return code;
-    model->quant_group = 0;
-    if (!strcmp(strategy, "channel")) return 0;
-    return strcmp(strategy, "group") ? refuse(&r, "strategy", "group or channel", strategy)
-                                     : read_group(&r, false, model);
-}
-
-/* compressed-tensors describes groups of layers, which must be alike here. */
-static int read_compressed_tensors(const struct reader *r, struct model *model) {
-    const char *format = "none", *key;
-    int code = may_string(r, "format", &format), n = 0;
-    if (code) return code;
-    const bool is_packed = !strcmp(format, "pack-quantized");
-    if (!is_packed && strcmp(format, "float-quantized"))
-        return refuse(r, "format", "float-quantized or pack-quantized", format);
-    json_t *group;
-    json_object_foreach((json_t *)json_object_get(r->object, "config_groups"), key, group) {
-        const json_t *weights = json_object_get(group, "weights");
-        const struct model before = *model;
-        code = is_packed ? read_packed_group(r, key, weights, model) : read_float_group(r, key, weights);
-        if (code) return code;
-        const bool is_alike =
-            before.quant_group == model->quant_group && before.quant_symmetric == model->quant_symmetric;
-        if (n++ && !is_alike) return refuse(r, "config_groups", "groups that are alike", key);
-    }
-    if (is_packed && !n) return refuse(r, "config_groups", "a group of layers", "none");
-    model->quant = is_packed ? QUANT_PACKED : QUANT_FP8_SCALED;
-    return 0;
+/* SGLang's INT8: a scale for each block of weights (Meituan's DeepSeek-R1-Block-INT8), or for each row. */
+static int read_int8(const struct reader *r, bool is_by_block, struct model *model) {
+    const json_t *block = json_object_get(r->object, "weight_block_size");
+    model->quant = QUANT_INT8;
+    if (!is_by_block) return 0;
+    if (block) return config_read_block_size(r, block, model);
+    return refuse(r, "weight_block_size", "[128, 128] or [32, 32]", "nothing");
 }
 
 /* Our own: the tensors' types and shapes say the rest. */
@@ -159,7 +104,7 @@ static int read_moebius(const struct reader *r, struct model *model) {
     model->quant = QUANT_MOEBIUS;
     model->quant_block[0] = model->quant_block[1] = 128;
     int code = may_bool(r, "synthetic", &model->synthetic);
-    return code || !block ? code : read_block_size(r, block, model);
+    return code || !block ? code : config_read_block_size(r, block, model);
 }
 
 /* Some write it into the part that it is about. What `quantize` and `synth` write stands outside, and counts before that. */
@@ -178,7 +123,10 @@ int config_read_quantization(const struct reader *config, struct model *model) {
     if (!strcmp(method, "awq")) return read_awq(&r, model);
     if (!strcmp(method, "gptq")) return read_gptq(&r, model);
     if (!strcmp(method, "auto-round")) return read_auto_round(&r, model);
-    if (!strcmp(method, "compressed-tensors")) return read_compressed_tensors(&r, model);
+    if (!strcmp(method, "compressed-tensors")) return config_read_compressed_tensors(&r, model);
+    if (!strcmp(method, "blockwise_int8")) return read_int8(&r, true, model);
+    if (!strcmp(method, "w8a8_int8")) return read_int8(&r, false, model);
     if (!strcmp(method, "moebius")) return read_moebius(&r, model);
-    return refuse(&r, "quant_method", "fp8, compressed-tensors, awq, gptq, auto-round or moebius", method);
+    return refuse(&r, "quant_method",
+                  "fp8, compressed-tensors, awq, gptq, auto-round, blockwise_int8, w8a8_int8 or moebius", method);
 }

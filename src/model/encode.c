@@ -313,9 +313,32 @@ static void encode_bf16(const struct workspace *s, const struct mat *to, int r0,
     }
 }
 
+/* What is INT8 already keeps its integers. What its scales lose is not searched for. */
+static void take_int8(const struct mat *from, const struct mat *to, int r0, int n, struct make_error *sum) {
+    struct mat as_wanted = *from;
+    as_wanted.group_size = to->group_size;
+    for (int r = r0; r < r0 + n; r += BLOCK_ROWS) {
+        uint8_t *panel = (uint8_t *)(uintptr_t)to->data + (size_t)(r / BLOCK_ROWS) * block_panel_bytes(to);
+        mat_turn_panel(&as_wanted, r / BLOCK_ROWS, panel);
+    }
+    for (int r = r0; r < r0 + n; r++)
+        for (int k = 0; k < to->cols; k++) {
+            const float *scales = from->scale + (size_t)(r / from->scale_rows) * (size_t)from->scale_stride;
+            const double scale = (double)scales[k / from->scale_cols],
+                         lost = scale - (double)f16_to_f32(f32_to_f16((float)scale));
+            const double q = ((const int8_t *)from->data)[(size_t)r * (size_t)from->cols + (size_t)k];
+            sum->error += q * q * lost * lost;
+            sum->total += q * q * scale * scale;
+        }
+}
+
 int encode_rows(const struct mat *from, const struct mat *to, const float *importance, int unit, void *scratch,
                 struct make_error *sum) {
     int r0 = unit * MAKE_ROWS, n = to->rows - r0 < MAKE_ROWS ? to->rows - r0 : MAKE_ROWS;
+    if (from->format == MAT_INT8_ROWS && to->format == MAT_INT8) {
+        take_int8(from, to, r0, n, sum);
+        return -1;
+    }
     struct workspace s = lay_out(scratch, to->cols);
     int bad = load_rows(&s, from, r0, n);
     if (bad >= 0) return bad;

@@ -10,10 +10,10 @@ const uint8_t awq_order[8] = {0, 2, 4, 6, 1, 3, 5, 7};
 
 const char *mat_format_name(enum mat_format format) {
     static const char *const names[MAT_FORMATS] = {
-        "f32",     "f16",    "bf16",  "fp8",     "fp4",    "int4_awq", "int4_gptq", "int4_packed",
-        "int4",    "int8",   "q4_0",  "q4_1",    "q5_0",   "q5_1",     "q8_0",      "q2_k",
-        "q3_k",    "q4_k",   "q5_k",  "q6_k",    "iq4_nl", "iq4_xs",   "iq1_s",     "iq1_m",
-        "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s",  "tq1_0",    "tq2_0",     "mxfp4",
+        "f32",   "f16",     "bf16",  "fp8",    "fp4",    "int4_awq", "int4_gptq", "int4_packed", "int8_rows",
+        "int4",  "int8",    "q4_0",  "q4_1",   "q5_0",   "q5_1",     "q8_0",      "q2_k",        "q3_k",
+        "q4_k",  "q5_k",    "q6_k",  "iq4_nl", "iq4_xs", "iq1_s",    "iq1_m",     "iq2_xxs",     "iq2_xs",
+        "iq2_s", "iq3_xxs", "iq3_s", "tq1_0",  "tq2_0",  "mxfp4",
     };
     return names[format];
 }
@@ -28,6 +28,7 @@ size_t mat_bytes(const struct mat *mat) {
     case MAT_BF16:
         return count * 2;
     case MAT_FP8:
+    case MAT_INT8_ROWS:
         if (mat->has_scales8) return count + count / FP8_ROW_GROUP;
         return count + ceil_div(mat->rows, mat->scale_rows) * (size_t)mat->scale_stride * sizeof(float);
     case MAT_FP4:
@@ -46,22 +47,27 @@ size_t mat_bytes(const struct mat *mat) {
     return 0;
 }
 
+/* In `scale`, or in scales8. */
+static bool has_scales(const struct mat *mat) {
+    return mat->format == MAT_FP8 || mat->format == MAT_INT8_ROWS;
+}
+
 size_t mat_data_bytes(const struct mat *mat) {
     size_t count = (size_t)mat->rows * (size_t)mat->cols;
-    if (mat->format == MAT_FP8) return count;
+    if (has_scales(mat)) return count;
     if (mat_is_words(mat->format)) return words_data_bytes(mat);
     return mat->format == MAT_FP4 ? count / 2 : mat_bytes(mat);
 }
 
 const void *mat_scales(const struct mat *mat) {
     if (mat->format == MAT_FP4 || mat->has_scales8) return mat->scales8;
-    return mat->format == MAT_FP8 ? mat->scale : NULL;
+    return has_scales(mat) ? mat->scale : NULL;
 }
 
 void mat_set_scales(struct mat *mat, const void *scales) {
     if (mat->format == MAT_FP4 || mat->has_scales8) {
         mat->scales8 = scales;
-    } else if (mat->format == MAT_FP8) {
+    } else if (has_scales(mat)) {
         mat->scale = scales;
     }
 }
@@ -159,6 +165,7 @@ static void decode_fp8_by_row(const struct mat *mat, int row, int k0, int count,
         *out++ = e4m3_to_f32(data[i]) * e8m0_to_f32(mat->scales8[i / FP8_ROW_GROUP]);
 }
 
+/* INT8_ROWS, too. */
 static void decode_fp8(const struct mat *mat, int row, int k0, int count, float *out) {
     if (mat->has_scales8) {
         decode_fp8_by_row(mat, row, k0, count, out);
@@ -168,7 +175,8 @@ static void decode_fp8(const struct mat *mat, int row, int k0, int count, float 
     const float *scale = mat->scale + (size_t)(row / mat->scale_rows) * (size_t)mat->scale_stride;
     for (int i = 0; i < count; i++) {
         float factor = float_from_bits(load_u32(scale, (size_t)((k0 + i) / mat->scale_cols)));
-        out[i] = e4m3_to_f32(data[k0 + i]) * factor;
+        const uint8_t byte = data[k0 + i];
+        out[i] = (mat->format == MAT_FP8 ? e4m3_to_f32(byte) : (float)(int8_t)byte) * factor;
     }
 }
 
@@ -185,6 +193,7 @@ void format_decode_span(const struct mat *mat, int row, int k0, int count, float
         for (int i = 0; i < count; i++) out[i] = bf16_to_f32(load_u16(mat->data, first + (size_t)i));
         break;
     case MAT_FP8:
+    case MAT_INT8_ROWS:
         decode_fp8(mat, row, k0, count, out);
         break;
     case MAT_FP4:
@@ -208,14 +217,31 @@ bool mat_can_turn(enum mat_format format) {
     return mat_is_words(format) || (format >= MAT_Q4_0 && format <= MAT_IQ4_XS);
 }
 
+struct mat mat_turned(const struct mat *from, const void *data) {
+    struct mat turned = *from;
+    turned.turned = true;
+    if (from->format == MAT_INT8_ROWS)
+        turned =
+            (struct mat){.format = MAT_INT8, .rows = from->rows, .cols = from->cols, .group_size = from->group_size};
+    turned.data = data;
+    return turned;
+}
+
+int mat_panels(const struct mat *from) {
+    return (int)ceil_div(from->rows, from->format == MAT_INT8_ROWS ? BLOCK_ROWS : TURN_ROWS);
+}
+
 void mat_turn_panel(const struct mat *from, int panel, void *out) {
-    (mat_is_words(from->format) ? words_turn_panel : gguf_turn_panel)(from, panel, out);
+    if (from->format == MAT_INT8_ROWS) {
+        int8_rows_turn_panel(from, panel, out);
+    } else {
+        (mat_is_words(from->format) ? words_turn_panel : gguf_turn_panel)(from, panel, out);
+    }
 }
 
 void mat_turn(const struct mat *from, void *out) {
-    struct mat turned = *from;
-    turned.turned = true;
-    const int panels = (int)ceil_div(from->rows, TURN_ROWS);
+    const struct mat turned = mat_turned(from, out);
+    const int panels = mat_panels(from);
     const size_t panel_bytes = mat_bytes(&turned) / (size_t)panels;
     for (int i = 0; i < panels; i++) mat_turn_panel(from, i, (uint8_t *)out + panel_bytes * (size_t)i);
 }

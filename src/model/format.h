@@ -16,6 +16,8 @@
  *                   nibble j of word c is row 8c + j: (z - zero_bias) mod 16; scales [groups][rows]; w as AWQ
  *   INT4_PACKED     compressed-tensors "pack-quantized": data [rows][cols/8] words, nibble j of word c is k = 8c + j; zeros
  *                   [rows/8][groups] words (rounded up), nibble j of word c is row 8c + j, or NULL: 8; scales [rows][groups]; w as AWQ
+ *   INT8_ROWS       others' INT8 (compressed-tensors "int-quantized", SGLang's w8a8_int8 and blockwise_int8): data [rows][cols]
+ *                   signed bytes, scales as FP8: no kernel but plain C reads it, it is turned into INT8 with groups of group_size
  *   INT4, INT8      our own: blocks of 32 rows x 128 k, see below
  *   Q4_0 ... MXFP4  GGUF's: blocks of 32 or 256 k of one row, as in the file, see below */
 #ifndef MOEBIUS_MODEL_FORMAT_H
@@ -27,7 +29,8 @@
 
 /* clang-format off */
 enum mat_format {
-    MAT_F32, MAT_F16, MAT_BF16, MAT_FP8, MAT_FP4, MAT_INT4_AWQ, MAT_INT4_GPTQ, MAT_INT4_PACKED, MAT_INT4, MAT_INT8,
+    MAT_F32, MAT_F16, MAT_BF16, MAT_FP8, MAT_FP4, MAT_INT4_AWQ, MAT_INT4_GPTQ, MAT_INT4_PACKED, MAT_INT8_ROWS,
+    MAT_INT4, MAT_INT8,
     MAT_Q4_0, MAT_Q4_1, MAT_Q5_0, MAT_Q5_1, MAT_Q8_0, MAT_Q2_K, MAT_Q3_K, MAT_Q4_K, MAT_Q5_K, MAT_Q6_K,
     MAT_IQ4_NL, MAT_IQ4_XS, MAT_IQ1_S, MAT_IQ1_M, MAT_IQ2_XXS, MAT_IQ2_XS, MAT_IQ2_S, MAT_IQ3_XXS, MAT_IQ3_S,
     MAT_TQ1_0, MAT_TQ2_0, MAT_MXFP4,
@@ -40,9 +43,9 @@ struct mat {
     int rows, cols;
     const void *data; /* 2-byte aligned at least (FP4, MXFP4: not even that): files promise no more */
 
-    const float *scale;         /* FP8 */
-    int scale_rows, scale_cols; /* FP8: weights per scale in each direction; scale_cols % 32 == 0 or >= cols */
-    int scale_stride;           /* FP8: scales per row of scales */
+    const float *scale;         /* FP8, INT8_ROWS */
+    int scale_rows, scale_cols; /* the same: weights per scale in each direction; scale_cols % 32 == 0 or >= cols */
+    int scale_stride;           /* the same: scales per row of scales */
 
     bool has_scales8;              /* FP8: scales8 instead of scale and its three fields */
     const uint8_t *scales8;        /* FP4; FP8 with has_scales8: [rows][cols / 32] e8m0 */
@@ -51,7 +54,7 @@ struct mat {
     enum mat_format scales_format; /* F16 (AWQ always), BF16, or F32, whose last four bits count as 0 */
     int zero_bias;                 /* GPTQ: 1 in files of the first version, which store z - 1 */
     bool one_group; /* GPTQ, PACKED: the file has one scale and zero point a row, whatever group_size says */
-    int group_size; /* words, INT4, INT8: k with one scale: 32, 64 or 128 */
+    int group_size; /* words, INT4, INT8: k with one scale: 32, 64 or 128; INT8_ROWS: once it is turned */
 
     bool turned; /* words, GGUF's blocks: TURN_ROWS rows side by side, see below */
 };
@@ -63,7 +66,7 @@ struct mat {
  *     for each tile of 64 k
  *       INT4  8 lines of 64 bytes: line l, byte 4n + i is row n; low nibble k = 4l + i, high nibble k = 32 + 4l + i;
  *             a nibble is q + 8, q in [-8, 7]
- *       INT8  16 lines of 64 bytes: line l, byte 4n + i is row n, k = 4l + i; a byte is q + 128, q in [-127, 127]
+ *       INT8  16 lines of 64 bytes: line l, byte 4n + i is row n, k = 4l + i; a byte is q + 128 (what is made here has no -128)
  *   for each group of k in the block (1, 2 or 4 of them)
  *     scales of the 32 rows, fp16
  *
@@ -195,11 +198,16 @@ const uint8_t *gguf_block_at(const struct mat *mat, int row, int block, uint8_t 
 enum { TURN_ROWS = 16, GGUF_BLOCK_MAX = 210 };
 /* Words, and the formats of blocks without a grid, down to IQ4_XS. */
 bool mat_can_turn(enum mat_format format);
-/* Are there no fast kernels for it as it is? */
+/* Are there no fast kernels for it as it is? INT8_ROWS becomes another format, INT8, whose scales are the nearest fp16: those of bf16
+ * down to 2^-17 stay, of fp32 2^-11 of themselves is lost at most, where fp16 is not subnormal. */
 static inline bool mat_must_turn(const struct mat *mat) {
-    return (mat->format == MAT_INT4_GPTQ || mat->format == MAT_INT4_PACKED) && !mat->turned;
+    return mat->format == MAT_INT8_ROWS ||
+           ((mat->format == MAT_INT4_GPTQ || mat->format == MAT_INT4_PACKED) && !mat->turned);
 }
-/* Writes one whole panel of `from`, which is as in the file; mat_bytes of a turned matrix is what its panels take. */
+/* What a matrix is once it is turned, into panels at `data`: mat_bytes of that are what they take. */
+struct mat mat_turned(const struct mat *from, const void *data);
+int mat_panels(const struct mat *from);
+/* Writes one whole panel of `from`, which is as in the file. */
 void mat_turn_panel(const struct mat *from, int panel, void *out);
 void mat_turn(const struct mat *from, void *out); /* all of them, one after another */
 void gguf_take_apart(enum mat_format format, const void *block, struct gguf_parts *out);
@@ -231,7 +239,7 @@ const char *mat_format_name(enum mat_format format);
 size_t mat_bytes(const struct mat *mat);
 /* Bytes that begin at mat->data: without the scales of FP8 and FP4, the scales and zeros of words, which are elsewhere. */
 size_t mat_data_bytes(const struct mat *mat);
-/* FP8 and FP4: where the scales are, mat_bytes - mat_data_bytes of them; NULL for the others. */
+/* FP8, FP4 and INT8_ROWS: where the scales are, mat_bytes - mat_data_bytes of them; NULL for the others. */
 const void *mat_scales(const struct mat *mat);
 void mat_set_scales(struct mat *mat, const void *scales);
 

@@ -1,4 +1,4 @@
-/* model/format_priv.h - shared by format.c, block.c, words.c, fp4.c and gguf_*.c only. */
+/* model/format_priv.h - shared by format.c, block.c, int8_rows.c, words.c, fp4.c and gguf_*.c only. */
 #ifndef MOEBIUS_MODEL_FORMAT_PRIV_H
 #define MOEBIUS_MODEL_FORMAT_PRIV_H
 
@@ -20,6 +20,9 @@ void block_decode_span(const struct mat *mat, int row, int k0, int count, float 
 void words_decode_span(const struct mat *mat, int row, int k0, int count, float *out);
 size_t words_data_bytes(const struct mat *mat);
 void words_turn_panel(const struct mat *from, int panel, void *out);
+
+/* A panel of INT8_ROWS as one of INT8. */
+void int8_rows_turn_panel(const struct mat *from, int panel, void *out);
 
 /* The same for FP4. */
 void fp4_decode_span(const struct mat *mat, int row, int k0, int count, float *out);

@@ -32,6 +32,7 @@ enum quant_kind {
     QUANT_AWQ,
     QUANT_GPTQ,
     QUANT_PACKED,  /* compressed-tensors' "pack-quantized" */
+    QUANT_INT8,    /* compressed-tensors' "int-quantized", SGLang's w8a8_int8 and blockwise_int8 */
     QUANT_MOEBIUS, /* our own files: each tensor says by its type what it is */
 };
 
@@ -119,7 +120,7 @@ struct model {
     int quant_group;      /* QUANT_AWQ, QUANT_GPTQ, QUANT_PACKED: 32, 64, 128; not AWQ: 0, the whole row */
     int quant_zero_bias;  /* QUANT_GPTQ: struct mat's zero_bias */
     bool quant_symmetric; /* QUANT_PACKED: there are no zero points */
-    int quant_block[2];   /* QUANT_FP8_BLOCK, QUANT_MOEBIUS: rows, cols */
+    int quant_block[2];   /* QUANT_FP8_BLOCK, QUANT_MOEBIUS: rows, cols; QUANT_INT8: the same, or 0, a row or more */
     int mtp_layers;       /* num_nextn_predict_layers: recognised and left out */
 
     bool synthetic; /* random weights of `moebius synth`: for measuring, not for reading */

@@ -32,8 +32,7 @@ struct turner {
 };
 
 static size_t turned_bytes(const struct mat *mat) {
-    struct mat turned = *mat;
-    turned.turned = true;
+    const struct mat turned = mat_turned(mat, NULL);
     return mat_bytes(&turned);
 }
 
@@ -53,10 +52,11 @@ static struct mat *mat_to_turn(const struct weights *weights, struct turn_choice
     if (!slot->cols || !is_wanted(choice, slot)) return NULL;
     struct mat *mat = weights_matrix(weights, slot->role, slot->layer, slot->expert);
     const bool is_product = slot->role != ROLE_EMBED && slot->role != ROLE_KV_B;
-    return mat->data && !mat->turned && (is_product ? mat_can_turn(mat->format) : mat_must_turn(mat)) ? mat : NULL;
+    const bool is_wanted_so = mat_must_turn(mat) || (is_product && mat_can_turn(mat->format));
+    return mat->data && !mat->turned && is_wanted_so ? mat : NULL;
 }
 
-/* Where `turns` is given, what they are; *n: how many; their bytes, and what those of words are more than in the file. */
+/* Where `turns` is given, what they are; *n: how many; their bytes, and what those of words and INT8 are more than in the file. */
 static int list(const struct model *model, const struct weights *weights, struct turn_choice choice, struct turn *turns,
                 int *n, size_t *bytes, size_t *more, struct mo_error *error) {
     struct arena *arena = arena_create();
@@ -71,7 +71,8 @@ static int list(const struct model *model, const struct weights *weights, struct
         if (!mat) continue;
         if (turns) turns[*n].mat = mat;
         *bytes += room_bytes(mat);
-        if (mat_is_words(mat->format) && room_bytes(mat) > mat_bytes(mat)) *more += room_bytes(mat) - mat_bytes(mat);
+        const bool is_longer = mat_is_words(mat->format) || mat_must_turn(mat);
+        if (is_longer && room_bytes(mat) > mat_bytes(mat)) *more += room_bytes(mat) - mat_bytes(mat);
         ++*n;
     }
     arena_destroy(arena);
@@ -98,7 +99,7 @@ static void give_back(const struct mat *mat) {
 
 static void turn_one(struct turner *turner, struct turn *turn) {
     const struct mat *from = turn->mat;
-    const int panels = (from->rows + TURN_ROWS - 1) / TURN_ROWS;
+    const int panels = mat_panels(from);
     const size_t panel_bytes = turned_bytes(from) / (size_t)panels;
     for (int i = 0; i < panels; i++) {
         if (atomic_load_explicit(&turner->stop, memory_order_relaxed)) return;
@@ -181,8 +182,7 @@ bool turner_adopt(struct turner *turner) {
     for (; turner->n_adopted < turner->n; turner->n_adopted++) {
         struct turn *turn = &turner->turns[turner->n_adopted];
         if (!atomic_load(&turn->is_done)) return false;
-        turn->mat->data = turn->to;
-        turn->mat->turned = true;
+        *turn->mat = mat_turned(turn->mat, turn->to);
         turner->adopted_bytes += (double)mat_bytes(turn->mat);
     }
     return true;

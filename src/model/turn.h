@@ -1,4 +1,4 @@
-/* model/turn.h - turns GGUF's blocks and other people's INT4 (format.h) into memory of the weights: what llama.cpp calls repacking.
+/* model/turn.h - turns GGUF's blocks and other people's INT4 and INT8 (format.h) into memory of the weights: what llama.cpp calls repacking.
  * Threads of low priority turn; whoever uses the weights takes over what is done when it suits: the bits of all products are the same
  * before and after.
  * Includes: base, model. */
@@ -18,7 +18,7 @@ struct turn_choice {
 
 /* Bytes of all matrices that products read and that can be turned; 0: there are none. Not the embedding, of which single rows are
  * read, and not kv_b, which attention decodes head by head, unless they must be (format.h). *more (may be NULL): what words
- * take beyond their bytes in the file. */
+ * and INT8 take beyond their bytes in the file. */
 int turn_bytes(const struct model *model, const struct weights *weights, struct turn_choice choice, size_t *bytes,
                size_t *more, struct mo_error *error);
 

@@ -144,6 +144,7 @@ int weights_bind_matrix(const struct binder *b, enum role role, int rows, int co
     const struct tensor *tensor = weights_find(b, role, names_suffix(role));
     if (!tensor) return weights_missing(b, role, names_suffix(role), rows, cols);
     if (tensor->dtype == DTYPE_U8) return bind_blocks(b, tensor, mat);
+    if (tensor->dtype == DTYPE_I8 && b->model->quant == QUANT_INT8) return weights_bind_int8(b, role, tensor, mat);
     if (tensor->dtype == DTYPE_I8 || tensor->dtype == DTYPE_F4) return weights_bind_fp4(b, role, tensor, mat);
     int code = weights_check_shape(b, tensor, rows, cols);
     if (!code) code = weights_check_alignment(b, tensor);

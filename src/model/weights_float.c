@@ -1,5 +1,6 @@
-/* model/weights_float.c - binds matrices of FP8 and FP4, whose scales are tensors of their own. V4's scales are powers of two
+/* model/weights_float.c - binds matrices of FP8 and FP4, and of others' INT8, whose scales are tensors of their own. V4's scales are powers of two
  * (F8_E8M0): those of FP8 become fp32, as the others' are, those of FP4 stay what they are. */
+#include <math.h>
 #include <string.h>
 #include "model/weights_priv.h"
 
@@ -29,20 +30,13 @@ static int copy_scales(const struct binder *b, const struct tensor *scale, const
 }
 
 /* One scale per block (V3, V4 128x128; V4.1 32x32), per row, or for the whole matrix. */
-int weights_bind_fp8(const struct binder *b, enum role role, const struct tensor *tensor, struct mat *mat) {
-    enum quant_kind quant = b->model->quant;
-    if (quant != QUANT_FP8_BLOCK && quant != QUANT_FP8_SCALED && quant != QUANT_MOEBIUS) {
-        return weights_refuse(b, MO_E_UNSUPPORTED, tensor,
-                              "found F8_E4M3, but config.json has no FP8 quantization_config");
-    }
-    bool block = quant != QUANT_FP8_SCALED;
+static int bind_scales(const struct binder *b, enum role role, bool block, struct mat *mat) {
     const char *suffix = block ? block_suffix(b) : ".weight_scale";
-    int block_rows = b->model->quant_block[0], block_cols = b->model->quant_block[1];
+    const int size = model_fp8_block(b->model), block_rows = size, block_cols = size;
     int64_t rows = block ? (mat->rows + block_rows - 1) / block_rows : mat->rows;
     int64_t cols = block ? (mat->cols + block_cols - 1) / block_cols : 1;
     const struct tensor *scale = weights_find(b, role, suffix);
     if (!scale) return weights_missing(b, role, suffix, rows, cols);
-    mat->format = MAT_FP8;
     mat->scale_stride = (int)cols;
     mat->scale_rows = block ? block_rows : 1;
     mat->scale_cols = block ? block_cols : mat->cols;
@@ -53,6 +47,50 @@ int weights_bind_fp8(const struct binder *b, enum role role, const struct tensor
         if (code) return code;
     }
     return copy_scales(b, scale, &mat->scale);
+}
+
+int weights_bind_fp8(const struct binder *b, enum role role, const struct tensor *tensor, struct mat *mat) {
+    const enum quant_kind quant = b->model->quant;
+    const bool is_mixed = quant == QUANT_INT8; /* FP8 may stand beside these */
+    if (quant != QUANT_FP8_BLOCK && quant != QUANT_FP8_SCALED && quant != QUANT_MOEBIUS && !is_mixed) {
+        return weights_refuse(b, MO_E_UNSUPPORTED, tensor,
+                              "found F8_E4M3, but config.json has no FP8 quantization_config");
+    }
+    const bool block = is_mixed ? weights_find(b, role, ".weight_scale_inv") != NULL : quant != QUANT_FP8_SCALED;
+    mat->format = MAT_FP8;
+    return bind_scales(b, role, block, mat);
+}
+
+/* A scale that fp16 cannot hold would be lost when the matrix is turned; those that are too small have nothing to lose. */
+static int check_scales_fit(const struct binder *b, const struct tensor *tensor, const struct mat *mat) {
+    const size_t n = (mat_bytes(mat) - mat_data_bytes(mat)) / sizeof *mat->scale;
+    for (size_t i = 0; i < n; i++) {
+        if (isfinite(f16_to_f32(f32_to_f16(mat->scale[i])))) continue;
+        return weights_refuse(b, MO_E_NUMERIC, tensor, "scale %zu is %g: expected numbers of at most 65504", i,
+                              (double)mat->scale[i]);
+    }
+    return 0;
+}
+
+/* Symmetric, so that there are none, or zeros. */
+static int check_zero_points(const struct binder *b, enum role role) {
+    const struct tensor *zeros = weights_find(b, role, ".weight_zero_point");
+    for (size_t i = 0; zeros && i < zeros->bytes; i++) {
+        if (((const uint8_t *)zeros->data)[i])
+            return weights_refuse(b, MO_E_UNSUPPORTED, zeros, "expected zeros (INT8 is symmetric), found others");
+    }
+    return 0;
+}
+
+int weights_bind_int8(const struct binder *b, enum role role, const struct tensor *tensor, struct mat *mat) {
+    const int block = b->model->quant_block[0];
+    int code = weights_check_shape(b, tensor, mat->rows, mat->cols);
+    mat->format = MAT_INT8_ROWS;
+    mat->group_size = block ? block : BLOCK_COLS;
+    mat->data = tensor->data;
+    if (!code) code = bind_scales(b, role, block != 0, mat);
+    if (!code) code = check_zero_points(b, role);
+    return code ? code : check_scales_fit(b, tensor, mat);
 }
 
 int weights_bind_fp8_rows(const struct binder *b, enum role role, const struct tensor *tensor, struct mat *mat) {

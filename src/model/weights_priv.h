@@ -35,8 +35,10 @@ int weights_copy_values(const struct binder *b, const struct tensor *tensor, con
 int weights_bind_vector(const struct binder *b, enum role role, const char *suffix, int n, const float **out);
 int weights_bind_matrix(const struct binder *b, enum role role, int rows, int cols, struct mat *mat);
 
-/* weights_float.c: narrow floats, whose scales are tensors of their own. `tensor` has the values; its shape is FP4's to check. */
+/* weights_float.c: narrow floats and INT8, whose scales are tensors of their own. `tensor` has the values; its shape is FP4's and INT8's
+ * to check. */
 int weights_bind_fp8(const struct binder *b, enum role role, const struct tensor *tensor, struct mat *mat);
+int weights_bind_int8(const struct binder *b, enum role role, const struct tensor *tensor, struct mat *mat);
 int weights_bind_fp4(const struct binder *b, enum role role, const struct tensor *tensor, struct mat *mat);
 
 /* An n-gram table of FP8: [rows][cols] with a scale for every 32 values of a row, which nobody looks at before it is used. */

@@ -54,7 +54,7 @@ struct plan_hybrid {
 
 struct plan_arch { /* without holes: equal ones have equal bytes */
     char name[128];
-    char published[16]; /* the recipe (quant.h) of the published weights */
+    char published[80]; /* the recipe (quant.h) of the published weights */
     struct plan_hybrid hybrid;
     bool runs_here; /* this engine computes it */
     bool qkv_bias, router_bias, tied_embedding;

@@ -17,6 +17,8 @@ static const char *published_recipe(const struct model *model) {
         return "gptq";
     case QUANT_PACKED:
         return "packed";
+    case QUANT_INT8:
+        return "int8";
     case QUANT_MOEBIUS: /* its headers say it better */
     case QUANT_NONE:
         break;

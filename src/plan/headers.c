@@ -196,6 +196,13 @@ static bool find_gguf_format(const char *dtype, struct plan_format *format) {
     return false;
 }
 
+/* What others' formats call bytes: one INT8, or two of FP4. NULL: the type says enough. */
+static const char *format_of_bytes(const struct entry *e, const struct plan_arch *arch, double *weights) {
+    *weights = e->elements;
+    if (!strcmp(e->dtype, "I8") && !strcmp(arch->published, "int8")) return "int8";
+    return NULL;
+}
+
 /* How many weights a tensor holds, and in what; scales and zero points count as bytes of their matrix only. */
 static double count_weights(const struct entry *e, const struct plan_arch *arch, struct plan_format *format) {
     static const struct {
@@ -207,7 +214,7 @@ static double count_weights(const struct entry *e, const struct plan_arch *arch,
     int group;
     struct plan_quant quant;
     const char *recipe = NULL;
-    double weights = 0;
+    double weights = 0, bytes;
     if (has_no_weights(e->name)) return 0;
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
         if (strcmp(kinds[i].dtype, e->dtype) != 0) continue;
@@ -216,7 +223,11 @@ static double count_weights(const struct entry *e, const struct plan_arch *arch,
     }
     if (recipe && !strcmp(e->dtype, "I32") && !strcmp(arch->published, "gptq")) recipe = "gptq"; /* looks like AWQ */
     if (text_ends_with(e->name, ".weight_packed")) recipe = "packed";
-    if (!strcmp(e->dtype, "U8") && e->last_dim > 0 && !block_format_of((size_t)e->last_dim, &block, &group)) {
+    const char *others = format_of_bytes(e, arch, &bytes);
+    if (others) {
+        recipe = others;
+        weights = bytes;
+    } else if (!strcmp(e->dtype, "U8") && e->last_dim > 0 && !block_format_of((size_t)e->last_dim, &block, &group)) {
         recipe = block == MAT_INT4 ? "int4" : "int8";
         weights = e->elements / e->last_dim * BLOCK_ROWS * BLOCK_COLS;
     }
@@ -253,8 +264,14 @@ static void note_format(struct plan_seen *seen, enum plan_group group, const str
     if (mixed) snprintf(kept->name, sizeof kept->name, "mixed");
 }
 
-/* What is turned at start (model/format.h: words) has a word for each scale, zero point included, in memory and on a card. */
+/* What is turned at start (model/format.h) has, in memory and on a card: of words, a word for each scale, zero point included; of INT8
+ * fp16 scales among the values. */
 static void count_as_turned(struct entry *e, const struct plan_arch *arch) {
+    if (!strcmp(arch->published, "int8")) {
+        if (!strcmp(e->dtype, "I8")) e->bytes = e->elements * (1 + 2.0 / BLOCK_COLS);
+        if (strstr(e->name, ".weight_scale")) e->bytes = 0;
+        return;
+    }
     static const char *const gone[] = {".qzeros", ".g_idx", ".weight_shape", ".weight_zero_point"};
     if (strcmp(arch->published, "gptq") != 0 && strcmp(arch->published, "packed") != 0) return;
     if (text_ends_with(e->name, ".scales") || text_ends_with(e->name, ".weight_scale")) e->bytes = 4 * e->elements;

@@ -43,6 +43,7 @@ static size_t row_bytes(const struct mat *mat, int rows) {
         return count / 2;
     case MAT_INT4:
     case MAT_INT8:
+    case MAT_INT8_ROWS: /* which is sent as INT8 */
         return (size_t)((rows + BLOCK_ROWS - 1) / BLOCK_ROWS) * block_panel_bytes(mat);
     default:
         return (size_t)rows * blocks_row_bytes(mat);
@@ -185,7 +186,7 @@ static int fetch(struct upload *u, const struct mat **mat, struct mat *room, con
     if ((*mat)->data && !mat_must_turn(*mat)) return 0;
     if ((*mat)->data) {
         name_matrix(u, what);
-        return upload_as_awq(u, mat, room, u->what);
+        return (*mat)->format == MAT_INT8_ROWS ? upload_as_int8(u, mat, room) : upload_as_awq(u, mat, room, u->what);
     }
     const struct mat *wanted = *mat;
     *mat = room;

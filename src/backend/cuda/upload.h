@@ -33,7 +33,7 @@ struct upload {
     char what[64];           /* "layer 3, expert 7, down" */
     int layer, expert;
     enum mat_format refused; /* of `what`: there are no kernels for it; MAT_FORMATS: none */
-    void *words;             /* [words_bytes] a matrix on its way to AWQ's words */
+    void *words;             /* [words_bytes] a matrix in the order that is sent */
     size_t words_bytes;
     size_t done_bytes, total_bytes;
     struct progress progress;
@@ -102,8 +102,9 @@ int upload_random_tiles(struct upload *u, const struct mat *mat, const struct we
 int upload_random_rows(struct upload *u, const struct mat *mat, void *to, enum repack_target target);
 
 /* upload_words.c: a matrix in GPTQ's or PACKED's words as AWQ's, which the card's kernels know, in `room` until the next one. What
- * cannot be so exactly is refused; the message names `what`. */
+ * cannot be so exactly is refused; the message names `what`. INT8_ROWS as INT8. */
 int upload_as_awq(struct upload *u, const struct mat **mat, struct mat *room, const char *what);
+int upload_as_int8(struct upload *u, const struct mat **mat, struct mat *room);
 void upload_words_close(struct upload *u);
 
 #endif

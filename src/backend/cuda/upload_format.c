@@ -25,6 +25,7 @@ static const struct known {
     [MAT_INT4_AWQ] = {RAW_AWQ, WEIGHT_AWQ, CODE_NONE, true},
     [MAT_INT4_GPTQ] = {RAW_AWQ, WEIGHT_AWQ, CODE_NONE, true}, /* and PACKED: by way of AWQ's words (upload_words.c) */
     [MAT_INT4_PACKED] = {RAW_AWQ, WEIGHT_AWQ, CODE_NONE, true},
+    [MAT_INT8_ROWS] = {RAW_INT8, WEIGHT_INT8, CODE_NONE, true}, /* by way of INT8 (upload_words.c) */
     [MAT_INT4] = {RAW_INT4, WEIGHT_INT4, CODE_NONE, true},
     [MAT_INT8] = {RAW_INT8, WEIGHT_INT8, CODE_NONE, true},
     [MAT_Q4_0] = {RAW_Q4_0, WEIGHT_INT4, CODE_NONE, true},

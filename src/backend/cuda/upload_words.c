@@ -1,5 +1,5 @@
-/* backend/cuda/upload_words.c - other people's INT4 (model/format.h) on its way to the card: the same integers in the order of AWQ's
- * words, one matrix at a time. */
+/* backend/cuda/upload_words.c - other people's INT4 and INT8 (model/format.h) on their way to the card: the same integers in the order of
+ * AWQ's words, or of our INT8, one matrix at a time. */
 #include <stdatomic.h>
 #include <stdlib.h>
 #include "backend/cuda/upload.h"
@@ -48,6 +48,29 @@ int upload_as_awq(struct upload *u, const struct mat **mat, struct mat *room, co
                         "%s: GPU kernels take the scales of %s as fp16, and here are some that fp16 does not hold; "
                         "--quantization int4 makes it a format that they know (--device cpu takes it as it is)",
                         what, mat_format_name(from->format));
+}
+
+static void turn_panel(void *context, int panel, int worker) {
+    (void)worker;
+    const struct task *task = context;
+    mat_turn_panel(task->from, panel,
+                   (uint8_t *)(uintptr_t)task->to->data + (size_t)panel * block_panel_bytes(task->to));
+}
+
+int upload_as_int8(struct upload *u, const struct mat **mat, struct mat *room) {
+    *room = mat_turned(*mat, NULL);
+    int code = reserve(u, mat_bytes(room));
+    if (code) return code;
+    room->data = u->words;
+    struct task task = {.from = *mat, .to = room};
+    const int panels = mat_panels(*mat);
+    if (u->pool) {
+        pool_run(u->pool, panels, turn_panel, &task);
+    } else {
+        for (int panel = 0; panel < panels; panel++) turn_panel(&task, panel, 0);
+    }
+    *mat = room;
+    return 0;
 }
 
 void upload_words_close(struct upload *u) {

@@ -20,9 +20,11 @@
 
 static void decode_rows(const struct mat *w, int r0, int r1, float *out) {
     static void (*const decode[MAT_FORMATS])(const struct mat *, int, int, float *) = {
-        [MAT_F32] = format_decode_rows,   [MAT_F16] = decode_f16,        [MAT_BF16] = decode_bf16,
-        [MAT_FP8] = decode_fp8,           [MAT_INT4_AWQ] = decode_words, [MAT_INT4_GPTQ] = decode_words,
-        [MAT_INT4_PACKED] = decode_words, [MAT_INT4] = decode_block,     [MAT_INT8] = decode_block,
+        [MAT_F32] = format_decode_rows,   [MAT_F16] = decode_f16,
+        [MAT_BF16] = decode_bf16,         [MAT_FP8] = decode_fp8,
+        [MAT_INT4_AWQ] = decode_words,    [MAT_INT4_GPTQ] = decode_words,
+        [MAT_INT4_PACKED] = decode_words, [MAT_INT4] = decode_block,
+        [MAT_INT8] = decode_block,        [MAT_INT8_ROWS] = format_decode_rows,
     };
     (decode[w->format] ? decode[w->format] : decode_gguf)(w, r0, r1, out);
 }
