@@ -20,6 +20,11 @@ if not BUILD.is_absolute():
 SANITIZE = BUILD / "sanitize"
 TIMEOUT_S = 600
 HALT = {"UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"}
+ALONE = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # the plugins of other people's libraries take longer to load than some suites run
+
+# They begin first, so that no processor is left with a long one at the end.
+LONGEST = ("server", "test_cuda_split", "test_cuda_gguf", "test_cuda_hybrid", "test_cuda", "test_cuda_races", "test_cuda_offload",
+           "races cuda/test_prefill", "test_gpu_tools", "test_golden", "test_quantize", "test_cuda_decode")
 
 # What waits for connections and clocks more than it computes: one at a time, beside the others.
 WAITING = ("test_pull", "test_fetch", "test_top", "test_plan_memory", "sanitize test_pull", "sanitize test_fetch")
@@ -55,7 +60,7 @@ class Suite:
     def run(self):
         start = time.monotonic()
         try:
-            done = subprocess.run(self.command, cwd=ROOT, env={**os.environ, **HALT, **self.env}, stdin=subprocess.DEVNULL,
+            done = subprocess.run(self.command, cwd=ROOT, env={**os.environ, **HALT, **ALONE, **self.env}, stdin=subprocess.DEVNULL,
                                   capture_output=True, timeout=TIMEOUT_S)
             self.code, self.output = done.returncode, (done.stdout + done.stderr).decode(errors="replace")
         except subprocess.TimeoutExpired as expired:
@@ -142,9 +147,10 @@ def main():
     wanted = sys.argv[1:]  # names (or parts of names) of suites; none: all
     suites = [s for s in all_suites() if not wanted or any(w in s.name for w in wanted)]
     with ThreadPoolExecutor(max_workers=max(1, min(4, os.cpu_count() or 1))) as pool, ThreadPoolExecutor(1) as beside:
-        running = [(beside if suite.name in WAITING else pool).submit(suite.run) for suite in suites]
-        for suite in running:
-            suite.result().report()
+        order = sorted(suites, key=lambda s: LONGEST.index(s.name) if s.name in LONGEST else len(LONGEST))
+        running = {suite: (beside if suite.name in WAITING else pool).submit(suite.run) for suite in order}
+        for suite in suites:
+            running[suite].result().report()
     passed, failed, skipped = (sum(getattr(s, k) for s in suites) for k in ("passed", "failed", "skipped"))
     if failed:
         print("failed: " + ", ".join(s.name for s in suites if s.failed))
