@@ -20,6 +20,7 @@ import int4
 import gguf_model
 from conftest import GOLDEN, change_config, copy_set, moebius, refused, succeed
 from test_golden import SHORT, Case, is_sparse, with_routing
+from test_int8 import write as write_int8
 
 BUILD = Path(os.environ.get("MOEBIUS", conftest.ROOT / "build" / "moebius")).resolve().parent
 SHIM = BUILD / "tests" / "shim"
@@ -80,6 +81,17 @@ def test_int4_of_others(form, tmp_path):
         m.scale = m.scale * np.float32(1.001)
     folder = write(tmp_path / "b", matrices, plain, "F32")
     refused(moebius("logits", folder, "--ids", 1, "--out", tmp_path / "out", *GPU), f"int4_{form}", "fp16", "layer 0")
+
+
+@pytest.mark.parametrize("form", ["channel", "block"])
+def test_int8_of_others(form, tmp_path):
+    """By way of our own INT8: the bits of the file that `quantize` makes of them."""
+    def run(model):
+        succeed("logits", model, "--ids", ",".join(map(str, range(3, 20))), "--all", "--out", tmp_path / "out", *GPU)
+        return (tmp_path / "out").read_bytes()
+    folder = write_int8(tmp_path / "m", form)
+    succeed("quantize", folder, "--quant", "int8,head=bf16", "-o", tmp_path / "int8.safetensors")
+    assert run(folder) == run(tmp_path / "int8.safetensors") != run(tmp_path / "plain")
 
 
 @pytest.mark.parametrize("name", ["v2lite-tiny", "v3-tiny", "v2-tiny", "v2lite-tiny-awq"])

@@ -31,11 +31,11 @@ enum {
     BARRIERS = 200,
     COPIES = 4,
     SMALL_BYTES = 64 << 10,
-    BOUNDARY_BYTES = 8 << 20, /* what a stage of a large model reads at batch 1 */
+    BOUNDARY_BYTES = 64 << 10, /* a processor: about what a stage of a large model reads at batch 1 */
     COPY_BYTES = 64 << 20,
     CAPTURE_THREAD_LOCAL = 1,
 };
-static const size_t LEAST_BUFFER_BYTES = 16 << 20;
+static const size_t LEAST_BUFFER_BYTES = 2 << 20;
 
 enum probe_kernel { PROBE_EMPTY, PROBE_READ, PROBE_BARRIER, PROBE_KERNELS };
 static const char *const kernel_names[PROBE_KERNELS] = {"probe_empty", "probe_read", "probe_barrier"};
@@ -94,10 +94,14 @@ static int load_kernels(struct cuda_probe *p, struct mo_error *error) {
     return code;
 }
 
+static size_t boundary_bytes(const struct cuda_probe *p) {
+    return (size_t)p->card.processors * BOUNDARY_BYTES;
+}
+
 static int take_buffer(struct cuda_probe *p, struct mo_error *error) {
     size_t wanted = (size_t)p->facts.l2_bytes * CACHES, most = p->card.free_bytes / 4;
     if (wanted < LEAST_BUFFER_BYTES) wanted = LEAST_BUFFER_BYTES;
-    p->bytes = (wanted < most ? wanted : most) / BOUNDARY_BYTES * BOUNDARY_BYTES;
+    p->bytes = (wanted < most ? wanted : most) / boundary_bytes(p) * boundary_bytes(p);
     if (p->bytes == 0) {
         return mo_error_set(error, MO_E_NO_MEMORY, "GPU %d (%s) has too little free memory to measure its speed",
                             p->card.index, p->card.name);
@@ -300,7 +304,7 @@ int cuda_probe_constants(struct cuda_probe *p, double read_gb_s, struct cuda_con
     double small = 0, large = 0;
     const struct chain empty = {PROBE_EMPTY, EMPTY_KERNELS, p->card.processors, 0};
     const struct chain few = {PROBE_READ, SMALL_KERNELS, p->card.processors, SMALL_BYTES};
-    const struct chain many = {PROBE_READ, BOUNDARY_KERNELS, read_blocks(p), BOUNDARY_BYTES};
+    const struct chain many = {PROBE_READ, BOUNDARY_KERNELS, read_blocks(p), boundary_bytes(p)};
     *out = (struct cuda_constants){0};
     int code = check(p, p->driver.context_use(p->card.context), error, "cuCtxSetCurrent");
     if (!code) code = time_chain(p, &empty, &out->node_gap_us, error);
@@ -309,6 +313,6 @@ int cuda_probe_constants(struct cuda_probe *p, double read_gb_s, struct cuda_con
     if (!code) code = time_barrier(p, &out->barrier_us, error);
     if (!code) code = time_bus(p, out, error);
     out->fill_drain_us = small - out->node_gap_us;
-    out->boundary_us = fmax(large - BOUNDARY_BYTES / read_gb_s * 1e-3, out->node_gap_us);
+    out->boundary_us = fmax(large - (double)boundary_bytes(p) / read_gb_s * 1e-3, out->node_gap_us);
     return code;
 }
