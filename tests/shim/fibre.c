@@ -29,7 +29,7 @@ struct fibre {
     void *stack_pointer;
 };
 
-int shim_thread, shim_block, shim_blocks, shim_launches, shim_shared_bytes, shim_blocks_begun;
+int shim_thread, shim_block, shim_blocks, shim_launches, shim_shared_bytes = SHIM_SHARED_BYTES, shim_blocks_begun;
 unsigned char shim_shared[SHIM_SHARED_BYTES] __attribute__((aligned(128)));
 
 static struct fibre fibres[THREADS_MAX];
@@ -215,9 +215,30 @@ static float bf16(uint32_t pair, int half) {
     return bits_float((half ? pair >> 16 : pair & 0xffff) << 16);
 }
 
+/* Where the processor has wider vectors they are taken; products and sums are never fused (-ffp-contract=off), so bits are the same. */
+#define BY_VECTORS __attribute__((target_clones("avx2", "default")))
+
+/* C += A B for a warp: k comes in order, as in one lane's sum; the columns of C are summed beside each other. */
+typedef float row_of_8 __attribute__((vector_size(32)));
+static inline void multiply_tile(struct shim_lane *const *lane, const float *a, const row_of_8 *b, int depth) {
+    row_of_8 c[16];
+    for (int l = 0; l < LANES; l++) {
+        for (int i = 0; i < 4; i++) c[l / 4 + i / 2 * 8][l % 4 * 2 + i % 2] = lane[l]->c[i];
+    }
+    for (int row = 0; row < 16; row++) {
+        row_of_8 sum = c[row];
+        for (int k = 0; k < depth; k++) sum += a[row * depth + k] * b[k];
+        c[row] = sum;
+    }
+    for (int l = 0; l < LANES; l++) {
+        for (int i = 0; i < 4; i++) lane[l]->c[i] = c[l / 4 + i / 2 * 8][l % 4 * 2 + i % 2];
+    }
+}
+
 /* The fragments of the PTX manual, m16n8k16: lane l has rows g = l / 4 and g + 8, columns 2 (l % 4) and the next. */
-static void warp_mma(struct shim_lane *const *lane) {
-    float a[16][16], b[16][8];
+BY_VECTORS static void warp_mma(struct shim_lane *const *lane) {
+    float a[16][16];
+    row_of_8 b[16];
     for (int l = 0; l < LANES; l++) {
         int g = l / 4, t = l % 4;
         for (int h = 0; h < 2; h++) {
@@ -229,14 +250,7 @@ static void warp_mma(struct shim_lane *const *lane) {
             b[2 * t + 8 + h][g] = bf16(lane[l]->b[1], h);
         }
     }
-    for (int l = 0; l < LANES; l++) {
-        for (int i = 0; i < 4; i++) {
-            int row = l / 4 + i / 2 * 8, col = l % 4 * 2 + i % 2;
-            float sum = lane[l]->c[i];
-            for (int k = 0; k < 16; k++) sum += a[row][k] * b[k][col];
-            lane[l]->c[i] = sum;
-        }
-    }
+    multiply_tile(lane, a[0], b, 16);
 }
 
 static float e4m3(uint32_t word, int byte) {
@@ -246,8 +260,9 @@ static float e4m3(uint32_t word, int byte) {
 }
 
 /* m16n8k32 in e4m3: lane l has rows g and g + 8, columns 4 (l % 4) to 4 (l % 4) + 3, and the same 16 further on. */
-static void warp_mma_fp8(struct shim_lane *const *lane) {
-    float a[16][32], b[32][8];
+BY_VECTORS static void warp_mma_fp8(struct shim_lane *const *lane) {
+    float a[16][32];
+    row_of_8 b[32];
     for (int l = 0; l < LANES; l++) {
         int g = l / 4, t = l % 4;
         for (int i = 0; i < 4; i++) {
@@ -259,14 +274,7 @@ static void warp_mma_fp8(struct shim_lane *const *lane) {
             b[16 + 4 * t + i][g] = e4m3(lane[l]->b[1], i);
         }
     }
-    for (int l = 0; l < LANES; l++) {
-        for (int i = 0; i < 4; i++) {
-            int row = l / 4 + i / 2 * 8, col = l % 4 * 2 + i % 2;
-            float sum = lane[l]->c[i];
-            for (int k = 0; k < 32; k++) sum += a[row][k] * b[k][col];
-            lane[l]->c[i] = sum;
-        }
-    }
+    multiply_tile(lane, a[0], b, 32);
 }
 
 static void warp_tiles(struct shim_lane *const *lane, int turned) {
@@ -369,7 +377,7 @@ static int run_block(int block) {
     shim_block = block;
     shim_blocks_begun++;
     gave_way = 0;
-    memset(shim_shared, 0xff, sizeof shim_shared); /* NaN, to be seen if it is read before it is written */
+    memset(shim_shared, 0xff, (size_t)shim_shared_bytes); /* NaN, to be seen if it is read before it is written */
     memset(shim_own_first, 0xff, (size_t)(shim_own_end - shim_own_first));
     race_block(block);
     for (int i = 0; i < n_threads; i++) {
@@ -405,6 +413,8 @@ void shim_run(shim_kernel *function, const void *arguments, const struct shim_gr
     n_threads = grid->threads;
     shim_blocks = blocks;
     shim_launches++;
+    if (shim_shared_bytes > grid->shared_bytes) /* what this launch did not ask for is NaN all the time */
+        memset(shim_shared + grid->shared_bytes, 0xff, (size_t)(shim_shared_bytes - grid->shared_bytes));
     shim_shared_bytes = grid->shared_bytes;
     turns = *seed;
     for (int i = 0; i < blocks; i++) {

@@ -22,6 +22,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <time.h>
+#include <unistd.h>
 
 enum {
     OK = 0,
@@ -38,7 +39,15 @@ enum {
     RECORDING_BROKEN = 901,
     WRONG_THREAD = 908
 };
-enum { KERNELS_MAX = 128, DEVICES_MAX = 8, BLOCKS_MAX = 1024, NAN_BYTES = 24 << 20, PAGE = 4096, ALIGN = 16 };
+enum {
+    KERNELS_MAX = 128,
+    DEVICES_MAX = 8,
+    BLOCKS_MAX = 1024,
+    NAN_BYTES = 24 << 20,
+    NAN_PIECE = 1 << 20,
+    PAGE = 4096,
+    ALIGN = 16
+};
 
 /* --- what to do ----------------------------------------------------------------------------------------------------- */
 
@@ -99,7 +108,28 @@ static size_t bytes_taken(int device) {
     return sum;
 }
 
-/* The end of what is given is the end of a page. New memory holds NaN, as a card's might. */
+/* New memory holds NaN, as a card's might: it is a piece of a file full of them, again and again, so what nobody touches takes no page,
+ * and nothing to open and to close. */
+static bool fill_with_nan(uint8_t *map, size_t bytes) {
+    static int file = -1;
+    if (file < 0) {
+        uint8_t *piece = MAP_FAILED;
+        file = memfd_create("nan", MFD_CLOEXEC);
+        if (file >= 0 && !ftruncate(file, NAN_PIECE))
+            piece = mmap(NULL, NAN_PIECE, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+        if (piece == MAP_FAILED) return false;
+        memset(piece, 0xff, NAN_PIECE);
+        munmap(piece, NAN_PIECE);
+    }
+    for (size_t i = 0; i < bytes; i += NAN_PIECE) {
+        const size_t n = bytes - i < NAN_PIECE ? bytes - i : NAN_PIECE;
+        if (mmap(map + i, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, file, 0) == MAP_FAILED)
+            return false;
+    }
+    return true;
+}
+
+/* The end of what is given is the end of a page. */
 static int take(void **at, size_t bytes, int device, bool pinned, bool cards_alone) {
     int i = 0;
     size_t rounded = (bytes + ALIGN - 1) / ALIGN * ALIGN, map_bytes = (rounded + PAGE - 1) / PAGE * PAGE + PAGE;
@@ -107,15 +137,15 @@ static int take(void **at, size_t bytes, int device, bool pinned, bool cards_alo
     if (i == BLOCKS_MAX || bytes == 0) return INVALID;
     uint8_t *map = mmap(NULL, map_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (map == MAP_FAILED) return NO_MEMORY;
+    if (bytes <= NAN_BYTES && !fill_with_nan(map, map_bytes - PAGE)) return NO_MEMORY; /* larger: staging and cache */
     mprotect(map + map_bytes - PAGE, PAGE, PROT_NONE);
+    madvise(map, map_bytes, MADV_NOHUGEPAGE);
     blocks[i].map = map;
     blocks[i].map_bytes = map_bytes;
     blocks[i].bytes = bytes;
     blocks[i].device = device;
     blocks[i].pinned = pinned;
     *at = blocks[i].at = map + map_bytes - PAGE - rounded;
-    madvise(map, map_bytes, MADV_NOHUGEPAGE);
-    if (bytes <= NAN_BYTES) memset(*at, 0xff, bytes); /* what is larger is staging and cache: it would take too long */
     blocks[i].cards_alone = cards_alone;
     if (cards_alone && device != opened) mprotect(map, map_bytes - PAGE, PROT_NONE);
     return OK;
@@ -149,8 +179,8 @@ static bool holds(int block, const uint8_t *at) {
 }
 
 bool shim_is_cards(const void *at) {
-    static int found[256]; /* in which block pages lay lately, by their numbers' last bits */
-    int *last = &found[(uintptr_t)at / PAGE % 256];
+    static int found[8192]; /* in which block pages lay lately, by their numbers' last bits */
+    int *last = &found[(uintptr_t)at / PAGE % 8192];
     for (int i = -1; i < BLOCKS_MAX; i++) {
         const int block = i < 0 ? *last : i;
         if (!holds(block, at)) continue;

@@ -41,6 +41,7 @@ struct readers {
 };
 static struct readers *chains;
 static uint32_t n_chains, chains_room, *chain_table, chain_slots;
+static uint32_t last_chain; /* the one looked for last: mostly the next word wants the same */
 
 static uint32_t hash_chain(const struct readers *r) {
     uint64_t h = (r->older * 0x9e3779b97f4a7c15u) ^ (r->moment * 0xbf58476d1ce4e5b9u) ^ (r->pc * 0x94d049bb133111ebu);
@@ -65,15 +66,16 @@ static void clear_chains(uint32_t slots) {
 
 static uint32_t chain(uint32_t older, uint32_t moment, uint32_t pc, enum crowd crowd) {
     struct readers r = {older, moment, pc, crowd};
+    if (last_chain < n_chains && !memcmp(&chains[last_chain], &r, sizeof r)) return last_chain;
     if (2 * n_chains >= chain_slots) {
         clear_chains(2 * chain_slots);
         for (uint32_t i = 1; i < n_chains; i++) *chain_slot(&chains[i]) = i;
     }
     uint32_t *slot = chain_slot(&r);
-    if (*slot) return *slot;
+    if (*slot) return last_chain = *slot;
     chains = order_grow(chains, n_chains, &chains_room, sizeof *chains);
     chains[n_chains] = r;
-    return *slot = n_chains++;
+    return last_chain = *slot = n_chains++;
 }
 
 /* The readers of a place with one more. Those of this block that come before it need not be remembered beside it. */
@@ -341,6 +343,7 @@ void race_launch(const char *kernel, const void *arguments, size_t params_bytes,
     params = (struct span){(uintptr_t)arguments, params_bytes};
     order_launch(blocks);
     n_chains = 1;
+    last_chain = UINT32_MAX;
     n_byte_cells = 4;
     clear_chains(1024);
     launches++;
