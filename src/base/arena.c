@@ -11,7 +11,6 @@ enum { ARENA_ALIGN = 64, ARENA_CHUNK = 1 << 18 };
 /* Chunks form a list; the newest is filled first. A block larger than a quarter of a chunk gets its own. */
 struct chunk {
     struct chunk *next;
-    void *memory;      /* what the allocator gave, at most ARENA_ALIGN before the chunk */
     size_t used, size; /* bytes of the payload, which starts ARENA_ALIGN after the chunk */
 };
 
@@ -27,19 +26,18 @@ void arena_destroy(struct arena *arena) {
     if (!arena) return;
     for (struct chunk *chunk = arena->chunks; chunk;) {
         struct chunk *next = chunk->next;
-        free(chunk->memory);
+        free(chunk);
         chunk = next;
     }
     free(arena);
 }
 
-/* Zeros of calloc's: what the system has just given holds them already, and is not touched before it is used. */
 static struct chunk *chunk_create(size_t size) {
-    if (size > SIZE_MAX - 2 * ARENA_ALIGN) return NULL;
-    void *memory = calloc(1, size + 2 * ARENA_ALIGN);
-    if (!memory) return NULL;
-    struct chunk *chunk = (void *)(((uintptr_t)memory + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN);
-    chunk->memory = memory;
+    void *memory = NULL;
+    if (size > SIZE_MAX - ARENA_ALIGN) return NULL;
+    if (posix_memalign(&memory, ARENA_ALIGN, size + ARENA_ALIGN)) return NULL;
+    struct chunk *chunk = memory;
+    memset(chunk, 0, size + ARENA_ALIGN);
     chunk->size = size;
     return chunk;
 }

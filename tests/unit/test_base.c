@@ -10,7 +10,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -40,21 +39,6 @@ static void test_arena(void **state) {
     assert_null(arena_alloc_array(arena, SIZE_MAX / 2, 3));
     assert_null(arena_alloc(arena, SIZE_MAX - 10));
     assert_string_equal(arena_strndup(arena, "abcdef", 3), "abc");
-    arena_destroy(arena);
-}
-
-/* A backend takes more than a short run uses: what it does not use is not there. */
-static void test_arena_is_not_touched(void **state) {
-    (void)state;
-    enum { PAGE = 4096, PAGES = 16384 };
-    static unsigned char there[PAGES];
-    struct arena *arena = arena_create();
-    uint8_t *block = arena_alloc(arena, (size_t)PAGES * PAGE);
-    assert_non_null(block);
-    int n = 0;
-    assert_int_equal(mincore((void *)((uintptr_t)block / PAGE * PAGE), (size_t)PAGES * PAGE, there), 0);
-    for (int i = 0; i < PAGES; i++) n += there[i] & 1;
-    assert_in_range(n, 0, PAGES / 4);
     arena_destroy(arena);
 }
 
@@ -346,7 +330,6 @@ static void test_json_output(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_arena),
-        cmocka_unit_test(test_arena_is_not_touched),
         cmocka_unit_test(test_pool),
         cmocka_unit_test(test_files),
         cmocka_unit_test(test_write_all),
